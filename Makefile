@@ -1,0 +1,81 @@
+# The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help setup demo test test-slow lint format serve bench wheel ci constraints clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+# Old pips build a source distribution in a way that later ones dropped, and say so at length.
+export PIP_USE_PEP517 := 1
+# The environment follows these files; a change of either brings it up to date on the next command.
+PINS := pyproject.toml constraints.txt
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.dev ## Make .venv with everything needed for development
+
+demo: $(VENV)/.demo ## Score real data through a real server, end to end
+	@$(BIN)/batchserve demo
+
+test: $(VENV)/.dev ## Run the tests, without the slow ones
+	@$(BIN)/python -m pytest
+
+test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
+	@$(BIN)/python -m pytest -m slow
+
+lint: $(VENV)/.dev ## Check format, lint rules, types and layers
+	$(BIN)/ruff format --check
+	$(BIN)/ruff check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-cache --no-logo
+
+format: $(VENV)/.dev ## Format the code and mend what ruff can mend
+	$(BIN)/ruff format
+	$(BIN)/ruff check --fix
+
+serve: $(VENV)/.demo ## Serve on http://127.0.0.1:8000, data in storage/
+	@$(BIN)/batchserve serve
+
+bench: $(VENV)/.dev ## Measure rows/s and memory on big files (some minutes)
+	@$(BIN)/python -m benchmarks
+
+wheel: $(VENV)/.dev ## Build the wheel into dist/
+	@$(PIP) wheel --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+ci: ## Run all checks of continuous integration
+	@.ci/run
+
+constraints: ## Write constraints.txt anew with the latest versions
+	@$(MAKE) --no-print-directory clean
+	@$(MAKE) --no-print-directory $(BIN)/python
+	@$(PIP) install --editable '.[dev,postgres,s3]'
+	@{ head -n 1 constraints.txt; $(PIP) freeze --exclude-editable; } > $(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt constraints.txt
+
+clean: ## Remove .venv, dist and caches; storage/ stays
+	rm -rf $(VENV) dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find batchserve migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@python=; for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
+		if $$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; then python=$$candidate; break; fi; \
+	done; \
+	if [ -z "$$python" ]; then echo 'batchserve needs Python 3.11 or newer: install it, or name it: make PYTHON=/path/to/python3' >&2; exit 1; fi; \
+	if ! $$python -c 'import ensurepip, venv' >/dev/null 2>&1; then \
+		echo "$$python cannot make virtual environments. On Debian and Ubuntu: sudo apt install python3-venv" >&2; exit 1; \
+	fi; \
+	$$python -m venv --clear $(VENV)
+
+$(VENV)/.demo: $(PINS) | $(BIN)/python
+	@echo 'Installing batchserve into $(VENV) (about 1 minute) ...'
+	@$(PIP) install --constraint constraints.txt --editable '.[demo]'
+	@touch $@
+
+# The development environment has all that the demo needs.
+$(VENV)/.dev: $(PINS) | $(BIN)/python
+	@echo 'Installing batchserve and its development tools into $(VENV) (about 1 minute) ...'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,postgres,s3]'
+	@touch $(VENV)/.demo $@

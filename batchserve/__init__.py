@@ -1,0 +1,23 @@
+"""Asynchronous batch prediction: a file of inputs and an ONNX model give a file of predictions."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from batchserve.client import AsyncClient, Client
+    from batchserve.inference.convert import convert
+
+__all__ = ["AsyncClient", "Client", "__version__", "convert"]
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    # Scoring processes import this package too, and have no use for a client.
+    if name in ("AsyncClient", "Client"):
+        from batchserve import client
+
+        return getattr(client, name)
+    if name == "convert":
+        from batchserve.inference.convert import convert
+
+        return convert
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,235 @@
+"""Request bodies on their way into storage: streamed, decompressed, bounded, verified, never held in memory."""
+
+import base64
+import binascii
+import hashlib
+import re
+import zlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Protocol
+
+import anyio
+import zstandard
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from batchserve.errors import (
+    BadRequest,
+    DigestMismatch,
+    InsufficientStorage,
+    PayloadTooLarge,
+    RequestTimeout,
+    TruncatedBody,
+    UnsupportedMedia,
+)
+from batchserve.runtime import Runtime
+from batchserve.settings import Settings
+from batchserve.storage import Stored, Writer
+from batchserve.storage.local import LocalStorage
+
+BLOCK = 1 << 20
+_RATIO_FREE = 64 << 20
+_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
+
+
+class Body:
+    """The body of a request as decoded bytes. Raises a BatchserveError for every way in which it can be wrong."""
+
+    def __init__(self, request: Request, settings: Settings, limit: int) -> None:
+        self._request = request
+        self._settings = settings
+        self._limit = limit
+        self._hash = hashlib.sha256()
+        self._received = 0
+        self._refuse_early()
+
+    def blocks(self) -> AsyncIterator[bytes]:
+        """The decoded bytes in blocks of about 1 MiB, after whose last one length and digest are verified.
+
+        gzip and zstd are undone whether Content-Encoding or only the bytes say so: what is stored is the plain file.
+        """
+        return self.decoded(self._raw(), self._request.headers.get("content-encoding", "").strip().lower())
+
+    async def decoded(self, source: AsyncIterator[bytes], encoding: str = "") -> AsyncIterator[bytes]:
+        """The same for bytes that were taken out of the body, such as a file in a form."""
+        decoder: _Decoder | None = _decoder(encoding) if encoding else None
+        decoded = 0
+        first = True
+        buffer = bytearray()
+        async for data in source:
+            if first and not encoding:
+                decoder = _Gzip() if data.startswith(_GZIP) else _Zstd() if data.startswith(_ZSTD) else None
+            first = False
+            buffer += data
+            if len(buffer) < BLOCK:
+                continue
+            block, buffer = bytes(buffer), bytearray()
+            async for piece in self._decode(decoder, block):
+                decoded += len(piece)
+                self._check_size(decoded)
+                yield piece
+        async for piece in self._decode(decoder, bytes(buffer)):
+            decoded += len(piece)
+            self._check_size(decoded)
+            yield piece
+        if decoder is not None and not decoder.ended:
+            raise TruncatedBody(f"the compressed body ends in the middle, after {self._received} bytes")
+
+    async def read(self) -> bytes:
+        """The whole body, for the small ones."""
+        return b"".join([block async for block in self.blocks()])
+
+    async def store(self, writer: Writer, beginning: bytes, rest: AsyncIterator[bytes]) -> Stored:
+        """Writes it all; the caller has looked at the beginning. Durable when it returns."""
+        await run_in_threadpool(writer.write, beginning)
+        async for block in rest:
+            await run_in_threadpool(writer.write, block)
+        return await run_in_threadpool(writer.commit)
+
+    async def _raw(self) -> AsyncIterator[bytes]:
+        stream = self._request.stream()
+        while True:
+            try:
+                with anyio.fail_after(self._settings.body_idle):
+                    data = await anext(stream)
+            except StopAsyncIteration:
+                break
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"no byte of the body came for {self._settings.body_idle:g} s (after {self._received} bytes)"
+                ) from None
+            except ClientDisconnect:
+                raise self._truncated() from None
+            self._received += len(data)
+            self._hash.update(data)
+            if data:
+                yield data
+        self._verify()
+
+    async def _decode(self, decoder: "_Decoder | None", block: bytes) -> AsyncIterator[bytes]:
+        if decoder is None:
+            if block:
+                yield block
+            return
+        pieces = decoder.decode(block)
+        while piece := await run_in_threadpool(_next_or_empty, pieces):
+            yield piece
+
+    def _check_size(self, decoded: int) -> None:
+        if decoded > self._limit:
+            raise PayloadTooLarge(f"the body is longer than {self._limit} bytes")
+        if decoded > _RATIO_FREE and decoded > self._received * self._settings.decompression_ratio:
+            raise PayloadTooLarge(
+                f"the body grows more than {self._settings.decompression_ratio} times when it is decompressed"
+            )
+
+    def _refuse_early(self) -> None:
+        declared = self._request.headers.get("content-length")
+        if declared is not None and int(declared) > self._limit:
+            raise PayloadTooLarge(f"the body has {declared} bytes, at most {self._limit} are accepted")
+
+    def _verify(self) -> None:
+        declared = self._request.headers.get("content-length")
+        if declared is not None and int(declared) != self._received:
+            raise self._truncated()
+        for header in ("content-digest", "repr-digest"):
+            if (value := self._request.headers.get(header)) is None:
+                continue
+            if (found := _SHA256.search(value)) is None:
+                raise BadRequest(f"{header} holds no sha-256: expected sha-256=:<base64>:, got {value[:100]!r}")
+            try:
+                expected = base64.b64decode(found[1], validate=True)
+            except binascii.Error:
+                raise BadRequest(f"{header} is not base64: {found[1][:100]!r}") from None
+            if expected != self._hash.digest():
+                raise DigestMismatch(
+                    f"the body does not match its {header}: expected sha-256 {expected.hex()}, "
+                    f"got {self._hash.hexdigest()} of {self._received} bytes"
+                )
+
+    def _truncated(self) -> TruncatedBody:
+        declared = self._request.headers.get("content-length", "an unknown number of")
+        return TruncatedBody(f"the body ended after {self._received} bytes, {declared} were announced")
+
+
+class _Decoder(Protocol):
+    """Undoes a compression, in pieces that are small whatever the input: a bomb is noticed before it is in memory."""
+
+    ended: bool
+    """Whether the compressed data is complete."""
+
+    def decode(self, block: bytes) -> Iterator[bytes]: ...
+
+
+class _Gzip:
+    def __init__(self) -> None:
+        self.ended = False
+        self._member = zlib.decompressobj(wbits=31)
+
+    def decode(self, block: bytes) -> Iterator[bytes]:
+        while block:
+            if self._member.eof:  # a gzip file may hold several members
+                self._member = zlib.decompressobj(wbits=31)
+            try:
+                piece = self._member.decompress(block, BLOCK)
+            except zlib.error as error:
+                raise BadRequest(f"the body is not valid gzip: {error}") from None
+            block = self._member.unconsumed_tail or self._member.unused_data
+            self.ended = self._member.eof
+            if piece:
+                yield piece
+
+
+class _Zstd:
+    # One zstd block of 4 bytes may stand for 128 KiB: slices this small grow to 32 MiB at the most.
+    _SLICE = 1024
+
+    def __init__(self) -> None:
+        self.ended = False
+        self._frame = zstandard.ZstdDecompressor().decompressobj()
+
+    def decode(self, block: bytes) -> Iterator[bytes]:
+        gathered = bytearray()
+        for start in range(0, len(block), self._SLICE):
+            data = block[start : start + self._SLICE]
+            while data:
+                if self._frame.eof:
+                    self._frame = zstandard.ZstdDecompressor().decompressobj()
+                try:
+                    gathered += self._frame.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise BadRequest(f"the body is not valid zstd: {error}") from None
+                data = self._frame.unused_data if self._frame.eof else b""
+                self.ended = self._frame.eof
+            if len(gathered) >= BLOCK:
+                yield bytes(gathered)
+                gathered.clear()
+        if gathered:
+            yield bytes(gathered)
+
+
+def _decoder(encoding: str) -> _Decoder | None:
+    match encoding:
+        case "gzip" | "x-gzip":
+            return _Gzip()
+        case "zstd":
+            return _Zstd()
+        case "identity":
+            return None
+        case _:
+            raise UnsupportedMedia(f"Content-Encoding is {encoding[:100]!r}; expected gzip, zstd or none")
+
+
+def _next_or_empty(pieces: Iterator[bytes]) -> bytes:
+    return next(pieces, b"")
+
+
+def require_space(runtime: Runtime) -> None:
+    """Raises InsufficientStorage while less space is free than BATCHSERVE_FREE_BYTES."""
+    storage = runtime.storage
+    if isinstance(storage, LocalStorage) and storage.free_bytes() < runtime.settings.free_bytes:
+        raise InsufficientStorage(
+            f"less than {runtime.settings.free_bytes} bytes are free in the storage: delete jobs, or free some space"
+        )

@@ -1,0 +1,170 @@
+"""What routes share: the runtime, calls into the engine, waiting for a job, answering with one."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Annotated, Any, TypeVar
+
+import anyio
+from fastapi import Depends, Header, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import idempotency, jobs, registry
+from batchserve.api.schemas import JobBody, job_body
+from batchserve.domain import Job, JobState, ModelVersion
+from batchserve.engines import Call
+from batchserve.errors import BadRequest, IdempotencyInProgress, OutOfMemory, ScoringCrashed, ScoringTimeout
+from batchserve.runtime import Runtime
+
+T = TypeVar("T")
+MAX_WAIT = 60.0
+
+
+@dataclass(slots=True)
+class Service:
+    """What the app hands to its routes."""
+
+    runtime: Runtime
+    wake_worker: Callable[[], None]
+    keys_under_way: set[str] = field(default_factory=set)
+
+    async def call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        """Calls a function in an interactive scoring process. A client that leaves takes the call along.
+
+        Raises ScoringTimeout after `seconds`, and what the function raises.
+        """
+        call: Call[T] = await run_in_threadpool(
+            self.runtime.engine.submit_interactive, function, *args, timeout=seconds
+        )
+        try:
+            return await asyncio.wrap_future(call.future)
+        except asyncio.CancelledError:
+            call.kill()
+            raise
+
+
+def get_service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(get_service)]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        description="Makes the request safe to repeat: same key and content, same job; kept 24 hours.", max_length=257
+    ),
+]
+CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
+
+# The app adds the schema: a `model` here would be documented as application/json.
+PROBLEM_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "What was wrong, what was expected and what came.", "content": PROBLEM_CONTENT},
+    "5XX": {"description": "Not ready: Retry-After says when to try again. Or our fault.", "content": PROBLEM_CONTENT},
+}
+
+
+async def describe(service: Service, job: Job) -> JobBody:
+    return await run_in_threadpool(read_body, service, job.id)
+
+
+def read_body(service: Service, job_id: str) -> JobBody:
+    """A job as its clients see it. Raises JobNotFound."""
+    with service.runtime.database.read() as connection:
+        job = jobs.get(connection, job_id)
+        attempts = jobs.attempts_of(connection, job_id) if job.attempt else []
+        position = jobs.queue_position(connection, job)
+    return job_body(job, attempts, position, time.time())
+
+
+def resolve_model(service: Service, reference: str) -> ModelVersion:
+    """Raises ModelNotFound."""
+    with service.runtime.database.read() as connection:
+        return registry.resolve(connection, reference)
+
+
+def read_job(service: Service, job_id: str) -> Job:
+    with service.runtime.database.read() as connection:
+        return jobs.get(connection, job_id)
+
+
+async def wait_for(service: Service, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
+    """The job when `until` holds of it, or after `seconds`. Looks often at first: small jobs take milliseconds."""
+    deadline = time.monotonic() + min(seconds, MAX_WAIT)
+    pause = 0.002
+    while True:
+        job = read_job(service, job_id)  # inline: a look-up costs less than a thread hop
+        left = deadline - time.monotonic()
+        if until(job) or left <= 0:
+            return job
+        await anyio.sleep(min(pause, left))
+        pause = min(pause * 1.5, 0.25)
+
+
+def finished(job: Job) -> bool:
+    return job.state.finished
+
+
+def job_headers(body: JobBody) -> dict[str, str]:
+    headers = {"location": body.links["self"]}
+    if body.state in (JobState.QUEUED, JobState.RUNNING):
+        headers["retry-after"] = str(max(1, min(30, round(body.eta_s or 1))))
+    return headers
+
+
+def job_response(body: JobBody, status: int, headers: dict[str, str] | None = None) -> Response:
+    return Response(
+        body.model_dump_json(), status, {**job_headers(body), **(headers or {})}, media_type="application/json"
+    )
+
+
+def preferred_wait(prefer: str | None) -> float:
+    """Seconds of `Prefer: wait=N`; 0 without it."""
+    for preference in (prefer or "").split(","):
+        name, _, value = preference.strip().partition("=")
+        if name.lower() == "wait" and value.strip('"').isdecimal():
+            return float(value.strip('"'))
+    return 0.0
+
+
+def bare_key(key: str | None) -> str | None:
+    """The key without the quotes of a structured header. Raises BadRequest for one that is empty or too long."""
+    if key is None:
+        return None
+    key = key.strip().removeprefix('"').removesuffix('"')
+    if not 0 < len(key) <= 255:
+        raise BadRequest(f"an Idempotency-Key has 1 to 255 characters, got {len(key)}")
+    return key
+
+
+async def once(service: Service, key: str | None, work: Callable[[], Awaitable[Response]]) -> Response:
+    """Runs one request for a key at a time; a second one meanwhile gets a 409. What was done before is up to `work`."""
+    if key is None:
+        return await work()
+    if key in service.keys_under_way:
+        raise IdempotencyInProgress(
+            f"a request with the Idempotency-Key {key!r} is under way: wait for its answer", retry_after=1
+        )
+    service.keys_under_way.add(key)
+    try:
+        return await work()
+    finally:
+        service.keys_under_way.discard(key)
+
+
+async def replayed(service: Service, key: str | None, content: str) -> Response | None:
+    """The answer to an earlier request with this key. Raises IdempotencyMismatch when its content was another."""
+    if key is None:
+        return None
+
+    def recall() -> idempotency.Remembered | None:
+        with service.runtime.database.read() as connection:
+            return idempotency.recall(connection, key, content)
+
+    remembered = await run_in_threadpool(recall)
+    if remembered is None:
+        return None
+    body = await run_in_threadpool(read_body, service, remembered.job_id)
+    return job_response(body, remembered.status, {"idempotency-replayed": "true"})

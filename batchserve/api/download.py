@@ -1,0 +1,318 @@
+"""GET /v1/download/{job_id}: results, or 404 until they exist."""
+
+import base64
+import csv
+import io
+import secrets
+from collections import deque
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import FileResponse, StreamingResponse
+from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+
+from batchserve import jobs, scoring
+from batchserve.api.deps import PROBLEMS, Service, ServiceDep, finished, read_job, wait_for
+from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
+from batchserve.engines import Call
+from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady
+from batchserve.formats import FORMATS, by_media_type, get_format
+from batchserve.formats.protocol import Format, Part
+from batchserve.storage import Piece, Span
+
+router = APIRouter(tags=["download"])
+
+BLOCK = 1 << 20
+
+JobFormat = Annotated[
+    str | None, Query(description="Convert: csv, jsonl, json, parquet, arrow, arrows.", examples=["parquet"])
+]
+Partial = Annotated[
+    bool, Query(description="Give what is finished of a job that is not, or not any more: a prefix of the result.")
+]
+Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the result before answering 404.")]
+FILE: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "The file, with ETag, Repr-Digest and ranges.",
+        "content": {
+            "text/csv": {"example": "prediction,probability_setosa,probability_versicolor\nsetosa,0.98,0.02\n"},
+            "application/x-ndjson": {"example": '{"prediction":"setosa","probability_setosa":0.98}\n'},
+            "application/vnd.apache.parquet": {},
+        },
+    },
+    206: {"description": "The range that was asked for."},
+    304: {"description": "The client has it already (If-None-Match)."},
+    **PROBLEMS,
+}
+_TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
+
+
+class _File(FileResponse):
+    chunk_size = BLOCK  # 64 KiB, the default, costs a thread hop each: a quarter of the speed
+
+
+@router.api_route(
+    "/v1/download/{job_id}", methods=["GET", "HEAD"], response_class=Response, responses=FILE,
+    operation_id="download", summary="Download the result",
+)  # fmt: skip
+async def download(
+    job_id: str,
+    request: Request,
+    service: ServiceDep,
+    format: JobFormat = None,
+    partial: Partial = False,
+    wait: Wait = 0.0,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Response:
+    """404 `result-not-ready` until the job is completed; from then on the same bytes, always; 410 once expired.
+
+    The result comes in the format of the job; `format` or Accept converts it on the way, as a stream.
+    """
+    job = await wait_for(service, job_id, wait, finished)
+    if job.state is JobState.EXPIRED:
+        raise Gone(f"the result of job {job_id} was removed when it expired")
+    if job.options is None:
+        raise _not_ready(job)
+    own = get_format(job.options.format)
+    wanted = _negotiate(own, format, accept)
+    if job.state is not JobState.COMPLETED or job.result_key is None:
+        if not partial:
+            raise _not_ready(job)
+        if wanted is not own:
+            raise InvalidOptions(f"a partial result comes in the job's format, {own.name}")
+        return await _partial_result(service, job, own)
+    if wanted is not own:
+        return await _converted(request, service, job, job.result_key, own, wanted)
+    headers = _representation(job.result_sha256 or "")
+    return await _file(request, service, job.result_key, own.media_type, f"{job_id}.{own.suffix.lstrip('.')}", headers)
+
+
+@router.api_route(
+    "/v1/download/{job_id}/errors", methods=["GET", "HEAD"], response_class=Response, responses=FILE,
+    operation_id="download_errors", summary="Download the list of failed records",
+)  # fmt: skip
+async def download_errors(
+    job_id: str,
+    service: ServiceDep,
+    partial: Partial = False,
+    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+) -> Response:
+    """NDJSON, or CSV by Accept: record number (from 0), column, code and message. Empty when no record failed."""
+    job = await run_in_threadpool(read_job, service, job_id)
+    if job.state is JobState.EXPIRED:
+        raise Gone(f"the errors of job {job_id} were removed when it expired")
+    if job.state is not JobState.COMPLETED and not partial:
+        raise _not_ready(job)
+    parts = (
+        (Part(job.errors_key, job.errors_bytes or 0, job.rows_failed),)
+        if job.errors_key
+        else (await run_in_threadpool(_stored_parts, service, job))[1]
+    )
+    pieces = (_read_span(service, Span(part.key, 0, part.bytes)) for part in parts)
+    blocks = (block for piece in pieces for block in piece)
+    as_csv = accept is not None and "text/csv" in accept
+    return StreamingResponse(
+        iterate_in_threadpool(_errors_csv(blocks) if as_csv else blocks),
+        media_type="text/csv" if as_csv else "application/x-ndjson",
+    )
+
+
+@router.api_route(
+    "/v1/download/{job_id}/input", methods=["GET", "HEAD"], response_class=Response, responses=FILE,
+    operation_id="download_input", summary="Download the input",
+)  # fmt: skip
+async def download_input(job_id: str, request: Request, service: ServiceDep) -> Response:
+    """The bytes as they were stored at upload (decompressed)."""
+    job = await run_in_threadpool(read_job, service, job_id)
+    if job.state is JobState.EXPIRED:
+        raise Gone(f"the input of job {job_id} was removed when it expired")
+    format = get_format(job.input_format)
+    name = job.input_filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
+    headers = _representation(job.input_sha256)
+    return await _file(request, service, job.input_key, format.media_type, name, headers)
+
+
+def _not_ready(job: Job) -> ResultNotReady:
+    hints = {
+        JobState.UPLOADED: f"POST /v1/predict/{job.id}?model=<name> starts it",
+        JobState.FAILED: "partial=true gives what was finished, the job's `error` says why it stopped",
+        JobState.CANCELLED: "partial=true gives what was finished",
+    }
+    hint = hints.get(job.state, "try again later, or wait with ?wait=30")
+    detail = f"job {job.id} is {job.state}: there is no result; {hint}"
+    if job.state.finished:
+        return ResultNotReady(detail, state=job.state.value)
+    return ResultNotReady(detail, state=job.state.value, progress=job.progress, retry_after=1)
+
+
+def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
+    """The format to answer in: `format` before Accept before the job's own. Raises NotAcceptable."""
+    if format is not None:
+        return _convertible(own, get_format(format))
+    ranges = [part.partition(";")[0].strip() for part in (accept or "*/*").split(",")]
+    if "*/*" in ranges or own.media_type in ranges:
+        return own
+    for media_type in ranges:
+        if (found := by_media_type(media_type)) is not None:
+            return _convertible(own, found)
+    there = ", ".join(FORMATS[name].media_type for name in _TABLES)
+    raise NotAcceptable(f"the result can not be given as {accept!r}; it exists as {there}")
+
+
+def _convertible(own: Format, wanted: Format) -> Format:
+    if wanted is not own and (own.name not in _TABLES or wanted.name not in _TABLES):
+        raise NotAcceptable(
+            f"a result in {own.name} can not be given as {wanted.name}; tables are {', '.join(_TABLES)}"
+        )
+    return wanted
+
+
+def _representation(sha256: str) -> dict[str, str]:
+    digest = base64.b64encode(bytes.fromhex(sha256)).decode()
+    return {"etag": f'"{sha256}"', "repr-digest": f"sha-256=:{digest}:", "cache-control": "private, immutable"}
+
+
+async def _file(
+    request: Request, service: Service, key: str, media_type: str, name: str, headers: Mapping[str, str]
+) -> Response:
+    """A stored object with ranges. Its digest is its ETag: immutable objects make this simple."""
+    headers = {**headers, "x-content-type-options": "nosniff"}
+    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    if headers["etag"] in known or "*" in known:
+        return Response(status_code=304, headers=headers)
+    file = await run_in_threadpool(service.runtime.storage.open, key)
+    file.close()
+    return _File(file.name, headers=headers, media_type=media_type, filename=name)
+
+
+# --- partial results -------------------------------------------------------------------------------------------------
+
+
+def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """The parts of the chunks that are done without a gap from the first record."""
+    with service.runtime.database.read() as connection:
+        done = jobs.done_chunks(connection, job.id)
+    prefix, expected = [], 0
+    for entry in done:
+        if entry[0].first_record != expected:
+            break
+        prefix.append(entry)
+        expected += entry[0].records
+    return scoring.stored_parts(job.id, prefix)
+
+
+async def _partial_result(service: Service, job: Job, own: Format) -> Response:
+    parts, _ = await run_in_threadpool(_stored_parts, service, job)
+    if not parts:
+        raise _not_ready(job)
+    rows = sum(part.records for part in parts)
+    total = str(job.rows_planned) if job.planned else "*"
+    pieces = scoring.assembled_pieces(service.runtime.storage, own.name, job.dialect, parts)
+    return StreamingResponse(
+        iterate_in_threadpool(_blocks(service, pieces)),
+        media_type=own.media_type,
+        headers={
+            "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
+            "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
+        },
+    )
+
+
+# --- conversion ------------------------------------------------------------------------------------------------------
+
+
+async def _converted(request: Request, service: Service, job: Job, key: str, own: Format, wanted: Format) -> Response:
+    """The result in another format, converted chunk by chunk in scoring processes while it is sent."""
+    name = f"{job.id}.{wanted.suffix.lstrip('.')}"
+    headers = {
+        "etag": f'"{job.result_sha256}-{wanted.name}"',
+        "vary": "accept",
+        "content-disposition": f'attachment; filename="{name}"',
+    }
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if request.method == "HEAD":
+        return Response(headers=headers, media_type=wanted.media_type)
+    source = scoring.Input(service.runtime.settings.storage, key, own.name, job.dialect)
+    settings = service.runtime.settings
+    task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
+    plan = await service.call(scoring.plan_chunks, task, seconds=settings.chunk_timeout)
+    blocks = _convert(service, source, plan, job, wanted)
+    first = await run_in_threadpool(next, blocks)  # an error before the first byte is a problem, not a broken body
+    return StreamingResponse(
+        iterate_in_threadpool(chain((first,), blocks)), media_type=wanted.media_type, headers=headers
+    )
+
+
+def _convert(
+    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format
+) -> Iterator[bytes]:
+    folder = f"conversions/{secrets.token_hex(8)}/"
+    storage = service.runtime.storage
+    parts = _converted_parts(service, source, plan, job, wanted, folder)
+    try:
+        yield from _blocks(service, wanted.assemble(parts, storage.open, Dialect(), job.rows_done))
+    finally:
+        for stored in list(storage.list(folder)):
+            storage.delete(stored.key)
+
+
+def _converted_parts(
+    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format, folder: str
+) -> Iterator[Part]:
+    """Each part when the one before it has been sent; the next is under way meanwhile."""
+    top_k = job.options.top_k if job.options else None
+
+    def submit(chunk: Chunk) -> Call[Part]:
+        key = f"{folder}{chunk.first_record:015d}"
+        return service.runtime.engine.submit_interactive(
+            scoring.convert_chunk, source, chunk, job.model, top_k, wanted.name, Dialect(), key,
+            timeout=service.runtime.settings.chunk_timeout,
+        )  # fmt: skip
+
+    under_way: deque[Call[Part]] = deque()
+    for chunk in plan.chunks:
+        under_way.append(submit(chunk))
+        if len(under_way) > 1:
+            yield under_way.popleft().future.result()
+    while under_way:
+        yield under_way.popleft().future.result()
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+
+def _blocks(service: Service, pieces: Iterator[Piece]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, Span):
+            yield from _read_span(service, piece)
+        elif piece:
+            yield piece
+
+
+def _read_span(service: Service, span: Span) -> Iterator[bytes]:
+    with service.runtime.storage.open(span.key) as source:
+        source.seek(span.start)
+        left = span.stop - span.start
+        while left > 0 and (block := source.read(min(BLOCK, left))):
+            left -= len(block)
+            yield block
+
+
+def _errors_csv(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    buffer = io.StringIO()
+    rows = csv.writer(buffer, lineterminator="\n")
+    rows.writerow(["record", "key", "column", "code", "message"])
+    rest = b""
+    for block in blocks:
+        *lines, rest = (rest + block).split(b"\n")
+        for line in lines:
+            error = orjson.loads(line)
+            rows.writerow([error.get(name) for name in ("record", "key", "column", "code", "message")])
+        yield buffer.getvalue().encode()
+        buffer.seek(0)
+        buffer.truncate()
+    yield buffer.getvalue().encode()

@@ -1,0 +1,220 @@
+"""/v1/jobs: what becomes of them."""
+
+import time
+from collections.abc import AsyncIterator
+from typing import Annotated, Literal
+
+import anyio
+import uuid_utils
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
+from fastapi.sse import EventSourceResponse, ServerSentEvent
+from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import idempotency, jobs
+from batchserve.api.deps import (
+    PROBLEMS,
+    IdempotencyKey,
+    Service,
+    ServiceDep,
+    bare_key,
+    job_headers,
+    job_response,
+    once,
+    preferred_wait,
+    read_body,
+    read_job,
+    replayed,
+    wait_for,
+)
+from batchserve.api.schemas import JobBody, JobList, job_body
+from batchserve.domain import Job, JobState
+from batchserve.errors import InvalidOptions
+from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
+
+router = APIRouter(tags=["jobs"])
+
+EVENT_PAUSE = 0.25
+
+
+@router.get("/v1/jobs", responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first")
+async def list_jobs(
+    service: ServiceDep,
+    state: Annotated[JobState | None, Query(examples=["failed"])] = None,
+    model: Annotated[str | None, Query(description="`name` or `name@version`.", examples=["iris"])] = None,
+    q: Annotated[str | None, Query(description="Part of an ID, a file name or a metadata value.")] = None,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+) -> JobList:
+    if model is not None and "@" in model and not model.partition("@")[2].isdecimal():
+        raise InvalidOptions(f"model: expected name or name@version with a number, got {model!r}")
+
+    def read() -> JobList:
+        with service.runtime.database.read() as connection:
+            found = jobs.list_page(connection, state=state, model=model, search=q, after=after, limit=limit + 1)
+            page = found[:limit]
+            bodies = [
+                job_body(job, jobs.attempts_of(connection, job.id), jobs.queue_position(connection, job), time.time())
+                for job in page
+            ]
+        return JobList(jobs=bodies, next=page[-1].id if len(found) > limit else None)
+
+    return await run_in_threadpool(read)
+
+
+@router.get(
+    "/v1/jobs/{job_id}", response_model=JobBody, operation_id="get_job", summary="Show a job, now or when it changes",
+    responses={304: {"description": "Nothing has changed (If-None-Match)."}, **PROBLEMS},
+)  # fmt: skip
+async def get_job(
+    job_id: str,
+    service: ServiceDep,
+    wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for another state.")] = 0.0,
+    prefer: Annotated[str | None, Header(description="`wait=30` does the same.")] = None,
+    if_none_match: Annotated[str | None, Header()] = None,
+) -> Response:
+    wait = wait or preferred_wait(prefer)
+    job = read_job(service, job_id)
+    if wait and not job.state.finished:
+        before = job.state
+        job = await wait_for(service, job_id, wait, lambda job: job.state is not before)
+    tag = _tag(job)
+    if if_none_match == tag:
+        return Response(status_code=304, headers={"etag": tag})
+    body = read_body(service, job_id)
+    return Response(body.model_dump_json(), media_type="application/json", headers={"etag": tag, **job_headers(body)})
+
+
+@router.get(
+    "/v1/jobs/{job_id}/events", response_class=EventSourceResponse, responses=PROBLEMS,
+    operation_id="follow_job", summary="Follow a job by server-sent events",
+)  # fmt: skip
+async def follow_job(
+    job_id: str, service: ServiceDep, last_event_id: Annotated[str | None, Header()] = None
+) -> AsyncIterator[ServerSentEvent]:
+    """`state` when the state changes, `progress` in between; the data is the job. Ends with the finished state.
+
+    An event's ID stands for what it told: reconnecting with Last-Event-ID repeats nothing.
+    """
+    told = last_event_id
+    state = told.partition("-")[0] if told else None
+    while True:
+        job = read_job(service, job_id)
+        tag = _event_id(job)
+        if tag != told:
+            event = "progress" if state == job.state.value else "state"
+            yield ServerSentEvent(data=read_body(service, job_id).model_dump(mode="json"), event=event, id=tag)
+            told, state = tag, job.state.value
+        if job.state.finished:
+            return
+        await anyio.sleep(EVENT_PAUSE)
+
+
+@router.post(
+    "/v1/jobs/{job_id}/cancel", status_code=202, response_model=JobBody, responses=PROBLEMS,
+    operation_id="cancel_job", summary="Cancel a job",
+)  # fmt: skip
+async def cancel_job(job_id: str, service: ServiceDep, background: BackgroundTasks) -> Response:
+    """At once when it is queued; within seconds when it runs. Finished chunks are kept; a finished job stays so."""
+
+    def cancel() -> JobBody:
+        with service.runtime.database.write() as connection:
+            jobs.request_cancel(connection, job_id, time.time())
+        return read_body(service, job_id)
+
+    body = await run_in_threadpool(cancel)
+    background.add_task(service.wake_worker)
+    return job_response(body, 202)
+
+
+class RetryBody(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    rows: Literal["unfinished", "failed"] = Field(
+        "unfinished", description="`failed`: a new job that scores the failed records of a completed one again."
+    )
+
+
+@router.post(
+    "/v1/jobs/{job_id}/retry", status_code=202, response_model=JobBody, responses=PROBLEMS,
+    operation_id="retry_job", summary="Go on with a failed or cancelled job",
+)  # fmt: skip
+async def retry_job(
+    job_id: str,
+    service: ServiceDep,
+    background: BackgroundTasks,
+    body: RetryBody | None = None,
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Chunks that are done stay done; the others are scored.
+
+    With `rows: failed`, the answer is a new job: a result never changes, the merged one is the new job's.
+    """
+    rows = (body or RetryBody()).rows
+    key = bare_key(idempotency_key)
+    content = idempotency.fingerprint("retry", job_id, rows)
+
+    def retry() -> JobBody:
+        now = time.time()
+        with service.runtime.database.write() as connection:
+            if rows == "failed":
+                retried = _retry_failed_rows(service.runtime.storage, connection, job_id, now)
+            else:
+                retried = jobs.retry_if_stopped(connection, job_id, now).id
+            if key is not None:
+                idempotency.remember(connection, key, content, retried, 202, now)
+        return read_body(service, retried)
+
+    async def work() -> Response:
+        if (answer := await replayed(service, key, content)) is not None:
+            return answer
+        return job_response(await run_in_threadpool(retry), 202)
+
+    background.add_task(service.wake_worker)
+    return await once(service, key, work)
+
+
+@router.delete(
+    "/v1/jobs/{job_id}", status_code=204, responses=PROBLEMS, operation_id="delete_job",
+    summary="Remove a job with its input and result",
+)  # fmt: skip
+async def delete_job(job_id: str, service: ServiceDep) -> Response:
+    """Bytes shared with another job (`reused_from`) stay. A running job is cancelled first, by its owner (409)."""
+    await run_in_threadpool(_delete, service, job_id)
+    return Response(status_code=204)
+
+
+def _retry_failed_rows(storage: Storage, connection: Connection, job_id: str, now: float) -> str:
+    """Copies what the new job takes over before its row is committed: a row without bytes would be a lie."""
+    job, retry_id = jobs.get(connection, job_id), str(uuid_utils.uuid7())
+    done = jobs.create_retry_of_failed_rows(connection, job, retry_id, input_key(retry_id), now)
+    storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
+    for chunk, attempt, part_bytes, _ in done:
+        part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
+        storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
+    return retry_id
+
+
+def _delete(service: Service, job_id: str) -> None:
+    storage = service.runtime.storage
+    with service.runtime.database.write() as connection:
+        job, last = jobs.delete_if_not_running(connection, job_id)
+    # The row first: bytes without a row are swept, a row without bytes would be a lie.
+    storage.delete(job.input_key)
+    for part in list(storage.list(parts_prefix(job_id))):
+        storage.delete(part.key)
+    if last:
+        for key in (job.result_key, job.errors_key):
+            if key is not None:
+                storage.delete(key)
+
+
+def _tag(job: Job) -> str:
+    return f'W/"{_event_id(job)}"'
+
+
+def _event_id(job: Job) -> str:
+    """Changes with everything a client can see of a job."""
+    cancel = "c" if job.cancel_requested_at else ""
+    return f"{job.state.value}-{job.attempt}-{job.chunks_total}-{job.chunks_done}{cancel}"

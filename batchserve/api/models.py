@@ -1,0 +1,225 @@
+"""/v1/models: register, look up, and ask a model at once."""
+
+import re
+import time
+from typing import Annotated, Any
+
+import uuid_utils
+from fastapi import APIRouter, Path, Query, Request, Response
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import registry, scoring
+from batchserve.api.bodies import Body, require_space
+from batchserve.api.deps import PROBLEMS, Service, ServiceDep, resolve_model
+from batchserve.api.schemas import ModelBody, ModelList, OnlineBody, ValidationBody, model_body, model_reference
+from batchserve.api.upload import INPUT_BODY, Delimiter
+from batchserve.domain import ModelVersion, Options, RowError, Signature
+from batchserve.errors import InvalidInput, InvalidOptions, ModelRefused, ScoringFailed
+from batchserve.formats import sniff
+from batchserve.storage import Span, model_key
+
+router = APIRouter(tags=["models"])
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+Name = Annotated[str, Path(description="Letters, digits, `.`, `_` and `-`.", examples=["iris"])]
+Reference = Annotated[str, Path(description="`name` (its newest version) or `name@version`.", examples=["iris"])]
+Version = Annotated[int, Path(ge=1, examples=[1])]
+
+MODEL_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "description": "An ONNX file, or a zip of `model.onnx` and its external data.",
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/zip": {"schema": {"type": "string", "format": "binary"}},
+        },
+    }
+}
+
+
+@router.put(
+    "/v1/models/{name}", status_code=201, response_model=ModelBody, openapi_extra=MODEL_BODY,
+    operation_id="register_model", summary="Register a version of a model",
+    responses={200: {"model": ModelBody, "description": "These bytes are a version already."}, **PROBLEMS},
+)  # fmt: skip
+async def register_model(name: Name, request: Request, service: ServiceDep) -> Response:
+    """The graph is checked, mended and measured in a limited process first; a model that is refused leaves nothing."""
+    if _NAME.fullmatch(name) is None:
+        raise InvalidOptions(f"a model's name has letters, digits, '.', '_' and '-' (at most 128), got {name[:200]!r}")
+    await run_in_threadpool(require_space, service.runtime)
+    runtime = service.runtime
+    key = f"uploads/{uuid_utils.uuid7()}"
+    body = Body(request, runtime.settings, runtime.settings.model_bytes)
+    try:
+        blocks = body.blocks()
+        beginning = await anext(blocks, b"")
+        if not beginning:
+            raise ModelRefused("the body is empty: expected an ONNX file")
+        with runtime.storage.create(key) as writer:
+            stored = await body.store(writer, beginning, blocks)
+        known = await run_in_threadpool(_find, service, name, stored.sha256)
+        if known is not None:
+            return _model_response(known, 200)
+        signature, metadata, mended = await _admit(service, key)
+        model = await run_in_threadpool(
+            _register, service, name, stored.sha256, stored.bytes, signature, metadata, mended
+        )
+    finally:
+        await run_in_threadpool(_discard, service, key)
+    return _model_response(model, 201)
+
+
+@router.get("/v1/models", responses=PROBLEMS, operation_id="list_models", summary="List models, newest versions")
+async def list_models(service: ServiceDep) -> ModelList:
+    def read() -> ModelList:
+        with service.runtime.database.read() as connection:
+            return ModelList(models=[model_body(model) for model in registry.newest_versions(connection)])
+
+    return await run_in_threadpool(read)
+
+
+@router.get("/v1/models/{name}", responses=PROBLEMS, operation_id="get_model", summary="Show the newest version")
+async def get_model(name: Reference, service: ServiceDep) -> ModelBody:
+    return model_body(await run_in_threadpool(resolve_model, service, name))
+
+
+@router.get("/v1/models/{name}/versions", responses=PROBLEMS, operation_id="list_versions", summary="List all versions")
+async def list_versions(name: Name, service: ServiceDep) -> ModelList:
+    def read() -> ModelList:
+        with service.runtime.database.read() as connection:
+            return ModelList(models=[model_body(model) for model in registry.versions(connection, name)])
+
+    return await run_in_threadpool(read)
+
+
+@router.get(
+    "/v1/models/{name}/versions/{version}", responses=PROBLEMS, operation_id="get_version", summary="Show a version"
+)
+async def get_version(name: Name, version: Version, service: ServiceDep) -> ModelBody:
+    return model_body(await run_in_threadpool(resolve_model, service, f"{name}@{version}"))
+
+
+@router.delete(
+    "/v1/models/{name}/versions/{version}", status_code=204, responses=PROBLEMS, operation_id="delete_version",
+    summary="Remove a version that no unfinished job uses",
+)  # fmt: skip
+async def delete_version(name: Name, version: Version, service: ServiceDep) -> Response:
+    def delete() -> None:
+        with service.runtime.database.write() as connection:
+            model = registry.resolve(connection, f"{name}@{version}")
+            last = registry.delete_if_unused(connection, model, time.time())
+        if last:
+            service.runtime.storage.delete(model_key(model.digest))
+
+    await run_in_threadpool(delete)
+    return Response(status_code=204)
+
+
+@router.post(
+    "/v1/models/{name}/predict", response_model=OnlineBody, responses=PROBLEMS, openapi_extra=INPUT_BODY,
+    operation_id="predict_online", summary="Predict a few records at once",
+)  # fmt: skip
+async def predict_online(
+    name: Reference,
+    request: Request,
+    service: ServiceDep,
+    delimiter: Delimiter = None,
+    top_k: Annotated[int | None, Query(ge=1)] = None,
+    columns: Annotated[str | None, Query(description="For a model without column names: `a,b,c`.")] = None,
+) -> OnlineBody:
+    """The same code as a job, hence the same answers: input fields and outputs of each record, in order."""
+    task = await _online_task(name, request, service, delimiter, top_k, columns)
+    online = await service.call(scoring.predict_online, task, seconds=service.runtime.settings.online_timeout)
+    return OnlineBody(
+        prediction=online.records,
+        errors=[_error(error) for error in online.errors],
+        model=model_reference(task.model),
+        inference_ms=round(online.inference_ms, 3),
+    )
+
+
+@router.post(
+    "/v1/models/{name}/validate", response_model=ValidationBody, responses=PROBLEMS, openapi_extra=INPUT_BODY,
+    operation_id="validate", summary="Check a sample against the model's signature",
+)  # fmt: skip
+async def validate(
+    name: Reference,
+    request: Request,
+    service: ServiceDep,
+    delimiter: Delimiter = None,
+    columns: Annotated[str | None, Query(description="For a model without column names: `a,b,c`.")] = None,
+) -> ValidationBody:
+    """No job, nothing stored. `errors` names each record that could not be scored; a sample that does not fit at all
+    is a 422, as it would be for predict."""
+    task = await _online_task(name, request, service, delimiter, None, columns)
+    errors = await service.call(scoring.validate_online, task, seconds=service.runtime.settings.online_timeout)
+    return ValidationBody(
+        valid=not errors, errors=[_error(error) for error in errors], model=model_reference(task.model)
+    )
+
+
+async def _online_task(
+    name: str, request: Request, service: Service, delimiter: str | None, top_k: int | None, columns: str | None
+) -> scoring.OnlineTask:
+    settings = service.runtime.settings
+    model = await run_in_threadpool(resolve_model, service, name)
+    body = await Body(request, settings, settings.online_bytes).read()
+    if not body:
+        raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow")
+    format, dialect = sniff(body, request.headers.get("content-type"), None, delimiter)
+    return scoring.OnlineTask(
+        storage=settings.storage,
+        body=body,
+        format=format.name,
+        dialect=dialect,
+        model=model,
+        options=Options("jsonl", "all", tuple(columns.split(",")) if columns else None, top_k=top_k),
+        records=settings.chunk_records,
+        sessions=settings.sessions,
+    )
+
+
+async def _admit(service: Service, key: str) -> tuple[Signature, dict[str, str], str]:
+    settings = service.runtime.settings
+    try:
+        return await service.call(scoring.admit_model, settings.storage, key, seconds=settings.admission_timeout)
+    except ScoringFailed as error:
+        raise ModelRefused(f"the model failed its first run: {error.detail}") from error
+
+
+def _register(
+    service: Service,
+    name: str,
+    digest: str,
+    size: int,
+    signature: Signature,
+    metadata: dict[str, str],
+    mended: str,
+) -> ModelVersion:
+    storage = service.runtime.storage
+    with storage.open(mended) as graph:
+        length = graph.seek(0, 2)
+    storage.compose(model_key(digest), [Span(mended, 0, length)])
+    with service.runtime.database.write() as connection:
+        # Of two equal uploads at the same time, the second finds the first.
+        known = registry.find_digest(connection, name, digest)
+        return known or registry.add(connection, name, digest, size, signature, metadata, time.time())
+
+
+def _find(service: Service, name: str, digest: str) -> ModelVersion | None:
+    with service.runtime.database.read() as connection:
+        return registry.find_digest(connection, name, digest)
+
+
+def _discard(service: Service, key: str) -> None:
+    for suffix in ("", ".onnx"):
+        service.runtime.storage.delete(f"{key}{suffix}")
+
+
+def _model_response(model: ModelVersion, status: int) -> Response:
+    body = model_body(model)
+    return Response(body.model_dump_json(), status, {"location": body.links["self"]}, media_type="application/json")
+
+
+def _error(error: RowError) -> dict[str, Any]:
+    return {"record": error.record, "column": error.column, "code": error.code, "message": error.message}

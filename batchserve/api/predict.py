@@ -1,0 +1,250 @@
+"""POST /v1/predict: a job -> queued; the answer comes back at once."""
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import orjson
+from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import idempotency, jobs
+from batchserve.api.deps import (
+    PROBLEMS,
+    IdempotencyKey,
+    Service,
+    ServiceDep,
+    bare_key,
+    finished,
+    job_response,
+    once,
+    preferred_wait,
+    read_body,
+    read_job,
+    replayed,
+    resolve_model,
+    wait_for,
+)
+from batchserve.api.schemas import JobBody, PredictOptions
+from batchserve.api.upload import INPUT_BODY, Delimiter, Filename, check_input, received_input
+from batchserve.domain import Job, JobState, ModelVersion, Options
+from batchserve.errors import InvalidOptions, JobConflict, UnsupportedMedia
+from batchserve.jobs import NewInput
+
+router = APIRouter(tags=["predict"])
+
+Prefer = Annotated[str | None, Header(description="`wait=10`: answer when the job is finished, or after 10 seconds.")]
+_options = TypeAdapter(Options)
+
+OPTION_PARAMETERS: list[dict[str, Any]] = [
+    {
+        "name": name,
+        "in": "query",
+        "required": False,
+        "schema": {"type": "string"} if name in ("columns", "metadata", "passthrough") else schema,
+        "description": schema.get("description", ""),
+    }
+    for name, schema in PredictOptions.model_json_schema()["properties"].items()
+]
+OPTIONS_BODY = {
+    "required": False,
+    "description": "The options as JSON; one that stands in the query as well is taken from here.",
+    "content": {
+        "application/json": {
+            "schema": PredictOptions.model_json_schema() | {"required": []},
+            "example": {"model": "flights", "format": "parquet", "passthrough": ["carrier", "flight"]},
+        }
+    },
+}
+FINISHED: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "The job is finished already."}}
+
+
+@router.post(
+    "/v1/predict/{job_id}", status_code=202, response_model=JobBody, operation_id="predict",
+    summary="Queue an uploaded input for a model", responses={**FINISHED, **PROBLEMS},
+    openapi_extra={"parameters": OPTION_PARAMETERS, "requestBody": OPTIONS_BODY},
+)  # fmt: skip
+async def predict(
+    job_id: str,
+    request: Request,
+    service: ServiceDep,
+    background: BackgroundTasks,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """Repeating the call never starts a second run; other options for the same job are a conflict (409).
+
+    The beginning of the input is checked against the model's signature now, not in an hour.
+    """
+    given = {**request.query_params, **await _json_object(request)}
+    key = bare_key(idempotency_key)
+
+    async def work() -> Response:
+        job = await run_in_threadpool(read_job, service, job_id)
+        if "model" not in given and job.model is not None:
+            given["model"] = job.model.reference
+        options = parse_options(given)
+        content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
+        if (answer := await replayed(service, key, content)) is not None:
+            return answer
+        model = await run_in_threadpool(resolve_model, service, options.model)
+        chosen = _chosen(options, job.input_format)
+        if job.state is JobState.UPLOADED:
+            await check_input(service, _input_of(job), model, chosen)
+        request = _Request(job_id, job.input_sha256, model, options, chosen, key, content)
+        body = await run_in_threadpool(_enqueue, service, request, None)
+        return await _answer(service, background, body, preferred_wait(prefer))
+
+    return await once(service, key, work)
+
+
+@router.post(
+    "/v1/predict", status_code=202, response_model=JobBody, operation_id="upload_and_predict",
+    summary="Upload and predict in one call", responses={**FINISHED, **PROBLEMS},
+    openapi_extra={"parameters": OPTION_PARAMETERS, **INPUT_BODY},
+)  # fmt: skip
+async def upload_and_predict(
+    request: Request,
+    service: ServiceDep,
+    background: BackgroundTasks,
+    delimiter: Delimiter = None,
+    filename: Filename = None,
+    idempotency_key: IdempotencyKey = None,
+    prefer: Prefer = None,
+) -> Response:
+    """The body is the input. Nothing is stored unless it fits the model."""
+    query = {name: value for name, value in request.query_params.items() if name not in ("delimiter", "filename")}
+    options = parse_options(query)
+    key = bare_key(idempotency_key)
+
+    async def work() -> Response:
+        model = await run_in_threadpool(resolve_model, service, options.model)
+        async with received_input(request, service, delimiter, filename) as received:
+            new = received.input
+            content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
+            if (answer := await replayed(service, key, content)) is not None:
+                return answer
+            chosen = _chosen(options, new.format)
+            await check_input(service, new, model, chosen)
+            asked = _Request(new.job_id, new.sha256, model, options, chosen, key, content)
+            body = await run_in_threadpool(_enqueue, service, asked, new)
+            received.kept = True
+        return await _answer(service, background, body, preferred_wait(prefer))
+
+    return await once(service, key, work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """What is asked of a job, with the Idempotency-Key under which it is remembered."""
+
+    job_id: str
+    input_sha256: str
+    model: ModelVersion
+    options: PredictOptions
+    chosen: Options
+    key: str | None
+    content: str
+
+    @property
+    def digest(self) -> str:
+        """Equal for equal input bytes, model and options: such jobs have equal results."""
+        what = [self.input_sha256, self.model.digest, _options.dump_python(self.chosen, mode="json")]
+        return hashlib.sha256(orjson.dumps(what)).hexdigest()
+
+
+def parse_options(given: Mapping[str, Any]) -> PredictOptions:
+    """Raises RequestValidationError, which names each option that is unknown or has a wrong value."""
+    try:
+        return PredictOptions.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
+
+
+async def _json_object(request: Request) -> Mapping[str, Any]:
+    text = await request.body()
+    if not text.strip():
+        return {}
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
+    if media_type not in ("application/json", "application/x-www-form-urlencoded"):
+        raise UnsupportedMedia(f"the options are JSON, got {media_type!r}; to send data, POST it to /v1/predict?model=")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidOptions(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidOptions(f"expected a JSON object of options, got {type(value).__name__}")
+    return value
+
+
+def _chosen(options: PredictOptions, input_format: str) -> Options:
+    passthrough = options.passthrough
+    columns = options.columns
+    return Options(
+        format=options.format or input_format,
+        passthrough=tuple(passthrough) if isinstance(passthrough, list) else passthrough,
+        columns=tuple(columns) if isinstance(columns, list) else columns,
+        key=options.key,
+        on_row_error=options.on_row_error,
+        max_errors=options.max_errors,
+        top_k=options.top_k,
+    )
+
+
+def _input_of(job: Job) -> NewInput:
+    return NewInput(
+        job.id, job.input_key, job.input_bytes, job.input_sha256, job.input_format, job.dialect, job.input_filename
+    )
+
+
+def _enqueue(service: Service, asked: _Request, new: NewInput | None) -> JobBody:
+    """One transaction: the job (created here when its input is new) is queued, or finished by an equal one."""
+    options, now = asked.options, time.time()
+    with service.runtime.database.write() as connection:
+        if new is not None:
+            jobs.create(connection, new, asked.model, now)
+        equal = jobs.find_equal(connection, asked.digest) if options.reuse else None
+        queued = jobs.enqueue_if_uploaded(
+            connection,
+            asked.job_id,
+            asked.model,
+            asked.chosen,
+            asked.digest,
+            metadata=options.metadata,
+            priority=options.priority,
+            run_after=options.run_after.timestamp() if options.run_after else None,
+            now=now,
+        )
+        if not queued:
+            _require_same(jobs.get(connection, asked.job_id), asked.digest)
+        elif equal is not None:
+            jobs.complete_as_equal_if_queued(connection, asked.job_id, equal, now)
+        if asked.key is not None:
+            idempotency.remember(connection, asked.key, asked.content, asked.job_id, 202, now)
+    return read_body(service, asked.job_id)
+
+
+def _require_same(job: Job, digest: str) -> None:
+    if job.request_digest != digest:
+        asked = job.model.reference if job.model else "no model"
+        raise JobConflict(
+            f"job {job.id} is {job.state} for {asked} with other options: upload the input again to predict it anew"
+        )
+
+
+async def _answer(service: Service, background: BackgroundTasks, body: JobBody, wait: float) -> Response:
+    headers = {}
+    if body.state is JobState.QUEUED:
+        if wait:
+            service.wake_worker()
+            await wait_for(service, body.id, wait, finished)
+            body = await run_in_threadpool(read_body, service, body.id)
+            headers["preference-applied"] = f"wait={wait:g}"
+        else:
+            # The row is the record of the work; the background task is only the wake-up.
+            background.add_task(service.wake_worker)
+    return job_response(body, 200 if body.state.finished else 202, headers)

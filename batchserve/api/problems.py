@@ -1,0 +1,75 @@
+"""Every error as RFC 9457 `application/problem+json`."""
+
+import http
+from collections.abc import Mapping
+from typing import Any
+
+import orjson
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from batchserve.errors import BatchserveError
+from batchserve.logs import get_logger
+
+log = get_logger()
+RETRY_AFTER = {503: "1", 507: "30"}
+
+
+def problem(request: Request, status: int, code: str, detail: str, **extra: Any) -> Response:
+    headers = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
+    if "retry_after" in extra:
+        headers["retry-after"] = str(extra["retry_after"])
+    body = {
+        "type": f"/problems/{code}",
+        "code": code,
+        "title": code.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "instance": request.url.path,
+        **extra,
+    }
+    return Response(orjson.dumps(body, default=str), status, headers, "application/problem+json")
+
+
+def install(app: FastAPI) -> None:
+    @app.exception_handler(BatchserveError)
+    async def named(request: Request, error: BatchserveError) -> Response:
+        if error.status >= 500:
+            log.error("Request has failed", action="request_error", path=request.url.path, code=error.code,
+                      detail=error.detail)  # fmt: skip
+        faults = {"errors": error.errors} if error.errors else {}
+        return problem(request, error.status, error.code, error.detail, **faults, **error.extra)
+
+    @app.exception_handler(RequestValidationError)
+    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        faults = [_fault(fault) for fault in error.errors()]
+        detail = "; ".join(f"{fault['parameter']}: {fault['message']}" for fault in faults)
+        return problem(request, 422, "invalid-options", detail, errors=faults)
+
+    @app.exception_handler(HTTPException)
+    async def refused(request: Request, error: HTTPException) -> Response:
+        phrase = http.HTTPStatus(error.status_code).phrase
+        response = problem(
+            request,
+            error.status_code,
+            phrase.lower().replace(" ", "-"),
+            f"{request.method} {request.url.path}: {phrase}",
+        )
+        response.headers.update(error.headers or {})
+        return response
+
+    @app.exception_handler(Exception)
+    async def unexpected(request: Request, error: Exception) -> Response:
+        log.error("Request meets an unexpected error", action="request_error", path=request.url.path, exc_info=error)
+        return problem(request, 500, "internal-error", "an unexpected error; the server's log has the details")
+
+
+def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
+    """One fault of pydantic's, in the words of all our errors."""
+    place = [str(part) for part in fault["loc"] if part not in ("query", "body", "path", "header")]
+    return {
+        "parameter": ".".join(place) or str(fault["loc"][0]),
+        "message": fault["msg"].removeprefix("Value error, "),
+        "value": repr(fault.get("input"))[:200],
+    }

@@ -1,0 +1,384 @@
+"""HTTP bodies, as they stand in the OpenAPI document, and how they are made from the domain."""
+
+import json
+from datetime import UTC, datetime
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+
+from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, OutputTensor
+from batchserve.formats import FORMATS
+from batchserve.inference.signature import output_columns
+
+MAX_METADATA = 16
+
+
+def _comma_list(value: Any) -> Any:
+    """Query parameters carry lists as `a,b` and everything else as JSON."""
+    if not isinstance(value, str):
+        return value
+    if value.lstrip().startswith(("[", "{")):
+        return json.loads(value)
+    return [part.strip() for part in value.split(",")]
+
+
+def _word_or_list(value: Any) -> Any:
+    return value if value in ("unused", "all", "none") else _comma_list(value)
+
+
+def _json(value: Any) -> Any:
+    return json.loads(value) if isinstance(value, str) else value
+
+
+class PredictOptions(BaseModel):
+    """How to predict, as query parameters or as a JSON body."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field(description="`name` (its newest version) or `name@version`.", examples=["iris", "iris@2"])
+    format: str | None = Field(
+        None, description="Format of the result. Default: the input's.", examples=["csv", "parquet"]
+    )
+    passthrough: Annotated[
+        Literal["unused", "all", "none"] | list[str],
+        BeforeValidator(_word_or_list, json_schema_input_type=Literal["unused", "all", "none"] | str | list[str]),
+    ] = Field("unused", description="Input columns that travel to the result: those the model does not use, or a list.")
+    columns: Annotated[
+        list[str] | dict[str, str] | None,
+        BeforeValidator(_comma_list, json_schema_input_type=str | list[str] | dict[str, str] | None),
+    ] = Field(
+        None,
+        description="For a model that does not name its columns: which to take, in order. "
+        "A mapping says under which name the file has a column of the model.",
+    )
+    key: str | None = Field(None, description="Column that names a record: first in the result, and in each row error.")
+    on_row_error: Literal["continue", "fail"] = Field("continue", description="`fail` ends the job at a failed record.")
+    max_errors: float | None = Field(
+        None, ge=0, description="Failed records that end the job: a count, or below 1 a share of all records."
+    )
+    top_k: int | None = Field(None, ge=1, description="Only the k most probable classes, as label_1, probability_1 ...")
+    reuse: bool = Field(True, description="Answer from a finished job with equal input, model and options.")
+    priority: int = Field(0, ge=-100, le=100, description="Queued jobs of a higher priority start first.")
+    run_after: datetime | None = Field(None, description="Do not start before this time (RFC 3339).")
+    metadata: Annotated[dict[str, str], BeforeValidator(_json, json_schema_input_type=dict[str, str] | str)] = Field(
+        default_factory=dict, max_length=MAX_METADATA, description="At most 16 pairs of your own, kept with the job."
+    )
+
+    @field_validator("format")
+    @classmethod
+    def _known_format(cls, name: str | None) -> str | None:
+        if name is not None and name not in FORMATS:
+            raise ValueError(f"expected one of {', '.join(FORMATS)}")
+        return name
+
+    @field_validator("run_after")
+    @classmethod
+    def _has_zone(cls, moment: datetime | None) -> datetime | None:
+        if moment is not None and moment.tzinfo is None:
+            raise ValueError("expected a time with a zone, as in 2026-11-20T02:00:00Z")
+        return moment
+
+
+class Problem(BaseModel):
+    """An error, as RFC 9457 has it."""
+
+    type: str = Field(examples=["/problems/schema-mismatch"])
+    code: str = Field(examples=["schema-mismatch"])
+    title: str = Field(examples=["Schema mismatch"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["the input lacks 1 column of model iris@1: 'petal width (cm)'"])
+    instance: str | None = None
+    errors: list[dict[str, Any]] = Field(
+        default_factory=list, examples=[[{"column": "petal width (cm)", "expected": "float32", "message": "missing"}]]
+    )
+
+
+class ModelReference(BaseModel):
+    name: str
+    version: int
+    digest: str
+
+
+class InputBody(BaseModel):
+    bytes: int
+    sha256: str
+    media_type: str
+    format: str
+    filename: str | None
+    rows: int | None = Field(description="Records, known when planning is done.")
+
+
+class Rows(BaseModel):
+    total: int | None
+    ok: int
+    failed: int
+
+
+class Chunks(BaseModel):
+    total: int | None
+    done: int
+
+
+class ResultBody(BaseModel):
+    bytes: int
+    sha256: str
+    media_type: str
+    format: str
+    rows: int
+
+
+class AttemptBody(BaseModel):
+    number: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str | None
+    error: dict[str, Any] | None
+
+
+class JobBody(BaseModel):
+    """A job. `state` is one of uploaded, queued, running, completed, failed, cancelled, expired."""
+
+    id: str
+    state: JobState
+    reason: str | None
+    model: ModelReference | None
+    input: InputBody
+    options: dict[str, Any]
+    attempt: int
+    attempts: list[AttemptBody]
+    cancel_requested: bool
+    rows: Rows
+    chunks: Chunks
+    progress: float = Field(ge=0, le=1, description="Includes assembling; 1.0 only in a finished state.")
+    rows_per_s: float | None
+    eta_s: float | None
+    queue_position: int | None
+    result: ResultBody | None
+    reused_from: str | None
+    error: dict[str, Any] | None
+    notes: list[str]
+    created_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    metadata: dict[str, str]
+    links: dict[str, str]
+
+
+class JobList(BaseModel):
+    jobs: list[JobBody]
+    next: str | None = Field(description="Value of `after` for the next page; null on the last one.")
+
+
+class ColumnBody(BaseModel):
+    name: str
+    dtype: str
+    nullable: bool = Field(description="The model itself gives an answer for a missing value.")
+
+
+class TensorBody(BaseModel):
+    name: str
+    dtype: str
+    shape: list[int | None]
+
+
+class ModelBody(BaseModel):
+    """A model version: what it takes, what it gives, how it is run."""
+
+    name: str
+    version: int
+    digest: str
+    bytes: int
+    task: str
+    columns: list[ColumnBody] = Field(description="Columns taken from a table, by name. Empty: any, in file order.")
+    inputs: list[TensorBody]
+    outputs: list[TensorBody]
+    result_columns: dict[str, str] = Field(description="Columns that the result adds, with their types.")
+    labels: list[str]
+    mode: str
+    batch: int
+    threads: int
+    records_per_second: float | None
+    notes: list[str]
+    sample: list[dict[str, Any]]
+    metadata: dict[str, Any]
+    created_at: datetime
+    links: dict[str, str]
+
+
+class ModelList(BaseModel):
+    models: list[ModelBody]
+
+
+class OnlineBody(BaseModel):
+    prediction: list[dict[str, Any]] = Field(description="Each record with the outputs of the model, in order.")
+    errors: list[dict[str, Any]]
+    model: ModelReference
+    inference_ms: float
+
+
+class ValidationBody(BaseModel):
+    valid: bool
+    errors: list[dict[str, Any]]
+    model: ModelReference
+
+
+def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
+    rate, eta = _speed(job, now)
+    input_format = FORMATS[job.input_format]
+    return JobBody(
+        id=job.id,
+        state=job.state,
+        reason=job.reason,
+        model=model_reference(job.model) if job.model else None,
+        input=InputBody(
+            bytes=job.input_bytes,
+            sha256=job.input_sha256,
+            media_type=input_format.media_type,
+            format=job.input_format,
+            filename=job.input_filename,
+            rows=job.rows_planned if job.planned else None,
+        ),
+        options=_options(job),
+        attempt=job.attempt,
+        attempts=[_attempt(attempt) for attempt in attempts],
+        cancel_requested=job.cancel_requested_at is not None,
+        rows=Rows(total=job.rows_planned if job.planned else None, ok=job.rows_ok, failed=job.rows_failed),
+        chunks=Chunks(total=job.chunks_total if job.planned else None, done=job.chunks_done),
+        progress=1.0 if job.state.finished else min(job.progress, 0.99),
+        rows_per_s=rate,
+        eta_s=eta,
+        queue_position=queue_position,
+        result=_result(job),
+        reused_from=job.reused_from,
+        error=job.error,
+        notes=list(job.notes),
+        created_at=_time(job.created_at),
+        queued_at=_time_or_none(job.queued_at),
+        started_at=_time_or_none(job.started_at),
+        finished_at=_time_or_none(job.finished_at),
+        expires_at=_time_or_none(job.expires_at),
+        metadata=job.metadata,
+        links=_links(job),
+    )
+
+
+def model_body(model: ModelVersion) -> ModelBody:
+    signature = model.signature
+    labels = next((output.labels for output in signature.outputs if output.labels), ())
+    link = f"/v1/models/{model.name}/versions/{model.version}"
+    return ModelBody(
+        name=model.name,
+        version=model.version,
+        digest=model.digest,
+        bytes=model.bytes,
+        task=signature.task,
+        columns=[_column(column) for column in signature.columns],
+        inputs=[_tensor(tensor) for tensor in signature.inputs],
+        outputs=[_tensor(tensor) for tensor in signature.outputs],
+        result_columns={name: str(kind) for name, kind in output_columns(signature, None).items()},
+        labels=list(labels),
+        mode=signature.mode,
+        batch=signature.batch,
+        threads=signature.threads,
+        records_per_second=signature.records_per_second,
+        notes=list(signature.notes),
+        sample=list(signature.sample),
+        metadata={name: _maybe_json(text) for name, text in model.metadata.items()},
+        created_at=_time(model.created_at),
+        links={
+            "self": link,
+            "versions": f"/v1/models/{model.name}/versions",
+            "predict": f"/v1/models/{model.name}/predict",
+            "validate": f"/v1/models/{model.name}/validate",
+        },
+    )
+
+
+def model_reference(model: ModelVersion) -> ModelReference:
+    return ModelReference(name=model.name, version=model.version, digest=model.digest)
+
+
+def _options(job: Job) -> dict[str, Any]:
+    if job.options is None:
+        return {}
+    return {
+        "format": job.options.format,
+        "passthrough": job.options.passthrough,
+        "columns": job.options.columns,
+        "key": job.options.key,
+        "on_row_error": job.options.on_row_error,
+        "max_errors": job.options.max_errors,
+        "top_k": job.options.top_k,
+        "priority": job.priority,
+        "run_after": _time_or_none(job.run_after),
+    }
+
+
+def _result(job: Job) -> ResultBody | None:
+    if job.state is not JobState.COMPLETED or job.result_format is None:
+        return None
+    return ResultBody(
+        bytes=job.result_bytes or 0,
+        sha256=job.result_sha256 or "",
+        media_type=FORMATS[job.result_format].media_type,
+        format=job.result_format,
+        rows=job.rows_done,
+    )
+
+
+def _speed(job: Job, now: float) -> tuple[float | None, float | None]:
+    """Rows per second since the job started, and the seconds that are left at that pace."""
+    if job.started_at is None or not job.rows_done:
+        return None, None
+    elapsed = max((job.finished_at or now) - job.started_at, 1e-3)
+    running = job.state is JobState.RUNNING and job.progress > 0
+    return round(job.rows_done / elapsed, 1), round(elapsed / job.progress - elapsed, 1) if running else None
+
+
+def _links(job: Job) -> dict[str, str]:
+    download, self_ = f"/v1/download/{job.id}", f"/v1/jobs/{job.id}"
+    return {
+        "self": self_,
+        "input": f"{download}/input",
+        "result": download,
+        "errors": f"{download}/errors",
+        "events": f"{self_}/events",
+        "cancel": f"{self_}/cancel",
+    }
+
+
+def _attempt(attempt: Attempt) -> AttemptBody:
+    return AttemptBody(
+        number=attempt.number,
+        worker=attempt.worker,
+        started_at=_time(attempt.started_at),
+        finished_at=_time_or_none(attempt.finished_at),
+        outcome=attempt.outcome,
+        error=attempt.error,
+    )
+
+
+def _column(column: Column) -> ColumnBody:
+    return ColumnBody(name=column.name, dtype=column.dtype, nullable=column.nullable)
+
+
+def _tensor(tensor: InputTensor | OutputTensor) -> TensorBody:
+    return TensorBody(name=tensor.name, dtype=tensor.dtype, shape=list(tensor.shape))
+
+
+def _maybe_json(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _time_or_none(seconds: float | None) -> datetime | None:
+    return None if seconds is None else _time(seconds)

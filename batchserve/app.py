@@ -1,0 +1,133 @@
+"""The ASGI application: routes, errors as problems, health, metrics, and the embedded worker."""
+
+import threading
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
+from prometheus_client.registry import Collector
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import __version__, jobs
+from batchserve.api import download, models, predict, problems, upload
+from batchserve.api import jobs as job_routes
+from batchserve.api.deps import Service
+from batchserve.db import migrate
+from batchserve.errors import BatchserveError
+from batchserve.runtime import Runtime
+from batchserve.settings import Settings
+from batchserve.worker import Worker
+
+DESCRIPTION = """
+A file of inputs plus a model gives a file of predictions.
+
+1. **upload** stores an input under a job ID
+2. **predict** queues the job and answers at once
+3. **download** gives the result, or 404 until it exists
+"""
+
+
+def create_app(settings: Settings | None = None, *, worker: bool = True) -> FastAPI:
+    """The service. With `worker`, a worker runs in this process group; else run `batchserve worker` beside it."""
+    settings = settings or Settings()
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        with Runtime.open(settings) as runtime:
+            embedded = Worker(runtime) if worker else None
+            app.state.service = Service(runtime, embedded.wake if embedded else _no_worker)
+            thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
+            if thread:
+                thread.start()
+            try:
+                yield
+            finally:
+                if embedded and thread:
+                    embedded.stop()
+                    await run_in_threadpool(thread.join)
+
+    app = FastAPI(
+        title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
+        openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
+        redoc_url=None,
+    )  # fmt: skip
+    problems.install(app)
+    for module in (upload, predict, download, job_routes, models):
+        app.include_router(module.router)
+    _add_health(app)
+    return app
+
+
+def _no_worker() -> None:
+    """Workers of other processes look for themselves."""
+
+
+def _add_health(app: FastAPI) -> None:
+    @app.get("/", include_in_schema=False)
+    async def home() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    @app.get("/livez", tags=["health"], operation_id="livez", summary="The process answers")
+    async def livez() -> dict[str, str]:
+        return {"status": "ok", "version": __version__}
+
+    @app.get(
+        "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage answer",
+        responses={503: {"description": "Something does not; `checks` says what."}},
+    )  # fmt: skip
+    async def readyz(request: Request) -> Response:
+        checks = await run_in_threadpool(_check, request.app.state.service.runtime)
+        ready = all(state == "ok" for state in checks.values())
+        body = {"status": "ok" if ready else "unavailable", "version": __version__, "checks": checks}
+        return JSONResponse(body, 200 if ready else 503)
+
+    @app.get("/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics")
+    async def metrics(request: Request) -> Response:
+        registry = CollectorRegistry()
+        registry.register(_JobMetrics(request.app.state.service.runtime))
+        text = await run_in_threadpool(generate_latest, registry)
+        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _check(runtime: Runtime) -> dict[str, str]:
+    """What the service can not do without, each `ok` or the reason why not."""
+    checks = {}
+    try:
+        migrate.check(runtime.database)
+        checks["database"] = "ok"
+    except BatchserveError as error:
+        checks["database"] = error.detail
+    try:
+        next(iter(runtime.storage.list("models/")), None)
+        checks["storage"] = "ok"
+    except OSError as error:
+        checks["storage"] = f"{type(error).__name__}: the storage does not answer"
+    return checks
+
+
+class _JobMetrics(Collector):
+    """Read from the database at each scrape, so that all processes report the same."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self._runtime = runtime
+
+    def collect(self) -> Iterator[Metric]:
+        yield InfoMetricFamily("batchserve_build", "The release that runs.", {"version": __version__})
+        with self._runtime.database.read() as connection:
+            by_state = jobs.count_by_state(connection)
+            rows_ok, rows_failed = jobs.count_rows(connection)
+            oldest = jobs.oldest_queued_at(connection)
+            now = self._runtime.database.moment(connection).wall
+        states = GaugeMetricFamily("batchserve_jobs", "Jobs by state.", labels=["state"])
+        for state in jobs.STATES:
+            states.add_metric([state], by_state.get(state, 0))
+        yield states
+        rows = GaugeMetricFamily("batchserve_rows", "Rows of all jobs that are kept, by outcome.", labels=["outcome"])
+        rows.add_metric(["ok"], rows_ok)
+        rows.add_metric(["failed"], rows_failed)
+        yield rows
+        age = now - oldest if oldest is not None else 0.0
+        yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Wait of the oldest queued job.", age)

@@ -1,0 +1,50 @@
+"""The command line. Data goes to stdout; messages, bars and errors go to stderr.
+
+Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, 4 the API key was refused, 5 timeout while waiting, 6 the
+job was cancelled, 130 Ctrl-C.
+"""
+
+import sys
+
+import typer
+
+from batchserve.cli import demo, doctor, jobs, models, server
+from batchserve.cli.terminal import print_error
+from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
+from batchserve.errors import BatchserveError
+
+EXIT_CODES: dict[type[BatchserveError], int] = {
+    JobFailed: 3,
+    AuthenticationFailed: 4,
+    WaitTimeout: 5,
+    JobCancelled: 6,
+}
+
+app = typer.Typer(
+    help="Asynchronous batch prediction: a file of inputs and an ONNX model give a file of predictions.",
+    epilog="BATCHSERVE_URL and BATCHSERVE_API_KEY say which server the commands talk to. Start with: batchserve demo",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+)
+app.command()(demo.demo)
+app.command()(server.serve)
+app.command()(server.worker)
+app.command()(server.migrate)
+app.command()(doctor.doctor)
+app.command()(jobs.predict)
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(models.app, name="models")
+app.command()(models.convert)
+app.command()(server.version)
+
+
+def main() -> None:
+    """Runs the command that the arguments name, and exits with its code."""
+    try:
+        app()
+    except BatchserveError as error:
+        print_error(error)
+        sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+    except OSError as error:
+        print_error(error)
+        sys.exit(1)

@@ -1,0 +1,263 @@
+"""`batchserve predict` and `batchserve jobs ...`."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from itertools import islice
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, print_rows, say, size
+from batchserve.client import Client, Job, Result
+from batchserve.client.bars import Bars
+from batchserve.client.core import Options
+from batchserve.client.data import format_of
+
+app = typer.Typer(help="Jobs: one prediction of one input by one model version.", no_args_is_help=True)
+
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+Timeout = Annotated[
+    float | None, typer.Option(parser=duration, metavar="DURATION", help="How long to wait, as in 90s, 15m, 2h.")
+]
+STREAM = "-"
+
+
+class State(StrEnum):
+    UPLOADED = "uploaded"
+    QUEUED = "queued"
+    RUNNING = "running"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    EXPIRED = "expired"
+
+
+class OnRowError(StrEnum):
+    CONTINUE = "continue"
+    FAIL = "fail"
+
+
+def predict(
+    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The input; - reads stdin.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model that scores.")],
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Where the result goes; - writes stdout.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Format of the result. Default: the input's.")] = None,
+    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the job's id.")] = True,
+    timeout: Timeout = None,
+    columns: Annotated[
+        str | None, typer.Option(metavar="A,B", help="The columns that fill a model which does not name its own.")
+    ] = None,
+    passthrough: Annotated[
+        str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that travel to the result.")
+    ] = None,
+    delimiter: Annotated[
+        str | None, typer.Option(help="What separates the fields of a CSV: a comma by default, ; or tab.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
+    on_row_error: Annotated[
+        OnRowError | None, typer.Option(help="Whether a record that cannot be scored fails the job.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Predict a file: upload, score, download."""
+    source: Any = sys.stdin.buffer if file == STREAM else Path(file)
+    target = output or (STREAM if file == STREAM else None)
+    if isinstance(source, Path) and not source.is_file():
+        raise typer.BadParameter(f"there is no file {file!r}", param_hint="FILE")
+    if as_json and target == STREAM and wait:
+        raise typer.BadParameter("--json and a result on stdout exclude each other: name a file with -o")
+    options: dict[str, Any] = {
+        "format": format or (format_of(Path(target)) if target and target != STREAM else None),
+        "columns": columns.split(",") if columns else None,
+        "passthrough": passthrough,
+        "delimiter": delimiter,
+        "top_k": top_k,
+        "on_row_error": on_row_error,
+    }
+    given: Options = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
+    where = ""
+    with Client() as client:
+        with Bars() as bars:
+            job = client.submit(source, model, on_upload=bars.upload, **given)
+            if wait:
+                with going_on(job):
+                    job.wait(timeout, on_progress=bars.scoring)
+                where = deliver(job.result(), target or beside(Path(file), job.result()), bars)
+        if as_json:
+            print_json(job.data)
+        if wait:
+            say(summary(job) + where)
+            return
+        if not as_json:
+            print(job.id)
+        say(f"Job {job.id} is {job.state}. Watch it: [bold]batchserve jobs watch {job.id}[/]")
+
+
+@app.command("list")
+def list_jobs(
+    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this model.")] = None,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 30,
+    as_json: AsJson = False,
+) -> None:
+    """List jobs, newest first."""
+    with Client() as client:
+        jobs = list(islice(client.jobs.list(state=state, model=model), limit))
+    if as_json:
+        print_json([job.data for job in jobs])
+        return
+    print_rows(
+        ("id", "state", "model", "rows", "failed", "progress", "created"),
+        [
+            (
+                job.id,
+                job.state,
+                job.model,
+                job.rows.get("total"),
+                job.rows.get("failed"),
+                f"{job.progress:.0%}",
+                moment(job.data.get("created_at")),
+            )
+            for job in jobs
+        ],
+    )
+
+
+@app.command()
+def show(job_id: JobId, as_json: AsJson = False) -> None:
+    """Show all there is to know about a job."""
+    with Client() as client:
+        job = client.jobs.get(job_id)
+    if as_json:
+        print_json(job.data)
+        return
+    input, result = job.data.get("input") or {}, job.data.get("result") or {}
+    error = job.error or {}
+    print_facts(
+        {
+            "id": job.id,
+            "state": job.state,
+            "reason": job.data.get("reason"),
+            "model": job.model,
+            "input": f"{input.get('filename') or 'no name'}, {input.get('media_type')}, {size(input.get('bytes'))}",
+            "rows": job.rows.get("total"),
+            "rows ok": job.rows.get("ok"),
+            "rows failed": job.rows.get("failed"),
+            "progress": f"{job.progress:.0%}",
+            "rows/s": job.data.get("rows_per_s"),
+            "attempt": job.data.get("attempt"),
+            "result": f"{result.get('media_type')}, {size(result.get('bytes'))}" if result else None,
+            "reused from": job.data.get("reused_from"),
+            "error": error.get("message") or error.get("detail"),
+            "created": moment(job.data.get("created_at")),
+            "started": moment(job.data.get("started_at")),
+            "finished": moment(job.data.get("finished_at")),
+            "metadata": ", ".join(f"{name}={value}" for name, value in job.metadata.items()) or None,
+        }
+    )
+
+
+@app.command()
+def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False) -> None:
+    """Follow a job to its end. The exit code tells how it ended."""
+    with Client() as client, Bars() as bars:
+        job = client.jobs.get(job_id)
+        with going_on(job):
+            job.wait(timeout, on_progress=bars.scoring)
+    if as_json:
+        print_json(job.data)
+    say(summary(job))
+
+
+@app.command()
+def cancel(job_id: JobId, as_json: AsJson = False) -> None:
+    """Cancel a job. Its finished chunks stay."""
+    with Client() as client:
+        job = client.jobs.get(job_id).cancel()
+    report(job, as_json)
+
+
+@app.command()
+def retry(job_id: JobId, as_json: AsJson = False) -> None:
+    """Go on with a failed or cancelled job where it stopped."""
+    with Client() as client:
+        job = client.jobs.get(job_id).retry()
+    report(job, as_json)
+
+
+@app.command()
+def download(
+    job_id: JobId,
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Where it goes; default and -: stdout.")
+    ] = None,
+    format: Annotated[str | None, typer.Option(help="Convert to this format.")] = None,
+    partial: Annotated[bool, typer.Option("--partial", help="What is finished of a job that is not.")] = False,
+    errors: Annotated[bool, typer.Option("--errors", help="The records that could not be scored, as JSON.")] = False,
+) -> None:
+    """Download the result of a job."""
+    with Client() as client:
+        job = client.jobs.get(job_id)
+        if errors:
+            print_json(job.errors())
+        else:
+            with Bars() as bars:
+                where = deliver(job.result(format, partial=partial), output or STREAM, bars)
+            if where:
+                say(where.strip())
+
+
+@app.command("rm")
+def remove(job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs' ids.")]) -> None:
+    """Remove jobs with their inputs and results."""
+    with Client() as client:
+        for job_id in job_ids:
+            client.jobs.get(job_id).delete()
+            say(f"Job {job_id} is removed.")
+
+
+@contextmanager
+def going_on(job: Job) -> Iterator[None]:
+    """Says at Ctrl-C that the job does not end with the command."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        say(f"\nThe job goes on. Watch it: [bold]batchserve jobs watch {job.id}[/]")
+        raise typer.Exit(130) from None
+
+
+def report(job: Job, as_json: bool) -> None:
+    if as_json:
+        print_json(job.data)
+    say(f"Job {job.id} is {job.state}.")
+
+
+def summary(job: Job) -> str:
+    """One or two sentences about a completed job."""
+    total, failed = job.rows.get("total") or 0, job.rows.get("failed") or 0
+    speed = job.data.get("rows_per_s")
+    text = f"{total:,} rows, {total - failed:,} ok, {failed:,} failed" + (f", {speed:,.0f} rows/s." if speed else ".")
+    if job.data.get("reused_from"):
+        text += f" Answered from the equal job {job.data['reused_from']}."
+    return text + (f" Why rows failed: [bold]batchserve jobs download {job.id} --errors[/]" if failed else "")
+
+
+def beside(path: Path, result: Result) -> str:
+    """Where the result of a file goes if nobody says: `<name>.predictions.<suffix>` in the same folder."""
+    return str(path.with_name(f"{path.name.split('.')[0]}.predictions{result.suffix}"))
+
+
+def deliver(result: Result, target: str, bars: Bars) -> str:
+    """Downloads to a file or to stdout; says where the file is."""
+    if target != STREAM:
+        return f" Result: [bold]{escape(str(result.save(target, on_download=bars.download)))}[/]"
+    for block in result.iter_bytes():
+        sys.stdout.buffer.write(block)
+    sys.stdout.buffer.flush()
+    return ""

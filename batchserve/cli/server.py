@@ -1,0 +1,159 @@
+"""`batchserve serve`, `worker`, `migrate` and `version`."""
+
+import ipaddress
+import platform
+import signal
+import socket
+import sys
+from importlib.metadata import version as version_of
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from batchserve.cli.terminal import AsJson, print_json, say
+
+if TYPE_CHECKING:
+    from batchserve.settings import Settings
+
+Storage = Annotated[str | None, typer.Option(help="Where bytes live. Default: BATCHSERVE_STORAGE, else storage/.")]
+Database = Annotated[
+    str | None, typer.Option(help="Address of the database. Default: BATCHSERVE_DATABASE, else in the storage folder.")
+]
+
+
+def serve(
+    host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run jobs too, or only take them in.")] = True,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address that others can reach.")] = False,
+    storage: Storage = None,
+    database: Database = None,
+) -> None:
+    """Serve the API, by default with a worker inside."""
+    if not (insecure or is_loopback(host)):
+        raise typer.BadParameter(
+            f"{host} can be reached from other hosts, and whoever reaches it may use it. Listen on 127.0.0.1, or pass "
+            "--insecure if something in front of it checks who comes.",
+            param_hint="--host",
+        )
+    import uvicorn
+
+    from batchserve import logs
+    from batchserve.app import create_app
+
+    settings = settings_of(storage, database)
+    logs.configure(settings.log_format, settings.log_level)
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                release, url = version_of("batchserve"), url_of(listener)
+                say(f"batchserve {release} at {url} (docs: /docs, storage: {settings.storage})")
+
+    listener = listen(host, port)
+    config = uvicorn.Config(
+        create_app(settings, worker=worker),
+        http="httptools",
+        loop="uvloop",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=int(settings.grace),
+    )
+    server = Server(config)
+    try:
+        server.run(sockets=[listener])
+    except KeyboardInterrupt:
+        say("Stopped.")
+    if not server.started:
+        raise typer.Exit(1)
+
+
+def worker(storage: Storage = None, database: Database = None) -> None:
+    """Run jobs, beside a `serve --no-worker` on the same database and storage."""
+    from batchserve import logs
+    from batchserve.runtime import Runtime
+    from batchserve.worker import Worker
+
+    settings = settings_of(storage, database)
+    logs.configure(settings.log_format, settings.log_level)
+    with Runtime.open(settings) as runtime:
+        running = Worker(runtime)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: running.stop())
+        say(f"batchserve {version_of('batchserve')} worker {running.name} (storage: {settings.storage})")
+        running.run()
+
+
+def migrate(database: Database = None, as_json: AsJson = False) -> None:
+    """Bring the database to the schema of this release. An SQLite file is copied first."""
+    from batchserve.db import migrate as schema
+    from batchserve.db.connect import Database as Connection
+
+    connection = Connection(settings_of(None, database).database_url)
+    try:
+        before, after = schema.upgrade(connection)
+    finally:
+        connection.close()
+    if as_json:
+        print_json({"before": before, "after": after})
+    elif before == after:
+        say(f"The database is at schema {after} already.")
+    else:
+        say(f"The database was at schema {before or 'none'} and is at {after} now.")
+
+
+def version(as_json: AsJson = False) -> None:
+    """Print the versions of batchserve and of what it stands on."""
+    names = ("batchserve", "onnxruntime", "onnx", "polars", "numpy", "fastapi", "uvicorn", "sqlalchemy")
+    versions = {name: version_of(name) for name in names} | {"python": platform.python_version()}
+    if as_json:
+        print_json(versions)
+    else:
+        sys.stdout.writelines(f"{name} {number}\n" for name, number in versions.items())
+
+
+def settings_of(storage: str | None, database: str | None) -> "Settings":
+    """The settings of the environment, with what the command line says instead."""
+    from pydantic import ValidationError
+
+    from batchserve.settings import Settings
+
+    given: dict[str, Any] = {"storage": storage, "database": database}
+    try:
+        return Settings(**{name: value for name, value in given.items() if value is not None})
+    except ValidationError as error:
+        faults = [f"BATCHSERVE_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors()]
+        raise typer.BadParameter("; ".join(faults)) from None
+
+
+def is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A bound socket. Raises OSError that says which address is taken."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise OSError(
+            f"cannot listen on {host}:{port}: {error.strerror}. Is another server running there? --port takes another."
+        ) from None
+    listener.set_inheritable(False)
+    return listener
+
+
+def url_of(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"

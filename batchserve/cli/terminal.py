@@ -1,0 +1,112 @@
+"""How the command line speaks: tables and JSON on stdout, sentences on stderr."""
+
+import json
+import re
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from batchserve.client.errors import ConnectionFailed
+from batchserve.errors import BatchserveError
+
+MOST_FAULTS = 10
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def duration(text: str) -> float:
+    """Seconds of `90`, `90s`, `15m`, `2h` or `1d`."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if match is None:
+        raise typer.BadParameter(f"{text!r} is no duration; expected something like 90s, 15m or 2h")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def say(text: str, *, style: str | None = None) -> None:
+    """A sentence for the user, on stderr. May hold rich markup."""
+    Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)
+
+
+def print_json(value: Any) -> None:
+    sys.stdout.write(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """A table on a terminal; elsewhere lines of tab-separated values, without a header, for cut and xargs."""
+    console = Console(highlight=False)
+    lines = [[_cell(value) for value in row] for row in rows]
+    if console.is_terminal:
+        console.print(table(columns, lines))
+    else:
+        sys.stdout.writelines("\t".join(line) + "\n" for line in lines)
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
+    for column in columns:
+        made.add_column(column, overflow="fold")
+    for row in rows:
+        made.add_row(*(escape(_cell(value)) for value in row))
+    return made
+
+
+def print_facts(facts: Mapping[str, Any]) -> None:
+    """Names and values, one pair in a line. What is None is left out."""
+    print_rows(("", ""), [(name, value) for name, value in facts.items() if value is not None])
+
+
+def print_error(error: Exception) -> None:
+    """What was wrong, the single faults, and what to do."""
+    say(f"[bold red]Error:[/] {escape(str(error))}")
+    if isinstance(error, BatchserveError):
+        for fault in error.errors[:MOST_FAULTS]:
+            say(f"  {escape(_fault(fault))}")
+        if len(error.errors) > MOST_FAULTS:
+            say(f"  and {len(error.errors) - MOST_FAULTS:,} more")
+    if isinstance(error, ConnectionFailed):
+        say("Start a server with [bold]batchserve serve[/], or name yours in BATCHSERVE_URL.")
+
+
+def moment(text: str | None) -> str | None:
+    """An RFC 3339 time in this host's time zone."""
+    return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S") if text else None
+
+
+def size(count: float | None) -> str | None:
+    """A number of bytes, for people."""
+    if count is None:
+        return None
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:,.0f} {unit}" if unit == "B" else f"{count:,.1f} {unit}"
+        count /= 1000
+    return f"{count:,.1f} TB"
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    place = ", ".join(
+        f"{name} {fault[name]}" for name in ("parameter", "row", "record", "column") if fault.get(name) is not None
+    )
+    message = fault.get("message") or ", ".join(f"{name} {value}" for name, value in fault.items())
+    return f"{place}: {message}" if place else str(message)
+
+
+def _cell(value: Any) -> str:
+    match value:
+        case None:
+            return ""
+        case bool():
+            return "yes" if value else "no"
+        case int():
+            return f"{value:,}" if Console().is_terminal else str(value)
+        case float():
+            return f"{value:.6g}"
+    return str(value)

@@ -1,0 +1,32 @@
+"""The Python client. `Client` blocks, `AsyncClient` is its twin for asyncio; both need a server and nothing of it."""
+
+from batchserve.client.aio import AsyncClient
+from batchserve.client.core import AsyncJob, AsyncResult
+from batchserve.client.errors import (
+    APIError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    WaitTimeout,
+)
+from batchserve.client.sync import Client, Job, Result
+from batchserve.client.views import Model
+
+__all__ = [
+    "APIError",
+    "AsyncClient",
+    "AsyncJob",
+    "AsyncResult",
+    "AuthenticationFailed",
+    "Client",
+    "ConnectionFailed",
+    "Job",
+    "JobCancelled",
+    "JobError",
+    "JobFailed",
+    "Model",
+    "Result",
+    "WaitTimeout",
+]

@@ -1,0 +1,50 @@
+"""The client for asyncio."""
+
+import os
+from importlib.metadata import version
+from types import TracebackType
+from typing import Self
+
+import httpx2
+
+from batchserve.client.core import Core
+from batchserve.client.transport import AsyncWire, Transport
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+
+def settings_of(url: str | None, api_key: str | None) -> tuple[str, dict[str, str]]:
+    """The address and the headers that a client uses, from its arguments or from the environment."""
+    url = url or os.environ.get("BATCHSERVE_URL") or DEFAULT_URL
+    api_key = api_key or os.environ.get("BATCHSERVE_API_KEY")
+    headers = {"User-Agent": f"batchserve-python/{version('batchserve')}"}
+    return url, headers | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+class AsyncClient(Core):
+    """A client for asyncio, the twin of `Client`: the same calls, awaited.
+
+    `url` and `api_key` default to BATCHSERVE_URL (else http://127.0.0.1:8000) and BATCHSERVE_API_KEY. Requests that
+    may succeed later are tried up to `1 + max_retries` times; `timeout` is in seconds for each read, write and connect.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        max_retries: int = 2,
+        timeout: float = 60.0,
+        transport: httpx2.AsyncBaseTransport | None = None,
+    ) -> None:
+        url, headers = settings_of(url, api_key)
+        wire = AsyncWire(httpx2.AsyncClient(headers=headers, transport=transport))
+        super().__init__(Transport(wire, url, max_retries=max_retries, timeout=timeout))
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

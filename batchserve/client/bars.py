@@ -1,0 +1,74 @@
+"""Progress bars on stderr, on a terminal only."""
+
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from batchserve.client.views import JobView
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+
+class Bars:
+    """A bar for each stage of a prediction. Off, every method does nothing."""
+
+    def __init__(self, shown: bool | None = None) -> None:
+        """`shown`: None means on if stderr is a terminal."""
+        self._shown = sys.stderr.isatty() if shown is None else shown
+        self._progress: Progress | None = None
+        self._tasks: dict[str, TaskID] = {}
+        self._started: dict[str, float] = {}
+
+    def __enter__(self) -> Self:
+        if self._shown:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description:<9}"),
+                BarColumn(bar_width=36),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[note]}"),
+                console=Console(stderr=True),
+            )
+            self._progress.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._progress is not None:
+            self._progress.stop()
+
+    def upload(self, done: int, total: int | None) -> None:
+        self._bytes("upload", done, total)
+
+    def download(self, done: int, total: int | None) -> None:
+        self._bytes("download", done, total)
+
+    def scoring(self, job: JobView) -> None:
+        """The job's state, rows and speed as the server tells them."""
+        rows = job.rows
+        done, total = (rows.get("ok") or 0) + (rows.get("failed") or 0), rows.get("total")
+        notes = [f"{done:,}/{total:,} rows" if total is not None else job.state]
+        if job.data.get("rows_per_s"):
+            notes.append(f"{job.data['rows_per_s']:,.0f} rows/s")
+        if not job.finished and job.data.get("eta_s"):
+            notes.append(f"{job.data['eta_s']:.0f} s left")
+        if rows.get("failed"):
+            notes.append(f"{rows['failed']:,} failed")
+        self._show("scoring", job.progress, 1.0, ", ".join(notes))
+
+    def _bytes(self, stage: str, done: int, total: int | None) -> None:
+        elapsed = time.monotonic() - self._started.setdefault(stage, time.monotonic())
+        rate = f", {done / elapsed / 1e6:,.0f} MB/s" if elapsed > 0.05 else ""
+        self._show(stage, done, total, f"{done / 1e6:,.1f} MB{rate}")
+
+    def _show(self, stage: str, done: float, total: float | None, note: str) -> None:
+        if self._progress is None:
+            return
+        if stage not in self._tasks:
+            self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
+        self._progress.update(self._tasks[stage], completed=done, total=total, note=note)

@@ -1,0 +1,422 @@
+"""Everything the clients do, once, as coroutines. `AsyncClient` is this; `Client` runs it without an event loop."""
+
+import builtins
+import functools
+import json
+import math
+import os
+import time
+import uuid
+import warnings
+from collections.abc import AsyncGenerator, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
+from urllib.parse import quote
+
+from batchserve.client.bars import Bars
+from batchserve.client.data import (
+    arrays_of,
+    body_of,
+    format_of,
+    holds_arrays,
+    library_of,
+    numpy_of,
+    pandas_of,
+    polars_of,
+    structured_of,
+)
+from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
+from batchserve.client.transport import Call, Transport
+from batchserve.client.views import JobView, Model
+from batchserve.errors import Unavailable
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import polars as pl
+
+    from batchserve.client.data import Data
+
+T = TypeVar("T")
+OnUpload = Callable[[int, int | None], None]
+"""Is told the bytes sent so far and their total, if that is known."""
+
+_LONG_POLL = 30.0
+_PROGRESS = 0.3
+_OUTAGE = 30.0
+"""Seconds for which a waiting client bears with a server that does not answer: a restart takes less."""
+_ADMISSION = 300.0
+_PAGE = 200
+
+
+class Options(TypedDict, total=False):
+    """What `POST /v1/predict` takes besides the model; docs/rest.md explains each."""
+
+    format: str
+    passthrough: str | list[str]
+    columns: list[str] | dict[str, str]
+    key: str
+    on_row_error: str
+    max_errors: float
+    top_k: int
+    reuse: bool
+    priority: int
+    run_after: str
+    metadata: dict[str, str]
+    delimiter: str
+
+
+class PredictOptions(Options, total=False):
+    """What `predict` takes besides the model."""
+
+    output: str | os.PathLike[str] | None
+    """Where to save the result of a path."""
+    timeout: float | None
+    """Seconds to wait for the result."""
+    progress: bool | None
+    """Whether to show bars; None: on a terminal."""
+
+
+class AsyncResult:
+    """The result of a job. Nothing is downloaded before it is asked for."""
+
+    def __init__(self, transport: Transport, job: JobView, *, format: str | None, partial: bool) -> None:
+        self._transport = transport
+        self._job = job
+        self._format = format
+        self._partial = partial
+
+    async def iter_bytes(self, *, format: str | None = None) -> AsyncGenerator[bytes]:
+        """The bytes as they come, at most some MiB at a time."""
+        params = {"format": format or self._format, "partial": True if self._partial else None}
+        call = Call(method="GET", path=f"/v1/download/{self._job.id}", params=query(params), headers={"Accept": "*/*"})
+        async for block in self._transport.download(call):
+            yield block
+
+    async def iter_rows(self) -> AsyncGenerator[dict[str, Any]]:
+        """One mapping per record, in input order, without holding the result in memory."""
+        rest = b""
+        async for block in self.iter_bytes(format="jsonl"):
+            *lines, rest = (rest + block).split(b"\n")
+            for line in lines:
+                yield json.loads(line)
+        if rest.strip():
+            yield json.loads(rest)
+
+    async def read(self, *, format: str | None = None) -> bytes:
+        """The whole result."""
+        return b"".join([block async for block in self.iter_bytes(format=format)])
+
+    async def save(
+        self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
+    ) -> Path:
+        """Writes the result to `path`, in the format that its suffix names. The file appears when it is whole."""
+        path = Path(path)
+        format = self._format or format_of(path)
+        stored = self._job.data.get("result") or {}
+        total = stored.get("bytes") if format in (None, self._stored_format) else None
+        run, done = self._transport.wire.call, 0
+        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            with part.open("xb") as file:
+                async for block in self.iter_bytes(format=format):
+                    await run(functools.partial(file.write, block))
+                    done += len(block)
+                    if on_download is not None:
+                        on_download(done, total)
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+        return path
+
+    async def to_polars(self) -> "pl.DataFrame":
+        return polars_of(await self.read(format="arrow"))
+
+    async def to_pandas(self) -> "pd.DataFrame":
+        return pandas_of(await self.read(format="arrow"))
+
+    async def to_numpy(self) -> "np.ndarray[Any, Any]":
+        """A structured array [rows] with a field for each column; the result of an npy job as it is."""
+        if self._stored_format == "npy":
+            return numpy_of(await self.read(format="npy"))
+        return structured_of(await self.read(format="arrow"))
+
+    async def to_arrays(self) -> dict[str, "np.ndarray[Any, Any]"]:
+        """The result of an npz job: one array for each output of the model, under its name."""
+        return arrays_of(await self.read(format="npz"))
+
+    @property
+    def suffix(self) -> str:
+        """How the name of a file with this result ends, with the dot."""
+        return f".{self._format or self._stored_format or 'bin'}"
+
+    @property
+    def _stored_format(self) -> str | None:
+        return (self._job.data.get("result") or {}).get("format")
+
+
+class AsyncJob(JobView):
+    """A job on the server. Its properties tell what the server said last; `refresh` asks again."""
+
+    def __init__(self, transport: Transport, data: Mapping[str, Any]) -> None:
+        super().__init__(data)
+        self._transport = transport
+
+    async def refresh(self) -> Self:
+        return await self._ask(Call(method="GET", path=f"/v1/jobs/{self.id}"))
+
+    async def wait(
+        self,
+        timeout: float | None = None,  # noqa: ASYNC109 - it has an error of its own, and Client has no asyncio.timeout
+        *,
+        on_progress: Callable[[JobView], None] | None = None,
+    ) -> Self:
+        """Returns when the job is completed. `on_progress` is called a few times a second.
+
+        Raises JobFailed, JobCancelled, or WaitTimeout after `timeout` seconds; the job goes on then.
+        """
+        deadline = math.inf if timeout is None else time.monotonic() + timeout
+        heard = time.monotonic()
+        while not self.finished:
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise WaitTimeout(f"job {self.id} is {self.state} after {timeout:g} s and goes on", job=self)
+            asked, state = time.monotonic(), self.state
+            seconds = min(left, _PROGRESS if on_progress else _LONG_POLL)
+            try:
+                await self._ask(
+                    Call(method="GET", path=f"/v1/jobs/{self.id}", params={"wait": seconds}, patience=seconds)
+                )
+                heard = time.monotonic()
+            except (ConnectionFailed, Unavailable):
+                if time.monotonic() - heard > _OUTAGE:
+                    raise
+            if on_progress is not None:
+                on_progress(self)
+            if self.state == state and not self.finished:
+                await self._transport.wire.sleep(max(0.0, 0.25 - (time.monotonic() - asked)))
+        return self._completed()
+
+    async def cancel(self) -> Self:
+        """Asks for the end of the job. Finished chunks stay; the state follows within seconds."""
+        return await self._ask(Call(method="POST", path=f"/v1/jobs/{self.id}/cancel"))
+
+    async def retry(self) -> Self:
+        """Goes on with the unfinished chunks of a failed or cancelled job."""
+        return await self._ask(Call(method="POST", path=f"/v1/jobs/{self.id}/retry"))
+
+    async def errors(self) -> list[dict[str, Any]]:
+        """The records that could not be scored so far: number (from 0), column, code and message of each."""
+        call = Call(
+            method="GET",
+            path=f"/v1/download/{self.id}/errors",
+            params=query({"partial": None if self.state == "completed" else True}),
+            headers={"Accept": "application/x-ndjson"},
+        )
+        content = b"".join([block async for block in self._transport.download(call)])
+        return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+    async def delete(self) -> None:
+        """Removes the job with its input and result."""
+        await self._transport.json(Call(method="DELETE", path=f"/v1/jobs/{self.id}"))
+
+    def result(self, format: str | None = None, *, partial: bool = False) -> AsyncResult:
+        """The result, by default in the format that the job was asked for. `partial`: what is finished so far."""
+        return AsyncResult(self._transport, self, format=format, partial=partial)
+
+    def _completed(self) -> Self:
+        if self.state == "failed":
+            error = self.error or {}
+            message = error.get("message") or error.get("detail") or "no reason was given"
+            raise JobFailed(f"job {self.id} failed: {message}", errors=error.get("errors") or (), job=self)
+        if self.state == "cancelled":
+            raise JobCancelled(f"job {self.id} was cancelled", job=self)
+        return self
+
+    async def _ask(self, call: Call) -> Self:
+        self._data = await self._transport.json(call)
+        return self
+
+
+class AsyncJobs:
+    """The jobs of the server, as `client.jobs`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def get(self, id: str) -> AsyncJob:
+        return await AsyncJob(self._transport, {"id": id}).refresh()
+
+    async def list(
+        self, *, state: str | None = None, model: str | None = None, q: str | None = None
+    ) -> AsyncGenerator[AsyncJob]:
+        """All jobs that fit, newest first; further pages are fetched as they are needed."""
+        after = None
+        while True:
+            params = query({"state": state, "model": model, "q": q, "limit": _PAGE, "after": after})
+            page = await self._transport.json(Call(method="GET", path="/v1/jobs", params=params))
+            for data in page["jobs"]:
+                yield AsyncJob(self._transport, data)
+            after = page.get("next")
+            if after is None:
+                return
+
+
+class AsyncModels:
+    """The models of the server, as `client.models`."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+
+    async def add(
+        self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None
+    ) -> Model:
+        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes: the version there is."""
+        call = Call(method="PUT", path=_model_path(name), body=body_of(model), patience=_ADMISSION, on_upload=on_upload)
+        return Model(await self._transport.json(call))
+
+    async def get(self, name: str) -> Model:
+        """The newest version of `name`, or the one that `name@version` says."""
+        return Model(await self._transport.json(Call(method="GET", path=_model_path(name))))
+
+    async def list(self) -> "builtins.list[Model]":
+        """The newest version of every model."""
+        page = await self._transport.json(Call(method="GET", path="/v1/models"))
+        return [Model(data) for data in page["models"]]
+
+    async def remove(self, name: str) -> None:
+        """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""
+        name, _, version = name.partition("@")
+        await self._transport.json(Call(method="DELETE", path=f"{_model_path(name)}/versions/{quote(version)}"))
+
+    async def predict(self, name: str, data: "Data") -> "builtins.list[dict[str, Any]]":
+        """Predictions at once, without a job, for up to one chunk of records."""
+        answer = await self._transport.json(
+            Call(method="POST", path=f"{_model_path(name)}/predict", body=body_of(data))
+        )
+        return list(answer["prediction"])
+
+    async def validate(self, name: str, data: "Data") -> dict[str, Any]:
+        """Whether a sample fits the model. Raises SchemaMismatch with every difference."""
+        call = Call(method="POST", path=f"{_model_path(name)}/validate", body=body_of(data))
+        return dict(await self._transport.json(call) or {})
+
+
+class Core:
+    """The calls that a client has."""
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self.jobs = AsyncJobs(transport)
+        self.models = AsyncModels(transport)
+
+    @property
+    def url(self) -> str:
+        return self._transport.url
+
+    async def upload(
+        self, data: "Data", *, delimiter: str | None = None, on_upload: OnUpload | None = None
+    ) -> AsyncJob:
+        """Stores an input; `submit(job, model=...)` predicts it later."""
+        return await self._send("/v1/upload", data, {"delimiter": delimiter}, on_upload)
+
+    async def submit(
+        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[Options]
+    ) -> AsyncJob:
+        """Starts a prediction and returns its job at once. `data`: what `body_of` takes, or an uploaded job."""
+        params = {"model": model, **options}
+        if isinstance(data, JobView):
+            call = Call(method="POST", path=f"/v1/predict/{data.id}", params=query(params))
+            return AsyncJob(self._transport, await self._transport.json(call))
+        return await self._send("/v1/predict", data, params, on_upload)
+
+    @overload
+    async def predict(self, data: str | os.PathLike[str], model: str, **options: Unpack[PredictOptions]) -> Path: ...
+
+    @overload
+    async def predict(self, data: T, model: str, **options: Unpack[PredictOptions]) -> T: ...
+
+    async def predict(
+        self,
+        data: Any,
+        model: str,
+        *,
+        output: str | os.PathLike[str] | None = None,
+        timeout: float | None = None,  # noqa: ASYNC109 - see `wait`
+        progress: bool | None = None,
+        **options: Unpack[Options],
+    ) -> Any:
+        """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
+        array for an array, arrays for arrays, records for records, bytes for bytes; for a path, the path of the saved
+        result (`output`, or `<name>.predictions.<suffix>` beside it).
+
+        Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
+        """
+        if library_of(data) == "numpy":
+            options.setdefault("format", "arrow")  # npy has no names for columns, and no text
+        with Bars(progress) as bars:
+            job = await self.submit(data, model, on_upload=bars.upload, **options)
+            await job.wait(timeout, on_progress=bars.scoring)
+            if failed := job.rows.get("failed"):
+                warnings.warn(
+                    f"{failed:,} of {job.rows['total']:,} rows could not be scored and hold nulls; "
+                    f"jobs.get({job.id!r}).errors() tells why",
+                    stacklevel=2,
+                )
+            result = job.result()
+            if isinstance(data, str | os.PathLike):
+                target = Path(output) if output is not None else _beside(Path(data), result.suffix)
+                return await result.save(target, on_download=bars.download)
+            return await _alike(data, result)
+
+    async def close(self) -> None:
+        await self._transport.wire.close()
+
+    async def _send(self, path: str, data: "Data", params: Mapping[str, Any], on_upload: OnUpload | None) -> AsyncJob:
+        body = body_of(data)
+        call = Call(
+            method="POST",
+            path=path,
+            params=query({**params, "filename": body.filename}),
+            body=body,
+            on_upload=on_upload,
+            patience=60.0,
+        )
+        return AsyncJob(self._transport, await self._transport.json(call))
+
+
+def query(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a query: None is left out, lists and mappings are JSON."""
+
+    def text(value: Any) -> str:
+        match value:
+            case bool():
+                return "true" if value else "false"
+            case list() | tuple() | dict():
+                return json.dumps(value)
+        return str(value)
+
+    return {name: text(value) for name, value in params.items() if value is not None}
+
+
+def _model_path(reference: str) -> str:
+    return f"/v1/models/{quote(reference, safe='@')}"
+
+
+def _beside(path: Path, suffix: str) -> Path:
+    return path.with_name(f"{path.name.split('.')[0] or path.stem}.predictions{suffix}")
+
+
+async def _alike(data: Any, result: AsyncResult) -> Any:
+    match library_of(data):
+        case "polars":
+            return await result.to_polars()
+        case "pandas":
+            return (await result.to_pandas()).set_index(data.index)
+        case "numpy":
+            return await result.to_numpy()
+    if holds_arrays(data):
+        return await result.to_arrays()
+    if isinstance(data, bytes | bytearray | memoryview):
+        return await result.read()
+    return [row async for row in result.iter_rows()]

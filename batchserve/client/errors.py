@@ -1,0 +1,106 @@
+"""What a call can raise besides the errors that the server itself names (those are classes of `batchserve.errors`).
+
+BatchserveError
+├── APIError                    the server refused, with a code or a status that has no class of its own
+│   └── AuthenticationFailed    401 or 403: the API key is missing, wrong or too weak
+├── ConnectionFailed            no answer: nothing listens there, or the connection broke too often
+└── JobError                    `job` is the job
+    ├── JobFailed, JobCancelled     it ended so
+    └── WaitTimeout                 it is not finished yet and goes on
+"""
+
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+import httpx2
+
+from batchserve import errors
+from batchserve.client.views import JobView
+from batchserve.errors import BatchserveError
+
+_KINDS: dict[str, type[BatchserveError]] = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, BatchserveError) and kind is not BatchserveError
+}
+_STANDARD = frozenset({"type", "title", "status", "detail", "code", "errors", "instance", "request_id"})
+
+
+class APIError(BatchserveError):
+    """An answer of 4xx or 5xx."""
+
+    code = "api-error"
+
+    @property
+    def http_status(self) -> int:
+        return int(self.extra["http_status"])
+
+    @property
+    def problem(self) -> Mapping[str, Any]:
+        """The RFC 9457 problem; empty if the answer was none (a proxy's page, for example)."""
+        return self.extra["problem"]  # type: ignore[no-any-return]
+
+    @property
+    def request_id(self) -> str | None:
+        return self.extra["request_id"]  # type: ignore[no-any-return]
+
+
+class AuthenticationFailed(APIError):
+    code = "authentication-failed"
+
+
+class ConnectionFailed(BatchserveError):
+    code = "connection-failed"
+
+
+class JobError(BatchserveError):
+    """What ended the wait for a job."""
+
+    @property
+    def job(self) -> JobView:
+        """The job as last seen."""
+        return self.extra["job"]  # type: ignore[no-any-return]
+
+
+class JobFailed(JobError):
+    code = "job-failed"
+
+
+class JobCancelled(JobError):
+    code = "job-cancelled"
+
+
+class WaitTimeout(JobError, TimeoutError):
+    code = "wait-timeout"
+
+
+def error_of(response: httpx2.Response) -> BatchserveError:
+    """The error that an answer of 4xx or 5xx stands for. The body must have been read."""
+    problem = _problem(response)
+    request_id = problem.get("request_id") or response.headers.get("X-Request-ID")
+    detail = str(problem.get("detail") or problem.get("title") or _describe(response))
+    faults = [fault for fault in problem.get("errors") or () if isinstance(fault, Mapping)]
+    kind = _KINDS.get(str(problem.get("code")))
+    if kind is not None:
+        extra = {name: value for name, value in problem.items() if name not in _STANDARD}
+        return kind(detail, errors=faults, request_id=request_id, **extra)
+    refused = response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
+    return (AuthenticationFailed if refused else APIError)(
+        detail, errors=faults, http_status=response.status_code, problem=problem, request_id=request_id
+    )
+
+
+def _problem(response: httpx2.Response) -> dict[str, Any]:
+    if not response.headers.get("Content-Type", "").startswith(("application/problem+json", "application/json")):
+        return {}
+    try:
+        problem = response.json()
+    except ValueError:
+        return {}
+    return problem if isinstance(problem, dict) else {}
+
+
+def _describe(response: httpx2.Response) -> str:
+    url = response.request.url.copy_with(query=None)
+    return f"{response.request.method} {url} was answered with {response.status_code} {response.reason_phrase}"

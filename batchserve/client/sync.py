@@ -1,0 +1,242 @@
+"""The blocking client: every call runs its twin of `core` to the end."""
+
+import builtins
+import os
+from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
+
+import httpx2
+
+from batchserve.client.aio import settings_of
+from batchserve.client.core import (
+    AsyncJob,
+    AsyncJobs,
+    AsyncModels,
+    AsyncResult,
+    Core,
+    OnUpload,
+    Options,
+    PredictOptions,
+)
+from batchserve.client.errors import JobError
+from batchserve.client.transport import BlockingWire, Transport, each_now, now
+from batchserve.client.views import JobView, Model
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    import polars as pl
+
+    from batchserve.client.data import Data
+
+T = TypeVar("T")
+
+
+class Result:
+    """The result of a job. Nothing is downloaded before it is asked for."""
+
+    def __init__(self, twin: AsyncResult) -> None:
+        self._twin = twin
+
+    def iter_bytes(self, *, format: str | None = None) -> Iterator[bytes]:
+        """The bytes as they come, at most some MiB at a time."""
+        return each_now(self._twin.iter_bytes(format=format))
+
+    def iter_rows(self) -> Iterator[dict[str, Any]]:
+        """One mapping per record, in input order, without holding the result in memory."""
+        return each_now(self._twin.iter_rows())
+
+    def read(self, *, format: str | None = None) -> bytes:
+        """The whole result."""
+        return now(self._twin.read(format=format))
+
+    def save(
+        self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
+    ) -> Path:
+        """Writes the result to `path`, in the format that its suffix names. The file appears when it is whole."""
+        return now(self._twin.save(path, on_download=on_download))
+
+    def to_polars(self) -> "pl.DataFrame":
+        return now(self._twin.to_polars())
+
+    def to_pandas(self) -> "pd.DataFrame":
+        return now(self._twin.to_pandas())
+
+    def to_numpy(self) -> "np.ndarray[Any, Any]":
+        """A structured array [rows] with a field for each column; the result of an npy job as it is."""
+        return now(self._twin.to_numpy())
+
+    def to_arrays(self) -> dict[str, "np.ndarray[Any, Any]"]:
+        """The result of an npz job: one array for each output of the model, under its name."""
+        return now(self._twin.to_arrays())
+
+    @property
+    def suffix(self) -> str:
+        """How the name of a file with this result ends, with the dot."""
+        return self._twin.suffix
+
+
+class Job(JobView):
+    """A job on the server. Its properties tell what the server said last; `refresh` asks again."""
+
+    def __init__(self, twin: AsyncJob) -> None:
+        super().__init__({})
+        self._twin = twin
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return self._twin.data
+
+    def refresh(self) -> Self:
+        now(self._twin.refresh())
+        return self
+
+    def wait(self, timeout: float | None = None, *, on_progress: Callable[[JobView], None] | None = None) -> Self:
+        """Returns when the job is completed. `on_progress` is called a few times a second.
+
+        Raises JobFailed, JobCancelled, or WaitTimeout after `timeout` seconds; the job goes on then.
+        """
+        _settled(self._twin.wait(timeout, on_progress=on_progress))
+        return self
+
+    def cancel(self) -> Self:
+        """Asks for the end of the job. Finished chunks stay; the state follows within seconds."""
+        now(self._twin.cancel())
+        return self
+
+    def retry(self) -> Self:
+        """Goes on with the unfinished chunks of a failed or cancelled job."""
+        now(self._twin.retry())
+        return self
+
+    def errors(self) -> list[dict[str, Any]]:
+        """The records that could not be scored so far: number (from 0), column, code and message of each."""
+        return now(self._twin.errors())
+
+    def delete(self) -> None:
+        """Removes the job with its input and result."""
+        now(self._twin.delete())
+
+    def result(self, format: str | None = None, *, partial: bool = False) -> Result:
+        """The result, by default in the format that the job was asked for. `partial`: what is finished so far."""
+        return Result(self._twin.result(format, partial=partial))
+
+
+class Jobs:
+    """The jobs of the server, as `client.jobs`."""
+
+    def __init__(self, twin: AsyncJobs) -> None:
+        self._twin = twin
+
+    def get(self, id: str) -> Job:
+        return Job(now(self._twin.get(id)))
+
+    def list(self, *, state: str | None = None, model: str | None = None, q: str | None = None) -> Iterator[Job]:
+        """All jobs that fit, newest first; further pages are fetched as they are needed."""
+        return map(Job, each_now(self._twin.list(state=state, model=model, q=q)))
+
+
+class Models:
+    """The models of the server, as `client.models`."""
+
+    def __init__(self, twin: AsyncModels) -> None:
+        self._twin = twin
+
+    def add(self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None) -> Model:
+        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes: the version there is."""
+        return now(self._twin.add(model, name=name, on_upload=on_upload))
+
+    def get(self, name: str) -> Model:
+        """The newest version of `name`, or the one that `name@version` says."""
+        return now(self._twin.get(name))
+
+    def list(self) -> "builtins.list[Model]":
+        """The newest version of every model."""
+        return now(self._twin.list())
+
+    def remove(self, name: str) -> None:
+        """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""
+        now(self._twin.remove(name))
+
+    def predict(self, name: str, data: "Data") -> "builtins.list[dict[str, Any]]":
+        """Predictions at once, without a job, for up to one chunk of records."""
+        return now(self._twin.predict(name, data))
+
+    def validate(self, name: str, data: "Data") -> dict[str, Any]:
+        """Whether a sample fits the model. Raises SchemaMismatch with every difference."""
+        return now(self._twin.validate(name, data))
+
+
+class Client:
+    """A client of a batchserve server.
+
+    `url` and `api_key` default to BATCHSERVE_URL (else http://127.0.0.1:8000) and BATCHSERVE_API_KEY. Requests that
+    may succeed later are tried up to `1 + max_retries` times; `timeout` is in seconds for each read, write and connect.
+    """
+
+    def __init__(
+        self,
+        url: str | None = None,
+        *,
+        api_key: str | None = None,
+        max_retries: int = 2,
+        timeout: float = 60.0,
+        transport: httpx2.BaseTransport | None = None,
+    ) -> None:
+        url, headers = settings_of(url, api_key)
+        wire = BlockingWire(httpx2.Client(headers=headers, transport=transport))
+        self._twin = Core(Transport(wire, url, max_retries=max_retries, timeout=timeout))
+        self.jobs = Jobs(self._twin.jobs)
+        self.models = Models(self._twin.models)
+
+    @property
+    def url(self) -> str:
+        return self._twin.url
+
+    def upload(self, data: "Data", *, delimiter: str | None = None, on_upload: OnUpload | None = None) -> Job:
+        """Stores an input; `submit(job, model=...)` predicts it later."""
+        return Job(now(self._twin.upload(data, delimiter=delimiter, on_upload=on_upload)))
+
+    def submit(
+        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[Options]
+    ) -> Job:
+        """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job."""
+        return Job(now(self._twin.submit(data, model, on_upload=on_upload, **options)))
+
+    @overload
+    def predict(self, data: str | os.PathLike[str], model: str, **options: Unpack[PredictOptions]) -> Path: ...
+
+    @overload
+    def predict(self, data: T, model: str, **options: Unpack[PredictOptions]) -> T: ...
+
+    def predict(self, data: Any, model: str, **options: Unpack[PredictOptions]) -> Any:
+        """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
+        array for an array, arrays for arrays, records for records, bytes for bytes; for a path, the path of the saved
+        result (`output`, or `<name>.predictions.<suffix>` beside it).
+
+        Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
+        """
+        return _settled(self._twin.predict(data, model, **options))
+
+    def close(self) -> None:
+        now(self._twin.close())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _settled(waiting: Coroutine[Any, Any, T]) -> T:
+    """The value of `waiting`; an error's job becomes one whose methods block."""
+    try:
+        return now(waiting)
+    except JobError as error:
+        if isinstance(error.job, AsyncJob):
+            error.extra["job"] = Job(error.job)
+        raise

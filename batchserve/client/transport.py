@@ -1,0 +1,311 @@
+"""Requests with retries, over a blocking or an asyncio connection.
+
+All logic of the client is written once, as coroutines over a `Wire`. `AsyncWire` suspends as usual. `BlockingWire` does
+its work before it returns, so a coroutine over it never suspends and `now` runs it to its end without an event loop.
+"""
+
+import asyncio
+import base64
+import hashlib
+import random
+import time
+import uuid
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from typing import Any, Protocol, TypeVar
+
+import httpx2
+
+from batchserve.client.errors import ConnectionFailed, error_of
+from batchserve.errors import BatchserveError, DigestMismatch, IdempotencyInProgress
+
+T = TypeVar("T")
+
+BLOCK = 2**20
+_NEVER_RETRIED = frozenset({501, 505, 507})
+_LONGEST_PAUSE = 120.0
+
+
+@dataclass(frozen=True, slots=True)
+class Body:
+    """The bytes of a request. `blocks` begins anew at each call, unless the body is not `repeatable`."""
+
+    blocks: Callable[[], Iterator[bytes]]
+    media_type: str
+    length: int | None = None
+    encoding: str | None = None
+    filename: str | None = None
+    repeatable: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Call:
+    """One request, to be sent as often as it takes."""
+
+    method: str
+    path: str
+    params: Mapping[str, Any] = field(default_factory=dict)
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: Body | None = None
+    patience: float = 0.0
+    """Seconds that the server may take for its answer, on top of the client's timeout."""
+    on_upload: Callable[[int, int | None], None] | None = None
+    """Called with the bytes sent so far and their total, if that is known."""
+
+
+class Wire(Protocol):
+    """What the client needs of the world outside."""
+
+    @property
+    def http(self) -> httpx2.Client | httpx2.AsyncClient: ...
+    def content(self, blocks: Iterator[bytes]) -> Iterator[bytes] | AsyncIterator[bytes]: ...
+    async def send(self, request: httpx2.Request) -> httpx2.Response: ...
+    async def read(self, response: httpx2.Response) -> bytes: ...
+    def blocks(self, response: httpx2.Response) -> AsyncIterator[bytes]: ...
+    async def end(self, response: httpx2.Response) -> None: ...
+    async def sleep(self, seconds: float) -> None: ...
+    async def call(self, function: Callable[[], T]) -> T:
+        """Runs a function that may block on files."""
+        ...
+
+    async def close(self) -> None: ...
+
+
+class AsyncWire:
+    def __init__(self, http: httpx2.AsyncClient) -> None:
+        self._http = http
+
+    @property
+    def http(self) -> httpx2.AsyncClient:
+        return self._http
+
+    async def content(self, blocks: Iterator[bytes]) -> AsyncGenerator[bytes]:
+        while block := await asyncio.to_thread(next, blocks, b""):
+            yield block
+
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        return await self._http.send(request, stream=True)
+
+    async def read(self, response: httpx2.Response) -> bytes:
+        return await response.aread()
+
+    def blocks(self, response: httpx2.Response) -> AsyncIterator[bytes]:
+        return response.aiter_bytes()
+
+    async def end(self, response: httpx2.Response) -> None:
+        await response.aclose()
+
+    async def sleep(self, seconds: float) -> None:
+        await asyncio.sleep(seconds)
+
+    async def call(self, function: Callable[[], T]) -> T:
+        return await asyncio.to_thread(function)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+class BlockingWire:
+    def __init__(self, http: httpx2.Client) -> None:
+        self._http = http
+
+    @property
+    def http(self) -> httpx2.Client:
+        return self._http
+
+    def content(self, blocks: Iterator[bytes]) -> Iterator[bytes]:
+        return blocks
+
+    async def send(self, request: httpx2.Request) -> httpx2.Response:
+        return self._http.send(request, stream=True)
+
+    async def read(self, response: httpx2.Response) -> bytes:
+        return response.read()
+
+    async def blocks(self, response: httpx2.Response) -> AsyncGenerator[bytes]:
+        for block in response.iter_bytes():
+            yield block
+
+    async def end(self, response: httpx2.Response) -> None:
+        response.close()
+
+    async def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)  # noqa: ASYNC251 - blocking is this class's purpose
+
+    async def call(self, function: Callable[[], T]) -> T:
+        return function()
+
+    async def close(self) -> None:
+        self._http.close()
+
+
+def now(coroutine: Coroutine[Any, Any, T]) -> T:
+    """The value of a coroutine that never suspends."""
+    try:
+        coroutine.send(None)
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    coroutine.close()
+    raise RuntimeError("a coroutine over a BlockingWire has suspended")
+
+
+def each_now(values: AsyncGenerator[T]) -> Generator[T]:
+    """The values of an asynchronous generator that never suspends."""
+
+    async def following() -> T:
+        return await anext(values)
+
+    try:
+        while True:
+            try:
+                value = now(following())
+            except StopAsyncIteration:
+                return
+            yield value
+    finally:
+        now(_close(values))
+
+
+async def _close(values: AsyncGenerator[Any]) -> None:
+    await values.aclose()
+
+
+class Transport:
+    """Sends calls until they succeed, fail for good, or have been tried `1 + max_retries` times."""
+
+    def __init__(self, wire: Wire, url: str, *, max_retries: int, timeout: float) -> None:
+        self.wire = wire
+        self.url = url.rstrip("/")
+        self.max_retries = max_retries
+        self.timeout = timeout
+
+    async def json(self, call: Call) -> Any:
+        """The JSON of the answer; None if it has no body."""
+        response = await self.send(call)
+        try:
+            content = await self.wire.read(response)
+        finally:
+            await self.wire.end(response)
+        return response.json() if content else None
+
+    async def send(self, call: Call) -> httpx2.Response:
+        """The answer, its body not yet read. Raises the BatchserveError that the server named, or ConnectionFailed."""
+        # One key for all tries: the server runs at most one of them.
+        key = {"Idempotency-Key": str(uuid.uuid4())} if call.method == "POST" else {}
+        retries = 0
+        while True:
+            retry_after = None
+            try:
+                response = await self.wire.send(self._request(call, key))
+            except (httpx2.TransportError, httpx2.InvalidURL) as failure:
+                error: BatchserveError = self._no_answer(failure)
+                again = isinstance(failure, httpx2.TransportError) and not isinstance(
+                    failure, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
+                )
+            else:
+                if response.is_success:
+                    return response
+                await self.wire.read(response)
+                error = error_of(response)
+                again = may_be_retried(response.status_code, error)
+                retry_after = seconds_to_wait(response.headers.get("Retry-After"))
+            pause = pause_before(retries, retry_after)
+            repeatable = call.body is None or call.body.repeatable
+            if not (again and repeatable and retries < self.max_retries and pause <= _LONGEST_PAUSE):
+                raise error
+            retries += 1
+            await self.wire.sleep(pause)
+
+    async def download(self, call: Call) -> AsyncGenerator[bytes]:
+        """The blocks of a body. A broken connection is continued where it broke; the digest is checked at the end."""
+        digest = hashlib.sha256()
+        expected = etag = None
+        position = breaks = 0
+        while True:
+            headers = {"Accept-Encoding": "identity", **call.headers}
+            if position:
+                headers |= {"Range": f"bytes={position}-", "If-Range": str(etag)}
+            response = await self.send(Call(method="GET", path=call.path, params=call.params, headers=headers))
+            if not position:
+                etag, expected = response.headers.get("ETag"), response.headers.get("Repr-Digest")
+            elif response.status_code != httpx2.codes.PARTIAL_CONTENT:
+                await self.wire.end(response)
+                raise ConnectionFailed(f"the download from {self.url} broke after {position:,} bytes and has changed")
+            try:
+                async for block in self.wire.blocks(response):
+                    position += len(block)
+                    digest.update(block)
+                    yield block
+                break
+            except httpx2.TransportError as failure:
+                breaks += 1
+                if etag is None or breaks > self.max_retries:
+                    raise self._no_answer(failure) from failure
+            finally:
+                await self.wire.end(response)
+            await self.wire.sleep(pause_before(breaks - 1, None))
+        if expected and expected != f"sha-256=:{base64.b64encode(digest.digest()).decode()}:":
+            raise DigestMismatch(f"the download from {self.url} is damaged: expected {expected}, got other bytes")
+
+    def _request(self, call: Call, key: Mapping[str, str]) -> httpx2.Request:
+        headers = {"Accept": "application/json", **key, **call.headers}
+        if call.body is not None:
+            headers |= _body_headers(call.body)
+        return self.wire.http.build_request(
+            call.method,
+            self.url + call.path,
+            params=call.params,
+            headers=headers,
+            content=None if call.body is None else self.wire.content(_upload(call, call.body)),
+            timeout=httpx2.Timeout(self.timeout, read=self.timeout + call.patience),
+        )
+
+    def _no_answer(self, failure: Exception) -> ConnectionFailed:
+        reason = str(failure) or type(failure).__name__
+        return ConnectionFailed(f"no answer from {self.url}: {reason}")
+
+
+def _body_headers(body: Body) -> dict[str, str]:
+    headers = {"Content-Type": body.media_type}
+    if body.length is not None:
+        headers["Content-Length"] = str(body.length)
+    if body.encoding is not None:
+        headers["Content-Encoding"] = body.encoding
+    return headers
+
+
+def _upload(call: Call, body: Body) -> Iterator[bytes]:
+    done = 0
+    for block in body.blocks():
+        yield block
+        done += len(block)
+        if call.on_upload is not None:
+            call.on_upload(done, body.length)
+
+
+def may_be_retried(status: int, error: BatchserveError) -> bool:
+    """Whether the same request may have success later."""
+    if status == httpx2.codes.CONFLICT:
+        return isinstance(error, IdempotencyInProgress)
+    return status in (408, 429) or (status >= 500 and status not in _NEVER_RETRIED)
+
+
+def pause_before(retries: int, retry_after: float | None) -> float:
+    """Seconds to wait: half a second, doubled by each retry, at most 8, with jitter; never less than `retry_after`."""
+    pause: float = min(8.0, 0.5 * 2**retries) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+    return max(pause, retry_after or 0.0)
+
+
+def seconds_to_wait(retry_after: str | None) -> float | None:
+    """The value of a Retry-After header, which is a number of seconds or a date."""
+    if retry_after is None:
+        return None
+    try:
+        return max(0.0, float(retry_after))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except ValueError:
+        return None

@@ -1,0 +1,91 @@
+"""What the server says about jobs and models, with names instead of keys."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+FINISHED = frozenset({"completed", "failed", "cancelled", "expired"})
+
+
+class JobView:
+    """A job as the server last described it."""
+
+    def __init__(self, data: Mapping[str, Any]) -> None:
+        self._data = dict(data)
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """The whole description."""
+        return self._data
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.id!r}, state={self.state!r}, progress={self.progress:.0%})"
+
+    @property
+    def id(self) -> str:
+        return str(self.data["id"])
+
+    @property
+    def state(self) -> str:
+        """uploaded, queued, running, completed, failed, cancelled or expired."""
+        return str(self.data["state"])
+
+    @property
+    def finished(self) -> bool:
+        return self.state in FINISHED
+
+    @property
+    def progress(self) -> float:
+        """0.0 to 1.0; 1.0 only in a finished state."""
+        return float(self.data.get("progress") or 0.0)
+
+    @property
+    def rows(self) -> dict[str, int | None]:
+        """`total`, `ok` and `failed`; `total` is None as long as it is not known."""
+        return dict(self.data.get("rows") or {})
+
+    @property
+    def error(self) -> dict[str, Any] | None:
+        """Why the job failed: `code`, `message` and more."""
+        return self.data.get("error")
+
+    @property
+    def model(self) -> str | None:
+        """The version that scores, as `name@version`."""
+        model = self.data.get("model")
+        return f"{model['name']}@{model['version']}" if model else None
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        return dict(self.data.get("metadata") or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A registered model version. `data` is the whole description."""
+
+    data: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        return str(self.data["name"])
+
+    @property
+    def version(self) -> int:
+        return int(self.data["version"])
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the artifact, in hexadecimal."""
+        return str(self.data["digest"])
+
+    @property
+    def columns(self) -> list[dict[str, Any]]:
+        """The columns that it takes by name: `name`, `dtype`, `nullable`. Empty: any, in file order."""
+        return list(self.data["columns"])
+
+    @property
+    def signature(self) -> dict[str, Any]:
+        """What it takes (`columns`, `inputs`), what it gives (`outputs`, `result_columns`, `labels`) and its `task`."""
+        names = ("task", "columns", "inputs", "outputs", "result_columns", "labels")
+        return {name: self.data[name] for name in names}

@@ -1,0 +1,112 @@
+"""Connections to SQLite or PostgreSQL, behind two doors: `read` and `write`.
+
+SQLite runs WAL with `synchronous=FULL`: with NORMAL, acknowledged commits were lost in simulated power cuts. Every
+write transaction begins IMMEDIATE, because one that reads first and writes later fails at once when another process
+wrote in between, whatever the busy timeout.
+"""
+
+import sqlite3
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from batchserve.errors import InsufficientStorage, Unavailable
+
+BUSY_TIMEOUT_MS = 10_000
+_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """A point in time. Users see `wall`; leases are measured in `steady` seconds, on a clock that nobody sets.
+
+    `clock` names that clock: for SQLite the boot of the host, so that a lease of an earlier boot has lapsed.
+    """
+
+    wall: float
+    steady: float
+    clock: str
+
+
+class Database:
+    """One database, shared by all threads of a process. Holds no open connection that another process could inherit."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        if self._sqlite and (path := make_url(url).database):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+        self.engine = _sqlite_engine(url) if self._sqlite else create_engine(url, pool_pre_ping=True)
+        self._writes = self.engine.execution_options(batchserve_begin="BEGIN IMMEDIATE")
+
+    @contextmanager
+    def read(self) -> Iterator[Connection]:
+        """A consistent snapshot. Raises Unavailable when the database does not answer."""
+        with _failures_named(), self.engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def write(self) -> Iterator[Connection]:
+        """A transaction: committed, durably, when the block ends; rolled back by an exception.
+
+        Raises Unavailable when the database stays locked or does not answer, InsufficientStorage when it is full.
+        """
+        with _failures_named(), self._writes.begin() as connection:
+            yield connection
+
+    def moment(self, connection: Connection) -> Moment:
+        """Now, by clocks that all users of this database share: SQLite is one host, others have their own clock."""
+        if self._sqlite:
+            return Moment(time.time(), time.clock_gettime(_UPTIME), _boot_id())
+        now = float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0.0)
+        return Moment(now, now, "database")
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+
+_UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+
+
+@cache
+def _boot_id() -> str:
+    # Without Linux's boot ID, the moment of the boot (to 100 s, wall clocks are adjusted) tells boots apart.
+    return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else f"boot-{(time.time() - time.monotonic()) // 100:.0f}"
+
+
+def _sqlite_engine(url: str) -> Engine:
+    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000})
+
+    @event.listens_for(engine, "connect")
+    def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        connection.isolation_level = None  # the driver begins nothing by itself: `begin` below does
+        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+            connection.execute(f"PRAGMA {pragma}").close()
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        connection.exec_driver_sql(connection.get_execution_options().get("batchserve_begin", "BEGIN"))
+
+    return engine
+
+
+@contextmanager
+def _failures_named() -> Iterator[None]:
+    try:
+        yield
+    except OperationalError as error:
+        cause = error.orig
+        if isinstance(cause, sqlite3.Error):
+            if cause.sqlite_errorcode == sqlite3.SQLITE_FULL:
+                raise InsufficientStorage("the database's disk is full: free some space") from error
+            if cause.sqlite_errorcode & 0xFF not in _PASSING:
+                raise
+        raise Unavailable("the database does not answer; try again in a moment") from error

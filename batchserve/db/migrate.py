@@ -1,0 +1,84 @@
+"""Schema versions. The only door to Alembic."""
+
+import sqlite3
+import time
+from pathlib import Path
+
+from alembic import command
+from alembic.config import Config
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import make_url
+
+from batchserve.db.connect import Database
+from batchserve.errors import SchemaOutdated, SchemaTooNew
+
+_PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def upgrade(database: Database) -> tuple[str | None, str]:
+    """Brings the schema to this release's version; returns the versions before and after.
+
+    An existing SQLite file is copied first, beside itself, as `batchserve.db.before-<version>`. Raises SchemaTooNew.
+    """
+    before, after = current_version(database), newest_version()
+    if before == after:
+        return before, after
+    _refuse_newer(before)
+    if before is not None:
+        _copy_sqlite(database, before)
+    config = _config()
+    with database.write() as connection:
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+    return before, after
+
+
+def check(database: Database) -> None:
+    """Raises SchemaOutdated or SchemaTooNew, with the command to run, unless the schema is this release's."""
+    version = current_version(database)
+    _refuse_newer(version)
+    if version != newest_version():
+        raise SchemaOutdated(
+            f"the database is at schema {version or 'none'}, this release needs {newest_version()}: "
+            "run `batchserve migrate`"
+        )
+
+
+def current_version(database: Database) -> str | None:
+    with database.read() as connection:
+        return MigrationContext.configure(connection).get_current_revision()
+
+
+def newest_version() -> str:
+    (head,) = ScriptDirectory.from_config(_config()).get_heads()
+    return head
+
+
+def _refuse_newer(version: str | None) -> None:
+    known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
+    if version is not None and version not in known:
+        raise SchemaTooNew(
+            f"the database is at schema {version}, newer than this release knows ({newest_version()}): "
+            "run `pip install --upgrade batchserve`"
+        )
+
+
+def _config() -> Config:
+    inside = _PACKAGE / "migrations"  # in a wheel; in a checkout the folder stands beside the package
+    config = Config()
+    config.set_main_option("script_location", str(inside if inside.is_dir() else _PACKAGE.parent / "migrations"))
+    return config
+
+
+def _copy_sqlite(database: Database, version: str) -> None:
+    url = make_url(database.url)
+    if url.get_backend_name() != "sqlite" or not url.database or not Path(url.database).exists():
+        return
+    copy = Path(f"{url.database}.before-{version}-{time.strftime('%Y%m%dT%H%M%S')}")
+    source, target = sqlite3.connect(url.database), sqlite3.connect(copy)
+    try:
+        source.backup(target)
+    finally:
+        source.close()
+        target.close()

@@ -1,0 +1,143 @@
+"""The tables as SQLAlchemy Core. Alembic's migrations create them; tests/test_migrations.py keeps the two equal.
+
+Times are seconds since the epoch. JSON columns hold what is only ever read whole.
+"""
+
+from sqlalchemy import (
+    JSON,
+    BigInteger,
+    Boolean,
+    Column,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    String,
+    Table,
+    Text,
+    UniqueConstraint,
+    false,
+    text,
+)
+
+metadata = MetaData(
+    naming_convention={
+        "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+        "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+        "ck": "ck_%(table_name)s_%(constraint_name)s",
+        "fk": "fk_%(table_name)s_%(column_0_N_name)s",
+        "pk": "pk_%(table_name)s",
+    }
+)
+
+models = Table(
+    "models",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("version", Integer, nullable=False),
+    Column("digest", String(64), nullable=False),
+    Column("bytes", BigInteger, nullable=False),
+    Column("signature", Text, nullable=False),
+    Column("metadata", JSON, nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("deleted_at", Float),
+    UniqueConstraint("name", "version"),
+    Index(None, "name", "digest"),
+)
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("id", String(36), primary_key=True),
+    Column("state", String(16), nullable=False),
+    Column("reason", String(64)),
+    Column("model_id", Integer, ForeignKey("models.id")),
+    # The input, fixed at upload.
+    Column("input_key", String(255), nullable=False),
+    Column("input_bytes", BigInteger, nullable=False),
+    Column("input_sha256", String(64), nullable=False),
+    Column("input_format", String(16), nullable=False),
+    Column("input_delimiter", String(1), nullable=False),
+    Column("input_filename", String(255)),
+    # The request, fixed at predict.
+    Column("options", JSON, nullable=False),
+    Column("request_digest", String(64)),
+    Column("metadata", JSON, nullable=False),
+    Column("priority", Integer, nullable=False, server_default=text("0")),
+    Column("run_after", Float),
+    # Who works on it, and until when.
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    Column("worker", String(64)),
+    Column("lease_until", Float),
+    Column("lease_clock", String(64)),
+    Column("cancel_requested_at", Float),
+    # What is planned and done.
+    Column("planned", Boolean, nullable=False, server_default=false()),
+    Column("rows_planned", BigInteger, nullable=False, server_default=text("0")),
+    Column("rows_ok", BigInteger, nullable=False, server_default=text("0")),
+    Column("rows_failed", BigInteger, nullable=False, server_default=text("0")),
+    Column("chunks_total", Integer, nullable=False, server_default=text("0")),
+    Column("chunks_done", Integer, nullable=False, server_default=text("0")),
+    Column("progress", Float, nullable=False, server_default=text("0")),
+    # The result, there once and for all when the state is completed.
+    Column("result_key", String(255)),
+    Column("result_format", String(16)),
+    Column("result_bytes", BigInteger),
+    Column("result_sha256", String(64)),
+    Column("errors_key", String(255)),
+    Column("errors_bytes", BigInteger),
+    Column("reused_from", String(36)),
+    Column("error", JSON),
+    Column("notes", JSON),
+    Column("created_at", Float, nullable=False),
+    Column("queued_at", Float),
+    Column("started_at", Float),
+    Column("finished_at", Float),
+    Column("expires_at", Float),
+    Index(None, "state", "priority", "queued_at"),
+    Index(None, "request_digest"),
+    Index(None, "model_id"),
+    Index(None, "result_key"),
+)
+
+chunks = Table(
+    "chunks",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("first_record", BigInteger, primary_key=True, autoincrement=False),
+    Column("records", BigInteger, nullable=False),
+    Column("start", BigInteger, nullable=False),
+    Column("stop", BigInteger, nullable=False),
+    Column("crashes", Integer, nullable=False, server_default=text("0")),
+    # The attempt whose part counts; null while the chunk is to be scored.
+    Column("attempt", Integer),
+    Column("part_bytes", BigInteger),
+    Column("part_sha256", String(64)),
+    Column("rows_failed", BigInteger),
+    Column("errors_bytes", BigInteger),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("worker", String(64), nullable=False),
+    Column("started_at", Float, nullable=False),
+    Column("finished_at", Float),
+    Column("outcome", String(16)),
+    Column("error", JSON),
+)
+
+idempotency_keys = Table(
+    "idempotency_keys",
+    metadata,
+    Column("key", String(255), primary_key=True),
+    Column("fingerprint", String(64), nullable=False),
+    Column("job_id", String(36), nullable=False),
+    Column("status", Integer, nullable=False),
+    Column("created_at", Float, nullable=False),
+)

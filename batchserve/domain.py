@@ -1,0 +1,278 @@
+"""The words of the product as frozen dataclasses. Imports nothing of ours.
+
+States of a job and their legal transitions:
+
+    uploaded -> queued -> running -> completed | failed | cancelled -> expired
+                  \\-> cancelled      running -> queued (released, or rescued after a crash)
+                                      failed | cancelled -> queued (retry)
+"""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Literal
+
+
+class JobState(StrEnum):
+    """Where a job stands; each state is a promise to its client."""
+
+    UPLOADED = "uploaded"
+    """The input is stored durably. Nothing runs until a predict."""
+    QUEUED = "queued"
+    """Accepted for good: a worker will take it, also after a crash or restart."""
+    RUNNING = "running"
+    """A worker holds the lease; committed chunks are never scored again."""
+    COMPLETED = "completed"
+    """The result is whole, has one row for each record, and never changes."""
+    FAILED = "failed"
+    """`error` says what happened; finished chunks stay downloadable with `partial=true`; retry goes on from there."""
+    CANCELLED = "cancelled"
+    """Stopped on request; finished chunks stay downloadable with `partial=true`."""
+    EXPIRED = "expired"
+    """Retention removed the bytes; the row remains."""
+
+    @property
+    def finished(self) -> bool:
+        return self not in (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A contiguous range of records: the unit of work, retry and resume.
+
+    `start` and `stop` are positions in the input in the unit of its format: bytes for CSV, NDJSON, JSON and Arrow,
+    records for Parquet, npy and npz.
+    """
+
+    first_record: int
+    records: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkLimits:
+    """How large a chunk may grow: planning closes it at whichever limit comes first, but never inside a record."""
+
+    bytes: int = 16 * 2**20
+    records: int = 131_072
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """One record that could not be scored. `record` counts from 0 in the whole input."""
+
+    record: int
+    code: str
+    message: str
+    column: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """What the bytes of a table do not say themselves."""
+
+    delimiter: str = ","
+
+
+DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
+                "uint8", "uint16", "uint32", "uint64", "bool", "string"]  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column that a model takes from a table, under the name that users know.
+
+    `nullable`: the model itself gives an answer for a missing value (it has an imputer, or trees that route NaN).
+    A missing number reaches it as NaN, a missing text as "".
+    """
+
+    name: str
+    dtype: DType
+    nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class InputTensor:
+    """One input of the ONNX graph. `shape[0]` is the record axis when `per_record`; None is a free dimension.
+
+    `columns`: the table columns that fill it, in order: one column for [N] and [N, 1], k for [N, k]. None: its k
+    columns have no names (any k columns in file order fill it), or it can not be filled from a table (rank > 2).
+    """
+
+    name: str
+    dtype: DType
+    shape: tuple[int | None, ...]
+    columns: tuple[Column, ...] | None = None
+    per_record: bool = True
+    """False: one value for all records, such as a threshold or a sampling rate."""
+    nullable: bool = False
+    """For an input without column names: whether the model itself gives an answer for NaN anywhere in it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputTensor:
+    """One output of the ONNX graph, with the shape that a probe run gave (declared shapes lie)."""
+
+    name: str
+    dtype: DType
+    shape: tuple[int | None, ...]
+    role: Literal["label", "probabilities", "scores", "value"] = "value"
+    labels: tuple[str, ...] = ()
+    """What the columns of axis 1 stand for: classes of probabilities and scores, targets of a label or a value."""
+    group: str | None = None
+    """The target of a multi-output model that this output speaks of; it stands in the names of the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """What a model version takes and gives, and how it is best run. Made at admission, stored with the version."""
+
+    inputs: tuple[InputTensor, ...]
+    outputs: tuple[OutputTensor, ...]
+    task: str = "unknown"
+    """classification, regression, clustering, outliers, transform or unknown."""
+    mode: Literal["rows", "fixed", "whole"] = "rows"
+    """rows: axis 0 may be cut. fixed: every run takes exactly `batch` records. whole: one run for all records."""
+    batch: int = 4096
+    """Records in one ONNX Runtime call."""
+    threads: int = 1
+    """Intra-op threads of the session."""
+    records_per_second: float | None = None
+    """Measured at admission, at `batch` and `threads`."""
+    sample: tuple[dict[str, Any], ...] = ()
+    """A few records that are known to score, for examples and probe runs."""
+    notes: tuple[str, ...] = ()
+    """What admission changed or noticed, in sentences for the user."""
+
+    @property
+    def columns(self) -> tuple[Column, ...]:
+        """All named columns, in the order of the inputs."""
+        return tuple(column for tensor in self.inputs for column in tensor.columns or ())
+
+    @property
+    def tabular(self) -> bool:
+        """Whether a table can fill every input that has a record axis."""
+        return all(tensor.columns is not None or len(tensor.shape) <= 2 for tensor in self.inputs if tensor.per_record)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelVersion:
+    """A registered version of a model. `digest` is the SHA-256 of the artifact as uploaded."""
+
+    id: int
+    name: str
+    version: int
+    digest: str
+    bytes: int
+    signature: Signature
+    metadata: dict[str, str] = field(default_factory=dict)
+    """The `batchserve.*` entries of the graph and its producer."""
+    created_at: float = 0.0
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How a job is to be predicted, fixed when it is queued. docs/api.md describes each for users."""
+
+    format: str
+    """Format of the result."""
+    passthrough: Literal["unused", "all", "none"] | tuple[str, ...] = "unused"
+    columns: tuple[str, ...] | dict[str, str] | None = None
+    key: str | None = None
+    on_row_error: Literal["continue", "fail"] = "continue"
+    max_errors: float | None = None
+    """At least 1: a count. Below 1: a share of the records."""
+    top_k: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """One try at a job, by one worker."""
+
+    number: int
+    worker: str
+    started_at: float
+    finished_at: float | None = None
+    outcome: str | None = None
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One prediction of one input by one model version, as the database holds it. Times: seconds since the epoch."""
+
+    id: str
+    state: JobState
+    input_key: str
+    input_bytes: int
+    input_sha256: str
+    input_format: str
+    input_delimiter: str
+    created_at: float
+    reason: str | None = None
+    model: ModelVersion | None = None
+    input_filename: str | None = None
+    options: Options | None = None
+    metadata: dict[str, str] = field(default_factory=dict)
+    priority: int = 0
+    run_after: float | None = None
+    attempt: int = 0
+    worker: str | None = None
+    cancel_requested_at: float | None = None
+    planned: bool = False
+    rows_planned: int = 0
+    rows_ok: int = 0
+    rows_failed: int = 0
+    chunks_total: int = 0
+    chunks_done: int = 0
+    progress: float = 0.0
+    result_key: str | None = None
+    result_format: str | None = None
+    result_bytes: int | None = None
+    result_sha256: str | None = None
+    errors_key: str | None = None
+    errors_bytes: int | None = None
+    reused_from: str | None = None
+    request_digest: str | None = None
+    error: dict[str, Any] | None = None
+    notes: tuple[str, ...] = ()
+    queued_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    expires_at: float | None = None
+
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(self.input_delimiter)
+
+    @property
+    def rows_done(self) -> int:
+        return self.rows_ok + self.rows_failed
+
+
+@dataclass(frozen=True, slots=True)
+class ScoredChunk:
+    """What scoring a chunk left in storage: a part of `records` rows, `rows_failed` of them null rows with an error."""
+
+    first_record: int
+    records: int
+    rows_failed: int
+    part_bytes: int
+    part_sha256: str
+    errors_bytes: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """An assembled result and its list of failed records (None when none failed)."""
+
+    key: str
+    bytes: int
+    sha256: str
+    errors_key: str | None
+    errors_bytes: int

@@ -1,0 +1,214 @@
+"""Every error that a user can meet, each with a stable code.
+
+BatchserveError
+├── BadRequest 400 bad-request
+│   └── TruncatedBody 400 truncated-body
+├── NotFound 404 not-found
+│   ├── JobNotFound job-not-found
+│   ├── ModelNotFound model-not-found
+│   └── ResultNotReady result-not-ready
+├── NotAcceptable 406 not-acceptable
+├── RequestTimeout 408 request-timeout
+├── Conflict 409 conflict
+│   ├── JobConflict job-conflict
+│   ├── ModelInUse model-in-use
+│   └── IdempotencyInProgress idempotency-in-progress
+├── Gone 410 expired
+├── PayloadTooLarge 413 payload-too-large
+├── UnsupportedMedia 415 unsupported-media-type
+├── RangeNotSatisfiable 416 range-not-satisfiable
+├── Unprocessable 422 unprocessable
+│   ├── InvalidInput invalid-input
+│   ├── SchemaMismatch schema-mismatch
+│   ├── InvalidOptions invalid-options
+│   ├── ModelRefused model-refused
+│   ├── ConversionFailed conversion-failed
+│   ├── ParityFailed parity-failed
+│   ├── DigestMismatch digest-mismatch
+│   └── IdempotencyMismatch idempotency-mismatch
+├── ScoringFailed 422 scoring-failed
+│   ├── ScoringCrashed scoring-crashed
+│   ├── ScoringTimeout scoring-timeout
+│   ├── OutOfMemory out-of-memory
+│   └── TooManyRowErrors too-many-row-errors
+├── Unavailable 503 unavailable
+├── InsufficientStorage 507 insufficient-storage
+├── LeaseLost 500 lease-lost               (inside the worker: another attempt owns the job)
+└── SchemaOutdated, SchemaTooNew 500       (start-up: the message holds the command to run)
+
+`detail` says what was wrong, what was expected and what was got. `errors` lists single faults, each a mapping with
+any of `row`, `column`, `value`, `expected`, `message`.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+
+class BatchserveError(Exception):
+    """The base of all; `code` and `status` belong to the class and never change."""
+
+    code: ClassVar[str] = "internal-error"
+    status: ClassVar[int] = 500
+
+    def __init__(self, detail: str, *, errors: Sequence[Mapping[str, Any]] = (), **extra: Any) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.errors = [dict(error) for error in errors]
+        self.extra = extra
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Errors travel from scoring processes to the worker, and the default would drop the keyword arguments.
+        return _rebuild, (type(self), self.detail, self.errors, self.extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """The error as stored on a job: code, message and, where there are any, single faults."""
+        body: dict[str, Any] = {"code": self.code, "message": self.detail, **self.extra}
+        if self.errors:
+            body["errors"] = self.errors
+        return body
+
+
+def _rebuild(
+    kind: type[BatchserveError], detail: str, errors: list[dict[str, Any]], extra: dict[str, Any]
+) -> BatchserveError:
+    return kind(detail, errors=errors, **extra)
+
+
+class BadRequest(BatchserveError):
+    code, status = "bad-request", 400
+
+
+class TruncatedBody(BadRequest):
+    code = "truncated-body"
+
+
+class NotFound(BatchserveError):
+    code, status = "not-found", 404
+
+
+class JobNotFound(NotFound):
+    code = "job-not-found"
+
+
+class ModelNotFound(NotFound):
+    code = "model-not-found"
+
+
+class ResultNotReady(NotFound):
+    code = "result-not-ready"
+
+
+class NotAcceptable(BatchserveError):
+    code, status = "not-acceptable", 406
+
+
+class RequestTimeout(BatchserveError):
+    code, status = "request-timeout", 408
+
+
+class Conflict(BatchserveError):
+    code, status = "conflict", 409
+
+
+class JobConflict(Conflict):
+    code = "job-conflict"
+
+
+class ModelInUse(Conflict):
+    code = "model-in-use"
+
+
+class IdempotencyInProgress(Conflict):
+    code = "idempotency-in-progress"
+
+
+class Gone(BatchserveError):
+    code, status = "expired", 410
+
+
+class PayloadTooLarge(BatchserveError):
+    code, status = "payload-too-large", 413
+
+
+class UnsupportedMedia(BatchserveError):
+    code, status = "unsupported-media-type", 415
+
+
+class RangeNotSatisfiable(BatchserveError):
+    code, status = "range-not-satisfiable", 416
+
+
+class Unprocessable(BatchserveError):
+    code, status = "unprocessable", 422
+
+
+class InvalidInput(Unprocessable):
+    code = "invalid-input"
+
+
+class SchemaMismatch(Unprocessable):
+    code = "schema-mismatch"
+
+
+class InvalidOptions(Unprocessable):
+    code = "invalid-options"
+
+
+class ModelRefused(Unprocessable):
+    code = "model-refused"
+
+
+class ConversionFailed(Unprocessable):
+    code = "conversion-failed"
+
+
+class ParityFailed(Unprocessable):
+    code = "parity-failed"
+
+
+class DigestMismatch(Unprocessable):
+    code = "digest-mismatch"
+
+
+class IdempotencyMismatch(Unprocessable):
+    code = "idempotency-mismatch"
+
+
+class ScoringFailed(BatchserveError):
+    code, status = "scoring-failed", 422
+
+
+class ScoringCrashed(ScoringFailed):
+    code = "scoring-crashed"
+
+
+class ScoringTimeout(ScoringFailed):
+    code = "scoring-timeout"
+
+
+class OutOfMemory(ScoringFailed):
+    code = "out-of-memory"
+
+
+class TooManyRowErrors(ScoringFailed):
+    code = "too-many-row-errors"
+
+
+class Unavailable(BatchserveError):
+    code, status = "unavailable", 503
+
+
+class InsufficientStorage(BatchserveError):
+    code, status = "insufficient-storage", 507
+
+
+class LeaseLost(BatchserveError):
+    code = "lease-lost"
+
+
+class SchemaOutdated(BatchserveError):
+    code = "schema-outdated"
+
+
+class SchemaTooNew(BatchserveError):
+    code = "schema-too-new"

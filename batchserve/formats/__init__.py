@@ -1,0 +1,203 @@
+"""File formats: which there are, and which one given bytes are in.
+
+Media types and file names are what a client says; the bytes decide. Whatever contradicts them is refused by name.
+"""
+
+import re
+from pathlib import PurePath
+
+import orjson
+
+from batchserve.domain import Dialect
+from batchserve.errors import InvalidOptions, UnsupportedMedia
+from batchserve.formats.arrow import ArrowFile, ArrowStream
+from batchserve.formats.csv import Csv
+from batchserve.formats.jsonl import Json, Jsonl
+from batchserve.formats.parquet import Parquet
+from batchserve.formats.protocol import Format, Header, Open, Part, Reading, Records, Tensors
+from batchserve.formats.tensors import Npy, Npz
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "Header",
+    "Open",
+    "Part",
+    "Reading",
+    "Records",
+    "Tensors",
+    "by_media_type",
+    "get_format",
+    "sniff",
+]
+
+FORMATS: dict[str, Format] = {
+    format.name: format
+    for format in (Csv(), Jsonl(), Json(), Parquet(), ArrowFile(), ArrowStream(), Npy(), Npz())  # in order of use
+}
+
+_TAB = "text/tab-separated-values"
+_ALIASES = {
+    "application/csv": "csv",
+    _TAB: "csv",
+    "application/jsonl": "jsonl",
+    "application/jsonlines": "jsonl",
+    "application/ndjson": "jsonl",
+    "application/x-jsonlines": "jsonl",
+    "application/parquet": "parquet",
+    "application/x-parquet": "parquet",
+    "application/vnd.apache.x-parquet": "parquet",
+}
+_MEDIA_TYPES = {format.media_type: format.name for format in FORMATS.values()} | _ALIASES
+_SUFFIXES = {format.suffix: format.name for format in FORMATS.values()} | {".tsv": "csv", ".ndjson": "jsonl"}
+_SAYS_NOTHING = {
+    "",
+    "*/*",
+    "application/octet-stream",
+    "application/x-www-form-urlencoded",  # curl sends it for -d and --data-binary
+    "binary/octet-stream",
+    "text/plain",
+}
+
+_TEXTS = {"csv", "jsonl", "json"}
+_ZIP = (b"PK\x03\x04", b"PK\x05\x06")
+_MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrows", b"\x93NUMPY": "npy"}
+_FOREIGN = {
+    b"\x89PNG\r\n\x1a\n": "a PNG image",
+    b"\xff\xd8\xff": "a JPEG image",
+    b"GIF8": "a GIF image",
+    b"RIFF": "a WebP image or another RIFF file",
+    b"%PDF-": "a PDF document",
+    b"\x1f\x8b": "gzip data (send it with the header Content-Encoding: gzip)",
+    b"\x28\xb5\x2f\xfd": "zstd data (send it with the header Content-Encoding: zstd)",
+    b"BZh": "bzip2 data",
+    b"\xfd7zXZ\x00": "xz data",
+    b"7z\xbc\xaf\x27\x1c": "a 7z archive",
+    b"\x89HDF\r\n\x1a\n": "an HDF5 file",
+    b"Obj\x01": "an Avro file",
+    b"SQLite format 3\x00": "an SQLite database",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word document",
+    b"FEA1": "a Feather file of version 1",
+    b"\x7fELF": "a program",
+    b"\xff\xfe": "UTF-16 text (save it as UTF-8)",
+    b"\xfe\xff": "UTF-16 text (save it as UTF-8)",
+}
+_DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t"}
+_BOM = b"\xef\xbb\xbf"
+
+
+def get_format(name: str) -> Format:
+    """The format of that name. Raises InvalidOptions that lists the names."""
+    if name not in FORMATS:
+        raise InvalidOptions(f"there is no format {name!r}; expected one of {', '.join(FORMATS)}")
+    return FORMATS[name]
+
+
+def by_media_type(media_type: str) -> Format | None:
+    """The format of a media type, whose parameters do not matter; None where it names none of ours."""
+    name = _MEDIA_TYPES.get(_bare(media_type))
+    return FORMATS[name] if name else None
+
+
+def sniff(
+    prefix: bytes, content_type: str | None, filename: str | None, delimiter: str | None = None
+) -> tuple[Format, Dialect]:
+    """The format and dialect of an input that begins with `prefix` (a few KiB are plenty).
+
+    `content_type` and `filename` are what the client said, `delimiter` what the user chose: , ; | or tab. Nothing at
+    all is taken for what was said, or CSV: whether an input may be empty is judged when it is read.
+    Raises UnsupportedMedia that says what the bytes look like, InvalidOptions for another delimiter.
+    """
+    bare = _bare(content_type or "")
+    suffix = PurePath(filename or "").suffix.lower()
+    declared = None if bare in _SAYS_NOTHING else _MEDIA_TYPES.get(bare, bare)
+    tabs = bare == _TAB or (declared in (None, "csv") and suffix == ".tsv")
+    dialect = Dialect(_delimiter(delimiter) if delimiter is not None else "\t" if tabs else ",")
+    if declared is not None and declared not in FORMATS:
+        raise _unsupported(f"the media type {bare} is not supported")
+    foreign = _foreign(prefix)
+    found = foreign or _detect(prefix, declared, suffix)
+    if foreign or (declared is not None and not _agree(declared, found, prefix)):
+        raise _unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
+    return FORMATS[declared or found], dialect
+
+
+def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:
+    """The name of the format that the bytes are in, as far as they say; else what was said, else csv."""
+    for magic, name in _MAGIC.items():
+        if prefix.startswith(magic):
+            return name
+    if prefix.startswith(_ZIP):
+        return "npz"
+    if not prefix.strip():
+        return declared or _SUFFIXES.get(suffix, "csv")
+    said = declared or _SUFFIXES.get(suffix)
+    return said if said in _TEXTS and _agree(said, said, prefix) else _detect_text(prefix)
+
+
+def _foreign(prefix: bytes) -> str | None:
+    """What the bytes are, where they are nothing that we read."""
+    # Protocol 2 and later; the frame or the first opcode follows.
+    if prefix[:1] == b"\x80" and prefix[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
+        return "a Python pickle, which can run any code when it is loaded"
+    for magic, what in _FOREIGN.items():
+        if prefix.startswith(magic) and not (magic.isascii() and magic.isalnum() and _is_text(prefix)):
+            return what
+    if prefix.startswith(_ZIP[0]):
+        end = 30 + int.from_bytes(prefix[26:28], "little")
+        if end <= len(prefix) and not prefix[:end].endswith(b".npy"):
+            return "a zip archive that is no npz: not all of its members are .npy"
+    known = prefix.startswith((*_MAGIC, *_ZIP))
+    return "binary data with NUL bytes, of no known format" if b"\x00" in prefix and not known else None
+
+
+def _is_text(prefix: bytes) -> bool:
+    """A CSV header may begin with the letters of a magic number."""
+    try:
+        prefix.decode()
+    except UnicodeDecodeError as error:
+        return error.reason == "unexpected end of data"
+    return b"\x00" not in prefix
+
+
+def _detect_text(prefix: bytes) -> str:
+    text = prefix.removeprefix(_BOM).lstrip()
+    if text.startswith(b"["):
+        return "json"
+    if not text.startswith(b"{"):
+        return "csv"
+    line, newline, _ = text.partition(b"\n")
+    try:
+        record = orjson.loads(line)
+    except orjson.JSONDecodeError:
+        # The beginning of a long line, of a document over several lines, or a faulty first record.
+        wrapped = re.match(rb'\{\s*(?:"[^"]*"\s*:\s*(?:"[^"]*"|[\w.+-]+)\s*,\s*)*"data"\s*:\s*\[\s*[{\]]', text)
+        over_lines = newline and not line.rstrip().endswith(b"}")
+        return "json" if wrapped or over_lines else "jsonl"
+    data = record.get("data")
+    return "json" if isinstance(data, list) and all(isinstance(value, dict) for value in data) else "jsonl"
+
+
+def _agree(declared: str, found: str, prefix: bytes) -> bool:
+    """Whether bytes in which `found` was seen can be what was declared."""
+    if declared not in _TEXTS or found not in _TEXTS:
+        return declared == found or not prefix
+    text = prefix.removeprefix(_BOM).lstrip()
+    if declared == "csv":
+        return not text.startswith((b'{"', b'[{"'))
+    return not text or text.startswith((b"{", b"[") if declared == "json" else b"{")
+
+
+def _delimiter(given: str) -> str:
+    if given not in _DELIMITERS:
+        raise InvalidOptions(f"the delimiter {given!r} is not supported; expected one of , ; | tab")
+    return _DELIMITERS[given]
+
+
+def _bare(media_type: str) -> str:
+    return media_type.partition(";")[0].strip().lower()
+
+
+def _unsupported(what: str) -> UnsupportedMedia:
+    supported = ", ".join(format.media_type for format in FORMATS.values())
+    return UnsupportedMedia(f"{what}; expected one of {supported}")

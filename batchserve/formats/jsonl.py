@@ -1,0 +1,478 @@
+"""JSON records: one object in each line (NDJSON), or an array of objects.
+
+The columns are the keys of the first 100 records and those that the model asks for; a key that first appears later and
+that nobody asks for is dropped. So are the types of columns that the model does not ask for: every chunk of an input
+gets the same, from its first records. A column whose values there are of several types, or arrays or objects, comes as
+JSON text.
+
+A key that stands twice makes a record faulty. polars keeps the first of two values in silence, so the fast road counts
+keys (see `_has_other_keys`). It is blind only to a second value that is null, or that a text with `:null` makes up for.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from decimal import Decimal
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import orjson
+import polars as pl
+
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
+from batchserve.errors import InvalidInput
+from batchserve.formats.protocol import Header, Open, Part, Reading, Records
+from batchserve.formats.records import Offsets, Scanned, Window, blocks, cut, drop_blank, read_span, read_up_to, table
+from batchserve.formats.schema import cast_column, polars_type, shorten
+from batchserve.storage import Piece, Span
+
+__all__ = ["Json", "Jsonl"]
+
+_BOM = b"\xef\xbb\xbf"
+_SAMPLE = ChunkLimits(records=100)
+_MAX_EDGE = 2**20
+"""How much may stand before the array of an `{"data": [...]}`, and after it."""
+_KINDS: tuple[tuple[type, pl.DataType], ...] = (
+    (bool, pl.Boolean()),
+    (int, pl.Int128()),
+    (float, pl.Float64()),
+    (str, pl.String()),
+)
+_LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
+"""polars makes NUL of half a character, which is no JSON text in UTF-8."""
+_INT64 = range(-(2**63), 2**63)
+
+Bytes = npt.NDArray[np.uint8]
+Mask = npt.NDArray[np.bool_]
+Row = dict[str, Any] | None
+Columns = dict[str, DType | None]
+"""The dtype of each column; None is JSON text."""
+
+
+class Jsonl:
+    """One JSON object in each line; blank lines are no records."""
+
+    name = "jsonl"
+    media_type = "application/x-ndjson"
+    suffix = ".jsonl"
+
+    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+        first = next(self.plan(source, dialect, None, _SAMPLE))
+        if not first.records:
+            raise InvalidInput("the input is empty; expected one JSON object in each line")
+        return _header(self.read(source, dialect, first, {}))
+
+    def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:  # noqa: ARG002
+        source.seek(0)
+        start = len(_BOM) if read_up_to(source, len(_BOM)) == _BOM else 0
+        return cut(source, start, _scan_lines, after, limits)
+
+    def read(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None = None,
+    ) -> Reading:
+        first = next(self.plan(source, dialect, None, _SAMPLE))
+        sample = _parse_lines(read_span(source, first.start, first.stop))
+        return _read_lines(read_span(source, chunk.start, chunk.stop), chunk, _columns(sample, types), columns)
+
+    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+        return table(records, self.name).write_ndjson().encode()
+
+    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+        for part in parts:
+            if part.bytes:
+                yield Span(part.key, 0, part.bytes)
+
+
+class Json:
+    """An array of objects, alone or under the key `data` of an object whose other values are scalars."""
+
+    name = "json"
+    media_type = "application/json"
+    suffix = ".json"
+
+    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+        first = next(self.plan(source, dialect, None, _SAMPLE))
+        return _header(self.read(source, dialect, first, {}))
+
+    def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:  # noqa: ARG002
+        start, wrapped = _array_start(source)
+        if after and read_span(source, after.stop - 1, after.stop) != b",":
+            return
+        last: Chunk | None = None
+        for chunk in cut(source, start, _scan_array, after, limits):
+            if last:
+                yield last
+            last = chunk
+        if last:
+            _check_tail(source, last.stop, wrapped)
+            yield last
+
+    def read(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None = None,
+    ) -> Reading:
+        first = next(self.plan(source, dialect, None, _SAMPLE))
+        sample = _parse_lines(_array_to_lines(read_span(source, first.start, first.stop)))
+        lines = _array_to_lines(read_span(source, chunk.start, chunk.stop))
+        return _read_lines(lines, chunk, _columns(sample, types), columns)
+
+    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+        lines = table(records, self.name).write_ndjson().removesuffix("\n")
+        return b"[%b]\n" % lines.replace("\n", ",\n").encode()
+
+    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+        before = b"["
+        for part in parts:
+            if part.records:
+                yield before
+                yield Span(part.key, len(b"["), part.bytes - len(b"]\n"))
+                before = b",\n"
+        yield b"]\n" if before != b"[" else b"[]\n"
+
+
+# Lines
+
+
+def _scan_lines(window: Window) -> Scanned:
+    _, ends, consumed = _lines(window.data, window.final)
+    return Scanned(ends, consumed, done=False)
+
+
+def _lines(data: bytes, final: bool) -> tuple[Offsets, Offsets, int]:
+    """Starts and ends of the lines that are not blank, and how much all whole lines cover."""
+    array = np.frombuffer(data, np.uint8)
+    ends = np.flatnonzero(array == ord("\n")) + 1
+    consumed = int(ends[-1]) if len(ends) else 0
+    if final and consumed < len(data):
+        consumed = len(data)
+        ends = np.append(ends, consumed)
+    return *drop_blank(ends, array), consumed
+
+
+# Arrays
+
+_DEPTH = np.zeros(256, np.int64)
+_DEPTH[list(b"[{")] = 1
+_DEPTH[list(b"]}")] = -1
+
+
+def _elements(array: Bytes) -> tuple[Offsets, int | None, Mask]:
+    """For bytes that begin inside an array: the commas between its elements, where its closing bracket is, and which
+    bytes stand outside of texts."""
+    quotes = array == ord('"')
+    if (array == ord("\\")).any():
+        at = np.flatnonzero(quotes)
+        quotes[at[_escaped(array, at)]] = False
+    outside: Mask = ~np.bitwise_xor.accumulate(quotes)
+    # One bit tells [ from {, and ] from }.
+    brace = array | 0x20
+    marks = np.flatnonzero(outside & ((brace == ord("{")) | (brace == ord("}")) | (array == ord(","))))
+    depth = np.cumsum(_DEPTH[array[marks]])
+    closing = np.flatnonzero(depth < 0)
+    if len(closing):
+        marks, depth = marks[: closing[0] + 1], depth[: closing[0] + 1]
+    commas = marks[(depth == 0) & (array[marks] == ord(","))]
+    return commas, int(marks[-1]) if len(closing) else None, outside
+
+
+def _escaped(array: Bytes, quotes: Offsets) -> Mask:
+    """Which quotes follow an odd number of backslashes."""
+    slashes = np.flatnonzero(array == ord("\\"))
+    begins = np.concatenate([np.ones(1, bool), np.diff(slashes) > 1])
+    run_start = np.maximum.accumulate(np.where(begins, slashes, 0))
+    nearest = np.searchsorted(slashes, quotes) - 1
+    adjacent = (nearest >= 0) & (slashes[nearest] == quotes - 1)
+    escaped: Mask = adjacent & ((quotes - run_start[nearest]) % 2 == 1)
+    return escaped
+
+
+def _scan_array(window: Window) -> Scanned:
+    array = np.frombuffer(window.data, np.uint8)
+    commas, closing, _ = _elements(array)
+    ends = commas + 1
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
+    # An element that is nothing but whitespace begins with whitespace or is empty: look only at those.
+    first = array[starts]
+    for number in np.flatnonzero((first <= ord(" ")) | (first == ord(","))).tolist():
+        if not window.data[starts[number] : ends[number] - 1].strip():
+            raise _malformed(window, int(ends[number]) - 1, number, "expected a record, got a comma")
+    begin = int(ends[-1]) if len(ends) else 0
+    if closing is None:
+        if window.final:
+            raise _malformed(window, len(window.data), len(ends), "the input ends before the array does")
+        return Scanned(ends, begin, done=False)
+    if window.data[begin:closing].strip():
+        ends = np.append(ends, closing)
+    elif window.record + len(ends):
+        raise _malformed(window, closing, len(ends), "expected a record after the comma, got ]")
+    return Scanned(ends, closing, done=True)
+
+
+def _malformed(window: Window, at: int, number: int, what: str) -> InvalidInput:
+    record, offset = window.record + number, window.offset + at
+    return InvalidInput(
+        f"malformed JSON at byte {offset}, in record {record}: {what}", errors=[{"row": record, "message": what}]
+    )
+
+
+def _array_to_lines(data: bytes) -> bytes:
+    """The elements of a chunk as lines. Between values a newline is whitespace and becomes a space; inside a text it
+    is a fault and becomes another one, that does not end the line."""
+    array = np.frombuffer(data, np.uint8).copy()
+    commas, _, outside = _elements(array)
+    newlines = (array == ord("\n")) | (array == ord("\r"))
+    array[newlines & outside] = ord(" ")
+    array[newlines & ~outside] = 1
+    array[commas] = ord("\n")
+    lines = array.tobytes()
+    return lines if lines.strip() else b""
+
+
+def _array_start(source: BinaryIO) -> tuple[int, bool]:
+    """The byte after the opening bracket, and whether the array is the `data` of an object."""
+    source.seek(0)
+    head = read_up_to(source, _MAX_EDGE)
+    skipped = len(_BOM) if head.startswith(_BOM) else 0
+    # One character for each byte, so that positions are offsets: names and values here are not looked at.
+    text = head[skipped:].decode("latin-1")
+    at = _skip_space(text, 0)
+    if text[at : at + 1] == "[":
+        return skipped + at + 1, False
+    if not text[at:]:
+        raise InvalidInput("the input is empty; expected a JSON array of objects")
+    decoder = json.JSONDecoder()
+    comma = "{"
+    while text[at : at + 1] == comma:
+        try:
+            key, at = decoder.raw_decode(text, _skip_space(text, at + 1))
+            at = _skip_space(text, at)
+            if not isinstance(key, str) or text[at : at + 1] != ":":
+                break
+            at = _skip_space(text, at + 1)
+            if key == "data" and text[at : at + 1] == "[":
+                return skipped + at + 1, True
+            value, end = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            at = error.pos
+            break
+        if key == "data" or isinstance(value, dict | list):
+            break
+        at, comma = _skip_space(text, end), ","
+    raise InvalidInput(
+        f'malformed JSON at byte {skipped + at}: expected an array of objects, alone or under the key "data" '
+        f"next to numbers and texts only, got {shorten(text[at : at + 40])}"
+    )
+
+
+def _skip_space(text: str, at: int) -> int:
+    while text[at : at + 1] in {" ", "\n", "\r", "\t"}:
+        at += 1
+    return at
+
+
+def _check_tail(source: BinaryIO, closing: int, wrapped: bool) -> None:
+    """Raises InvalidInput when anything but scalars of the wrapping object follows the array."""
+    source.seek(closing)
+    tail = read_up_to(source, _MAX_EDGE)
+    try:
+        rest = orjson.loads(b'{"data":[' + tail if wrapped else b"[" + tail)
+    except orjson.JSONDecodeError as error:
+        raise InvalidInput(f"malformed JSON after the array, which ends at byte {closing}: {error.msg}") from None
+    if wrapped and any(isinstance(value, dict | list) for key, value in rest.items() if key != "data"):
+        raise InvalidInput(f"after the array, which ends at byte {closing}, only numbers and texts may follow")
+
+
+# Columns
+
+
+def _columns(sample: list[Row], types: Mapping[str, DType]) -> Columns:
+    values: dict[str, list[Any]] = {}
+    for row in sample:
+        for key, value in (row or {}).items():
+            values.setdefault(key, []).append(value)
+    columns: Columns = {key: types[key] if key in types else _infer(of_key) for key, of_key in values.items()}
+    return {**columns, **types}
+
+
+def _infer(values: list[Any]) -> DType | None:
+    kinds = {type(value) for value in values if value is not None}
+    if kinds == {bool}:
+        return "bool"
+    if kinds == {int} and all(value is None or value in _INT64 for value in values):
+        return "int64"
+    if kinds and kinds <= {int, float}:
+        return "float64"
+    return "string" if kinds == {str} else None
+
+
+def _header(reading: Reading) -> Header:
+    sample = reading.records
+    assert isinstance(sample, pl.DataFrame)
+    if sample.height and not sample.width:
+        fault = f": {reading.errors[0].message}" if reading.errors else ""
+        raise InvalidInput(f"none of the first {sample.height} records is a JSON object with keys{fault}")
+    return Header(dict.fromkeys(sample.columns), sample)
+
+
+# Reading
+
+
+def _read_lines(data: bytes, chunk: Chunk, schema: Columns, columns: Sequence[str] | None) -> Reading:
+    errors: list[RowError] = []
+    frame = _read_table(data, schema, chunk.records)
+    if frame is None:
+        frame, errors = _read_blocks(data, schema, chunk)
+    if columns is not None:
+        frame = frame.select(name for name in schema if name in set(columns))
+        errors = [error for error in errors if error.column is None or error.column in columns]
+    return Reading(frame, errors)
+
+
+def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | None:
+    """The table as polars reads it, or None where it can not, or where it can not be trusted."""
+    if not records:
+        return pl.DataFrame(schema={name: polars_type(dtype or "string") for name, dtype in schema.items()})
+    if not schema or None in schema.values() or (b"\\u" in data and _LONE_SURROGATE.search(data)):
+        return None
+    try:
+        frame = pl.read_ndjson(data, schema={name: _readable(dtype or "string") for name, dtype in schema.items()})
+    except pl.exceptions.PolarsError:
+        return None
+    if frame.height != records or _has_other_keys(data, frame):
+        return None
+    cast: list[pl.Series] = []
+    for column in frame:
+        # polars gives the JSON text of an array or object, which is no string.
+        if column.dtype == pl.String() and column.str.contains(r"^[\[{]").any():
+            return None
+        series, errors = cast_column(column, schema[column.name] or "string", 0)
+        if errors:
+            return None
+        cast.append(series)
+    return pl.DataFrame(cast)
+
+
+def _readable(dtype: DType) -> pl.DataType:
+    """polars reads no small integers from JSON."""
+    return pl.Int64() if "int" in dtype else polars_type(dtype)
+
+
+def _has_other_keys(data: bytes, frame: pl.DataFrame) -> bool:
+    """Whether there may be more keys in the data than values and nulls in the table: some twice, or of no column."""
+    array = np.frombuffer(data, np.uint8)
+    before = array[:-1]
+    keys = int(np.count_nonzero((array[1:] == ord(":")) & ((before == ord('"')) | (before <= ord(" ")))))
+    nulls = sum(column.null_count() for column in frame)
+    values = frame.height * frame.width - nulls
+    if nulls:
+        values += data.count(b":null") + data.count(b": null")
+    return keys != values
+
+
+def _read_blocks(data: bytes, schema: Columns, chunk: Chunk) -> tuple[pl.DataFrame, list[RowError]]:
+    starts, ends, _ = _lines(data, final=True)
+    if len(ends) != chunk.records:
+        raise InvalidInput(
+            f"bytes {chunk.start} to {chunk.stop} hold {len(ends)} records, planning counted {chunk.records}: "
+            "the input has changed"
+        )
+    frames: list[pl.DataFrame] = []
+    errors: list[RowError] = []
+    for first, block, begins, stops in blocks(data, starts, ends):
+        frame = _read_table(block, schema, len(stops))
+        if frame is None:
+            lines = [block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True)]
+            frame, faults = _read_records(lines, schema, chunk.first_record + first)
+            errors += faults
+        frames.append(frame)
+    return pl.concat(frames), errors
+
+
+def _read_records(lines: list[bytes], schema: Columns, first_record: int) -> tuple[pl.DataFrame, list[RowError]]:
+    rows: list[Row] = []
+    errors: list[RowError] = []
+    for record, line in enumerate(lines, first_record):
+        row, fault = _parse_line(line)
+        rows.append(row)
+        if fault:
+            errors.append(RowError(record, *fault))
+    series: list[pl.Series] = []
+    for name, dtype in schema.items():
+        values = [row.get(name) if row else None for row in rows]
+        column, faults = _column(name, values, dtype, first_record)
+        series.append(column)
+        errors += faults
+    frame = pl.DataFrame(series) if series else pl.DataFrame(height=len(rows))
+    return frame, sorted(errors, key=lambda error: error.record)
+
+
+def _parse_line(line: bytes) -> tuple[Row, tuple[str, str] | None]:
+    """The object in a line, or the code and message of its fault."""
+    try:
+        row = orjson.loads(line)
+        if not isinstance(row, dict):
+            return None, ("not-an-object", f"expected a JSON object, got {shorten(row)}")
+        # orjson keeps the last of two values: look twice where there are more colons than keys.
+        if line.count(b":") > len(row):
+            json.loads(line, object_pairs_hook=_distinct)
+    except orjson.JSONDecodeError as error:
+        return None, ("invalid-json", f"malformed JSON at character {error.pos} of the record: {error.msg}")
+    except _DuplicateKeyError as error:
+        return None, ("duplicate-key", f"the key {shorten(error.args[0])} stands more than once")
+    except RecursionError:
+        return None, ("invalid-json", "arrays and objects are nested too deeply")
+    return row, None
+
+
+class _DuplicateKeyError(Exception):
+    pass
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    keys = dict(pairs)
+    if len(keys) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise _DuplicateKeyError(next(name for name in names if names.count(name) > 1))
+    return keys
+
+
+def _parse_lines(data: bytes) -> list[Row]:
+    return [_parse_line(line)[0] for line in data.split(b"\n") if line.rstrip(b"\r")]
+
+
+def _column(name: str, values: list[Any], dtype: DType | None, first_record: int) -> tuple[pl.Series, list[RowError]]:
+    if dtype is None:
+        return pl.Series(name, [_json_text(value) for value in values], dtype=pl.String()), []
+    if dtype == "string":
+        values = [_as_written_by_polars(value) if isinstance(value, float) else value for value in values]
+    column = pl.Series(name, [None] * len(values), dtype=polars_type(dtype))
+    errors: list[RowError] = []
+    for kind, source in _KINDS:
+        if any(type(value) is kind for value in values):
+            of_kind = pl.Series(name, [v if type(v) is kind else None for v in values], dtype=source)
+            cast, faults = cast_column(of_kind, dtype, first_record)
+            column = column.zip_with(cast.is_null(), cast)
+            errors += faults
+    for record, value in enumerate(values, first_record):
+        if isinstance(value, list | dict):
+            errors.append(RowError(record, "wrong-type", f"expected {dtype}, got {shorten(value)}", name))
+    return column, errors
+
+
+def _json_text(value: Any) -> str | None:
+    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+
+
+def _as_written_by_polars(value: float) -> str:
+    """The same text as on the fast road: all digits, no exponent."""
+    return format(Decimal(repr(value)), "f").removesuffix(".0")

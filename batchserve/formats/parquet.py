@@ -1,0 +1,231 @@
+"""Parquet: read in slices by polars, put together by copying row groups and writing one footer for all of them."""
+
+import io
+import os
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import polars as pl
+
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
+from batchserve.errors import InvalidInput, SchemaMismatch
+from batchserve.formats import thrift
+from batchserve.formats.frames import SAMPLE, decoding, plain, typed
+from batchserve.formats.protocol import Header, Open, Part, Reading, Records
+from batchserve.formats.records import table
+from batchserve.storage import Piece, Span
+
+__all__ = ["Parquet"]
+
+_MAGIC = b"PAR1"
+_MAX_ROWS = 2**31 - 1
+"""Rows of a row group; more are taken for damage."""
+_FOOTER_LIMIT = 256 * 2**20
+
+# Fields of the structs in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
+_SCHEMA, _NUM_ROWS, _ROW_GROUPS = 2, 3, 4  # FileMetaData
+_COLUMNS, _TOTAL_BYTE_SIZE, _GROUP_ROWS, _GROUP_OFFSET, _ORDINAL = 1, 2, 3, 5, 7  # RowGroup
+_CHUNK_OFFSET, _META_DATA, _PAGE_INDEX = 2, 3, (4, 5, 6, 7)  # ColumnChunk
+_META_DATA_OFFSETS = (9, 10, 11, 14)  # ColumnMetaData: data page, index page, dictionary page, bloom filter
+_MAX_ORDINAL = 2**15 - 1
+
+
+class Parquet:
+    """Parquet. A chunk's `start` and `stop` are record numbers.
+
+    A real file is handed to polars by its path, so only the pages of a slice are read; any other source is read whole.
+    """
+
+    name = "parquet"
+    media_type = "application/vnd.apache.parquet"
+    suffix = ".parquet"
+
+    def header(self, source: BinaryIO, dialect: Dialect) -> Header:  # noqa: ARG002
+        rows = _num_rows(_read_footer(source))
+        sample = self._slice(source, 0, min(rows, SAMPLE), None)
+        return Header(dict(sample.schema), sample)
+
+    def plan(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,  # noqa: ARG002
+        after: Chunk | None,
+        limits: ChunkLimits,
+    ) -> Iterator[Chunk]:
+        """Whole row groups together while they are within the limits; a larger one in slices of even size."""
+        start = stop = after.stop if after else 0
+        size = last = 0
+        for rows, group_bytes in _row_groups(_read_footer(source)):
+            last += rows
+            left = last - stop
+            if left <= 0:
+                continue
+            left_bytes = group_bytes * left // rows
+            if stop > start and (last - start > limits.records or size + left_bytes > limits.bytes):
+                yield Chunk(start, stop - start, start, stop)
+                start, size = stop, 0
+            step = max(1, min(limits.records, limits.bytes * rows // max(1, group_bytes)))
+            while last - start > step and start == stop:
+                stop += step
+                yield Chunk(start, step, start, stop)
+                start = stop
+            size += group_bytes * (last - stop) // rows
+            stop = last
+        if stop > start or (after is None and stop == 0):
+            yield Chunk(start, stop - start, start, stop)
+
+    def read(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,  # noqa: ARG002
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None = None,
+    ) -> Reading:
+        return typed(self._slice(source, chunk.start, chunk.records, columns), chunk, types, columns)
+
+    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+        frame = plain(table(records, self.name))
+        buffer = io.BytesIO()
+        frame.write_parquet(buffer, compression="zstd", compression_level=1, row_group_size=max(1, frame.height))
+        return buffer.getvalue()
+
+    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+        """Row groups are copied as they are; the footer is written anew with all their offsets moved.
+
+        Page indexes are left out: their entries hold offsets in the file, and readers fall back to the statistics of
+        the row groups. Raises SchemaMismatch when parts differ in their schema, ValueError when their records are not
+        `records`.
+        """
+        parts = iter(parts)
+        first = next(parts)
+        with open(first.key) as source:
+            footer = _read_footer(source)
+        yield _MAGIC
+        position, count = len(_MAGIC), 0
+        groups: list[thrift.Encoded] = []
+        for part in chain([first], parts):
+            with open(part.key) as source:
+                metadata = _read_footer(source)
+                stop = _data_stop(metadata, source)
+            if metadata[_SCHEMA] != footer[_SCHEMA]:
+                raise SchemaMismatch(f"part {part.key} has other columns or types than the first part")
+            if not (rows := _num_rows(metadata)):
+                continue
+            count += rows
+            for group in metadata[_ROW_GROUPS][1][1]:
+                # Encoded at once: thousands of row groups as dicts would fill the memory.
+                groups.append(thrift.Encoded(thrift.dump(_moved(group, position - len(_MAGIC), len(groups)))))
+            yield Span(part.key, len(_MAGIC), stop)
+            position += stop - len(_MAGIC)
+        if count != records:
+            raise ValueError(f"expected {records} records in the parts, got {count}")
+        merged = {
+            **footer,
+            _NUM_ROWS: (thrift.I64, count),
+            _ROW_GROUPS: (thrift.LIST, (thrift.STRUCT, groups)),
+        }
+        data = thrift.dump(merged)
+        yield data + struct.pack("<I", len(data)) + _MAGIC
+
+    def _slice(self, source: BinaryIO, start: int, records: int, columns: Sequence[str] | None) -> pl.DataFrame:
+        source.seek(0)
+        with decoding("the Parquet input"):
+            scan = pl.scan_parquet(_for_polars(source), glob=False, hive_partitioning=False).slice(start, records)
+            if columns is not None:
+                known = set(columns)
+                scan = scan.select([name for name in scan.collect_schema().names() if name in known])
+            frame = scan.collect(engine="in-memory")
+        return plain(frame)
+
+
+def _for_polars(source: BinaryIO) -> Path | BinaryIO:
+    name = getattr(source, "name", None)
+    return Path(name) if isinstance(name, str) and Path(name).is_file() else source
+
+
+def _read_footer(source: BinaryIO) -> thrift.Struct:
+    """FileMetaData. Raises InvalidInput when there is none, or when it contradicts itself."""
+    size = source.seek(0, os.SEEK_END)
+    source.seek(0)
+    if (magic := source.read(4)) != _MAGIC:
+        raise InvalidInput(f"the input is not a Parquet file: it begins with {magic!r} instead of {_MAGIC!r}")
+    source.seek(max(4, size - 8))
+    tail = source.read(8)
+    if tail[4:] == b"PARE":
+        raise InvalidInput("the footer of the Parquet file is encrypted: write it without encryption")
+    if tail[4:] != _MAGIC:
+        raise InvalidInput(f"the Parquet file is cut off: at its end, byte {size}, the mark {_MAGIC!r} is missing")
+    length = int.from_bytes(tail[:4], "little")
+    if length > min(size - 12, _FOOTER_LIMIT):
+        raise InvalidInput(f"the footer of the Parquet file is damaged: it claims {length} of {size} bytes")
+    source.seek(size - 8 - length)
+    try:
+        footer = thrift.load(source.read(length))
+        rows = sum(rows for rows, _ in _row_groups(footer))
+    except (thrift.ThriftError, LookupError, TypeError, ValueError) as error:
+        raise InvalidInput(f"the footer of the Parquet file is damaged: {error}") from error
+    if rows != _num_rows(footer):
+        raise InvalidInput(
+            f"the footer of the Parquet file is damaged: expected {_num_rows(footer)} records in its row groups, "
+            f"got {rows}"
+        )
+    return footer
+
+
+def _num_rows(footer: thrift.Struct) -> int:
+    return int(footer[_NUM_ROWS][1])
+
+
+def _row_groups(footer: thrift.Struct) -> Iterator[tuple[int, int]]:
+    """Records and uncompressed bytes of each row group that has records."""
+    _, groups = footer[_ROW_GROUPS][1]
+    for group in groups:
+        rows, size = int(group[_GROUP_ROWS][1]), int(group[_TOTAL_BYTE_SIZE][1])
+        if not 0 <= rows <= _MAX_ROWS or size < 0:
+            raise ValueError(f"a row group of {rows} records in {size} bytes")
+        if rows:
+            yield rows, size
+
+
+def _data_stop(footer: thrift.Struct, source: BinaryIO) -> int:
+    """Where row groups end, and page indexes or the footer begin."""
+    size = source.seek(0, os.SEEK_END)
+    source.seek(size - 8)
+    stops = [size - 8 - int.from_bytes(source.read(4), "little")]
+    for group in footer[_ROW_GROUPS][1][1]:
+        for column in group[_COLUMNS][1][1]:
+            stops += [column[field][1] for field in (_PAGE_INDEX[0], _PAGE_INDEX[2]) if field in column]
+    return min(stops)
+
+
+def _moved(group: thrift.Struct, shift: int, ordinal: int) -> thrift.Struct:
+    """A row group that stands `shift` bytes further on and is number `ordinal` of its file."""
+    kind, columns = group[_COLUMNS][1]
+    moved = {**group, _COLUMNS: (thrift.LIST, (kind, [_moved_column(column, shift) for column in columns]))}
+    _shift(moved, _GROUP_OFFSET, shift)
+    if ordinal <= _MAX_ORDINAL:
+        moved[_ORDINAL] = (thrift.I16, ordinal)
+    else:
+        moved.pop(_ORDINAL, None)
+    return moved
+
+
+def _moved_column(column: thrift.Struct, shift: int) -> thrift.Struct:
+    moved = {field: value for field, value in column.items() if field not in _PAGE_INDEX}
+    _shift(moved, _CHUNK_OFFSET, shift)
+    metadata: dict[int, Any] = dict(moved[_META_DATA][1])
+    for field in _META_DATA_OFFSETS:
+        _shift(metadata, field, shift)
+    moved[_META_DATA] = (thrift.STRUCT, metadata)
+    return moved
+
+
+def _shift(fields: thrift.Struct, field: int, shift: int) -> None:
+    # 0 is what writers put where they tell no offset: nothing stands at the magic.
+    if field in fields and fields[field][1]:
+        kind, value = fields[field]
+        fields[field] = (kind, value + shift)

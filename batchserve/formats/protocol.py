@@ -1,0 +1,112 @@
+"""What every file format can do: how its bytes are cut into chunks, read, written and put together.
+
+The modules beside this one are interchangeable. Every part that `write` makes
+is a complete file of its format, so a part can be read alone, and `assemble` only copies spans of parts and adds what
+must stand once (a header, brackets, a footer).
+"""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import BinaryIO, Protocol
+
+import numpy as np
+import polars as pl
+
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
+from batchserve.storage import Piece
+
+Tensors = dict[str, np.ndarray]
+"""Named arrays that share axis 0, the record axis. A lone npy array has the name ""."""
+
+Records = pl.DataFrame | Tensors
+"""The records of one chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the beginning of an input tells before any planning.
+
+    `columns`: names in file order, each with its type when the format has types (CSV and JSON: None). Empty for npy.
+    `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types.
+    """
+
+    columns: dict[str, pl.DataType | None]
+    sample: Records
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """The records of one chunk: exactly `chunk.records` of them, faulty ones with nulls in the columns at fault."""
+
+    records: Records
+    errors: list[RowError] = field(default_factory=list)
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The output of one chunk: a stored object of `bytes` length that holds `records` records."""
+
+    key: str
+    bytes: int
+    records: int
+
+
+class Open(Protocol):
+    """`Storage.open`."""
+
+    def __call__(self, key: str) -> BinaryIO: ...
+
+
+class Format(Protocol):
+    """One file format.
+
+    Sources are seekable binary files, opened by the caller; a real file has `name`. Any method raises InvalidInput,
+    naming the place (line, record, column, byte), what was expected and what came, when the file as a whole can not
+    be read. A fault of a single record is never raised: it is a RowError in the Reading.
+    """
+
+    @property
+    def name(self) -> str:
+        """The word in `?format=`: csv, jsonl, json, parquet, arrow, arrows, npy, npz."""
+        ...
+
+    @property
+    def media_type(self) -> str: ...
+
+    @property
+    def suffix(self) -> str: ...
+
+    def header(self, source: BinaryIO, dialect: Dialect) -> Header: ...
+
+    def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
+        """The chunks that follow `after` (None: from the beginning), contiguous and in order.
+
+        Cutting again after any chunk with any limits is allowed: that is how planning resumes and how a chunk is
+        halved. An input without records is one chunk of 0 records. Memory is bounded by the limits, not by the input.
+        """
+        ...
+
+    def read(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None = None,
+    ) -> Reading:
+        """The records of a chunk. Columns named in `types` come in the polars type of that dtype; others as the
+        format has them (CSV: text as written). `columns`: keep only these (None: all), in file order.
+
+        A value that does not fit its type gives null and a RowError. An empty CSV field, a JSON null or an absent
+        JSON key is null and no error: what a missing value means is the model's business.
+        """
+        ...
+
+    def write(self, records: Records, dialect: Dialect) -> bytes:
+        """A complete file of these records. The same records give the same bytes, always."""
+        ...
+
+    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:
+        """The pieces of one file made of all parts in order, `records` records in all. At least one part. Parts are
+        taken lazily, so that a conversion can stream."""
+        ...

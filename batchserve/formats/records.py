@@ -1,0 +1,155 @@
+"""Cutting bytes into chunks of whole records, for every format whose records have no length of their own."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from batchserve.domain import Chunk, ChunkLimits
+from batchserve.errors import InvalidInput, InvalidOptions
+from batchserve.formats.protocol import Records
+
+__all__ = [
+    "BLOCK_RECORDS",
+    "Offsets",
+    "Scan",
+    "Scanned",
+    "Window",
+    "blocks",
+    "cut",
+    "drop_blank",
+    "read_span",
+    "read_up_to",
+    "table",
+]
+
+Offsets = npt.NDArray[np.int64]
+
+BLOCK_RECORDS = 4096
+"""Records that are read together once a chunk turned out not to be clean: a fault slows down only its block."""
+_FIRST_READ = 64 * 2**10
+_MAX_READ = 4 * 2**20
+_MAX_RECORD = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Bytes that begin with a record. `offset` and `record` say where in the input; `final`: nothing follows."""
+
+    data: bytes
+    offset: int
+    record: int
+    final: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Scanned:
+    """`ends` of the whole records in a window (blank ones left out), how much of it is `consumed`, and whether the
+    records of the input end there (`done`)."""
+
+    ends: Offsets
+    consumed: int
+    done: bool
+
+
+Scan = Callable[[Window], Scanned]
+
+
+def cut(source: BinaryIO, start: int, scan: Scan, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
+    """The chunks that follow `after` in an input whose records begin at byte `start`.
+
+    A chunk is closed only when a further record is known, so the last one reaches to the end of the records.
+    Raises InvalidInput for a record longer than 64 MiB.
+    """
+    begin, first = (after.stop, after.first_record + after.records) if after else (start, 0)
+    rest, position, size = b"", begin, _FIRST_READ
+    pending = np.empty(0, np.int64)
+    done = False
+    while not done:
+        source.seek(position + len(rest))  # whoever takes the chunks may read them meanwhile
+        fresh = source.read(size)
+        window = Window(rest + fresh, position, first + len(pending), final=not fresh)
+        found = scan(window)
+        pending = np.concatenate([pending, found.ends + position])
+        position += found.consumed
+        rest = window.data[found.consumed :]
+        done = found.done or window.final
+        if len(rest) > _MAX_RECORD and not done:
+            raise _too_long(source, position, first + len(pending))
+        # Twice the unfinished record: rescanning it stays linear in its length.
+        size = max(min(size * 4, _MAX_READ), 2 * len(rest))
+        while (count := _fitting(pending, begin, limits)) < len(pending):
+            stop = int(pending[count - 1])
+            yield Chunk(first, count, begin, stop)
+            pending, begin, first = pending[count:], stop, first + count
+    if len(pending) or (after is None and first == 0):
+        yield Chunk(first, len(pending), begin, position)
+
+
+def _fitting(ends: Offsets, begin: int, limits: ChunkLimits) -> int:
+    fitting = int(np.searchsorted(ends, begin + limits.bytes, side="right"))
+    return max(1, min(fitting, limits.records))
+
+
+def _too_long(source: BinaryIO, position: int, record: int) -> InvalidInput:
+    source.seek(0)
+    line, left = 1, position
+    while left and (block := source.read(min(left, _MAX_READ))):
+        line += block.count(b"\n")
+        left -= len(block)
+    return InvalidInput(
+        f"record {record}, which begins in line {line} at byte {position}, is longer than {_MAX_RECORD >> 20} MiB: "
+        "is a quotation mark never closed?",
+        errors=[{"row": record, "message": "record too long"}],
+    )
+
+
+def drop_blank(ends: Offsets, data: npt.NDArray[np.uint8]) -> tuple[Offsets, Offsets]:
+    """Starts and ends of the lines that hold more than a line end."""
+    starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
+    lengths = ends - starts
+    first = data[starts]
+    blank = (lengths == 1) & ((first == 10) | (first == 13))
+    short = np.flatnonzero(lengths == 2)
+    blank[short] = (first[short] == 13) & (data[starts[short] + 1] == 10)
+    return (starts[~blank], ends[~blank]) if blank.any() else (starts, ends)
+
+
+def blocks(data: bytes, starts: Offsets, ends: Offsets) -> Iterator[tuple[int, bytes, Offsets, Offsets]]:
+    """Runs of BLOCK_RECORDS records: number of the first, the bytes without blank lines, starts and ends in them."""
+    for first in range(0, len(starts), BLOCK_RECORDS):
+        s, e = starts[first : first + BLOCK_RECORDS], ends[first : first + BLOCK_RECORDS]
+        begin, stop = int(s[0]), int(e[-1])
+        if (s[1:] == e[:-1]).all():
+            yield first, data[begin:stop], s - begin, e - begin
+        else:
+            block = b"".join(data[a:b] for a, b in zip(s.tolist(), e.tolist(), strict=True))
+            stops = np.cumsum(e - s)
+            yield first, block, stops - (e - s), stops
+
+
+def read_span(source: BinaryIO, start: int, stop: int) -> bytes:
+    """Bytes `start` to `stop`. Raises InvalidInput when the input has become shorter."""
+    source.seek(start)
+    data = read_up_to(source, stop - start)
+    if len(data) != stop - start:
+        raise InvalidInput(f"the input ends at byte {start + len(data)}, planning saw at least {stop} bytes")
+    return data
+
+
+def read_up_to(source: BinaryIO, size: int) -> bytes:
+    """`size` bytes, fewer only at the end of the source: one `read` may give less than asked for."""
+    data = source.read(size)
+    while len(data) < size and (more := source.read(size - len(data))):
+        data += more
+    return data
+
+
+def table(records: Records, format: str) -> pl.DataFrame:
+    """The records as a table. Raises InvalidOptions for tensors: a text format has columns."""
+    if not isinstance(records, pl.DataFrame):
+        raise InvalidOptions(f"{format} holds a table, these records are tensors: choose npz or npy")
+    return records

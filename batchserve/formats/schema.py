@@ -1,0 +1,100 @@
+"""Types of columns: how a dtype is called in polars, and how values of any type become values of a dtype."""
+
+import polars as pl
+
+from batchserve.domain import DType, RowError
+
+__all__ = ["POLARS", "cast_column", "polars_type", "shorten"]
+
+POLARS: dict[DType, pl.DataType] = {
+    "float16": pl.Float16(),
+    "float32": pl.Float32(),
+    "float64": pl.Float64(),
+    "int8": pl.Int8(),
+    "int16": pl.Int16(),
+    "int32": pl.Int32(),
+    "int64": pl.Int64(),
+    "uint8": pl.UInt8(),
+    "uint16": pl.UInt16(),
+    "uint32": pl.UInt32(),
+    "uint64": pl.UInt64(),
+    "bool": pl.Boolean(),
+    "string": pl.String(),
+}
+
+_TRUTH = {"true": True, "false": False, "1": True, "0": False}
+_SHOWN = 80
+_EXACT = 2**53 - 1
+"""Up to here no two integers are the same float64."""
+
+
+def polars_type(dtype: DType) -> pl.DataType:
+    """The type that a column of `dtype` has in a polars frame."""
+    return POLARS[dtype]
+
+
+def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.Series, list[RowError]]:
+    """The values as `dtype`, under the same name, and an error for each that does not fit: it becomes null.
+
+    Fitting is about values, not about types: 3.0 and "3.0" are integers, 1 and "true" are booleans, true is a number.
+    Nothing is truncated and no integer wraps around; a number is rounded to the precision of a float type. Nulls stay
+    nulls and are no error. `first_record` is the number of the first value's record.
+    """
+    target = POLARS[dtype]
+    if series.dtype == target:
+        return series, []
+    cast = _cast(series, target)
+    if cast.null_count() == series.null_count():
+        return cast, []
+    faulty = (cast.is_null() & series.is_not_null()).arg_true()
+    errors = [
+        RowError(first_record + index, "wrong-type", f"expected {dtype}, got {shorten(value)}", series.name)
+        for index, value in zip(faulty.to_list(), series.gather(faulty).to_list(), strict=True)
+    ]
+    return cast, errors
+
+
+def shorten(value: object) -> str:
+    """The value as a message shows it: one line of at most 80 characters."""
+    text = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)
+    return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
+
+
+def _cast(series: pl.Series, target: pl.DataType) -> pl.Series:
+    source = series.dtype
+    if isinstance(source, pl.Categorical | pl.Enum):
+        return _cast(series.cast(pl.String()), target)
+    if source == pl.String():
+        return _parse(series, target)
+    if target == pl.String():
+        castable = source.is_numeric() or source.is_temporal() or isinstance(source, pl.Boolean | pl.Null)
+        return series.cast(target) if castable else _nothing(series, target)
+    if isinstance(source, pl.Boolean | pl.Null):
+        return series.cast(target)
+    if not source.is_numeric():
+        return _nothing(series, target)
+    if target == pl.Boolean():
+        return series.cast(target).set((series != 0) & (series != 1), None)
+    cast = series.cast(target, strict=False)
+    if target.is_integer() and not source.is_integer():
+        # A cast of 1.5 gives 1: only what comes back as it was did fit.
+        return cast.set(cast.cast(source, strict=False) != series, None)
+    return cast
+
+
+def _parse(text: pl.Series, target: pl.DataType) -> pl.Series:
+    if target == pl.String():
+        return text
+    text = text.str.strip_chars()
+    if target == pl.Boolean():
+        return text.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=target)
+    cast = text.cast(target, strict=False)
+    if target.is_integer() and cast.null_count() > text.null_count():
+        number = text.cast(pl.Float64(), strict=False)
+        exact = number.set(number.abs() > _EXACT, None)
+        return cast.zip_with(cast.is_not_null(), _cast(exact, target))
+    return cast
+
+
+def _nothing(series: pl.Series, target: pl.DataType) -> pl.Series:
+    return pl.Series(series.name, [None], dtype=target).new_from_index(0, len(series))

@@ -1,0 +1,295 @@
+"""Arrays without column names: npy with one array, npz with one for each input or output of a model.
+
+A chunk's `start` and `stop` are record numbers; axis 0 is the record axis.
+"""
+
+import os
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from itertools import chain
+from typing import IO, Any, BinaryIO
+from zipfile import BadZipFile, ZipFile
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
+from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
+from batchserve.formats import npy
+from batchserve.formats.archive import StoredMember, checked_members, member_data, stored_archive
+from batchserve.formats.frames import SAMPLE, typed
+from batchserve.formats.protocol import Header, Open, Part, Reading, Records, Tensors
+from batchserve.storage import Piece, Span
+
+__all__ = ["Npy", "Npz"]
+
+_NUMBERS_ONLY = "npy holds numbers, the result has text: ask for format=npz, csv or parquet"
+
+
+class Npy:
+    """One array. A structured array is a table: each field is a column."""
+
+    name = "npy"
+    media_type = "application/x-npy"
+    suffix = ".npy"
+
+    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+        array = _lone(source)
+        chunk = Chunk(0, min(array.records, SAMPLE), 0, min(array.records, SAMPLE))
+        sample = self.read(source, dialect, chunk, {}).records
+        return Header(dict(sample.schema) if isinstance(sample, pl.DataFrame) else {}, sample)
+
+    def plan(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,  # noqa: ARG002
+        after: Chunk | None,
+        limits: ChunkLimits,
+    ) -> Iterator[Chunk]:
+        array = _lone(source)
+        return _cut(array.records, array.bytes_per_record, after, limits)
+
+    def read(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,  # noqa: ARG002
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None = None,
+    ) -> Reading:
+        header = _lone(source)
+        array = npy.read_records(source, header, chunk.start, chunk.records)
+        if header.dtype.names is None:
+            return Reading({"": array})
+        frame = pl.DataFrame({name: npy.native(array[name]) for name in header.dtype.names})
+        return typed(frame, chunk, types, columns)
+
+    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+        """A table becomes a matrix of its columns, float32 when all of them are, else float64; a lone column becomes
+        a vector. Nulls become NaN. Raises InvalidOptions for text, and for more than one array."""
+        if isinstance(records, pl.DataFrame):
+            return npy.array_bytes(_matrix(records))
+        if len(records) != 1:
+            raise InvalidOptions(f"npy holds one array, the result has {sorted(records)}: ask for format=npz")
+        (array,) = records.values()
+        if array.dtype.kind not in "biuf":
+            raise InvalidOptions(_NUMBERS_ONLY)
+        return npy.array_bytes(array)
+
+    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+        """One header with the sum of the records, then the values of each part.
+
+        Raises SchemaMismatch when parts differ in dtype or shape, ValueError when their records are not `records`.
+        """
+        parts = iter(parts)
+        first = next(parts)
+        with open(first.key) as source:
+            whole = _lone(source)
+        yield npy.header_bytes(whole.dtype, (records, *whole.shape[1:]))
+        count = 0
+        for part in chain([first], parts):
+            with open(part.key) as source:
+                array = _lone(source)
+            if (array.dtype, array.shape[1:]) != (whole.dtype, whole.shape[1:]):
+                raise SchemaMismatch(
+                    f"part {part.key} holds {array.dtype} {array.shape[1:]} in each record, "
+                    f"the first part {whole.dtype} {whole.shape[1:]}"
+                )
+            count += array.records
+            yield Span(part.key, array.data, array.data + array.bytes)
+        if count != records:
+            raise ValueError(f"expected {records} records in the parts, got {count}")
+
+
+class Npz:
+    """A ZIP archive of arrays that share axis 0. An array without axes belongs to every record and is in every chunk.
+
+    Members that were saved with numpy.savez are read at any place; those of numpy.savez_compressed are unpacked from
+    their beginning for every chunk.
+    """
+
+    name = "npz"
+    media_type = "application/x-npz"
+    suffix = ".npz"
+
+    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+        with _members(source) as members:
+            records = _records(members)
+        chunk = Chunk(0, min(records, SAMPLE), 0, min(records, SAMPLE))
+        return Header({}, self.read(source, dialect, chunk, {}).records)
+
+    def plan(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,  # noqa: ARG002
+        after: Chunk | None,
+        limits: ChunkLimits,
+    ) -> Iterator[Chunk]:
+        with _members(source) as members:
+            records = _records(members)
+            size = sum(member.header.bytes_per_record for member in members if member.header.shape)
+        return _cut(records, size, after, limits)
+
+    def read(
+        self,
+        source: BinaryIO,
+        dialect: Dialect,  # noqa: ARG002
+        chunk: Chunk,
+        types: Mapping[str, DType],  # noqa: ARG002
+        columns: Sequence[str] | None = None,
+    ) -> Reading:
+        with _members(source) as members:
+            wanted = [member for member in members if columns is None or member.name in columns]
+            return Reading({member.name: member.read(chunk.start, chunk.records) for member in wanted})
+
+    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+        """One array for each array or column. Nulls become NaN in numbers and "" in text."""
+        arrays: Tensors = (
+            {column.name: _vector(column) for column in records} if isinstance(records, pl.DataFrame) else records
+        )
+        files = [(f"{name}.npy", npy.array_bytes(array)) for name, array in arrays.items()]
+        members = [StoredMember(name, len(data), zlib.crc32(data), [data]) for name, data in files]
+        return b"".join(piece for piece in stored_archive(members) if isinstance(piece, bytes))
+
+    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+        """Each member with a new header and the values of all parts. A ZIP needs their checksums first, so every
+        part is read once, 1 MiB at a time.
+
+        Where parts differ in dtype (a longer string, a null among integers), the values of narrower parts are
+        converted to the widest. Raises SchemaMismatch when parts differ in names or shapes, ValueError when their
+        records are not `records`.
+        """
+        headers = [(part.key, _headers(open, part.key)) for part in parts]
+        names = list(headers[0][1])
+        for key, arrays in headers:
+            if list(arrays) != names:
+                raise SchemaMismatch(f"part {key} holds the arrays {list(arrays)}, the first part {names}")
+        return stored_archive(
+            _member(name, [(key, arrays[name]) for key, arrays in headers], open, records) for name in names
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class _Member:
+    name: str
+    stream: IO[bytes]
+    header: npy.ArrayHeader
+
+    def read(self, first: int, records: int) -> npt.NDArray[Any]:
+        if not self.header.shape:
+            return npy.read_scalar(self.stream, self.header)
+        return npy.read_records(self.stream, self.header, first, records)
+
+
+@contextmanager
+def _members(source: BinaryIO) -> Iterator[list[_Member]]:
+    """The arrays of an archive. Raises InvalidInput, also for what comes to light while they are read."""
+    try:
+        with ZipFile(source) as archive:
+            members = []
+            for info in checked_members(archive):
+                if not info.filename.endswith(".npy"):
+                    raise InvalidInput(f"the archive has a member {info.filename!r}: expected arrays, named *.npy")
+                stream, start = member_data(source, archive, info)
+                name = info.filename.removesuffix(".npy")
+                header = npy.read_header(stream, start, start + info.file_size, f"the array {name!r}")
+                if header.dtype.names:
+                    raise InvalidInput(f"the array {name!r} has fields (dtype {header.dtype}): save one array for each")
+                members.append(_Member(name, stream, header))
+            yield members
+    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+        raise InvalidInput(f"the npz archive can not be read, it is damaged or cut off: {error}") from error
+
+
+def _records(members: Sequence[_Member]) -> int:
+    lengths = {member.name: member.header.records for member in members if member.header.shape}
+    if not lengths:
+        raise InvalidInput("the npz archive has no array with a record axis")
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
+        raise InvalidInput(f"the arrays of the npz archive differ in length along axis 0: {listed}")
+    return next(iter(lengths.values()))
+
+
+def _headers(open: Open, key: str) -> dict[str, npy.ArrayHeader]:
+    with open(key) as source, _members(source) as members:
+        return {member.name: member.header for member in members}
+
+
+def _lone(source: BinaryIO) -> npy.ArrayHeader:
+    """The header of an npy input that has a record axis."""
+    header = npy.read_header(source, 0, source.seek(0, os.SEEK_END), "the input")
+    if not header.shape:
+        raise InvalidInput("the input is an array without axes: expected one record for each place of axis 0")
+    return header
+
+
+def _cut(records: int, bytes_per_record: int, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
+    step = max(1, min(limits.records, limits.bytes // bytes_per_record))
+    if records == 0 and after is None:
+        yield Chunk(0, 0, 0, 0)
+    for start in range(after.stop if after else 0, records, step):
+        stop = min(start + step, records)
+        yield Chunk(start, stop - start, start, stop)
+
+
+def _member(name: str, arrays: Sequence[tuple[str, npy.ArrayHeader]], open: Open, records: int) -> StoredMember:
+    """One array of all parts, in the widest of their dtypes."""
+    _, first = arrays[0]
+    if not first.shape:
+        arrays, shape = arrays[:1], first.shape
+    else:
+        shape = (records, *first.shape[1:])
+        if (count := sum(array.records for _, array in arrays if array.shape)) != records:
+            raise ValueError(f"expected {records} records of {name!r} in the parts, got {count}")
+    for key, array in arrays:
+        if array.shape[1:] != shape[1:] or (array.dtype.kind == "U") != (first.dtype.kind == "U"):
+            raise SchemaMismatch(
+                f"part {key} holds {array.dtype} {array.shape[1:]} in each record of {name!r}, "
+                f"the first part {first.dtype} {shape[1:]}"
+            )
+    dtype = reduce(np.promote_types, (array.dtype for _, array in arrays))
+    header = npy.header_bytes(dtype, shape)
+    crc, length = zlib.crc32(header), len(header)
+    pieces: list[Iterable[Piece]] = [[header]]
+    for key, array in arrays:
+        for block in _values(open, key, array, dtype):
+            crc = zlib.crc32(block, crc)
+            length += len(block)
+        if array.dtype == dtype:
+            pieces.append([Span(key, array.data, array.data + array.bytes)])
+        else:
+            pieces.append(_values(open, key, array, dtype))
+    return StoredMember(f"{name}.npy", length, crc, chain.from_iterable(pieces))
+
+
+def _values(open: Open, key: str, array: npy.ArrayHeader, dtype: np.dtype[Any]) -> Iterator[bytes]:
+    """The values of an array of a part as `dtype`, in blocks of whole values."""
+    with open(key) as source:
+        for block in npy.blocks(source, array):
+            yield block if array.dtype == dtype else np.frombuffer(block, array.dtype).astype(dtype).tobytes()
+
+
+def _matrix(frame: pl.DataFrame) -> npt.NDArray[Any]:
+    if not all(column.dtype.is_numeric() or column.dtype in (pl.Boolean(), pl.Null()) for column in frame):
+        raise InvalidOptions(_NUMBERS_ONLY)
+    small = all(column.dtype in (pl.Float16(), pl.Float32()) for column in frame)
+    kind = pl.Float32() if small else pl.Float64()
+    columns = [column.cast(kind).fill_null(float("nan")).to_numpy() for column in frame]
+    return columns[0] if len(columns) == 1 else np.column_stack(columns)
+
+
+def _vector(column: pl.Series) -> npt.NDArray[Any]:
+    if column.dtype.is_nested() or column.dtype in (pl.Binary(), pl.Object()):
+        raise InvalidOptions(f"npz holds numbers and text, column {column.name!r} is {column.dtype}: ask for parquet")
+    if column.dtype.is_float():
+        return column.fill_null(float("nan")).to_numpy()
+    if column.dtype.is_integer() or column.dtype in (pl.Boolean(), pl.Null()):
+        return (
+            column.cast(pl.Float64()).fill_null(float("nan")).to_numpy() if column.null_count() else column.to_numpy()
+        )
+    return np.asarray(column.cast(pl.String()).fill_null("").to_list(), np.str_)

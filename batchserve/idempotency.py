@@ -1,0 +1,47 @@
+"""Idempotency-Key: the same POST sent twice does its work once, also across a crash between commit and answer.
+
+The key is remembered in the transaction of the work itself. A second request with the key and the same content gets
+the job of the first; with other content it is refused.
+"""
+
+import hashlib
+from dataclasses import dataclass
+
+from sqlalchemy import Connection, delete, insert, select
+
+from batchserve.db.tables import idempotency_keys as keys
+from batchserve.errors import IdempotencyMismatch
+
+
+@dataclass(frozen=True, slots=True)
+class Remembered:
+    """The job and the status of the first answer."""
+
+    job_id: str
+    status: int
+
+
+def fingerprint(*content: str) -> str:
+    """What makes two requests the same: method, path, query and the digest of the body."""
+    return hashlib.sha256("\0".join(content).encode()).hexdigest()
+
+
+def recall(connection: Connection, key: str, content: str) -> Remembered | None:
+    """What this key was answered with. Raises IdempotencyMismatch when it came with other content."""
+    row = connection.execute(select(keys).where(keys.c.key == key)).mappings().one_or_none()
+    if row is None:
+        return None
+    if row["fingerprint"] != content:
+        raise IdempotencyMismatch(
+            f"the Idempotency-Key {key!r} was used for another request (job {row['job_id']}): send a new key"
+        )
+    return Remembered(row["job_id"], row["status"])
+
+
+def remember(connection: Connection, key: str, content: str, job_id: str, status: int, now: float) -> None:
+    connection.execute(insert(keys).values(key=key, fingerprint=content, job_id=job_id, status=status, created_at=now))
+
+
+def forget_older(connection: Connection, before: float) -> int:
+    """Removes keys that were remembered before a moment; returns how many."""
+    return connection.execute(delete(keys).where(keys.c.created_at < before)).rowcount

@@ -1,0 +1,54 @@
+"""Decides which models are let in, makes them load and run well, and learns their signature."""
+
+from dataclasses import dataclass
+
+from onnx import ModelProto
+
+from batchserve.domain import Signature
+from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
+from batchserve.inference.bundle import MAX_MODEL_BYTES, is_bundle, unpack
+from batchserve.inference.graph import check_graph, lower_ir_version, mend_locales, parse, strip_zipmaps
+from batchserve.inference.probe import describe
+
+__all__ = ["Admitted", "admit"]
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A model as it is to be stored and run, which may differ in bytes from what was uploaded."""
+
+    model: bytes
+    signature: Signature
+    metadata: dict[str, str]
+    """The `batchserve.*` entries of the graph as they stand there, and `producer`."""
+
+
+def admit(data: bytes) -> Admitted:
+    """Lets in an ONNX model, or a zip archive of one with its external tensors and a `batchserve.json`.
+
+    Raises ModelRefused with the reason. The graph is run, and may be hostile: call this in a process whose time and
+    memory are limited. Nothing is unbounded before the first session.
+    """
+    try:
+        return _admit(data)
+    except (MemoryError, OutOfMemory) as error:
+        raise ModelRefused("the model needs more memory than the limit") from error
+    except ScoringFailed as error:
+        raise ModelRefused(f"ONNX Runtime refuses the model: {error.detail}") from error
+
+
+def _admit(data: bytes) -> Admitted:
+    if len(data) > MAX_MODEL_BYTES:
+        raise ModelRefused(f"the model has {len(data):,} bytes, and at most {MAX_MODEL_BYTES:,} are taken")
+    model = unpack(data) if is_bundle(data) else parse(data)
+    check_graph(model)
+    labels = strip_zipmaps(model)
+    notes = [*lower_ir_version(model), *mend_locales(model)]
+    content, signature = describe(model, labels, notes)
+    return Admitted(content, signature, _metadata(model))
+
+
+def _metadata(model: ModelProto) -> dict[str, str]:
+    metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith("batchserve.")}
+    producer = f"{model.producer_name} {model.producer_version}".strip()
+    return metadata | ({"producer": producer} if producer else {})

@@ -1,0 +1,112 @@
+"""Runs a graph on the sample and sets its answers beside the estimator's."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+
+from batchserve.domain import Column
+from batchserve.errors import ConversionFailed, ScoringFailed
+from batchserve.inference.convert.estimator import Reference
+from batchserve.inference.convert.export import GraphInput
+from batchserve.inference.convert.sample import Array, listed
+from batchserve.inference.parity import Answers, Parity, compare, distances, flips
+from batchserve.inference.session import open_session
+
+BATCH = 8192
+
+
+def check(
+    graph: onnx.ModelProto, layout: Sequence[GraphInput], reference: Reference, tolerance: float, notes: Sequence[str]
+) -> tuple[Parity, tuple[Column, ...]]:
+    """The report, and the columns that the graph takes: nullable where a missing text was answered alike."""
+    labels, numbers = _run(graph, layout, reference)
+    names, expected, got, more = _align(reference, numbers)
+    if labels is None and not names:
+        raise ConversionFailed(f"No output of the graph can be compared with the estimator. {' '.join(more)}")
+    theirs = Answers(reference.labels, dict(zip(names, expected, strict=True)))
+    ours = Answers(labels, dict(zip(names, got, strict=True)))
+
+    texts = [column for item in layout if item.dtype == "string" for column in item.columns]
+    lacking = reference.table.without(texts)
+    nullable = {column for column in texts if reference.table.without([column]).any()}
+    keep = np.ones(len(reference.rows), dtype=bool)
+    if lacking.any() and not _agree(theirs.take(lacking), ours.take(lacking), tolerance):
+        if lacking.all():
+            raise ConversionFailed("Every record of the sample lacks a text, and ONNX has no missing text.")
+        keep, nullable = ~lacking, set()
+        more.append(
+            f"{lacking.sum()} of {len(lacking)} records lack a text in {listed(texts)}. ONNX has no missing text and "
+            "the model does not take the empty one for it: left out here, and row errors on the server."
+        )
+    report = compare(
+        theirs.take(keep),
+        ours.take(keep),
+        rows=reference.rows[keep],
+        methods=dict.fromkeys(names, reference.method),
+        tolerance=tolerance,
+        notes=[*notes, *reference.notes, *more],
+    )
+    columns = tuple(Column(c, item.dtype, c in nullable) for item in layout for c in item.columns)
+    return report, columns
+
+
+def _agree(expected: Answers, got: Answers, tolerance: float) -> bool:
+    near = all((distances(expected.numbers[name], got.numbers[name])[1] <= tolerance).all() for name in got.numbers)
+    return near and not flips(expected, got).any()
+
+
+def _run(
+    graph: onnx.ModelProto, layout: Sequence[GraphInput], reference: Reference
+) -> tuple[Array | None, dict[str, Array]]:
+    """Labels [n] or [n, targets], and each numeric output as [n, k]."""
+    try:
+        session = open_session(graph.SerializeToString())
+        outputs: dict[str, list[Array]] = {}
+        for start in range(0, len(reference.rows), BATCH):
+            rows = slice(start, min(start + BATCH, len(reference.rows)))
+            feeds = {
+                tensor.name: item.feed(reference.table.take(rows))
+                for tensor, item in zip(graph.graph.input, layout, strict=True)
+            }
+            for name, value in session.run(feeds).items():
+                for key, block in _by_record(name, value, rows.stop - start).items():
+                    outputs.setdefault(key, []).append(block)
+    except ScoringFailed as error:
+        raise ConversionFailed(f"ONNX Runtime does not run the converted graph: {error}") from error
+    blocks = {name: np.concatenate(values) for name, values in outputs.items()}
+    if reference.labels is None:
+        return None, blocks
+    labels = blocks.pop(next(iter(blocks)))
+    return labels.reshape(reference.labels.shape), blocks
+
+
+def _by_record(name: str, value: Array, n: int) -> dict[str, Array]:
+    """An output with the records first: [targets, n, k] is cut into one output for each target."""
+    if value.ndim == 3 and value.shape[1] == n:
+        return {f"{name}_{i}": target for i, target in enumerate(value)}
+    return {name: value.reshape(n, -1)}
+
+
+def _align(reference: Reference, numbers: dict[str, Array]) -> tuple[list[str], list[Array], list[Array], list[str]]:
+    """Pair the graph's numeric outputs with the estimator's: names, expected, got, and notes on what has no pair."""
+    names: list[str] = []
+    expected: list[Array] = []
+    got: list[Array] = []
+    notes: list[str] = []
+    if len(numbers) != len(reference.numbers):
+        reason = f"the graph has {len(numbers)} numeric outputs, the estimator {len(reference.numbers)}"
+        return names, expected, got, [f"Only labels were compared: {reason}."]
+    for (name, ours), theirs in zip(numbers.items(), reference.numbers, strict=True):
+        width = theirs.shape[1]
+        if width == 1 and ours.shape[1] == 2:
+            ours = ours[:, 1:]  # a score for each of two classes against one for the second
+        elif len(numbers) > 1 and ours.shape[1] > width:
+            ours = ours[:, :width]  # forests fill up to the target with the most classes
+        if ours.shape[1] != width:
+            notes.append(f"{name} was not compared: it has {ours.shape[1]} columns, {reference.method} {width}.")
+            continue
+        names.append(name)
+        expected.append(theirs)
+        got.append(ours)
+    return names, expected, got, notes

@@ -1,0 +1,270 @@
+"""What conversion has to know about a scikit-learn estimator: its parts, its columns, its task and its answers."""
+
+import hashlib
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from batchserve.errors import ConversionFailed
+from batchserve.inference.convert.sample import Array, Table, listed, sentence
+
+if TYPE_CHECKING:
+    import pandas
+
+Task = Literal["classification", "regression", "clustering", "outliers", "transform"]
+
+BOOSTERS = frozenset({"lightgbm", "xgboost"})
+
+NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
+    "classification": ("predict_proba", "decision_function"),
+    "regression": ("predict",),
+    "clustering": ("transform", "predict_proba"),
+    "outliers": ("decision_function", "score_samples"),
+    "transform": ("transform",),
+}
+"""Which method of the estimator the numbers in the graph's outputs stand for; the first that it has."""
+
+
+def load(path: Path) -> tuple[object, str, list[str]]:
+    """The estimator of a pickle, the SHA-256 of its bytes, and what scikit-learn has to say about its age."""
+    import joblib
+    from sklearn.exceptions import InconsistentVersionWarning
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+            model = joblib.load(path)
+        except FileNotFoundError as error:
+            raise ConversionFailed(f"There is no file {path}.") from error
+        except Exception as error:  # a pickle may raise anything
+            raise ConversionFailed(
+                f"{path} could not be unpickled: {sentence(error)} Load it with the packages that it was trained with."
+            ) from error
+    aged = [w.message for w in caught if isinstance(w.message, InconsistentVersionWarning)]
+    notes = [
+        f"The pickle was written by scikit-learn {w.original_sklearn_version} and read by {w.current_sklearn_version}."
+        for w in aged[:1]
+    ]
+    return model, digest, notes
+
+
+# --- its parts -------------------------------------------------------------------------------------------------------
+
+
+def parts(model: object) -> Iterator[Any]:
+    """The estimator and all estimators that it is made of, at any depth."""
+    from sklearn.base import BaseEstimator
+
+    if isinstance(model, BaseEstimator):
+        yield model
+        yield from parts(list(vars(model).values()))
+    elif isinstance(model, list | tuple):
+        for item in model:
+            yield from parts(item)
+    elif type(model).__name__ == "_CalibratedClassifier":  # holds an estimator without being one
+        yield from parts(list(vars(model).values()))
+
+
+def _head(model: object) -> object:
+    """The step that sees the records first."""
+    from sklearn.pipeline import Pipeline
+
+    while isinstance(model, Pipeline):
+        model = model.steps[0][1]
+    return model
+
+
+def has(model: object, kind: Any) -> bool:
+    return any(isinstance(part, kind) for part in parts(model))
+
+
+def boosters(model: object) -> frozenset[str]:
+    return BOOSTERS & {package(part) for part in parts(model)}
+
+
+def package(part: object) -> str:
+    return type(part).__module__.partition(".")[0]
+
+
+# --- its columns -----------------------------------------------------------------------------------------------------
+
+
+def choose_columns(model: object, frame: "pandas.DataFrame", named: bool) -> Table:
+    """The columns that the model takes, by name where it knows names, else by their number."""
+    if _takes_texts(model):
+        table = Table(frame, "texts", named)
+        texts = table.texts()
+        if len(texts) != 1:
+            raise ConversionFailed(
+                f"The model takes one column of texts, and the sample has {len(texts)}: {listed(texts)}. "
+                "Pass a sample with that column alone."
+            )
+        return replace(table, frame=frame[texts])
+    names = _used_names(model)
+    count = len(names) or getattr(model, "n_features_in_", frame.shape[1])
+    if not named and frame.shape[1] == count:
+        return Table(frame.set_axis(names, axis=1) if names else frame, "frame" if names else "matrix", bool(names))
+    if names:
+        # LightGBM puts underscores where a name has blanks.
+        own = {column.replace(" ", "_"): column for column in frame.columns}
+        chosen = [name if name in frame.columns else own.get(name, name) for name in names]
+        missing = [name for name in chosen if name not in frame.columns]
+        if missing:
+            raise ConversionFailed(
+                f"The sample lacks columns that the model was trained on: {listed(missing)}. "
+                f"It has {listed(frame.columns)}."
+            )
+        return Table(frame[chosen], "frame")
+    if frame.shape[1] != count:
+        raise ConversionFailed(
+            f"The model takes {count} columns and does not know their names; the sample has {frame.shape[1]}: "
+            f"{listed(frame.columns)}. Pass a sample with the model's columns alone, in its order."
+        )
+    return Table(frame, "matrix", named)
+
+
+def _takes_texts(model: object) -> bool:
+    from sklearn.compose import ColumnTransformer
+    from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer
+
+    return has(model, CountVectorizer | HashingVectorizer) and not has(model, ColumnTransformer)
+
+
+def _used_names(model: object) -> list[str]:
+    """The columns that the model was trained on, less those that a ColumnTransformer at its head drops."""
+    from sklearn.compose import ColumnTransformer
+
+    names = [str(name) for name in getattr(model, "feature_names_in_", ())]
+    head = _head(model)
+    if names and isinstance(head, ColumnTransformer):
+        used = [columns for _, step, columns in head.transformers_ if step != "drop"]
+        if all(_by_name(columns) for columns in used):  # positions count in all columns
+            chosen = {name for columns in used for name in _selected(columns, names)}
+            return [name for name in names if name in chosen]
+    return names
+
+
+def _by_name(columns: Any) -> bool:
+    if isinstance(columns, slice):
+        return isinstance(columns.start or columns.stop, str)
+    return isinstance(columns, str) or all(isinstance(item, str) for item in np.atleast_1d(columns).tolist())
+
+
+def _selected(columns: Any, names: Sequence[str]) -> list[str]:
+    """The names that a ColumnTransformer's choice stands for: a name, names, positions, a slice or a mask."""
+    if not _by_name(columns):
+        return [str(name) for name in np.atleast_1d(np.asarray(names, dtype=object)[columns])]
+    if isinstance(columns, slice):
+        start = names.index(columns.start) if columns.start else None
+        stop = names.index(columns.stop) + 1 if columns.stop else None
+        return list(names[start:stop])
+    return [columns] if isinstance(columns, str) else list(columns)
+
+
+def encoded_columns(model: object, names: Sequence[str]) -> set[str]:
+    """The columns that go into an encoder of categories, for which 3 is a name and not a number."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
+
+    encoders = OneHotEncoder | OrdinalEncoder | TargetEncoder
+    if isinstance(_head(model), encoders):
+        return set(names)
+    known = [str(name) for name in getattr(model, "feature_names_in_", names)]
+    return {
+        name
+        for part in parts(model)
+        if isinstance(part, ColumnTransformer)
+        for _, step, columns in part.transformers_
+        if has(step, encoders)
+        for name in _selected(columns, known)
+    }
+
+
+# --- its answers -----------------------------------------------------------------------------------------------------
+
+
+def _task(model: object) -> Task:
+    from sklearn import base
+
+    if not isinstance(model, base.BaseEstimator) or not (hasattr(model, "predict") or hasattr(model, "transform")):
+        raise ConversionFailed(f"{type(model).__name__} is no estimator that can `predict` or `transform` new records.")
+    if base.is_classifier(model):
+        return "classification"
+    if base.is_regressor(model):
+        return "regression"
+    if base.is_outlier_detector(model):
+        return "outliers"
+    # Mixtures are no clusterers by type, but what they predict is a cluster.
+    return "clustering" if hasattr(model, "predict") else "transform"
+
+
+def known_differences(model: object) -> list[str]:
+    """Where a converter is known to differ without saying so."""
+    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+    from sklearn.model_selection import TunedThresholdClassifierCV
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    notes = []
+    for part in parts(model):
+        if isinstance(part, TunedThresholdClassifierCV):
+            notes.append(
+                f"TunedThresholdClassifierCV: the graph ignores the tuned threshold {part.best_threshold_:.4g} "
+                "and gives the label of the larger probability."
+            )
+        elif isinstance(part, LinearDiscriminantAnalysis) and len(part.classes_) == 2:
+            notes.append(
+                "LinearDiscriminantAnalysis with two classes: the labels agree, the probabilities of the graph do not. "
+                "A LogisticRegression converts exactly."
+            )
+        elif isinstance(part, KNeighborsClassifier | KNeighborsRegressor):
+            notes.append(f"{type(part).__name__}: neighbours at the same distance may be chosen differently.")
+    return notes
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the estimator itself says about the sample."""
+
+    task: Task
+    table: Table
+    rows: Array
+    """[n]: positions of the table's records in the sample."""
+    labels: Array | None
+    """[n] or [n, targets]"""
+    method: str
+    numbers: tuple[Array, ...]
+    """What `method` gives, one array [n, k] for each target."""
+    notes: tuple[str, ...] = ()
+
+
+def ask(model: Any, table: Table) -> Reference:
+    """Ask for all records, or for those without missing values when the model refuses the others."""
+    task = _task(model)
+    complete = ~table.without(table.columns)
+    try:
+        try:
+            return Reference(task, table, np.arange(len(complete)), *_answers(model, task, table))
+        except Exception:
+            if complete.all() or not complete.any():
+                raise
+        table = table.take(complete)
+        note = f"{(~complete).sum()} of {len(complete)} records have missing values, which the model refuses: left out."
+        return Reference(task, table, np.flatnonzero(complete), *_answers(model, task, table), notes=(note,))
+    except Exception as error:  # estimators refuse in many ways
+        raise ConversionFailed(f"The estimator itself can not predict the sample: {sentence(error)}") from error
+
+
+def _answers(model: Any, task: Task, table: Table) -> tuple[Array | None, str, tuple[Array, ...]]:
+    native, n = table.native(), len(table.frame)
+    labels = np.asarray(model.predict(native)) if task not in ("regression", "transform") else None
+    method = next((name for name in NUMERIC_METHODS[task] if hasattr(model, name)), "")
+    numbers = getattr(model, method)(native) if method else []
+    if hasattr(numbers, "toarray"):
+        numbers = numbers.toarray()
+    targets = numbers if isinstance(numbers, list) else [np.asarray(numbers)]
+    return labels, method, tuple(np.asarray(target, dtype=np.float64).reshape(n, -1) for target in targets)

@@ -1,0 +1,215 @@
+"""From an estimator to an ONNX graph: which inputs it gets, and what the converters have to be told."""
+
+import copy
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.util import find_spec
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+
+from batchserve.errors import ConversionFailed
+from batchserve.inference.convert.estimator import boosters, encoded_columns, has, package, parts
+from batchserve.inference.convert.sample import INSTALL, Array, Table, listed, sentence
+
+MAX_IR = 10
+"""Far below what ONNX Runtime loads, so that older ones do too."""
+
+
+@dataclass(frozen=True)
+class GraphInput:
+    """An input of the graph to be: float32, int64 or string, [n, k] or [n], filled by these columns."""
+
+    name: str
+    dtype: Literal["float32", "int64", "string"]
+    columns: tuple[str, ...]
+    flat: bool = False
+
+    def initial_type(self) -> tuple[str, Any]:
+        from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+
+        types = {"float32": FloatTensorType, "int64": Int64TensorType, "string": StringTensorType}
+        return self.name, types[self.dtype]([None] if self.flat else [None, len(self.columns)])
+
+    def feed(self, table: Table) -> Array:
+        cells = table.cells(self.columns, self.dtype)
+        return cells[:, 0] if self.flat else cells
+
+
+def convertible(model: Any) -> Any:
+    """A copy whose answers are the same, in the words that the converters understand."""
+    from sklearn.ensemble import VotingClassifier
+    from sklearn.impute import SimpleImputer
+    from sklearn.preprocessing import OneHotEncoder
+
+    model = copy.deepcopy(model)
+    for part in parts(model):
+        match part:
+            case VotingClassifier():
+                part.flatten_transform = False  # concerns `transform` alone
+            case SimpleImputer() if _fills_texts(part):
+                part.missing_values = ""  # ONNX has no other missing text
+            case OneHotEncoder() if hasattr(part, "categories_"):
+                part.categories_ = [_with_empty_for_missing(categories) for categories in part.categories_]
+            case _ if package(part) == "xgboost" and hasattr(part, "get_booster"):
+                part.get_booster().feature_names = None  # the converter wants f0, f1 ... or none
+    return model
+
+
+def _fills_texts(imputer: Any) -> bool:
+    """Whether it fills in texts for None or NaN, and not for a text such as "?"."""
+    statistics = getattr(imputer, "statistics_", np.empty(0))
+    return statistics.dtype == object and not isinstance(imputer.missing_values, str)
+
+
+def _with_empty_for_missing(categories: Array) -> Array:
+    if categories.dtype == object and any(isinstance(item, str) for item in categories):
+        return np.array([item if isinstance(item, str) else "" for item in categories], dtype=object)
+    return categories
+
+
+def layouts(model: object, table: Table) -> Iterator[tuple[GraphInput, ...]]:
+    """The inputs that the graph may have, the best first."""
+    from sklearn.compose import ColumnTransformer
+
+    columns, kinds = table.columns, {column: table.kind(column) for column in table.columns}
+    encoded = {c for c in encoded_columns(model, columns) if kinds.get(c) in ("int", "bool")}
+    texts = set(table.texts())
+    if table.form == "texts":
+        yield (GraphInput("text", "string", columns),)
+        yield (GraphInput("text", "string", columns, flat=True),)
+    elif (has(model, ColumnTransformer) and table.form == "frame") or (texts and len(texts) < len(columns)):
+        for exact in (encoded, set()) if encoded else (set(),):
+            yield tuple(
+                GraphInput(c, "string" if c in texts else "int64" if c in exact else "float32", (c,)) for c in columns
+            )
+    elif texts:
+        yield (GraphInput("input", "string", columns),)
+    else:
+        if encoded == set(columns):
+            yield (GraphInput("input", "int64", columns),)
+        yield (GraphInput("input", "float32", columns),)
+
+
+def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx.ModelProto:
+    """Raises ConversionFailed, which names the step that has no converter."""
+    from skl2onnx import convert_sklearn
+    from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
+
+    _register_boosters(model)
+    try:
+        graph: onnx.ModelProto = convert_sklearn(
+            model,
+            name=type(model).__name__,
+            initial_types=[graph_input.initial_type() for graph_input in layout],
+            options=_options(model),
+            target_opset={"": target_opset, "ai.onnx.ml": 3},
+        )
+    except (MissingConverter, MissingShapeCalculator) as error:
+        found = re.search(r"<class '([\w.]+)'>", str(error))
+        step = found[1].rpartition(".")[2] if found else "A step of the model"
+        raise ConversionFailed(
+            f"{step} has no ONNX converter. Replace that step, or register a converter before you call convert: "
+            f"skl2onnx.update_registered_converter({step}, ...)."
+        ) from error
+    except Exception as error:  # converters raise whatever comes to hand
+        hint = ""
+        if int(version("protobuf").partition(".")[0]) >= 7:
+            hint = (
+                f" protobuf {version('protobuf')} breaks converters; batchserve[sklearn] brings one below 7. {INSTALL}"
+            )
+        raise ConversionFailed(f"skl2onnx could not convert the model: {sentence(error)}{hint}") from error
+    graph.ir_version = min(graph.ir_version, MAX_IR)
+    opsets = {opset.domain: opset.version for opset in graph.opset_import}  # skl2onnx lists some domains twice
+    del graph.opset_import[:]
+    graph.opset_import.extend(onnx.helper.make_opsetid(domain, opsets[domain]) for domain in sorted(opsets))
+    return graph
+
+
+def serialize(graph: onnx.ModelProto) -> bytes:
+    """The same bytes for the same graph, in every process."""
+    data: bytes = graph.SerializeToString(deterministic=True)
+    return data
+
+
+def _options(model: object) -> dict[int, dict[str, Any]]:
+    """Converter options for each part: tensors instead of ZipMap, plain scores, a locale that every host has.
+
+    Scalers divide as scikit-learn does: to multiply by 1/scale rounds differently, and trees behind it then split
+    otherwise.
+    """
+    from skl2onnx._supported_operators import sklearn_operator_name_map
+    from skl2onnx.common._registration import get_converter
+    from sklearn.base import is_classifier
+    from sklearn.feature_extraction.text import CountVectorizer
+    from sklearn.pipeline import Pipeline
+
+    options: dict[int, dict[str, Any]] = {}
+    for part in parts(model):
+        if isinstance(part, Pipeline):
+            continue  # skl2onnx would hand its options to the last step, whether that knows them or not
+        alias = sklearn_operator_name_map.get(type(part))
+        allowed = (get_converter(alias).get_allowed_options() or {}) if alias else {}
+        chosen: dict[str, Any] = {"zipmap": False} if is_classifier(part) and "zipmap" in allowed else {}
+        if "raw_scores" in allowed and not hasattr(part, "predict_proba"):
+            chosen["raw_scores"] = True
+        if "div" in allowed:
+            chosen["div"] = "div"
+        if isinstance(part, CountVectorizer):
+            chosen |= {"locale": "C.UTF-8", "tokenexp": _token_expression(part)}
+        if chosen:
+            options[id(part)] = chosen
+    return options
+
+
+def _token_expression(vectorizer: Any) -> str | None:
+    """The pattern of a word in the graph's dialect (RE2), whose own `\\w` ends at the first umlaut.
+
+    Without it, the converter also counts words of one letter, which the usual pattern leaves out, into pairs of
+    words. None, the converter's own way, for anything but words of a least length.
+    """
+    if vectorizer.analyzer != "word" or vectorizer.tokenizer is not None:
+        return None
+    word = vectorizer.token_pattern.removeprefix("(?u)").removeprefix(r"\b").removesuffix(r"\b")
+    return word.replace(r"\w", r"[\pL\pN_]") if re.fullmatch(r"(\\w)+\+", word) else None
+
+
+def _register_boosters(model: object) -> None:
+    """Teach skl2onnx the LightGBM and XGBoost estimators that are in the model."""
+    packages = boosters(model)
+    if not packages:
+        return
+    if find_spec("onnxmltools") is None:
+        raise ConversionFailed(f"Converting a model of {listed(sorted(packages))} needs onnxmltools. {INSTALL}")
+    from skl2onnx import update_registered_converter
+    from skl2onnx.common.shape_calculator import (
+        calculate_linear_classifier_output_shapes,
+        calculate_linear_regressor_output_shapes,
+    )
+
+    classifier = {"shape_fct": calculate_linear_classifier_output_shapes}
+    classifier_options = {"nocl": [True, False], "zipmap": [True, False, "columns"]}
+    regressor = {"shape_fct": calculate_linear_regressor_output_shapes}
+    if "lightgbm" in packages:
+        from lightgbm import LGBMClassifier, LGBMRegressor
+        from onnxmltools.convert.lightgbm.operator_converters.LightGbm import convert_lightgbm
+
+        lightgbm = {"convert_fct": convert_lightgbm, "overwrite": True}
+        update_registered_converter(
+            LGBMClassifier, "LightGbmLGBMClassifier", options=classifier_options, **classifier, **lightgbm
+        )
+        update_registered_converter(
+            LGBMRegressor, "LightGbmLGBMRegressor", options={"split": None}, **regressor, **lightgbm
+        )
+    if "xgboost" in packages:
+        from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
+        from xgboost import XGBClassifier, XGBRegressor
+
+        xgboost = {"convert_fct": convert_xgboost, "overwrite": True}
+        update_registered_converter(
+            XGBClassifier, "XGBoostXGBClassifier", options=classifier_options, **classifier, **xgboost
+        )
+        update_registered_converter(XGBRegressor, "XGBoostXGBRegressor", **regressor, **xgboost)

@@ -1,0 +1,166 @@
+"""Valid inputs for probe runs: the records that came with a model, or made-up ones."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import polars as pl
+from onnx import ModelProto, NodeProto, TensorProto
+
+from batchserve.domain import InputTensor, Signature
+from batchserve.errors import BatchserveError
+from batchserve.inference.session import Arrays
+from batchserve.inference.signature import bind, build_inputs, numpy_type
+
+__all__ = ["EXAMPLES", "PROBE_BYTES", "Feed", "feeds"]
+
+EXAMPLES = 16
+"""Different records in a feed, unless they are large."""
+FREE_SIZES = (8, 224, 64, 32, 128, 3, 1)
+"""Guesses for a dimension that the graph leaves open."""
+PROBE_BYTES = 64 * 2**20
+"""More than this the made-up inputs of one run do not take, unless three records do."""
+
+Fill = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Feed:
+    """Valid inputs: a few different records that can be repeated, and the values shared by all records."""
+
+    arrays: Arrays
+    shared: Arrays = field(default_factory=dict)
+
+    def take(self, indices: np.ndarray) -> Arrays:
+        return {name: array[indices % len(array)] for name, array in self.arrays.items()} | self.shared
+
+    def first(self, count: int) -> Arrays:
+        return self.take(np.arange(count))
+
+    def varied(self, count: int) -> Arrays:
+        """Records that all differ in their numbers: the same few over and over would be scored unusually fast."""
+        random = np.random.default_rng(0)
+        inputs = self.first(count)
+        for name, array in inputs.items():
+            if name in self.arrays and array.dtype.kind == "f" and array.ndim == 2:
+                noise = random.standard_normal(array.shape, dtype=np.float32)
+                inputs[name] = (array + noise * self.arrays[name].std(axis=0)).astype(array.dtype)
+        return inputs
+
+    def examples(self) -> int:
+        return min((len(array) for array in self.arrays.values()), default=1)
+
+    def bytes_per_record(self) -> int:
+        return max(1, sum(array.nbytes // len(array) for array in self.arrays.values()))
+
+
+def feeds(model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any]) -> Iterator[Feed]:
+    recorded = _recorded_feed(inputs, metadata)
+    if recorded is not None:
+        yield recorded
+    texts = _known_texts(model)
+    sizes = FREE_SIZES if any(None in tensor.shape[1:] for tensor in inputs) else FREE_SIZES[:1]
+    fills: tuple[Fill, ...] = (
+        lambda random, shape: random.standard_normal(shape, dtype=np.float32),
+        lambda _, shape: np.zeros(shape, np.float32),
+        lambda _, shape: np.ones(shape, np.float32),
+    )
+    for size, fill, turn in product(sizes, fills, range(1 + max((len(lists) for lists in texts.values()), default=0))):
+        random = np.random.default_rng(0)
+        elements = sum(prod(extent or size for extent in tensor.shape[1:]) for tensor in inputs)
+        examples = max(3, min(EXAMPLES, PROBE_BYTES // (8 * elements)))
+        arrays: Arrays = {}
+        shared: Arrays = {}
+        for place, tensor in enumerate(inputs):
+            shape = tuple(extent or size for extent in tensor.shape[1 if tensor.per_record else 0 :])
+            shape = (examples, *shape) if tensor.per_record else shape
+            lists = texts.get(tensor.name, [])
+            words = lists[(place + turn) % len(lists)] if lists else ["a"]
+            target = arrays if tensor.per_record else shared
+            target[tensor.name] = _made_up(tensor, shape, words, random, fill)
+        yield Feed(arrays, shared)
+
+
+def _made_up(
+    tensor: InputTensor,
+    shape: tuple[int, ...],
+    words: list[str],
+    random: np.random.Generator,
+    fill: Fill,
+) -> np.ndarray:
+    if tensor.dtype == "string":
+        chosen = np.arange(prod(shape)) % len(words)
+        return np.array(words, dtype=object)[chosen].reshape(shape)
+    values = np.asarray(fill(random, shape))
+    if not tensor.dtype.startswith("float"):
+        values = np.asarray(values > 0)
+    return values.astype(numpy_type(tensor.dtype))
+
+
+def _recorded_feed(inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any]) -> Feed | None:
+    """The complete records that came with the model; None when there are none, or they do not fill its inputs."""
+    records = metadata.get("sample")
+    signature = Signature(inputs, ())
+    if not records or any(tensor.columns is None for tensor in inputs):
+        return None
+    try:
+        binding = bind(signature, [column.name for column in signature.columns])
+        table = pl.DataFrame(
+            [
+                pl.Series(column.name, [record.get(column.name) for record in records], strict=False)
+                for column in signature.columns
+            ]
+        )
+        arrays, faulty, _ = build_inputs(signature, binding, table, 0)
+        if faulty.all():  # no record is complete: perhaps the model knows what to do with those
+            arrays, faulty, _ = build_inputs(_all_nullable(signature), binding, table, 0)
+    except (BatchserveError, pl.exceptions.PolarsError, AttributeError, TypeError):
+        return None
+    if faulty.all():
+        return None
+    shared = {tensor.name: arrays.pop(tensor.name) for tensor in inputs if not tensor.per_record}
+    return Feed({name: array[~faulty] for name, array in arrays.items()}, shared)
+
+
+def _all_nullable(signature: Signature) -> Signature:
+    return replace(
+        signature,
+        inputs=tuple(
+            replace(tensor, columns=tuple(replace(column, nullable=True) for column in tensor.columns or ()))
+            for tensor in signature.inputs
+        ),
+    )
+
+
+def _known_texts(model: ModelProto) -> dict[str, list[list[str]]]:
+    """The lists of words that encoders know, for each text input that reaches them."""
+    readers: dict[str, list[NodeProto]] = {}
+    for node in model.graph.node:
+        for name in node.input:
+            readers.setdefault(name, []).append(node)
+    texts: dict[str, list[list[str]]] = {}
+    for entry in model.graph.input:
+        if entry.type.tensor_type.elem_type != TensorProto.STRING:
+            continue
+        seen = {entry.name}
+        queue = [entry.name]
+        for name in queue:
+            for node in readers.get(name, ()):
+                words = _words(node)
+                if words:
+                    texts.setdefault(entry.name, []).append(words)
+                    continue
+                fresh = [output for output in node.output if output not in seen]
+                seen.update(fresh)
+                queue.extend(fresh)
+    return texts
+
+
+def _words(node: NodeProto) -> list[str]:
+    for attribute in node.attribute:
+        if attribute.name in ("cats_strings", "keys_strings") and attribute.strings:
+            return [word.decode(errors="replace") for word in attribute.strings]
+    return []

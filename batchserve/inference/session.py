@@ -1,0 +1,124 @@
+"""The only door to ONNX Runtime: loads graphs that admission let in and runs them."""
+
+import os
+import re
+from collections import OrderedDict
+from collections.abc import Callable
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+
+from batchserve.errors import OutOfMemory, ScoringFailed
+
+# Its Linux wheels report usage to their maker unless this is set before the import; a server of yours reports nothing.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+__all__ = ["Arrays", "Session", "Sessions", "open_session"]
+
+Arrays = dict[str, np.ndarray]
+"""Inputs or outputs of a run, by name."""
+
+_FAILURES = (
+    *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile),
+    *(states.NotImplemented, states.RuntimeException, states.EPFail, states.NoModel, states.EngineError),
+    *(RuntimeError, ValueError, TypeError, IndexError),
+)
+_MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate memory|AllocateRawInternal|out of memory")
+_NOISE = (
+    re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
+    re.compile(r"Load model from .*? failed:"),
+    # "/build/core/gather.h:110 void onnxruntime::Gather::Compute(...) const " says nothing to a user.
+    re.compile(r"(?:/[\w.+-]+)+\.(?:cc|h|cpp|hpp|cu):\d+ (?:[^\n]*?\)(?: const)?(?:::<lambda\(\)>)? )?"),
+    re.compile(r"(?:/[\w.+-]+){2,}"),
+)
+
+
+class Session:
+    """A loaded model. `run` may be called from several threads at once."""
+
+    def __init__(self, session: onnxruntime.InferenceSession) -> None:
+        self._session: onnxruntime.InferenceSession | None = session
+        self._outputs: list[str] = [output.name for output in session.get_outputs()]
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """The outputs by name. A sequence of tensors gives one entry for each: `name_0`, `name_1` and so on.
+
+        Raises ScoringFailed with the reason of ONNX Runtime, and OutOfMemory.
+        """
+        if self._session is None:
+            raise ScoringFailed("the session is closed")
+        try:
+            values = self._session.run(None, inputs)
+        except MemoryError as error:
+            raise OutOfMemory("the model needs more memory than it may have") from error
+        except _FAILURES as error:
+            raise _translate(error) from error
+        outputs: Arrays = {}
+        for name, value in zip(self._outputs, values, strict=True):
+            outputs.update(_flatten(name, value))
+        return outputs
+
+    def close(self) -> None:
+        """Frees the model; runs that are under way end first. Closing twice does no harm."""
+        self._session = None
+
+
+def open_session(model: bytes | Path, threads: int = 1) -> Session:
+    """Loads a model to be run with that many intra-op threads. Raises ScoringFailed and OutOfMemory."""
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    # A spinning thread halves the speed of everything else on the machine.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    # Admission puts all tensors into the graph: whatever still points to a file finds none.
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    options.log_severity_level = 4  # failures come as exceptions; 3 would print each of them as well
+    source = str(model) if isinstance(model, Path) else model
+    try:
+        return Session(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+    except MemoryError as error:
+        raise OutOfMemory("the model needs more memory than it may have") from error
+    except _FAILURES as error:
+        raise _translate(error) from error
+
+
+class Sessions:
+    """The sessions used last, at most `capacity` of them: loading a forest of 10 MB takes longer than 10,000 rows."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
+        self._sessions: OrderedDict[tuple[str, int], Session] = OrderedDict()
+        self._lock = Lock()
+
+    def get(self, digest: str, threads: int, load: Callable[[], bytes | Path]) -> Session:
+        """The session of the artifact with this digest; `load` is called when it is not here yet."""
+        key = digest, threads
+        with self._lock:
+            if key not in self._sessions:
+                # Room is made first, so that there are never more models in memory than promised. A session that
+                # another thread still runs lives until that run ends.
+                while self._sessions and len(self._sessions) >= self._capacity:
+                    self._sessions.popitem(last=False)
+                self._sessions[key] = open_session(load(), threads)
+            self._sessions.move_to_end(key)
+            return self._sessions[key]
+
+
+def _flatten(name: str, value: object) -> Arrays:
+    if isinstance(value, np.ndarray):
+        return {name: value}
+    if isinstance(value, list) and all(isinstance(item, np.ndarray) for item in value):
+        return {f"{name}_{index}": item for index, item in enumerate(value)}
+    raise ScoringFailed(f"output {name!r} is neither a tensor nor a sequence of tensors")
+
+
+def _translate(error: Exception) -> ScoringFailed:
+    message = str(error)
+    if _MEMORY.search(message):
+        return OutOfMemory("the model needs more memory than it may have")
+    for noise in _NOISE:
+        message = noise.sub("", message)
+    return ScoringFailed(" ".join(message.split())[:1000])

@@ -1,0 +1,604 @@
+"""Every state transition of a job and its chunks: one function each, the guard in its name and in its WHERE.
+
+Functions take a Connection of `Database.write()` (or `read()`), so that a caller can join several in one transaction.
+A worker's writes name its attempt number, the fencing token: when another attempt owns the job, no row matches and
+LeaseLost is raised, which rolls the transaction back.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, RowMapping, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy.sql import ColumnElement
+
+from batchserve.db.connect import Moment
+from batchserve.db.tables import attempts, chunks, jobs, models
+from batchserve.domain import Attempt, Chunk, Dialect, Job, JobState, ModelVersion, Options, Result, ScoredChunk
+from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost
+from batchserve.registry import model_columns, model_from_row
+
+_options = TypeAdapter(Options)
+STATES = [state.value for state in JobState]
+
+
+@dataclass(frozen=True, slots=True)
+class NewInput:
+    """An input that is stored durably and waits for its job row."""
+
+    job_id: str
+    key: str
+    bytes: int
+    sha256: str
+    format: str
+    dialect: Dialect
+    filename: str | None
+
+
+# --- what clients do -------------------------------------------------------------------------------------------------
+
+
+def create(connection: Connection, new: NewInput, model: ModelVersion | None, now: float) -> None:
+    """-> uploaded. `model`: the one that predict takes when it names none."""
+    connection.execute(
+        insert(jobs).values(
+            id=new.job_id,
+            state=JobState.UPLOADED,
+            input_key=new.key,
+            input_bytes=new.bytes,
+            input_sha256=new.sha256,
+            input_format=new.format,
+            input_delimiter=new.dialect.delimiter,
+            input_filename=new.filename,
+            options={},
+            model_id=model.id if model else None,
+            metadata={},
+            created_at=now,
+        )
+    )
+
+
+def enqueue_if_uploaded(
+    connection: Connection,
+    job_id: str,
+    model: ModelVersion,
+    options: Options,
+    request_digest: str,
+    *,
+    metadata: Mapping[str, str],
+    priority: int,
+    run_after: float | None,
+    now: float,
+) -> bool:
+    """uploaded -> queued. False when the job is in any other state: nothing was changed."""
+    return _changed(
+        connection,
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.UPLOADED)
+        .values(
+            state=JobState.QUEUED,
+            model_id=model.id,
+            options=_options.dump_python(options, mode="json"),
+            result_format=options.format,
+            request_digest=request_digest,
+            metadata=dict(metadata),
+            priority=priority,
+            run_after=run_after,
+            queued_at=now,
+        ),
+    )
+
+
+def find_equal(connection: Connection, request_digest: str) -> Job | None:
+    """The latest completed job with the same input bytes, model and options."""
+    rows = _select(connection, jobs.c.request_digest == request_digest, jobs.c.state == JobState.COMPLETED, limit=1)
+    return rows[0] if rows else None
+
+
+def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
+    """queued -> completed, sharing the result of an equal job."""
+    return _changed(
+        connection,
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
+        .values(
+            state=JobState.COMPLETED,
+            planned=True,
+            rows_planned=equal.rows_planned,
+            rows_ok=equal.rows_ok,
+            rows_failed=equal.rows_failed,
+            chunks_total=equal.chunks_total,
+            chunks_done=equal.chunks_done,
+            progress=1.0,
+            result_key=equal.result_key,
+            result_bytes=equal.result_bytes,
+            result_sha256=equal.result_sha256,
+            errors_key=equal.errors_key,
+            errors_bytes=equal.errors_bytes,
+            reused_from=equal.reused_from or equal.id,
+            notes=list(equal.notes),
+            started_at=now,
+            finished_at=now,
+        ),
+    )
+
+
+def get(connection: Connection, job_id: str) -> Job:
+    """Raises JobNotFound."""
+    found = _select(connection, jobs.c.id == job_id, limit=1)
+    if not found:
+        raise JobNotFound(f"no job {job_id!r}")
+    return found[0]
+
+
+def list_page(
+    connection: Connection,
+    *,
+    state: JobState | None = None,
+    model: str | None = None,
+    search: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> list[Job]:
+    """Newest first. `after`: the last ID of the page before. `search`: part of an ID, file name or metadata value."""
+    guards: list[ColumnElement[bool]] = []
+    if state is not None:
+        guards.append(jobs.c.state == state)
+    if model is not None:
+        name, _, version = model.partition("@")
+        guards.append(models.c.name == name)
+        if version:
+            guards.append(models.c.version == int(version))
+    if search:
+        pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
+        texts = (jobs.c.id, jobs.c.input_filename, func.cast(jobs.c.metadata, models.c.name.type))
+        guards.append(or_(*(text.like(pattern, escape="\\") for text in texts)))
+    if after is not None:
+        guards.append(jobs.c.id < after)
+    return _select(connection, *guards, limit=limit)
+
+
+def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
+    rows = connection.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number))
+    return [
+        Attempt(row["number"], row["worker"], row["started_at"], row["finished_at"], row["outcome"], row["error"])
+        for row in rows.mappings()
+    ]
+
+
+def queue_position(connection: Connection, job: Job) -> int | None:
+    """How many queued jobs are ahead of this one; None when it does not queue."""
+    if job.state is not JobState.QUEUED:
+        return None
+    ahead = or_(
+        jobs.c.priority > job.priority,
+        and_(jobs.c.priority == job.priority, jobs.c.queued_at < job.queued_at),
+    )
+    query = select(func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED, ahead)
+    return connection.scalar(query)
+
+
+def count_by_state(connection: Connection) -> dict[str, int]:
+    rows = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
+    return {row["state"]: row["jobs"] for row in rows.mappings()}
+
+
+def count_rows(connection: Connection) -> tuple[int, int]:
+    """Rows that were scored, and rows that failed, of all jobs that are kept."""
+    ok, failed = connection.execute(select(func.sum(jobs.c.rows_ok), func.sum(jobs.c.rows_failed))).one()
+    return int(ok or 0), int(failed or 0)
+
+
+def oldest_queued_at(connection: Connection) -> float | None:
+    oldest: float | None = connection.scalar(select(func.min(jobs.c.queued_at)).where(jobs.c.state == JobState.QUEUED))
+    return oldest
+
+
+def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
+    """uploaded, queued -> cancelled at once; running: the worker is asked to stop. No effect on a finished job."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
+        .values(state=JobState.CANCELLED, cancel_requested_at=now, finished_at=now)
+    )
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_(None))
+        .values(cancel_requested_at=now)
+    )
+    return get(connection, job_id)
+
+
+def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
+    """failed, cancelled -> queued, with the chunks that are done. Raises JobConflict in any other state."""
+    changed = _changed(
+        connection,
+        update(jobs)
+        .where(
+            jobs.c.id == job_id,
+            jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
+            jobs.c.queued_at.is_not(None),
+        )
+        .values(
+            state=JobState.QUEUED,
+            reason=None,
+            error=None,
+            crashes=0,
+            cancel_requested_at=None,
+            queued_at=now,
+            finished_at=None,
+        ),
+    )
+    job = get(connection, job_id)
+    if not changed:
+        raise JobConflict(f"job {job_id} is {job.state}: only a failed or cancelled job that was queued can be retried")
+    connection.execute(update(chunks).where(chunks.c.job_id == job_id).values(crashes=0))
+    return job
+
+
+def create_retry_of_failed_rows(
+    connection: Connection, job: Job, job_id: str, input_key: str, now: float
+) -> list[tuple[Chunk, int, int, int]]:
+    """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
+
+    The result of the completed job never changes; the new job's result is the merged one. Returns the chunks whose
+    parts it takes over, as `done_chunks` does: the caller copies them. Raises JobConflict when nothing failed.
+    """
+    if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
+        raise JobConflict(
+            f"job {job.id} is {job.state} with {job.rows_failed} failed records of its own: failed records can be "
+            "scored again when a job is completed and some failed"
+        )
+    kept = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
+    kept |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "notes", "request_digest"}
+    kept |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
+    row = connection.execute(select(jobs).where(jobs.c.id == job.id)).mappings().one()
+    copied = {name: value for name, value in row.items() if name not in kept}
+    done = [entry for entry in done_chunks(connection, job.id) if not entry[3]]
+    rows_ok = sum(chunk.records for chunk, *_ in done)
+    connection.execute(
+        insert(jobs).values(
+            **copied,
+            id=job_id,
+            state=JobState.QUEUED,
+            input_key=input_key,
+            result_format=job.result_format,
+            rows_ok=rows_ok,
+            chunks_done=len(done),
+            progress=0.99 * rows_ok / job.rows_planned,
+            notes=[f"scores the failed records of job {job.id} again"],
+            created_at=now,
+            queued_at=now,
+        )
+    )
+    rows = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
+    taken = {chunk.first_record for chunk, *_ in done}
+    opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes"))
+    connection.execute(
+        insert(chunks),
+        [{**row, **({} if row["first_record"] in taken else opened), "job_id": job_id, "crashes": 0} for row in rows],
+    )
+    return done
+
+
+def delete_if_not_running(connection: Connection, job_id: str) -> tuple[Job, bool]:
+    """Removes the row. Returns the job, and whether no other job shares its result.
+
+    Raises JobConflict while a worker has it: cancel it first.
+    """
+    job = get(connection, job_id)
+    if not _changed(connection, delete(jobs).where(jobs.c.id == job_id, jobs.c.state != JobState.RUNNING)):
+        raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
+    shared = connection.scalar(select(exists().where(jobs.c.result_key == job.result_key))) if job.result_key else False
+    return job, not shared
+
+
+# --- what workers do -------------------------------------------------------------------------------------------------
+
+
+def claim_next(connection: Connection, worker: str, lease: float, now: Moment) -> Job | None:
+    """queued -> running, with a new attempt number and a lease of `lease` seconds. None when nothing is due."""
+    due = (
+        select(jobs.c.id)
+        .where(jobs.c.state == JobState.QUEUED, or_(jobs.c.run_after.is_(None), jobs.c.run_after <= now.wall))
+        .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
+        .limit(1)
+        .with_for_update(skip_locked=True)
+    )
+    claimed = connection.execute(
+        update(jobs)
+        .where(jobs.c.id == due.scalar_subquery(), jobs.c.state == JobState.QUEUED)
+        .values(
+            state=JobState.RUNNING,
+            attempt=jobs.c.attempt + 1,
+            worker=worker,
+            lease_until=now.steady + lease,
+            lease_clock=now.clock,
+            started_at=func.coalesce(jobs.c.started_at, now.wall),
+        )
+        .returning(jobs.c.id, jobs.c.attempt)
+    ).one_or_none()
+    if claimed is None:
+        return None
+    connection.execute(
+        insert(attempts).values(job_id=claimed.id, number=claimed.attempt, worker=worker, started_at=now.wall)
+    )
+    return get(connection, claimed.id)
+
+
+def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease: float, now: Moment) -> None:
+    _require_mine(
+        connection, job_id, attempt, {"lease_until": now.steady + lease, "lease_clock": now.clock}, "renew the lease of"
+    )
+
+
+def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
+    """Which of these jobs a client wants cancelled."""
+    query = select(jobs.c.id).where(jobs.c.id.in_(list(job_ids)), jobs.c.cancel_requested_at.is_not(None))
+    return set(connection.scalars(query))
+
+
+def add_chunks_if_mine(
+    connection: Connection, job_id: str, attempt: int, planned: Sequence[Chunk], complete: bool
+) -> None:
+    """Appends to the plan. A stored chunk never changes its range, so that a resumed job has the same chunks."""
+    _require_mine(
+        connection,
+        job_id,
+        attempt,
+        {
+            "rows_planned": jobs.c.rows_planned + sum(chunk.records for chunk in planned),
+            "chunks_total": jobs.c.chunks_total + len(planned),
+            "planned": complete,
+        },
+        "plan",
+    )
+    if planned:
+        connection.execute(insert(chunks), [_chunk_row(job_id, chunk) for chunk in planned])
+
+
+def last_chunk(connection: Connection, job_id: str) -> Chunk | None:
+    query = select(chunks).where(chunks.c.job_id == job_id).order_by(chunks.c.first_record.desc()).limit(1)
+    row = connection.execute(query).mappings().one_or_none()
+    return _chunk(row) if row else None
+
+
+def chunk_before(connection: Connection, job_id: str, first_record: int) -> Chunk | None:
+    query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.first_record < first_record)
+    row = connection.execute(query.order_by(chunks.c.first_record.desc()).limit(1)).mappings().one_or_none()
+    return _chunk(row) if row else None
+
+
+def pending_chunks(connection: Connection, job_id: str) -> list[Chunk]:
+    """The planned chunks that no attempt has committed, in order."""
+    query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_(None))
+    return [_chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings()]
+
+
+def commit_chunk_if_mine(
+    connection: Connection, job_id: str, attempt: int, scored: ScoredChunk, progress: float
+) -> None:
+    """Makes a part count, once and for ever. Progress never goes back."""
+    done = _changed(
+        connection,
+        update(chunks)
+        .where(
+            chunks.c.job_id == job_id,
+            chunks.c.first_record == scored.first_record,
+            chunks.c.records == scored.records,
+            chunks.c.attempt.is_(None),
+        )
+        .values(
+            attempt=attempt,
+            part_bytes=scored.part_bytes,
+            part_sha256=scored.part_sha256,
+            rows_failed=scored.rows_failed,
+            errors_bytes=scored.errors_bytes,
+        ),
+    )
+    if not done:
+        raise LeaseLost(f"chunk at record {scored.first_record} of job {job_id} was committed by another attempt")
+    _require_mine(
+        connection,
+        job_id,
+        attempt,
+        {
+            "rows_ok": jobs.c.rows_ok + scored.records - scored.rows_failed,
+            "rows_failed": jobs.c.rows_failed + scored.rows_failed,
+            "chunks_done": jobs.c.chunks_done + 1,
+            "crashes": 0,
+            "progress": case((jobs.c.progress < progress, progress), else_=jobs.c.progress),
+        },
+        "commit a chunk of",
+    )
+
+
+def count_crash_if_mine(connection: Connection, job_id: str, attempt: int, first_record: int) -> int:
+    """Counts a crash of the process that scored this chunk; returns how many there were."""
+    _require_mine(connection, job_id, attempt, {"worker": jobs.c.worker}, "count a crash of")
+    crashes: int = connection.execute(
+        update(chunks)
+        .where(chunks.c.job_id == job_id, chunks.c.first_record == first_record)
+        .values(crashes=chunks.c.crashes + 1)
+        .returning(chunks.c.crashes)
+    ).scalar_one()
+    return crashes
+
+
+def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole: Chunk, halves: list[Chunk]) -> None:
+    """Puts two chunks, with the crashes of the whole, in the place of one that crashed."""
+    _require_mine(connection, job_id, attempt, {"chunks_total": jobs.c.chunks_total + len(halves) - 1}, "split")
+    guard = and_(chunks.c.job_id == job_id, chunks.c.first_record == whole.first_record, chunks.c.attempt.is_(None))
+    crashes = connection.execute(delete(chunks).where(guard).returning(chunks.c.crashes)).scalar_one()
+    connection.execute(insert(chunks), [{**_chunk_row(job_id, half), "crashes": crashes} for half in halves])
+
+
+def done_chunks(connection: Connection, job_id: str) -> list[tuple[Chunk, int, int, int]]:
+    """The committed chunks in order, each with the attempt of its part, the part's bytes and its errors' bytes."""
+    query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_not(None))
+    rows = connection.execute(query.order_by(chunks.c.first_record)).mappings()
+    return [(_chunk(row), row["attempt"], row["part_bytes"], row["errors_bytes"]) for row in rows]
+
+
+def complete_if_mine(
+    connection: Connection, job_id: str, attempt: int, result: Result, notes: Sequence[str], now: float
+) -> None:
+    """running -> completed. Before this commit the result exists for nobody; after it, it never changes.
+
+    Guarded by the row account as well: every planned record has its row.
+    """
+    _require_mine(
+        connection,
+        job_id,
+        attempt,
+        {
+            "state": JobState.COMPLETED,
+            "progress": 1.0,
+            "result_key": result.key,
+            "result_bytes": result.bytes,
+            "result_sha256": result.sha256,
+            "errors_key": result.errors_key,
+            "errors_bytes": result.errors_bytes,
+            "notes": list(notes),
+            "lease_until": None,
+            "finished_at": now,
+        },
+        "complete",
+        jobs.c.planned,
+        jobs.c.chunks_done == jobs.c.chunks_total,
+        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
+    )
+    _end_attempt(connection, job_id, attempt, "completed", None, now)
+
+
+def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: BatchserveError, now: float) -> None:
+    """running -> failed."""
+    values = {"state": JobState.FAILED, "reason": error.code, "error": error.to_json()}
+    _stop(connection, job_id, attempt, values, "failed", error.to_json(), now)
+
+
+def cancel_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
+    """running -> cancelled."""
+    _stop(connection, job_id, attempt, {"state": JobState.CANCELLED}, "cancelled", None, now)
+
+
+def release_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
+    """running -> queued, at once and for any worker: this one is stopping."""
+    _require_mine(
+        connection, job_id, attempt, {"state": JobState.QUEUED, "worker": None, "lease_until": None}, "release"
+    )
+    _end_attempt(connection, job_id, attempt, "released", None, now)
+
+
+def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[list[str], list[str]]:
+    """running -> queued for jobs whose lease lapsed; -> failed when `crashes` attempts in a row made no progress.
+
+    Returns the IDs of both kinds. A lease of another boot of the host has lapsed, whatever it says.
+    """
+    lapsed = and_(
+        jobs.c.state == JobState.RUNNING,
+        or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock),
+    )
+    error = {
+        "code": "worker-crashed",
+        "message": f"{crashes} workers in a row died while they ran this job, without finishing a chunk. "
+        "Look at their logs and memory, then retry the job: it goes on where it stopped.",
+    }
+    lost = {"finished_at": now.wall, "outcome": "lost", "error": {"code": "worker-lost", "message": "lease lapsed"}}
+    open_attempts = select(jobs.c.id).where(lapsed)
+    connection.execute(
+        update(attempts).where(attempts.c.job_id.in_(open_attempts), attempts.c.outcome.is_(None)).values(**lost)
+    )
+    failed = connection.scalars(
+        update(jobs)
+        .where(lapsed, jobs.c.crashes + 1 >= crashes)
+        .values(state=JobState.FAILED, reason="worker-crashed", error=error, finished_at=now.wall, lease_until=None)
+        .returning(jobs.c.id)
+    ).all()
+    queued = connection.scalars(
+        update(jobs)
+        .where(lapsed)
+        .values(state=JobState.QUEUED, crashes=jobs.c.crashes + 1, worker=None, lease_until=None)
+        .returning(jobs.c.id)
+    ).all()
+    return list(queued), list(failed)
+
+
+# --- shared by the transitions ---------------------------------------------------------------------------------------
+
+
+def _changed(connection: Connection, statement: Any) -> bool:
+    return bool(connection.execute(statement).rowcount)
+
+
+def _require_mine(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    values: Mapping[str, Any],
+    verb: str,
+    *guards: ColumnElement[bool],
+) -> None:
+    mine = (jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.attempt == attempt)
+    if not _changed(connection, update(jobs).where(*mine, *guards).values(**values)):
+        raise LeaseLost(f"attempt {attempt} may not {verb} job {job_id}: it is not the job's attempt any more")
+
+
+def _stop(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    values: Mapping[str, Any],
+    outcome: str,
+    error: dict[str, Any] | None,
+    now: float,
+) -> None:
+    _require_mine(connection, job_id, attempt, {**values, "lease_until": None, "finished_at": now}, "stop")
+    _end_attempt(connection, job_id, attempt, outcome, error, now)
+
+
+def _end_attempt(
+    connection: Connection, job_id: str, number: int, outcome: str, error: dict[str, Any] | None, now: float
+) -> None:
+    connection.execute(
+        update(attempts)
+        .where(attempts.c.job_id == job_id, attempts.c.number == number)
+        .values(outcome=outcome, error=error, finished_at=now)
+    )
+
+
+def _chunk(row: RowMapping) -> Chunk:
+    return Chunk(row["first_record"], row["records"], row["start"], row["stop"])
+
+
+def _chunk_row(job_id: str, chunk: Chunk) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "first_record": chunk.first_record,
+        "records": chunk.records,
+        "start": chunk.start,
+        "stop": chunk.stop,
+    }
+
+
+def _select(connection: Connection, *guards: ColumnElement[bool], limit: int) -> list[Job]:
+    query = (
+        select(*(column for column in jobs.c if column.name in _JOB_FIELDS), *model_columns)
+        .select_from(jobs.outerjoin(models, jobs.c.model_id == models.c.id))
+        .where(*guards)
+        .order_by(jobs.c.id.desc())
+        .limit(limit)
+    )
+    return [_job(row) for row in connection.execute(query).mappings()]
+
+
+_JOB_FIELDS = frozenset(Job.__dataclass_fields__) - {"model"}
+
+
+def _job(row: RowMapping) -> Job:
+    values: dict[str, Any] = {name: row[name] for name in _JOB_FIELDS}
+    values["state"] = JobState(values["state"])
+    values["options"] = _options.validate_python(values["options"]) if values["options"] else None
+    values["notes"] = tuple(values["notes"] or ())
+    return Job(**values, model=model_from_row(row) if row["model_id"] is not None else None)

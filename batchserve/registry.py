@@ -1,0 +1,132 @@
+"""Model versions: a row for what is known of each, an artifact in storage for its graph."""
+
+from typing import Any
+
+from pydantic import TypeAdapter
+from sqlalchemy import Connection, RowMapping, exists, func, insert, select, update
+
+from batchserve.db.tables import jobs, models
+from batchserve.domain import JobState, ModelVersion, Signature
+from batchserve.errors import ModelInUse, ModelNotFound
+
+signature_adapter = TypeAdapter(Signature)
+
+model_columns = [column.label(f"model_{column.name}") for column in models.c if column.name != "deleted_at"]
+"""The columns of a model version, for a query that joins them to another table."""
+
+
+def model_from_row(row: RowMapping) -> ModelVersion:
+    """The model version in a row that was selected with `model_columns`."""
+    return ModelVersion(
+        id=row["model_id"],
+        name=row["model_name"],
+        version=row["model_version"],
+        digest=row["model_digest"],
+        bytes=row["model_bytes"],
+        signature=_signature(row["model_signature"]),
+        metadata=row["model_metadata"],
+        created_at=row["model_created_at"],
+    )
+
+
+def find_digest(connection: Connection, name: str, digest: str) -> ModelVersion | None:
+    """The version of this model that holds these bytes."""
+    return _first(connection, models.c.name == name, models.c.digest == digest)
+
+
+def add(
+    connection: Connection,
+    name: str,
+    digest: str,
+    size: int,
+    signature: Signature,
+    metadata: dict[str, str],
+    now: float,
+) -> ModelVersion:
+    """Registers the next version. The artifact is in storage already: a version without its bytes never shows."""
+    newest = connection.scalar(select(func.max(models.c.version)).where(models.c.name == name)) or 0
+    connection.execute(
+        insert(models).values(
+            name=name,
+            version=newest + 1,
+            digest=digest,
+            bytes=size,
+            signature=signature_adapter.dump_json(signature).decode(),
+            metadata=metadata,
+            created_at=now,
+        )
+    )
+    return resolve(connection, f"{name}@{newest + 1}")
+
+
+def resolve(connection: Connection, reference: str) -> ModelVersion:
+    """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, naming what there is."""
+    name, at, version = reference.partition("@")
+    if at and not version.isdecimal():
+        raise ModelNotFound(f"no model {reference!r}: the version after @ is a number, as in {name}@1")
+    guards = (models.c.name == name, models.c.version == int(version)) if at else (models.c.name == name,)
+    found = _first(connection, *guards)
+    if found is None:
+        known = connection.scalars(
+            select(models.c.name).where(models.c.deleted_at.is_(None)).distinct().order_by(models.c.name).limit(20)
+        ).all()
+        there = (
+            f"registered are {', '.join(known)}" if known else "none is registered yet: PUT one to /v1/models/<name>"
+        )
+        raise ModelNotFound(f"no model {reference!r}; {there}")
+    return found
+
+
+def newest_versions(connection: Connection) -> list[ModelVersion]:
+    """The newest version of every model, by name."""
+    newest = (
+        select(models.c.name, func.max(models.c.version).label("version"))
+        .where(models.c.deleted_at.is_(None))
+        .group_by(models.c.name)
+        .subquery()
+    )
+    query = select(*model_columns).join(
+        newest, (models.c.name == newest.c.name) & (models.c.version == newest.c.version)
+    )
+    return [model_from_row(row) for row in connection.execute(query.order_by(models.c.name)).mappings()]
+
+
+def versions(connection: Connection, name: str) -> list[ModelVersion]:
+    """All versions of a model, newest first. Raises ModelNotFound."""
+    resolve(connection, name)
+    query = select(*model_columns).where(models.c.name == name, models.c.deleted_at.is_(None))
+    return [model_from_row(row) for row in connection.execute(query.order_by(models.c.version.desc())).mappings()]
+
+
+def delete_if_unused(connection: Connection, model: ModelVersion, now: float) -> bool:
+    """Removes a version; returns whether no other version has the same artifact. Raises ModelInUse.
+
+    The row remains for the jobs that name it.
+    """
+    unfinished = (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
+    users = connection.scalar(
+        select(func.count()).select_from(jobs).where(jobs.c.model_id == model.id, jobs.c.state.in_(unfinished))
+    )
+    if users:
+        raise ModelInUse(f"{model.reference} is used by {users} unfinished job(s): wait for them or cancel them")
+    connection.execute(update(models).where(models.c.id == model.id).values(deleted_at=now))
+    same = exists().where(models.c.digest == model.digest, models.c.deleted_at.is_(None))
+    return not connection.scalar(select(same))
+
+
+_parsed: dict[str, Signature] = {}
+
+
+def _signature(text: str) -> Signature:
+    # Rows with the same text are read at every poll of a job; parsing costs more than the query.
+    if text not in _parsed:
+        if len(_parsed) > 256:
+            _parsed.clear()
+        _parsed[text] = signature_adapter.validate_json(text)
+    return _parsed[text]
+
+
+def _first(connection: Connection, *guards: Any) -> ModelVersion | None:
+    query = select(*model_columns).where(models.c.deleted_at.is_(None), *guards).order_by(models.c.version.desc())
+    row = connection.execute(query.limit(1)).mappings().one_or_none()
+    return model_from_row(row) if row else None

@@ -1,0 +1,40 @@
+"""What API, worker and command line share: the settings and the three things they address."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from batchserve.db import migrate
+from batchserve.db.connect import Database
+from batchserve.engines import Engine, open_engine
+from batchserve.settings import Settings
+from batchserve.storage import Storage, open_storage
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    settings: Settings
+    database: Database
+    storage: Storage
+    engine: Engine
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings) -> Iterator["Runtime"]:
+        """Opens all three, migrating an embedded database first, and closes them again.
+
+        Raises SchemaOutdated (a database that the settings name is migrated by hand) or SchemaTooNew.
+        """
+        storage = open_storage(settings.storage)
+        database = Database(settings.database_url)
+        try:
+            if not settings.database:
+                migrate.upgrade(database)
+            migrate.check(database)
+            engine = open_engine(settings)
+            try:
+                yield cls(settings, database, storage, engine)
+            finally:
+                engine.close()
+        finally:
+            database.close()

@@ -1,0 +1,535 @@
+"""What runs in scoring processes: pure functions of storage keys, called by every engine.
+
+The server parses no user data and loads no model. Planning, checking, scoring, assembling and admission stand here;
+each takes a task and gives a small answer, everything large goes through storage.
+"""
+
+import io
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import islice
+from typing import Any, BinaryIO
+
+import numpy as np
+import orjson
+import polars as pl
+
+from batchserve.domain import (
+    Chunk,
+    ChunkLimits,
+    Dialect,
+    ModelVersion,
+    Options,
+    Result,
+    RowError,
+    ScoredChunk,
+    Signature,
+)
+from batchserve.errors import InvalidOptions, PayloadTooLarge, SchemaMismatch, ScoringFailed
+from batchserve.formats import get_format
+from batchserve.formats.protocol import Format, Header, Part, Records, Tensors
+from batchserve.formats.schema import POLARS
+from batchserve.inference.admission import Admitted, admit
+from batchserve.inference.session import Session, Sessions
+from batchserve.inference.signature import (
+    Binding,
+    bind,
+    build_inputs,
+    check_count,
+    check_types,
+    output_columns,
+    to_columns,
+)
+from batchserve.storage import (
+    Piece,
+    Storage,
+    errors_key,
+    errors_part_key,
+    model_key,
+    open_storage,
+    part_key,
+    result_key,
+)
+
+ERRORS_FORMAT = "jsonl"
+DTYPES = {kind: dtype for dtype, kind in POLARS.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """Stored bytes to read as records."""
+
+    storage: str
+    key: str
+    format: str
+    dialect: Dialect
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkTask:
+    input: Input
+    job_id: str
+    attempt: int
+    chunk: Chunk
+    model: ModelVersion
+    options: Options
+    sessions: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class PlanTask:
+    input: Input
+    after: Chunk | None
+    limits: ChunkLimits
+    most: int
+    """Chunks in one answer, at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Planned:
+    chunks: tuple[Chunk, ...]
+    complete: bool
+    share: float
+    """How much of the input is planned, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class AssembleTask:
+    storage: str
+    job_id: str
+    attempt: int
+    format: str
+    dialect: Dialect
+    parts: tuple[Part, ...]
+    errors: tuple[Part, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineTask:
+    storage: str
+    body: bytes
+    format: str
+    dialect: Dialect
+    model: ModelVersion
+    options: Options
+    records: int
+    """Records that one request may hold."""
+    sessions: int = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """The answer to an online request: a record for each that came, and the errors of those that failed."""
+
+    records: list[dict[str, Any]]
+    errors: tuple[RowError, ...]
+    inference_ms: float
+    """Time that the model alone took."""
+
+
+def warm_up() -> None:
+    """Imports what scoring needs, so that the first chunk does not wait for it."""
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+def plan_chunks(task: PlanTask) -> Planned:
+    """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
+    store = _storage(task.input.storage)
+    with store.open(task.input.key) as source:
+        rest = get_format(task.input.format).plan(source, task.input.dialect, task.after, task.limits)
+        chunks = tuple(islice(rest, task.most))
+        complete = len(chunks) < task.most
+        size = source.seek(0, io.SEEK_END)
+    share = 1.0 if complete else min(1.0, chunks[-1].stop / max(size, 1))
+    return Planned(chunks, complete, share)
+
+
+def halve_chunk(task: PlanTask, whole: Chunk) -> list[Chunk]:
+    """Two chunks in the place of one. `task.after` is the chunk before it, `task.limits` do not matter."""
+    limits = ChunkLimits(bytes=2**62, records=(whole.records + 1) // 2)
+    store = _storage(task.input.storage)
+    with store.open(task.input.key) as source:
+        rest = get_format(task.input.format).plan(source, task.input.dialect, task.after, limits)
+        first = next(rest)
+    if not 0 < first.records < whole.records:
+        return [whole]
+    return [
+        first,
+        Chunk(first.first_record + first.records, whole.records - first.records, first.stop, whole.stop),
+    ]
+
+
+def check_input(task: Input, model: ModelVersion, options: Options) -> None:
+    """Whether the beginning of an input fits the model. Raises SchemaMismatch or InvalidInput, in the first second
+    instead of an hour later."""
+    header = _header(task)
+    binding = _bind(model.signature, header, options)
+    check_types(model.signature, binding, header.columns, header.sample)
+    _keep(header, binding, options)
+    _named_outputs(model.signature, options)
+
+
+def score_chunk(task: ChunkTask) -> ScoredChunk:
+    """Reads a chunk, scores it, writes its part. One result row for each record, in order, or an error for all.
+
+    A record that can not be scored becomes a row of nulls and an entry in the part's errors.
+    """
+    store = _storage(task.input.storage)
+    header = _header(task.input)
+    binding = _bind(task.model.signature, header, task.options)
+    with store.open(task.input.key) as source:
+        reading = get_format(task.input.format).read(
+            source, task.input.dialect, task.chunk, binding.types, _keep(header, binding, task.options)
+        )
+    session = _session(task.input.storage, task.model, task.sessions)
+    scored = _score(session, task.model.signature, binding, reading.records, task.chunk, reading.errors)
+    result_format = get_format(task.options.format)
+    result = _result(result_format, scored, reading.records, header, binding, task.model.signature, task.options)
+    with store.create(part_key(task.job_id, task.chunk.first_record, task.attempt)) as writer:
+        writer.write(result_format.write(result, task.input.dialect))
+        part = writer.commit()
+    errors_bytes = 0
+    if scored.errors:
+        lines = _error_lines(scored.errors, reading.records, task.chunk, task.options.key)
+        with store.create(errors_part_key(task.job_id, task.chunk.first_record, task.attempt)) as writer:
+            writer.write(lines)
+            errors_bytes = writer.commit().bytes
+    return ScoredChunk(
+        first_record=task.chunk.first_record,
+        records=task.chunk.records,
+        rows_failed=int(scored.failed.sum()),
+        part_bytes=part.bytes,
+        part_sha256=part.sha256,
+        errors_bytes=errors_bytes,
+    )
+
+
+def stored_parts(job_id: str, done: Iterable[tuple[Chunk, int, int, int]]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+    """The parts of committed chunks (`jobs.done_chunks`) and of their error lists, in order."""
+    parts, errors = [], []
+    for chunk, attempt, part_bytes, errors_bytes in done:
+        parts.append(Part(part_key(job_id, chunk.first_record, attempt), part_bytes, chunk.records))
+        if errors_bytes:
+            errors.append(Part(errors_part_key(job_id, chunk.first_record, attempt), errors_bytes, chunk.records))
+    return tuple(parts), tuple(errors)
+
+
+def assemble_result(task: AssembleTask) -> Result:
+    """Puts the parts together into the result object, in order, and the error lists beside it."""
+    store = _storage(task.storage)
+    key = result_key(task.job_id, task.attempt)
+    stored = store.compose(key, assembled_pieces(store, task.format, task.dialect, task.parts))
+    errors = errors_key(task.job_id, task.attempt) if task.errors else None
+    size = store.compose(errors, _errors_pieces(store, task.errors)).bytes if errors else 0
+    return Result(key, stored.bytes, stored.sha256, errors, size)
+
+
+def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Sequence[Part]) -> Iterator[Piece]:
+    """The pieces of one file made of all parts."""
+    return get_format(format).assemble(parts, store.open, dialect, sum(part.records for part in parts))
+
+
+def convert_chunk(
+    task: Input, chunk: Chunk, model: ModelVersion, top_k: int | None, format: str, dialect: Dialect, key: str
+) -> Part:
+    """Writes one chunk of a result in another format, under `key`. Text columns of a CSV stay text."""
+    types = {
+        name: dtype for name, kind in output_columns(model.signature, top_k).items() if (dtype := DTYPES.get(kind))
+    }
+    store = _storage(task.storage)
+    with store.open(task.key) as source:
+        reading = get_format(task.format).read(source, task.dialect, chunk, types)
+    with store.create(key) as writer:
+        writer.write(get_format(format).write(reading.records, dialect))
+        return Part(key, writer.commit().bytes, chunk.records)
+
+
+# --- online ----------------------------------------------------------------------------------------------------------
+
+
+def predict_online(task: OnlineTask) -> Online:
+    """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
+    header, chunk, source = _online_input(task)
+    binding = _bind(task.model.signature, header, task.options)
+    check_types(task.model.signature, binding, header.columns, header.sample)
+    keep = _keep(header, binding, task.options)
+    reading = get_format(task.format).read(source, task.dialect, chunk, binding.types, keep)
+    session = _session(task.storage, task.model, task.sessions)
+    started = time.perf_counter()
+    scored = _score(session, task.model.signature, binding, reading.records, chunk, reading.errors)
+    inference_ms = 1000 * (time.perf_counter() - started)
+    jsonl = get_format("jsonl")
+    result = _result(jsonl, scored, reading.records, header, binding, task.model.signature, task.options)
+    lines = jsonl.write(result, task.dialect).splitlines()
+    return Online([orjson.loads(line) for line in lines], tuple(scored.errors), inference_ms)
+
+
+def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
+    """Reads and checks the records of one request body against the model's signature, without scoring them."""
+    header, chunk, source = _online_input(task)
+    binding = _bind(task.model.signature, header, task.options)
+    check_types(task.model.signature, binding, header.columns, header.sample)
+    reading = get_format(task.format).read(source, task.dialect, chunk, binding.types, None)
+    _, _, errors = build_inputs(task.model.signature, binding, reading.records, 0)
+    return tuple(_in_order(reading.errors + errors))
+
+
+def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
+    """Admits an uploaded artifact and stores the mended graph under `key` + `.onnx`; gives what was learnt of it."""
+    store = _storage(storage)
+    with store.open(key) as source:
+        admitted: Admitted = admit(source.read())
+    mended = f"{key}.onnx"
+    with store.create(mended) as writer:
+        writer.write(admitted.model)
+        writer.commit()
+    return admitted.signature, admitted.metadata, mended
+
+
+# --- one chunk -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Scored:
+    """Outputs of the graph for every record; those that `failed` hold no answer and stand in `errors`."""
+
+    outputs: Tensors
+    failed: np.ndarray
+    errors: list[RowError]
+
+
+def _score(
+    session: Session,
+    signature: Signature,
+    binding: Binding,
+    records: Records,
+    chunk: Chunk,
+    reading_errors: Sequence[RowError],
+) -> _Scored:
+    inputs, failed, missing = build_inputs(signature, binding, records, chunk.first_record)
+    # A value that only travels along and does not fit is told, but fails nothing.
+    unread = [error for error in reading_errors if error.column is None or error.column in binding.used]
+    for error in unread:
+        failed[error.record - chunk.first_record] = True
+    outputs, crashed = _run(session, signature, inputs, chunk)
+    for error in crashed:
+        failed[error.record - chunk.first_record] = True
+    # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
+    errors, told = list(reading_errors), {error.record for error in unread}
+    for consequence in (missing, crashed):
+        errors += [error for error in consequence if error.record not in told]
+        told |= {error.record for error in consequence}
+    return _Scored(outputs, failed, _in_order(errors))
+
+
+def _run(session: Session, signature: Signature, inputs: Tensors, chunk: Chunk) -> tuple[Tensors, list[RowError]]:
+    """Runs the graph over all records, batch by batch; a batch that fails is bisected to name its bad records."""
+    per_record = {tensor.name for tensor in signature.inputs if tensor.per_record}
+    records, size = chunk.records, _batch(signature, chunk.records)
+    errors: list[RowError] = []
+    blocks: list[Tensors] = []
+    # Positions, not sizes: an input without records is still run once, when the graph can, to know its outputs.
+    spans = [(start, min(start + size, records)) for start in range(0, records, size)]
+    pending = spans[::-1]
+    while pending:
+        start, stop = pending.pop()
+        batch = {name: array[start:stop] if name in per_record else array for name, array in inputs.items()}
+        try:
+            outputs = _run_batch(session, signature, batch, stop - start, per_record)
+            check_count(outputs, stop - start)
+        except ScoringFailed as failure:
+            if signature.mode == "whole":
+                raise
+            if stop - start == 1:
+                errors.append(RowError(chunk.first_record + start, failure.code, failure.detail))
+                blocks.append({})
+            else:
+                middle = (start + stop) // 2
+                pending += [(middle, stop), (start, middle)]
+            continue
+        blocks.append(outputs)
+    return _joined(blocks, signature, records), errors
+
+
+def _run_batch(session: Session, signature: Signature, batch: Tensors, records: int, per_record: set[str]) -> Tensors:
+    if signature.mode != "fixed" or records == signature.batch:
+        return session.run(batch)
+    padded = {
+        name: np.concatenate([array, np.repeat(array[-1:], signature.batch - records, axis=0)])
+        if name in per_record
+        else array
+        for name, array in batch.items()
+    }
+    return {name: array[:records] for name, array in session.run(padded).items()}
+
+
+def _batch(signature: Signature, records: int) -> int:
+    return max(records, 1) if signature.mode == "whole" else signature.batch
+
+
+def _joined(blocks: Sequence[Tensors], signature: Signature, records: int) -> Tensors:
+    """One array for each output. A block without outputs is one record that failed: a row of zeros, nulled later."""
+    if len(blocks) == 1 and blocks[0]:
+        return blocks[0]
+    shapes = {name: array for block in blocks for name, array in block.items()} or _no_outputs(signature)
+    joined = {}
+    for name, like in shapes.items():
+        missing = np.zeros((1, *like.shape[1:]), like.dtype)
+        arrays = [block.get(name, missing) for block in blocks]
+        joined[name] = np.concatenate(arrays) if arrays else np.zeros((records, *like.shape[1:]), like.dtype)
+    return joined
+
+
+def _no_outputs(signature: Signature) -> Tensors:
+    return {
+        output.name: np.zeros(
+            (0, *(size or 1 for size in output.shape[1:])),
+            object if output.dtype == "string" else output.dtype,
+        )
+        for output in signature.outputs
+    }
+
+
+# --- one result ------------------------------------------------------------------------------------------------------
+
+
+def _result(
+    format: Format,
+    scored: _Scored,
+    records: Records,
+    header: Header,
+    binding: Binding,
+    signature: Signature,
+    options: Options,
+) -> Records:
+    if format.name == "npz" and options.top_k is None and isinstance(records, dict):
+        return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
+    outputs = to_columns(signature, scored.outputs, options.top_k)
+    if scored.failed.any():
+        keep = pl.Series(~scored.failed)
+        outputs = outputs.select(
+            pl.when(keep).then(pl.col(name)).otherwise(None).alias(name) for name in outputs.columns
+        )
+    if isinstance(records, dict):
+        return outputs
+    passed = records.select(_passed(header, binding, options))
+    clashing = {name: f"input_{name}" for name in passed.columns if name in outputs.columns}
+    return pl.concat([passed.rename(clashing), outputs], how="horizontal")
+
+
+def _passed(header: Header, binding: Binding, options: Options) -> list[str]:
+    """The input columns that travel to the result, in file order, the key first."""
+    names = list(header.columns)
+    match options.passthrough:
+        case "all":
+            passed = names
+        case "none":
+            passed = []
+        case "unused":
+            passed = [name for name in names if name not in binding.used]
+        case chosen:
+            passed = [name for name in names if name in chosen]
+    if options.key is not None:
+        passed = [options.key, *(name for name in passed if name != options.key)]
+    return passed
+
+
+def _keep(header: Header, binding: Binding, options: Options) -> list[str] | None:
+    """The columns to read. Raises SchemaMismatch for a passthrough or key column that is not in the input."""
+    if not header.columns:
+        return None
+    wanted = set(options.passthrough) if isinstance(options.passthrough, tuple) else set()
+    wanted |= {options.key} if options.key is not None else set()
+    if unknown := sorted(wanted - set(header.columns)):
+        raise SchemaMismatch(
+            f"the input has no column {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, header.columns))}",
+            errors=[
+                {"column": name, "message": "asked for in passthrough or key, not in the input"} for name in unknown
+            ],
+        )
+    passed = set(_passed(header, binding, options))
+    return [name for name in header.columns if name in passed or name in binding.used]
+
+
+def _named_outputs(signature: Signature, options: Options) -> None:
+    columns = output_columns(signature, options.top_k)
+    if options.format == "npy" and pl.String() in columns.values():
+        raise InvalidOptions("this model gives text, which npy can not hold: ask for csv, jsonl, parquet or arrow")
+
+
+def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
+    """The array with the rows that failed made empty: NaN, "" or 0. The errors list tells them from real zeros."""
+    if not failed.any():
+        return array
+    array = array.copy()
+    array[failed] = np.nan if array.dtype.kind == "f" else "" if array.dtype.kind in "OU" else 0
+    return array
+
+
+def _error_lines(errors: Iterable[RowError], records: Records, chunk: Chunk, key: str | None) -> bytes:
+    keys = records[key] if key is not None and isinstance(records, pl.DataFrame) else None
+    lines = []
+    for error in errors:
+        line: dict[str, Any] = {"record": error.record}
+        if keys is not None:
+            line["key"] = keys[error.record - chunk.first_record]
+        line |= {"column": error.column, "code": error.code, "message": error.message}
+        lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+    return b"".join(lines)
+
+
+def _errors_pieces(store: Storage, parts: Sequence[Part]) -> Iterator[Piece]:
+    return get_format(ERRORS_FORMAT).assemble(parts, store.open, Dialect(), sum(part.records for part in parts))
+
+
+def _in_order(errors: Iterable[RowError]) -> list[RowError]:
+    """One error for each record and column, by record."""
+    return sorted(errors, key=lambda error: error.record)
+
+
+# --- what a process keeps --------------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=4)
+def _storage(address: str) -> Storage:
+    return open_storage(address)
+
+
+@lru_cache(maxsize=32)
+def _header(task: Input) -> Header:
+    with _storage(task.storage).open(task.key) as source:
+        return get_format(task.format).header(source, task.dialect)
+
+
+@lru_cache(maxsize=1)
+def _sessions(capacity: int) -> Sessions:
+    return Sessions(capacity)
+
+
+def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
+    def load() -> bytes:
+        with _storage(storage).open(model_key(model.digest)) as artifact:
+            return artifact.read()
+
+    return _sessions(capacity).get(model.digest, model.signature.threads, load)
+
+
+def _bind(signature: Signature, header: Header, options: Options) -> Binding:
+    return bind(signature, list(header.columns), options.columns)
+
+
+def _online_input(task: OnlineTask) -> tuple[Header, Chunk, BinaryIO]:
+    source = io.BytesIO(task.body)
+    format = get_format(task.format)
+    header = format.header(source, task.dialect)
+    chunks = format.plan(source, task.dialect, None, ChunkLimits(bytes=2**62, records=task.records))
+    chunk, more = next(chunks), next(chunks, None)
+    if more is not None:
+        raise PayloadTooLarge(
+            f"an online request may hold {task.records} records; upload the file and predict it as a job"
+        )
+    return header, chunk, source

@@ -1,0 +1,81 @@
+"""The only reader of the environment. Every setting is `BATCHSERVE_<NAME>`; docs/settings.md lists them all."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, field_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+Seconds = Annotated[float, Field(gt=0)]
+Bytes = Annotated[int, Field(gt=0)]
+
+
+class Settings(BaseSettings):
+    """Configuration of one process. Relative paths are resolved against the working directory once, at start."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="BATCHSERVE_", env_file=".env", extra="ignore", frozen=True, validate_default=True
+    )
+
+    storage: str = Field("storage", description="Where bytes live: a folder, or `s3://bucket/prefix`.")
+    database: str = Field(
+        "", description="SQLAlchemy address of the database. Empty: `batchserve.db` in the storage folder (SQLite)."
+    )
+    engine: str = Field("local", description="Where chunks run: `local` (scoring processes of this host).")
+
+    processes: int = Field(
+        default_factory=lambda: os.cpu_count() or 1, ge=1, description="Scoring processes. Default: the cores."
+    )
+    process_memory: Bytes = Field(
+        1536 * 2**20, description="Memory that one scoring process may allocate, in bytes (Linux: RLIMIT_DATA)."
+    )
+    process_nice: int = Field(
+        10, ge=0, le=19, description="Niceness of scoring processes, so that the API stays quick while they work."
+    )
+    chunk_bytes: Bytes = Field(16 * 2**20, description="Input bytes in a chunk, at most (one record may be longer).")
+    chunk_records: int = Field(131_072, ge=1, description="Records in a chunk, at most.")
+    chunk_seconds: Seconds = Field(
+        2.0, description="Scoring time aimed at for one chunk; slow models get chunks of fewer records."
+    )
+    chunk_timeout: Seconds = Field(600.0, description="Scoring time after which a chunk's process is killed.")
+    admission_timeout: Seconds = Field(60.0, description="Time that registering a model may take.")
+    online_timeout: Seconds = Field(30.0, description="Time that an online prediction may take.")
+    sessions: int = Field(8, ge=1, description="Models that one scoring process keeps loaded.")
+
+    lease: Seconds = Field(30.0, description="Seconds without a heartbeat after which a job is another worker's.")
+    heartbeat: Seconds = Field(10.0, description="Seconds between two renewals of a lease.")
+    rescue: Seconds = Field(5.0, description="Seconds between two looks for jobs whose worker died.")
+    grace: Seconds = Field(20.0, description="Seconds that a worker may use to finish its chunks after SIGTERM.")
+    active_jobs: int = Field(16, ge=1, description="Jobs that one worker runs side by side, chunk by chunk.")
+    poll: Seconds = Field(1.0, description="Seconds between two looks for new jobs and cancel requests.")
+    crashes: int = Field(3, ge=1, description="Crashes at the same chunk, or without progress, that fail a job.")
+    cancel_grace: Seconds = Field(3.0, description="Seconds that a cancelled chunk may go on before it is killed.")
+
+    upload_bytes: Bytes = Field(64 * 2**30, description="Longest input, in bytes, after decompression.")
+    model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
+    online_bytes: Bytes = Field(16 * 2**20, description="Longest body of an online prediction, in bytes.")
+    body_idle: Seconds = Field(15.0, description="Seconds that a body may stall before the request is given up.")
+    decompression_ratio: int = Field(
+        200, ge=1, description="Largest growth of a gzip or zstd body beyond its first 64 MiB."
+    )
+    free_bytes: int = Field(
+        256 * 2**20, ge=0, description="Free space that uploads leave on the storage's disk (507 below it)."
+    )
+    idempotency_hours: float = Field(24.0, gt=0, description="Hours that an Idempotency-Key is remembered.")
+
+    log_format: str = Field("auto", description="`json`, `console`, or `auto`: console on a terminal.")
+    log_level: str = Field("info", description="debug, info, warning or error.")
+
+    @field_validator("storage")
+    @classmethod
+    def _resolve_folder(cls, address: str) -> str:
+        return address if "://" in address else str(Path(address).resolve())
+
+    @cached_property
+    def database_url(self) -> str:
+        """`database`, or the embedded SQLite file beside the stored bytes."""
+        if self.database:
+            return self.database
+        return f"sqlite:///{Path(self.storage) / 'batchserve.db'}"

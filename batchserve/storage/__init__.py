@@ -1,0 +1,118 @@
+"""Bytes. Inputs, parts, results and model artifacts live behind five methods; rows about them live in the database.
+
+Keys are functions of server-made IDs, never of anything a client sent.
+"""
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import BinaryIO, Protocol
+
+__all__ = ["ObjectInfo", "Piece", "Span", "Storage", "Stored", "Writer", "open_storage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a finished write left: its length in bytes and its SHA-256 in hex."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `start` (included) to `stop` (excluded) of the object `key`."""
+
+    key: str
+    start: int
+    stop: int
+
+
+Piece = bytes | Span
+"""A stretch of a composed object: literal bytes, or a span of an object that is already stored."""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInfo:
+    """One entry of a listing. `modified` is in seconds since the epoch, by the clock of the store."""
+
+    key: str
+    bytes: int
+    modified: float
+
+
+class Writer(Protocol):
+    """An object on its way in. Nobody sees it until `commit` returns."""
+
+    def write(self, data: bytes | memoryview) -> None: ...
+
+    def commit(self) -> Stored:
+        """Makes the object durable and visible under its key, then says what it holds."""
+        ...
+
+
+class Storage(Protocol):
+    """Five methods over immutable objects; the folder and S3 behave alike (tests/test_storage.py runs on both)."""
+
+    address: str
+    """What `open_storage` was called with, so that a scoring process can open the same store."""
+
+    def create(self, key: str) -> AbstractContextManager[Writer]:
+        """A writer for `key`. Leaving the block without a commit, or with an exception, leaves nothing behind.
+
+        Raises InsufficientStorage when the store is full.
+        """
+        ...
+
+    def open(self, key: str) -> BinaryIO:
+        """A seekable reader. A folder gives a real file (with `name` and `fileno`). Raises FileNotFoundError."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The objects whose key begins with `prefix`, in order of their keys."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Removes the object; one that does not exist is no error."""
+        ...
+
+    def compose(self, key: str, pieces: Iterable[Piece]) -> Stored:
+        """Writes one object from pieces, durably, as `create` does; spans are copied by the system where it can."""
+        ...
+
+
+def open_storage(address: str) -> Storage:
+    """The storage at an address: a folder's path, or `s3://bucket/prefix`."""
+    from batchserve.storage.local import LocalStorage
+
+    return LocalStorage(address)
+
+
+def input_key(job_id: str) -> str:
+    return f"inputs/{job_id}"
+
+
+def part_key(job_id: str, first_record: int, attempt: int) -> str:
+    """A part is named by its attempt too: a worker that lost its lease never overwrites a committed part."""
+    return f"{parts_prefix(job_id)}{first_record:015d}-{attempt}"
+
+
+def parts_prefix(job_id: str) -> str:
+    return f"parts/{job_id}/"
+
+
+def errors_part_key(job_id: str, first_record: int, attempt: int) -> str:
+    return f"{part_key(job_id, first_record, attempt)}.errors"
+
+
+def result_key(job_id: str, attempt: int) -> str:
+    return f"results/{job_id}-{attempt}"
+
+
+def errors_key(job_id: str, attempt: int) -> str:
+    return f"results/{job_id}-{attempt}.errors"
+
+
+def model_key(digest: str) -> str:
+    """The model as admitted; its name is the digest of what was uploaded."""
+    return f"models/{digest}.onnx"

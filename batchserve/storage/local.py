@@ -1,0 +1,187 @@
+"""Objects as files of one folder. A file appears under its key whole and durable, or not at all."""
+
+import errno
+import hashlib
+import os
+import secrets
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from batchserve.errors import InsufficientStorage
+from batchserve.storage import ObjectInfo, Piece, Span, Stored
+
+TEMPORARY = ".partial-"
+_BLOCK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class LocalStorage:
+    """A folder. Durable put: temporary file beside the target, write, fsync, rename, fsync of the folder."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.root = Path(address)
+        self.root.mkdir(parents=True, exist_ok=True)
+
+    @contextmanager
+    def create(self, key: str) -> Iterator["FileWriter"]:
+        target = self._path(key)
+        with _full_disk_named():
+            writer = self._open_writer(target)
+        try:
+            yield writer
+        finally:
+            writer.abandon()
+
+    def open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        try:
+            return path.open("rb")
+        except IsADirectoryError:  # a folder is only a stretch of a key, no object
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        for key in sorted(key for key in self._keys(prefix.rpartition("/")[0]) if key.startswith(prefix)):
+            with suppress(FileNotFoundError):  # deleted while we look
+                status = (self.root / key).stat()
+                yield ObjectInfo(key, status.st_size, status.st_mtime)
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        path.unlink(missing_ok=True)
+        folder = path.parent
+        while folder != self.root:  # a folder goes with its last object
+            try:
+                folder.rmdir()
+            except OSError:
+                break
+            folder = folder.parent
+
+    def compose(self, key: str, pieces: Iterable[Piece]) -> Stored:
+        with self.create(key) as writer, _full_disk_named():
+            for piece in pieces:
+                if isinstance(piece, Span):
+                    with self.open(piece.key) as source:
+                        writer.copy(source, piece.start, piece.stop)
+                else:
+                    writer.write(piece)
+            return writer.commit()
+
+    def free_bytes(self) -> int:
+        """Bytes that an unprivileged process may still write here."""
+        status = os.statvfs(self.root)
+        return status.f_bavail * status.f_frsize
+
+    def _open_writer(self, target: Path) -> "FileWriter":
+        while True:
+            with suppress(FileNotFoundError):  # a delete took the empty folder away in between
+                _make_folder(target.parent)
+                return FileWriter(target)
+
+    def _keys(self, folder: str) -> Iterator[str]:
+        for path, _, names in os.walk(self._path(folder) if folder else self.root, onerror=_unless_missing):
+            for name in names:
+                if not name.startswith(TEMPORARY):
+                    yield (Path(path) / name).relative_to(self.root).as_posix()
+
+    def _path(self, key: str) -> Path:
+        if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+            raise ValueError(f"not a storage key: {key!r}")
+        return self.root / key
+
+
+class FileWriter:
+    """Bytes on their way into a file. A failed fsync is never tried again: the file is thrown away (promise D3)."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._hash = hashlib.sha256()
+        self._bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        self._hash.update(data)
+        with _full_disk_named():
+            view = memoryview(data)
+            while view:
+                written = os.write(self._fd, view)
+                self._bytes += written
+                view = view[written:]
+
+    def copy(self, source: BinaryIO, start: int, stop: int) -> None:
+        """Appends bytes `start` to `stop` of an open file. The system copies; Python reads only to hash."""
+        first = self._bytes
+        position = start
+        while position < stop:
+            copied = _copy_range(source.fileno(), self._fd, stop - position, position)
+            if copied == 0:
+                raise EOFError(f"{source.name} ends at byte {position}; {stop} bytes were expected")
+            position += copied
+        self._bytes += stop - start
+        while first < self._bytes:
+            block = os.pread(self._fd, min(_BLOCK, self._bytes - first), first)
+            self._hash.update(block)
+            first += len(block)
+
+    def commit(self) -> Stored:
+        with _full_disk_named():
+            os.fsync(self._fd)
+            os.close(self._fd)
+            self._fd = -1
+            self._temporary.rename(self._target)
+            _sync_folder(self._target.parent)
+        return Stored(self._bytes, self._hash.hexdigest())
+
+    def abandon(self) -> None:
+        """Leaves nothing behind of a write that was not committed; does nothing after a commit."""
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+        self._temporary.unlink(missing_ok=True)
+
+
+def _copy_range(source: int, target: int, count: int, offset: int) -> int:
+    if hasattr(os, "copy_file_range"):
+        try:
+            return os.copy_file_range(source, target, count, offset)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
+                raise
+    return os.write(target, os.pread(source, min(count, _BLOCK), offset))
+
+
+def _make_folder(folder: Path) -> None:
+    """Creates a folder durably: its own entry is synced into its parent, or a power cut could take it away."""
+    if folder.is_dir():
+        return
+    _make_folder(folder.parent)
+    with suppress(FileExistsError):
+        folder.mkdir()
+    _sync_folder(folder.parent)
+
+
+def _unless_missing(error: OSError) -> None:
+    """Folders come and go while they are listed; any other failure must not look like an empty folder."""
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
+
+
+def _sync_folder(folder: Path) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+@contextmanager
+def _full_disk_named() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in _FULL:
+            raise InsufficientStorage("the storage is full: free some space, or let results expire") from error
+        raise

@@ -1,0 +1,482 @@
+"""The worker: claims jobs, renews their leases, feeds their chunks to the engine, commits, publishes, cancels.
+
+One thread owns all state (`run`); finished calls and wake-ups reach it through a queue. Another thread does nothing
+but renew leases, so that a slow commit never costs a job.
+"""
+
+import os
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+import stamina
+
+from batchserve import jobs, scoring
+from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
+from batchserve.engines import Call
+from batchserve.errors import (
+    BatchserveError,
+    InsufficientStorage,
+    LeaseLost,
+    OutOfMemory,
+    ScoringCrashed,
+    ScoringTimeout,
+    TooManyRowErrors,
+    Unavailable,
+)
+from batchserve.logs import get_logger
+from batchserve.runtime import Runtime
+from batchserve.settings import Settings
+from batchserve.storage import parts_prefix
+
+T = TypeVar("T")
+
+log = get_logger()
+
+_CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
+_UNLIMITED = 2**62
+
+
+@dataclass(slots=True)
+class ActiveJob:
+    """A job whose lease this worker holds, and what is under way for it."""
+
+    id: str
+    attempt: int
+    input: scoring.Input
+    model: ModelVersion
+    options: Options
+    priority: int
+    limits: ChunkLimits
+    planned: bool
+    last_planned: Chunk | None
+    pending: deque[Chunk]
+    rows_planned: int
+    rows_done: int
+    rows_failed: int
+    share_planned: float = 0.0
+    planning: Call[Any] | None = None
+    scoring: dict[int, Call[Any]] = field(default_factory=dict)
+    assembling: Call[Any] | None = None
+    paused_until: float = 0.0
+    """Not before this monotonic time, after the storage was full."""
+    cancelled_at: float | None = None
+
+    @property
+    def calls(self) -> list[Call[Any]]:
+        return [call for call in (self.planning, self.assembling, *self.scoring.values()) if call is not None]
+
+    @property
+    def progress(self) -> float:
+        """0 to 1 over the whole input; the last hundredth is for assembling."""
+        return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
+
+
+class Worker:
+    """Runs jobs until it is stopped. Any number of workers may share a database and a storage."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._runtime = runtime
+        self._settings = runtime.settings
+        self._database = runtime.database
+        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._active: dict[str, ActiveJob] = {}
+        self._turn: deque[str] = deque()
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+
+    # --- what other threads call ---
+
+    def wake(self) -> None:
+        """There may be a new job, or a cancel request. Safe from any thread, and cheap."""
+        self._events.put(self._look)
+
+    def stop(self) -> None:
+        """Finish the chunks under way within the grace time, release the leases, and return from `run`."""
+        self._stopping.set()
+        self._events.put(_nothing)
+
+    def run(self) -> None:
+        """Works until `stop`. Survives every error of a single job."""
+        log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
+        for _ in range(self._runtime.engine.capacity):
+            self._runtime.engine.submit(scoring.warm_up, timeout=60.0)
+        heartbeat = threading.Thread(target=self._keep_leases, name="heartbeat", daemon=True)
+        heartbeat.start()
+        next_look = next_rescue = time.monotonic()
+        try:
+            while not self._stopping.is_set():
+                now = time.monotonic()
+                if now >= next_rescue:
+                    self._guarded(self._rescue)
+                    next_rescue = now + self._settings.rescue
+                if now >= next_look:
+                    self._guarded(self._look)
+                    next_look = now + self._settings.poll
+                self._guarded(self._kill_overdue)
+                self._guarded(self._feed)
+                self._handle_events(min(next_look, next_rescue) - time.monotonic())
+            self._finish()
+        finally:
+            self._ended.set()
+            heartbeat.join()
+            log.info("Worker has stopped", action="worker_stop", worker=self.name)
+
+    # --- the loop ---
+
+    def _handle_events(self, timeout: float) -> None:
+        """Waits for one event, then takes all that have come."""
+        try:
+            event = self._events.get(timeout=max(timeout, 0.0))
+            while True:
+                self._guarded(event)
+                event = self._events.get_nowait()
+        except Empty:
+            return
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Unavailable:
+            log.warning("Database does not answer", action="database_unavailable", worker=self.name)
+            time.sleep(0.2)
+        except Exception:
+            log.exception("Worker goes on after an error", action="worker_error", worker=self.name)
+
+    def _look(self) -> None:
+        """Claims what is due, and hears of cancel requests."""
+        while len(self._active) < self._settings.active_jobs and not self._stopping.is_set():
+            with self._database.write() as connection:
+                now = self._database.moment(connection)
+                job = jobs.claim_next(connection, self.name, self._settings.lease, now)
+            if job is None:
+                break
+            self._take(job)
+        if self._active:
+            with self._database.read() as connection:
+                cancelled = jobs.cancel_requests(connection, self._active)
+            for job_id in cancelled:
+                self._cancel(self._active[job_id])
+
+    def _rescue(self) -> None:
+        with self._database.write() as connection:
+            now = self._database.moment(connection)
+            queued, failed = jobs.rescue_expired(connection, self._settings.crashes, now)
+        for job_id in queued:
+            log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
+        for job_id in failed:
+            log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
+
+    def _take(self, job: Job) -> None:
+        if job.model is None or job.options is None:
+            raise ValueError(f"job {job.id} was queued without a model")
+        with self._database.read() as connection:
+            pending = jobs.pending_chunks(connection, job.id)
+            last = jobs.last_chunk(connection, job.id)
+        active = ActiveJob(
+            id=job.id,
+            attempt=job.attempt,
+            input=scoring.Input(self._settings.storage, job.input_key, job.input_format, job.dialect),
+            model=job.model,
+            options=job.options,
+            priority=job.priority,
+            limits=chunk_limits(self._settings, job.model),
+            planned=job.planned,
+            last_planned=last,
+            pending=deque(pending),
+            rows_planned=job.rows_planned,
+            rows_done=job.rows_done,
+            rows_failed=job.rows_failed,
+            share_planned=1.0 if job.planned else 0.0,
+        )
+        self._active[job.id] = active
+        self._turn.append(job.id)
+        log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=job.model.reference)
+
+    def _feed(self) -> None:
+        """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
+        window = 2 * self._runtime.engine.capacity
+        under_way = sum(len(active.calls) for active in self._active.values())
+        idle = 0
+        while self._turn and idle < len(self._turn):
+            job_id = self._turn[0]
+            self._turn.rotate(-1)
+            active = self._active[job_id]
+            self._plan(active)
+            if under_way < window and self._score_next(active):
+                under_way += 1
+                idle = 0
+            else:
+                self._assemble_if_done(active)
+                idle += 1
+
+    def _plan(self, active: ActiveJob) -> None:
+        waits = len(active.pending) < 2 * self._runtime.engine.capacity
+        if active.planned or active.planning is not None or not waits or self._held(active):
+            return
+        # A first look is short, so that scoring begins at once.
+        most = 64 if active.last_planned else 2 * self._runtime.engine.capacity
+        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most)
+        active.planning = self._call(active, self._planned, scoring.plan_chunks, task)
+
+    def _score_next(self, active: ActiveJob) -> bool:
+        if not active.pending or self._held(active):
+            return False
+        chunk = active.pending.popleft()
+        task = scoring.ChunkTask(
+            active.input, active.id, active.attempt, chunk, active.model, active.options, self._settings.sessions
+        )
+        then = partial(self._scored, chunk)
+        active.scoring[chunk.first_record] = self._call(active, then, scoring.score_chunk, task)
+        return True
+
+    def _assemble_if_done(self, active: ActiveJob) -> None:
+        if not active.planned or active.pending or active.calls or self._held(active):
+            return
+        with self._database.read() as connection:
+            parts, errors = scoring.stored_parts(active.id, jobs.done_chunks(connection, active.id))
+        task = scoring.AssembleTask(
+            self._settings.storage,
+            active.id,
+            active.attempt,
+            active.options.format,
+            active.input.dialect,
+            parts,
+            errors,
+        )
+        active.assembling = self._call(active, self._assembled, scoring.assemble_result, task)
+
+    def _held(self, active: ActiveJob) -> bool:
+        return active.cancelled_at is not None or time.monotonic() < active.paused_until or self._stopping.is_set()
+
+    def _call(
+        self, active: ActiveJob, then: Callable[[ActiveJob, Any], None], function: Callable[..., Any], *args: Any
+    ) -> Call[Any]:
+        call = self._runtime.engine.submit(function, *args, timeout=self._settings.chunk_timeout)
+        call.future.add_done_callback(lambda future: self._events.put(partial(self._arrive, active, then, future)))
+        return call
+
+    def _arrive(self, active: ActiveJob, then: Callable[[ActiveJob, Any], None], future: Any) -> None:
+        if self._active.get(active.id) is not active:
+            return  # the attempt was given up while this call ran
+        try:
+            then(active, future)
+        except LeaseLost:
+            self._lost(active)
+        except Exception:
+            # What came back could not be recorded. The lease lapses, and the next attempt scores that chunk again.
+            self._drop(active)
+            raise
+
+    # --- what calls come back with ---
+
+    def _planned(self, active: ActiveJob, future: Any) -> None:
+        active.planning = None
+        if self._failed(active, future):
+            return
+        planned: scoring.Planned = future.result()
+        self._write(jobs.add_chunks_if_mine, active.id, active.attempt, planned.chunks, planned.complete)
+        active.planned, active.share_planned = planned.complete, planned.share
+        active.pending.extend(planned.chunks)
+        active.rows_planned += sum(chunk.records for chunk in planned.chunks)
+        if planned.chunks:
+            active.last_planned = planned.chunks[-1]
+
+    def _scored(self, chunk: Chunk, active: ActiveJob, future: Any) -> None:
+        del active.scoring[chunk.first_record]
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, _CRASHES):
+            self._crashed(active, chunk, error)
+            return
+        if isinstance(error, InsufficientStorage):
+            active.pending.appendleft(chunk)
+        if self._failed(active, future):
+            return
+        scored: ScoredChunk = future.result()
+        active.rows_done += scored.records
+        active.rows_failed += scored.rows_failed
+        self._write(jobs.commit_chunk_if_mine, active.id, active.attempt, scored, active.progress)
+        if too_many := too_many_row_errors(active):
+            self._fail(active, too_many)
+
+    def _crashed(self, active: ActiveJob, chunk: Chunk, error: BatchserveError) -> None:
+        """A chunk gets as many tries as the settings say, the last one as two halves."""
+        crashes = self._write(jobs.count_crash_if_mine, active.id, active.attempt, chunk.first_record)
+        log.warning(
+            "Scoring process was lost",
+            action="chunk_crash",
+            job_id=active.id,
+            record=chunk.first_record,
+            crashes=crashes,
+            code=error.code,
+            detail=error.detail,
+        )
+        if crashes >= self._settings.crashes:
+            last = chunk.first_record + chunk.records - 1
+            self._fail(
+                active,
+                type(error)(
+                    f"{error.detail}; this was try {crashes} at records {chunk.first_record} to {last}. Look at these "
+                    "records and at the model, or give the scoring processes more memory or time; then retry the job."
+                ),
+            )
+        elif crashes == self._settings.crashes - 1 and chunk.records > 1:
+            with self._database.read() as connection:
+                before = jobs.chunk_before(connection, active.id, chunk.first_record)
+            task = scoring.PlanTask(active.input, before, active.limits, 1)
+            then = partial(self._halved, chunk)
+            active.scoring[chunk.first_record] = self._call(active, then, scoring.halve_chunk, task, chunk)
+        else:
+            active.pending.appendleft(chunk)
+
+    def _halved(self, whole: Chunk, active: ActiveJob, future: Any) -> None:
+        del active.scoring[whole.first_record]
+        if self._failed(active, future):
+            return
+        halves: list[Chunk] = future.result()
+        if len(halves) > 1:
+            self._write(jobs.split_chunk_if_mine, active.id, active.attempt, whole, halves)
+        active.pending.extendleft(reversed(halves))
+
+    def _assembled(self, active: ActiveJob, future: Any) -> None:
+        active.assembling = None
+        if self._failed(active, future):
+            return
+        result: Result = future.result()
+        if self._end(active, jobs.complete_if_mine, result, active.model.signature.notes):
+            log.info("Job is completed", action="job_complete", job_id=active.id, attempt=active.attempt,
+                     rows=active.rows_done, rows_failed=active.rows_failed)  # fmt: skip
+            if not active.rows_failed:  # with failed records, a retry of these takes over the other parts
+                self._delete_parts(active)
+
+    def _failed(self, active: ActiveJob, future: Any) -> bool:
+        """Whether a call gave no value; then the job waits (storage full), stops, or is failed."""
+        if future.cancelled():
+            return True
+        error = future.exception()
+        if error is None:
+            return False
+        if isinstance(error, InsufficientStorage):
+            log.warning("Job waits: the storage is full", action="job_wait", job_id=active.id)
+            active.paused_until = time.monotonic() + self._settings.rescue
+        elif isinstance(error, BatchserveError):
+            self._fail(active, error)
+        else:
+            log.error("Job meets an unexpected error", action="job_error", job_id=active.id, exc_info=error)
+            self._fail(active, BatchserveError(f"unexpected {type(error).__name__}; the worker's log has the details"))
+        return True
+
+    # --- ends of an attempt ---
+
+    def _fail(self, active: ActiveJob, error: BatchserveError) -> None:
+        if self._end(active, jobs.fail_if_mine, error):
+            log.warning("Job has failed", action="job_fail", job_id=active.id, code=error.code, detail=error.detail)
+
+    def _cancel(self, active: ActiveJob) -> None:
+        if active.cancelled_at is None:
+            active.cancelled_at = time.monotonic()
+
+    def _kill_overdue(self) -> None:
+        """Ends cancelled jobs: when their chunks have come back, or by killing those that do not."""
+        for active in [active for active in self._active.values() if active.cancelled_at is not None]:
+            overdue = time.monotonic() - (active.cancelled_at or 0.0) > self._settings.cancel_grace
+            if (not active.calls or overdue) and self._end(active, jobs.cancel_if_mine):
+                log.info("Job is cancelled", action="job_cancel", job_id=active.id)
+
+    def _end(self, active: ActiveJob, transition: Callable[..., None], *details: Any) -> bool:
+        """Writes the end of the attempt and forgets the job. False when another attempt has it."""
+        try:
+            self._write(
+                lambda connection: transition(
+                    connection, active.id, active.attempt, *details, self._database.moment(connection).wall
+                )
+            )
+        except LeaseLost:
+            self._lost(active)
+            return False
+        self._drop(active)
+        return True
+
+    def _write(self, transition: Callable[..., T], *details: Any) -> T:
+        """One transition in one transaction. Waits for a database that is away or locked: a lease that lapses
+        meanwhile fences the write."""
+        for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=60.0):
+            with attempt, self._database.write() as connection:
+                return transition(connection, *details)
+        raise AssertionError("stamina either returns or raises")
+
+    def _delete_parts(self, active: ActiveJob) -> None:
+        for part in list(self._runtime.storage.list(parts_prefix(active.id))):
+            self._runtime.storage.delete(part.key)
+
+    def _drop(self, active: ActiveJob) -> None:
+        if self._active.pop(active.id, None) is not None:
+            self._turn.remove(active.id)
+        for call in active.calls:
+            call.kill()
+
+    def _finish(self) -> None:
+        """After SIGTERM: lets the chunks under way end, then gives all jobs back."""
+        log.info("Worker is stopping", action="worker_stopping", worker=self.name, jobs=len(self._active))
+        deadline = time.monotonic() + self._settings.grace
+        while any(active.calls for active in self._active.values()) and time.monotonic() < deadline:
+            self._handle_events(min(0.2, deadline - time.monotonic()))
+        for active in list(self._active.values()):
+            self._end(active, jobs.release_if_mine)
+            log.info("Job is released", action="job_release", job_id=active.id)
+
+    # --- leases ---
+
+    def _keep_leases(self) -> None:
+        while not self._ended.wait(self._settings.heartbeat):
+            for active in list(self._active.values()):
+                try:
+                    with self._database.write() as connection:
+                        now = self._database.moment(connection)
+                        jobs.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)
+                except LeaseLost:
+                    self._events.put(partial(self._lost, active))
+                except Unavailable:
+                    log.warning("Lease could not be renewed", action="lease_unavailable", job_id=active.id)
+
+    def _lost(self, active: ActiveJob) -> None:
+        if self._active.get(active.id) is active:
+            log.warning("Lease is lost: another worker has the job", action="lease_lost", job_id=active.id,
+                        attempt=active.attempt)  # fmt: skip
+            self._drop(active)
+
+
+def chunk_limits(settings: Settings, model: ModelVersion) -> ChunkLimits:
+    """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all."""
+    if model.signature.mode == "whole":
+        return ChunkLimits(bytes=_UNLIMITED, records=_UNLIMITED)
+    records = settings.chunk_records
+    if model.signature.records_per_second is not None:
+        records = min(records, max(1, int(model.signature.records_per_second * settings.chunk_seconds)))
+    return ChunkLimits(bytes=settings.chunk_bytes, records=records)
+
+
+def too_many_row_errors(active: ActiveJob) -> TooManyRowErrors | None:
+    """The error that ends a job by its own options, if there is one."""
+    failed, options = active.rows_failed, active.options
+    see = f"GET /v1/download/{active.id}/errors?partial=true lists them"
+    if failed and options.on_row_error == "fail":
+        return TooManyRowErrors(f"{failed} record(s) could not be scored and on_row_error is 'fail'; {see}")
+    if options.max_errors is None:
+        return None
+    most = options.max_errors if options.max_errors >= 1 else options.max_errors * active.rows_planned
+    settled = options.max_errors >= 1 or active.planned
+    if settled and failed > most:
+        return TooManyRowErrors(f"{failed} records could not be scored, max_errors allows {int(most)}; {see}")
+    return None
+
+
+def _nothing() -> None:
+    """An event that only wakes the loop."""

@@ -1,0 +1,140 @@
+"""Tables for models, jobs, chunks, attempts and idempotency keys"""
+
+from collections.abc import Sequence
+
+import sqlalchemy as sa
+from alembic import op
+
+revision: str = "0001"
+down_revision: str | None = None
+branch_labels: str | Sequence[str] | None = None
+depends_on: str | Sequence[str] | None = None
+
+
+def upgrade() -> None:
+    op.create_table(
+        "idempotency_keys",
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("fingerprint", sa.String(length=64), nullable=False),
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("status", sa.Integer(), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("key", name=op.f("pk_idempotency_keys")),
+    )
+    op.create_table(
+        "models",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("version", sa.Integer(), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=False),
+        sa.Column("signature", sa.Text(), nullable=False),
+        sa.Column("metadata", sa.JSON(), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("deleted_at", sa.Float(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
+        sa.UniqueConstraint("name", "version", name=op.f("uq_models_name_version")),
+    )
+    with op.batch_alter_table("models", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_models_name_digest"), ["name", "digest"], unique=False)
+
+    op.create_table(
+        "jobs",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("reason", sa.String(length=64), nullable=True),
+        sa.Column("model_id", sa.Integer(), nullable=True),
+        sa.Column("input_key", sa.String(length=255), nullable=False),
+        sa.Column("input_bytes", sa.BigInteger(), nullable=False),
+        sa.Column("input_sha256", sa.String(length=64), nullable=False),
+        sa.Column("input_format", sa.String(length=16), nullable=False),
+        sa.Column("input_delimiter", sa.String(length=1), nullable=False),
+        sa.Column("input_filename", sa.String(length=255), nullable=True),
+        sa.Column("options", sa.JSON(), nullable=False),
+        sa.Column("request_digest", sa.String(length=64), nullable=True),
+        sa.Column("metadata", sa.JSON(), nullable=False),
+        sa.Column("priority", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("run_after", sa.Float(), nullable=True),
+        sa.Column("attempt", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("worker", sa.String(length=64), nullable=True),
+        sa.Column("lease_until", sa.Float(), nullable=True),
+        sa.Column("lease_clock", sa.String(length=64), nullable=True),
+        sa.Column("cancel_requested_at", sa.Float(), nullable=True),
+        sa.Column("planned", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("rows_planned", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("rows_ok", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("rows_failed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
+        sa.Column("chunks_total", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("chunks_done", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("progress", sa.Float(), server_default=sa.text("0"), nullable=False),
+        sa.Column("result_key", sa.String(length=255), nullable=True),
+        sa.Column("result_format", sa.String(length=16), nullable=True),
+        sa.Column("result_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("result_sha256", sa.String(length=64), nullable=True),
+        sa.Column("errors_key", sa.String(length=255), nullable=True),
+        sa.Column("errors_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("reused_from", sa.String(length=36), nullable=True),
+        sa.Column("error", sa.JSON(), nullable=True),
+        sa.Column("notes", sa.JSON(), nullable=True),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("queued_at", sa.Float(), nullable=True),
+        sa.Column("started_at", sa.Float(), nullable=True),
+        sa.Column("finished_at", sa.Float(), nullable=True),
+        sa.Column("expires_at", sa.Float(), nullable=True),
+        sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_jobs_model_id")),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
+    )
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_jobs_model_id"), ["model_id"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_request_digest"), ["request_digest"], unique=False)
+        batch_op.create_index(batch_op.f("ix_jobs_result_key"), ["result_key"], unique=False)
+        batch_op.create_index(
+            batch_op.f("ix_jobs_state_priority_queued_at"), ["state", "priority", "queued_at"], unique=False
+        )
+
+    op.create_table(
+        "attempts",
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("worker", sa.String(length=64), nullable=False),
+        sa.Column("started_at", sa.Float(), nullable=False),
+        sa.Column("finished_at", sa.Float(), nullable=True),
+        sa.Column("outcome", sa.String(length=16), nullable=True),
+        sa.Column("error", sa.JSON(), nullable=True),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_attempts_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_attempts")),
+    )
+    op.create_table(
+        "chunks",
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("first_record", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("records", sa.BigInteger(), nullable=False),
+        sa.Column("start", sa.BigInteger(), nullable=False),
+        sa.Column("stop", sa.BigInteger(), nullable=False),
+        sa.Column("crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=True),
+        sa.Column("part_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("part_sha256", sa.String(length=64), nullable=True),
+        sa.Column("rows_failed", sa.BigInteger(), nullable=True),
+        sa.Column("errors_bytes", sa.BigInteger(), nullable=True),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_chunks_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "first_record", name=op.f("pk_chunks")),
+    )
+
+
+def downgrade() -> None:
+    op.drop_table("chunks")
+    op.drop_table("attempts")
+    with op.batch_alter_table("jobs", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_jobs_state_priority_queued_at"))
+        batch_op.drop_index(batch_op.f("ix_jobs_result_key"))
+        batch_op.drop_index(batch_op.f("ix_jobs_request_digest"))
+        batch_op.drop_index(batch_op.f("ix_jobs_model_id"))
+
+    op.drop_table("jobs")
+    with op.batch_alter_table("models", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_models_name_digest"))
+
+    op.drop_table("models")
+    op.drop_table("idempotency_keys")

@@ -1,0 +1,91 @@
+"""What end-to-end tests share: a real server process, and a real model with its data."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pandas as pd
+import pytest
+from sklearn.datasets import load_iris
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from batchserve.inference.convert import convert
+
+START_TIMEOUT = 60.0
+
+
+@contextmanager
+def serving(folder: Path, **environment: str) -> Iterator[str]:
+    """A server on a free port with all its data in `folder`; gives its address when it is ready."""
+    log = folder / "server.log"
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+    command = [sys.executable, "-m", "batchserve", "serve", "--port", "0"]
+    with (
+        log.open("wb") as stderr,
+        subprocess.Popen(command, cwd=folder, stderr=stderr, env=own | environment) as process,
+    ):
+        try:
+            yield _ready_address(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(30)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                raise AssertionError(f"the server did not stop:\n{log.read_text()}") from None
+
+
+def _ready_address(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    deadline = time.monotonic() + START_TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        found = re.search(r" at (http://\S+) ", log.read_text())
+        if found is not None and _is_ready(found[1]):
+            return found[1]
+        time.sleep(0.05)
+    raise AssertionError(f"the server did not start:\n{log.read_text()}")
+
+
+def _is_ready(url: str) -> bool:
+    try:
+        return httpx2.get(f"{url}/readyz", timeout=5.0).is_success
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server that all tests share."""
+    with serving(tmp_path_factory.mktemp("server")) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def iris() -> pd.DataFrame:
+    """150 flowers with four measures."""
+    frame: pd.DataFrame = load_iris(as_frame=True).data
+    return frame
+
+
+@pytest.fixture(scope="session")
+def iris_onnx(iris: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A classifier of flowers by name, converted with its columns."""
+    names = load_iris().target_names[load_iris().target]
+    model = make_pipeline(StandardScaler(), LogisticRegression()).fit(iris, names)
+    path = tmp_path_factory.mktemp("models") / "iris.onnx"
+    convert(model, iris, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def iris_csv(iris: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("data") / "iris.csv"
+    iris.to_csv(path, index=False)
+    return path

@@ -1,0 +1,614 @@
+"""The Python client. Where a fault of the network is needed, a transport makes it; all else talks to a real server."""
+
+import asyncio
+import io
+import json
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from email.utils import formatdate
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from batchserve import AsyncClient, Client
+from batchserve.client import (
+    APIError,
+    AuthenticationFailed,
+    ConnectionFailed,
+    Job,
+    JobCancelled,
+    JobFailed,
+    WaitTimeout,
+)
+from batchserve.client.data import body_of, format_of, polars_of
+from batchserve.client.transport import BLOCK, pause_before, seconds_to_wait
+from batchserve.errors import (
+    BatchserveError,
+    DigestMismatch,
+    IdempotencyInProgress,
+    JobNotFound,
+    ModelNotFound,
+    SchemaMismatch,
+)
+
+JOB = {"id": "j1", "state": "queued", "progress": 0.0, "rows": {"total": None, "ok": 0, "failed": 0}}
+Handler = Callable[[httpx2.Request], httpx2.Response]
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Makes the pauses before retries last no time; returns them."""
+    pauses: list[float] = []
+    monkeypatch.setattr("batchserve.client.transport.time.sleep", pauses.append)
+    return pauses
+
+
+def client_of(handler: Handler, **arguments: Any) -> Client:
+    return Client("http://server", transport=httpx2.MockTransport(handler), **arguments)
+
+
+def in_turn(*answers: httpx2.Response | Exception) -> tuple[Handler, list[httpx2.Request]]:
+    """A server that gives these answers one after the other, and the requests it got, bodies read."""
+    requests: list[httpx2.Request] = []
+    following = iter(answers)
+
+    def handle(request: httpx2.Request) -> httpx2.Response:
+        request.read()
+        requests.append(request)
+        answer = next(following)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return handle, requests
+
+
+def problem(status: int, code: str, detail: str, **extra: Any) -> httpx2.Response:
+    body = {"type": f"/problems/{code}", "code": code, "title": code, "status": status, "detail": detail, **extra}
+    return httpx2.Response(status, json=body, headers={"Content-Type": "application/problem+json"})
+
+
+def job_answer(**changes: Any) -> httpx2.Response:
+    return httpx2.Response(202, json=JOB | changes)
+
+
+# Retries
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        httpx2.ConnectError("refused"),
+        httpx2.ReadTimeout("slow"),
+        httpx2.RemoteProtocolError("cut"),
+        problem(408, "request-timeout", "slow"),
+        problem(409, "idempotency-in-progress", "the first one still runs"),
+        problem(429, "too-many-requests", "slower"),
+        problem(500, "internal-error", "oops"),
+        httpx2.Response(502, text="<html>"),
+        problem(503, "unavailable", "later"),
+    ],
+    ids=lambda failure: str(getattr(failure, "status_code", type(failure).__name__)),
+)
+def test_what_may_succeed_later_is_sent_again_with_the_same_key_and_body(
+    failure: httpx2.Response | Exception, no_pauses: list[float]
+) -> None:
+    handler, requests = in_turn(failure, job_answer())
+    with client_of(handler) as client:
+        job = client.submit(b"a,b\n1,2\n", model="iris")
+    first, second = requests
+    assert job.id == "j1"
+    assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"] != ""
+    assert first.content == second.content == b"a,b\n1,2\n"
+    assert len(no_pauses) == 1
+
+
+def test_two_calls_have_two_keys() -> None:
+    handler, requests = in_turn(job_answer(), job_answer())
+    with client_of(handler) as client:
+        client.submit(b"a\n1\n", model="iris")
+        client.submit(b"a\n1\n", model="iris")
+    assert requests[0].headers["Idempotency-Key"] != requests[1].headers["Idempotency-Key"]
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        problem(404, "model-not-found", "no model iris"),
+        problem(409, "job-conflict", "other options"),
+        problem(422, "schema-mismatch", "no column a"),
+        problem(507, "insufficient-storage", "disk full"),
+    ],
+    ids=lambda refusal: str(refusal.status_code),
+)
+def test_a_refusal_is_not_repeated(refusal: httpx2.Response, no_pauses: list[float]) -> None:
+    handler, requests = in_turn(refusal)
+    with client_of(handler) as client, pytest.raises(BatchserveError, match=refusal.json()["detail"]):
+        client.submit(b"a\n1\n", model="iris")
+    assert len(requests) == 1
+    assert no_pauses == []
+
+
+def test_the_last_error_is_raised_when_all_retries_failed(no_pauses: list[float]) -> None:
+    handler, requests = in_turn(*[problem(409, "idempotency-in-progress", "still running") for _ in range(4)])
+    with client_of(handler, max_retries=3) as client, pytest.raises(IdempotencyInProgress):
+        client.submit(b"a\n1\n", model="iris")
+    assert len(requests) == 4
+    assert len(no_pauses) == 3
+
+
+def test_a_server_that_is_not_there_is_named_by_its_address(no_pauses: list[float]) -> None:
+    refused = httpx2.ConnectError("Connection refused")
+    handler, _ = in_turn(refused, refused, refused)
+    with client_of(handler) as client, pytest.raises(ConnectionFailed, match="http://server: Connection refused"):
+        client.models.get("iris")
+    assert len(no_pauses) == 2
+
+
+def test_a_body_that_can_be_read_once_is_sent_once(no_pauses: list[float]) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    handler, requests = in_turn(problem(503, "unavailable", "later"))
+    with client_of(handler) as client, pytest.raises(BatchserveError, match="later"):
+        client.submit(Pipe(b"a\n1\n"), model="iris")
+    assert len(requests) == 1
+    assert requests[0].headers["Transfer-Encoding"] == "chunked"
+    assert "Content-Length" not in requests[0].headers
+    assert no_pauses == []
+
+
+def test_retry_after_is_obeyed(no_pauses: list[float]) -> None:
+    later = problem(503, "unavailable", "later")
+    later.headers["Retry-After"] = "17"
+    handler, _ = in_turn(later, job_answer())
+    with client_of(handler) as client:
+        client.submit(b"a\n1\n", model="iris")
+    assert no_pauses == [17.0]
+
+
+def test_a_retry_after_of_an_hour_is_told_instead_of_waited_for(no_pauses: list[float]) -> None:
+    later = problem(503, "unavailable", "back at noon")
+    later.headers["Retry-After"] = "3600"
+    handler, _ = in_turn(later)
+    with client_of(handler) as client, pytest.raises(BatchserveError, match="back at noon"):
+        client.submit(b"a\n1\n", model="iris")
+    assert no_pauses == []
+
+
+def test_pauses_double_up_to_a_limit_and_jitter() -> None:
+    for retries, longest in enumerate([0.5, 1.0, 2.0, 4.0, 8.0, 8.0]):
+        pauses = {pause_before(retries, None) for _ in range(50)}
+        assert all(longest / 2 <= pause <= longest for pause in pauses)
+        assert len(pauses) > 1
+
+
+def test_retry_after_may_be_a_date() -> None:
+    seconds = seconds_to_wait(formatdate(time.time() + 30, usegmt=True))
+    assert seconds is not None
+    assert 28 <= seconds <= 31
+    assert seconds_to_wait("soon") is None
+
+
+# Errors
+
+
+def test_a_problem_becomes_the_error_of_its_code_with_all_it_says() -> None:
+    faults = [{"column": "petal_width", "expected": "float32", "message": "missing"}]
+    handler, _ = in_turn(problem(422, "schema-mismatch", "1 column is missing", errors=faults, model="iris@1"))
+    with client_of(handler) as client, pytest.raises(SchemaMismatch, match="1 column is missing") as caught:
+        client.submit(b"a\n1\n", model="iris")
+    assert caught.value.errors == faults
+    assert caught.value.extra["model"] == "iris@1"
+
+
+def test_an_answer_that_is_no_problem_is_an_api_error_with_status_and_request_id() -> None:
+    answer = httpx2.Response(418, text="<html>teapot</html>", headers={"X-Request-ID": "r-7"})
+    handler, _ = in_turn(answer)
+    with client_of(handler) as client, pytest.raises(APIError, match="418") as caught:
+        client.jobs.get("j1")
+    assert caught.value.http_status == 418
+    assert caught.value.request_id == "r-7"
+    assert caught.value.problem == {}
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_refused_key_is_an_authentication_failure(status: int) -> None:
+    handler, requests = in_turn(problem(status, "unauthorized", "the key is wrong"))
+    with client_of(handler, api_key="bs_live_x") as client, pytest.raises(AuthenticationFailed, match="the key"):
+        client.jobs.get("j1")
+    assert requests[0].headers["Authorization"] == "Bearer bs_live_x"
+
+
+def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("BATCHSERVE_URL", "http://elsewhere:1/")
+    monkeypatch.setenv("BATCHSERVE_API_KEY", "bs_live_env")
+    handler, requests = in_turn(job_answer())
+    with Client(transport=httpx2.MockTransport(handler)) as client:
+        client.jobs.get("j1")
+    assert str(requests[0].url) == "http://elsewhere:1/v1/jobs/j1"
+    assert requests[0].headers["Authorization"] == "Bearer bs_live_env"
+
+
+# Bodies
+
+
+def test_a_file_is_sent_in_blocks_with_its_length_and_reports(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (5 * BLOCK // 512)
+    path = tmp_path / "night.parquet"
+    path.write_bytes(content)
+    handler, requests = in_turn(job_answer())
+    reports: list[tuple[int, int | None]] = []
+    with client_of(handler) as client:
+        client.submit(path, model="iris", on_upload=lambda done, total: reports.append((done, total)))
+    assert requests[0].content == content
+    assert requests[0].headers["Content-Length"] == str(len(content))
+    assert requests[0].headers["Content-Type"] == "application/vnd.apache.parquet"
+    assert reports == [(BLOCK, len(content)), (2 * BLOCK, len(content)), (len(content), len(content))]
+
+
+def test_a_compressed_file_keeps_the_type_of_what_is_inside(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv.gz"
+    path.write_bytes(b"\x1f\x8b")
+    body = body_of(path)
+    assert (body.media_type, body.encoding) == ("text/csv", "gzip")
+
+
+def test_frames_of_both_libraries_travel_as_equal_arrow() -> None:
+    columns = {"x": [1.5, None, 3.0], "name": ["a", None, "ü"], "n": [1, 2, 3], "yes": [True, False, True]}
+    from_polars, from_pandas = body_of(pl.DataFrame(columns)), body_of(pd.DataFrame(columns))
+    assert from_polars.media_type == from_pandas.media_type == "application/vnd.apache.arrow.file"
+    frames = [polars_of(b"".join(body.blocks())) for body in (from_polars, from_pandas)]
+    assert frames[0].equals(frames[1])
+    assert frames[1].to_dict(as_series=False) == columns
+
+
+def test_categories_and_dates_of_pandas_survive() -> None:
+    frame = pd.DataFrame(
+        {"c": pd.Categorical(["u", "v", None]), "d": pd.to_datetime(pd.Series(["2026-01-01", None, "2026-01-03"]))}
+    )
+    sent = polars_of(b"".join(body_of(frame).blocks()))
+    assert sent["c"].to_list() == ["u", "v", None]
+    assert sent["d"].is_null().to_list() == [False, True, False]
+    assert sent["d"].dtype.is_temporal()
+
+
+def test_arrays_travel_as_npy_and_mappings_of_arrays_as_npz() -> None:
+    array = np.arange(6, dtype=np.float32).reshape(3, 2)
+    one, several = body_of(array), body_of({"left": array, "right": array + 1})
+    assert one.media_type == "application/x-npy"
+    assert np.array_equal(np.load(io.BytesIO(b"".join(one.blocks()))), array)
+    assert several.media_type == "application/x-npz"
+    assert np.array_equal(np.load(io.BytesIO(b"".join(several.blocks())))["right"], array + 1)
+
+
+def test_records_travel_as_json() -> None:
+    body = body_of([{"a": 1}, {"a": None}])
+    assert body.media_type == "application/json"
+    assert json.loads(b"".join(body.blocks())) == [{"a": 1}, {"a": None}]
+
+
+def test_what_cannot_be_sent_is_named() -> None:
+    with pytest.raises(TypeError, match="cannot send a int: expected a path"):
+        body_of(7)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [
+        ("a.csv", "csv"),
+        ("a.tsv", "csv"),
+        ("a.ndjson", "jsonl"),
+        ("a.FEATHER", "arrow"),
+        ("a.parquet", "parquet"),
+        ("a", None),
+    ],
+)
+def test_a_file_name_tells_its_format(name: str, format: str | None) -> None:
+    assert format_of(Path(name)) == format
+
+
+# Waiting and downloads
+
+
+def test_waiting_bears_with_a_server_that_restarts(no_pauses: list[float]) -> None:
+    refused = httpx2.ConnectError("refused")
+    handler, _ = in_turn(job_answer(), *[refused] * 7, job_answer(state="completed", progress=1.0))
+    with client_of(handler) as client:
+        job = client.submit(b"a\n1\n", model="iris").wait()
+    assert job.state == "completed"
+    assert no_pauses
+
+
+def test_waiting_ends_after_its_timeout_and_says_that_the_job_goes_on() -> None:
+    handler = httpx2.MockTransport(lambda _: job_answer(state="running", progress=0.5))
+    with Client("http://server", transport=handler) as client:
+        job = client.jobs.get("j1")
+        with pytest.raises(WaitTimeout, match=r"j1 is running after 0\.3 s and goes on") as caught:
+            job.wait(timeout=0.3)
+    assert isinstance(caught.value, TimeoutError)
+    assert caught.value.job.progress == 0.5
+
+
+def test_waiting_for_a_job_that_fails_raises_with_the_reason_and_the_job() -> None:
+    handler, _ = in_turn(
+        job_answer(state="failed", error={"code": "out-of-memory", "message": "2 GiB were not enough"})
+    )
+    with client_of(handler) as client, pytest.raises(JobFailed, match="2 GiB were not enough") as caught:
+        client.jobs.get("j1").wait()
+    assert caught.value.job.id == "j1"
+
+
+def test_waiting_for_a_cancelled_job_raises() -> None:
+    handler, _ = in_turn(job_answer(state="cancelled"))
+    with client_of(handler) as client, pytest.raises(JobCancelled, match="j1 was cancelled"):
+        client.jobs.get("j1").wait()
+
+
+class Breaking(httpx2.SyncByteStream):
+    """A body whose connection breaks after some bytes."""
+
+    def __init__(self, content: bytes) -> None:
+        self.content = content
+
+    def __iter__(self) -> Iterator[bytes]:
+        yield self.content
+        raise httpx2.ReadError("connection reset")
+
+
+def test_a_broken_download_goes_on_where_it_broke(no_pauses: list[float]) -> None:
+    handler, requests = in_turn(
+        job_answer(state="completed"),
+        httpx2.Response(200, stream=Breaking(b"a,prediction\n1"), headers={"ETag": '"e1"'}),
+        httpx2.Response(206, content=b",2\n"),
+    )
+    with client_of(handler) as client:
+        content = client.jobs.get("j1").result().read()
+    assert content == b"a,prediction\n1,2\n"
+    assert requests[2].headers["Range"] == "bytes=14-"
+    assert requests[2].headers["If-Range"] == '"e1"'
+    assert len(no_pauses) == 1
+
+
+def test_a_download_that_changed_in_between_is_not_glued_together(no_pauses: list[float]) -> None:
+    handler, _ = in_turn(
+        job_answer(state="completed"),
+        httpx2.Response(200, stream=Breaking(b"old"), headers={"ETag": '"e1"'}),
+        httpx2.Response(200, content=b"new result"),
+    )
+    with client_of(handler) as client, pytest.raises(ConnectionFailed, match="has changed"):
+        client.jobs.get("j1").result().read()
+    assert len(no_pauses) == 1
+
+
+def test_a_damaged_download_leaves_no_file(tmp_path: Path) -> None:
+    headers = {"Repr-Digest": "sha-256=:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU=:"}
+    handler, _ = in_turn(job_answer(state="completed"), httpx2.Response(200, content=b"damaged", headers=headers))
+    with client_of(handler) as client, pytest.raises(DigestMismatch):
+        client.jobs.get("j1").result().save(tmp_path / "out.csv")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_twin_for_asyncio_retries_and_streams_alike(tmp_path: Path) -> None:
+    class Pieces(httpx2.AsyncByteStream):
+        async def __aiter__(self) -> AsyncIterator[bytes]:
+            yield b'{"a": 1}\n{"a"'
+            yield b": 2}\n"
+
+    answers = iter([problem(503, "unavailable", "later"), job_answer(state="completed")])
+    bodies: list[bytes] = []
+
+    async def handle(request: httpx2.Request) -> httpx2.Response:
+        if request.method == "GET":
+            return httpx2.Response(200, stream=Pieces())
+        bodies.append(await request.aread())
+        return next(answers)
+
+    async def run() -> list[dict[str, Any]]:
+        async with AsyncClient("http://server", transport=httpx2.MockTransport(handle)) as client:
+            job = await client.submit(path, model="iris")
+            return [row async for row in job.result().iter_rows()]
+
+    path = tmp_path / "in.csv"
+    path.write_bytes(b"a\n1\n2\n")
+    assert asyncio.run(run()) == [{"a": 1}, {"a": 2}]
+    assert bodies == [b"a\n1\n2\n"] * 2
+
+
+# A real server
+
+
+@pytest.fixture(scope="module")
+def client(server: str, iris_onnx: Path) -> Iterator[Client]:
+    with Client(server) as client:
+        client.models.add(iris_onnx, name="iris")
+        yield client
+
+
+FLOWERS = {"setosa", "versicolor", "virginica"}
+
+
+def test_a_polars_frame_comes_back_as_one_with_a_row_for_each(client: Client, iris: pd.DataFrame) -> None:
+    frame = pl.from_pandas(iris).with_columns(id=pl.int_range(150))
+    out = client.predict(frame, model="iris")
+    assert isinstance(out, pl.DataFrame)
+    assert out["id"].to_list() == list(range(150))
+    assert set(out["prediction"]) == FLOWERS
+    assert out["prediction"][0] == "setosa"
+
+
+def test_a_pandas_frame_comes_back_with_its_index(client: Client, iris: pd.DataFrame) -> None:
+    frame = iris.set_index(pd.Index([f"flower-{i}" for i in range(150)]))
+    out = client.predict(frame, model="iris", passthrough="all")
+    assert isinstance(out, pd.DataFrame)
+    assert list(out.index) == list(frame.index)
+    assert np.allclose(out["petal length (cm)"], frame["petal length (cm)"])
+    assert set(out["prediction"]) == FLOWERS
+
+
+def test_an_array_comes_back_as_an_array_with_named_fields(client: Client, iris: pd.DataFrame) -> None:
+    out: np.ndarray[Any, Any] = client.predict(
+        iris.to_numpy(np.float32), model="iris", columns=[str(name) for name in iris.columns]
+    )
+    assert out.shape == (150,)
+    assert set(out["prediction"]) == FLOWERS
+    assert np.allclose(sum(out[f"probability_{flower}"] for flower in FLOWERS), 1.0)
+
+
+def test_records_come_back_as_records(client: Client, iris: pd.DataFrame) -> None:
+    records = iris.head(3).to_dict(orient="records")
+    out = client.predict(records, model="iris")
+    assert [row["prediction"] for row in out] == ["setosa"] * 3
+
+
+def test_a_path_comes_back_as_the_path_of_the_saved_result(client: Client, iris_csv: Path, tmp_path: Path) -> None:
+    path = tmp_path / "night.csv"
+    path.write_bytes(iris_csv.read_bytes())
+    beside = client.predict(path, model="iris")
+    elsewhere = client.predict(str(path), model="iris", output=tmp_path / "out.parquet")
+    assert beside == tmp_path / "night.predictions.csv"
+    assert pl.read_csv(beside)["prediction"].to_list() == pl.read_parquet(elsewhere)["prediction"].to_list()
+
+
+def test_rows_that_cannot_be_scored_are_warned_of_and_listed(client: Client, iris: pd.DataFrame) -> None:
+    frame = pl.from_pandas(iris)
+    frame[3, "petal length (cm)"] = None
+    with pytest.warns(UserWarning, match="1 of 150 rows could not be scored") as caught:
+        out = client.predict(frame, model="iris")
+    assert out["prediction"].is_null().arg_true().to_list() == [3]
+    job_id = str(caught[0].message).split("'")[1]
+    (error,) = client.jobs.get(job_id).errors()
+    assert error["record"] == 3
+    assert error["column"] == "petal length (cm)"
+
+
+def test_a_submitted_job_tells_its_progress_and_gives_its_result_in_any_format(
+    client: Client, iris_csv: Path, tmp_path: Path
+) -> None:
+    job = client.submit(iris_csv, model="iris", metadata={"night": "2026-11-20"}, reuse=False)
+    seen: list[float] = []
+    job.wait(timeout=60, on_progress=lambda view: seen.append(view.progress))
+    assert job.rows == {"total": 150, "ok": 150, "failed": 0}
+    assert job.progress == 1.0 == seen[-1]
+    assert job.metadata == {"night": "2026-11-20"}
+    assert job.model == "iris@1"
+    result = job.result()
+    frames = [pl.read_csv(result.read()), result.to_polars(), pl.from_pandas(result.to_pandas())]
+    assert all(frame["prediction"].to_list() == frames[0]["prediction"].to_list() for frame in frames)
+    assert [row["prediction"] for row in result.iter_rows()] == frames[0]["prediction"].to_list()
+    assert pl.read_parquet(result.save(tmp_path / "a.parquet")).height == 150
+
+
+def test_an_upload_is_predicted_later(client: Client, iris_csv: Path) -> None:
+    uploaded = client.upload(iris_csv)
+    assert uploaded.state == "uploaded"
+    assert uploaded.data["input"]["filename"] == "iris.csv"
+    job = client.submit(uploaded, model="iris").wait(timeout=60)
+    assert job.id == uploaded.id
+    assert job.state == "completed"
+
+
+def test_a_pipe_of_unknown_length_is_uploaded(client: Client, iris_csv: Path) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self) -> bool:
+            return False
+
+    job = client.submit(Pipe(iris_csv.read_bytes()), model="iris").wait(timeout=60)
+    assert job.rows["ok"] == 150
+
+
+def test_a_model_tells_its_signature(client: Client, iris: pd.DataFrame) -> None:
+    signature = client.models.get("iris").signature
+    assert [column["name"] for column in signature["columns"]] == list(iris.columns)
+    assert set(signature["labels"]) == FLOWERS
+    assert client.models.get("iris@1").digest == client.models.get("iris").digest
+    assert "iris" in [model.name for model in client.models.list()]
+
+
+def test_equal_bytes_are_the_version_there_is(client: Client, iris_onnx: Path) -> None:
+    assert client.models.add(iris_onnx.read_bytes(), name="iris").version == 1
+
+
+def test_a_removed_version_is_gone(client: Client, iris_onnx: Path) -> None:
+    client.models.add(iris_onnx, name="short-lived")
+    client.models.remove("short-lived@1")
+    with pytest.raises(ModelNotFound, match="short-lived"):
+        client.models.get("short-lived")
+
+
+def test_online_predictions_equal_those_of_a_job(client: Client, iris: pd.DataFrame, iris_csv: Path) -> None:
+    online = client.models.predict("iris", iris.head(5).to_dict(orient="records"))
+    job = client.submit(iris_csv, model="iris").wait(timeout=60)
+    expected = list(job.result().iter_rows())[:5]
+    assert [row["prediction"] for row in online] == [row["prediction"] for row in expected]
+    assert client.models.validate("iris", pl.from_pandas(iris))["valid"] is True
+
+
+def test_a_wrong_column_is_refused_at_once_and_named(client: Client) -> None:
+    with pytest.raises(SchemaMismatch, match="petal width"):
+        client.submit(b"a,b\n1,2\n", model="iris")
+
+
+def test_an_unknown_job_is_not_found(client: Client) -> None:
+    with pytest.raises(JobNotFound):
+        client.jobs.get("01900000-0000-7000-8000-000000000000")
+
+
+def test_a_deleted_job_is_not_found(client: Client, iris_csv: Path) -> None:
+    job = client.submit(iris_csv, model="iris").wait(timeout=60)
+    job.delete()
+    with pytest.raises(JobNotFound):
+        job.refresh()
+
+
+def test_a_job_that_waits_for_its_time_can_be_cancelled_and_retried(client: Client, iris_csv: Path) -> None:
+    job = client.submit(iris_csv, model="iris", run_after="2099-01-01T00:00:00Z", reuse=False)
+    assert job.cancel().state == "cancelled"
+    with pytest.raises(JobCancelled) as caught:
+        job.wait(timeout=10)
+    assert caught.value.job.id == job.id
+    assert job.retry().state in ("queued", "running", "completed")
+
+
+def test_a_job_with_too_many_bad_rows_fails_with_the_reason(client: Client, iris: pd.DataFrame) -> None:
+    frame = pl.from_pandas(iris)
+    frame[3, "petal length (cm)"] = None
+    with pytest.raises(JobFailed, match="on_row_error") as caught:
+        client.predict(frame, model="iris", on_row_error="fail", reuse=False)
+    job = caught.value.job
+    assert isinstance(job, Job)
+    assert job.errors()[0]["record"] == 3
+
+
+def test_a_listing_goes_on_over_all_pages(client: Client, iris_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    submitted = {client.submit(iris_csv, model="iris", metadata={"page": str(n)}).id for n in range(5)}
+    monkeypatch.setattr("batchserve.client.core._PAGE", 2)
+    listed = [job.id for job in client.jobs.list(model="iris")]
+    assert submitted <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+def test_the_twin_for_asyncio_predicts_and_lists_alike(server: str, client: Client, iris: pd.DataFrame) -> None:
+    async def run() -> tuple[pl.DataFrame, list[str]]:
+        async with AsyncClient(server) as twin:
+            out = await twin.predict(pl.from_pandas(iris), model="iris")
+            return out, [job.id async for job in twin.jobs.list(state="completed")]
+
+    out, listed = asyncio.run(run())
+    assert out.equals(client.predict(pl.from_pandas(iris), model="iris"))
+    assert listed
+
+
+def test_the_blocking_client_works_inside_a_running_loop(client: Client, iris_csv: Path) -> None:
+    """As in a notebook."""
+
+    async def run() -> int:
+        return len(list(client.submit(iris_csv, model="iris").wait(timeout=60).result().iter_rows()))
+
+    assert asyncio.run(run()) == 150

@@ -1,0 +1,612 @@
+"""What `convert` promises: the graph answers like the estimator, or the user hears why not."""
+
+import hashlib
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import joblib
+import numpy as np
+import onnx
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.cluster import DBSCAN, KMeans
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.datasets import load_iris
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier, VotingClassifier
+from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
+from sklearn.impute import SimpleImputer
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.svm import SVC
+from sklearn.tree import DecisionTreeClassifier
+
+from batchserve.errors import ConversionFailed, ParityFailed
+from batchserve.inference.convert import Conversion, convert
+from batchserve.inference.parity import Answers, Parity, compare
+
+IRIS = load_iris(as_frame=True)
+X, Y = IRIS.data.astype("float32"), IRIS.target
+NAMES = ("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)")
+
+
+def facts(conversion: Conversion) -> dict[str, Any]:
+    """The `batchserve.*` metadata, without the prefix."""
+    graph = onnx.load_model_from_string(conversion.onnx)
+    return {prop.key.removeprefix("batchserve."): json.loads(prop.value) for prop in graph.metadata_props}
+
+
+def inputs(conversion: Conversion) -> dict[str, tuple[int, list[int]]]:
+    """Element type and shape of the graph's inputs; 0 is a free dimension."""
+    graph = onnx.load_model_from_string(conversion.onnx).graph
+    types = {tensor.name: tensor.type.tensor_type for tensor in graph.input}
+    return {name: (t.elem_type, [d.dim_value for d in t.shape.dim]) for name, t in types.items()}
+
+
+def houses(rows: int = 400) -> pd.DataFrame:
+    """Mixed columns as they come: a name with a blank, numbers with holes, integers that are names, booleans."""
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(
+        {
+            "area": rng.normal(90, 20, rows).astype("float32"),
+            "City Name": rng.choice(["Ulm", "Bonn", "Köln"], rows),
+            "rooms": rng.integers(1, 6, rows),
+            "zone": rng.integers(10_000_001, 10_000_004, rows),
+            "garden": rng.random(rows) < 0.4,
+            "sold": pd.Timestamp("2026-01-01"),
+        }
+    )
+    frame.loc[::7, "area"] = np.nan
+    return frame
+
+
+def prices(frame: pd.DataFrame) -> Any:
+    return np.where(frame["rooms"] + frame["garden"] * 2 > 3, "dear", "cheap")
+
+
+def mixed_pipeline() -> Any:
+    numbers = make_pipeline(SimpleImputer(), StandardScaler())
+    names = OneHotEncoder(handle_unknown="ignore")
+    columns = make_column_transformer((numbers, ["area", "rooms", "garden"]), (names, ["City Name", "zone"]))
+    return make_pipeline(columns, LogisticRegression())
+
+
+# --- columns and types -----------------------------------------------------------------------------------------------
+
+
+def test_a_mixed_pipeline_gets_one_input_for_each_column_that_it_uses() -> None:
+    frame = houses()
+    conversion = convert(mixed_pipeline().fit(frame, prices(frame)), frame)
+    assert conversion.report.passed
+    assert conversion.report.rows == len(frame)  # the model imputes, so no record is left out
+    assert [(c.name, c.dtype) for c in conversion.columns] == [
+        ("area", "float32"),
+        ("City Name", "string"),
+        ("rooms", "float32"),
+        ("zone", "int64"),  # a category: float32 could not tell 10,000,001 from its neighbours at twice the size
+        ("garden", "float32"),
+    ]
+    assert inputs(conversion).keys() == {"area", "City_Name", "rooms", "zone", "garden"}
+
+
+def test_names_that_onnx_can_not_spell_are_kept_in_the_metadata() -> None:
+    frame = houses().rename(columns={"rooms": "label", "area": "straße ($)"})
+    frame["City_Name"] = frame["City Name"]
+    columns = make_column_transformer(
+        (make_pipeline(SimpleImputer(), StandardScaler()), ["straße ($)", "label"]),
+        (OneHotEncoder(), ["City Name", "City_Name"]),
+    )
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, frame["label"] > 2)
+    conversion = convert(model, frame)
+    written = facts(conversion)["columns"]
+    assert [column["name"] for column in written] == ["straße ($)", "City Name", "label", "City_Name"]
+    assert [column["input"] for column in written] == list(inputs(conversion))
+
+
+def test_a_matrix_keeps_the_names_of_its_columns() -> None:
+    conversion = convert(LogisticRegression(max_iter=500).fit(X, Y), X)
+    assert inputs(conversion) == {"input": (onnx.TensorProto.FLOAT, [0, 4])}
+    assert facts(conversion)["columns"] == [
+        {"name": name, "dtype": "float32", "input": "input", "nullable": False} for name in NAMES
+    ]
+
+
+def test_a_matrix_without_names_gets_none() -> None:
+    conversion = convert(LogisticRegression(max_iter=500).fit(X.to_numpy(), Y), X.to_numpy())
+    assert "columns" not in facts(conversion)
+    assert [column.name for column in conversion.columns] == ["x0", "x1", "x2", "x3"]
+
+
+def test_names_come_from_the_sample_when_the_model_has_none_and_from_the_model_when_the_sample_has_none() -> None:
+    of_array = LogisticRegression(max_iter=500).fit(X.to_numpy(), Y)
+    of_frame = LogisticRegression(max_iter=500).fit(X, Y)
+    for conversion in (convert(of_array, X), convert(of_frame, X.to_numpy())):
+        assert tuple(column["name"] for column in facts(conversion)["columns"]) == NAMES
+
+
+def test_columns_that_the_model_does_not_use_are_dropped_and_the_order_is_the_models() -> None:
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    sample = pl.DataFrame({"species": Y.to_numpy()} | {name: X[name].to_numpy() for name in reversed(NAMES)})
+    conversion = convert(model, sample)
+    assert tuple(column.name for column in conversion.columns) == NAMES
+    assert conversion.report.label_flips == 0
+
+
+def test_a_column_selector_and_a_remainder_are_understood() -> None:
+    frame = houses().drop(columns="sold")
+    by_type = make_column_transformer(
+        (OneHotEncoder(), make_column_selector(dtype_exclude=["number", "bool"])), remainder="passthrough"
+    )
+    model = make_pipeline(by_type, HistGradientBoostingClassifier(max_iter=5)).fit(frame, prices(frame))
+    assert len(convert(model, frame).columns) == 5
+
+
+def test_integers_and_booleans_and_floats_together_become_one_float_matrix() -> None:
+    frame = houses()[["rooms", "garden", "area"]].fillna(0)
+    conversion = convert(make_pipeline(StandardScaler(), LogisticRegression()).fit(frame, prices(frame)), frame)
+    assert inputs(conversion) == {"input": (onnx.TensorProto.FLOAT, [0, 3])}
+
+
+def test_a_matrix_of_texts_is_one_input() -> None:
+    frame = pd.DataFrame({"a": ["x", "y", "z"] * 10, "b": ["u", "v"] * 15})
+    model = make_pipeline(OrdinalEncoder(), DecisionTreeClassifier()).fit(frame, frame["a"] == "x")
+    assert inputs(convert(model, frame)) == {"input": (onnx.TensorProto.STRING, [0, 2])}
+
+
+def test_a_pandas_category_is_a_text() -> None:
+    frame = houses().astype({"City Name": "category"})
+    conversion = convert(mixed_pipeline().fit(frame, prices(frame)), frame)
+    assert {column.name: column.dtype for column in conversion.columns}["City Name"] == "string"
+
+
+@pytest.mark.parametrize(
+    "vectorizer",
+    [
+        TfidfVectorizer(),
+        CountVectorizer(ngram_range=(1, 2)),
+        FeatureUnion([("words", TfidfVectorizer()), ("letters", CountVectorizer(analyzer="char"))]),
+    ],
+    ids=["tfidf", "count", "union"],
+)
+def test_a_text_pipeline_takes_its_column_out_of_the_sample(vectorizer: Any) -> None:
+    frame = pd.DataFrame(
+        {"text": ["Good film", "bad FILM", "good, good day", "awful bad"] * 20, "stars": [5, 1, 4, 2] * 20}
+    )
+    frame["seen"] = pd.Timestamp("2026-01-01")
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(frame["text"], frame["stars"] > 3)
+    conversion = convert(model, frame)
+    assert [column.name for column in conversion.columns] == ["text"]
+    assert conversion.report.differences[0].max_relative < 1e-6
+    graph = onnx.load_model_from_string(conversion.onnx).graph
+    locales = [
+        a.s for node in graph.node if node.op_type == "StringNormalizer" for a in node.attribute if a.name == "locale"
+    ]
+    assert set(locales) <= {b"C.UTF-8"}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["schön", "Köln", "größe", "ö"],
+        ["привет", "мир", "Дом", "я"],
+        ["你好", "世界", "我"],
+        ["don't", "a.b", "x_y", "42 %"],
+    ],
+    ids=["German", "Russian", "Chinese", "signs"],
+)
+@pytest.mark.parametrize("pattern", [r"(?u)\b\w\w+\b", r"(?u)\b\w+\b"], ids=["default", "single letters"])
+def test_words_of_any_script_are_found_and_paired_as_scikit_learn_does(words: list[str], pattern: str) -> None:
+    random = np.random.default_rng(0)
+    lines = [" ".join(random.choice(words, 5)) for _ in range(100)]
+    vectorizer = TfidfVectorizer(ngram_range=(1, 2), token_pattern=pattern)
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(lines, [words[0] in line for line in lines])
+    assert convert(model, lines).report.differences[0].max_relative < 1e-6
+
+
+def test_a_text_column_may_stand_beside_numbers() -> None:
+    frame = pd.DataFrame(
+        {"text": ["Good film", "bad FILM", "fine day"] * 20, "words": [2, 2, 2] * 20, "likes": range(60)}
+    )
+    columns = make_column_transformer((TfidfVectorizer(), "text"), (StandardScaler(), ["words", "likes"]))
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, ["pos", "neg", "pos"] * 20)
+    assert convert(model, frame).report.label_flips == 0
+
+
+# --- missing values --------------------------------------------------------------------------------------------------
+
+
+def test_records_that_the_model_itself_refuses_are_left_out_and_counted() -> None:
+    sample = X.copy()
+    sample.iloc[::10, 0] = np.nan
+    report = convert(LogisticRegression(max_iter=500).fit(X, Y), sample).report
+    assert report.rows == 135
+    assert report.notes == ("15 of 150 records have missing values, which the model refuses: left out.",)
+
+
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_an_imputer_of_texts_takes_the_empty_text_for_a_missing_one(missing: Any) -> None:
+    frame = houses()
+    frame["City Name"] = frame["City Name"].astype(object)
+    frame.loc[::5, "City Name"] = missing
+    texts = make_pipeline(
+        SimpleImputer(strategy="most_frequent", missing_values=missing), OneHotEncoder(handle_unknown="ignore")
+    )
+    model = make_pipeline(make_column_transformer((texts, ["City Name"])), DecisionTreeClassifier())
+    conversion = convert(model.fit(frame, frame["City Name"].isna()), frame)
+    assert conversion.report.rows == len(frame)
+    assert conversion.report.label_flips == 0
+    assert conversion.columns[0].nullable
+
+
+def test_an_imputer_that_looks_for_a_text_of_its_own_still_does() -> None:
+    frame = houses()
+    frame.loc[::5, "City Name"] = "?"
+    texts = make_pipeline(
+        SimpleImputer(strategy="most_frequent", missing_values="?"), OneHotEncoder(handle_unknown="ignore")
+    )
+    model = make_pipeline(make_column_transformer((texts, ["City Name"])), DecisionTreeClassifier())
+    conversion = convert(model.fit(frame, frame["City Name"] == "Ulm"), frame)
+    assert conversion.report.label_flips == 0
+
+
+def test_an_encoder_that_knows_missing_as_a_category_still_does() -> None:
+    frame = houses()
+    frame["City Name"] = frame["City Name"].astype(object)
+    frame.loc[::5, "City Name"] = np.nan
+    model = make_pipeline(make_column_transformer((OneHotEncoder(), ["City Name"])), DecisionTreeClassifier())
+    conversion = convert(model.fit(frame, frame["City Name"].isna()), frame)
+    assert conversion.report.label_flips == 0
+    assert conversion.columns[0].nullable
+
+
+def test_missing_texts_that_the_graph_would_misread_are_left_out_and_said() -> None:
+    frame = houses()
+    frame["City Name"] = frame["City Name"].astype(object)
+    frame.loc[::5, "City Name"] = np.nan
+    model = make_pipeline(
+        make_column_transformer((OrdinalEncoder(), ["City Name"]), remainder="drop"),
+        HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2),
+    ).fit(frame, frame["City Name"].isna() | (frame["City Name"] == "Ulm"))
+    conversion = convert(model, frame)
+    assert conversion.report.rows == 320
+    assert "80 of 400 records lack a text in 'City Name'" in conversion.report.notes[0]
+    assert not conversion.columns[0].nullable
+
+
+# --- kinds of models -------------------------------------------------------------------------------------------------
+
+
+def test_hist_gradient_boosting_routes_missing_numbers() -> None:
+    sample = X.copy()
+    sample.iloc[::10, 2] = np.nan
+    conversion = convert(HistGradientBoostingClassifier(max_iter=5).fit(sample, Y), sample)
+    assert conversion.report.rows == 150
+    assert conversion.report.label_flips == 0
+
+
+def test_lightgbm_converts_alone_and_in_a_pipeline_and_keeps_blanks_in_names() -> None:
+    lightgbm = pytest.importorskip("lightgbm")
+    alone = lightgbm.LGBMClassifier(n_estimators=5, verbose=-1).fit(X, IRIS.target_names[Y])
+    conversion = convert(alone, X)
+    assert tuple(column.name for column in conversion.columns) == NAMES
+    assert facts(conversion)["labels"] == ["setosa", "versicolor", "virginica"]
+    assert facts(conversion)["versions"]["lightgbm"] == lightgbm.__version__
+    last = make_pipeline(StandardScaler(), lightgbm.LGBMRegressor(n_estimators=5, verbose=-1)).fit(X, Y)
+    assert convert(last, X).task == "regression"
+
+
+def test_xgboost_converts_alone_and_in_a_pipeline_and_is_left_as_it_was() -> None:
+    xgboost = pytest.importorskip("xgboost")
+    alone = xgboost.XGBClassifier(n_estimators=5).fit(X, Y)
+    conversion = convert(alone, X)
+    assert tuple(column.name for column in conversion.columns) == NAMES
+    assert tuple(alone.get_booster().feature_names) == NAMES  # the converter needs f0, f1 ...: a copy has them
+    last = make_pipeline(StandardScaler(), xgboost.XGBRegressor(n_estimators=5)).fit(X, Y)
+    assert convert(last, X).report.passed
+
+
+def test_a_multi_output_classifier_has_labels_for_each_target() -> None:
+    texts = np.stack([IRIS.target_names[Y], np.where(Y > 1, "late", "early")], axis=1)
+    conversion = convert(
+        MultiOutputClassifier(LogisticRegression(max_iter=500)).fit(X, texts), X, targets=["species", "season"]
+    )
+    assert facts(conversion)["labels"] == [["setosa", "versicolor", "virginica"], ["early", "late"]]
+    assert facts(conversion)["targets"] == ["species", "season"]
+    assert len(conversion.report.differences) == 2
+
+
+def test_a_forest_that_fills_up_its_probabilities_is_compared_in_each_target() -> None:
+    numbers = np.stack([Y, Y % 2], axis=1)
+    conversion = convert(RandomForestClassifier(n_estimators=5, random_state=0).fit(X, numbers), X)
+    assert facts(conversion)["labels"] == [[0, 1, 2], [0, 1]]
+    assert [difference.output for difference in conversion.report.differences] == ["probabilities_0", "probabilities_1"]
+    assert conversion.report.label_flips == 0
+
+
+def test_a_multi_output_regressor_is_compared_in_all_its_targets() -> None:
+    conversion = convert(LinearRegression().fit(X, X.iloc[:, :2] * [1, 2]), X, targets=["one", "two"])
+    assert facts(conversion)["targets"] == ["one", "two"]
+    assert conversion.report.differences[0].max_relative < 1e-4
+
+
+def test_a_wrong_number_of_target_names_is_refused() -> None:
+    with pytest.raises(ConversionFailed, match="has 1 targets, and 2 names were given: 'a', 'b'"):
+        convert(Ridge().fit(X, Y), X, targets=["a", "b"])
+
+
+@pytest.mark.parametrize(
+    ("model", "task", "method"),
+    [
+        (KMeans(3, n_init=1, random_state=0), "clustering", "transform"),
+        (IsolationForest(n_estimators=10, random_state=0), "outliers", "decision_function"),
+        (StandardScaler(), "transform", "transform"),
+        (SVC(), "classification", "decision_function"),
+        (Ridge(), "regression", "predict"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseEstimator) else None,
+)
+def test_the_task_says_what_the_numbers_mean(model: Any, task: str, method: str) -> None:
+    conversion = convert(model.fit(X, Y), X)
+    assert conversion.task == facts(conversion)["task"] == task
+    assert [difference.method for difference in conversion.report.differences] == [method]
+
+
+def test_a_search_converts_as_its_best_estimator() -> None:
+    search = GridSearchCV(make_pipeline(StandardScaler(), SVC()), {"svc__C": [1, 5]}, cv=2).fit(X, Y)
+    assert facts(convert(search, X))["labels"] == [0, 1, 2]
+
+
+def test_a_voting_classifier_converts_and_is_left_as_it_was() -> None:
+    parts = [("line", LogisticRegression(max_iter=500)), ("tree", DecisionTreeClassifier(max_depth=2))]
+    model = VotingClassifier(parts, voting="soft").fit(X, Y)
+    assert convert(model, X).report.label_flips == 0
+    assert model.flatten_transform is True
+
+
+@pytest.mark.parametrize("forest", [RandomForestClassifier(n_estimators=20, random_state=0), DecisionTreeClassifier()])
+def test_trees_behind_a_scaler_split_as_they_did_when_all_is_float32(forest: Any) -> None:
+    conversion = convert(make_pipeline(StandardScaler(), forest).fit(X, Y), X)
+    assert conversion.report.label_flips == 0
+    assert conversion.report.differences[0].max_relative < 1e-6
+
+
+# --- the report ------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_that_needs_float64_fails_the_parity_run() -> None:
+    x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
+    model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)
+    with pytest.raises(ParityFailed) as caught:
+        convert(model, x)
+    report = Parity.from_json(caught.value.extra["parity"])
+    assert not report.passed
+    assert report.label_flips > 100
+    assert len(report.worst) > 0
+    flip = report.worst[0]
+    assert flip.output == "label"
+    assert flip.expected != flip.got
+    assert f"{report.label_flips} label flips in 400 records" in str(caught.value)
+
+
+def test_a_failed_parity_run_writes_no_file(tmp_path: Path) -> None:
+    x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
+    model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)
+    with pytest.raises(ParityFailed):
+        convert(model, x, tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_larger_tolerance_accepts_larger_differences_but_no_more_flips() -> None:
+    lda = LinearDiscriminantAnalysis().fit(X, Y == 1)  # its converter is known to give other probabilities
+    with pytest.raises(ParityFailed, match="probabilities of the graph do not"):
+        convert(lda, X)
+    assert convert(lda, X, tolerance=0.5).report.tolerance == 0.5
+
+
+def test_an_ignored_threshold_is_named() -> None:
+    model = TunedThresholdClassifierCV(LogisticRegression(), random_state=0).fit(X, Y == 1)
+    with pytest.raises(ParityFailed, match=f"ignores the tuned threshold {model.best_threshold_:.4g}"):
+        convert(model, X)
+
+
+def test_ties_between_neighbours_are_named() -> None:
+    report = convert(KNeighborsClassifier().fit(X, Y), X).report
+    assert any("KNeighborsClassifier" in note for note in report.notes)
+
+
+def test_a_report_survives_json_and_the_error_that_carries_it_a_pickle() -> None:
+    numbers = Answers(None, {"value": np.array([[1.0], [np.nan], [3.0]])})
+    other = Answers(None, {"value": np.array([[1.0], [2.0], [3.5]])})
+    report = compare(numbers, other, rows=np.arange(3), methods={"value": "predict"}, tolerance=0.1)
+    assert not report.passed
+    assert report.differences[0].max_absolute == np.inf
+    assert [worst.row for worst in report.worst] == [1, 2]
+    stored = json.loads(json.dumps(report.to_json(), allow_nan=False))
+    assert Parity.from_json(stored).differences == report.differences
+    error = pickle.loads(pickle.dumps(ParityFailed("no", parity=stored)))
+    assert error.extra["parity"] == stored
+
+
+@pytest.mark.parametrize(("flips", "passed"), [(1, True), (2, False)])
+def test_one_label_in_a_thousand_may_differ_and_is_reported(flips: int, passed: bool) -> None:
+    labels = np.zeros(1000, dtype=np.int64)
+    other = labels.copy()
+    other[500 : 500 + flips] = 1
+    report = compare(Answers(labels, {}), Answers(other, {}), rows=np.arange(1000), methods={}, tolerance=1e-4)
+    assert (report.label_flips, report.passed) == (flips, passed)
+    assert report.worst[0].row == 500
+
+
+def test_equal_infinities_and_missing_numbers_on_both_sides_do_not_differ() -> None:
+    values = Answers(None, {"value": np.array([[np.inf, np.nan, -np.inf]])})
+    report = compare(values, values, rows=np.arange(1), methods={"value": "predict"}, tolerance=0.0)
+    assert report.passed
+    assert report.differences[0].max_absolute == 0
+
+
+def test_large_numbers_are_compared_relatively_and_small_ones_absolutely() -> None:
+    expected = Answers(None, {"value": np.array([[1e6], [1e-6]])})
+    got = Answers(None, {"value": np.array([[1e6 + 10], [2e-6]])})
+    report = compare(expected, got, rows=np.arange(2), methods={"value": "predict"}, tolerance=1e-4)
+    assert report.passed
+    assert report.differences[0].max_relative == pytest.approx(1e-5)
+
+
+def test_a_report_reads_as_sentences() -> None:
+    report = convert(LogisticRegression(max_iter=500).fit(X, Y), X).report
+    assert str(report).startswith("The graph agrees with the estimator: 0 label flips in 150 records.\nprobabilities")
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_pickle_is_named_by_its_digest_and_a_csv_is_a_sample(tmp_path: Path) -> None:
+    frame = houses()
+    joblib.dump(mixed_pipeline().fit(frame, prices(frame)), tmp_path / "model.joblib")
+    frame.to_csv(tmp_path / "sample.csv", index=False)
+    conversion = convert(tmp_path / "model.joblib", tmp_path / "sample.csv", tmp_path / "model.onnx")
+    digest = hashlib.sha256((tmp_path / "model.joblib").read_bytes()).hexdigest()
+    assert facts(conversion)["training_digest"] == digest
+    assert (tmp_path / "model.onnx").read_bytes() == conversion.onnx
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.joblib", "model.onnx", "sample.csv"]
+
+
+def test_a_parquet_sample_gives_the_same_graph_as_the_frame(tmp_path: Path) -> None:
+    pl.DataFrame({name: X[name].to_numpy() for name in NAMES}).write_parquet(tmp_path / "sample.parquet")
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    assert convert(model, tmp_path / "sample.parquet").onnx == convert(model, X).onnx
+
+
+def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
+    frame = houses()
+    joblib.dump(mixed_pipeline().fit(frame, prices(frame)), tmp_path / "model.joblib")
+    frame.to_parquet(tmp_path / "sample.parquet")
+    here = convert(tmp_path / "model.joblib", tmp_path / "sample.parquet").onnx
+    program = "import sys; from batchserve.inference.convert import convert; convert(*sys.argv[1:])"
+    files = [str(tmp_path / name) for name in ("model.joblib", "sample.parquet", "model.onnx")]
+    subprocess.run([sys.executable, "-c", program, *files], check=True, timeout=60)
+    assert (tmp_path / "model.onnx").read_bytes() == here
+
+
+def test_the_graph_is_one_that_the_server_loads() -> None:
+    graph = onnx.load_model_from_string(convert(LogisticRegression(max_iter=500).fit(X, Y), X).onnx)
+    assert graph.ir_version <= 10
+    domains = [opset.domain for opset in graph.opset_import]
+    assert len(set(domains)) == len(domains)
+    assert all(opset.version <= 22 for opset in graph.opset_import)
+    assert not any(node.op_type == "ZipMap" for node in graph.graph.node)
+
+
+def test_a_sample_travels_along_complete_records_first() -> None:
+    frame = houses()
+    conversion = convert(mixed_pipeline().fit(frame, prices(frame)), frame)
+    sample = facts(conversion)["sample"]
+    assert len(sample) == 8
+    assert sample[0].keys() == {"area", "City Name", "rooms", "zone", "garden"}
+    assert all(value is not None for record in sample for value in record.values())
+    assert isinstance(sample[0]["zone"], int)
+    assert isinstance(sample[0]["garden"], bool)
+
+
+def test_a_sample_may_stay_at_home() -> None:
+    conversion = convert(LogisticRegression(max_iter=500).fit(X, Y), X, embed_sample=False)
+    assert "sample" not in facts(conversion)
+
+
+# --- refusals --------------------------------------------------------------------------------------------------------
+
+
+class Doubler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    def fit(self, _x: Any, _y: Any = None) -> "Doubler":
+        self.fitted_ = True
+        return self
+
+    def transform(self, x: Any) -> Any:
+        return x * 2
+
+
+@pytest.mark.parametrize(
+    ("model", "step"),
+    [
+        (ClassifierChain(LogisticRegression(max_iter=500)), "ClassifierChain"),
+        (make_pipeline(Doubler(), LogisticRegression(max_iter=500)), "Doubler"),
+    ],
+    ids=["model", "step"],
+)
+def test_a_step_without_a_converter_is_named_with_what_to_do(model: Any, step: str) -> None:
+    targets = np.stack([Y > 0, Y > 1], axis=1) if step == "ClassifierChain" else Y
+    with pytest.raises(ConversionFailed, match=rf"{step} has no ONNX converter.*update_registered_converter\({step}"):
+        convert(model.fit(X, targets), X)
+
+
+def test_a_sample_that_lacks_columns_is_refused_by_name() -> None:
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    with pytest.raises(ConversionFailed, match=r"lacks columns .*: 'petal width \(cm\)'"):
+        convert(model, X.iloc[:, :3])
+
+
+def test_a_sample_of_another_width_is_refused_when_nothing_has_names() -> None:
+    model = LogisticRegression(max_iter=500).fit(X.to_numpy(), Y)
+    with pytest.raises(ConversionFailed, match="takes 4 columns and does not know their names; the sample has 5"):
+        convert(model, X.assign(species=Y))
+
+
+def test_two_columns_of_text_are_one_too_many_for_a_text_model() -> None:
+    frame = pd.DataFrame({"title": ["good", "bad"] * 10, "text": ["fine", "poor"] * 10})
+    model = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(frame["text"], [1, 0] * 10)
+    with pytest.raises(ConversionFailed, match="takes one column of texts, and the sample has 2: 'title', 'text'"):
+        convert(model, frame)
+
+
+def test_a_date_is_no_number() -> None:
+    frame = houses()
+    columns = make_column_transformer((OneHotEncoder(), ["sold"]))
+    model = make_pipeline(columns, LogisticRegression()).fit(frame, prices(frame))
+    with pytest.raises(ConversionFailed, match="Column 'sold' holds datetime64 values"):
+        convert(model, frame)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        ({"weights": [1, 2]}, "dict is no estimator"),
+        (DBSCAN().fit(X), "DBSCAN is no estimator that can `predict` or `transform`"),
+        (LogisticRegression(), "NotFittedError"),
+    ],
+    ids=["dict", "transductive", "unfitted"],
+)
+def test_what_can_not_predict_is_refused(model: Any, reason: str) -> None:
+    with pytest.raises(ConversionFailed, match=reason):
+        convert(model, X)
+
+
+def test_an_empty_sample_and_twin_columns_are_refused() -> None:
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    with pytest.raises(ConversionFailed, match="sample is empty"):
+        convert(model, X.head(0))
+    with pytest.raises(ConversionFailed, match="columns of the same name: 'petal width"):
+        convert(model, pd.concat([X, X.iloc[:, 3:]], axis=1))
+
+
+def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "model.joblib").write_bytes(b"no pickle")
+    (tmp_path / "sample.xlsx").write_bytes(b"PK")
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    with pytest.raises(ConversionFailed, match="could not be unpickled"):
+        convert(tmp_path / "model.joblib", X)
+    with pytest.raises(ConversionFailed, match="There is no file"):
+        convert(tmp_path / "other.joblib", X)
+    with pytest.raises(ConversionFailed, match=r"none of '\.csv'"):
+        convert(model, tmp_path / "sample.xlsx")
+    with pytest.raises(ConversionFailed, match="could not be read"):
+        convert(model, tmp_path / "absent.csv")

@@ -1,0 +1,100 @@
+"""The promises of pyproject.toml and constraints.txt."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from packaging.version import Version
+
+import batchserve
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def constraints() -> list[Requirement]:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    return [Requirement(line) for line in lines if line and not line.startswith("#")]
+
+
+def declared_dependencies() -> list[Requirement]:
+    """Every requirement of the distribution as installed, those of the extras included."""
+    requirements = metadata.requires("batchserve")
+    assert requirements is not None
+    return [Requirement(requirement) for requirement in requirements]
+
+
+def test_the_distribution_has_the_version_of_the_package() -> None:
+    assert metadata.version("batchserve") == batchserve.__version__
+
+
+def test_constraints_are_exact_and_name_no_place() -> None:
+    for requirement in constraints():
+        assert requirement.url is None
+        assert [specifier.operator for specifier in requirement.specifier] == ["=="], requirement
+    assert not re.search(r"://|^-", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+
+
+def test_constraints_meet_every_declared_dependency() -> None:
+    pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in constraints()}
+    outside = {"batchserve", "img2feat", "ray", "torch"}  # installed by choice, too big to be pinned for everyone
+    for requirement in declared_dependencies():
+        name = canonicalize_name(requirement.name)
+        if name not in outside:
+            assert requirement.specifier.contains(pinned[name]), requirement
+
+
+def test_what_is_installed_is_what_is_pinned() -> None:
+    for requirement in constraints():
+        assert requirement.specifier.contains(metadata.version(requirement.name)), requirement
+
+
+def test_every_documented_extra_exists() -> None:
+    extras = metadata.metadata("batchserve").get_all("Provides-Extra")
+    assert extras is not None
+    assert set(extras) == {"sklearn", "postgres", "s3", "ray", "img2feat", "demo", "dev"}
+
+
+def test_scikit_learn_never_meets_protobuf_7() -> None:
+    """protobuf 7 breaks the conversion of HistGradientBoosting."""
+    protobuf = {str(r.marker): str(r.specifier) for r in declared_dependencies() if r.name == "protobuf"}
+    with_scikit_learn = {str(r.marker) for r in declared_dependencies() if r.name == "scikit-learn"}
+    assert 'extra == "sklearn"' in with_scikit_learn
+    assert protobuf == dict.fromkeys(with_scikit_learn, "<7")
+
+
+@pytest.mark.parametrize(
+    ("name", "floor"),
+    [
+        ("starlette", "1.3.1"),
+        ("python-multipart", "0.0.31"),
+        ("onnx", "1.21"),
+        ("onnxruntime", "1.28.1"),
+        ("pillow", "12.3"),
+    ],
+)
+def test_no_release_with_a_known_hole_is_allowed(name: str, floor: str) -> None:
+    assert Version(metadata.version(name)) >= Version(floor)
+    declared = next(r for r in declared_dependencies() if r.name == name and r.marker is None)
+    lowest = next(s.version for s in declared.specifier if s.operator == ">=")
+    assert Version(lowest) >= Version(floor)
+
+
+def test_the_data_directory_is_ignored_but_for_its_readme() -> None:
+    lines = (ROOT / ".gitignore").read_text().splitlines()
+    assert lines.index("/storage/*") < lines.index("!/storage/README.md")
+    assert (ROOT / "storage" / "README.md").is_file()
+    excluded = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["sdist"]
+    assert "/storage/*" in excluded["exclude"]
+
+
+def test_loading_onnxruntime_leaves_no_telemetry_behind(tmp_path: Path) -> None:
+    """onnxruntime >= 1.29 writes a device ID into HOME and calls its maker, unless it is told not to before import."""
+    command = [sys.executable, "-c", "import batchserve.inference.session, onnxruntime"]
+    subprocess.run(command, env={"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}, cwd=ROOT, check=True)
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,268 @@
+"""Every format keeps every record: whatever the table and the limits, chunks hold all records once and in order."""
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
+from batchserve.formats import FORMATS, Format, Part, Records, get_format
+from batchserve.storage import Piece
+
+Row = tuple[str | None, float | None, int | None]
+TYPES: dict[str, DType] = {"te xt": "string", "x": "float64", "n": "int64"}
+NAMES = list(TYPES)
+
+
+@dataclass(frozen=True)
+class Variety:
+    """What a writer is free to choose."""
+
+    delimiter: str
+    newline: str
+    blank_lines: bool
+    wide: bool
+    """All quoted, indented, escaped: whatever the format has."""
+    group: int
+    """Records of a row group or record batch."""
+
+
+texts = st.text(alphabet=",;|\t\"'\n\r {}[]\\:aé漢😀\u2028", max_size=8) | st.text(
+    st.characters(exclude_categories=["Cs"]), max_size=8
+)
+rows = st.lists(
+    st.tuples(
+        st.none() | texts,
+        st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        st.none() | st.integers(-(2**63), 2**63 - 1),
+    ),
+    max_size=40,
+)
+limits = st.builds(ChunkLimits, bytes=st.integers(1, 400), records=st.integers(1, 12))
+varieties = st.builds(
+    Variety,
+    delimiter=st.sampled_from([",", ";", "\t", "|"]),
+    newline=st.sampled_from(["\n", "\r\n"]),
+    blank_lines=st.booleans(),
+    wide=st.booleans(),
+    group=st.integers(1, 15),
+)
+
+
+def csv_bytes(table: list[Row], variety: Variety) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(
+        text,
+        delimiter=variety.delimiter,
+        lineterminator=variety.newline,
+        quoting=csv.QUOTE_ALL if variety.wide else csv.QUOTE_MINIMAL,
+    )
+    writer.writerow(NAMES)
+    for row in table:
+        if variety.blank_lines:
+            text.write(variety.newline)
+        writer.writerow(row)
+    return text.getvalue().encode()
+
+
+def jsonl_bytes(table: list[Row], variety: Variety) -> bytes:
+    blank = variety.newline if variety.blank_lines else ""
+    lines = [json.dumps(dict(zip(NAMES, row, strict=True)), ensure_ascii=variety.wide) + blank for row in table]
+    return variety.newline.join(lines).encode()
+
+
+def json_bytes(table: list[Row], variety: Variety) -> bytes:
+    array = [dict(zip(NAMES, row, strict=True)) for row in table]
+    document = {"note": "]", "data": array, "count": len(table)} if variety.blank_lines else array
+    return json.dumps(document, ensure_ascii=variety.wide, indent=2 if variety.wide else None).encode()
+
+
+def arrow_table(table: list[Row]) -> pa.Table:
+    types = [pa.large_string(), pa.float64(), pa.int64()]
+    columns = zip(*table, strict=True) if table else [[], [], []]
+    return pa.table([pa.array(list(c), t) for c, t in zip(columns, types, strict=True)], names=NAMES)
+
+
+def parquet_bytes(table: list[Row], variety: Variety) -> bytes:
+    file = io.BytesIO()
+    pq.write_table(arrow_table(table), file, row_group_size=variety.group, use_dictionary=variety.wide)
+    return file.getvalue()
+
+
+def arrow_bytes(open_writer: Callable[..., Any]) -> Callable[[list[Row], Variety], bytes]:
+    def written(table: list[Row], variety: Variety) -> bytes:
+        file = io.BytesIO()
+        whole = arrow_table(table)
+        with open_writer(file, whole.schema) as writer:
+            writer.write_table(whole, max_chunksize=variety.group)
+        return file.getvalue()
+
+    return written
+
+
+def matrix(table: list[Row]) -> np.ndarray:
+    return np.array([[x or 0.0, float(n or 0)] for _, x, n in table]).reshape(len(table), 2)
+
+
+def npy_bytes(table: list[Row], variety: Variety) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.asfortranarray(matrix(table)) if variety.wide else matrix(table))
+    return file.getvalue()
+
+
+def npz_bytes(table: list[Row], variety: Variety) -> bytes:
+    file = io.BytesIO()
+    save = np.savez_compressed if variety.wide else np.savez
+    save(file, a=matrix(table), b=np.array([n or 0 for _, _, n in table], np.int64))
+    return file.getvalue()
+
+
+WRITERS: dict[str, Callable[[list[Row], Variety], bytes]] = {
+    "csv": csv_bytes,
+    "jsonl": jsonl_bytes,
+    "json": json_bytes,
+    "parquet": parquet_bytes,
+    "arrow": arrow_bytes(pa.ipc.new_file),
+    "arrows": arrow_bytes(pa.ipc.new_stream),
+    "npy": npy_bytes,
+    "npz": npz_bytes,
+}
+
+
+def expected(name: str, table: list[Row]) -> list[Any]:
+    """The table in the words of `listed`."""
+    if name == "npy":
+        return [tuple(row) for row in matrix(table).tolist()]
+    if name == "npz":
+        return [(*row, n or 0) for row, (_, _, n) in zip(matrix(table).tolist(), table, strict=True)]
+    if name == "csv":  # the csv module writes nulls and empty texts alike
+        return [(text or None, x, n) for text, x, n in table]
+    return list(table)
+
+
+def listed(name: str, records: Records) -> list[Any]:
+    if isinstance(records, pl.DataFrame):
+        assert records.columns == NAMES
+        return [(text or None, x, n) for text, x, n in records.rows()] if name == "csv" else records.rows()
+    if name == "npy":
+        return [tuple(row) for row in records[""].tolist()]
+    return [(*row, n) for row, n in zip(records["a"].tolist(), records["b"].tolist(), strict=True)]
+
+
+def read(format: Format, source: BinaryIO, dialect: Dialect, chunk: Chunk) -> Records:
+    reading = format.read(source, dialect, chunk, TYPES)
+    assert reading.errors == []
+    return reading.records
+
+
+def read_all(format: Format, source: BinaryIO, dialect: Dialect, chunks: list[Chunk]) -> list[Any]:
+    found: list[Any] = []
+    for chunk in chunks:
+        assert chunk.first_record == len(found)
+        of_chunk = listed(format.name, read(format, source, dialect, chunk))
+        assert len(of_chunk) == chunk.records
+        found += of_chunk
+    return found
+
+
+def composed(pieces: list[Piece], objects: dict[str, bytes]) -> bytes:
+    """What a storage makes of pieces."""
+    return b"".join(p if isinstance(p, bytes) else objects[p.key][p.start : p.stop] for p in pieces)
+
+
+def test_every_format_is_planned_here() -> None:
+    assert set(WRITERS) == set(FORMATS)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=60, deadline=None)
+@given(table=rows, limits=limits, variety=varieties)
+def test_chunks_hold_every_record_once_and_in_order(
+    name: str, table: list[Row], limits: ChunkLimits, variety: Variety
+) -> None:
+    format, dialect = get_format(name), Dialect(variety.delimiter)
+    source = io.BytesIO(WRITERS[name](table, variety))
+    chunks = list(format.plan(source, dialect, None, limits))
+
+    if not name.startswith("arrow"):  # its chunks name the whole record batches that hold their records
+        assert [a.stop for a in chunks[:-1]] == [b.start for b in chunks[1:]]
+    assert all(chunk.records <= limits.records for chunk in chunks)
+    assert all(chunk.records > 0 for chunk in chunks) or len(chunks) == 1
+    assert read_all(format, source, dialect, chunks) == expected(name, table)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=25, deadline=None)
+@given(table=rows, limits=limits, other=limits, variety=varieties)
+def test_planning_resumes_after_any_chunk(
+    name: str, table: list[Row], limits: ChunkLimits, other: ChunkLimits, variety: Variety
+) -> None:
+    format, dialect = get_format(name), Dialect(variety.delimiter)
+    source = io.BytesIO(WRITERS[name](table, variety))
+    chunks = list(format.plan(source, dialect, None, limits))
+
+    for number, chunk in enumerate(chunks, 1):
+        assert list(format.plan(source, dialect, chunk, limits)) == chunks[number:]
+    middle = len(chunks) // 2
+    if middle:
+        cut_again = list(format.plan(source, dialect, chunks[middle - 1], other))
+        assert read_all(format, source, dialect, chunks[:middle] + cut_again) == expected(name, table)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+@settings(max_examples=25, deadline=None)
+@given(table=rows, limits=limits, variety=varieties)
+def test_assembled_parts_hold_every_record_once_and_in_order(
+    name: str, table: list[Row], limits: ChunkLimits, variety: Variety
+) -> None:
+    format, dialect = get_format(name), Dialect(variety.delimiter)
+    source = io.BytesIO(WRITERS[name](table, variety))
+    objects: dict[str, bytes] = {}
+    parts: list[Part] = []
+    for number, chunk in enumerate(format.plan(source, dialect, None, limits)):
+        records = read(format, source, dialect, chunk)
+        part = format.write(records, dialect)
+        assert part == format.write(records, dialect)
+        alone = next(iter(format.plan(io.BytesIO(part), dialect, None, ChunkLimits())))
+        assert listed(name, read(format, io.BytesIO(part), dialect, alone)) == listed(name, records)
+        objects[str(number)] = part
+        parts.append(Part(str(number), len(part), chunk.records))
+
+    pieces = list(format.assemble(iter(parts), lambda key: io.BytesIO(objects[key]), dialect, len(table)))
+    result = io.BytesIO(composed(pieces, objects))
+
+    chunks = list(format.plan(result, dialect, None, ChunkLimits()))
+    assert read_all(format, result, dialect, chunks) == expected(name, table)
+
+
+class Trickle(io.BytesIO):
+    """A source that gives less than asked for, as a network does."""
+
+    step = 7
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        return super().read(min(size, self.step) if size is not None and size > 0 else size)
+
+
+@pytest.mark.parametrize("name", ["csv", "jsonl", "json"])
+@settings(max_examples=40, deadline=None)
+@given(table=rows, limits=limits, variety=varieties)
+def test_chunks_do_not_depend_on_how_the_bytes_arrive(
+    name: str, table: list[Row], limits: ChunkLimits, variety: Variety
+) -> None:
+    format, dialect = get_format(name), Dialect(variety.delimiter)
+    data = WRITERS[name](table, variety)
+    at_once = list(format.plan(io.BytesIO(data), dialect, None, limits))
+
+    assert list(format.plan(Trickle(data), dialect, None, limits)) == at_once
+    assert read_all(format, Trickle(data), dialect, at_once) == expected(name, table)

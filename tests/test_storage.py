@@ -1,0 +1,397 @@
+"""The contract of a storage, over every backend; then what only a folder promises."""
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from batchserve.storage import Piece, Span, Storage, Stored, open_storage
+
+BLOCK = bytes(range(256)) * 4096  # 1 MiB that shows when its parts are exchanged
+
+
+def folder_address(tmp_path: Path) -> str:
+    return str(tmp_path / "store")
+
+
+@pytest.fixture(params=[folder_address], ids=["folder"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
+    return open_storage(request.param(tmp_path))
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """The root of a folder storage, for what only a folder can show."""
+    path = tmp_path / "store"
+    path.mkdir()
+    yield path
+
+
+def put(storage: Storage, key: str, *blocks: bytes) -> Stored:
+    with storage.create(key) as writer:
+        for block in blocks:
+            writer.write(block)
+        return writer.commit()
+
+
+def get(storage: Storage, key: str) -> bytes:
+    with storage.open(key) as source:
+        return source.read()
+
+
+def keys(storage: Storage, prefix: str = "") -> list[str]:
+    return [entry.key for entry in storage.list(prefix)]
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+# --- writing ---
+
+
+@pytest.mark.parametrize("blocks", [(), (b"",), (b"one", b"two"), (BLOCK, b"x", BLOCK)], ids=len)
+def test_an_object_holds_what_was_written_and_says_so(storage: Storage, blocks: tuple[bytes, ...]) -> None:
+    whole = b"".join(blocks)
+    assert put(storage, "inputs/a", *blocks) == Stored(len(whole), sha256(whole))
+    assert get(storage, "inputs/a") == whole
+
+
+def test_a_memoryview_can_be_written(storage: Storage) -> None:
+    with storage.create("inputs/a") as writer:
+        writer.write(memoryview(BLOCK)[3:70_000])
+        assert writer.commit() == Stored(69_997, sha256(BLOCK[3:70_000]))
+    assert get(storage, "inputs/a") == BLOCK[3:70_000]
+
+
+def test_nothing_shows_before_the_commit(storage: Storage) -> None:
+    with storage.create("inputs/a") as writer:
+        writer.write(BLOCK)
+        assert keys(storage) == []
+        with pytest.raises(FileNotFoundError):
+            storage.open("inputs/a")
+        writer.commit()
+        assert keys(storage) == ["inputs/a"]
+
+
+def test_an_object_that_is_not_committed_leaves_nothing(storage: Storage) -> None:
+    with storage.create("inputs/a") as writer:
+        writer.write(b"half")
+    assert keys(storage) == []
+
+
+def test_an_exception_leaves_nothing(storage: Storage) -> None:
+    with pytest.raises(ZeroDivisionError), storage.create("inputs/a") as writer:
+        writer.write(b"half")
+        raise ZeroDivisionError
+    assert keys(storage) == []
+
+
+def test_an_exception_after_the_commit_keeps_the_object(storage: Storage) -> None:
+    with pytest.raises(ZeroDivisionError), storage.create("inputs/a") as writer:
+        writer.write(b"whole")
+        writer.commit()
+        raise ZeroDivisionError
+    assert get(storage, "inputs/a") == b"whole"
+
+
+def test_an_object_is_replaced_as_a_whole(storage: Storage) -> None:
+    put(storage, "inputs/a", b"the first and longer one")
+    with storage.open("inputs/a") as reading:
+        put(storage, "inputs/a", b"second")
+        assert reading.read() in (b"the first and longer one", b"second")
+    assert get(storage, "inputs/a") == b"second"
+    assert keys(storage) == ["inputs/a"]
+
+
+def test_a_replacement_that_is_not_committed_changes_nothing(storage: Storage) -> None:
+    put(storage, "inputs/a", b"first")
+    with storage.create("inputs/a") as writer:
+        writer.write(b"second")
+    assert get(storage, "inputs/a") == b"first"
+
+
+# --- reading ---
+
+
+def test_any_range_can_be_read(storage: Storage) -> None:
+    put(storage, "inputs/a", BLOCK, BLOCK)
+    with storage.open("inputs/a") as source:
+        assert source.seek(0, os.SEEK_END) == 2 * len(BLOCK)
+        for start, count in [(0, 1), (5, 1000), (len(BLOCK) - 7, 14), (2 * len(BLOCK) - 1, 100)]:
+            source.seek(start)
+            assert source.read(count) == (BLOCK + BLOCK)[start : start + count]
+        source.seek(2 * len(BLOCK))
+        assert source.read(1) == b""
+
+
+def test_an_object_that_does_not_exist_cannot_be_opened(storage: Storage) -> None:
+    put(storage, "inputs/a/b", b"1")
+    for key in ("inputs/z", "elsewhere/a", "inputs/a"):
+        with pytest.raises(FileNotFoundError):
+            storage.open(key)
+
+
+# --- listing ---
+
+
+def test_a_listing_is_in_order_of_the_keys(storage: Storage) -> None:
+    names = ["a-b", "a/b", "a/c/d", "a.b", "b", "a/b-1", "parts/x/2", "parts/x/10", "é/1"]
+    for name in names:
+        put(storage, name, name.encode())
+    assert keys(storage) == sorted(names)
+    sizes = {entry.key: entry.bytes for entry in storage.list("")}
+    assert sizes == {name: len(name.encode()) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("prefix", "found"),
+    [
+        ("parts/x/", ["parts/x/1", "parts/x/2"]),
+        ("parts/x", ["parts/x/1", "parts/x/2", "parts/xy/1"]),
+        ("parts/x/1", ["parts/x/1"]),
+        ("par", ["parts/x/1", "parts/x/2", "parts/xy/1", "parts/y/1"]),
+        ("parts/z/", []),
+        ("none/at/all", []),
+    ],
+)
+def test_a_prefix_is_any_beginning_of_a_key(storage: Storage, prefix: str, found: list[str]) -> None:
+    for key in ("parts/x/1", "parts/x/2", "parts/xy/1", "parts/y/1", "inputs/x"):
+        put(storage, key, b"1")
+    assert keys(storage, prefix) == found
+
+
+def test_a_listing_tells_when_an_object_came(storage: Storage) -> None:
+    put(storage, "inputs/a", b"1")
+    put(storage, "inputs/b", b"1")
+    first, second = storage.list("inputs/")
+    assert 0 < first.modified <= second.modified < first.modified + 60
+
+
+# --- deleting ---
+
+
+def test_deleting_twice_is_no_error(storage: Storage) -> None:
+    put(storage, "parts/x/1", b"1")
+    put(storage, "parts/y/1", b"1")
+    for _ in range(2):
+        storage.delete("parts/x/1")
+    storage.delete("never/was")
+    assert keys(storage) == ["parts/y/1"]
+
+
+# --- composing ---
+
+
+def test_an_object_is_composed_of_bytes_and_spans(storage: Storage) -> None:
+    put(storage, "parts/x/1", BLOCK)
+    put(storage, "parts/x/2", b"0123456789")
+    pieces: list[Piece] = [
+        b"head\n",
+        Span("parts/x/1", 10, len(BLOCK)),
+        Span("parts/x/2", 0, 10),
+        b"",
+        Span("parts/x/2", 4, 4),
+        Span("parts/x/2", 9, 10),
+        b"tail",
+    ]
+    whole = b"head\n" + BLOCK[10:] + b"0123456789" + b"9" + b"tail"
+    assert storage.compose("results/x", iter(pieces)) == Stored(len(whole), sha256(whole))
+    assert get(storage, "results/x") == whole
+
+
+def test_nothing_composes_to_an_empty_object(storage: Storage) -> None:
+    assert storage.compose("results/x", []) == Stored(0, sha256(b""))
+    assert get(storage, "results/x") == b""
+
+
+@pytest.mark.parametrize("missing", [Span("parts/none", 0, 1), Span("parts/x", 2, 4)], ids=["object", "bytes"])
+def test_a_composition_of_what_is_not_there_leaves_nothing(storage: Storage, missing: Span) -> None:
+    put(storage, "parts/x", b"123")
+    with pytest.raises((FileNotFoundError, EOFError)):
+        storage.compose("results/x", [b"head", missing])
+    assert keys(storage) == ["parts/x"]
+
+
+# --- keys ---
+
+
+@pytest.mark.parametrize(
+    "key", ["", ".", "..", "/", "/etc/passwd", "../x", "a/../../x", "a/..", "a//b", "a/", "a/./b", "./a", "a\0b"]
+)
+def test_a_key_that_could_leave_the_storage_is_refused(storage: Storage, key: str) -> None:
+    with pytest.raises(ValueError, match="storage key"), storage.create(key):
+        pass
+    with pytest.raises(ValueError, match="storage key"):
+        storage.open(key)
+    with pytest.raises(ValueError, match="storage key"):
+        storage.delete(key)
+    with pytest.raises(ValueError, match="storage key"):
+        storage.compose(key, [])
+
+
+# --- many at once ---
+
+
+def test_concurrent_creators_and_deleters_lose_nothing(storage: Storage) -> None:
+    """Deleters take a folder away with its last object just when a creator needs it."""
+    stop = threading.Event()
+
+    def come_and_go(name: int) -> None:
+        for turn in range(150):
+            key = f"parts/x/y/{name}"
+            data = f"{name}-{turn}".encode()
+            put(storage, key, data)
+            assert get(storage, key) == data
+            storage.delete(key)
+        put(storage, f"parts/x/y/{name}", str(name).encode())
+
+    def look() -> None:
+        while not stop.is_set():
+            assert all(key.startswith("parts/x/y/") for key in keys(storage))
+
+    with ThreadPoolExecutor(5) as pool:
+        looking = pool.submit(look)
+        working = [pool.submit(come_and_go, name) for name in range(4)]
+        try:
+            for future in working:
+                future.result(60)
+        finally:
+            stop.set()
+        looking.result(60)
+    assert {key: get(storage, key) for key in keys(storage)} == {f"parts/x/y/{n}": str(n).encode() for n in range(4)}
+
+
+# --- a folder ---
+
+
+def test_a_folder_gives_a_real_file(folder: Path) -> None:
+    storage = open_storage(str(folder))
+    put(storage, "inputs/a", b"123")
+    with storage.open("inputs/a") as source:
+        assert Path(source.name) == folder / "inputs" / "a"
+        assert os.fstat(source.fileno()).st_size == 3
+
+
+def test_no_temporary_file_outlives_its_writer(folder: Path) -> None:
+    storage = open_storage(str(folder))
+    put(storage, "inputs/a", b"123")
+    with storage.create("inputs/b") as writer:
+        writer.write(b"1")
+        assert len(list((folder / "inputs").iterdir())) == 2
+    with pytest.raises(ZeroDivisionError), storage.create("inputs/c"):
+        raise ZeroDivisionError
+    assert [path.name for path in (folder / "inputs").iterdir()] == ["a"]
+
+
+def test_an_empty_folder_goes_with_its_last_object(folder: Path) -> None:
+    storage = open_storage(str(folder))
+    put(storage, "parts/x/1", b"1")
+    storage.delete("parts/x/1")
+    assert list(folder.iterdir()) == []
+
+
+FULL = """
+import resource, sys
+from batchserve.errors import InsufficientStorage
+from batchserve.storage import Span, open_storage
+
+storage = open_storage(sys.argv[1])
+with storage.create("parts/small") as writer:
+    writer.write(bytes(60_000))
+    writer.commit()
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+def write():
+    with storage.create("inputs/big") as writer:
+        for _ in range(10):
+            writer.write(bytes(30_000))
+        writer.commit()
+
+def compose():
+    storage.compose("results/big", [Span("parts/small", 0, 60_000)] * 2)
+
+for action in (write, compose):
+    try:
+        action()
+    except InsufficientStorage as error:
+        print(error.code)
+print([entry.key for entry in storage.list("")])
+"""
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(folder: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", FULL, str(folder)], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == ["insufficient-storage", "insufficient-storage", "['parts/small']"]
+    assert [path.name for path in folder.rglob("*") if path.is_file()] == ["small"]
+
+
+COMMIT = """
+import sys
+from batchserve.storage import open_storage
+
+storage = open_storage(sys.argv[1])
+with storage.create("inputs/deep/a") as writer:
+    writer.write(b"123")
+    writer.commit()
+print("acknowledged", flush=True)
+"""
+
+
+def test_bytes_and_names_are_on_the_disk_before_a_commit_returns(folder: Path, tmp_path: Path) -> None:
+    """The order that a power cut needs: folders made and synced, bytes synced, renamed, the name synced."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    trace = tmp_path / "trace"
+    calls = "trace=/mkdir,/rename,fsync,write"
+    command = ["strace", "-f", "-y", "-e", calls, "-o", str(trace), sys.executable, "-c", COMMIT, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    if "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    temporary = r"inputs/deep/\.partial-\w+"
+    steps = [
+        rf'mkdir\w*\(.*"{folder}/inputs"',
+        rf"fsync\(\d+<{folder}>\)",
+        rf'mkdir\w*\(.*"{folder}/inputs/deep"',
+        rf"fsync\(\d+<{folder}/inputs>\)",
+        rf'write\(\d+<{folder}/{temporary}>, "123"',
+        rf"fsync\(\d+<{folder}/{temporary}>\)",
+        rf'rename\w*\(.*"{folder}/{temporary}".*"{folder}/inputs/deep/a"',
+        rf"fsync\(\d+<{folder}/inputs/deep>\)",
+        r'write\(1<.*"acknowledged',
+    ]
+    seen = trace.read_text().splitlines()
+    lines = [line for line in seen if (str(folder) in line or "acknowledged" in line) and "EEXIST" not in line]
+    assert len(lines) == len(steps), lines
+    for step, line in zip(steps, lines, strict=True):
+        assert re.search(step, line), f"{step} is not {line}"
+
+
+def test_a_failed_fsync_is_never_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After it, the system may have thrown the bytes away and say that all is well (promise D3)."""
+    storage = open_storage(str(folder))
+    put(storage, "inputs/a", b"first")
+    synced = []
+
+    def broken_disk(fd: int) -> None:
+        synced.append(fd)
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", broken_disk)
+    with pytest.raises(OSError, match="Input/output"), storage.create("inputs/a") as writer:
+        writer.write(b"second")
+        writer.commit()
+    monkeypatch.undo()
+    assert len(synced) == 1
+    assert get(storage, "inputs/a") == b"first"
+    assert keys(storage) == ["inputs/a"]
