@@ -3,6 +3,7 @@
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
@@ -15,6 +16,7 @@ from batchserve import __version__, jobs
 from batchserve.api import download, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
 from batchserve.api.deps import Service
+from batchserve.api.schemas import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
 from batchserve.runtime import Runtime
@@ -28,6 +30,13 @@ A file of inputs plus a model gives a file of predictions.
 2. **predict** queues the job and answers at once
 3. **download** gives the result, or 404 until it exists
 """
+
+
+class _Application(FastAPI):
+    def openapi(self) -> dict[str, Any]:
+        document = super().openapi()
+        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        return document
 
 
 def create_app(settings: Settings | None = None, *, worker: bool = True) -> FastAPI:
@@ -49,7 +58,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
                     embedded.stop()
                     await run_in_threadpool(thread.join)
 
-    app = FastAPI(
+    app = _Application(
         title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
         redoc_url=None,

@@ -10,7 +10,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, RowMapping, and_, case, delete, exists, func, insert, or_, select, update
+from sqlalchemy import (
+    Connection,
+    RowMapping,
+    String,
+    Text,
+    and_,
+    case,
+    cast,
+    delete,
+    exists,
+    func,
+    insert,
+    or_,
+    select,
+    update,
+)
 from sqlalchemy.sql import ColumnElement
 
 from batchserve.db.connect import Moment
@@ -149,11 +164,10 @@ def list_page(
         name, _, version = model.partition("@")
         guards.append(models.c.name == name)
         if version:
-            guards.append(models.c.version == int(version))
+            guards.append(cast(models.c.version, String) == version)
     if search:
-        pattern = "%" + search.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_") + "%"
-        texts = (jobs.c.id, jobs.c.input_filename, func.cast(jobs.c.metadata, models.c.name.type))
-        guards.append(or_(*(text.like(pattern, escape="\\") for text in texts)))
+        texts = (jobs.c.id, jobs.c.input_filename, cast(jobs.c.metadata, Text))
+        guards.append(or_(*(text.icontains(search, autoescape=True) for text in texts)))
     if after is not None:
         guards.append(jobs.c.id < after)
     return _select(connection, *guards, limit=limit)
@@ -174,6 +188,7 @@ def queue_position(connection: Connection, job: Job) -> int | None:
     ahead = or_(
         jobs.c.priority > job.priority,
         and_(jobs.c.priority == job.priority, jobs.c.queued_at < job.queued_at),
+        and_(jobs.c.priority == job.priority, jobs.c.queued_at == job.queued_at, jobs.c.id < job.id),
     )
     query = select(func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED, ahead)
     return connection.scalar(query)
@@ -211,7 +226,10 @@ def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
 
 
 def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
-    """failed, cancelled -> queued, with the chunks that are done. Raises JobConflict in any other state."""
+    """failed, cancelled -> queued, with the chunks that are done.
+
+    Raises JobConflict in any other state, and when the model was deleted meanwhile.
+    """
     changed = _changed(
         connection,
         update(jobs)
@@ -219,6 +237,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
             jobs.c.id == job_id,
             jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
             jobs.c.queued_at.is_not(None),
+            exists().where(models.c.id == jobs.c.model_id, models.c.deleted_at.is_(None)),
         )
         .values(
             state=JobState.QUEUED,
@@ -231,6 +250,8 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
         ),
     )
     job = get(connection, job_id)
+    if not changed and job.model and job.state in (JobState.FAILED, JobState.CANCELLED) and job.queued_at is not None:
+        raise JobConflict(f"job {job_id} can not be retried: its model {job.model.reference} was deleted")
     if not changed:
         raise JobConflict(f"job {job_id} is {job.state}: only a failed or cancelled job that was queued can be retried")
     connection.execute(update(chunks).where(chunks.c.job_id == job_id).values(crashes=0))
@@ -484,17 +505,23 @@ def cancel_if_mine(connection: Connection, job_id: str, attempt: int, now: float
 
 
 def release_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
-    """running -> queued, at once and for any worker: this one is stopping."""
-    _require_mine(
-        connection, job_id, attempt, {"state": JobState.QUEUED, "worker": None, "lease_until": None}, "release"
-    )
+    """running -> queued, at once and for any worker: this one is stopping. -> cancelled when that was asked for."""
+    asked = jobs.c.cancel_requested_at.is_not(None)
+    values = {
+        "state": case((asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value),
+        "finished_at": case((asked, now)),
+        "worker": None,
+        "lease_until": None,
+    }
+    _require_mine(connection, job_id, attempt, values, "release")
     _end_attempt(connection, job_id, attempt, "released", None, now)
 
 
 def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[list[str], list[str]]:
-    """running -> queued for jobs whose lease lapsed; -> failed when `crashes` attempts in a row made no progress.
+    """running -> queued for jobs whose lease lapsed; -> failed when `crashes` attempts in a row made no progress;
+    -> cancelled when that was asked for.
 
-    Returns the IDs of both kinds. A lease of another boot of the host has lapsed, whatever it says.
+    Returns the IDs of those queued and those failed. A lease of another boot of the host has lapsed, whatever it says.
     """
     lapsed = and_(
         jobs.c.state == JobState.RUNNING,
@@ -505,24 +532,27 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
         "message": f"{crashes} workers in a row died while they ran this job, without finishing a chunk. "
         "Look at their logs and memory, then retry the job: it goes on where it stopped.",
     }
-    lost = {"finished_at": now.wall, "outcome": "lost", "error": {"code": "worker-lost", "message": "lease lapsed"}}
-    open_attempts = select(jobs.c.id).where(lapsed)
-    connection.execute(
-        update(attempts).where(attempts.c.job_id.in_(open_attempts), attempts.c.outcome.is_(None)).values(**lost)
+
+    def move(*guards: ColumnElement[bool], **values: Any) -> list[str]:
+        """Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost."""
+        moved = connection.execute(
+            update(jobs).where(lapsed, *guards).values(lease_until=None, **values).returning(jobs.c.id, jobs.c.attempt)
+        ).all()
+        for job_id, attempt in moved:
+            lost = {"code": "worker-lost", "message": "lease lapsed"}
+            _end_attempt(connection, job_id, attempt, "lost", lost, now.wall)
+        return [job_id for job_id, _ in moved]
+
+    move(jobs.c.cancel_requested_at.is_not(None), state=JobState.CANCELLED, finished_at=now.wall)
+    failed = move(
+        jobs.c.crashes + 1 >= crashes,
+        state=JobState.FAILED,
+        reason="worker-crashed",
+        error=error,
+        finished_at=now.wall,
     )
-    failed = connection.scalars(
-        update(jobs)
-        .where(lapsed, jobs.c.crashes + 1 >= crashes)
-        .values(state=JobState.FAILED, reason="worker-crashed", error=error, finished_at=now.wall, lease_until=None)
-        .returning(jobs.c.id)
-    ).all()
-    queued = connection.scalars(
-        update(jobs)
-        .where(lapsed)
-        .values(state=JobState.QUEUED, crashes=jobs.c.crashes + 1, worker=None, lease_until=None)
-        .returning(jobs.c.id)
-    ).all()
-    return list(queued), list(failed)
+    queued = move(state=JobState.QUEUED, crashes=jobs.c.crashes + 1, worker=None)
+    return queued, failed
 
 
 # --- shared by the transitions ---------------------------------------------------------------------------------------

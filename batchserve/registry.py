@@ -62,7 +62,7 @@ def add(
 def resolve(connection: Connection, reference: str) -> ModelVersion:
     """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, naming what there is."""
     name, at, version = reference.partition("@")
-    if at and not version.isdecimal():
+    if at and not (version.isdecimal() and len(version) < 10):
         raise ModelNotFound(f"no model {reference!r}: the version after @ is a number, as in {name}@1")
     guards = (models.c.name == name, models.c.version == int(version)) if at else (models.c.name == name,)
     found = _first(connection, *guards)
@@ -93,7 +93,7 @@ def newest_versions(connection: Connection) -> list[ModelVersion]:
 
 def versions(connection: Connection, name: str) -> list[ModelVersion]:
     """All versions of a model, newest first. Raises ModelNotFound."""
-    resolve(connection, name)
+    name = resolve(connection, name).name
     query = select(*model_columns).where(models.c.name == name, models.c.deleted_at.is_(None))
     return [model_from_row(row) for row in connection.execute(query.order_by(models.c.version.desc())).mappings()]
 

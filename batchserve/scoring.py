@@ -29,7 +29,7 @@ from batchserve.domain import (
 )
 from batchserve.errors import InvalidOptions, PayloadTooLarge, SchemaMismatch, ScoringFailed
 from batchserve.formats import get_format
-from batchserve.formats.protocol import Format, Header, Part, Records, Tensors
+from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS
 from batchserve.inference.admission import Admitted, admit
 from batchserve.inference.session import Session, Sessions
@@ -166,10 +166,8 @@ def halve_chunk(task: PlanTask, whole: Chunk) -> list[Chunk]:
 def check_input(task: Input, model: ModelVersion, options: Options) -> None:
     """Whether the beginning of an input fits the model. Raises SchemaMismatch or InvalidInput, in the first second
     instead of an hour later."""
-    header = _header(task)
-    binding = _bind(model.signature, header, options)
-    check_types(model.signature, binding, header.columns, header.sample)
-    _keep(header, binding, options)
+    match = _match(_header(task), model, options)
+    match.check()
     _named_outputs(model.signature, options)
 
 
@@ -179,16 +177,12 @@ def score_chunk(task: ChunkTask) -> ScoredChunk:
     A record that can not be scored becomes a row of nulls and an entry in the part's errors.
     """
     store = _storage(task.input.storage)
-    header = _header(task.input)
-    binding = _bind(task.model.signature, header, task.options)
+    match = _match(_header(task.input), task.model, task.options)
     with store.open(task.input.key) as source:
-        reading = get_format(task.input.format).read(
-            source, task.input.dialect, task.chunk, binding.types, _keep(header, binding, task.options)
-        )
-    session = _session(task.input.storage, task.model, task.sessions)
-    scored = _score(session, task.model.signature, binding, reading.records, task.chunk, reading.errors)
+        reading, passed = match.read(task.input.format, source, task.input.dialect, task.chunk)
+    scored = _score(_session(task.input.storage, task.model, task.sessions), match, reading, task.chunk)
     result_format = get_format(task.options.format)
-    result = _result(result_format, scored, reading.records, header, binding, task.model.signature, task.options)
+    result = _result(result_format, scored, passed, match)
     with store.create(part_key(task.job_id, task.chunk.first_record, task.attempt)) as writer:
         writer.write(result_format.write(result, task.input.dialect))
         part = writer.commit()
@@ -236,8 +230,13 @@ def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Seque
 def convert_chunk(
     task: Input, chunk: Chunk, model: ModelVersion, top_k: int | None, format: str, dialect: Dialect, key: str
 ) -> Part:
-    """Writes one chunk of a result in another format, under `key`. Text columns of a CSV stay text."""
-    types = {
+    """Writes one chunk of a result in another format, under `key`.
+
+    A CSV says no types: the model's own columns have those of its signature, the others stay text.
+    """
+    there = _header(task).columns
+    types = {column.name: column.dtype for column in model.signature.columns if column.name in there}
+    types |= {
         name: dtype for name, kind in output_columns(model.signature, top_k).items() if (dtype := DTYPES.get(kind))
     }
     store = _storage(task.storage)
@@ -254,16 +253,15 @@ def convert_chunk(
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     header, chunk, source = _online_input(task)
-    binding = _bind(task.model.signature, header, task.options)
-    check_types(task.model.signature, binding, header.columns, header.sample)
-    keep = _keep(header, binding, task.options)
-    reading = get_format(task.format).read(source, task.dialect, chunk, binding.types, keep)
+    match = _match(header, task.model, task.options)
+    match.check()
+    reading, passed = match.read(task.format, source, task.dialect, chunk)
     session = _session(task.storage, task.model, task.sessions)
     started = time.perf_counter()
-    scored = _score(session, task.model.signature, binding, reading.records, chunk, reading.errors)
+    scored = _score(session, match, reading, chunk)
     inference_ms = 1000 * (time.perf_counter() - started)
     jsonl = get_format("jsonl")
-    result = _result(jsonl, scored, reading.records, header, binding, task.model.signature, task.options)
+    result = _result(jsonl, scored, passed, match)
     lines = jsonl.write(result, task.dialect).splitlines()
     return Online([orjson.loads(line) for line in lines], tuple(scored.errors), inference_ms)
 
@@ -271,10 +269,10 @@ def predict_online(task: OnlineTask) -> Online:
 def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
     """Reads and checks the records of one request body against the model's signature, without scoring them."""
     header, chunk, source = _online_input(task)
-    binding = _bind(task.model.signature, header, task.options)
-    check_types(task.model.signature, binding, header.columns, header.sample)
-    reading = get_format(task.format).read(source, task.dialect, chunk, binding.types, None)
-    _, _, errors = build_inputs(task.model.signature, binding, reading.records, 0)
+    match = _match(header, task.model, task.options)
+    match.check()
+    reading, _ = match.read(task.format, source, task.dialect, chunk)
+    _, _, errors = build_inputs(match.signature, match.binding, reading.records, 0)
     return tuple(_in_order(reading.errors + errors))
 
 
@@ -290,6 +288,83 @@ def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]
     return admitted.signature, admitted.metadata, mended
 
 
+# --- an input and a model -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Match:
+    """How the columns of an input meet a model, under the options of a job."""
+
+    header: Header
+    signature: Signature
+    options: Options
+    binding: Binding
+    passed: tuple[str, ...]
+    """The columns that travel to the result, in file order, the key first."""
+
+    def check(self) -> None:
+        """Raises SchemaMismatch when the types or first values of the input do not fit."""
+        binding = self.binding if self.header.columns else None
+        check_types(self.signature, binding, self.header.columns, self.header.sample)
+
+    def read(
+        self, format: str, source: BinaryIO, dialect: Dialect, chunk: Chunk
+    ) -> tuple[Reading, pl.DataFrame | None]:
+        """The records of a chunk in the types of the model, and of these what travels along (None: arrays).
+
+        In the same format in and out, values travel as they were written, not as the model rounds them.
+        """
+        needed = [name for name in self.header.columns if name in self.passed or name in self.binding.used]
+        reader = get_format(format)
+        reading = reader.read(source, dialect, chunk, self.binding.types, needed or None)
+        if isinstance(reading.records, dict):
+            return reading, None
+        passed = reading.records.select(self.passed)
+        both = [name for name in self.passed if name in self.binding.used]
+        if both and _FAMILY.get(format, format) == _FAMILY.get(self.options.format, self.options.format):
+            written = reader.read(source, dialect, chunk, {}, both).records
+            if isinstance(written, pl.DataFrame):
+                passed = passed.with_columns(written.get_columns())
+        return reading, passed
+
+
+_FAMILY = {"json": "jsonl", "arrows": "arrow"}
+"""Formats that hold the same values in other brackets."""
+
+
+def _match(header: Header, model: ModelVersion, options: Options) -> _Match:
+    """Raises SchemaMismatch for columns that are missing, to the model or to the options."""
+    names = list(header.columns)
+    # Arrays, a header without columns, fill the inputs by their own names.
+    binding = bind(model.signature, names, options.columns) if names else Binding({}, {})
+    _require_columns(names, options)
+    match options.passthrough:
+        case "all":
+            passed = names
+        case "none":
+            passed = []
+        case "unused":
+            passed = [name for name in names if name not in binding.used]
+        case chosen:
+            passed = [name for name in names if name in chosen]
+    if options.key is not None:
+        passed = [options.key, *(name for name in passed if name != options.key)]
+    return _Match(header, model.signature, options, binding, tuple(passed))
+
+
+def _require_columns(names: Sequence[str], options: Options) -> None:
+    wanted = set(options.passthrough) if isinstance(options.passthrough, tuple) else set()
+    wanted |= {options.key} if options.key is not None else set()
+    if unknown := sorted(wanted - set(names)):
+        there = f"it has {', '.join(map(repr, names))}" if names else "it holds arrays, which have no columns"
+        raise SchemaMismatch(
+            f"the input has no column {', '.join(map(repr, unknown))}; {there}",
+            errors=[
+                {"column": name, "message": "asked for in passthrough or key, not in the input"} for name in unknown
+            ],
+        )
+
+
 # --- one chunk -------------------------------------------------------------------------------------------------------
 
 
@@ -302,24 +377,17 @@ class _Scored:
     errors: list[RowError]
 
 
-def _score(
-    session: Session,
-    signature: Signature,
-    binding: Binding,
-    records: Records,
-    chunk: Chunk,
-    reading_errors: Sequence[RowError],
-) -> _Scored:
-    inputs, failed, missing = build_inputs(signature, binding, records, chunk.first_record)
+def _score(session: Session, match: "_Match", reading: Reading, chunk: Chunk) -> _Scored:
+    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, chunk.first_record)
     # A value that only travels along and does not fit is told, but fails nothing.
-    unread = [error for error in reading_errors if error.column is None or error.column in binding.used]
+    unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:
         failed[error.record - chunk.first_record] = True
-    outputs, crashed = _run(session, signature, inputs, chunk)
+    outputs, crashed = _run(session, match.signature, inputs, chunk)
     for error in crashed:
         failed[error.record - chunk.first_record] = True
     # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
-    errors, told = list(reading_errors), {error.record for error in unread}
+    errors, told = list(reading.errors), {error.record for error in unread}
     for consequence in (missing, crashed):
         errors += [error for error in consequence if error.record not in told]
         told |= {error.record for error in consequence}
@@ -378,7 +446,7 @@ def _joined(blocks: Sequence[Tensors], signature: Signature, records: int) -> Te
     shapes = {name: array for block in blocks for name, array in block.items()} or _no_outputs(signature)
     joined = {}
     for name, like in shapes.items():
-        missing = np.zeros((1, *like.shape[1:]), like.dtype)
+        missing = np.full((1, *like.shape[1:]), "" if like.dtype.kind in "OU" else 0, like.dtype)
         arrays = [block.get(name, missing) for block in blocks]
         joined[name] = np.concatenate(arrays) if arrays else np.zeros((records, *like.shape[1:]), like.dtype)
     return joined
@@ -397,62 +465,19 @@ def _no_outputs(signature: Signature) -> Tensors:
 # --- one result ------------------------------------------------------------------------------------------------------
 
 
-def _result(
-    format: Format,
-    scored: _Scored,
-    records: Records,
-    header: Header,
-    binding: Binding,
-    signature: Signature,
-    options: Options,
-) -> Records:
-    if format.name == "npz" and options.top_k is None and isinstance(records, dict):
+def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match: "_Match") -> Records:
+    if format.name == "npz" and match.options.top_k is None and passed is None:
         return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
-    outputs = to_columns(signature, scored.outputs, options.top_k)
+    outputs = to_columns(match.signature, scored.outputs, match.options.top_k)
     if scored.failed.any():
         keep = pl.Series(~scored.failed)
         outputs = outputs.select(
             pl.when(keep).then(pl.col(name)).otherwise(None).alias(name) for name in outputs.columns
         )
-    if isinstance(records, dict):
+    if passed is None:
         return outputs
-    passed = records.select(_passed(header, binding, options))
     clashing = {name: f"input_{name}" for name in passed.columns if name in outputs.columns}
     return pl.concat([passed.rename(clashing), outputs], how="horizontal")
-
-
-def _passed(header: Header, binding: Binding, options: Options) -> list[str]:
-    """The input columns that travel to the result, in file order, the key first."""
-    names = list(header.columns)
-    match options.passthrough:
-        case "all":
-            passed = names
-        case "none":
-            passed = []
-        case "unused":
-            passed = [name for name in names if name not in binding.used]
-        case chosen:
-            passed = [name for name in names if name in chosen]
-    if options.key is not None:
-        passed = [options.key, *(name for name in passed if name != options.key)]
-    return passed
-
-
-def _keep(header: Header, binding: Binding, options: Options) -> list[str] | None:
-    """The columns to read. Raises SchemaMismatch for a passthrough or key column that is not in the input."""
-    if not header.columns:
-        return None
-    wanted = set(options.passthrough) if isinstance(options.passthrough, tuple) else set()
-    wanted |= {options.key} if options.key is not None else set()
-    if unknown := sorted(wanted - set(header.columns)):
-        raise SchemaMismatch(
-            f"the input has no column {', '.join(map(repr, unknown))}; it has {', '.join(map(repr, header.columns))}",
-            errors=[
-                {"column": name, "message": "asked for in passthrough or key, not in the input"} for name in unknown
-            ],
-        )
-    passed = set(_passed(header, binding, options))
-    return [name for name in header.columns if name in passed or name in binding.used]
 
 
 def _named_outputs(signature: Signature, options: Options) -> None:
@@ -516,10 +541,6 @@ def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
             return artifact.read()
 
     return _sessions(capacity).get(model.digest, model.signature.threads, load)
-
-
-def _bind(signature: Signature, header: Header, options: Options) -> Binding:
-    return bind(signature, list(header.columns), options.columns)
 
 
 def _online_input(task: OnlineTask) -> tuple[Header, Chunk, BinaryIO]:

@@ -64,6 +64,8 @@ class ActiveJob:
     planning: Call[Any] | None = None
     scoring: dict[int, Call[Any]] = field(default_factory=dict)
     assembling: Call[Any] | None = None
+    lost_calls: int = 0
+    """Planning and assembling calls whose process died."""
     paused_until: float = 0.0
     """Not before this monotonic time, after the storage was full."""
     cancelled_at: float | None = None
@@ -177,6 +179,8 @@ class Worker:
     def _take(self, job: Job) -> None:
         if job.model is None or job.options is None:
             raise ValueError(f"job {job.id} was queued without a model")
+        if stale := self._active.get(job.id):  # our own lease lapsed, and we are the next to claim the job
+            self._lost(stale)
         with self._database.read() as connection:
             pending = jobs.pending_chunks(connection, job.id)
             last = jobs.last_chunk(connection, job.id)
@@ -239,6 +243,9 @@ class Worker:
 
     def _assemble_if_done(self, active: ActiveJob) -> None:
         if not active.planned or active.pending or active.calls or self._held(active):
+            return
+        if too_many := too_many_row_errors(active):  # a share of the records is known only now
+            self._fail(active, too_many)
             return
         with self._database.read() as connection:
             parts, errors = scoring.stored_parts(active.id, jobs.done_chunks(connection, active.id))
@@ -339,6 +346,7 @@ class Worker:
     def _halved(self, whole: Chunk, active: ActiveJob, future: Any) -> None:
         del active.scoring[whole.first_record]
         if self._failed(active, future):
+            active.pending.appendleft(whole)
             return
         halves: list[Chunk] = future.result()
         if len(halves) > 1:
@@ -357,7 +365,7 @@ class Worker:
                 self._delete_parts(active)
 
     def _failed(self, active: ActiveJob, future: Any) -> bool:
-        """Whether a call gave no value; then the job waits (storage full), stops, or is failed."""
+        """Whether a call gave no value; then the job waits (storage full), tries it again, stops, or is failed."""
         if future.cancelled():
             return True
         error = future.exception()
@@ -366,6 +374,10 @@ class Worker:
         if isinstance(error, InsufficientStorage):
             log.warning("Job waits: the storage is full", action="job_wait", job_id=active.id)
             active.paused_until = time.monotonic() + self._settings.rescue
+        elif isinstance(error, _CRASHES) and active.lost_calls + 1 < self._settings.crashes:
+            active.lost_calls += 1
+            log.warning("Scoring process was lost", action="call_crash", job_id=active.id,
+                        crashes=active.lost_calls, code=error.code, detail=error.detail)  # fmt: skip
         elif isinstance(error, BatchserveError):
             self._fail(active, error)
         else:
@@ -429,7 +441,10 @@ class Worker:
         while any(active.calls for active in self._active.values()) and time.monotonic() < deadline:
             self._handle_events(min(0.2, deadline - time.monotonic()))
         for active in list(self._active.values()):
-            self._end(active, jobs.release_if_mine)
+            self._guarded(partial(self._release, active))
+
+    def _release(self, active: ActiveJob) -> None:
+        if self._end(active, jobs.release_if_mine):
             log.info("Job is released", action="job_release", job_id=active.id)
 
     # --- leases ---
@@ -445,6 +460,8 @@ class Worker:
                     self._events.put(partial(self._lost, active))
                 except Unavailable:
                     log.warning("Lease could not be renewed", action="lease_unavailable", job_id=active.id)
+                except Exception:  # a full disk, say: this thread must not end before the worker does
+                    log.exception("Lease could not be renewed", action="lease_error", job_id=active.id)
 
     def _lost(self, active: ActiveJob) -> None:
         if self._active.get(active.id) is active:

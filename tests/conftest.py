@@ -1,12 +1,12 @@
-"""What end-to-end tests share: a real server process, and a real model with its data."""
+"""What tests share: databases, a real server process, and a real model with its data."""
 
 import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -17,17 +17,21 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from batchserve.db import migrate
+from batchserve.db.connect import Database
 from batchserve.inference.convert import convert
+
+pytest_plugins = ["service"]  # the fixtures of the API
 
 START_TIMEOUT = 60.0
 
 
 @contextmanager
-def serving(folder: Path, **environment: str) -> Iterator[str]:
+def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     """A server on a free port with all its data in `folder`; gives its address when it is ready."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-    command = [sys.executable, "-m", "batchserve", "serve", "--port", "0"]
+    command = [sys.executable, "-m", "batchserve", "serve", "--port", "0", *arguments]
     with (
         log.open("wb") as stderr,
         subprocess.Popen(command, cwd=folder, stderr=stderr, env=own | environment) as process,
@@ -61,6 +65,12 @@ def _is_ready(url: str) -> bool:
 
 
 @pytest.fixture(scope="session")
+def start_server() -> Callable[..., AbstractContextManager[str]]:
+    """`serving`, for tests that need a server of their own: a folder, arguments of `serve`, settings."""
+    return serving
+
+
+@pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that all tests share."""
     with serving(tmp_path_factory.mktemp("server")) as url:
@@ -89,3 +99,16 @@ def iris_csv(iris: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pa
     path = tmp_path_factory.mktemp("data") / "iris.csv"
     iris.to_csv(path, index=False)
     return path
+
+
+def sqlite_address(folder: Path) -> str:
+    return f"sqlite:///{folder / 'batchserve.db'}"
+
+
+@pytest.fixture(params=[sqlite_address], ids=["sqlite"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Database]:
+    """An empty database with this release's schema; every test that uses it runs on every kind of database."""
+    opened = Database(request.param(tmp_path))
+    migrate.upgrade(opened)
+    yield opened
+    opened.close()

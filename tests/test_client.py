@@ -14,6 +14,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from sklearn.linear_model import LogisticRegression
 
 from batchserve import AsyncClient, Client
 from batchserve.client import (
@@ -35,6 +36,7 @@ from batchserve.errors import (
     ModelNotFound,
     SchemaMismatch,
 )
+from batchserve.inference.convert import convert
 
 JOB = {"id": "j1", "state": "queued", "progress": 0.0, "rows": {"total": None, "ok": 0, "failed": 0}}
 Handler = Callable[[httpx2.Request], httpx2.Response]
@@ -452,17 +454,26 @@ def test_a_pandas_frame_comes_back_with_its_index(client: Client, iris: pd.DataF
     assert set(out["prediction"]) == FLOWERS
 
 
-def test_an_array_comes_back_as_an_array_with_named_fields(client: Client, iris: pd.DataFrame) -> None:
-    out: np.ndarray[Any, Any] = client.predict(
-        iris.to_numpy(np.float32), model="iris", columns=[str(name) for name in iris.columns]
-    )
+def test_an_array_comes_back_as_an_array_with_named_fields(client: Client, iris: pd.DataFrame, tmp_path: Path) -> None:
+    array = iris.to_numpy(np.float32)
+    species = np.repeat(sorted(FLOWERS), 50)
+    convert(LogisticRegression(max_iter=500).fit(array, species), array, tmp_path / "nameless.onnx")
+    client.models.add(tmp_path / "nameless.onnx", name="nameless")
+    out: np.ndarray[Any, Any] = client.predict(array, model="nameless")
     assert out.shape == (150,)
-    assert set(out["prediction"]) == FLOWERS
-    assert np.allclose(sum(out[f"probability_{flower}"] for flower in FLOWERS), 1.0)
+    assert (out["prediction"] == species).mean() > 0.9
+    assert np.allclose(sum(out[f"probability_{flower}"] for flower in FLOWERS), 1.0, atol=1e-5)
+
+
+def test_arrays_come_back_as_the_arrays_of_the_model(client: Client, iris: pd.DataFrame) -> None:
+    (tensor,) = client.models.get("nameless").signature["inputs"]
+    out = client.predict({tensor["name"]: iris.to_numpy(np.float32)}, model="nameless")
+    assert {len(array) for array in out.values()} == {150}
+    assert any(array.shape == (150, 3) for array in out.values())
 
 
 def test_records_come_back_as_records(client: Client, iris: pd.DataFrame) -> None:
-    records = iris.head(3).to_dict(orient="records")
+    records = pl.from_pandas(iris.head(3)).to_dicts()
     out = client.predict(records, model="iris")
     assert [row["prediction"] for row in out] == ["setosa"] * 3
 
@@ -543,7 +554,7 @@ def test_a_removed_version_is_gone(client: Client, iris_onnx: Path) -> None:
 
 
 def test_online_predictions_equal_those_of_a_job(client: Client, iris: pd.DataFrame, iris_csv: Path) -> None:
-    online = client.models.predict("iris", iris.head(5).to_dict(orient="records"))
+    online = client.models.predict("iris", pl.from_pandas(iris.head(5)).to_dicts())
     job = client.submit(iris_csv, model="iris").wait(timeout=60)
     expected = list(job.result().iter_rows())[:5]
     assert [row["prediction"] for row in online] == [row["prediction"] for row in expected]

@@ -5,7 +5,7 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from typing import Protocol
 
 import anyio
@@ -45,35 +45,26 @@ class Body:
         self._received = 0
         self._refuse_early()
 
-    def blocks(self) -> AsyncIterator[bytes]:
+    def blocks(self) -> AsyncGenerator[bytes]:
         """The decoded bytes in blocks of about 1 MiB, after whose last one length and digest are verified.
 
         gzip and zstd are undone whether Content-Encoding or only the bytes say so: what is stored is the plain file.
         """
         return self.decoded(self._raw(), self._request.headers.get("content-encoding", "").strip().lower())
 
-    async def decoded(self, source: AsyncIterator[bytes], encoding: str = "") -> AsyncIterator[bytes]:
+    async def decoded(self, source: AsyncIterator[bytes], encoding: str = "") -> AsyncGenerator[bytes]:
         """The same for bytes that were taken out of the body, such as a file in a form."""
         decoder: _Decoder | None = _decoder(encoding) if encoding else None
         decoded = 0
         first = True
-        buffer = bytearray()
-        async for data in source:
+        async for block in _gathered(source):
             if first and not encoding:
-                decoder = _Gzip() if data.startswith(_GZIP) else _Zstd() if data.startswith(_ZSTD) else None
+                decoder = _Gzip() if block.startswith(_GZIP) else _Zstd() if block.startswith(_ZSTD) else None
             first = False
-            buffer += data
-            if len(buffer) < BLOCK:
-                continue
-            block, buffer = bytes(buffer), bytearray()
             async for piece in self._decode(decoder, block):
                 decoded += len(piece)
                 self._check_size(decoded)
                 yield piece
-        async for piece in self._decode(decoder, bytes(buffer)):
-            decoded += len(piece)
-            self._check_size(decoded)
-            yield piece
         if decoder is not None and not decoder.ended:
             raise TruncatedBody(f"the compressed body ends in the middle, after {self._received} bytes")
 
@@ -110,8 +101,7 @@ class Body:
 
     async def _decode(self, decoder: "_Decoder | None", block: bytes) -> AsyncIterator[bytes]:
         if decoder is None:
-            if block:
-                yield block
+            yield block
             return
         pieces = decoder.decode(block)
         while piece := await run_in_threadpool(_next_or_empty, pieces):
@@ -152,6 +142,18 @@ class Body:
     def _truncated(self) -> TruncatedBody:
         declared = self._request.headers.get("content-length", "an unknown number of")
         return TruncatedBody(f"the body ended after {self._received} bytes, {declared} were announced")
+
+
+async def _gathered(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """Blocks of BLOCK bytes or a little more, the last one shorter, none empty."""
+    buffer = bytearray()
+    async for data in source:
+        buffer += data
+        if len(buffer) >= BLOCK:
+            block, buffer = bytes(buffer), bytearray()
+            yield block
+    if buffer:
+        yield bytes(buffer)
 
 
 class _Decoder(Protocol):

@@ -14,7 +14,7 @@ from batchserve import idempotency, jobs, registry
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.domain import Job, JobState, ModelVersion
 from batchserve.engines import Call
-from batchserve.errors import BadRequest, IdempotencyInProgress, OutOfMemory, ScoringCrashed, ScoringTimeout
+from batchserve.errors import BadRequest, IdempotencyInProgress
 from batchserve.runtime import Runtime
 
 T = TypeVar("T")
@@ -56,18 +56,12 @@ IdempotencyKey = Annotated[
         description="Makes the request safe to repeat: same key and content, same job; kept 24 hours.", max_length=257
     ),
 ]
-CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
-
 # The app adds the schema: a `model` here would be documented as application/json.
-PROBLEM_CONTENT = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
+_PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "What was wrong, what was expected and what came.", "content": PROBLEM_CONTENT},
-    "5XX": {"description": "Not ready: Retry-After says when to try again. Or our fault.", "content": PROBLEM_CONTENT},
+    "4XX": {"description": "What was wrong, what was expected and what came.", "content": _PROBLEM},
+    "5XX": {"description": "Not ready: Retry-After says when to try again. Or our fault.", "content": _PROBLEM},
 }
-
-
-async def describe(service: Service, job: Job) -> JobBody:
-    return await run_in_threadpool(read_body, service, job.id)
 
 
 def read_body(service: Service, job_id: str) -> JobBody:

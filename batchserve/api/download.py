@@ -3,22 +3,27 @@
 import base64
 import csv
 import io
+import re
 import secrets
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from concurrent import futures
 from itertools import chain
 from typing import Annotated, Any
 
+import anyio
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
+from starlette import responses
 from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.types import Receive, Scope, Send
 
 from batchserve import jobs, scoring
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, finished, read_job, wait_for
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
 from batchserve.engines import Call
-from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady
+from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady
 from batchserve.formats import FORMATS, by_media_type, get_format
 from batchserve.formats.protocol import Format, Part
 from batchserve.storage import Piece, Span
@@ -47,15 +52,46 @@ FILE: dict[int | str, dict[str, Any]] = {
     304: {"description": "The client has it already (If-None-Match)."},
     **PROBLEMS,
 }
+_QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 _TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
 
 
 class _File(FileResponse):
     chunk_size = BLOCK  # 64 KiB, the default, costs a thread hop each: a quarter of the speed
 
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        # Starlette answers both in plain text. A Range that makes no sense is to be ignored (RFC 9110, 14.2).
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except responses.MalformedRangeHeader:
+            return []
+        except responses.RangeNotSatisfiable:
+            raise RangeNotSatisfiable(
+                f"the file has {file_size} bytes, {http_range[:100]!r} begins beyond them", bytes=file_size
+            ) from None
 
-@router.api_route(
-    "/v1/download/{job_id}", methods=["GET", "HEAD"], response_class=Response, responses=FILE,
+
+class _Stream(StreamingResponse):
+    """Blocks that are made while they are sent. What they hold is let go also when the client leaves."""
+
+    def __init__(
+        self, blocks: Generator[bytes], media_type: str, headers: Mapping[str, str] | None = None, first: bytes = b""
+    ) -> None:
+        super().__init__(iterate_in_threadpool(chain((first,), blocks)), media_type=media_type, headers=headers)
+        self._blocks = blocks
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await run_in_threadpool(self._blocks.close)
+
+
+@router.head("/v1/download/{job_id}", include_in_schema=False)
+@router.get(
+    "/v1/download/{job_id}", response_class=Response, responses=FILE,
     operation_id="download", summary="Download the result",
 )  # fmt: skip
 async def download(
@@ -90,8 +126,9 @@ async def download(
     return await _file(request, service, job.result_key, own.media_type, f"{job_id}.{own.suffix.lstrip('.')}", headers)
 
 
-@router.api_route(
-    "/v1/download/{job_id}/errors", methods=["GET", "HEAD"], response_class=Response, responses=FILE,
+@router.head("/v1/download/{job_id}/errors", include_in_schema=False)
+@router.get(
+    "/v1/download/{job_id}/errors", response_class=Response, responses=FILE,
     operation_id="download_errors", summary="Download the list of failed records",
 )  # fmt: skip
 async def download_errors(
@@ -111,17 +148,15 @@ async def download_errors(
         if job.errors_key
         else (await run_in_threadpool(_stored_parts, service, job))[1]
     )
-    pieces = (_read_span(service, Span(part.key, 0, part.bytes)) for part in parts)
-    blocks = (block for piece in pieces for block in piece)
-    as_csv = accept is not None and "text/csv" in accept
-    return StreamingResponse(
-        iterate_in_threadpool(_errors_csv(blocks) if as_csv else blocks),
-        media_type="text/csv" if as_csv else "application/x-ndjson",
-    )
+    blocks = _blocks(service, (Span(part.key, 0, part.bytes) for part in parts))
+    if accept is not None and "text/csv" in accept:
+        return _Stream(_errors_csv(blocks), "text/csv", {"vary": "accept"})
+    return _Stream(blocks, "application/x-ndjson", {"vary": "accept"})
 
 
-@router.api_route(
-    "/v1/download/{job_id}/input", methods=["GET", "HEAD"], response_class=Response, responses=FILE,
+@router.head("/v1/download/{job_id}/input", include_in_schema=False)
+@router.get(
+    "/v1/download/{job_id}/input", response_class=Response, responses=FILE,
     operation_id="download_input", summary="Download the input",
 )  # fmt: skip
 async def download_input(job_id: str, request: Request, service: ServiceDep) -> Response:
@@ -150,24 +185,38 @@ def _not_ready(job: Job) -> ResultNotReady:
 
 def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
     """The format to answer in: `format` before Accept before the job's own. Raises NotAcceptable."""
+    tables = [FORMATS[name] for name in _TABLES] if own.name in _TABLES else []
+    there = [own, *(table for table in tables if table is not own)]
     if format is not None:
-        return _convertible(own, get_format(format))
-    ranges = [part.partition(";")[0].strip() for part in (accept or "*/*").split(",")]
-    if "*/*" in ranges or own.media_type in ranges:
+        if get_format(format) not in there:
+            names = ", ".join(found.name for found in there)
+            raise NotAcceptable(f"a result in {own.name} can not be given as {format}; it can be had as {names}")
+        return get_format(format)
+    if accept is None:
         return own
-    for media_type in ranges:
-        if (found := by_media_type(media_type)) is not None:
-            return _convertible(own, found)
-    there = ", ".join(FORMATS[name].media_type for name in _TABLES)
-    raise NotAcceptable(f"the result can not be given as {accept!r}; it exists as {there}")
+    ranges = _media_ranges(accept)
+    best = max(there, key=lambda found: _quality(ranges, found))  # the first of equals: the job's own
+    if not _quality(ranges, best):
+        types = ", ".join(found.media_type for found in there)
+        raise NotAcceptable(f"the result can not be given as {accept[:200]!r}; it can be had as {types}")
+    return best
 
 
-def _convertible(own: Format, wanted: Format) -> Format:
-    if wanted is not own and (own.name not in _TABLES or wanted.name not in _TABLES):
-        raise NotAcceptable(
-            f"a result in {own.name} can not be given as {wanted.name}; tables are {', '.join(_TABLES)}"
-        )
-    return wanted
+def _media_ranges(accept: str) -> dict[str, float]:
+    """The ranges of an Accept header, each with its quality; names that we know stand there by our media type."""
+    ranges: dict[str, float] = {}
+    for part in accept.split(","):
+        name, *parameters = (text.strip().lower() for text in part.split(";"))
+        quality = next((text[2:] for text in parameters if text.startswith("q=")), "1")
+        known = by_media_type(name)
+        ranges[known.media_type if known else name] = float(quality) if _QUALITY.fullmatch(quality) else 0.0
+    return ranges
+
+
+def _quality(ranges: Mapping[str, float], format: Format) -> float:
+    """How welcome a format is, 0 to 1; the most specific range counts."""
+    names = (format.media_type, f"{format.media_type.partition('/')[0]}/*", "*/*")
+    return next((ranges[name] for name in names if name in ranges), 0.0)
 
 
 def _representation(sha256: str) -> dict[str, str]:
@@ -175,13 +224,18 @@ def _representation(sha256: str) -> dict[str, str]:
     return {"etag": f'"{sha256}"', "repr-digest": f"sha-256=:{digest}:", "cache-control": "private, immutable"}
 
 
+def _is_known(request: Request, etag: str) -> bool:
+    """Whether the client says, by If-None-Match, that it has this already."""
+    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
+    return etag in tags or "*" in tags
+
+
 async def _file(
     request: Request, service: Service, key: str, media_type: str, name: str, headers: Mapping[str, str]
 ) -> Response:
     """A stored object with ranges. Its digest is its ETag: immutable objects make this simple."""
-    headers = {**headers, "x-content-type-options": "nosniff"}
-    known = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    if headers["etag"] in known or "*" in known:
+    headers = {**headers, "x-content-type-options": "nosniff", "vary": "accept"}
+    if _is_known(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     file = await run_in_threadpool(service.runtime.storage.open, key)
     file.close()
@@ -211,14 +265,11 @@ async def _partial_result(service: Service, job: Job, own: Format) -> Response:
     rows = sum(part.records for part in parts)
     total = str(job.rows_planned) if job.planned else "*"
     pieces = scoring.assembled_pieces(service.runtime.storage, own.name, job.dialect, parts)
-    return StreamingResponse(
-        iterate_in_threadpool(_blocks(service, pieces)),
-        media_type=own.media_type,
-        headers={
-            "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
-            "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
-        },
-    )
+    headers = {
+        "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
+        "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
+    }
+    return _Stream(_blocks(service, pieces), own.media_type, headers)
 
 
 # --- conversion ------------------------------------------------------------------------------------------------------
@@ -232,7 +283,7 @@ async def _converted(request: Request, service: Service, job: Job, key: str, own
         "vary": "accept",
         "content-disposition": f'attachment; filename="{name}"',
     }
-    if headers["etag"] in request.headers.get("if-none-match", ""):
+    if _is_known(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
@@ -241,28 +292,27 @@ async def _converted(request: Request, service: Service, job: Job, key: str, own
     task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
     plan = await service.call(scoring.plan_chunks, task, seconds=settings.chunk_timeout)
     blocks = _convert(service, source, plan, job, wanted)
-    first = await run_in_threadpool(next, blocks)  # an error before the first byte is a problem, not a broken body
-    return StreamingResponse(
-        iterate_in_threadpool(chain((first,), blocks)), media_type=wanted.media_type, headers=headers
-    )
+    first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
+    return _Stream(blocks, wanted.media_type, headers, first)
 
 
 def _convert(
     service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format
-) -> Iterator[bytes]:
+) -> Generator[bytes]:
     folder = f"conversions/{secrets.token_hex(8)}/"
     storage = service.runtime.storage
     parts = _converted_parts(service, source, plan, job, wanted, folder)
     try:
         yield from _blocks(service, wanted.assemble(parts, storage.open, Dialect(), job.rows_done))
     finally:
+        parts.close()
         for stored in list(storage.list(folder)):
             storage.delete(stored.key)
 
 
 def _converted_parts(
     service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format, folder: str
-) -> Iterator[Part]:
+) -> Generator[Part]:
     """Each part when the one before it has been sent; the next is under way meanwhile."""
     top_k = job.options.top_k if job.options else None
 
@@ -274,18 +324,21 @@ def _converted_parts(
         )  # fmt: skip
 
     under_way: deque[Call[Part]] = deque()
-    for chunk in plan.chunks:
-        under_way.append(submit(chunk))
-        if len(under_way) > 1:
+    try:
+        for chunk in plan.chunks:
+            under_way.append(submit(chunk))
+            if len(under_way) > 1:
+                yield under_way.popleft().future.result()
+        while under_way:
             yield under_way.popleft().future.result()
-    while under_way:
-        yield under_way.popleft().future.result()
+    finally:
+        futures.wait(call.future for call in under_way)  # or it would write its part after all others are deleted
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------
 
 
-def _blocks(service: Service, pieces: Iterator[Piece]) -> Iterator[bytes]:
+def _blocks(service: Service, pieces: Iterator[Piece]) -> Generator[bytes]:
     for piece in pieces:
         if isinstance(piece, Span):
             yield from _read_span(service, piece)
@@ -302,7 +355,7 @@ def _read_span(service: Service, span: Span) -> Iterator[bytes]:
             yield block
 
 
-def _errors_csv(blocks: Iterator[bytes]) -> Iterator[bytes]:
+def _errors_csv(blocks: Iterator[bytes]) -> Generator[bytes]:
     buffer = io.StringIO()
     rows = csv.writer(buffer, lineterminator="\n")
     rows.writerow(["record", "key", "column", "code", "message"])

@@ -1,12 +1,13 @@
 """/v1/jobs: what becomes of them."""
 
+import re
 import time
 from collections.abc import AsyncIterator
 from typing import Annotated, Literal
 
 import anyio
 import uuid_utils
-from fastapi import APIRouter, BackgroundTasks, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
@@ -36,6 +37,7 @@ from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
 router = APIRouter(tags=["jobs"])
 
 EVENT_PAUSE = 0.25
+_REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
 
 
 @router.get("/v1/jobs", responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first")
@@ -47,7 +49,7 @@ async def list_jobs(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
 ) -> JobList:
-    if model is not None and "@" in model and not model.partition("@")[2].isdecimal():
+    if model is not None and not _REFERENCE.fullmatch(model):
         raise InvalidOptions(f"model: expected name or name@version with a number, got {model!r}")
 
     def read() -> JobList:
@@ -86,12 +88,19 @@ async def get_job(
     return Response(body.model_dump_json(), media_type="application/json", headers={"etag": tag, **job_headers(body)})
 
 
+async def existing_job(job_id: str, service: ServiceDep) -> Job:
+    """The job of the path. An unknown one is found out here, before the status of a stream is sent."""
+    return read_job(service, job_id)
+
+
 @router.get(
     "/v1/jobs/{job_id}/events", response_class=EventSourceResponse, responses=PROBLEMS,
     operation_id="follow_job", summary="Follow a job by server-sent events",
 )  # fmt: skip
 async def follow_job(
-    job_id: str, service: ServiceDep, last_event_id: Annotated[str | None, Header()] = None
+    job: Annotated[Job, Depends(existing_job)],
+    service: ServiceDep,
+    last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """`state` when the state changes, `progress` in between; the data is the job. Ends with the finished state.
 
@@ -100,11 +109,11 @@ async def follow_job(
     told = last_event_id
     state = told.partition("-")[0] if told else None
     while True:
-        job = read_job(service, job_id)
+        job = read_job(service, job.id)
         tag = _event_id(job)
         if tag != told:
             event = "progress" if state == job.state.value else "state"
-            yield ServerSentEvent(data=read_body(service, job_id).model_dump(mode="json"), event=event, id=tag)
+            yield ServerSentEvent(data=read_body(service, job.id).model_dump(mode="json"), event=event, id=tag)
             told, state = tag, job.state.value
         if job.state.finished:
             return
@@ -216,5 +225,5 @@ def _tag(job: Job) -> str:
 
 def _event_id(job: Job) -> str:
     """Changes with everything a client can see of a job."""
-    cancel = "c" if job.cancel_requested_at else ""
-    return f"{job.state.value}-{job.attempt}-{job.chunks_total}-{job.chunks_done}{cancel}"
+    flags = ("p" if job.planned else "") + ("c" if job.cancel_requested_at else "")
+    return f"{job.state.value}-{job.attempt}-{job.chunks_total}-{job.chunks_done}{flags}"

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs
+from batchserve.api.bodies import Body
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
@@ -39,6 +40,7 @@ router = APIRouter(tags=["predict"])
 
 Prefer = Annotated[str | None, Header(description="`wait=10`: answer when the job is finished, or after 10 seconds.")]
 _options = TypeAdapter(Options)
+_OPTIONS_BYTES = 1 << 20
 
 OPTION_PARAMETERS: list[dict[str, Any]] = [
     {
@@ -80,7 +82,7 @@ async def predict(
 
     The beginning of the input is checked against the model's signature now, not in an hour.
     """
-    given = {**request.query_params, **await _json_object(request)}
+    given = {**request.query_params, **await _json_object(request, service)}
     key = bare_key(idempotency_key)
 
     async def work() -> Response:
@@ -91,12 +93,16 @@ async def predict(
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
         if (answer := await replayed(service, key, content)) is not None:
             return answer
-        model = await run_in_threadpool(resolve_model, service, options.model)
-        chosen = _chosen(options, job.input_format)
+        new = _input_of(job)
+        chosen = _chosen(options, new.format)
+        if job.model is not None and job.queued_at is not None and options.model == job.model.name:
+            model = job.model  # pinned: a version that was registered since does not make this another request
+        else:
+            model = await run_in_threadpool(resolve_model, service, options.model)
         if job.state is JobState.UPLOADED:
-            await check_input(service, _input_of(job), model, chosen)
-        request = _Request(job_id, job.input_sha256, model, options, chosen, key, content)
-        body = await run_in_threadpool(_enqueue, service, request, None)
+            await check_input(service, new, model, chosen)
+        asked = _Request(new, model, options, chosen, key, content)
+        body = await run_in_threadpool(_enqueue, service, asked, create=False)
         return await _answer(service, background, body, preferred_wait(prefer))
 
     return await once(service, key, work)
@@ -130,8 +136,8 @@ async def upload_and_predict(
                 return answer
             chosen = _chosen(options, new.format)
             await check_input(service, new, model, chosen)
-            asked = _Request(new.job_id, new.sha256, model, options, chosen, key, content)
-            body = await run_in_threadpool(_enqueue, service, asked, new)
+            asked = _Request(new, model, options, chosen, key, content)
+            body = await run_in_threadpool(_enqueue, service, asked, create=True)
             received.kept = True
         return await _answer(service, background, body, preferred_wait(prefer))
 
@@ -142,8 +148,7 @@ async def upload_and_predict(
 class _Request:
     """What is asked of a job, with the Idempotency-Key under which it is remembered."""
 
-    job_id: str
-    input_sha256: str
+    input: NewInput
     model: ModelVersion
     options: PredictOptions
     chosen: Options
@@ -152,9 +157,14 @@ class _Request:
 
     @property
     def digest(self) -> str:
-        """Equal for equal input bytes, model and options: such jobs have equal results."""
-        what = [self.input_sha256, self.model.digest, _options.dump_python(self.chosen, mode="json")]
+        """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
+        read_as = [self.input.sha256, self.input.format, self.input.dialect.delimiter]
+        what = [read_as, self.model.digest, _options.dump_python(self.chosen, mode="json")]
         return hashlib.sha256(orjson.dumps(what)).hexdigest()
+
+    @property
+    def run_after(self) -> float | None:
+        return self.options.run_after.timestamp() if self.options.run_after else None
 
 
 def parse_options(given: Mapping[str, Any]) -> PredictOptions:
@@ -165,8 +175,8 @@ def parse_options(given: Mapping[str, Any]) -> PredictOptions:
         raise RequestValidationError(error.errors()) from None
 
 
-async def _json_object(request: Request) -> Mapping[str, Any]:
-    text = await request.body()
+async def _json_object(request: Request, service: Service) -> Mapping[str, Any]:
+    text = await Body(request, service.runtime.settings, _OPTIONS_BYTES).read()
     if not text.strip():
         return {}
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]
@@ -201,50 +211,50 @@ def _input_of(job: Job) -> NewInput:
     )
 
 
-def _enqueue(service: Service, asked: _Request, new: NewInput | None) -> JobBody:
-    """One transaction: the job (created here when its input is new) is queued, or finished by an equal one."""
-    options, now = asked.options, time.time()
+def _enqueue(service: Service, asked: _Request, *, create: bool) -> JobBody:
+    """One transaction: the job (with `create`, a new one) is queued, or finished by an equal one."""
+    options, job_id, now = asked.options, asked.input.job_id, time.time()
     with service.runtime.database.write() as connection:
-        if new is not None:
-            jobs.create(connection, new, asked.model, now)
+        if create:
+            jobs.create(connection, asked.input, asked.model, now)
         equal = jobs.find_equal(connection, asked.digest) if options.reuse else None
         queued = jobs.enqueue_if_uploaded(
             connection,
-            asked.job_id,
+            job_id,
             asked.model,
             asked.chosen,
             asked.digest,
             metadata=options.metadata,
             priority=options.priority,
-            run_after=options.run_after.timestamp() if options.run_after else None,
+            run_after=asked.run_after,
             now=now,
         )
         if not queued:
-            _require_same(jobs.get(connection, asked.job_id), asked.digest)
+            _require_same(jobs.get(connection, job_id), asked)
         elif equal is not None:
-            jobs.complete_as_equal_if_queued(connection, asked.job_id, equal, now)
+            jobs.complete_as_equal_if_queued(connection, job_id, equal, now)
         if asked.key is not None:
-            idempotency.remember(connection, asked.key, asked.content, asked.job_id, 202, now)
-    return read_body(service, asked.job_id)
+            idempotency.remember(connection, asked.key, asked.content, job_id, 202, now)
+    return read_body(service, job_id)
 
 
-def _require_same(job: Job, digest: str) -> None:
-    if job.request_digest != digest:
-        asked = job.model.reference if job.model else "no model"
-        raise JobConflict(
-            f"job {job.id} is {job.state} for {asked} with other options: upload the input again to predict it anew"
-        )
+def _require_same(job: Job, asked: _Request) -> None:
+    again = "upload the input again to predict it anew"
+    if job.request_digest is None or job.model is None:
+        raise JobConflict(f"job {job.id} is {job.state} and was never queued: {again}")
+    before = (job.request_digest, job.priority, job.run_after, job.metadata)
+    if before != (asked.digest, asked.options.priority, asked.run_after, asked.options.metadata):
+        raise JobConflict(f"job {job.id} is {job.state} for {job.model.reference} with other options: {again}")
 
 
 async def _answer(service: Service, background: BackgroundTasks, body: JobBody, wait: float) -> Response:
     headers = {}
-    if body.state is JobState.QUEUED:
-        if wait:
-            service.wake_worker()
-            await wait_for(service, body.id, wait, finished)
-            body = await run_in_threadpool(read_body, service, body.id)
-            headers["preference-applied"] = f"wait={wait:g}"
-        else:
-            # The row is the record of the work; the background task is only the wake-up.
-            background.add_task(service.wake_worker)
+    if wait and not body.state.finished:
+        service.wake_worker()
+        await wait_for(service, body.id, wait, finished)
+        body = await run_in_threadpool(read_body, service, body.id)
+        headers["preference-applied"] = f"wait={wait:g}"
+    elif body.state is JobState.QUEUED:
+        # The row is the record of the work; the background task is only the wake-up.
+        background.add_task(service.wake_worker)
     return job_response(body, 200 if body.state.finished else 202, headers)

@@ -20,6 +20,8 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
     headers = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if "retry_after" in extra:
         headers["retry-after"] = str(extra["retry_after"])
+    if status == 416 and "bytes" in extra:
+        headers["content-range"] = f"bytes */{extra['bytes']}"
     body = {
         "type": f"/problems/{code}",
         "code": code,

@@ -18,7 +18,7 @@ def _comma_list(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     if value.lstrip().startswith(("[", "{")):
-        return json.loads(value)
+        return _json(value)
     return [part.strip() for part in value.split(",")]
 
 
@@ -27,7 +27,12 @@ def _word_or_list(value: Any) -> Any:
 
 
 def _json(value: Any) -> Any:
-    return json.loads(value) if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except ValueError as error:
+        raise ValueError(f"this is not JSON: {error}") from None
 
 
 class PredictOptions(BaseModel):

@@ -90,13 +90,13 @@ def demo(
         )
         console.print(f"[bold]Model[/]     {model.name}@{model.version}, {len(model.columns)} columns by name{speed}\n")
         job, seconds = predict(client, files, quiet=as_json)
-        facts = examine(console, files, job, seconds)
+        facts = examine(console, files, len(flights), job, seconds)
         if as_json:
             print_json({"url": url, "model": f"{model.name}@{model.version}", **facts, "job": job.data})
         show_by_hand(console, files, job, url if keep else "http://127.0.0.1:8000", running=keep)
         if keep:
             wait_for_interrupt(console, url)
-    show_next(console, files, keep=keep)
+    show_next(console, files)
 
 
 def load_flights(rows: int | None) -> "pd.DataFrame":
@@ -189,7 +189,7 @@ def predict(client: Client, files: Files, *, quiet: bool) -> tuple[Job, float]:
     return job, time.perf_counter() - started
 
 
-def examine(console: Console, files: Files, job: Job, seconds: float) -> dict[str, Any]:
+def examine(console: Console, files: Files, rows_in: int, job: Job, seconds: float) -> dict[str, Any]:
     """Prints what came out; gives the figures."""
     import polars as pl
 
@@ -201,7 +201,7 @@ def examine(console: Console, files: Files, job: Job, seconds: float) -> dict[st
     usual = unseen.select((pl.col("arr_delay") < LATE).mean()).item() if len(unseen) else None
     rows, speed = job.rows, job.data["rows_per_s"] or 0.0
     console.print(
-        f"\n[bold green]Done.[/] {len(result):,} rows in, {len(result):,} rows out: {rows['ok']:,} scored, "
+        f"\n[bold green]Done.[/] {rows_in:,} rows in, {len(result):,} rows out: {rows['ok']:,} scored, "
         f"{rows['failed']:,} failed. Scoring ran at [bold]{speed:,.0f} rows/s[/]; "
         f"upload, scoring and download took {seconds:.1f} s."
     )
@@ -211,7 +211,8 @@ def examine(console: Console, files: Files, job: Job, seconds: float) -> dict[st
             f"{right:.1%}; always saying on time would be right in {usual:.1%}."
         )
     return {
-        "rows": len(result),
+        "rows_in": rows_in,
+        "rows_out": len(result),
         "rows_ok": rows["ok"],
         "rows_failed": rows["failed"],
         "rows_per_s": speed,
@@ -244,10 +245,9 @@ def show_by_hand(console: Console, files: Files, job: Job, url: str, *, running:
     console.print("The upload answers with the id of a new job; the other two lines name the job that just ran.")
 
 
-def show_next(console: Console, files: Files, *, keep: bool) -> None:
-    stopped = "" if keep else "The server is stopped. "
+def show_next(console: Console, files: Files) -> None:
     console.print(
-        f"\n{stopped}Next: [bold]batchserve serve[/], then open http://127.0.0.1:8000/docs, or\n"
+        f"\nThe server is stopped. Next: [bold]batchserve serve[/], then open http://127.0.0.1:8000/docs, or\n"
         f"  batchserve predict {shown(files.data)} --model {MODEL} -o late.parquet\n"
         f"  batchserve jobs list\n"
         f"  batchserve convert your-model.joblib --sample your-data.csv -o your-model.onnx"

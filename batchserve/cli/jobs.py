@@ -14,8 +14,9 @@ from rich.markup import escape
 from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, print_rows, say, size
 from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
-from batchserve.client.core import Options
+from batchserve.client.core import Options, beside
 from batchserve.client.data import format_of
+from batchserve.domain import JobState
 
 app = typer.Typer(help="Jobs: one prediction of one input by one model version.", no_args_is_help=True)
 
@@ -24,16 +25,6 @@ Timeout = Annotated[
     float | None, typer.Option(parser=duration, metavar="DURATION", help="How long to wait, as in 90s, 15m, 2h.")
 ]
 STREAM = "-"
-
-
-class State(StrEnum):
-    UPLOADED = "uploaded"
-    QUEUED = "queued"
-    RUNNING = "running"
-    COMPLETED = "completed"
-    FAILED = "failed"
-    CANCELLED = "cancelled"
-    EXPIRED = "expired"
 
 
 class OnRowError(StrEnum):
@@ -88,7 +79,7 @@ def predict(
             if wait:
                 with going_on(job):
                     job.wait(timeout, on_progress=bars.scoring)
-                where = deliver(job.result(), target or beside(Path(file), job.result()), bars)
+                where = deliver(job.result(), target or str(beside(Path(file), job.result().suffix)), bars)
         if as_json:
             print_json(job.data)
         if wait:
@@ -101,7 +92,7 @@ def predict(
 
 @app.command("list")
 def list_jobs(
-    state: Annotated[State | None, typer.Option(help="Only jobs in this state.")] = None,
+    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this model.")] = None,
     limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 30,
     as_json: AsJson = False,
@@ -246,11 +237,6 @@ def summary(job: Job) -> str:
     if job.data.get("reused_from"):
         text += f" Answered from the equal job {job.data['reused_from']}."
     return text + (f" Why rows failed: [bold]batchserve jobs download {job.id} --errors[/]" if failed else "")
-
-
-def beside(path: Path, result: Result) -> str:
-    """Where the result of a file goes if nobody says: `<name>.predictions.<suffix>` in the same folder."""
-    return str(path.with_name(f"{path.name.split('.')[0]}.predictions{result.suffix}"))
 
 
 def deliver(result: Result, target: str, bars: Bars) -> str:

@@ -22,11 +22,7 @@ def settings_of(url: str | None, api_key: str | None) -> tuple[str, dict[str, st
 
 
 class AsyncClient(Core):
-    """A client for asyncio, the twin of `Client`: the same calls, awaited.
-
-    `url` and `api_key` default to BATCHSERVE_URL (else http://127.0.0.1:8000) and BATCHSERVE_API_KEY. Requests that
-    may succeed later are tried up to `1 + max_retries` times; `timeout` is in seconds for each read, write and connect.
-    """
+    """`Client` for asyncio: the same arguments and the same calls, awaited."""
 
     def __init__(
         self,

@@ -50,7 +50,7 @@ _PAGE = 200
 
 
 class Options(TypedDict, total=False):
-    """What `POST /v1/predict` takes besides the model; docs/rest.md explains each."""
+    """What `POST /v1/predict` takes besides the model; docs/api.md explains each."""
 
     format: str
     passthrough: str | list[str]
@@ -365,7 +365,7 @@ class Core:
                 )
             result = job.result()
             if isinstance(data, str | os.PathLike):
-                target = Path(output) if output is not None else _beside(Path(data), result.suffix)
+                target = Path(output) if output is not None else beside(Path(data), result.suffix)
                 return await result.save(target, on_download=bars.download)
             return await _alike(data, result)
 
@@ -403,7 +403,8 @@ def _model_path(reference: str) -> str:
     return f"/v1/models/{quote(reference, safe='@')}"
 
 
-def _beside(path: Path, suffix: str) -> Path:
+def beside(path: Path, suffix: str) -> Path:
+    """Where the result of a file goes if nobody says: `<name>.predictions<suffix>` in the same folder."""
     return path.with_name(f"{path.name.split('.')[0] or path.stem}.predictions{suffix}")
 
 

@@ -5,16 +5,18 @@ write transaction begins IMMEDIATE, because one that reads first and writes late
 wrote in between, whatever the busy timeout.
 """
 
+import json
 import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.errors import InsufficientStorage, Unavailable
@@ -43,7 +45,11 @@ class Database:
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
         if self._sqlite and (path := make_url(url).database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = _sqlite_engine(url) if self._sqlite else create_engine(url, pool_pre_ping=True)
+        self.engine = (
+            _sqlite_engine(url)
+            if self._sqlite
+            else create_engine(url, pool_pre_ping=True, json_serializer=_searchable_json)
+        )
         self._writes = self.engine.execution_options(batchserve_begin="BEGIN IMMEDIATE")
 
     @contextmanager
@@ -72,6 +78,9 @@ class Database:
         self.engine.dispose()
 
 
+# Text as users write it, so that a search of a JSON column finds it.
+_searchable_json = partial(json.dumps, ensure_ascii=False)
+
 _UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
@@ -83,7 +92,11 @@ def _boot_id() -> str:
 
 
 def _sqlite_engine(url: str) -> Engine:
-    engine = create_engine(url, connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000})
+    engine = create_engine(
+        url,
+        connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
+        json_serializer=_searchable_json,
+    )
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
@@ -110,3 +123,5 @@ def _failures_named() -> Iterator[None]:
             if cause.sqlite_errorcode & 0xFF not in _PASSING:
                 raise
         raise Unavailable("the database does not answer; try again in a moment") from error
+    except PoolTimeout as error:
+        raise Unavailable("the database is busy; try again in a moment") from error

@@ -19,7 +19,8 @@ _PACKAGE = Path(__file__).resolve().parent.parent
 def upgrade(database: Database) -> tuple[str | None, str]:
     """Brings the schema to this release's version; returns the versions before and after.
 
-    An existing SQLite file is copied first, beside itself, as `batchserve.db.before-<version>`. Raises SchemaTooNew.
+    An existing SQLite file is copied first, beside itself, as `batchserve.db.before-<version>-<time>`.
+    Raises SchemaTooNew.
     """
     before, after = current_version(database), newest_version()
     if before == after:

@@ -2,20 +2,21 @@
 
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeout
+from concurrent.futures.process import BrokenProcessPool
 from threading import Lock
 from typing import Any, Generic, TypeVar
 
 import pebble
 
-from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout
+from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 from batchserve.settings import Settings
 
 T = TypeVar("T")
@@ -50,6 +51,8 @@ class LocalCall(Generic[T]):
             return OutOfMemory("scoring needed more memory than BATCHSERVE_PROCESS_MEMORY allows")
         if isinstance(error, pebble.ProcessExpired):
             return ScoringCrashed(f"the scoring process died ({_cause(error.exitcode)})")
+        if isinstance(error, BrokenProcessPool):
+            return ScoringCrashed("the scoring processes were started anew, because one of them was lost")
         return error
 
 
@@ -61,6 +64,8 @@ class LocalEngine:
         self._settings = settings
         self._lock = Lock()
         self._pools: dict[str, pebble.ProcessPool] = {}
+        self._calls: set[LocalCall[Any]] = set()
+        self._closed = False
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
         return self._submit("batch", self.capacity, self._settings.process_nice, function, args, timeout)
@@ -70,7 +75,10 @@ class LocalEngine:
 
     def close(self) -> None:
         with self._lock:
-            pools, self._pools = list(self._pools.values()), {}
+            self._closed = True
+            pools, calls = list(self._pools.values()), list(self._calls)
+        for call in calls:  # the pool would leave those that wait without an end
+            call.kill()
         for pool in pools:
             pool.stop()
         for pool in pools:
@@ -79,16 +87,40 @@ class LocalEngine:
     def _submit(
         self, name: str, processes: int, nice: int, function: Callable[..., T], args: Any, timeout: float
     ) -> LocalCall[T]:
-        with self._lock:  # processes start with the first call: `serve --no-worker` never starts the batch pool
-            if name not in self._pools:
-                self._pools[name] = pebble.ProcessPool(
-                    max_workers=processes,
-                    initializer=_prepare_process,
-                    initargs=(self._settings.process_memory, nice),
-                    context=multiprocessing.get_context("spawn"),
-                )
-            raw: Any = self._pools[name].schedule(function, args=args, timeout=timeout)
-        return LocalCall(raw, timeout)
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            try:
+                raw = self._pool(name, processes, nice).schedule(_run, args=(function, args), timeout=timeout)
+            except RuntimeError:  # pebble gives a pool up when a process dies that has nothing to do
+                self._pools.pop(name).join()
+                raw = self._pool(name, processes, nice).schedule(_run, args=(function, args), timeout=timeout)
+            call: LocalCall[Any] = LocalCall(raw, timeout)
+            self._calls.add(call)
+        call.future.add_done_callback(lambda _: self._calls.discard(call))
+        return call
+
+    def _pool(self, name: str, processes: int, nice: int) -> pebble.ProcessPool:
+        # Processes start with the first call: `serve --no-worker` never starts the batch pool.
+        if name not in self._pools:
+            self._pools[name] = pebble.ProcessPool(
+                max_workers=processes,
+                initializer=_prepare_process,
+                initargs=(self._settings.process_memory, nice),
+                context=multiprocessing.get_context("spawn"),
+            )
+        return self._pools[name]
+
+
+def _run(function: Callable[..., T], args: Any) -> T:
+    try:
+        return function(*args)
+    except Exception as error:
+        try:
+            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
+        except Exception:  # noqa: BLE001 - one that can not travel would end the whole pool
+            raise RuntimeError(f"{type(error).__name__}: {error}") from None
+        raise
 
 
 def _prepare_process(memory: int, nice: int) -> None:
@@ -100,14 +132,14 @@ def _prepare_process(memory: int, nice: int) -> None:
     if sys.platform == "linux":
         resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with_parent(parent: int) -> None:
+def _end_with_parent() -> None:
     """A server that was killed takes its scoring processes along: nobody would ever read what they score."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
-    os._exit(1)
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _cause(exitcode: int | None) -> str:

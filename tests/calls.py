@@ -1,0 +1,98 @@
+"""Functions that tests call in other processes, which find them by the name of this module."""
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from batchserve import jobs
+from batchserve.db.connect import Database
+from batchserve.errors import InvalidInput
+
+
+def double(value: int) -> int:
+    return 2 * value
+
+
+def niceness() -> int:
+    return os.nice(0)
+
+
+def pid_after(seconds: float) -> int:
+    time.sleep(seconds)
+    return os.getpid()
+
+
+def refuse(detail: str) -> None:
+    raise InvalidInput(detail, errors=[{"row": 3, "column": "é"}], records=7)
+
+
+def fail(detail: str) -> None:
+    raise KeyError(detail)
+
+
+class Stubborn(Exception):
+    """An error that can not be rebuilt in another process."""
+
+    def __init__(self, first: str, second: str) -> None:
+        super().__init__(f"{first} and {second}")
+
+
+def fail_stubbornly() -> None:
+    raise Stubborn("this", "that")
+
+
+def die(number: int) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(60)
+
+
+def leave(status: int) -> None:
+    os._exit(status)
+
+
+def allocate(count: int) -> int:
+    """Takes that many bytes, and touches each page of them."""
+    held = bytearray(count)
+    held[::4096] = b"x" * len(held[::4096])
+    return len(held)
+
+
+def appear(path: Path, seconds: float) -> None:
+    """Writes its process ID to `path`, stays for a while, and says so when it was left to end."""
+    path.write_text(str(os.getpid()))
+    time.sleep(seconds)
+    path.with_suffix(".done").touch()
+
+
+def claim_all(url: str, worker: str) -> list[str]:
+    """Claims jobs until none is due; their IDs in the order of the claims."""
+    database = Database(url)
+    claimed = []
+    try:
+        while True:
+            with database.write() as connection:
+                job = jobs.claim_next(connection, worker, 30.0, database.moment(connection))
+            if job is None:
+                return claimed
+            claimed.append(job.id)
+    finally:
+        database.close()
+
+
+def serve_calls(folder: Path) -> None:
+    """An engine of a process of its own, with two calls under way; for tests that end this process."""
+    from batchserve.engines import open_engine
+    from batchserve.settings import Settings
+
+    engine = open_engine(Settings(storage=str(folder), processes=1))
+    batch = engine.submit(appear, folder / "batch", 30.0, timeout=60.0)
+    interactive = engine.submit_interactive(appear, folder / "interactive", 30.0, timeout=60.0)
+    signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
+    batch.future.result()
+    interactive.future.result()
+
+
+if __name__ == "__main__":
+    serve_calls(Path(sys.argv[1]))

@@ -1,0 +1,77 @@
+"""Hand-made ONNX graphs whose cost is driven by their input."""
+
+import time
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from batchserve.inference.session import open_session
+
+
+def busy() -> bytes:
+    """Doubles its input, and turns a loop as often as the largest value of the batch says."""
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["state", "state"], ["product"]),
+            helper.make_node("Identity", ["go"], ["go_on"]),
+        ],
+        "turn",
+        [
+            helper.make_tensor_value_info("turn", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, [32, 32]),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("product", TensorProto.FLOAT, [32, 32]),
+        ],
+    )
+    return _model(
+        [
+            helper.make_node("ReduceMax", ["work"], ["most"], keepdims=0),
+            helper.make_node("Cast", ["most"], ["turns"], to=TensorProto.INT64),
+            helper.make_node("Loop", ["turns", "", "eye"], ["last"], body=body),
+            helper.make_node("ReduceMax", ["last"], ["one"], keepdims=0),
+            helper.make_node("Mul", ["work", "two"], ["twice"]),
+            helper.make_node("Mul", ["twice", "one"], ["doubled"]),
+        ],
+        {"eye": np.eye(32, dtype=np.float32), "two": np.float32(2)},
+    )
+
+
+def greedy() -> bytes:
+    """Doubles its input, and takes as many MiB of memory as the largest value of the batch says."""
+    return _model(
+        [
+            helper.make_node("ReduceMax", ["work"], ["most"], keepdims=0),
+            helper.make_node("Abs", ["most"], ["size"]),
+            helper.make_node("Cast", ["size"], ["mebibytes"], to=TensorProto.INT64),
+            helper.make_node("Mul", ["mebibytes", "mebi"], ["count"]),
+            helper.make_node("Unsqueeze", ["count", "axes"], ["shape"]),
+            helper.make_node("ConstantOfShape", ["shape"], ["zeros"]),
+            helper.make_node("ReduceSum", ["zeros"], ["zero"], keepdims=0),
+            helper.make_node("Mul", ["work", "two"], ["twice"]),
+            helper.make_node("Add", ["twice", "zero"], ["doubled"]),
+        ],
+        {"mebi": np.int64(2**18), "axes": np.array([0], np.int64), "two": np.float32(2)},
+    )
+
+
+def turns_per_second(model: bytes) -> float:
+    """How often `busy` turns on this machine, so that tests can ask for a time."""
+    session = open_session(model)
+    started = time.perf_counter()
+    session.run({"work": np.array([[20_000]], np.float32)})
+    return 20_000 / (time.perf_counter() - started)
+
+
+def _model(nodes: list[NodeProto], constants: dict[str, np.generic | np.ndarray]) -> bytes:
+    graph: GraphProto = helper.make_graph(
+        nodes,
+        "made",
+        [helper.make_tensor_value_info("work", TensorProto.FLOAT, [None, 1])],
+        [helper.make_tensor_value_info("doubled", TensorProto.FLOAT, [None, 1])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()

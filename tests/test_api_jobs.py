@@ -1,0 +1,354 @@
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import polars as pl
+import pytest
+from conftest import serving
+from service import Api, encoded, ok, problem, running
+
+from batchserve import jobs
+from batchserve.db.connect import Database
+
+CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
+UNKNOWN = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
+
+
+def queued(api: Api, **options: Any) -> dict[str, Any]:
+    job: dict[str, Any] = ok(
+        api.http.post("/v1/predict", params={"model": "iris", "reuse": False, **options}, content=CSV), 202
+    )
+    return job
+
+
+@pytest.fixture
+def claimed(idle_api: Api) -> Iterator[dict[str, Any]]:
+    """A job that a worker of another process holds."""
+    job = queued(idle_api, priority=100)
+    database = Database(idle_api.settings.database_url)
+    with database.write() as connection:
+        taken = jobs.claim_next(connection, "far-away", 60.0, database.moment(connection))
+    assert taken is not None
+    assert taken.id == job["id"]
+    yield idle_api.job(job["id"])
+    with database.write() as connection:
+        connection.exec_driver_sql("DELETE FROM jobs WHERE id = ?", (job["id"],))
+    database.close()
+
+
+@pytest.fixture(scope="module")
+def busy(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
+    """A service with one scoring process and chunks of 20 records: a job of some thousands runs for a while."""
+    with running(tmp_path_factory.mktemp("busy"), processes=1, chunk_records=20) as api:
+        api.register("iris", iris_onnx)
+        yield api
+
+
+@pytest.fixture(scope="module")
+def long_csv(flowers: pl.DataFrame) -> bytes:
+    return encoded(pl.concat([flowers] * 200), "csv")
+
+
+def started(api: Api, body: bytes) -> dict[str, Any]:
+    """A job of which some chunks are done and most are not."""
+    job = ok(api.http.post("/v1/predict?model=iris&reuse=false", content=body), 202)
+    deadline = time.monotonic() + 20
+    while not (job := api.job(job["id"]))["chunks"]["done"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert job["state"] == "running"
+    return job
+
+
+# --- one job ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_tells_its_whole_story(api: Api) -> None:
+    job = api.run(CSV, "iris", metadata='{"night": "2026-11-20"}', filename="one.csv")
+    assert (job["state"], job["progress"], job["eta_s"], job["queue_position"]) == ("completed", 1.0, None, None)
+    assert job["input"]["filename"] == "one.csv"
+    assert (job["input"]["rows"], job["rows"], job["chunks"]) == (
+        1, {"total": 1, "ok": 1, "failed": 0}, {"total": 1, "done": 1},
+    )  # fmt: skip
+    assert job["created_at"] <= job["queued_at"] <= job["started_at"] <= job["finished_at"]
+    assert job["metadata"] == {"night": "2026-11-20"}
+    (attempt,) = job["attempts"]
+    assert (attempt["number"], attempt["outcome"], attempt["error"]) == (1, "completed", None)
+    assert set(job["links"]) == {"self", "input", "result", "errors", "events", "cancel"}
+    for name, link in job["links"].items():
+        if name != "cancel":
+            assert api.http.get(link).status_code == 200, link
+
+
+def test_a_job_that_has_not_changed_is_not_sent_again(api: Api, idle_api: Api) -> None:
+    job = api.run(CSV, "iris")
+    etag = api.http.get(job["links"]["self"]).headers["etag"]
+    answer = api.http.get(job["links"]["self"], headers={"if-none-match": etag})
+    assert (answer.status_code, answer.content, answer.headers["etag"]) == (304, b"", etag)
+    waiting = idle_api.upload(CSV)
+    etag = idle_api.http.get(waiting["links"]["self"]).headers["etag"]
+    ok(idle_api.http.post(f"/v1/predict/{waiting['id']}?model=iris"), 202)
+    changed = idle_api.http.get(waiting["links"]["self"], headers={"if-none-match": etag})
+    assert (ok(changed)["state"], changed.headers["retry-after"]) == ("queued", "1")
+
+
+def test_a_long_poll_ends_when_the_state_changes(idle_api: Api) -> None:
+    job = queued(idle_api)
+    cancel = threading.Timer(0.4, lambda: idle_api.http.post(job["links"]["cancel"]))
+    cancel.start()
+    began = time.monotonic()
+    changed = ok(idle_api.http.get(job["links"]["self"], params={"wait": 30}))
+    cancel.join()
+    assert changed["state"] == "cancelled"
+    assert 0.3 < time.monotonic() - began < 5
+
+
+def test_a_long_poll_ends_after_its_time_and_at_once_for_a_finished_job(api: Api, idle_api: Api) -> None:
+    job = queued(idle_api)
+    began = time.monotonic()
+    assert ok(idle_api.http.get(job["links"]["self"], headers={"prefer": "wait=1"}))["state"] == "queued"
+    assert 0.9 < time.monotonic() - began < 5
+    began = time.monotonic()
+    assert ok(api.http.get(api.run(CSV, "iris")["links"]["self"], params={"wait": 30}))["state"] == "completed"
+    assert time.monotonic() - began < 5
+    problem(api.http.get(job["links"]["self"], params={"wait": 61}), 422, "invalid-options")
+    problem(api.http.get(job["links"]["self"], params={"wait": "nan"}), 422, "invalid-options")
+
+
+@pytest.mark.parametrize(
+    ("method", "suffix"),
+    [("GET", ""), ("GET", "?wait=5"), ("GET", "/events"), ("POST", "/cancel"), ("POST", "/retry"), ("DELETE", "")],
+)
+@pytest.mark.parametrize("job_id", ["nope", UNKNOWN, "0" * 5000])
+def test_an_unknown_job_is_not_found(api: Api, method: str, suffix: str, job_id: str) -> None:
+    problem(api.http.request(method, f"/v1/jobs/{job_id}{suffix}"), 404, "job-not-found")
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_listed_newest_first_in_pages(api: Api) -> None:
+    ids = [api.upload(CSV, filename=f"page-{number}.csv")["id"] for number in range(5)]
+    seen: list[str] = []
+    query: dict[str, Any] = {"q": "page-", "limit": 2}
+    sizes = []
+    while True:
+        page = ok(api.http.get("/v1/jobs", params=query))
+        sizes.append(len(page["jobs"]))
+        seen += [job["id"] for job in page["jobs"]]
+        if page["next"] is None:
+            break
+        query["after"] = page["next"]
+    assert seen == ids[::-1]
+    assert sizes == [2, 2, 1]
+
+
+def test_jobs_are_filtered_by_state_model_and_text(api: Api) -> None:
+    marks = [
+        api.run(CSV, "iris", metadata='{"batch": "filter-me"}')["id"],
+        api.run(CSV + b",,,\n", "iris@1", metadata='{"batch": "filter-me"}', on_row_error="fail")["id"],
+        api.run(CSV, "petals", metadata='{"batch": "filter-me"}')["id"],
+    ]
+
+    def found(**query: str) -> list[str]:
+        listed = ok(api.http.get("/v1/jobs", params={"q": "filter-me", **query}))["jobs"]
+        return [job["id"] for job in reversed(listed)]
+
+    assert found() == marks
+    assert found(state="completed") == [marks[0], marks[2]]
+    assert found(state="failed") == [marks[1]]
+    assert found(model="iris") == marks[:2]
+    assert found(model="iris@1", state="failed") == [marks[1]]
+    assert found(model="iris@2") == []
+    assert found(model="rose") == []
+    assert found(q=marks[2]) == [marks[2]]
+
+
+def test_a_search_takes_wildcards_literally(api: Api) -> None:
+    names = ["100%_sure.csv", "100 not sure.csv", "back\\slash.csv"]
+    for name in names:
+        api.upload(CSV, filename=name)
+
+    def found(text: str) -> list[str]:
+        return [job["input"]["filename"] for job in ok(api.http.get("/v1/jobs", params={"q": text}))["jobs"]]
+
+    assert found("100%_") == ["100%_sure.csv"]
+    assert found("back\\slash") == ["back\\slash.csv"]
+    assert found("' OR 1=1 --") == []
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "state=lost", "limit=0", "limit=201", "limit=x", "model=iris@x", "model=iris@",
+        "model=iris@99999999999999999999999",
+    ],
+)  # fmt: skip
+def test_a_filter_that_can_not_be_is_named(api: Api, query: str) -> None:
+    body = problem(api.http.get(f"/v1/jobs?{query}"), 422, "invalid-options")
+    assert query.partition("=")[0] in body["detail"]
+
+
+# --- events ----------------------------------------------------------------------------------------------------------
+
+
+def events(text: str) -> list[dict[str, Any]]:
+    """The events of a stream, each with its name, ID and data."""
+    found = []
+    for block in text.split("\n\n"):
+        fields = dict(line.split(": ", 1) for line in block.splitlines() if not line.startswith(":"))
+        if "data" in fields:
+            found.append({"event": fields["event"], "id": fields["id"], "job": orjson.loads(fields["data"])})
+    return found
+
+
+def test_events_tell_each_state_once_and_end_with_the_job(tmp_path: Path, iris_onnx: Path, long_csv: bytes) -> None:
+    settings = {"BATCHSERVE_PROCESSES": "1", "BATCHSERVE_CHUNK_RECORDS": "50", "BATCHSERVE_POLL": "0.3"}
+    with serving(tmp_path, **settings) as url:
+        assert httpx2.put(f"{url}/v1/models/iris", content=iris_onnx.read_bytes()).is_success
+        job = ok(httpx2.post(f"{url}/v1/upload", content=long_csv), 201)
+        link = url + job["links"]["events"]
+        with httpx2.stream("GET", link, timeout=30) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            blocks = stream.iter_text()
+            text = next(blocks)
+            assert events(text)[0]["job"]["state"] == "uploaded"
+            ok(httpx2.post(f"{url}/v1/predict/{job['id']}?model=iris"), 202)
+            text += "".join(blocks)
+        told = events(text)
+        states = [event["job"]["state"] for event in told if event["event"] == "state"]
+        assert states[0] == "uploaded"
+        assert states[-2:] == ["running", "completed"]
+        assert len(states) == len(set(states))
+        progress = [event["job"]["progress"] for event in told]
+        assert progress == sorted(progress)
+        assert any(event["event"] == "progress" for event in told)
+        assert len({event["id"] for event in told}) == len(told)
+        again = httpx2.get(link, headers={"last-event-id": told[-2]["id"]})
+        assert [event["id"] for event in events(again.text)] == [told[-1]["id"]]
+        assert events(httpx2.get(link, headers={"last-event-id": told[-1]["id"]}).text) == []
+
+
+def test_events_of_a_finished_job_are_its_last_state(api: Api) -> None:
+    job = api.run(CSV, "iris")
+    for headers in ({}, {"last-event-id": "what is this"}):
+        (event,) = events(api.http.get(job["links"]["events"], headers=headers).text)
+        assert (event["event"], event["job"]) == ("state", job)
+
+
+# --- cancel ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["uploaded", "queued"])
+def test_a_job_that_does_not_run_yet_is_cancelled_at_once(idle_api: Api, state: str) -> None:
+    job = idle_api.upload(CSV) if state == "uploaded" else queued(idle_api)
+    cancelled = ok(idle_api.http.post(job["links"]["cancel"]), 202)
+    assert (cancelled["state"], cancelled["cancel_requested"], cancelled["progress"]) == ("cancelled", True, 1.0)
+    assert ok(idle_api.http.post(job["links"]["cancel"]), 202) == cancelled
+
+
+def test_cancelling_a_running_job_asks_its_worker(idle_api: Api, claimed: dict[str, Any]) -> None:
+    assert claimed["state"] == "running"
+    asked = ok(idle_api.http.post(claimed["links"]["cancel"]), 202)
+    assert (asked["state"], asked["cancel_requested"], asked["finished_at"]) == ("running", True, None)
+
+
+def test_a_running_job_stops_soon_and_keeps_what_is_done(busy: Api, long_csv: bytes) -> None:
+    job = started(busy, long_csv)
+    ok(busy.http.post(job["links"]["cancel"]), 202)
+    began = time.monotonic()
+    cancelled = busy.finished(job["id"])
+    assert time.monotonic() - began < 5
+    assert (cancelled["state"], cancelled["attempts"][0]["outcome"]) == ("cancelled", "cancelled")
+    done = cancelled["rows"]["ok"]
+    assert 0 < done < 30_000
+    body = problem(busy.http.get(job["links"]["result"]), 404, "result-not-ready")
+    assert body["state"] == "cancelled"
+    partial = busy.result(cancelled, partial="true")
+    assert partial.headers["batchserve-incomplete"].startswith("rows 0-")
+    assert 0 < partial.text.count("\n") - 1 <= done
+
+
+def test_cancelling_a_finished_job_changes_nothing(api: Api) -> None:
+    job = api.run(CSV, "iris")
+    assert ok(api.http.post(job["links"]["cancel"]), 202) == job
+    assert api.result(job).text.count("\n") == 2
+
+
+# --- retry -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_cancelled_job_goes_on_where_it_stopped(busy: Api, flowers: pl.DataFrame) -> None:
+    body = encoded(pl.concat([flowers] * 30), "csv")
+    job = started(busy, body)
+    ok(busy.http.post(job["links"]["cancel"]), 202)
+    stopped = busy.finished(job["id"])
+    assert stopped["state"] == "cancelled"
+    retried = ok(busy.http.post(f"{job['links']['self']}/retry"), 202)
+    assert (retried["state"] in ("queued", "running"), retried["cancel_requested"]) == (True, False)
+    done = busy.finished(job["id"])
+    assert (done["state"], done["rows"]) == ("completed", {"total": 4500, "ok": 4500, "failed": 0})
+    assert [attempt["outcome"] for attempt in done["attempts"]] == ["cancelled", "completed"]
+    undisturbed = busy.run(body, "iris")
+    assert done["result"]["sha256"] == undisturbed["result"]["sha256"]
+
+
+def test_a_retry_with_a_key_is_done_once(idle_api: Api) -> None:
+    job = queued(idle_api)
+    ok(idle_api.http.post(job["links"]["cancel"]), 202)
+    url = f"{job['links']['self']}/retry"
+    first = idle_api.http.post(url, headers={"idempotency-key": f"retry-{job['id']}"})
+    assert ok(first, 202)["state"] == "queued"
+    again = idle_api.http.post(url, headers={"idempotency-key": f"retry-{job['id']}"})
+    assert (again.status_code, again.headers["idempotency-replayed"]) == (202, "true")
+    problem(idle_api.http.post(url), 409, "job-conflict")
+
+
+def test_only_a_stopped_job_that_was_queued_can_be_retried(api: Api, idle_api: Api) -> None:
+    never = idle_api.upload(CSV)
+    problem(idle_api.http.post(f"{never['links']['self']}/retry"), 409, "job-conflict")
+    ok(idle_api.http.post(never["links"]["cancel"]), 202)
+    problem(idle_api.http.post(f"{never['links']['self']}/retry"), 409, "job-conflict")
+    done = api.run(CSV, "iris")
+    assert "is completed" in problem(api.http.post(f"{done['links']['self']}/retry"), 409, "job-conflict")["detail"]
+
+
+# --- delete ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("state", ["uploaded", "queued", "cancelled"])
+def test_a_job_that_does_not_run_can_be_deleted(idle_api: Api, state: str) -> None:
+    before = idle_api.stored()
+    job = idle_api.upload(CSV) if state == "uploaded" else queued(idle_api)
+    if state == "cancelled":
+        ok(idle_api.http.post(job["links"]["cancel"]), 202)
+    assert idle_api.stored() - before == {f"inputs/{job['id']}"}
+    answer = idle_api.http.delete(job["links"]["self"])
+    assert (answer.status_code, answer.content) == (204, b"")
+    problem(idle_api.http.get(job["links"]["self"]), 404, "job-not-found")
+    problem(idle_api.http.delete(job["links"]["self"]), 404, "job-not-found")
+    assert idle_api.stored() == before
+
+
+def test_a_finished_job_goes_with_all_its_bytes(api: Api) -> None:
+    before = api.stored()
+    jobs_done = [
+        api.run(CSV + b",,,\n", "iris"),
+        api.run(CSV + b"5.1,3.5,1.4,0.2\n" * 120 + b",,,\n", "iris", on_row_error="fail"),
+    ]
+    assert [job["state"] for job in jobs_done] == ["completed", "failed"]
+    assert len(api.stored() - before) >= 5
+    for job in jobs_done:
+        assert api.http.delete(job["links"]["self"]).status_code == 204
+    assert api.stored() == before
+
+
+def test_a_running_job_is_not_deleted(idle_api: Api, claimed: dict[str, Any]) -> None:
+    detail = problem(idle_api.http.delete(claimed["links"]["self"]), 409, "job-conflict")["detail"]
+    assert "cancel it" in detail
+    assert idle_api.job(claimed["id"])["state"] == "running"
+    assert f"inputs/{claimed['id']}" in idle_api.stored()

@@ -1,0 +1,385 @@
+import gzip
+import io
+import pickle
+import threading
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import orjson
+import polars as pl
+import pytest
+from onnx import TensorProto
+from polars.testing import assert_frame_equal
+from service import Api, decoded, encoded, ok, problem, running
+from sklearn.linear_model import LogisticRegression
+
+CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
+TEXT = '<ir_version: 8, opset_import: ["": 17]> '
+DOUBLE = "g (float[N, 1] x) => (float[N, 1] y) { y = Add(x, x) }"
+ROW = {"sepal length (cm)": 5.1, "sepal width (cm)": 3.5, "petal length (cm)": 1.4, "petal width (cm)": 0.2}
+
+
+def graph(text: str = DOUBLE) -> onnx.ModelProto:
+    return onnx.parser.parse_model(TEXT + text)
+
+
+def numbered(number: int) -> bytes:
+    """Models that compute the same and differ in their bytes."""
+    model = graph()
+    model.doc_string = f"number {number}"
+    return bytes(model.SerializeToString())
+
+
+# --- registering -----------------------------------------------------------------------------------------------------
+
+
+def test_a_model_is_registered_once_and_its_next_bytes_are_a_version(api: Api) -> None:
+    answer = api.http.put("/v1/models/versions", content=numbered(1))
+    first = ok(answer, 201)
+    assert answer.headers["location"] == first["links"]["self"] == "/v1/models/versions/versions/1"
+    assert (first["version"], first["bytes"]) == (1, len(numbered(1)))
+    again = api.http.put("/v1/models/versions", content=numbered(1))
+    assert ok(again, 200) == first
+    assert again.headers["location"] == first["links"]["self"]
+    second = ok(api.http.put("/v1/models/versions", content=numbered(2)), 201)
+    assert (second["version"], second["digest"] != first["digest"]) == (2, True)
+    assert ok(api.http.get("/v1/models/versions")) == second
+    assert ok(api.http.get("/v1/models/versions@1")) == first
+    assert ok(api.http.get("/v1/models/versions/versions/1")) == first
+    assert ok(api.http.get("/v1/models/versions/versions"))["models"] == [second, first]
+    listed = {model["name"]: model for model in ok(api.http.get("/v1/models"))["models"]}
+    assert listed["versions"] == second
+    assert list(listed) == sorted(listed)
+
+
+def test_a_model_says_what_it_takes_and_gives(api: Api) -> None:
+    model = ok(api.http.get("/v1/models/people"))
+    assert (model["task"], model["labels"], model["mode"]) == ("classification", ["rare", "regular"], "rows")
+    assert [(column["name"], column["dtype"], column["nullable"]) for column in model["columns"]] == [
+        ("age", "float32", True),
+        ("city", "string", False),
+        ("visits", "float32", False),
+    ]
+    assert model["result_columns"] == {
+        "prediction": "String",
+        "probability_rare": "Float32",
+        "probability_regular": "Float32",
+    }
+    assert model["batch"] >= 1
+    assert model["records_per_second"] > 0
+    assert set(model["sample"][0]) == {"age", "city", "visits"}
+    assert model["metadata"]["batchserve.parity"]["passed"] is True
+    assert ok(api.http.post(model["links"]["predict"], json=model["sample"]))["errors"] == []
+
+
+def test_two_equal_registrations_at_once_give_one_version(api: Api) -> None:
+    answers: list[Any] = []
+    threads = [
+        threading.Thread(target=lambda: answers.append(api.http.put("/v1/models/twice", content=numbered(3))))
+        for _ in range(4)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.json()["version"] for answer in answers} == {1}
+    assert {answer.status_code for answer in answers} <= {200, 201}
+    assert len(ok(api.http.get("/v1/models/twice/versions"))["models"]) == 1
+
+
+def test_a_model_may_come_compressed_or_as_a_bundle(api: Api) -> None:
+    assert ok(api.http.put("/v1/models/packed", content=gzip.compress(numbered(4))), 201)["bytes"] == len(numbered(4))
+    model = graph("g (float[N, 2] x) => (float[N, 2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }")
+    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="weights.bin")
+    weights = model.graph.initializer[0].raw_data or b"\x00\x00\x80?\x00\x00\x00@"
+    model.graph.initializer[0].CopyFrom(outside)
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr("model.onnx", model.SerializeToString())
+        members.writestr("weights.bin", weights)
+    ok(api.http.put("/v1/models/bundle", content=archive.getvalue()), 201)
+    answer = ok(api.http.post("/v1/models/bundle/predict?columns=a,b", content=b"a,b\n3,4\n"))
+    assert list(answer["prediction"][0].values())[-2:] == [3.0, 8.0]
+
+
+@pytest.mark.parametrize("name", ["a b", "-a", ".hidden", "a%00b", "ä", "a@1", "x" * 129, "%2e%2e", "a:b"])
+def test_a_name_has_letters_digits_and_few_signs(api: Api, name: str) -> None:
+    with api.unchanged():
+        body = problem(api.http.put(f"/v1/models/{name}", content=numbered(5)), 422, "invalid-options")
+        assert "letters, digits" in body["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["rose", "iris@7", "iris@x", "rose/versions", "iris/versions/7", "iris/versions/99999999999999999999", "a%00b"],
+)
+def test_an_unknown_model_or_version_is_not_found(api: Api, path: str) -> None:
+    problem(api.http.get(f"/v1/models/{path}"), 404, "model-not-found")
+
+
+def test_the_versions_of_a_pinned_name_are_those_of_the_model(api: Api) -> None:
+    assert api.http.get("/v1/models/iris@1/versions").json() == api.http.get("/v1/models/iris/versions").json()
+
+
+@pytest.mark.parametrize("path", ["rose/versions/1", "iris/versions/7"])
+def test_an_unknown_version_can_not_be_deleted(api: Api, path: str) -> None:
+    problem(api.http.delete(f"/v1/models/{path}"), 404, "model-not-found")
+
+
+def test_a_version_is_deleted_with_its_artifact_and_its_number_is_not_given_again(api: Api) -> None:
+    before = api.stored()
+    for number in (6, 7):
+        ok(api.http.put("/v1/models/going", content=numbered(number)), 201)
+    assert len(api.stored() - before) == 2
+    assert api.http.delete("/v1/models/going/versions/2").status_code == 204
+    problem(api.http.get("/v1/models/going@2"), 404, "model-not-found")
+    assert ok(api.http.get("/v1/models/going"))["version"] == 1
+    assert ok(api.http.put("/v1/models/going", content=numbered(7)), 201)["version"] == 3
+    for version in (1, 3):
+        assert api.http.delete(f"/v1/models/going/versions/{version}").status_code == 204
+    problem(api.http.get("/v1/models/going"), 404, "model-not-found")
+    problem(api.http.get("/v1/models/going/versions"), 404, "model-not-found")
+    assert api.stored() == before
+
+
+def test_an_artifact_that_another_model_shares_stays(api: Api) -> None:
+    for name in ("mine", "yours"):
+        ok(api.http.put(f"/v1/models/{name}", content=numbered(8)), 201)
+    assert api.http.delete("/v1/models/mine/versions/1").status_code == 204
+    answer = ok(api.http.post("/v1/models/yours/predict", content=b"x\n4\n"))
+    assert list(answer["prediction"][0].values())[-1] == 8.0
+
+
+def test_a_version_in_use_is_not_deleted(idle_api: Api, iris_onnx: Path) -> None:
+    idle_api.register("used", iris_onnx)
+    job = ok(idle_api.http.post("/v1/predict?model=used&reuse=false", content=CSV), 202)
+    with idle_api.unchanged():
+        answer = idle_api.http.delete("/v1/models/used/versions/1")
+        assert "1 unfinished job" in problem(answer, 409, "model-in-use")["detail"]
+    ok(idle_api.http.post(job["links"]["cancel"]), 202)
+    assert idle_api.http.delete("/v1/models/used/versions/1").status_code == 204
+    assert idle_api.job(job["id"])["model"]["name"] == "used"
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def external(location: str) -> bytes:
+    model = graph("g (float[N, 2] x) => (float[N, 2] y) <float[2] w = {1, 2}> { y = Mul(x, w) }")
+    outside = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2], data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value=location)
+    model.graph.initializer[0].CopyFrom(outside)
+    return bytes(model.SerializeToString())
+
+
+def foreign() -> bytes:
+    model = graph()
+    model.opset_import.add(domain="evil", version=1)
+    model.graph.node[0].domain = "evil"
+    return bytes(model.SerializeToString())
+
+
+def greedy() -> bytes:
+    """A graph of about a hundred bytes that asks for 2 GB."""
+    size = "s = Constant <value = int64[1] {500000000}> ()"
+    model = graph(
+        f"g (float[N, 1] x) => (float[N, 1] y) {{ {size} z = ConstantOfShape(s) t = ReduceSum(z) y = Add(x, t) }}"
+    )
+    content = bytes(model.SerializeToString())
+    assert len(content) < 200
+    return content
+
+
+def endless() -> bytes:
+    return bytes(
+        graph(
+            """g (float[N, 1] x) => (float[N, 1] y) {
+                trips = Constant <value = int64 {9223372036854775807}> ()
+                always = Constant <value = bool {1}> ()
+                y = Loop (trips, always, x) <body = b (int64 i, bool on, float[N, 1] a) => (bool more, float[N, 1] c) {
+                    more = Identity(on)
+                    c = Neg(a)
+                }>
+            }"""
+        ).SerializeToString()
+    )
+
+
+REFUSED = {
+    "empty": (b"", "empty"),
+    "text": (b"hello, I am no model", "ONNX"),
+    "pickle": (pickle.dumps(LogisticRegression()), "pickle"),
+    "malformed": (numbered(9)[:-7], "ONNX"),
+    "external": (external("weights.bin"), "outside of the model"),
+    "external-path": (external("../../../../etc/passwd"), "outside of the model"),
+    "foreign": (foreign(), "evil"),
+    "no-inputs": (
+        bytes(graph("g () => (float[1] y) { y = Constant <value = float[1] {1}> () }").SerializeToString()),
+        "",
+    ),
+    "greedy": (greedy(), "memory"),
+    "zip": (b"PK\x05\x06" + bytes(18), "model"),
+    "broken-zip": (b"PK\x03\x04" + bytes(40), ""),
+}
+
+
+@pytest.mark.parametrize("what", REFUSED)
+def test_a_model_that_is_refused_leaves_nothing_and_says_why(api: Api, what: str) -> None:
+    content, named = REFUSED[what]
+    with api.unchanged():
+        body = problem(api.http.put("/v1/models/refused", content=content), 422, "model-refused")
+        assert named in body["detail"]
+        problem(api.http.get("/v1/models/refused"), 404, "model-not-found")
+    assert api.run(CSV, "iris")["state"] == "completed"
+
+
+@pytest.fixture
+def hurried(tmp_path: Path) -> Iterator[Api]:
+    """A service that gives a registration three seconds."""
+    with running(tmp_path, admission_timeout=3.0, processes=1) as api:
+        ok(api.http.put("/v1/models/double", content=numbered(10)), 201)  # starts the processes
+        yield api
+
+
+def test_an_endless_registration_ends_within_its_time_and_others_go_on(hurried: Api) -> None:
+    waiting = threading.Event()
+    answers: list[float] = []
+
+    def ask() -> None:
+        while not waiting.is_set():
+            began = time.monotonic()
+            ok(hurried.http.get("/livez"))
+            ok(hurried.http.post("/v1/models/double/predict", content=b"x\n4\n"))
+            answers.append(time.monotonic() - began)
+            time.sleep(0.2)
+
+    other = threading.Thread(target=ask)
+    other.start()
+    began = time.monotonic()
+    with hurried.unchanged():
+        answer = hurried.http.put("/v1/models/endless", content=endless())
+        took = time.monotonic() - began
+        waiting.set()
+        other.join()
+        assert "3 s" in problem(answer, 422, "model-refused")["detail"]
+    assert 2.5 < took < 6
+    assert len(answers) >= 5
+    assert max(answers) < 2
+    assert hurried.run("x\n4\n", "double")["rows"]["ok"] == 1
+    ok(hurried.http.put("/v1/models/double", content=numbered(11)), 201)
+
+
+def test_a_model_longer_than_the_limit_is_refused(tmp_path: Path) -> None:
+    with running(tmp_path, worker=False, model_bytes=50) as api, api.unchanged():
+        problem(api.http.put("/v1/models/long", content=numbered(12)), 413, "payload-too-large")
+        problem(api.http.put("/v1/models/long", content=iter([numbered(12)])), 413, "payload-too-large")
+
+
+# --- online ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "json", "parquet", "arrow", "arrows"])
+def test_an_online_answer_equals_the_batch_result(api: Api, flowers: pl.DataFrame, format: str) -> None:
+    some = flowers[40:110]
+    online = ok(api.http.post("/v1/models/iris/predict", content=encoded(some, format)))
+    assert online["errors"] == []
+    assert online["model"]["version"] == 1
+    assert online["inference_ms"] >= 0
+    job = api.run(encoded(some, format), "iris", format="jsonl", passthrough="all")
+    batch = decoded(api.result(job).content, "jsonl")
+    assert_frame_equal(pl.DataFrame(online["prediction"]), batch, check_dtypes=False, check_exact=True)
+    assert batch.columns[:5] == flowers.columns
+
+
+@pytest.mark.parametrize("body", [[ROW, ROW], {"data": [ROW, ROW]}])
+def test_records_come_as_json_rows_or_wrapped_as_data(api: Api, body: Any) -> None:
+    answer = ok(api.http.post("/v1/models/iris@1/predict", json=body))
+    assert [record["prediction"] for record in answer["prediction"]] == ["setosa", "setosa"]
+    assert {name: answer["prediction"][0][name] for name in ROW} == pytest.approx(ROW)
+
+
+def test_one_record_alone_is_a_line_of_json(api: Api) -> None:
+    answer = ok(api.http.post("/v1/models/iris/predict", content=orjson.dumps(ROW)))
+    assert answer["prediction"][0]["prediction"] == "setosa"
+    declared = problem(api.http.post("/v1/models/iris/predict", json=ROW), 422, "invalid-input")
+    assert "expected an array of objects" in declared["detail"]
+
+
+def test_a_record_that_fails_online_has_its_place_and_its_error(api: Api) -> None:
+    rows = [ROW, {**ROW, "petal width (cm)": None}, {**ROW, "petal width (cm)": "wide"}, ROW]
+    answer = ok(api.http.post("/v1/models/iris/predict", json=rows))
+    assert [record["prediction"] for record in answer["prediction"]] == ["setosa", None, None, "setosa"]
+    assert [(error["record"], error["column"], error["code"]) for error in answer["errors"]] == [
+        (1, "petal width (cm)", "missing-value"),
+        (2, "petal width (cm)", "wrong-type"),
+    ]
+    assert "'wide'" in answer["errors"][1]["message"]
+
+
+def test_online_options_are_those_of_a_job(api: Api) -> None:
+    answer = ok(api.http.post("/v1/models/iris/predict?top_k=1", json=[ROW]))
+    assert answer["prediction"][0]["label_1"] == "setosa"
+    problem(api.http.post("/v1/models/iris/predict?top_k=9", json=[ROW]), 422, "invalid-options")
+    body = CSV.replace(b",", b"\t")
+    ok(api.http.post("/v1/models/iris/predict?delimiter=tab", content=body))
+
+
+def test_an_online_request_has_a_limit_of_records_and_of_bytes(tmp_path: Path) -> None:
+    with running(tmp_path, worker=False, chunk_records=10, online_bytes=1000) as api:
+        ok(api.http.put("/v1/models/double", content=numbered(13)), 201)
+        rows = [{"x": number} for number in range(11)]
+        assert len(ok(api.http.post("/v1/models/double/predict", json=rows[:10]))["prediction"]) == 10
+        for verb in ("predict", "validate"):
+            url = f"/v1/models/double/{verb}"
+            assert "10 records" in problem(api.http.post(url, json=rows), 413, "payload-too-large")["detail"]
+            long = b"x\n" + b"1.000000\n" * 200
+            problem(api.http.post(url, content=long), 413, "payload-too-large")
+            problem(api.http.post(url, content=gzip.compress(long)), 413, "payload-too-large")
+
+
+@pytest.mark.parametrize("verb", ["predict", "validate"])
+@pytest.mark.parametrize(
+    ("body", "status", "code"),
+    [
+        (b"", 422, "invalid-input"),
+        (b"a,b\n1,2\n", 422, "schema-mismatch"),
+        (b'[{"a": ', 422, "invalid-input"),
+        (b"{]", 422, "invalid-input"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), 415, "unsupported-media-type"),
+        (b"PAR1" + bytes(100), 422, "invalid-input"),
+    ],
+)
+def test_an_online_body_that_can_not_be_read_is_a_problem(
+    api: Api, verb: str, body: bytes, status: int, code: str
+) -> None:
+    with api.unchanged():
+        problem(api.http.post(f"/v1/models/iris/{verb}", content=body), status, code)
+
+
+@pytest.mark.parametrize("verb", ["predict", "validate"])
+def test_an_unknown_model_is_not_asked(api: Api, verb: str) -> None:
+    problem(api.http.post(f"/v1/models/rose/{verb}", json=[ROW]), 404, "model-not-found")
+
+
+def test_a_sample_is_validated_without_a_job(api: Api) -> None:
+    with api.unchanged():
+        good = ok(api.http.post("/v1/models/iris/validate", content=CSV))
+        assert (good["valid"], good["errors"], good["model"]["name"]) == (True, [], "iris")
+        bad = ok(api.http.post("/v1/models/iris/validate", content=CSV + b"5.1,3.5,,wide\n"))
+        assert bad["valid"] is False
+        assert {(error["record"], error["column"]) for error in bad["errors"]} == {
+            (1, "petal length (cm)"),
+            (1, "petal width (cm)"),
+        }
+
+
+def test_an_online_request_without_records_has_an_empty_answer(api: Api) -> None:
+    header = CSV[: CSV.index(b"\n") + 1]
+    assert ok(api.http.post("/v1/models/iris/predict", content=header))["prediction"] == []
+    body = api.http.post("/v1/models/iris/predict", content=b"[]")
+    print(body.text)

@@ -1,0 +1,411 @@
+import base64
+import gzip
+import hashlib
+import io
+import json
+import pickle
+import socket
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+import orjson
+import polars as pl
+import pytest
+import zstandard
+from service import Api, encoded, ok, problem, running
+
+CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
+FORMATS = {
+    "csv": "text/csv",
+    "jsonl": "application/x-ndjson",
+    "json": "application/json",
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.file",
+    "arrows": "application/vnd.apache.arrow.stream",
+    "npy": "application/x-npy",
+    "npz": "application/x-npz",
+}
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def digest(data: bytes) -> str:
+    return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
+
+
+# --- what is taken ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "sniffed"])
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_file_of_every_format_is_stored_as_it_came(
+    api: Api, flowers: pl.DataFrame, format: str, declared: bool
+) -> None:
+    body = encoded(flowers, format)
+    headers = {"content-type": FORMATS[format]} if declared else {}
+    answer = api.http.post("/v1/upload", content=body, headers=headers)
+    job = ok(answer, 201)
+    assert answer.headers["location"] == job["links"]["self"] == f"/v1/jobs/{job['id']}"
+    assert (job["state"], job["progress"], job["model"], job["result"]) == ("uploaded", 0.0, None, None)
+    assert (job["input"]["format"], job["input"]["media_type"]) == (format, FORMATS[format])
+    assert (job["input"]["bytes"], job["input"]["sha256"]) == (len(body), sha256(body))
+    assert api.http.get(job["links"]["input"]).content == body
+    assert api.job(job["id"]) == job
+
+
+@pytest.mark.parametrize("rows", ['[{"a": 1}, {"a": 2}]', '{"data": [{"a": 1}, {"a": 2}]}', '{"data":\n [\n{"a": 1}]}'])
+def test_json_may_be_a_list_of_records_or_wrapped_as_data(api: Api, rows: str) -> None:
+    assert api.upload(rows)["input"]["format"] == "json"
+
+
+def test_json_lines_are_told_from_json(api: Api) -> None:
+    assert api.upload('{"a": 1}\n{"a": 2}\n')["input"]["format"] == "jsonl"
+
+
+def test_curl_may_put_a_file(api: Api) -> None:
+    job = ok(api.http.put("/v1/upload", content=CSV, params={"filename": "one.csv"}), 201)
+    assert (job["state"], job["input"]["filename"]) == ("uploaded", "one.csv")
+
+
+def test_the_delimiter_is_chosen_by_query_or_by_type(api: Api) -> None:
+    data = CSV.replace(b",", b";")
+    job = api.run(data, "iris", delimiter=";")
+    assert job["rows"] == {"total": 1, "ok": 1, "failed": 0}
+    tabs = CSV.replace(b",", b"\t")
+    uploaded = ok(api.http.post("/v1/upload", content=tabs, headers={"content-type": "text/tab-separated-values"}), 201)
+    answer = api.http.post(f"/v1/predict/{uploaded['id']}?model=iris", headers={"prefer": "wait=30"})
+    assert ok(answer)["rows"]["ok"] == 1
+    problem(api.http.post("/v1/upload?delimiter=x", content=CSV), 422, "invalid-options")
+
+
+def test_a_form_carries_one_file(api: Api) -> None:
+    job = ok(api.http.post("/v1/upload", files={"file": ("flowers.csv", CSV, "text/csv")}), 201)
+    assert (job["input"]["filename"], job["input"]["sha256"]) == ("flowers.csv", sha256(CSV))
+
+
+def test_a_compressed_file_in_a_form_is_decompressed(api: Api) -> None:
+    job = ok(api.http.post("/v1/upload", files={"file": ("flowers.csv.gz", gzip.compress(CSV))}), 201)
+    assert (job["input"]["format"], job["input"]["sha256"]) == ("csv", sha256(CSV))
+
+
+def zstd(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor().compress(data)
+
+
+def two_members(data: bytes) -> bytes:
+    return gzip.compress(data[:30]) + gzip.compress(data[30:])
+
+
+def two_frames(data: bytes) -> bytes:
+    return zstd(data[:30]) + zstd(data[30:])
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["encoding-said", "encoding-seen"])
+@pytest.mark.parametrize(
+    ("compress", "encoding"),
+    [(gzip.compress, "gzip"), (two_members, "gzip"), (zstd, "zstd"), (two_frames, "zstd")],
+    ids=["gzip", "gzip-members", "zstd", "zstd-frames"],
+)
+def test_a_compressed_body_is_stored_plain(
+    api: Api, flowers: pl.DataFrame, compress: Callable[[bytes], bytes], encoding: str, said: bool
+) -> None:
+    plain = encoded(flowers, "csv")
+    headers = {"content-encoding": encoding} if said else {}
+    job = ok(api.http.post("/v1/upload", content=compress(plain), headers=headers), 201)
+    assert (job["input"]["bytes"], job["input"]["sha256"]) == (len(plain), sha256(plain))
+    assert api.http.get(job["links"]["input"]).content == plain
+
+
+def test_a_big_compressed_body_keeps_every_byte(api: Api) -> None:
+    plain = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * 7919 % 104729) for i in range(300_000))
+    for compress in (gzip.compress, zstd):
+        assert ok(api.http.post("/v1/upload", content=compress(plain)), 201)["input"]["sha256"] == sha256(plain)
+
+
+@pytest.mark.parametrize("header", ["content-digest", "repr-digest"])
+def test_a_digest_that_fits_is_accepted_and_one_that_does_not_is_refused(api: Api, header: str) -> None:
+    ok(api.http.post("/v1/upload", content=CSV, headers={header: digest(CSV)}), 201)
+    ok(api.http.post("/v1/upload", content=CSV, headers={header: f"md5=:AAAA:, {digest(CSV)}"}), 201)
+    with api.unchanged():
+        body = problem(
+            api.http.post("/v1/upload", content=CSV, headers={header: digest(b"else")}), 422, "digest-mismatch"
+        )
+        assert sha256(CSV) in body["detail"]
+        assert sha256(b"else") in body["detail"]
+        problem(api.http.post("/v1/upload", content=CSV, headers={header: "md5=:AAAA:"}), 400, "bad-request")
+        problem(api.http.post("/v1/upload", content=CSV, headers={header: "sha-256=:AAA:"}), 400, "bad-request")
+
+
+def test_the_digest_is_that_of_the_body_as_sent(api: Api) -> None:
+    body = gzip.compress(CSV)
+    ok(api.http.post("/v1/upload", content=body, headers={"content-digest": digest(body)}), 201)
+    files = {"file": ("flowers.csv", CSV)}
+    with api.unchanged():
+        problem(
+            api.http.post("/v1/upload", files=files, headers={"content-digest": digest(CSV)}), 422, "digest-mismatch"
+        )
+
+
+# --- ?model= ---------------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_for_a_model_is_checked_and_predict_need_not_name_it(api: Api) -> None:
+    job = api.upload(CSV, model="iris")
+    assert (job["state"], job["model"]["name"], job["model"]["version"]) == ("uploaded", "iris", 1)
+    done = ok(api.http.post(f"/v1/predict/{job['id']}", headers={"prefer": "wait=30"}))
+    assert (done["state"], done["model"]["version"], done["rows"]["ok"]) == ("completed", 1, 1)
+
+
+def test_an_upload_that_does_not_fit_its_model_leaves_nothing(api: Api) -> None:
+    with api.unchanged():
+        body = problem(
+            api.http.post("/v1/upload?model=iris", content=b"petal length (cm)\n1\n"), 422, "schema-mismatch"
+        )
+        assert {error["column"] for error in body["errors"]} == {
+            "sepal length (cm)",
+            "sepal width (cm)",
+            "petal width (cm)",
+        }
+
+
+def test_an_upload_for_an_unknown_model_names_those_that_exist(api: Api) -> None:
+    with api.unchanged():
+        body = problem(api.http.post("/v1/upload?model=rose", content=CSV), 404, "model-not-found")
+        assert "'rose'" in body["detail"]
+        assert "iris, people, petals, reviews" in body["detail"]
+
+
+# --- what is refused -------------------------------------------------------------------------------------------------
+
+
+def zipped(name: str, data: bytes) -> bytes:
+    target = io.BytesIO()
+    with zipfile.ZipFile(target, "w") as archive:
+        archive.writestr(name, data)
+    return target.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("body", "media_type", "named"),
+    [
+        (pickle.dumps({"a": 1}), "application/octet-stream", "pickle"),
+        (b"\x89PNG\r\n\x1a\n" + bytes(20), "text/csv", "PNG"),
+        (b"%PDF-1.7 ", None, "PDF"),
+        (zipped("notes.txt", b"hello"), "application/zip", "application/zip"),
+        (zipped("notes.txt", b"hello"), None, "zip"),
+        (b"PAR1" + bytes(30) + b"PAR1", "text/csv", "parquet"),
+        (CSV, "application/vnd.apache.parquet", "csv"),
+        (CSV, "text/html", "text/html"),
+        (b'[{"a": 1}]', "text/csv", "json"),
+        ("a,b\n1,2\n".encode("utf-16"), None, "UTF-16"),
+        (b"a,b\n\x00\x01\x02\n", None, "NUL"),
+    ],
+)
+def test_bytes_of_another_type_are_named_and_refused(api: Api, body: bytes, media_type: str | None, named: str) -> None:
+    with api.unchanged():
+        headers = {"content-type": media_type} if media_type else {}
+        answer = api.http.post("/v1/upload", content=body, headers=headers)
+        detail = problem(answer, 415, "unsupported-media-type")["detail"]
+        assert named in detail
+        assert "text/csv" in detail
+
+
+@pytest.mark.parametrize("encoding", ["br", "gzip, zstd", "compress"])
+def test_another_content_encoding_is_named_and_refused(api: Api, encoding: str) -> None:
+    with api.unchanged():
+        answer = api.http.post("/v1/upload", content=CSV, headers={"content-encoding": encoding})
+        assert repr(encoding) in problem(answer, 415, "unsupported-media-type")["detail"]
+
+
+@pytest.mark.parametrize(
+    ("body", "encoding", "code"),
+    [
+        (gzip.compress(CSV)[:-9], "gzip", "truncated-body"),
+        (zstd(CSV)[:-3], "zstd", "truncated-body"),
+        (CSV, "gzip", "bad-request"),
+        (CSV, "zstd", "bad-request"),
+        (gzip.compress(CSV) + b"trailer", "gzip", "bad-request"),
+    ],
+)
+def test_a_damaged_compressed_body_leaves_nothing(api: Api, body: bytes, encoding: str, code: str) -> None:
+    with api.unchanged():
+        answer = api.http.post("/v1/upload", content=body, headers={"content-encoding": encoding})
+        assert encoding in problem(answer, 400, code)["detail"] or code == "truncated-body"
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstd], ids=["gzip", "zstd"])
+def test_a_decompression_bomb_is_given_up_on_the_way(api: Api, compress: Callable[[bytes], bytes]) -> None:
+    bomb = compress(b"a\n" + b"0" * (80 << 20))
+    assert len(bomb) < 200_000
+    with api.unchanged():
+        detail = problem(api.http.post("/v1/upload", content=bomb), 413, "payload-too-large")["detail"]
+        assert "200 times" in detail
+
+
+def test_an_upload_longer_than_the_limit_is_refused_however_it_comes(tmp_path: Path) -> None:
+    long = b"a\n" + b"1\n" * 10_000
+    with running(tmp_path, worker=False, upload_bytes=10_000) as api:
+        ok(api.http.post("/v1/upload", content=long[:10_000]), 201)
+        with api.unchanged():
+            announced = problem(api.http.post("/v1/upload", content=long), 413, "payload-too-large")
+            assert "20002 bytes" in announced["detail"]
+            assert "10000" in announced["detail"]
+            streamed = api.http.post("/v1/upload", content=(long[i : i + 999] for i in range(0, len(long), 999)))
+            problem(streamed, 413, "payload-too-large")
+            problem(api.http.post("/v1/upload", content=gzip.compress(long)), 413, "payload-too-large")
+            problem(api.http.post("/v1/upload", files={"file": ("a.csv", long)}), 413, "payload-too-large")
+            compressed = {"file": ("a.csv.gz", gzip.compress(long))}
+            problem(api.http.post("/v1/upload", files=compressed), 413, "payload-too-large")
+
+
+def test_uploads_leave_the_free_space_that_the_settings_ask_for(tmp_path: Path) -> None:
+    with running(tmp_path, worker=False, free_bytes=2**60) as api, api.unchanged():
+        answer = api.http.post("/v1/upload", content=CSV)
+        problem(answer, 507, "insufficient-storage")
+        assert answer.headers["retry-after"] == "30"
+
+
+def test_a_form_needs_exactly_one_file(api: Api) -> None:
+    part = ("a.csv", CSV, "text/csv")
+    with api.unchanged():
+        none = api.http.post("/v1/upload", files={"note": (None, b"hello")})
+        assert "one file" in problem(none, 422, "invalid-options")["detail"]
+        problem(api.http.post("/v1/upload", files=[("file", part), ("file", part)]), 400, "bad-request")
+        problem(api.http.post("/v1/upload", files={"file": ("a.csv", b"")}), 422, "invalid-input")
+
+
+@pytest.mark.parametrize(
+    "content_type", ["multipart/form-data", "multipart/form-data; boundary=x", "multipart/form-data; boundary="]
+)
+def test_a_malformed_form_is_refused(api: Api, content_type: str) -> None:
+    with api.unchanged():
+        answer = api.http.post("/v1/upload", content=b"this is no form", headers={"content-type": content_type})
+        assert "form" in problem(answer, 400, "bad-request")["detail"]
+
+
+# --- file names ------------------------------------------------------------------------------------------------------
+
+HOSTILE = [
+    "../../etc/passwd",
+    "/etc/passwd",
+    "..\\..\\boot.ini",
+    "a\r\nSet-Cookie: x=1",
+    "\u202egpj.exe",
+    "nul\x00byte.csv",
+    "x" * 10_000,
+    "\u00e9" * 300,
+    ".",
+    "",
+    '";rm -rf ~;".csv',
+    "\U0001f338.csv",
+]
+
+
+@pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_file_name_is_metadata_and_nothing_else(api: Api, name: str) -> None:
+    before = api.stored()
+    job = api.upload(CSV, filename=name)
+    kept = job["input"]["filename"] or ""
+    assert api.stored() - before == {f"inputs/{job['id']}"}
+    assert len(kept.encode()) <= 255
+    assert kept.isprintable()
+    answer = api.http.get(job["links"]["input"])
+    assert answer.content == CSV
+    assert "set-cookie" not in answer.headers
+    disposition = answer.headers["content-disposition"]
+    assert disposition.startswith("attachment; filename")
+    assert disposition.isascii()
+
+
+@pytest.mark.parametrize(
+    ("header", "name"),
+    [
+        ('attachment; filename="july.csv"', "july.csv"),
+        ("attachment; filename*=UTF-8''z%C3%BCrich.csv", "zürich.csv"),
+        ('attachment; filename="../../etc/passwd"', "../../etc/passwd"),
+        ("attachment; filename*=klingon''%ff.csv", None),
+        ("attachment", None),
+    ],
+)
+def test_the_file_name_may_come_as_a_header(api: Api, header: str, name: str | None) -> None:
+    job = ok(api.http.post("/v1/upload", content=CSV, headers={"content-disposition": header}), 201)
+    assert name is None or job["input"]["filename"] == name
+    assert job["state"] == "uploaded"
+
+
+def test_a_hostile_name_in_a_form_is_metadata_too(api: Api) -> None:
+    job = ok(api.http.post("/v1/upload", files={"file": ("../../../evil.csv", CSV)}), 201)
+    assert job["input"]["filename"] == "../../../evil.csv"
+    assert f"inputs/{job['id']}" in api.stored()
+
+
+# --- Idempotency-Key -------------------------------------------------------------------------------------------------
+
+
+def test_an_upload_sent_again_with_its_key_gives_the_first_job(api: Api) -> None:
+    headers = {"idempotency-key": '"upload-1"'}
+    first = api.http.post("/v1/upload", content=CSV, headers=headers)
+    assert "idempotency-replayed" not in first.headers
+    with api.unchanged():
+        again = api.http.post("/v1/upload", content=CSV, headers=headers)
+        assert (again.status_code, again.json()) == (201, first.json())
+        assert again.headers["idempotency-replayed"] == "true"
+        other = api.http.post("/v1/upload", content=CSV + b"1,2,3,4\n", headers=headers)
+        assert first.json()["id"] in problem(other, 422, "idempotency-mismatch")["detail"]
+        problem(api.http.post("/v1/upload?delimiter=;", content=CSV, headers=headers), 422, "idempotency-mismatch")
+
+
+def test_a_key_survives_a_restart_and_a_refused_upload_does_not_use_it_up(tmp_path: Path) -> None:
+    headers = {"idempotency-key": "k"}
+    with running(tmp_path, worker=False) as api:
+        problem(api.http.post("/v1/upload", content=b"", headers=headers), 422, "invalid-input")
+        job = ok(api.http.post("/v1/upload", content=CSV, headers=headers), 201)
+    with running(tmp_path, worker=False) as api:
+        again = api.http.post("/v1/upload", content=CSV, headers=headers)
+        assert (again.status_code, again.json()["id"]) == (201, job["id"])
+
+
+@pytest.mark.parametrize(("key", "code"), [("", "bad-request"), ('""', "bad-request"), ("k" * 256, "bad-request")])
+def test_a_key_that_is_empty_or_too_long_is_refused(api: Api, key: str, code: str) -> None:
+    with api.unchanged():
+        problem(api.http.post("/v1/upload", content=CSV, headers={"idempotency-key": key}), 400, code)
+
+
+def test_a_second_request_with_a_key_under_way_is_told_to_wait(server: str) -> None:
+    address = urlsplit(server)
+    headers = {"idempotency-key": "slow"}
+    request = (
+        f"POST /v1/upload HTTP/1.1\r\nhost: x\r\nconnection: close\r\n"
+        f"expect: 100-continue\r\nidempotency-key: slow\r\ncontent-length: {len(CSV)}\r\n\r\n"
+    ).encode()
+    with socket.create_connection((address.hostname, address.port), 20) as slow:
+        slow.sendall(request)
+        assert slow.recv(65536).startswith(b"HTTP/1.1 100 Continue")
+        slow.sendall(CSV[:10])
+        answer = httpx2.post(f"{server}/v1/upload", content=CSV, headers=headers)
+        problem(answer, 409, "idempotency-in-progress")
+        assert answer.headers["retry-after"] == "1"
+        slow.sendall(CSV[10:])
+        reply = b""
+        while block := slow.recv(65536):
+            reply += block
+    head, _, body = reply.partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 201")
+    job = orjson.loads(body)
+    again = ok(httpx2.post(f"{server}/v1/upload", content=CSV, headers=headers), 201)
+    assert again["id"] == job["id"]
+
+
+def test_an_unknown_query_parameter_does_no_harm(api: Api) -> None:
+    assert api.upload(CSV, colour="blue")["state"] == "uploaded"
+
+
+def test_the_job_is_the_same_json_everywhere(api: Api) -> None:
+    job = api.upload(json.dumps([{"a": 1}]))
+    listed = ok(api.http.get("/v1/jobs", params={"q": job["id"]}))["jobs"]
+    assert listed == [job]

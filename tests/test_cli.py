@@ -1,0 +1,361 @@
+"""The command line, as processes against a real server: what stands on stdout, what on stderr, and the exit codes."""
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+from sklearn.linear_model import LogisticRegression
+
+from batchserve.cli.server import is_loopback
+from batchserve.cli.terminal import duration
+from batchserve.client import Client
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+NOBODY = "http://127.0.0.1:9"
+
+
+@pytest.fixture
+def run(server: str, tmp_path: Path) -> Run:
+    """Runs `batchserve` with these arguments, in a folder of its own."""
+    return runner(tmp_path, server)
+
+
+@pytest.fixture(scope="module")
+def iris_model(server: str, iris_onnx: Path) -> str:
+    with Client(server) as client:
+        return client.models.add(iris_onnx, name="iris").name
+
+
+def runner(folder: Path, url: str) -> Run:
+    def run(*arguments: str | Path, input: str | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "batchserve", *map(str, arguments)],
+            cwd=folder,
+            env=clean_environment() | {"BATCHSERVE_URL": url} | environment,
+            input=input,
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=False,
+        )
+
+    return run
+
+
+def clean_environment() -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+    return own | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def put_off(iris_csv: Path, server: str) -> str:
+    """The id of a job that starts in 2099."""
+    with Client(server) as client:
+        return client.submit(iris_csv, model="iris", run_after="2099-01-01T00:00:00Z", reuse=False).id
+
+
+# Without a server
+
+
+def test_help_is_quick_and_names_every_command(tmp_path: Path) -> None:
+    run = runner(tmp_path, NOBODY)
+    run("--help")  # compiles
+    started = time.perf_counter()
+    done = run("--help")
+    assert time.perf_counter() - started < 1.0
+    assert done.returncode == 0
+    commands = ["demo", "serve", "worker", "migrate", "doctor", "predict", "jobs", "models", "convert", "version"]
+    assert [name for name in commands if f" {name} " not in done.stdout] == []
+
+
+def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
+    code = (
+        "import sys; from batchserve.cli import app; "
+        "print([m for m in ('polars', 'numpy', 'pandas', 'onnxruntime', 'sklearn', 'sqlalchemy', 'fastapi') "
+        "if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict"],
+        ["predict", "no-such.csv", "--model", "iris"],
+        ["predict", "-", "--model", "iris", "--timeout", "soon"],
+        ["predict", "-", "--model", "iris", "--json"],
+        ["predict", "-", "--model", "iris", "--top-k", "0"],
+        ["jobs", "list", "--state", "lost"],
+        ["models", "rm", "iris"],
+        ["models", "add", "no-such.onnx"],
+        ["no-such-command"],
+    ],
+    ids=" ".join,
+)
+def test_wrong_usage_exits_with_2_and_writes_nothing_to_stdout(arguments: list[str], tmp_path: Path) -> None:
+    done = runner(tmp_path, NOBODY)(*arguments)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert "Error" in done.stderr
+
+
+def test_without_a_server_its_address_and_how_to_start_one_are_told(tmp_path: Path, iris_csv: Path) -> None:
+    done = runner(tmp_path, NOBODY)("predict", iris_csv, "--model", "iris")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert f"no answer from {NOBODY}" in done.stderr
+    assert "batchserve serve" in done.stderr
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104 - this is refused
+def test_serve_refuses_an_address_that_others_can_reach(host: str, tmp_path: Path) -> None:
+    done = runner(tmp_path, NOBODY)("serve", "--host", host)
+    assert done.returncode == 2
+    assert "--insecure" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("::", False)])
+def test_loopback_addresses_are_known(host: str, *, local: bool) -> None:
+    assert is_loopback(host) is local
+
+
+def test_a_port_that_is_taken_is_named(server: str, tmp_path: Path) -> None:
+    port = server.rpartition(":")[2]
+    done = runner(tmp_path, NOBODY)("serve", "--port", port)
+    assert done.returncode == 1
+    assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+    done = runner(tmp_path, NOBODY)("serve", BATCHSERVE_PROCESSES="many")
+    assert done.returncode == 2
+    assert "BATCHSERVE_PROCESSES" in done.stderr
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("15m", 900), ("2h", 7200), ("1 d", 86400)])
+def test_durations_have_units(text: str, seconds: float) -> None:
+    assert duration(text) == seconds
+
+
+def test_migrate_makes_the_schema_and_is_idle_the_second_time(tmp_path: Path) -> None:
+    run = runner(tmp_path, NOBODY)
+    url = f"sqlite:///{tmp_path / 'own.db'}"
+    first, second = (json.loads(run("migrate", "--database", url, "--json").stdout) for _ in range(2))
+    assert first["before"] is None
+    assert second == {"before": first["after"], "after": first["after"]}
+
+
+def test_doctor_finds_a_fresh_folder_well(tmp_path: Path) -> None:
+    done = runner(tmp_path, NOBODY)("doctor", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 0
+    assert {name: finding["status"] for name, finding in findings.items() if name != "free space"} == dict.fromkeys(
+        ("packages", "storage", "database", "memory", "scoring", "server"), "ok"
+    )
+    assert "scored" in findings["scoring"]["detail"]
+
+
+def test_doctor_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = runner(tmp_path, NOBODY)("doctor", "--json", "--storage", "file/storage")
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert done.returncode == 1
+    assert findings["storage"]["status"] == "fail"
+    assert findings["storage"]["advice"]
+
+
+def test_doctor_sees_a_running_server(run: Run, server: str) -> None:
+    done = run("doctor", "--json")
+    findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert findings["server"]["detail"] == f"ready at {server}"
+
+
+def test_convert_writes_a_model_and_reports_parity(tmp_path: Path, iris: pd.DataFrame, iris_csv: Path) -> None:
+    species = np.repeat(["setosa", "versicolor", "virginica"], 50)
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(LogisticRegression(max_iter=500).fit(iris, species)))
+    done = runner(tmp_path, NOBODY)("convert", "model.pkl", "--sample", iris_csv, "--json")
+    report = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert report["passed"] is True
+    assert report["label_flips"] == 0
+    assert (tmp_path / "model.onnx").stat().st_size > 0
+
+
+def test_convert_fails_above_the_tolerance_and_writes_nothing(
+    tmp_path: Path, iris: pd.DataFrame, iris_csv: Path
+) -> None:
+    species = np.repeat([0, 1, 2], 50)
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(LogisticRegression(max_iter=500).fit(iris, species)))
+    done = runner(tmp_path, NOBODY)("convert", "model.pkl", "--sample", iris_csv, "--tolerance", "1e-12")
+    assert done.returncode == 1
+    assert "1.0e-12" in done.stdout
+    assert not (tmp_path / "model.onnx").exists()
+
+
+# With a server
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_predict_saves_the_result_beside_the_input(run: Run, tmp_path: Path, iris_csv: Path) -> None:
+    (tmp_path / "night.csv").write_bytes(iris_csv.read_bytes())
+    done = run("predict", "night.csv", "--model", "iris")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == ""
+    assert "150 rows, 150 ok, 0 failed" in done.stderr
+    assert "night.predictions.csv" in done.stderr
+    assert pl.read_csv(tmp_path / "night.predictions.csv")["prediction"][0] == "setosa"
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_predict_works_in_a_pipe(run: Run, iris_csv: Path) -> None:
+    done = run("predict", "-", "--model", "iris@1", "--format", "jsonl", input=iris_csv.read_text())
+    assert done.returncode == 0, done.stderr
+    records = [json.loads(line) for line in done.stdout.splitlines()]
+    assert len(records) == 150
+    assert records[0]["prediction"] == "setosa"
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_the_suffix_of_the_output_chooses_its_format(run: Run, tmp_path: Path, iris_csv: Path) -> None:
+    done = run("predict", iris_csv, "--model", "iris", "-o", "out.parquet", "--passthrough", "all", "--json")
+    job = json.loads(done.stdout)
+    assert job["state"] == "completed"
+    assert job["options"]["format"] == "parquet"
+    assert pl.read_parquet(tmp_path / "out.parquet").width > 4
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_a_job_can_be_followed_by_its_id(run: Run, iris_csv: Path) -> None:
+    started = run("predict", iris_csv, "--model", "iris", "--no-wait")
+    job_id = started.stdout.strip()
+    watched = run("jobs", "watch", job_id)
+    shown: dict[str, Any] = json.loads(run("jobs", "show", job_id, "--json").stdout)
+    downloaded = run("jobs", "download", job_id, "--format", "jsonl")
+    assert f"batchserve jobs watch {job_id}" in started.stderr
+    assert watched.returncode == 0, watched.stderr
+    assert shown["state"] == "completed"
+    assert len(downloaded.stdout.splitlines()) == 150
+    assert job_id in run("jobs", "list").stdout
+    assert run("jobs", "rm", job_id).returncode == 0
+    gone = run("jobs", "show", job_id)
+    assert gone.returncode == 1
+    assert gone.stdout == ""
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_lists_are_tab_separated_without_a_terminal(run: Run, iris_csv: Path) -> None:
+    run("predict", iris_csv, "--model", "iris", "-o", "out.csv")
+    rows = [line.split("\t") for line in run("jobs", "list", "--state", "completed").stdout.splitlines()]
+    assert {len(row) for row in rows} == {7}
+    assert {row[1] for row in rows} == {"completed"}
+    assert "iris" in [line.split("\t")[0] for line in run("models", "list").stdout.splitlines()]
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_a_job_that_fails_exits_with_3_and_its_errors_can_be_read(run: Run, tmp_path: Path, iris: pd.DataFrame) -> None:
+    bad = iris.astype(object)
+    bad.iloc[3, 2] = "long"
+    bad.to_csv(tmp_path / "bad.csv", index=False)
+    done = run("predict", "bad.csv", "--model", "iris", "--on-row-error", "fail", "-o", "out.csv")
+    assert done.returncode == 3, done.stderr
+    assert "on_row_error" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+    job_id = run("jobs", "list", "--state", "failed").stdout.split("\t")[0]
+    (error,) = json.loads(run("jobs", "download", job_id, "--errors").stdout)
+    assert (error["record"], error["column"]) == (3, "petal length (cm)")
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_failed_rows_are_counted_and_the_way_to_see_them_is_told(run: Run, tmp_path: Path, iris: pd.DataFrame) -> None:
+    bad = iris.astype(object)
+    bad.iloc[3, 2] = "long"
+    bad.to_csv(tmp_path / "bad.csv", index=False)
+    done = run("predict", "bad.csv", "--model", "iris", "-o", "out.csv")
+    assert done.returncode == 0, done.stderr
+    assert "150 rows, 149 ok, 1 failed" in done.stderr
+    assert "--errors" in done.stderr
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_waiting_too_long_exits_with_5_and_a_cancelled_job_with_6(run: Run, iris_csv: Path, server: str) -> None:
+    job_id = put_off(iris_csv, server)
+    late = run("jobs", "watch", job_id, "--timeout", "1s")
+    assert late.returncode == 5
+    assert "goes on" in late.stderr
+    assert run("jobs", "cancel", job_id).returncode == 0
+    assert run("jobs", "watch", job_id).returncode == 6
+    assert json.loads(run("jobs", "retry", job_id, "--json").stdout)["id"] == job_id
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_ctrl_c_exits_with_130_and_the_job_goes_on(run: Run, tmp_path: Path, iris_csv: Path, server: str) -> None:
+    job_id = put_off(iris_csv, server)
+    command = [sys.executable, "-m", "batchserve", "jobs", "watch", job_id]
+    environment = clean_environment() | {"BATCHSERVE_URL": server}
+    with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True) as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert f"The job goes on. Watch it: batchserve jobs watch {job_id}" in stderr
+    assert "Traceback" not in stderr
+    assert json.loads(run("jobs", "show", job_id, "--json").stdout)["state"] == "queued"
+    run("jobs", "cancel", job_id)
+
+
+def test_a_model_is_added_shown_and_removed(run: Run, iris_onnx: Path) -> None:
+    added = run("models", "add", iris_onnx, "--name", "passing", "--json")
+    model = json.loads(added.stdout)
+    assert (model["name"], model["version"]) == ("passing", 1)
+    assert "petal width (cm)" in run("models", "show", "passing").stdout
+    assert run("models", "rm", "passing@1").returncode == 0
+    assert run("models", "show", "passing").returncode == 1
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_an_input_that_does_not_fit_is_refused_with_the_columns_at_fault(run: Run) -> None:
+    done = run("predict", "-", "--model", "iris", input="a,b\n1,2\n")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "petal width (cm)" in done.stderr
+
+
+def test_a_worker_process_runs_the_jobs_of_a_server_without_one(
+    start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path, iris_onnx: Path, iris_csv: Path
+) -> None:
+    with start_server(tmp_path, "--no-worker") as url, Client(url) as client:
+        client.models.add(iris_onnx, name="iris")
+        job = client.submit(iris_csv, model="iris")
+        time.sleep(1.0)
+        assert job.refresh().state == "queued"
+        command = [sys.executable, "-m", "batchserve", "worker"]
+        with subprocess.Popen(command, cwd=tmp_path, env=clean_environment()) as worker:
+            try:
+                assert job.wait(timeout=60).rows["ok"] == 150
+            finally:
+                worker.terminate()
+                assert worker.wait(30) == 0
+
+
+@pytest.mark.slow
+def test_the_demo_scores_every_row_and_leaves_its_files(tmp_path: Path) -> None:
+    done = runner(tmp_path, NOBODY)("demo", "--rows", "20000", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["rows_in"], facts["rows_out"], facts["rows_ok"], facts["rows_failed"]) == (20_000, 20_000, 20_000, 0)
+    assert pl.read_csv(facts["files"]["predictions"]).height == 20_000
+    assert f"/v1/download/{facts['job']['id']}" in done.stderr

@@ -1,0 +1,256 @@
+"""Scoring processes: what comes back from them, what they may not harm, and when they end."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import CancelledError
+from contextlib import contextmanager
+from pathlib import Path
+
+import calls
+import pytest
+
+from batchserve.engines import Call, Engine, open_engine
+from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
+from batchserve.settings import Settings
+
+TIMEOUT = 30.0
+
+
+@pytest.fixture(scope="module")
+def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+    """Two processes; tests leave no call behind."""
+    with opened(tmp_path_factory.mktemp("engine"), processes=2, process_memory=512 * 2**20) as engine:
+        yield engine
+
+
+@contextmanager
+def opened(folder: Path, **settings: int) -> Iterator[Engine]:
+    engine = open_engine(Settings(storage=str(folder), **settings))  # type: ignore[arg-type]
+    try:
+        yield engine
+    finally:
+        engine.close()
+
+
+def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> bool:
+    deadline = time.monotonic() + seconds
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    status = Path(f"/proc/{pid}/stat")
+    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"
+
+
+def is_written(path: Path) -> bool:
+    return path.exists() and path.read_text() != ""
+
+
+# --- what comes back ---
+
+
+def test_a_call_gives_the_value_of_its_function(engine: Engine) -> None:
+    started = [engine.submit(calls.double, number, timeout=TIMEOUT) for number in range(20)]
+    assert [call.future.result(TIMEOUT) for call in started] == [2 * number for number in range(20)]
+
+
+def test_an_error_of_ours_comes_back_whole(engine: Engine) -> None:
+    call = engine.submit(calls.refuse, "row 3 has no é", timeout=TIMEOUT)
+    with pytest.raises(InvalidInput) as raised:
+        call.future.result(TIMEOUT)
+    assert raised.value.detail == "row 3 has no é"
+    assert raised.value.errors == [{"row": 3, "column": "é"}]
+    assert raised.value.extra == {"records": 7}
+
+
+def test_any_other_error_comes_back_as_it_was(engine: Engine) -> None:
+    with pytest.raises(KeyError, match="nothing"):
+        engine.submit(calls.fail, "nothing", timeout=TIMEOUT).future.result(TIMEOUT)
+
+
+def test_an_error_that_cannot_travel_harms_no_other_call(engine: Engine) -> None:
+    beside = engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT)
+    with pytest.raises(RuntimeError, match="Stubborn: this and that"):
+        engine.submit(calls.fail_stubbornly, timeout=TIMEOUT).future.result(TIMEOUT)
+    assert beside.future.result(TIMEOUT) > 0
+    assert engine.submit(calls.double, 1, timeout=TIMEOUT).future.result(TIMEOUT) == 2
+
+
+def test_calls_run_side_by_side_in_as_many_processes_as_promised(engine: Engine) -> None:
+    assert engine.capacity == 2
+    started = [engine.submit(calls.pid_after, 0.3, timeout=TIMEOUT) for _ in range(6)]
+    processes = {call.future.result(TIMEOUT) for call in started}
+    assert len(processes) == 2
+    assert os.getpid() not in processes
+
+
+def test_the_processes_of_jobs_are_nicer_than_those_of_waiting_clients(engine: Engine) -> None:
+    mine = os.nice(0)
+    assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(mine + 10, 19)
+    assert engine.submit_interactive(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == mine
+
+
+def test_an_engine_that_nobody_serves_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptions, match="'bogus'"):
+        open_engine(Settings(storage=str(tmp_path), engine="bogus"))
+
+
+# --- what one call does to the others ---
+
+
+@pytest.mark.parametrize(
+    ("function", "argument", "cause"),
+    [
+        (calls.die, signal.SIGSEGV, "signal SIGSEGV"),
+        (calls.die, signal.SIGKILL, "signal SIGKILL"),
+        (calls.leave, 3, "exit code 3"),
+    ],
+)
+def test_a_process_that_dies_takes_only_its_own_call_along(
+    engine: Engine, function: Callable[[int], None], argument: int, cause: str
+) -> None:
+    beside = engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT)
+    crashing = engine.submit(function, int(argument), timeout=TIMEOUT)
+    behind = [engine.submit(calls.double, number, timeout=TIMEOUT) for number in range(5)]
+    with pytest.raises(ScoringCrashed, match=cause):
+        crashing.future.result(TIMEOUT)
+    assert beside.future.result(TIMEOUT) > 0
+    assert [call.future.result(TIMEOUT) for call in behind] == [0, 2, 4, 6, 8]
+
+
+def test_an_idle_process_that_is_killed_is_replaced(engine: Engine) -> None:
+    """By the system when memory is short, say."""
+    started = [engine.submit(calls.pid_after, 0.3, timeout=TIMEOUT) for _ in range(2)]
+    idle = {call.future.result(TIMEOUT) for call in started}
+    for pid in idle:
+        os.kill(pid, signal.SIGKILL)
+    time.sleep(0.5)
+    for _ in idle:
+        assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
+
+
+def test_a_call_that_takes_too_long_is_killed(engine: Engine, tmp_path: Path) -> None:
+    call = engine.submit(calls.appear, tmp_path / "slow", 60.0, timeout=0.5)
+    behind = engine.submit(calls.double, 4, timeout=TIMEOUT)
+    with pytest.raises(ScoringTimeout, match=r"longer than 0.5 s"):
+        call.future.result(TIMEOUT)
+    pid = int((tmp_path / "slow").read_text())
+    assert until(lambda: not is_alive(pid))
+    assert behind.future.result(TIMEOUT) == 8
+
+
+def test_the_time_in_the_queue_does_not_count(engine: Engine) -> None:
+    started = [engine.submit(calls.pid_after, 0.5, timeout=1.5) for _ in range(8)]
+    assert len([call.future.result(TIMEOUT) for call in started]) == 8
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory is limited on Linux only")
+def test_a_call_may_not_take_more_memory_than_the_limit(engine: Engine) -> None:
+    assert engine.submit(calls.allocate, 64 * 2**20, timeout=TIMEOUT).future.result(TIMEOUT) == 64 * 2**20
+    with pytest.raises((OutOfMemory, ScoringCrashed)):
+        engine.submit(calls.allocate, 2**30, timeout=TIMEOUT).future.result(TIMEOUT)
+    assert engine.submit(calls.double, 1, timeout=TIMEOUT).future.result(TIMEOUT) == 2
+
+
+# --- killing ---
+
+
+def test_a_killed_call_ends_with_its_process(engine: Engine, tmp_path: Path) -> None:
+    started = [engine.submit(calls.appear, tmp_path / str(number), 60.0, timeout=TIMEOUT) for number in range(2)]
+    assert until(lambda: all(is_written(tmp_path / str(number)) for number in range(2)))
+    doomed, spared = (int((tmp_path / str(number)).read_text()) for number in range(2))
+    started[0].kill()
+    with pytest.raises(CancelledError):
+        started[0].future.result(TIMEOUT)
+    assert until(lambda: not is_alive(doomed))
+    assert is_alive(spared)
+    started[1].kill()
+    with pytest.raises(CancelledError):
+        started[1].future.result(TIMEOUT)
+    assert engine.submit(calls.double, 1, timeout=TIMEOUT).future.result(TIMEOUT) == 2
+
+
+def test_a_killed_call_in_the_queue_never_starts(engine: Engine, tmp_path: Path) -> None:
+    busy = [engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT) for _ in range(2)]
+    queued = [engine.submit(calls.appear, tmp_path / str(number), 0.0, timeout=TIMEOUT) for number in range(6)]
+    for call in queued[:5]:
+        call.kill()
+        with pytest.raises(CancelledError):
+            call.future.result(TIMEOUT)
+    assert all(call.future.result(TIMEOUT) for call in busy)
+    queued[5].future.result(TIMEOUT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["5", "5.done"]
+
+
+def test_a_call_that_is_done_can_be_killed_without_harm(engine: Engine) -> None:
+    call = engine.submit(calls.double, 3, timeout=TIMEOUT)
+    assert call.future.result(TIMEOUT) == 6
+    call.kill()
+    assert call.future.result(TIMEOUT) == 6
+
+
+def test_a_client_that_waits_is_not_behind_the_chunks_of_jobs(engine: Engine) -> None:
+    engine.submit_interactive(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process is there
+    busy = [engine.submit(calls.pid_after, 60.0, timeout=TIMEOUT) for _ in range(10)]
+    try:
+        started = time.monotonic()
+        assert engine.submit_interactive(calls.double, 21, timeout=TIMEOUT).future.result(TIMEOUT) == 42
+        assert time.monotonic() - started < 2.0
+    finally:
+        for call in busy:
+            call.kill()
+
+
+# --- ends ---
+
+
+def test_closing_ends_every_call_and_process(tmp_path: Path) -> None:
+    with opened(tmp_path, processes=1) as engine:
+        started: list[Call[None]] = [
+            engine.submit(calls.appear, tmp_path / str(number), 60.0, timeout=TIMEOUT) for number in range(3)
+        ]
+        assert until(lambda: is_written(tmp_path / "0"))
+    pid = int((tmp_path / "0").read_text())
+    assert until(lambda: not is_alive(pid))
+    for call in started:
+        with pytest.raises(CancelledError):
+            call.future.result(TIMEOUT)
+    with pytest.raises(Unavailable):
+        engine.submit(calls.double, 1, timeout=TIMEOUT)
+
+
+@contextmanager
+def engine_elsewhere(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
+    """A server-like process with one call in each pool; and the IDs of the processes that run them."""
+    command = [sys.executable, str(Path(calls.__file__)), str(folder)]
+    with subprocess.Popen(command, start_new_session=True) as process:
+        files = [folder / "batch", folder / "interactive"]
+        try:
+            assert until(lambda: all(map(is_written, files)))
+            yield process, [int(file.read_text()) for file in files]
+        finally:
+            process.kill()
+
+
+def test_scoring_processes_die_with_a_server_that_was_killed(tmp_path: Path) -> None:
+    with engine_elsewhere(tmp_path) as (process, children):
+        assert all(map(is_alive, children))
+        process.kill()
+        assert until(lambda: not any(map(is_alive, children)), 5.0)
+    assert not list(tmp_path.glob("*.done"))
+
+
+def test_ctrl_c_on_a_terminal_leaves_scoring_processes_alone(tmp_path: Path) -> None:
+    """It goes to the whole group; the server decides what becomes of the chunks."""
+    with engine_elsewhere(tmp_path) as (process, children):
+        os.killpg(process.pid, signal.SIGINT)
+        assert until((tmp_path / "interrupted").exists)
+        time.sleep(0.5)
+        assert all(map(is_alive, children))
+        assert process.poll() is None

@@ -1,0 +1,721 @@
+"""The states of a job and what guards them, on every kind of database."""
+
+import multiprocessing
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from calls import claim_all
+from sqlalchemy import Connection, select, update
+
+from batchserve import jobs, registry
+from batchserve.db.connect import Database, Moment
+from batchserve.db.tables import attempts, chunks
+from batchserve.db.tables import jobs as job_rows
+from batchserve.domain import (
+    Chunk,
+    Dialect,
+    InputTensor,
+    Job,
+    JobState,
+    ModelVersion,
+    Options,
+    Result,
+    ScoredChunk,
+    Signature,
+)
+from batchserve.errors import JobConflict, JobNotFound, LeaseLost, OutOfMemory
+
+SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
+OPTIONS = Options("csv", passthrough=("id", "name"), columns={"a": "x"}, max_errors=0.5, top_k=3)
+FIRST, SECOND = Chunk(0, 10, 4, 100), Chunk(10, 5, 100, 150)
+LEASE = 30.0
+RESULT = Result("results/1-1", 123, "a" * 64, None, 0)
+
+
+def at(seconds: float, clock: str = "boot-1") -> Moment:
+    """That many seconds after the tests' beginning of time, by both clocks."""
+    return Moment(1_700_000_000.0 + seconds, 500.0 + seconds, clock)
+
+
+def wall(seconds: float) -> float:
+    return at(seconds).wall
+
+
+def model(connection: Connection) -> ModelVersion:
+    found = registry.find_digest(connection, "iris", "d" * 64)
+    return found or registry.add(connection, "iris", "d" * 64, 10, SIGNATURE, {}, wall(0))
+
+
+def upload(database: Database, job_id: str, filename: str | None = None) -> None:
+    new = jobs.NewInput(job_id, f"inputs/{job_id}", 150, "b" * 64, "csv", Dialect(";"), filename)
+    with database.write() as connection:
+        jobs.create(connection, new, model(connection), wall(0))
+
+
+def enqueue(
+    database: Database,
+    job_id: str,
+    *,
+    metadata: dict[str, str] | None = None,
+    priority: int = 0,
+    run_after: float | None = None,
+    second: float = 1,
+    digest: str = "r" * 64,
+) -> bool:
+    with database.write() as connection:
+        return jobs.enqueue_if_uploaded(
+            connection,
+            job_id,
+            model(connection),
+            OPTIONS,
+            digest,
+            metadata=metadata or {},
+            priority=priority,
+            run_after=run_after,
+            now=wall(second),
+        )
+
+
+def queue(database: Database, job_id: str, **request: Any) -> None:
+    upload(database, job_id)
+    assert enqueue(database, job_id, **request)
+
+
+def claim(database: Database, worker: str = "w1", second: float = 2) -> Job | None:
+    with database.write() as connection:
+        return jobs.claim_next(connection, worker, LEASE, at(second))
+
+
+def run(database: Database, job_id: str = "1", *planned: Chunk) -> Job:
+    """A job in the state running, with a complete plan of `planned`."""
+    queue(database, job_id)
+    claim(database)
+    with database.write() as connection:
+        jobs.add_chunks_if_mine(connection, job_id, 1, planned, complete=True)
+    return get(database, job_id)
+
+
+def scored(chunk: Chunk, failed: int = 0) -> ScoredChunk:
+    return ScoredChunk(chunk.first_record, chunk.records, failed, 1000 + chunk.first_record, "c" * 64, 17 * failed)
+
+
+def commit(database: Database, chunk: Chunk, failed: int = 0, progress: float = 0.5, attempt: int = 1) -> None:
+    with database.write() as connection:
+        jobs.commit_chunk_if_mine(connection, "1", attempt, scored(chunk, failed), progress)
+
+
+def complete(database: Database, attempt: int = 1, second: float = 9) -> None:
+    with database.write() as connection:
+        jobs.complete_if_mine(connection, "1", attempt, RESULT, ["a note"], wall(second))
+
+
+def rescue(database: Database, second: float, clock: str = "boot-1", crashes: int = 3) -> tuple[list[str], list[str]]:
+    with database.write() as connection:
+        return jobs.rescue_expired(connection, crashes, at(second, clock))
+
+
+def get(database: Database, job_id: str = "1") -> Job:
+    with database.read() as connection:
+        return jobs.get(connection, job_id)
+
+
+def everything(database: Database) -> list[list[Any]]:
+    """All rows about jobs, to see that nothing was changed."""
+    with database.read() as connection:
+        return [
+            [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
+            for table in (job_rows, chunks, attempts)
+        ]
+
+
+# --- transitions -----------------------------------------------------------------------------------------------------
+
+Action = Callable[[Connection], Any]
+
+ACTIONS: dict[str, Action] = {
+    "enqueue_if_uploaded": lambda connection: jobs.enqueue_if_uploaded(
+        connection, "1", model(connection), OPTIONS, "r" * 64, metadata={}, priority=0, run_after=None, now=wall(8)
+    ),
+    "complete_as_equal_if_queued": lambda connection: jobs.complete_as_equal_if_queued(
+        connection, "1", jobs.get(connection, "equal"), wall(8)
+    ),
+    "request_cancel": lambda connection: jobs.request_cancel(connection, "1", wall(8)),
+    "retry_if_stopped": lambda connection: jobs.retry_if_stopped(connection, "1", wall(8)),
+    "delete_if_not_running": lambda connection: jobs.delete_if_not_running(connection, "1"),
+    "claim_next": lambda connection: jobs.claim_next(connection, "w2", LEASE, at(8)),
+    "renew_lease_if_mine": lambda connection: jobs.renew_lease_if_mine(connection, "1", 1, LEASE, at(8)),
+    "add_chunks_if_mine": lambda connection: jobs.add_chunks_if_mine(
+        connection, "1", 1, [Chunk(15, 5, 150, 200)], complete=True
+    ),
+    "commit_chunk_if_mine": lambda connection: jobs.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.5),
+    "count_crash_if_mine": lambda connection: jobs.count_crash_if_mine(connection, "1", 1, 10),
+    "split_chunk_if_mine": lambda connection: jobs.split_chunk_if_mine(
+        connection, "1", 1, SECOND, [Chunk(10, 3, 100, 130), Chunk(13, 2, 130, 150)]
+    ),
+    "fail_if_mine": lambda connection: jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8)),
+    "cancel_if_mine": lambda connection: jobs.cancel_if_mine(connection, "1", 1, wall(8)),
+    "release_if_mine": lambda connection: jobs.release_if_mine(connection, "1", 1, wall(8)),
+    "rescue_expired": lambda connection: jobs.rescue_expired(connection, 3, at(100)),
+}
+MINE = [name for name in ACTIONS if name.endswith("_if_mine")]
+
+# What each action makes of a job that was uploaded, ...; an action that is not named changes nothing.
+LEGAL: dict[str, dict[str, JobState | None]] = {
+    "uploaded": {
+        "enqueue_if_uploaded": JobState.QUEUED,
+        "request_cancel": JobState.CANCELLED,
+        "delete_if_not_running": None,
+    },
+    "queued": {
+        "complete_as_equal_if_queued": JobState.COMPLETED,
+        "request_cancel": JobState.CANCELLED,
+        "delete_if_not_running": None,
+        "claim_next": JobState.RUNNING,
+    },
+    "running": {
+        "request_cancel": JobState.RUNNING,
+        "renew_lease_if_mine": JobState.RUNNING,
+        "add_chunks_if_mine": JobState.RUNNING,
+        "commit_chunk_if_mine": JobState.RUNNING,
+        "count_crash_if_mine": JobState.RUNNING,
+        "split_chunk_if_mine": JobState.RUNNING,
+        "fail_if_mine": JobState.FAILED,
+        "cancel_if_mine": JobState.CANCELLED,
+        "release_if_mine": JobState.QUEUED,
+        "rescue_expired": JobState.QUEUED,
+    },
+    "completed": {"delete_if_not_running": None},
+    "failed": {"retry_if_stopped": JobState.QUEUED, "delete_if_not_running": None},
+    "cancelled": {"retry_if_stopped": JobState.QUEUED, "delete_if_not_running": None},
+    "cancelled before it was queued": {"delete_if_not_running": None},
+}
+
+
+def bring_to(database: Database, state: str) -> None:
+    """Brings job 1 to a state, beside an equal job that is completed."""
+    run(database, "equal", FIRST)
+    with database.write() as connection:
+        jobs.commit_chunk_if_mine(connection, "equal", 1, scored(FIRST), 0.9)
+        jobs.complete_if_mine(connection, "equal", 1, RESULT, [], wall(3))
+    if state == "uploaded" or "before" in state:
+        upload(database, "1")
+    elif state == "queued":
+        queue(database, "1")
+    else:
+        run(database, "1", FIRST, SECOND)
+        commit(database, FIRST)
+    with database.write() as connection:
+        if "before" in state:
+            jobs.request_cancel(connection, "1", wall(4))
+        elif state == "completed":
+            jobs.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
+            jobs.complete_if_mine(connection, "1", 1, RESULT, [], wall(4))
+        elif state == "failed":
+            jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(4))
+        elif state == "cancelled":
+            jobs.cancel_if_mine(connection, "1", 1, wall(4))
+    assert get(database).state == state.split()[0]
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("state", LEGAL)
+def test_a_transition_happens_from_its_states_and_from_no_other(database: Database, state: str, action: str) -> None:
+    bring_to(database, state)
+    before = everything(database)
+    try:
+        with database.write() as connection:
+            ACTIONS[action](connection)
+    except (LeaseLost, JobConflict) as error:
+        assert action not in LEGAL[state], error
+    if action not in LEGAL[state]:
+        assert everything(database) == before
+    elif LEGAL[state][action] is None:
+        with pytest.raises(JobNotFound):
+            get(database)
+    else:
+        assert get(database).state == LEGAL[state][action]
+        assert everything(database) != before
+
+
+@pytest.mark.parametrize("action", [*MINE, "complete_if_mine"])
+def test_a_stale_attempt_changes_nothing(database: Database, action: str) -> None:
+    """Attempt 1 was paused for longer than its lease; attempt 2 has the job when it wakes."""
+    bring_to(database, "running")
+    if action == "complete_if_mine":
+        commit(database, SECOND)
+    rescue(database, 100)
+    assert claim(database, "w2", 101)
+    before = everything(database)
+    with pytest.raises(LeaseLost), database.write() as connection:
+        if action == "complete_if_mine":
+            jobs.complete_if_mine(connection, "1", 1, RESULT, [], wall(102))
+        else:
+            ACTIONS[action](connection)
+    assert everything(database) == before
+
+
+def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    before = everything(database)
+    with pytest.raises(LeaseLost), database.write() as connection:
+        jobs.commit_chunk_if_mine(connection, "1", 1, scored(FIRST), 0.5)
+        jobs.commit_chunk_if_mine(connection, "1", 2, scored(SECOND), 0.9)
+    assert everything(database) == before
+
+
+# --- upload and predict ----------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_read_as_it_was_written(database: Database) -> None:
+    upload(database, "1", "flowers.csv")
+    job = get(database)
+    assert (job.state, job.input_filename, job.dialect) == (JobState.UPLOADED, "flowers.csv", Dialect(";"))
+    assert (job.input_key, job.input_bytes, job.input_format, job.options) == ("inputs/1", 150, "csv", None)
+    assert enqueue(database, "1", metadata={"who": "Zoë"}, priority=3, run_after=wall(50), second=7)
+    job = get(database)
+    assert (job.options, job.metadata, job.priority) == (OPTIONS, {"who": "Zoë"}, 3)
+    assert (job.run_after, job.queued_at, job.created_at) == (wall(50), wall(7), wall(0))
+    assert job.model is not None
+    assert (job.model.reference, job.model.signature) == ("iris@1", SIGNATURE)
+
+
+def test_no_job_has_an_unknown_id(database: Database) -> None:
+    with pytest.raises(JobNotFound, match="'none'"):
+        get(database, "none")
+
+
+def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
+    run(database, "1", FIRST)
+    commit(database, FIRST, failed=2)
+    complete(database)
+    queue(database, "2", second=20)
+    with database.write() as connection:
+        equal = jobs.find_equal(connection, "r" * 64)
+        assert equal is not None
+        assert jobs.complete_as_equal_if_queued(connection, "2", equal, wall(21))
+    first, second = get(database, "1"), get(database, "2")
+    assert second.reused_from == "1"
+    assert (second.result_key, second.result_sha256) == (RESULT.key, RESULT.sha256)
+    assert (second.rows_ok, second.rows_failed, second.progress) == (8, 2, 1.0)
+    assert second.notes == first.notes == ("a note",)
+    with database.write() as connection:
+        assert jobs.delete_if_not_running(connection, "1")[1] is False  # job 2 still needs the result
+        assert jobs.delete_if_not_running(connection, "2")[1] is True
+
+
+def test_only_a_completed_job_answers_for_an_equal_one(database: Database) -> None:
+    run(database, "1", FIRST)
+    with database.read() as connection:
+        assert jobs.find_equal(connection, "r" * 64) is None
+    commit(database, FIRST)
+    complete(database)
+    with database.read() as connection:
+        assert jobs.find_equal(connection, "r" * 64) is not None
+        assert jobs.find_equal(connection, "s" * 64) is None
+
+
+# --- claiming --------------------------------------------------------------------------------------------------------
+
+
+def test_jobs_are_claimed_by_priority_then_by_age(database: Database) -> None:
+    queue(database, "late", second=3)
+    queue(database, "early", second=1)
+    queue(database, "urgent", second=5, priority=10)
+    queue(database, "idle", second=0, priority=-1)
+    queue(database, "same", second=1)
+    claimed = [claim(database) for _ in range(6)]
+    assert [job and job.id for job in claimed] == ["urgent", "early", "same", "late", "idle", None]
+
+
+def test_a_job_waits_for_its_time(database: Database) -> None:
+    queue(database, "1", run_after=wall(50))
+    assert claim(database, second=49) is None
+    job = claim(database, second=50)
+    assert job is not None
+    assert job.id == "1"
+
+
+def test_a_claim_starts_an_attempt(database: Database) -> None:
+    queue(database, "1")
+    job = claim(database, "w1", 5)
+    assert job is not None
+    assert (job.state, job.attempt, job.worker, job.started_at) == (JobState.RUNNING, 1, "w1", wall(5))
+    with database.read() as connection:
+        (attempt,) = jobs.attempts_of(connection, "1")
+    assert (attempt.number, attempt.worker, attempt.started_at, attempt.outcome) == (1, "w1", wall(5), None)
+
+
+def test_two_threads_never_claim_the_same_job(database: Database) -> None:
+    names = [f"{number:03d}" for number in range(60)]
+    for name in names:
+        queue(database, name)
+
+    def claim_until_none(worker: int) -> list[str]:
+        claimed = []
+        while job := claim(database, f"w{worker}"):
+            claimed.append(job.id)
+        return claimed
+
+    with ThreadPoolExecutor(8) as pool:
+        claimed = [name for names in pool.map(claim_until_none, range(8)) for name in names]
+    assert sorted(claimed) == names
+
+
+def test_two_processes_never_claim_the_same_job(database: Database) -> None:
+    names = [f"{number:03d}" for number in range(40)]
+    for name in names:
+        queue(database, name)
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        claimed = [name for names in pool.map(claim_all, [database.url] * 2, ["w1", "w2"]) for name in names]
+    assert sorted(claimed) == names
+
+
+# --- leases ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_lease_lasts_until_its_last_renewal_runs_out(database: Database) -> None:
+    run(database)
+    assert rescue(database, 2 + LEASE) == ([], [])
+    with database.write() as connection:
+        jobs.renew_lease_if_mine(connection, "1", 1, LEASE, at(20))
+    assert rescue(database, 20 + LEASE) == ([], [])
+    assert rescue(database, 20.1 + LEASE) == (["1"], [])
+    job = get(database)
+    assert (job.state, job.worker) == (JobState.QUEUED, None)
+    with database.read() as connection:
+        (attempt,) = jobs.attempts_of(connection, "1")
+    assert (attempt.outcome, attempt.finished_at) == ("lost", wall(20.1 + LEASE))
+    assert attempt.error == {"code": "worker-lost", "message": "lease lapsed"}
+
+
+def test_a_lease_of_another_boot_has_lapsed(database: Database) -> None:
+    """The steady clock begins anew with each boot: the lease would seem to last for days."""
+    run(database)
+    assert rescue(database, -400, clock="boot-2") == (["1"], [])
+
+
+def test_a_wall_clock_that_jumps_moves_no_lease(database: Database) -> None:
+    run(database)
+    day = 86_400
+    for jump in (-day, day):
+        moment = Moment(at(3).wall + jump, at(3).steady, "boot-1")
+        with database.write() as connection:
+            assert jobs.rescue_expired(connection, 3, moment) == ([], [])
+
+
+def test_a_job_that_kills_its_workers_fails_after_three(database: Database) -> None:
+    run(database, "1", FIRST)
+    for number in (1, 2):
+        assert rescue(database, 100 * number) == (["1"], [])
+        assert claim(database, f"w{number + 1}", 100 * number + 1)
+    assert rescue(database, 300) == ([], ["1"])
+    job = get(database)
+    assert (job.state, job.reason, job.finished_at) == (JobState.FAILED, "worker-crashed", wall(300))
+    assert job.error is not None
+    assert "3 workers" in job.error["message"]
+    with database.read() as connection:
+        assert [attempt.outcome for attempt in jobs.attempts_of(connection, "1")] == ["lost"] * 3
+
+
+def test_a_worker_that_finishes_a_chunk_clears_the_job_of_its_crashes(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    for number in (1, 2):
+        rescue(database, 100 * number)
+        claim(database, "w", 100 * number + 1)
+    commit(database, FIRST, attempt=3)
+    assert rescue(database, 300) == (["1"], [])
+    assert claim(database, "w", 301)
+    assert rescue(database, 400) == (["1"], [])
+
+
+def test_a_released_job_is_due_at_once(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST)
+    with database.write() as connection:
+        jobs.release_if_mine(connection, "1", 1, wall(5))
+    job = claim(database, "w2", 5)
+    assert job is not None
+    assert (job.attempt, job.chunks_done, job.rows_done) == (2, 1, 10)
+    with database.read() as connection:
+        assert jobs.pending_chunks(connection, "1") == [SECOND]
+        assert [attempt.outcome for attempt in jobs.attempts_of(connection, "1")] == ["released", None]
+
+
+# --- cancelling ------------------------------------------------------------------------------------------------------
+
+
+def test_a_running_job_is_asked_to_stop(database: Database) -> None:
+    run(database)
+    run(database, "2")
+    with database.write() as connection:
+        job = jobs.request_cancel(connection, "1", wall(5))
+        again = jobs.request_cancel(connection, "1", wall(6))
+    assert (job.state, job.cancel_requested_at) == (JobState.RUNNING, wall(5))
+    assert again.cancel_requested_at == wall(5)
+    with database.read() as connection:
+        assert jobs.cancel_requests(connection, ["1", "2"]) == {"1"}
+        assert jobs.cancel_requests(connection, ["2"]) == set()
+        assert jobs.cancel_requests(connection, []) == set()
+
+
+def test_a_cancel_request_outlives_the_worker_that_was_asked(database: Database) -> None:
+    """Nobody might claim the job again for hours, and it would seem to queue."""
+    for name, leave in [("1", "release"), ("2", "crash")]:
+        run(database, name)
+        with database.write() as connection:
+            jobs.request_cancel(connection, name, wall(5))
+            if leave == "release":
+                jobs.release_if_mine(connection, name, 1, wall(6))
+    assert rescue(database, 100) == ([], [])
+    for name, outcome, second in [("1", "released", 6), ("2", "lost", 100)]:
+        job = get(database, name)
+        assert (job.state, job.finished_at) == (JobState.CANCELLED, wall(second))
+        with database.read() as connection:
+            assert [attempt.outcome for attempt in jobs.attempts_of(connection, name)] == [outcome]
+
+
+# --- chunks ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_plan_grows_and_is_kept_in_order(database: Database) -> None:
+    queue(database, "1")
+    claim(database)
+    with database.write() as connection:
+        jobs.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False)
+        assert jobs.last_chunk(connection, "1") == FIRST
+        assert not jobs.get(connection, "1").planned
+        jobs.add_chunks_if_mine(connection, "1", 1, [SECOND], complete=False)
+        jobs.add_chunks_if_mine(connection, "1", 1, [], complete=True)
+    job = get(database)
+    assert (job.planned, job.rows_planned, job.chunks_total) == (True, 15, 2)
+    with database.read() as connection:
+        assert jobs.pending_chunks(connection, "1") == [FIRST, SECOND]
+        assert jobs.last_chunk(connection, "1") == SECOND
+        assert jobs.chunk_before(connection, "1", 10) == FIRST
+        assert jobs.chunk_before(connection, "1", 0) is None
+
+
+def test_a_chunk_is_committed_once(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST, failed=3)
+    before = everything(database)
+    with pytest.raises(LeaseLost):
+        commit(database, FIRST)
+    assert everything(database) == before
+    with database.read() as connection:
+        assert jobs.done_chunks(connection, "1") == [(FIRST, 1, 1000, 51)]
+        assert jobs.pending_chunks(connection, "1") == [SECOND]
+    job = get(database)
+    assert (job.rows_ok, job.rows_failed, job.chunks_done) == (7, 3, 1)
+
+
+def test_a_chunk_that_was_not_planned_is_not_committed(database: Database) -> None:
+    run(database, "1", FIRST)
+    before = everything(database)
+    for chunk in (SECOND, Chunk(0, 9, 4, 100)):
+        with pytest.raises(LeaseLost):
+            commit(database, chunk)
+    assert everything(database) == before
+
+
+def test_progress_never_goes_back(database: Database) -> None:
+    third = Chunk(15, 1, 150, 160)
+    run(database, "1", FIRST, SECOND, third)
+    seen = []
+    for chunk, progress in [(FIRST, 0.6), (SECOND, 0.2), (third, 0.7)]:
+        commit(database, chunk, progress=progress)
+        seen.append(get(database).progress)
+    assert seen == [0.6, 0.6, 0.7]
+
+
+def test_crashes_are_counted_for_each_chunk(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    with database.write() as connection:
+        counts = [jobs.count_crash_if_mine(connection, "1", 1, record) for record in (0, 0, 10, 0)]
+    assert counts == [1, 2, 1, 3]
+
+
+def test_the_halves_of_a_chunk_take_its_place_and_its_crashes(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    left, right = Chunk(0, 5, 4, 50), Chunk(5, 5, 50, 100)
+    with database.write() as connection:
+        jobs.count_crash_if_mine(connection, "1", 1, 0)
+        jobs.count_crash_if_mine(connection, "1", 1, 0)
+        jobs.split_chunk_if_mine(connection, "1", 1, FIRST, [left, right])
+        assert jobs.pending_chunks(connection, "1") == [left, right, SECOND]
+        assert [jobs.count_crash_if_mine(connection, "1", 1, record) for record in (0, 5, 10)] == [3, 3, 1]
+    with pytest.raises(LeaseLost):
+        commit(database, FIRST)  # the whole was still scored somewhere
+    job = get(database)
+    assert (job.chunks_total, job.rows_planned) == (3, 15)
+
+
+# --- ends ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_completes_when_every_record_has_its_row(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST, failed=1)
+    with pytest.raises(LeaseLost):
+        complete(database)
+    assert get(database).state == JobState.RUNNING
+    commit(database, SECOND)
+    complete(database)
+    job = get(database)
+    assert (job.state, job.progress, job.finished_at) == (JobState.COMPLETED, 1.0, wall(9))
+    assert (job.rows_ok, job.rows_failed) == (14, 1)
+    assert (job.result_key, job.result_bytes, job.result_sha256) == (RESULT.key, 123, "a" * 64)
+    assert (job.errors_key, job.notes) == (None, ("a note",))
+    with database.read() as connection:
+        assert jobs.attempts_of(connection, "1")[0].outcome == "completed"
+
+
+def test_a_job_without_a_complete_plan_does_not_complete(database: Database) -> None:
+    queue(database, "1")
+    claim(database)
+    with database.write() as connection:
+        jobs.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False)
+    commit(database, FIRST)
+    with pytest.raises(LeaseLost):
+        complete(database)
+
+
+def test_a_failed_job_tells_why(database: Database) -> None:
+    run(database)
+    with database.write() as connection:
+        jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much", errors=[{"row": 3}], limit=7), wall(8))
+    job = get(database)
+    expected = {"code": "out-of-memory", "message": "too much", "limit": 7, "errors": [{"row": 3}]}
+    assert (job.reason, job.error) == ("out-of-memory", expected)
+    with database.read() as connection:
+        (attempt,) = jobs.attempts_of(connection, "1")
+    assert (attempt.outcome, attempt.error, attempt.finished_at) == ("failed", expected, wall(8))
+
+
+def test_a_retry_keeps_the_chunks_that_are_done(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST)
+    with database.write() as connection:
+        for _ in range(3):
+            jobs.count_crash_if_mine(connection, "1", 1, 10)
+        jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8))
+        job = jobs.retry_if_stopped(connection, "1", wall(20))
+    assert (job.state, job.reason, job.error, job.finished_at) == (JobState.QUEUED, None, None, None)
+    again = claim(database, "w2", 21)
+    assert again is not None
+    assert (again.attempt, again.started_at, again.rows_done) == (2, wall(2), 10)
+    with database.write() as connection:
+        assert jobs.pending_chunks(connection, "1") == [SECOND]
+        assert jobs.count_crash_if_mine(connection, "1", 2, 10) == 1
+        assert [attempt.outcome for attempt in jobs.attempts_of(connection, "1")] == ["failed", None]
+
+
+def test_a_job_whose_model_was_deleted_is_not_retried(database: Database) -> None:
+    run(database)
+    with database.write() as connection:
+        jobs.cancel_if_mine(connection, "1", 1, wall(8))
+        registry.delete_if_unused(connection, model(connection), wall(9))
+    with pytest.raises(JobConflict, match="iris@1 was deleted"), database.write() as connection:
+        jobs.retry_if_stopped(connection, "1", wall(10))
+
+
+def test_a_deleted_job_leaves_no_row(database: Database) -> None:
+    run(database, "1", FIRST)
+    with pytest.raises(JobConflict, match="cancel it"), database.write() as connection:
+        jobs.delete_if_not_running(connection, "1")
+    with database.write() as connection:
+        jobs.cancel_if_mine(connection, "1", 1, wall(5))
+        job, last = jobs.delete_if_not_running(connection, "1")
+    assert (job.id, last) == ("1", True)
+    assert everything(database) == [[], [], []]
+
+
+# --- what clients ask ------------------------------------------------------------------------------------------------
+
+
+def page(database: Database, **filters: Any) -> list[str]:
+    with database.read() as connection:
+        return [job.id for job in jobs.list_page(connection, **filters)]
+
+
+def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
+    names = [f"{number:02d}" for number in range(7)]
+    for name in names:
+        upload(database, name)
+    seen: list[str] = []
+    while found := page(database, limit=3, after=seen[-1] if seen else None):
+        seen += found
+    assert seen == names[::-1]
+
+
+def test_a_list_is_filtered_by_state_and_model(database: Database) -> None:
+    for name in ("1", "2", "3"):
+        queue(database, name)
+    claim(database)
+    with database.write() as connection:
+        other = registry.add(connection, "wine", "e" * 64, 1, SIGNATURE, {}, wall(0))
+        newer = registry.add(connection, "iris", "f" * 64, 1, SIGNATURE, {}, wall(0))
+        connection.execute(update(job_rows).where(job_rows.c.id == "2").values(model_id=other.id))
+        connection.execute(update(job_rows).where(job_rows.c.id == "3").values(model_id=newer.id))
+    assert page(database, state=JobState.RUNNING) == ["1"]
+    assert page(database, state=JobState.QUEUED) == ["3", "2"]
+    assert page(database, model="iris") == ["3", "1"]
+    assert page(database, model="iris@1") == ["1"]
+    assert page(database, model="wine@1", state=JobState.QUEUED) == ["2"]
+    for unknown in ("none", "iris@9", "iris@x", f"iris@{10**30}"):
+        assert page(database, model=unknown) == []
+
+
+@pytest.mark.parametrize(
+    ("search", "found"),
+    [
+        ("flowers", ["1"]),
+        ("FLOWERS.csv", ["1"]),
+        ("100%", ["2"]),
+        ("%", ["2"]),
+        ("a_b", ["3"]),
+        ("_", ["3"]),
+        ("/", ["4"]),
+        ("Zoë", ["5"]),
+        ("the end", ["6"]),
+        ("\\", []),
+        ("nowhere", []),
+    ],
+)
+def test_a_search_finds_a_part_of_a_name_or_of_metadata(database: Database, search: str, found: list[str]) -> None:
+    filenames = {"1": "flowers.csv", "2": "100% wool.csv", "3": "a_b.csv", "4": "a/b.csv", "5": "axb.csv", "6": None}
+    metadata = {"5": {"who": "Zoë"}, "6": {"long": "x" * 500 + "the end"}}
+    for name, filename in filenames.items():
+        upload(database, name, filename)
+        assert enqueue(database, name, metadata=metadata.get(name))
+    assert page(database, search=search) == found
+
+
+def test_a_queued_job_knows_how_many_are_ahead(database: Database) -> None:
+    for name, second, priority in [("a", 1, 0), ("b", 1, 0), ("c", 2, 0), ("d", 9, 5), ("e", 0, -1)]:
+        queue(database, name, second=second, priority=priority)
+    with database.read() as connection:
+        positions = {name: jobs.queue_position(connection, jobs.get(connection, name)) for name in "abcde"}
+    assert positions == {"d": 0, "a": 1, "b": 2, "c": 3, "e": 4}
+    claimed = claim(database)
+    assert claimed is not None
+    with database.read() as connection:
+        assert jobs.queue_position(connection, claimed) is None
+        assert jobs.queue_position(connection, jobs.get(connection, "a")) == 0
+
+
+def test_jobs_and_rows_are_counted(database: Database) -> None:
+    with database.read() as connection:
+        assert jobs.count_by_state(connection) == {}
+        assert jobs.count_rows(connection) == (0, 0)
+        assert jobs.oldest_queued_at(connection) is None
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST, failed=4)
+    queue(database, "2", second=7)
+    queue(database, "3", second=6)
+    with database.read() as connection:
+        assert jobs.count_by_state(connection) == {"running": 1, "queued": 2}
+        assert jobs.count_rows(connection) == (6, 4)
+        assert jobs.oldest_queued_at(connection) == wall(6)

@@ -1,0 +1,149 @@
+"""Model versions and idempotency keys, on every kind of database."""
+
+import pytest
+
+from batchserve import idempotency, jobs, registry
+from batchserve.db.connect import Database
+from batchserve.domain import Column, Dialect, InputTensor, ModelVersion, OutputTensor, Signature
+from batchserve.errors import IdempotencyMismatch, ModelInUse, ModelNotFound
+
+SIGNATURE = Signature(
+    (InputTensor("X", "float32", (None, 2), (Column("a", "float32"), Column("é", "float32", nullable=True))),),
+    (OutputTensor("label", "string", (None,), "label", ("cat", "dog")),),
+    task="classification",
+    records_per_second=1234.5,
+    sample=({"a": 1.5, "é": None},),
+    notes=("One was changed.",),
+)
+
+
+def add(database: Database, name: str, digest: str) -> ModelVersion:
+    with database.write() as connection:
+        return registry.add(connection, name, digest, 99, SIGNATURE, {"batchserve.task": "x"}, 5.0)
+
+
+def resolve(database: Database, reference: str) -> ModelVersion:
+    with database.read() as connection:
+        return registry.resolve(connection, reference)
+
+
+def delete(database: Database, model: ModelVersion) -> bool:
+    with database.write() as connection:
+        return registry.delete_if_unused(connection, model, 9.0)
+
+
+# --- models ---
+
+
+def test_a_version_is_read_as_it_was_written(database: Database) -> None:
+    added = add(database, "iris", "d1")
+    assert added == ModelVersion(added.id, "iris", 1, "d1", 99, SIGNATURE, {"batchserve.task": "x"}, 5.0)
+    assert resolve(database, "iris@1") == added
+
+
+def test_a_name_means_its_newest_version(database: Database) -> None:
+    first, second, other = (
+        add(database, "iris", "d1"),
+        add(database, "iris", "d2"),
+        add(database, "wine", "d1"),
+    )
+    assert [model.version for model in (first, second, other)] == [1, 2, 1]
+    assert resolve(database, "iris") == second
+    assert resolve(database, "iris@1") == first
+    with database.read() as connection:
+        assert registry.versions(connection, "iris") == [second, first]
+        assert registry.newest_versions(connection) == [second, other]
+        assert registry.find_digest(connection, "iris", "d1") == first
+        assert registry.find_digest(connection, "wine", "d2") is None
+
+
+@pytest.mark.parametrize("reference", ["rose", "iris@2", "iris@0", f"iris@{10**30}", "iris@", "iris@x", "iris@-1", ""])
+def test_an_unknown_model_is_named(database: Database, reference: str) -> None:
+    add(database, "iris", "d1")
+    with pytest.raises(ModelNotFound, match=f"no model '{reference}'"):
+        resolve(database, reference)
+
+
+def test_an_unknown_model_is_answered_with_those_there_are(database: Database) -> None:
+    with pytest.raises(ModelNotFound, match="none is registered yet"):
+        resolve(database, "rose")
+    delete(database, add(database, "gone", "d0"))
+    add(database, "wine", "d1")
+    add(database, "iris", "d1")
+    with pytest.raises(ModelNotFound, match="registered are iris, wine"):
+        resolve(database, "rose")
+    with pytest.raises(ModelNotFound), database.read() as connection:
+        registry.versions(connection, "gone")
+
+
+def test_a_deleted_version_is_gone_and_its_number_is_never_used_again(database: Database) -> None:
+    first, second = add(database, "iris", "d1"), add(database, "iris", "d2")
+    delete(database, second)
+    assert resolve(database, "iris") == first
+    with pytest.raises(ModelNotFound):
+        resolve(database, "iris@2")
+    with database.read() as connection:
+        assert registry.find_digest(connection, "iris", "d2") is None
+    assert add(database, "iris", "d2").version == 3
+
+
+def test_an_artifact_goes_with_the_last_version_that_has_it(database: Database) -> None:
+    iris, wine = add(database, "iris", "d1"), add(database, "wine", "d1")
+    assert delete(database, iris) is False
+    assert delete(database, wine) is True
+
+
+def test_a_version_that_an_unfinished_job_uses_is_not_deleted(database: Database) -> None:
+    model = add(database, "iris", "d1")
+    with database.write() as connection:
+        jobs.create(connection, jobs.NewInput("1", "inputs/1", 1, "s", "csv", Dialect(), None), model, 1.0)
+    with pytest.raises(ModelInUse, match="iris@1 is used by 1 unfinished job"):
+        delete(database, model)
+    with database.write() as connection:
+        jobs.request_cancel(connection, "1", 2.0)
+    delete(database, model)
+    with database.read() as connection:
+        job = jobs.get(connection, "1")
+    assert job.model == model  # the row of a finished job still says what scored it
+
+
+# --- idempotency keys ---
+
+
+def test_a_key_is_answered_as_the_first_time(database: Database) -> None:
+    content = idempotency.fingerprint("POST", "/v1/upload", "a" * 64)
+    with database.write() as connection:
+        assert idempotency.recall(connection, "k", content) is None
+        idempotency.remember(connection, "k", content, "job", 201, 10.0)
+    with database.read() as connection:
+        assert idempotency.recall(connection, "k", content) == idempotency.Remembered("job", 201)
+        assert idempotency.recall(connection, "other", content) is None
+
+
+def test_a_key_that_comes_with_other_content_is_refused(database: Database) -> None:
+    with database.write() as connection:
+        idempotency.remember(connection, "k", idempotency.fingerprint("a"), "job", 201, 10.0)
+    with pytest.raises(IdempotencyMismatch, match="send a new key"), database.read() as connection:
+        idempotency.recall(connection, "k", idempotency.fingerprint("b"))
+
+
+def test_a_fingerprint_tells_where_one_part_ends() -> None:
+    assert idempotency.fingerprint("ab", "c") != idempotency.fingerprint("a", "bc")
+    assert idempotency.fingerprint("a", "b") == idempotency.fingerprint("a", "b")
+
+
+def test_a_key_is_forgotten_with_the_work_that_was_undone(database: Database) -> None:
+    with pytest.raises(ZeroDivisionError), database.write() as connection:
+        idempotency.remember(connection, "k", "f", "job", 201, 10.0)
+        raise ZeroDivisionError
+    with database.read() as connection:
+        assert idempotency.recall(connection, "k", "f") is None
+
+
+def test_old_keys_are_forgotten(database: Database) -> None:
+    with database.write() as connection:
+        for name, now in [("a", 1.0), ("b", 2.0), ("c", 3.0)]:
+            idempotency.remember(connection, name, "f", "job", 201, now)
+        assert idempotency.forget_older(connection, 3.0) == 2
+        assert idempotency.recall(connection, "a", "f") is None
+        assert idempotency.recall(connection, "c", "f") is not None
