@@ -6,14 +6,14 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import __version__, jobs
-from batchserve.api import download, models, predict, problems, upload
+from batchserve.api import download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
 from batchserve.api.deps import Service
 from batchserve.api.schemas import Problem
@@ -79,13 +79,19 @@ def _add_health(app: FastAPI) -> None:
     async def home() -> RedirectResponse:
         return RedirectResponse("/docs")
 
-    @app.get("/livez", tags=["health"], operation_id="livez", summary="The process answers")
+    @app.get(
+        "/livez", tags=["health"], operation_id="livez", summary="The process answers",
+        responses={200: _shown(examples.HEALTH)},
+    )  # fmt: skip
     async def livez() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
     @app.get(
         "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage answer",
-        responses={503: {"description": "Something does not; `checks` says what."}},
+        responses={
+            200: _shown(examples.READINESS),
+            503: {"description": "Something does not; `checks` says what.", **_shown(examples.UNREADINESS)},
+        },
     )  # fmt: skip
     async def readyz(request: Request) -> Response:
         checks = await run_in_threadpool(_check, request.app.state.service.runtime)
@@ -93,12 +99,19 @@ def _add_health(app: FastAPI) -> None:
         body = {"status": "ok" if ready else "unavailable", "version": __version__, "checks": checks}
         return JSONResponse(body, 200 if ready else 503)
 
-    @app.get("/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics")
+    @app.get(
+        "/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics",
+        response_class=PlainTextResponse, responses={200: _shown(examples.METRICS, "text/plain")},
+    )  # fmt: skip
     async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()
         registry.register(_JobMetrics(request.app.state.service.runtime))
         text = await run_in_threadpool(generate_latest, registry)
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _shown(example: object, media_type: str = "application/json") -> dict[str, Any]:
+    return {"content": {media_type: {"example": example}}}
 
 
 def _check(runtime: Runtime) -> dict[str, str]:

@@ -29,6 +29,7 @@ BatchserveError
 ├── ScoringFailed 422 scoring-failed
 │   ├── ScoringCrashed scoring-crashed
 │   ├── ScoringTimeout scoring-timeout
+│   ├── WorkerCrashed worker-crashed
 │   ├── OutOfMemory out-of-memory
 │   └── TooManyRowErrors too-many-row-errors
 ├── Unavailable 503 unavailable
@@ -184,6 +185,10 @@ class ScoringCrashed(ScoringFailed):
 
 class ScoringTimeout(ScoringFailed):
     code = "scoring-timeout"
+
+
+class WorkerCrashed(ScoringFailed):
+    code = "worker-crashed"
 
 
 class OutOfMemory(ScoringFailed):

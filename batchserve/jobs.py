@@ -451,7 +451,9 @@ def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole
     """Puts two chunks, with the crashes of the whole, in the place of one that crashed."""
     _require_mine(connection, job_id, attempt, {"chunks_total": jobs.c.chunks_total + len(halves) - 1}, "split")
     guard = and_(chunks.c.job_id == job_id, chunks.c.first_record == whole.first_record, chunks.c.attempt.is_(None))
-    crashes = connection.execute(delete(chunks).where(guard).returning(chunks.c.crashes)).scalar_one()
+    crashes = connection.execute(delete(chunks).where(guard).returning(chunks.c.crashes)).scalar_one_or_none()
+    if crashes is None:
+        raise LeaseLost(f"chunk at record {whole.first_record} of job {job_id} was committed by another attempt")
     connection.execute(insert(chunks), [{**_chunk_row(job_id, half), "crashes": crashes} for half in halves])
 
 

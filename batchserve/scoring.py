@@ -27,7 +27,7 @@ from batchserve.domain import (
     ScoredChunk,
     Signature,
 )
-from batchserve.errors import InvalidOptions, PayloadTooLarge, SchemaMismatch, ScoringFailed
+from batchserve.errors import InvalidInput, InvalidOptions, PayloadTooLarge, SchemaMismatch, ScoringFailed
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS
@@ -335,6 +335,8 @@ _FAMILY = {"json": "jsonl", "arrows": "arrow"}
 def _match(header: Header, model: ModelVersion, options: Options) -> _Match:
     """Raises SchemaMismatch for columns that are missing, to the model or to the options."""
     names = list(header.columns)
+    if not names and isinstance(header.sample, pl.DataFrame):
+        raise InvalidInput("the input has no records, so its columns are unknown; expected one record or more")
     # Arrays, a header without columns, fill the inputs by their own names.
     binding = bind(model.signature, names, options.columns) if names else Binding({}, {})
     _require_columns(names, options)
@@ -384,14 +386,26 @@ def _score(session: Session, match: "_Match", reading: Reading, chunk: Chunk) ->
     for error in unread:
         failed[error.record - chunk.first_record] = True
     outputs, crashed = _run(session, match.signature, inputs, chunk)
-    for error in crashed:
+    unanswered = list(_without_answer(match.signature, outputs, failed, chunk))
+    for error in (*crashed, *unanswered):
         failed[error.record - chunk.first_record] = True
     # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
     errors, told = list(reading.errors), {error.record for error in unread}
-    for consequence in (missing, crashed):
+    for consequence in (missing, crashed, unanswered):
         errors += [error for error in consequence if error.record not in told]
         told |= {error.record for error in consequence}
     return _Scored(outputs, failed, _in_order(errors))
+
+
+def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, chunk: Chunk) -> Iterator[RowError]:
+    """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up."""
+    for output in signature.outputs:
+        array = outputs[output.name]
+        if output.role == "probabilities" and array.dtype.kind == "f":
+            lost = np.isnan(array).any(axis=tuple(range(1, array.ndim))) & ~failed
+            for index in np.flatnonzero(lost).tolist():
+                message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
+                yield RowError(chunk.first_record + index, "not-a-number", message)
 
 
 def _run(session: Session, signature: Signature, inputs: Tensors, chunk: Chunk) -> tuple[Tensors, list[RowError]]:

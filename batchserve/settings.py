@@ -19,7 +19,7 @@ class Settings(BaseSettings):
         env_prefix="BATCHSERVE_", env_file=".env", extra="ignore", frozen=True, validate_default=True
     )
 
-    storage: str = Field("storage", description="Where bytes live: a folder, or `s3://bucket/prefix`.")
+    storage: str = Field("storage", description="Where bytes live: the path of a folder.")
     database: str = Field(
         "", description="SQLAlchemy address of the database. Empty: `batchserve.db` in the storage folder (SQLite)."
     )

@@ -69,7 +69,7 @@ def appear(path: Path, seconds: float) -> None:
 def claim_all(url: str, worker: str) -> list[str]:
     """Claims jobs until none is due; their IDs in the order of the claims."""
     database = Database(url)
-    claimed = []
+    claimed: list[str] = []
     try:
         while True:
             with database.write() as connection:

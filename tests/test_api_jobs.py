@@ -55,9 +55,9 @@ def long_csv(flowers: pl.DataFrame) -> bytes:
 
 def started(api: Api, body: bytes) -> dict[str, Any]:
     """A job of which some chunks are done and most are not."""
-    job = ok(api.http.post("/v1/predict?model=iris&reuse=false", content=body), 202)
+    job_id = ok(api.http.post("/v1/predict?model=iris&reuse=false", content=body), 202)["id"]
     deadline = time.monotonic() + 20
-    while not (job := api.job(job["id"]))["chunks"]["done"]:
+    while not (job := api.job(job_id))["chunks"]["done"]:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     assert job["state"] == "running"
@@ -315,6 +315,26 @@ def test_only_a_stopped_job_that_was_queued_can_be_retried(api: Api, idle_api: A
     problem(idle_api.http.post(f"{never['links']['self']}/retry"), 409, "job-conflict")
     done = api.run(CSV, "iris")
     assert "is completed" in problem(api.http.post(f"{done['links']['self']}/retry"), 409, "job-conflict")["detail"]
+
+
+def test_failed_records_are_scored_again_in_a_new_job(api: Api) -> None:
+    body = CSV + b"5.1,3.5,1.4,0.2\n" * 150 + b",,,\n"
+    job = api.run(body, "iris")
+    assert (job["state"], job["rows"]["failed"]) == ("completed", 1)
+    again = ok(api.http.post(f"{job['links']['self']}/retry", json={"rows": "failed"}), 202)
+    assert again["id"] != job["id"]
+    done = api.finished(again["id"])
+    assert (done["state"], done["rows"]) == ("completed", job["rows"])
+    assert done["result"]["sha256"] == job["result"]["sha256"]
+    assert api.errors(done) == api.errors(job)
+    fine = api.run(CSV, "iris")
+    problem(api.http.post(f"{fine['links']['self']}/retry", json={"rows": "failed"}), 409, "job-conflict")
+
+
+@pytest.mark.parametrize("body", [{"rows": "some"}, {"colour": "blue"}, [1], "x"])
+def test_a_retry_that_asks_for_something_else_is_refused(api: Api, body: Any) -> None:
+    job = api.run(CSV, "iris")
+    problem(api.http.post(f"{job['links']['self']}/retry", json=body), 422, "invalid-options")
 
 
 # --- delete ----------------------------------------------------------------------------------------------------------

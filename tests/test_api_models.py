@@ -381,5 +381,6 @@ def test_a_sample_is_validated_without_a_job(api: Api) -> None:
 def test_an_online_request_without_records_has_an_empty_answer(api: Api) -> None:
     header = CSV[: CSV.index(b"\n") + 1]
     assert ok(api.http.post("/v1/models/iris/predict", content=header))["prediction"] == []
-    body = api.http.post("/v1/models/iris/predict", content=b"[]")
-    print(body.text)
+    for nothing in (b"[]", b'{"data": []}'):
+        body = problem(api.http.post("/v1/models/iris/predict", content=nothing), 422, "invalid-input")
+        assert "no records" in body["detail"]

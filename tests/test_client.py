@@ -597,6 +597,18 @@ def test_a_job_with_too_many_bad_rows_fails_with_the_reason(client: Client, iris
     assert job.errors()[0]["record"] == 3
 
 
+def test_failed_rows_are_scored_again_by_a_new_job_and_the_first_result_stays(
+    client: Client, iris: pd.DataFrame
+) -> None:
+    frame = pl.from_pandas(iris)
+    frame[3, "petal length (cm)"] = None
+    job = client.submit(frame, model="iris", reuse=False).wait(timeout=60)
+    again = job.retry_failed_rows().wait(timeout=60)
+    assert again.id != job.id
+    assert again.rows == {"total": 150, "ok": 149, "failed": 1}
+    assert again.result().read() == job.result().read()
+
+
 def test_a_listing_goes_on_over_all_pages(client: Client, iris_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted = {client.submit(iris_csv, model="iris", metadata={"page": str(n)}).id for n in range(5)}
     monkeypatch.setattr("batchserve.client.core._PAGE", 2)

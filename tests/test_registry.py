@@ -133,9 +133,13 @@ def test_a_fingerprint_tells_where_one_part_ends() -> None:
 
 
 def test_a_key_is_forgotten_with_the_work_that_was_undone(database: Database) -> None:
-    with pytest.raises(ZeroDivisionError), database.write() as connection:
-        idempotency.remember(connection, "k", "f", "job", 201, 10.0)
-        raise ZeroDivisionError
+    def undone() -> None:
+        with database.write() as connection:
+            idempotency.remember(connection, "k", "f", "job", 201, 10.0)
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        undone()
     with database.read() as connection:
         assert idempotency.recall(connection, "k", "f") is None
 

@@ -20,6 +20,7 @@ from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from batchserve import jobs, scoring
+from batchserve.api import examples
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, finished, read_job, wait_for
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
 from batchserve.engines import Call
@@ -50,6 +51,16 @@ FILE: dict[int | str, dict[str, Any]] = {
     },
     206: {"description": "The range that was asked for."},
     304: {"description": "The client has it already (If-None-Match)."},
+    **PROBLEMS,
+}
+FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
+    200: {
+        "description": "One line for each fault of a record.",
+        "content": {
+            "application/x-ndjson": {"example": examples.ERRORS},
+            "text/csv": {"example": examples.ERRORS_CSV},
+        },
+    },
     **PROBLEMS,
 }
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
@@ -128,7 +139,7 @@ async def download(
 
 @router.head("/v1/download/{job_id}/errors", include_in_schema=False)
 @router.get(
-    "/v1/download/{job_id}/errors", response_class=Response, responses=FILE,
+    "/v1/download/{job_id}/errors", response_class=Response, responses=FAILED_RECORDS,
     operation_id="download_errors", summary="Download the list of failed records",
 )  # fmt: skip
 async def download_errors(

@@ -14,6 +14,7 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs
+from batchserve.api import examples
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
@@ -37,6 +38,7 @@ from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
 router = APIRouter(tags=["jobs"])
 
 EVENT_PAUSE = 0.25
+EVENTS_SHOWN = {"responses": {"200": {"content": {"text/event-stream": {"example": examples.EVENTS}}}}}
 _REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
 
 
@@ -95,7 +97,7 @@ async def existing_job(job_id: str, service: ServiceDep) -> Job:
 
 @router.get(
     "/v1/jobs/{job_id}/events", response_class=EventSourceResponse, responses=PROBLEMS,
-    operation_id="follow_job", summary="Follow a job by server-sent events",
+    operation_id="follow_job", summary="Follow a job by server-sent events", openapi_extra=EVENTS_SHOWN,
 )  # fmt: skip
 async def follow_job(
     job: Annotated[Job, Depends(existing_job)],
@@ -138,7 +140,7 @@ async def cancel_job(job_id: str, service: ServiceDep, background: BackgroundTas
 
 
 class RetryBody(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"rows": "failed"}})
 
     rows: Literal["unfinished", "failed"] = Field(
         "unfinished", description="`failed`: a new job that scores the failed records of a completed one again."

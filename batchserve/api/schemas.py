@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
+from batchserve.api import examples
 from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, OutputTensor
 from batchserve.formats import FORMATS
 from batchserve.inference.signature import output_columns
@@ -87,14 +88,16 @@ class PredictOptions(BaseModel):
 class Problem(BaseModel):
     """An error, as RFC 9457 has it."""
 
-    type: str = Field(examples=["/problems/schema-mismatch"])
-    code: str = Field(examples=["schema-mismatch"])
-    title: str = Field(examples=["Schema mismatch"])
-    status: int = Field(examples=[422])
-    detail: str = Field(examples=["the input lacks 1 column of model iris@1: 'petal width (cm)'"])
-    instance: str | None = None
+    model_config = ConfigDict(json_schema_extra={"example": examples.PROBLEM})
+
+    type: str
+    code: str = Field(description="Stable: what a program decides by.")
+    title: str
+    status: int
+    detail: str = Field(description="What was wrong, what was expected and what came.")
+    instance: str
     errors: list[dict[str, Any]] = Field(
-        default_factory=list, examples=[[{"column": "petal width (cm)", "expected": "float32", "message": "missing"}]]
+        default_factory=list, description="Single faults: any of row, column, value, expected, message."
     )
 
 
@@ -144,6 +147,8 @@ class AttemptBody(BaseModel):
 class JobBody(BaseModel):
     """A job. `state` is one of uploaded, queued, running, completed, failed, cancelled, expired."""
 
+    model_config = ConfigDict(json_schema_extra={"example": examples.JOB})
+
     id: str
     state: JobState
     reason: str | None
@@ -173,6 +178,8 @@ class JobBody(BaseModel):
 
 
 class JobList(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.JOBS})
+
     jobs: list[JobBody]
     next: str | None = Field(description="Value of `after` for the next page; null on the last one.")
 
@@ -191,6 +198,8 @@ class TensorBody(BaseModel):
 
 class ModelBody(BaseModel):
     """A model version: what it takes, what it gives, how it is run."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.MODEL})
 
     name: str
     version: int
@@ -214,10 +223,14 @@ class ModelBody(BaseModel):
 
 
 class ModelList(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.MODELS})
+
     models: list[ModelBody]
 
 
 class OnlineBody(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.ONLINE})
+
     prediction: list[dict[str, Any]] = Field(description="Each record with the outputs of the model, in order.")
     errors: list[dict[str, Any]]
     model: ModelReference
@@ -225,6 +238,8 @@ class OnlineBody(BaseModel):
 
 
 class ValidationBody(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.VALIDATION})
+
     valid: bool
     errors: list[dict[str, Any]]
     model: ModelReference

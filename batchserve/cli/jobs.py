@@ -175,11 +175,17 @@ def cancel(job_id: JobId, as_json: AsJson = False) -> None:
 
 
 @app.command()
-def retry(job_id: JobId, as_json: AsJson = False) -> None:
+def retry(
+    job_id: JobId,
+    failed_rows: Annotated[
+        bool, typer.Option("--failed-rows", help="Score the failed records of a completed job again, as a new job.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Go on with a failed or cancelled job where it stopped."""
     with Client() as client:
-        job = client.jobs.get(job_id).retry()
-    report(job, as_json)
+        job = client.jobs.get(job_id)
+        report(job.retry_failed_rows() if failed_rows else job.retry(), as_json)
 
 
 @app.command()

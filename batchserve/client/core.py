@@ -17,6 +17,7 @@ from batchserve.client.bars import Bars
 from batchserve.client.data import (
     arrays_of,
     body_of,
+    bytes_body,
     format_of,
     holds_arrays,
     library_of,
@@ -204,6 +205,15 @@ class AsyncJob(JobView):
     async def retry(self) -> Self:
         """Goes on with the unfinished chunks of a failed or cancelled job."""
         return await self._ask(Call(method="POST", path=f"/v1/jobs/{self.id}/retry"))
+
+    async def retry_failed_rows(self) -> "AsyncJob":
+        """A new job that scores the failed records of this completed one again; its result is the merged one."""
+        call = Call(
+            method="POST",
+            path=f"/v1/jobs/{self.id}/retry",
+            body=bytes_body(b'{"rows":"failed"}', "application/json"),
+        )
+        return AsyncJob(self._transport, await self._transport.json(call))
 
     async def errors(self) -> list[dict[str, Any]]:
         """The records that could not be scored so far: number (from 0), column, code and message of each."""

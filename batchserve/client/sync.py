@@ -111,6 +111,10 @@ class Job(JobView):
         now(self._twin.retry())
         return self
 
+    def retry_failed_rows(self) -> "Job":
+        """A new job that scores the failed records of this completed one again; its result is the merged one."""
+        return Job(now(self._twin.retry_failed_rows()))
+
     def errors(self) -> list[dict[str, Any]]:
         """The records that could not be scored so far: number (from 0), column, code and message of each."""
         return now(self._twin.errors())

@@ -8,6 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
+from batchserve.errors import InvalidOptions
+
 __all__ = ["ObjectInfo", "Piece", "Span", "Storage", "Stored", "Writer", "open_storage"]
 
 
@@ -52,7 +54,7 @@ class Writer(Protocol):
 
 
 class Storage(Protocol):
-    """Five methods over immutable objects; the folder and S3 behave alike (tests/test_storage.py runs on both)."""
+    """Five methods over immutable objects; every backend passes tests/test_storage.py."""
 
     address: str
     """What `open_storage` was called with, so that a scoring process can open the same store."""
@@ -82,7 +84,9 @@ class Storage(Protocol):
 
 
 def open_storage(address: str) -> Storage:
-    """The storage at an address: a folder's path, or `s3://bucket/prefix`."""
+    """The storage at an address: a folder's path. Raises InvalidOptions for an address nobody serves."""
+    if "://" in address:
+        raise InvalidOptions(f"BATCHSERVE_STORAGE is {address!r}; expected the path of a folder")
     from batchserve.storage.local import LocalStorage
 
     return LocalStorage(address)

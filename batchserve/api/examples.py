@@ -1,0 +1,166 @@
+"""What the documentation shows: answers of a real service, to the data and model of `make demo` or to iris."""
+
+from typing import Any
+
+_DIGEST = "c35a1b4e21b0e4f505a858842c44b819c365dfeee0611494181952ae53485081"
+_ID = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
+_REFERENCE = {"name": "iris", "version": 1, "digest": _DIGEST}
+_FLOWER = {"sepal length (cm)": 5.1, "sepal width (cm)": 3.5, "petal length (cm)": 1.4, "petal width (cm)": 0.2}
+_ANSWER = {
+    "prediction": "setosa",
+    "probability_setosa": 0.9847032,
+    "probability_versicolor": 0.015296762,
+    "probability_virginica": 6.203781e-8,
+}
+
+PROBLEM: dict[str, Any] = {
+    "type": "/problems/schema-mismatch",
+    "code": "schema-mismatch",
+    "title": "Schema mismatch",
+    "status": 422,
+    "detail": "column 'petal width (cm)': expected float32, got 'wide' in record 0",
+    "instance": "/v1/predict",
+    "errors": [
+        {
+            "row": 0,
+            "column": "petal width (cm)",
+            "value": "'wide'",
+            "expected": "float32",
+            "message": "expected float32, got 'wide' in record 0",
+        }
+    ],
+}
+
+JOB: dict[str, Any] = {
+    "id": _ID,
+    "state": "completed",
+    "reason": None,
+    "model": _REFERENCE,
+    "input": {
+        "bytes": 2470,
+        "sha256": "9e9a173037b493d682c174f608f9bbeb86787eb5484c3d917f50a0fefa2231f8",
+        "media_type": "text/csv",
+        "format": "csv",
+        "filename": "flowers.csv",
+        "rows": 150,
+    },
+    "options": {
+        "format": "csv",
+        "passthrough": "unused",
+        "columns": None,
+        "key": None,
+        "on_row_error": "continue",
+        "max_errors": None,
+        "top_k": None,
+        "priority": 0,
+        "run_after": None,
+    },
+    "attempt": 1,
+    "attempts": [
+        {
+            "number": 1,
+            "worker": "host-1-30654",
+            "started_at": "2026-11-20T07:25:28.662261Z",
+            "finished_at": "2026-11-20T07:25:28.835744Z",
+            "outcome": "completed",
+            "error": None,
+        }
+    ],
+    "cancel_requested": False,
+    "rows": {"total": 150, "ok": 149, "failed": 1},
+    "chunks": {"total": 1, "done": 1},
+    "progress": 1.0,
+    "rows_per_s": 864.6,
+    "eta_s": None,
+    "queue_position": None,
+    "result": {
+        "bytes": 6676,
+        "sha256": "5ed5db16e70d8e3ab35e147e04eb99edc274700edfd5922223ea89837fe1ac4d",
+        "media_type": "text/csv",
+        "format": "csv",
+        "rows": 150,
+    },
+    "reused_from": None,
+    "error": None,
+    "notes": [],
+    "created_at": "2026-11-20T07:25:28.649046Z",
+    "queued_at": "2026-11-20T07:25:28.649046Z",
+    "started_at": "2026-11-20T07:25:28.662261Z",
+    "finished_at": "2026-11-20T07:25:28.835744Z",
+    "expires_at": None,
+    "metadata": {"night": "2026-11-20"},
+    "links": {
+        "self": f"/v1/jobs/{_ID}",
+        "input": f"/v1/download/{_ID}/input",
+        "result": f"/v1/download/{_ID}",
+        "errors": f"/v1/download/{_ID}/errors",
+        "events": f"/v1/jobs/{_ID}/events",
+        "cancel": f"/v1/jobs/{_ID}/cancel",
+    },
+}
+JOBS: dict[str, Any] = {"jobs": [JOB], "next": _ID}
+
+MODEL: dict[str, Any] = {
+    "name": "iris",
+    "version": 1,
+    "digest": _DIGEST,
+    "bytes": 2012,
+    "task": "classification",
+    "columns": [{"name": name, "dtype": "float32", "nullable": False} for name in _FLOWER],
+    "inputs": [{"name": "input", "dtype": "float32", "shape": [None, 4]}],
+    "outputs": [
+        {"name": "label", "dtype": "string", "shape": [None]},
+        {"name": "probabilities", "dtype": "float32", "shape": [None, 3]},
+    ],
+    "result_columns": {name: "String" if name == "prediction" else "Float32" for name in _ANSWER},
+    "labels": ["setosa", "versicolor", "virginica"],
+    "mode": "rows",
+    "batch": 4096,
+    "threads": 1,
+    "records_per_second": 21_700_000.0,
+    "notes": [],
+    "sample": [_FLOWER],
+    "metadata": {"batchserve.task": "classification", "producer": "skl2onnx 1.20.0"},
+    "created_at": "2026-11-20T07:25:28.574978Z",
+    "links": {
+        "self": "/v1/models/iris/versions/1",
+        "versions": "/v1/models/iris/versions",
+        "predict": "/v1/models/iris/predict",
+        "validate": "/v1/models/iris/validate",
+    },
+}
+MODELS: dict[str, Any] = {"models": [MODEL]}
+
+ONLINE: dict[str, Any] = {
+    "prediction": [{**_FLOWER, **_ANSWER}],
+    "errors": [],
+    "model": _REFERENCE,
+    "inference_ms": 0.021,
+}
+VALIDATION: dict[str, Any] = {
+    "valid": False,
+    "errors": [
+        {
+            "record": 1,
+            "column": "petal length (cm)",
+            "code": "missing-value",
+            "message": "no value for 'petal length (cm)', and the model needs one",
+        }
+    ],
+    "model": _REFERENCE,
+}
+
+HEALTH: dict[str, Any] = {"status": "ok", "version": "0.1.0"}
+READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "ok"}}
+UNREADINESS: dict[str, Any] = {
+    "status": "unavailable",
+    "version": "0.1.0",
+    "checks": {"database": "the database does not answer; try again in a moment", "storage": "ok"},
+}
+METRICS = '# HELP batchserve_jobs Jobs by state.\n# TYPE batchserve_jobs gauge\nbatchserve_jobs{state="queued"} 0.0\n'
+EVENTS = (
+    f'event: state\nid: running-1-8-0p\ndata: {{"id": "{_ID}", "state": "running", "progress": 0.0}}\n\n'
+    f'event: progress\nid: running-1-8-5p\ndata: {{"id": "{_ID}", "state": "running", "progress": 0.62}}\n\n'
+)
+ERRORS = '{"record":17,"column":"petal width (cm)","code":"wrong-type","message":"expected float32, got \'wide\'"}\n'
+ERRORS_CSV = "record,key,column,code,message\n17,,petal width (cm),wrong-type,\"expected float32, got 'wide'\"\n"
