@@ -3,14 +3,18 @@
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
+import fastapi_offline
 from fastapi import FastAPI, Request, Response
+from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
+from starlette.staticfiles import StaticFiles
 
 from batchserve import __version__, jobs
 from batchserve.api import download, examples, models, predict, problems, upload
@@ -61,17 +65,34 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
     app = _Application(
         title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
-        redoc_url=None,
+        docs_url=None, redoc_url=None,
     )  # fmt: skip
     problems.install(app)
     for module in (upload, predict, download, job_routes, models):
         app.include_router(module.router)
     _add_health(app)
+    _add_docs(app)
     return app
 
 
 def _no_worker() -> None:
     """Workers of other processes look for themselves."""
+
+
+def _add_docs(app: FastAPI) -> None:
+    """Swagger at /docs, with its files served from here: it works without the internet."""
+    files = Path(fastapi_offline.__file__).parent / "static"
+    app.mount("/docs/static", StaticFiles(directory=files), name="docs-static")
+
+    @app.get("/docs", include_in_schema=False)
+    async def docs() -> Response:
+        return get_swagger_ui_html(
+            openapi_url=str(app.openapi_url),
+            title=f"{app.title} {__version__}",
+            swagger_js_url="/docs/static/swagger-ui-bundle.js",
+            swagger_css_url="/docs/static/swagger-ui.css",
+            swagger_favicon_url="/docs/static/favicon.png",
+        )
 
 
 def _add_health(app: FastAPI) -> None:

@@ -8,9 +8,10 @@ import hashlib
 from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy.exc import IntegrityError
 
 from batchserve.db.tables import idempotency_keys as keys
-from batchserve.errors import IdempotencyMismatch
+from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +40,14 @@ def recall(connection: Connection, key: str, content: str) -> Remembered | None:
 
 
 def remember(connection: Connection, key: str, content: str, job_id: str, status: int, now: float) -> None:
-    connection.execute(insert(keys).values(key=key, fingerprint=content, job_id=job_id, status=status, created_at=now))
+    """Raises IdempotencyInProgress when another process has just answered this key: ask again."""
+    row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now}
+    try:
+        connection.execute(insert(keys).values(row))
+    except IntegrityError as error:
+        raise IdempotencyInProgress(
+            f"a request with the Idempotency-Key {key!r} has just been answered: send it again", retry_after=1
+        ) from error
 
 
 def forget_older(connection: Connection, before: float) -> int:

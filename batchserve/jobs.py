@@ -31,7 +31,7 @@ from sqlalchemy.sql import ColumnElement
 from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, chunks, jobs, models
 from batchserve.domain import Attempt, Chunk, Dialect, Job, JobState, ModelVersion, Options, Result, ScoredChunk
-from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost
+from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost, WorkerCrashed
 from batchserve.registry import model_columns, model_from_row
 
 _options = TypeAdapter(Options)
@@ -258,19 +258,22 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
     return job
 
 
-def create_retry_of_failed_rows(
-    connection: Connection, job: Job, job_id: str, input_key: str, now: float
-) -> list[tuple[Chunk, int, int, int]]:
-    """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
-
-    The result of the completed job never changes; the new job's result is the merged one. Returns the chunks whose
-    parts it takes over, as `done_chunks` does: the caller copies them. Raises JobConflict when nothing failed.
-    """
+def require_failed_rows(job: Job) -> None:
+    """Raises JobConflict unless the job is completed and some of its records failed."""
     if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
         raise JobConflict(
             f"job {job.id} is {job.state} with {job.rows_failed} failed records of its own: failed records can be "
             "scored again when a job is completed and some failed"
         )
+
+
+def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, input_key: str, now: float) -> None:
+    """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
+
+    The result of the completed job never changes; the new job's result is the merged one. The parts of the chunks
+    without errors have been copied. Raises JobConflict when nothing failed.
+    """
+    require_failed_rows(job)
     kept = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
     kept |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "notes", "request_digest"}
     kept |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
@@ -300,7 +303,6 @@ def create_retry_of_failed_rows(
         insert(chunks),
         [{**row, **({} if row["first_record"] in taken else opened), "job_id": job_id, "crashes": 0} for row in rows],
     )
-    return done
 
 
 def delete_if_not_running(connection: Connection, job_id: str) -> tuple[Job, bool]:
@@ -529,11 +531,10 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
         jobs.c.state == JobState.RUNNING,
         or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock),
     )
-    error = {
-        "code": "worker-crashed",
-        "message": f"{crashes} workers in a row died while they ran this job, without finishing a chunk. "
-        "Look at their logs and memory, then retry the job: it goes on where it stopped.",
-    }
+    error = WorkerCrashed(
+        f"{crashes} workers in a row died while they ran this job, without finishing a chunk. Look at their logs and "
+        "memory, then retry the job: it goes on where it stopped."
+    )
 
     def move(*guards: ColumnElement[bool], **values: Any) -> list[str]:
         """Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost."""
@@ -549,8 +550,8 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
     failed = move(
         jobs.c.crashes + 1 >= crashes,
         state=JobState.FAILED,
-        reason="worker-crashed",
-        error=error,
+        reason=error.code,
+        error=error.to_json(),
         finished_at=now.wall,
     )
     queued = move(state=JobState.QUEUED, crashes=jobs.c.crashes + 1, worker=None)

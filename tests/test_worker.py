@@ -26,7 +26,7 @@ from batchserve import jobs, registry
 from batchserve.db import migrate
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
-from batchserve.domain import Dialect, Job, JobState, ModelVersion, Options
+from batchserve.domain import Chunk, Dialect, Job, JobState, ModelVersion, Options, ScoredChunk
 from batchserve.engines import Engine, open_engine
 from batchserve.errors import InsufficientStorage
 from batchserve.inference.admission import admit
@@ -311,7 +311,6 @@ def test_a_record_that_cannot_be_scored_leaves_a_hole_and_a_reason(bench: Bench,
 def test_a_job_fails_when_more_records_fail_than_it_allows(
     bench: Bench, busy: bytes, options: dict[str, Any], state: JobState
 ) -> None:
-    """4 chunks are just as many as are planned at first: that the plan is complete is known after they are scored."""
     job_id = bench.submit(bench.register("busy", busy), rows_of(*HOLES), **options)
     with bench.worker():
         job = bench.wait(job_id)
@@ -320,6 +319,19 @@ def test_a_job_fails_when_more_records_fail_than_it_allows(
         assert job.reason == "too-many-row-errors"
         assert job.error is not None
         assert "2 record" in job.error["message"]
+
+
+def test_a_job_that_failed_too_many_records_is_not_saved_by_a_crash(bench: Bench, busy: bytes) -> None:
+    """Its worker died after the last chunk was committed, and before it could fail the job."""
+    job_id = bench.submit(bench.register("busy", busy), rows_of(None, None, 1), max_errors=0.5)
+    with bench.database.write() as connection:
+        moment = bench.database.moment(connection)
+        jobs.claim_next(connection, "dead", 0.1, moment)
+        jobs.add_chunks_if_mine(connection, job_id, 1, [Chunk(0, 3, 8, 20)], complete=True)
+        jobs.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(0, 3, 2, 10, "", 10), 0.9)
+    with bench.worker():
+        job = bench.wait(job_id)
+    assert (job.state, job.reason, job.attempt) == (JobState.FAILED, "too-many-row-errors", 2)
 
 
 @pytest.mark.xfail(reason="ONNX Runtime's arena keeps the memory of a run that failed: inference/session.py has it on")
@@ -501,7 +513,9 @@ def test_a_worker_that_lost_its_lease_writes_nothing_more(bench: Bench, busy: by
 
 
 @pytest.mark.slow
-def test_a_worker_whose_own_leases_lapse_takes_its_jobs_up_again(bench: Bench, busy: bytes, second: float) -> None:
+def test_a_worker_whose_own_leases_lapse_takes_its_jobs_up_again(
+    bench: Bench, busy: bytes, second: float, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It could not reach the database for a while: its heartbeat comes too late every time."""
     work = [second / 10 + number for number in range(60)]
     model = bench.register("busy", busy)
@@ -515,6 +529,7 @@ def test_a_worker_whose_own_leases_lapse_takes_its_jobs_up_again(bench: Bench, b
         after = bench.submit(model, rows_of(1))
         worker.wake()
         assert bench.wait(after).state == JobState.COMPLETED
+    assert "worker_error" not in capsys.readouterr().out
 
 
 @pytest.mark.slow

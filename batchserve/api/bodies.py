@@ -5,10 +5,11 @@ import binascii
 import hashlib
 import re
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from typing import Protocol
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from typing import Any, Protocol
 
 import anyio
+import orjson
 import zstandard
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
@@ -18,6 +19,7 @@ from batchserve.errors import (
     BadRequest,
     DigestMismatch,
     InsufficientStorage,
+    InvalidOptions,
     PayloadTooLarge,
     RequestTimeout,
     TruncatedBody,
@@ -29,6 +31,7 @@ from batchserve.storage import Stored, Writer
 from batchserve.storage.local import LocalStorage
 
 BLOCK = 1 << 20
+_OPTIONS_BYTES = 1 << 20
 _RATIO_FREE = 64 << 20
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
@@ -226,6 +229,23 @@ def _decoder(encoding: str) -> _Decoder | None:
 
 def _next_or_empty(pieces: Iterator[bytes]) -> bytes:
     return next(pieces, b"")
+
+
+async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]:
+    """A small JSON object, as options are; no body is an empty one. Raises for anything else."""
+    text = await Body(request, settings, _OPTIONS_BYTES).read()
+    if not text.strip():
+        return {}
+    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
+    if media_type not in ("application/json", "application/x-www-form-urlencoded"):
+        raise UnsupportedMedia(f"the options are JSON, got {media_type!r}; to send data, POST it to /v1/predict?model=")
+    try:
+        value = orjson.loads(text)
+    except orjson.JSONDecodeError as error:
+        raise InvalidOptions(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidOptions(f"expected a JSON object of options, got {type(value).__name__}")
+    return value
 
 
 def require_space(runtime: Runtime) -> None:

@@ -2,12 +2,14 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
 import anyio
 from fastapi import Depends, Header, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs, registry
@@ -18,6 +20,7 @@ from batchserve.errors import BadRequest, IdempotencyInProgress
 from batchserve.runtime import Runtime
 
 T = TypeVar("T")
+Options = TypeVar("Options", bound=BaseModel)
 MAX_WAIT = 60.0
 
 
@@ -30,7 +33,7 @@ class Service:
     keys_under_way: set[str] = field(default_factory=set)
 
     async def call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
-        """Calls a function in an interactive scoring process. A client that leaves takes the call along.
+        """Calls a function in an interactive scoring process. Ends it when the server stops.
 
         Raises ScoringTimeout after `seconds`, and what the function raises.
         """
@@ -62,6 +65,14 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "What was wrong, what was expected and what came.", "content": _PROBLEM},
     "5XX": {"description": "Not ready: Retry-After says when to try again. Or our fault.", "content": _PROBLEM},
 }
+
+
+def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
+    """Raises RequestValidationError, which names each option that is unknown or has a wrong value."""
+    try:
+        return kind.model_validate(given)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from None
 
 
 def read_body(service: Service, job_id: str) -> JobBody:

@@ -5,9 +5,7 @@ import csv
 import io
 import re
 import secrets
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping
-from concurrent import futures
 from itertools import chain
 from typing import Annotated, Any
 
@@ -22,8 +20,7 @@ from starlette.types import Receive, Scope, Send
 from batchserve import jobs, scoring
 from batchserve.api import examples
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, finished, read_job, wait_for
-from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
-from batchserve.engines import Call
+from batchserve.domain import ChunkLimits, Dialect, Job, JobState
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady
 from batchserve.formats import FORMATS, by_media_type, get_format
 from batchserve.formats.protocol import Format, Part
@@ -324,26 +321,14 @@ def _convert(
 def _converted_parts(
     service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format, folder: str
 ) -> Generator[Part]:
-    """Each part when the one before it has been sent; the next is under way meanwhile."""
+    """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
     top_k = job.options.top_k if job.options else None
-
-    def submit(chunk: Chunk) -> Call[Part]:
-        key = f"{folder}{chunk.first_record:015d}"
-        return service.runtime.engine.submit_interactive(
-            scoring.convert_chunk, source, chunk, job.model, top_k, wanted.name, Dialect(), key,
-            timeout=service.runtime.settings.chunk_timeout,
+    for chunk in plan.chunks:
+        call = service.runtime.engine.submit_interactive(
+            scoring.convert_chunk, source, chunk, job.model, top_k, wanted.name, Dialect(),
+            f"{folder}{chunk.first_record:015d}", timeout=service.runtime.settings.chunk_timeout,
         )  # fmt: skip
-
-    under_way: deque[Call[Part]] = deque()
-    try:
-        for chunk in plan.chunks:
-            under_way.append(submit(chunk))
-            if len(under_way) > 1:
-                yield under_way.popleft().future.result()
-        while under_way:
-            yield under_way.popleft().future.result()
-    finally:
-        futures.wait(call.future for call in under_way)  # or it would write its part after all others are deleted
+        yield call.future.result()
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

@@ -7,14 +7,14 @@ from typing import Annotated, Literal
 
 import anyio
 import uuid_utils
-from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Response
+from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
-from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs
 from batchserve.api import examples
+from batchserve.api.bodies import json_object
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
@@ -24,6 +24,7 @@ from batchserve.api.deps import (
     job_headers,
     job_response,
     once,
+    parsed,
     preferred_wait,
     read_body,
     read_job,
@@ -33,7 +34,7 @@ from batchserve.api.deps import (
 from batchserve.api.schemas import JobBody, JobList, job_body
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
-from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
+from batchserve.storage import Span, input_key, part_key, parts_prefix
 
 router = APIRouter(tags=["jobs"])
 
@@ -147,32 +148,42 @@ class RetryBody(BaseModel):
     )
 
 
+RETRY = {
+    "required": False,
+    "content": {"application/json": {"schema": RetryBody.model_json_schema(), "example": {"rows": "failed"}}},
+}
+
+
 @router.post(
     "/v1/jobs/{job_id}/retry", status_code=202, response_model=JobBody, responses=PROBLEMS,
-    operation_id="retry_job", summary="Go on with a failed or cancelled job",
+    operation_id="retry_job", summary="Go on with a failed or cancelled job", openapi_extra={"requestBody": RETRY},
 )  # fmt: skip
 async def retry_job(
     job_id: str,
+    request: Request,
     service: ServiceDep,
     background: BackgroundTasks,
-    body: RetryBody | None = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Chunks that are done stay done; the others are scored.
 
     With `rows: failed`, the answer is a new job: a result never changes, the merged one is the new job's.
     """
-    rows = (body or RetryBody()).rows
+    rows = parsed(RetryBody, await json_object(request, service.runtime.settings)).rows
     key = bare_key(idempotency_key)
     content = idempotency.fingerprint("retry", job_id, rows)
 
     def retry() -> JobBody:
+        retried = str(uuid_utils.uuid7()) if rows == "failed" else job_id
+        if rows == "failed":
+            _copy_scored(service, job_id, retried)
         now = time.time()
         with service.runtime.database.write() as connection:
             if rows == "failed":
-                retried = _retry_failed_rows(service.runtime.storage, connection, job_id, now)
+                job = jobs.get(connection, job_id)
+                jobs.create_retry_of_failed_rows(connection, job, retried, input_key(retried), now)
             else:
-                retried = jobs.retry_if_stopped(connection, job_id, now).id
+                jobs.retry_if_stopped(connection, job_id, now)
             if key is not None:
                 idempotency.remember(connection, key, content, retried, 202, now)
         return read_body(service, retried)
@@ -196,15 +207,18 @@ async def delete_job(job_id: str, service: ServiceDep) -> Response:
     return Response(status_code=204)
 
 
-def _retry_failed_rows(storage: Storage, connection: Connection, job_id: str, now: float) -> str:
-    """Copies what the new job takes over before its row is committed: a row without bytes would be a lie."""
-    job, retry_id = jobs.get(connection, job_id), str(uuid_utils.uuid7())
-    done = jobs.create_retry_of_failed_rows(connection, job, retry_id, input_key(retry_id), now)
+def _copy_scored(service: Service, job_id: str, retry_id: str) -> None:
+    """Copies what the new job takes over, before any row names it: a row without bytes would be a lie."""
+    storage = service.runtime.storage
+    with service.runtime.database.read() as connection:
+        job = jobs.get(connection, job_id)
+        jobs.require_failed_rows(job)
+        done = jobs.done_chunks(connection, job_id)
     storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
-    for chunk, attempt, part_bytes, _ in done:
-        part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
-        storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
-    return retry_id
+    for chunk, attempt, part_bytes, errors_bytes in done:
+        if not errors_bytes:
+            part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
+            storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
 
 
 def _delete(service: Service, job_id: str) -> None:

@@ -2,18 +2,16 @@
 
 import hashlib
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import orjson
 from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
-from fastapi.exceptions import RequestValidationError
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs
-from batchserve.api.bodies import Body
+from batchserve.api.bodies import json_object
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
@@ -23,6 +21,7 @@ from batchserve.api.deps import (
     finished,
     job_response,
     once,
+    parsed,
     preferred_wait,
     read_body,
     read_job,
@@ -33,14 +32,13 @@ from batchserve.api.deps import (
 from batchserve.api.schemas import JobBody, PredictOptions
 from batchserve.api.upload import INPUT_BODY, Delimiter, Filename, check_input, received_input
 from batchserve.domain import Job, JobState, ModelVersion, Options
-from batchserve.errors import InvalidOptions, JobConflict, UnsupportedMedia
+from batchserve.errors import JobConflict
 from batchserve.jobs import NewInput
 
 router = APIRouter(tags=["predict"])
 
 Prefer = Annotated[str | None, Header(description="`wait=10`: answer when the job is finished, or after 10 seconds.")]
 _options = TypeAdapter(Options)
-_OPTIONS_BYTES = 1 << 20
 
 OPTION_PARAMETERS: list[dict[str, Any]] = [
     {
@@ -82,23 +80,23 @@ async def predict(
 
     The beginning of the input is checked against the model's signature now, not in an hour.
     """
-    given = {**request.query_params, **await _json_object(request, service)}
+    given = {**request.query_params, **await json_object(request, service.runtime.settings)}
     key = bare_key(idempotency_key)
 
     async def work() -> Response:
         job = await run_in_threadpool(read_job, service, job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
-        options = parse_options(given)
+        options = parsed(PredictOptions, given)
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
         if (answer := await replayed(service, key, content)) is not None:
             return answer
         new = _input_of(job)
-        chosen = _chosen(options, new.format)
         if job.model is not None and job.queued_at is not None and options.model == job.model.name:
             model = job.model  # pinned: a version that was registered since does not make this another request
         else:
             model = await run_in_threadpool(resolve_model, service, options.model)
+        chosen = _chosen(options, new.format, model)
         if job.state is JobState.UPLOADED:
             await check_input(service, new, model, chosen)
         asked = _Request(new, model, options, chosen, key, content)
@@ -124,7 +122,7 @@ async def upload_and_predict(
 ) -> Response:
     """The body is the input. Nothing is stored unless it fits the model."""
     query = {name: value for name, value in request.query_params.items() if name not in ("delimiter", "filename")}
-    options = parse_options(query)
+    options = parsed(PredictOptions, query)
     key = bare_key(idempotency_key)
 
     async def work() -> Response:
@@ -134,7 +132,7 @@ async def upload_and_predict(
             content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
             if (answer := await replayed(service, key, content)) is not None:
                 return answer
-            chosen = _chosen(options, new.format)
+            chosen = _chosen(options, new.format, model)
             await check_input(service, new, model, chosen)
             asked = _Request(new, model, options, chosen, key, content)
             body = await run_in_threadpool(_enqueue, service, asked, create=True)
@@ -167,35 +165,11 @@ class _Request:
         return self.options.run_after.timestamp() if self.options.run_after else None
 
 
-def parse_options(given: Mapping[str, Any]) -> PredictOptions:
-    """Raises RequestValidationError, which names each option that is unknown or has a wrong value."""
-    try:
-        return PredictOptions.model_validate(given)
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from None
-
-
-async def _json_object(request: Request, service: Service) -> Mapping[str, Any]:
-    text = await Body(request, service.runtime.settings, _OPTIONS_BYTES).read()
-    if not text.strip():
-        return {}
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
-    if media_type not in ("application/json", "application/x-www-form-urlencoded"):
-        raise UnsupportedMedia(f"the options are JSON, got {media_type!r}; to send data, POST it to /v1/predict?model=")
-    try:
-        value = orjson.loads(text)
-    except orjson.JSONDecodeError as error:
-        raise InvalidOptions(f"the body is not JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise InvalidOptions(f"expected a JSON object of options, got {type(value).__name__}")
-    return value
-
-
-def _chosen(options: PredictOptions, input_format: str) -> Options:
+def _chosen(options: PredictOptions, input_format: str, model: ModelVersion) -> Options:
     passthrough = options.passthrough
     columns = options.columns
     return Options(
-        format=options.format or input_format,
+        format=options.format or _default_format(input_format, model),
         passthrough=tuple(passthrough) if isinstance(passthrough, list) else passthrough,
         columns=tuple(columns) if isinstance(columns, list) else columns,
         key=options.key,
@@ -203,6 +177,12 @@ def _chosen(options: PredictOptions, input_format: str) -> Options:
         max_errors=options.max_errors,
         top_k=options.top_k,
     )
+
+
+def _default_format(input_format: str, model: ModelVersion) -> str:
+    """The input's, but for labels that are text: an npy array can not hold them."""
+    gives_text = any(tensor.dtype == "string" for tensor in model.signature.outputs)
+    return "csv" if input_format == "npy" and gives_text else input_format
 
 
 def _input_of(job: Job) -> NewInput:
