@@ -157,3 +157,13 @@ def test_the_documentation_page_answers(api: Api) -> None:
     assert page.status_code == 200
     assert "/openapi.json" in page.text
     assert api.http.get("/redoc").status_code == 404
+
+
+def test_the_swagger_page_needs_no_other_host(api: Api) -> None:
+    page = ok(api.http.get("/docs")).text
+    addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
+    assert addresses
+    for address in addresses:
+        assert address.startswith("/docs/static/"), address
+        ok(api.http.get(address))
+    assert "https://" not in page
