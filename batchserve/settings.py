@@ -48,7 +48,7 @@ class Settings(BaseSettings):
     heartbeat: Seconds = Field(10.0, description="Seconds between two renewals of a lease.")
     rescue: Seconds = Field(5.0, description="Seconds between two looks for jobs whose worker died.")
     grace: Seconds = Field(20.0, description="Seconds that a worker may use to finish its chunks after SIGTERM.")
-    active_jobs: int = Field(16, ge=1, description="Jobs that one worker runs side by side, chunk by chunk.")
+    active_jobs: int = Field(64, ge=1, description="Jobs that one worker runs side by side, chunk by chunk.")
     poll: Seconds = Field(1.0, description="Seconds between two looks for new jobs and cancel requests.")
     crashes: int = Field(3, ge=1, description="Crashes at the same chunk, or without progress, that fail a job.")
     cancel_grace: Seconds = Field(3.0, description="Seconds that a cancelled chunk may go on before it is killed.")

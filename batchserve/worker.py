@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 
 import stamina
 
-from batchserve import jobs, scoring
+from batchserve import idempotency, jobs, scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import (
@@ -171,6 +171,7 @@ class Worker:
         with self._database.write() as connection:
             now = self._database.moment(connection)
             queued, failed = jobs.rescue_expired(connection, self._settings.crashes, now)
+            idempotency.forget_older(connection, now.wall - 3600 * self._settings.idempotency_hours)
         for job_id in queued:
             log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
         for job_id in failed:
@@ -419,7 +420,7 @@ class Worker:
     def _write(self, transition: Callable[..., T], *details: Any) -> T:
         """One transition in one transaction. Waits for a database that is away or locked: a lease that lapses
         meanwhile fences the write."""
-        for attempt in stamina.retry_context(on=Unavailable, attempts=None, timeout=60.0):
+        for attempt in stamina.retry_context(on=(Unavailable, InsufficientStorage), attempts=None, timeout=60.0):
             with attempt, self._database.write() as connection:
                 return transition(connection, *details)
         raise AssertionError("stamina either returns or raises")

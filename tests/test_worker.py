@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import update
 from uuid_utils import uuid7
 
-from batchserve import jobs, registry
+from batchserve import idempotency, jobs, registry
 from batchserve.db import migrate
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
@@ -334,7 +334,6 @@ def test_a_job_that_failed_too_many_records_is_not_saved_by_a_crash(bench: Bench
     assert (job.state, job.reason, job.attempt) == (JobState.FAILED, "too-many-row-errors", 2)
 
 
-@pytest.mark.xfail(reason="ONNX Runtime's arena keeps the memory of a run that failed: inference/session.py has it on")
 def test_a_record_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None:
     work = [1, 2, 100_000, 4, 5]
     with Runtime.open(Settings(storage=str(tmp_path / "store"), **SHORT)) as runtime:
@@ -635,3 +634,19 @@ def test_a_runtime_opens_what_a_worker_needs(tmp_path: Path, busy: bytes) -> Non
         with bench.worker():
             bench.wait(job_id)
         assert answers(bench.result(job_id)) == doubled(*range(100))
+
+
+def test_an_idempotency_key_is_forgotten_after_its_hours(bench: Bench) -> None:
+    with bench.database.write() as connection:
+        idempotency.remember(connection, "old", "content", "job", 201, time.time() - 3700)
+        idempotency.remember(connection, "young", "content", "job", 201, time.time() - 3500)
+
+    def known() -> list[str]:
+        with bench.database.read() as connection:
+            return [key for key in ("old", "young") if idempotency.recall(connection, key, "content")]
+
+    with bench.worker(idempotency_hours=1.0):
+        deadline = time.monotonic() + TIMEOUT
+        while known() != ["young"] and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert known() == ["young"]

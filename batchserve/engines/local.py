@@ -1,4 +1,9 @@
-"""Scoring processes on this host: spawned, limited in memory, niced, killed without harming each other."""
+"""Scoring processes on this host: spawned, limited in memory, niced, killed without harming each other.
+
+A slot is one process, one pipe and one thread that waits for it. Slots share nothing but the queue of calls, so a
+process can be killed at any moment, in the middle of a message too, and only its own call is lost. The process pools
+of kept libraries share a pipe and a lock between their processes, and end other calls, or all, when one dies.
+"""
 
 import multiprocessing
 import os
@@ -9,51 +14,57 @@ import sys
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
-from threading import Lock
+from contextlib import suppress
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
-
-import pebble
 
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 from batchserve.settings import Settings
 
 T = TypeVar("T")
+_INTERACTIVE = 2
+"""Processes for clients that wait: two, so that a model under admission does not block the others."""
 
 
 class LocalCall(Generic[T]):
     """A call in a scoring process; see `engines.Call`."""
 
-    def __init__(self, raw: "pebble.ProcessFuture[T]", timeout: float) -> None:
+    def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> None:
         self.future: Future[T] = Future()
-        self._raw = raw
-        self._timeout = timeout
-        raw.add_done_callback(self._end)
+        self.message = pickle.dumps((function, arguments))
+        self.timeout = timeout
+        self._lock = Lock()
+        self._killed = False
+        self._process: BaseProcess | None = None
 
     def kill(self) -> None:
-        self._raw.cancel()
+        with self._lock:
+            self._killed = True
+            if self._process is not None:
+                self._process.kill()  # its slot sees the end, and ends the future
+            else:
+                self.future.cancel()
 
-    def _end(self, raw: "Future[T]") -> None:
-        if raw.cancelled():
-            self.future.cancel()
-        if not self.future.set_running_or_notify_cancel():
-            return  # killed, or whoever waited has left
-        try:
-            self.future.set_result(raw.result())
-        except (Exception, pebble.ProcessExpired) as error:  # noqa: BLE001 - handed on to whoever waits
-            self.future.set_exception(self._named(error))
+    def begin(self, process: BaseProcess) -> bool:
+        """Whether the call is still wanted; from now on, killing it kills this process."""
+        with self._lock:
+            if self._killed or self.future.cancelled():
+                self.future.cancel()
+                self.future.set_running_or_notify_cancel()
+                return False
+            self._process = process
+            return True
 
-    def _named(self, error: BaseException) -> BaseException:
-        if isinstance(error, FutureTimeout):
-            return ScoringTimeout(f"scoring took longer than {self._timeout:g} s and was stopped")
-        if isinstance(error, MemoryError):
-            return OutOfMemory("scoring needed more memory than BATCHSERVE_PROCESS_MEMORY allows")
-        if isinstance(error, pebble.ProcessExpired):
-            return ScoringCrashed(f"the scoring process died ({_cause(error.exitcode)})")
-        if isinstance(error, BrokenProcessPool):
-            return ScoringCrashed("the scoring processes were started anew, because one of them was lost")
-        return error
+    def end(self, set_outcome: Callable[[], None]) -> None:
+        with self._lock:
+            self._process = None
+            if self._killed:
+                self.future.cancel()
+        if self.future.set_running_or_notify_cancel():
+            set_outcome()
 
 
 class LocalEngine:
@@ -61,66 +72,138 @@ class LocalEngine:
 
     def __init__(self, settings: Settings) -> None:
         self.capacity = settings.processes
-        self._settings = settings
+        memory = settings.process_memory
+        self._batch = _Pool(settings.processes, memory, settings.process_nice)
+        self._interactive = _Pool(_INTERACTIVE, memory, 0)
+
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
+        return self._batch.submit(LocalCall(function, args, timeout))
+
+    def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
+        return self._interactive.submit(LocalCall(function, args, timeout))
+
+    def close(self) -> None:
+        for pool in (self._batch, self._interactive):
+            pool.close()
+
+
+class _Pool:
+    """Slots that take calls from one queue. They start with the first call: `serve --no-worker` scores no chunks."""
+
+    def __init__(self, size: int, memory: int, nice: int) -> None:
+        self._size, self._memory, self._nice = size, memory, nice
+        self._queue: SimpleQueue[LocalCall[Any] | None] = SimpleQueue()
         self._lock = Lock()
-        self._pools: dict[str, pebble.ProcessPool] = {}
+        self._slots: list[_Slot] = []
         self._calls: set[LocalCall[Any]] = set()
         self._closed = False
 
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
-        return self._submit("batch", self.capacity, self._settings.process_nice, function, args, timeout)
-
-    def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
-        return self._submit("interactive", 2, 0, function, args, timeout)
+    def submit(self, call: LocalCall[T]) -> LocalCall[T]:
+        with self._lock:
+            if self._closed:
+                raise Unavailable("the server is stopping")
+            if not self._slots:
+                self._slots = [_Slot(self._queue, self._memory, self._nice) for _ in range(self._size)]
+            self._calls.add(call)
+            self._queue.put(call)
+        call.future.add_done_callback(lambda _: self._calls.discard(call))
+        return call
 
     def close(self) -> None:
         with self._lock:
             self._closed = True
-            pools, calls = list(self._pools.values()), list(self._calls)
-        for call in calls:  # the pool would leave those that wait without an end
+            calls = list(self._calls)
+        for call in calls:
             call.kill()
-        for pool in pools:
-            pool.stop()
-        for pool in pools:
-            pool.join()
-
-    def _submit(
-        self, name: str, processes: int, nice: int, function: Callable[..., T], args: Any, timeout: float
-    ) -> LocalCall[T]:
-        with self._lock:
-            if self._closed:
-                raise Unavailable("the server is stopping")
-            try:
-                raw = self._pool(name, processes, nice).schedule(_run, args=(function, args), timeout=timeout)
-            except RuntimeError:  # pebble gives a pool up when a process dies that has nothing to do
-                self._pools.pop(name).join()
-                raw = self._pool(name, processes, nice).schedule(_run, args=(function, args), timeout=timeout)
-            call: LocalCall[Any] = LocalCall(raw, timeout)
-            self._calls.add(call)
-        call.future.add_done_callback(lambda _: self._calls.discard(call))
-        return call
-
-    def _pool(self, name: str, processes: int, nice: int) -> pebble.ProcessPool:
-        # Processes start with the first call: `serve --no-worker` never starts the batch pool.
-        if name not in self._pools:
-            self._pools[name] = pebble.ProcessPool(
-                max_workers=processes,
-                initializer=_prepare_process,
-                initargs=(self._settings.process_memory, nice),
-                context=multiprocessing.get_context("spawn"),
-            )
-        return self._pools[name]
+        for _ in self._slots:
+            self._queue.put(None)
+        for slot in self._slots:
+            slot.thread.join()
 
 
-def _run(function: Callable[..., T], args: Any) -> T:
-    try:
-        return function(*args)
-    except Exception as error:
+class _Slot:
+    """One process at a time, and the thread that hands it one call at a time."""
+
+    def __init__(self, queue: "SimpleQueue[LocalCall[Any] | None]", memory: int, nice: int) -> None:
+        self._queue, self._memory, self._nice = queue, memory, nice
+        self._process: BaseProcess | None = None
+        self._pipe: Connection[Any, Any] | None = None
+        self.thread = Thread(target=self._serve, name="scoring-slot", daemon=True)
+        self.thread.start()
+
+    def _serve(self) -> None:
+        while (call := self._queue.get()) is not None:
+            process, pipe = self._ready()
+            if call.begin(process):
+                self._run(call, process, pipe)
+        self._retire()
+
+    def _run(self, call: LocalCall[Any], process: BaseProcess, pipe: "Connection[Any, Any]") -> None:
+        outcome: Any = None
+        error: BaseException | None = None
         try:
-            pickle.loads(pickle.dumps(error))  # noqa: S301 - our own
-        except Exception:  # noqa: BLE001 - one that can not travel would end the whole pool
-            raise RuntimeError(f"{type(error).__name__}: {error}") from None
-        raise
+            pipe.send_bytes(call.message)
+            if not wait([pipe, process.sentinel], call.timeout):
+                error = ScoringTimeout(f"scoring took longer than {call.timeout:g} s and was stopped")
+            else:
+                outcome, error = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own process
+        except (EOFError, OSError):  # it died, before or in the middle of its answer
+            process.join()
+            error = ScoringCrashed(f"the scoring process died ({_cause(process.exitcode)})")
+        if isinstance(error, MemoryError):
+            error = OutOfMemory("scoring needed more memory than BATCHSERVE_PROCESS_MEMORY allows")
+        if isinstance(error, ScoringTimeout | ScoringCrashed | OutOfMemory):
+            self._retire()  # what is left of the process is not to be trusted
+        if error is not None:
+            call.end(lambda: call.future.set_exception(error))
+        else:
+            call.end(lambda: call.future.set_result(outcome))
+
+    def _ready(self) -> "tuple[BaseProcess, Connection[Any, Any]]":
+        """A process that lives: one that died while it had nothing to do cost nobody anything."""
+        if self._process is None or self._pipe is None or not self._process.is_alive():
+            self._retire()
+            spawn = multiprocessing.get_context("spawn")
+            self._pipe, theirs = spawn.Pipe()
+            self._process = spawn.Process(
+                target=_answer_calls, args=(theirs, self._memory, self._nice), name="scoring", daemon=True
+            )
+            self._process.start()
+            theirs.close()  # or the end of the process would not be the end of the pipe
+        return self._process, self._pipe
+
+    def _retire(self) -> None:
+        if self._process is not None and self._pipe is not None:
+            self._process.kill()
+            self._process.join()
+            self._process.close()
+            self._pipe.close()
+        self._process = self._pipe = None
+
+
+def _answer_calls(pipe: "Connection[Any, Any]", memory: int, nice: int) -> None:
+    """What a scoring process does: one call after the other, until its server closes the pipe."""
+    _prepare_process(memory, nice)
+    with suppress(EOFError, OSError):
+        while True:
+            message = pipe.recv_bytes()
+            outcome, error = None, None
+            try:
+                function, arguments = pickle.loads(message)  # noqa: S301 - from our own server
+                outcome = function(*arguments)
+            except Exception as raised:  # noqa: BLE001 - handed on to whoever waits
+                error = raised
+            pipe.send_bytes(_answer(outcome, error))
+
+
+def _answer(outcome: Any, error: Exception | None) -> bytes:
+    try:
+        answer = pickle.dumps((outcome, error))
+        pickle.loads(answer)  # noqa: S301 - an error may pickle and yet not come back
+    except Exception as unfit:  # noqa: BLE001 - one that can not travel is told in words
+        told = error or unfit
+        return pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}")))
+    return answer
 
 
 def _prepare_process(memory: int, nice: int) -> None:

@@ -72,6 +72,8 @@ def open_session(model: bytes | Path, threads: int = 1) -> Session:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     # A spinning thread halves the speed of everything else on the machine.
+    # The arena would keep what one record took: after a run that failed for memory, the limit would stay used up.
+    options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     # Admission puts all tensors into the graph: whatever still points to a file finds none.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
