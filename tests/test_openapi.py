@@ -161,10 +161,10 @@ def test_the_documentation_page_answers(api: Api) -> None:
 
 
 def test_the_swagger_page_needs_no_other_host(api: Api) -> None:
-    page = ok(api.http.get("/docs")).text
+    page = api.http.get("/docs").text
     addresses = re.findall(r'(?:src|href)="([^"]+)"', page)
     assert addresses
     for address in addresses:
         assert address.startswith("/docs/static/"), address
-        ok(api.http.get(address))
-    assert "https://" not in page
+        assert api.http.get(address).status_code == 200, address
+    assert "//" not in page.replace("<!DOCTYPE", "")
