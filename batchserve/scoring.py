@@ -27,7 +27,7 @@ from batchserve.domain import (
     ScoredChunk,
     Signature,
 )
-from batchserve.errors import InvalidInput, InvalidOptions, PayloadTooLarge, SchemaMismatch, ScoringFailed
+from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, PayloadTooLarge, SchemaMismatch, ScoringFailed
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS
@@ -44,7 +44,9 @@ from batchserve.inference.signature import (
 )
 from batchserve.storage import (
     Piece,
+    Span,
     Storage,
+    Stored,
     errors_key,
     errors_part_key,
     model_key,
@@ -85,6 +87,7 @@ class PlanTask:
     limits: ChunkLimits
     most: int
     """Chunks in one answer, at most."""
+    sessions: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +96,15 @@ class Planned:
     complete: bool
     share: float
     """How much of the input is planned, 0 to 1."""
+
+
+@dataclass(frozen=True, slots=True)
+class Small:
+    """A whole job done in one call: its plan of one chunk, and its result."""
+
+    planned: Planned
+    scored: ScoredChunk
+    result: Result
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,7 +180,7 @@ def check_input(task: Input, model: ModelVersion, options: Options) -> None:
     instead of an hour later."""
     match = _match(_header(task), model, options)
     match.check()
-    _named_outputs(model.signature, options)
+    _require_writable(model.signature, options)
 
 
 def score_chunk(task: ChunkTask) -> ScoredChunk:
@@ -176,6 +188,26 @@ def score_chunk(task: ChunkTask) -> ScoredChunk:
 
     A record that can not be scored becomes a row of nulls and an entry in the part's errors.
     """
+    part = part_key(task.job_id, task.chunk.first_record, task.attempt)
+    return _score_into(task, part, errors_part_key(task.job_id, task.chunk.first_record, task.attempt))[0]
+
+
+def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, options: Options) -> Planned | Small:
+    """Plans, scores and assembles an input of one chunk in one call. Gives the plan alone when it has more chunks, or
+    when row errors end the job: then its part is wanted."""
+    planned = plan_chunks(task)
+    if not planned.complete or len(planned.chunks) != 1:
+        return planned
+    chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options, task.sessions)
+    key, errors = result_key(job_id, attempt), errors_key(job_id, attempt)
+    scored, stored = _score_into(chunk_task, key, errors)
+    if scored.rows_failed and (options.on_row_error == "fail" or options.max_errors is not None):
+        return planned
+    listed = errors if scored.errors_bytes else None
+    return Small(planned, scored, Result(key, stored.bytes, stored.sha256, listed, scored.errors_bytes))
+
+
+def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk, Stored]:
     store = _storage(task.input.storage)
     match = _match(_header(task.input), task.model, task.options)
     with store.open(task.input.key) as source:
@@ -183,23 +215,24 @@ def score_chunk(task: ChunkTask) -> ScoredChunk:
     scored = _score(_session(task.input.storage, task.model, task.sessions), match, reading, task.chunk)
     result_format = get_format(task.options.format)
     result = _result(result_format, scored, passed, match)
-    with store.create(part_key(task.job_id, task.chunk.first_record, task.attempt)) as writer:
+    with store.create(key) as writer:
         writer.write(result_format.write(result, task.input.dialect))
-        part = writer.commit()
+        stored = writer.commit()
     errors_bytes = 0
     if scored.errors:
-        lines = _error_lines(scored.errors, reading.records, task.chunk, task.options.key)
-        with store.create(errors_part_key(task.job_id, task.chunk.first_record, task.attempt)) as writer:
-            writer.write(lines)
+        with store.create(errors_key) as writer:
+            writer.write(_error_lines(scored.errors, reading.records, task.chunk, task.options.key))
             errors_bytes = writer.commit().bytes
-    return ScoredChunk(
+    done = ScoredChunk(
         first_record=task.chunk.first_record,
         records=task.chunk.records,
         rows_failed=int(scored.failed.sum()),
-        part_bytes=part.bytes,
-        part_sha256=part.sha256,
+        part_bytes=stored.bytes,
+        part_sha256=stored.sha256,
         errors_bytes=errors_bytes,
+        notes=match.notes,
     )
+    return done, stored
 
 
 def stored_parts(job_id: str, done: Iterable[tuple[Chunk, int, int, int]]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -223,7 +256,9 @@ def assemble_result(task: AssembleTask) -> Result:
 
 
 def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Sequence[Part]) -> Iterator[Piece]:
-    """The pieces of one file made of all parts."""
+    """The pieces of one file made of all parts. A part is a file of its own: a lone one is the result."""
+    if len(parts) == 1:
+        return iter([Span(parts[0].key, 0, parts[0].bytes)])
     return get_format(format).assemble(parts, store.open, dialect, sum(part.records for part in parts))
 
 
@@ -301,6 +336,13 @@ class _Match:
     binding: Binding
     passed: tuple[str, ...]
     """The columns that travel to the result, in file order, the key first."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the types, once for a job."""
+        wide = [name for name, kind in self.header.columns.items() if kind == pl.Float64()]
+        rounded = [name for name in wide if self.binding.types.get(name) == "float32"]
+        return (f"float64 columns were rounded to the model's float32: {', '.join(rounded)}",) if rounded else ()
 
     def check(self) -> None:
         """Raises SchemaMismatch when the types or first values of the input do not fit."""
@@ -414,7 +456,6 @@ def _run(session: Session, signature: Signature, inputs: Tensors, chunk: Chunk) 
     records, size = chunk.records, _batch(signature, chunk.records)
     errors: list[RowError] = []
     blocks: list[Tensors] = []
-    # Positions, not sizes: an input without records is still run once, when the graph can, to know its outputs.
     spans = [(start, min(start + size, records)) for start in range(0, records, size)]
     pending = spans[::-1]
     while pending:
@@ -426,6 +467,9 @@ def _run(session: Session, signature: Signature, inputs: Tensors, chunk: Chunk) 
         except ScoringFailed as failure:
             if signature.mode == "whole":
                 raise
+            if isinstance(failure, OutOfMemory) and _sessions.keep_only(session):
+                pending.append((start, stop))  # other models held the memory: that is not this record's fault
+                continue
             if stop - start == 1:
                 errors.append(RowError(chunk.first_record + start, failure.code, failure.detail))
                 blocks.append({})
@@ -494,7 +538,7 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
     return pl.concat([passed.rename(clashing), outputs], how="horizontal")
 
 
-def _named_outputs(signature: Signature, options: Options) -> None:
+def _require_writable(signature: Signature, options: Options) -> None:
     columns = output_columns(signature, options.top_k)
     if options.format == "npy" and pl.String() in columns.values():
         raise InvalidOptions("this model gives text, which npy can not hold: ask for csv, jsonl, parquet or arrow")
@@ -526,7 +570,6 @@ def _errors_pieces(store: Storage, parts: Sequence[Part]) -> Iterator[Piece]:
 
 
 def _in_order(errors: Iterable[RowError]) -> list[RowError]:
-    """One error for each record and column, by record."""
     return sorted(errors, key=lambda error: error.record)
 
 
@@ -544,9 +587,8 @@ def _header(task: Input) -> Header:
         return get_format(task.format).header(source, task.dialect)
 
 
-@lru_cache(maxsize=1)
-def _sessions(capacity: int) -> Sessions:
-    return Sessions(capacity)
+_sessions = Sessions(capacity=1)
+"""The models that this process keeps loaded, as many as the last task allowed."""
 
 
 def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
@@ -554,7 +596,8 @@ def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
         with _storage(storage).open(model_key(model.digest)) as artifact:
             return artifact.read()
 
-    return _sessions(capacity).get(model.digest, model.signature.threads, load)
+    _sessions.capacity = capacity
+    return _sessions.get(model.digest, model.signature.threads, load)
 
 
 def _online_input(task: OnlineTask) -> tuple[Header, Chunk, BinaryIO]:

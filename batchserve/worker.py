@@ -16,6 +16,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import stamina
+from sqlalchemy import Connection
 
 from batchserve import idempotency, jobs, scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
@@ -41,6 +42,10 @@ log = get_logger()
 
 _CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
 _UNLIMITED = 2**62
+SMALL = 2**20
+"""Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
+_COPIED_PER_SECOND = 20e6
+"""Bytes of parts that any disk should copy, hash and sync in a second."""
 
 
 @dataclass(slots=True)
@@ -52,9 +57,10 @@ class ActiveJob:
     input: scoring.Input
     model: ModelVersion
     options: Options
-    priority: int
     limits: ChunkLimits
     planned: bool
+    is_small: bool
+    """Whether it is worth a try in one call: plan, score and assemble."""
     last_planned: Chunk | None
     pending: deque[Chunk]
     rows_planned: int
@@ -64,6 +70,8 @@ class ActiveJob:
     planning: Call[Any] | None = None
     scoring: dict[int, Call[Any]] = field(default_factory=dict)
     assembling: Call[Any] | None = None
+    notes: dict[str, None] = field(default_factory=dict)
+    """What its user should know, each once, in order."""
     lost_calls: int = 0
     """Planning and assembling calls whose process died."""
     paused_until: float = 0.0
@@ -91,6 +99,7 @@ class Worker:
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._active: dict[str, ActiveJob] = {}
         self._turn: deque[str] = deque()
+        self._look_is_due = threading.Event()
         self._stopping = threading.Event()
         self._ended = threading.Event()
 
@@ -98,7 +107,9 @@ class Worker:
 
     def wake(self) -> None:
         """There may be a new job, or a cancel request. Safe from any thread, and cheap."""
-        self._events.put(self._look)
+        if not self._look_is_due.is_set():
+            self._look_is_due.set()
+            self._events.put(self._look)
 
     def stop(self) -> None:
         """Finish the chunks under way within the grace time, release the leases, and return from `run`."""
@@ -153,8 +164,15 @@ class Worker:
             log.exception("Worker goes on after an error", action="worker_error", worker=self.name)
 
     def _look(self) -> None:
-        """Claims what is due, and hears of cancel requests."""
-        while len(self._active) < self._settings.active_jobs and not self._stopping.is_set():
+        """Claims what is due, and hears of cancel requests.
+
+        No more jobs than there is work for, so that other workers find some; but one at each look, up to the limit of
+        the settings, for a huge job must not keep a small one waiting.
+        """
+        self._look_is_due.clear()
+        claims = max(1, self._window - len(self._active))
+        while len(self._active) < self._settings.active_jobs and claims and not self._stopping.is_set():
+            claims -= 1
             with self._database.write() as connection:
                 now = self._database.moment(connection)
                 job = jobs.claim_next(connection, self.name, self._settings.lease, now)
@@ -191,7 +209,6 @@ class Worker:
             input=scoring.Input(self._settings.storage, job.input_key, job.input_format, job.dialect),
             model=job.model,
             options=job.options,
-            priority=job.priority,
             limits=chunk_limits(self._settings, job.model),
             planned=job.planned,
             last_planned=last,
@@ -200,6 +217,8 @@ class Worker:
             rows_done=job.rows_done,
             rows_failed=job.rows_failed,
             share_planned=1.0 if job.planned else 0.0,
+            notes=dict.fromkeys((*job.notes, *job.model.signature.notes)),
+            is_small=job.input_bytes <= SMALL and not job.chunks_total,
         )
         self._active[job.id] = active
         self._turn.append(job.id)
@@ -207,7 +226,6 @@ class Worker:
 
     def _feed(self) -> None:
         """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
-        window = 2 * self._runtime.engine.capacity
         under_way = sum(len(active.calls) for active in self._active.values())
         idle = 0
         while self._turn and idle < len(self._turn):
@@ -215,7 +233,7 @@ class Worker:
             self._turn.rotate(-1)
             active = self._active[job_id]
             self._plan(active)
-            if under_way < window and self._score_next(active):
+            if under_way < self._window and self._score_next(active):
                 under_way += 1
                 idle = 0
             else:
@@ -223,13 +241,17 @@ class Worker:
                 idle += 1
 
     def _plan(self, active: ActiveJob) -> None:
-        waits = len(active.pending) < 2 * self._runtime.engine.capacity
+        waits = len(active.pending) < self._window
         if active.planned or active.planning is not None or not waits or self._held(active):
             return
         # A first look is short, so that scoring begins at once.
-        most = 64 if active.last_planned else 2 * self._runtime.engine.capacity
-        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most)
-        active.planning = self._call(active, self._planned, scoring.plan_chunks, task)
+        most = 64 if active.last_planned else self._window
+        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most, self._settings.sessions)
+        if active.is_small:
+            what = (task, active.id, active.attempt, active.model, active.options)
+            active.planning = self._call(active, self._done_small, scoring.score_small, *what, urgent=True)
+        else:
+            active.planning = self._call(active, self._planned, scoring.plan_chunks, task, urgent=True)
 
     def _score_next(self, active: ActiveJob) -> bool:
         if not active.pending or self._held(active):
@@ -239,7 +261,9 @@ class Worker:
             active.input, active.id, active.attempt, chunk, active.model, active.options, self._settings.sessions
         )
         then = partial(self._scored, chunk)
-        active.scoring[chunk.first_record] = self._call(active, then, scoring.score_chunk, task)
+        # The first chunk of a job goes before others: a small job does not wait behind a huge one.
+        call = self._call(active, then, scoring.score_chunk, task, urgent=chunk.first_record == 0)
+        active.scoring[chunk.first_record] = call
         return True
 
     def _assemble_if_done(self, active: ActiveJob) -> None:
@@ -259,15 +283,30 @@ class Worker:
             parts,
             errors,
         )
-        active.assembling = self._call(active, self._assembled, scoring.assemble_result, task)
+        seconds = self._settings.chunk_timeout + sum(part.bytes for part in parts) / _COPIED_PER_SECOND
+        active.assembling = self._call(
+            active, self._assembled, scoring.assemble_result, task, urgent=True, timeout=seconds
+        )
 
     def _held(self, active: ActiveJob) -> bool:
         return active.cancelled_at is not None or time.monotonic() < active.paused_until or self._stopping.is_set()
 
+    @property
+    def _window(self) -> int:
+        """Calls under way: one for each process, and the next one for when it comes back."""
+        return 2 * self._runtime.engine.capacity
+
     def _call(
-        self, active: ActiveJob, then: Callable[[ActiveJob, Any], None], function: Callable[..., Any], *args: Any
+        self,
+        active: ActiveJob,
+        then: Callable[[ActiveJob, Any], None],
+        function: Callable[..., Any],
+        *args: Any,
+        urgent: bool = False,
+        timeout: float | None = None,
     ) -> Call[Any]:
-        call = self._runtime.engine.submit(function, *args, timeout=self._settings.chunk_timeout)
+        seconds = timeout or self._settings.chunk_timeout
+        call = self._runtime.engine.submit(function, *args, timeout=seconds, urgent=urgent)
         call.future.add_done_callback(lambda future: self._events.put(partial(self._arrive, active, then, future)))
         return call
 
@@ -289,13 +328,35 @@ class Worker:
         active.planning = None
         if self._failed(active, future):
             return
-        planned: scoring.Planned = future.result()
+        self._add_planned(active, future.result())
+
+    def _add_planned(self, active: ActiveJob, planned: scoring.Planned) -> None:
         self._write(jobs.add_chunks_if_mine, active.id, active.attempt, planned.chunks, planned.complete)
         active.planned, active.share_planned = planned.complete, planned.share
         active.pending.extend(planned.chunks)
         active.rows_planned += sum(chunk.records for chunk in planned.chunks)
         if planned.chunks:
             active.last_planned = planned.chunks[-1]
+
+    def _done_small(self, active: ActiveJob, future: Any) -> None:
+        """Plan, chunk and result of a small job, in one transaction."""
+        active.planning, active.is_small = None, False
+        if self._failed(active, future):
+            return
+        done: scoring.Planned | scoring.Small = future.result()
+        if isinstance(done, scoring.Planned):
+            self._add_planned(active, done)
+            return
+        active.notes |= dict.fromkeys(done.scored.notes)
+
+        def complete(connection: Connection, job_id: str, attempt: int, now: float) -> None:
+            jobs.add_chunks_if_mine(connection, job_id, attempt, done.planned.chunks, complete=True)
+            jobs.commit_chunk_if_mine(connection, job_id, attempt, done.scored, 0.99)
+            jobs.complete_if_mine(connection, job_id, attempt, done.result, list(active.notes), now)
+
+        active.rows_done, active.rows_failed = done.scored.records, done.scored.rows_failed
+        if self._end(active, complete):
+            self._log_completed(active)
 
     def _scored(self, chunk: Chunk, active: ActiveJob, future: Any) -> None:
         del active.scoring[chunk.first_record]
@@ -310,6 +371,7 @@ class Worker:
         scored: ScoredChunk = future.result()
         active.rows_done += scored.records
         active.rows_failed += scored.rows_failed
+        active.notes |= dict.fromkeys(scored.notes)
         self._write(jobs.commit_chunk_if_mine, active.id, active.attempt, scored, active.progress)
         if too_many := too_many_row_errors(active):
             self._fail(active, too_many)
@@ -335,7 +397,7 @@ class Worker:
                     "records and at the model, or give the scoring processes more memory or time; then retry the job."
                 ),
             )
-        elif crashes == self._settings.crashes - 1 and chunk.records > 1:
+        elif crashes == self._settings.crashes - 1 and chunk.records > 1 and active.model.signature.mode != "whole":
             with self._database.read() as connection:
                 before = jobs.chunk_before(connection, active.id, chunk.first_record)
             task = scoring.PlanTask(active.input, before, active.limits, 1)
@@ -359,11 +421,14 @@ class Worker:
         if self._failed(active, future):
             return
         result: Result = future.result()
-        if self._end(active, jobs.complete_if_mine, result, active.model.signature.notes):
-            log.info("Job is completed", action="job_complete", job_id=active.id, attempt=active.attempt,
-                     rows=active.rows_done, rows_failed=active.rows_failed)  # fmt: skip
+        if self._end(active, jobs.complete_if_mine, result, list(active.notes)):
+            self._log_completed(active)
             if not active.rows_failed:  # with failed records, a retry of these takes over the other parts
                 self._delete_parts(active)
+
+    def _log_completed(self, active: ActiveJob) -> None:
+        log.info("Job is completed", action="job_complete", job_id=active.id, attempt=active.attempt,
+                 rows=active.rows_done, rows_failed=active.rows_failed)  # fmt: skip
 
     def _failed(self, active: ActiveJob, future: Any) -> bool:
         """Whether a call gave no value; then the job waits (storage full), tries it again, stops, or is failed."""
@@ -415,6 +480,7 @@ class Worker:
             self._lost(active)
             return False
         self._drop(active)
+        self.wake()  # there is room for the next job
         return True
 
     def _write(self, transition: Callable[..., T], *details: Any) -> T:

@@ -57,6 +57,34 @@ def greedy() -> bytes:
     )
 
 
+def large(size: int) -> bytes:
+    """Doubles its input, and holds a constant of so many bytes."""
+    return _model(
+        [
+            helper.make_node("Mul", ["work", "two"], ["twice"]),
+            helper.make_node("Gather", ["weights", "first"], ["zero"]),
+            helper.make_node("Add", ["twice", "zero"], ["doubled"]),
+        ],
+        {"two": np.float32(2), "weights": np.zeros(size // 4, np.float32), "first": np.int64(0)},
+    )
+
+
+def centred() -> bytes:
+    """x -> x - mean(x): it must see all records at once. Records take memory by their number squared."""
+    return _model(
+        [
+            helper.make_node("Transpose", ["work"], ["row"], perm=[1, 0]),
+            helper.make_node("MatMul", ["work", "row"], ["products"]),
+            helper.make_node("ReduceSum", ["products"], ["sum"], keepdims=0),
+            helper.make_node("Mul", ["sum", "zero"], ["nothing"]),
+            helper.make_node("ReduceMean", ["work"], ["mean"], keepdims=0),
+            helper.make_node("Sub", ["work", "mean"], ["difference"]),
+            helper.make_node("Add", ["difference", "nothing"], ["doubled"]),
+        ],
+        {"zero": np.float32(0)},
+    )
+
+
 def turns_per_second(model: bytes) -> float:
     """How often `busy` turns on this machine, so that tests can ask for a time."""
     session = open_session(model)

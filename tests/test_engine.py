@@ -1,6 +1,7 @@
 """Scoring processes: what comes back from them, what they may not harm, and when they end."""
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -122,6 +123,48 @@ def test_a_process_that_dies_takes_only_its_own_call_along(
         crashing.future.result(TIMEOUT)
     assert beside.future.result(TIMEOUT) > 0
     assert [call.future.result(TIMEOUT) for call in behind] == [0, 2, 4, 6, 8]
+
+
+def test_a_signal_without_a_name_is_told_by_its_number(engine: Engine) -> None:
+    with pytest.raises(ScoringCrashed, match="by signal 40"):
+        engine.submit(calls.die, 40, timeout=TIMEOUT).future.result(TIMEOUT)
+    assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
+
+
+def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with opened(tmp_path, processes=1) as engine:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))  # noqa: PTH208
+        try:
+            failing = engine.submit(calls.double, 1, timeout=TIMEOUT)
+            with pytest.raises(ScoringCrashed, match="no scoring process could be used"):
+                failing.future.result(TIMEOUT)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
+
+
+def test_a_late_kill_harms_no_other_call(engine: Engine) -> None:
+    for _ in range(20):
+        killed = engine.submit(calls.pid_after, 0.05, timeout=TIMEOUT)
+        beside = [engine.submit(calls.double, number, timeout=TIMEOUT) for number in range(4)]
+        time.sleep(0.05)
+        killed.kill()
+        assert [call.future.result(TIMEOUT) for call in beside] == [0, 2, 4, 6]
+
+
+def test_an_urgent_call_goes_before_those_that_wait(tmp_path: Path) -> None:
+    with opened(tmp_path, processes=1) as engine:
+        order: list[str] = []
+        engine.submit(calls.appear, tmp_path / "running", 0.3, timeout=TIMEOUT)
+        assert until(lambda: is_written(tmp_path / "running"))
+        started = [("waiting", engine.submit(calls.pid_after, 0.0, timeout=TIMEOUT)) for _ in range(3)]
+        started += [("urgent", engine.submit(calls.pid_after, 0.0, timeout=TIMEOUT, urgent=True))]
+        for name, call in started:
+            call.future.add_done_callback(lambda _, name=name: order.append(name))
+        for _, call in started:
+            call.future.result(TIMEOUT)
+    assert order == ["urgent", "waiting", "waiting", "waiting"]
 
 
 def test_an_idle_process_that_is_killed_is_replaced(engine: Engine) -> None:

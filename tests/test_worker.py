@@ -345,7 +345,32 @@ def test_a_record_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None
         assert [(error["record"], error["code"]) for error in bench.errors(job)] == [(2, "out-of-memory")]
 
 
+def test_a_record_is_scored_alike_whatever_model_ran_before_it(tmp_path: Path) -> None:
+    """A process keeps models loaded, and what they hold is missing to the next one."""
+    large = graphs.large(150 * 2**20)
+    chosen = Settings(storage=str(tmp_path / "store"), **(SHORT | {"processes": 1, "process_memory": 1000 * 2**20}))
+    with Runtime.open(chosen) as runtime:
+        bench = Bench(runtime.settings, runtime.database, runtime.storage, runtime.engine)
+        other, greedy = bench.register("large", large), bench.register("greedy", graphs.greedy())
+        with bench.worker():
+            bench.wait(bench.submit(other, rows_of(1)))
+            job = bench.wait(bench.submit(greedy, rows_of(450)))
+        assert (job.rows_ok, job.rows_failed) == (1, 0)
+
+
 # --- crashes ---
+
+
+def test_a_model_that_must_see_all_records_is_never_given_half_of_them(tmp_path: Path) -> None:
+    chosen = Settings(storage=str(tmp_path / "store"), **(SHORT | {"process_memory": 600 * 2**20}))
+    with Runtime.open(chosen) as runtime:
+        bench = Bench(runtime.settings, runtime.database, runtime.storage, runtime.engine)
+        model = bench.register("centred", graphs.centred())
+        assert model.signature.mode == "whole"
+        job_id = bench.submit(model, rows_of(*range(15_000)))
+        with bench.worker():
+            job = bench.wait(job_id)
+    assert (job.state, job.reason, job.chunks_done) == (JobState.FAILED, "out-of-memory", 0)
 
 
 def test_a_poisonous_record_fails_its_job_after_three_tries_and_no_other(bench: Bench, busy: bytes) -> None:
@@ -426,7 +451,7 @@ def test_a_chunk_that_does_not_end_is_killed_by_a_cancel(bench: Bench, busy: byt
     model = bench.register("busy", busy)
     endless = bench.submit(model, rows_of(FOREVER))
     with bench.worker():
-        bench.wait(endless, lambda job: job.chunks_total == 1)
+        bench.wait(endless, lambda job: job.state is JobState.RUNNING)
         time.sleep(0.3)
         bench.cancel(endless)
         asked = time.monotonic()
@@ -471,7 +496,7 @@ def test_another_worker_goes_on_where_one_stopped(bench: Bench, busy: bytes, sec
 def test_a_worker_that_stops_kills_what_outlasts_its_grace(bench: Bench, busy: bytes) -> None:
     job_id = bench.submit(bench.register("busy", busy), rows_of(FOREVER))
     with bench.worker(grace=0.3):
-        bench.wait(job_id, lambda job: job.chunks_total == 1)
+        bench.wait(job_id, lambda job: job.state is JobState.RUNNING)
         stopping = time.monotonic()
     assert time.monotonic() - stopping < 3.0
     assert bench.get(job_id).state == JobState.QUEUED
@@ -481,7 +506,7 @@ def test_a_worker_that_stops_kills_what_outlasts_its_grace(bench: Bench, busy: b
 def test_a_cancelled_job_of_a_worker_that_stops_is_not_queued_again(bench: Bench, busy: bytes) -> None:
     job_id = bench.submit(bench.register("busy", busy), rows_of(FOREVER))
     with bench.worker(grace=0.3, cancel_grace=60.0):
-        bench.wait(job_id, lambda job: job.chunks_total == 1)
+        bench.wait(job_id, lambda job: job.state is JobState.RUNNING)
         bench.cancel(job_id)
     assert bench.get(job_id).state == JobState.CANCELLED
 

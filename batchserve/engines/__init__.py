@@ -29,8 +29,8 @@ class Engine(Protocol):
     capacity: int
     """Calls that run at the same time."""
 
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
-        """Calls a module-level function for a worker, in the order of the submissions."""
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:
+        """Calls a module-level function for a worker, in the order of the submissions; urgent ones before others."""
         ...
 
     def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:

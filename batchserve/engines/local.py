@@ -12,12 +12,14 @@ import resource
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from queue import SimpleQueue
+from queue import PriorityQueue
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
@@ -58,13 +60,25 @@ class LocalCall(Generic[T]):
             self._process = process
             return True
 
-    def end(self, set_outcome: Callable[[], None]) -> None:
+    def detach(self) -> bool:
+        """From now on, killing the call harms no process. Whether it was killed before."""
         with self._lock:
             self._process = None
-            if self._killed:
-                self.future.cancel()
-        if self.future.set_running_or_notify_cancel():
-            set_outcome()
+            return self._killed
+
+    def end(self, outcome: Any, error: BaseException | None) -> None:
+        if self._killed:
+            self.future.cancel()
+        if not self.future.set_running_or_notify_cancel():
+            return  # killed, or whoever waited has left
+        if error is not None:
+            self.future.set_exception(error)
+        else:
+            self.future.set_result(outcome)
+
+
+_Queue = PriorityQueue[tuple[bool, int, LocalCall[Any] | None]]
+"""Calls by urgency (False comes first) and number."""
 
 
 class LocalEngine:
@@ -76,8 +90,8 @@ class LocalEngine:
         self._batch = _Pool(settings.processes, memory, settings.process_nice)
         self._interactive = _Pool(_INTERACTIVE, memory, 0)
 
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
-        return self._batch.submit(LocalCall(function, args, timeout))
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> LocalCall[T]:
+        return self._batch.submit(LocalCall(function, args, timeout), urgent)
 
     def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
         return self._interactive.submit(LocalCall(function, args, timeout))
@@ -92,20 +106,21 @@ class _Pool:
 
     def __init__(self, size: int, memory: int, nice: int) -> None:
         self._size, self._memory, self._nice = size, memory, nice
-        self._queue: SimpleQueue[LocalCall[Any] | None] = SimpleQueue()
+        self._queue: _Queue = PriorityQueue()
+        self._number = count()
         self._lock = Lock()
         self._slots: list[_Slot] = []
         self._calls: set[LocalCall[Any]] = set()
         self._closed = False
 
-    def submit(self, call: LocalCall[T]) -> LocalCall[T]:
+    def submit(self, call: LocalCall[T], urgent: bool = False) -> LocalCall[T]:
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is stopping")
             if not self._slots:
                 self._slots = [_Slot(self._queue, self._memory, self._nice) for _ in range(self._size)]
             self._calls.add(call)
-            self._queue.put(call)
+            self._queue.put((not urgent, next(self._number), call))
         call.future.add_done_callback(lambda _: self._calls.discard(call))
         return call
 
@@ -116,7 +131,7 @@ class _Pool:
         for call in calls:
             call.kill()
         for _ in self._slots:
-            self._queue.put(None)
+            self._queue.put((False, next(self._number), None))
         for slot in self._slots:
             slot.thread.join()
 
@@ -124,7 +139,7 @@ class _Pool:
 class _Slot:
     """One process at a time, and the thread that hands it one call at a time."""
 
-    def __init__(self, queue: "SimpleQueue[LocalCall[Any] | None]", memory: int, nice: int) -> None:
+    def __init__(self, queue: "_Queue", memory: int, nice: int) -> None:
         self._queue, self._memory, self._nice = queue, memory, nice
         self._process: BaseProcess | None = None
         self._pipe: Connection[Any, Any] | None = None
@@ -132,44 +147,28 @@ class _Slot:
         self.thread.start()
 
     def _serve(self) -> None:
-        while (call := self._queue.get()) is not None:
-            process, pipe = self._ready()
-            if call.begin(process):
-                self._run(call, process, pipe)
+        while (call := self._queue.get()[2]) is not None:
+            try:
+                process, pipe = self._ready()
+                if not call.begin(process):
+                    continue
+                outcome, error = _exchange(call, process, pipe)
+                # What is left of the process is not to be trusted; and a kill may hit it late.
+                if call.detach() or isinstance(error, ScoringTimeout | ScoringCrashed | OutOfMemory):
+                    self._retire()
+            except Exception as unforeseen:  # noqa: BLE001 - no files or memory left, say: the call ends, the slot goes on
+                call.detach()
+                self._retire()
+                outcome, error = None, ScoringCrashed(f"no scoring process could be used ({unforeseen})")
+                time.sleep(0.1)
+            call.end(outcome, error)
         self._retire()
-
-    def _run(self, call: LocalCall[Any], process: BaseProcess, pipe: "Connection[Any, Any]") -> None:
-        outcome: Any = None
-        error: BaseException | None = None
-        try:
-            pipe.send_bytes(call.message)
-            if not wait([pipe, process.sentinel], call.timeout):
-                error = ScoringTimeout(f"scoring took longer than {call.timeout:g} s and was stopped")
-            else:
-                outcome, error = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own process
-        except (EOFError, OSError):  # it died, before or in the middle of its answer
-            process.join()
-            error = ScoringCrashed(f"the scoring process died ({_cause(process.exitcode)})")
-        if isinstance(error, MemoryError):
-            error = OutOfMemory("scoring needed more memory than BATCHSERVE_PROCESS_MEMORY allows")
-        if isinstance(error, ScoringTimeout | ScoringCrashed | OutOfMemory):
-            self._retire()  # what is left of the process is not to be trusted
-        if error is not None:
-            call.end(lambda: call.future.set_exception(error))
-        else:
-            call.end(lambda: call.future.set_result(outcome))
 
     def _ready(self) -> "tuple[BaseProcess, Connection[Any, Any]]":
         """A process that lives: one that died while it had nothing to do cost nobody anything."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._retire()
-            spawn = multiprocessing.get_context("spawn")
-            self._pipe, theirs = spawn.Pipe()
-            self._process = spawn.Process(
-                target=_answer_calls, args=(theirs, self._memory, self._nice), name="scoring", daemon=True
-            )
-            self._process.start()
-            theirs.close()  # or the end of the process would not be the end of the pipe
+            self._process, self._pipe = _started(self._memory, self._nice)
         return self._process, self._pipe
 
     def _retire(self) -> None:
@@ -179,6 +178,37 @@ class _Slot:
             self._process.close()
             self._pipe.close()
         self._process = self._pipe = None
+
+
+def _started(memory: int, nice: int) -> "tuple[BaseProcess, Connection[Any, Any]]":
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    try:
+        process = spawn.Process(target=_answer_calls, args=(theirs, memory, nice), name="scoring", daemon=True)
+        process.start()
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()  # or the end of the process would not be the end of the pipe
+    return process, ours
+
+
+def _exchange(
+    call: LocalCall[Any], process: BaseProcess, pipe: "Connection[Any, Any]"
+) -> tuple[Any, BaseException | None]:
+    """Sends a call to its process and waits for the outcome, or for the error that ends it."""
+    try:
+        pipe.send_bytes(call.message)
+        if not wait([pipe, process.sentinel], call.timeout):
+            return None, ScoringTimeout(f"scoring took longer than {call.timeout:g} s and was stopped")
+        outcome, error = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own process
+    except (EOFError, OSError):  # it died, before or in the middle of its answer
+        process.join()
+        return None, ScoringCrashed(f"the scoring process died ({_cause(process.exitcode)})")
+    if isinstance(error, MemoryError):
+        error = OutOfMemory("scoring needed more memory than BATCHSERVE_PROCESS_MEMORY allows")
+    return outcome, error
 
 
 def _answer_calls(pipe: "Connection[Any, Any]", memory: int, nice: int) -> None:
@@ -229,5 +259,6 @@ def _cause(exitcode: int | None) -> str:
     if exitcode is None:
         return "for an unknown cause"
     if exitcode < 0:
-        return f"by signal {signal.Signals(-exitcode).name}"
+        named = -exitcode in set(signal.Signals)
+        return f"by signal {signal.Signals(-exitcode).name if named else -exitcode}"
     return f"with exit code {exitcode}"

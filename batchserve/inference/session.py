@@ -91,7 +91,7 @@ class Sessions:
     """The sessions used last, at most `capacity` of them: loading a forest of 10 MB takes longer than 10,000 rows."""
 
     def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+        self.capacity = capacity
         self._sessions: OrderedDict[tuple[str, int], Session] = OrderedDict()
         self._lock = Lock()
 
@@ -102,11 +102,19 @@ class Sessions:
             if key not in self._sessions:
                 # Room is made first, so that there are never more models in memory than promised. A session that
                 # another thread still runs lives until that run ends.
-                while self._sessions and len(self._sessions) >= self._capacity:
+                while self._sessions and len(self._sessions) >= self.capacity:
                     self._sessions.popitem(last=False)
                 self._sessions[key] = open_session(load(), threads)
             self._sessions.move_to_end(key)
             return self._sessions[key]
+
+    def keep_only(self, session: Session) -> bool:
+        """Lets go of all other sessions. Whether there were any."""
+        with self._lock:
+            others = [key for key, held in self._sessions.items() if held is not session]
+            for key in others:
+                del self._sessions[key]
+            return bool(others)
 
 
 def _flatten(name: str, value: object) -> Arrays:
