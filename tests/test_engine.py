@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import calls
@@ -161,7 +162,7 @@ def test_an_urgent_call_goes_before_those_that_wait(tmp_path: Path) -> None:
         started = [("waiting", engine.submit(calls.pid_after, 0.0, timeout=TIMEOUT)) for _ in range(3)]
         started += [("urgent", engine.submit(calls.pid_after, 0.0, timeout=TIMEOUT, urgent=True))]
         for name, call in started:
-            call.future.add_done_callback(lambda _, name=name: order.append(name))
+            call.future.add_done_callback(partial(lambda name, _: order.append(name), name))
         for _, call in started:
             call.future.result(TIMEOUT)
     assert order == ["urgent", "waiting", "waiting", "waiting"]

@@ -69,8 +69,7 @@ class Csv:
         types = {name: dtype for name, dtype in types.items() if name in names}
         data = read_span(source, chunk.start, chunk.stop)
         errors: list[RowError] = []
-        clean = not chunk.records or not _blank_lines(data)
-        frame = _read_table(data, dialect.delimiter, names, types, chunk.records) if clean else None
+        frame = _read_table(data, dialect.delimiter, names, types, chunk.records)
         if frame is None:
             frame, errors = _read_blocks(data, dialect.delimiter, names, types, chunk)
         if columns is not None:
@@ -194,15 +193,6 @@ def _ends_by_fields(data: bytes, delimiter: int) -> Offsets:
     return np.array([match.end() for match in re.finditer(field, data) if match[1]], np.int64)
 
 
-def _blank_lines(data: bytes) -> bool:
-    newlines = np.frombuffer(data, np.uint8) == _NEWLINE
-    return (
-        data.startswith((b"\n", b"\r\n"))
-        or bool((newlines[1:] & newlines[:-1]).any())
-        or (b"\r" in data and b"\n\r\n" in data)
-    )
-
-
 # Reading
 
 
@@ -220,7 +210,7 @@ def _read_table(
         frame = pl.read_csv(data, has_header=False, schema=schema, separator=delimiter)
     except pl.exceptions.PolarsError:
         return None
-    if frame.height != records:
+    if frame.height != records:  # polars makes a row of nulls of a blank line, which is no record
         return None
     for name, dtype in types.items():
         if dtype == "bool":
