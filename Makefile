@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format serve bench wheel ci constraints clean
+.PHONY: help setup demo test test-slow lint format serve bench bench-full wheel ci constraints clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -38,8 +38,11 @@ format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 serve: $(VENV)/.demo ## Serve on http://127.0.0.1:8000, data in storage/
 	@$(BIN)/batchserve serve
 
-bench: $(VENV)/.dev ## Measure rows/s and memory on big files (some minutes)
+bench: $(VENV)/.dev ## Measure against the limit of this machine (5 minutes); bench.json
 	@$(BIN)/python -m benchmarks
+
+bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (an hour, 30 GB); docs/benchmarks.md
+	@$(BIN)/python -m benchmarks --full
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	@$(PIP) wheel --no-deps --wheel-dir dist .

@@ -51,15 +51,18 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with Runtime.open(settings) as runtime:
             embedded = Worker(runtime) if worker else None
-            app.state.service = Service(runtime, embedded.wake if embedded else _no_worker)
+            service = Service(
+                runtime, embedded.wake if embedded else _no_worker, embedded.stop if embedded else _no_worker
+            )
+            app.state.service = service
             thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
             if thread:
                 thread.start()
             try:
                 yield
             finally:
-                if embedded and thread:
-                    embedded.stop()
+                service.stop()
+                if thread:
                     await run_in_threadpool(thread.join)
 
     app = _Application(
@@ -76,7 +79,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
 
 
 def _no_worker() -> None:
-    """Workers of other processes look for themselves."""
+    """Workers of other processes look, and stop, for themselves."""
 
 
 def _add_docs(app: FastAPI) -> None:
@@ -162,8 +165,7 @@ class _JobMetrics(Collector):
         with self._runtime.database.read() as connection:
             by_state = jobs.count_by_state(connection)
             rows_ok, rows_failed = jobs.count_rows(connection)
-            oldest = jobs.oldest_queued_at(connection)
-            now = self._runtime.database.moment(connection).wall
+            age = jobs.longest_wait(connection, self._runtime.database.moment(connection).wall)
         states = GaugeMetricFamily("batchserve_jobs", "Jobs by state.", labels=["state"])
         for state in jobs.STATES:
             states.add_metric([state], by_state.get(state, 0))
@@ -172,5 +174,4 @@ class _JobMetrics(Collector):
         rows.add_metric(["ok"], rows_ok)
         rows.add_metric(["failed"], rows_failed)
         yield rows
-        age = now - oldest if oldest is not None else 0.0
-        yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Wait of the oldest queued job.", age)
+        yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Longest wait of a job that is due.", age)

@@ -77,6 +77,9 @@ class Dialect:
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
                 "uint8", "uint16", "uint32", "uint64", "bool", "string"]  # fmt: skip
 
+Kernel = Literal["onnxruntime", "trees"]
+"""What computes a model: ONNX Runtime, or our own walk down the trees where that gives the same and is faster."""
+
 
 @dataclass(frozen=True, slots=True)
 class Column:
@@ -137,6 +140,8 @@ class Signature:
     """Records in one ONNX Runtime call."""
     threads: int = 1
     """Intra-op threads of the session."""
+    kernel: Kernel = "onnxruntime"
+    """What runs the graph fastest where it was admitted; a host without it takes ONNX Runtime."""
     records_per_second: float | None = None
     """Measured at admission, at `batch` and `threads`."""
     sample: tuple[dict[str, Any], ...] = ()
@@ -199,6 +204,8 @@ class Attempt:
     finished_at: float | None = None
     outcome: str | None = None
     error: dict[str, Any] | None = None
+    rows_before: int = 0
+    """Rows that were done when it began."""
 
 
 @dataclass(frozen=True, slots=True)

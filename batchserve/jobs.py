@@ -5,7 +5,7 @@ A worker's writes name its attempt number, the fencing token: when another attem
 LeaseLost is raised, which rolls the transaction back.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,8 +31,9 @@ from sqlalchemy.sql import ColumnElement
 from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, chunks, jobs, models
 from batchserve.domain import Attempt, Chunk, Dialect, Job, JobState, ModelVersion, Options, Result, ScoredChunk
-from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost, WorkerCrashed
+from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost, ModelNotFound, WorkerCrashed
 from batchserve.registry import model_columns, model_from_row
+from batchserve.storage import ERRORS_SUFFIX
 
 _options = TypeAdapter(Options)
 STATES = [state.value for state in JobState]
@@ -86,11 +87,14 @@ def enqueue_if_uploaded(
     run_after: float | None,
     now: float,
 ) -> bool:
-    """uploaded -> queued. False when the job is in any other state: nothing was changed."""
-    return _changed(
+    """uploaded -> queued. False when the job is in any other state: nothing was changed.
+
+    Raises ModelNotFound when the model was deleted meanwhile.
+    """
+    queued = _changed(
         connection,
         update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.UPLOADED)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.UPLOADED, _is_registered(model.id))
         .values(
             state=JobState.QUEUED,
             model_id=model.id,
@@ -103,6 +107,9 @@ def enqueue_if_uploaded(
             queued_at=now,
         ),
     )
+    if not queued and get(connection, job_id).state is JobState.UPLOADED:
+        raise ModelNotFound(f"the model {model.reference} was deleted")
+    return queued
 
 
 def find_equal(connection: Connection, request_digest: str) -> Job | None:
@@ -175,14 +182,11 @@ def list_page(
 
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     rows = connection.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number))
-    return [
-        Attempt(row["number"], row["worker"], row["started_at"], row["finished_at"], row["outcome"], row["error"])
-        for row in rows.mappings()
-    ]
+    return [Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}) for row in rows.mappings()]
 
 
-def queue_position(connection: Connection, job: Job) -> int | None:
-    """How many queued jobs are ahead of this one; None when it does not queue."""
+def queue_position(connection: Connection, job: Job, now: float) -> int | None:
+    """How many queued jobs that are due are ahead of this one; None when it does not queue."""
     if job.state is not JobState.QUEUED:
         return None
     ahead = or_(
@@ -190,8 +194,7 @@ def queue_position(connection: Connection, job: Job) -> int | None:
         and_(jobs.c.priority == job.priority, jobs.c.queued_at < job.queued_at),
         and_(jobs.c.priority == job.priority, jobs.c.queued_at == job.queued_at, jobs.c.id < job.id),
     )
-    query = select(func.count()).select_from(jobs).where(jobs.c.state == JobState.QUEUED, ahead)
-    return connection.scalar(query)
+    return connection.scalar(select(func.count()).select_from(jobs).where(*_due(now), ahead))
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
@@ -205,9 +208,16 @@ def count_rows(connection: Connection) -> tuple[int, int]:
     return int(ok or 0), int(failed or 0)
 
 
-def oldest_queued_at(connection: Connection) -> float | None:
-    oldest: float | None = connection.scalar(select(func.min(jobs.c.queued_at)).where(jobs.c.state == JobState.QUEUED))
-    return oldest
+def longest_wait(connection: Connection, now: float) -> float:
+    """Seconds for which the job that has waited longest could have been started.
+
+    A job does not wait before its `run_after`, and waits anew when an attempt gives it back.
+    """
+    given_back = select(func.max(attempts.c.finished_at)).where(attempts.c.job_id == jobs.c.id).scalar_subquery()
+    due = select(_later(jobs.c.queued_at, jobs.c.run_after).label("since"), given_back.label("given_back"))
+    waiting = due.where(*_due(now)).subquery()
+    oldest = connection.scalar(select(func.min(_later(waiting.c.since, waiting.c.given_back))))
+    return max(0.0, now - oldest) if oldest is not None else 0.0
 
 
 def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
@@ -237,7 +247,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
             jobs.c.id == job_id,
             jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
             jobs.c.queued_at.is_not(None),
-            exists().where(models.c.id == jobs.c.model_id, models.c.deleted_at.is_(None)),
+            _is_registered(jobs.c.model_id),
         )
         .values(
             state=JobState.QUEUED,
@@ -251,7 +261,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
     )
     job = get(connection, job_id)
     if not changed and job.model and job.state in (JobState.FAILED, JobState.CANCELLED) and job.queued_at is not None:
-        raise JobConflict(f"job {job_id} can not be retried: its model {job.model.reference} was deleted")
+        raise _model_is_gone(job)
     if not changed:
         raise JobConflict(f"job {job_id} is {job.state}: only a failed or cancelled job that was queued can be retried")
     connection.execute(update(chunks).where(chunks.c.job_id == job_id).values(crashes=0))
@@ -271,14 +281,16 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
     """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
 
     The result of the completed job never changes; the new job's result is the merged one. The parts of the chunks
-    without errors have been copied. Raises JobConflict when nothing failed.
+    without errors have been copied. Raises JobConflict when nothing failed, or when the model was deleted meanwhile.
     """
     require_failed_rows(job)
-    kept = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
-    kept |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "notes", "request_digest"}
-    kept |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
     row = connection.execute(select(jobs).where(jobs.c.id == job.id)).mappings().one()
-    copied = {name: value for name, value in row.items() if name not in kept}
+    if not connection.scalar(select(_is_registered(row["model_id"]))):
+        raise _model_is_gone(job)
+    own = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
+    own |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "notes", "request_digest"}
+    own |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
+    copied = {name: value for name, value in row.items() if name not in own}
     done = [entry for entry in done_chunks(connection, job.id) if not entry[3]]
     rows_ok = sum(chunk.records for chunk, *_ in done)
     connection.execute(
@@ -305,16 +317,20 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
     )
 
 
-def delete_if_not_running(connection: Connection, job_id: str) -> tuple[Job, bool]:
-    """Removes the row. Returns the job, and whether no other job shares its result.
-
-    Raises JobConflict while a worker has it: cancel it first.
-    """
+def delete_if_not_running(connection: Connection, job_id: str) -> Job:
+    """Removes the row, and returns the job. Raises JobConflict while a worker has it: cancel it first."""
     job = get(connection, job_id)
     if not _changed(connection, delete(jobs).where(jobs.c.id == job_id, jobs.c.state != JobState.RUNNING)):
         raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
-    shared = connection.scalar(select(exists().where(jobs.c.result_key == job.result_key))) if job.result_key else False
-    return job, not shared
+    return job
+
+
+def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Those of these keys, of results and of errors lists, that a job has. Nobody ever names the others."""
+    # An errors list goes by its result, whose key has an index.
+    results = {key.removesuffix(ERRORS_SUFFIX) for key in keys}
+    rows = connection.execute(select(jobs.c.result_key, jobs.c.errors_key).where(jobs.c.result_key.in_(results)))
+    return {key for row in rows for key in row if key is not None}
 
 
 # --- what workers do -------------------------------------------------------------------------------------------------
@@ -324,12 +340,12 @@ def claim_next(connection: Connection, worker: str, lease: float, now: Moment) -
     """queued -> running, with a new attempt number and a lease of `lease` seconds. None when nothing is due."""
     due = (
         select(jobs.c.id)
-        .where(jobs.c.state == JobState.QUEUED, or_(jobs.c.run_after.is_(None), jobs.c.run_after <= now.wall))
+        .where(*_due(now.wall))
         .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
         .limit(1)
         .with_for_update(skip_locked=True)
     )
-    claimed = connection.execute(
+    claimed = connection.scalar(
         update(jobs)
         .where(jobs.c.id == due.scalar_subquery(), jobs.c.state == JobState.QUEUED)
         .values(
@@ -340,14 +356,17 @@ def claim_next(connection: Connection, worker: str, lease: float, now: Moment) -
             lease_clock=now.clock,
             started_at=func.coalesce(jobs.c.started_at, now.wall),
         )
-        .returning(jobs.c.id, jobs.c.attempt)
-    ).one_or_none()
+        .returning(jobs.c.id)
+    )
     if claimed is None:
         return None
+    job = get(connection, claimed)
     connection.execute(
-        insert(attempts).values(job_id=claimed.id, number=claimed.attempt, worker=worker, started_at=now.wall)
+        insert(attempts).values(
+            job_id=job.id, number=job.attempt, worker=worker, started_at=now.wall, rows_before=job.rows_done
+        )
     )
-    return get(connection, claimed.id)
+    return job
 
 
 def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease: float, now: Moment) -> None:
@@ -565,6 +584,24 @@ def _changed(connection: Connection, statement: Any) -> bool:
     return bool(connection.execute(statement).rowcount)
 
 
+def _due(now: float) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    return jobs.c.state == JobState.QUEUED, or_(jobs.c.run_after.is_(None), jobs.c.run_after <= now)
+
+
+def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The later of two times, of which the second may be null."""
+    return case((second > first, second), else_=first)
+
+
+def _is_registered(model_id: Any) -> ColumnElement[bool]:
+    return exists().where(models.c.id == model_id, models.c.deleted_at.is_(None))
+
+
+def _model_is_gone(job: Job) -> JobConflict:
+    name = job.model.reference if job.model else "none"
+    return JobConflict(f"job {job.id} can not be retried: its model {name} was deleted")
+
+
 def _require_mine(
     connection: Connection,
     job_id: str,
@@ -627,6 +664,7 @@ def _select(connection: Connection, *guards: ColumnElement[bool], limit: int) ->
 
 
 _JOB_FIELDS = frozenset(Job.__dataclass_fields__) - {"model"}
+_ATTEMPT_FIELDS = frozenset(Attempt.__dataclass_fields__)
 
 
 def _job(row: RowMapping) -> Job:

@@ -98,11 +98,8 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
     return [model_from_row(row) for row in connection.execute(query.order_by(models.c.version.desc())).mappings()]
 
 
-def delete_if_unused(connection: Connection, model: ModelVersion, now: float) -> bool:
-    """Removes a version; returns whether no other version has the same artifact. Raises ModelInUse.
-
-    The row remains for the jobs that name it.
-    """
+def delete_if_unused(connection: Connection, model: ModelVersion, now: float) -> None:
+    """Removes a version. Raises ModelInUse. The row remains for the jobs that name it."""
     unfinished = (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
     users = connection.scalar(
         select(func.count()).select_from(jobs).where(jobs.c.model_id == model.id, jobs.c.state.in_(unfinished))
@@ -110,8 +107,11 @@ def delete_if_unused(connection: Connection, model: ModelVersion, now: float) ->
     if users:
         raise ModelInUse(f"{model.reference} is used by {users} unfinished job(s): wait for them or cancel them")
     connection.execute(update(models).where(models.c.id == model.id).values(deleted_at=now))
-    same = exists().where(models.c.digest == model.digest, models.c.deleted_at.is_(None))
-    return not connection.scalar(select(same))
+
+
+def has_version(connection: Connection, digest: str) -> bool:
+    """Whether a version of any model needs the artifact of these bytes."""
+    return bool(connection.scalar(select(exists().where(models.c.digest == digest, models.c.deleted_at.is_(None)))))
 
 
 _parsed: dict[str, Signature] = {}
@@ -119,11 +119,12 @@ _parsed: dict[str, Signature] = {}
 
 def _signature(text: str) -> Signature:
     # Rows with the same text are read at every poll of a job; parsing costs more than the query.
-    if text not in _parsed:
+    signature = _parsed.get(text)
+    if signature is None:
         if len(_parsed) > 256:
             _parsed.clear()
-        _parsed[text] = signature_adapter.validate_json(text)
-    return _parsed[text]
+        signature = _parsed[text] = signature_adapter.validate_json(text)
+    return signature
 
 
 def _first(connection: Connection, *guards: Any) -> ModelVersion | None:

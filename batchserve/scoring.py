@@ -597,7 +597,7 @@ def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
             return artifact.read()
 
     _sessions.capacity = capacity
-    return _sessions.get(model.digest, model.signature.threads, load)
+    return _sessions.get(model.digest, model.signature.threads, load, model.signature.kernel)
 
 
 def _online_input(task: OnlineTask) -> tuple[Header, Chunk, BinaryIO]:

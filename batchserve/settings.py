@@ -3,9 +3,9 @@
 import os
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -42,6 +42,9 @@ class Settings(BaseSettings):
     chunk_timeout: Seconds = Field(600.0, description="Scoring time after which a chunk's process is killed.")
     admission_timeout: Seconds = Field(60.0, description="Time that registering a model may take.")
     online_timeout: Seconds = Field(30.0, description="Time that an online prediction may take.")
+    online_wait: Seconds = Field(
+        15.0, description="Time that a check, registration or online prediction may wait for its turn (503 after it)."
+    )
     sessions: int = Field(8, ge=1, description="Models that one scoring process keeps loaded.")
 
     lease: Seconds = Field(30.0, description="Seconds without a heartbeat after which a job is another worker's.")
@@ -57,6 +60,9 @@ class Settings(BaseSettings):
     model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
     online_bytes: Bytes = Field(16 * 2**20, description="Longest body of an online prediction, in bytes.")
     body_idle: Seconds = Field(15.0, description="Seconds that a body may stall before the request is given up.")
+    body_rate: int = Field(
+        1024, ge=0, description="Bytes per second that a body brings on average, or is given up after its first minute."
+    )
     decompression_ratio: int = Field(
         200, ge=1, description="Largest growth of a gzip or zstd body beyond its first 64 MiB."
     )
@@ -64,14 +70,32 @@ class Settings(BaseSettings):
         256 * 2**20, ge=0, description="Free space that uploads leave on the storage's disk (507 below it)."
     )
     idempotency_hours: float = Field(24.0, gt=0, description="Hours that an Idempotency-Key is remembered.")
+    sweep_age: Seconds = Field(
+        3600.0, description="Seconds after which bytes that no job names are removed; longer than any request takes."
+    )
 
-    log_format: str = Field("auto", description="`json`, `console`, or `auto`: console on a terminal.")
-    log_level: str = Field("info", description="debug, info, warning or error.")
+    log_format: Literal["auto", "console", "json"] = Field(
+        "auto", description="`json`, `console`, or `auto`: console on a terminal."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
+    )
 
     @field_validator("storage")
     @classmethod
     def _resolve_folder(cls, address: str) -> str:
         return address if "://" in address else str(Path(address).resolve())
+
+    @field_validator("heartbeat")
+    @classmethod
+    def _leave_time_for_a_second_heartbeat(cls, heartbeat: float, others: ValidationInfo) -> float:
+        lease = others.data.get("lease")
+        if lease is not None and heartbeat > lease / 2:
+            raise ValueError(
+                f"{heartbeat:g} s is too long for a BATCHSERVE_LEASE of {lease:g} s: expected at most half of it, "
+                "so that one heartbeat may fail"
+            )
+        return heartbeat
 
     @cached_property
     def database_url(self) -> str:

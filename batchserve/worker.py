@@ -35,6 +35,7 @@ from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import parts_prefix
+from batchserve.sweep import sweep
 
 T = TypeVar("T")
 
@@ -42,6 +43,7 @@ log = get_logger()
 
 _CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
 _UNLIMITED = 2**62
+_SWEEP_PAUSE = 3600.0
 SMALL = 2**20
 """Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
 _COPIED_PER_SECOND = 20e6
@@ -121,8 +123,12 @@ class Worker:
         log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
         for _ in range(self._runtime.engine.capacity):
             self._runtime.engine.submit(scoring.warm_up, timeout=60.0)
-        heartbeat = threading.Thread(target=self._keep_leases, name="heartbeat", daemon=True)
-        heartbeat.start()
+        beside = [
+            threading.Thread(target=self._keep_leases, name="heartbeat", daemon=True),
+            threading.Thread(target=self._keep_swept, name="sweeper", daemon=True),
+        ]
+        for thread in beside:
+            thread.start()
         next_look = next_rescue = time.monotonic()
         try:
             while not self._stopping.is_set():
@@ -139,7 +145,8 @@ class Worker:
             self._finish()
         finally:
             self._ended.set()
-            heartbeat.join()
+            for thread in beside:
+                thread.join()
             log.info("Worker has stopped", action="worker_stop", worker=self.name)
 
     # --- the loop ---
@@ -529,6 +536,20 @@ class Worker:
                     log.warning("Lease could not be renewed", action="lease_unavailable", job_id=active.id)
                 except Exception:  # a full disk, say: this thread must not end before the worker does
                     log.exception("Lease could not be renewed", action="lease_error", job_id=active.id)
+
+    def _keep_swept(self) -> None:
+        """At the start and then hourly, removes the bytes that no row names: what a crash left behind."""
+        while True:
+            try:
+                with self._database.read() as connection:
+                    now = self._database.moment(connection)
+                swept = sweep(self._database, self._runtime.storage, self._settings.sweep_age, now.wall)
+                if swept.total:
+                    log.info("Orphaned bytes are removed", action="sweep", objects=swept.total)
+            except Exception:
+                log.exception("Sweep has failed; the next one is in an hour", action="sweep_error")
+            if self._ended.wait(_SWEEP_PAUSE):
+                return
 
     def _lost(self, active: ActiveJob) -> None:
         if self._active.get(active.id) is active:

@@ -1,70 +1,78 @@
-"""A whole job through the server next to the script that it replaces, on the same file in the same run.
+"""How fast the service is next to the limit of this machine, and to what people use instead.
 
-usage: python -m benchmarks [--rows N] [--folder DIR]
+Exits with 1 when a goal is missed. --full takes about an hour, needs 30 GB of disk, and writes docs/benchmarks.md.
 """
 
 import argparse
+import os
 import tempfile
-import time
+from collections.abc import Iterator
 from pathlib import Path
 
-import polars as pl
 from rich.console import Console
-from rich.table import Table
 
-from batchserve import Client
-from benchmarks import data, peers
-from benchmarks.processes import MIB, Peaks, serving, timed_script, watched
+from benchmarks import paths, report, small
+from benchmarks.environments import Unavailable
+from benchmarks.paths import MILLION, PATHS, SCRIPT_PEERS, SYSTEM_PEERS, Bench
+from benchmarks.results import Measurement, as_table, write_json
 
-PANDAS = Path(peers.__file__).parent / "pandas_joblib.py"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def main() -> None:
-    arguments = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    arguments.add_argument("--rows", type=int, default=1_000_000)
-    arguments.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "batchserve-benchmarks")
-    chosen = arguments.parse_args()
-    chosen.folder.mkdir(parents=True, exist_ok=True)
-    console = Console()
-    console.print(f"preparing {chosen.rows:,} rows in {chosen.folder}")
-    pickled, graph = data.logistic_regression(chosen.folder)
-    table = data.csv(chosen.folder, chosen.rows)
-
-    seconds, peaks = _job(graph, table)
-    theirs, their_peaks = timed_script(PANDAS, str(pickled), str(table), str(chosen.folder / "pandas.csv"))
-
-    shown = Table("", "seconds", "rows/s", "peak MiB", title=f"CSV -> logistic regression -> CSV, {chosen.rows:,} rows")
-    for name, spent in seconds.items():
-        shown.add_row(name, f"{spent:.2f}", f"{chosen.rows / spent:,.0f}", "")
-    for name in ("server", "scoring process"):
-        shown.add_row(f"  {name}, the largest", "", "", f"{peaks.named(name) / MIB:.0f}")
-    shown.add_row("  all our processes", "", "", f"{peaks.together / MIB:.0f}")
-    shown.add_row(
-        "pandas + joblib script", f"{theirs:.2f}", f"{chosen.rows / theirs:,.0f}", f"{their_peaks.together / MIB:.0f}"
+    asked = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
+    asked.add_argument("--full", action="store_true", help="all sizes and peers; writes docs/benchmarks.md")
+    asked.add_argument("--rows", type=int, help="rows of the table paths instead of 1 million")
+    asked.add_argument("--repeats", type=int, default=3)
+    asked.add_argument("--seconds", type=float, default=3.0, help="of each load of small requests")
+    asked.add_argument("--only", default="", help="only table paths whose title has this text; `small`: none of them")
+    asked.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "batchserve-benchmarks")
+    asked.add_argument("--json", type=Path, default=Path("bench.json"))
+    given = asked.parse_args()
+    given.folder.mkdir(parents=True, exist_ok=True)
+    console = Console(stderr=True, highlight=False)
+    bench = Bench(
+        folder=given.folder.resolve(),
+        repeats=given.repeats,
+        peer_repeats=given.repeats if given.full else 1,
+        peers=SCRIPT_PEERS + (SYSTEM_PEERS if given.full else ()),
+        say=lambda text: console.print(f"[dim]{text}[/dim]"),
     )
-    console.print(shown)
-    console.print(f"the script takes {theirs / seconds['queued -> completed']:.1f} x our queued -> completed")
+    sizes = [given.rows] if given.rows else [10_000, MILLION, 10 * MILLION] if given.full else [MILLION]
+    load = os.getloadavg()[0]
+    measurements, failed = _measure(bench, sizes, given.only, given.seconds)
+    Console(width=None if console.is_terminal else 200).print(as_table(measurements))
+    console.print(f"load average at the start: {load:.1f}; images are not measured yet")
+    write_json(given.json, measurements)
+    if given.full:
+        report.write(
+            DOCS, measurements, bench.unavailable, f"{given.repeats} repeats, load average {load:.1f} at the start"
+        )
+    missed = [measurement.name for measurement in measurements if measurement.missed]
+    console.print(f"{len(missed)} goals missed, {len(failed)} paths not measured")
+    raise SystemExit(1 if missed or failed else 0)
 
 
-def _job(graph: Path, table: Path) -> tuple[dict[str, float], Peaks]:
-    """Seconds of each step of one job over HTTP, and the memory of all processes meanwhile."""
-    with tempfile.TemporaryDirectory(dir=table.parent) as folder, serving(Path(folder)) as server:
-        with Client(server.url, timeout=600) as client, watched(server.pid) as peaks:
-            client.models.add(graph, name="logistic")
-            moments = [time.perf_counter()]
-            uploaded = client.upload(table)
-            moments.append(time.perf_counter())
-            job = client.submit(uploaded, model="logistic")
-            job.wait()
-            moments.append(time.perf_counter())
-            result = job.result().save(Path(folder) / "result.csv")
-            moments.append(time.perf_counter())
-            rows = pl.scan_csv(result).select(pl.len()).collect().item()
-            if rows != job.rows["total"]:
-                raise SystemExit(f"the result has {rows} rows, the input {job.rows['total']}")
-        steps = ("upload (durable)", "queued -> completed", "download")
-        seconds = {name: moments[index + 1] - moments[index] for index, name in enumerate(steps)}
-        return {**seconds, "whole job over HTTP": moments[-1] - moments[0]}, peaks
+def _measure(bench: Bench, sizes: list[int], only: str, seconds: float) -> tuple[list[Measurement], list[str]]:
+    """What was measured, and what of ours failed."""
+    measured: list[Measurement] = []
+    failed: list[str] = []
+
+    def collect(title: str, measurements: Iterator[Measurement]) -> None:
+        try:
+            measured.extend(measurements)
+        except Unavailable as error:
+            failed.append(title)
+            bench.without(title, error)
+
+    for path in PATHS:
+        for rows in sizes:
+            if only in path.title:
+                collect(f"{path.title}, {rows} rows", paths.measure(bench, path, rows))
+    measured += paths.growth(measured)
+    if only in ("", "small"):
+        collect("small jobs and transfers", small.measure(bench, seconds=seconds, rows=min(sizes[-1], MILLION)))
+    return measured, failed
 
 
 if __name__ == "__main__":

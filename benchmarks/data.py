@@ -1,43 +1,112 @@
 """Inputs and models of the benchmarks: made from fixed seeds, kept in a folder between runs."""
 
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import joblib
 import numpy as np
-import pandas as pd
 import polars as pl
+import pyarrow.parquet as pq
+from sklearn.compose import make_column_transformer
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from batchserve import convert
+from batchserve.inference.convert import convert
 
 FEATURES = [f"f{number}" for number in range(20)]
+NUMBERS = FEATURES[:10]
+CATEGORIES = {"region": 8, "category": 30, "branch": 200}
 BLOCK = 500_000
+TRAINING = 20_000
 
 
-def logistic_regression(folder: Path) -> tuple[Path, Path]:
-    """Three classes from 20 floats: the pickled estimator and its ONNX graph."""
-    pickled, graph = folder / "logistic.joblib", folder / "logistic.onnx"
-    if not graph.exists():
-        random = np.random.default_rng(1)
-        table = pd.DataFrame(random.standard_normal((20_000, 20), dtype=np.float32), columns=FEATURES)
-        score = table["f0"] + 0.5 * table["f1"] + 0.3 * random.standard_normal(len(table))
-        joblib.dump(LogisticRegression(max_iter=300).fit(table, np.digitize(score, [-0.5, 0.8])), pickled)
-        convert(pickled, table.head(2000), graph)
-    return pickled, graph
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A fitted estimator, pickled, and its ONNX graph."""
+
+    name: str
+    pickled: Path
+    graph: Path
 
 
-def csv(folder: Path, rows: int) -> Path:
-    """A CSV of an id and 20 standard normal floats: about 225 bytes a row."""
-    path = folder / f"table-{rows}.csv"
-    if path.exists():
-        return path
-    random = np.random.default_rng(2)
-    partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
-        for start in range(0, rows, BLOCK):
-            count = min(BLOCK, rows - start)
-            values = random.standard_normal((count, 20), dtype=np.float32)
-            columns = {"id": np.arange(start, start + count)} | dict(zip(FEATURES, values.T, strict=True))
-            pl.DataFrame(columns).write_csv(file, include_header=start == 0)
-    partial.rename(path)
+def model(folder: Path, name: str) -> Model:
+    """One of `ESTIMATORS`, trained on the first rows of its table to tell three classes apart."""
+    made = Model(name, folder / f"{name}.joblib", folder / f"{name}.onnx")
+    if not made.graph.exists():
+        estimator, kind = ESTIMATORS[name]
+        frame = next(_blocks(kind, TRAINING)).drop("id").to_pandas()
+        noise = np.random.default_rng(1).standard_normal(TRAINING)
+        score = frame["f0"] + 0.5 * frame["f1"] + 0.3 * noise
+        joblib.dump(estimator().fit(frame, np.digitize(score, [-0.5, 0.8])), made.pickled)
+        convert(made.pickled, frame.head(2000), made.graph)
+    return made
+
+
+def table(folder: Path, kind: str, suffix: str, rows: int) -> Path:
+    """An id and 20 standard normal floats (`numbers`), or 10 of them and 3 columns of strings (`mixed`)."""
+    path = folder / f"{kind}-{rows}{suffix}"
+    if not path.exists():
+        partial = path.with_suffix(".partial")
+        WRITERS[suffix](partial, _blocks(kind, rows))
+        partial.rename(path)
     return path
+
+
+def _blocks(kind: str, rows: int) -> Iterator[pl.DataFrame]:
+    random = np.random.default_rng(2)
+    for start in range(0, rows, BLOCK):
+        count = min(BLOCK, rows - start)
+        names = FEATURES if kind == "numbers" else NUMBERS
+        values = random.standard_normal((count, len(names)), dtype=np.float32)
+        columns: dict[str, Any] = {"id": np.arange(start, start + count)}
+        columns |= {name: values[:, index] for index, name in enumerate(names)}
+        if kind == "mixed":
+            for name, distinct in CATEGORIES.items():
+                words = np.array([f"{name} {number}" for number in range(distinct)])
+                columns[name] = words[random.integers(0, distinct, count)]
+        yield pl.DataFrame(columns)
+
+
+def _write_csv(path: Path, blocks: Iterator[pl.DataFrame]) -> None:
+    with path.open("wb") as file:
+        for number, block in enumerate(blocks):
+            block.write_csv(file, include_header=number == 0)
+
+
+def _write_jsonl(path: Path, blocks: Iterator[pl.DataFrame]) -> None:
+    with path.open("wb") as file:
+        for block in blocks:
+            block.write_ndjson(file)
+
+
+def _write_parquet(path: Path, blocks: Iterator[pl.DataFrame]) -> None:
+    """As pandas and pyarrow write it when asked for nothing else."""
+    first = next(blocks).to_arrow()
+    with pq.ParquetWriter(path, first.schema) as writer:
+        writer.write_table(first)
+        for block in blocks:
+            writer.write_table(block.to_arrow())
+
+
+def _pipeline() -> Any:
+    columns = make_column_transformer(
+        (StandardScaler(), NUMBERS), (OneHotEncoder(handle_unknown="ignore"), list(CATEGORIES))
+    )
+    return make_pipeline(columns, LogisticRegression(max_iter=300))
+
+
+ESTIMATORS: dict[str, tuple[Callable[[], Any], str]] = {
+    "logistic": (lambda: LogisticRegression(max_iter=300), "numbers"),
+    "pipeline": (_pipeline, "mixed"),
+    "forest": (lambda: RandomForestClassifier(100, max_depth=12, random_state=1, n_jobs=2), "numbers"),
+    "boosting": (lambda: HistGradientBoostingClassifier(max_iter=100, random_state=1), "numbers"),
+}
+WRITERS: dict[str, Callable[[Path, Iterator[pl.DataFrame]], None]] = {
+    ".csv": _write_csv,
+    ".jsonl": _write_jsonl,
+    ".parquet": _write_parquet,
+}

@@ -1,30 +1,30 @@
-"""Programs under measurement: a server of ours, or a script; with the peak memory of every process they start."""
+"""Programs under measurement: servers and scripts, with the peak memory of every process that they start."""
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MIB = 2**20
+from benchmarks.environments import Unavailable
+
+START_TIMEOUT = 60.0
+STOP_TIMEOUT = 30.0
 
 
 @dataclass
 class Peaks:
-    """Peak resident memory in bytes by process, and the peak of their sum."""
+    """Peak resident memory in bytes, of the sum over all processes; and the processes that were seen."""
 
-    by_process: dict[int, int] = field(default_factory=dict)
-    names: dict[int, str] = field(default_factory=dict)
     together: int = 0
-
-    def named(self, name: str) -> int:
-        """The highest peak of the processes of this name; 0 when there was none."""
-        return max((peak for pid, peak in self.by_process.items() if self.names[pid] == name), default=0)
+    seen: dict[int, str] = field(default_factory=dict)
+    """When each process began, by its id: an id alone may be another process's tomorrow."""
 
 
 @contextmanager
@@ -34,13 +34,11 @@ def watched(root: int, pause: float = 0.05) -> Iterator[Peaks]:
 
     def sample() -> None:
         while not ended.wait(pause):
-            together = 0
-            for pid in _family(root):
-                resident = _resident(pid)
-                together += resident
-                peaks.by_process[pid] = max(peaks.by_process.get(pid, 0), resident)
-                peaks.names.setdefault(pid, "server" if pid == root else "scoring process")
-            peaks.together = max(peaks.together, together)
+            family = _family(root)
+            peaks.together = max(peaks.together, sum(map(_resident, family)))
+            for pid in family:
+                if pid not in peaks.seen:
+                    peaks.seen[pid] = _began(pid)
 
     sampler = threading.Thread(target=sample)
     sampler.start()
@@ -51,42 +49,79 @@ def watched(root: int, pause: float = 0.05) -> Iterator[Peaks]:
         sampler.join()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Server:
     url: str
     pid: int
 
 
 @contextmanager
-def serving(folder: Path) -> Iterator[Server]:
+def batchserve(folder: Path) -> Iterator[Server]:
     """The real server with its defaults, its data in `folder`, ready to answer."""
+    with started([sys.executable, "-m", "batchserve", "serve", "--port", "0"], folder) as server:
+        yield server
+
+
+@contextmanager
+def started(command: Sequence[str], folder: Path, **environment: str) -> Iterator[Server]:
+    """A server that says in its output at which address of this host it answers; its working directory is `folder`."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-    command = [sys.executable, "-m", "batchserve", "serve", "--port", "0"]
-    with log.open("wb") as stderr, subprocess.Popen(command, cwd=folder, stderr=stderr, env=own) as process:
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=own | environment) as process,
+    ):
         try:
             yield Server(_address(process, log), process.pid)
         finally:
             process.terminate()
+            try:
+                process.wait(STOP_TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
 
-def timed_script(script: Path, *arguments: str) -> tuple[float, Peaks]:
-    """Seconds and memory of a Python script, imports included: that is what its user waits for."""
-    started = time.perf_counter()
-    with subprocess.Popen([sys.executable, str(script), *arguments]) as process, watched(process.pid) as peaks:
-        code = process.wait()
-    if code:
-        raise SystemExit(f"{script.name} ended with {code}")
-    return time.perf_counter() - started, peaks
+def timed_script(python: Path, script: Path, *arguments: object, timeout: float) -> tuple[float, Peaks]:
+    """The seconds that a script prints as its last line, and its memory. What it leaves behind is ended.
+
+    Raises Unavailable when it fails or takes longer than `timeout` seconds.
+    """
+    command = [str(python), str(script), *map(str, arguments)]
+    with (
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=script.parent) as process,
+        watched(process.pid) as peaks,
+    ):
+        try:
+            output, errors = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"took more than {timeout:.0f} s") from None
+        finally:
+            _end(peaks, process.pid)
+    if process.returncode:
+        raise Unavailable(f"ended with {process.returncode}: {_last_line(errors)}")
+    return float(_last_line(output)), peaks
+
+
+def _end(peaks: Peaks, root: int) -> None:
+    for pid in (root, *peaks.seen):
+        if pid == root or _began(pid) == peaks.seen[pid] != "":
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                continue
+
+
+def _last_line(output: bytes) -> str:
+    return output.decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
-        if found := re.search(r" at (http://\S+) ", log.read_text()):
-            return found[1]
+        if found := re.search(r"http://127\.0\.0\.1:\d+", log.read_text()):
+            return found[0]
         time.sleep(0.05)
-    raise SystemExit(f"the server did not start:\n{log.read_text()}")
+    raise Unavailable(f"the server did not start:\n{log.read_text()}")
 
 
 def _family(root: int) -> list[int]:
@@ -107,3 +142,11 @@ def _resident(pid: int) -> int:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, IndexError):
         return 0
+
+
+def _began(pid: int) -> str:
+    """In ticks since the machine started; empty when there is no such process."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
+    except (OSError, IndexError):
+        return ""

@@ -75,3 +75,12 @@ def test_what_no_route_answers_is_a_problem_too(api: Api, method: str, path: str
 def test_the_root_leads_to_the_documentation(api: Api) -> None:
     answer = api.http.get("/", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+
+
+def test_the_metric_to_alert_on_knows_what_is_due(tmp_path: Path, iris_onnx: Path) -> None:
+    with running(tmp_path, worker=False) as api:
+        api.register("iris", iris_onnx)
+        api.http.post("/v1/predict?model=iris&run_after=2099-01-01T00:00:00Z", content=CSV)
+        assert samples(api)["batchserve_queue_oldest_age_seconds"] == 0
+        api.http.post("/v1/predict?model=iris", content=CSV)
+        assert 0 < samples(api)["batchserve_queue_oldest_age_seconds"] < 60

@@ -1,8 +1,14 @@
+import socket
+import sqlite3
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import orjson
@@ -12,7 +18,10 @@ from conftest import serving
 from service import Api, encoded, ok, problem, running
 
 from batchserve import jobs
+from batchserve.api.schemas import job_body
 from batchserve.db.connect import Database
+from batchserve.domain import Attempt, Job, JobState
+from batchserve.storage import open_storage
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 UNKNOWN = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
@@ -94,6 +103,81 @@ def test_a_job_that_has_not_changed_is_not_sent_again(api: Api, idle_api: Api) -
     ok(idle_api.http.post(f"/v1/predict/{waiting['id']}?model=iris"), 202)
     changed = idle_api.http.get(waiting["links"]["self"], headers={"if-none-match": etag})
     assert (ok(changed)["state"], changed.headers["retry-after"]) == ("queued", "1")
+
+
+def test_a_queued_job_has_changed_when_its_place_has(idle_api: Api) -> None:
+    first, second = queued(idle_api, priority=50), queued(idle_api, priority=50)
+
+    def look(etag: str = "") -> httpx2.Response:
+        return idle_api.http.get(second["links"]["self"], headers={"if-none-match": etag})
+
+    before = look()
+    assert look(before.headers["etag"]).status_code == 304
+    ok(idle_api.http.post(first["links"]["cancel"]), 202)
+    after = look(before.headers["etag"])
+    assert ok(after)["queue_position"] == ok(before)["queue_position"] - 1
+    ok(idle_api.http.post(second["links"]["cancel"]), 202)
+
+
+def test_a_retry_is_another_job_to_a_cache(idle_api: Api) -> None:
+    """It is queued as before, but since another moment."""
+    job = queued(idle_api)
+    tags = []
+    for _ in range(2):
+        ok(idle_api.http.post(job["links"]["cancel"]), 202)
+        ok(idle_api.http.post(f"{job['links']['self']}/retry"), 202)
+        tags.append(idle_api.http.get(job["links"]["self"]).headers["etag"])
+    assert tags[0] != tags[1]
+    ok(idle_api.http.post(job["links"]["cancel"]), 202)
+
+
+def test_the_speed_is_that_of_the_last_attempt() -> None:
+    """600 of 1000 rows were done, then a day passed; the second attempt did 100 in 10 seconds."""
+    job = Job(
+        "j", JobState.RUNNING, "inputs/j", 1, "a" * 64, "csv", ",", 0.0,
+        attempt=2, rows_ok=700, planned=True, rows_planned=1000, progress=0.7, started_at=0.0,
+    )  # fmt: skip
+    attempts = [Attempt(1, "w", 0.0, 60.0, "released"), Attempt(2, "w", 86_400.0, rows_before=600)]
+    body = job_body(job, attempts, None, 86_410.0)
+    assert (body.rows_per_s, body.eta_s) == (10.0, 30.0)
+    stopped = replace(job, state=JobState.FAILED, finished_at=86_420.0)
+    ended = [attempts[0], replace(attempts[1], finished_at=86_420.0, outcome="failed")]
+    body = job_body(stopped, ended, None, 99_999.0)
+    assert (body.rows_per_s, body.eta_s, body.progress) == (5.0, None, 0.7)
+    nothing_yet = [*ended, Attempt(3, "w", 90_000.0, rows_before=700)]
+    assert job_body(replace(job, attempt=3), nothing_yet, None, 90_010.0).rows_per_s is None
+
+
+def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
+    """Twenty cancels wait for another process that holds the lock, and have all connections for writing."""
+    job = queued(idle_api)
+    statuses: list[int] = []
+
+    def cancel() -> None:
+        statuses.append(idle_api.http.post(job["links"]["cancel"]).status_code)
+
+    threads = [threading.Thread(target=cancel) for _ in range(20)]
+    times: list[float] = []
+    with closing(sqlite3.connect(Path(idle_api.settings.storage) / "batchserve.db")) as other:
+        other.isolation_level = None
+        other.execute("BEGIN IMMEDIATE")
+        held = time.monotonic()
+        for thread in threads:
+            thread.start()
+        time.sleep(0.5)
+        while time.monotonic() - held < 5:
+            for path in ("/livez", job["links"]["self"]):
+                began = time.monotonic()
+                ok(idle_api.http.get(path))
+                times.append(time.monotonic() - began)
+            time.sleep(0.05)
+        assert statuses == []
+        other.execute("ROLLBACK")
+    for thread in threads:
+        thread.join(30)
+    assert statuses == [202] * 20
+    assert len(times) > 50
+    assert max(times) < 1
 
 
 def test_a_long_poll_ends_when_the_state_changes(idle_api: Api) -> None:
@@ -240,6 +324,52 @@ def test_events_of_a_finished_job_are_its_last_state(api: Api) -> None:
         assert (event["event"], event["job"]) == ("state", job)
 
 
+@contextmanager
+def followed(url: str, job: dict[str, Any]) -> Iterator[Iterator[str]]:
+    """The rest of the stream of a job's events, of which the first was read."""
+    with httpx2.stream("GET", url + job["links"]["events"], timeout=30) as stream:
+        blocks = stream.iter_text()
+        assert events(next(blocks))[0]["job"]["id"] == job["id"]
+        yield blocks
+
+
+def test_streams_and_long_polls_end_with_their_job_or_their_server(tmp_path: Path) -> None:
+    with ExitStack() as server:
+        url = server.enter_context(serving(tmp_path))
+        deleted, kept = (ok(httpx2.post(f"{url}/v1/upload", content=CSV), 201) for _ in range(2))
+        with followed(url, deleted) as rest:
+            assert httpx2.delete(url + deleted["links"]["self"]).status_code == 204
+            assert events("".join(rest)) == []
+        with followed(url, kept) as rest, ThreadPoolExecutor() as pool:
+            poll = pool.submit(httpx2.get, url + kept["links"]["self"], params={"wait": 30}, timeout=30)
+            time.sleep(0.5)
+            began = time.monotonic()
+            server.close()
+            assert time.monotonic() - began < 5
+            assert events("".join(rest)) == []
+            assert ok(poll.result())["state"] == "uploaded"
+
+
+def test_a_stopping_server_claims_nothing_more_while_requests_end(tmp_path: Path) -> None:
+    with ExitStack() as server:
+        url = server.enter_context(serving(tmp_path, BATCHSERVE_GRACE="3", BATCHSERVE_LOG_FORMAT="json"))
+        address = urlsplit(url)
+        with (
+            socket.create_connection((address.hostname, address.port), 20) as slow,
+            ThreadPoolExecutor() as pool,
+        ):
+            slow.sendall(b"POST /v1/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + CSV)
+            time.sleep(0.5)
+            began = time.monotonic()
+            ending = pool.submit(server.close)
+            while '"worker_stop"' not in (tmp_path / "server.log").read_text():
+                assert time.monotonic() - began < 3
+                time.sleep(0.05)
+            assert not ending.done()  # the upload may still come to its end
+            ending.result()
+        assert 2 < time.monotonic() - began < 6
+
+
 # --- cancel ----------------------------------------------------------------------------------------------------------
 
 
@@ -247,7 +377,7 @@ def test_events_of_a_finished_job_are_its_last_state(api: Api) -> None:
 def test_a_job_that_does_not_run_yet_is_cancelled_at_once(idle_api: Api, state: str) -> None:
     job = idle_api.upload(CSV) if state == "uploaded" else queued(idle_api)
     cancelled = ok(idle_api.http.post(job["links"]["cancel"]), 202)
-    assert (cancelled["state"], cancelled["cancel_requested"], cancelled["progress"]) == ("cancelled", True, 1.0)
+    assert (cancelled["state"], cancelled["cancel_requested"], cancelled["progress"]) == ("cancelled", True, 0.0)
     assert ok(idle_api.http.post(job["links"]["cancel"]), 202) == cancelled
 
 
@@ -271,6 +401,7 @@ def test_a_running_job_stops_soon_and_keeps_what_is_done(busy: Api, long_csv: by
     partial = busy.result(cancelled, partial="true")
     assert partial.headers["batchserve-incomplete"].startswith("rows 0-")
     assert 0 < partial.text.count("\n") - 1 <= done
+    assert 0 < cancelled["progress"] < 1  # the share that is done
 
 
 def test_cancelling_a_finished_job_changes_nothing(api: Api) -> None:
@@ -365,6 +496,29 @@ def test_a_finished_job_goes_with_all_its_bytes(api: Api) -> None:
     for job in jobs_done:
         assert api.http.delete(job["links"]["self"]).status_code == 204
     assert api.stored() == before
+
+
+def test_a_deleted_job_takes_the_results_of_its_earlier_attempts_along(idle_api: Api) -> None:
+    """An attempt that lost its lease while it put the result together has left its own."""
+    job, other = queued(idle_api), queued(idle_api)
+    left = [f"results/{job['id']}-{name}" for name in ("1", "1.errors", "2")]
+    storage = open_storage(idle_api.settings.storage)
+    for key in [*left, f"results/{other['id']}-1"]:
+        storage.compose(key, [b"left"])
+    assert idle_api.http.delete(job["links"]["self"]).status_code == 204
+    stored = idle_api.stored()
+    assert stored.isdisjoint(left)
+    assert f"results/{other['id']}-1" in stored
+    assert idle_api.http.delete(other["links"]["self"]).status_code == 204
+
+
+def test_a_retry_that_is_refused_at_last_leaves_no_copies(api: Api, iris_onnx: Path) -> None:
+    api.register("brief", iris_onnx)
+    job = api.run(CSV + b"5.1,3.5,1.4,0.2\n" * 150 + b",,,\n", "brief")
+    assert api.http.delete("/v1/models/brief/versions/1").status_code == 204
+    with api.unchanged():
+        detail = problem(api.http.post(f"{job['links']['self']}/retry", json={"rows": "failed"}), 409, "job-conflict")
+        assert "brief@1 was deleted" in detail["detail"]
 
 
 def test_a_running_job_is_not_deleted(idle_api: Api, claimed: dict[str, Any]) -> None:

@@ -1,10 +1,12 @@
+import asyncio
 import gzip
 import io
 import pickle
 import threading
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,18 @@ import onnx
 import orjson
 import polars as pl
 import pytest
+from calls import double, pid_after
 from onnx import TensorProto
 from polars.testing import assert_frame_equal
 from service import Api, decoded, encoded, ok, problem, running
 from sklearn.linear_model import LogisticRegression
+
+from batchserve.api.deps import Service
+from batchserve.errors import Unavailable
+from batchserve.runtime import Runtime
+from batchserve.settings import Settings
+from batchserve.storage import Piece, Stored
+from batchserve.storage.local import LocalStorage
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 TEXT = '<ir_version: 8, opset_import: ["": 17]> '
@@ -155,6 +165,48 @@ def test_an_artifact_that_another_model_shares_stays(api: Api) -> None:
     assert list(answer["prediction"][0].values())[-1] == 8.0
 
 
+def test_a_version_whose_artifact_is_lost_is_admitted_again(api: Api) -> None:
+    version = ok(api.http.put("/v1/models/lost", content=numbered(20)), 201)
+    artifact = Path(api.settings.storage) / "models" / f"{version['digest']}.onnx"
+    artifact.unlink()
+    assert ok(api.http.put("/v1/models/lost", content=numbered(20))) == version
+    assert artifact.exists()
+    assert ok(api.http.post("/v1/models/lost/predict", content=b"x\n4\n"))["errors"] == []
+
+
+def test_bytes_that_are_registered_while_their_last_version_is_deleted_are_kept(
+    api: Api, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The artifact is removed when the registration has stored it anew, and not yet its row."""
+    digest = ok(api.http.put("/v1/models/turning", content=numbered(21)), 201)["digest"]
+    artifact = Path(api.settings.storage) / "models" / f"{digest}.onnx"
+    stored, answers = threading.Event(), []
+    delete, compose = LocalStorage.delete, LocalStorage.compose
+
+    def delete_late(storage: LocalStorage, key: str) -> None:
+        if key == f"models/{digest}.onnx":
+            register.start()
+            assert stored.wait(20)
+            time.sleep(0.5)
+        delete(storage, key)
+
+    def compose_and_tell(storage: LocalStorage, key: str, pieces: Iterable[Piece]) -> Stored:
+        composed = compose(storage, key, pieces)
+        if key == f"models/{digest}.onnx":
+            stored.set()
+        return composed
+
+    monkeypatch.setattr(LocalStorage, "delete", delete_late)
+    monkeypatch.setattr(LocalStorage, "compose", compose_and_tell)
+    register = threading.Thread(target=lambda: answers.append(api.http.put("/v1/models/turning", content=numbered(21))))
+    assert api.http.delete("/v1/models/turning/versions/1").status_code == 204
+    register.join()
+    monkeypatch.undo()
+    assert ok(answers[0], 201)["version"] == 2
+    assert artifact.exists()
+    assert ok(api.http.post("/v1/models/turning/predict", content=b"x\n4\n"))["errors"] == []
+
+
 def test_a_version_in_use_is_not_deleted(idle_api: Api, iris_onnx: Path) -> None:
     idle_api.register("used", iris_onnx)
     job = ok(idle_api.http.post("/v1/predict?model=used&reuse=false", content=CSV), 202)
@@ -272,6 +324,58 @@ def test_an_endless_registration_ends_within_its_time_and_others_go_on(hurried: 
     assert max(answers) < 2
     assert hurried.run("x\n4\n", "double")["rows"]["ok"] == 1
     ok(hurried.http.put("/v1/models/double", content=numbered(11)), 201)
+
+
+def test_registrations_leave_a_process_to_the_others(hurried: Api) -> None:
+    """Three that never end wait for each other; online predictions are answered meanwhile."""
+    with ThreadPoolExecutor(3) as pool:
+        began = time.monotonic()
+        endings = [pool.submit(hurried.http.put, f"/v1/models/endless-{n}", content=endless()) for n in range(3)]
+        times = []
+        while time.monotonic() - began < 5:
+            asked = time.monotonic()
+            ok(hurried.http.post("/v1/models/double/predict", content=b"x\n4\n"))
+            times.append(time.monotonic() - asked)
+            time.sleep(0.1)
+        answers = [ending.result() for ending in endings]
+    assert max(times) < 2
+    for answer in answers:
+        problem(answer, 422, "model-refused")
+    assert 8 < time.monotonic() - began < 15  # one after the other
+
+
+def test_a_registration_whose_turn_does_not_come_is_told_to_try_again(tmp_path: Path) -> None:
+    with running(tmp_path, admission_timeout=4.0, online_wait=1.0) as api, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(api.http.put, "/v1/models/endless", content=endless())
+        time.sleep(0.5)
+        began = time.monotonic()
+        answer = api.http.put("/v1/models/double", content=numbered(22))
+        assert 0.8 < time.monotonic() - began < 3
+        problem(answer, 503, "unavailable")
+        assert answer.headers["retry-after"] == "5"
+        problem(first.result(), 422, "model-refused")
+        ok(api.http.put("/v1/models/double", content=numbered(22)), 201)
+
+
+def test_a_call_that_finds_no_free_process_is_given_up(tmp_path: Path) -> None:
+    settings = Settings(storage=str(tmp_path), online_wait=0.5)
+
+    async def call_three() -> list[int | BaseException]:
+        with Runtime.open(settings) as runtime:
+            service = Service(runtime, lambda: None, lambda: None)
+            await service.call(double, 1, seconds=60)  # starts the processes
+            long = [asyncio.create_task(service.call(pid_after, 4.0, seconds=20)) for _ in range(2)]
+            await asyncio.sleep(0.2)
+            began = time.monotonic()
+            with pytest.raises(Unavailable, match=r"free for 0\.5 s"):
+                await service.call(double, 2, seconds=0.5)
+            assert 0.9 < time.monotonic() - began < 2
+            pids = await asyncio.gather(*long, return_exceptions=True)
+            assert await service.call(double, 3, seconds=20) == 6
+            return pids
+
+    pids = asyncio.run(call_three())
+    assert all(isinstance(pid, int) for pid in pids)  # the calls of others went on
 
 
 def test_a_model_longer_than_the_limit_is_refused(tmp_path: Path) -> None:

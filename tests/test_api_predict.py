@@ -86,6 +86,21 @@ def test_a_repeated_predict_keeps_its_version_when_a_newer_one_came_meanwhile(id
     problem(idle_api.http.post(f"{url}@2"), 409, "job-conflict")
 
 
+@pytest.mark.parametrize("reference", ["fading", "fading@1", None])
+def test_a_repeated_predict_gives_the_job_also_when_its_model_was_deleted(
+    api: Api, iris_onnx: Path, reference: str | None
+) -> None:
+    api.register("fading", iris_onnx)
+    version = ok(api.http.get("/v1/models/fading"))["version"]
+    job = api.upload(CSV)
+    url = f"/v1/predict/{job['id']}"
+    query = {"model": reference.replace("@1", f"@{version}")} if reference else {}
+    done = ok(api.http.post(url, params={"model": f"fading@{version}"}, headers={"prefer": "wait=30"}))
+    assert api.http.delete(f"/v1/models/fading/versions/{version}").status_code == 204
+    assert ok(api.http.post(url, params=query)) == done
+    problem(api.http.post(url, params={"model": "fading@9"}), 404, "model-not-found")
+
+
 def test_a_job_that_was_cancelled_before_it_was_queued_can_not_be_predicted(idle_api: Api) -> None:
     job = idle_api.upload(CSV)
     ok(idle_api.http.post(job["links"]["cancel"]), 202)

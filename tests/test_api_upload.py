@@ -1,3 +1,4 @@
+import asyncio
 import base64
 import gzip
 import hashlib
@@ -5,9 +6,12 @@ import io
 import json
 import pickle
 import socket
+import sqlite3
 import zipfile
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -16,6 +20,10 @@ import polars as pl
 import pytest
 import zstandard
 from service import Api, encoded, ok, problem, running
+
+from batchserve.app import create_app
+from batchserve.db import connect
+from batchserve.settings import Settings
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 FORMATS = {
@@ -409,3 +417,62 @@ def test_the_job_is_the_same_json_everywhere(api: Api) -> None:
     job = api.upload(json.dumps([{"a": 1}]))
     listed = ok(api.http.get("/v1/jobs", params={"q": job["id"]}))["jobs"]
     assert listed == [job]
+
+
+# --- bytes and their row ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/v1/upload", "/v1/predict?model=iris"])
+def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
+    tmp_path: Path, iris_onnx: Path, path: str
+) -> None:
+    """Its thread goes on: the job is there a moment later, and so must be its input."""
+    app = create_app(Settings(storage=str(tmp_path), free_bytes=0), worker=False)
+    model, inputs = iris_onnx.read_bytes(), tmp_path / "inputs"
+
+    async def cancel_at_the_commit(client: httpx2.AsyncClient) -> None:
+        ok(await client.put("/v1/models/iris", content=model), 201)
+        with closing(sqlite3.connect(tmp_path / "batchserve.db")) as other:
+            other.isolation_level = None
+            other.execute("BEGIN IMMEDIATE")  # the commit of the request has to wait
+            request = asyncio.create_task(client.post(path, content=CSV))
+            await asyncio.sleep(1.5)
+            assert len(list(inputs.iterdir())) == 1  # it is stored, and has no row
+            request.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await request
+            other.execute("ROLLBACK")
+
+    async def run() -> list[dict[str, Any]]:
+        transport = httpx2.ASGITransport(app)
+        async with (
+            app.router.lifespan_context(app),
+            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+        ):
+            await cancel_at_the_commit(client)
+            await asyncio.sleep(1.0)
+            jobs: list[dict[str, Any]] = ok(await client.get("/v1/jobs"))["jobs"]
+            for job in jobs:
+                assert (await client.get(job["links"]["input"])).content == CSV
+            return jobs
+
+    assert len(asyncio.run(run())) == 1
+
+
+@pytest.mark.parametrize("path", ["/v1/upload", "/v1/predict?model=iris"])
+def test_an_upload_whose_row_can_not_be_written_leaves_nothing(
+    tmp_path: Path, iris_onnx: Path, path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 50)
+    with running(tmp_path, worker=False) as api:
+        api.register("iris", iris_onnx)
+        before = api.stored()
+        with closing(sqlite3.connect(tmp_path / "batchserve.db")) as other:
+            other.isolation_level = None
+            other.execute("BEGIN IMMEDIATE")
+            answer = api.http.post(path, content=CSV)
+            problem(answer, 503, "unavailable")
+            assert answer.headers["retry-after"] == "1"
+            other.execute("ROLLBACK")
+        assert api.stored() == before
+        ok(api.http.post(path, content=CSV), 201 if "upload" in path else 202)

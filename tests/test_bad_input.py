@@ -1,5 +1,6 @@
 """What comes in wrong is answered with its place, what was expected and what came; and the server goes on."""
 
+import asyncio
 import json
 import random
 import socket
@@ -15,6 +16,12 @@ import polars as pl
 import pytest
 from conftest import serving
 from service import Api, decoded, encoded, ok, problem
+from starlette.requests import Request
+from starlette.types import Message
+
+from batchserve.api import bodies
+from batchserve.errors import RequestTimeout
+from batchserve.settings import Settings
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 ROW = "5.1,3.5,1.4,0.2\n"
@@ -428,6 +435,29 @@ def test_a_slow_body_that_never_stalls_is_taken(impatient: tuple[str, Path]) -> 
     assert reply.startswith(b"HTTP/1.1 201")
     job = json.loads(reply.partition(b"\r\n\r\n")[2])
     assert httpx2.delete(url + job["links"]["self"]).status_code == 204
+
+
+def test_a_body_that_drips_is_given_up_after_its_first_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bodies, "RATE_AFTER", 0.5)
+
+    async def read(rate: int) -> int:
+        """A body of 20 bytes in two seconds."""
+        left = 20
+
+        async def receive() -> Message:
+            nonlocal left
+            await asyncio.sleep(0.1)
+            left -= 1
+            return {"type": "http.request", "body": b"x", "more_body": left > 0}
+
+        request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+        return len(await bodies.Body(request, Settings(storage=str(tmp_path), body_rate=rate), 1000).read())
+
+    assert asyncio.run(read(rate=5)) == 20
+    began = time.monotonic()
+    with pytest.raises(RequestTimeout, match=r"\d bytes in \d s, expected 50 bytes/s"):
+        asyncio.run(read(rate=50))
+    assert 0.5 < time.monotonic() - began < 1.5
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(impatient: tuple[str, Path]) -> None:

@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+import typer
 from sklearn.linear_model import LogisticRegression
 
-from batchserve.cli.server import is_loopback
+from batchserve.cli.server import is_loopback, settings_of
 from batchserve.cli.terminal import duration
 from batchserve.client import Client
 
@@ -144,6 +145,23 @@ def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
     done = runner(tmp_path, NOBODY)("serve", BATCHSERVE_PROCESSES="many")
     assert done.returncode == 2
     assert "BATCHSERVE_PROCESSES" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("HEARTBEAT", "16", "BATCHSERVE_HEARTBEAT: 16 s is too long for a BATCHSERVE_LEASE of 30 s"),
+        ("LOG_FORMAT", "xml", "BATCHSERVE_LOG_FORMAT: Input should be 'auto', 'console' or 'json'"),
+        ("LOG_LEVEL", "loud", "BATCHSERVE_LOG_LEVEL: Input should be 'debug', 'info', 'warning' or 'error'"),
+    ],
+)
+def test_settings_that_do_not_fit_are_told_what_would(
+    name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(f"BATCHSERVE_{name}", value)
+    with pytest.raises(typer.BadParameter) as caught:
+        settings_of(None, None)
+    assert said in str(caught.value)
 
 
 @pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("1.5s", 1.5), ("15m", 900), ("2h", 7200), ("1 d", 86400)])

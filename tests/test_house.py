@@ -57,7 +57,7 @@ def test_what_is_installed_is_what_is_pinned() -> None:
 def test_every_documented_extra_exists() -> None:
     extras = metadata.metadata("batchserve").get_all("Provides-Extra")
     assert extras is not None
-    assert set(extras) == {"sklearn", "postgres", "s3", "ray", "img2feat", "demo", "dev"}
+    assert set(extras) == {"sklearn", "trees", "postgres", "s3", "ray", "img2feat", "demo", "dev"}
 
 
 def test_scikit_learn_never_meets_protobuf_7() -> None:

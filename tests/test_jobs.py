@@ -25,7 +25,7 @@ from batchserve.domain import (
     ScoredChunk,
     Signature,
 )
-from batchserve.errors import JobConflict, JobNotFound, LeaseLost, OutOfMemory
+from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
 
 SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
 OPTIONS = Options("csv", passthrough=("id", "name"), columns={"a": "x"}, max_errors=0.5, top_k=3)
@@ -324,8 +324,10 @@ def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
     assert (second.rows_ok, second.rows_failed, second.progress) == (8, 2, 1.0)
     assert second.notes == first.notes == ("a note",)
     with database.write() as connection:
-        assert jobs.delete_if_not_running(connection, "1")[1] is False  # job 2 still needs the result
-        assert jobs.delete_if_not_running(connection, "2")[1] is True
+        jobs.delete_if_not_running(connection, "1")
+        assert jobs.named_results(connection, [RESULT.key]) == {RESULT.key}  # job 2 still needs the result
+        jobs.delete_if_not_running(connection, "2")
+        assert jobs.named_results(connection, [RESULT.key]) == set()
 
 
 def test_only_a_completed_job_answers_for_an_equal_one(database: Database) -> None:
@@ -644,14 +646,40 @@ def test_a_job_whose_model_was_deleted_is_not_retried(database: Database) -> Non
         jobs.retry_if_stopped(connection, "1", wall(10))
 
 
+def test_failed_records_are_not_scored_again_when_the_model_was_deleted(database: Database) -> None:
+    run(database, "1", FIRST)
+    commit(database, FIRST, failed=2)
+    complete(database)
+    with database.write() as connection:
+        registry.delete_if_unused(connection, model(connection), wall(10))
+    before = everything(database)
+    with pytest.raises(JobConflict, match="iris@1 was deleted"), database.write() as connection:
+        jobs.create_retry_of_failed_rows(connection, jobs.get(connection, "1"), "2", "inputs/2", wall(11))
+    assert everything(database) == before
+
+
+def test_a_job_is_not_queued_for_a_model_that_was_deleted_meanwhile(database: Database) -> None:
+    upload(database, "1")
+    with database.write() as connection:
+        gone = registry.add(connection, "gone", "e" * 64, 1, SIGNATURE, {}, wall(0))
+        registry.delete_if_unused(connection, gone, wall(1))
+    request: dict[str, Any] = {"metadata": {}, "priority": 0, "run_after": None, "now": wall(2)}
+    before = everything(database)
+    with pytest.raises(ModelNotFound, match="gone@1 was deleted"), database.write() as connection:
+        jobs.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request)
+    assert everything(database) == before
+    assert enqueue(database, "1")
+    with database.write() as connection:  # an earlier request stands, whatever became of its model since
+        assert jobs.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request) is False
+
+
 def test_a_deleted_job_leaves_no_row(database: Database) -> None:
     run(database, "1", FIRST)
     with pytest.raises(JobConflict, match="cancel it"), database.write() as connection:
         jobs.delete_if_not_running(connection, "1")
     with database.write() as connection:
         jobs.cancel_if_mine(connection, "1", 1, wall(5))
-        job, last = jobs.delete_if_not_running(connection, "1")
-    assert (job.id, last) == ("1", True)
+        assert jobs.delete_if_not_running(connection, "1").id == "1"
     assert everything(database) == [[], [], []]
 
 
@@ -720,20 +748,29 @@ def test_a_queued_job_knows_how_many_are_ahead(database: Database) -> None:
     for name, second, priority in [("a", 1, 0), ("b", 1, 0), ("c", 2, 0), ("d", 9, 5), ("e", 0, -1)]:
         queue(database, name, second=second, priority=priority)
     with database.read() as connection:
-        positions = {name: jobs.queue_position(connection, jobs.get(connection, name)) for name in "abcde"}
+        positions = {name: jobs.queue_position(connection, jobs.get(connection, name), wall(9)) for name in "abcde"}
     assert positions == {"d": 0, "a": 1, "b": 2, "c": 3, "e": 4}
     claimed = claim(database)
     assert claimed is not None
     with database.read() as connection:
-        assert jobs.queue_position(connection, claimed) is None
-        assert jobs.queue_position(connection, jobs.get(connection, "a")) == 0
+        assert jobs.queue_position(connection, claimed, wall(9)) is None
+        assert jobs.queue_position(connection, jobs.get(connection, "a"), wall(9)) == 0
+
+
+def test_a_job_that_is_not_due_is_ahead_of_nobody(database: Database) -> None:
+    queue(database, "1", second=1, run_after=wall(100), priority=9)
+    queue(database, "2", second=2)
+    with database.read() as connection:
+        second = jobs.get(connection, "2")
+        assert jobs.queue_position(connection, second, wall(99)) == 0
+        assert jobs.queue_position(connection, second, wall(100)) == 1
 
 
 def test_jobs_and_rows_are_counted(database: Database) -> None:
     with database.read() as connection:
         assert jobs.count_by_state(connection) == {}
         assert jobs.count_rows(connection) == (0, 0)
-        assert jobs.oldest_queued_at(connection) is None
+        assert jobs.longest_wait(connection, wall(1)) == 0.0
     run(database, "1", FIRST, SECOND)
     commit(database, FIRST, failed=4)
     queue(database, "2", second=7)
@@ -741,4 +778,41 @@ def test_jobs_and_rows_are_counted(database: Database) -> None:
     with database.read() as connection:
         assert jobs.count_by_state(connection) == {"running": 1, "queued": 2}
         assert jobs.count_rows(connection) == (6, 4)
-        assert jobs.oldest_queued_at(connection) == wall(6)
+        assert jobs.longest_wait(connection, wall(10)) == 4.0
+
+
+def test_a_job_waits_from_when_it_could_be_started(database: Database) -> None:
+    def waited(second: float) -> float:
+        with database.read() as connection:
+            return jobs.longest_wait(connection, wall(second))
+
+    queue(database, "1", second=1, run_after=wall(100))
+    assert (waited(99), waited(103)) == (0.0, 3.0)
+    assert claim(database, second=103) is not None
+    assert waited(104) == 0.0
+    with database.write() as connection:
+        jobs.release_if_mine(connection, "1", 1, wall(110))
+    assert waited(112) == 2.0  # since it was given back
+    queue(database, "2", second=105)
+    assert waited(112) == 7.0
+
+
+def test_an_attempt_knows_what_was_done_before_it(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST, failed=3)
+    with database.write() as connection:
+        jobs.release_if_mine(connection, "1", 1, wall(5))
+    claim(database, "w2", 6)
+    with database.read() as connection:
+        assert [attempt.rows_before for attempt in jobs.attempts_of(connection, "1")] == [0, 10]
+
+
+def test_the_results_that_jobs_name_are_told_from_others(database: Database) -> None:
+    run(database, "1", FIRST)
+    commit(database, FIRST, failed=1)
+    with database.write() as connection:
+        result = Result("results/1-1", 9, "a" * 64, "results/1-1.errors", 5)
+        jobs.complete_if_mine(connection, "1", 1, result, [], wall(9))
+        asked = ["results/1-1", "results/1-1.errors", "results/1-2", "results/1-2.errors", "results/2-1"]
+        assert jobs.named_results(connection, asked) == {"results/1-1", "results/1-1.errors"}
+        assert jobs.named_results(connection, []) == set()

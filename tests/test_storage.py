@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from batchserve.storage import Piece, Span, Storage, Stored, open_storage
+from batchserve.storage import Piece, Span, Storage, Stored, free_bytes, open_storage, remove_partials
 
 BLOCK = bytes(range(256)) * 4096  # 1 MiB that shows when its parts are exchanged
 
@@ -297,6 +297,30 @@ def test_no_temporary_file_outlives_its_writer(folder: Path) -> None:
     with pytest.raises(ZeroDivisionError), storage.create("inputs/c"):
         raise ZeroDivisionError
     assert [path.name for path in (folder / "inputs").iterdir()] == ["a"]
+
+
+def test_what_killed_writers_left_is_removed_when_it_is_old(folder: Path) -> None:
+    storage = open_storage(str(folder))
+    put(storage, "inputs/a", b"123")
+    left = [folder / "inputs" / ".partial-1", folder / "parts" / "x" / ".partial-2"]
+    for path in left:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"half")
+        os.utime(path, (1000, 1000))
+    os.utime(folder / "inputs" / "a", (1000, 1000))
+    with storage.create("inputs/b") as writer:
+        writer.write(b"on its way")
+        assert remove_partials(storage, 1000) == 0
+        assert remove_partials(storage, 2000) == 2
+        writer.commit()
+    assert keys(storage) == ["inputs/a", "inputs/b"]
+    assert not any(path.exists() for path in (*left, folder / "parts"))
+
+
+def test_a_folder_knows_its_free_space(folder: Path) -> None:
+    free = free_bytes(open_storage(str(folder)))
+    assert free is not None
+    assert 0 < free <= shutil.disk_usage(folder).total
 
 
 def test_an_empty_folder_goes_with_its_last_object(folder: Path) -> None:

@@ -675,3 +675,17 @@ def test_an_idempotency_key_is_forgotten_after_its_hours(bench: Bench) -> None:
         while known() != ["young"] and time.monotonic() < deadline:
             time.sleep(0.02)
     assert known() == ["young"]
+
+
+def test_a_worker_removes_at_its_start_what_a_crash_left_behind(bench: Bench, busy: bytes) -> None:
+    kept = bench.submit(bench.register("busy", busy), rows_of(1))
+    with bench.storage.create("uploads/orphan") as writer:
+        writer.write(b"nobody's")
+        writer.commit()
+    with bench.worker(sweep_age=0.0001):
+        bench.wait(kept)
+        deadline = time.monotonic() + TIMEOUT
+        while list(bench.storage.list("uploads/")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+    assert not list(bench.storage.list("uploads/"))
+    assert bench.read(input_key(kept)) == rows_of(1)

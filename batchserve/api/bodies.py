@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import re
+import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
 from typing import Any, Protocol
@@ -27,12 +28,13 @@ from batchserve.errors import (
 )
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
-from batchserve.storage import Stored, Writer
-from batchserve.storage.local import LocalStorage
+from batchserve.storage import Stored, Writer, free_bytes
 
 BLOCK = 1 << 20
 _OPTIONS_BYTES = 1 << 20
 _RATIO_FREE = 64 << 20
+RATE_AFTER = 60.0
+"""Seconds of waiting for a body after which its rate counts: connections begin slowly."""
 _GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 _SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
@@ -84,7 +86,9 @@ class Body:
 
     async def _raw(self) -> AsyncIterator[bytes]:
         stream = self._request.stream()
+        waited = 0.0  # for the client only: our own disk may be slow as well
         while True:
+            began = time.monotonic()
             try:
                 with anyio.fail_after(self._settings.body_idle):
                     data = await anext(stream)
@@ -96,7 +100,9 @@ class Body:
                 ) from None
             except ClientDisconnect:
                 raise self._truncated() from None
+            waited += time.monotonic() - began
             self._received += len(data)
+            self._check_rate(waited)
             self._hash.update(data)
             if data:
                 yield data
@@ -109,6 +115,13 @@ class Body:
         pieces = decoder.decode(block)
         while piece := await run_in_threadpool(_next_or_empty, pieces):
             yield piece
+
+    def _check_rate(self, waited: float) -> None:
+        if waited > RATE_AFTER and self._received < self._settings.body_rate * waited:
+            raise RequestTimeout(
+                f"the body came too slowly: {self._received} bytes in {waited:.0f} s, "
+                f"expected {self._settings.body_rate} bytes/s or more"
+            )
 
     def _check_size(self, decoded: int) -> None:
         if decoded > self._limit:
@@ -250,8 +263,8 @@ async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]
 
 def require_space(runtime: Runtime) -> None:
     """Raises InsufficientStorage while less space is free than BATCHSERVE_FREE_BYTES."""
-    storage = runtime.storage
-    if isinstance(storage, LocalStorage) and storage.free_bytes() < runtime.settings.free_bytes:
+    free = free_bytes(runtime.storage)
+    if free is not None and free < runtime.settings.free_bytes:
         raise InsufficientStorage(
             f"less than {runtime.settings.free_bytes} bytes are free in the storage: delete jobs, or free some space"
         )

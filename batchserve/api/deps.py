@@ -2,7 +2,8 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 
@@ -10,13 +11,14 @@ import anyio
 from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs, registry
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.domain import Job, JobState, ModelVersion
 from batchserve.engines import Call
-from batchserve.errors import BadRequest, IdempotencyInProgress
+from batchserve.errors import BadRequest, IdempotencyInProgress, Unavailable
 from batchserve.runtime import Runtime
 
 T = TypeVar("T")
@@ -30,21 +32,87 @@ class Service:
 
     runtime: Runtime
     wake_worker: Callable[[], None]
+    stop_worker: Callable[[], None]
     keys_under_way: set[str] = field(default_factory=set)
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    _long_call: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def stop(self) -> None:
+        """The worker claims nothing more, streams and long polls end. Comes before the wait for all requests."""
+        self.stopping.set()
+        self.stop_worker()
+
+    async def pause(self, seconds: float) -> None:
+        """Sleeps, but not on when the server stops."""
+        with anyio.move_on_after(seconds):
+            await self.stopping.wait()
 
     async def call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """Calls a function in an interactive scoring process. Ends it when the server stops.
 
-        Raises ScoringTimeout after `seconds`, and what the function raises.
+        Raises ScoringTimeout after `seconds` of running, Unavailable when no process was free in time, and what the
+        function raises.
         """
         call: Call[T] = await run_in_threadpool(
             self.runtime.engine.submit_interactive, function, *args, timeout=seconds
         )
         try:
-            return await asyncio.wrap_future(call.future)
+            with anyio.move_on_after(seconds + self.runtime.settings.online_wait):
+                return await asyncio.wrap_future(call.future)
         except asyncio.CancelledError:
             call.kill()
             raise
+        call.kill()
+        raise self._busy()
+
+    def call_from_thread(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        """The same for code that is in a thread already, and may block it."""
+        call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
+        try:
+            return call.future.result(seconds + self.runtime.settings.online_wait)
+        except TimeoutError:
+            if call.future.done():
+                raise
+            call.kill()
+            raise self._busy() from None
+
+    @asynccontextmanager
+    async def long_call(self, wait: float | None = None) -> AsyncIterator[None]:
+        """The turn of a call that may take long, one at a time and in the order of coming.
+
+        There are two interactive processes: checks and online predictions always find the other one. Raises Unavailable
+        when its turn has not come after `wait` seconds.
+        """
+        with anyio.move_on_after(wait) as patience:
+            await self._long_call.acquire()
+        if patience.cancelled_caught:
+            raise self._busy()
+        try:
+            yield
+        finally:
+            self._long_call.release()
+
+    def _busy(self) -> Unavailable:
+        return Unavailable(
+            f"no scoring process was free for {self.runtime.settings.online_wait:g} s; try again in a moment",
+            retry_after=5,
+        )
+
+    @contextmanager
+    def naming_bytes(self, undo: Callable[[], None]) -> Iterator[Connection]:
+        """A write transaction whose rows name bytes that are stored already. `undo` is called if they surely do not.
+
+        A commit that failed may have happened: then the bytes stay. Bytes without a row are swept one day, a row
+        without bytes would be a lie.
+        """
+        committing = False
+        try:
+            with self.runtime.database.write() as connection:
+                yield connection
+                committing = True
+        finally:
+            if not committing:
+                undo()
 
 
 def get_service(request: Request) -> Service:
@@ -80,8 +148,9 @@ def read_body(service: Service, job_id: str) -> JobBody:
     with service.runtime.database.read() as connection:
         job = jobs.get(connection, job_id)
         attempts = jobs.attempts_of(connection, job_id) if job.attempt else []
-        position = jobs.queue_position(connection, job)
-    return job_body(job, attempts, position, time.time())
+        now = time.time()
+        position = jobs.queue_position(connection, job, now)
+    return job_body(job, attempts, position, now)
 
 
 def resolve_model(service: Service, reference: str) -> ModelVersion:
@@ -96,15 +165,18 @@ def read_job(service: Service, job_id: str) -> Job:
 
 
 async def wait_for(service: Service, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
-    """The job when `until` holds of it, or after `seconds`. Looks often at first: small jobs take milliseconds."""
+    """The job when `until` holds of it, after `seconds`, or when the server stops.
+
+    Looks often at first: small jobs take milliseconds.
+    """
     deadline = time.monotonic() + min(seconds, MAX_WAIT)
     pause = 0.002
     while True:
-        job = read_job(service, job_id)  # inline: a look-up costs less than a thread hop
+        job = read_job(service, job_id)  # inline: a look-up costs less than a thread hop, and waits for no writer
         left = deadline - time.monotonic()
-        if until(job) or left <= 0:
+        if until(job) or left <= 0 or service.stopping.is_set():
             return job
-        await anyio.sleep(min(pause, left))
+        await service.pause(min(pause, left))
         pause = min(pause * 1.5, 0.25)
 
 

@@ -5,8 +5,8 @@ import csv
 import io
 import re
 import secrets
-from collections.abc import Generator, Iterator, Mapping
-from itertools import chain
+from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Annotated, Any
 
 import anyio
@@ -14,7 +14,7 @@ import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette import responses
-from starlette.concurrency import iterate_in_threadpool, run_in_threadpool
+from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from batchserve import jobs, scoring
@@ -81,13 +81,28 @@ class _File(FileResponse):
 
 
 class _Stream(StreamingResponse):
-    """Blocks that are made while they are sent. What they hold is let go also when the client leaves."""
+    """Blocks that are made while they are sent. What they hold is let go also when the client leaves.
+
+    Each is made in its `turn`. To wait for that, or for a slow client, takes no thread.
+    """
 
     def __init__(
-        self, blocks: Generator[bytes], media_type: str, headers: Mapping[str, str] | None = None, first: bytes = b""
+        self,
+        blocks: Generator[bytes],
+        media_type: str,
+        headers: Mapping[str, str] | None = None,
+        first: bytes = b"",
+        turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
     ) -> None:
-        super().__init__(iterate_in_threadpool(chain((first,), blocks)), media_type=media_type, headers=headers)
+        super().__init__(self._made(first, turn), media_type=media_type, headers=headers)
         self._blocks = blocks
+
+    async def _made(self, first: bytes, turn: Callable[[], AbstractAsyncContextManager[None]]) -> AsyncGenerator[bytes]:
+        block: bytes | None = first
+        while block is not None:
+            yield block
+            async with turn():
+                block = await run_in_threadpool(next, self._blocks, None)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -298,10 +313,11 @@ async def _converted(request: Request, service: Service, job: Job, key: str, own
     source = scoring.Input(service.runtime.settings.storage, key, own.name, job.dialect)
     settings = service.runtime.settings
     task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
-    plan = await service.call(scoring.plan_chunks, task, seconds=settings.chunk_timeout)
-    blocks = _convert(service, source, plan, job, wanted)
-    first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
-    return _Stream(blocks, wanted.media_type, headers, first)
+    async with service.long_call(settings.online_wait):
+        plan = await service.call(scoring.plan_chunks, task, seconds=settings.chunk_timeout)
+        blocks = _convert(service, source, plan, job, wanted)
+        first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
+    return _Stream(blocks, wanted.media_type, headers, first, service.long_call)
 
 
 def _convert(
@@ -324,11 +340,10 @@ def _converted_parts(
     """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
     top_k = job.options.top_k if job.options else None
     for chunk in plan.chunks:
-        call = service.runtime.engine.submit_interactive(
+        yield service.call_from_thread(
             scoring.convert_chunk, source, chunk, job.model, top_k, wanted.name, Dialect(),
-            f"{folder}{chunk.first_record:015d}", timeout=service.runtime.settings.chunk_timeout,
+            f"{folder}{chunk.first_record:015d}", seconds=service.runtime.settings.chunk_timeout,
         )  # fmt: skip
-        yield call.future.result()
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

@@ -1,11 +1,12 @@
 """/v1/jobs: what becomes of them."""
 
+import hashlib
 import re
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Annotated, Literal
 
-import anyio
 import uuid_utils
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -33,8 +34,8 @@ from batchserve.api.deps import (
 )
 from batchserve.api.schemas import JobBody, JobList, job_body
 from batchserve.domain import Job, JobState
-from batchserve.errors import InvalidOptions
-from batchserve.storage import Span, input_key, part_key, parts_prefix
+from batchserve.errors import InvalidOptions, JobNotFound
+from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix, results_prefix
 
 router = APIRouter(tags=["jobs"])
 
@@ -59,8 +60,9 @@ async def list_jobs(
         with service.runtime.database.read() as connection:
             found = jobs.list_page(connection, state=state, model=model, search=q, after=after, limit=limit + 1)
             page = found[:limit]
+            now = time.time()
             bodies = [
-                job_body(job, jobs.attempts_of(connection, job.id), jobs.queue_position(connection, job), time.time())
+                job_body(job, jobs.attempts_of(connection, job.id), jobs.queue_position(connection, job, now), now)
                 for job in page
             ]
         return JobList(jobs=bodies, next=page[-1].id if len(found) > limit else None)
@@ -80,14 +82,14 @@ async def get_job(
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
     wait = wait or preferred_wait(prefer)
-    job = read_job(service, job_id)
-    if wait and not job.state.finished:
-        before = job.state
-        job = await wait_for(service, job_id, wait, lambda job: job.state is not before)
-    tag = _tag(job)
+    body = read_body(service, job_id)
+    if wait and not body.state.finished:
+        before = body.state
+        await wait_for(service, job_id, wait, lambda job: job.state is not before)
+        body = read_body(service, job_id)
+    tag = f'W/"{_event_id(body)}"'
     if if_none_match == tag:
         return Response(status_code=304, headers={"etag": tag})
-    body = read_body(service, job_id)
     return Response(body.model_dump_json(), media_type="application/json", headers={"etag": tag, **job_headers(body)})
 
 
@@ -107,20 +109,24 @@ async def follow_job(
 ) -> AsyncIterator[ServerSentEvent]:
     """`state` when the state changes, `progress` in between; the data is the job. Ends with the finished state.
 
-    An event's ID stands for what it told: reconnecting with Last-Event-ID repeats nothing.
+    An event's ID stands for what it told: reconnecting with Last-Event-ID repeats nothing. The stream also ends when
+    the job is deleted, and when the server stops.
     """
     told = last_event_id
     state = told.partition("-")[0] if told else None
-    while True:
-        job = read_job(service, job.id)
-        tag = _event_id(job)
-        if tag != told:
-            event = "progress" if state == job.state.value else "state"
-            yield ServerSentEvent(data=read_body(service, job.id).model_dump(mode="json"), event=event, id=tag)
-            told, state = tag, job.state.value
-        if job.state.finished:
+    while not service.stopping.is_set():
+        try:
+            body = read_body(service, job.id)
+        except JobNotFound:
             return
-        await anyio.sleep(EVENT_PAUSE)
+        tag = _event_id(body)
+        if tag != told:
+            event = "progress" if state == body.state.value else "state"
+            yield ServerSentEvent(data=body.model_dump(mode="json"), event=event, id=tag)
+            told, state = tag, body.state.value
+        if body.state.finished:
+            return
+        await service.pause(EVENT_PAUSE)
 
 
 @router.post(
@@ -174,11 +180,16 @@ async def retry_job(
     content = idempotency.fingerprint("retry", job_id, rows)
 
     def retry() -> JobBody:
-        retried = str(uuid_utils.uuid7()) if rows == "failed" else job_id
         if rows == "failed":
-            _copy_scored(service, job_id, retried)
+            retried = str(uuid_utils.uuid7())
+            discard = partial(_remove_input_and_parts, service.runtime.storage, retried)
+            _copy_scored(service, job_id, retried, discard)
+            transaction = service.naming_bytes(undo=discard)
+        else:
+            retried = job_id
+            transaction = service.runtime.database.write()
         now = time.time()
-        with service.runtime.database.write() as connection:
+        with transaction as connection:
             if rows == "failed":
                 job = jobs.get(connection, job_id)
                 jobs.create_retry_of_failed_rows(connection, job, retried, input_key(retried), now)
@@ -207,39 +218,46 @@ async def delete_job(job_id: str, service: ServiceDep) -> Response:
     return Response(status_code=204)
 
 
-def _copy_scored(service: Service, job_id: str, retry_id: str) -> None:
+def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable[[], None]) -> None:
     """Copies what the new job takes over, before any row names it: a row without bytes would be a lie."""
     storage = service.runtime.storage
     with service.runtime.database.read() as connection:
         job = jobs.get(connection, job_id)
         jobs.require_failed_rows(job)
         done = jobs.done_chunks(connection, job_id)
-    storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
-    for chunk, attempt, part_bytes, errors_bytes in done:
-        if not errors_bytes:
-            part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
-            storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
+    try:
+        storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
+        for chunk, attempt, part_bytes, errors_bytes in done:
+            if not errors_bytes:
+                part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
+                storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
+    except BaseException:
+        discard()
+        raise
 
 
 def _delete(service: Service, job_id: str) -> None:
     storage = service.runtime.storage
     with service.runtime.database.write() as connection:
-        job, last = jobs.delete_if_not_running(connection, job_id)
+        job = jobs.delete_if_not_running(connection, job_id)
     # The row first: bytes without a row are swept, a row without bytes would be a lie.
-    storage.delete(job.input_key)
+    _remove_input_and_parts(storage, job_id)
+    # Its own results, also of attempts that lost their lease; and the one that it took from an equal job.
+    results = {stored.key for stored in storage.list(results_prefix(job_id))}
+    results |= {key for key in (job.result_key, job.errors_key) if key is not None}
+    with service.runtime.database.read() as connection:
+        shared = jobs.named_results(connection, results)
+    for key in results - shared:
+        storage.delete(key)
+
+
+def _remove_input_and_parts(storage: Storage, job_id: str) -> None:
+    storage.delete(input_key(job_id))
     for part in list(storage.list(parts_prefix(job_id))):
         storage.delete(part.key)
-    if last:
-        for key in (job.result_key, job.errors_key):
-            if key is not None:
-                storage.delete(key)
 
 
-def _tag(job: Job) -> str:
-    return f'W/"{_event_id(job)}"'
-
-
-def _event_id(job: Job) -> str:
-    """Changes with everything a client can see of a job."""
-    flags = ("p" if job.planned else "") + ("c" if job.cancel_requested_at else "")
-    return f"{job.state.value}-{job.attempt}-{job.chunks_total}-{job.chunks_done}{flags}"
+def _event_id(body: JobBody) -> str:
+    """Changes with all that the job shows but its speed, which never stands still."""
+    shown = body.model_dump_json(exclude={"rows_per_s", "eta_s"})
+    return f"{body.state.value}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"

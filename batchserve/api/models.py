@@ -58,7 +58,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep) -> R
         with runtime.storage.create(key) as writer:
             stored = await body.store(writer, beginning, blocks)
         known = await run_in_threadpool(_find, service, name, stored.sha256)
-        if known is not None:
+        if known is not None and await run_in_threadpool(_has_artifact, service, stored.sha256):
             return _model_response(known, 200)
         signature, metadata, mended = await _admit(service, key)
         model = await run_in_threadpool(
@@ -66,7 +66,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep) -> R
         )
     finally:
         await run_in_threadpool(_discard, service, key)
-    return _model_response(model, 201)
+    return _model_response(model, 200 if known else 201)
 
 
 @router.get("/v1/models", responses=PROBLEMS, operation_id="list_models", summary="List models, newest versions")
@@ -107,9 +107,11 @@ async def delete_version(name: Name, version: Version, service: ServiceDep) -> R
     def delete() -> None:
         with service.runtime.database.write() as connection:
             model = registry.resolve(connection, f"{name}@{version}")
-            last = registry.delete_if_unused(connection, model, time.time())
-        if last:
-            service.runtime.storage.delete(model_key(model.digest))
+            registry.delete_if_unused(connection, model, time.time())
+        # Again the row first. While this transaction is open, nobody registers these bytes anew.
+        with service.runtime.database.write() as connection:
+            if not registry.has_version(connection, model.digest):
+                service.runtime.storage.delete(model_key(model.digest))
 
     await run_in_threadpool(delete)
     return Response(status_code=204)
@@ -182,7 +184,8 @@ async def _online_task(
 async def _admit(service: Service, key: str) -> tuple[Signature, dict[str, str], str]:
     settings = service.runtime.settings
     try:
-        return await service.call(scoring.admit_model, settings.storage, key, seconds=settings.admission_timeout)
+        async with service.long_call(settings.online_wait):
+            return await service.call(scoring.admit_model, settings.storage, key, seconds=settings.admission_timeout)
     except ScoringFailed as error:
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
 
@@ -198,17 +201,28 @@ def _register(
 ) -> ModelVersion:
     storage = service.runtime.storage
     with storage.open(mended) as graph:
-        length = graph.seek(0, 2)
-    storage.compose(model_key(digest), [Span(mended, 0, length)])
+        artifact = [Span(mended, 0, graph.seek(0, 2))]
+    storage.compose(model_key(digest), artifact)
     with service.runtime.database.write() as connection:
         # Of two equal uploads at the same time, the second finds the first.
         known = registry.find_digest(connection, name, digest)
-        return known or registry.add(connection, name, digest, size, signature, metadata, time.time())
+        model = known or registry.add(connection, name, digest, size, signature, metadata, time.time())
+        if not _has_artifact(service, digest):  # the last version with these bytes was deleted in between
+            storage.compose(model_key(digest), artifact)
+        return model
 
 
 def _find(service: Service, name: str, digest: str) -> ModelVersion | None:
     with service.runtime.database.read() as connection:
         return registry.find_digest(connection, name, digest)
+
+
+def _has_artifact(service: Service, digest: str) -> bool:
+    try:
+        service.runtime.storage.open(model_key(digest)).close()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _discard(service: Service, key: str) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import orjson
 from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
 from pydantic import TypeAdapter
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs
@@ -30,7 +31,7 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.schemas import JobBody, PredictOptions
-from batchserve.api.upload import INPUT_BODY, Delimiter, Filename, check_input, received_input
+from batchserve.api.upload import INPUT_BODY, Delimiter, Filename, check_input, keep, received_input
 from batchserve.domain import Job, JobState, ModelVersion, Options
 from batchserve.errors import JobConflict
 from batchserve.jobs import NewInput
@@ -92,16 +93,16 @@ async def predict(
         if (answer := await replayed(service, key, content)) is not None:
             return answer
         new = _input_of(job)
-        if job.model is not None and job.queued_at is not None and options.model == job.model.name:
-            model = job.model  # pinned: a version that was registered since does not make this another request
+        if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
+            model = job.model  # pinned: a version that came or went since does not make this another request
         else:
             model = await run_in_threadpool(resolve_model, service, options.model)
         chosen = _chosen(options, new.format, model)
         if job.state is JobState.UPLOADED:
             await check_input(service, new, model, chosen)
         asked = _Request(new, model, options, chosen, key, content)
-        body = await run_in_threadpool(_enqueue, service, asked, create=False)
-        return await _answer(service, background, body, preferred_wait(prefer))
+        await run_in_threadpool(_enqueue_uploaded, service, asked)
+        return await _answer(service, background, job_id, preferred_wait(prefer))
 
     return await once(service, key, work)
 
@@ -135,9 +136,8 @@ async def upload_and_predict(
             chosen = _chosen(options, new.format, model)
             await check_input(service, new, model, chosen)
             asked = _Request(new, model, options, chosen, key, content)
-            body = await run_in_threadpool(_enqueue, service, asked, create=True)
-            received.kept = True
-        return await _answer(service, background, body, preferred_wait(prefer))
+            await keep(service, received, lambda connection: _enqueue(connection, asked, create=True))
+        return await _answer(service, background, new.job_id, preferred_wait(prefer))
 
     return await once(service, key, work)
 
@@ -191,31 +191,38 @@ def _input_of(job: Job) -> NewInput:
     )
 
 
-def _enqueue(service: Service, asked: _Request, *, create: bool) -> JobBody:
-    """One transaction: the job (with `create`, a new one) is queued, or finished by an equal one."""
-    options, job_id, now = asked.options, asked.input.job_id, time.time()
+def _names(model: ModelVersion) -> tuple[str, str]:
+    return model.name, model.reference
+
+
+def _enqueue_uploaded(service: Service, asked: _Request) -> None:
     with service.runtime.database.write() as connection:
-        if create:
-            jobs.create(connection, asked.input, asked.model, now)
-        equal = jobs.find_equal(connection, asked.digest) if options.reuse else None
-        queued = jobs.enqueue_if_uploaded(
-            connection,
-            job_id,
-            asked.model,
-            asked.chosen,
-            asked.digest,
-            metadata=options.metadata,
-            priority=options.priority,
-            run_after=asked.run_after,
-            now=now,
-        )
-        if not queued:
-            _require_same(jobs.get(connection, job_id), asked)
-        elif equal is not None:
-            jobs.complete_as_equal_if_queued(connection, job_id, equal, now)
-        if asked.key is not None:
-            idempotency.remember(connection, asked.key, asked.content, job_id, 202, now)
-    return read_body(service, job_id)
+        _enqueue(connection, asked, create=False)
+
+
+def _enqueue(connection: Connection, asked: _Request, *, create: bool) -> None:
+    """Queues the job (with `create`, a new one), or finishes it by an equal one."""
+    options, job_id, now = asked.options, asked.input.job_id, time.time()
+    if create:
+        jobs.create(connection, asked.input, asked.model, now)
+    equal = jobs.find_equal(connection, asked.digest) if options.reuse else None
+    queued = jobs.enqueue_if_uploaded(
+        connection,
+        job_id,
+        asked.model,
+        asked.chosen,
+        asked.digest,
+        metadata=options.metadata,
+        priority=options.priority,
+        run_after=asked.run_after,
+        now=now,
+    )
+    if not queued:
+        _require_same(jobs.get(connection, job_id), asked)
+    elif equal is not None:
+        jobs.complete_as_equal_if_queued(connection, job_id, equal, now)
+    if asked.key is not None:
+        idempotency.remember(connection, asked.key, asked.content, job_id, 202, now)
 
 
 def _require_same(job: Job, asked: _Request) -> None:
@@ -227,12 +234,13 @@ def _require_same(job: Job, asked: _Request) -> None:
         raise JobConflict(f"job {job.id} is {job.state} for {job.model.reference} with other options: {again}")
 
 
-async def _answer(service: Service, background: BackgroundTasks, body: JobBody, wait: float) -> Response:
+async def _answer(service: Service, background: BackgroundTasks, job_id: str, wait: float) -> Response:
+    body = await run_in_threadpool(read_body, service, job_id)
     headers = {}
     if wait and not body.state.finished:
         service.wake_worker()
-        await wait_for(service, body.id, wait, finished)
-        body = await run_in_threadpool(read_body, service, body.id)
+        await wait_for(service, job_id, wait, finished)
+        body = await run_in_threadpool(read_body, service, job_id)
         headers["preference-applied"] = f"wait={wait:g}"
     elif body.state is JobState.QUEUED:
         # The row is the record of the work; the background task is only the wake-up.

@@ -160,7 +160,7 @@ class JobBody(BaseModel):
     cancel_requested: bool
     rows: Rows
     chunks: Chunks
-    progress: float = Field(ge=0, le=1, description="Includes assembling; 1.0 only in a finished state.")
+    progress: float = Field(ge=0, le=1, description="The share that is done, with assembling; 1.0 when completed.")
     rows_per_s: float | None
     eta_s: float | None
     queue_position: int | None
@@ -246,7 +246,7 @@ class ValidationBody(BaseModel):
 
 
 def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
-    rate, eta = _speed(job, now)
+    rate, eta = _speed(job, attempts, now)
     input_format = FORMATS[job.input_format]
     return JobBody(
         id=job.id,
@@ -267,7 +267,7 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
         cancel_requested=job.cancel_requested_at is not None,
         rows=Rows(total=job.rows_planned if job.planned else None, ok=job.rows_ok, failed=job.rows_failed),
         chunks=Chunks(total=job.chunks_total if job.planned else None, done=job.chunks_done),
-        progress=1.0 if job.state.finished else min(job.progress, 0.99),
+        progress=job.progress,
         rows_per_s=rate,
         eta_s=eta,
         queue_position=queue_position,
@@ -349,13 +349,16 @@ def _result(job: Job) -> ResultBody | None:
     )
 
 
-def _speed(job: Job, now: float) -> tuple[float | None, float | None]:
-    """Rows per second since the job started, and the seconds that are left at that pace."""
-    if job.started_at is None or not job.rows_done:
+def _speed(job: Job, attempts: list[Attempt], now: float) -> tuple[float | None, float | None]:
+    """Rows per second in the last attempt, and the seconds that are left at that pace."""
+    rows = job.rows_done - attempts[-1].rows_before if attempts else 0
+    if rows <= 0:
         return None, None
-    elapsed = max((job.finished_at or now) - job.started_at, 1e-3)
+    attempt = attempts[-1]
+    elapsed = max((attempt.finished_at or now) - attempt.started_at, 1e-3)
     running = job.state is JobState.RUNNING and job.progress > 0
-    return round(job.rows_done / elapsed, 1), round(elapsed / job.progress - elapsed, 1) if running else None
+    gained = job.progress * rows / job.rows_done
+    return round(rows / elapsed, 1), round((1 - job.progress) * elapsed / gained, 1) if running else None
 
 
 def _links(job: Job) -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import time
 import unicodedata
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.message import Message
@@ -10,6 +10,7 @@ from typing import Annotated, Any
 
 import uuid_utils
 from fastapi import APIRouter, Query, Request, Response
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
@@ -107,16 +108,14 @@ async def _upload(
         if version is not None:
             await check_input(service, new, version, Options(new.format))
 
-        def insert() -> JobBody:
+        def insert(connection: Connection) -> None:
             now = time.time()
-            with service.runtime.database.write() as connection:
-                jobs.create(connection, new, version, now)
-                if key is not None:
-                    idempotency.remember(connection, key, content, new.job_id, 201, now)
-            received.kept = True
-            return read_body(service, new.job_id)
+            jobs.create(connection, new, version, now)
+            if key is not None:
+                idempotency.remember(connection, key, content, new.job_id, 201, now)
 
-        return job_response(await run_in_threadpool(insert), 201)
+        await keep(service, received, insert)
+    return job_response(await run_in_threadpool(read_body, service, new.job_id), 201)
 
 
 @dataclass(slots=True)
@@ -137,6 +136,20 @@ async def received_input(
     finally:
         if not received.kept:
             await run_in_threadpool(service.runtime.storage.delete, received.input.key)
+
+
+async def keep(service: Service, received: Received, insert: Callable[[Connection], None]) -> None:
+    """Gives an input its row, in one transaction with all that `insert` does."""
+
+    def discard() -> None:
+        received.kept = False
+
+    def commit() -> None:
+        with service.naming_bytes(undo=discard) as connection:
+            insert(connection)
+
+    received.kept = True  # from now on: when the request is cancelled, the thread goes on to its commit
+    await run_in_threadpool(commit)
 
 
 async def check_input(service: Service, new: NewInput, model: ModelVersion, options: Options) -> None:

@@ -1,6 +1,7 @@
 """`batchserve serve`, `worker`, `migrate` and `version`."""
 
 import ipaddress
+import math
 import platform
 import signal
 import socket
@@ -51,16 +52,21 @@ def serve(
                 release, url = version_of("batchserve"), url_of(listener)
                 say(f"batchserve {release} at {url} (docs: /docs, storage: {settings.storage})")
 
+        async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+            app.state.service.stop()  # now, or the worker's grace would begin when that of the requests ends
+            await super().shutdown(sockets)
+
     listener = listen(host, port)
+    app = create_app(settings, worker=worker)
     config = uvicorn.Config(
-        create_app(settings, worker=worker),
+        app,
         http="httptools",
         loop="uvloop",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_graceful_shutdown=int(settings.grace),
+        timeout_graceful_shutdown=math.ceil(settings.grace),
     )
     server = Server(config)
     try:
@@ -125,7 +131,10 @@ def settings_of(storage: str | None, database: str | None) -> "Settings":
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        faults = [f"BATCHSERVE_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg']}" for fault in error.errors()]
+        faults = (
+            f"BATCHSERVE_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg'].removeprefix('Value error, ')}"
+            for fault in error.errors()
+        )
         raise typer.BadParameter("; ".join(faults)) from None
 
 

@@ -3,6 +3,9 @@
 SQLite runs WAL with `synchronous=FULL`: with NORMAL, acknowledged commits were lost in simulated power cuts. Every
 write transaction begins IMMEDIATE, because one that reads first and writes later fails at once when another process
 wrote in between, whatever the busy timeout.
+
+Readers and writers have pools of their own. Writers queue for the one lock, and may take all connections of theirs;
+a reader never waits for a connection, nor in WAL for a lock: the event loop may read inline.
 """
 
 import json
@@ -13,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
+from typing import Any
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import OperationalError
@@ -45,17 +49,14 @@ class Database:
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
         if self._sqlite and (path := make_url(url).database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        self.engine = (
-            _sqlite_engine(url)
-            if self._sqlite
-            else create_engine(url, pool_pre_ping=True, json_serializer=_searchable_json)
-        )
-        self._writes = self.engine.execution_options(batchserve_begin="BEGIN IMMEDIATE")
+        open_engine = _sqlite_engine if self._sqlite else _server_engine
+        self._reads = open_engine(url, max_overflow=-1)  # no more than threads that read at this moment
+        self._writes = open_engine(url).execution_options(batchserve_begin="BEGIN IMMEDIATE")
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
         """A consistent snapshot. Raises Unavailable when the database does not answer."""
-        with _failures_named(), self.engine.connect() as connection:
+        with _failures_named(), self._reads.connect() as connection:
             yield connection
 
     @contextmanager
@@ -75,7 +76,8 @@ class Database:
         return Moment(now, now, "database")
 
     def close(self) -> None:
-        self.engine.dispose()
+        self._reads.dispose()
+        self._writes.dispose()
 
 
 # Text as users write it, so that a search of a JSON column finds it.
@@ -91,11 +93,16 @@ def _boot_id() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else f"boot-{(time.time() - time.monotonic()) // 100:.0f}"
 
 
-def _sqlite_engine(url: str) -> Engine:
+def _server_engine(url: str, **pool: Any) -> Engine:
+    return create_engine(url, pool_pre_ping=True, json_serializer=_searchable_json, **pool)
+
+
+def _sqlite_engine(url: str, **pool: Any) -> Engine:
     engine = create_engine(
         url,
         connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
         json_serializer=_searchable_json,
+        **pool,
     )
 
     @event.listens_for(engine, "connect")

@@ -127,6 +127,8 @@ attempts = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("worker", String(64), nullable=False),
     Column("started_at", Float, nullable=False),
+    # Rows that earlier attempts had done, so that the speed of this one can be told.
+    Column("rows_before", BigInteger, nullable=False, server_default=text("0")),
     Column("finished_at", Float),
     Column("outcome", String(16)),
     Column("error", JSON),
@@ -140,4 +142,5 @@ idempotency_keys = Table(
     Column("job_id", String(36), nullable=False),
     Column("status", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
+    Index(None, "created_at"),
 )

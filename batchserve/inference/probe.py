@@ -21,7 +21,7 @@ from batchserve.inference.feed import Feed, feeds
 from batchserve.inference.meaning import read_outputs
 from batchserve.inference.session import Arrays, Session, open_session
 from batchserve.inference.signature import output_columns
-from batchserve.inference.tuning import BATCHES, tune
+from batchserve.inference.tuning import BATCHES, tune, tune_kernel
 
 __all__ = ["describe"]
 
@@ -96,7 +96,8 @@ def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: li
     _check_names(signature)
     signature = _with_nullable(signature, model, session, feed)
     signature = replace(signature, sample=_sample(signature, metadata, feed))
-    return content, tune(signature, content, session, feed, perf_counter() - started)
+    signature = tune(signature, content, session, feed, perf_counter() - started)
+    return content, tune_kernel(signature, model, content, feed)
 
 
 def _serialize(model: ModelProto) -> bytes:

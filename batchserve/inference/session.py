@@ -6,9 +6,11 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from threading import Lock
+from typing import Protocol
 
 import numpy as np
 
+from batchserve.domain import Kernel
 from batchserve.errors import OutOfMemory, ScoringFailed
 
 # Its Linux wheels report usage to their maker unless this is set before the import; a server of yours reports nothing.
@@ -36,18 +38,25 @@ _NOISE = (
 )
 
 
-class Session:
+class Session(Protocol):
     """A loaded model. `run` may be called from several threads at once."""
+
+    def run(self, inputs: Arrays) -> Arrays:
+        """The outputs by name. Raises ScoringFailed with the reason, and OutOfMemory."""
+
+    def close(self) -> None:
+        """Frees the model; runs that are under way end first. Closing twice does no harm."""
+
+
+class OnnxSession:
+    """A Session of ONNX Runtime."""
 
     def __init__(self, session: onnxruntime.InferenceSession) -> None:
         self._session: onnxruntime.InferenceSession | None = session
         self._outputs: list[str] = [output.name for output in session.get_outputs()]
 
     def run(self, inputs: Arrays) -> Arrays:
-        """The outputs by name. A sequence of tensors gives one entry for each: `name_0`, `name_1` and so on.
-
-        Raises ScoringFailed with the reason of ONNX Runtime, and OutOfMemory.
-        """
+        """See Session. A sequence of tensors gives one entry for each: `name_0`, `name_1` and so on."""
         if self._session is None:
             raise ScoringFailed("the session is closed")
         try:
@@ -62,12 +71,30 @@ class Session:
         return outputs
 
     def close(self) -> None:
-        """Frees the model; runs that are under way end first. Closing twice does no harm."""
         self._session = None
 
 
-def open_session(model: bytes | Path, threads: int = 1) -> Session:
-    """Loads a model to be run with that many intra-op threads. Raises ScoringFailed and OutOfMemory."""
+def open_session(model: bytes | Path, threads: int = 1, kernel: Kernel = "onnxruntime") -> Session:
+    """Loads a model to be run with that many intra-op threads. Raises ScoringFailed and OutOfMemory.
+
+    A host that lacks the kernel asked for takes ONNX Runtime, which runs everything.
+    """
+    try:
+        return (_open_trees(model) if kernel == "trees" else None) or _open_onnx(model, threads)
+    except MemoryError as error:
+        raise OutOfMemory("the model needs more memory than it may have") from error
+    except _FAILURES as error:
+        raise _translate(error) from error
+
+
+def _open_trees(model: bytes | Path) -> Session | None:
+    from batchserve.inference.trees import load_trees, open_trees
+
+    ensemble = load_trees(model.read_bytes() if isinstance(model, Path) else model)
+    return open_trees(ensemble) if ensemble else None
+
+
+def _open_onnx(model: bytes | Path, threads: int) -> Session:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -79,12 +106,7 @@ def open_session(model: bytes | Path, threads: int = 1) -> Session:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # failures come as exceptions; 3 would print each of them as well
     source = str(model) if isinstance(model, Path) else model
-    try:
-        return Session(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
-    except MemoryError as error:
-        raise OutOfMemory("the model needs more memory than it may have") from error
-    except _FAILURES as error:
-        raise _translate(error) from error
+    return OnnxSession(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
 
 
 class Sessions:
@@ -92,19 +114,21 @@ class Sessions:
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._sessions: OrderedDict[tuple[str, int], Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, int, Kernel], Session] = OrderedDict()
         self._lock = Lock()
 
-    def get(self, digest: str, threads: int, load: Callable[[], bytes | Path]) -> Session:
+    def get(
+        self, digest: str, threads: int, load: Callable[[], bytes | Path], kernel: Kernel = "onnxruntime"
+    ) -> Session:
         """The session of the artifact with this digest; `load` is called when it is not here yet."""
-        key = digest, threads
+        key = digest, threads, kernel
         with self._lock:
             if key not in self._sessions:
                 # Room is made first, so that there are never more models in memory than promised. A session that
                 # another thread still runs lives until that run ends.
                 while self._sessions and len(self._sessions) >= self.capacity:
                     self._sessions.popitem(last=False)
-                self._sessions[key] = open_session(load(), threads)
+                self._sessions[key] = open_session(load(), threads, kernel)
             self._sessions.move_to_end(key)
             return self._sessions[key]
 

@@ -1,20 +1,28 @@
-"""Measures in which batches and with how many threads a model scores fastest on this machine."""
+"""Measures in which batches, with how many threads and by which kernel a model scores fastest on this machine."""
 
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from time import perf_counter
 
+import numpy as np
+from onnx import ModelProto
+
 from batchserve.domain import Signature
 from batchserve.errors import ScoringFailed
+from batchserve.inference import trees
 from batchserve.inference.feed import EXAMPLES, PROBE_BYTES, Feed
 from batchserve.inference.session import Arrays, Session, open_session
 
-__all__ = ["BATCHES", "tune"]
+__all__ = ["BATCHES", "tune", "tune_kernel"]
 
 BATCHES = (64, 1024, 4096, 16384)
 SMALL_BATCHES = (1, 8)
 TUNING_SECONDS = 1.0
+HARD_RECORDS = 4096
+"""Records on which the tree kernel must agree with ONNX Runtime."""
+AGREEMENT = 1e-6
+"""How far their numbers may be apart, relative to max(1, |expected|)."""
 SINGLE_THREAD_BONUS = 1.1
 """Several scoring processes share the machine: a second thread must be worth more than this."""
 
@@ -37,6 +45,46 @@ def tune(signature: Signature, content: bytes, session: Session, feed: Feed, spe
                 signature = replace(signature, batch=batch, threads=threads, records_per_second=rate)
     session.close()
     return signature
+
+
+def tune_kernel(signature: Signature, model: ModelProto, content: bytes, feed: Feed) -> Signature:
+    """The signature with the tree kernel, if the model is made of trees, and it is proved equal and faster here."""
+    ensemble = trees.load_trees(model) if signature.mode == "rows" else None
+    session = trees.open_trees(ensemble) if ensemble else None
+    if ensemble is None or session is None:
+        return signature
+    records = min(HARD_RECORDS, max(1, PROBE_BYTES // feed.bytes_per_record()))
+    if not _agree(session, open_session(content), trees.hard_records(ensemble, feed.varied(records))):
+        return signature
+    rates = _rates(signature, session, feed, perf_counter() + TUNING_SECONDS)
+    batch, rate = max(rates, key=lambda pair: pair[1])
+    ratio = rate / (signature.records_per_second or rate)
+    if ratio <= 1:
+        return signature
+    note = f"Scored by the tree kernel: the same results, {ratio:.1f} x as fast as ONNX Runtime here."
+    return replace(
+        signature,
+        batch=batch,
+        threads=1,
+        kernel="trees",
+        records_per_second=rate,
+        notes=(*signature.notes, note),
+    )
+
+
+def _agree(session: Session, reference: Session, inputs: Arrays) -> bool:
+    """Whether two sessions give the same labels, and the same numbers up to the last digits of a float32."""
+    results, expected = session.run(inputs), reference.run(inputs)
+    return list(results) == list(expected) and all(_equal(results[name], array) for name, array in expected.items())
+
+
+def _equal(result: np.ndarray, expected: np.ndarray) -> bool:
+    if result.dtype != expected.dtype or result.shape != expected.shape:
+        return False
+    if expected.dtype.kind != "f":
+        return bool((result == expected).all())
+    with np.errstate(invalid="ignore"):  # infinity less infinity is no number, and nothing to agree on
+        return bool((np.abs(result - expected) <= AGREEMENT * np.maximum(1, np.abs(expected))).all())
 
 
 def _rates(signature: Signature, session: Session, feed: Feed, deadline: float) -> Iterator[tuple[int, float]]:

@@ -6,11 +6,24 @@ Keys are functions of server-made IDs, never of anything a client sent.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, runtime_checkable
 
 from batchserve.errors import InvalidOptions
 
-__all__ = ["ObjectInfo", "Piece", "Span", "Storage", "Stored", "Writer", "open_storage"]
+__all__ = [
+    "ObjectInfo",
+    "Piece",
+    "Span",
+    "Storage",
+    "Stored",
+    "Writer",
+    "free_bytes",
+    "open_storage",
+    "remove_partials",
+]
+
+ERRORS_SUFFIX = ".errors"
+"""Of the errors list of a part or a result."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +96,32 @@ class Storage(Protocol):
         ...
 
 
+@runtime_checkable
+class OnDisk(Protocol):
+    """What a storage on a disk of this host can do besides. No other backend has to."""
+
+    def free_bytes(self) -> int:
+        """Bytes that an unprivileged process may still write."""
+        ...
+
+    def remove_partials(self, before: float) -> int:
+        """Removes what writers that were killed left behind: not written to since `before`, in seconds since the epoch.
+
+        Returns how many there were.
+        """
+        ...
+
+
+def free_bytes(storage: Storage) -> int | None:
+    """Bytes that may still be written; None where nobody knows, as in an object store."""
+    return storage.free_bytes() if isinstance(storage, OnDisk) else None
+
+
+def remove_partials(storage: Storage, before: float) -> int:
+    """See `OnDisk`. An object store forgets what was not committed."""
+    return storage.remove_partials(before) if isinstance(storage, OnDisk) else 0
+
+
 def open_storage(address: str) -> Storage:
     """The storage at an address: a folder's path. Raises InvalidOptions for an address nobody serves."""
     if "://" in address:
@@ -106,15 +145,20 @@ def parts_prefix(job_id: str) -> str:
 
 
 def errors_part_key(job_id: str, first_record: int, attempt: int) -> str:
-    return f"{part_key(job_id, first_record, attempt)}.errors"
+    return f"{part_key(job_id, first_record, attempt)}{ERRORS_SUFFIX}"
 
 
 def result_key(job_id: str, attempt: int) -> str:
-    return f"results/{job_id}-{attempt}"
+    return f"{results_prefix(job_id)}{attempt}"
+
+
+def results_prefix(job_id: str) -> str:
+    """Of the results of all attempts: one that lost its lease while it assembled has left its own."""
+    return f"results/{job_id}-"
 
 
 def errors_key(job_id: str, attempt: int) -> str:
-    return f"results/{job_id}-{attempt}.errors"
+    return f"{result_key(job_id, attempt)}{ERRORS_SUFFIX}"
 
 
 def model_key(digest: str) -> str:

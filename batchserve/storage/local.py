@@ -70,9 +70,18 @@ class LocalStorage:
             return writer.commit()
 
     def free_bytes(self) -> int:
-        """Bytes that an unprivileged process may still write here."""
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
+
+    def remove_partials(self, before: float) -> int:
+        removed = 0
+        for key in self._files(""):
+            path = self.root / key
+            with suppress(FileNotFoundError):  # its writer has just ended
+                if path.name.startswith(TEMPORARY) and path.stat().st_mtime < before:
+                    self.delete(key)
+                    removed += 1
+        return removed
 
     def _open_writer(self, target: Path) -> "FileWriter":
         while True:
@@ -81,10 +90,12 @@ class LocalStorage:
                 return FileWriter(target)
 
     def _keys(self, folder: str) -> Iterator[str]:
+        return (key for key in self._files(folder) if not key.rpartition("/")[2].startswith(TEMPORARY))
+
+    def _files(self, folder: str) -> Iterator[str]:
         for path, _, names in os.walk(self._path(folder) if folder else self.root, onerror=_unless_missing):
             for name in names:
-                if not name.startswith(TEMPORARY):
-                    yield (Path(path) / name).relative_to(self.root).as_posix()
+                yield (Path(path) / name).relative_to(self.root).as_posix()
 
     def _path(self, key: str) -> Path:
         if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):

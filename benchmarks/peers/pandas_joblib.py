@@ -1,20 +1,38 @@
-"""What many do instead: read the whole file with pandas, predict with the pickled estimator, write the whole file.
+"""What many do: read the whole file with pandas, predict with the pickled estimator, write the whole file.
+The loading of the estimator, which imports scikit-learn, is not counted.
 
-usage: python pandas_joblib.py MODEL.joblib INPUT.csv OUTPUT.csv
+usage: python pandas_joblib.py MODEL.joblib INPUT OUTPUT
 """
 
 import sys
+import time
+from pathlib import Path
 
 import joblib
 import pandas as pd
 
-model_path, input_path, output_path = sys.argv[1:]
-model = joblib.load(model_path)
-frame = pd.read_csv(input_path)
-features = frame[list(model.feature_names_in_)]
-result = frame.drop(columns=list(model.feature_names_in_))
-result["prediction"] = model.predict(features)
-probabilities = model.predict_proba(features)
-for index, label in enumerate(model.classes_):
-    result[f"probability_{label}"] = probabilities[:, index]
-result.to_csv(output_path, index=False)
+READ = {".csv": pd.read_csv, ".jsonl": lambda path: pd.read_json(path, lines=True), ".parquet": pd.read_parquet}
+
+
+def scored(model, frame: pd.DataFrame) -> pd.DataFrame:  # noqa: ANN001
+    features = frame[list(model.feature_names_in_)]
+    probabilities = model.predict_proba(features)
+    result = frame.drop(columns=features.columns)
+    result["prediction"] = model.classes_[probabilities.argmax(axis=1)]
+    for index, label in enumerate(model.classes_):
+        result[f"probability_{label}"] = probabilities[:, index]
+    return result
+
+
+if __name__ == "__main__":
+    model = joblib.load(sys.argv[1])
+    source, target = map(Path, sys.argv[2:])
+    started = time.perf_counter()
+    result = scored(model, READ[source.suffix](source))
+    if target.suffix == ".csv":
+        result.to_csv(target, index=False)
+    elif target.suffix == ".jsonl":
+        result.to_json(target, orient="records", lines=True)
+    else:
+        result.to_parquet(target, index=False)
+    print(time.perf_counter() - started)

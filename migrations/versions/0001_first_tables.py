@@ -21,6 +21,9 @@ def upgrade() -> None:
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.PrimaryKeyConstraint("key", name=op.f("pk_idempotency_keys")),
     )
+    with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_idempotency_keys_created_at"), ["created_at"], unique=False)
+
     op.create_table(
         "models",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -99,6 +102,7 @@ def upgrade() -> None:
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
         sa.Column("worker", sa.String(length=64), nullable=False),
         sa.Column("started_at", sa.Float(), nullable=False),
+        sa.Column("rows_before", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("finished_at", sa.Float(), nullable=True),
         sa.Column("outcome", sa.String(length=16), nullable=True),
         sa.Column("error", sa.JSON(), nullable=True),
@@ -137,4 +141,7 @@ def downgrade() -> None:
         batch_op.drop_index(batch_op.f("ix_models_name_digest"))
 
     op.drop_table("models")
+    with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_idempotency_keys_created_at"))
+
     op.drop_table("idempotency_keys")

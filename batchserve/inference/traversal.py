@@ -1,0 +1,135 @@
+"""Compiled tree traversal: the only door to numba, which is optional. Importing this compiles it once for a machine.
+
+A node is two words of 32 bits: its threshold; and from the lowest bit its feature, a bit that sends NaN to the true
+child, and where its children stand, counted from the root. The false child stands behind the true one. A leaf has an
+infinite threshold and is its own true child: a row that has arrived stays where it is, and no branch is mispredicted.
+"""
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+from numba import njit
+from numba.core.dispatcher import Dispatcher
+
+__all__ = ["decide_many", "decide_two", "traverse"]
+
+LANES = 64
+"""Rows that walk down a tree side by side: while one waits for its node, the others go on."""
+ROUND = 16
+"""Steps between two looks whether all rows have arrived: few trees are deeper, so few are looked at."""
+
+F = TypeVar("F", bound=Callable[..., object])
+
+
+def _compiled(signature: str) -> "Callable[[F], Dispatcher[F]]":
+    """Compiles a function when it is defined, and keeps the machine code beside its source or in the user's cache."""
+
+    def compile_function(function: F) -> "Dispatcher[F]":
+        try:
+            return njit(signature, nogil=True, error_model="numpy", cache=True)(function)
+        except (RuntimeError, OSError):  # neither folder can be written: every process compiles for itself
+            return njit(signature, nogil=True, error_model="numpy")(function)
+
+    return compile_function
+
+
+@_compiled("void(f4[:,::1], u8, u4[::1], f4[::1], u8, u8[::1], i8[::1], u8[::1], u4[::1], f4[:,::1], f4[:,::1])")
+def traverse(  # noqa: C901 - as several functions it is a quarter slower
+    rows: np.ndarray,
+    feature: int,
+    words: np.ndarray,
+    thresholds: np.ndarray,
+    child: int,
+    roots: np.ndarray,
+    depths: np.ndarray,
+    targets: np.ndarray,
+    answers: np.ndarray,
+    weights: np.ndarray,
+    sums: np.ndarray,
+) -> None:
+    """Adds to `sums` [N, targets] what the trees answer to `rows`, tree by tree as ONNX Runtime does.
+
+    `words` and `thresholds` are the same nodes as integers and as floats; the bits of `feature` say which column of
+    `rows` a node looks at, those from `child` on where its children stand. `answers`, by node: with `weights`
+    [leaves, targets] the row of a leaf in it; without (no rows) the bits of the one weight of a leaf, and `targets`
+    tells which target its tree is about. Indices are unsigned, or each would be checked for being negative.
+    """
+    values, columns = rows.reshape(-1), np.uint64(rows.shape[1])
+    single, one, two = answers.view(np.float32), np.uint64(1), np.uint64(2)
+    place = np.empty(LANES, np.uint64)
+    for tree in range(len(roots)):
+        root, target = roots[tree], targets[tree]
+        for first in range(0, len(rows), LANES):
+            lanes = min(LANES, len(rows) - first)
+            for lane in range(lanes):
+                place[lane] = root
+            steps = depths[tree]
+            while steps > 0:
+                for _ in range(min(steps, ROUND)):
+                    for lane in range(lanes):
+                        node = place[lane] * two
+                        word = np.uint64(words[node + one])
+                        value = values[np.uint64(first + lane) * columns + (word & feature)]
+                        place[lane] = root + (word >> child) + np.uint64(not (value <= thresholds[node]))
+                steps -= ROUND
+                if steps > 0:
+                    moving = np.uint64(0)
+                    for lane in range(lanes):
+                        moving |= (root + (np.uint64(words[place[lane] * two + one]) >> child)) ^ place[lane]
+                    if moving == 0:
+                        break
+            for lane in range(lanes):
+                row = np.uint64(first + lane)
+                if len(weights) == 0:
+                    sums[row, target] += single[place[lane]]
+                else:
+                    leaf = np.uint64(answers[place[lane]])
+                    for column in range(sums.shape[1]):
+                        sums[row, np.uint64(column)] += weights[leaf, np.uint64(column)]
+
+
+@_compiled("void(f4[:,::1], f4, b1, b1, i8[::1], f4[:,::1])")
+def decide_two(
+    sums: np.ndarray, base: float, positive: bool, logistic: bool, winners: np.ndarray, scores: np.ndarray
+) -> None:
+    """The winner of two classes, and their scores [N, 2], from the sum of the weights for the second.
+
+    `positive`: no weight is negative, so the sum is taken for a probability.
+    """
+    one = np.float32(1)
+    for row in range(len(sums)):
+        total = sums[row, 0] + base
+        winners[row] = total > np.float32(0.5 if positive else 0.0)
+        if logistic:
+            likelier = one / (one + math.exp(-abs(total)))
+            scores[row, 0] = likelier if total <= 0 else one - likelier
+            scores[row, 1] = likelier if total >= 0 else one - likelier
+        else:
+            scores[row, 0] = one - total if positive else -total
+            scores[row, 1] = total
+
+
+@_compiled("void(f4[:,::1], f4[::1], b1, b1, i8[::1])")
+def decide_many(scores: np.ndarray, base: np.ndarray, logistic: bool, softmax: bool, winners: np.ndarray) -> None:
+    """The winner among the classes; `scores` [N, classes] are sums before, and what the graph gives after."""
+    one = np.float32(1)
+    for row in range(len(scores)):
+        best = 0
+        for column in range(scores.shape[1]):
+            scores[row, column] += base[column]
+            if scores[row, column] > scores[row, best]:
+                best = column
+        winners[row] = best
+        if logistic:
+            for column in range(scores.shape[1]):
+                likelier = one / (one + math.exp(-abs(scores[row, column])))
+                scores[row, column] = one - likelier if scores[row, column] < 0 else likelier
+        elif softmax:
+            highest, total = scores[row, best], np.float32(0)
+            for column in range(scores.shape[1]):
+                scores[row, column] = math.exp(scores[row, column] - highest)
+                total += scores[row, column]
+            for column in range(scores.shape[1]):
+                scores[row, column] /= total

@@ -1,0 +1,54 @@
+"""What the benchmarks need besides the project: environments for the peers, and nginx; all in one folder."""
+
+import hashlib
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
+INSTALL_TIMEOUT = 600
+
+
+class Unavailable(Exception):
+    """A peer or tool that this machine cannot have, or that failed; the message says why."""
+
+
+def python_with(folder: Path, name: str, requirements: Sequence[str], *, pinned: bool) -> Path:
+    """The Python of a virtual environment with these requirements, made on first use.
+
+    With `pinned` the versions are those of constraints.txt, where it names them. Raises Unavailable.
+    """
+    digest = hashlib.sha256(repr((sorted(requirements), pinned, platform.python_version())).encode()).hexdigest()[:8]
+    home = folder / "environments" / f"{name}-{digest}"
+    ready, python = home / ".ready", home / "bin" / "python"
+    if not ready.exists():
+        constraints = ["--constraint", str(CONSTRAINTS)] if pinned else []
+        _run([sys.executable, "-m", "venv", "--clear", str(home)], folder)
+        _run([str(python), "-m", "pip", "install", "--quiet", *constraints, *requirements], folder)
+        ready.touch()
+    return python
+
+
+def nginx(folder: Path) -> Path:
+    """The program, as installed or unpacked from Debian's package. Raises Unavailable."""
+    if found := shutil.which("nginx"):
+        return Path(found)
+    home = folder / "environments" / "nginx"
+    if not (home / "usr/sbin/nginx").exists():
+        if not shutil.which("dpkg-deb"):
+            raise Unavailable("nginx is not installed")
+        home.mkdir(parents=True, exist_ok=True)
+        _run(["apt-get", "download", "nginx"], home)
+        _run(["dpkg-deb", "--extract", *map(str, home.glob("*.deb")), "."], home)
+    return home / "usr/sbin/nginx"
+
+
+def _run(command: Sequence[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
+    except (OSError, subprocess.SubprocessError) as error:
+        said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
+        raise Unavailable(f"{command[0]} failed: {said}") from error

@@ -1,0 +1,26 @@
+"""The naive design: the csv module, the model loaded for the job, one row after the other.
+
+usage: python naive.py MODEL.onnx INPUT.csv OUTPUT.csv
+"""
+
+import csv
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+if __name__ == "__main__":
+    model, source, target = sys.argv[1:]
+    started = time.perf_counter()
+    session = onnxruntime.InferenceSession(model)
+    name = session.get_inputs()[0].name
+    with Path(source).open(newline="") as read, Path(target).open("w", newline="") as written:
+        rows, out = csv.DictReader(read), csv.writer(written)
+        out.writerow(["id", "prediction", "probability_0", "probability_1", "probability_2"])
+        for row in rows:
+            key = row.pop("id")
+            label, scores = session.run(None, {name: np.array([list(row.values())], np.float32)})
+            out.writerow([key, label[0], *scores[0]])
+    print(time.perf_counter() - started)

@@ -1,0 +1,206 @@
+"""Small things: jobs of few records, status polls, transfers, online predictions."""
+
+import asyncio
+import json
+import statistics
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+
+from benchmarks import data, environments, nginx, processes, service
+from benchmarks.environments import Unavailable
+from benchmarks.http import Calls, fetch, latencies, request, run, send
+from benchmarks.paths import Bench
+from benchmarks.results import MB, Measurement
+
+CLIENTS = 16
+MODEL = "logistic"
+
+JobCalls = Callable[[Calls, bytes], Awaitable[bytes]]
+
+
+def measure(bench: Bench, *, seconds: float, rows: int) -> Iterator[Measurement]:
+    """`seconds`: of each load; `rows`: of the big job and of the transferred file."""
+    model = data.model(bench.folder, MODEL)
+    with TemporaryDirectory(dir=bench.folder) as name:
+        home = Path(name) / "server"
+        home.mkdir()
+        with processes.batchserve(home) as server, _bare(Path(name)) as bare:
+            service.register(server.url, MODEL, model.graph)
+            yield from _jobs(bench, server.url, seconds)
+            yield from _online(bench, server.url, bare, seconds)
+            yield from _polls(bench, server.url, bare, seconds, rows)
+            yield from _transfers(bench, server.url, Path(name), rows)
+
+
+def _jobs(bench: Bench, url: str, seconds: float) -> Iterator[Measurement]:
+    for rows in (1, 100):
+        bench.say(f"small jobs of {rows} rows")
+        content = data.table(bench.folder, "numbers", ".csv", rows).read_bytes()
+        title = f"{rows} row{'s' if rows > 1 else ''}"
+        run(_load(url, content, _three_calls, seconds=0.5, clients=1))
+        for name, job in {"upload, predict, download": _three_calls, "one call, download": _one_call}.items():
+            alone = run(_load(url, content, job, seconds=seconds, clients=1))
+            many = run(_load(url, content, job, seconds=seconds, clients=CLIENTS))
+            yield Measurement(f"small job, {title}: median of {name} / 15 ms", _ms(alone, 50), 15, "ms")
+            yield Measurement(f"small job, {title}: P99 of {name} / 15 ms", _ms(alone, 99), 15, "ms")
+            per_second = CLIENTS / statistics.fmean(many)
+            yield Measurement(
+                f"small jobs, {CLIENTS} clients, {title}, {name}: jobs per second / 300", per_second, 300, "jobs/s"
+            )
+
+
+async def _three_calls(calls: Calls, content: bytes) -> bytes:
+    job_id = _id(await calls.call(request("POST", "/v1/upload", content)))
+    target = f"/v1/predict/{job_id}?model={MODEL}&{service.AGAIN}"
+    await calls.call(request("POST", target, headers=service.WAIT))
+    return await calls.call(request("GET", f"/v1/download/{job_id}"))
+
+
+async def _one_call(calls: Calls, content: bytes) -> bytes:
+    target = f"/v1/predict?model={MODEL}&{service.AGAIN}"
+    job_id = _id(await calls.call(request("POST", target, content, service.WAIT)))
+    return await calls.call(request("GET", f"/v1/download/{job_id}"))
+
+
+async def _load(url: str, content: bytes, job: JobCalls, *, seconds: float, clients: int) -> list[float]:
+    """Seconds of every job, while `clients` do one after the other."""
+    deadline = time.perf_counter() + seconds
+    taken: list[float] = []
+    rows = content.count(b"\n")
+
+    async def client() -> None:
+        calls = await Calls.connect(url)
+        while (started := time.perf_counter()) < deadline:
+            result = await job(calls, content)
+            if result.count(b"\n") != rows:
+                raise Unavailable(f"{rows - 1} rows in, but the result is {result[:500]!r}")
+            taken.append(time.perf_counter() - started)
+        calls.close()
+
+    await asyncio.gather(*(client() for _ in range(clients)))
+    return taken
+
+
+def _online(bench: Bench, url: str, bare: str, seconds: float) -> Iterator[Measurement]:
+    bench.say("online predictions")
+    body = json.dumps([dict.fromkeys(data.FEATURES, 0.5)]).encode()
+    ours = request("POST", f"/v1/models/{MODEL}/predict", body, {"content-type": "application/json"})
+    theirs = request("POST", "/predict", body, {"content-type": "application/json"})
+    run(latencies(url, ours, seconds=0.5, clients=1))
+    answered = run(latencies(url, ours, seconds=seconds, clients=1))
+    routed = run(latencies(bare, theirs, seconds=seconds, clients=1))
+    title = "online, 1 row:"
+    means = statistics.fmean(answered) * 1000, statistics.fmean(routed) * 1000
+    yield Measurement(f"{title} mean / bare Starlette route", *means, "ms")
+    for name, percent in {"median": 50, "P95": 95, "P99": 99}.items():
+        yield Measurement(f"{title} {name} / bare Starlette route", _ms(answered, percent), _ms(routed, percent), "ms")
+
+
+def _polls(bench: Bench, url: str, bare: str, seconds: float, rows: int) -> Iterator[Measurement]:
+    job_id = service.upload(url, data.table(bench.folder, "numbers", ".csv", 100))
+    source = data.table(bench.folder, "numbers", ".csv", rows)
+    asked, plain = request("GET", f"/v1/jobs/{job_id}"), request("GET", "/status")
+
+    def both() -> tuple[list[float], list[float]]:
+        """Interleaved: two short loads of each."""
+        ours, theirs = [], []
+        for _ in range(2):
+            theirs += run(latencies(bare, plain, seconds=seconds / 2, clients=CLIENTS))
+            ours += run(latencies(url, asked, seconds=seconds / 2, clients=CLIENTS))
+        return ours, theirs
+
+    bench.say("status polls")
+    ours, theirs = both()
+    rates = len(ours) / seconds, len(theirs) / seconds
+    yield Measurement("status polls, idle: requests per second / bare Starlette route", *rates, "req/s")
+    with _big_jobs(url, source):
+        ours, theirs = both()
+        single = run(latencies(url, asked, seconds=seconds, clients=1))
+    rates = len(ours) / seconds, len(theirs) / seconds
+    title = "status polls, a big job runs"
+    yield Measurement(f"{title}: requests per second / bare Starlette route", *rates, "req/s")
+    yield Measurement(f"{title}: P99 / 5 ms", _ms(single, 99), 5, "ms")
+    yield Measurement(
+        f"{title}, {CLIENTS} clients at full speed: P99 / bare Starlette route", _ms(ours, 99), _ms(theirs, 99), "ms"
+    )
+    service.delete(url, job_id)
+
+
+@contextmanager
+def _big_jobs(url: str, source: Path) -> Iterator[None]:
+    """One big job after the other while the block runs."""
+    ended = threading.Event()
+
+    def jobs() -> None:
+        while not ended.is_set():
+            service.three_calls(url, MODEL, source, Path("/dev/null"))
+
+    thread = threading.Thread(target=jobs)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _transfers(bench: Bench, url: str, folder: Path, rows: int) -> Iterator[Measurement]:
+    bench.say("transfers")
+    source = data.table(bench.folder, "numbers", ".csv", rows)
+    size = source.stat().st_size / MB
+    up: list[float] = []
+    down: list[float] = []
+    their_up: list[float] = []
+    their_down: list[float] = []
+    try:
+        program = environments.nginx(bench.folder)
+    except Unavailable as error:
+        return bench.without("nginx", error)
+    with nginx.serving(program, folder / "nginx") as web:
+        for _ in range(max(bench.repeats, 3)):
+            started = time.perf_counter()
+            send(f"{web}/input", "PUT", source)
+            uploaded = time.perf_counter()
+            fetch(f"{web}/input")
+            their_up.append(uploaded - started)
+            their_down.append(time.perf_counter() - uploaded)
+            started = time.perf_counter()
+            job_id = service.upload(url, source)
+            uploaded = time.perf_counter()
+            fetch(f"{url}/v1/download/{job_id}/input")
+            up.append(uploaded - started)
+            down.append(time.perf_counter() - uploaded)
+            service.delete(url, job_id)
+    yield Measurement(
+        "upload: MB/s / nginx PUT", size / statistics.median(up), size / statistics.median(their_up), "MB/s"
+    )
+    yield Measurement(
+        "download: MB/s / nginx GET", size / statistics.median(down), size / statistics.median(their_down), "MB/s"
+    )
+
+
+@contextmanager
+def _bare(folder: Path) -> Iterator[str]:
+    """A bare Starlette application on uvicorn with the options of ours."""
+    home = folder / "bare"
+    home.mkdir()
+    options = ["--port", "0", "--http", "httptools", "--loop", "uvloop", "--no-access-log", "--no-server-header"]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", *options]
+    root = Path(__file__).resolve().parent.parent
+    with processes.started(command, home, PYTHONPATH=str(root)) as server:
+        yield server.url
+
+
+def _id(body: bytes) -> str:
+    return str(json.loads(body)["id"])
+
+
+def _ms(seconds: list[float], percent: int) -> float:
+    return float(np.percentile(seconds, percent)) * 1000
