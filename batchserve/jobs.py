@@ -16,6 +16,7 @@ from sqlalchemy import (
     String,
     Text,
     and_,
+    bindparam,
     case,
     cast,
     delete,
@@ -148,10 +149,10 @@ def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job,
 
 def get(connection: Connection, job_id: str) -> Job:
     """Raises JobNotFound."""
-    found = _select(connection, jobs.c.id == job_id, limit=1)
-    if not found:
+    row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
+    if row is None:
         raise JobNotFound(f"no job {job_id!r}")
-    return found[0]
+    return _job(row)
 
 
 def list_page(
@@ -181,7 +182,7 @@ def list_page(
 
 
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
-    rows = connection.execute(select(attempts).where(attempts.c.job_id == job_id).order_by(attempts.c.number))
+    rows = connection.execute(_ATTEMPTS, {"job_id": job_id})
     return [Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}) for row in rows.mappings()]
 
 
@@ -652,18 +653,21 @@ def _chunk_row(job_id: str, chunk: Chunk) -> dict[str, Any]:
     }
 
 
-def _select(connection: Connection, *guards: ColumnElement[bool], limit: int) -> list[Job]:
-    query = (
-        select(*(column for column in jobs.c if column.name in _JOB_FIELDS), *model_columns)
-        .select_from(jobs.outerjoin(models, jobs.c.model_id == models.c.id))
-        .where(*guards)
-        .order_by(jobs.c.id.desc())
-        .limit(limit)
-    )
-    return [_job(row) for row in connection.execute(query).mappings()]
-
-
 _JOB_FIELDS = frozenset(Job.__dataclass_fields__) - {"model"}
+# Polls read a job many times a second. Building a statement costs more than running it: these are built once.
+_JOBS = (
+    select(*(column for column in jobs.c if column.name in _JOB_FIELDS), *model_columns)
+    .select_from(jobs.outerjoin(models, jobs.c.model_id == models.c.id))
+    .order_by(jobs.c.id.desc())
+)
+_JOB = _JOBS.where(jobs.c.id == bindparam("job_id"))
+_ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
+
+
+def _select(connection: Connection, *guards: ColumnElement[bool], limit: int) -> list[Job]:
+    return [_job(row) for row in connection.execute(_JOBS.where(*guards).limit(limit)).mappings()]
+
+
 _ATTEMPT_FIELDS = frozenset(Attempt.__dataclass_fields__)
 
 

@@ -3,11 +3,12 @@
 import os
 import re
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx2
@@ -156,6 +157,19 @@ def result(url: str, job_id: str) -> bytes:
     return httpx2.get(f"{url}/v1/download/{job_id}", timeout=60).raise_for_status().content
 
 
+def pause(service: Service, database: Path) -> None:
+    """Stops a process between two of its transactions: one that sleeps inside of one keeps SQLite's only lock."""
+    while True:
+        service.process.send_signal(signal.SIGSTOP)
+        opened = sqlite3.connect(database, timeout=0.1, isolation_level=None)
+        with closing(opened) as connection, suppress(sqlite3.OperationalError):
+            connection.execute("BEGIN IMMEDIATE").close()
+            connection.execute("ROLLBACK").close()
+            return
+        service.process.send_signal(signal.SIGCONT)
+        time.sleep(0.02)
+
+
 def test_killed_scoring_processes_are_replaced_and_the_result_is_the_same(site: Site, undisturbed: bytes) -> None:
     service = site.serve()
     job_id = site.submit(service.url)
@@ -216,7 +230,7 @@ def test_a_paused_worker_that_wakes_up_writes_nothing_any_more(site: Site, undis
     job_id = site.submit(service.url)
     paused = site.work()
     wait_for_chunks(service.url, job_id, 30)
-    paused.process.send_signal(signal.SIGSTOP)
+    pause(paused, site.folder / "storage" / "batchserve.db")
     other = site.work()
     content = result(service.url, job_id)
     paused.process.send_signal(signal.SIGCONT)
