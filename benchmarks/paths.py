@@ -29,6 +29,7 @@ PEER_TIMEOUT = 300.0
 FEW = 10_000
 """Rows below which the peers are left out: trials of the harness."""
 MEMORY_GOAL = 900 * MB
+PROCESS_GOAL = 600 * MB
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,10 +122,13 @@ class Timings:
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
+    largest: int = 0
+    """Peak memory in bytes of the process that took most."""
 
-    def add(self, seconds: float, peak: int = 0) -> None:
+    def add(self, seconds: float, peak: int = 0, largest: int = 0) -> None:
         self.seconds.append(seconds)
         self.peak = max(self.peak, peak)
+        self.largest = max(self.largest, largest)
 
     @property
     def median(self) -> float:
@@ -154,7 +158,7 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement]:
                 with processes.watched(server.pid) as peaks:
                     steps = service.three_calls(server.url, path.model, source, result, path.format)
                     call.add(service.one_call(server.url, path.model, source, result, path.format))
-                ours.add(steps.predict, peaks.together)
+                ours.add(steps.predict, peaks.together, peaks.largest)
                 whole.add(steps.together)
                 if repeat == 0:
                     _check_equal(reference, result)
@@ -186,6 +190,7 @@ def _compared(
             yield Measurement(f"{title}: {name} / limit over HTTP", timings.median, transfer.median, "s")
     if rows >= MILLION:
         yield Measurement(f"{title}: peak memory / 900 MB", ours.peak / MB, MEMORY_GOAL / MB, "MB")
+        yield Measurement(f"{title}: largest process / 600 MB", ours.largest / MB, PROCESS_GOAL / MB, "MB")
 
 
 def _against(

@@ -23,6 +23,8 @@ class Peaks:
     """Peak resident memory in bytes, of the sum over all processes; and the processes that were seen."""
 
     together: int = 0
+    largest: int = 0
+    """Of the process that took most."""
     seen: dict[int, str] = field(default_factory=dict)
     """When each process began, by its id: an id alone may be another process's tomorrow."""
 
@@ -35,7 +37,9 @@ def watched(root: int, pause: float = 0.05) -> Iterator[Peaks]:
     def sample() -> None:
         while not ended.wait(pause):
             family = _family(root)
-            peaks.together = max(peaks.together, sum(map(_resident, family)))
+            resident = [_resident(pid) for pid in family]
+            peaks.together = max(peaks.together, sum(resident))
+            peaks.largest = max(peaks.largest, *resident)
             for pid in family:
                 if pid not in peaks.seen:
                     peaks.seen[pid] = _began(pid)

@@ -541,7 +541,7 @@ def test_a_worker_whose_own_leases_lapse_takes_its_jobs_up_again(
     bench: Bench, busy: bytes, second: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It could not reach the database for a while: its heartbeat comes too late every time."""
-    work = [second / 10 + number for number in range(60)]
+    work = [second / 10 + number for number in range(140)]
     model = bench.register("busy", busy)
     job_id = bench.submit(model, rows_of(*work))
     with bench.worker(chunk_records=1, lease=2.0, heartbeat=60.0) as worker:
@@ -549,7 +549,7 @@ def test_a_worker_whose_own_leases_lapse_takes_its_jobs_up_again(
         assert answers(bench.result(job_id)) == doubled(*work)
         assert job.attempt > 1
         assert set(bench.outcomes(job_id)) == {"lost", "completed"}
-        assert job.rows_ok == 60
+        assert job.rows_ok == 140
         after = bench.submit(model, rows_of(1))
         worker.wake()
         assert bench.wait(after).state == JobState.COMPLETED
