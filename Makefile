@@ -41,7 +41,7 @@ serve: $(VENV)/.demo ## Serve on http://127.0.0.1:8000, data in storage/
 bench: $(VENV)/.dev ## Measure against the limit of this machine (5 minutes); bench.json
 	@$(BIN)/python -m benchmarks
 
-bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (an hour, 30 GB); docs/benchmarks.md
+bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (40 minutes, 20 GB); docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --full
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/

@@ -19,7 +19,8 @@ from starlette.staticfiles import StaticFiles
 from batchserve import __version__, jobs
 from batchserve.api import download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
-from batchserve.api.deps import Service
+from batchserve.api.cache import CacheMiddleware
+from batchserve.api.deps import Changes, Service
 from batchserve.api.schemas import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
@@ -50,10 +51,10 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with Runtime.open(settings) as runtime:
-            embedded = Worker(runtime) if worker else None
-            service = Service(
-                runtime, embedded.wake if embedded else _no_worker, embedded.stop if embedded else _no_worker
-            )
+            changes = Changes(has_worker=worker)
+            embedded = Worker(runtime, changes.tell) if worker else None
+            wake, stop = (embedded.wake, embedded.stop) if embedded else (_no_worker, _no_worker)
+            service = Service(runtime, wake, stop, changes)
             app.state.service = service
             thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
             if thread:
@@ -71,6 +72,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
         docs_url=None, redoc_url=None,
     )  # fmt: skip
     problems.install(app)
+    app.add_middleware(CacheMiddleware)
     for module in (upload, predict, download, job_routes, models):
         app.include_router(module.router)
     _add_health(app)

@@ -7,8 +7,10 @@ States of a job and their legal transitions:
                                       failed | cancelled -> queued (retry)
 """
 
-from dataclasses import dataclass, field
+import pickle
+from dataclasses import dataclass, field, fields
 from enum import StrEnum
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 
@@ -126,9 +128,12 @@ class OutputTensor:
     """The target of a multi-output model that this output speaks of; it stands in the names of the columns."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Signature:
-    """What a model version takes and gives, and how it is best run. Made at admission, stored with the version."""
+    """What a model version takes and gives, and how it is best run. Made at admission, stored with the version.
+
+    It travels with every call into a scoring process, so it is pickled once, and each process unpickles it once.
+    """
 
     inputs: tuple[InputTensor, ...]
     outputs: tuple[OutputTensor, ...]
@@ -158,6 +163,18 @@ class Signature:
     def tabular(self) -> bool:
         """Whether a table can fill every input that has a record axis."""
         return all(tensor.columns is not None or len(tensor.shape) <= 2 for tensor in self.inputs if tensor.per_record)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled_signature, (self._pickled,)
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps({field.name: getattr(self, field.name) for field in fields(self)})
+
+
+@lru_cache(maxsize=64)
+def _unpickled_signature(pickled: bytes) -> Signature:
+    return Signature(**pickle.loads(pickled))  # noqa: S301 - from our own process
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,22 +58,21 @@ class NewInput:
 
 def create(connection: Connection, new: NewInput, model: ModelVersion | None, now: float) -> None:
     """-> uploaded. `model`: the one that predict takes when it names none."""
-    connection.execute(
-        insert(jobs).values(
-            id=new.job_id,
-            state=JobState.UPLOADED,
-            input_key=new.key,
-            input_bytes=new.bytes,
-            input_sha256=new.sha256,
-            input_format=new.format,
-            input_delimiter=new.dialect.delimiter,
-            input_filename=new.filename,
-            options={},
-            model_id=model.id if model else None,
-            metadata={},
-            created_at=now,
-        )
-    )
+    row = {
+        "id": new.job_id,
+        "state": JobState.UPLOADED,
+        "input_key": new.key,
+        "input_bytes": new.bytes,
+        "input_sha256": new.sha256,
+        "input_format": new.format,
+        "input_delimiter": new.dialect.delimiter,
+        "input_filename": new.filename,
+        "options": {},
+        "model_id": model.id if model else None,
+        "metadata": {},
+        "created_at": now,
+    }
+    connection.execute(_CREATE, row)
 
 
 def enqueue_if_uploaded(
@@ -92,22 +91,18 @@ def enqueue_if_uploaded(
 
     Raises ModelNotFound when the model was deleted meanwhile.
     """
-    queued = _changed(
-        connection,
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.UPLOADED, _is_registered(model.id))
-        .values(
-            state=JobState.QUEUED,
-            model_id=model.id,
-            options=_options.dump_python(options, mode="json"),
-            result_format=options.format,
-            request_digest=request_digest,
-            metadata=dict(metadata),
-            priority=priority,
-            run_after=run_after,
-            queued_at=now,
-        ),
-    )
+    values = {
+        "state": JobState.QUEUED,
+        "model_id": model.id,
+        "options": _options.dump_python(options, mode="json"),
+        "result_format": options.format,
+        "request_digest": request_digest,
+        "metadata": dict(metadata),
+        "priority": priority,
+        "run_after": run_after,
+        "queued_at": now,
+    }
+    queued = _changed(connection, _ENQUEUE, {"job": job_id, "model": model.id, **values})
     if not queued and get(connection, job_id).state is JobState.UPLOADED:
         raise ModelNotFound(f"the model {model.reference} was deleted")
     return queued
@@ -155,6 +150,14 @@ def get(connection: Connection, job_id: str) -> Job:
     return _job(row)
 
 
+def state_of(connection: Connection, job_id: str) -> JobState:
+    """Raises JobNotFound."""
+    state = connection.scalar(_STATE, {"job_id": job_id})
+    if state is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    return JobState(state)
+
+
 def list_page(
     connection: Connection,
     *,
@@ -190,12 +193,8 @@ def queue_position(connection: Connection, job: Job, now: float) -> int | None:
     """How many queued jobs that are due are ahead of this one; None when it does not queue."""
     if job.state is not JobState.QUEUED:
         return None
-    ahead = or_(
-        jobs.c.priority > job.priority,
-        and_(jobs.c.priority == job.priority, jobs.c.queued_at < job.queued_at),
-        and_(jobs.c.priority == job.priority, jobs.c.queued_at == job.queued_at, jobs.c.id < job.id),
-    )
-    return connection.scalar(select(func.count()).select_from(jobs).where(*_due(now), ahead))
+    values = {"now": now, "its_priority": job.priority, "since": job.queued_at, "job": job.id}
+    return connection.scalar(_COUNT_AHEAD, values)
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
@@ -337,37 +336,32 @@ def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
 # --- what workers do -------------------------------------------------------------------------------------------------
 
 
-def claim_next(connection: Connection, worker: str, lease: float, now: Moment) -> Job | None:
-    """queued -> running, with a new attempt number and a lease of `lease` seconds. None when nothing is due."""
-    due = (
-        select(jobs.c.id)
-        .where(*_due(now.wall))
-        .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
-        .limit(1)
-        .with_for_update(skip_locked=True)
-    )
-    claimed = connection.scalar(
-        update(jobs)
-        .where(jobs.c.id == due.scalar_subquery(), jobs.c.state == JobState.QUEUED)
-        .values(
-            state=JobState.RUNNING,
-            attempt=jobs.c.attempt + 1,
-            worker=worker,
-            lease_until=now.steady + lease,
-            lease_clock=now.clock,
-            started_at=func.coalesce(jobs.c.started_at, now.wall),
-        )
-        .returning(jobs.c.id)
-    )
-    if claimed is None:
-        return None
-    job = get(connection, claimed)
-    connection.execute(
-        insert(attempts).values(
-            job_id=job.id, number=job.attempt, worker=worker, started_at=now.wall, rows_before=job.rows_done
-        )
-    )
-    return job
+def is_due(connection: Connection, now: float) -> bool:
+    """Whether a worker would find a job. Costs less than to claim in vain, and waits for no lock."""
+    return connection.scalar(_IS_DUE, {"now": now}) is not None
+
+
+def claim_due(connection: Connection, worker: str, lease: float, now: Moment, most: int) -> list[Job]:
+    """queued -> running for up to `most` jobs that are due, by priority and age, each with a new attempt number and a
+    lease of `lease` seconds."""
+    values = {"now": now.wall, "most": most, "taker": worker, "until": now.steady + lease, "of_clock": now.clock}
+    claimed = list(connection.scalars(_CLAIM, values))
+    if not claimed:
+        return []
+    rows = connection.execute(_JOBS_OF, {"job_ids": claimed}).mappings()
+    taken = sorted((_job(row) for row in rows), key=lambda job: (-job.priority, job.queued_at or 0.0, job.id))
+    begun = [
+        {
+            "job_id": job.id,
+            "number": job.attempt,
+            "worker": worker,
+            "started_at": now.wall,
+            "rows_before": job.rows_done,
+        }
+        for job in taken
+    ]
+    connection.execute(_BEGIN_ATTEMPT, begun)
+    return taken
 
 
 def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease: float, now: Moment) -> None:
@@ -378,8 +372,7 @@ def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease
 
 def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
     """Which of these jobs a client wants cancelled."""
-    query = select(jobs.c.id).where(jobs.c.id.in_(list(job_ids)), jobs.c.cancel_requested_at.is_not(None))
-    return set(connection.scalars(query))
+    return set(connection.scalars(_CANCEL_REQUESTS, {"job_ids": list(job_ids)}))
 
 
 def add_chunks_if_mine(
@@ -398,7 +391,7 @@ def add_chunks_if_mine(
         "plan",
     )
     if planned:
-        connection.execute(insert(chunks), [_chunk_row(job_id, chunk) for chunk in planned])
+        connection.execute(_ADD_CHUNKS, [_chunk_row(job_id, chunk) for chunk in planned])
 
 
 def last_chunk(connection: Connection, job_id: str) -> Chunk | None:
@@ -432,13 +425,7 @@ def commit_chunk_if_mine(
             chunks.c.records == scored.records,
             chunks.c.attempt.is_(None),
         )
-        .values(
-            attempt=attempt,
-            part_bytes=scored.part_bytes,
-            part_sha256=scored.part_sha256,
-            rows_failed=scored.rows_failed,
-            errors_bytes=scored.errors_bytes,
-        ),
+        .values(_part_values(scored, attempt)),
     )
     if not done:
         raise LeaseLost(f"chunk at record {scored.first_record} of job {job_id} was committed by another attempt")
@@ -500,12 +487,7 @@ def complete_if_mine(
         {
             "state": JobState.COMPLETED,
             "progress": 1.0,
-            "result_key": result.key,
-            "result_bytes": result.bytes,
-            "result_sha256": result.sha256,
-            "errors_key": result.errors_key,
-            "errors_bytes": result.errors_bytes,
-            "notes": list(notes),
+            **_result_values(result, notes),
             "lease_until": None,
             "finished_at": now,
         },
@@ -514,6 +496,41 @@ def complete_if_mine(
         jobs.c.chunks_done == jobs.c.chunks_total,
         jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
     )
+    _end_attempt(connection, job_id, attempt, "completed", None, now)
+
+
+def complete_small_if_mine(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    chunk: Chunk,
+    scored: ScoredChunk,
+    result: Result,
+    notes: Sequence[str],
+    now: float,
+) -> None:
+    """running -> completed for a job that was planned, scored and assembled in one call: `add_chunks_if_mine`,
+    `commit_chunk_if_mine` and `complete_if_mine` at once. Raises LeaseLost also when it was planned before."""
+    values = {
+        "state": JobState.COMPLETED,
+        "progress": 1.0,
+        "planned": True,
+        "rows_planned": chunk.records,
+        "rows_ok": scored.records - scored.rows_failed,
+        "rows_failed": scored.rows_failed,
+        "chunks_total": 1,
+        "chunks_done": 1,
+        "crashes": 0,
+        **_result_values(result, notes),
+        "lease_until": None,
+        "finished_at": now,
+    }
+    done = chunk.records == scored.records and _changed(
+        connection, _COMPLETE_SMALL, {"job": job_id, "mine": attempt, **values}
+    )
+    if not done:
+        raise LeaseLost(f"attempt {attempt} may not complete job {job_id}: it is not the job's attempt any more")
+    connection.execute(_ADD_CHUNKS, [_chunk_row(job_id, chunk) | _part_values(scored, attempt)])
     _end_attempt(connection, job_id, attempt, "completed", None, now)
 
 
@@ -581,11 +598,11 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
 # --- shared by the transitions ---------------------------------------------------------------------------------------
 
 
-def _changed(connection: Connection, statement: Any) -> bool:
-    return bool(connection.execute(statement).rowcount)
+def _changed(connection: Connection, statement: Any, values: Mapping[str, Any] | None = None) -> bool:
+    return bool(connection.execute(statement, values).rowcount)
 
 
-def _due(now: float) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+def _due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return jobs.c.state == JobState.QUEUED, or_(jobs.c.run_after.is_(None), jobs.c.run_after <= now)
 
 
@@ -632,11 +649,8 @@ def _stop(
 def _end_attempt(
     connection: Connection, job_id: str, number: int, outcome: str, error: dict[str, Any] | None, now: float
 ) -> None:
-    connection.execute(
-        update(attempts)
-        .where(attempts.c.job_id == job_id, attempts.c.number == number)
-        .values(outcome=outcome, error=error, finished_at=now)
-    )
+    values = {"outcome": outcome, "error": error, "finished_at": now}
+    connection.execute(_END_ATTEMPT, {"job": job_id, "mine": number, **values})
 
 
 def _chunk(row: RowMapping) -> Chunk:
@@ -653,15 +667,94 @@ def _chunk_row(job_id: str, chunk: Chunk) -> dict[str, Any]:
     }
 
 
+def _part_values(scored: ScoredChunk, attempt: int) -> dict[str, Any]:
+    return {
+        "attempt": attempt,
+        "part_bytes": scored.part_bytes,
+        "part_sha256": scored.part_sha256,
+        "rows_failed": scored.rows_failed,
+        "errors_bytes": scored.errors_bytes,
+    }
+
+
+def _result_values(result: Result, notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "result_key": result.key,
+        "result_bytes": result.bytes,
+        "result_sha256": result.sha256,
+        "errors_key": result.errors_key,
+        "errors_bytes": result.errors_bytes,
+        "notes": list(notes),
+    }
+
+
+# Statements of every job and every poll. Building one costs more than running it: these are built once. Parameters
+# with the name of a column are its new value.
+
 _JOB_FIELDS = frozenset(Job.__dataclass_fields__) - {"model"}
-# Polls read a job many times a second. Building a statement costs more than running it: these are built once.
 _JOBS = (
     select(*(column for column in jobs.c if column.name in _JOB_FIELDS), *model_columns)
     .select_from(jobs.outerjoin(models, jobs.c.model_id == models.c.id))
     .order_by(jobs.c.id.desc())
 )
 _JOB = _JOBS.where(jobs.c.id == bindparam("job_id"))
+_STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
+_JOBS_OF = _JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
+_COUNT_AHEAD = (
+    select(func.count())
+    .select_from(jobs)
+    .where(
+        *_due(bindparam("now")),
+        or_(
+            jobs.c.priority > bindparam("its_priority"),
+            and_(jobs.c.priority == bindparam("its_priority"), jobs.c.queued_at < bindparam("since")),
+            and_(
+                jobs.c.priority == bindparam("its_priority"),
+                jobs.c.queued_at == bindparam("since"),
+                jobs.c.id < bindparam("job"),
+            ),
+        ),
+    )
+)
+_CREATE = insert(jobs)
+_ENQUEUE = update(jobs).where(
+    jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
+)
+_IS_DUE = select(jobs.c.id).where(*_due(bindparam("now"))).limit(1)
+_NEXT = (
+    select(jobs.c.id)
+    .where(*_due(bindparam("now")))
+    .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+    .cte("next")
+)
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.id.in_(select(_NEXT.c.id)), jobs.c.state == JobState.QUEUED)
+    .values(
+        state=JobState.RUNNING,
+        attempt=jobs.c.attempt + 1,
+        worker=bindparam("taker"),
+        lease_until=bindparam("until"),
+        lease_clock=bindparam("of_clock"),
+        started_at=func.coalesce(jobs.c.started_at, bindparam("now")),
+    )
+    .returning(jobs.c.id)
+)
+_BEGIN_ATTEMPT = insert(attempts)
+_END_ATTEMPT = update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
+_CANCEL_REQUESTS = select(jobs.c.id).where(
+    jobs.c.id.in_(bindparam("job_ids", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
+)
+_ADD_CHUNKS = insert(chunks)
+_COMPLETE_SMALL = update(jobs).where(
+    jobs.c.id == bindparam("job"),
+    jobs.c.state == JobState.RUNNING,
+    jobs.c.attempt == bindparam("mine"),
+    jobs.c.chunks_total == 0,
+)
 
 
 def _select(connection: Connection, *guards: ColumnElement[bool], limit: int) -> list[Job]:

@@ -3,7 +3,7 @@
 from typing import Any
 
 from pydantic import TypeAdapter
-from sqlalchemy import Connection, RowMapping, exists, func, insert, select, update
+from sqlalchemy import Connection, RowMapping, Select, bindparam, exists, func, insert, select, update
 
 from batchserve.db.tables import jobs, models
 from batchserve.domain import JobState, ModelVersion, Signature
@@ -31,7 +31,7 @@ def model_from_row(row: RowMapping) -> ModelVersion:
 
 def find_digest(connection: Connection, name: str, digest: str) -> ModelVersion | None:
     """The version of this model that holds these bytes."""
-    return _first(connection, models.c.name == name, models.c.digest == digest)
+    return _one(connection, _OF_DIGEST, {"of_name": name, "of_digest": digest})
 
 
 def add(
@@ -64,8 +64,10 @@ def resolve(connection: Connection, reference: str) -> ModelVersion:
     name, at, version = reference.partition("@")
     if at and not (version.isdecimal() and len(version) < 10):
         raise ModelNotFound(f"no model {reference!r}: the version after @ is a number, as in {name}@1")
-    guards = (models.c.name == name, models.c.version == int(version)) if at else (models.c.name == name,)
-    found = _first(connection, *guards)
+    if at:
+        found = _one(connection, _OF_VERSION, {"of_name": name, "of_version": int(version)})
+    else:
+        found = _one(connection, _NEWEST, {"of_name": name})
     if found is None:
         known = connection.scalars(
             select(models.c.name).where(models.c.deleted_at.is_(None)).distinct().order_by(models.c.name).limit(20)
@@ -127,7 +129,17 @@ def _signature(text: str) -> Signature:
     return signature
 
 
-def _first(connection: Connection, *guards: Any) -> ModelVersion | None:
-    query = select(*model_columns).where(models.c.deleted_at.is_(None), *guards).order_by(models.c.version.desc())
-    row = connection.execute(query.limit(1)).mappings().one_or_none()
+def _one(connection: Connection, query: Select[Any], values: dict[str, Any]) -> ModelVersion | None:
+    row = connection.execute(query, values).mappings().one_or_none()
     return model_from_row(row) if row else None
+
+
+# Every predict resolves a model. Building a statement costs more than running it: these are built once.
+_NEWEST = (
+    select(*model_columns)
+    .where(models.c.deleted_at.is_(None), models.c.name == bindparam("of_name"))
+    .order_by(models.c.version.desc())
+    .limit(1)
+)
+_OF_VERSION = _NEWEST.where(models.c.version == bindparam("of_version"))
+_OF_DIGEST = _NEWEST.where(models.c.digest == bindparam("of_digest"))

@@ -31,8 +31,7 @@ from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, Payload
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS
-from batchserve.inference.admission import Admitted, admit
-from batchserve.inference.session import Session, Sessions
+from batchserve.inference.session import Session, Sessions, give_back_memory
 from batchserve.inference.signature import (
     Binding,
     bind,
@@ -313,14 +312,19 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
 
 def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
     """Admits an uploaded artifact and stores the mended graph under `key` + `.onnx`; gives what was learnt of it."""
+    from batchserve.inference.admission import admit  # with onnx, which no other call needs
+
     store = _storage(storage)
     with store.open(key) as source:
-        admitted: Admitted = admit(source.read())
+        admitted = admit(source.read())
     mended = f"{key}.onnx"
     with store.create(mended) as writer:
         writer.write(admitted.model)
         writer.commit()
-    return admitted.signature, admitted.metadata, mended
+    answer = admitted.signature, admitted.metadata, mended
+    del admitted
+    give_back_memory()
+    return answer
 
 
 # --- an input and a model -------------------------------------------------------------------------------------------
@@ -361,7 +365,7 @@ class _Match:
         reading = reader.read(source, dialect, chunk, self.binding.types, needed or None)
         if isinstance(reading.records, dict):
             return reading, None
-        passed = reading.records.select(self.passed)
+        passed = pl.DataFrame([reading.records[name] for name in self.passed])
         both = [name for name in self.passed if name in self.binding.used]
         if both and _FAMILY.get(format, format) == _FAMILY.get(self.options.format, self.options.format):
             written = reader.read(source, dialect, chunk, {}, both).records
@@ -443,7 +447,7 @@ def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, 
     """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up."""
     for output in signature.outputs:
         array = outputs[output.name]
-        if output.role == "probabilities" and array.dtype.kind == "f":
+        if output.role == "probabilities" and array.dtype.kind == "f" and np.isnan(array.min(initial=0)):
             lost = np.isnan(array).any(axis=tuple(range(1, array.ndim))) & ~failed
             for index in np.flatnonzero(lost).tolist():
                 message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
@@ -535,7 +539,7 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
     if passed is None:
         return outputs
     clashing = {name: f"input_{name}" for name in passed.columns if name in outputs.columns}
-    return pl.concat([passed.rename(clashing), outputs], how="horizontal")
+    return pl.DataFrame([*passed.rename(clashing), *outputs]) if passed.width else outputs
 
 
 def _require_writable(signature: Signature, options: Options) -> None:

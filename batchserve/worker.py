@@ -10,13 +10,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
+from math import ceil
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import stamina
-from sqlalchemy import Connection
 
 from batchserve import idempotency, jobs, scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
@@ -43,6 +43,12 @@ log = get_logger()
 
 _CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
 _UNLIMITED = 2**62
+_TEXTS = ("csv", "jsonl", "json")
+"""Formats whose chunks grow with the bytes of the input."""
+_WORTH = 4 * 2**20
+"""Bytes of a chunk that is worth a call and a part of its own."""
+_SLACK = 16 * 2**10
+"""A chunk ends before the record that would be too much: what that leaves over must not add up to one chunk more."""
 _SWEEP_PAUSE = 3600.0
 SMALL = 2**20
 """Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
@@ -93,9 +99,11 @@ class ActiveJob:
 class Worker:
     """Runs jobs until it is stopped. Any number of workers may share a database and a storage."""
 
-    def __init__(self, runtime: Runtime) -> None:
+    def __init__(self, runtime: Runtime, tell: Callable[[str], None] | None = None) -> None:
+        """`tell` is called with the ID of each job that starts or ends here, from the worker's thread."""
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._runtime = runtime
+        self._tell = tell or _nobody
         self._settings = runtime.settings
         self._database = runtime.database
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -177,20 +185,24 @@ class Worker:
         the settings, for a huge job must not keep a small one waiting.
         """
         self._look_is_due.clear()
-        claims = max(1, self._window - len(self._active))
-        while len(self._active) < self._settings.active_jobs and claims and not self._stopping.is_set():
-            claims -= 1
-            with self._database.write() as connection:
-                now = self._database.moment(connection)
-                job = jobs.claim_next(connection, self.name, self._settings.lease, now)
-            if job is None:
-                break
-            self._take(job)
+        room = self._settings.active_jobs - len(self._active)
+        most = min(room, max(1, self._window - len(self._active)))
+        if most > 0 and not self._stopping.is_set():
+            for job in self._claimed(most):
+                self._take(job)
         if self._active:
             with self._database.read() as connection:
                 cancelled = jobs.cancel_requests(connection, self._active)
             for job_id in cancelled:
                 self._cancel(self._active[job_id])
+
+    def _claimed(self, most: int) -> list[Job]:
+        with self._database.read() as connection:
+            if not jobs.is_due(connection, self._database.moment(connection).wall):
+                return []
+        with self._database.write() as connection:
+            now = self._database.moment(connection)
+            return jobs.claim_due(connection, self.name, self._settings.lease, now, most)
 
     def _rescue(self) -> None:
         with self._database.write() as connection:
@@ -207,16 +219,19 @@ class Worker:
             raise ValueError(f"job {job.id} was queued without a model")
         if stale := self._active.get(job.id):  # our own lease lapsed, and we are the next to claim the job
             self._lost(stale)
-        with self._database.read() as connection:
-            pending = jobs.pending_chunks(connection, job.id)
-            last = jobs.last_chunk(connection, job.id)
+        pending, last = self._plan_of(job)
         active = ActiveJob(
             id=job.id,
             attempt=job.attempt,
             input=scoring.Input(self._settings.storage, job.input_key, job.input_format, job.dialect),
             model=job.model,
             options=job.options,
-            limits=chunk_limits(self._settings, job.model),
+            limits=even_limits(
+                chunk_limits(self._settings, job.model, job.input_format),
+                job.input_format,
+                job.input_bytes,
+                self._runtime.engine.capacity,
+            ),
             planned=job.planned,
             last_planned=last,
             pending=deque(pending),
@@ -229,7 +244,15 @@ class Worker:
         )
         self._active[job.id] = active
         self._turn.append(job.id)
+        self._tell(job.id)
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=job.model.reference)
+
+    def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None]:
+        """What earlier attempts left: the chunks that are to be scored, and the last one that is planned."""
+        if not job.chunks_total:
+            return [], None
+        with self._database.read() as connection:
+            return jobs.pending_chunks(connection, job.id), jobs.last_chunk(connection, job.id)
 
     def _feed(self) -> None:
         """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
@@ -356,13 +379,9 @@ class Worker:
             return
         active.notes |= dict.fromkeys(done.scored.notes)
 
-        def complete(connection: Connection, job_id: str, attempt: int, now: float) -> None:
-            jobs.add_chunks_if_mine(connection, job_id, attempt, done.planned.chunks, complete=True)
-            jobs.commit_chunk_if_mine(connection, job_id, attempt, done.scored, 0.99)
-            jobs.complete_if_mine(connection, job_id, attempt, done.result, list(active.notes), now)
-
         active.rows_done, active.rows_failed = done.scored.records, done.scored.rows_failed
-        if self._end(active, complete):
+        (chunk,) = done.planned.chunks
+        if self._end(active, jobs.complete_small_if_mine, chunk, done.scored, done.result, list(active.notes)):
             self._log_completed(active)
 
     def _scored(self, chunk: Chunk, active: ActiveJob, future: Any) -> None:
@@ -487,6 +506,7 @@ class Worker:
             self._lost(active)
             return False
         self._drop(active)
+        self._tell(active.id)
         self.wake()  # there is room for the next job
         return True
 
@@ -558,14 +578,32 @@ class Worker:
             self._drop(active)
 
 
-def chunk_limits(settings: Settings, model: ModelVersion) -> ChunkLimits:
-    """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all."""
+def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> ChunkLimits:
+    """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all.
+
+    Every chunk of a Parquet file unpacks the dictionaries of its row group anew, so these get twice the size: there is
+    no text beside the values, and a chunk takes less memory than one of CSV.
+    """
     if model.signature.mode == "whole":
         return ChunkLimits(bytes=_UNLIMITED, records=_UNLIMITED)
-    records = settings.chunk_records
+    times = 2 if input_format == "parquet" else 1
+    records = times * settings.chunk_records
     if model.signature.records_per_second is not None:
         records = min(records, max(1, int(model.signature.records_per_second * settings.chunk_seconds)))
-    return ChunkLimits(bytes=settings.chunk_bytes, records=records)
+    return ChunkLimits(bytes=times * settings.chunk_bytes, records=records)
+
+
+def even_limits(limits: ChunkLimits, input_format: str, input_bytes: int, processes: int) -> ChunkLimits:
+    """The limits under which a text is cut into chunks of one size, as many for each process.
+
+    So all processes end at the same time: of three chunks for two processes, the third would keep one of them waiting.
+    A chunk is not made smaller than is worth a call and a part of its own.
+    """
+    if input_format not in _TEXTS or limits.bytes <= _WORTH or limits.bytes == _UNLIMITED:
+        return limits
+    each = max(1, ceil(input_bytes / (limits.bytes - _SLACK) / processes))
+    even = ceil(input_bytes / (each * processes)) + _SLACK
+    return replace(limits, bytes=max(_WORTH, even))
 
 
 def too_many_row_errors(active: ActiveJob) -> TooManyRowErrors | None:
@@ -585,3 +623,7 @@ def too_many_row_errors(active: ActiveJob) -> TooManyRowErrors | None:
 
 def _nothing() -> None:
     """An event that only wakes the loop."""
+
+
+def _nobody(_job_id: str) -> None:
+    """Nobody waits in this process."""

@@ -1,12 +1,20 @@
 """How fast the service is next to the limit of this machine, and to what people use instead.
 
-Exits with 1 when a goal is missed. --full takes about an hour, needs 30 GB of disk, and writes docs/benchmarks.md.
+Prints a table, writes bench.json (after every path, so that a broken-off run leaves what it has), and exits with 1 when
+a goal is missed or the service fails on a path. --full takes about 40 minutes and 20 GB of disk in --folder, and writes
+docs/benchmarks.md at its end. It may run in pieces, which --report puts together:
+
+  python -m benchmarks --full --only 'CSV -> LR' --json lr.json
+  python -m benchmarks --full --only Parquet --only small --json rest.json
+  python -m benchmarks --report lr.json rest.json
 """
 
 import argparse
 import os
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 from rich.console import Console
@@ -14,65 +22,91 @@ from rich.console import Console
 from benchmarks import paths, report, small
 from benchmarks.environments import Unavailable
 from benchmarks.paths import MILLION, PATHS, SCRIPT_PEERS, SYSTEM_PEERS, Bench
-from benchmarks.results import Measurement, as_table, write_json
+from benchmarks.results import Gap, Measurement, Results
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
+FOLDER = Path(tempfile.gettempdir()) / "batchserve-benchmarks"
+SMALL = "small jobs, polls, transfers"
+TITLES = "; ".join([*(path.title for path in PATHS), SMALL])
+console = Console(stderr=True, highlight=False)
 
 
 def main() -> None:
-    asked = argparse.ArgumentParser(prog="benchmarks", description=__doc__)
-    asked.add_argument("--full", action="store_true", help="all sizes and peers; writes docs/benchmarks.md")
-    asked.add_argument("--rows", type=int, help="rows of the table paths instead of 1 million")
-    asked.add_argument("--repeats", type=int, default=3)
-    asked.add_argument("--seconds", type=float, default=3.0, help="of each load of small requests")
-    asked.add_argument("--only", default="", help="only table paths whose title has this text; `small`: none of them")
-    asked.add_argument("--folder", type=Path, default=Path(tempfile.gettempdir()) / "batchserve-benchmarks")
-    asked.add_argument("--json", type=Path, default=Path("bench.json"))
-    given = asked.parse_args()
+    given = _arguments()
     given.folder.mkdir(parents=True, exist_ok=True)
-    console = Console(stderr=True, highlight=False)
+    if given.report:
+        report.write(given.docs, Results.read(given.report), given.folder)
+        return
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # servers and files do not stay behind
     bench = Bench(
         folder=given.folder.resolve(),
-        repeats=given.repeats,
-        peer_repeats=given.repeats if given.full else 1,
         peers=SCRIPT_PEERS + (SYSTEM_PEERS if given.full else ()),
         say=lambda text: console.print(f"[dim]{text}[/dim]"),
+        repeats=given.repeats,
+        thorough=given.full,
     )
-    sizes = [given.rows] if given.rows else [10_000, MILLION, 10 * MILLION] if given.full else [MILLION]
-    load = os.getloadavg()[0]
-    measurements, failed = _measure(bench, sizes, given.only, given.seconds)
-    Console(width=None if console.is_terminal else 200).print(as_table(measurements))
-    console.print(f"load average at the start: {load:.1f}; images are not measured yet")
-    write_json(given.json, measurements)
-    if given.full:
-        report.write(
-            DOCS, measurements, bench.unavailable, f"{given.repeats} repeats, load average {load:.1f} at the start"
-        )
-    missed = [measurement.name for measurement in measurements if measurement.missed]
-    console.print(f"{len(missed)} goals missed, {len(failed)} paths not measured")
-    raise SystemExit(1 if missed or failed else 0)
+    sizes = given.rows or ([10_000, MILLION, 10 * MILLION] if given.full else [MILLION])
+    console.print(
+        f"load average at the start: {os.getloadavg()[0]:.1f}; images are not measured: they are no input yet"
+    )
+    results = _measure(bench, sizes, given)
+    Console(width=None if console.is_terminal else 200).print(results.as_table())
+    if given.full and not given.only and not given.rows:
+        report.write(given.docs, results, given.folder)
+    for gap in results.gaps:
+        console.print(f"not measured: {gap.name}: {gap.error}")
+    console.print(f"{len(results.missed)} goals missed")
+    raise SystemExit(1 if results.missed else 0)
 
 
-def _measure(bench: Bench, sizes: list[int], only: str, seconds: float) -> tuple[list[Measurement], list[str]]:
-    """What was measured, and what of ours failed."""
-    measured: list[Measurement] = []
-    failed: list[str] = []
+def _arguments() -> argparse.Namespace:
+    asked = argparse.ArgumentParser(
+        prog="python -m benchmarks", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    option = asked.add_argument
+    option("--full", action="store_true", help="all sizes and peers; without --only and --rows it writes the docs")
+    option(
+        "--only", action="append", default=[], metavar="TEXT", help=f"paths with this text in their title, of {TITLES}"
+    )
+    option(
+        "--rows",
+        type=int,
+        nargs="+",
+        help="sizes of the paths (default: 1 million; with --full 10 thousand, 1 and 10 million)",
+    )
+    option("--repeats", type=int, help="of every program (default: 3, at 10 million rows 2 and of peers 1)")
+    option("--seconds", type=float, default=3.0, help="of each load of small requests (default: 3)")
+    option("--folder", type=Path, default=FOLDER, help="inputs, models and environments of peers, kept between runs")
+    option("--json", type=Path, default=Path("bench.json"), help="file of the figures (default: bench.json)")
+    option("--report", type=Path, nargs="+", metavar="JSON", help="measure nothing, write the docs; later files win")
+    option("--docs", type=Path, default=DOCS, help="folder of benchmarks.md and benchmarks.svg")
+    return asked.parse_args()
 
-    def collect(title: str, measurements: Iterator[Measurement]) -> None:
+
+def _measure(bench: Bench, sizes: list[int], given: argparse.Namespace) -> Results:
+    results = Results()
+
+    def collect(name: str, entries: Iterable[Measurement | Gap]) -> None:
         try:
-            measured.extend(measurements)
-        except Unavailable as error:
-            failed.append(title)
-            bench.without(title, error)
+            results.add(entries)
+        except Exception as error:  # noqa: BLE001 one path less is no reason to lose the others
+            if not isinstance(error, Unavailable):
+                console.print_exception()
+            results.add([Gap(name, f"{type(error).__name__}: {error}", ours=True)])
+        results.add(paths.growth(results.measured))
+        results.write(given.json)
+
+    def wanted(title: str) -> bool:
+        return not given.only or any(text in title for text in given.only)
 
     for path in PATHS:
         for rows in sizes:
-            if only in path.title:
-                collect(f"{path.title}, {rows} rows", paths.measure(bench, path, rows))
-    measured += paths.growth(measured)
-    if only in ("", "small"):
-        collect("small jobs and transfers", small.measure(bench, seconds=seconds, rows=min(sizes[-1], MILLION)))
-    return measured, failed
+            if wanted(path.title):
+                name = f"{path.title}, {paths.size(rows)}: queued -> completed / limit"
+                collect(name, paths.measure(bench, path, rows))
+    if wanted(SMALL):
+        collect(SMALL, small.measure(bench, seconds=given.seconds, rows=min(sizes[-1], MILLION)))
+    return results
 
 
 if __name__ == "__main__":

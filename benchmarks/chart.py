@@ -1,37 +1,54 @@
-"""A bar chart as plain SVG."""
+"""A bar chart as plain SVG, for light and dark pages."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from html import escape
 
-WIDTH, LABEL, BAR, GAP = 860, 220, 16, 4
-COLOURS = ("#1f6feb", "#8b949e", "#d29922", "#bf8700", "#2da44e", "#8250df")
+WIDTH, LABEL, FIGURE, BAR, GAP = 860, 190, 130, 16, 5
+STYLE = """
+.card { fill: #ffffff } text { fill: #1f2328 } .quiet { fill: #59636e }
+.ours { fill: #1f6feb } .theirs { fill: #afb8c1 }
+@media (prefers-color-scheme: dark) {
+  .card { fill: #0d1117 } text { fill: #e6edf3 } .quiet { fill: #9198a1 }
+  .ours { fill: #4493f8 } .theirs { fill: #484f58 }
+}
+"""
 
 
-def bars(title: str, groups: Mapping[str, Mapping[str, float]], series: Sequence[str]) -> str:
-    """Horizontal bars: one block for every group, one bar for each of `series` that the group has."""
-    largest = max((value for group in groups.values() for value in group.values()), default=1.0)
-    colours = dict(zip(series, COLOURS, strict=False))
+def bars(
+    title: str,
+    groups: Mapping[str, Mapping[str, float]],
+    ours: str,
+    shown: Callable[[float], str] = "{:.2f}".format,
+) -> str:
+    """Horizontal bars: one block for every group, each on a scale of its own; the bar named `ours` stands out."""
     drawn: list[str] = []
-    top = 40
+    top = 52
     for name, group in groups.items():
-        drawn.append(_text(8, top + BAR, name, weight="bold"))
+        largest = max(group.values())
+        drawn.append(_text(16, top + 12, name, weight="bold"))
         top += BAR + 2 * GAP
-        for label in series:
-            if label not in group:
-                continue
-            width = max(1.0, (WIDTH - LABEL - 80) * group[label] / largest)
-            drawn.append(_text(LABEL - 8, top + BAR - GAP, label, anchor="end"))
-            drawn.append(f'<rect x="{LABEL}" y="{top}" width="{width:.1f}" height="{BAR}" fill="{colours[label]}"/>')
-            drawn.append(_text(LABEL + width + 6, top + BAR - GAP, f"{group[label]:.2f}"))
+        for label, value in group.items():
+            own = label == ours
+            weight = "bold" if own else "normal"
+            width = max(1.0, (WIDTH - LABEL - FIGURE) * value / largest)
+            drawn.append(_text(LABEL - 8, top + 12, label, anchor="end", weight=weight))
+            drawn.append(
+                f'<rect class="{"ours" if own else "theirs"}" x="{LABEL}" y="{top}" width="{width:.1f}" '
+                f'height="{BAR}" rx="2"/>'
+            )
+            drawn.append(_text(LABEL + width + 8, top + 12, shown(value), weight=weight, kind="" if own else "quiet"))
             top += BAR + GAP
-        top += 2 * GAP
+        top += 3 * GAP
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top + GAP}" width="{WIDTH}" role="img" '
-        f'font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title>'
-        f'<rect width="100%" height="100%" fill="#ffffff"/>'
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}" '
+        f'role="img" font-family="system-ui, sans-serif" font-size="13"><title>{escape(title)}</title>'
+        f'<style>{STYLE}</style><rect class="card" width="100%" height="100%" rx="6"/>'
     )
-    return "\n".join([head, _text(8, 24, title, weight="bold"), *drawn, "</svg>"]) + "\n"
+    return "\n".join([head, _text(16, 28, title, weight="bold"), *drawn, "</svg>"]) + "\n"
 
 
-def _text(x: float, y: float, content: str, *, anchor: str = "start", weight: str = "normal") -> str:
-    return f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-weight="{weight}">{escape(content)}</text>'
+def _text(x: float, y: float, content: str, *, anchor: str = "start", weight: str = "normal", kind: str = "") -> str:
+    return (
+        f'<text x="{x:.1f}" y="{y}" text-anchor="{anchor}" font-weight="{weight}" class="{kind}">'
+        f"{escape(content)}</text>"
+    )

@@ -2,10 +2,12 @@
 
 import hashlib
 import platform
+import re
 import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 
 CONSTRAINTS = Path(__file__).resolve().parent.parent / "constraints.txt"
@@ -21,8 +23,7 @@ def python_with(folder: Path, name: str, requirements: Sequence[str], *, pinned:
 
     With `pinned` the versions are those of constraints.txt, where it names them. Raises Unavailable.
     """
-    digest = hashlib.sha256(repr((sorted(requirements), pinned, platform.python_version())).encode()).hexdigest()[:8]
-    home = folder / "environments" / f"{name}-{digest}"
+    home = _home(folder, name, requirements, pinned=pinned)
     ready, python = home / ".ready", home / "bin" / "python"
     if not ready.exists():
         constraints = ["--constraint", str(CONSTRAINTS)] if pinned else []
@@ -30,6 +31,15 @@ def python_with(folder: Path, name: str, requirements: Sequence[str], *, pinned:
         _run([str(python), "-m", "pip", "install", "--quiet", *constraints, *requirements], folder)
         ready.touch()
     return python
+
+
+def versions(folder: Path, name: str, requirements: Sequence[str], *, pinned: bool) -> dict[str, str]:
+    """What stands in that environment for these requirements; nothing where it was not made."""
+    home = _home(folder, name, requirements, pinned=pinned)
+    path = [str(packages) for packages in home.glob("lib/python*/site-packages")]
+    wanted = [re.split(r"[\[=<>]", requirement)[0] for requirement in requirements]
+    found = {distribution.name.lower(): distribution.version for distribution in distributions(path=path)}
+    return {name: found[name] for name in wanted if name in found}
 
 
 def nginx(folder: Path) -> Path:
@@ -44,6 +54,11 @@ def nginx(folder: Path) -> Path:
         _run(["apt-get", "download", "nginx"], home)
         _run(["dpkg-deb", "--extract", *map(str, home.glob("*.deb")), "."], home)
     return home / "usr/sbin/nginx"
+
+
+def _home(folder: Path, name: str, requirements: Sequence[str], *, pinned: bool) -> Path:
+    digest = hashlib.sha256(repr((sorted(requirements), pinned, platform.python_version())).encode()).hexdigest()[:8]
+    return folder / "environments" / f"{name}-{digest}"
 
 
 def _run(command: Sequence[str], folder: Path) -> None:

@@ -1,5 +1,6 @@
 """From a file to a file: the service next to the limit and to what people use instead."""
 
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from benchmarks import data, environments, nginx, processes, service
 from benchmarks import peers as peer_scripts
 from benchmarks.environments import Unavailable
 from benchmarks.http import fetch, send
-from benchmarks.results import MB, Measurement
+from benchmarks.results import MB, Gap, Measurement
 
 LIMIT = Path(__file__).with_name("limit.py")
 SCRIPTS = Path(peer_scripts.__file__).parent
@@ -25,7 +26,8 @@ SIZES = {
     MILLION: "1 million rows",
     10 * MILLION: "10 million rows",
 }
-PEER_TIMEOUT = 300.0
+PEER_TIMEOUT = 170.0
+LIMIT_TIMEOUT = 300.0
 FEW = 10_000
 """Rows below which the peers are left out: trials of the harness."""
 MEMORY_GOAL = 900 * MB
@@ -60,41 +62,59 @@ PATHS = (
 class Peer:
     """A script that scores a file in an environment of its own.
 
-    `most`: the most rows that it is given by input suffix; for more, its time is that of `most`, extrapolated.
+    `most`: the most rows that it is given on a path; for more, its time is that of `most`, extrapolated.
     `pinned`: with the project's versions. `remote`: files travel over HTTP, as in our whole job.
     """
 
     name: str
+    about: str
     script: str
     requirements: tuple[str, ...]
     most: Mapping[str, int]
     pickled: bool = False
     pinned: bool = True
     remote: bool = False
-    paths: tuple[str, ...] = tuple(path.title for path in PATHS)
+
+    @property
+    def environment(self) -> str:
+        return "sklearn" if self.pickled else "onnx" if self.pinned else Path(self.script).stem
 
 
+CSV, STRINGS, NDJSON, PARQUET, FOREST, BOOSTING = (path.title for path in PATHS)
+EVERYWHERE = dict.fromkeys((CSV, STRINGS, NDJSON, PARQUET, FOREST, BOOSTING), 10 * MILLION)
 SKLEARN = ("joblib", "pandas", "pyarrow", "scikit-learn")
 ONNX = ("numpy", "onnxruntime", "polars", "pyarrow")
-# pandas needs some fifteen times the size of NDJSON in memory.
-WHOLE = {".csv": 10 * MILLION, ".jsonl": MILLION, ".parquet": 10 * MILLION}
-CHUNKED = dict.fromkeys(WHOLE, MILLION)
-FIRST = (PATHS[0].title,)
 SCRIPT_PEERS = (
-    Peer("pandas + joblib", "pandas_joblib.py", SKLEARN, WHOLE, pickled=True),
-    Peer("pandas in chunks", "pandas_chunks.py", SKLEARN, CHUNKED, pickled=True),
-    Peer("polars + onnxruntime", "polars_onnxruntime.py", ONNX, WHOLE),
-    Peer("naive, row by row", "naive.py", ONNX, {".csv": 100_000}, paths=FIRST),
-)
-SYSTEM_PEERS = (
-    Peer("Ray Data", "ray_data.py", ("ray[data]==2.60.0", "onnxruntime"), {".csv": MILLION}, pinned=False, paths=FIRST),
     Peer(
-        "MLServer", "mlserver_infer.py", ("mlserver==1.7.1", "onnxruntime"), {".csv": 100_000},
-        pinned=False, remote=True, paths=FIRST,
+        "pandas + joblib", "the whole file, the pickled estimator; 10 million records of NDJSON would need 40 GB",
+        "pandas_joblib.py", SKLEARN, EVERYWHERE | {NDJSON: MILLION}, pickled=True,
     ),
     Peer(
-        "BentoML", "bentoml_task.py", ("bentoml==1.4.39", "onnxruntime", "polars"), {".csv": MILLION},
-        pinned=False, remote=True, paths=FIRST,
+        "pandas in chunks", "the same, 100,000 rows at a time; its time is linear, so 1 million rows tell it",
+        "pandas_chunks.py", SKLEARN, dict.fromkeys(EVERYWHERE, MILLION), pickled=True,
+    ),
+    Peer(
+        "polars + onnxruntime",
+        "the whole file, one call of ONNX Runtime; 10 million rows with strings would need 25 GB",
+        "polars_onnxruntime.py", ONNX, EVERYWHERE | {STRINGS: MILLION},
+    ),
+    Peer(
+        "naive, row by row", "the csv module, the model loaded for the job, a call for each row",
+        "naive.py", ONNX, {CSV: 100_000},
+    ),
+)  # fmt: skip
+SYSTEM_PEERS = (
+    Peer(
+        "Ray Data", "`read_csv`, `map_batches` with an actor that holds the ONNX session, `write_csv`",
+        "ray_data.py", ("ray[data]==2.60.0", "onnxruntime"), {CSV: 10 * MILLION}, pinned=False,
+    ),
+    Peer(
+        "MLServer", "`mlserver infer` with V2 requests of 1,000 rows to a server with the ONNX model",
+        "mlserver_infer.py", ("mlserver==1.7.1", "onnxruntime"), {CSV: MILLION}, pinned=False, remote=True,
+    ),
+    Peer(
+        "BentoML", "the file to a task endpoint, its status polled, the rows back as JSON",
+        "bentoml_task.py", ("bentoml==1.4.39", "onnxruntime", "polars"), {CSV: MILLION}, pinned=False, remote=True,
     ),
 )  # fmt: skip
 LIMIT_REQUIREMENTS = ("duckdb==2.0.0", "numpy", "onnx", "onnxruntime", "polars", "pyarrow")
@@ -102,18 +122,25 @@ LIMIT_REQUIREMENTS = ("duckdb==2.0.0", "numpy", "onnx", "onnxruntime", "polars",
 
 @dataclass
 class Bench:
-    """How thoroughly, where, and what was told meanwhile."""
+    """How thoroughly, where, and what was told meanwhile.
+
+    Without `repeats` all programs run three times; above 1 million rows ours and the limit twice, the peers once.
+    Unless `thorough`, the peers run once at any size.
+    """
 
     folder: Path
-    repeats: int
-    peer_repeats: int
     peers: tuple[Peer, ...]
     say: Callable[[str], None]
+    repeats: int | None = None
+    thorough: bool = False
     unavailable: dict[str, str] = field(default_factory=dict)
+    """Why a peer has no environment, by its name."""
 
-    def without(self, name: str, error: Unavailable) -> None:
-        self.unavailable[name] = str(error)
-        self.say(f"{name}: {error}")
+    def our_repeats(self, rows: int) -> int:
+        return self.repeats or (3 if rows <= MILLION else 2)
+
+    def peer_repeats(self, rows: int) -> int:
+        return self.our_repeats(rows) if self.thorough and rows <= MILLION else 1
 
 
 @dataclass
@@ -135,26 +162,33 @@ class Timings:
         return median(self.seconds)
 
 
-def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement]:
-    """Everything about one path at one size, interleaved: each repeat runs every program once."""
+def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | Gap]:
+    """Everything about one path at one size, interleaved: each repeat runs every program once.
+
+    Raises Unavailable when the service or the limit fails.
+    """
+    title = f"{path.title}, {size(rows)}"
     source = data.table(bench.folder, path.kind, path.source, rows)
     model = data.model(bench.folder, path.model)
     python = environments.python_with(bench.folder, "limit", LIMIT_REQUIREMENTS, pinned=True)
     ours, whole, call, floor, transfer = Timings(), Timings(), Timings(), Timings(), Timings()
     theirs: dict[Peer, Timings] = {}
+    failed: dict[Peer, str] = {}
     with TemporaryDirectory(dir=bench.folder) as name, _nginx(bench, Path(name)) as web:
         folder = Path(name)
         result = folder / f"ours{path.target}"
         with _warm(bench, path, model, folder) as server:
-            for repeat in range(bench.repeats):
-                bench.say(f"{path.title}, {_size(rows)}: run {repeat + 1} of {bench.repeats}")
+            for repeat in range(bench.our_repeats(rows)):
+                bench.say(f"{title}: run {repeat + 1} of {bench.our_repeats(rows)}")
                 reference = folder / f"limit{path.target}"
+                os.sync()  # what one program wrote does not slow the next one
                 taken, peaks = processes.timed_script(
-                    python, LIMIT, model.graph, source, reference, timeout=PEER_TIMEOUT
+                    python, LIMIT, model.graph, source, reference, timeout=LIMIT_TIMEOUT
                 )
                 floor.add(taken, peaks.together)
                 if web:
                     transfer.add(taken + _transfers(web, source, reference))
+                os.sync()
                 with processes.watched(server.pid) as peaks:
                     steps = service.three_calls(server.url, path.model, source, result, path.format)
                     call.add(service.one_call(server.url, path.model, source, result, path.format))
@@ -162,10 +196,14 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement]:
                 whole.add(steps.together)
                 if repeat == 0:
                     _check_equal(reference, result)
-                if repeat < bench.peer_repeats:
-                    _run_peers(bench, path, rows, model, folder, theirs)
-    yield from _compared(f"{path.title}, {_size(rows)}", rows, ours, whole, call, floor, transfer)
+                if repeat < bench.peer_repeats(rows):
+                    _run_peers(bench, path, rows, model, folder, theirs, failed)
+    yield from _compared(title, rows, ours, whole, call, floor, transfer)
     yield from _against(path, rows, ours, whole, theirs)
+    for peer, error in failed.items():
+        if peer not in theirs:
+            bench.say(f"{peer.name}: {error}")
+            yield Gap(_versus(path, rows, peer), error)
 
 
 def growth(measured: Iterable[Measurement]) -> Iterator[Measurement]:
@@ -182,12 +220,16 @@ def growth(measured: Iterable[Measurement]) -> Iterator[Measurement]:
 
 def _compared(
     title: str, rows: int, ours: Timings, whole: Timings, call: Timings, floor: Timings, transfer: Timings
-) -> Iterator[Measurement]:
+) -> Iterator[Measurement | Gap]:
+    repeats = len(ours.seconds), len(floor.seconds)
     peaks = ours.peak, floor.peak
-    yield Measurement(f"{title}: queued -> completed / limit", ours.median, floor.median, "s", *peaks)
-    if transfer.seconds:
-        for name, timings in {"upload, predict, download": whole, "one call, download": call}.items():
-            yield Measurement(f"{title}: {name} / limit over HTTP", timings.median, transfer.median, "s")
+    yield Measurement(f"{title}: queued -> completed / limit", ours.median, floor.median, "s", *peaks, *repeats)
+    for name, timings in {"upload, predict, download": whole, "one call, download": call}.items():
+        versus = f"{title}: {name} / limit over HTTP"
+        if transfer.seconds:
+            yield Measurement(versus, timings.median, transfer.median, "s", None, None, *repeats)
+        else:
+            yield Gap(versus, "there is no nginx")
     if rows >= MILLION:
         yield Measurement(f"{title}: peak memory / 900 MB", ours.peak / MB, MEMORY_GOAL / MB, "MB")
         yield Measurement(f"{title}: largest process / 600 MB", ours.largest / MB, PROCESS_GOAL / MB, "MB")
@@ -197,11 +239,14 @@ def _against(
     path: TablePath, rows: int, ours: Timings, whole: Timings, theirs: Mapping[Peer, Timings]
 ) -> Iterator[Measurement]:
     for peer, timings in theirs.items():
-        most = min(rows, peer.most[path.source])
-        speeds = rows / (whole if peer.remote else ours).median, most / timings.median
-        told = f" (from {_size(most)})" if most < rows else ""
-        title = f"{path.title}, {_size(rows)}: speed / {peer.name}{told}"
-        yield Measurement(title, *speeds, "rows/s", ours.peak, timings.peak)
+        speeds = rows / (whole if peer.remote else ours).median, min(rows, peer.most[path.title]) / timings.median
+        repeats = len(ours.seconds), len(timings.seconds)
+        yield Measurement(_versus(path, rows, peer), *speeds, "rows/s", ours.peak, timings.peak, *repeats)
+
+
+def _versus(path: TablePath, rows: int, peer: Peer) -> str:
+    most = peer.most[path.title]
+    return f"{path.title}, {size(rows)}: speed / {peer.name}{f' (from {size(most)})' if most < rows else ''}"
 
 
 @contextmanager
@@ -210,11 +255,15 @@ def _warm(bench: Bench, path: TablePath, model: data.Model, folder: Path) -> Ite
     home = folder / "server"
     home.mkdir()
     with processes.batchserve(home) as server:
-        service.register(server.url, path.model, model.graph)
-        small = data.table(bench.folder, path.kind, path.source, 1000)
-        for _ in range(3):
-            service.three_calls(server.url, path.model, small, folder / "warm", path.format)
-        yield server
+        try:
+            service.register(server.url, path.model, model.graph)
+            small = data.table(bench.folder, path.kind, path.source, 1000)
+            for _ in range(3):
+                service.three_calls(server.url, path.model, small, folder / "warm", path.format)
+            yield server
+        except Unavailable:
+            bench.say((home / "server.log").read_text()[-4000:])
+            raise
 
 
 @contextmanager
@@ -222,7 +271,7 @@ def _nginx(bench: Bench, folder: Path) -> Iterator[str | None]:
     try:
         program = environments.nginx(bench.folder)
     except Unavailable as error:
-        bench.without("nginx", error)
+        bench.say(f"nginx: {error}")
         yield None
         return
     with nginx.serving(program, folder / "nginx") as url:
@@ -239,27 +288,40 @@ def _transfers(web: str, source: Path, result: Path) -> float:
 
 
 def _run_peers(
-    bench: Bench, path: TablePath, rows: int, model: data.Model, folder: Path, theirs: dict[Peer, Timings]
+    bench: Bench,
+    path: TablePath,
+    rows: int,
+    model: data.Model,
+    folder: Path,
+    theirs: dict[Peer, Timings],
+    failed: dict[Peer, str],
 ) -> None:
     for peer in bench.peers:
-        if peer.name in bench.unavailable or path.title not in peer.paths or rows < FEW:
+        if path.title not in peer.most or peer in failed or rows < FEW:
             continue
-        source = data.table(bench.folder, path.kind, path.source, min(rows, peer.most[path.source]))
+        source = data.table(bench.folder, path.kind, path.source, min(rows, peer.most[path.title]))
         script = SCRIPTS / peer.script
         target = folder / f"{script.stem}{path.target}"
         chosen = model.pickled if peer.pickled else model.graph
-        environment = "sklearn" if peer.pickled else script.stem
         try:
-            python = environments.python_with(bench.folder, environment, peer.requirements, pinned=peer.pinned)
-        except Unavailable as error:
-            bench.without(peer.name, error)
-            continue
-        try:
+            python = _python(bench, peer)
+            os.sync()
             taken, peaks = processes.timed_script(python, script, chosen, source, target, timeout=PEER_TIMEOUT)
         except Unavailable as error:
-            bench.without(f"{peer.name}, {path.title}, {_size(rows)}", error)
+            failed[peer] = str(error)
         else:
             theirs.setdefault(peer, Timings()).add(taken, peaks.together)
+
+
+def _python(bench: Bench, peer: Peer) -> Path:
+    """What does not install is tried once. Raises Unavailable."""
+    if peer.name in bench.unavailable:
+        raise Unavailable(bench.unavailable[peer.name])
+    try:
+        return environments.python_with(bench.folder, peer.environment, peer.requirements, pinned=peer.pinned)
+    except Unavailable as error:
+        bench.unavailable[peer.name] = f"it does not install: {error}"
+        raise Unavailable(bench.unavailable[peer.name]) from error
 
 
 def _check_equal(expected: Path, got: Path) -> None:
@@ -272,5 +334,5 @@ def _check_equal(expected: Path, got: Path) -> None:
         raise Unavailable(f"rows, ids and labels add up to {sums[1]}, the limit's to {sums[0]}")
 
 
-def _size(rows: int) -> str:
+def size(rows: int) -> str:
     return SIZES.get(rows, f"{rows} rows")

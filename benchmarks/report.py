@@ -1,77 +1,259 @@
-"""docs/benchmarks.md and its chart."""
+"""docs/benchmarks.md and its chart, from the results of one or several runs."""
 
 import os
 import platform
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import version
+import re
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import chart
-from benchmarks.paths import MILLION, PATHS, SIZES
-from benchmarks.results import Measurement, as_markdown
+from benchmarks import chart, environments, paths
+from benchmarks.goals import GOALS, Goal, goal_of
+from benchmarks.paths import LIMIT_REQUIREMENTS, MILLION, PATHS, SCRIPT_PEERS, SIZES, SYSTEM_PEERS, TablePath
+from benchmarks.results import MB, Gap, Measurement, Results, figure
 
-LIBRARIES = ("batchserve", "numpy", "onnxruntime", "polars", "pyarrow", "scikit-learn", "uvicorn", "starlette")
-SERIES = ("limit", "batchserve", "polars + onnxruntime", "pandas + joblib", "pandas in chunks")
-TEXT = """# Benchmarks
+NOTES = Path(__file__).with_name("notes.md")
+LIBRARIES = (
+    "batchserve", "numba", "numpy", "onnxruntime", "orjson", "polars", "pyarrow", "sqlalchemy", "starlette", "uvicorn",
+)  # fmt: skip
+VERSUS = re.compile(r"speed / (?P<peer>.+?)(?: \(from (?P<most>.+)\))?")
+REMOTE = {peer.name for peer in SYSTEM_PEERS if peer.remote}
+OVER_HTTP = {
+    "upload, predict, download": "**batchserve**, three calls",
+    "one call, download": "**batchserve**, one call",
+}
+TEXT = """\
+# Benchmarks
 
-Written by `make bench-full`; `make bench` measures the most important of them in about five minutes. Every figure is a
-ratio of two medians of one run on one machine, its programs interleaved. On another machine the seconds differ; the
-ratios should not by much.
+batchserve next to the limit of one machine, and to what people use instead. Everything here was measured by the
+project's own harness, [benchmarks/](../benchmarks), and can be measured again on yours:
 
-![Speed of the service and of what people use instead, as a share of the limit](benchmarks.svg)
+```bash
+make bench         # 5 minutes: 1 million rows, the scripts, small jobs; exits with 1 when a goal is missed
+make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writes this page
+```
 
-- The **limit** of a path is the best pipeline inside one process: one thread reads, two score with ONNX Runtime, one
-  writes, all overlapped, the result synced to disk ([benchmarks/limit.py](../benchmarks/limit.py)). **Over HTTP**,
-  nginx's PUT of the input and GET of the result are added.
-- **Queued -> completed** is what the client waits for from the predict call on; the input is already stored. The
-  scripts start with their input on disk as well; MLServer and BentoML, whose input travels, are compared with our whole
-  job.
+`.venv/bin/python -m benchmarks --help` tells how to measure parts of it.
+
+![Rows per second of batchserve, of the limit and of what people use instead](benchmarks.svg)
+
+## How to read it
+
+- Every **ratio** compares two medians of one run on one machine, its programs run in turn. Seconds differ from
+  machine to machine; ratios should not by much.
+- The **limit** of a path is the best pipeline we know inside one process, without any service: one thread reads, two
+  score with ONNX Runtime, one writes, all overlapped, the result synced to disk
+  ([benchmarks/limit.py](../benchmarks/limit.py)). **Over HTTP**, nginx's PUT of the input and GET of the result are
+  added.
+- **Queued -> completed** is what a client waits for from the predict call on; the input is already stored. Scripts
+  start with their input on disk as well. MLServer and BentoML, whose input travels, are compared with our whole job:
+  upload, predict, wait, download.
 - Imports, the loading of models and the start of servers are not counted, for nobody.
-- **Peak** is the resident memory of all processes of a program together, shared pages counted in each.
-- A goal that is not met is printed **no**. A stretch goal is a wish.
-- Images are not measured yet.
+- **Peak memory** is the resident memory of all processes of a program together; pages that they share count once.
+- The input is an id and 20 floats (with strings: 10 floats and 3 columns of words). The models tell three classes
+  apart: logistic regression (LR), the same behind a scaler and one-hot words (pipeline with strings), a random forest
+  of 100 trees 12 deep, histogram gradient boosting of 100 rounds.
+- Images are not measured: batchserve takes no images yet.
+
+## Machine
 
 {machine}
 
-{sections}
+## Goals
+
+{goals}
+
+## What is missed, and why
+
+{missed}
+
+## Files
+
+Rows from a file to a file; seconds are medians of the repeats in the last column. "From 1 million rows" is measured
+there and extrapolated, because more would take too long or too much memory (see [the alternatives](#the-alternatives)).
+
+{files}
+
+## Small jobs, polls, transfers
+
+{small}
+
+## Growth
+
+From 1 to 10 million rows:
+
+{growth}
+
+## The alternatives
+
+Each runs in an environment of its own, with its own recommended way to do this; the scripts are in
+[benchmarks/peers/](../benchmarks/peers).
+
+{alternatives}
 """
 
 
-def write(docs: Path, measurements: Sequence[Measurement], unavailable: Mapping[str, str], settings: str) -> None:
-    """`docs`/benchmarks.md and `docs`/benchmarks.svg."""
-    machine = (
-        f"{os.cpu_count()} cores ({_processor()}), {_memory()}, Python {platform.python_version()}, {settings}.\n\n"
+def write(docs: Path, results: Results, folder: Path) -> None:
+    """`docs`/benchmarks.md and `docs`/benchmarks.svg. `folder`: where the environments of the peers are."""
+    results.add(paths.growth(results.measured))
+    grown = [entry for entry in results.measured if " rows / at " in entry.name]
+    small = [entry for entry in results.measured if not _of_a_path(entry.name)]
+    text = TEXT.format(
+        machine=_machine(),
+        goals=_goals(results),
+        missed=_missed(results),
+        files="\n\n".join(_files(results)) or "Not measured.",
+        small=_figures(small),
+        growth=_figures(grown),
+        alternatives=_alternatives(folder, results.gaps),
     )
-    machine += "\n".join(f"- {name} {version(name)}" for name in LIBRARIES)
-    sections = [f"## {title}\n\n{as_markdown(rows)}" for title, rows in _sections(measurements)]
-    if unavailable:
-        lines = "\n".join(f"- {name}: {reason.splitlines()[-1]}" for name, reason in unavailable.items())
-        sections.append(f"## Not measured\n\n{lines}")
-    (docs / "benchmarks.md").write_text(TEXT.format(machine=machine, sections="\n\n".join(sections)))
-    (docs / "benchmarks.svg").write_text(_chart(measurements))
+    (docs / "benchmarks.md").write_text(text, encoding="utf-8")
+    (docs / "benchmarks.svg").write_text(_chart(results), encoding="utf-8")
 
 
-def _sections(measurements: Iterable[Measurement]) -> list[tuple[str, list[Measurement]]]:
-    found: dict[str, list[Measurement]] = {}
-    for measurement in measurements:
-        title = next(
-            (path.title for path in PATHS if measurement.name.startswith(path.title)), "Small jobs and transfers"
+def _machine() -> str:
+    try:
+        system = platform.freedesktop_os_release()["PRETTY_NAME"]
+    except (OSError, KeyError):
+        system = platform.system()
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    rows = [
+        ("processor", _processor()),
+        ("cores", str(os.cpu_count())),
+        ("memory", f"{memory:.0f} GB"),
+        ("system", f"{system}, kernel {platform.release()}"),
+        ("Python", platform.python_version()),
+        ("libraries", ", ".join(f"{name} {_version(name)}" for name in LIBRARIES)),
+    ]
+    return _table(("", ""), rows, "--")
+
+
+def _goals(results: Results) -> str:
+    rows = []
+    for goal in GOALS:
+        entries = [entry for entry in results.entries.values() if goal_of(entry.name) is goal]
+        if entries:
+            rows.append(_goal_row(goal, entries))
+    return _table(("ratio", "goal", "measured", "met"), rows, "-:::")
+
+
+def _goal_row(goal: Goal, entries: Sequence[Measurement | Gap]) -> tuple[str, ...]:
+    ratios = sorted(entry.ratio for entry in entries if isinstance(entry, Measurement))
+    measured = " … ".join(f"{ratio:.2f}" for ratio in dict.fromkeys((*ratios[:1], *ratios[-1:]))) or "not measured"
+    met = sum(goal.met(ratio) for ratio in ratios)
+    failed = sum(isinstance(entry, Gap) and entry.ours for entry in entries)
+    count = len(ratios) + failed
+    shown = "" if count == 0 else "yes" if met == count else "**no**" if met == 0 else f"**{met} of {count}**"
+    return goal.title, str(goal), measured, shown
+
+
+def _missed(results: Results) -> str:
+    """What the figures say, and what somebody found out about it."""
+    rows = [
+        (entry.name, "failed" if isinstance(entry, Gap) else f"{entry.ratio:.2f}", str(goal_of(entry.name) or ""))
+        for entry in results.missed
+    ]
+    table = _table(("", "ratio", "goal"), rows, "-::") if rows else "Every goal is met."
+    return f"{table}\n\n{NOTES.read_text(encoding='utf-8')}".strip()
+
+
+def _files(results: Results) -> Iterable[str]:
+    for path in PATHS:
+        sizes = dict.fromkeys(
+            entry.name.removeprefix(f"{path.title}, ").partition(":")[0]
+            for entry in results.measured
+            if entry.name.startswith(f"{path.title}, ")
         )
-        found.setdefault(title, []).append(measurement)
-    return list(found.items())
+        if sizes:
+            yield "\n\n".join([f"### {path.title}", *(_programs(results, path, size) for size in sizes)])
 
 
-def _chart(measurements: Sequence[Measurement]) -> str:
-    """Rows per second as a share of the limit's, at 1 million rows."""
+def _programs(results: Results, path: TablePath, size: str) -> str:
+    """Everything that did this path at this size: first from file to file, then over HTTP."""
+    title = f"{path.title}, {size}: "
+    found = {entry.name.removeprefix(title): entry for entry in results.measured if entry.name.startswith(title)}
+    rows = _rows(size)
+    local: list[tuple[str, ...]] = []
+    http: list[tuple[str, ...]] = []
+    if floor := found.get("queued -> completed / limit"):
+        local.append(_program("limit", rows, floor.reference, floor.reference_peak, floor.reference_repeats))
+        local.append(_program("**batchserve**", rows, floor.ours, floor.our_peak, floor.our_repeats))
+    for what, entry in found.items():
+        if match := VERSUS.fullmatch(what):
+            name = match["peer"] + (f", from {match['most']}" if match["most"] else "")
+            row = _program(name, rows, rows / entry.reference, entry.reference_peak, entry.reference_repeats)
+            (http if match["peer"] in REMOTE else local).append(row)
+    for what, name in reversed(OVER_HTTP.items()):
+        if job := found.get(f"{what} / limit over HTTP"):
+            http.insert(0, _program(name, rows, job.ours, None, job.our_repeats))
+    if whole := found.get("upload, predict, download / limit over HTTP"):
+        http.insert(0, _program("limit and nginx", rows, whole.reference, None, whole.reference_repeats))
+    heading = ("seconds", "rows/s", "peak memory, MB", "repeats")
+    tables = [_table((size[0].upper() + size[1:], *heading), local, "-::::")]
+    if http:
+        tables.append(_table((f"{size[0].upper()}{size[1:]}, over HTTP", *heading), http, "-::::"))
+    return "\n\n".join(tables)
+
+
+def _program(name: str, rows: int, seconds: float, peak: int | None, repeats: int) -> tuple[str, ...]:
+    return name, figure(seconds), figure(rows / seconds), f"{peak / MB:,.0f}" if peak else "", str(repeats)
+
+
+def _figures(measurements: Iterable[Measurement]) -> str:
+    rows = [tuple(measurement.cells()[:6]) for measurement in measurements]
+    return _table(("", "ours", "reference", "ratio", "goal", "met"), rows, "-:::::") if rows else "Not measured."
+
+
+def _alternatives(folder: Path, gaps: Iterable[Gap]) -> str:
+    rows = []
+    for peer in (*SCRIPT_PEERS, *SYSTEM_PEERS):
+        installed = environments.versions(folder, peer.environment, peer.requirements, pinned=peer.pinned)
+        rows.append((peer.name, peer.about, _named(installed)))
+    limit = environments.versions(folder, "limit", LIMIT_REQUIREMENTS, pinned=True)
+    rows.append(("limit", "the best pipeline in one process, see above", _named(limit)))
+    text = _table(("", "does", "versions"), rows, "---")
+    failures = [f"- {gap.name}: {gap.error.strip().splitlines()[-1]}" for gap in gaps]
+    return "\n".join([text, "", "Not measured:", "", *failures]) if failures else text
+
+
+def _named(versions: dict[str, str]) -> str:
+    return ", ".join(f"{name} {number}" for name, number in versions.items()) or "not installed"
+
+
+def _chart(results: Results) -> str:
+    """Rows per second at 1 million rows, or at the largest size that was measured."""
+    found = {entry.name: entry for entry in results.measured}
     groups: dict[str, dict[str, float]] = {}
     for path in PATHS:
-        title = f"{path.title}, {SIZES[MILLION]}"
-        ratios = {m.name.removeprefix(f"{title}: "): m.ratio for m in measurements if m.name.startswith(title)}
-        if "queued -> completed / limit" in ratios:
-            ours = 1 / ratios["queued -> completed / limit"]
-            peers = {name: ours / ratios[f"speed / {name}"] for name in SERIES[2:] if f"speed / {name}" in ratios}
-            groups[path.title] = {"limit": 1.0, "batchserve": ours} | peers
-    return chart.bars("Rows per second as a share of the limit, 1 million rows", groups, SERIES)
+        title = f"{path.title}, {SIZES[MILLION]}: "
+        if floor := found.get(f"{title}queued -> completed / limit"):
+            speeds = {"batchserve": MILLION / floor.ours, "limit": MILLION / floor.reference}
+            for name, entry in found.items():
+                match = VERSUS.fullmatch(name.removeprefix(title))
+                if match and name.startswith(title):
+                    speeds[match["peer"] + (" (HTTP)" if match["peer"] in REMOTE else "")] = entry.reference
+            groups[path.title] = speeds
+    return chart.bars(
+        "Rows per second from file to file, 1 million rows (each path on a scale of its own)",
+        groups,
+        ours="batchserve",
+        shown=figure,
+    )
+
+
+def _of_a_path(name: str) -> bool:
+    return any(name.startswith(path.title) for path in PATHS)
+
+
+def _rows(size: str) -> int:
+    return next((rows for rows, name in SIZES.items() if name == size), 0) or int(size.partition(" ")[0])
+
+
+def _table(heading: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:
+    """Markdown. `sides`: for each column `:` where it is a column of figures, else `-`."""
+    ruler = "|".join("---:" if side == ":" else "---" for side in sides)
+    lines = [f"| {' | '.join(heading)} |", f"|{ruler}|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _processor() -> str:
@@ -79,5 +261,8 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def _memory() -> str:
-    return f"{os.sysconf('SC_PAGE_SIZE') * os.sysconf('SC_PHYS_PAGES') / 2**30:.0f} GB of memory"
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return "(absent)"

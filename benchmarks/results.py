@@ -1,10 +1,10 @@
-"""What was measured, as a table, as bench.json and as docs/benchmarks.md."""
+"""What was measured, as a table and as bench.json."""
 
 import json
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from rich.table import Table
 
@@ -15,7 +15,10 @@ MB = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Ours and the reference of one run, in the same unit; with the peak memory of each in bytes, if watched."""
+    """Ours and the reference of one run, in the same unit.
+
+    With the peak memory of each in bytes, if watched, and with how many repeats each figure is the median of.
+    """
 
     name: str
     ours: float
@@ -23,6 +26,8 @@ class Measurement:
     unit: str
     our_peak: int | None = None
     reference_peak: int | None = None
+    our_repeats: int = 1
+    reference_repeats: int = 1
 
     @property
     def ratio(self) -> float:
@@ -45,35 +50,92 @@ class Measurement:
         goal = None if self.goal is None else self.goal.ratio
         figures = {"ours": self.ours, "reference": self.reference, "ratio": self.ratio}
         rounded = {name: float(f"{figure:.4g}") for name, figure in figures.items()}
-        return {"name": self.name, **rounded, "goal": goal, "met": self.met}
+        more = {name: getattr(self, name) for name in MORE}
+        return {"name": self.name, **rounded, "goal": goal, "met": self.met, **more}
 
     def cells(self) -> list[str]:
         peaks = [f"{peak / MB:.0f}" if peak else "" for peak in (self.our_peak, self.reference_peak)]
-        figures = [f"{_figure(self.ours)} {self.unit}", f"{_figure(self.reference)} {self.unit}", f"{self.ratio:.2f}"]
-        met = {None: "", True: "yes", False: "**no**"}[self.met]
+        figures = [f"{figure(self.ours)} {self.unit}", f"{figure(self.reference)} {self.unit}", f"{self.ratio:.2f}"]
+        met = {None: "", True: "yes", False: "no"}[self.met]
         return [self.name, *figures, str(self.goal or ""), met, *peaks]
 
 
-HEADINGS = ("", "ours", "reference", "ratio", "goal", "met", "our peak MB", "its peak MB")
+MORE = ("unit", "our_peak", "reference_peak", "our_repeats", "reference_repeats")
 
 
-def as_table(measurements: Iterable[Measurement]) -> Table:
-    table = Table(*HEADINGS)
-    for measurement in measurements:
-        style = "red" if measurement.missed else None
-        table.add_row(*(cell.replace("**", "") for cell in measurement.cells()), style=style)
-    return table
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """A measurement that could not be made, and why. With `ours` the service itself failed, which is a goal missed."""
+
+    name: str
+    error: str
+    ours: bool = False
+
+    @property
+    def missed(self) -> bool:
+        return self.ours
+
+    def as_json(self) -> dict[str, Any]:
+        """As that of a measurement, without figures."""
+        goal = goal_of(self.name)
+        figures = dict.fromkeys(("ours", "reference", "ratio"))
+        met = False if self.ours else None
+        return {"name": self.name, **figures, "goal": goal.ratio if goal else None, "met": met, "error": self.error}
+
+    def cells(self) -> list[str]:
+        return [self.name, "", "", "", str(goal_of(self.name) or ""), "no" if self.ours else "", "", ""]
 
 
-def as_markdown(measurements: Iterable[Measurement]) -> str:
-    lines = ["|".join(("", *HEADINGS, "")), "|---" + "|---:" * (len(HEADINGS) - 1) + "|"]
-    lines += [f"| {' | '.join(measurement.cells())} |" for measurement in measurements]
-    return "\n".join(lines)
+@dataclass
+class Results:
+    """Measurements and gaps by name; what comes later takes the place of what was there."""
+
+    entries: dict[str, Measurement | Gap] = field(default_factory=dict)
+
+    def add(self, entries: Iterable[Measurement | Gap]) -> None:
+        """One after the other, so that those before an error are kept."""
+        for entry in entries:
+            self.entries[entry.name] = entry
+
+    @property
+    def measured(self) -> list[Measurement]:
+        return [entry for entry in self.entries.values() if isinstance(entry, Measurement)]
+
+    @property
+    def gaps(self) -> list[Gap]:
+        return [entry for entry in self.entries.values() if isinstance(entry, Gap)]
+
+    @property
+    def missed(self) -> list[Measurement | Gap]:
+        return [entry for entry in self.entries.values() if entry.missed]
+
+    def write(self, path: Path) -> None:
+        partial = path.with_name(f"{path.name}.partial")
+        partial.write_text(json.dumps([entry.as_json() for entry in self.entries.values()], indent=2) + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def read(cls, paths: Sequence[Path]) -> Self:
+        """What `write` wrote, in one or several runs."""
+        results = cls()
+        for path in paths:
+            results.add(map(_entry, json.loads(path.read_text())))
+        return results
+
+    def as_table(self) -> Table:
+        table = Table("", "ours", "reference", "ratio", "goal", "met", "our peak MB", "its peak MB")
+        for entry in self.entries.values():
+            table.add_row(*entry.cells(), style="red" if entry.missed else None)
+        return table
 
 
-def write_json(path: Path, measurements: Sequence[Measurement]) -> None:
-    path.write_text(json.dumps([measurement.as_json() for measurement in measurements], indent=2) + "\n")
+def _entry(written: dict[str, Any]) -> Measurement | Gap:
+    if "error" in written:
+        return Gap(written["name"], written["error"], written["met"] is False)
+    figures = {name: written[name] for name in ("name", "ours", "reference", *MORE)}
+    return Measurement(**figures)
 
 
-def _figure(number: float) -> str:
-    return f"{number:,.0f}" if abs(number) >= 100 else f"{number:.3g}"
+def figure(number: float) -> str:
+    """Three digits that count."""
+    return f"{float(f'{number:.3g}'):,.0f}" if abs(number) >= 100 else f"{number:.3g}"

@@ -17,15 +17,18 @@ from benchmarks import data, environments, nginx, processes, service
 from benchmarks.environments import Unavailable
 from benchmarks.http import Calls, fetch, latencies, request, run, send
 from benchmarks.paths import Bench
-from benchmarks.results import MB, Measurement
+from benchmarks.results import MB, Gap, Measurement
 
 CLIENTS = 16
 MODEL = "logistic"
+TRANSFERS = ("upload: MB/s / nginx PUT", "download: MB/s / nginx GET")
+TRANSFERRED = 5
+"""Repeats."""
 
 JobCalls = Callable[[Calls, bytes], Awaitable[bytes]]
 
 
-def measure(bench: Bench, *, seconds: float, rows: int) -> Iterator[Measurement]:
+def measure(bench: Bench, *, seconds: float, rows: int) -> Iterator[Measurement | Gap]:
     """`seconds`: of each load; `rows`: of the big job and of the transferred file."""
     model = data.model(bench.folder, MODEL)
     with TemporaryDirectory(dir=bench.folder) as name:
@@ -151,7 +154,7 @@ def _big_jobs(url: str, source: Path) -> Iterator[None]:
         thread.join()
 
 
-def _transfers(bench: Bench, url: str, folder: Path, rows: int) -> Iterator[Measurement]:
+def _transfers(bench: Bench, url: str, folder: Path, rows: int) -> Iterator[Measurement | Gap]:
     bench.say("transfers")
     source = data.table(bench.folder, "numbers", ".csv", rows)
     size = source.stat().st_size / MB
@@ -162,9 +165,10 @@ def _transfers(bench: Bench, url: str, folder: Path, rows: int) -> Iterator[Meas
     try:
         program = environments.nginx(bench.folder)
     except Unavailable as error:
-        return bench.without("nginx", error)
+        yield from (Gap(name, f"there is no nginx: {error}") for name in TRANSFERS)
+        return
     with nginx.serving(program, folder / "nginx") as web:
-        for _ in range(max(bench.repeats, 3)):
+        for _ in range(TRANSFERRED):
             started = time.perf_counter()
             send(f"{web}/input", "PUT", source)
             uploaded = time.perf_counter()
@@ -178,12 +182,9 @@ def _transfers(bench: Bench, url: str, folder: Path, rows: int) -> Iterator[Meas
             up.append(uploaded - started)
             down.append(time.perf_counter() - uploaded)
             service.delete(url, job_id)
-    yield Measurement(
-        "upload: MB/s / nginx PUT", size / statistics.median(up), size / statistics.median(their_up), "MB/s"
-    )
-    yield Measurement(
-        "download: MB/s / nginx GET", size / statistics.median(down), size / statistics.median(their_down), "MB/s"
-    )
+    speeds = [size / statistics.median(seconds) for seconds in (up, their_up, down, their_down)]
+    yield Measurement(TRANSFERS[0], speeds[0], speeds[1], "MB/s", None, None, TRANSFERRED, TRANSFERRED)
+    yield Measurement(TRANSFERS[1], speeds[2], speeds[3], "MB/s", None, None, TRANSFERRED, TRANSFERRED)
 
 
 @contextmanager

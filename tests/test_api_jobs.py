@@ -1,12 +1,17 @@
+import asyncio
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -16,8 +21,11 @@ import polars as pl
 import pytest
 from conftest import serving
 from service import Api, encoded, ok, problem, running
+from sqlalchemy import Engine, event
 
 from batchserve import jobs
+from batchserve.api.cache import SIZE
+from batchserve.api.deps import Changes
 from batchserve.api.schemas import job_body
 from batchserve.db.connect import Database
 from batchserve.domain import Attempt, Job, JobState
@@ -40,9 +48,8 @@ def claimed(idle_api: Api) -> Iterator[dict[str, Any]]:
     job = queued(idle_api, priority=100)
     database = Database(idle_api.settings.database_url)
     with database.write() as connection:
-        taken = jobs.claim_next(connection, "far-away", 60.0, database.moment(connection))
-    assert taken is not None
-    assert taken.id == job["id"]
+        taken = jobs.claim_due(connection, "far-away", 60.0, database.moment(connection), 1)
+    assert [each.id for each in taken] == [job["id"]]
     yield idle_api.job(job["id"])
     with database.write() as connection:
         connection.exec_driver_sql("DELETE FROM jobs WHERE id = ?", (job["id"],))
@@ -117,6 +124,91 @@ def test_a_queued_job_has_changed_when_its_place_has(idle_api: Api) -> None:
     after = look(before.headers["etag"])
     assert ok(after)["queue_position"] == ok(before)["queue_position"] - 1
     ok(idle_api.http.post(second["links"]["cancel"]), 202)
+
+
+COMMITS = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+for line in sys.stdin:
+    with connection:
+        connection.execute("UPDATE jobs SET input_filename = ?", (line.strip(),))
+    print("committed", flush=True)
+connection.close()
+"""
+
+
+def test_a_poll_tells_a_commit_of_another_process_at_once(idle_api: Api) -> None:
+    link = idle_api.upload(CSV)["links"]["self"]
+    path = Path(idle_api.settings.storage) / "batchserve.db"
+    with subprocess.Popen([sys.executable, "-c", COMMITS, path], stdin=PIPE, stdout=PIPE, text=True) as other:
+        assert other.stdin is not None
+        assert other.stdout is not None
+        for number in range(20):
+            for _ in range(3):
+                ok(idle_api.http.get(link))
+            print(f"{number}.csv", file=other.stdin, flush=True)
+            assert other.stdout.readline() == "committed\n"
+            assert ok(idle_api.http.get(link))["input"]["filename"] == f"{number}.csv"
+
+
+def test_a_poll_tells_what_time_alone_has_changed(idle_api: Api) -> None:
+    """A job of a higher priority becomes due: nobody commits anything, but the other one is further from its turn."""
+    first = queued(idle_api, priority=90, run_after=datetime.fromtimestamp(time.time() + 0.5, UTC).isoformat())
+    second = queued(idle_api, priority=80)
+    position = second["queue_position"]
+    deadline = time.monotonic() + 10
+    while (told := ok(idle_api.http.get(second["links"]["self"]))["queue_position"]) == position:
+        assert time.monotonic() < deadline
+    assert told == position + 1
+    for job in (first, second):
+        ok(idle_api.http.post(job["links"]["cancel"]), 202)
+
+
+def test_polls_of_a_job_that_stays_as_it_is_read_it_a_few_times_a_second(idle_api: Api) -> None:
+    link = idle_api.upload(CSV)["links"]["self"]
+    statements: list[str] = []
+
+    def count(_connection: object, _cursor: object, statement: str, *_: object) -> None:
+        statements.append(statement)
+
+    ok(idle_api.http.get(link))
+    event.listen(Engine, "before_cursor_execute", count)
+    try:
+        bodies = [idle_api.http.get(link).content for _ in range(100)]
+    finally:
+        event.remove(Engine, "before_cursor_execute", count)
+    assert len(set(bodies)) == 1
+    assert len(statements) < 50
+
+
+def test_a_poll_has_one_answer_however_it_asks(idle_api: Api) -> None:
+    job = queued(idle_api)
+    link = job["links"]["self"]
+    plain = [idle_api.http.get(link) for _ in range(2)]
+    others = [idle_api.http.get(link, headers={"prefer": "return=minimal"}), idle_api.http.get(f"{link}?wait=0")]
+    for answer in (*plain, *others):
+        assert (ok(answer), answer.headers) == (ok(plain[0]), plain[0].headers)
+        assert (answer.headers["content-type"], answer.headers["retry-after"]) == ("application/json", "1")
+        assert answer.headers["location"] == link
+    began = time.monotonic()
+    ok(idle_api.http.get(link, headers={"prefer": "wait=1"}))
+    assert time.monotonic() - began > 0.9
+    ok(idle_api.http.post(job["links"]["cancel"]), 202)
+
+
+def test_a_poll_of_a_deleted_job_is_a_problem_at_once(idle_api: Api) -> None:
+    link = idle_api.upload(CSV)["links"]["self"]
+    etag = idle_api.http.get(link).headers["etag"]
+    assert idle_api.http.get(link, headers={"if-none-match": etag}).status_code == 304
+    assert idle_api.http.delete(link).status_code == 204
+    problem(idle_api.http.get(link), 404, "job-not-found")
+    problem(idle_api.http.get(link, headers={"if-none-match": etag}), 404, "job-not-found")
+
+
+def test_polls_of_more_jobs_than_are_kept_tell_each_its_own(idle_api: Api) -> None:
+    ids = [idle_api.upload(CSV)["id"] for _ in range(SIZE + 5)]
+    for _ in range(2):
+        assert [idle_api.job(job_id)["id"] for job_id in ids] == ids
 
 
 def test_a_retry_is_another_job_to_a_cache(idle_api: Api) -> None:
@@ -526,3 +618,17 @@ def test_a_running_job_is_not_deleted(idle_api: Api, claimed: dict[str, Any]) ->
     assert "cancel it" in detail
     assert idle_api.job(claimed["id"])["state"] == "running"
     assert f"inputs/{claimed['id']}" in idle_api.stored()
+
+
+def test_all_who_wait_for_a_job_hear_of_its_next_change_and_of_no_other() -> None:
+    async def wait() -> None:
+        changes = Changes(has_worker=True)
+        both = [changes.next_of("1"), changes.next_of("1")]
+        other = changes.next_of("2")
+        await asyncio.to_thread(changes.tell, "1")
+        await asyncio.wait_for(asyncio.gather(*(change.wait() for change in both)), 5)
+        assert not other.is_set()
+        assert not changes.next_of("1").is_set()
+        changes.tell("3")  # nobody waits
+
+    asyncio.run(wait())

@@ -20,7 +20,7 @@ from polars.testing import assert_frame_equal
 from service import Api, decoded, encoded, ok, problem, running
 from sklearn.linear_model import LogisticRegression
 
-from batchserve.api.deps import Service
+from batchserve.api.deps import Changes, Service
 from batchserve.errors import Unavailable
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
@@ -362,7 +362,7 @@ def test_a_call_that_finds_no_free_process_is_given_up(tmp_path: Path) -> None:
 
     async def call_three() -> list[int | BaseException]:
         with Runtime.open(settings) as runtime:
-            service = Service(runtime, lambda: None, lambda: None)
+            service = Service(runtime, lambda: None, lambda: None, Changes(has_worker=False))
             await service.call(double, 1, seconds=60)  # starts the processes
             long = [asyncio.create_task(service.call(pid_after, 4.0, seconds=20)) for _ in range(2)]
             await asyncio.sleep(0.2)

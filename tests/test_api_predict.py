@@ -479,7 +479,7 @@ def test_any_table_gives_a_result_in_any_table_format(
     assert (job["state"], job["rows"], job["chunks"]["done"]) == (
         "completed",
         {"total": 150, "ok": 150, "failed": 0},
-        2,
+        1 if given == "parquet" else 2,  # a chunk of Parquet may have twice the records
     )
     answer = api.result(job)
     assert answer.headers["content-type"].partition(";")[0] == job["result"]["media_type"]

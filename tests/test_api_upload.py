@@ -5,8 +5,11 @@ import hashlib
 import io
 import json
 import pickle
+import resource
 import socket
 import sqlite3
+import threading
+import time
 import zipfile
 from collections.abc import Callable
 from contextlib import closing
@@ -19,11 +22,17 @@ import orjson
 import polars as pl
 import pytest
 import zstandard
+from conftest import serving
 from service import Api, encoded, ok, problem, running
+from starlette.requests import Request
+from starlette.types import Message
 
+from batchserve.api.bodies import Body
 from batchserve.app import create_app
 from batchserve.db import connect
 from batchserve.settings import Settings
+from batchserve.storage import open_storage
+from batchserve.storage.local import FileWriter
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 FORMATS = {
@@ -157,6 +166,120 @@ def test_the_digest_is_that_of_the_body_as_sent(api: Api) -> None:
         problem(
             api.http.post("/v1/upload", files=files, headers={"content-digest": digest(CSV)}), 422, "digest-mismatch"
         )
+
+
+def test_a_digest_that_nobody_could_check_is_refused_before_the_body_is_sent(server: str) -> None:
+    address = urlsplit(server)
+    head = f"host: x\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: {len(CSV)}\r\n"
+    with socket.create_connection((address.hostname, address.port), 20) as connection:
+        connection.sendall(f"POST /v1/upload HTTP/1.1\r\n{head}repr-digest: md5=:AAAA:\r\n\r\n".encode())
+        assert connection.recv(65536).startswith(b"HTTP/1.1 400")
+
+
+# --- big bodies: one block is written while the next one comes -------------------------------------------------------
+
+BIG = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * 7919 % 104729) for i in range(400_000))
+
+
+@pytest.mark.parametrize("headers", [{}, {"repr-digest": digest(BIG)}], ids=["plain", "digest"])
+@pytest.mark.parametrize("length", [(1 << 20) - 1, 1 << 20, (1 << 20) + 1, len(BIG)])
+def test_a_big_body_keeps_every_byte_in_its_place(api: Api, length: int, headers: dict[str, str]) -> None:
+    body = BIG[:length]
+    headers = {name: digest(body) for name in headers}
+    job = ok(api.http.post("/v1/upload", content=body, headers=headers), 201)
+    assert (job["input"]["bytes"], job["input"]["sha256"]) == (length, sha256(body))
+    assert api.http.get(job["links"]["input"]).content == body
+
+
+def test_a_big_body_that_does_not_match_its_digest_leaves_nothing(api: Api) -> None:
+    with api.unchanged():
+        answer = api.http.post("/v1/upload", content=BIG, headers={"repr-digest": digest(BIG[:-1])})
+        problem(answer, 422, "digest-mismatch")
+
+
+def test_a_disk_that_fills_up_in_the_middle_of_a_body_is_named_and_leaves_nothing(api: Api) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with api.unchanged():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limits[1]))
+        try:
+            answer = api.http.post("/v1/upload", content=BIG)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        problem(answer, 507, "insufficient-storage")
+    ok(api.http.post("/v1/upload", content=BIG), 201)
+
+
+def test_a_client_that_leaves_in_the_middle_of_a_big_body_leaves_nothing(tmp_path: Path) -> None:
+    with serving(tmp_path) as url:
+        address, inputs = urlsplit(url), tmp_path / "storage" / "inputs"
+        with socket.create_connection((address.hostname, address.port), 20) as connection:
+            connection.sendall(f"POST /v1/upload HTTP/1.1\r\nhost: x\r\ncontent-length: {len(BIG)}\r\n\r\n".encode())
+            connection.sendall(BIG[: 5 << 19])
+            assert _within(5, lambda: _bytes_in(inputs) >= 1 << 20)  # blocks are written before the body has ended
+        assert _within(5, lambda: _bytes_in(inputs) == 0)
+        assert ok(httpx2.get(f"{url}/v1/jobs"))["jobs"] == []
+
+
+def _bytes_in(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.glob("*"))
+
+
+def _within(seconds: float, condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.02)
+    return True
+
+
+@pytest.mark.parametrize("blocks_come", [False, True], ids=["waiting for the client", "waiting for the disk"])
+def test_a_request_that_is_cancelled_leaves_its_file_open_until_nobody_writes_to_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks_come: bool
+) -> None:
+    """A number of a closed file may belong to another file a moment later."""
+    writing, go_on = threading.Event(), threading.Event()
+    failures: list[BaseException] = []
+    received = 0
+    write = FileWriter.write
+
+    def slow_disk(self: FileWriter, data: bytes | memoryview) -> None:
+        writing.set()
+        go_on.wait(20)
+        try:
+            write(self, data)
+        except BaseException as error:
+            failures.append(error)
+            raise
+
+    async def receive() -> Message:
+        nonlocal received
+        received += 1
+        await asyncio.sleep(0 if blocks_come or received <= 2 else 60)  # with the second, the first is written
+        return {"type": "http.request", "body": bytes(1 << 20), "more_body": True}
+
+    async def store() -> None:
+        request = Request({"type": "http", "method": "POST", "headers": []}, receive)
+        body = Body(request, Settings(storage=str(tmp_path)), 1 << 40)
+        blocks = body.blocks()
+        with open_storage(str(tmp_path)).create("inputs/a") as writer:
+            await body.store(writer, await anext(blocks), blocks)
+
+    async def cancelled() -> None:
+        request = asyncio.create_task(store())
+        assert await asyncio.to_thread(writing.wait, 20)
+        await asyncio.sleep(0.1)
+        request.cancel()
+        _, waiting = await asyncio.wait([request], timeout=0.2)
+        go_on.set()
+        assert waiting
+        with pytest.raises(asyncio.CancelledError):
+            await request
+
+    monkeypatch.setattr(FileWriter, "write", slow_disk)
+    asyncio.run(cancelled())
+    assert failures == []
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 # --- ?model= ---------------------------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Scoring processes: what comes back from them, what they may not harm, and when they end."""
 
 import os
+import platform
 import resource
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from pathlib import Path
 import calls
 import pytest
 
+from batchserve import scoring
 from batchserve.engines import Call, Engine, open_engine
 from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 from batchserve.settings import Settings
@@ -96,6 +98,31 @@ def test_the_processes_of_jobs_are_nicer_than_those_of_waiting_clients(engine: E
     mine = os.nice(0)
     assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(mine + 10, 19)
     assert engine.submit_interactive(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == mine
+
+
+def test_clients_that_come_one_after_the_other_share_a_process(tmp_path: Path) -> None:
+    with opened(tmp_path) as engine:
+        calm = [engine.submit_interactive(calls.pid_after, 0.0, timeout=TIMEOUT).future.result(TIMEOUT) for _ in "1234"]
+        assert len(set(calm)) == 1
+        crowd = [engine.submit_interactive(calls.pid_after, 0.5, timeout=TIMEOUT) for _ in range(4)]
+        assert len({call.future.result(TIMEOUT) for call in crowd} | set(calm)) == 2
+
+
+def test_a_scoring_process_imports_nothing_that_only_the_server_needs(tmp_path: Path) -> None:
+    heavy = "fastapi", "onnx", "pydantic", "sqlalchemy", "typer"
+    with opened(tmp_path, processes=1) as engine:
+        engine.submit(scoring.warm_up, timeout=TIMEOUT).future.result(TIMEOUT)
+        imported = engine.submit(eval, "set(__import__('sys').modules)", timeout=TIMEOUT).future.result(TIMEOUT)
+    assert "polars" in imported
+    assert not imported.intersection(heavy)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps what it wants")
+def test_the_processes_of_jobs_keep_freed_memory_until_it_is_given_back(engine: Engine) -> None:
+    size = 48 * 2**20
+    kept = engine.submit(calls.kept_after_freeing, size, False, timeout=TIMEOUT).future.result(TIMEOUT)
+    returned = engine.submit(calls.kept_after_freeing, size, True, timeout=TIMEOUT).future.result(TIMEOUT)
+    assert kept > size / 2 > returned
 
 
 def test_an_engine_that_nobody_serves_is_refused(tmp_path: Path) -> None:

@@ -351,6 +351,29 @@ def test_foreign_parquet_parts_with_bloom_filters_and_page_indexes_assemble(tmp_
         assert read_all(Parquet(), source, ChunkLimits()).equals(pl.concat([frame(100, i) for i in range(3)]))
 
 
+def test_the_sample_of_a_parquet_file_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
+    """All processes that score want the columns; only the check of an input wants values, and unpacks pages."""
+    path = tmp_path / "damaged.parquet"
+    frame(100).write_parquet(path)
+    damaged = bytearray(path.read_bytes())
+    damaged[4:40] = bytes(36)
+    path.write_bytes(damaged)
+    with path.open("rb") as source:
+        header = Parquet().header(source, DIALECT)
+    assert header.columns == dict(frame(100).schema)
+    with pytest.raises(InvalidInput, match="can not be read"):
+        _ = header.sample
+
+
+def test_the_sample_of_a_parquet_file_holds_its_first_records(tmp_path: Path) -> None:
+    path = tmp_path / "table.parquet"
+    frame(300).write_parquet(path)
+    with path.open("rb") as source:
+        sample = Parquet().header(source, DIALECT).sample
+    assert isinstance(sample, pl.DataFrame)
+    assert sample.equals(frame(300)[:100])
+
+
 def test_chunks_prefer_the_borders_of_row_groups() -> None:
     buffer = io.BytesIO()
     frame(100).write_parquet(buffer, row_group_size=30)

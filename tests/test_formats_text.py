@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -312,6 +313,38 @@ def test_a_key_that_stands_twice_is_found_in_clean_data() -> None:
         (4500, "duplicate-key", None),
         (4600, "duplicate-key", None),
     ]
+
+
+@pytest.mark.parametrize("colon", [":", ": ", " :"])
+def test_nulls_hide_no_key_that_stands_twice(colon: str) -> None:
+    """Enough records, of growing length, that a null or a key lies across every edge of what is looked at together."""
+    lines = [f'{{"a"{colon}{record},"b"{colon}{"null" if record % 3 else "7"}}}' for record in range(30_000)]
+    types: Types = {"a": "int64", "b": "int64"}
+    rows, errors = read("jsonl", "\n".join(lines).encode(), types)
+    assert rows == [(record, None if record % 3 else 7) for record in range(30_000)]
+    assert not errors
+    lines[29_000] = f'{{"a"{colon}1,"b"{colon}null,"a"{colon}2}}'
+    assert places(read("jsonl", "\n".join(lines).encode(), types)[1]) == [(29_000, "duplicate-key", None)]
+
+
+def test_clean_data_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nulls, escapes and columns that nobody asked for are no reason to look at each record alone."""
+    lines = [f'{{"a":{record},"b":{"null" if record % 3 else "7"},"t":"x\\n{record}"}}' for record in range(30_000)]
+    data = "\n".join(lines).encode()
+    source, format = io.BytesIO(data), get_format("jsonl")
+    chunk = Chunk(0, 30_000, 0, len(data))
+    loads, parsed = orjson.loads, []
+
+    def listed(line: bytes) -> Any:
+        parsed.append(line)
+        return loads(line)
+
+    monkeypatch.setattr(orjson, "loads", listed)
+    records = format.read(source, COMMA, chunk, {"a": "int64"}).records
+    assert isinstance(records, pl.DataFrame)
+    assert records["b"].null_count() == 20_000
+    assert records["t"][29_999] == "x\n29999"
+    assert len(parsed) == 100  # those from which the types are inferred
 
 
 def test_half_a_character_is_no_text() -> None:

@@ -85,7 +85,7 @@ def queue(database: Database, job_id: str, **request: Any) -> None:
 
 def claim(database: Database, worker: str = "w1", second: float = 2) -> Job | None:
     with database.write() as connection:
-        return jobs.claim_next(connection, worker, LEASE, at(second))
+        return next(iter(jobs.claim_due(connection, worker, LEASE, at(second), 1)), None)
 
 
 def run(database: Database, job_id: str = "1", *planned: Chunk) -> Job:
@@ -144,7 +144,7 @@ ACTIONS: dict[str, Action] = {
     "request_cancel": lambda connection: jobs.request_cancel(connection, "1", wall(8)),
     "retry_if_stopped": lambda connection: jobs.retry_if_stopped(connection, "1", wall(8)),
     "delete_if_not_running": lambda connection: jobs.delete_if_not_running(connection, "1"),
-    "claim_next": lambda connection: jobs.claim_next(connection, "w2", LEASE, at(8)),
+    "claim_due": lambda connection: jobs.claim_due(connection, "w2", LEASE, at(8), 1),
     "renew_lease_if_mine": lambda connection: jobs.renew_lease_if_mine(connection, "1", 1, LEASE, at(8)),
     "add_chunks_if_mine": lambda connection: jobs.add_chunks_if_mine(
         connection, "1", 1, [Chunk(15, 5, 150, 200)], complete=True
@@ -155,6 +155,9 @@ ACTIONS: dict[str, Action] = {
         connection, "1", 1, SECOND, [Chunk(10, 3, 100, 130), Chunk(13, 2, 130, 150)]
     ),
     "complete_if_mine": lambda connection: jobs.complete_if_mine(connection, "1", 1, RESULT, [], wall(8)),
+    "complete_small_if_mine": lambda connection: jobs.complete_small_if_mine(
+        connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(8)
+    ),
     "fail_if_mine": lambda connection: jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8)),
     "cancel_if_mine": lambda connection: jobs.cancel_if_mine(connection, "1", 1, wall(8)),
     "release_if_mine": lambda connection: jobs.release_if_mine(connection, "1", 1, wall(8)),
@@ -173,7 +176,7 @@ LEGAL: dict[str, dict[str, JobState | None]] = {
         "complete_as_equal_if_queued": JobState.COMPLETED,
         "request_cancel": JobState.CANCELLED,
         "delete_if_not_running": None,
-        "claim_next": JobState.RUNNING,
+        "claim_due": JobState.RUNNING,
     },
     # Nor is a job completed while a chunk is missing.
     "running": {
@@ -272,6 +275,22 @@ def test_a_stale_attempt_changes_nothing(database: Database, action: str) -> Non
     with pytest.raises(LeaseLost):
         perform(database, action)
     assert everything(database) == before
+
+
+def test_a_small_job_is_planned_scored_and_completed_in_one_step(database: Database) -> None:
+    queue(database, "1")
+    claim(database)
+    with database.write() as connection:
+        jobs.complete_small_if_mine(connection, "1", 1, FIRST, scored(FIRST, failed=3), RESULT, ["a note"], wall(9))
+    at_once = get(database)
+    in_one_step = everything(database)
+    with database.write() as connection:
+        jobs.delete_if_not_running(connection, "1")
+    run(database, "1", FIRST)
+    commit(database, FIRST, failed=3)
+    complete(database)
+    assert at_once == get(database)
+    assert in_one_step == everything(database)
 
 
 def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Database) -> None:

@@ -240,13 +240,16 @@ def test_a_reader_sees_one_snapshot(sqlite: Database) -> None:
 
 def test_a_database_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 50)
-    database = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
+    database, other = (Database(f"sqlite:///{tmp_path / 'batchserve.db'}") for _ in range(2))
     migrate.upgrade(database)
-    with database.write(), pytest.raises(Unavailable, match="does not answer"), database.write():
+    with other.write(), pytest.raises(Unavailable, match="does not answer"), database.write():
+        pass
+    with database.write(), pytest.raises(Unavailable, match="is busy"), database.write():
         pass
     with database.write() as connection:
         assert connection.scalar(text("SELECT 1")) == 1
     database.close()
+    other.close()
 
 
 def test_a_database_in_a_folder_that_is_not_there_makes_it(tmp_path: Path) -> None:

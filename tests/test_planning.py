@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.formats import FORMATS, Format, Part, Records, get_format
 from batchserve.storage import Piece
+from batchserve.worker import even_limits
 
 Row = tuple[str | None, float | None, int | None]
 TYPES: dict[str, DType] = {"te xt": "string", "x": "float64", "n": "int64"}
@@ -266,3 +267,25 @@ def test_chunks_do_not_depend_on_how_the_bytes_arrive(
 
     assert list(format.plan(Trickle(data), dialect, None, limits)) == at_once
     assert read_all(format, Trickle(data), dialect, at_once) == expected(name, table)
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "processes", "chunks"), [(3, 2, 1), (5, 2, 2), (18, 2, 2), (18, 4, 4), (40, 2, 4)]
+)
+def test_a_text_is_cut_into_even_chunks_for_all_processes(megabytes: int, processes: int, chunks: int) -> None:
+    line = b'{"a":0.123456789,"b":"0123456789"}\n'
+    data = line * (megabytes * 2**20 // len(line))
+    limits = even_limits(ChunkLimits(bytes=16 * 2**20, records=2**40), "jsonl", len(data), processes)
+    planned = list(get_format("jsonl").plan(io.BytesIO(data), Dialect(), None, limits))
+    sizes = [chunk.stop - chunk.start for chunk in planned]
+    assert (len(sizes), sum(sizes)) == (chunks, len(data))
+    assert max(sizes) <= 16 * 2**20
+    assert min(sizes) > 0.98 * max(sizes) or megabytes == 5  # 4 MiB are worth a chunk, what is left is the next one
+
+
+@pytest.mark.parametrize(
+    ("format", "size"), [("parquet", 16 * 2**20), ("csv", 2**20), ("csv", 2**62)], ids=["parquet", "small", "whole"]
+)
+def test_other_limits_stay_as_they_are(format: str, size: int) -> None:
+    limits = ChunkLimits(bytes=size, records=1000)
+    assert even_limits(limits, format, 100 * 2**20, 2) == limits

@@ -407,6 +407,38 @@ def test_bytes_and_names_are_on_the_disk_before_a_commit_returns(folder: Path, t
         assert re.search(step, line), f"{step} is not {line}"
 
 
+WRITE = """
+import sys
+from batchserve.storage import open_storage
+
+storage = open_storage(sys.argv[1])
+with storage.create("inputs/a") as writer:
+    for _ in range(40):
+        writer.write(bytes(1 << 20))
+    writer.commit()
+"""
+
+
+def test_the_disk_begins_with_a_big_object_before_the_commit(folder: Path, tmp_path: Path) -> None:
+    """Every 16 MiB, without gaps; and fsync is still asked whether all of it is there."""
+    if shutil.which("strace") is None or sys.platform != "linux":
+        pytest.skip("strace is not installed")
+    trace = tmp_path / "trace"
+    calls = "trace=sync_file_range,fsync"
+    command = ["strace", "-f", "-y", "-e", calls, "-o", str(trace), sys.executable, "-c", WRITE, str(folder)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=100)
+    if "ptrace" in done.stderr:
+        pytest.skip(f"strace may not trace here: {done.stderr.strip()}")
+    assert done.returncode == 0, done.stderr
+    seen = re.findall(r"(\w+)\(\d+<.*/\.partial-\w+>(?:, (\d+), (\d+), (\w+))?\) *= 0", trace.read_text())
+    block, flag = str(16 << 20), "SYNC_FILE_RANGE_WRITE"
+    assert seen == [
+        ("sync_file_range", "0", block, flag),
+        ("sync_file_range", block, block, flag),
+        ("fsync", "", "", ""),
+    ]
+
+
 def test_a_failed_fsync_is_never_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After it, the system may have thrown the bytes away and say that all is well (promise D3)."""
     storage = open_storage(str(folder))

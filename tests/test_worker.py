@@ -33,7 +33,7 @@ from batchserve.inference.admission import admit
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, model_key, open_storage, part_key, parts_prefix
-from batchserve.worker import Worker
+from batchserve.worker import Worker, chunk_limits
 
 TIMEOUT = 40.0
 FOREVER = 1e12
@@ -326,7 +326,7 @@ def test_a_job_that_failed_too_many_records_is_not_saved_by_a_crash(bench: Bench
     job_id = bench.submit(bench.register("busy", busy), rows_of(None, None, 1), max_errors=0.5)
     with bench.database.write() as connection:
         moment = bench.database.moment(connection)
-        jobs.claim_next(connection, "dead", 0.1, moment)
+        jobs.claim_due(connection, "dead", 0.1, moment, 1)
         jobs.add_chunks_if_mine(connection, job_id, 1, [Chunk(0, 3, 8, 20)], complete=True)
         jobs.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(0, 3, 2, 10, "", 10), 0.9)
     with bench.worker():
@@ -580,7 +580,7 @@ def test_a_heartbeat_that_fails_is_tried_again(
 def test_a_job_of_a_dead_worker_is_taken_up_within_its_lease(bench: Bench, busy: bytes) -> None:
     job_id = bench.submit(bench.register("busy", busy), rows_of(*range(30)))
     with bench.database.write() as connection:
-        jobs.claim_next(connection, "dead", 1.0, bench.database.moment(connection))
+        jobs.claim_due(connection, "dead", 1.0, bench.database.moment(connection), 1)
     claimed = time.monotonic()
     with bench.worker():
         job = bench.wait(job_id)
@@ -593,7 +593,7 @@ def test_a_job_of_an_earlier_boot_is_taken_up_at_once(bench: Bench, busy: bytes)
     job_id = bench.submit(bench.register("busy", busy), rows_of(1))
     with bench.database.write() as connection:
         now = bench.database.moment(connection)
-        jobs.claim_next(connection, "dead", 3600.0, Moment(now.wall, now.steady, "an earlier boot"))
+        jobs.claim_due(connection, "dead", 3600.0, Moment(now.wall, now.steady, "an earlier boot"), 1)
     with bench.worker():
         job = bench.wait(job_id)
     assert (job.state, job.attempt) == (JobState.COMPLETED, 2)
@@ -690,3 +690,9 @@ def test_a_worker_removes_at_its_start_what_a_crash_left_behind(bench: Bench, bu
             time.sleep(0.02)
     assert not list(bench.storage.list("uploads/"))
     assert bench.read(input_key(kept)) == rows_of(1)
+
+
+def test_chunks_of_parquet_are_twice_as_large_as_those_of_text(bench: Bench, busy: bytes) -> None:
+    model = replace(bench.register("m", busy), signature=replace(admit(busy).signature, records_per_second=None))
+    text, parquet = (chunk_limits(bench.runtime.settings, model, name) for name in ("csv", "parquet"))
+    assert (parquet.bytes, parquet.records) == (2 * text.bytes, 2 * text.records)

@@ -1,5 +1,6 @@
 """Request bodies on their way into storage: streamed, decompressed, bounded, verified, never held in memory."""
 
+import asyncio
 import base64
 import binascii
 import hashlib
@@ -46,9 +47,10 @@ class Body:
         self._request = request
         self._settings = settings
         self._limit = limit
-        self._hash = hashlib.sha256()
         self._received = 0
         self._refuse_early()
+        self._digests = _digests(request)
+        self._hash = hashlib.sha256() if self._digests else None  # of the bytes as sent; storage hashes what it keeps
 
     def blocks(self) -> AsyncGenerator[bytes]:
         """The decoded bytes in blocks of about 1 MiB, after whose last one length and digest are verified.
@@ -78,11 +80,22 @@ class Body:
         return b"".join([block async for block in self.blocks()])
 
     async def store(self, writer: Writer, beginning: bytes, rest: AsyncIterator[bytes]) -> Stored:
-        """Writes it all; the caller has looked at the beginning. Durable when it returns."""
-        await run_in_threadpool(writer.write, beginning)
-        async for block in rest:
-            await run_in_threadpool(writer.write, block)
-        return await run_in_threadpool(writer.commit)
+        """Writes it all; the caller has looked at the beginning. Durable when it returns.
+
+        A thread hashes and writes one block while the next one comes; none waits for a client.
+        """
+        block = beginning
+        writing: asyncio.Task[None] | None = None
+        try:
+            async for following in rest:
+                if writing is not None:
+                    await _ended(writing)
+                writing = asyncio.create_task(run_in_threadpool(writer.write, block))
+                block = following
+        finally:  # whatever happens: the caller closes the file, so nobody may be writing it
+            if writing is not None:
+                await _ended(writing)
+        return await run_in_threadpool(_finish, writer, block)
 
     async def _raw(self) -> AsyncIterator[bytes]:
         stream = self._request.stream()
@@ -103,7 +116,8 @@ class Body:
             waited += time.monotonic() - began
             self._received += len(data)
             self._check_rate(waited)
-            self._hash.update(data)
+            if self._hash is not None:
+                self._hash.update(data)
             if data:
                 yield data
         self._verify()
@@ -140,16 +154,8 @@ class Body:
         declared = self._request.headers.get("content-length")
         if declared is not None and int(declared) != self._received:
             raise self._truncated()
-        for header in ("content-digest", "repr-digest"):
-            if (value := self._request.headers.get(header)) is None:
-                continue
-            if (found := _SHA256.search(value)) is None:
-                raise BadRequest(f"{header} holds no sha-256: expected sha-256=:<base64>:, got {value[:100]!r}")
-            try:
-                expected = base64.b64decode(found[1], validate=True)
-            except binascii.Error:
-                raise BadRequest(f"{header} is not base64: {found[1][:100]!r}") from None
-            if expected != self._hash.digest():
+        for header, expected in self._digests.items():
+            if self._hash is not None and expected != self._hash.digest():
                 raise DigestMismatch(
                     f"the body does not match its {header}: expected sha-256 {expected.hex()}, "
                     f"got {self._hash.hexdigest()} of {self._received} bytes"
@@ -160,16 +166,45 @@ class Body:
         return TruncatedBody(f"the body ended after {self._received} bytes, {declared} were announced")
 
 
+def _digests(request: Request) -> dict[str, bytes]:
+    """The SHA-256 that the client announced, by header. Raises BadRequest for another digest, or none at all."""
+    digests = {}
+    for header in ("content-digest", "repr-digest"):
+        if (value := request.headers.get(header)) is None:
+            continue
+        if (found := _SHA256.search(value)) is None:
+            raise BadRequest(f"{header} holds no sha-256: expected sha-256=:<base64>:, got {value[:100]!r}")
+        try:
+            digests[header] = base64.b64decode(found[1], validate=True)
+        except binascii.Error:
+            raise BadRequest(f"{header} is not base64: {found[1][:100]!r}") from None
+    return digests
+
+
 async def _gathered(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     """Blocks of BLOCK bytes or a little more, the last one shorter, none empty."""
-    buffer = bytearray()
+    pieces: list[bytes] = []
+    size = 0
     async for data in source:
-        buffer += data
-        if len(buffer) >= BLOCK:
-            block, buffer = bytes(buffer), bytearray()
-            yield block
-    if buffer:
-        yield bytes(buffer)
+        pieces.append(data)
+        size += len(data)
+        if size >= BLOCK:
+            yield b"".join(pieces)
+            pieces, size = [], 0
+    if pieces:
+        yield b"".join(pieces)
+
+
+async def _ended(writing: asyncio.Task[None]) -> None:
+    """Waits, and raises what went wrong. A request that is cancelled meanwhile still waits: a thread goes on anyway."""
+    with anyio.CancelScope(shield=True):
+        await asyncio.wait([writing])
+    writing.result()
+
+
+def _finish(writer: Writer, last: bytes) -> Stored:
+    writer.write(last)
+    return writer.commit()
 
 
 class _Decoder(Protocol):

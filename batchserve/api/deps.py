@@ -3,9 +3,10 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
+from weakref import WeakValueDictionary
 
 import anyio
 from fastapi import Depends, Header, Request, Response
@@ -15,6 +16,7 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs, registry
+from batchserve.api.cache import AnswerCache
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.domain import Job, JobState, ModelVersion
 from batchserve.engines import Call
@@ -24,6 +26,7 @@ from batchserve.runtime import Runtime
 T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 MAX_WAIT = 60.0
+_LONGEST_PAUSE = 0.25
 
 
 @dataclass(slots=True)
@@ -33,9 +36,18 @@ class Service:
     runtime: Runtime
     wake_worker: Callable[[], None]
     stop_worker: Callable[[], None]
+    changes: "Changes"
     keys_under_way: set[str] = field(default_factory=set)
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    answers: AnswerCache = field(init=False)
     _long_call: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.answers = AnswerCache(self.runtime.database)
+
+    async def wake(self) -> None:
+        """For background tasks: one that is no coroutine would take a thread."""
+        self.wake_worker()
 
     def stop(self) -> None:
         """The worker claims nothing more, streams and long polls end. Comes before the wait for all requests."""
@@ -53,9 +65,7 @@ class Service:
         Raises ScoringTimeout after `seconds` of running, Unavailable when no process was free in time, and what the
         function raises.
         """
-        call: Call[T] = await run_in_threadpool(
-            self.runtime.engine.submit_interactive, function, *args, timeout=seconds
-        )
+        call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
         try:
             with anyio.move_on_after(seconds + self.runtime.settings.online_wait):
                 return await asyncio.wrap_future(call.future)
@@ -115,7 +125,31 @@ class Service:
                 undo()
 
 
-def get_service(request: Request) -> Service:
+class Changes:
+    """Wakes who waits for a job when the worker of this process, if it `has_worker`, has changed it. Workers of other
+    processes tell nobody: look too."""
+
+    def __init__(self, *, has_worker: bool) -> None:
+        self.has_worker = has_worker
+        self._loop = asyncio.get_running_loop()
+        self._waiting: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+
+    def tell(self, job_id: str) -> None:
+        """From any thread."""
+        if job_id in self._waiting:
+            with suppress(RuntimeError):  # the loop has ended, and with it all who waited
+                self._loop.call_soon_threadsafe(self._wake, job_id)
+
+    def next_of(self, job_id: str) -> asyncio.Event:
+        """An event that is set at the next change of a job."""
+        return self._waiting.setdefault(job_id, asyncio.Event())
+
+    def _wake(self, job_id: str) -> None:
+        if event := self._waiting.pop(job_id, None):
+            event.set()
+
+
+async def get_service(request: Request) -> Service:  # as a plain function it would take a thread, for each request
     service: Service = request.app.state.service
     return service
 
@@ -164,24 +198,27 @@ def read_job(service: Service, job_id: str) -> Job:
         return jobs.get(connection, job_id)
 
 
-async def wait_for(service: Service, job_id: str, seconds: float, until: Callable[[Job], bool]) -> Job:
-    """The job when `until` holds of it, after `seconds`, or when the server stops.
+async def wait_for(service: Service, job_id: str, seconds: float, until: Callable[[JobState], bool]) -> None:
+    """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound.
 
-    Looks often at first: small jobs take milliseconds.
+    The worker of this process tells of its changes; for others it looks, often at first.
     """
     deadline = time.monotonic() + min(seconds, MAX_WAIT)
-    pause = 0.002
+    pause = _LONGEST_PAUSE if service.changes.has_worker else 0.01
     while True:
-        job = read_job(service, job_id)  # inline: a look-up costs less than a thread hop, and waits for no writer
+        change = service.changes.next_of(job_id)
+        with service.runtime.database.read() as connection:  # inline: costs less than a thread hop, waits for no writer
+            state = jobs.state_of(connection, job_id)
         left = deadline - time.monotonic()
-        if until(job) or left <= 0 or service.stopping.is_set():
-            return job
-        await service.pause(min(pause, left))
-        pause = min(pause * 1.5, 0.25)
+        if until(state) or left <= 0 or service.stopping.is_set():
+            return
+        with anyio.move_on_after(min(pause, left)):
+            await change.wait()
+        pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
-def finished(job: Job) -> bool:
-    return job.state.finished
+def finished(state: JobState) -> bool:
+    return state.finished
 
 
 def job_headers(body: JobBody) -> dict[str, str]:
@@ -243,5 +280,5 @@ async def replayed(service: Service, key: str | None, content: str) -> Response 
     remembered = await run_in_threadpool(recall)
     if remembered is None:
         return None
-    body = await run_in_threadpool(read_body, service, remembered.job_id)
+    body = read_body(service, remembered.job_id)
     return job_response(body, remembered.status, {"idempotency-replayed": "true"})

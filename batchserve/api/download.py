@@ -130,7 +130,9 @@ async def download(
 
     The result comes in the format of the job; `format` or Accept converts it on the way, as a stream.
     """
-    job = await wait_for(service, job_id, wait, finished)
+    if wait:
+        await wait_for(service, job_id, wait, finished)
+    job = read_job(service, job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the result of job {job_id} was removed when it expired")
     if job.options is None:
@@ -161,7 +163,7 @@ async def download_errors(
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """NDJSON, or CSV by Accept: record number (from 0), column, code and message. Empty when no record failed."""
-    job = await run_in_threadpool(read_job, service, job_id)
+    job = read_job(service, job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the errors of job {job_id} were removed when it expired")
     if job.state is not JobState.COMPLETED and not partial:
@@ -184,7 +186,7 @@ async def download_errors(
 )  # fmt: skip
 async def download_input(job_id: str, request: Request, service: ServiceDep) -> Response:
     """The bytes as they were stored at upload (decompressed)."""
-    job = await run_in_threadpool(read_job, service, job_id)
+    job = read_job(service, job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the input of job {job_id} was removed when it expired")
     format = get_format(job.input_format)

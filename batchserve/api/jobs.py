@@ -16,13 +16,13 @@ from starlette.concurrency import run_in_threadpool
 from batchserve import idempotency, jobs
 from batchserve.api import examples
 from batchserve.api.bodies import json_object
+from batchserve.api.cache import unless_known
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
     Service,
     ServiceDep,
     bare_key,
-    job_headers,
     job_response,
     once,
     parsed,
@@ -76,21 +76,21 @@ async def list_jobs(
 )  # fmt: skip
 async def get_job(
     job_id: str,
+    request: Request,
     service: ServiceDep,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for another state.")] = 0.0,
     prefer: Annotated[str | None, Header(description="`wait=30` does the same.")] = None,
     if_none_match: Annotated[str | None, Header()] = None,
 ) -> Response:
-    wait = wait or preferred_wait(prefer)
+    if seconds := wait or preferred_wait(prefer):
+        before = read_job(service, job_id).state
+        if not before.finished:
+            await wait_for(service, job_id, seconds, lambda state: state is not before)
+    version = service.runtime.database.version()
     body = read_body(service, job_id)
-    if wait and not body.state.finished:
-        before = body.state
-        await wait_for(service, job_id, wait, lambda job: job.state is not before)
-        body = read_body(service, job_id)
-    tag = f'W/"{_event_id(body)}"'
-    if if_none_match == tag:
-        return Response(status_code=304, headers={"etag": tag})
-    return Response(body.model_dump_json(), media_type="application/json", headers={"etag": tag, **job_headers(body)})
+    answer = job_response(body, 200, {"etag": f'W/"{_event_id(body)}"'})
+    service.answers.keep(request.scope["path"], answer, version)
+    return unless_known(answer, if_none_match)
 
 
 async def existing_job(job_id: str, service: ServiceDep) -> Job:
@@ -142,7 +142,7 @@ async def cancel_job(job_id: str, service: ServiceDep, background: BackgroundTas
         return read_body(service, job_id)
 
     body = await run_in_threadpool(cancel)
-    background.add_task(service.wake_worker)
+    background.add_task(service.wake)
     return job_response(body, 202)
 
 
@@ -204,7 +204,7 @@ async def retry_job(
             return answer
         return job_response(await run_in_threadpool(retry), 202)
 
-    background.add_task(service.wake_worker)
+    background.add_task(service.wake)
     return await once(service, key, work)
 
 

@@ -80,7 +80,7 @@ async def list_models(service: ServiceDep) -> ModelList:
 
 @router.get("/v1/models/{name}", responses=PROBLEMS, operation_id="get_model", summary="Show the newest version")
 async def get_model(name: Reference, service: ServiceDep) -> ModelBody:
-    return model_body(await run_in_threadpool(resolve_model, service, name))
+    return model_body(resolve_model(service, name))
 
 
 @router.get("/v1/models/{name}/versions", responses=PROBLEMS, operation_id="list_versions", summary="List all versions")
@@ -96,7 +96,7 @@ async def list_versions(name: Name, service: ServiceDep) -> ModelList:
     "/v1/models/{name}/versions/{version}", responses=PROBLEMS, operation_id="get_version", summary="Show a version"
 )
 async def get_version(name: Name, version: Version, service: ServiceDep) -> ModelBody:
-    return model_body(await run_in_threadpool(resolve_model, service, f"{name}@{version}"))
+    return model_body(resolve_model(service, f"{name}@{version}"))
 
 
 @router.delete(
@@ -164,7 +164,7 @@ async def _online_task(
     name: str, request: Request, service: Service, delimiter: str | None, top_k: int | None, columns: str | None
 ) -> scoring.OnlineTask:
     settings = service.runtime.settings
-    model = await run_in_threadpool(resolve_model, service, name)
+    model = resolve_model(service, name)
     body = await Body(request, settings, settings.online_bytes).read()
     if not body:
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow")

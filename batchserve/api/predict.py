@@ -85,7 +85,7 @@ async def predict(
     key = bare_key(idempotency_key)
 
     async def work() -> Response:
-        job = await run_in_threadpool(read_job, service, job_id)
+        job = read_job(service, job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)
@@ -96,7 +96,7 @@ async def predict(
         if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
             model = job.model  # pinned: a version that came or went since does not make this another request
         else:
-            model = await run_in_threadpool(resolve_model, service, options.model)
+            model = resolve_model(service, options.model)
         chosen = _chosen(options, new.format, model)
         if job.state is JobState.UPLOADED:
             await check_input(service, new, model, chosen)
@@ -127,7 +127,7 @@ async def upload_and_predict(
     key = bare_key(idempotency_key)
 
     async def work() -> Response:
-        model = await run_in_threadpool(resolve_model, service, options.model)
+        model = resolve_model(service, options.model)
         async with received_input(request, service, delimiter, filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
@@ -235,14 +235,13 @@ def _require_same(job: Job, asked: _Request) -> None:
 
 
 async def _answer(service: Service, background: BackgroundTasks, job_id: str, wait: float) -> Response:
-    body = await run_in_threadpool(read_body, service, job_id)
     headers = {}
-    if wait and not body.state.finished:
+    if wait:
         service.wake_worker()
         await wait_for(service, job_id, wait, finished)
-        body = await run_in_threadpool(read_body, service, job_id)
         headers["preference-applied"] = f"wait={wait:g}"
-    elif body.state is JobState.QUEUED:
+    body = read_body(service, job_id)
+    if body.state is JobState.QUEUED:
         # The row is the record of the work; the background task is only the wake-up.
-        background.add_task(service.wake_worker)
+        background.add_task(service.wake)
     return job_response(body, 200 if body.state.finished else 202, headers)

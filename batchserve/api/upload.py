@@ -99,7 +99,7 @@ async def upload(
 async def _upload(
     request: Request, service: Service, delimiter: str | None, filename: str | None, model: str | None, key: str | None
 ) -> Response:
-    version = await run_in_threadpool(resolve_model, service, model) if model else None
+    version = resolve_model(service, model) if model else None
     async with received_input(request, service, delimiter, filename) as received:
         new = received.input
         content = idempotency.fingerprint("upload", str(request.query_params), new.sha256)
@@ -115,7 +115,7 @@ async def _upload(
                 idempotency.remember(connection, key, content, new.job_id, 201, now)
 
         await keep(service, received, insert)
-    return job_response(await run_in_threadpool(read_body, service, new.job_id), 201)
+    return job_response(read_body(service, new.job_id), 201)
 
 
 @dataclass(slots=True)

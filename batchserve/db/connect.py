@@ -10,6 +10,7 @@ a reader never waits for a connection, nor in WAL for a lock: the event loop may
 
 import json
 import sqlite3
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -52,6 +53,9 @@ class Database:
         open_engine = _sqlite_engine if self._sqlite else _server_engine
         self._reads = open_engine(url, max_overflow=-1)  # no more than threads that read at this moment
         self._writes = open_engine(url).execution_options(batchserve_begin="BEGIN IMMEDIATE")
+        self._watcher: sqlite3.Connection | None = None
+        self._watching = threading.Lock()
+        self._turn = threading.Lock()
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -65,8 +69,46 @@ class Database:
 
         Raises Unavailable when the database stays locked or does not answer, InsufficientStorage when it is full.
         """
-        with _failures_named(), self._writes.begin() as connection:
+        with self._own_turn(), _failures_named(), self._writes.begin() as connection:
             yield connection
+
+    @contextmanager
+    def _own_turn(self) -> Iterator[None]:
+        """Writers of this process take turns here: those that meet at SQLite's lock sleep for milliseconds."""
+        if not self._sqlite:
+            yield
+            return
+        if not self._turn.acquire(timeout=BUSY_TIMEOUT_MS / 1000):
+            raise Unavailable("the database is busy; try again in a moment")
+        try:
+            yield
+        finally:
+            self._turn.release()
+
+    def version(self) -> int | None:
+        """While it stays the same, nobody has committed anything: no thread, and no other process.
+
+        Takes microseconds and waits for no writer. None when this database can not tell: then read.
+        """
+        if not self._sqlite:
+            return None
+        with self._watching:
+            try:
+                # A version means something on one connection only, and leaves out the commits of that connection.
+                if self._watcher is None:
+                    self._watcher = self._own_connection()
+                version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
+            except (sqlite3.OperationalError, OperationalError):
+                return None
+        return version
+
+    def _own_connection(self) -> sqlite3.Connection:
+        """A connection that belongs to no pool."""
+        pooled = self._reads.raw_connection()
+        connection = pooled.driver_connection
+        assert isinstance(connection, sqlite3.Connection)
+        pooled.detach()
+        return connection
 
     def moment(self, connection: Connection) -> Moment:
         """Now, by clocks that all users of this database share: SQLite is one host, others have their own clock."""
@@ -76,6 +118,8 @@ class Database:
         return Moment(now, now, "database")
 
     def close(self) -> None:
+        if self._watcher is not None:
+            self._watcher.close()
         self._reads.dispose()
         self._writes.dispose()
 

@@ -2,10 +2,12 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from batchserve.errors import InvalidOptions
-from batchserve.settings import Settings
+
+if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
+    from batchserve.settings import Settings
 
 __all__ = ["Call", "Engine", "open_engine"]
 
@@ -42,7 +44,7 @@ class Engine(Protocol):
         ...
 
 
-def open_engine(settings: Settings) -> Engine:
+def open_engine(settings: "Settings") -> Engine:
     """The engine of the settings. Raises InvalidOptions for an address nobody serves."""
     if settings.engine != "local":
         raise InvalidOptions(f"BATCHSERVE_ENGINE is {settings.engine!r}; expected 'local'")

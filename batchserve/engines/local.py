@@ -17,15 +17,18 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import PriorityQueue
 from threading import Lock, Thread
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
-from batchserve.settings import Settings
+
+if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
+    from batchserve.settings import Settings
 
 T = TypeVar("T")
 _INTERACTIVE = 2
@@ -85,11 +88,11 @@ _Queue = PriorityQueue[tuple[bool, int, LocalCall[Any] | None]]
 class LocalEngine:
     """Two pools of processes: one for the chunks of jobs, one for clients that wait for an answer."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: "Settings") -> None:
         self.capacity = settings.processes
         memory = settings.process_memory
-        self._batch = _Pool(settings.processes, memory, settings.process_nice)
-        self._interactive = _Pool(_INTERACTIVE, memory, 0)
+        self._batch = _Pool(settings.processes, _Limits(memory, settings.process_nice, keeps_freed=True))
+        self._interactive = _Pool(_INTERACTIVE, _Limits(memory, nice=0, keeps_freed=False))
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> LocalCall[T]:
         return self._batch.submit(LocalCall(function, args, timeout), urgent)
@@ -102,11 +105,21 @@ class LocalEngine:
             pool.close()
 
 
-class _Pool:
-    """Slots that take calls from one queue. They start with the first call: `serve --no-worker` scores no chunks."""
+@dataclass(frozen=True, slots=True)
+class _Limits:
+    """What a scoring process may take. `keeps_freed`: of memory, also what it has freed; for chunk after chunk."""
 
-    def __init__(self, size: int, memory: int, nice: int) -> None:
-        self._size, self._memory, self._nice = size, memory, nice
+    memory: int
+    nice: int
+    keeps_freed: bool
+
+
+class _Pool:
+    """Slots that take calls from one queue. One starts when all others have a call: `serve --no-worker` scores no
+    chunks, and clients that come one after the other need one process."""
+
+    def __init__(self, size: int, limits: _Limits) -> None:
+        self._size, self._limits = size, limits
         self._queue: _Queue = PriorityQueue()
         self._number = count()
         self._lock = Lock()
@@ -118,9 +131,9 @@ class _Pool:
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is stopping")
-            if not self._slots:
-                self._slots = [_Slot(self._queue, self._memory, self._nice) for _ in range(self._size)]
             self._calls.add(call)
+            if len(self._slots) < min(len(self._calls), self._size):
+                self._slots.append(_Slot(self._queue, self._limits))
             self._queue.put((not urgent, next(self._number), call))
         call.future.add_done_callback(lambda _: self._calls.discard(call))
         return call
@@ -140,8 +153,8 @@ class _Pool:
 class _Slot:
     """One process at a time, and the thread that hands it one call at a time."""
 
-    def __init__(self, queue: "_Queue", memory: int, nice: int) -> None:
-        self._queue, self._memory, self._nice = queue, memory, nice
+    def __init__(self, queue: "_Queue", limits: _Limits) -> None:
+        self._queue, self._limits = queue, limits
         self._process: BaseProcess | None = None
         self._pipe: Connection[Any, Any] | None = None
         self.thread = Thread(target=self._serve, name="scoring-slot", daemon=True)
@@ -169,7 +182,7 @@ class _Slot:
         """A process that lives: one that died while it had nothing to do cost nobody anything."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._retire()
-            self._process, self._pipe = _started(self._memory, self._nice)
+            self._process, self._pipe = _started(self._limits)
         return self._process, self._pipe
 
     def _retire(self) -> None:
@@ -181,11 +194,11 @@ class _Slot:
         self._process = self._pipe = None
 
 
-def _started(memory: int, nice: int) -> "tuple[BaseProcess, Connection[Any, Any]]":
+def _started(limits: _Limits) -> "tuple[BaseProcess, Connection[Any, Any]]":
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     try:
-        process = spawn.Process(target=_answer_calls, args=(theirs, memory, nice), name="scoring", daemon=True)
+        process = spawn.Process(target=_answer_calls, args=(theirs, limits), name="scoring", daemon=True)
         process.start()
     except BaseException:
         ours.close()
@@ -212,9 +225,9 @@ def _exchange(
     return outcome, error
 
 
-def _answer_calls(pipe: "Connection[Any, Any]", memory: int, nice: int) -> None:
+def _answer_calls(pipe: "Connection[Any, Any]", limits: _Limits) -> None:
     """What a scoring process does: one call after the other, until its server closes the pipe."""
-    _prepare_process(memory, nice)
+    _prepare_process(limits)
     with suppress(EOFError, OSError):
         while True:
             message = pipe.recv_bytes()
@@ -237,15 +250,16 @@ def _answer(outcome: Any, error: Exception | None) -> bytes:
     return answer
 
 
-def _prepare_process(memory: int, nice: int) -> None:
+def _prepare_process(limits: _Limits) -> None:
     """Makes this process a scoring process. Runs before polars and onnxruntime are imported: they read it then."""
     os.environ["POLARS_MAX_THREADS"] = "1"  # the processes are the parallelism
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business, which then ends us
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(nice)
+    os.nice(limits.nice)
     if sys.platform == "linux":
-        _keep_freed_memory()
-        resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+        if limits.keeps_freed:
+            _keep_freed_memory()
+        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -56,7 +56,7 @@ class _Arrow(ABC):
         chunk = next(self.plan(source, dialect, None, ChunkLimits(records=SAMPLE)))
         sample = self.read(source, dialect, chunk, {}).records
         assert isinstance(sample, pl.DataFrame)
-        return Header(dict(sample.schema), sample)
+        return Header(dict(sample.schema), lambda: sample)
 
     def plan(
         self,

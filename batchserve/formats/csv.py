@@ -18,7 +18,18 @@ import polars as pl
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
 from batchserve.errors import InvalidInput
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
-from batchserve.formats.records import Offsets, Scanned, Window, blocks, cut, drop_blank, read_span, read_up_to, table
+from batchserve.formats.records import (
+    Offsets,
+    Scan,
+    Scanned,
+    Window,
+    blocks,
+    cut,
+    drop_blank,
+    read_span,
+    read_up_to,
+    table,
+)
 from batchserve.formats.schema import cast_column, polars_type, shorten
 from batchserve.storage import Piece, Span
 
@@ -42,20 +53,14 @@ class Csv:
     suffix = ".csv"
 
     def header(self, source: BinaryIO, dialect: Dialect) -> Header:
-        names, _ = _head(source, dialect)
-        first = next(self.plan(source, dialect, None, _SAMPLE))
-        return Header(dict.fromkeys(names), self.read(source, dialect, first, {}).records)
+        names, start = _head(source, dialect)
+        first = next(cut(source, start, _scan(dialect), None, _SAMPLE))
+        data = read_span(source, first.start, first.stop)
+        return Header(dict.fromkeys(names), lambda: _read(data, dialect, names, {}, first)[0])
 
     def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
         _, start = _head(source, dialect)
-        delimiter = ord(dialect.delimiter)
-
-        def scan(window: Window) -> Scanned:
-            ends, consumed = _record_ends(window.data, delimiter, window.final)
-            _, ends = drop_blank(ends, np.frombuffer(window.data, np.uint8))
-            return Scanned(ends, consumed, done=False)
-
-        return cut(source, start, scan, after, limits)
+        return cut(source, start, _scan(dialect), after, limits)
 
     def read(
         self,
@@ -68,18 +73,16 @@ class Csv:
         names, _ = _head(source, dialect)
         types = {name: dtype for name, dtype in types.items() if name in names}
         data = read_span(source, chunk.start, chunk.stop)
-        errors: list[RowError] = []
-        frame = _read_table(data, dialect.delimiter, names, types, chunk.records)
-        if frame is None:
-            frame, errors = _read_blocks(data, dialect.delimiter, names, types, chunk)
+        frame, errors = _read(data, dialect, names, types, chunk)
         if columns is not None:
-            frame = frame.select(name for name in names if name in set(columns))
+            wanted = set(columns)
+            frame = pl.DataFrame([frame[name] for name in names if name in wanted])
             errors = [error for error in errors if error.column is None or error.column in columns]
         return Reading(frame, errors)
 
     def write(self, records: Records, dialect: Dialect) -> bytes:
         frame = table(records, self.name)
-        frame = frame.with_columns(_writable(column) for column in frame)
+        frame = pl.DataFrame([_writable(column) for column in frame])
         # The empty line of a null in a lone column would be no record.
         null = '""' if frame.width == 1 else ""
         return frame.write_csv(separator=dialect.delimiter, null_value=null).encode()
@@ -158,6 +161,17 @@ def _check_names(names: list[str]) -> None:
 # Records and their ends
 
 
+def _scan(dialect: Dialect) -> Scan:
+    delimiter = ord(dialect.delimiter)
+
+    def scan(window: Window) -> Scanned:
+        ends, consumed = _record_ends(window.data, delimiter, window.final)
+        _, ends = drop_blank(ends, np.frombuffer(window.data, np.uint8))
+        return Scanned(ends, consumed, done=False)
+
+    return scan
+
+
 def _record_ends(data: bytes, delimiter: int, final: bool) -> tuple[Offsets, int]:
     """The ends of all records and blank lines, and how much they cover. `data` begins with a record."""
     array = np.frombuffer(data, np.uint8)
@@ -194,6 +208,13 @@ def _ends_by_fields(data: bytes, delimiter: int) -> Offsets:
 
 
 # Reading
+
+
+def _read(
+    data: bytes, dialect: Dialect, names: list[str], types: Mapping[str, DType], chunk: Chunk
+) -> tuple[pl.DataFrame, list[RowError]]:
+    frame = _read_table(data, dialect.delimiter, names, types, chunk.records)
+    return _read_blocks(data, dialect.delimiter, names, types, chunk) if frame is None else (frame, [])
 
 
 def _read_table(
@@ -323,7 +344,8 @@ def _parse(record: str, delimiter: str) -> list[str | None] | None:
 def _writable(column: pl.Series) -> pl.Series:
     """The column as CSV can hold it: no NaN and no infinity, lists and structs as JSON text."""
     if column.dtype.is_float():
-        return column.set(~column.is_finite(), None)
+        finite = np.isfinite(column.to_numpy())
+        return column if finite.all() else column.set(pl.Series(~finite), None)
     if column.dtype.is_nested():
         # Through polars, so that floats keep the digits of their own precision.
         lines = column.alias("v").to_frame().write_ndjson().split("\n")[:-1]

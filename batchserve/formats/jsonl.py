@@ -42,6 +42,8 @@ _KINDS: tuple[tuple[type, pl.DataType], ...] = (
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 """polars makes NUL of half a character, which is no JSON text in UTF-8."""
 _INT64 = range(-(2**63), 2**63)
+_BLOCK = 128 * 2**10
+"""Bytes that numpy looks at together."""
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
@@ -321,7 +323,7 @@ def _header(reading: Reading) -> Header:
     if sample.height and not sample.width:
         fault = f": {reading.errors[0].message}" if reading.errors else ""
         raise InvalidInput(f"none of the first {sample.height} records is a JSON object with keys{fault}")
-    return Header(dict.fromkeys(sample.columns), sample)
+    return Header(dict.fromkeys(sample.columns), lambda: sample)
 
 
 # Reading
@@ -342,7 +344,7 @@ def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | No
     """The table as polars reads it, or None where it can not, or where it can not be trusted."""
     if not records:
         return pl.DataFrame(schema={name: polars_type(dtype or "string") for name, dtype in schema.items()})
-    if not schema or None in schema.values() or (b"\\u" in data and _LONE_SURROGATE.search(data)):
+    if not schema or None in schema.values() or _has_lone_surrogate(data):
         return None
     try:
         frame = pl.read_ndjson(data, schema={name: _readable(dtype or "string") for name, dtype in schema.items()})
@@ -367,16 +369,45 @@ def _readable(dtype: DType) -> pl.DataType:
     return pl.Int64() if "int" in dtype else polars_type(dtype)
 
 
+def _has_lone_surrogate(data: bytes) -> bool:
+    # One byte is found some sixty times as fast as two, and most data has no backslash.
+    return b"\\" in data and b"\\u" in data and _LONE_SURROGATE.search(data) is not None
+
+
 def _has_other_keys(data: bytes, frame: pl.DataFrame) -> bool:
     """Whether there may be more keys in the data than values and nulls in the table: some twice, or of no column."""
     array = np.frombuffer(data, np.uint8)
-    before = array[:-1]
-    keys = int(np.count_nonzero((array[1:] == ord(":")) & ((before == ord('"')) | (before <= ord(" ")))))
+    keys = sum(_count_keys(block) for _, block in _pair_blocks(array))
     nulls = sum(column.null_count() for column in frame)
     values = frame.height * frame.width - nulls
     if nulls:
-        values += data.count(b":null") + data.count(b": null")
+        values += _count_nulls(array)
     return keys != values
+
+
+def _pair_blocks(array: Bytes) -> Iterator[tuple[int, Bytes]]:
+    """The array in blocks, and where each begins. A block ends with the first byte of the next one, so that every pair
+    of neighbours is whole in one of them. What numpy makes of a block stays in the cache."""
+    return ((start, array[start : start + _BLOCK + 1]) for start in range(0, len(array), _BLOCK))
+
+
+def _count_keys(block: Bytes) -> int:
+    """Colons after a quotation mark or a space."""
+    before = block[:-1]
+    return int(np.count_nonzero((block[1:] == ord(":")) & ((before == ord('"')) | (before <= ord(" ")))))
+
+
+def _count_nulls(array: Bytes) -> int:
+    """`null` after a colon, or after a colon and a space. `bytes.count` takes four times as long for each of them."""
+    found = [
+        start + np.flatnonzero((block[:-1] == ord("n")) & (block[1:] == ord("u")))
+        for start, block in _pair_blocks(array)
+    ]
+    at = np.concatenate(found)
+    at = at[(at >= 2) & (at + 3 < len(array))]
+    before, earlier = array[at - 1], array[at - 2]
+    follows = (before == ord(":")) | ((before == ord(" ")) & (earlier == ord(":")))
+    return int(np.count_nonzero(follows & (array[at + 2] == ord("l")) & (array[at + 3] == ord("l"))))
 
 
 def _read_blocks(data: bytes, schema: Columns, chunk: Chunk) -> tuple[pl.DataFrame, list[RowError]]:

@@ -4,6 +4,7 @@ import io
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -44,9 +45,15 @@ class Parquet:
     suffix = ".parquet"
 
     def header(self, source: BinaryIO, dialect: Dialect) -> Header:  # noqa: ARG002
-        rows = _num_rows(_read_footer(source))
-        sample = self._slice(source, 0, min(rows, SAMPLE), None)
-        return Header(dict(sample.schema), sample)
+        records = min(_num_rows(_read_footer(source)), SAMPLE)
+        given = _for_polars(source)
+        with decoding("the Parquet input"):
+            columns = plain(pl.DataFrame(schema=_scan(given).collect_schema())).schema
+        # For a few records polars unpacks whole pages and dictionaries.
+        if isinstance(given, Path):
+            return Header(dict(columns), partial(_slice, given, 0, records, None))
+        sample = _slice(given, 0, records, None)
+        return Header(dict(columns), lambda: sample)
 
     def plan(
         self,
@@ -85,7 +92,7 @@ class Parquet:
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
-        return typed(self._slice(source, chunk.start, chunk.records, columns), chunk, types, columns)
+        return typed(_slice(_for_polars(source), chunk.start, chunk.records, columns), chunk, types, columns)
 
     def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
         frame = plain(table(records, self.name))
@@ -131,20 +138,27 @@ class Parquet:
         data = thrift.dump(merged)
         yield data + struct.pack("<I", len(data)) + _MAGIC
 
-    def _slice(self, source: BinaryIO, start: int, records: int, columns: Sequence[str] | None) -> pl.DataFrame:
-        source.seek(0)
-        with decoding("the Parquet input"):
-            scan = pl.scan_parquet(_for_polars(source), glob=False, hive_partitioning=False).slice(start, records)
-            if columns is not None:
-                known = set(columns)
-                scan = scan.select([name for name in scan.collect_schema().names() if name in known])
-            frame = scan.collect(engine="in-memory")
-        return plain(frame)
+
+def _scan(given: Path | BinaryIO) -> pl.LazyFrame:
+    return pl.scan_parquet(given, glob=False, hive_partitioning=False)
+
+
+def _slice(given: Path | BinaryIO, start: int, records: int, columns: Sequence[str] | None) -> pl.DataFrame:
+    with decoding("the Parquet input"):
+        scan = _scan(given).slice(start, records)
+        if columns is not None:
+            known = set(columns)
+            scan = scan.select([name for name in scan.collect_schema().names() if name in known])
+        frame = scan.collect(engine="in-memory")
+    return plain(frame)
 
 
 def _for_polars(source: BinaryIO) -> Path | BinaryIO:
     name = getattr(source, "name", None)
-    return Path(name) if isinstance(name, str) and Path(name).is_file() else source
+    if isinstance(name, str) and Path(name).is_file():
+        return Path(name)
+    source.seek(0)
+    return source
 
 
 def _read_footer(source: BinaryIO) -> thrift.Struct:

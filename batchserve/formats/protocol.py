@@ -5,7 +5,7 @@ is a complete file of its format, so a part can be read alone, and `assemble` on
 must stand once (a header, brackets, a footer).
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import BinaryIO, Protocol
 
@@ -27,11 +27,16 @@ class Header:
     """What the beginning of an input tells before any planning.
 
     `columns`: names in file order, each with its type when the format has types (CSV and JSON: None). Empty for npy.
-    `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types.
+    `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types. It is read when it is
+    asked for, also after the source was closed: every process that scores wants the columns, few the sample.
     """
 
     columns: dict[str, pl.DataType | None]
-    sample: Records
+    read_sample: Callable[[], Records]
+
+    @property
+    def sample(self) -> Records:
+        return self.read_sample()
 
 
 @dataclass(frozen=True, slots=True)

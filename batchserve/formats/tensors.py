@@ -41,7 +41,7 @@ class Npy:
         array = _lone(source)
         chunk = Chunk(0, min(array.records, SAMPLE), 0, min(array.records, SAMPLE))
         sample = self.read(source, dialect, chunk, {}).records
-        return Header(dict(sample.schema) if isinstance(sample, pl.DataFrame) else {}, sample)
+        return Header(dict(sample.schema) if isinstance(sample, pl.DataFrame) else {}, lambda: sample)
 
     def plan(
         self,
@@ -120,7 +120,8 @@ class Npz:
         with _members(source) as members:
             records = _records(members)
         chunk = Chunk(0, min(records, SAMPLE), 0, min(records, SAMPLE))
-        return Header({}, self.read(source, dialect, chunk, {}).records)
+        sample = self.read(source, dialect, chunk, {}).records
+        return Header({}, lambda: sample)
 
     def plan(
         self,

@@ -1,9 +1,11 @@
 """The only door to ONNX Runtime: loads graphs that admission let in and runs them."""
 
+import ctypes
 import os
 import re
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from threading import Lock
 from typing import Protocol
@@ -18,7 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-__all__ = ["Arrays", "Session", "Sessions", "open_session"]
+__all__ = ["Arrays", "Session", "Sessions", "give_back_memory", "open_session"]
 
 Arrays = dict[str, np.ndarray]
 """Inputs or outputs of a run, by name."""
@@ -129,6 +131,7 @@ class Sessions:
                 while self._sessions and len(self._sessions) >= self.capacity:
                     self._sessions.popitem(last=False)
                 self._sessions[key] = open_session(load(), threads, kernel)
+                give_back_memory()
             self._sessions.move_to_end(key)
             return self._sessions[key]
 
@@ -139,6 +142,13 @@ class Sessions:
             for key in others:
                 del self._sessions[key]
             return bool(others)
+
+
+def give_back_memory() -> None:
+    """Hands to the system what lies free on the heap: reading a graph takes several times its size for a moment, and
+    glibc would keep that, in every process that loads the model."""
+    with suppress(AttributeError, OSError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def _flatten(name: str, value: object) -> Arrays:

@@ -1,10 +1,12 @@
 """Objects as files of one folder. A file appears under its key whole and durable, or not at all."""
 
+import ctypes
 import errno
 import hashlib
 import os
 import secrets
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -14,6 +16,8 @@ from batchserve.storage import ObjectInfo, Piece, Span, Stored
 
 TEMPORARY = ".partial-"
 _BLOCK = 1 << 20
+_WRITE_BACK = 16 << 20
+"""Bytes after which a writer has the disk begin."""
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -112,8 +116,12 @@ class FileWriter:
         self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         self._hash = hashlib.sha256()
         self._bytes = 0
+        self._begun = 0  # of them, so many are on their way to the disk
+        self._beside: ThreadPoolExecutor | None = None
+        self._hashing: list[Future[None]] = []
 
     def write(self, data: bytes | memoryview) -> None:
+        self._await_hashes()
         self._hash.update(data)
         with _full_disk_named():
             view = memoryview(data)
@@ -121,25 +129,26 @@ class FileWriter:
                 written = os.write(self._fd, view)
                 self._bytes += written
                 view = view[written:]
+        self._write_back()
 
     def copy(self, source: BinaryIO, start: int, stop: int) -> None:
-        """Appends bytes `start` to `stop` of an open file. The system copies; Python reads only to hash."""
-        first = self._bytes
+        """Appends bytes `start` to `stop` of an open file. The system copies; a thread beside reads only to hash, while
+        more is copied and synced."""
         position = start
         while position < stop:
             copied = _copy_range(source.fileno(), self._fd, stop - position, position)
             if copied == 0:
                 raise EOFError(f"{source.name} ends at byte {position}; {stop} bytes were expected")
             position += copied
-        self._bytes += stop - start
-        while first < self._bytes:
-            block = os.pread(self._fd, min(_BLOCK, self._bytes - first), first)
-            self._hash.update(block)
-            first += len(block)
+        first, self._bytes = self._bytes, self._bytes + stop - start
+        self._write_back()
+        self._beside = self._beside or ThreadPoolExecutor(1, "hash")  # one, so that the order is kept
+        self._hashing.append(self._beside.submit(self._hash_copied, first, self._bytes))
 
     def commit(self) -> Stored:
         with _full_disk_named():
             os.fsync(self._fd)
+            self._await_hashes()
             os.close(self._fd)
             self._fd = -1
             self._temporary.rename(self._target)
@@ -148,10 +157,43 @@ class FileWriter:
 
     def abandon(self) -> None:
         """Leaves nothing behind of a write that was not committed; does nothing after a commit."""
+        if self._beside is not None:  # it reads the file
+            self._beside.shutdown(cancel_futures=True)
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
         self._temporary.unlink(missing_ok=True)
+
+    def _hash_copied(self, start: int, stop: int) -> None:
+        while start < stop:
+            block = os.pread(self._fd, min(_BLOCK, stop - start), start)
+            if not block:
+                raise EOFError(f"{self._temporary} ends at byte {start}; {stop} bytes were copied into it")
+            self._hash.update(block)
+            start += len(block)
+
+    def _await_hashes(self) -> None:
+        for hashing in self._hashing:
+            hashing.result()
+        self._hashing.clear()
+
+    def _write_back(self) -> None:
+        """Has the disk begin with what is new, or a commit would find all of a big file still waiting in memory."""
+        if self._bytes - self._begun >= _WRITE_BACK:
+            _start_write_back(self._fd, self._begun, self._bytes - self._begun)
+            self._begun = self._bytes
+
+
+def _start_write_back(fd: int, offset: int, count: int) -> None:
+    """Waits for nothing and promises nothing: whether all is well is for fsync to say. Linux only; else a no-op."""
+    if _sync_file_range is not None:
+        _sync_file_range(fd, offset, count, _SYNC_FILE_RANGE_WRITE)
+
+
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)
+_SYNC_FILE_RANGE_WRITE = 2
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def _copy_range(source: int, target: int, count: int, offset: int) -> int:

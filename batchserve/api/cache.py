@@ -1,0 +1,75 @@
+"""Answers about jobs, kept while they are true: clients that poll ask the same thing many times a second."""
+
+import time
+from dataclasses import dataclass
+
+from fastapi import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from batchserve.db.connect import Database
+
+MAX_AGE = 0.25
+SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class _Kept:
+    answer: Response
+    version: int
+    until: float
+    """On the monotonic clock."""
+
+
+class AnswerCache:
+    """The latest answers by path, each until anything is committed to the database by anybody, or MAX_AGE seconds.
+
+    So a commit is never missed, and what the clock alone changes (speed, time left, the place in the queue behind
+    jobs that become due) is a quarter of a second old at most. Keeps nothing where the database has no version.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._kept: dict[str, _Kept] = {}
+
+    def keep(self, path: str, answer: Response, version: int | None) -> None:
+        """`version`: of the database, before what the answer tells was read."""
+        if version is None:
+            return
+        self._kept.pop(path, None)
+        self._kept[path] = _Kept(answer, version, time.monotonic() + MAX_AGE)
+        if len(self._kept) > SIZE:
+            del self._kept[next(iter(self._kept))]  # the oldest
+
+    def get(self, path: str) -> Response | None:
+        kept = self._kept.get(path)
+        if kept is None or kept.until < time.monotonic() or kept.version != self._database.version():
+            return None
+        return kept.answer
+
+
+class CacheMiddleware:
+    """Gives kept answers to plain polls. All others go on to their route, which answers the same, and keeps it."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await (_kept_answer(scope) or self._app)(scope, receive, send)
+
+
+def unless_known(answer: Response, if_none_match: str | None) -> Response:
+    """The answer, or 304 to a client that has it already."""
+    tag = answer.headers["etag"]
+    return Response(status_code=304, headers={"etag": tag}) if if_none_match == tag else answer
+
+
+def _kept_answer(scope: Scope) -> Response | None:
+    # Only routes of jobs keep answers. A query, or a preference, may ask to wait.
+    if scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"] or "/jobs/" not in scope["path"]:
+        return None
+    headers = dict(scope["headers"])
+    if b"prefer" in headers:
+        return None
+    answers: AnswerCache = scope["app"].state.service.answers
+    answer = answers.get(scope["path"])
+    return answer and unless_known(answer, headers.get(b"if-none-match", b"").decode("latin-1"))
