@@ -32,6 +32,6 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 ENTRYPOINT ["batchserve"]
-# Inside a container loopback reaches nobody, so it must listen on every address. That needs the word --insecure from
-# whoever starts it: see docker-compose.yml.
+# Inside a container loopback reaches nobody, so it must listen on every address. That needs an admin key in the
+# database, or the word --insecure from whoever starts it: see docker-compose.yml.
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]

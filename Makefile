@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow lint format serve bench bench-full wheel ci constraints clean
+.PHONY: help setup demo test test-slow test-faults lint format serve bench bench-full wheel ci constraints clean chaos test-mutations
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -24,6 +24,16 @@ test: $(VENV)/.dev ## Run the tests, without the slow ones
 
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
 	@$(BIN)/python -m pytest -m slow
+
+test-faults: $(VENV)/.dev ## Kill, starve and cut off the service at every point; best as root, with strace, xfsprogs, faketime
+	@$(BIN)/python -m pytest -m faults -rs
+
+test-mutations: $(VENV)/.dev ## Take one mechanism out at a time: does a test fail for each?
+	@PYTHONPATH=tests $(BIN)/python -m mutations
+
+SECONDS ?= 60
+chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what was lost
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS)
 
 lint: $(VENV)/.dev ## Check format, lint rules, types and layers
 	$(BIN)/ruff format --check

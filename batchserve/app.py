@@ -19,8 +19,9 @@ from starlette.staticfiles import StaticFiles
 from batchserve import __version__, jobs
 from batchserve.api import download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
+from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, is_public
 from batchserve.api.cache import CacheMiddleware
-from batchserve.api.deps import Changes, Service
+from batchserve.api.deps import PROBLEMS, Changes, Service
 from batchserve.api.schemas import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
@@ -41,6 +42,10 @@ class _Application(FastAPI):
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        document["components"]["securitySchemes"] = SECURITY_SCHEMES
+        for path, operations in document["paths"].items():
+            for operation in operations.values():
+                operation["security"] = [] if is_public(path) else [{name: []} for name in SECURITY_SCHEMES]
         return document
 
 
@@ -73,6 +78,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
     )  # fmt: skip
     problems.install(app)
     app.add_middleware(CacheMiddleware)
+    app.add_middleware(AuthMiddleware)  # before all others: the last one added comes first
     for module in (upload, predict, download, job_routes, models):
         app.include_router(module.router)
     _add_health(app)
@@ -127,7 +133,8 @@ def _add_health(app: FastAPI) -> None:
 
     @app.get(
         "/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics",
-        response_class=PlainTextResponse, responses={200: _shown(examples.METRICS, "text/plain")},
+        response_class=PlainTextResponse, responses={200: _shown(examples.METRICS, "text/plain"), **PROBLEMS},
+        dependencies=ADMIN,
     )  # fmt: skip
     async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()

@@ -2,7 +2,7 @@
 
 States of a job and their legal transitions:
 
-    uploaded -> queued -> running -> completed | failed | cancelled -> expired
+    uploaded -> queued -> running -> completed | failed | cancelled -> expired (uploaded -> expired, too)
                   \\-> cancelled      running -> queued (released, or rescued after a crash)
                                       failed | cancelled -> queued (retry)
 """
@@ -35,6 +35,47 @@ class JobState(StrEnum):
     @property
     def finished(self) -> bool:
         return self not in (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
+
+
+DEFAULT_TENANT = "default"
+"""To whom everything belongs where there are no keys."""
+EVERY_TENANT = "*"
+"""The tenant of an administrator's key that sees the jobs of all."""
+
+
+class Scope(StrEnum):
+    """What an API key is for."""
+
+    ADMIN = "admin"
+    """All of `user`, and to register and remove models and read the metrics."""
+    USER = "user"
+    """To run jobs, and ask models."""
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """What is known of a key. Its text is nowhere; `prefix` is how it begins. Times: seconds since the epoch."""
+
+    id: int
+    name: str
+    tenant: str
+    scope: Scope
+    prefix: str
+    created_at: float
+    revoked_at: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """On whose behalf a request comes, and what it may do."""
+
+    tenant: str = DEFAULT_TENANT
+    scope: Scope = Scope.ADMIN
+
+    @property
+    def home(self) -> str:
+        """The tenant of what it makes."""
+        return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +309,9 @@ class Job:
     started_at: float | None = None
     finished_at: float | None = None
     expires_at: float | None = None
+    input_removed_at: float | None = None
+
+    tenant: str = DEFAULT_TENANT
 
     @property
     def dialect(self) -> Dialect:

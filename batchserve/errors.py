@@ -3,6 +3,8 @@
 BatchserveError
 ├── BadRequest 400 bad-request
 │   └── TruncatedBody 400 truncated-body
+├── Unauthorized 401 unauthorized
+├── Forbidden 403 forbidden
 ├── NotFound 404 not-found
 │   ├── JobNotFound job-not-found
 │   ├── ModelNotFound model-not-found
@@ -81,6 +83,14 @@ class BadRequest(BatchserveError):
 
 class TruncatedBody(BadRequest):
     code = "truncated-body"
+
+
+class Unauthorized(BatchserveError):
+    code, status = "unauthorized", 401
+
+
+class Forbidden(BatchserveError):
+    code, status = "forbidden", 403
 
 
 class NotFound(BatchserveError):

@@ -1,7 +1,7 @@
 """Idempotency-Key: the same POST sent twice does its work once, also across a crash between commit and answer.
 
 The key is remembered in the transaction of the work itself. A second request with the key and the same content gets
-the job of the first; with other content it is refused.
+the job of the first; with other content it is refused. Each tenant has keys of its own.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from batchserve.db.tables import idempotency_keys as keys
+from batchserve.domain import DEFAULT_TENANT
 from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
 
 
@@ -27,9 +28,10 @@ def fingerprint(*content: str) -> str:
     return hashlib.sha256("\0".join(content).encode()).hexdigest()
 
 
-def recall(connection: Connection, key: str, content: str) -> Remembered | None:
+def recall(connection: Connection, key: str, content: str, tenant: str = DEFAULT_TENANT) -> Remembered | None:
     """What this key was answered with. Raises IdempotencyMismatch when it came with other content."""
-    row = connection.execute(select(keys).where(keys.c.key == key)).mappings().one_or_none()
+    query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key)
+    row = connection.execute(query).mappings().one_or_none()
     if row is None:
         return None
     if row["fingerprint"] != content:
@@ -39,9 +41,17 @@ def recall(connection: Connection, key: str, content: str) -> Remembered | None:
     return Remembered(row["job_id"], row["status"])
 
 
-def remember(connection: Connection, key: str, content: str, job_id: str, status: int, now: float) -> None:
+def remember(
+    connection: Connection,
+    key: str,
+    content: str,
+    job_id: str,
+    status: int,
+    now: float,
+    tenant: str = DEFAULT_TENANT,
+) -> None:
     """Raises IdempotencyInProgress when another process has just answered this key: ask again."""
-    row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now}
+    row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now, "tenant": tenant}
     try:
         connection.execute(insert(keys).values(row))
     except IntegrityError as error:

@@ -5,6 +5,7 @@ A worker's writes name its attempt number, the fencing token: when another attem
 LeaseLost is raised, which rolls the transaction back.
 """
 
+import random
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,19 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, chunks, jobs, models
-from batchserve.domain import Attempt, Chunk, Dialect, Job, JobState, ModelVersion, Options, Result, ScoredChunk
+from batchserve.domain import (
+    DEFAULT_TENANT,
+    EVERY_TENANT,
+    Attempt,
+    Chunk,
+    Dialect,
+    Job,
+    JobState,
+    ModelVersion,
+    Options,
+    Result,
+    ScoredChunk,
+)
 from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost, ModelNotFound, WorkerCrashed
 from batchserve.registry import model_columns, model_from_row
 from batchserve.storage import ERRORS_SUFFIX
@@ -56,10 +69,13 @@ class NewInput:
 # --- what clients do -------------------------------------------------------------------------------------------------
 
 
-def create(connection: Connection, new: NewInput, model: ModelVersion | None, now: float) -> None:
+def create(
+    connection: Connection, new: NewInput, model: ModelVersion | None, now: float, tenant: str = DEFAULT_TENANT
+) -> None:
     """-> uploaded. `model`: the one that predict takes when it names none."""
     row = {
         "id": new.job_id,
+        "tenant": tenant,
         "state": JobState.UPLOADED,
         "input_key": new.key,
         "input_bytes": new.bytes,
@@ -108,9 +124,10 @@ def enqueue_if_uploaded(
     return queued
 
 
-def find_equal(connection: Connection, request_digest: str) -> Job | None:
-    """The latest completed job with the same input bytes, model and options."""
-    rows = _select(connection, jobs.c.request_digest == request_digest, jobs.c.state == JobState.COMPLETED, limit=1)
+def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAULT_TENANT) -> Job | None:
+    """The latest completed job of a tenant with the same input bytes, model and options."""
+    guards = (jobs.c.request_digest == request_digest, jobs.c.state == JobState.COMPLETED, jobs.c.tenant == tenant)
+    rows = _select(connection, *guards, limit=1)
     return rows[0] if rows else None
 
 
@@ -142,6 +159,13 @@ def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job,
     )
 
 
+def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
+    """Raises JobNotFound unless the job is there, and one of the tenant: a foreign job is told from none by nobody."""
+    of_job = connection.scalar(_TENANT, {"job_id": job_id})
+    if of_job is None or tenant not in (of_job, EVERY_TENANT):
+        raise JobNotFound(f"no job {job_id!r}")
+
+
 def get(connection: Connection, job_id: str) -> Job:
     """Raises JobNotFound."""
     row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
@@ -160,6 +184,7 @@ def state_of(connection: Connection, job_id: str) -> JobState:
 
 def list_page(
     connection: Connection,
+    tenant: str = DEFAULT_TENANT,
     *,
     state: JobState | None = None,
     model: str | None = None,
@@ -169,6 +194,8 @@ def list_page(
 ) -> list[Job]:
     """Newest first. `after`: the last ID of the page before. `search`: part of an ID, file name or metadata value."""
     guards: list[ColumnElement[bool]] = []
+    if tenant != EVERY_TENANT:
+        guards.append(jobs.c.tenant == tenant)
     if state is not None:
         guards.append(jobs.c.state == state)
     if model is not None:
@@ -190,10 +217,16 @@ def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
 
 
 def queue_position(connection: Connection, job: Job, now: float) -> int | None:
-    """How many queued jobs that are due are ahead of this one; None when it does not queue."""
+    """How many queued jobs of its tenant that are due are ahead of this one; None when it does not queue."""
     if job.state is not JobState.QUEUED:
         return None
-    values = {"now": now, "its_priority": job.priority, "since": job.queued_at, "job": job.id}
+    values = {
+        "now": now,
+        "its_tenant": job.tenant,
+        "its_priority": job.priority,
+        "since": job.queued_at,
+        "job": job.id,
+    }
     return connection.scalar(_COUNT_AHEAD, values)
 
 
@@ -238,7 +271,7 @@ def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
 def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
     """failed, cancelled -> queued, with the chunks that are done.
 
-    Raises JobConflict in any other state, and when the model was deleted meanwhile.
+    Raises JobConflict in any other state, and when its input was removed or the model deleted meanwhile.
     """
     changed = _changed(
         connection,
@@ -247,6 +280,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
             jobs.c.id == job_id,
             jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
             jobs.c.queued_at.is_not(None),
+            jobs.c.input_removed_at.is_(None),
             _is_registered(jobs.c.model_id),
         )
         .values(
@@ -260,6 +294,8 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
         ),
     )
     job = get(connection, job_id)
+    if not changed:
+        _require_input(job)
     if not changed and job.model and job.state in (JobState.FAILED, JobState.CANCELLED) and job.queued_at is not None:
         raise _model_is_gone(job)
     if not changed:
@@ -269,7 +305,8 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
 
 
 def require_failed_rows(job: Job) -> None:
-    """Raises JobConflict unless the job is completed and some of its records failed."""
+    """Raises JobConflict unless the job is completed, some of its records failed, and its input is still there."""
+    _require_input(job)
     if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
         raise JobConflict(
             f"job {job.id} is {job.state} with {job.rows_failed} failed records of its own: failed records can be "
@@ -333,19 +370,97 @@ def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
     return {key for row in rows for key in row if key is not None}
 
 
+# --- what retention does ----------------------------------------------------------------------------------------------
+
+
+def find_over(connection: Connection, *, ended_before: float, uploaded_before: float, most: int) -> list[str]:
+    """Up to `most` jobs that `expire_if_over` would take."""
+    query = select(jobs.c.id).where(_is_over(ended_before, uploaded_before)).limit(most)
+    return list(connection.scalars(query))
+
+
+def expire_if_over(
+    connection: Connection, job_ids: Collection[str], *, ended_before: float, uploaded_before: float, now: float
+) -> list[Job]:
+    """completed, failed, cancelled -> expired for those of these jobs that ended before a moment; uploaded -> expired
+    for those that were uploaded before another.
+
+    They name no bytes any more: whoever calls removes them. Returns the jobs that expired, as they were before.
+    """
+    over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before))
+    before = _select(connection, *over, limit=len(job_ids))
+    expired = {
+        "state": JobState.EXPIRED,
+        "result_key": None,
+        "errors_key": None,
+        "finished_at": func.coalesce(jobs.c.finished_at, now),
+        "expires_at": now,
+        "input_removed_at": func.coalesce(jobs.c.input_removed_at, now),
+    }
+    changed = connection.scalars(update(jobs).where(*over).values(expired).returning(jobs.c.id)).all()
+    connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
+    return [job for job in before if job.id in changed]
+
+
+def find_with_input_over(connection: Connection, ended_before: float, most: int) -> list[str]:
+    """Up to `most` jobs that `drop_input_if_over` would take."""
+    return list(connection.scalars(select(jobs.c.id).where(_has_input_over(ended_before)).limit(most)))
+
+
+def drop_input_if_over(connection: Connection, job_ids: Collection[str], ended_before: float, now: float) -> list[Job]:
+    """Lets those of these jobs that ended before a moment give up their input, and with it any retry.
+
+    State, result and, of failed and cancelled jobs, the parts stay. Returns the jobs that had one.
+    """
+    over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before))
+    changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
+    return _select(connection, jobs.c.id.in_(changed), limit=len(changed))
+
+
+def delete_expired_before(connection: Connection, before: float, most: int) -> int:
+    """Deletes up to `most` rows of jobs that expired before a moment; returns how many."""
+    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, jobs.c.expires_at < before).limit(most)
+    return connection.execute(delete(jobs).where(jobs.c.id.in_(old), jobs.c.state == JobState.EXPIRED)).rowcount
+
+
 # --- what workers do -------------------------------------------------------------------------------------------------
 
 
-def is_due(connection: Connection, now: float) -> bool:
-    """Whether a worker would find a job. Costs less than to claim in vain, and waits for no lock."""
-    return connection.scalar(_IS_DUE, {"now": now}) is not None
+def is_due(connection: Connection, now: float, most: int = 1) -> bool:
+    """Whether `claim_due` would find a job, or nearly so. Costs less than to claim in vain, and waits for no lock."""
+    if most > 0:
+        return connection.scalar(_IS_DUE, {"now": now}) is not None
+    return 0 in _waiting_tenants(connection).values()
 
 
 def claim_due(connection: Connection, worker: str, lease: float, now: Moment, most: int) -> list[Job]:
-    """queued -> running for up to `most` jobs that are due, by priority and age, each with a new attempt number and a
-    lease of `lease` seconds."""
-    values = {"now": now.wall, "most": most, "taker": worker, "until": now.steady + lease, "of_clock": now.clock}
-    claimed = list(connection.scalars(_CLAIM, values))
+    """queued -> running for up to `most` jobs that are due, each with a new attempt number and a lease of `lease`
+    seconds; and beyond `most`, for one job of each tenant of which none is running.
+
+    Tenants take turns: the one of which fewer jobs are running comes first, chance decides between equals. The jobs
+    of a tenant go by priority and age.
+    """
+    running = _waiting_tenants(connection)
+    claimed: list[str] = []
+    while running:
+        room = most - len(claimed)
+        tenant, its_running = min(running.items(), key=lambda entry: (entry[1], random.random()))  # noqa: S311
+        if room <= 0 and its_running:
+            break
+        share = max(room, 1) if len(running) == 1 else 1  # with nobody to take turns with, all at once
+        values = {
+            "now": now.wall,
+            "its_tenant": tenant,
+            "most": share,
+            "taker": worker,
+            "until": now.steady + lease,
+            "of_clock": now.clock,
+        }
+        its_jobs = connection.scalars(_CLAIM, values).all()
+        claimed += its_jobs
+        running[tenant] += len(its_jobs)
+        if len(its_jobs) < share:
+            del running[tenant]
     if not claimed:
         return []
     rows = connection.execute(_JOBS_OF, {"job_ids": claimed}).mappings()
@@ -602,8 +717,28 @@ def _changed(connection: Connection, statement: Any, values: Mapping[str, Any] |
     return bool(connection.execute(statement, values).rowcount)
 
 
+def _waiting_tenants(connection: Connection) -> dict[str, int]:
+    """The tenants that have queued jobs, due or not, each with the number of its running ones."""
+    rows = connection.execute(_WAITING_TENANTS).mappings()
+    return {row["tenant"]: row["running"] for row in rows}
+
+
 def _due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return jobs.c.state == JobState.QUEUED, or_(jobs.c.run_after.is_(None), jobs.c.run_after <= now)
+
+
+_ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
+
+
+def _is_over(ended_before: float, uploaded_before: float) -> ColumnElement[bool]:
+    return or_(
+        and_(jobs.c.state.in_(_ENDED), jobs.c.finished_at < ended_before),
+        and_(jobs.c.state == JobState.UPLOADED, jobs.c.created_at < uploaded_before),
+    )
+
+
+def _has_input_over(ended_before: float) -> ColumnElement[bool]:
+    return and_(jobs.c.state.in_(_ENDED), jobs.c.finished_at < ended_before, jobs.c.input_removed_at.is_(None))
 
 
 def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnElement[Any]:
@@ -613,6 +748,11 @@ def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnEleme
 
 def _is_registered(model_id: Any) -> ColumnElement[bool]:
     return exists().where(models.c.id == model_id, models.c.deleted_at.is_(None))
+
+
+def _require_input(job: Job) -> None:
+    if job.input_removed_at is not None:
+        raise JobConflict(f"job {job.id} can not be retried: its input was removed; upload it again to predict it anew")
 
 
 def _model_is_gone(job: Job) -> JobConflict:
@@ -698,6 +838,7 @@ _JOBS = (
     .order_by(jobs.c.id.desc())
 )
 _JOB = _JOBS.where(jobs.c.id == bindparam("job_id"))
+_TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
 _STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
 _JOBS_OF = _JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
@@ -706,6 +847,7 @@ _COUNT_AHEAD = (
     .select_from(jobs)
     .where(
         *_due(bindparam("now")),
+        jobs.c.tenant == bindparam("its_tenant"),
         or_(
             jobs.c.priority > bindparam("its_priority"),
             and_(jobs.c.priority == bindparam("its_priority"), jobs.c.queued_at < bindparam("since")),
@@ -722,9 +864,26 @@ _ENQUEUE = update(jobs).where(
     jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
 )
 _IS_DUE = select(jobs.c.id).where(*_due(bindparam("now"))).limit(1)
+_its_running = jobs.alias("its_running")
+_QUEUED = select(func.min(jobs.c.tenant).label("tenant")).where(jobs.c.state == JobState.QUEUED)
+_FIRST_TENANT = _QUEUED.cte("waiting", recursive=True)
+# One step into the index for each tenant, however many jobs it has.
+_TENANTS = _FIRST_TENANT.union_all(
+    select(_QUEUED.where(jobs.c.tenant > _FIRST_TENANT.c.tenant).scalar_subquery()).where(
+        _FIRST_TENANT.c.tenant.is_not(None)
+    )
+)
+_WAITING_TENANTS = select(
+    _TENANTS.c.tenant,
+    select(func.count())
+    .select_from(_its_running)
+    .where(_its_running.c.state == JobState.RUNNING, _its_running.c.tenant == _TENANTS.c.tenant)
+    .scalar_subquery()
+    .label("running"),
+).where(_TENANTS.c.tenant.is_not(None))
 _NEXT = (
     select(jobs.c.id)
-    .where(*_due(bindparam("now")))
+    .where(*_due(bindparam("now")), jobs.c.tenant == bindparam("its_tenant"))
     .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
     .limit(bindparam("most"))
     .with_for_update(skip_locked=True)
@@ -732,7 +891,8 @@ _NEXT = (
 )
 _CLAIM = (
     update(jobs)
-    .where(jobs.c.id.in_(select(_NEXT.c.id)), jobs.c.state == JobState.QUEUED)
+    # The guard stands in `next`, which locks what it finds. Here again, it would have SQLite read the whole queue.
+    .where(jobs.c.id.in_(select(_NEXT.c.id)))
     .values(
         state=JobState.RUNNING,
         attempt=jobs.c.attempt + 1,

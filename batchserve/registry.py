@@ -11,7 +11,8 @@ from batchserve.errors import ModelInUse, ModelNotFound
 
 signature_adapter = TypeAdapter(Signature)
 
-model_columns = [column.label(f"model_{column.name}") for column in models.c if column.name != "deleted_at"]
+_OWN = ("artifact_sha256", "deleted_at")
+model_columns = [column.label(f"model_{column.name}") for column in models.c if column.name not in _OWN]
 """The columns of a model version, for a query that joins them to another table."""
 
 
@@ -111,9 +112,21 @@ def delete_if_unused(connection: Connection, model: ModelVersion, now: float) ->
     connection.execute(update(models).where(models.c.id == model.id).values(deleted_at=now))
 
 
+def set_artifact(connection: Connection, digest: str, sha256: str) -> None:
+    """The SHA-256 of the stored artifact of these bytes, for all versions that share it."""
+    connection.execute(update(models).where(models.c.digest == digest).values(artifact_sha256=sha256))
+
+
 def has_version(connection: Connection, digest: str) -> bool:
     """Whether a version of any model needs the artifact of these bytes."""
     return bool(connection.scalar(select(exists().where(models.c.digest == digest, models.c.deleted_at.is_(None)))))
+
+
+def unused_digests(connection: Connection) -> set[str]:
+    """The digests of deleted versions whose artifact no other version needs."""
+    there = select(models.c.digest).where(models.c.deleted_at.is_(None))
+    deleted = select(models.c.digest).where(models.c.deleted_at.is_not(None), models.c.digest.not_in(there))
+    return set(connection.scalars(deleted))
 
 
 _parsed: dict[str, Signature] = {}

@@ -26,15 +26,22 @@ class Runtime:
         Raises SchemaOutdated (a database that the settings name is migrated by hand) or SchemaTooNew.
         """
         storage = open_storage(settings.storage)
-        database = Database(settings.database_url)
-        try:
-            if not settings.database:
-                migrate.upgrade(database)
-            migrate.check(database)
+        with open_database(settings) as database:
             engine = open_engine(settings)
             try:
                 yield cls(settings, database, storage, engine)
             finally:
                 engine.close()
-        finally:
-            database.close()
+
+
+@contextmanager
+def open_database(settings: Settings) -> Iterator[Database]:
+    """The database of the settings, an embedded one migrated first. Raises SchemaOutdated or SchemaTooNew."""
+    database = Database(settings.database_url)
+    try:
+        if not settings.database:
+            migrate.upgrade(database)
+        migrate.check(database)
+        yield database
+    finally:
+        database.close()

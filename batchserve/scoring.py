@@ -29,6 +29,7 @@ from batchserve.domain import (
 )
 from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, PayloadTooLarge, SchemaMismatch, ScoringFailed
 from batchserve.formats import get_format
+from batchserve.formats.csv import escape_formulas
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS
 from batchserve.inference.session import Session, Sessions, give_back_memory
@@ -262,22 +263,34 @@ def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Seque
 
 
 def convert_chunk(
-    task: Input, chunk: Chunk, model: ModelVersion, top_k: int | None, format: str, dialect: Dialect, key: str
+    task: Input,
+    chunk: Chunk,
+    model: ModelVersion,
+    top_k: int | None,
+    format: str,
+    dialect: Dialect,
+    key: str,
+    escape: bool = False,
 ) -> Part:
-    """Writes one chunk of a result in another format, under `key`.
+    """Writes one chunk of a result in another format, under `key`. `escape`: with texts that are no formulas.
 
-    A CSV says no types: the model's own columns have those of its signature, the others stay text.
+    A CSV says no types: the model's own columns have those of its signature, the others stay text. From CSV to CSV
+    all is text, so that numbers keep their digits.
     """
     there = _header(task).columns
     types = {column.name: column.dtype for column in model.signature.columns if column.name in there}
     types |= {
         name: dtype for name, kind in output_columns(model.signature, top_k).items() if (dtype := DTYPES.get(kind))
     }
+    if format == task.format == "csv":
+        types = {}
     store = _storage(task.storage)
     with store.open(task.key) as source:
-        reading = get_format(task.format).read(source, task.dialect, chunk, types)
+        records = get_format(task.format).read(source, task.dialect, chunk, types).records
+    if escape and isinstance(records, pl.DataFrame):
+        records = escape_formulas(records)
     with store.create(key) as writer:
-        writer.write(get_format(format).write(reading.records, dialect))
+        writer.write(get_format(format).write(records, dialect))
         return Part(key, writer.commit().bytes, chunk.records)
 
 

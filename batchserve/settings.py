@@ -1,15 +1,36 @@
 """The only reader of the environment. Every setting is `BATCHSERVE_<NAME>`; docs/settings.md lists them all."""
 
 import os
+import re
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
+
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def seconds_of(text: str) -> float:
+    """Seconds of `90`, `90s`, `15m`, `2h` or `1d`. Raises ValueError."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
+    if match is None:
+        raise ValueError(f"{text!r} is no duration; expected something like 90s, 15m, 2h or 30d")
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _duration(given: Any) -> Any:
+    if not isinstance(given, str):
+        return given
+    return seconds_of(given) if given.strip() else None
+
+
+Kept = Annotated[Seconds | None, BeforeValidator(_duration)]
+"""A duration as text (`30d`) or in seconds; None, or an empty text, is for ever."""
 
 
 class Settings(BaseSettings):
@@ -51,7 +72,9 @@ class Settings(BaseSettings):
     heartbeat: Seconds = Field(10.0, description="Seconds between two renewals of a lease.")
     rescue: Seconds = Field(5.0, description="Seconds between two looks for jobs whose worker died.")
     grace: Seconds = Field(20.0, description="Seconds that a worker may use to finish its chunks after SIGTERM.")
-    active_jobs: int = Field(64, ge=1, description="Jobs that one worker runs side by side, chunk by chunk.")
+    active_jobs: int = Field(
+        64, ge=1, description="Jobs that one worker runs side by side, and one of each tenant that has none running."
+    )
     poll: Seconds = Field(1.0, description="Seconds between two looks for new jobs and cancel requests.")
     crashes: int = Field(3, ge=1, description="Crashes at the same chunk, or without progress, that fail a job.")
     cancel_grace: Seconds = Field(3.0, description="Seconds that a cancelled chunk may go on before it is killed.")
@@ -59,6 +82,9 @@ class Settings(BaseSettings):
     upload_bytes: Bytes = Field(64 * 2**30, description="Longest input, in bytes, after decompression.")
     model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
     online_bytes: Bytes = Field(16 * 2**20, description="Longest body of an online prediction, in bytes.")
+    head_timeout: Seconds = Field(
+        15.0, description="Seconds in which the head of a request comes, or its connection is closed."
+    )
     body_idle: Seconds = Field(15.0, description="Seconds that a body may stall before the request is given up.")
     body_rate: int = Field(
         1024, ge=0, description="Bytes per second that a body brings on average, or is given up after its first minute."
@@ -70,6 +96,16 @@ class Settings(BaseSettings):
         256 * 2**20, ge=0, description="Free space that uploads leave on the storage's disk (507 below it)."
     )
     idempotency_hours: float = Field(24.0, gt=0, description="Hours that an Idempotency-Key is remembered.")
+    keep_inputs: Kept = Field(
+        None,
+        description="How long an input is kept after the end of its job, or unused: `7d`, `12h`. Empty: for ever.",
+    )
+    keep_results: Kept = Field(
+        None, description="How long a job keeps its bytes after its end; then it is expired. Empty: for ever."
+    )
+    keep_rows: Kept = Field(
+        None, description="How long an expired job is still known, counted from when it expired. Empty: for ever."
+    )
     sweep_age: Seconds = Field(
         3600.0, description="Seconds after which bytes that no job names are removed; longer than any request takes."
     )

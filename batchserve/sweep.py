@@ -1,15 +1,17 @@
 """Bytes that nobody will ever ask for: what killed processes left behind, removed when it is old enough."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
+from uuid import UUID
 
-from sqlalchemy import Connection, or_, select
+from sqlalchemy import Connection, and_, or_, select
 
+from batchserve import holds, registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 from batchserve.domain import JobState
 from batchserve.jobs import named_results
-from batchserve.storage import Storage, remove_partials
+from batchserve.storage import ObjectInfo, Storage, digest_of_model, remove_partials
 
 _LOOKUP = 500
 """Keys asked for in one query."""
@@ -26,30 +28,47 @@ class Swept:
     inputs: int = 0
     parts: int = 0
     results: int = 0
+    models: int = 0
 
     @property
     def total(self) -> int:
-        return self.partials + self.uploads + self.conversions + self.inputs + self.parts + self.results
+        return sum(astuple(self))
 
 
 def sweep(database: Database, storage: Storage, older_than: float, now: float) -> Swept:
     """Removes what was not touched for `older_than` seconds and that no row names. `now`: seconds since the epoch.
 
     Bytes come before their row, so `older_than` is longer than a request may take. What is older than the oldest job
-    stays: a new database, at the address of an old storage, must not empty it.
+    stays: a new database, at the address of an old storage, must not empty it. While a hold is in force, only what
+    never had a row is removed.
     """
     before = now - older_than
-    with database.read() as connection:
-        since = connection.scalar(select(jobs.c.created_at).order_by(jobs.c.id).limit(1))
-    orphans = _Orphans(database, storage, since if since is not None else before, before)
+    orphans = _Orphans(database, storage, _since(database, before), before)
     return Swept(
         partials=remove_partials(storage, before),
-        uploads=orphans.remove("uploads/", _none_needed),
-        conversions=orphans.remove("conversions/", _none_needed),
-        inputs=orphans.remove("inputs/", _needed_inputs),
-        parts=orphans.remove("parts/", _needed_parts),
-        results=orphans.remove("results/", named_results),
+        uploads=orphans.remove("uploads/"),
+        conversions=orphans.remove("conversions/"),
+        inputs=orphans.remove("inputs/"),
+        parts=orphans.remove("parts/"),
+        results=orphans.remove("results/"),
+        models=_remove_models(database, storage, before),
     )
+
+
+def find_orphans(database: Database, storage: Storage, older_than: float, now: float) -> Iterator[ObjectInfo]:
+    """What `sweep` would remove, but for objects whose writer was killed."""
+    before = now - older_than
+    orphans = _Orphans(database, storage, _since(database, before), before)
+    for prefix in _NEEDED:
+        yield from orphans.find(prefix)
+    yield from _unused_models(database, storage, before)
+
+
+def _since(database: Database, before: float) -> float:
+    """When the oldest job was begun; `before`, so that nothing is an orphan, if there is none."""
+    with database.read() as connection:
+        oldest = connection.scalar(select(jobs.c.id).order_by(jobs.c.id).limit(1))
+    return _made_at(oldest) if oldest is not None else before
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,22 +78,27 @@ class _Orphans:
     since: float
     before: float
 
-    def remove(self, prefix: str, needed: Callable[[Connection, list[str]], set[str]]) -> int:
-        """Removes the objects under a prefix but for those of which `needed` says that a row names them."""
-        removed = 0
-        for keys in self._old(prefix):
+    def find(self, prefix: str) -> Iterator[ObjectInfo]:
+        """The objects under a prefix that no row needs."""
+        for entries in self._old(prefix):
+            keys = [entry.key for entry in entries]
             with self.database.read() as connection:
-                orphans = set(keys) - needed(connection, keys)
-            for key in orphans:
-                self.storage.delete(key)
-            removed += len(orphans)
+                needed = _NEEDED[prefix](connection, keys)
+                if prefix in _HELD and holds.any_in_force(connection, self.database.moment(connection)):
+                    continue
+            yield from (entry for entry in entries if entry.key not in needed)
+
+    def remove(self, prefix: str) -> int:
+        removed = 0
+        for orphan in self.find(prefix):
+            self.storage.delete(orphan.key)
+            removed += 1
         return removed
 
-    def _old(self, prefix: str) -> Iterator[list[str]]:
-        found = self.storage.list(prefix)
-        keys = [entry.key for entry in found if self.since <= entry.modified < self.before]
-        for start in range(0, len(keys), _LOOKUP):
-            yield keys[start : start + _LOOKUP]
+    def _old(self, prefix: str) -> Iterator[list[ObjectInfo]]:
+        old = [entry for entry in self.storage.list(prefix) if self.since <= entry.modified < self.before]
+        for start in range(0, len(old), _LOOKUP):
+            yield old[start : start + _LOOKUP]
 
 
 def _none_needed(_: Connection, __: list[str]) -> set[str]:
@@ -84,13 +108,56 @@ def _none_needed(_: Connection, __: list[str]) -> set[str]:
 
 def _needed_inputs(connection: Connection, keys: list[str]) -> set[str]:
     owners = {key: key.partition("/")[2] for key in keys}
-    kept = set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(owners.values()))))
+    wanted = jobs.c.input_removed_at.is_(None)
+    kept = set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(owners.values()), wanted)))
     return {key for key, job_id in owners.items() if job_id in kept}
 
 
 def _needed_parts(connection: Connection, keys: list[str]) -> set[str]:
-    """All but those of completed jobs without failed records: of these, nobody can retry a thing."""
+    """All but those of expired jobs, and of completed ones whose failed records, if any, nobody can retry."""
     owners = {key: key.split("/")[1] for key in keys}
-    wanted = or_(jobs.c.state != JobState.COMPLETED, jobs.c.rows_failed > 0)
-    kept = set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(set(owners.values())), wanted)))
+    unfinished_or_stopped = jobs.c.state.not_in((JobState.COMPLETED, JobState.EXPIRED))
+    retriable = and_(jobs.c.state == JobState.COMPLETED, jobs.c.rows_failed > 0, jobs.c.input_removed_at.is_(None))
+    query = select(jobs.c.id).where(jobs.c.id.in_(set(owners.values())), or_(unfinished_or_stopped, retriable))
+    kept = set(connection.scalars(query))
     return {key for key, job_id in owners.items() if job_id in kept}
+
+
+def _remove_models(database: Database, storage: Storage, before: float) -> int:
+    """Removes the artifacts of versions that were deleted while a hold was in force, or just before a crash."""
+    removed = 0
+    for artifact in _unused_models(database, storage, before):
+        with database.write() as connection:  # while it is open, nobody registers these bytes anew
+            held = holds.any_in_force(connection, database.moment(connection))
+            if not held and not registry.has_version(connection, digest_of_model(artifact.key)):
+                storage.delete(artifact.key)
+                removed += 1
+    return removed
+
+
+def _unused_models(database: Database, storage: Storage, before: float) -> list[ObjectInfo]:
+    """Only digests that this database has known: others may belong to another one."""
+    with database.read() as connection:
+        unused = registry.unused_digests(connection)
+    listed = storage.list("models/") if unused else ()
+    return [entry for entry in listed if entry.modified < before and digest_of_model(entry.key) in unused]
+
+
+def _made_at(job_id: str) -> float:
+    """When the server made the ID of a job (UUIDv7): before the first byte of its input.
+
+    A second earlier, for files are dated by a coarse clock.
+    """
+    return (UUID(job_id).int >> 80) / 1000 - 1.0
+
+
+_NEEDED: dict[str, Callable[[Connection, list[str]], set[str]]] = {
+    "uploads/": _none_needed,
+    "conversions/": _none_needed,
+    "inputs/": _needed_inputs,
+    "parts/": _needed_parts,
+    "results/": named_results,
+}
+"""For the objects under each prefix, those of which a row has need."""
+_HELD = ("inputs/", "parts/", "results/")
+"""What rows may name: nothing of it is removed while a hold is in force."""

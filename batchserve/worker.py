@@ -32,6 +32,7 @@ from batchserve.errors import (
     Unavailable,
 )
 from batchserve.logs import get_logger
+from batchserve.retention import expire, forget, remove_unnamed
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import parts_prefix
@@ -50,6 +51,7 @@ _WORTH = 4 * 2**20
 _SLACK = 16 * 2**10
 """A chunk ends before the record that would be too much: what that leaves over must not add up to one chunk more."""
 _SWEEP_PAUSE = 3600.0
+"""Seconds between two sweeps, at most."""
 SMALL = 2**20
 """Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
 _COPIED_PER_SECOND = 20e6
@@ -100,7 +102,7 @@ class Worker:
     """Runs jobs until it is stopped. Any number of workers may share a database and a storage."""
 
     def __init__(self, runtime: Runtime, tell: Callable[[str], None] | None = None) -> None:
-        """`tell` is called with the ID of each job that starts or ends here, from the worker's thread."""
+        """`tell` is called with the ID of each job whose attempt ends here, from the worker's thread."""
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._runtime = runtime
         self._tell = tell or _nobody
@@ -182,12 +184,13 @@ class Worker:
         """Claims what is due, and hears of cancel requests.
 
         No more jobs than there is work for, so that other workers find some; but one at each look, up to the limit of
-        the settings, for a huge job must not keep a small one waiting.
+        the settings, for a huge job must not keep a small one waiting. Nor may a tenant that has many: beyond the
+        limit, one job of each tenant of which none is running.
         """
         self._look_is_due.clear()
         room = self._settings.active_jobs - len(self._active)
-        most = min(room, max(1, self._window - len(self._active)))
-        if most > 0 and not self._stopping.is_set():
+        most = max(0, min(room, max(1, self._window - len(self._active))))
+        if not self._stopping.is_set():
             for job in self._claimed(most):
                 self._take(job)
         if self._active:
@@ -198,7 +201,7 @@ class Worker:
 
     def _claimed(self, most: int) -> list[Job]:
         with self._database.read() as connection:
-            if not jobs.is_due(connection, self._database.moment(connection).wall):
+            if not jobs.is_due(connection, self._database.moment(connection).wall, most):
                 return []
         with self._database.write() as connection:
             now = self._database.moment(connection)
@@ -244,7 +247,6 @@ class Worker:
         )
         self._active[job.id] = active
         self._turn.append(job.id)
-        self._tell(job.id)
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=job.model.reference)
 
     def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None]:
@@ -519,8 +521,8 @@ class Worker:
         raise AssertionError("stamina either returns or raises")
 
     def _delete_parts(self, active: ActiveJob) -> None:
-        for part in list(self._runtime.storage.list(parts_prefix(active.id))):
-            self._runtime.storage.delete(part.key)
+        storage = self._runtime.storage
+        remove_unnamed(self._database, storage, [part.key for part in storage.list(parts_prefix(active.id))])
 
     def _drop(self, active: ActiveJob) -> None:
         if self._active.pop(active.id, None) is not None:
@@ -558,17 +560,23 @@ class Worker:
                     log.exception("Lease could not be renewed", action="lease_error", job_id=active.id)
 
     def _keep_swept(self) -> None:
-        """At the start and then hourly, removes the bytes that no row names: what a crash left behind."""
+        """At the start and then hourly, removes what is kept no longer, and what a crash left behind."""
+        storage, settings = self._runtime.storage, self._settings
         while True:
             try:
                 with self._database.read() as connection:
-                    now = self._database.moment(connection)
-                swept = sweep(self._database, self._runtime.storage, self._settings.sweep_age, now.wall)
+                    now = self._database.moment(connection).wall
+                expired = expire(self._database, storage, settings, now)
+                if expired.total:
+                    log.info("Bytes are kept no longer", action="expire", jobs=expired.jobs, inputs=expired.inputs)
+                swept = sweep(self._database, storage, settings.sweep_age, now)
                 if swept.total:
                     log.info("Orphaned bytes are removed", action="sweep", objects=swept.total)
+                if forgotten := forget(self._database, settings, now):
+                    log.info("Expired jobs are forgotten", action="forget", jobs=forgotten)
             except Exception:
-                log.exception("Sweep has failed; the next one is in an hour", action="sweep_error")
-            if self._ended.wait(_SWEEP_PAUSE):
+                log.exception("Sweep has failed; the next one will come", action="sweep_error")
+            if self._ended.wait(min(_SWEEP_PAUSE, max(settings.sweep_age, settings.poll))):
                 return
 
     def _lost(self, active: ActiveJob) -> None:

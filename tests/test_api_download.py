@@ -332,3 +332,53 @@ def test_partial_gives_the_whole_of_a_finished_job(api: Api, job: dict[str, Any]
     answer = api.result(job, partial="true")
     assert answer.headers["etag"] == f'"{job["result"]["sha256"]}"'
     assert "batchserve-incomplete" not in answer.headers
+
+
+# --- spreadsheets ----------------------------------------------------------------------------------------------------
+
+FORMULAS = ["=1+1", "+A1", "-A1", "@SUM(A1)", "\tx", "-5", "+1.5e3", "x=1", ""]
+
+
+@pytest.fixture(scope="module")
+def formulas(api: Api) -> dict[str, Any]:
+    """A job whose input has formulas in its texts and in the name of a column; a number with its own digits; and a
+    record that fails, with a formula for its key."""
+    names = ["=cmd", *("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"), "note"]
+    rows = [[text, "5.10", "3.5", "1.4", "0.2", "1.50"] for text in FORMULAS]
+    body = pl.DataFrame([*rows, ["=key", "wide", "3", "1", "1", ""]], schema=names, orient="row").write_csv()
+    return api.run(body, "iris", passthrough="all", key="=cmd")
+
+
+def test_a_result_for_a_spreadsheet_has_no_formulas_and_the_same_numbers(api: Api, formulas: dict[str, Any]) -> None:
+    plain = pl.read_csv(api.result(formulas).content, infer_schema=False)
+    answer = api.result(formulas, csv_escape=True)
+    escaped = pl.read_csv(answer.content, infer_schema=False)
+    assert plain.columns[0] == "=cmd"
+    assert escaped.columns == ["'=cmd", *plain.columns[1:]]
+    wanted = ["'=1+1", "'+A1", "'-A1", "'@SUM(A1)", "'\tx", "-5", "+1.5e3", "x=1"]
+    assert escaped["'=cmd"].to_list()[:8] == wanted
+    assert escaped[:, 1:].equals(plain[:, 1:])
+    assert set(escaped["note"][:9]) == {"1.50"}
+    assert answer.headers["etag"] == f'"{formulas["result"]["sha256"]}-csv-escaped"'
+
+
+@pytest.mark.parametrize("format", ["jsonl", "parquet", "arrow"])
+def test_a_conversion_to_csv_for_a_spreadsheet_has_no_formulas(api: Api, formulas: dict[str, Any], format: str) -> None:
+    body = decoded(api.result(formulas).content, "csv").rename({"prediction": "before"})
+    job = api.run(encoded(body, format), "iris", passthrough=["=cmd"])
+    assert job["state"] == "completed", job["error"]
+    escaped = pl.read_csv(api.result(job, format="csv", csv_escape=True).content, infer_schema=False)
+    assert escaped["'=cmd"].to_list()[:4] == ["'=1+1", "'+A1", "'-A1", "'@SUM(A1)"]
+
+
+def test_failed_records_for_a_spreadsheet_have_no_formulas(api: Api, formulas: dict[str, Any]) -> None:
+    answer = api.http.get(formulas["links"]["errors"], params={"csv_escape": True}, headers={"accept": "text/csv"})
+    header, line = answer.text.splitlines()
+    assert header == "record,key,column,code,message"
+    assert line.startswith("9,'=key,sepal length (cm),")
+    assert ",=key," in api.http.get(formulas["links"]["errors"], headers={"accept": "text/csv"}).text
+
+
+def test_only_csv_is_escaped(api: Api, formulas: dict[str, Any]) -> None:
+    answer = api.http.get(formulas["links"]["result"], params={"csv_escape": True, "format": "parquet"})
+    assert "format=csv" in problem(answer, 422, "invalid-options")["detail"]

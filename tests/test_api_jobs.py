@@ -291,8 +291,8 @@ def test_a_long_poll_ends_after_its_time_and_at_once_for_a_finished_job(api: Api
     began = time.monotonic()
     assert ok(api.http.get(api.run(CSV, "iris")["links"]["self"], params={"wait": 30}))["state"] == "completed"
     assert time.monotonic() - began < 5
-    problem(api.http.get(job["links"]["self"], params={"wait": 61}), 422, "invalid-options")
-    problem(api.http.get(job["links"]["self"], params={"wait": "nan"}), 422, "invalid-options")
+    problem(idle_api.http.get(job["links"]["self"], params={"wait": 61}), 422, "invalid-options")
+    problem(idle_api.http.get(job["links"]["self"], params={"wait": "nan"}), 422, "invalid-options")
 
 
 @pytest.mark.parametrize(

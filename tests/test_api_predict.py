@@ -1,4 +1,6 @@
+import multiprocessing
 import time
+from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -47,6 +49,32 @@ def test_predict_queues_the_job_and_answers_at_once(idle_api: Api) -> None:
     assert queued["queue_position"] >= 0
     assert (queued["model"]["name"], queued["model"]["version"]) == ("iris", 1)
     assert queued["queued_at"] is not None
+
+
+def kill_next_process(known: set[int]) -> int:
+    """Kills the first scoring process that starts from now on, in the middle of its start."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        for process in multiprocessing.active_children():
+            if process.pid not in known and process.pid is not None:
+                process.kill()
+                return process.pid
+        time.sleep(0.01)
+    raise AssertionError("no process was started")
+
+
+def test_a_good_input_is_not_refused_because_somebody_killed_the_process_that_checked_it(
+    tmp_path: Path, iris_onnx: Path
+) -> None:
+    others = set(multiprocessing.active_children())
+    with running(tmp_path, worker=False) as api, ThreadPoolExecutor() as pool:
+        api.register("iris", iris_onnx)
+        for process in set(multiprocessing.active_children()) - others:
+            process.kill()  # the next check starts one anew
+        known = {process.pid or 0 for process in multiprocessing.active_children()}
+        killed = pool.submit(kill_next_process, known)
+        ok(api.http.post("/v1/predict", content=CSV, params={"model": "iris"}), 202)
+        assert killed.result() not in known
 
 
 def test_a_repeated_predict_gives_the_same_job_and_never_a_second_run(api: Api) -> None:

@@ -1,11 +1,8 @@
 """End to end, with real processes that are killed in the middle of a job: nothing is lost, nothing is done twice."""
 
 import os
-import re
 import signal
 import sqlite3
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -15,50 +12,11 @@ import httpx2
 import numpy as np
 import polars as pl
 import pytest
+from commands import Service
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
 RECORDS = 300_000
-FAST = {
-    "BATCHSERVE_CHUNK_BYTES": "40000",  # hundreds of chunks, so that a kill comes in the middle
-    "BATCHSERVE_LEASE": "1.0",
-    "BATCHSERVE_HEARTBEAT": "0.2",
-    "BATCHSERVE_RESCUE": "0.2",
-    "BATCHSERVE_POLL": "0.1",
-    "BATCHSERVE_PROCESSES": "2",
-    "BATCHSERVE_GRACE": "5",
-}
-
-
-class Service:
-    """A `batchserve` command in a process of its own, on the data of one folder."""
-
-    def __init__(self, folder: Path, *arguments: str) -> None:
-        own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-        self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
-        with self.log.open("wb") as stderr:
-            command = [sys.executable, "-m", "batchserve", *arguments]
-            self.process = subprocess.Popen(command, cwd=folder, stderr=stderr, env=own | FAST)
-        self.url = ""
-
-    def wait_for(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
-        deadline = time.monotonic() + seconds
-        while time.monotonic() < deadline and self.process.poll() is None:
-            if found := re.search(pattern, self.log.read_text()):
-                return found
-            time.sleep(0.02)
-        raise AssertionError(f"{pattern!r} did not come:\n{self.log.read_text()[-4000:]}")
-
-    def scoring_processes(self) -> list[int]:
-        """The niced children: those that score chunks of jobs."""
-        children = Path(f"/proc/{self.process.pid}/task").glob("*/children")
-        pids = [int(pid) for file in children for pid in file.read_text().split()]
-        return [pid for pid in pids if os.getpriority(os.PRIO_PROCESS, pid) > 0]
-
-    def end(self, number: int) -> int:
-        with suppress(ProcessLookupError):
-            self.process.send_signal(number)
-        return self.process.wait(30)
 
 
 class Site:

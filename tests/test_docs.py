@@ -74,7 +74,7 @@ def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
 def shown_default(field: Any) -> str:
     if field.default_factory is not None:
         return "cores"
-    return f"`{field.default}`" if field.default != "" else "empty"
+    return "empty" if field.default in ("", None) else f"`{field.default}`"
 
 
 def test_every_setting_that_a_page_names_exists() -> None:

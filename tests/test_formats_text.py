@@ -231,7 +231,7 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
         ("a,b\n".encode("utf-16-be"), "byte 0 is NUL"),
         (b'"a"x,b\n', "malformed quotation mark"),
         (b"x" * 2**20 + b"yy\n", "longer than 1048576 bytes"),
-        (b",".join(b"c%d" % n for n in range(16_385)) + b"\n", "names 16385 columns; at most 16384"),
+        (b",".join(b"c%d" % n for n in range(16_385)) + b"\n", "has 16385 columns; at most 16384"),
     ],
 )
 def test_a_header_that_can_not_name_columns_is_refused(data: bytes, message: str) -> None:

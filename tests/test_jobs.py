@@ -162,6 +162,11 @@ ACTIONS: dict[str, Action] = {
     "cancel_if_mine": lambda connection: jobs.cancel_if_mine(connection, "1", 1, wall(8)),
     "release_if_mine": lambda connection: jobs.release_if_mine(connection, "1", 1, wall(8)),
     "rescue_expired": lambda connection: jobs.rescue_expired(connection, 3, at(100)),
+    "expire_if_over": lambda connection: jobs.expire_if_over(
+        connection, ["1"], ended_before=wall(7), uploaded_before=wall(7), now=wall(8)
+    ),
+    "drop_input_if_over": lambda connection: jobs.drop_input_if_over(connection, ["1"], wall(7), wall(8)),
+    "delete_expired_before": lambda connection: jobs.delete_expired_before(connection, wall(7), 10),
 }
 MINE = [name for name in ACTIONS if name.endswith("_if_mine")]
 
@@ -171,6 +176,7 @@ LEGAL: dict[str, dict[str, JobState | None]] = {
         "enqueue_if_uploaded": JobState.QUEUED,
         "request_cancel": JobState.CANCELLED,
         "delete_if_not_running": None,
+        "expire_if_over": JobState.EXPIRED,
     },
     "queued": {
         "complete_as_equal_if_queued": JobState.COMPLETED,
@@ -202,10 +208,30 @@ LEGAL: dict[str, dict[str, JobState | None]] = {
         "release_if_mine": JobState.QUEUED,
         "rescue_expired": JobState.QUEUED,
     },
-    "completed": {"delete_if_not_running": None},
-    "failed": {"retry_if_stopped": JobState.QUEUED, "delete_if_not_running": None},
-    "cancelled": {"retry_if_stopped": JobState.QUEUED, "delete_if_not_running": None},
-    "cancelled before it was queued": {"delete_if_not_running": None},
+    "completed": {
+        "delete_if_not_running": None,
+        "expire_if_over": JobState.EXPIRED,
+        "drop_input_if_over": JobState.COMPLETED,
+    },
+    "failed": {
+        "retry_if_stopped": JobState.QUEUED,
+        "delete_if_not_running": None,
+        "expire_if_over": JobState.EXPIRED,
+        "drop_input_if_over": JobState.FAILED,
+    },
+    "failed, without its input": {"delete_if_not_running": None, "expire_if_over": JobState.EXPIRED},
+    "cancelled": {
+        "retry_if_stopped": JobState.QUEUED,
+        "delete_if_not_running": None,
+        "expire_if_over": JobState.EXPIRED,
+        "drop_input_if_over": JobState.CANCELLED,
+    },
+    "cancelled before it was queued": {
+        "delete_if_not_running": None,
+        "expire_if_over": JobState.EXPIRED,
+        "drop_input_if_over": JobState.CANCELLED,
+    },
+    "expired": {"delete_if_not_running": None, "delete_expired_before": None},
 }
 
 
@@ -230,8 +256,13 @@ def bring_to(database: Database, state: str) -> None:
         elif state == "completed":
             jobs.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
             jobs.complete_if_mine(connection, "1", 1, RESULT, [], wall(4))
-        elif state == "failed":
+        elif state.startswith("failed"):
             jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(4))
+            if "without" in state:
+                jobs.drop_input_if_over(connection, ["1"], wall(5), wall(5))
+        elif state == "expired":
+            jobs.cancel_if_mine(connection, "1", 1, wall(4))
+            jobs.expire_if_over(connection, ["1"], ended_before=wall(5), uploaded_before=wall(0), now=wall(5))
         elif state == "cancelled":
             jobs.cancel_if_mine(connection, "1", 1, wall(4))
     assert get(database).state == state.replace(",", "").partition(" ")[0]

@@ -14,6 +14,7 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
+from batchserve import idempotency, jobs
 from batchserve.db import connect, migrate
 from batchserve.db.connect import Database
 from batchserve.db.tables import metadata
@@ -126,6 +127,30 @@ def test_alembic_goes_back_and_forth_by_its_own_command(tmp_path: Path) -> None:
     assert seen == [set(metadata.tables), set(metadata.tables), set()]
 
 
+def test_an_upgrade_keeps_the_plans_of_jobs_and_gives_all_to_the_default_tenant(tmp_path: Path) -> None:
+    """A table that is made anew would take with it what refers to it."""
+    environment = {"BATCHSERVE_STORAGE": str(tmp_path), "PATH": ""}
+    for steps in (["upgrade", "head"], ["downgrade", "0001"]):
+        command = [sys.executable, "-m", "alembic", *steps]
+        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=100)
+    old = sqlite3.connect(tmp_path / "batchserve.db")
+    old.execute(
+        "INSERT INTO jobs (id, state, input_key, input_bytes, input_sha256, input_format, input_delimiter, options, "
+        "metadata, created_at) VALUES ('j', 'queued', 'inputs/j', 1, 'a', 'csv', ',', '{}', '{}', 1.0)"
+    )
+    old.execute("INSERT INTO chunks (job_id, first_record, records, start, stop) VALUES ('j', 0, 1, 0, 1)")
+    old.execute("INSERT INTO idempotency_keys VALUES ('k', 'f', 'j', 201, 1.0)")
+    old.commit()
+    old.close()
+    database = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
+    assert migrate.upgrade(database) == ("0001", migrate.newest_version())
+    with database.read() as connection:
+        assert jobs.get(connection, "j").tenant == "default"
+        assert len(jobs.pending_chunks(connection, "j")) == 1
+        assert idempotency.recall(connection, "k", "f") == idempotency.Remembered("j", 201)
+    database.close()
+
+
 # --- other versions ---
 
 
@@ -146,7 +171,7 @@ def test_a_sqlite_file_is_copied_before_it_is_changed(
     sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with sqlite.write() as connection:
-        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job', 201, 1.0)"))
+        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job', 201, 1.0, 'default')"))
     before = migrate.newest_version()
     release_next_version(tmp_path, monkeypatch, 'op.execute("DELETE FROM idempotency_keys")')
     with pytest.raises(SchemaOutdated, match=f"schema {before}, this release needs 9000"):

@@ -103,7 +103,7 @@ class Body:
         while True:
             began = time.monotonic()
             try:
-                with anyio.fail_after(self._settings.body_idle):
+                async with asyncio.timeout(self._settings.body_idle):
                     data = await anext(stream)
             except StopAsyncIteration:
                 break

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from fastapi import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from batchserve.db.connect import Database
+from batchserve.domain import Caller
 
 MAX_AGE = 0.25
 SIZE = 256
@@ -21,34 +21,36 @@ class _Kept:
 
 
 class AnswerCache:
-    """The latest answers by path, each until anything is committed to the database by anybody, or MAX_AGE seconds.
+    """The latest answers by tenant and path, each until anything is committed to the database by anybody, or MAX_AGE
+    seconds.
 
     So a commit is never missed, and what the clock alone changes (speed, time left, the place in the queue behind
     jobs that become due) is a quarter of a second old at most. Keeps nothing where the database has no version.
     """
 
-    def __init__(self, database: Database) -> None:
-        self._database = database
-        self._kept: dict[str, _Kept] = {}
+    def __init__(self) -> None:
+        self._kept: dict[tuple[str, str], _Kept] = {}
 
-    def keep(self, path: str, answer: Response, version: int | None) -> None:
+    def keep(self, tenant: str, path: str, answer: Response, version: int | None) -> None:
         """`version`: of the database, before what the answer tells was read."""
         if version is None:
             return
-        self._kept.pop(path, None)
-        self._kept[path] = _Kept(answer, version, time.monotonic() + MAX_AGE)
+        self._kept.pop((tenant, path), None)
+        self._kept[tenant, path] = _Kept(answer, version, time.monotonic() + MAX_AGE)
         if len(self._kept) > SIZE:
             del self._kept[next(iter(self._kept))]  # the oldest
 
-    def get(self, path: str) -> Response | None:
-        kept = self._kept.get(path)
-        if kept is None or kept.until < time.monotonic() or kept.version != self._database.version():
+    def get(self, tenant: str, path: str, version: int | None) -> Response | None:
+        """`version`: of the database now."""
+        kept = self._kept.get((tenant, path))
+        if kept is None or kept.until < time.monotonic() or kept.version != version:
             return None
         return kept.answer
 
 
 class CacheMiddleware:
-    """Gives kept answers to plain polls. All others go on to their route, which answers the same, and keeps it."""
+    """Gives kept answers to plain polls of callers that are known (AuthMiddleware). All others go on to their route,
+    which answers the same, and keeps it."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -65,11 +67,17 @@ def unless_known(answer: Response, if_none_match: str | None) -> Response:
 
 def _kept_answer(scope: Scope) -> Response | None:
     # Only routes of jobs keep answers. A query, or a preference, may ask to wait.
-    if scope["type"] != "http" or scope["method"] != "GET" or scope["query_string"] or "/jobs/" not in scope["path"]:
+    if (
+        scope["type"] != "http"
+        or scope["method"] != "GET"
+        or scope["query_string"]
+        or not scope["path"].startswith("/v1/jobs/")
+    ):
         return None
     headers = dict(scope["headers"])
     if b"prefer" in headers:
         return None
     answers: AnswerCache = scope["app"].state.service.answers
-    answer = answers.get(scope["path"])
+    caller: Caller = scope["caller"]
+    answer = answers.get(caller.tenant, scope["path"], scope["database_version"])
     return answer and unless_known(answer, headers.get(b"if-none-match", b"").decode("latin-1"))

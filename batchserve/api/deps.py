@@ -15,10 +15,11 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs, registry
+from batchserve import idempotency, jobs, registry, retention
+from batchserve.api.auth import Keyring, caller_of
 from batchserve.api.cache import AnswerCache
 from batchserve.api.schemas import JobBody, job_body
-from batchserve.domain import Job, JobState, ModelVersion
+from batchserve.domain import Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
 from batchserve.errors import BadRequest, IdempotencyInProgress, Unavailable
 from batchserve.runtime import Runtime
@@ -27,6 +28,7 @@ T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
+_JOBS_SEEN = 4096
 
 
 @dataclass(slots=True)
@@ -37,13 +39,17 @@ class Service:
     wake_worker: Callable[[], None]
     stop_worker: Callable[[], None]
     changes: "Changes"
-    keys_under_way: set[str] = field(default_factory=set)
+    keys_under_way: set[tuple[str, str]] = field(default_factory=set)
+    """Tenants and their idempotency keys."""
+    jobs_seen: dict[tuple[str, str], None] = field(default_factory=dict)
+    """Tenants and the latest jobs that were found to be theirs, and will be as long as they are there."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
-    answers: AnswerCache = field(init=False)
+    keyring: Keyring = field(init=False)
+    answers: AnswerCache = field(default_factory=AnswerCache)
     _long_call: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def __post_init__(self) -> None:
-        self.answers = AnswerCache(self.runtime.database)
+        self.keyring = Keyring(self.runtime.database)
 
     async def wake(self) -> None:
         """For background tasks: one that is no coroutine would take a thread."""
@@ -155,6 +161,21 @@ async def get_service(request: Request) -> Service:  # as a plain function it wo
 
 
 ServiceDep = Annotated[Service, Depends(get_service)]
+
+
+async def own_job(job_id: str, request: Request) -> str:
+    """The ID in the path. Raises JobNotFound for a job of another tenant: behind this door, an ID is proof enough."""
+    service, caller = await get_service(request), caller_of(request)
+    if (caller.tenant, job_id) not in service.jobs_seen:
+        with service.runtime.database.read() as connection:
+            jobs.require_seen(connection, job_id, caller.tenant)
+        service.jobs_seen[caller.tenant, job_id] = None
+        if len(service.jobs_seen) > _JOBS_SEEN:
+            del service.jobs_seen[next(iter(service.jobs_seen))]  # the oldest
+    return job_id
+
+
+OwnJob = Annotated[str, Depends(own_job)]
 IdempotencyKey = Annotated[
     str | None,
     Header(
@@ -180,7 +201,7 @@ def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
 def read_body(service: Service, job_id: str) -> JobBody:
     """A job as its clients see it. Raises JobNotFound."""
     with service.runtime.database.read() as connection:
-        job = jobs.get(connection, job_id)
+        job = retention.dated(jobs.get(connection, job_id), service.runtime.settings)
         attempts = jobs.attempts_of(connection, job_id) if job.attempt else []
         now = time.time()
         position = jobs.queue_position(connection, job, now)
@@ -212,8 +233,9 @@ async def wait_for(service: Service, job_id: str, seconds: float, until: Callabl
         left = deadline - time.monotonic()
         if until(state) or left <= 0 or service.stopping.is_set():
             return
-        with anyio.move_on_after(min(pause, left)):
-            await change.wait()
+        with suppress(TimeoutError):
+            async with asyncio.timeout(min(pause, left)):
+                await change.wait()
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
@@ -253,29 +275,29 @@ def bare_key(key: str | None) -> str | None:
     return key
 
 
-async def once(service: Service, key: str | None, work: Callable[[], Awaitable[Response]]) -> Response:
+async def once(service: Service, caller: Caller, key: str | None, work: Callable[[], Awaitable[Response]]) -> Response:
     """Runs one request for a key at a time; a second one meanwhile gets a 409. What was done before is up to `work`."""
     if key is None:
         return await work()
-    if key in service.keys_under_way:
+    if (caller.tenant, key) in service.keys_under_way:
         raise IdempotencyInProgress(
             f"a request with the Idempotency-Key {key!r} is under way: wait for its answer", retry_after=1
         )
-    service.keys_under_way.add(key)
+    service.keys_under_way.add((caller.tenant, key))
     try:
         return await work()
     finally:
-        service.keys_under_way.discard(key)
+        service.keys_under_way.discard((caller.tenant, key))
 
 
-async def replayed(service: Service, key: str | None, content: str) -> Response | None:
+async def replayed(service: Service, caller: Caller, key: str | None, content: str) -> Response | None:
     """The answer to an earlier request with this key. Raises IdempotencyMismatch when its content was another."""
     if key is None:
         return None
 
     def recall() -> idempotency.Remembered | None:
         with service.runtime.database.read() as connection:
-            return idempotency.recall(connection, key, content)
+            return idempotency.recall(connection, key, content, caller.tenant)
 
     remembered = await run_in_threadpool(recall)
     if remembered is None:

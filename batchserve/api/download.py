@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import anyio
@@ -19,10 +20,12 @@ from starlette.types import Receive, Scope, Send
 
 from batchserve import jobs, scoring
 from batchserve.api import examples
-from batchserve.api.deps import PROBLEMS, Service, ServiceDep, finished, read_job, wait_for
+from batchserve.api.bodies import require_space
+from batchserve.api.deps import PROBLEMS, OwnJob, Service, ServiceDep, finished, read_job, wait_for
 from batchserve.domain import ChunkLimits, Dialect, Job, JobState
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady
 from batchserve.formats import FORMATS, by_media_type, get_format
+from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
 from batchserve.storage import Piece, Span
 
@@ -36,14 +39,18 @@ JobFormat = Annotated[
 Partial = Annotated[
     bool, Query(description="Give what is finished of a job that is not, or not any more: a prefix of the result.")
 ]
+CsvEscape = Annotated[
+    bool, Query(description="CSV for spreadsheets: an apostrophe before each text that they would take for a formula.")
+]
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the result before answering 404.")]
 FILE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file, with ETag, Repr-Digest and ranges.",
         "content": {
+            **{format.media_type: {} for format in FORMATS.values()},
             "text/csv": {"example": "prediction,probability_setosa,probability_versicolor\nsetosa,0.98,0.02\n"},
             "application/x-ndjson": {"example": '{"prediction":"setosa","probability_setosa":0.98}\n'},
-            "application/vnd.apache.parquet": {},
+            "application/json": {"example": [{"prediction": "setosa", "probability_setosa": 0.98}]},
         },
     },
     206: {"description": "The range that was asked for."},
@@ -118,11 +125,12 @@ class _Stream(StreamingResponse):
     operation_id="download", summary="Download the result",
 )  # fmt: skip
 async def download(
-    job_id: str,
+    job_id: OwnJob,
     request: Request,
     service: ServiceDep,
     format: JobFormat = None,
     partial: Partial = False,
+    csv_escape: CsvEscape = False,
     wait: Wait = 0.0,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
@@ -139,16 +147,19 @@ async def download(
         raise _not_ready(job)
     own = get_format(job.options.format)
     wanted = _negotiate(own, format, accept)
+    if csv_escape and wanted.name != "csv":
+        raise InvalidOptions(f"csv_escape is for CSV, and the result comes in {wanted.name}: ask for format=csv")
     if job.state is not JobState.COMPLETED or job.result_key is None:
         if not partial:
             raise _not_ready(job)
-        if wanted is not own:
-            raise InvalidOptions(f"a partial result comes in the job's format, {own.name}")
+        if wanted is not own or csv_escape:
+            raise InvalidOptions(f"a partial result comes as it is, in the job's format, {own.name}")
         return await _partial_result(service, job, own)
-    if wanted is not own:
-        return await _converted(request, service, job, job.result_key, own, wanted)
+    if wanted is not own or csv_escape:
+        return await _converted(request, service, job, job.result_key, _Conversion(own, wanted, csv_escape))
     headers = _representation(job.result_sha256 or "")
-    return await _file(request, service, job.result_key, own.media_type, f"{job_id}.{own.suffix.lstrip('.')}", headers)
+    name = f"{job_id}.{own.suffix.lstrip('.')}"
+    return await _file(request, service, job, job.result_key, own.media_type, name, headers)
 
 
 @router.head("/v1/download/{job_id}/errors", include_in_schema=False)
@@ -157,9 +168,10 @@ async def download(
     operation_id="download_errors", summary="Download the list of failed records",
 )  # fmt: skip
 async def download_errors(
-    job_id: str,
+    job_id: OwnJob,
     service: ServiceDep,
     partial: Partial = False,
+    csv_escape: CsvEscape = False,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """NDJSON, or CSV by Accept: record number (from 0), column, code and message. Empty when no record failed."""
@@ -175,7 +187,7 @@ async def download_errors(
     )
     blocks = _blocks(service, (Span(part.key, 0, part.bytes) for part in parts))
     if accept is not None and "text/csv" in accept:
-        return _Stream(_errors_csv(blocks), "text/csv", {"vary": "accept"})
+        return _Stream(_errors_csv(blocks, csv_escape), "text/csv", {"vary": "accept"})
     return _Stream(blocks, "application/x-ndjson", {"vary": "accept"})
 
 
@@ -184,15 +196,15 @@ async def download_errors(
     "/v1/download/{job_id}/input", response_class=Response, responses=FILE,
     operation_id="download_input", summary="Download the input",
 )  # fmt: skip
-async def download_input(job_id: str, request: Request, service: ServiceDep) -> Response:
+async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
     """The bytes as they were stored at upload (decompressed)."""
     job = read_job(service, job_id)
-    if job.state is JobState.EXPIRED:
-        raise Gone(f"the input of job {job_id} was removed when it expired")
+    if job.input_removed_at is not None:
+        raise Gone(f"the input of job {job_id} was removed: it was kept no longer")
     format = get_format(job.input_format)
     name = job.input_filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
     headers = _representation(job.input_sha256)
-    return await _file(request, service, job.input_key, format.media_type, name, headers)
+    return await _file(request, service, job, job.input_key, format.media_type, name, headers)
 
 
 def _not_ready(job: Job) -> ResultNotReady:
@@ -256,13 +268,19 @@ def _is_known(request: Request, etag: str) -> bool:
 
 
 async def _file(
-    request: Request, service: Service, key: str, media_type: str, name: str, headers: Mapping[str, str]
+    request: Request, service: Service, job: Job, key: str, media_type: str, name: str, headers: Mapping[str, str]
 ) -> Response:
     """A stored object with ranges. Its digest is its ETag: immutable objects make this simple."""
     headers = {**headers, "x-content-type-options": "nosniff", "vary": "accept"}
     if _is_known(request, headers["etag"]):
         return Response(status_code=304, headers=headers)
-    file = await run_in_threadpool(service.runtime.storage.open, key)
+    try:
+        file = await run_in_threadpool(service.runtime.storage.open, key)
+    except FileNotFoundError:
+        now = read_job(service, job.id)
+        if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
+            raise
+        raise Gone(f"the bytes of job {job.id} have just been removed") from None
     file.close()
     return _File(file.name, headers=headers, media_type=media_type, filename=name)
 
@@ -300,11 +318,22 @@ async def _partial_result(service: Service, job: Job, own: Format) -> Response:
 # --- conversion ------------------------------------------------------------------------------------------------------
 
 
-async def _converted(request: Request, service: Service, job: Job, key: str, own: Format, wanted: Format) -> Response:
+@dataclass(frozen=True, slots=True)
+class _Conversion:
+    own: Format
+    wanted: Format
+    escape: bool
+
+    def dialect(self, job: Job) -> Dialect:
+        return job.dialect if self.wanted is self.own else Dialect()
+
+
+async def _converted(request: Request, service: Service, job: Job, key: str, conversion: _Conversion) -> Response:
     """The result in another format, converted chunk by chunk in scoring processes while it is sent."""
+    wanted = conversion.wanted
     name = f"{job.id}.{wanted.suffix.lstrip('.')}"
     headers = {
-        "etag": f'"{job.result_sha256}-{wanted.name}"',
+        "etag": f'"{job.result_sha256}-{wanted.name}{"-escaped" if conversion.escape else ""}"',
         "vary": "accept",
         "content-disposition": f'attachment; filename="{name}"',
     }
@@ -312,24 +341,26 @@ async def _converted(request: Request, service: Service, job: Job, key: str, own
         return Response(status_code=304, headers=headers)
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
-    source = scoring.Input(service.runtime.settings.storage, key, own.name, job.dialect)
+    await run_in_threadpool(require_space, service.runtime)  # its parts lie there while they are sent
+    source = scoring.Input(service.runtime.settings.storage, key, conversion.own.name, job.dialect)
     settings = service.runtime.settings
     task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
     async with service.long_call(settings.online_wait):
         plan = await service.call(scoring.plan_chunks, task, seconds=settings.chunk_timeout)
-        blocks = _convert(service, source, plan, job, wanted)
+        blocks = _convert(service, source, plan, job, conversion)
         first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
     return _Stream(blocks, wanted.media_type, headers, first, service.long_call)
 
 
 def _convert(
-    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format
+    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, conversion: _Conversion
 ) -> Generator[bytes]:
     folder = f"conversions/{secrets.token_hex(8)}/"
     storage = service.runtime.storage
-    parts = _converted_parts(service, source, plan, job, wanted, folder)
+    parts = _converted_parts(service, source, plan, job, conversion, folder)
+    dialect = conversion.dialect(job)
     try:
-        yield from _blocks(service, wanted.assemble(parts, storage.open, Dialect(), job.rows_done))
+        yield from _blocks(service, conversion.wanted.assemble(parts, storage.open, dialect, job.rows_done))
     finally:
         parts.close()
         for stored in list(storage.list(folder)):
@@ -337,14 +368,14 @@ def _convert(
 
 
 def _converted_parts(
-    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, wanted: Format, folder: str
+    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, conversion: _Conversion, folder: str
 ) -> Generator[Part]:
     """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
     top_k = job.options.top_k if job.options else None
     for chunk in plan.chunks:
         yield service.call_from_thread(
-            scoring.convert_chunk, source, chunk, job.model, top_k, wanted.name, Dialect(),
-            f"{folder}{chunk.first_record:015d}", seconds=service.runtime.settings.chunk_timeout,
+            scoring.convert_chunk, source, chunk, job.model, top_k, conversion.wanted.name, conversion.dialect(job),
+            f"{folder}{chunk.first_record:015d}", conversion.escape, seconds=service.runtime.settings.chunk_timeout,
         )  # fmt: skip
 
 
@@ -368,7 +399,7 @@ def _read_span(service: Service, span: Span) -> Iterator[bytes]:
             yield block
 
 
-def _errors_csv(blocks: Iterator[bytes]) -> Generator[bytes]:
+def _errors_csv(blocks: Iterator[bytes], escape: bool) -> Generator[bytes]:
     buffer = io.StringIO()
     rows = csv.writer(buffer, lineterminator="\n")
     rows.writerow(["record", "key", "column", "code", "message"])
@@ -377,7 +408,8 @@ def _errors_csv(blocks: Iterator[bytes]) -> Generator[bytes]:
         *lines, rest = (rest + block).split(b"\n")
         for line in lines:
             error = orjson.loads(line)
-            rows.writerow([error.get(name) for name in ("record", "key", "column", "code", "message")])
+            cells = [error.get(name) for name in ("record", "key", "column", "code", "message")]
+            rows.writerow([escape_formula(cell) if escape and isinstance(cell, str) else cell for cell in cells])
         yield buffer.getvalue().encode()
         buffer.seek(0)
         buffer.truncate()

@@ -33,6 +33,7 @@ PROBLEM: dict[str, Any] = {
 
 JOB: dict[str, Any] = {
     "id": _ID,
+    "tenant": "default",
     "state": "completed",
     "reason": None,
     "model": _REFERENCE,

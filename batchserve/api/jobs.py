@@ -13,13 +13,15 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs
+from batchserve import idempotency, jobs, retention
 from batchserve.api import examples
-from batchserve.api.bodies import json_object
+from batchserve.api.auth import CallerDep, caller_of
+from batchserve.api.bodies import json_object, require_space
 from batchserve.api.cache import unless_known
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
+    OwnJob,
     Service,
     ServiceDep,
     bare_key,
@@ -35,7 +37,7 @@ from batchserve.api.deps import (
 from batchserve.api.schemas import JobBody, JobList, job_body
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions, JobNotFound
-from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix, results_prefix
+from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
 
 router = APIRouter(tags=["jobs"])
 
@@ -47,6 +49,7 @@ _REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
 @router.get("/v1/jobs", responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first")
 async def list_jobs(
     service: ServiceDep,
+    caller: CallerDep,
     state: Annotated[JobState | None, Query(examples=["failed"])] = None,
     model: Annotated[str | None, Query(description="`name` or `name@version`.", examples=["iris"])] = None,
     q: Annotated[str | None, Query(description="Part of an ID, a file name or a metadata value.")] = None,
@@ -58,8 +61,10 @@ async def list_jobs(
 
     def read() -> JobList:
         with service.runtime.database.read() as connection:
-            found = jobs.list_page(connection, state=state, model=model, search=q, after=after, limit=limit + 1)
-            page = found[:limit]
+            found = jobs.list_page(
+                connection, caller.tenant, state=state, model=model, search=q, after=after, limit=limit + 1
+            )
+            page = [retention.dated(job, service.runtime.settings) for job in found[:limit]]
             now = time.time()
             bodies = [
                 job_body(job, jobs.attempts_of(connection, job.id), jobs.queue_position(connection, job, now), now)
@@ -75,7 +80,7 @@ async def list_jobs(
     responses={304: {"description": "Nothing has changed (If-None-Match)."}, **PROBLEMS},
 )  # fmt: skip
 async def get_job(
-    job_id: str,
+    job_id: OwnJob,
     request: Request,
     service: ServiceDep,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for another state.")] = 0.0,
@@ -89,12 +94,12 @@ async def get_job(
     version = service.runtime.database.version()
     body = read_body(service, job_id)
     answer = job_response(body, 200, {"etag": f'W/"{_event_id(body)}"'})
-    service.answers.keep(request.scope["path"], answer, version)
+    service.answers.keep(caller_of(request).tenant, request.scope["path"], answer, version)
     return unless_known(answer, if_none_match)
 
 
-async def existing_job(job_id: str, service: ServiceDep) -> Job:
-    """The job of the path. An unknown one is found out here, before the status of a stream is sent."""
+async def existing_job(job_id: OwnJob, service: ServiceDep) -> Job:
+    """The job of the path. A deleted one is found out here, before the status of a stream is sent."""
     return read_job(service, job_id)
 
 
@@ -133,7 +138,7 @@ async def follow_job(
     "/v1/jobs/{job_id}/cancel", status_code=202, response_model=JobBody, responses=PROBLEMS,
     operation_id="cancel_job", summary="Cancel a job",
 )  # fmt: skip
-async def cancel_job(job_id: str, service: ServiceDep, background: BackgroundTasks) -> Response:
+async def cancel_job(job_id: OwnJob, service: ServiceDep, background: BackgroundTasks) -> Response:
     """At once when it is queued; within seconds when it runs. Finished chunks are kept; a finished job stays so."""
 
     def cancel() -> JobBody:
@@ -165,9 +170,10 @@ RETRY = {
     operation_id="retry_job", summary="Go on with a failed or cancelled job", openapi_extra={"requestBody": RETRY},
 )  # fmt: skip
 async def retry_job(
-    job_id: str,
+    job_id: OwnJob,
     request: Request,
     service: ServiceDep,
+    caller: CallerDep,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
@@ -181,6 +187,7 @@ async def retry_job(
 
     def retry() -> JobBody:
         if rows == "failed":
+            require_space(service.runtime)
             retried = str(uuid_utils.uuid7())
             discard = partial(_remove_input_and_parts, service.runtime.storage, retried)
             _copy_scored(service, job_id, retried, discard)
@@ -196,23 +203,23 @@ async def retry_job(
             else:
                 jobs.retry_if_stopped(connection, job_id, now)
             if key is not None:
-                idempotency.remember(connection, key, content, retried, 202, now)
+                idempotency.remember(connection, key, content, retried, 202, now, caller.tenant)
         return read_body(service, retried)
 
     async def work() -> Response:
-        if (answer := await replayed(service, key, content)) is not None:
+        if (answer := await replayed(service, caller, key, content)) is not None:
             return answer
         return job_response(await run_in_threadpool(retry), 202)
 
     background.add_task(service.wake)
-    return await once(service, key, work)
+    return await once(service, caller, key, work)
 
 
 @router.delete(
     "/v1/jobs/{job_id}", status_code=204, responses=PROBLEMS, operation_id="delete_job",
     summary="Remove a job with its input and result",
 )  # fmt: skip
-async def delete_job(job_id: str, service: ServiceDep) -> Response:
+async def delete_job(job_id: OwnJob, service: ServiceDep) -> Response:
     """Bytes shared with another job (`reused_from`) stay. A running job is cancelled first, by its owner (409)."""
     await run_in_threadpool(_delete, service, job_id)
     return Response(status_code=204)
@@ -231,6 +238,11 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
             if not errors_bytes:
                 part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
                 storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
+    except FileNotFoundError:
+        discard()
+        with service.runtime.database.read() as connection:  # it was deleted, or expired, meanwhile
+            jobs.require_failed_rows(jobs.get(connection, job_id))
+        raise
     except BaseException:
         discard()
         raise
@@ -240,15 +252,7 @@ def _delete(service: Service, job_id: str) -> None:
     storage = service.runtime.storage
     with service.runtime.database.write() as connection:
         job = jobs.delete_if_not_running(connection, job_id)
-    # The row first: bytes without a row are swept, a row without bytes would be a lie.
-    _remove_input_and_parts(storage, job_id)
-    # Its own results, also of attempts that lost their lease; and the one that it took from an equal job.
-    results = {stored.key for stored in storage.list(results_prefix(job_id))}
-    results |= {key for key in (job.result_key, job.errors_key) if key is not None}
-    with service.runtime.database.read() as connection:
-        shared = jobs.named_results(connection, results)
-    for key in results - shared:
-        storage.delete(key)
+    retention.remove_bytes(service.runtime.database, storage, job)
 
 
 def _remove_input_and_parts(storage: Storage, job_id: str) -> None:

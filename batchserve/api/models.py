@@ -8,7 +8,8 @@ import uuid_utils
 from fastapi import APIRouter, Path, Query, Request, Response
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import registry, scoring
+from batchserve import holds, registry, scoring
+from batchserve.api.auth import ADMIN
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, resolve_model
 from batchserve.api.schemas import ModelBody, ModelList, OnlineBody, ValidationBody, model_body, model_reference
@@ -39,14 +40,14 @@ MODEL_BODY: dict[str, Any] = {
 
 @router.put(
     "/v1/models/{name}", status_code=201, response_model=ModelBody, openapi_extra=MODEL_BODY,
-    operation_id="register_model", summary="Register a version of a model",
+    operation_id="register_model", summary="Register a version of a model", dependencies=ADMIN,
     responses={200: {"model": ModelBody, "description": "These bytes are a version already."}, **PROBLEMS},
 )  # fmt: skip
 async def register_model(name: Name, request: Request, service: ServiceDep) -> Response:
     """The graph is checked, mended and measured in a limited process first; a model that is refused leaves nothing."""
     if _NAME.fullmatch(name) is None:
         raise InvalidOptions(f"a model's name has letters, digits, '.', '_' and '-' (at most 128), got {name[:200]!r}")
-    await run_in_threadpool(require_space, service.runtime)
+    require_space(service.runtime)
     runtime = service.runtime
     key = f"uploads/{uuid_utils.uuid7()}"
     body = Body(request, runtime.settings, runtime.settings.model_bytes)
@@ -101,7 +102,7 @@ async def get_version(name: Name, version: Version, service: ServiceDep) -> Mode
 
 @router.delete(
     "/v1/models/{name}/versions/{version}", status_code=204, responses=PROBLEMS, operation_id="delete_version",
-    summary="Remove a version that no unfinished job uses",
+    summary="Remove a version that no unfinished job uses", dependencies=ADMIN,
 )  # fmt: skip
 async def delete_version(name: Name, version: Version, service: ServiceDep) -> Response:
     def delete() -> None:
@@ -110,7 +111,8 @@ async def delete_version(name: Name, version: Version, service: ServiceDep) -> R
             registry.delete_if_unused(connection, model, time.time())
         # Again the row first. While this transaction is open, nobody registers these bytes anew.
         with service.runtime.database.write() as connection:
-            if not registry.has_version(connection, model.digest):
+            held = holds.any_in_force(connection, service.runtime.database.moment(connection))
+            if not held and not registry.has_version(connection, model.digest):
                 service.runtime.storage.delete(model_key(model.digest))
 
     await run_in_threadpool(delete)
@@ -202,13 +204,14 @@ def _register(
     storage = service.runtime.storage
     with storage.open(mended) as graph:
         artifact = [Span(mended, 0, graph.seek(0, 2))]
-    storage.compose(model_key(digest), artifact)
+    stored = storage.compose(model_key(digest), artifact)
     with service.runtime.database.write() as connection:
         # Of two equal uploads at the same time, the second finds the first.
         known = registry.find_digest(connection, name, digest)
         model = known or registry.add(connection, name, digest, size, signature, metadata, time.time())
         if not _has_artifact(service, digest):  # the last version with these bytes was deleted in between
             storage.compose(model_key(digest), artifact)
+        registry.set_artifact(connection, digest, stored.sha256)
         return model
 
 

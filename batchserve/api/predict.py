@@ -12,10 +12,12 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs
+from batchserve.api.auth import CallerDep
 from batchserve.api.bodies import json_object
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
+    OwnJob,
     Service,
     ServiceDep,
     bare_key,
@@ -32,7 +34,7 @@ from batchserve.api.deps import (
 )
 from batchserve.api.schemas import JobBody, PredictOptions
 from batchserve.api.upload import INPUT_BODY, Delimiter, Filename, check_input, keep, received_input
-from batchserve.domain import Job, JobState, ModelVersion, Options
+from batchserve.domain import Caller, Job, JobState, ModelVersion, Options
 from batchserve.errors import JobConflict
 from batchserve.jobs import NewInput
 
@@ -70,9 +72,10 @@ FINISHED: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "descriptio
     openapi_extra={"parameters": OPTION_PARAMETERS, "requestBody": OPTIONS_BODY},
 )  # fmt: skip
 async def predict(
-    job_id: str,
+    job_id: OwnJob,
     request: Request,
     service: ServiceDep,
+    caller: CallerDep,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
@@ -90,7 +93,7 @@ async def predict(
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
-        if (answer := await replayed(service, key, content)) is not None:
+        if (answer := await replayed(service, caller, key, content)) is not None:
             return answer
         new = _input_of(job)
         if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
@@ -100,11 +103,11 @@ async def predict(
         chosen = _chosen(options, new.format, model)
         if job.state is JobState.UPLOADED:
             await check_input(service, new, model, chosen)
-        asked = _Request(new, model, options, chosen, key, content)
+        asked = _Request(caller, job.tenant, new, model, options, chosen, key, content)
         await run_in_threadpool(_enqueue_uploaded, service, asked)
         return await _answer(service, background, job_id, preferred_wait(prefer))
 
-    return await once(service, key, work)
+    return await once(service, caller, key, work)
 
 
 @router.post(
@@ -115,6 +118,7 @@ async def predict(
 async def upload_and_predict(
     request: Request,
     service: ServiceDep,
+    caller: CallerDep,
     background: BackgroundTasks,
     delimiter: Delimiter = None,
     filename: Filename = None,
@@ -131,21 +135,24 @@ async def upload_and_predict(
         async with received_input(request, service, delimiter, filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
-            if (answer := await replayed(service, key, content)) is not None:
+            if (answer := await replayed(service, caller, key, content)) is not None:
                 return answer
             chosen = _chosen(options, new.format, model)
             await check_input(service, new, model, chosen)
-            asked = _Request(new, model, options, chosen, key, content)
+            asked = _Request(caller, caller.home, new, model, options, chosen, key, content)
             await keep(service, received, lambda connection: _enqueue(connection, asked, create=True))
         return await _answer(service, background, new.job_id, preferred_wait(prefer))
 
-    return await once(service, key, work)
+    return await once(service, caller, key, work)
 
 
 @dataclass(frozen=True, slots=True)
 class _Request:
     """What is asked of a job, with the Idempotency-Key under which it is remembered."""
 
+    caller: Caller
+    tenant: str
+    """Of the job, for an administrator of all."""
     input: NewInput
     model: ModelVersion
     options: PredictOptions
@@ -204,8 +211,8 @@ def _enqueue(connection: Connection, asked: _Request, *, create: bool) -> None:
     """Queues the job (with `create`, a new one), or finishes it by an equal one."""
     options, job_id, now = asked.options, asked.input.job_id, time.time()
     if create:
-        jobs.create(connection, asked.input, asked.model, now)
-    equal = jobs.find_equal(connection, asked.digest) if options.reuse else None
+        jobs.create(connection, asked.input, asked.model, now, asked.tenant)
+    equal = jobs.find_equal(connection, asked.digest, asked.tenant) if options.reuse else None
     queued = jobs.enqueue_if_uploaded(
         connection,
         job_id,
@@ -222,7 +229,7 @@ def _enqueue(connection: Connection, asked: _Request, *, create: bool) -> None:
     elif equal is not None:
         jobs.complete_as_equal_if_queued(connection, job_id, equal, now)
     if asked.key is not None:
-        idempotency.remember(connection, asked.key, asked.content, job_id, 202, now)
+        idempotency.remember(connection, asked.key, asked.content, job_id, 202, now, asked.caller.tenant)
 
 
 def _require_same(job: Job, asked: _Request) -> None:

@@ -2,6 +2,7 @@
 
 import http
 from collections.abc import Mapping
+from reprlib import Repr
 from typing import Any
 
 import orjson
@@ -20,8 +21,12 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
     headers = {"retry-after": RETRY_AFTER[status]} if status in RETRY_AFTER else {}
     if "retry_after" in extra:
         headers["retry-after"] = str(extra["retry_after"])
+    if status == 401:
+        headers["www-authenticate"] = 'Bearer realm="batchserve"'
     if status == 416 and "bytes" in extra:
         headers["content-range"] = f"bytes */{extra['bytes']}"
+    if status == 408:
+        headers["connection"] = "close"  # nobody waits for the rest of the body
     body = {
         "type": f"/problems/{code}",
         "code": code,
@@ -34,14 +39,19 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
     return Response(orjson.dumps(body, default=str), status, headers, "application/problem+json")
 
 
+def answer(request: Request, error: BatchserveError) -> Response:
+    """The problem that an error is to a client; one of ours is logged as well."""
+    if error.status >= 500:
+        log.error("Request has failed", action="request_error", path=request.url.path, code=error.code,
+                  detail=error.detail)  # fmt: skip
+    faults = {"errors": error.errors} if error.errors else {}
+    return problem(request, error.status, error.code, error.detail, **faults, **error.extra)
+
+
 def install(app: FastAPI) -> None:
     @app.exception_handler(BatchserveError)
     async def named(request: Request, error: BatchserveError) -> Response:
-        if error.status >= 500:
-            log.error("Request has failed", action="request_error", path=request.url.path, code=error.code,
-                      detail=error.detail)  # fmt: skip
-        faults = {"errors": error.errors} if error.errors else {}
-        return problem(request, error.status, error.code, error.detail, **faults, **error.extra)
+        return answer(request, error)
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
@@ -73,5 +83,9 @@ def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "parameter": ".".join(place) or str(fault["loc"][0]),
         "message": fault["msg"].removeprefix("Value error, "),
-        "value": repr(fault.get("input"))[:200],
+        "value": _shown.repr(fault.get("input"))[:200],
     }
+
+
+_shown = Repr()  # ends where a value is nested so deeply that `repr` would not
+_shown.maxlevel, _shown.maxstring, _shown.maxother = 4, 200, 200

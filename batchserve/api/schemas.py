@@ -32,7 +32,7 @@ def _json(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"this is not JSON: {error}") from None
 
 
@@ -150,6 +150,7 @@ class JobBody(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.JOB})
 
     id: str
+    tenant: str = Field(description="To whom it belongs: the tenant of the key that made it.")
     state: JobState
     reason: str | None
     model: ModelReference | None
@@ -250,6 +251,7 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
     input_format = FORMATS[job.input_format]
     return JobBody(
         id=job.id,
+        tenant=job.tenant,
         state=job.state,
         reason=job.reason,
         model=model_reference(job.model) if job.model else None,
@@ -395,7 +397,7 @@ def _tensor(tensor: InputTensor | OutputTensor) -> TensorBody:
 def _maybe_json(text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

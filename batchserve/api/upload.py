@@ -16,6 +16,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from batchserve import idempotency, jobs, scoring
+from batchserve.api.auth import CallerDep
 from batchserve.api.bodies import BLOCK, Body, require_space
 from batchserve.api.deps import (
     PROBLEMS,
@@ -31,7 +32,7 @@ from batchserve.api.deps import (
 )
 from batchserve.api.schemas import JobBody
 from batchserve.domain import ModelVersion, Options
-from batchserve.errors import BadRequest, InvalidInput, InvalidOptions
+from batchserve.errors import BadRequest, InvalidInput, InvalidOptions, ScoringCrashed
 from batchserve.formats import sniff
 from batchserve.jobs import NewInput
 from batchserve.storage import input_key
@@ -82,6 +83,7 @@ INPUT_BODY: dict[str, Any] = {
 async def upload(
     request: Request,
     service: ServiceDep,
+    caller: CallerDep,
     delimiter: Delimiter = None,
     filename: Filename = None,
     model: ModelName = None,
@@ -93,29 +95,27 @@ async def upload(
     `model`, the beginning of the input is checked against its signature, and predict need not name it again.
     """
     key = bare_key(idempotency_key)
-    return await once(service, key, lambda: _upload(request, service, delimiter, filename, model, key))
 
+    async def work() -> Response:
+        version = resolve_model(service, model) if model else None
+        async with received_input(request, service, delimiter, filename) as received:
+            new = received.input
+            content = idempotency.fingerprint("upload", str(request.query_params), new.sha256)
+            if (answer := await replayed(service, caller, key, content)) is not None:
+                return answer
+            if version is not None:
+                await check_input(service, new, version, Options(new.format))
 
-async def _upload(
-    request: Request, service: Service, delimiter: str | None, filename: str | None, model: str | None, key: str | None
-) -> Response:
-    version = resolve_model(service, model) if model else None
-    async with received_input(request, service, delimiter, filename) as received:
-        new = received.input
-        content = idempotency.fingerprint("upload", str(request.query_params), new.sha256)
-        if (answer := await replayed(service, key, content)) is not None:
-            return answer
-        if version is not None:
-            await check_input(service, new, version, Options(new.format))
+            def insert(connection: Connection) -> None:
+                now = time.time()
+                jobs.create(connection, new, version, now, caller.home)
+                if key is not None:
+                    idempotency.remember(connection, key, content, new.job_id, 201, now, caller.tenant)
 
-        def insert(connection: Connection) -> None:
-            now = time.time()
-            jobs.create(connection, new, version, now)
-            if key is not None:
-                idempotency.remember(connection, key, content, new.job_id, 201, now)
+            await keep(service, received, insert)
+        return job_response(read_body(service, new.job_id), 201)
 
-        await keep(service, received, insert)
-    return job_response(read_body(service, new.job_id), 201)
+    return await once(service, caller, key, work)
 
 
 @dataclass(slots=True)
@@ -155,13 +155,17 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
 async def check_input(service: Service, new: NewInput, model: ModelVersion, options: Options) -> None:
     """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
     source = scoring.Input(service.runtime.settings.storage, new.key, new.format, new.dialect)
-    await service.call(scoring.check_input, source, model, options, seconds=service.runtime.settings.online_timeout)
+    what = (scoring.check_input, source, model, options)
+    try:
+        await service.call(*what, seconds=service.runtime.settings.online_timeout)
+    except ScoringCrashed:  # maybe killed by somebody, for no fault of the input: that is no reason to refuse it
+        await service.call(*what, seconds=service.runtime.settings.online_timeout)
 
 
 async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> NewInput:
     """Streams the body into storage, durably, before any row names it. Raises for bytes of no supported type."""
     runtime = service.runtime
-    await run_in_threadpool(require_space, runtime)
+    require_space(runtime)
     job_id = str(uuid_utils.uuid7())
     media_type = request.headers.get("content-type")
     body = Body(request, runtime.settings, runtime.settings.upload_bytes)

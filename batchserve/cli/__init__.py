@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from batchserve.cli import demo, doctor, jobs, models, server
+from batchserve.cli import backup, demo, doctor, jobs, keys, models, server
 from batchserve.cli.terminal import print_error
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError
@@ -31,9 +31,12 @@ app.command()(server.serve)
 app.command()(server.worker)
 app.command()(server.migrate)
 app.command()(doctor.doctor)
+app.command()(backup.backup)
+app.command()(backup.restore)
 app.command()(jobs.predict)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
+app.add_typer(keys.app, name="keys")
 app.command()(models.convert)
 app.command()(server.version)
 

@@ -1,15 +1,18 @@
 """`batchserve doctor`: does everything work here that a server needs, and if not, what to do."""
 
+import math
 import os
 import shutil
 import sys
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -17,30 +20,46 @@ from rich.markup import escape
 
 from batchserve.cli.server import Database, Storage, settings_of
 from batchserve.cli.terminal import AsJson, print_json, size, table
-from batchserve.errors import BatchserveError, SchemaOutdated
+from batchserve.errors import BatchserveError, SchemaOutdated, SchemaTooNew, Unavailable
 
 if TYPE_CHECKING:
+    from batchserve.db.connect import Database as Connection
+    from batchserve.inspection import Fault
     from batchserve.settings import Settings
+    from batchserve.storage import ObjectInfo
 
 LITTLE_SPACE = 2 * 2**30
 SLOW_FSYNC = 0.1
+MOST_SHOWN = 10
+"""Faults of one check that a person is shown; `--json` has them all."""
+Status = Literal["ok", "warn", "fail"]
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found. `advice` says what to do unless all is well."""
+    """What a check has found. `advice` says what to do unless all is well; each of the `faults` has its own."""
 
     check: str
-    status: Literal["ok", "warn", "fail"]
+    status: Status
     detail: str
     advice: str = ""
+    faults: "Sequence[Fault]" = field(default=(), kw_only=True)
 
 
-def doctor(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
-    """Check this installation, its storage, its database and scoring. Exits with 1 if something has to be mended."""
+def doctor(
+    storage: Storage = None,
+    database: Database = None,
+    deep: Annotated[
+        bool, typer.Option("--deep", help="Compare the digests of all stored bytes, however long.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Check this installation: storage, database, jobs and scoring. Mends nothing; exits with 1 if something has to be
+    mended."""
     settings = settings_of(storage, database)
-    findings = [examine(check, settings) for check in CHECKS]
+    checks: dict[str, Callable[[Settings], Finding]] = {**CHECKS, "stored bytes": partial(stored_bytes, deep=deep)}
+    findings = [examine(name, check, settings) for name, check in checks.items()]
     if as_json:
         print_json([asdict(finding) for finding in findings])
     else:
@@ -49,12 +68,12 @@ def doctor(storage: Storage = None, database: Database = None, as_json: AsJson =
         raise typer.Exit(1)
 
 
-def examine(check: "Callable[[Settings], Finding]", settings: "Settings") -> Finding:
+def examine(name: str, check: "Callable[[Settings], Finding]", settings: "Settings") -> Finding:
     """The finding of a check; whatever it stumbles over is one."""
     try:
         return check(settings)
     except (BatchserveError, OSError, ImportError) as error:
-        return Finding(check.__name__.replace("_", " "), "fail", str(error), "Mend this first, then look again.")
+        return Finding(name, "fail", str(error), "Mend this first, then look again.")
 
 
 def show(findings: list[Finding]) -> None:
@@ -63,7 +82,15 @@ def show(findings: list[Finding]) -> None:
         style = _STYLES[finding.status]
         mark = f"[{style}]{finding.status}[/]"
         made.add_row(mark, finding.check, escape(finding.detail), escape(finding.advice))
-    Console(highlight=False).print(made)
+    console = Console(highlight=False)
+    console.print(made)
+    for finding in findings:
+        for fault in finding.faults[:MOST_SHOWN]:
+            place, expected, found, mend = (escape(text) for text in asdict(fault).values())
+            style = _STYLES[finding.status]
+            console.print(f"\n[{style}]{place}[/]: expected {expected}, found {found}\n  {mend}", soft_wrap=True)
+        if len(finding.faults) > MOST_SHOWN:
+            console.print(f"\nand {len(finding.faults) - MOST_SHOWN:,} more; --json has them all")
 
 
 def packages(_: "Settings") -> Finding:
@@ -113,21 +140,137 @@ def schema(settings: "Settings") -> Finding:
     from sqlalchemy import make_url
 
     from batchserve.db import migrate
+
+    shown = make_url(settings.database_url).render_as_string(hide_password=True)
+    with _database(settings) as connection:
+        if connection is None:
+            return Finding("database", "ok", f"{shown} is made by the first `batchserve serve`")
+        try:
+            migrate.check(connection)
+        except SchemaOutdated as error:
+            status: Status = "fail" if settings.database else "warn"
+            return Finding("database", status, str(error), "batchserve migrate (an embedded database: serve does it)")
+    return Finding("database", "ok", f"{shown} is at schema {migrate.newest_version()}")
+
+
+def database_file(settings: "Settings") -> Finding:
+    from batchserve.inspection import inspect_database
+
+    with _database(settings) as connection:
+        if connection is None:
+            return Finding("database file", "ok", "none yet")
+        faults = inspect_database(connection)
+    return _finding("database file", faults, "fail", "its pages, indexes and references are sound")
+
+
+def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
+    """Whether what rows name is there, and is what it was."""
+    from batchserve import inspection
+    from batchserve.storage import open_storage
+
+    budget = (math.inf, math.inf) if deep else (inspection.BUDGET_BYTES, inspection.BUDGET_SECONDS)
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("stored bytes", "ok", _NOT_YET)
+        store = open_storage(settings.storage)
+        found = inspection.inspect_objects(connection, store, most_bytes=budget[0], seconds=budget[1])
+    well = f"{found.objects:,} objects are there, as long as their rows say"
+    if found.skipped:
+        well += f"; the digests of {found.skipped:,} were not compared: --deep does"
+    elif found.objects:
+        well += ", with their digests"
+    return _finding("stored bytes", found.faults, "fail", well)
+
+
+def orphans(settings: "Settings") -> Finding:
+    """What a worker's sweep would remove now."""
+    from batchserve.storage import open_storage
+    from batchserve.sweep import find_orphans
+
+    now = time.time()
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("orphans", "ok", _NOT_YET)
+        found = list(find_orphans(connection, open_storage(settings.storage), settings.sweep_age, now))
+    if not found:
+        return Finding("orphans", "ok", "no old bytes that no row names")
+    oldest = min(found, key=lambda entry: entry.modified)
+    taken = size(sum(entry.bytes for entry in found))
+    detail = (
+        f"{len(found):,} object(s) that no row names take {taken}; the oldest, {oldest.key}, is {_age(oldest, now)} old"
+    )
+    return Finding("orphans", "warn", detail, "A worker removes them at its start and every hour: batchserve worker")
+
+
+def stuck_jobs(settings: "Settings") -> Finding:
+    from batchserve import inspection
+
+    planned = settings.lease + settings.rescue + settings.poll
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("jobs", "ok", _NOT_YET)
+        faults = inspection.inspect_jobs(connection, patience=planned + inspection.PATIENCE)
+    return _finding("jobs", faults, "warn", "none is stuck")
+
+
+def clock(settings: "Settings") -> Finding:
+    from batchserve.inspection import inspect_clock
+
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("clock", "ok", _NOT_YET)
+        faults = inspect_clock(connection, time.time())
+    return _finding("clock", faults, "warn", "not behind the times in the database")
+
+
+_NOT_YET = "not looked at: there is no database of this schema yet"
+
+
+@contextmanager
+def _database(settings: "Settings") -> "Iterator[Connection | None]":
+    """The database; None for an SQLite file that does not exist, which is not made."""
+    from sqlalchemy import make_url
+    from sqlalchemy.exc import DatabaseError
+
     from batchserve.db.connect import Database as Connection
 
     url = make_url(settings.database_url)
-    shown = url.render_as_string(hide_password=True)
     if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
-        return Finding("database", "ok", f"{shown} is made by the first `batchserve serve`")
+        yield None
+        return
     connection = Connection(settings.database_url)
     try:
-        migrate.check(connection)
-    except SchemaOutdated as error:
-        status: Literal["warn", "fail"] = "fail" if settings.database else "warn"
-        return Finding("database", status, str(error), "batchserve migrate (an embedded database: serve does it)")
+        yield connection
+    except DatabaseError as error:
+        raise Unavailable(f"{url.render_as_string(hide_password=True)}: {error.orig}") from error
     finally:
         connection.close()
-    return Finding("database", "ok", f"{shown} is at schema {migrate.newest_version()}")
+
+
+@contextmanager
+def _current_database(settings: "Settings") -> "Iterator[Connection | None]":
+    """The database; None also when it has another schema than this release."""
+    from batchserve.db import migrate
+
+    with _database(settings) as connection:
+        try:
+            if connection is not None:
+                migrate.check(connection)
+        except (SchemaOutdated, SchemaTooNew):
+            connection = None
+        yield connection
+
+
+def _finding(check: str, faults: "Sequence[Fault]", status: Status, well: str) -> Finding:
+    if not faults:
+        return Finding(check, "ok", well)
+    count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
+    return Finding(check, status, count, "Each is listed with what mends it.", faults=faults)
+
+
+def _age(entry: "ObjectInfo", now: float) -> str:
+    minutes = (now - entry.modified) / 60
+    return f"{minutes / 60:.1f} hours" if minutes < 48 * 60 else f"{minutes / 60 / 24:.0f} days"
 
 
 def memory(settings: "Settings") -> Finding:
@@ -191,6 +334,17 @@ def score_tiny_model(values: list[float]) -> list[float]:
     return [float(value) for value in outputs["y"]]
 
 
-CHECKS: "tuple[Callable[[Settings], Finding], ...]" = (
-    packages, storage, free_space, schema, memory, scoring, server,
-)  # fmt: skip
+CHECKS: "dict[str, Callable[[Settings], Finding]]" = {
+    "packages": packages,
+    "storage": storage,
+    "free space": free_space,
+    "database": schema,
+    "database file": database_file,
+    "stored bytes": stored_bytes,
+    "orphans": orphans,
+    "jobs": stuck_jobs,
+    "clock": clock,
+    "memory": memory,
+    "scoring": scoring,
+    "server": server,
+}

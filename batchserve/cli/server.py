@@ -7,6 +7,7 @@ import signal
 import socket
 import sys
 from importlib.metadata import version as version_of
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -31,19 +32,24 @@ def serve(
     database: Database = None,
 ) -> None:
     """Serve the API, by default with a worker inside."""
-    if not (insecure or is_loopback(host)):
+    settings = settings_of(storage, database)
+    if not (insecure or is_loopback(host) or has_admin_key(settings)):
         raise typer.BadParameter(
-            f"{host} can be reached from other hosts, and whoever reaches it may use it. Listen on 127.0.0.1, or pass "
-            "--insecure if something in front of it checks who comes.",
+            f"{host} can be reached from other hosts, and whoever reaches it may use it. Make a key first, with "
+            "`batchserve keys create NAME --scope admin`; or listen on 127.0.0.1; or pass --insecure if something in "
+            "front of it checks who comes.",
             param_hint="--host",
         )
     import uvicorn
 
     from batchserve import logs
     from batchserve.app import create_app
+    from batchserve.cli import protocol
 
-    settings = settings_of(storage, database)
     logs.configure(settings.log_format, settings.log_level)
+
+    class Protocol(protocol.Protocol):
+        head_timeout = settings.head_timeout
 
     class Server(uvicorn.Server):
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -60,7 +66,7 @@ def serve(
     app = create_app(settings, worker=worker)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=Protocol,
         loop="uvloop",
         lifespan="on",
         log_config=None,
@@ -136,6 +142,29 @@ def settings_of(storage: str | None, database: str | None) -> "Settings":
             for fault in error.errors()
         )
         raise typer.BadParameter("; ".join(faults)) from None
+
+
+def has_admin_key(settings: "Settings") -> bool:
+    """Whether every request will need a key, and there is one to begin with. Makes no database."""
+    from sqlalchemy import make_url
+
+    from batchserve import keys
+    from batchserve.db import migrate
+    from batchserve.db.connect import Database as Connection
+    from batchserve.errors import SchemaOutdated
+
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
+        return False
+    connection = Connection(settings.database_url)
+    try:
+        migrate.check(connection)
+        with connection.read() as transaction:
+            return keys.has_admin(transaction)
+    except SchemaOutdated:
+        return False  # of a release before the first keys, or not yet migrated by hand
+    finally:
+        connection.close()
 
 
 def is_loopback(host: str) -> bool:

@@ -1,7 +1,6 @@
 """How the command line speaks: tables and JSON on stdout, sentences on stderr."""
 
 import json
-import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -19,15 +18,15 @@ MOST_FAULTS = 10
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-
 
 def duration(text: str) -> float:
     """Seconds of `90`, `90s`, `15m`, `2h` or `1d`."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
-    if match is None:
-        raise typer.BadParameter(f"{text!r} is no duration; expected something like 90s, 15m or 2h")
-    return float(match[1]) * _UNITS[match[2]]
+    from batchserve.settings import seconds_of
+
+    try:
+        return seconds_of(text)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def say(text: str, *, style: str | None = None) -> None:

@@ -81,11 +81,11 @@ def error_of(response: httpx2.Response) -> BatchserveError:
     request_id = problem.get("request_id") or response.headers.get("X-Request-ID")
     detail = str(problem.get("detail") or problem.get("title") or _describe(response))
     faults = [fault for fault in problem.get("errors") or () if isinstance(fault, Mapping)]
+    refused = response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
     kind = _KINDS.get(str(problem.get("code")))
-    if kind is not None:
+    if kind is not None and not refused:
         extra = {name: value for name, value in problem.items() if name not in _STANDARD}
         return kind(detail, errors=faults, request_id=request_id, **extra)
-    refused = response.status_code in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN)
     return (AuthenticationFailed if refused else APIError)(
         detail, errors=faults, http_status=response.status_code, problem=problem, request_id=request_id
     )

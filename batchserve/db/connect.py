@@ -13,18 +13,19 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
+import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from batchserve.errors import InsufficientStorage, Unavailable
+from batchserve.errors import InsufficientStorage, InvalidOptions, Unavailable
 
 BUSY_TIMEOUT_MS = 10_000
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
@@ -117,6 +118,17 @@ class Database:
         now = float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0.0)
         return Moment(now, now, "database")
 
+    def copy_to(self, path: Path) -> None:
+        """Copies an SQLite database as of one moment, while others read and write it.
+
+        Raises InvalidOptions for another kind: those have tools of their own.
+        """
+        source_path = make_url(self.url).database
+        if not self._sqlite or source_path is None:
+            raise InvalidOptions("only an SQLite database can be copied from here: use the tools of yours")
+        with closing(sqlite3.connect(source_path)) as source, closing(sqlite3.connect(path)) as target:
+            source.backup(target)
+
     def close(self) -> None:
         if self._watcher is not None:
             self._watcher.close()
@@ -138,7 +150,9 @@ def _boot_id() -> str:
 
 
 def _server_engine(url: str, **pool: Any) -> Engine:
-    return create_engine(url, pool_pre_ping=True, json_serializer=_searchable_json, **pool)
+    return create_engine(
+        url, pool_pre_ping=True, json_serializer=_searchable_json, json_deserializer=orjson.loads, **pool
+    )
 
 
 def _sqlite_engine(url: str, **pool: Any) -> Engine:
@@ -146,6 +160,7 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
         url,
         connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
         json_serializer=_searchable_json,
+        json_deserializer=orjson.loads,
         **pool,
     )
 

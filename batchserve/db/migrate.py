@@ -1,6 +1,5 @@
 """Schema versions. The only door to Alembic."""
 
-import sqlite3
 import time
 from pathlib import Path
 
@@ -77,9 +76,4 @@ def _copy_sqlite(database: Database, version: str) -> None:
     if url.get_backend_name() != "sqlite" or not url.database or not Path(url.database).exists():
         return
     copy = Path(f"{url.database}.before-{version}-{time.strftime('%Y%m%dT%H%M%S')}")
-    source, target = sqlite3.connect(url.database), sqlite3.connect(copy)
-    try:
-        source.backup(target)
-    finally:
-        source.close()
-        target.close()
+    database.copy_to(copy)

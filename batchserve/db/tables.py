@@ -13,6 +13,7 @@ from sqlalchemy import (
     Index,
     Integer,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
@@ -43,6 +44,8 @@ models = Table(
     Column("metadata", JSON, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("deleted_at", Float),
+    # Of the artifact as it is stored: what was uploaded, mended. Null for a model of an older release.
+    Column("artifact_sha256", String(64)),
     UniqueConstraint("name", "version"),
     Index(None, "name", "digest"),
 )
@@ -96,12 +99,19 @@ jobs = Table(
     Column("queued_at", Float),
     Column("started_at", Float),
     Column("finished_at", Float),
+    # When all bytes were removed; and when those of the input were, which may be earlier.
     Column("expires_at", Float),
-    Index(None, "state", "priority", "queued_at"),
+    Column("input_removed_at", Float),
+    # Who may see it.
+    Column("tenant", String(64), nullable=False, server_default="default"),
+    Index(None, "tenant", "id"),
     Index(None, "request_digest"),
     Index(None, "model_id"),
     Index(None, "result_key"),
 )
+
+# The queue of each tenant in its order: a claim reads no more jobs than it takes.
+Index("ix_jobs_turn", jobs.c.state, jobs.c.tenant, jobs.c.priority.desc(), jobs.c.queued_at)
 
 chunks = Table(
     "chunks",
@@ -137,10 +147,36 @@ attempts = Table(
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
-    Column("key", String(255), primary_key=True),
+    Column("key", String(255), nullable=False),
     Column("fingerprint", String(64), nullable=False),
     Column("job_id", String(36), nullable=False),
     Column("status", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
+    Column("tenant", String(64), nullable=False, server_default="default"),
+    PrimaryKeyConstraint("tenant", "key"),
     Index(None, "created_at"),
+)
+
+keys = Table(
+    "keys",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", String(128), nullable=False),
+    Column("tenant", String(64), nullable=False),
+    Column("scope", String(16), nullable=False),
+    # SHA-256 of the key, which itself is nowhere; and how it begins, to be recognised by its owner.
+    Column("digest", String(64), nullable=False),
+    Column("prefix", String(16), nullable=False),
+    Column("created_at", Float, nullable=False),
+    Column("revoked_at", Float),
+    UniqueConstraint("digest"),
+)
+
+holds = Table(
+    "holds",
+    metadata,
+    Column("name", String(32), primary_key=True),
+    # On the clock of leases.
+    Column("until", Float, nullable=False),
+    Column("clock", String(64), nullable=False),
 )

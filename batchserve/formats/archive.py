@@ -8,6 +8,7 @@ from typing import IO, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, ZipFile, ZipInfo
 
 from batchserve.errors import InvalidInput
+from batchserve.formats.records import check_width
 from batchserve.storage import Piece
 
 __all__ = ["StoredMember", "checked_members", "member_data", "stored_archive"]
@@ -33,6 +34,7 @@ def checked_members(archive: ZipFile) -> list[ZipInfo]:
     """The members in their order. Raises InvalidInput when one is hostile: names that lead out of a folder or come
     twice, encryption, other methods than stored and deflated, more than 50 bytes from each byte above 64 MiB."""
     names: set[str] = set()
+    check_width(len(archive.infolist()))
     for member in archive.infolist():
         name = member.orig_filename
         if name.startswith("/") or "\\" in name or "\0" in name or ".." in name.split("/"):

@@ -24,6 +24,7 @@ from batchserve.formats.records import (
     Scanned,
     Window,
     blocks,
+    check_width,
     cut,
     drop_blank,
     read_span,
@@ -33,15 +34,16 @@ from batchserve.formats.records import (
 from batchserve.formats.schema import cast_column, polars_type, shorten
 from batchserve.storage import Piece, Span
 
-__all__ = ["Csv"]
+__all__ = ["Csv", "escape_formula", "escape_formulas"]
 
+_FORMULA = r"^[=+\-@\t\r]"
+_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
 _FIRST_READ = 4096
 _MAX_HEADER = 2**20
-_MAX_COLUMNS = 16_384
 _SAMPLE = ChunkLimits(records=100)
 
 
@@ -98,6 +100,27 @@ class Csv:
                 yield Span(part.key, body, part.bytes)
 
 
+def escape_formula(text: str) -> str:
+    """The text behind an apostrophe if a spreadsheet would take it for a formula. A number is none."""
+    return f"'{text}" if re.search(_FORMULA, text) and not re.search(_NUMBER, text) else text
+
+
+def escape_formulas(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with `escape_formula` done to each text, also to the names of the columns."""
+    columns = [_without_formulas(column) if column.dtype == pl.String() else column for column in frame]
+    names: list[str] = []
+    for name in map(escape_formula, frame.columns):
+        while name in names:
+            name = f"'{name}"
+        names.append(name)
+    return pl.DataFrame([column.alias(name) for column, name in zip(columns, names, strict=True)])
+
+
+def _without_formulas(column: pl.Series) -> pl.Series:
+    formula = column.str.contains(_FORMULA) & ~column.str.contains(_NUMBER)
+    return column.zip_with(~formula, "'" + column) if formula.any() else column
+
+
 def _head(source: BinaryIO, dialect: Dialect) -> tuple[list[str], int]:
     """The column names, and the byte where the first line after them begins."""
     source.seek(0)
@@ -139,8 +162,7 @@ def _check_text(head: bytes, offset: int) -> None:
 
 
 def _check_names(names: list[str]) -> None:
-    if len(names) > _MAX_COLUMNS:
-        raise InvalidInput(f"the header names {len(names)} columns; at most {_MAX_COLUMNS} are allowed")
+    check_width(len(names))
     if empty := [number for number, name in enumerate(names, 1) if not name.strip()]:
         raise InvalidInput(
             f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column needs one "
@@ -203,7 +225,8 @@ def _well_quoted(array: npt.NDArray[np.uint8], quotes: Offsets, delimiter: int) 
 def _ends_by_fields(data: bytes, delimiter: int) -> Offsets:
     """The same as by parity, where a quote may also stand inside an unquoted field."""
     mark = re.escape(bytes([delimiter]))
-    field = rb'(?:"[^"]*(?:""[^"]*)*(?:"|\Z))?[^%b\n]*(?:%b|(\n)|\Z)' % (mark, mark)
+    # Possessive: millions of quotation marks would take hundreds of bytes each to go back to.
+    field = rb'(?:"[^"]*+(?:""[^"]*+)*+(?:"|\Z))?[^%b\n]*+(?:%b|(\n)|\Z)' % (mark, mark)
     return np.array([match.end() for match in re.finditer(field, data) if match[1]], np.int64)
 
 
@@ -325,7 +348,7 @@ def _parse(record: str, delimiter: str) -> list[str | None] | None:
     """The fields of one record: None for an empty one, "" for a quoted empty one. None in all: a quote is malformed."""
     record = record.removesuffix("\n").removesuffix("\r")
     mark = re.escape(delimiter)
-    field = re.compile(f'(?:"([^"]*(?:""[^"]*)*)"|((?!")[^{mark}]*))({mark}|\\Z)')
+    field = re.compile(f'(?:"([^"]*+(?:""[^"]*+)*+)"|((?!")[^{mark}]*+))({mark}|\\Z)')
     fields: list[str | None] = []
     position, more = 0, delimiter
     while more:

@@ -23,7 +23,18 @@ import polars as pl
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
 from batchserve.errors import InvalidInput
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
-from batchserve.formats.records import Offsets, Scanned, Window, blocks, cut, drop_blank, read_span, read_up_to, table
+from batchserve.formats.records import (
+    Offsets,
+    Scanned,
+    Window,
+    blocks,
+    check_width,
+    cut,
+    drop_blank,
+    read_span,
+    read_up_to,
+    table,
+)
 from batchserve.formats.schema import cast_column, polars_type, shorten
 from batchserve.storage import Piece, Span
 
@@ -267,6 +278,8 @@ def _array_start(source: BinaryIO) -> tuple[int, bool]:
         except json.JSONDecodeError as error:
             at = error.pos
             break
+        except RecursionError:  # a value that is nested too deeply
+            break
         if key == "data" or isinstance(value, dict | list):
             break
         at, comma = _skip_space(text, end), ","
@@ -302,6 +315,7 @@ def _columns(sample: list[Row], types: Mapping[str, DType]) -> Columns:
     for row in sample:
         for key, value in (row or {}).items():
             values.setdefault(key, []).append(value)
+    check_width(len(values))
     columns: Columns = {key: types[key] if key in types else _infer(of_key) for key, of_key in values.items()}
     return {**columns, **types}
 

@@ -14,11 +14,13 @@ from batchserve.formats.protocol import Records
 
 __all__ = [
     "BLOCK_RECORDS",
+    "MAX_COLUMNS",
     "Offsets",
     "Scan",
     "Scanned",
     "Window",
     "blocks",
+    "check_width",
     "cut",
     "drop_blank",
     "read_span",
@@ -30,6 +32,8 @@ Offsets = npt.NDArray[np.int64]
 
 BLOCK_RECORDS = 4096
 """Records that are read together once a chunk turned out not to be clean: a fault slows down only its block."""
+MAX_COLUMNS = 16_384
+"""Columns of an input, also arrays of an npz."""
 _FIRST_READ = 64 * 2**10
 _MAX_READ = 4 * 2**20
 _MAX_RECORD = 64 * 2**20
@@ -129,6 +133,12 @@ def blocks(data: bytes, starts: Offsets, ends: Offsets) -> Iterator[tuple[int, b
             block = b"".join(data[a:b] for a, b in zip(s.tolist(), e.tolist(), strict=True))
             stops = np.cumsum(e - s)
             yield first, block, stops - (e - s), stops
+
+
+def check_width(columns: int) -> None:
+    """Raises InvalidInput for more columns than any model takes: each costs memory, in every chunk."""
+    if columns > MAX_COLUMNS:
+        raise InvalidInput(f"the input has {columns} columns; at most {MAX_COLUMNS} are allowed")
 
 
 def read_span(source: BinaryIO, start: int, stop: int) -> bytes:

@@ -93,7 +93,7 @@ def _add_manifest(model: ModelProto, manifest: bytes | None) -> None:
         return
     try:
         entries = json.loads(manifest)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelRefused(f"{_MANIFEST} is no JSON: {error}") from error
     if not isinstance(entries, dict):
         raise ModelRefused(f"{_MANIFEST} must be an object, such as {{'labels': ['no', 'yes']}}")

@@ -116,7 +116,7 @@ def _metadata(model: ModelProto) -> dict[str, Any]:
             continue
         try:
             value = json.loads(entry.value)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise ModelRefused(f"{entry.key} is no JSON: {error}") from error
         if value is not None and not isinstance(value, _METADATA[key]):
             raise ModelRefused(f"{entry.key} must be a {_METADATA[key].__name__}, got {type(value).__name__}")

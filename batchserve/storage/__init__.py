@@ -164,3 +164,8 @@ def errors_key(job_id: str, attempt: int) -> str:
 def model_key(digest: str) -> str:
     """The model as admitted; its name is the digest of what was uploaded."""
     return f"models/{digest}.onnx"
+
+
+def digest_of_model(key: str) -> str:
+    """The digest in the key of a model."""
+    return key.removeprefix("models/").removesuffix(".onnx")

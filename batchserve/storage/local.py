@@ -73,6 +73,22 @@ class LocalStorage:
                     writer.write(piece)
             return writer.commit()
 
+    def link(self, key: str, file: Path) -> bool:
+        """Makes a file, which never changes, an object of this storage too: durably, without a copy of its bytes.
+
+        False where that can not be done, as between two disks.
+        """
+        target = self._path(key)
+        _make_folder(target.parent)
+        try:
+            target.hardlink_to(file)
+        except OSError as error:
+            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+                raise
+            return False
+        sync_folder(target.parent)
+        return True
+
     def free_bytes(self) -> int:
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
@@ -152,7 +168,7 @@ class FileWriter:
             os.close(self._fd)
             self._fd = -1
             self._temporary.rename(self._target)
-            _sync_folder(self._target.parent)
+            sync_folder(self._target.parent)
         return Stored(self._bytes, self._hash.hexdigest())
 
     def abandon(self) -> None:
@@ -213,7 +229,7 @@ def _make_folder(folder: Path) -> None:
     _make_folder(folder.parent)
     with suppress(FileExistsError):
         folder.mkdir()
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
 
 
 def _unless_missing(error: OSError) -> None:
@@ -222,7 +238,8 @@ def _unless_missing(error: OSError) -> None:
         raise error
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Makes durable which files there are in a folder."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)

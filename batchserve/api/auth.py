@@ -1,0 +1,118 @@
+"""Who sends a request, known before anything of it is read: its API key, and what that is for."""
+
+import hashlib
+from typing import Annotated, Any
+
+from fastapi import Depends, Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from batchserve import keys
+from batchserve.api import problems
+from batchserve.db.connect import Database
+from batchserve.domain import Caller
+from batchserve.domain import Scope as KeyScope
+from batchserve.errors import BatchserveError, Forbidden, Unauthorized
+
+PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
+"""What tells nobody's data. Everything else needs a key, where there are keys."""
+_PUBLIC_FILES = "/docs/static/"
+SIZE = 4096
+
+SECURITY_SCHEMES = {
+    "key": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "An API key, made by `batchserve keys create`. Without any key in the database, none is asked.",
+    }
+}
+
+
+class Keyring:
+    """The keys that were seen, each until anything is committed to the database by anybody: so a revocation counts at
+    once. Keeps nothing where the database has no version."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self.version: int | None = None
+        """Of the database, at the latest look."""
+        self._callers: dict[str, Caller] = {}
+
+    def caller(self, authorization: str | None) -> Caller:
+        """Raises Unauthorized, and Unavailable when the database does not answer."""
+        version = self._database.version()
+        if version is None or version != self.version:
+            self._callers.clear()
+            self.version = version
+        # Kept by digest: the texts of keys stay in memory no longer than their requests.
+        kept = hashlib.sha256((authorization or "").encode()).hexdigest()
+        caller = self._callers.get(kept)
+        if caller is None:
+            caller = self._look_up(authorization)
+            if version is not None and len(self._callers) < SIZE:
+                self._callers[kept] = caller
+        return caller
+
+    def _look_up(self, authorization: str | None) -> Caller:
+        with self._database.read() as connection:
+            if not keys.exist(connection):
+                return Caller()
+            text = _bearer(authorization)
+            key = keys.find(connection, text)
+        if key is None:
+            raise Unauthorized("this API key is not known, or was revoked")
+        return Caller(key.tenant, key.scope)
+
+
+class AuthMiddleware:
+    """Lets nobody through who has no key, before one byte of the body is read."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not is_public(scope["path"]):
+            keyring: Keyring = scope["app"].state.service.keyring
+            headers = dict(scope["headers"])
+            given = headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None
+            try:
+                scope["caller"], scope["database_version"] = keyring.caller(given), keyring.version
+            except BatchserveError as error:
+                await problems.answer(Request(scope), error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
+
+
+def is_public(path: str) -> bool:
+    return path in PUBLIC or path.startswith(_PUBLIC_FILES)
+
+
+def caller_of(request: Request) -> Caller:
+    caller: Caller = request.scope["caller"]
+    return caller
+
+
+async def get_caller(request: Request) -> Caller:  # as a plain function it would take a thread, for each request
+    return caller_of(request)
+
+
+CallerDep = Annotated[Caller, Depends(get_caller)]
+
+
+async def require_admin(caller: CallerDep) -> None:
+    """Raises Forbidden."""
+    if caller.scope is not KeyScope.ADMIN:
+        raise Forbidden(f"this needs an admin key, the one that came has the scope {caller.scope}")
+
+
+ADMIN: list[Any] = [Depends(require_admin)]
+"""Dependencies of a route for administrators alone."""
+
+
+def _bearer(authorization: str | None) -> str:
+    """The key in an Authorization header. Raises Unauthorized."""
+    scheme, _, text = (authorization or "").strip().partition(" ")
+    if scheme.lower() != "bearer":
+        raise Unauthorized("an API key is needed: send it as `Authorization: Bearer bs_...`")
+    if not keys.is_well_formed(text.strip()):
+        raise Unauthorized("this is no API key: was it cut, or mistyped? One begins with bs_ and has 52 characters")
+    return text.strip()

@@ -1,0 +1,182 @@
+"""A backup: the database of one moment, and the bytes that its rows name.
+
+The database is copied first, for bytes never change; a hold spares them while they are copied. A backup is a folder
+that looks like a storage, with `SHA256SUMS` beside the rest, which `sha256sum -c` understands. It gets its name when it
+is whole.
+"""
+
+import hashlib
+import secrets
+import shutil
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from sqlalchemy import delete
+
+from batchserve import holds
+from batchserve.db import tables
+from batchserve.db.connect import Database
+from batchserve.errors import DigestMismatch, InvalidOptions
+from batchserve.inspection import named_objects
+from batchserve.storage import Storage, Stored
+from batchserve.storage.local import TEMPORARY, LocalStorage, sync_folder
+
+DATABASE = "batchserve.db"
+SUMS = "SHA256SUMS"
+_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """What a backup, or a restore, has copied. `linked` of the objects are hard links, which take no space.
+
+    `damaged`: keys of what rows name and was not there, or is not as the rows say. That was so before.
+    """
+
+    objects: int
+    bytes: int
+    linked: int
+    damaged: tuple[str, ...]
+
+
+def back_up(database: Database, storage: Storage, target: Path, *, link: bool = True) -> Copied:
+    """Makes a backup beside a running server, which loses nothing by it but deletes later.
+
+    `link`: by hard links where `target` is on the file system of the storage. Raises InvalidOptions when there is
+    something at the target already, or it lies in the storage.
+    """
+    target = target.resolve()
+    if target.exists():
+        raise InvalidOptions(f"{target} exists already: name a folder that does not")
+    if target.is_relative_to(Path(storage.address).resolve()):
+        raise InvalidOptions(f"{target} lies in the storage: name a folder elsewhere, best on another disk")
+    partial = target.parent / f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}"
+    try:
+        copied = _fill(partial, database, storage, link=link)
+        partial.rename(target)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    sync_folder(target.parent)
+    return copied
+
+
+def restore(source: Path, storage: Storage, database: Path) -> Copied:
+    """Puts a backup into an empty storage, and its database at a path. Every byte is compared with `SHA256SUMS`.
+
+    The database comes last: without it nobody sees the rest. Raises InvalidOptions when there is something already, or
+    no backup; DigestMismatch when the backup is damaged, and then leaves nothing behind.
+    """
+    sums = _read_sums(source)
+    if database.exists() or next(iter(storage.list("")), None) is not None:
+        raise InvalidOptions(f"{storage.address} is not empty: restore into a new folder")
+    backup = LocalStorage(str(source))
+    restored: dict[str, Stored] = {}
+    try:
+        for key, sha256 in sums.items():
+            if key != DATABASE:
+                restored[key] = _verified(backup, key, sha256, storage, key)
+        _verified(backup, DATABASE, sums[DATABASE], LocalStorage(str(database.parent)), database.name)
+    except BaseException:
+        for key in restored:
+            storage.delete(key)
+        raise
+    opened = Database(f"sqlite:///{database}")
+    try:
+        damaged = {key for key, sha256 in named_objects(opened) if _differs(restored.get(key), sha256)}
+    finally:
+        opened.close()
+    size = sum(stored.bytes for stored in restored.values())
+    return Copied(len(restored), size, 0, tuple(sorted(damaged)))
+
+
+def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> Copied:
+    target = LocalStorage(str(folder))
+    taken: dict[str, Stored] = {}
+    damaged: set[str] = set()
+    linked = 0
+    with holds.held(database):
+        database.copy_to(folder / DATABASE)
+        for key, sha256 in _named_in_copy(folder / DATABASE):
+            if key in taken:
+                continue
+            try:
+                with storage.open(key) as source:
+                    is_linked = link and target.link(key, Path(source.name))
+                    taken[key] = _stored(source) if is_linked else _copied(source, target, key)
+                    linked += is_linked
+            except FileNotFoundError:
+                damaged.add(key)
+                continue
+            if _differs(taken[key], sha256):
+                damaged.add(key)
+    with (folder / DATABASE).open("rb") as copy:
+        sums = {DATABASE: _stored(copy), **taken}
+    lines = "".join(f"{stored.sha256}  {key}\n" for key, stored in sums.items())
+    with target.create(SUMS) as writer:
+        writer.write(lines.encode())
+        writer.commit()
+    return Copied(len(taken), sum(stored.bytes for stored in taken.values()), linked, tuple(sorted(damaged)))
+
+
+def _named_in_copy(path: Path) -> Iterator[tuple[str, str | None]]:
+    """What the rows of a copied database name. Our own hold is not for those who restore it."""
+    copy = Database(f"sqlite:///{path}")
+    try:
+        with copy.write() as connection:
+            connection.execute(delete(tables.holds))
+        yield from named_objects(copy)
+    finally:
+        copy.close()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA journal_mode=DELETE")  # one file, with no log beside it
+
+
+def _read_sums(source: Path) -> dict[str, str]:
+    try:
+        lines = (source / SUMS).read_text().splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        raise InvalidOptions(f"{source} is no backup: it has no {SUMS}") from None
+    sums = {key: sha256 for sha256, _, key in (line.partition("  ") for line in lines)}
+    if DATABASE not in sums:
+        raise DigestMismatch(f"{source / SUMS} names no {DATABASE}: the backup is not whole")
+    return sums
+
+
+def _verified(backup: LocalStorage, key: str, sha256: str, target: Storage, name: str) -> Stored:
+    """Copies an object out of a backup. Raises DigestMismatch when it is not what it was."""
+    try:
+        with backup.open(key) as source, target.create(name) as writer:
+            while block := source.read(_BLOCK):
+                writer.write(block)
+            stored = writer.commit()
+    except FileNotFoundError:
+        raise DigestMismatch(f"{key} is missing in the backup") from None
+    except ValueError as error:
+        raise DigestMismatch(f"{SUMS} is damaged: {error}") from None
+    if stored.sha256 != sha256:
+        target.delete(name)
+        raise DigestMismatch(f"{key} is damaged in the backup: expected SHA-256 {sha256}, got {stored.sha256}")
+    return stored
+
+
+def _copied(source: BinaryIO, target: LocalStorage, key: str) -> Stored:
+    with target.create(key) as writer:
+        writer.copy(source, 0, source.seek(0, 2))
+        return writer.commit()
+
+
+def _stored(file: BinaryIO) -> Stored:
+    digest, size = hashlib.sha256(), 0
+    while block := file.read(_BLOCK):
+        digest.update(block)
+        size += len(block)
+    return Stored(size, digest.hexdigest())
+
+
+def _differs(stored: Stored | None, sha256: str | None) -> bool:
+    return stored is None or (sha256 is not None and stored.sha256 != sha256)

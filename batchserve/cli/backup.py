@@ -1,0 +1,78 @@
+"""`batchserve backup` and `batchserve restore`."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.markup import escape
+
+from batchserve.cli.server import Database, Storage, settings_of
+from batchserve.cli.terminal import AsJson, print_json, say, size
+
+if TYPE_CHECKING:
+    from batchserve.backup import Copied
+
+MOST_SHOWN = 10
+
+
+def backup(
+    target: Annotated[Path, typer.Argument(help="The folder to make; best on another disk.")],
+    copy: Annotated[
+        bool, typer.Option("--copy", help="Copy all bytes, also where hard links would do (on the storage's disk).")
+    ] = False,
+    storage: Storage = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Copy the database and all bytes that it names, while the server runs. Exits with 1 if some are damaged."""
+    from batchserve.backup import back_up
+    from batchserve.db import migrate
+    from batchserve.db.connect import Database as Connection
+    from batchserve.storage import open_storage
+
+    settings = settings_of(storage, database)
+    if not Path(settings.storage).is_dir():
+        raise typer.BadParameter(f"{settings.storage} is no folder", param_hint="--storage")
+    connection = Connection(settings.database_url)
+    try:
+        migrate.check(connection)
+        copied = back_up(connection, open_storage(settings.storage), target, link=not copy)
+    finally:
+        connection.close()
+    linked = f", {copied.linked:,} of them as hard links" if copied.linked else ""
+    what = f"the database and {copied.objects:,} objects ({size(copied.bytes)}{linked})"
+    show(copied, f"Backed up {what} to {target}.", as_json=as_json)
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The folder that `backup` made.")],
+    storage: Storage = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Put a backup into an empty storage; every byte is verified. Then start the server there."""
+    from sqlalchemy import make_url
+
+    from batchserve.backup import restore as put_back
+    from batchserve.storage import open_storage
+
+    settings = settings_of(storage, database)
+    url = make_url(settings.database_url)
+    if url.get_backend_name() != "sqlite" or not url.database:
+        raise typer.BadParameter("only an SQLite database can be restored from here", param_hint="--database")
+    copied = put_back(source, open_storage(settings.storage), Path(url.database).absolute())
+    what = f"the database and {copied.objects:,} objects ({size(copied.bytes)})"
+    show(copied, f"Restored {what} into {settings.storage}.", as_json=as_json)
+
+
+def show(copied: "Copied", sentence: str, *, as_json: bool) -> None:
+    if as_json:
+        print_json(asdict(copied))
+    else:
+        say(escape(sentence))
+    if copied.damaged:
+        shown = ", ".join(copied.damaged[:MOST_SHOWN])
+        more = f" and {len(copied.damaged) - MOST_SHOWN} more" if len(copied.damaged) > MOST_SHOWN else ""
+        say(f"Damaged or missing already: {escape(shown)}{more}. [bold]batchserve doctor --deep[/] says what to do.")
+        raise typer.Exit(1)

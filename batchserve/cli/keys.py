@@ -1,0 +1,104 @@
+"""`batchserve keys ...`: API keys are made and revoked beside the database, never over HTTP."""
+
+import sys
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+
+from batchserve.cli.server import Database, Storage, settings_of
+from batchserve.cli.terminal import AsJson, moment, print_json, print_rows, say
+from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, ApiKey, Scope
+
+app = typer.Typer(help="API keys: who may use the server, and which jobs are theirs.", no_args_is_help=True)
+
+
+@app.command()
+def create(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="By which people know it.")],
+    scope: Annotated[Scope, typer.Option(help="What it is for; `admin` also registers models.")] = Scope.USER,
+    tenant: Annotated[
+        str, typer.Option(help="Whose jobs it makes and sees; * (admin only) sees all.")
+    ] = DEFAULT_TENANT,
+    storage: Storage = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make a key and print it, this once. From the first key on, every request needs one."""
+    from sqlalchemy import make_url
+
+    from batchserve import keys
+    from batchserve.runtime import open_database
+
+    with open_database(settings_of(storage, database)) as opened:
+        where = make_url(opened.url).render_as_string(hide_password=True)
+        with opened.read() as connection:
+            first = not keys.exist(connection)
+        with opened.write() as connection:
+            key, text = keys.create(connection, name, scope, tenant, time.time())
+    if as_json:
+        print_json(_shown(key) | {"key": text})
+    else:
+        sys.stdout.write(f"{text}\n")
+    whose = "of all tenants" if key.tenant == EVERY_TENANT else f"of the tenant {key.tenant}"
+    say(f"Key [bold]{escape(key.name)}[/] ({key.scope}) {escape(whose)} is in {escape(where)}.")
+    say("Keep its text: it is not stored, and not shown again.")
+    if first:
+        say("From now on every request needs a key. Commands read it from BATCHSERVE_API_KEY.")
+
+
+@app.command("list")
+def list_keys(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
+    """List all keys; of each only how it begins."""
+    from batchserve import keys
+    from batchserve.runtime import open_database
+
+    with open_database(settings_of(storage, database)) as opened, opened.read() as connection:
+        found = [_shown(key) for key in keys.list_all(connection)]
+    if as_json:
+        print_json(found)
+        return
+    columns = ("id", "name", "scope", "tenant", "begins", "created", "revoked")
+    print_rows(
+        columns,
+        [
+            (
+                key["id"],
+                key["name"],
+                key["scope"],
+                key["tenant"],
+                key["prefix"],
+                moment(key["created_at"]),
+                moment(key["revoked_at"]),
+            )
+            for key in found
+        ],
+    )
+
+
+@app.command()
+def revoke(
+    reference: Annotated[str, typer.Argument(metavar="ID|NAME", help="The key.")],
+    storage: Storage = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
+    """End a key at once and for good. Its jobs stay, and go on."""
+    from batchserve import keys
+    from batchserve.runtime import open_database
+
+    with open_database(settings_of(storage, database)) as opened, opened.write() as connection:
+        key = keys.revoke(connection, reference, time.time())
+    if as_json:
+        print_json(_shown(key))
+    say(f"Key [bold]{escape(key.name)}[/] ({key.prefix}...) is revoked.")
+
+
+def _shown(key: ApiKey) -> dict[str, Any]:
+    def rfc3339(seconds: float | None) -> str | None:
+        return None if seconds is None else datetime.fromtimestamp(seconds, UTC).isoformat()
+
+    return asdict(key) | {"created_at": rfc3339(key.created_at), "revoked_at": rfc3339(key.revoked_at)}

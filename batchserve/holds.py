@@ -1,0 +1,79 @@
+"""Holds: while one is in force, no bytes are removed that a row has named, so that they can be copied in peace.
+
+Whoever removes bytes first changes their row, and then looks for a hold: in the snapshot that tells that no row names
+them any more, or later. So what is removed in spite of a hold was forgotten before the hold began. What is spared is
+swept when the hold is over.
+"""
+
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sqlalchemy import Connection, and_, delete, exists, insert, select, update
+from sqlalchemy.sql import ColumnElement
+
+from batchserve.db.connect import Database, Moment
+from batchserve.db.tables import holds
+from batchserve.errors import Unavailable
+
+LAPSE = 60.0
+"""Seconds after which a hold that nobody renews is over: its holder died."""
+_RENEWAL = 10.0
+
+
+@contextmanager
+def held(database: Database, lapse: float = LAPSE) -> Iterator[None]:
+    """Nothing that a row names when the block begins is removed before the block ends.
+
+    Raises Unavailable at the end when that can not be said, because the hold lapsed in between.
+    """
+    name = secrets.token_hex(16)
+    with database.write() as connection:
+        place(connection, name, lapse, database.moment(connection))
+    ended = threading.Event()
+    renewing = threading.Thread(target=_keep, args=(database, name, lapse, ended), name="hold", daemon=True)
+    renewing.start()
+    try:
+        yield
+        _renew(database, name, lapse)
+    finally:
+        ended.set()
+        renewing.join()
+        with database.write() as connection:
+            connection.execute(delete(holds).where(holds.c.name == name))
+
+
+def place(connection: Connection, name: str, seconds: float, now: Moment) -> None:
+    """Begins a hold that lapses after `seconds` unless it is renewed. Forgets those that have lapsed."""
+    connection.execute(delete(holds).where(~_in_force(now)))
+    connection.execute(insert(holds).values(name=name, until=now.steady + seconds, clock=now.clock))
+
+
+def renew_if_in_force(connection: Connection, name: str, seconds: float, now: Moment) -> bool:
+    """False when it has lapsed: bytes may have been removed since."""
+    renewed = update(holds).where(holds.c.name == name, _in_force(now)).values(until=now.steady + seconds)
+    return bool(connection.execute(renewed).rowcount)
+
+
+def any_in_force(connection: Connection, now: Moment) -> bool:
+    return bool(connection.scalar(select(exists().where(_in_force(now)))))
+
+
+def _in_force(now: Moment) -> ColumnElement[bool]:
+    """A hold of another boot of the host has lapsed, whatever it says."""
+    return and_(holds.c.until >= now.steady, holds.c.clock == now.clock)
+
+
+def _keep(database: Database, name: str, lapse: float, ended: threading.Event) -> None:
+    while not ended.wait(min(_RENEWAL, lapse / 4)):
+        try:
+            _renew(database, name, lapse)
+        except Unavailable:  # busy for now; the end will tell whether it was too long
+            continue
+
+
+def _renew(database: Database, name: str, lapse: float) -> None:
+    with database.write() as connection:
+        if not renew_if_in_force(connection, name, lapse, database.moment(connection)):
+            raise Unavailable(f"this process was stopped for more than {lapse:g} s: begin anew")

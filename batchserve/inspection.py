@@ -1,0 +1,311 @@
+"""Looks for what is not as it should be, and changes nothing: the checks of `batchserve doctor` on rows and bytes.
+
+Safe beside a running server: what seems wrong is looked at again, because jobs end and are deleted meanwhile.
+"""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+
+from sqlalchemy import RowMapping, and_, func, or_, select
+from sqlalchemy.exc import DatabaseError
+from sqlalchemy.sql import ColumnElement
+
+from batchserve import jobs as transitions
+from batchserve.db.connect import Database
+from batchserve.db.tables import attempts, chunks, jobs, models
+from batchserve.domain import JobState
+from batchserve.errors import Unavailable
+from batchserve.storage import Storage, errors_part_key, model_key, part_key
+
+BUDGET_BYTES = 2**30
+BUDGET_SECONDS = 10.0
+"""What is digested at most, unless all is asked for."""
+PATIENCE = 60.0
+"""Seconds beyond all that is planned (a lease, a rescue, a poll) after which a job counts as stuck."""
+REPEATS = 2
+"""Lost attempts at an unfinished job that are no accident any more."""
+CLOCK_TOLERANCE = 60.0
+
+_PAGE = 500
+_BLOCK = 1 << 20
+_UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
+_STOPPED = (JobState.FAILED, JobState.CANCELLED)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One thing that is not as it should be: where, what was expected, what is there, and what mends it."""
+
+    place: str
+    expected: str
+    found: str
+    mend: str
+
+
+@dataclass(frozen=True, slots=True)
+class Inspected:
+    """What a look at the stored objects has found. Of the `objects`, `skipped` have a digest that was not compared."""
+
+    objects: int
+    skipped: int
+    faults: tuple[Fault, ...]
+
+
+# --- bytes that rows name --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Named:
+    """An object that a row names; None where the row does not tell. `mend`: for when it is missing or damaged."""
+
+    key: str
+    bytes: int | None
+    sha256: str | None
+    owner: str
+    mend: str
+
+
+_Row = tuple[list[_Named], Callable[[], list[_Named]]]
+"""The objects that a row names, and a way to ask it again."""
+
+
+def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, seconds: float) -> Inspected:
+    """Whether the objects that rows name are there, as long as the rows say, and with the SHA-256 of the rows.
+
+    Digests are compared until `most_bytes` are read or `seconds` have passed: those of models first, then of the parts
+    from which jobs go on, then of inputs and results, the newest first. Existence and length are looked at always.
+    """
+    deadline = time.monotonic() + seconds
+    left = most_bytes
+    objects = skipped = 0
+    faults: list[Fault] = []
+    for named, ask_again in _rows(database):
+        for expected in named:
+            objects += 1
+            difference = _difference_of_length(storage, expected)
+            if difference is None and expected.sha256 is not None:
+                if left < (expected.bytes or 0) or time.monotonic() > deadline:
+                    skipped += 1
+                else:
+                    difference = _difference_of_digest(storage, expected.key, expected.sha256)
+                    left -= expected.bytes or 0
+            if difference is not None and expected.key in {named.key for named in ask_again()}:
+                faults.append(Fault(f"{expected.key} of {expected.owner}", *difference, expected.mend))
+    return Inspected(objects, skipped, tuple(faults))
+
+
+def _difference_of_length(storage: Storage, expected: _Named) -> tuple[str, str] | None:
+    """What was expected and what there is, if that is not the same."""
+    try:
+        with storage.open(expected.key) as source:
+            size = source.seek(0, 2)
+    except FileNotFoundError:
+        return "an object" if expected.bytes is None else f"{expected.bytes} bytes", "no object"
+    if expected.bytes is not None and size != expected.bytes:
+        return f"{expected.bytes} bytes", f"{size} bytes"
+    return None
+
+
+def _difference_of_digest(storage: Storage, key: str, expected: str) -> tuple[str, str] | None:
+    digest = hashlib.sha256()
+    try:
+        with storage.open(key) as source:
+            while block := source.read(_BLOCK):
+                digest.update(block)
+    except FileNotFoundError:
+        return f"SHA-256 {expected}", "no object"
+    except OSError as error:
+        return f"SHA-256 {expected}", f"a disk that can not read it: {error.strerror}"
+    found = digest.hexdigest()
+    return None if found == expected else (f"SHA-256 {expected}", f"SHA-256 {found}")
+
+
+_GOING_ON = and_(
+    jobs.c.reused_from.is_(None),
+    or_(
+        jobs.c.state.in_(_UNFINISHED + _STOPPED),
+        and_(jobs.c.state == JobState.COMPLETED, jobs.c.rows_failed > 0, jobs.c.input_removed_at.is_(None)),
+    ),
+)
+"""Jobs whose parts are for a resume, a retry or a partial result."""
+
+
+def named_objects(database: Database) -> Iterator[tuple[str, str | None]]:
+    """The key of every object that a row names, once for each, with its SHA-256 where the row tells it."""
+    for named, _ in _rows(database):
+        yield from ((expected.key, expected.sha256) for expected in named)
+
+
+def _rows(database: Database) -> Iterator[_Row]:
+    registered = select(models).where(models.c.deleted_at.is_(None)).order_by(models.c.id)
+    with database.read() as connection:
+        rows = connection.execute(registered).mappings().all()
+    for row in rows:
+        again = partial(_ask_model, database, row["id"])
+        yield _of_model(row), again
+    for row in _jobs(database, _GOING_ON):
+        again = partial(_ask_parts, database, row["id"])
+        yield again(), again
+    for row in _jobs(database):
+        yield _of_job(row), partial(_ask_job, database, row["id"])
+
+
+def _jobs(database: Database, *guards: ColumnElement[bool]) -> Iterator[RowMapping]:
+    """The newest first, in short transactions: a long one would keep SQLite from tidying its log."""
+    query = select(jobs).where(*guards).order_by(jobs.c.id.desc()).limit(_PAGE)
+    page: list[RowMapping] = []
+    while not page or len(page) == _PAGE:
+        with database.read() as connection:
+            after = [jobs.c.id < page[-1]["id"]] if page else []
+            page = list(connection.execute(query.where(*after)).mappings())
+        yield from page
+        if not page:
+            return
+
+
+def _ask_model(database: Database, model_id: int) -> list[_Named]:
+    query = select(models).where(models.c.id == model_id, models.c.deleted_at.is_(None))
+    with database.read() as connection:
+        return [named for row in connection.execute(query).mappings() for named in _of_model(row)]
+
+
+def _ask_job(database: Database, job_id: str) -> list[_Named]:
+    with database.read() as connection:
+        rows = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().all()
+    return [named for row in rows for named in _of_job(row)]
+
+
+def _ask_parts(database: Database, job_id: str) -> list[_Named]:
+    """Of an unfinished or stopped job, all; of a completed one those that a retry of its failed records takes over.
+
+    Jobs that share a result have no parts, nor have those that were done in one call.
+    """
+    done = and_(chunks.c.job_id == jobs.c.id, chunks.c.attempt.is_not(None))
+    query = select(chunks, jobs.c.state).join(jobs, done).where(jobs.c.id == job_id, _GOING_ON)
+    with database.read() as connection:
+        rows = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
+    return [named for row in rows for named in _of_chunk(row)]
+
+
+def _of_model(row: RowMapping) -> list[_Named]:
+    name, key = f"{row['name']}@{row['version']}", model_key(row["digest"])
+    mend = f"remove the object if it is there, then: batchserve models add --name {row['name']} FILE"
+    return [_Named(key, None, row["artifact_sha256"], f"model {name}", mend)]
+
+
+def _of_chunk(row: RowMapping) -> list[_Named]:
+    key = (row["job_id"], row["first_record"], row["attempt"])
+    owner = f"job {row['job_id']}"
+    part = _Named(part_key(*key), row["part_bytes"], row["part_sha256"], owner, _job_mend(row["job_id"], row["state"]))
+    if row["state"] == JobState.COMPLETED:
+        return [] if row["rows_failed"] else [part]
+    errors = _Named(errors_part_key(*key), row["errors_bytes"], None, owner, part.mend)
+    return [part, errors] if row["errors_bytes"] else [part]
+
+
+def _of_job(row: RowMapping) -> list[_Named]:
+    state, owner, mend = row["state"], f"job {row['id']}", _job_mend(row["id"], row["state"])
+    if state == JobState.EXPIRED:
+        return []
+    named = []
+    if row["input_removed_at"] is None:
+        named.append(_Named(row["input_key"], row["input_bytes"], row["input_sha256"], owner, mend))
+    if state == JobState.COMPLETED and row["result_key"] is not None:
+        named.append(_Named(row["result_key"], row["result_bytes"], row["result_sha256"], owner, mend))
+    if state == JobState.COMPLETED and row["errors_key"] is not None:
+        named.append(_Named(row["errors_key"], row["errors_bytes"], None, owner, mend))
+    return named
+
+
+def _job_mend(job_id: str, state: str) -> str:
+    first = f"batchserve jobs cancel {job_id}; " if state in _UNFINISHED else ""
+    return f"restore it from a backup, or: {first}batchserve jobs rm {job_id}, and predict the file anew"
+
+
+# --- the database itself ---------------------------------------------------------------------------------------------
+
+
+def inspect_database(database: Database) -> list[Fault]:
+    """What SQLite's own checks find; nothing on other databases, which check their pages themselves."""
+    if not database.url.startswith("sqlite"):
+        return []
+    mend = "stop the server and restore the database from a backup"
+    faults = []
+    try:
+        with database.read() as connection:
+            broken = connection.exec_driver_sql("PRAGMA integrity_check(10)").scalars().all()
+            dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
+    except (DatabaseError, Unavailable) as error:
+        reason = str(error.orig) if isinstance(error, DatabaseError) else str(error.__cause__ or error)
+        return [Fault(database.url, "a sound file", reason, mend)]
+    faults = [Fault(database.url, "integrity_check: ok", line, mend) for line in broken if line != "ok"]
+    faults += [Fault(f"{table}, row {row}", f"a row in {parent}", "none", mend) for table, row, parent, *_ in dangling]
+    return faults
+
+
+def inspect_clock(database: Database, now: float) -> list[Fault]:
+    """Whether the wall clock is behind what the database has seen already. No job is lost by it: leases do not use
+    it; but times, expiry and the order of jobs are wrong."""
+    seen = (jobs.c.created_at, jobs.c.finished_at, attempts.c.started_at)
+    with database.read() as connection:
+        newest = max(connection.scalar(select(func.max(moment))) or 0.0 for moment in seen)
+    if newest <= now + CLOCK_TOLERANCE:
+        return []
+    expected = f"not before {_shown(newest)}, the newest time in the database"
+    return [Fault("wall clock", expected, _shown(now), "set the clock of this host (NTP)")]
+
+
+def _shown(moment: float) -> str:
+    return datetime.fromtimestamp(moment, UTC).isoformat(timespec="seconds")
+
+
+# --- jobs that do not go on ------------------------------------------------------------------------------------------
+
+
+def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
+    """Jobs that nobody goes on with: running with a lease that lapsed `patience` seconds ago or on another boot,
+    queued and due for that long while nobody runs any, cancelled for that long without an end; and jobs whose
+    attempts get lost again and again."""
+    with database.read() as connection:
+        now = database.moment(connection)
+        mine = jobs.c.lease_clock == now.clock
+        running = jobs.c.state == JobState.RUNNING
+        lapsed = or_(jobs.c.lease_until < now.steady - patience, jobs.c.lease_clock != now.clock)
+        abandoned = connection.execute(select(jobs.c.id, jobs.c.worker).where(running, lapsed)).all()
+        held = connection.scalar(
+            select(func.count()).select_from(jobs).where(running, mine, jobs.c.lease_until >= now.steady)
+        )
+        asked = and_(running, jobs.c.cancel_requested_at < now.wall - patience)
+        uncancelled = connection.execute(select(jobs.c.id, jobs.c.worker).where(asked, ~lapsed)).all()
+        lost = and_(attempts.c.job_id == jobs.c.id, attempts.c.outcome == "lost")
+        unfinished = jobs.c.state.in_(_UNFINISHED)
+        repeated = connection.execute(
+            select(jobs.c.id, func.count())
+            .join(attempts, lost)
+            .where(unfinished)
+            .group_by(jobs.c.id)
+            .having(func.count() >= REPEATS)
+        ).all()
+        waited = transitions.longest_wait(connection, now.wall)
+    start = "batchserve worker (or serve)"
+    faults = [
+        Fault(f"job {job_id}", f"a lease that {worker} renews", "a lease that lapsed: no worker takes it up", start)
+        for job_id, worker in abandoned
+    ]
+    if waited > patience and not held:
+        found = f"one has waited for {waited:.0f} s, and no worker runs any"
+        faults.append(Fault("queue", "due jobs that are started", found, start))
+    faults += [
+        Fault(f"job {job_id}", "the end of a cancelled job", "it runs on", f"restart the worker {worker}")
+        for job_id, worker in uncancelled
+    ]
+    faults += [
+        Fault(f"job {job_id}", "attempts that end", f"{count} lost with their worker",
+              f"look at the worker's log and memory; batchserve jobs cancel {job_id}")
+        for job_id, count in repeated
+    ]  # fmt: skip
+    return faults

@@ -1,0 +1,153 @@
+"""How long bytes are kept, and how they are removed: the row first, then the bytes.
+
+Bytes without a row are swept, a row without bytes would be a lie. Several workers may do this at the same time.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+from sqlalchemy import Connection
+
+from batchserve import holds, jobs
+from batchserve.db.connect import Database
+from batchserve.domain import Job, JobState
+from batchserve.settings import Settings
+from batchserve.storage import Storage, parts_prefix, results_prefix
+
+_BATCH = 100
+"""Jobs in one transaction."""
+_LOOKUP = 500
+"""Keys asked for in one query."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expired:
+    """How many jobs expired, and how many others lost their input."""
+
+    jobs: int = 0
+    inputs: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.jobs + self.inputs
+
+
+def dated(job: Job, settings: Settings) -> Job:
+    """The job with the time at which it expires by these settings; None while it is unfinished, or kept for ever."""
+    if job.state is JobState.EXPIRED:
+        return job
+    seconds = _keep_uploads(settings) if job.state is JobState.UPLOADED else settings.keep_results
+    since = job.created_at if job.state is JobState.UPLOADED else job.finished_at
+    return job if seconds is None or since is None else replace(job, expires_at=since + seconds)
+
+
+def expire(database: Database, storage: Storage, settings: Settings, now: float) -> Expired:
+    """Removes the bytes of jobs whose time is over, and the inputs whose time is. The rows remain."""
+    over = {
+        "ended_before": _before(settings.keep_results, now),
+        "uploaded_before": _before(_keep_uploads(settings), now),
+    }
+    expired = _in_batches(
+        database,
+        storage,
+        lambda connection: jobs.find_over(connection, **over, most=_BATCH),
+        lambda connection, found: jobs.expire_if_over(connection, found, **over, now=now),
+        _bytes_of,
+    )
+    before = _before(settings.keep_inputs, now)
+    inputs = _in_batches(
+        database,
+        storage,
+        lambda connection: jobs.find_with_input_over(connection, before, _BATCH),
+        lambda connection, found: jobs.drop_input_if_over(connection, found, before, now),
+        _input_of,
+    )
+    return Expired(expired, inputs)
+
+
+def forget(database: Database, settings: Settings, now: float) -> int:
+    """Deletes the rows of jobs that expired long ago; returns how many.
+
+    To be called after a sweep of the same moment: what a crash left of their bytes is gone, so nobody needs the row to
+    find it. While a hold spares bytes from the sweep, no row goes either.
+    """
+    if settings.keep_rows is None:
+        return 0
+    before = now - max(settings.keep_rows, settings.sweep_age)
+    forgotten = 0
+    while True:
+        with database.write() as connection:
+            if holds.any_in_force(connection, database.moment(connection)):
+                return forgotten
+            deleted = jobs.delete_expired_before(connection, before, _BATCH)
+        forgotten += deleted
+        if deleted < _BATCH:
+            return forgotten
+
+
+def remove_bytes(database: Database, storage: Storage, job: Job) -> None:
+    """After its row was deleted: input, parts, and the results of all its attempts.
+
+    Also of attempts that lost their lease; and the result that it took from an equal job, unless that is still named.
+    """
+    results = [stored.key for stored in storage.list(results_prefix(job.id))]
+    remove_unnamed(database, storage, [*_bytes_of(storage, job), *results])
+
+
+def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) -> None:
+    """Removes what a job has given up: all but results that another job names. While a hold is in force nothing is
+    removed: the sweep does it later."""
+    for start in range(0, len(keys), _LOOKUP):
+        asked = keys[start : start + _LOOKUP]
+        with database.read() as connection:
+            named = jobs.named_results(connection, asked)
+            if holds.any_in_force(connection, database.moment(connection)):
+                return
+        for key in asked:
+            if key not in named:
+                storage.delete(key)
+
+
+def _in_batches(
+    database: Database,
+    storage: Storage,
+    find: Callable[[Connection], list[str]],
+    give_up: Callable[[Connection, list[str]], list[Job]],
+    given_up_by: Callable[[Storage, Job], list[str]],
+) -> int:
+    """Lets all jobs that are found give up bytes, and removes these. The look takes no lock from writers."""
+    given_up = 0
+    while True:
+        with database.read() as connection:
+            found = find(connection)
+        if not found:
+            return given_up
+        with database.write() as connection:
+            changed = give_up(connection, found)
+        remove_unnamed(database, storage, [key for job in changed for key in given_up_by(storage, job)])
+        given_up += len(changed)
+
+
+def _bytes_of(storage: Storage, job: Job) -> list[str]:
+    """Input and parts of a job, and the result that it names."""
+    results = [key for key in (job.result_key, job.errors_key) if key is not None]
+    return [job.input_key, *_parts_of(storage, job), *results]
+
+
+def _input_of(storage: Storage, job: Job) -> list[str]:
+    """With the input of a completed job go the parts, which are for a retry. Others have no result but these."""
+    return [job.input_key, *(_parts_of(storage, job) if job.state is JobState.COMPLETED else ())]
+
+
+def _parts_of(storage: Storage, job: Job) -> list[str]:
+    return [part.key for part in storage.list(parts_prefix(job.id))]
+
+
+def _keep_uploads(settings: Settings) -> float | None:
+    """How long an input is kept that no predict has taken."""
+    return settings.keep_results if settings.keep_inputs is None else settings.keep_inputs
+
+
+def _before(keep: float | None, now: float) -> float:
+    """The moment before which things are over; that of the epoch when nothing ever is."""
+    return 0.0 if keep is None else now - keep

@@ -1,0 +1,113 @@
+"""The processes of the run: killed by one hand, started again by the other."""
+
+import os
+import random
+import signal
+import socket
+import time
+from collections import Counter
+from contextlib import suppress
+from pathlib import Path
+
+import httpx2
+from commands import FAST, Service
+
+SETTINGS = {
+    **FAST,
+    "BATCHSERVE_CHUNK_RECORDS": "2000",
+    "BATCHSERVE_LEASE": "2.0",
+    "BATCHSERVE_HEARTBEAT": "0.5",
+    "BATCHSERVE_CRASHES": "1000000",  # kills alone must never fail a job
+    "BATCHSERVE_FREE_BYTES": "0",
+}
+PAUSE = (1.5, 4.0)
+"""Seconds from one kill to the next."""
+KINDS = ("server", "worker", "scoring process")
+
+
+class Site:
+    """A server and two workers on the data of one folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self.port = free.getsockname()[1]
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.commands = {
+            "server": ("serve", "--no-worker", "--port", str(self.port)),
+            "worker 1": ("worker",),
+            "worker 2": ("worker",),
+        }
+        self.services: dict[str, Service] = {}
+        self.kills: Counter[str] = Counter()
+        self._round: list[str] = []
+
+    @property
+    def database(self) -> Path:
+        return self.folder / "storage" / "batchserve.db"
+
+    def start(self) -> None:
+        """Starts what does not run."""
+        for name, command in self.commands.items():
+            service = self.services.get(name)
+            if service is None or service.process.poll() is not None:
+                self.services[name] = Service(self.folder, *command, settings=SETTINGS)
+                if service is not None:
+                    service.log.unlink()
+
+    def wait_until_ready(self, seconds: float = 60.0) -> None:
+        """The server answers, and every worker has begun."""
+        deadline = time.monotonic() + seconds
+        while not self._is_ready():
+            assert time.monotonic() < deadline, self.services["server"].log.read_text()[-4000:]
+            self.start()
+            time.sleep(0.1)
+        for name, service in self.services.items():
+            if name != "server":
+                service.wait_for("Worker is ready", seconds)
+
+    def _is_ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=5.0).is_success
+        except httpx2.TransportError:
+            return False
+
+    def disturb(self, seconds: float, seed: int) -> None:
+        """Kills something every few seconds, and starts again what has ended."""
+        chance = random.Random(seed)
+        end = time.monotonic() + seconds
+        next_kill = time.monotonic() + chance.uniform(*PAUSE)
+        while time.monotonic() < end:
+            if time.monotonic() >= next_kill:
+                self._kill(chance)
+                next_kill = time.monotonic() + chance.uniform(*PAUSE)
+            self.start()
+            time.sleep(0.1)
+
+    def _kill(self, chance: random.Random) -> None:
+        """The next kind, each once in a round; a round has an order of its own."""
+        if not self._round:
+            self._round = chance.sample(KINDS, len(KINDS))
+        server, worker = self.services["server"], self.services[chance.choice(("worker 1", "worker 2"))]
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            victims = {
+                "server": [server.process.pid],
+                "worker": [worker.process.pid],
+                "scoring process": chance.choice((worker, server)).scoring_processes(nicer=0),
+            }
+            kind = self._round[-1]
+            if victims[kind]:  # what starts has no scoring process yet: it waits for its turn
+                os.kill(chance.choice(victims[kind]), signal.SIGKILL)
+                self.kills[kind] += 1
+                self._round.pop()
+
+    def stop(self) -> None:
+        """All at once, and none is left."""
+        for service in self.services.values():
+            service.process.terminate()
+        for service in self.services.values():
+            try:
+                service.process.wait(30)
+            finally:
+                service.end(signal.SIGKILL)

@@ -1,0 +1,58 @@
+"""Commands of batchserve in processes of their own, for tests that kill them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+FAST = {
+    "BATCHSERVE_CHUNK_BYTES": "40000",  # hundreds of chunks, so that a kill comes in the middle
+    "BATCHSERVE_LEASE": "1.0",
+    "BATCHSERVE_HEARTBEAT": "0.2",
+    "BATCHSERVE_RESCUE": "0.2",
+    "BATCHSERVE_POLL": "0.1",
+    "BATCHSERVE_PROCESSES": "2",
+    "BATCHSERVE_GRACE": "5",
+}
+
+
+class Service:
+    """A `batchserve` command in a process of its own, on the data of one folder."""
+
+    def __init__(self, folder: Path, *arguments: str, settings: Mapping[str, str] = FAST) -> None:
+        own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+        self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
+        with self.log.open("wb") as stderr:
+            command = [sys.executable, "-m", "batchserve", *arguments]
+            self.process = subprocess.Popen(command, cwd=folder, stderr=stderr, env=own | dict(settings))
+        self.url = ""
+
+    def wait_for(self, pattern: str, seconds: float = 60.0) -> re.Match[str]:
+        deadline = time.monotonic() + seconds
+        while time.monotonic() < deadline and self.process.poll() is None:
+            if found := re.search(pattern, self.log.read_text()):
+                return found
+            time.sleep(0.02)
+        raise AssertionError(f"{pattern!r} did not come:\n{self.log.read_text()[-4000:]}")
+
+    def scoring_processes(self, nicer: int = 10) -> list[int]:
+        """Those that score chunks of jobs; with `nicer=0`, also those for clients that wait."""
+        nice = min(os.getpriority(os.PRIO_PROCESS, self.process.pid) + nicer, 19)
+        found = []
+        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for pid in map(int, file.read_text().split()):
+                with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+                    spawned = b"--multiprocessing-fork" in Path(f"/proc/{pid}/cmdline").read_bytes()
+                    if spawned and os.getpriority(os.PRIO_PROCESS, pid) >= nice:
+                        found.append(pid)
+        return found
+
+    def end(self, number: int = signal.SIGKILL) -> int:
+        with suppress(ProcessLookupError):
+            self.process.send_signal(number)
+        return self.process.wait(30)

@@ -1,0 +1,343 @@
+"""Steps of the service, each in a process of its own that a test may kill, starve of space, or run beside others.
+
+The processes are forked from one that has imported everything already. A step opens what it needs, begins when its test
+says so, and tells what was acknowledged over a socket: `send`, and no `write` that could be taken for one of a file.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import io
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import anyio.to_thread
+import httpx2
+import orjson
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+from starlette.testclient import TestClient
+
+from batchserve import jobs, logs, scoring
+from batchserve.app import create_app
+from batchserve.domain import Job, JobState
+from batchserve.runtime import Runtime
+from batchserve.settings import Settings
+from batchserve.sweep import sweep
+from batchserve.worker import Worker
+
+T = TypeVar("T")
+
+HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
+ROWS = ["5.1,3.5,1.4,0.2\n", "6.3,3.3,6.0,2.5\n", "5.9,3.0,4.2,1.5\n"]
+LONG = HEADER + "".join(ROWS) * 20  # three chunks
+FLAWED = LONG.replace(ROWS[1], ",,,\n", 1)  # ... one of them with a failed record
+SHORT = HEADER + "".join(ROWS) + ",,,\n"  # done in one call
+QUERY: dict[str, Any] = {"model": "iris", "reuse": False}
+UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
+DAY = 86400.0
+
+SETTINGS: dict[str, Any] = {
+    "chunk_records": 25,
+    "poll": 0.02,
+    "rescue": 0.1,
+    "free_bytes": 0,
+    "log_level": "error",
+}
+
+
+class Call(Generic[T]):
+    """A call that has ended; see `engines.Call`."""
+
+    def __init__(self, future: "Future[T]") -> None:
+        self.future = future
+
+    def kill(self) -> None:
+        """It has ended."""
+
+
+class EngineOfThisProcess:
+    """Calls functions at once and in the caller's thread, so that a trace of one process shows all of a job, in order.
+
+    `dies_before`: the function whose call ends this process.
+    """
+
+    capacity = 1
+
+    def __init__(self, dies_before: Callable[..., object] | None = None) -> None:
+        self._dies_before = dies_before
+
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:  # noqa: ARG002
+        if function is self._dies_before:
+            os.kill(os.getpid(), signal.SIGKILL)
+        future: Future[T] = Future()
+        try:
+            future.set_result(function(*args))
+        except Exception as error:  # noqa: BLE001 - handed on, as every engine does
+            future.set_exception(error)
+        return Call(future)
+
+    def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
+        return self.submit(function, *args, timeout=timeout)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+
+@dataclass(frozen=True)
+class Site:
+    """A storage folder, and the service on it."""
+
+    settings: Settings
+
+    @contextlib.contextmanager
+    def api(self) -> Iterator[TestClient]:
+        """Without a worker. All that it stores is written by one thread."""
+        app = create_app(self.settings, worker=False)
+        with TestClient(app, raise_server_exceptions=False) as http:
+            service = app.state.service
+            service.runtime = replace(service.runtime, engine=EngineOfThisProcess())
+            assert http.portal is not None
+            http.portal.call(_one_thread)
+            yield http
+
+    @contextlib.contextmanager
+    def runtime(self, engine: EngineOfThisProcess | None = None) -> Iterator[Runtime]:
+        with Runtime.open(self.settings) as runtime:
+            yield replace(runtime, engine=engine or EngineOfThisProcess())
+
+
+async def _one_thread() -> None:
+    anyio.to_thread.current_default_thread_limiter().total_tokens = 1
+
+
+class Told:
+    """What a step tells its test: events, each a name and what belongs to it."""
+
+    def __init__(self, channel: socket.socket) -> None:
+        self._channel = channel
+        self._begun = False
+
+    def wait(self, http: TestClient | None = None) -> None:
+        """All is open, and a fault may come: the step begins when the test says so, the first time that it waits.
+
+        Its calls come from this thread; those of a service from the one that writes for it.
+        """
+        if not self._begun:
+            thread = http.portal.call(run_in_threadpool, threading.get_native_id) if http and http.portal else None
+            self("ready", thread=thread or threading.get_native_id())
+            self._begun = bool(self._channel.recv(1))
+
+    def __call__(self, event: str, **details: Any) -> None:
+        self._channel.sendall(orjson.dumps({"event": event, **details}) + b"\n")
+
+
+# --- the steps -------------------------------------------------------------------------------------------------------
+
+
+def prepare(site: Site, tell: Told, model: str, content: str = "", is_run: bool = False) -> None:
+    """A model and a finished job, of which nothing may be lost; and, if asked for, a second job, queued or finished."""
+    tell.wait()
+    with site.api() as http:
+        _ok(http.put("/v1/models/iris", content=Path(model).read_bytes()), 201)
+        _queue(http, FLAWED)
+    run(site, tell)
+    if content:
+        with site.api() as http:
+            tell("queued", id=_queue(http, content))
+    if is_run:
+        run(site, tell)
+
+
+def upload(site: Site, tell: Told) -> None:
+    """Upload and predict, each told when it is acknowledged, and tried again when it is refused."""
+    with site.api() as http:
+        tell.wait(http)
+        job = _insist(tell, lambda: http.post("/v1/upload", content=LONG), (201,)).json()
+        tell("uploaded", id=job["id"], sha256=_digest(LONG.encode()))
+        _insist(tell, lambda: http.post(f"/v1/predict/{job['id']}", params=QUERY), (202,))
+        tell("queued", id=job["id"])
+
+
+def submit(site: Site, tell: Told, count: int, rows: int = 60) -> None:
+    """Queues so many jobs, each asked for once, and tells the statuses that came."""
+    with site.api() as http:
+        tell.wait(http)
+        for number in range(count):
+            content = HEADER + "".join(ROWS) * (rows // 3) + f"{number}.5,1.5,{os.getpid() % 7},0.5\n"
+            answer = http.post("/v1/predict", params=QUERY, content=content)
+            tell("answered", status=answer.status_code)
+            if answer.is_success:
+                tell("queued", id=answer.json()["id"], sha256=_digest(content.encode()))
+
+
+def run(site: Site, tell: Told, dies_before: str = "") -> None:
+    """A worker until no job is unfinished. A job that fails is told, and tried again."""
+    function = getattr(scoring, dies_before) if dies_before else None
+    with site.runtime(EngineOfThisProcess(function)) as runtime:
+
+        def look(job_id: str) -> None:
+            with runtime.database.read() as connection:
+                job = jobs.get(connection, job_id)
+                unfinished = _unfinished(connection)
+            if job.state is JobState.FAILED and job.error is not None:
+                tell("failed", id=job_id, code=job.error["code"])
+                with runtime.database.write() as connection:
+                    jobs.retry_if_stopped(connection, job_id, time.time())
+            elif not unfinished:
+                worker.stop()
+
+        worker = Worker(runtime, look)
+        tell.wait()
+        worker.run()
+
+
+def rescue(site: Site, tell: Told) -> None:
+    """Time goes by, and the jobs of dead workers are queued again."""
+    tell.wait()
+    with site.runtime() as runtime:
+        _let_leases_lapse(runtime)
+
+
+def help_out(site: Site, tell: Told) -> None:
+    """A worker, one of several, until no job is unfinished."""
+    with site.runtime() as runtime:
+        worker = Worker(runtime, lambda _: None)
+        tell.wait()
+
+        def watch() -> None:
+            while True:
+                time.sleep(0.1)
+                with runtime.database.read() as connection:
+                    if not _unfinished(connection):
+                        worker.stop()
+                        return
+
+        threading.Thread(target=watch).start()
+        worker.run()
+
+
+def delete(site: Site, tell: Told, job_id: str) -> None:
+    """Until the job is gone: 204, or 404 when a try that was refused had gone so far."""
+    with site.api() as http:
+        tell.wait(http)
+        _insist(tell, lambda: http.delete(f"/v1/jobs/{job_id}"), (204, 404))
+        tell("deleted", id=job_id)
+
+
+def recover(site: Site, tell: Told) -> None:
+    """What a restart finds, then what is there when its worker and its sweep are done."""
+    tell.wait()
+    with site.runtime() as runtime, runtime.database.read() as connection:
+        integrity = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
+        tell("integrity", says=list(integrity), foreign_keys=len(_broken_references(connection)))
+        visible = {entry.key: _stored_digest(runtime, entry.key) for entry in runtime.storage.list("")}
+        found = {job.id: {"state": job.state, "result": visible.get(job.result_key or "")} for job in _all(connection)}
+    tell("visible", objects={key: sha256 for key, sha256 in visible.items() if not key.startswith("batchserve.db")})
+    tell("found", jobs=found)
+    with site.runtime() as runtime:
+        _let_leases_lapse(runtime)
+        with runtime.database.read() as connection:
+            is_done = not _unfinished(connection)
+    if not is_done:
+        run(site, tell)
+    with site.runtime() as runtime:
+        swept = sweep(runtime.database, runtime.storage, DAY / 24, time.time() + DAY)
+    with site.api() as http:
+        tell("jobs", jobs=_jobs(http), swept=swept.total)
+    files = [path for path in Path(site.settings.storage).rglob("*") if path.is_file()]
+    names = [path.relative_to(site.settings.storage).as_posix() for path in files]
+    tell("files", names=[name for name in names if not name.startswith("batchserve.db")])
+
+
+def _let_leases_lapse(runtime: Runtime) -> None:
+    with runtime.database.write() as connection:
+        now = runtime.database.moment(connection)
+        jobs.rescue_expired(connection, 3, replace(now, steady=now.steady + DAY))
+
+
+def _unfinished(connection: Connection) -> list[Job]:
+    return [job for job in _all(connection) if job.state in UNFINISHED]
+
+
+def _all(connection: Connection) -> list[Job]:
+    return jobs.list_page(connection, limit=1000)
+
+
+# --- shared ----------------------------------------------------------------------------------------------------------
+
+
+def _jobs(http: TestClient) -> dict[str, dict[str, Any]]:
+    """Every job as its clients find it: input, result and errors by their digests, None for what is not there."""
+    found: dict[str, dict[str, Any]] = {}
+    for job in _ok(http.get("/v1/jobs", params={"limit": 100}))["jobs"]:
+        parts = {"input": f"/v1/download/{job['id']}/input", "result": f"/v1/download/{job['id']}"}
+        answers = {name: http.get(path) for name, path in parts.items()}
+        found[job["id"]] = {
+            "state": job["state"],
+            "rows": job["rows"],
+            **{name: _digest(answer.content) if answer.is_success else None for name, answer in answers.items()},
+        }
+    return found
+
+
+def _queue(http: TestClient, content: str) -> str:
+    job_id: str = _ok(http.post("/v1/predict", params=QUERY, content=content), 202)["id"]
+    return job_id
+
+
+def _insist(tell: Told, ask: Callable[[], httpx2.Response], wanted: tuple[int, ...]) -> httpx2.Response:
+    """Asks until it is granted, at most three times; tells how it was refused."""
+    for _ in range(3):
+        answer = ask()
+        if answer.status_code in wanted:
+            return answer
+        kind = answer.headers["content-type"]
+        tell("refused", status=answer.status_code, type=kind, code=answer.json()["code"])
+    raise AssertionError("refused three times")
+
+
+def _ok(answer: httpx2.Response, status: int = 200) -> Any:
+    assert answer.status_code == status, answer.text
+    return answer.json()
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _stored_digest(runtime: Runtime, key: str) -> str:
+    with runtime.storage.open(key) as source:
+        return _digest(source.read())
+
+
+def _broken_references(connection: Connection) -> list[Any]:
+    return list(connection.exec_driver_sql("PRAGMA foreign_key_check").all())
+
+
+def perform(step: str, storage: str, channel: socket.socket, arguments: dict[str, Any]) -> None:
+    """What a forked process does: takes its step, and says that it is done."""
+    if sys.platform == "linux":  # a tracer need not be an ancestor
+        pr_set_ptracer, anyone = 0x59616D61, -1
+        ctypes.CDLL(None).prctl(pr_set_ptracer, ctypes.c_ulong(anyone), 0, 0, 0)
+    sys.stderr = io.StringIO()  # a log that is written would be a call among those of the disk
+    settings = arguments.pop("settings", {})
+    site = Site(Settings(storage=storage, **{**SETTINGS, **settings}))
+    logs.configure(site.settings.log_format, site.settings.log_level)
+    tell = Told(channel)
+    try:
+        globals()[step](site, tell, **arguments)
+    except BaseException as error:
+        tell("died", error="".join(traceback.format_exception(error)))
+        raise
+    tell("done")

@@ -1,0 +1,28 @@
+"""The chaos run, short; `make chaos SECONDS=600` is the long one."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
+
+
+def test_nothing_acknowledged_is_lost_doubled_or_stuck_while_processes_are_killed() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-m", "chaos", "--seconds", "20"],
+        cwd=Path(__file__).parent.parent,
+        env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    *_, last = ended.stdout.splitlines() or [""]
+    counts = re.fullmatch(r"acknowledged (\d+), kills (\d+), lost 0, duplicated 0, stuck 0", last)
+    assert counts is not None, ended.stdout + ended.stderr
+    assert ended.returncode == 0
+    assert int(counts[1]) > 20
+    assert int(counts[2]) > 3

@@ -1,0 +1,175 @@
+"""Many workers and writers on one database, and a wall clock that jumps.
+
+A worker that is paused for longer than its lease and wakes up: tests/test_crashes.py.
+"""
+
+import shutil
+import signal
+import sqlite3
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Collection, Iterator
+from contextlib import closing
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx2
+import pytest
+from commands import FAST, Service
+
+from faults import steps
+from faults.processes import Step, take
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
+
+SHORT_LEASES: dict[str, Any] = {"lease": 0.2, "heartbeat": 0.1, "crashes": 1000}
+WATCHED = """
+CREATE TABLE commits (job_id TEXT, first_record INTEGER);
+CREATE TRIGGER watch AFTER UPDATE OF attempt ON chunks WHEN new.attempt IS NOT NULL
+BEGIN INSERT INTO commits VALUES (new.job_id, new.first_record); END;
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(fast_folder: Path, iris_onnx: Path) -> Path:
+    """A storage with six queued jobs of 61 chunks each."""
+    storage = fast_folder / "prepared"
+    take("prepare", storage, model=str(iris_onnx))
+    take("submit", storage, count=6, rows=1500)
+    return storage
+
+
+@pytest.fixture
+def storage(prepared: Path) -> Iterator[Path]:
+    with TemporaryDirectory(dir=prepared.parent, ignore_cleanup_errors=True) as folder:
+        yield Path(shutil.copytree(prepared, Path(folder) / "storage"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(prepared: Path) -> dict[str, Any]:
+    """The jobs as one worker leaves them."""
+    copy = prepared.with_name("alone")
+    shutil.copytree(prepared, copy)
+    take("run", copy)
+    jobs: dict[str, Any] = take("recover", copy).the("jobs")["jobs"]
+    return jobs
+
+
+@pytest.mark.parametrize("workers", [2, 8])
+def test_workers_that_die_and_lose_their_leases_commit_each_chunk_once(
+    storage: Path, undisturbed: dict[str, Any], workers: int, tried: Counter[str]
+) -> None:
+    killed = 0
+    with closing(sqlite3.connect(storage / "batchserve.db", timeout=10)) as connection:
+        connection.executescript(WATCHED)
+        working = {worker.process.pid: worker for worker in (_worker(storage) for _ in range(workers))}
+        while killed < 6 and (holder := _holder_of_a_lease(connection, working)) is not None:
+            worker = working.pop(holder)
+            worker.process.kill()
+            worker.end()
+            killed += 1
+            worker = _worker(storage)
+            working[worker.process.pid] = worker
+        assert all(worker.end().is_done for worker in working.values())
+        commits = connection.execute("SELECT count(*) FROM commits GROUP BY job_id, first_record").fetchall()
+        lost = connection.execute("SELECT count(*) FROM attempts WHERE outcome = 'lost'").fetchone()[0]
+        connection.execute("DROP TRIGGER watch")
+    assert commits == [(1,)] * 6 * 61
+    assert 0 < killed <= lost
+    assert take("recover", storage).the("jobs")["jobs"] == undisturbed
+    tried[f"killed workers of {workers}"] += killed
+    tried[f"lost leases of {workers} workers"] += lost
+
+
+def _holder_of_a_lease(connection: sqlite3.Connection, working: Collection[int | None]) -> int | None:
+    """The process of a worker in the middle of a job; None when there is no more."""
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        running = "SELECT worker FROM jobs WHERE state = 'running' AND chunks_done BETWEEN 3 AND 50"
+        holders = {int(worker.rpartition("-")[2]) for (worker,) in connection.execute(running)}
+        if alive := holders.intersection(working):
+            return alive.pop()
+        if connection.execute("SELECT 1 FROM jobs WHERE state IN ('queued', 'running')").fetchone() is None:
+            return None
+        time.sleep(0.005)
+    return None
+
+
+def _worker(storage: Path) -> Step:
+    return Step("help_out", storage, settings=SHORT_LEASES).begin()
+
+
+def test_eight_writers_wait_for_a_lock_that_is_held_for_three_seconds(storage: Path, tried: Counter[str]) -> None:
+    writers = [Step("submit", storage, count=4) for _ in range(8)]
+    with closing(sqlite3.connect(storage / "batchserve.db", isolation_level=None)) as holder:
+        holder.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        for writer in writers:
+            writer.begin()
+        time.sleep(3)
+        holder.execute("COMMIT")
+    ended = [writer.end() for writer in writers]
+    assert time.monotonic() - began < 30
+    assert [event["status"] for end in ended for event in end.all("answered")] == [202] * 32
+    found = take("recover", storage).the("jobs")["jobs"]
+    for queued in (event for end in ended for event in end.all("queued")):
+        assert found[queued["id"]]["state"] == "completed"
+        assert found[queued["id"]]["input"] == queued["sha256"]
+    tried["writers at a lock"] += 8
+
+
+@pytest.fixture
+def clock(tmp_path: Path) -> Path:
+    """A file that says how far off the wall clock is."""
+    if shutil.which("faketime") is None:
+        pytest.skip("faketime is not installed")
+    path = tmp_path / "clock"
+    path.write_text("+0")
+    return path
+
+
+def test_a_wall_clock_that_jumps_by_a_day_neither_stalls_nor_repeats_a_job(
+    tmp_path: Path, clock: Path, iris_onnx: Path, tried: Counter[str]
+) -> None:
+    library = subprocess.run(
+        ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], check=True, capture_output=True, text=True
+    )
+    faked = {
+        # Longer than any wait for a processor, and far shorter than a jump.
+        "BATCHSERVE_LEASE": "20",
+        "BATCHSERVE_HEARTBEAT": "2",
+        "LD_PRELOAD": library.stdout.strip(),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    service = Service(tmp_path, "serve", "--port", "0", settings=FAST | faked)
+    try:
+        url = service.wait_for(r" at (http://\S+) ")[1]
+        assert httpx2.put(f"{url}/v1/models/iris", content=iris_onnx.read_bytes(), timeout=60).is_success
+        table = steps.HEADER + "".join(steps.ROWS) * 60_000
+        query: dict[str, Any] = {"model": "iris", "reuse": False}
+
+        def finished(job: dict[str, Any], jumps: tuple[str, ...]) -> dict[str, Any]:
+            left = list(jumps)
+            deadline = time.monotonic() + 60
+            while job["state"] in ("uploaded", "queued", "running"):
+                assert time.monotonic() < deadline, job
+                job = httpx2.get(f"{url}/v1/jobs/{job['id']}", timeout=30).json()
+                if left and job["chunks"]["done"] >= 3 * (len(jumps) - len(left)) + 2:
+                    clock.write_text(left.pop(0))
+            assert not left, f"the job ended before the clock jumped to {left}"
+            return job
+
+        jumped = finished(httpx2.post(f"{url}/v1/predict", params=query, content=table, timeout=60).json(),
+                          ("+1d", "-1d", "+0"))  # fmt: skip
+        calm = finished(httpx2.post(f"{url}/v1/predict", params=query, content=table, timeout=60).json(), ())
+        assert (jumped["state"], jumped["attempt"]) == (calm["state"], calm["attempt"]) == ("completed", 1)
+        assert jumped["result"]["sha256"] == calm["result"]["sha256"]
+    finally:
+        service.end(signal.SIGTERM)
+        for left in Path("/dev/shm").glob(f"*faketime_*_{service.process.pid}"):  # noqa: S108 - by the library
+            left.unlink()
+    tried["clock jumps"] += 3

@@ -1,0 +1,183 @@
+"""The mechanisms, each with the edit that takes it out and the tests that have to fail without it."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """`before` stands exactly once in `file`; with `after` in its place the mechanism is gone.
+
+    `tests`: what pytest is asked to run, one of which at least has to fail.
+    """
+
+    mechanism: str
+    file: str
+    before: str
+    after: str
+    tests: tuple[str, ...]
+
+
+LOCAL, JOBS, WORKER = "batchserve/storage/local.py", "batchserve/jobs.py", "batchserve/worker.py"
+CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
+
+MUTANTS = (
+    # Durability
+    Mutant(
+        "an object is synced before it has its name", LOCAL, "            os.fsync(self._fd)\n", "",
+        ("tests/test_storage.py",),
+    ),
+    Mutant(
+        "the name of an object is synced", LOCAL,
+        "            sync_folder(self._target.parent)\n        return", "        return",
+        ("tests/test_storage.py",),
+    ),
+    Mutant(
+        "a new folder is synced into its parent", LOCAL,
+        "        folder.mkdir()\n    sync_folder(folder.parent)\n", "        folder.mkdir()\n",
+        ("tests/test_storage.py",),
+    ),
+    Mutant(
+        "a file whose fsync failed is thrown away", LOCAL, "            os.fsync(self._fd)\n",
+        "            with suppress(OSError):\n                os.fsync(self._fd)\n", ("tests/test_storage.py",),
+    ),
+    Mutant(
+        "commits reach the disk (synchronous=FULL)", CONNECT, '"synchronous=FULL"', '"synchronous=NORMAL"',
+        ("tests/test_migrations.py",),
+    ),
+    Mutant(
+        "a write transaction holds the lock from its beginning", CONNECT, '"BEGIN IMMEDIATE"', '"BEGIN"',
+        ("tests/test_migrations.py", "tests/test_jobs.py"),
+    ),
+    Mutant(
+        "bytes without a row are removed when an upload fails", "batchserve/api/upload.py",
+        "        if not received.kept:\n", "        if False:\n", ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "bytes are removed only after a certain rollback", "batchserve/api/deps.py",
+        "                committing = True\n", "", ("tests/test_api_upload.py", "tests/test_api_models.py"),
+    ),
+    Mutant(
+        "the sweep leaves what is young", "batchserve/sweep.py",
+        "partials=remove_partials(storage, before),\n        uploads=orphans.remove(",
+        "partials=0,\n        uploads=_Orphans(database, storage, 0.0, now).remove(",
+        ("tests/test_sweep.py",),
+    ),
+    # Results
+    Mutant(
+        "a stale attempt writes nothing", JOBS,
+        "jobs.c.state == JobState.RUNNING, jobs.c.attempt == attempt)\n", "jobs.c.state == JobState.RUNNING)\n",
+        ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "a stale attempt completes no small job", JOBS, '    jobs.c.attempt == bindparam("mine"),\n', "",
+        ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "a chunk is committed once", JOBS,
+        "            chunks.c.records == scored.records,\n            chunks.c.attempt.is_(None),\n",
+        "            chunks.c.records == scored.records,\n", ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "a job completes only when all chunks are done", JOBS,
+        "        jobs.c.chunks_done == jobs.c.chunks_total,\n", "", ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "a job completes only when rows and records agree", JOBS,
+        "        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,\n", "", ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "outputs are counted", "batchserve/scoring.py", "            check_count(outputs, stop - start)\n", "",
+        ("tests/test_worker.py", "tests/test_api_predict.py", "tests/test_bad_input.py"),
+    ),
+    Mutant(
+        "progress never goes back", JOBS,
+        '"progress": case((jobs.c.progress < progress, progress), else_=jobs.c.progress)', '"progress": progress',
+        ("tests/test_jobs.py",),
+    ),
+    # Visibility and protocol
+    Mutant(
+        "a poll sees every commit", "batchserve/api/cache.py", " or kept.version != version", "",
+        ("tests/test_api_jobs.py",),
+    ),
+    Mutant(
+        "a key is remembered in the transaction of the work", "batchserve/api/predict.py",
+        "    if asked.key is not None:\n", "    if False:\n", ("tests/test_api_predict.py",),
+    ),
+    Mutant(
+        "a body shorter than announced is no input", BODIES,
+        "        if declared is not None and int(declared) != self._received:\n", "        if False:\n",
+        ("tests/test_bad_input.py",),
+    ),
+    Mutant(
+        "a body that does not match its digest is no input", BODIES,
+        "            if self._hash is not None and expected != self._hash.digest():\n", "            if False:\n",
+        ("tests/test_api_upload.py",),
+    ),
+    # Going on
+    Mutant(
+        "a lease of another boot has lapsed", JOBS,
+        "or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock)", "jobs.c.lease_until < now.steady",
+        ("tests/test_jobs.py", "tests/test_worker.py"),
+    ),
+    Mutant(
+        "leases are renewed", WORKER,
+        "jobs.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)", "pass",
+        ("tests/test_worker.py",),
+    ),
+    Mutant(
+        "jobs of dead workers are looked for", WORKER, "                    self._guarded(self._rescue)\n", "",
+        ("tests/test_worker.py",),
+    ),
+    Mutant(
+        "a chunk is halved before its last try", WORKER, "crashes == self._settings.crashes - 1 and chunk.records > 1",
+        "crashes < 0 and chunk.records > 1", ("tests/test_worker.py",),
+    ),
+    Mutant(
+        "a cancelled chunk that does not end is killed", WORKER,
+        "            if (not active.calls or overdue) and", "            if not active.calls and",
+        ("tests/test_worker.py",),
+    ),
+    Mutant(
+        "a call that takes too long is killed", ENGINE, "wait([pipe, process.sentinel], call.timeout)",
+        "wait([pipe, process.sentinel], None)", ("tests/test_engine.py",),
+    ),
+    Mutant(
+        "the processes of jobs are nicer", ENGINE, "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
+    ),
+    Mutant(
+        "one chunk of each job in turn", WORKER, "            self._turn.rotate(-1)\n", "",
+        ("tests/test_worker.py",),
+    ),
+    # Bounds
+    Mutant(
+        "a scoring process has limited memory", ENGINE,
+        "        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))\n", "",
+        ("tests/test_engine.py",),
+    ),
+    Mutant(
+        "a job waits while the disk is full", WORKER,
+        "        if isinstance(error, InsufficientStorage):\n            log", "        if False:\n            log",
+        ("tests/test_worker.py",),
+    ),
+    Mutant(
+        "uploads leave some space free", BODIES,
+        "    if free is not None and free < runtime.settings.free_bytes:\n", "    if False:\n",
+        ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "a body that stalls is given up", BODIES, "asyncio.timeout(self._settings.body_idle)",
+        "asyncio.timeout(None)", ("tests/test_bad_input.py",),
+    ),
+    Mutant(
+        "a body that drips is given up", BODIES, "            self._check_rate(waited)\n", "",
+        ("tests/test_bad_input.py",),
+    ),
+    Mutant(
+        "a body has a largest length", BODIES, "        if decoded > self._limit:\n", "        if False:\n",
+        ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "a compressed body grows within bounds", BODIES,
+        "decoded > self._received * self._settings.decompression_ratio", "False", ("tests/test_api_upload.py",),
+    ),
+)  # fmt: skip

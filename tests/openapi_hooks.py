@@ -1,0 +1,43 @@
+"""What schemathesis is told besides the OpenAPI document: how NDJSON is written, and names of jobs that exist.
+
+Loaded by its command (SCHEMATHESIS_HOOKS), not by pytest. OPENAPI_JOBS: the IDs of finished jobs.
+"""
+
+import json
+import os
+import zlib
+from typing import Any
+
+import schemathesis
+from schemathesis.transport.serialization import Binary
+
+JOBS = os.environ["OPENAPI_JOBS"].split(",")
+
+
+@schemathesis.serializer("application/x-ndjson")
+def ndjson(_: schemathesis.SerializationContext, value: Any) -> bytes:
+    if isinstance(value, Binary):
+        return value.data
+    if isinstance(value, bytes | str):
+        return value if isinstance(value, bytes) else value.encode(errors="surrogatepass")
+    lines = value if isinstance(value, list) else [value]
+    return "".join(json.dumps(line) + "\n" for line in lines).encode()
+
+
+@schemathesis.hook
+def map_path_parameters(context: schemathesis.HookContext, path_parameters: dict[str, Any] | None) -> Any:
+    """Two of three made-up names become those of something that is there, or all that is behind 404 stays unseen."""
+    choice = zlib.crc32(repr(path_parameters).encode(errors="surrogatepass"))
+    deletes = context.operation is not None and context.operation.method.upper() in ("PUT", "DELETE")
+    if path_parameters is None or deletes or choice % 3 == 0:
+        return path_parameters
+    there = {"job_id": JOBS[choice % len(JOBS)], "name": "iris", "version": "1"}
+    return {name: there.get(name, value) for name, value in path_parameters.items()}
+
+
+@schemathesis.hook
+def map_query(_: schemathesis.HookContext, query: dict[str, Any] | None) -> Any:
+    """Nobody waits for long, or most of the time would be spent so."""
+    if query is None or not isinstance(query.get("wait"), int | float) or isinstance(query["wait"], bool):
+        return query
+    return query | {"wait": min(query["wait"], 0.2)}

@@ -1,0 +1,315 @@
+"""Each thing that `batchserve doctor` looks for, broken by hand."""
+
+import json
+import os
+import shutil
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from service import running
+
+from batchserve.db.connect import Database
+from batchserve.inspection import Fault, inspect_clock, inspect_database, inspect_jobs, inspect_objects
+from batchserve.storage import open_storage
+
+CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n" + b"5.1,3.5,1.4,0.2\n" * 25
+FAULTY = CSV + b",,,\n"
+DAY = 86_400.0
+NOBODY = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
+
+
+class Jobs(NamedTuple):
+    """IDs of one job each: without a fault, with a record that failed, stopped by that record, not yet predicted."""
+
+    completed: str
+    faulty: str
+    failed: str
+    uploaded: str
+
+
+@dataclass(frozen=True)
+class Site:
+    """An installation that a server has left."""
+
+    folder: Path
+    jobs: Jobs
+
+    def sql(self, statement: str, *values: Any) -> None:
+        with closing(sqlite3.connect(self.folder / "batchserve.db")) as connection, connection:
+            assert connection.execute(statement, values).rowcount
+
+    def object_of(self, pattern: str) -> Path:
+        return next(iter(sorted(self.folder.glob(pattern))))
+
+    def faults(self, **budget: float) -> list[Fault]:
+        return list(self.inspected(**budget).faults)
+
+    def inspected(self, **budget: float) -> Any:
+        with closing(Database(f"sqlite:///{self.folder / 'batchserve.db'}")) as database:
+            wanted = {"most_bytes": 1e9, "seconds": 60.0, **budget}
+            return inspect_objects(database, open_storage(str(self.folder)), **wanted)
+
+    def stuck(self, patience: float = 60.0) -> list[Fault]:
+        with closing(Database(f"sqlite:///{self.folder / 'batchserve.db'}")) as database:
+            return inspect_jobs(database, patience=patience)
+
+    def doctor(self, *arguments: str, **settings: str) -> tuple[int, dict[str, dict[str, Any]]]:
+        """Its exit status, and its findings by their names."""
+        own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+        environment = own | {"BATCHSERVE_STORAGE": str(self.folder), "BATCHSERVE_URL": "http://127.0.0.1:9"} | settings
+        command = [sys.executable, "-m", "batchserve", "doctor", "--json", *arguments]
+        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
+        assert "Traceback" not in done.stderr, done.stderr
+        return done.returncode, {finding["check"]: finding for finding in json.loads(done.stdout)}
+
+
+@pytest.fixture(scope="module")
+def left(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Site:
+    folder = tmp_path_factory.mktemp("left")
+    with running(folder, chunk_records=10) as api:
+        api.register("iris", iris_onnx)
+        jobs = Jobs(
+            completed=api.run(CSV, "iris")["id"],
+            faulty=api.run(FAULTY, "iris")["id"],
+            failed=api.run(FAULTY, "iris", on_row_error="fail")["id"],
+            uploaded=api.upload(CSV)["id"],
+        )
+    return Site(folder, jobs)
+
+
+@pytest.fixture
+def site(left: Site, tmp_path: Path) -> Site:
+    """A copy, to be broken."""
+    return Site(Path(shutil.copytree(left.folder, tmp_path / "storage")), left.jobs)
+
+
+def flip(path: Path) -> None:
+    """Changes one bit in the middle, and nothing that a listing shows."""
+    times = path.stat()
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    os.utime(path, (times.st_atime, times.st_mtime))
+
+
+# --- all is well -----------------------------------------------------------------------------------------------------
+
+
+def test_a_sound_installation_has_no_faults_and_stays_as_it_is(site: Site) -> None:
+    before = {path: path.read_bytes() for path in site.folder.rglob("*") if path.is_file()}
+    status, findings = site.doctor()
+    assert status == 0, findings
+    assert {name: finding["status"] for name, finding in findings.items() if name != "free space"} == dict.fromkeys(
+        ("packages", "storage", "database", "database file", "stored bytes", "orphans", "jobs", "clock", "memory",
+         "scoring", "server"), "ok"
+    )  # fmt: skip
+    assert {path: path.read_bytes() for path in site.folder.rglob("*") if path.is_file()} == before
+
+
+def test_a_running_server_is_looked_at_without_a_fault(tmp_path: Path, iris_onnx: Path) -> None:
+    with running(tmp_path, chunk_records=10) as api, closing(Database(api.settings.database_url)) as database:
+        api.register("iris", iris_onnx)
+        store = open_storage(str(tmp_path))
+        for _ in range(5):
+            answer = api.http.post("/v1/predict", params={"model": "iris", "reuse": False}, content=CSV * 4)
+            seen = inspect_objects(database, store, most_bytes=1e9, seconds=10)
+            assert seen.faults == ()
+            assert api.finished(answer.json()["id"])["state"] in ("completed", "failed")
+            api.http.delete(f"/v1/jobs/{answer.json()['id']}")
+
+
+# --- bytes -----------------------------------------------------------------------------------------------------------
+
+KINDS = ["models/*.onnx", "inputs/{uploaded}", "inputs/{completed}", "results/{completed}-*", "parts/{failed}/*-1",
+         "parts/{faulty}/*-1"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_bytes_that_are_missing_are_named_with_their_owner(site: Site, kind: str) -> None:
+    lost = site.object_of(kind.format(**site.jobs._asdict()))
+    lost.unlink()
+    (fault,) = site.faults()
+    assert fault.place.startswith(f"{lost.relative_to(site.folder)} of ")
+    assert fault.found == "no object"
+    assert "batchserve" in fault.mend
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_bit_that_has_changed_is_found_by_the_digest(site: Site, kind: str) -> None:
+    damaged = site.object_of(kind.format(**site.jobs._asdict()))
+    flip(damaged)
+    (fault,) = site.faults()
+    assert fault.place.startswith(f"{damaged.relative_to(site.folder)} of ")
+    assert fault.expected.startswith("SHA-256 ")
+    assert fault.found.startswith("SHA-256 ")
+    assert fault.found != fault.expected
+
+
+def test_an_object_that_was_cut_is_found_without_its_digest(site: Site) -> None:
+    cut = site.object_of(f"results/{site.jobs.faulty}-*.errors")
+    cut.write_bytes(cut.read_bytes()[:-1])
+    (fault,) = site.faults(most_bytes=0)
+    assert fault.place == f"results/{cut.name} of job {site.jobs.faulty}"
+    assert (fault.expected, fault.found) == (f"{cut.stat().st_size + 1} bytes", f"{cut.stat().st_size} bytes")
+
+
+def test_what_the_budget_leaves_out_is_counted_and_deep_looks_at_it(site: Site) -> None:
+    flip(site.object_of(f"results/{site.jobs.completed}-*"))
+    for budget in ({"most_bytes": 0.0}, {"seconds": 0.0}):
+        spared = site.inspected(**budget)
+        assert spared.faults == ()
+        assert spared.skipped >= 8
+    assert len(site.faults()) == 1
+    status, findings = site.doctor("--deep")
+    assert status == 1
+    assert findings["stored bytes"]["status"] == "fail"
+    (fault,) = findings["stored bytes"]["faults"]
+    assert site.jobs.completed in fault["place"]
+
+
+def test_parts_that_nobody_needs_any_more_are_not_missed(site: Site) -> None:
+    assert not list(site.folder.glob(f"parts/{site.jobs.completed}/*"))
+    assert list(site.folder.glob(f"parts/{site.jobs.faulty}/*"))
+    assert site.faults() == []
+
+
+def test_bytes_that_no_row_names_are_counted_with_their_size_and_age(site: Site) -> None:
+    orphan = site.folder / "results" / f"{NOBODY}-1"
+    orphan.write_bytes(b"x" * 5000)
+    status, findings = site.doctor()
+    assert (status, findings["orphans"]["status"]) == (0, "ok")  # it may belong to a request that goes on
+    status, findings = site.doctor(BATCHSERVE_SWEEP_AGE="0.01")
+    assert (status, findings["orphans"]["status"]) == (0, "warn")
+    assert "1 object(s) that no row names take 5.0 kB" in findings["orphans"]["detail"]
+    assert f"results/{orphan.name}, is 0.0 hours old" in findings["orphans"]["detail"]
+    assert orphan.exists()
+
+
+# --- the database ----------------------------------------------------------------------------------------------------
+
+
+def test_a_row_that_refers_to_nothing_is_found(site: Site) -> None:
+    with closing(sqlite3.connect(site.folder / "batchserve.db")) as connection, connection:
+        connection.execute(
+            "INSERT INTO attempts (job_id, number, worker, started_at) VALUES (?, 1, 'w', 1.0)", [NOBODY]
+        )
+    with closing(Database(f"sqlite:///{site.folder / 'batchserve.db'}")) as database:
+        (fault,) = inspect_database(database)
+    assert fault.place.startswith("attempts, row ")
+    assert fault.expected == "a row in jobs"
+
+
+def test_a_damaged_database_is_a_finding_and_no_traceback(site: Site) -> None:
+    path = site.folder / "batchserve.db"
+    data = bytearray(path.read_bytes())
+    for page in range(2, len(data) // 4096):
+        data[page * 4096 : page * 4096 + 400] = b"\xa5" * 400
+    path.write_bytes(data)
+    status, findings = site.doctor()
+    assert status == 1
+    assert findings["database file"]["status"] == "fail"
+    assert findings["database file"]["faults"][0]["mend"].startswith("stop the server and restore")
+
+
+@pytest.mark.parametrize(("version", "status", "said"), [("0000", 1, "newer"), (None, 0, "batchserve migrate")])
+def test_another_schema_is_named_with_the_command(tmp_path: Path, version: str | None, status: int, said: str) -> None:
+    with closing(sqlite3.connect(tmp_path / "batchserve.db")) as connection, connection:
+        connection.execute("CREATE TABLE alembic_version (version_num VARCHAR(32))")
+        if version:
+            connection.execute("INSERT INTO alembic_version VALUES (?)", [version])
+    code, findings = Site(tmp_path, Jobs("", "", "", "")).doctor()
+    assert code == status
+    assert said in findings["database"]["detail"]
+    assert "not looked at" in findings["stored bytes"]["detail"]
+
+
+def test_a_clock_behind_the_database_is_noticed(site: Site) -> None:
+    with closing(Database(f"sqlite:///{site.folder / 'batchserve.db'}")) as database:
+        assert inspect_clock(database, time.time()) == []
+        (fault,) = inspect_clock(database, time.time() - DAY)
+    assert fault.place == "wall clock"
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def leased(site: Site) -> Site:
+    """One of its jobs is running, with a lease of this boot that ends in an hour."""
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    until = time.clock_gettime(time.CLOCK_BOOTTIME) + 3600
+    change = "UPDATE jobs SET state = 'running', worker = 'w1', lease_until = ?, lease_clock = ? WHERE id = ?"
+    site.sql(change, until, boot, site.jobs.failed)
+    assert site.stuck() == []
+    return site
+
+
+@pytest.mark.parametrize("change", ["lease_until = lease_until - 4000", "lease_clock = 'another boot'"])
+def test_a_lease_that_nobody_takes_over_is_stuck(leased: Site, change: str) -> None:
+    leased.sql(f"UPDATE jobs SET {change} WHERE id = ?", leased.jobs.failed)  # noqa: S608
+    (fault,) = leased.stuck()
+    assert fault.place == f"job {leased.jobs.failed}"
+    assert "w1" in fault.expected
+    assert "batchserve worker" in fault.mend
+
+
+def test_a_lease_that_has_just_lapsed_is_not_stuck(leased: Site) -> None:
+    leased.sql("UPDATE jobs SET lease_until = lease_until - 3610 WHERE id = ?", leased.jobs.failed)
+    assert leased.stuck(patience=60) == []
+    assert len(leased.stuck(patience=5)) == 1
+
+
+def test_jobs_that_wait_are_stuck_only_while_nobody_runs_any(leased: Site) -> None:
+    leased.sql("UPDATE jobs SET state = 'queued', queued_at = ? WHERE id = ?", time.time() - 300, leased.jobs.uploaded)
+    assert leased.stuck() == []
+    leased.sql("UPDATE jobs SET state = 'failed' WHERE id = ?", leased.jobs.failed)
+    (fault,) = leased.stuck()
+    assert fault.place == "queue"
+    assert "no worker" in fault.found
+    leased.sql("UPDATE jobs SET run_after = ? WHERE id = ?", time.time() + DAY, leased.jobs.uploaded)
+    assert leased.stuck() == []
+
+
+def test_a_cancelled_job_that_runs_on_is_stuck(leased: Site) -> None:
+    leased.sql("UPDATE jobs SET cancel_requested_at = ? WHERE id = ?", time.time() - 300, leased.jobs.failed)
+    (fault,) = leased.stuck()
+    assert fault.mend == "restart the worker w1"
+
+
+def test_attempts_that_get_lost_again_and_again_are_stuck(leased: Site) -> None:
+    add = "INSERT INTO attempts (job_id, number, worker, started_at, outcome) VALUES (?, ?, 'w0', 1.0, 'lost')"
+    leased.sql(add, leased.jobs.failed, 7)
+    assert leased.stuck() == []
+    leased.sql(add, leased.jobs.failed, 8)
+    (fault,) = leased.stuck()
+    assert (fault.place, fault.found) == (f"job {leased.jobs.failed}", "2 lost with their worker")
+
+
+def test_stuck_jobs_are_a_warning_with_the_command(leased: Site) -> None:
+    leased.sql("UPDATE jobs SET lease_until = lease_until - 9000 WHERE id = ?", leased.jobs.failed)
+    status, findings = leased.doctor()
+    assert (status, findings["jobs"]["status"]) == (0, "warn")
+    assert findings["jobs"]["faults"][0]["mend"] == "batchserve worker (or serve)"
+
+
+# --- on a terminal ---------------------------------------------------------------------------------------------------
+
+
+def test_people_are_shown_each_fault_with_what_mends_it(site: Site) -> None:
+    site.object_of(f"inputs/{site.jobs.completed}").unlink()
+    command = [sys.executable, "-m", "batchserve", "doctor", "--storage", str(site.folder)]
+    environment = os.environ | {"BATCHSERVE_URL": "http://127.0.0.1:9", "COLUMNS": "100"}
+    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 1
+    assert (
+        f"inputs/{site.jobs.completed} of job {site.jobs.completed}: expected {len(CSV)} bytes, found no object"
+        in done.stdout
+    )
+    assert f"batchserve jobs rm {site.jobs.completed}" in done.stdout
