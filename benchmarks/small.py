@@ -47,7 +47,7 @@ def _jobs(bench: Bench, url: str, seconds: float) -> Iterator[Measurement]:
         bench.say(f"small jobs of {rows} rows")
         content = data.table(bench.folder, "numbers", ".csv", rows).read_bytes()
         title = f"{rows} row{'s' if rows > 1 else ''}"
-        run(_load(url, content, _three_calls, seconds=0.5, clients=1))
+        run(_load(url, content, _three_calls, seconds=1.0, clients=CLIENTS))  # all processes are warm then
         for name, job in {"upload, predict, download": _three_calls, "one call, download": _one_call}.items():
             alone = run(_load(url, content, job, seconds=seconds, clients=1))
             many = run(_load(url, content, job, seconds=seconds, clients=CLIENTS))

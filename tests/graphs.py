@@ -69,6 +69,20 @@ def large(size: int) -> bytes:
     )
 
 
+def forgetful() -> bytes:
+    """Doubles its input, and drops each record that is exactly 13."""
+    return _model(
+        [
+            helper.make_node("Equal", ["work", "thirteen"], ["dropped"]),
+            helper.make_node("Not", ["dropped"], ["kept"]),
+            helper.make_node("Squeeze", ["kept", "axes"], ["rows"]),
+            helper.make_node("Compress", ["work", "rows"], ["left"], axis=0),
+            helper.make_node("Mul", ["left", "two"], ["doubled"]),
+        ],
+        {"thirteen": np.float32(13), "axes": np.array([1], np.int64), "two": np.float32(2)},
+    )
+
+
 def centred() -> bytes:
     """x -> x - mean(x): it must see all records at once. Records take memory by their number squared."""
     return _model(

@@ -324,6 +324,17 @@ def test_a_small_job_is_planned_scored_and_completed_in_one_step(database: Datab
     assert in_one_step == everything(database)
 
 
+def test_a_stale_attempt_completes_no_small_job(database: Database) -> None:
+    queue(database, "1")
+    claim(database)
+    rescue(database, 100)
+    assert claim(database, "w2", 101)
+    before = everything(database)
+    with database.write() as connection, pytest.raises(LeaseLost):
+        jobs.complete_small_if_mine(connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(102))
+    assert everything(database) == before
+
+
 def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     before = everything(database)
@@ -645,6 +656,16 @@ def test_a_job_completes_when_every_record_has_its_row(database: Database) -> No
     assert (job.errors_key, job.notes) == (None, ("a note",))
     with database.read() as connection:
         assert jobs.attempts_of(connection, "1")[0].outcome == "completed"
+
+
+@pytest.mark.parametrize("account", ["rows_ok = rows_ok - 1", "rows_failed = 1", "chunks_total = 2"])
+def test_a_job_whose_account_does_not_add_up_does_not_complete(database: Database, account: str) -> None:
+    run(database, "1", FIRST)
+    commit(database, FIRST)
+    with database.write() as connection:
+        connection.exec_driver_sql(f"UPDATE jobs SET {account}")  # noqa: S608 - from the list above
+    with pytest.raises(LeaseLost):
+        complete(database)
 
 
 def test_a_job_without_a_complete_plan_does_not_complete(database: Database) -> None:

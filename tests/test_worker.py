@@ -297,6 +297,18 @@ def test_a_record_that_cannot_be_scored_leaves_a_hole_and_a_reason(bench: Bench,
     ]
 
 
+def test_an_output_with_too_few_rows_moves_no_answer_to_another_record(bench: Bench) -> None:
+    work = [11, 12, 13, 14, 13, 16]
+    job_id = bench.submit(bench.register("forgetful", graphs.forgetful()), rows_of(*work))
+    with bench.worker():
+        job = bench.wait(job_id)
+    assert answers(bench.result(job_id)) == doubled(11, 12, None, 14, None, 16)
+    assert [(error["record"], error["code"]) for error in bench.errors(job)] == [
+        (2, "scoring-failed"),
+        (4, "scoring-failed"),
+    ]
+
+
 @pytest.mark.parametrize(
     ("options", "state"),
     [
