@@ -95,7 +95,10 @@ def _failing_test(mutant: Mutant, copy: Path) -> str:
 
 
 def _write_table(outcomes: list[Outcome]) -> None:
-    rows = [f"| {outcome.mutant.mechanism} | `{outcome.noticed_by}` |" for outcome in outcomes]
+    told = {
+        outcome.mutant.mechanism: f"`{outcome.noticed_by}`" if outcome.noticed_by else "nothing" for outcome in outcomes
+    }
+    rows = [f"| {mechanism} | {test} |" for mechanism, test in told.items()]
     table = "\n".join([BEGIN, "", "| taken out | noticed by |", "|---|---|", *rows, "", END])
     text = DOCS.read_text()
     DOCS.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: table, text, flags=re.DOTALL))
