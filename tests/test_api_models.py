@@ -326,6 +326,7 @@ def test_an_endless_registration_ends_within_its_time_and_others_go_on(hurried: 
     ok(hurried.http.put("/v1/models/double", content=numbered(11)), 201)
 
 
+@pytest.mark.slow
 def test_registrations_leave_a_process_to_the_others(hurried: Api) -> None:
     """Three that never end wait for each other; online predictions are answered meanwhile."""
     with ThreadPoolExecutor(3) as pool:
@@ -344,6 +345,7 @@ def test_registrations_leave_a_process_to_the_others(hurried: Api) -> None:
     assert 8 < time.monotonic() - began < 15  # one after the other
 
 
+@pytest.mark.slow
 def test_a_registration_whose_turn_does_not_come_is_told_to_try_again(tmp_path: Path) -> None:
     with running(tmp_path, admission_timeout=4.0, online_wait=1.0) as api, ThreadPoolExecutor(1) as pool:
         first = pool.submit(api.http.put, "/v1/models/endless", content=endless())
@@ -357,6 +359,7 @@ def test_a_registration_whose_turn_does_not_come_is_told_to_try_again(tmp_path: 
         ok(api.http.put("/v1/models/double", content=numbered(22)), 201)
 
 
+@pytest.mark.slow
 def test_a_call_that_finds_no_free_process_is_given_up(tmp_path: Path) -> None:
     settings = Settings(storage=str(tmp_path), online_wait=0.5)
 
