@@ -132,8 +132,8 @@ class Service:
 
 
 class Changes:
-    """Wakes who waits for a job when the worker of this process, if it `has_worker`, has changed it. Workers of other
-    processes tell nobody: look too."""
+    """Wakes who waits for a job when the worker of this process, if it `has_worker`, has ended an attempt at it. That
+    one started, and what workers of other processes do, nobody tells: look too."""
 
     def __init__(self, *, has_worker: bool) -> None:
         self.has_worker = has_worker
@@ -147,7 +147,7 @@ class Changes:
                 self._loop.call_soon_threadsafe(self._wake, job_id)
 
     def next_of(self, job_id: str) -> asyncio.Event:
-        """An event that is set at the next change of a job."""
+        """An event that is set when an attempt at the job ends."""
         return self._waiting.setdefault(job_id, asyncio.Event())
 
     def _wake(self, job_id: str) -> None:
