@@ -1,4 +1,5 @@
 import multiprocessing
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -71,6 +72,7 @@ def test_a_good_input_is_not_refused_because_somebody_killed_the_process_that_ch
         api.register("iris", iris_onnx)
         for process in set(multiprocessing.active_children()) - others:
             process.kill()  # the next check starts one anew
+            os.waitid(os.P_PID, process.pid or 0, os.WEXITED | os.WNOWAIT)
         known = {process.pid or 0 for process in multiprocessing.active_children()}
         killed = pool.submit(kill_next_process, known)
         ok(api.http.post("/v1/predict", content=CSV, params={"model": "iris"}), 202)
