@@ -120,6 +120,11 @@ class Dialect:
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
                 "uint8", "uint16", "uint32", "uint64", "bool", "string"]  # fmt: skip
 
+ColumnType = DType | Literal["image"]
+"""What a column holds. An image is the bytes of a JPEG, PNG, WebP or GIF file, in texts as base64 or a data URI."""
+
+Scalar = bool | int | float | str
+
 Kernel = Literal["onnxruntime", "trees"]
 """What computes a model: ONNX Runtime, or our own walk down the trees where that gives the same and is faster."""
 
@@ -133,8 +138,37 @@ class Column:
     """
 
     name: str
-    dtype: DType
+    dtype: ColumnType
     nullable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """How an image becomes an input tensor, in this order: decode, resize, channels, scale, normalize, layout.
+
+    Stands in the metadata of a model as `batchserve.image`. Of a decoded pixel p (0 to 255) of channel i the model
+    gets (p * scale - mean[i]) / std[i], where i counts the channels in `order`.
+    """
+
+    resize: Literal["stretch", "crop"] | None = None
+    """stretch: to `size`. crop: the shortest side to `shortest`, then the centre of `size`. None: as decoded; a model
+    with free height and width gets images of one size in each run."""
+    size: tuple[int, int] | None = None
+    """Height and width."""
+    shortest: int | None = None
+    """Of a crop; None: the shorter one of `size`."""
+    filter: Literal["nearest", "bilinear", "bicubic", "lanczos", "box", "hamming"] = "bilinear"
+    antialias: bool = True
+    """Whether shrinking averages all pixels (Pillow, torchvision). False, bilinear or nearest: as cv2.resize does."""
+    order: Literal["rgb", "bgr", "gray"] = "rgb"
+    scale: float = 1.0
+    mean: tuple[float, ...] = ()
+    """One number for each channel, or one for all; () is 0."""
+    std: tuple[float, ...] = ()
+    reverse: bool = False
+    """Whether the channels are put in reverse after they were normalized."""
+    layout: Literal["nchw", "nhwc", "flat"] = "nchw"
+    """flat: one row of values for each image, in the order height, width, channel."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +187,8 @@ class InputTensor:
     """False: one value for all records, such as a threshold or a sampling rate."""
     nullable: bool = False
     """For an input without column names: whether the model itself gives an answer for NaN anywhere in it."""
+    image: Preprocessing | None = None
+    """How images fill this input, from one column of type image, or from an uint8 array [N, H, W, C] or [N, H, W]."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +286,8 @@ class Options:
     max_errors: float | None = None
     """At least 1: a count. Below 1: a share of the records."""
     top_k: int | None = None
+    inputs: dict[str, Scalar] | None = None
+    """Values of the inputs that are one for all records, by name."""
 
 
 @dataclass(frozen=True, slots=True)

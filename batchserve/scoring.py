@@ -32,16 +32,10 @@ from batchserve.formats import get_format
 from batchserve.formats.csv import escape_formulas
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS
+from batchserve.inference.binding import Binding, bind
+from batchserve.inference.inputs import build_inputs, check_types
+from batchserve.inference.outputs import check_count, output_columns, to_columns
 from batchserve.inference.session import Session, Sessions, give_back_memory
-from batchserve.inference.signature import (
-    Binding,
-    bind,
-    build_inputs,
-    check_count,
-    check_types,
-    output_columns,
-    to_columns,
-)
 from batchserve.storage import (
     Piece,
     Span,
@@ -278,7 +272,11 @@ def convert_chunk(
     all is text, so that numbers keep their digits.
     """
     there = _header(task).columns
-    types = {column.name: column.dtype for column in model.signature.columns if column.name in there}
+    types = {
+        column.name: column.dtype
+        for column in model.signature.columns
+        if column.name in there and column.dtype != "image"
+    }
     types |= {
         name: dtype for name, kind in output_columns(model.signature, top_k).items() if (dtype := DTYPES.get(kind))
     }

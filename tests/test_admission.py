@@ -36,8 +36,10 @@ from sklearn.svm import SVC
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.inference.admission import Admitted, admit
+from batchserve.inference.binding import bind
+from batchserve.inference.inputs import build_inputs
+from batchserve.inference.outputs import check_count, output_columns, to_columns
 from batchserve.inference.session import Sessions, open_session
-from batchserve.inference.signature import bind, build_inputs, check_count, output_columns, to_columns
 
 IRIS, SPECIES = load_iris(return_X_y=True)
 IRIS = IRIS.astype(np.float32)

@@ -71,9 +71,11 @@ from sklearn.svm import SVC, SVR, LinearSVC, OneClassSVM
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from batchserve.inference.admission import admit
+from batchserve.inference.binding import bind
 from batchserve.inference.convert import convert
+from batchserve.inference.inputs import build_inputs
+from batchserve.inference.outputs import check_count, to_columns
 from batchserve.inference.session import open_session
-from batchserve.inference.signature import bind, build_inputs, check_count, to_columns
 
 TOLERANCE = 1e-4
 """Relative to max(1, |expected|)."""

@@ -9,14 +9,9 @@ import pytest
 from batchserve.domain import Column, InputTensor, OutputTensor, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch, ScoringFailed
 from batchserve.formats.schema import polars_type
-from batchserve.inference.signature import (
-    bind,
-    build_inputs,
-    check_count,
-    check_types,
-    output_columns,
-    to_columns,
-)
+from batchserve.inference.binding import bind
+from batchserve.inference.inputs import build_inputs, check_types
+from batchserve.inference.outputs import check_count, output_columns, to_columns
 
 MATRIX = Signature((InputTensor("X", "float32", (None, 3)),), ())
 MIXED = Signature(

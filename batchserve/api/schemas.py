@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from batchserve.api import examples
 from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, OutputTensor
 from batchserve.formats import FORMATS
-from batchserve.inference.signature import output_columns
+from batchserve.inference.outputs import output_columns
 
 MAX_METADATA = 16
 

@@ -1,10 +1,13 @@
 """Types of columns: how a dtype is called in polars, and how values of any type become values of a dtype."""
 
+from typing import Any
+
+import numpy as np
 import polars as pl
 
 from batchserve.domain import DType, RowError
 
-__all__ = ["POLARS", "cast_column", "polars_type", "shorten"]
+__all__ = ["POLARS", "cast_column", "numpy_type", "polars_type", "shorten"]
 
 POLARS: dict[DType, pl.DataType] = {
     "float16": pl.Float16(),
@@ -31,6 +34,11 @@ _EXACT = 2**53 - 1
 def polars_type(dtype: DType) -> pl.DataType:
     """The type that a column of `dtype` has in a polars frame."""
     return POLARS[dtype]
+
+
+def numpy_type(dtype: DType) -> np.dtype[Any]:
+    """The type of a tensor's array; strings are Python objects."""
+    return np.dtype(object if dtype == "string" else dtype)
 
 
 def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.Series, list[RowError]]:

@@ -12,8 +12,10 @@ from onnx import ModelProto, NodeProto, TensorProto
 
 from batchserve.domain import InputTensor, Signature
 from batchserve.errors import BatchserveError
+from batchserve.formats.schema import numpy_type
+from batchserve.inference.binding import bind
+from batchserve.inference.inputs import build_inputs
 from batchserve.inference.session import Arrays
-from batchserve.inference.signature import bind, build_inputs, numpy_type
 
 __all__ = ["EXAMPLES", "PROBE_BYTES", "Feed", "feeds"]
 

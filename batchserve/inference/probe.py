@@ -13,14 +13,14 @@ from typing import Any, Literal, cast
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from batchserve.domain import Column, DType, InputTensor, OutputTensor, Signature
+from batchserve.domain import Column, ColumnType, DType, InputTensor, OutputTensor, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
 from batchserve.inference import graph
 from batchserve.inference.feed import Feed, feeds
 from batchserve.inference.meaning import read_outputs
+from batchserve.inference.outputs import output_columns
 from batchserve.inference.session import Arrays, Session, open_session
-from batchserve.inference.signature import output_columns
 from batchserve.inference.tuning import BATCHES, tune, tune_kernel
 
 __all__ = ["describe"]
@@ -169,7 +169,7 @@ def _dtype(entry: ValueInfoProto) -> DType:
     return DTYPES[kind]
 
 
-def _column_dtype(wanted: DType, tensor: DType) -> DType:
+def _column_dtype(wanted: ColumnType, tensor: DType) -> ColumnType:
     """A matrix takes numbers as its own type; only booleans are written differently in a file."""
     return wanted if wanted == "bool" or tensor == "string" else tensor
 

@@ -1,0 +1,203 @@
+"""Which columns of a file fill which inputs of a model."""
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import chain
+
+from batchserve.domain import Column, DType, InputTensor, Signature
+from batchserve.errors import InvalidOptions, SchemaMismatch
+
+__all__ = ["Binding", "bind", "columns_of", "listed", "shape_text"]
+
+_LISTED = 20
+"""So many names a message lists at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class Binding:
+    """Which columns of a file fill which inputs of a model: the columns of each input, in its order."""
+
+    sources: dict[str, tuple[str, ...]]
+    types: dict[str, DType]
+    """File column -> the dtype it is to be read as. Images are read as the file has them: as bytes or text."""
+
+    @property
+    def used(self) -> tuple[str, ...]:
+        """The file columns that the model consumes."""
+        return tuple(dict.fromkeys(chain.from_iterable(self.sources.values())))
+
+
+def bind(
+    signature: Signature,
+    columns: Sequence[str],
+    rename: Mapping[str, str] | Sequence[str] | None = None,
+) -> Binding:
+    """How the columns of a table fill the inputs.
+
+    Named inputs take their columns by name; spaces and signs count as underscores where that is unambiguous. What is
+    left over fills the inputs without names, in file order, when the count is right. `rename` is the option `columns`:
+    a list names the columns to take, in order; a mapping says {model column: file column}.
+
+    Raises SchemaMismatch when the columns do not fit, and InvalidOptions when `rename` does not suit the model.
+    """
+    twice = [name for name, count in Counter(columns).items() if count > 1]
+    if twice:
+        raise SchemaMismatch(
+            f"column names must differ: {listed(twice)} stands there more than once",
+            errors=[{"column": name, "message": "the name stands there more than once"} for name in twice],
+        )
+    unbindable = [tensor for tensor in signature.inputs if tensor.columns is None and len(tensor.shape) > 2]
+    if unbindable:
+        raise SchemaMismatch(
+            f"input {unbindable[0].name!r} takes arrays of shape {shape_text(unbindable[0].shape)}, which a table can "
+            "not hold: send an npy or npz file"
+        )
+    mapping: Mapping[str, str] = rename if isinstance(rename, Mapping) else {}
+    _check_mapping(signature, mapping, columns)
+    if rename is not None and not isinstance(rename, Mapping):
+        columns = _chosen(rename, columns)
+        if len(columns) == 1 and len(signature.columns) == 1:
+            # One column that was asked for and one that is wanted: no name is needed.
+            mapping = {signature.columns[0].name: columns[0]}
+    return _join(signature, _find_named(signature, columns, mapping), columns)
+
+
+def _join(signature: Signature, named: dict[str, str], columns: Sequence[str]) -> Binding:
+    taken = set(named.values())
+    unnamed = [tensor for tensor in signature.inputs if tensor.columns is None]
+    shares = _share_out(unnamed, [column for column in columns if column not in taken])
+    sources: dict[str, tuple[str, ...]] = {}
+    types: dict[str, DType] = {}
+    for tensor in signature.inputs:
+        if tensor.columns is None:
+            sources[tensor.name] = shares[tensor.name]
+        else:
+            sources[tensor.name] = tuple(named[column.name] for column in tensor.columns)
+        for column, source in zip(columns_of(tensor, sources[tensor.name]), sources[tensor.name], strict=True):
+            if column.dtype != "image":
+                types.setdefault(source, column.dtype)
+    return Binding(sources, types)
+
+
+def _check_mapping(signature: Signature, mapping: Mapping[str, str], columns: Sequence[str]) -> None:
+    wanted = [column.name for column in signature.columns]
+    for name, source in mapping.items():
+        if name not in wanted:
+            there = f"it takes {listed(wanted)}" if wanted else "its columns have no names, so pass a list of yours"
+            raise InvalidOptions(f"columns: the model has no column {name!r}; {there}")
+        if source not in columns:
+            raise SchemaMismatch(
+                f"columns: there is no {source!r} in the input{_hint(source, columns)}; it has {listed(columns)}",
+                errors=[{"column": source, "message": "is not in the input"}],
+            )
+
+
+def _chosen(names: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
+    absent = [name for name in names if name not in columns]
+    if absent:
+        raise SchemaMismatch(
+            f"columns: there is no {listed(absent)} in the input; it has {listed(columns)}",
+            errors=[{"column": name, "message": f"is not in the input{_hint(name, columns)}"} for name in absent],
+        )
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InvalidOptions(f"columns: {listed(twice)} stands there more than once")
+    return names
+
+
+def _find_named(signature: Signature, columns: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+    """Model column -> file column, for all columns that have names."""
+    plain = Counter(_plain(column.name) for column in signature.columns)
+    alike: dict[str, list[str]] = {}
+    for name in columns:
+        alike.setdefault(_plain(name), []).append(name)
+    found: dict[str, str] = {}
+    missing: list[Column] = []
+    for column in signature.columns:
+        candidates = alike.get(_plain(column.name), [])
+        if column.name in mapping:
+            found[column.name] = mapping[column.name]
+        elif column.name in columns:
+            found[column.name] = column.name
+        elif len(candidates) == 1 and plain[_plain(column.name)] == 1:
+            found[column.name] = candidates[0]
+        else:
+            missing.append(column)
+    if missing:
+        raise _missing_columns(missing, columns)
+    return found
+
+
+def _missing_columns(missing: Sequence[Column], columns: Sequence[str]) -> SchemaMismatch:
+    errors = [
+        {
+            "column": column.name,
+            "expected": column.dtype,
+            "message": f"the model takes this column and the input has none of that name{_hint(column.name, columns)}",
+        }
+        for column in missing
+    ]
+    names = listed([column.name for column in missing])
+    return SchemaMismatch(
+        f"the input lacks {names}; it has {listed(columns)}. Pass columns to say which of yours is meant",
+        errors=errors,
+    )
+
+
+def _share_out(tensors: Sequence[InputTensor], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """The columns, cut in file order into as many as each input wants."""
+    widths = [_width(tensor) for tensor in tensors]
+    if len(tensors) == 1 and widths[0] is None and columns:
+        return {tensors[0].name: tuple(columns)}
+    wanted = sum(width or 1 for width in widths)
+    if wanted != len(columns) and tensors:
+        raise SchemaMismatch(
+            f"the model takes {wanted} columns that have no names, and the input has {len(columns)} to fill them: "
+            f"{listed(columns)}. Pass columns with the {wanted} to take, in order",
+            expected=wanted,
+            got=len(columns),
+        )
+    shares: dict[str, tuple[str, ...]] = {}
+    start = 0
+    for tensor, width in zip(tensors, widths, strict=True):
+        stop = start + (width or 1)
+        shares[tensor.name] = tuple(columns[start:stop])
+        start = stop
+    return shares
+
+
+def _width(tensor: InputTensor) -> int | None:
+    """How many columns fill the input; None: any number."""
+    return tensor.shape[1] if len(tensor.shape) == 2 and tensor.per_record else 1
+
+
+def columns_of(tensor: InputTensor, sources: Sequence[str]) -> tuple[Column, ...]:
+    """What each column of the input is, under the model's name or, where it has none, the file's."""
+    if tensor.columns is not None:
+        return tensor.columns
+    return tuple(Column(source, tensor.dtype, tensor.nullable) for source in sources)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"\W", "_", name)
+
+
+def _hint(name: str, columns: Iterable[str]) -> str:
+    lower = {column.lower(): column for column in columns}
+    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=3, cutoff=0.7)]
+    return f" (close: {listed(close)})" if close else ""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a message, the first of many."""
+    shown = ", ".join(repr(name) for name in names[:_LISTED])
+    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
+    return f"{shown}{more}" if names else "no columns"
+
+
+def shape_text(shape: Iterable[int | None]) -> str:
+    """A shape for a message; a free dimension is N."""
+    return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"

@@ -1,0 +1,259 @@
+"""From records to the arrays that a model takes. All functions are pure, and vectorised over the records of a batch."""
+
+import re
+from collections.abc import Mapping, Sequence
+from math import prod
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from batchserve.domain import Column, DType, InputTensor, RowError, Signature
+from batchserve.errors import SchemaMismatch
+from batchserve.formats.protocol import Records, Tensors
+from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten
+from batchserve.inference.binding import Binding, columns_of, listed, shape_text
+
+__all__ = ["build_inputs", "check_types"]
+
+
+# --- are the types right, before a job is queued? --------------------------------------------------------------------
+
+
+def check_types(
+    signature: Signature,
+    binding: Binding | None,
+    header_columns: Mapping[str, pl.DataType | None],
+    sample: Records,
+) -> None:
+    """Refuses an input that can not be scored, by its header and first records alone.
+
+    A column with a type must be castable; in a column without one at least one value of the sample must fit. Raises
+    SchemaMismatch that lists the columns at fault. Tensors (no binding) are checked for names, shapes and types.
+    """
+    if not isinstance(sample, pl.DataFrame):
+        _match_tensors(signature, sample)
+        return
+    if binding is None:
+        raise SchemaMismatch("the model takes arrays: send an npy or npz file")
+    faults = [
+        fault
+        for name, dtype in binding.types.items()
+        if (fault := _type_fault(name, dtype, header_columns.get(name), sample)) is not None
+    ]
+    if faults:
+        raise SchemaMismatch(
+            "; ".join(f"column {fault['column']!r}: {fault['message']}" for fault in faults[:3])
+            + (f"; and {len(faults) - 3} more" if len(faults) > 3 else ""),
+            errors=faults,
+        )
+
+
+def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.DataFrame) -> dict[str, Any] | None:
+    if kind is not None and not _castable(kind, dtype):
+        return {"column": name, "expected": dtype, "message": f"expected {dtype}, got {kind}"}
+    if name not in sample.columns:
+        return None
+    series = sample[name]
+    if _fits_plainly(series, dtype):
+        return None
+    given = series.is_not_null() & (series != "") if series.dtype == pl.String() else series.is_not_null()
+    rows = given.arg_true()
+    if rows.is_empty():
+        return None
+    values = series.gather(rows)
+    if _castable(values.dtype, dtype):
+        fitting, _ = cast_column(values, dtype, 0)
+        if fitting.null_count() < len(values):
+            return None
+    value = shorten(values[0])
+    message = f"expected {dtype}, got {value} in record {rows[0]}"
+    return {"row": rows[0], "column": name, "value": value, "expected": dtype, "message": message}
+
+
+def _fits_plainly(series: pl.Series, dtype: DType) -> bool:
+    """Whether the first value surely fits, without a cast: those of polars take longer than a small job's scoring."""
+    if series.dtype == pl.String() if dtype == "string" else series.dtype.is_numeric() and dtype.startswith("float"):
+        return True
+    first = next(iter(series.head(1).to_list()), None)
+    return dtype.startswith("float") and isinstance(first, str) and _DECIMAL.fullmatch(first) is not None
+
+
+_DECIMAL = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
+
+
+def _castable(kind: pl.DataType, dtype: DType) -> bool:
+    if isinstance(kind, pl.String | pl.Categorical | pl.Enum | pl.Boolean | pl.Null) or kind.is_numeric():
+        return True
+    return dtype == "string" and kind.is_temporal()
+
+
+# --- records -> inputs -----------------------------------------------------------------------------------------------
+
+
+class _Faults:
+    """The first fault of each record that can not be scored."""
+
+    def __init__(self, records: int, first_record: int) -> None:
+        self.mask = np.zeros(records, dtype=bool)
+        self._first_record = first_record
+        self._errors: dict[int, RowError] = {}
+
+    def add(self, error: RowError) -> None:
+        self.mask[error.record - self._first_record] = True
+        self._errors.setdefault(error.record, error)
+
+    def add_missing(self, missing: np.ndarray, column: str) -> None:
+        for index in np.flatnonzero(missing & ~self.mask).tolist():
+            record = self._first_record + index
+            self.add(RowError(record, "missing-value", f"no value for {column!r}, and the model needs one", column))
+
+    def errors(self) -> list[RowError]:
+        return [self._errors[record] for record in sorted(self._errors)]
+
+
+def build_inputs(
+    signature: Signature, binding: Binding | None, records: Records, first_record: int
+) -> tuple[dict[str, np.ndarray], np.ndarray, list[RowError]]:
+    """The inputs for all records, a mask of those that can not be scored, and one error for each of these.
+
+    A masked record stands in the inputs with harmless values, so that the others can be scored in the same run; its
+    outputs mean nothing. `first_record` is the number of the first record in the whole input. Tensors need no binding.
+
+    Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
+    """
+    if isinstance(records, pl.DataFrame):
+        if binding is None:
+            raise SchemaMismatch("the model takes arrays: send an npy or npz file")
+        faults = _Faults(records.height, first_record)
+        inputs = {
+            tensor.name: _fill(tensor, binding.sources[tensor.name], records, faults, first_record)
+            for tensor in signature.inputs
+        }
+        return inputs, faults.mask, faults.errors()
+    matched = _match_tensors(signature, records)
+    faults = _Faults(max((len(array) for array in records.values() if array.ndim), default=0), first_record)
+    for tensor in signature.inputs:
+        _find_nan(tensor, matched[tensor.name], faults)
+    inputs = {name: np.ascontiguousarray(array) for name, array in matched.items()}
+    return inputs, faults.mask, faults.errors()
+
+
+def _fill(
+    tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: _Faults, first_record: int
+) -> np.ndarray:
+    columns = columns_of(tensor, sources)
+    values = (
+        _values(table[source], column, tensor.dtype, faults, first_record)
+        for column, source in zip(columns, sources, strict=True)
+    )
+    if not tensor.per_record:
+        return _one_for_all(tensor, next(values))
+    if len(tensor.shape) == 1:
+        return np.ascontiguousarray(next(values))
+    matrix = np.empty((table.height, len(columns)), numpy_type(tensor.dtype))
+    for index, column_values in enumerate(values):
+        matrix[:, index] = column_values
+    return matrix
+
+
+def _values(series: pl.Series, column: Column, dtype: DType, faults: _Faults, first_record: int) -> np.ndarray:
+    assert column.dtype != "image", "images fill a tensor of their own"
+    series, errors = cast_column(series, column.dtype, first_record)
+    for error in errors:
+        faults.add(error)
+    series = series.cast(polars_type(dtype), strict=False)
+    if dtype.startswith("float"):
+        values = series.to_numpy()
+        if not column.nullable and len(values) and np.isnan(values.min()):  # one NaN makes the minimum NaN
+            faults.add_missing(np.isnan(values), column.name)
+        return values
+    if series.null_count():
+        if not column.nullable:
+            faults.add_missing(series.is_null().to_numpy(), column.name)
+        blank = "" if dtype == "string" else False if dtype == "bool" else 0
+        series = series.fill_null(pl.lit(blank, dtype=series.dtype))
+    return _objects(series) if dtype == "string" else series.to_numpy()
+
+
+def _objects(text: pl.Series) -> np.ndarray:
+    """The strings as Python objects; a few that repeat often are made once each."""
+    distinct = text.unique()
+    if len(distinct) * 16 > len(text):
+        return text.to_numpy()
+    codes = text.cast(pl.Enum(distinct)).to_physical().to_numpy()
+    objects: np.ndarray = distinct.to_numpy()[codes]
+    return objects
+
+
+def _one_for_all(tensor: InputTensor, values: np.ndarray) -> np.ndarray:
+    shape = tuple(size or 1 for size in tensor.shape)
+    if len(values) == 0:
+        return np.zeros(shape, numpy_type(tensor.dtype))
+    first = values[0]
+    if first == first and (values != first).any():  # NaN, unlike itself, is reported as a missing value
+        raise SchemaMismatch(f"input {tensor.name!r} is one value for all records, but the input has several")
+    return np.full(shape, values[0], numpy_type(tensor.dtype))
+
+
+def _match_tensors(signature: Signature, arrays: Tensors) -> Tensors:
+    """Input name -> array in the shape and type of the input. A lone array without a name fills the only input."""
+    if set(arrays) == {""} and len(signature.inputs) == 1:
+        arrays = {signature.inputs[0].name: arrays[""]}
+    wanted = [tensor.name for tensor in signature.inputs]
+    if set(arrays) != set(wanted):
+        got = [name or "one array without a name" for name in arrays]
+        raise SchemaMismatch(
+            f"the model takes the arrays {listed(wanted)}, and the input has {listed(got)}", expected=wanted, got=got
+        )
+    return {tensor.name: _fit(tensor, arrays[tensor.name]) for tensor in signature.inputs}
+
+
+def _fit(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
+    if not tensor.per_record:
+        return _one_for_all(tensor, _typed(tensor, array.reshape(-1)))
+    trailing = tensor.shape[1:]
+    if array.ndim and prod(array.shape[1:]) == 1 and all(size in (1, None) for size in trailing) and len(trailing) < 2:
+        array = array.reshape(len(array), *(1 for _ in trailing))  # [N] and [N, 1] are the same values
+    fits = array.ndim == len(tensor.shape) and all(
+        want in (None, got) for want, got in zip(trailing, array.shape[1:], strict=True)
+    )
+    if not fits:
+        expected, got = shape_text((None, *trailing)), shape_text(array.shape)
+        raise SchemaMismatch(
+            f"input {tensor.name!r}: expected an array of shape {expected}, got {got}", expected=expected, got=got
+        )
+    return _typed(tensor, array)
+
+
+def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
+    target = numpy_type(tensor.dtype)
+    if array.dtype == target:
+        return array
+    if tensor.dtype == "string":
+        fits = array.dtype.kind in "UT"
+    elif array.dtype.kind in "iu" and target.kind in "iu":
+        bounds = np.iinfo(target)
+        fits = not array.size or (int(array.min()) >= bounds.min and int(array.max()) <= bounds.max)
+    else:
+        fits = np.can_cast(array.dtype, target, "same_kind")
+    if not fits:
+        raise SchemaMismatch(
+            f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}",
+            expected=tensor.dtype,
+            got=str(array.dtype),
+        )
+    with np.errstate(over="ignore"):  # beyond float32 is infinity, as from a table
+        return array.astype(target)
+
+
+def _find_nan(tensor: InputTensor, array: np.ndarray, faults: _Faults) -> None:
+    if array.dtype.kind != "f" or not array.size or not tensor.per_record or not np.isnan(array.min()):
+        return
+    if tensor.columns is None:
+        if not tensor.nullable:
+            faults.add_missing(np.isnan(array.reshape(len(array), -1)).any(axis=1), tensor.name)
+        return
+    for column, values in zip(tensor.columns, array.reshape(len(array), -1).T, strict=True):
+        if not column.nullable:
+            faults.add_missing(np.isnan(values), column.name)

@@ -1,0 +1,147 @@
+"""From the outputs of a model to the columns of a result. All functions are pure, and vectorised over records."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import polars as pl
+
+from batchserve.domain import DType, OutputTensor, Signature
+from batchserve.errors import InvalidOptions, ScoringFailed
+from batchserve.formats.schema import numpy_type, polars_type
+
+__all__ = ["check_count", "output_columns", "to_columns"]
+
+_WIDE = 64
+"""An output with more columns than this becomes one list column."""
+_STEMS = {"label": "prediction", "probabilities": "probability", "scores": "score"}
+
+
+def output_columns(signature: Signature, top_k: int | None = None) -> dict[str, pl.DataType]:
+    """Names and types of the result's columns, exactly as `to_columns` gives them.
+
+    Raises InvalidOptions when `top_k` is asked of a model without probabilities or with fewer classes.
+    """
+    _check_top_k(signature, top_k)
+    columns: dict[str, pl.DataType] = {}
+    for output in signature.outputs:
+        if top_k and output.role == "probabilities":
+            columns.update(_ranking_columns(signature, output, top_k))
+        else:
+            columns.update(dict.fromkeys(_names(signature, output), _column_type(output)))
+    return columns
+
+
+def to_columns(signature: Signature, outputs: dict[str, np.ndarray], top_k: int | None = None) -> pl.DataFrame:
+    """The outputs of a run as columns of the result, one row for each record."""
+    _check_top_k(signature, top_k)
+    series: list[pl.Series] = []
+    for output in signature.outputs:
+        array = outputs[output.name]
+        if top_k and output.role == "probabilities":
+            series.extend(_ranking(signature, output, array, top_k))
+        else:
+            series.extend(_series(_names(signature, output), output, array))
+    return pl.DataFrame(series)
+
+
+def check_count(outputs: Mapping[str, np.ndarray], records: int) -> None:
+    """Raises ScoringFailed when an output has not exactly one row for each record: misaligned rows are not written."""
+    for name, array in outputs.items():
+        rows = len(array) if array.ndim else 0
+        if rows != records:
+            raise ScoringFailed(f"output {name!r} has {rows} rows for {records} records", expected=records, got=rows)
+
+
+def _check_top_k(signature: Signature, top_k: int | None) -> None:
+    if top_k is None:
+        return
+    if top_k < 1:
+        raise InvalidOptions(f"top_k must be at least 1, got {top_k}")
+    classes = [
+        len(output.labels) or _output_width(output) or 1
+        for output in signature.outputs
+        if output.role == "probabilities"
+    ]
+    if not classes:
+        raise InvalidOptions("top_k: the model gives no probabilities")
+    if top_k > min(classes):
+        raise InvalidOptions(f"top_k: the model knows {min(classes)} classes, got {top_k}")
+
+
+def _names(signature: Signature, output: OutputTensor) -> list[str]:
+    stem = _STEMS.get(output.role, output.name)
+    if output.role == "value" and signature.task == "regression" and output == signature.outputs[0]:
+        stem = "prediction"
+    if output.group is not None:
+        stem = f"{stem}_{output.group}"
+    width = _output_width(output)
+    if width is None or width > _WIDE or len(output.shape) == 1 or (width == 1 and not output.labels):
+        return [stem]
+    labels = output.labels or tuple(str(index) for index in range(width))
+    return [f"{stem}_{label}" for label in labels]
+
+
+def _output_width(output: OutputTensor) -> int | None:
+    """How many values each record has; None: an array of its own."""
+    if len(output.shape) == 1:
+        return 1
+    return output.shape[1] if len(output.shape) == 2 else None
+
+
+def _listy(output: OutputTensor) -> bool:
+    width = _output_width(output)
+    return width is None or width > _WIDE
+
+
+def _column_type(output: OutputTensor) -> pl.DataType:
+    kind = polars_type(output.dtype)
+    for _ in range(len(output.shape) - 1 if _listy(output) else 0):
+        kind = pl.List(kind)
+    return kind
+
+
+def _series(names: Sequence[str], output: OutputTensor, array: np.ndarray) -> Iterator[pl.Series]:
+    kind = _column_type(output)
+    if _listy(output):
+        values = array.tolist() if array.dtype == object or not array.size else array
+        yield pl.Series(names[0], values).cast(kind) if len(array) else pl.Series(names[0], [], dtype=kind)
+        return
+    matrix = array[:, np.newaxis] if array.ndim == 1 else array
+    for index, name in enumerate(names):
+        yield _flat(name, matrix[:, index], kind)
+
+
+def _flat(name: str, values: np.ndarray, kind: pl.DataType) -> pl.Series:
+    if values.dtype == object:
+        return pl.Series(name, values.tolist(), dtype=kind)
+    return pl.Series(name, np.ascontiguousarray(values), dtype=kind)
+
+
+def _ranking_columns(signature: Signature, output: OutputTensor, top_k: int) -> dict[str, pl.DataType]:
+    label, probability = (f"{stem}_{output.group}" if output.group else stem for stem in ("label", "probability"))
+    columns: dict[str, pl.DataType] = {}
+    for place in range(1, top_k + 1):
+        columns[f"{label}_{place}"] = polars_type(_label_type(signature, output))
+        columns[f"{probability}_{place}"] = polars_type(output.dtype)
+    return columns
+
+
+def _ranking(signature: Signature, output: OutputTensor, array: np.ndarray, top_k: int) -> Iterator[pl.Series]:
+    labels: np.ndarray = np.array(output.labels or range(array.shape[1]), dtype=object)
+    array = array[:, : len(labels)]  # forests pad the classes of each target to the longest list
+    order = np.argsort(-array, axis=1, kind="stable")[:, :top_k]
+    labels = labels.astype(numpy_type(_label_type(signature, output)))
+    ranked = np.take_along_axis(array, order, axis=1)
+    for index, (name, kind) in enumerate(_ranking_columns(signature, output, top_k).items()):
+        place = index // 2
+        yield _flat(name, ranked[:, place] if index % 2 else labels[order[:, place]], kind)
+
+
+def _label_type(signature: Signature, output: OutputTensor) -> DType:
+    """The type of a class label: the one that the model's own label output has."""
+    if not output.labels:
+        return "int64"
+    own = [other.dtype for other in signature.outputs if other.role == "label"]
+    numeric = all(re.fullmatch(r"-?\d+", label) for label in output.labels)
+    return own[0] if own and numeric else "string"
