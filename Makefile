@@ -1,9 +1,10 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults lint format serve bench bench-full wheel ci constraints clean chaos test-mutations
+.PHONY: help setup demo test test-slow test-faults test-torch examples lint format serve bench bench-full wheel ci constraints clean chaos test-mutations
 
 VENV := .venv
+TORCH := .venv-torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Old pips build a source distribution in a way that later ones dropped, and say so at length.
@@ -28,6 +29,16 @@ test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimat
 test-faults: $(VENV)/.dev ## Kill, starve and cut off the service at every point; best as root, with strace, xfsprogs, faketime
 	@$(BIN)/python -m pytest -m faults -rs
 
+test-torch: ## Run the tests with PyTorch and img2feat, in .venv-torch (2 GB, made on first use); needs npm
+	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/.torch
+	@$(TORCH)/bin/python -m pytest -m torch
+
+ONLY ?=
+WITH_TORCH := animals imagenet one-row
+examples: $(VENV)/.dev ## Run the examples, each beside a server of its own; ONLY=iris runs one
+	@$(if $(filter $(or $(ONLY),$(WITH_TORCH)),$(WITH_TORCH)),$(MAKE) --silent VENV=$(TORCH) $(TORCH)/.torch)
+	@$(BIN)/python -m examples $(ONLY)
+
 test-mutations: $(VENV)/.dev ## Take one mechanism out at a time: does a test fail for each?
 	@PYTHONPATH=tests $(BIN)/python -m mutations
 
@@ -39,6 +50,7 @@ lint: $(VENV)/.dev ## Check format, lint rules, types and layers
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
+	@for script in examples/*/*.py; do $(BIN)/mypy --no-error-summary $$script || exit 1; done
 	$(BIN)/lint-imports --no-cache --no-logo
 
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend
@@ -63,14 +75,14 @@ ci: ## Run all checks of continuous integration
 
 constraints: ## Write constraints.txt anew with the latest versions
 	@$(MAKE) --no-print-directory clean
-	@$(MAKE) --no-print-directory $(BIN)/python
-	@$(PIP) install --editable '.[dev,postgres,s3]'
-	@{ head -n 1 constraints.txt; $(PIP) freeze --exclude-editable; } > $(VENV)/constraints.txt
-	@mv $(VENV)/constraints.txt constraints.txt
+	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/bin/python
+	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,postgres,s3]'
+	@{ head -n 1 constraints.txt; $(TORCH)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(TORCH)/constraints.txt
+	@mv $(TORCH)/constraints.txt constraints.txt
 
-clean: ## Remove .venv, dist and caches; storage/ stays
-	rm -rf $(VENV) dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find batchserve migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+clean: ## Remove .venv, .venv-torch, dist and caches; storage/ stays
+	rm -rf $(VENV) $(TORCH) dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find batchserve examples migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@python=; for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \
@@ -92,3 +104,8 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve and its development tools into $(VENV) (about 1 minute) ...'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,postgres,s3]'
 	@touch $(VENV)/.demo $@
+
+$(VENV)/.torch: $(PINS) | $(BIN)/python
+	@echo 'Installing batchserve, PyTorch and img2feat into $(VENV) (some minutes) ...'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,postgres,s3]'
+	@touch $@

@@ -4,9 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchserve.client import AsyncClient, Client
-    from batchserve.inference.convert import convert
+    from batchserve.inference.convert import annotate, convert, export_img2feat, export_torch
 
-__all__ = ["AsyncClient", "Client", "__version__", "convert"]
+__all__ = ["AsyncClient", "Client", "__version__", "annotate", "convert", "export_img2feat", "export_torch"]
 __version__ = "0.1.0"
 
 
@@ -16,8 +16,8 @@ def __getattr__(name: str) -> Any:
         from batchserve import client
 
         return getattr(client, name)
-    if name == "convert":
-        from batchserve.inference.convert import convert
+    if name in ("annotate", "convert", "export_img2feat", "export_torch"):
+        from batchserve.inference import convert
 
-        return convert
+        return getattr(convert, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -83,7 +83,7 @@ class Chunk:
     """A contiguous range of records: the unit of work, retry and resume.
 
     `start` and `stop` are positions in the input in the unit of its format: bytes for CSV, NDJSON, JSON and Arrow,
-    records for Parquet, npy and npz.
+    records for Parquet, npy and npz, bytes of its directory for an archive of images.
     """
 
     first_record: int
@@ -115,6 +115,8 @@ class Dialect:
     """What the bytes of a table do not say themselves."""
 
     delimiter: str = ","
+    columns: tuple[str, ...] = ()
+    """Names of the values of JSON records that are arrays, in their order. (): column_1, column_2 and so on."""
 
 
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
@@ -169,14 +171,16 @@ class Preprocessing:
     """Whether the channels are put in reverse after they were normalized."""
     layout: Literal["nchw", "nhwc", "flat"] = "nchw"
     """flat: one row of values for each image, in the order height, width, channel."""
+    exif: bool = False
+    """Whether an image is turned first, as its EXIF orientation says: cv2.imread does that, torchvision does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class InputTensor:
     """One input of the ONNX graph. `shape[0]` is the record axis when `per_record`; None is a free dimension.
 
-    `columns`: the table columns that fill it, in order: one column for [N] and [N, 1], k for [N, k]. None: its k
-    columns have no names (any k columns in file order fill it), or it can not be filled from a table (rank > 2).
+    `columns`: the table columns that fill it, in order: one column for [N] and [N, 1], k for [N, k]. None: they have no
+    names (any k columns in file order fill [N, k]); one column that holds arrays fills it as well, at any rank.
     """
 
     name: str
@@ -235,11 +239,6 @@ class Signature:
     def columns(self) -> tuple[Column, ...]:
         """All named columns, in the order of the inputs."""
         return tuple(column for tensor in self.inputs for column in tensor.columns or ())
-
-    @property
-    def tabular(self) -> bool:
-        """Whether a table can fill every input that has a record axis."""
-        return all(tensor.columns is not None or len(tensor.shape) <= 2 for tensor in self.inputs if tensor.per_record)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled_signature, (self._pickled,)

@@ -17,10 +17,11 @@ from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """The job and the status of the first answer."""
+    """The status of the first answer, and the job that it told of; or the answer itself, if that was about several."""
 
-    job_id: str
+    job_id: str | None
     status: int
+    answer: str | None = None
 
 
 def fingerprint(*content: str) -> str:
@@ -36,22 +37,25 @@ def recall(connection: Connection, key: str, content: str, tenant: str = DEFAULT
         return None
     if row["fingerprint"] != content:
         raise IdempotencyMismatch(
-            f"the Idempotency-Key {key!r} was used for another request (job {row['job_id']}): send a new key"
+            f"the Idempotency-Key {key!r} was used for another request"
+            + (f" (job {row['job_id']}): send a new key" if row["job_id"] else ": send a new key")
         )
-    return Remembered(row["job_id"], row["status"])
+    return Remembered(row["job_id"], row["status"], row["answer"])
 
 
 def remember(
     connection: Connection,
     key: str,
     content: str,
-    job_id: str,
+    job_id: str | None,
     status: int,
     now: float,
     tenant: str = DEFAULT_TENANT,
+    answer: str | None = None,
 ) -> None:
     """Raises IdempotencyInProgress when another process has just answered this key: ask again."""
-    row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now, "tenant": tenant}
+    row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now}
+    row |= {"tenant": tenant, "answer": answer}
     try:
         connection.execute(insert(keys).values(row))
     except IntegrityError as error:

@@ -126,9 +126,8 @@ def enqueue_if_uploaded(
 
 def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAULT_TENANT) -> Job | None:
     """The latest completed job of a tenant with the same input bytes, model and options."""
-    guards = (jobs.c.request_digest == request_digest, jobs.c.state == JobState.COMPLETED, jobs.c.tenant == tenant)
-    rows = _select(connection, *guards, limit=1)
-    return rows[0] if rows else None
+    row = connection.execute(_EQUAL, {"digest": request_digest, "its_tenant": tenant}).mappings().one_or_none()
+    return _job(row) if row is not None else None
 
 
 def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
@@ -209,6 +208,21 @@ def list_page(
     if after is not None:
         guards.append(jobs.c.id < after)
     return _select(connection, *guards, limit=limit)
+
+
+def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENANT) -> list[str]:
+    """The IDs of the uploaded jobs that were uploaded for a model of this name, or for none; the oldest first."""
+    for_it = or_(jobs.c.model_id.is_(None), jobs.c.model_id.in_(select(models.c.id).where(models.c.name == model)))
+    query = select(jobs.c.id).where(jobs.c.state == JobState.UPLOADED, for_it)
+    if tenant != EVERY_TENANT:
+        query = query.where(jobs.c.tenant == tenant)
+    return sorted(connection.scalars(query))
+
+
+def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
+    """Those of these jobs that are there, the oldest first."""
+    rows = connection.execute(_JOBS_OF, {"job_ids": list(job_ids)}).mappings()
+    return sorted((_job(row) for row in rows), key=lambda job: job.id)
 
 
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
@@ -838,6 +852,11 @@ _JOBS = (
     .order_by(jobs.c.id.desc())
 )
 _JOB = _JOBS.where(jobs.c.id == bindparam("job_id"))
+_EQUAL = _JOBS.where(
+    jobs.c.request_digest == bindparam("digest"),
+    jobs.c.state == JobState.COMPLETED,
+    jobs.c.tenant == bindparam("its_tenant"),
+).limit(1)
 _TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
 _STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
 _JOBS_OF = _JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))

@@ -5,10 +5,9 @@ each takes a task and gives a small answer, everything large goes through storag
 """
 
 import io
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 from itertools import islice
 from typing import Any, BinaryIO
 
@@ -27,14 +26,19 @@ from batchserve.domain import (
     ScoredChunk,
     Signature,
 )
-from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, PayloadTooLarge, SchemaMismatch, ScoringFailed
+from batchserve.errors import BatchserveError, InvalidInput, InvalidOptions, PayloadTooLarge, SchemaMismatch
 from batchserve.formats import get_format
 from batchserve.formats.csv import escape_formulas
+from batchserve.formats.frames import SAMPLE
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
-from batchserve.formats.schema import POLARS
-from batchserve.inference.binding import Binding, bind
-from batchserve.inference.inputs import build_inputs, check_types
-from batchserve.inference.outputs import check_count, output_columns, to_columns
+from batchserve.formats.schema import POLARS, holds_bytes
+from batchserve.formats.tensors import vector
+from batchserve.inference.arrays import holds_arrays
+from batchserve.inference.binding import Binding, bind, positions
+from batchserve.inference.images import IMAGE_PIXELS, Images
+from batchserve.inference.inputs import build_inputs, check_types, shared_inputs
+from batchserve.inference.outputs import list_outputs, output_columns, to_columns
+from batchserve.inference.run import run
 from batchserve.inference.session import Session, Sessions, give_back_memory
 from batchserve.storage import (
     Piece,
@@ -72,6 +76,7 @@ class ChunkTask:
     model: ModelVersion
     options: Options
     sessions: int = 8
+    image_pixels: int = IMAGE_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,7 @@ class PlanTask:
     most: int
     """Chunks in one answer, at most."""
     sessions: int = 8
+    image_pixels: int = IMAGE_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,13 +129,15 @@ class OnlineTask:
     records: int
     """Records that one request may hold."""
     sessions: int = 8
+    image_pixels: int = IMAGE_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
 class Online:
     """The answer to an online request: a record for each that came, and the errors of those that failed."""
 
-    records: list[dict[str, Any]]
+    lines: bytes
+    """The records as NDJSON: inputs and outputs of each."""
     errors: tuple[RowError, ...]
     inference_ms: float
     """Time that the model alone took."""
@@ -172,9 +180,26 @@ def halve_chunk(task: PlanTask, whole: Chunk) -> list[Chunk]:
 def check_input(task: Input, model: ModelVersion, options: Options) -> None:
     """Whether the beginning of an input fits the model. Raises SchemaMismatch or InvalidInput, in the first second
     instead of an hour later."""
-    match = _match(_header(task), model, options)
+    match = _match(_header(replace(task, dialect=_named(task.dialect, model, options))), model, options)
     match.check()
-    _require_writable(model.signature, options)
+    _require_writable(match)
+
+
+def check_inputs(tasks: Sequence[tuple[Input, Options]], model: ModelVersion) -> list[BatchserveError | None]:
+    """What is wrong with each of several inputs. Raises InvalidOptions when the options do not suit the model."""
+
+    def problem(task: Input, options: Options) -> BatchserveError | None:
+        try:
+            check_input(task, model, options)
+        except InvalidOptions:
+            raise
+        except BatchserveError as error:
+            return error
+        except OSError as error:
+            return InvalidInput(f"the stored input can not be read: {error.strerror}")
+        return None
+
+    return [problem(task, options) for task, options in tasks]
 
 
 def score_chunk(task: ChunkTask) -> ScoredChunk:
@@ -192,7 +217,9 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
     planned = plan_chunks(task)
     if not planned.complete or len(planned.chunks) != 1:
         return planned
-    chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options, task.sessions)
+    chunk_task = ChunkTask(
+        task.input, job_id, attempt, planned.chunks[0], model, options, task.sessions, task.image_pixels
+    )
     key, errors = result_key(job_id, attempt), errors_key(job_id, attempt)
     scored, stored = _score_into(chunk_task, key, errors)
     if scored.rows_failed and (options.on_row_error == "fail" or options.max_errors is not None):
@@ -203,10 +230,12 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
 
 def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk, Stored]:
     store = _storage(task.input.storage)
-    match = _match(_header(task.input), task.model, task.options)
+    dialect = _named(task.input.dialect, task.model, task.options)
+    match = _match(_header(replace(task.input, dialect=dialect)), task.model, task.options)
     with store.open(task.input.key) as source:
-        reading, passed = match.read(task.input.format, source, task.input.dialect, task.chunk)
-    scored = _score(_session(task.input.storage, task.model, task.sessions), match, reading, task.chunk)
+        reading, passed = match.read(task.input.format, source, dialect, task.chunk)
+    session = _session(task.input.storage, task.model, task.sessions)
+    scored = _score(session, match, reading, task.chunk, task.image_pixels)
     result_format = get_format(task.options.format)
     result = _result(result_format, scored, passed, match)
     with store.create(key) as writer:
@@ -297,28 +326,22 @@ def convert_chunk(
 
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
-    header, chunk, source = _online_input(task)
-    match = _match(header, task.model, task.options)
-    match.check()
-    reading, passed = match.read(task.format, source, task.dialect, chunk)
+    match, chunk, source, dialect = _online_input(task)
+    reading, passed = match.read(task.format, source, dialect, chunk)
     session = _session(task.storage, task.model, task.sessions)
-    started = time.perf_counter()
-    scored = _score(session, match, reading, chunk)
-    inference_ms = 1000 * (time.perf_counter() - started)
+    scored = _score(session, match, reading, chunk, task.image_pixels)
     jsonl = get_format("jsonl")
     result = _result(jsonl, scored, passed, match)
-    lines = jsonl.write(result, task.dialect).splitlines()
-    return Online([orjson.loads(line) for line in lines], tuple(scored.errors), inference_ms)
+    return Online(jsonl.write(result, task.dialect), tuple(scored.errors), 1000 * scored.model_seconds)
 
 
 def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
     """Reads and checks the records of one request body against the model's signature, without scoring them."""
-    header, chunk, source = _online_input(task)
-    match = _match(header, task.model, task.options)
-    match.check()
-    reading, _ = match.read(task.format, source, task.dialect, chunk)
-    _, _, errors = build_inputs(match.signature, match.binding, reading.records, 0)
-    return tuple(_in_order(reading.errors + errors))
+    match, chunk, source, dialect = _online_input(task)
+    reading, _ = match.read(task.format, source, dialect, chunk)
+    inputs, _, errors = build_inputs(match.signature, match.binding, reading.records, 0, task.image_pixels)
+    undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
+    return tuple(_in_order(reading.errors + errors + undecoded))
 
 
 def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
@@ -346,7 +369,12 @@ class _Match:
     """How the columns of an input meet a model, under the options of a job."""
 
     header: Header
+    sample: Callable[[], Records]
+    """The header's, read once."""
     signature: Signature
+    """Of the model, without the inputs that are given in the options."""
+    shared: Tensors
+    """Those, each one value for all records."""
     options: Options
     binding: Binding
     passed: tuple[str, ...]
@@ -362,7 +390,7 @@ class _Match:
     def check(self) -> None:
         """Raises SchemaMismatch when the types or first values of the input do not fit."""
         binding = self.binding if self.header.columns else None
-        check_types(self.signature, binding, self.header.columns, self.header.sample)
+        check_types(self.signature, binding, self.header.columns, self._own(self.sample()))
 
     def read(
         self, format: str, source: BinaryIO, dialect: Dialect, chunk: Chunk
@@ -375,14 +403,34 @@ class _Match:
         reader = get_format(format)
         reading = reader.read(source, dialect, chunk, self.binding.types, needed or None)
         if isinstance(reading.records, dict):
-            return reading, None
-        passed = pl.DataFrame([reading.records[name] for name in self.passed])
+            return replace(reading, records=self._own(reading.records)), None
+        passed = dict.fromkeys(self.passed, reading.records)
         both = [name for name in self.passed if name in self.binding.used]
         if both and _FAMILY.get(format, format) == _FAMILY.get(self.options.format, self.options.format):
-            written = reader.read(source, dialect, chunk, {}, both).records
-            if isinstance(written, pl.DataFrame):
-                passed = passed.with_columns(written.get_columns())
-        return reading, passed
+            passed |= dict.fromkeys(both, self._written(reader, source, dialect, chunk, both))
+        return reading, pl.DataFrame([records[name] for name, records in passed.items()])
+
+    def _written(
+        self, reader: Format, source: BinaryIO, dialect: Dialect, chunk: Chunk, columns: Sequence[str]
+    ) -> pl.DataFrame:
+        records: Records = {}
+        if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be them all: it is as written, too
+            records = self.sample()
+        if not isinstance(records, pl.DataFrame) or records.height != chunk.records:
+            records = reader.read(source, dialect, chunk, {}, columns).records
+        assert isinstance(records, pl.DataFrame)
+        return records
+
+    def _own(self, records: Records) -> Records:
+        """Without arrays for which the options have another value."""
+        if isinstance(records, pl.DataFrame):
+            return records
+        return {name: array for name, array in records.items() if name not in self.shared}
+
+
+def _named(dialect: Dialect, model: ModelVersion, options: Options) -> Dialect:
+    """The dialect with the model's names for columns that have none."""
+    return replace(dialect, columns=positions(model.signature, options.inputs or ()))
 
 
 _FAMILY = {"json": "jsonl", "arrows": "arrow"}
@@ -395,11 +443,28 @@ def _match(header: Header, model: ModelVersion, options: Options) -> _Match:
     if not names and isinstance(header.sample, pl.DataFrame):
         raise InvalidInput("the input has no records, so its columns are unknown; expected one record or more")
     # Arrays, a header without columns, fill the inputs by their own names.
-    binding = bind(model.signature, names, options.columns) if names else Binding({}, {})
+    shared = shared_inputs(model.signature, options.inputs or {})
+    own = tuple(tensor for tensor in model.signature.inputs if tensor.name not in shared)
+    signature = replace(model.signature, inputs=own) if shared else model.signature
+    sample = cache(lambda: header.sample)
+
+    def values(name: str) -> pl.Series:
+        records = sample()
+        assert isinstance(records, pl.DataFrame), "what has columns is a table"
+        return records[name]
+
+    def holds(name: str) -> bool:
+        return holds_arrays(header.columns[name], partial(values, name))
+
+    def files(name: str) -> bool:
+        return holds_bytes(header.columns[name])
+
+    binding = bind(signature, names, options.columns, holds, files) if names else Binding({}, {})
     _require_columns(names, options)
     match options.passthrough:
         case "all":
-            passed = names
+            images = {binding.sources[tensor.name][0] for tensor in signature.inputs if tensor.image and names}
+            passed = [name for name in names if name not in images]
         case "none":
             passed = []
         case "unused":
@@ -408,7 +473,7 @@ def _match(header: Header, model: ModelVersion, options: Options) -> _Match:
             passed = [name for name in names if name in chosen]
     if options.key is not None:
         passed = [options.key, *(name for name in passed if name != options.key)]
-    return _Match(header, model.signature, options, binding, tuple(passed))
+    return _Match(header, sample, signature, shared, options, binding, tuple(passed))
 
 
 def _require_columns(names: Sequence[str], options: Options) -> None:
@@ -434,24 +499,31 @@ class _Scored:
     outputs: Tensors
     failed: np.ndarray
     errors: list[RowError]
+    model_seconds: float
+    """Time in the model itself, without that for decoding and preparing its inputs."""
 
 
-def _score(session: Session, match: "_Match", reading: Reading, chunk: Chunk) -> _Scored:
-    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, chunk.first_record)
+def _score(session: Session, match: "_Match", reading: Reading, chunk: Chunk, image_pixels: int) -> _Scored:
+    first = chunk.first_record
+    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, first, image_pixels)
     # A value that only travels along and does not fit is told, but fails nothing.
     unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:
         failed[error.record - chunk.first_record] = True
-    outputs, crashed = _run(session, match.signature, inputs, chunk)
-    unanswered = list(_without_answer(match.signature, outputs, failed, chunk))
-    for error in (*crashed, *unanswered):
-        failed[error.record - chunk.first_record] = True
+    room = partial(_sessions.keep_only, session)
+    ran = run(session, match.signature, {**inputs, **match.shared}, chunk.records, first, room)
+    undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.errors]
+    for error in (*undecoded, *ran.errors):
+        failed[error.record - first] = True
+    unanswered = list(_without_answer(match.signature, ran.outputs, failed, chunk))
+    for error in unanswered:
+        failed[error.record - first] = True
     # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
     errors, told = list(reading.errors), {error.record for error in unread}
-    for consequence in (missing, crashed, unanswered):
+    for consequence in (missing, undecoded, ran.errors, unanswered):
         errors += [error for error in consequence if error.record not in told]
         told |= {error.record for error in consequence}
-    return _Scored(outputs, failed, _in_order(errors))
+    return _Scored(ran.outputs, failed, _in_order(errors), ran.seconds)
 
 
 def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, chunk: Chunk) -> Iterator[RowError]:
@@ -463,76 +535,6 @@ def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, 
             for index in np.flatnonzero(lost).tolist():
                 message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
                 yield RowError(chunk.first_record + index, "not-a-number", message)
-
-
-def _run(session: Session, signature: Signature, inputs: Tensors, chunk: Chunk) -> tuple[Tensors, list[RowError]]:
-    """Runs the graph over all records, batch by batch; a batch that fails is bisected to name its bad records."""
-    per_record = {tensor.name for tensor in signature.inputs if tensor.per_record}
-    records, size = chunk.records, _batch(signature, chunk.records)
-    errors: list[RowError] = []
-    blocks: list[Tensors] = []
-    spans = [(start, min(start + size, records)) for start in range(0, records, size)]
-    pending = spans[::-1]
-    while pending:
-        start, stop = pending.pop()
-        batch = {name: array[start:stop] if name in per_record else array for name, array in inputs.items()}
-        try:
-            outputs = _run_batch(session, signature, batch, stop - start, per_record)
-            check_count(outputs, stop - start)
-        except ScoringFailed as failure:
-            if signature.mode == "whole":
-                raise
-            if isinstance(failure, OutOfMemory) and _sessions.keep_only(session):
-                pending.append((start, stop))  # other models held the memory: that is not this record's fault
-                continue
-            if stop - start == 1:
-                errors.append(RowError(chunk.first_record + start, failure.code, failure.detail))
-                blocks.append({})
-            else:
-                middle = (start + stop) // 2
-                pending += [(middle, stop), (start, middle)]
-            continue
-        blocks.append(outputs)
-    return _joined(blocks, signature, records), errors
-
-
-def _run_batch(session: Session, signature: Signature, batch: Tensors, records: int, per_record: set[str]) -> Tensors:
-    if signature.mode != "fixed" or records == signature.batch:
-        return session.run(batch)
-    padded = {
-        name: np.concatenate([array, np.repeat(array[-1:], signature.batch - records, axis=0)])
-        if name in per_record
-        else array
-        for name, array in batch.items()
-    }
-    return {name: array[:records] for name, array in session.run(padded).items()}
-
-
-def _batch(signature: Signature, records: int) -> int:
-    return max(records, 1) if signature.mode == "whole" else signature.batch
-
-
-def _joined(blocks: Sequence[Tensors], signature: Signature, records: int) -> Tensors:
-    """One array for each output. A block without outputs is one record that failed: a row of zeros, nulled later."""
-    if len(blocks) == 1 and blocks[0]:
-        return blocks[0]
-    shapes = {name: array for block in blocks for name, array in block.items()} or _no_outputs(signature)
-    joined = {}
-    for name, like in shapes.items():
-        missing = np.full((1, *like.shape[1:]), "" if like.dtype.kind in "OU" else 0, like.dtype)
-        arrays = [block.get(name, missing) for block in blocks]
-        joined[name] = np.concatenate(arrays) if arrays else np.zeros((records, *like.shape[1:]), like.dtype)
-    return joined
-
-
-def _no_outputs(signature: Signature) -> Tensors:
-    return {
-        output.name: np.zeros(
-            (0, *(size or 1 for size in output.shape[1:])),
-            object if output.dtype == "string" else output.dtype,
-        )
-        for output in signature.outputs
-    }
 
 
 # --- one result ------------------------------------------------------------------------------------------------------
@@ -547,16 +549,38 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
         outputs = outputs.select(
             pl.when(keep).then(pl.col(name)).otherwise(None).alias(name) for name in outputs.columns
         )
-    if passed is None:
+    if passed is not None:
+        inputs = [
+            column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
+        ]
+        outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
+    lists = list_outputs(match.signature, match.options.top_k) if format.name in ("npy", "npz") else {}
+    if not lists:
         return outputs
-    clashing = {name: f"input_{name}" for name in passed.columns if name in outputs.columns}
-    return pl.DataFrame([*passed.rename(clashing), *outputs]) if passed.width else outputs
+    return {
+        column.name: _blanked(_of_one_size(scored.outputs[lists[name]], name), scored.failed)
+        if (name := column.name) in lists
+        else vector(column)
+        for column in outputs
+    }
 
 
-def _require_writable(signature: Signature, options: Options) -> None:
-    columns = output_columns(signature, options.top_k)
-    if options.format == "npy" and pl.String() in columns.values():
+def _require_writable(match: "_Match") -> None:
+    columns = output_columns(match.signature, match.options.top_k)
+    if match.options.format != "npy":
+        return
+    if pl.String() in columns.values():
         raise InvalidOptions("this model gives text, which npy can not hold: ask for csv, jsonl, parquet or arrow")
+    if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(match.passed) > 1:
+        raise InvalidOptions("npy holds one array, and this result has several: ask for npz, parquet or arrow")
+
+
+def _of_one_size(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == object and array.ndim == 1 and any(isinstance(value, list) for value in array):
+        raise InvalidOptions(
+            f"{name!r} differs in size between records, which npy and npz can not hold: ask for parquet"
+        )
+    return array
 
 
 def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
@@ -615,14 +639,16 @@ def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
     return _sessions.get(model.digest, model.signature.threads, load, model.signature.kernel)
 
 
-def _online_input(task: OnlineTask) -> tuple[Header, Chunk, BinaryIO]:
+def _online_input(task: OnlineTask) -> tuple[_Match, Chunk, BinaryIO, Dialect]:
+    """How the records of a request meet the model, once that is checked, and where to read them."""
     source = io.BytesIO(task.body)
-    format = get_format(task.format)
-    header = format.header(source, task.dialect)
-    chunks = format.plan(source, task.dialect, None, ChunkLimits(bytes=2**62, records=task.records))
+    format, dialect = get_format(task.format), _named(task.dialect, task.model, task.options)
+    match = _match(format.header(source, dialect), task.model, task.options)
+    match.check()
+    chunks = format.plan(source, dialect, None, ChunkLimits(bytes=2**62, records=task.records))
     chunk, more = next(chunks), next(chunks, None)
     if more is not None:
         raise PayloadTooLarge(
             f"an online request may hold {task.records} records; upload the file and predict it as a job"
         )
-    return header, chunk, source
+    return match, chunk, source, dialect

@@ -89,6 +89,9 @@ class Settings(BaseSettings):
     body_rate: int = Field(
         1024, ge=0, description="Bytes per second that a body brings on average, or is given up after its first minute."
     )
+    image_pixels: int = Field(
+        64 * 2**20, ge=1, description="Pixels of the largest image that is decoded; larger ones are row errors."
+    )
     decompression_ratio: int = Field(
         200, ge=1, description="Largest growth of a gzip or zstd body beyond its first 64 MiB."
     )

@@ -48,6 +48,8 @@ _TEXTS = ("csv", "jsonl", "json")
 """Formats whose chunks grow with the bytes of the input."""
 _WORTH = 4 * 2**20
 """Bytes of a chunk that is worth a call and a part of its own."""
+_IMAGES = 256
+"""Images in a chunk, at most: those of 32 x 32 pixels take a process a tenth of a second, photographs half a second."""
 _SLACK = 16 * 2**10
 """A chunk ends before the record that would be too much: what that leaves over must not add up to one chunk more."""
 _SWEEP_PAUSE = 3600.0
@@ -278,7 +280,14 @@ class Worker:
             return
         # A first look is short, so that scoring begins at once.
         most = 64 if active.last_planned else self._window
-        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most, self._settings.sessions)
+        task = scoring.PlanTask(
+            active.input,
+            active.last_planned,
+            active.limits,
+            most,
+            self._settings.sessions,
+            self._settings.image_pixels,
+        )
         if active.is_small:
             what = (task, active.id, active.attempt, active.model, active.options)
             active.planning = self._call(active, self._done_small, scoring.score_small, *what, urgent=True)
@@ -290,7 +299,14 @@ class Worker:
             return False
         chunk = active.pending.popleft()
         task = scoring.ChunkTask(
-            active.input, active.id, active.attempt, chunk, active.model, active.options, self._settings.sessions
+            active.input,
+            active.id,
+            active.attempt,
+            chunk,
+            active.model,
+            active.options,
+            self._settings.sessions,
+            self._settings.image_pixels,
         )
         then = partial(self._scored, chunk)
         # The first chunk of a job goes before others: a small job does not wait behind a huge one.
@@ -590,7 +606,8 @@ def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> 
     """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all.
 
     Every chunk of a Parquet file unpacks the dictionaries of its row group anew, so these get twice the size: there is
-    no text beside the values, and a chunk takes less memory than one of CSV.
+    no text beside the values, and a chunk takes less memory than one of CSV. Images take much longer to decode than
+    other values to read, whatever the model: small chunks of them keep all processes at work.
     """
     if model.signature.mode == "whole":
         return ChunkLimits(bytes=_UNLIMITED, records=_UNLIMITED)
@@ -598,6 +615,8 @@ def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> 
     records = times * settings.chunk_records
     if model.signature.records_per_second is not None:
         records = min(records, max(1, int(model.signature.records_per_second * settings.chunk_seconds)))
+    if any(tensor.image is not None for tensor in model.signature.inputs):
+        records = min(records, _IMAGES)
     return ChunkLimits(bytes=times * settings.chunk_bytes, records=records)
 
 

@@ -14,12 +14,12 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import paths, report, small
+from benchmarks import images, online, paths, report, small
 from benchmarks.environments import Unavailable
 from benchmarks.paths import MILLION, PATHS, SCRIPT_PEERS, SYSTEM_PEERS, Bench
 from benchmarks.results import Gap, Measurement, Results
@@ -27,7 +27,7 @@ from benchmarks.results import Gap, Measurement, Results
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FOLDER = Path(tempfile.gettempdir()) / "batchserve-benchmarks"
 SMALL = "small jobs, polls, transfers"
-TITLES = "; ".join([*(path.title for path in PATHS), SMALL])
+TITLES = "; ".join([*(path.title for path in PATHS), images.TITLE, online.TITLE, SMALL])
 console = Console(stderr=True, highlight=False)
 
 
@@ -46,9 +46,7 @@ def main() -> None:
         thorough=given.full,
     )
     sizes = given.rows or ([10_000, MILLION, 10 * MILLION] if given.full else [MILLION])
-    console.print(
-        f"load average at the start: {os.getloadavg()[0]:.1f}; images are not measured: they are no input yet"
-    )
+    console.print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     results = _measure(bench, sizes, given)
     Console(width=None if console.is_terminal else 200).print(results.as_table())
     if given.full and not given.only and not given.rows:
@@ -85,8 +83,7 @@ def _arguments() -> argparse.Namespace:
 
 def _measure(bench: Bench, sizes: list[int], given: argparse.Namespace) -> Results:
     results = Results()
-
-    def collect(name: str, entries: Iterable[Measurement | Gap]) -> None:
+    for name, entries in _parts(bench, sizes, given):
         try:
             results.add(entries)
         except Exception as error:  # noqa: BLE001 one path less is no reason to lose the others
@@ -95,18 +92,28 @@ def _measure(bench: Bench, sizes: list[int], given: argparse.Namespace) -> Resul
             results.add([Gap(name, f"{type(error).__name__}: {error}", ours=True)])
         results.add(paths.growth(results.measured))
         results.write(given.json)
+    return results
+
+
+def _parts(
+    bench: Bench, sizes: list[int], given: argparse.Namespace
+) -> Iterator[tuple[str, Iterable[Measurement | Gap]]]:
+    """What is to be measured, each part under the name that its failure gets."""
 
     def wanted(title: str) -> bool:
         return not given.only or any(text in title for text in given.only)
 
-    for path in PATHS:
+    for path in filter(lambda path: wanted(path.title), PATHS):
         for rows in sizes:
-            if wanted(path.title):
-                name = f"{path.title}, {paths.size(rows)}: queued -> completed / limit"
-                collect(name, paths.measure(bench, path, rows))
+            name = f"{path.title}, {paths.size(rows)}: queued -> completed / limit"
+            yield name, paths.measure(bench, path, rows)
+    if wanted(images.TITLE):
+        for count in images.SIZES if given.full else [1000]:
+            yield images.TITLE, images.measure(bench, count)
+    if wanted(online.TITLE):
+        yield online.TITLE, online.measure(bench, seconds=given.seconds)
     if wanted(SMALL):
-        collect(SMALL, small.measure(bench, seconds=given.seconds, rows=min(sizes[-1], MILLION)))
-    return results
+        yield SMALL, small.measure(bench, seconds=given.seconds, rows=min(sizes[-1], MILLION))
 
 
 if __name__ == "__main__":

@@ -40,6 +40,14 @@ GOALS = (
         "*million rows: one call, download / limit over HTTP", 1.0, "at most",
         "whole job, one call / limit over HTTP", stretch=True,
     ),
+    Goal(
+        "images*thousand images: queued -> completed / limit", 1.10, "at most",
+        "queued -> completed / limit, images",
+    ),
+    Goal(
+        "images*thousand images: queued -> completed / slower of decoding and network", 1.15, "at most",
+        "queued -> completed / the slower of decoding alone and the network alone",
+    ),
     # Rows per second next to what people use instead.
     Goal(
         "CSV -> LR -> CSV*million rows: speed / pandas + joblib", 7, "at least",
@@ -59,7 +67,12 @@ GOALS = (
     Goal("*million rows: largest process / 600 MB", 1, "at most", "peak memory of the largest process / 600 MB"),
     Goal("*: peak memory at 10 million rows / at 1 million", 1.1, "at most", "peak memory, 10 / 1 million rows"),
     Goal("*: seconds at 10 million rows / at 1 million", 10.5, "at most", "seconds, 10 / 1 million rows"),
-    # Small jobs, polls, transfers.
+    # Online predictions, small jobs, polls, transfers.
+    Goal("online, 1 row, 1 client: median / 1.5 ms", 1, "at most", "online prediction of 1 row: median / 1.5 ms"),
+    Goal(
+        "online, 1 row, *: one run in ONNX Runtime / scikit-learn *", 1, "at most",
+        "1 row, one run in ONNX Runtime / scikit-learn",
+    ),
     Goal(
         "small job, 1 row: median of upload, predict, download / 15 ms", 1, "at most",
         "small job of 1 row, three calls: median / 15 ms",

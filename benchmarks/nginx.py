@@ -4,10 +4,12 @@ import os
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
+from benchmarks import environments
 from benchmarks.environments import Unavailable
 
 # As root, the workers need root's rights on the folder.
@@ -21,6 +23,19 @@ http {{
   server {{ listen 127.0.0.1:{port}; root {folder}/files; location / {{ dav_methods PUT DELETE; }} }}
 }}
 """
+
+
+@contextmanager
+def available(folder: Path, say: Callable[[str], None]) -> Iterator[str | None]:
+    """The address of an nginx that keeps its files for the block; None where there is none. `folder`: as elsewhere."""
+    try:
+        program = environments.nginx(folder)
+    except Unavailable as error:
+        say(f"nginx: {error}")
+        yield None
+        return
+    with TemporaryDirectory(dir=folder) as name, serving(program, Path(name) / "nginx") as url:
+        yield url
 
 
 @contextmanager

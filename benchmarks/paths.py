@@ -174,7 +174,7 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | 
     ours, whole, call, floor, transfer = Timings(), Timings(), Timings(), Timings(), Timings()
     theirs: dict[Peer, Timings] = {}
     failed: dict[Peer, str] = {}
-    with TemporaryDirectory(dir=bench.folder) as name, _nginx(bench, Path(name)) as web:
+    with TemporaryDirectory(dir=bench.folder) as name, nginx.available(bench.folder, bench.say) as web:
         folder = Path(name)
         result = folder / f"ours{path.target}"
         with _warm(bench, path, model, folder) as server:
@@ -187,7 +187,7 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | 
                 )
                 floor.add(taken, peaks.together)
                 if web:
-                    transfer.add(taken + _transfers(web, source, reference))
+                    transfer.add(taken + transferred(web, source, reference))
                 os.sync()
                 with processes.watched(server.pid) as peaks:
                     steps = service.three_calls(server.url, path.model, source, result, path.format)
@@ -266,19 +266,7 @@ def _warm(bench: Bench, path: TablePath, model: data.Model, folder: Path) -> Ite
             raise
 
 
-@contextmanager
-def _nginx(bench: Bench, folder: Path) -> Iterator[str | None]:
-    try:
-        program = environments.nginx(bench.folder)
-    except Unavailable as error:
-        bench.say(f"nginx: {error}")
-        yield None
-        return
-    with nginx.serving(program, folder / "nginx") as url:
-        yield url
-
-
-def _transfers(web: str, source: Path, result: Path) -> float:
+def transferred(web: str, source: Path, result: Path) -> float:
     """Seconds of nginx for the same bytes: PUT of the input, GET of the result."""
     send(f"{web}/result", "PUT", result)
     started = time.perf_counter()

@@ -77,6 +77,18 @@ def batchserve(folder: Path) -> Iterator[Server]:
 
 
 @contextmanager
+def bare(folder: Path, **environment: str) -> Iterator[Server]:
+    """The application in bare.py on uvicorn with the options of ours; its log is in `folder`."""
+    home = folder / "bare"
+    home.mkdir()
+    options = ["--port", "0", "--http", "httptools", "--loop", "uvloop", "--no-access-log", "--no-server-header"]
+    command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", *options]
+    root = Path(__file__).resolve().parent.parent
+    with started(command, home, PYTHONPATH=str(root), **environment) as server:
+        yield server
+
+
+@contextmanager
 def started(command: Sequence[str], folder: Path, **environment: str) -> Iterator[Server]:
     """A server that says in its output at which address of this host it answers; its working directory is `folder`."""
     log = folder / "server.log"

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import chart, environments, paths
+from benchmarks import chart, environments, images, online, paths
 from benchmarks.goals import GOALS, Goal, goal_of
 from benchmarks.paths import LIMIT_REQUIREMENTS, MILLION, PATHS, SCRIPT_PEERS, SIZES, SYSTEM_PEERS, TablePath
-from benchmarks.results import MB, Gap, Measurement, Results, figure
+from benchmarks.results import MB, Gap, Measurement, Results, figure, ratio_text
 
 NOTES = Path(__file__).with_name("notes.md")
 LIBRARIES = (
@@ -53,7 +53,9 @@ make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writ
 - The input is an id and 20 floats (with strings: 10 floats and 3 columns of words). The models tell three classes
   apart: logistic regression (LR), the same behind a scaler and one-hot words (pipeline with strings), a random forest
   of 100 trees 12 deep, histogram gradient boosting of 100 rounds.
-- Images are not measured: batchserve takes no images yet.
+- **Images** are test images of CIFAR-10, PNG files in a ZIP archive, resized to 224 x 224 for ResNet-18 with random
+  weights of a fixed seed. Their limit decodes and scores in as many processes as there are cores
+  ([benchmarks/image_limit.py](../benchmarks/image_limit.py)); decoding alone and the network alone are measured too.
 
 ## Machine
 
@@ -73,6 +75,20 @@ Rows from a file to a file; seconds are medians of the repeats in the last colum
 there and extrapolated, because more would take too long or too much memory (see [the alternatives](#the-alternatives)).
 
 {files}
+
+## Images
+
+{images}
+
+## Online predictions
+
+One flower of iris. First the model alone, inside one process: a logistic regression and a forest of 10 trees, in ONNX
+Runtime and in scikit-learn. Then one JSON record over HTTP on a kept connection, next to a bare Starlette route on the
+same server that hands the values to the same graph in its own process. What lies between the two is the price of what
+that route does not do: the record is matched with the model's columns and checked, its answer has the names and digits
+of a job's result, and all of it happens in a scoring process that may die alone.
+
+{online}
 
 ## Small jobs, polls, transfers
 
@@ -97,12 +113,16 @@ def write(docs: Path, results: Results, folder: Path) -> None:
     """`docs`/benchmarks.md and `docs`/benchmarks.svg. `folder`: where the environments of the peers are."""
     results.add(paths.growth(results.measured))
     grown = [entry for entry in results.measured if " rows / at " in entry.name]
-    small = [entry for entry in results.measured if not _of_a_path(entry.name)]
+    photographs = [entry for entry in results.measured if entry.name.startswith(images.TITLE)]
+    rows = [entry for entry in results.measured if entry.name.startswith(online.PREFIX)]
+    small = [entry for entry in results.measured if not _of_a_path(entry.name) and entry not in (*photographs, *rows)]
     text = TEXT.format(
         machine=_machine(),
         goals=_goals(results),
         missed=_missed(results),
         files="\n\n".join(_files(results)) or "Not measured.",
+        images=_figures(photographs),
+        online=_figures(rows),
         small=_figures(small),
         growth=_figures(grown),
         alternatives=_alternatives(folder, results.gaps),
@@ -139,7 +159,7 @@ def _goals(results: Results) -> str:
 
 def _goal_row(goal: Goal, entries: Sequence[Measurement | Gap]) -> tuple[str, ...]:
     ratios = sorted(entry.ratio for entry in entries if isinstance(entry, Measurement))
-    measured = " … ".join(f"{ratio:.2f}" for ratio in dict.fromkeys((*ratios[:1], *ratios[-1:]))) or "not measured"
+    measured = " … ".join(ratio_text(ratio) for ratio in dict.fromkeys((*ratios[:1], *ratios[-1:]))) or "not measured"
     met = sum(goal.met(ratio) for ratio in ratios)
     failed = sum(isinstance(entry, Gap) and entry.ours for entry in entries)
     count = len(ratios) + failed
@@ -150,7 +170,7 @@ def _goal_row(goal: Goal, entries: Sequence[Measurement | Gap]) -> tuple[str, ..
 def _missed(results: Results) -> str:
     """What the figures say, and what somebody found out about it."""
     rows = [
-        (entry.name, "failed" if isinstance(entry, Gap) else f"{entry.ratio:.2f}", str(goal_of(entry.name) or ""))
+        (entry.name, "failed" if isinstance(entry, Gap) else ratio_text(entry.ratio), str(goal_of(entry.name) or ""))
         for entry in results.missed
     ]
     table = _table(("", "ratio", "goal"), rows, "-::") if rows else "Every goal is met."

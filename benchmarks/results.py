@@ -55,7 +55,8 @@ class Measurement:
 
     def cells(self) -> list[str]:
         peaks = [f"{peak / MB:.0f}" if peak else "" for peak in (self.our_peak, self.reference_peak)]
-        figures = [f"{figure(self.ours)} {self.unit}", f"{figure(self.reference)} {self.unit}", f"{self.ratio:.2f}"]
+        ratio = ratio_text(self.ratio)
+        figures = [f"{figure(self.ours)} {self.unit}", f"{figure(self.reference)} {self.unit}", ratio]
         met = {None: "", True: "yes", False: "no"}[self.met]
         return [self.name, *figures, str(self.goal or ""), met, *peaks]
 
@@ -134,6 +135,11 @@ def _entry(written: dict[str, Any]) -> Measurement | Gap:
         return Gap(written["name"], written["error"], written["met"] is False)
     figures = {name: written[name] for name in ("name", "ours", "reference", *MORE)}
     return Measurement(**figures)
+
+
+def ratio_text(ratio: float) -> str:
+    """Two decimals, and three digits that count of the smallest."""
+    return f"{ratio:.2f}" if ratio >= 0.1 else figure(ratio)
 
 
 def figure(number: float) -> str:

@@ -1,9 +1,8 @@
-"""Small things: jobs of few records, status polls, transfers, online predictions."""
+"""Small things: jobs of few records, status polls, transfers."""
 
 import asyncio
 import json
 import statistics
-import sys
 import threading
 import time
 from collections.abc import Awaitable, Callable, Iterator
@@ -34,11 +33,10 @@ def measure(bench: Bench, *, seconds: float, rows: int) -> Iterator[Measurement 
     with TemporaryDirectory(dir=bench.folder) as name:
         home = Path(name) / "server"
         home.mkdir()
-        with processes.batchserve(home) as server, _bare(Path(name)) as bare:
+        with processes.batchserve(home) as server, processes.bare(Path(name)) as bare:
             service.register(server.url, MODEL, model.graph)
             yield from _jobs(bench, server.url, seconds)
-            yield from _online(bench, server.url, bare, seconds)
-            yield from _polls(bench, server.url, bare, seconds, rows)
+            yield from _polls(bench, server.url, bare.url, seconds, rows)
             yield from _transfers(bench, server.url, Path(name), rows)
 
 
@@ -89,21 +87,6 @@ async def _load(url: str, content: bytes, job: JobCalls, *, seconds: float, clie
 
     await asyncio.gather(*(client() for _ in range(clients)))
     return taken
-
-
-def _online(bench: Bench, url: str, bare: str, seconds: float) -> Iterator[Measurement]:
-    bench.say("online predictions")
-    body = json.dumps([dict.fromkeys(data.FEATURES, 0.5)]).encode()
-    ours = request("POST", f"/v1/models/{MODEL}/predict", body, {"content-type": "application/json"})
-    theirs = request("POST", "/predict", body, {"content-type": "application/json"})
-    run(latencies(url, ours, seconds=0.5, clients=1))
-    answered = run(latencies(url, ours, seconds=seconds, clients=1))
-    routed = run(latencies(bare, theirs, seconds=seconds, clients=1))
-    title = "online, 1 row:"
-    means = statistics.fmean(answered) * 1000, statistics.fmean(routed) * 1000
-    yield Measurement(f"{title} mean / bare Starlette route", *means, "ms")
-    for name, percent in {"median": 50, "P95": 95, "P99": 99}.items():
-        yield Measurement(f"{title} {name} / bare Starlette route", _ms(answered, percent), _ms(routed, percent), "ms")
 
 
 def _polls(bench: Bench, url: str, bare: str, seconds: float, rows: int) -> Iterator[Measurement]:
@@ -185,18 +168,6 @@ def _transfers(bench: Bench, url: str, folder: Path, rows: int) -> Iterator[Meas
     speeds = [size / statistics.median(seconds) for seconds in (up, their_up, down, their_down)]
     yield Measurement(TRANSFERS[0], speeds[0], speeds[1], "MB/s", None, None, TRANSFERRED, TRANSFERRED)
     yield Measurement(TRANSFERS[1], speeds[2], speeds[3], "MB/s", None, None, TRANSFERRED, TRANSFERRED)
-
-
-@contextmanager
-def _bare(folder: Path) -> Iterator[str]:
-    """A bare Starlette application on uvicorn with the options of ours."""
-    home = folder / "bare"
-    home.mkdir()
-    options = ["--port", "0", "--http", "httptools", "--loop", "uvloop", "--no-access-log", "--no-server-header"]
-    command = [sys.executable, "-m", "uvicorn", "benchmarks.bare:app", *options]
-    root = Path(__file__).resolve().parent.parent
-    with processes.started(command, home, PYTHONPATH=str(root)) as server:
-        yield server.url
 
 
 def _id(body: bytes) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 
 import httpx2
@@ -22,6 +23,7 @@ from batchserve.db.connect import Database
 from batchserve.inference.convert import convert
 
 pytest_plugins = ["service"]  # the fixtures of the API
+collect_ignore = [] if find_spec("torch") else ["test_torch.py"]  # its environment: make test-torch
 
 START_TIMEOUT = 60.0
 

@@ -76,7 +76,8 @@ def scored(admitted: Admitted, records: pl.DataFrame | dict[str, np.ndarray], to
     signature = admitted.signature
     binding = bind(signature, records.columns) if isinstance(records, pl.DataFrame) else None
     inputs, bad, _ = build_inputs(signature, binding, records, 0)
-    outputs = open_session(admitted.model, signature.threads).run(inputs)
+    arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}
+    outputs = open_session(admitted.model, signature.threads).run(arrays)
     check_count(outputs, len(bad))
     frame = to_columns(signature, outputs, top_k)
     assert dict(frame.schema) == output_columns(signature, top_k)

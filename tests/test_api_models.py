@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import orjson
-import polars as pl
 import pytest
 from calls import double, pid_after
 from onnx import TensorProto
-from polars.testing import assert_frame_equal
-from service import Api, decoded, encoded, ok, problem, running
+from service import Api, ok, problem, running
 from sklearn.linear_model import LogisticRegression
 
 from batchserve.api.deps import Changes, Service
@@ -385,109 +382,3 @@ def test_a_model_longer_than_the_limit_is_refused(tmp_path: Path) -> None:
     with running(tmp_path, worker=False, model_bytes=50) as api, api.unchanged():
         problem(api.http.put("/v1/models/long", content=numbered(12)), 413, "payload-too-large")
         problem(api.http.put("/v1/models/long", content=iter([numbered(12)])), 413, "payload-too-large")
-
-
-# --- online ----------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("format", ["csv", "jsonl", "json", "parquet", "arrow", "arrows"])
-def test_an_online_answer_equals_the_batch_result(api: Api, flowers: pl.DataFrame, format: str) -> None:
-    some = flowers[40:110]
-    online = ok(api.http.post("/v1/models/iris/predict", content=encoded(some, format)))
-    assert online["errors"] == []
-    assert online["model"]["version"] == 1
-    assert online["inference_ms"] >= 0
-    job = api.run(encoded(some, format), "iris", format="jsonl", passthrough="all")
-    batch = decoded(api.result(job).content, "jsonl")
-    assert_frame_equal(pl.DataFrame(online["prediction"]), batch, check_dtypes=False, check_exact=True)
-    assert batch.columns[:5] == flowers.columns
-
-
-@pytest.mark.parametrize("body", [[ROW, ROW], {"data": [ROW, ROW]}])
-def test_records_come_as_json_rows_or_wrapped_as_data(api: Api, body: Any) -> None:
-    answer = ok(api.http.post("/v1/models/iris@1/predict", json=body))
-    assert [record["prediction"] for record in answer["prediction"]] == ["setosa", "setosa"]
-    assert {name: answer["prediction"][0][name] for name in ROW} == pytest.approx(ROW)
-
-
-def test_one_record_alone_is_a_line_of_json(api: Api) -> None:
-    answer = ok(api.http.post("/v1/models/iris/predict", content=orjson.dumps(ROW)))
-    assert answer["prediction"][0]["prediction"] == "setosa"
-    declared = problem(api.http.post("/v1/models/iris/predict", json=ROW), 422, "invalid-input")
-    assert "expected an array of objects" in declared["detail"]
-
-
-def test_a_record_that_fails_online_has_its_place_and_its_error(api: Api) -> None:
-    rows = [ROW, {**ROW, "petal width (cm)": None}, {**ROW, "petal width (cm)": "wide"}, ROW]
-    answer = ok(api.http.post("/v1/models/iris/predict", json=rows))
-    assert [record["prediction"] for record in answer["prediction"]] == ["setosa", None, None, "setosa"]
-    assert [(error["record"], error["column"], error["code"]) for error in answer["errors"]] == [
-        (1, "petal width (cm)", "missing-value"),
-        (2, "petal width (cm)", "wrong-type"),
-    ]
-    assert "'wide'" in answer["errors"][1]["message"]
-
-
-def test_online_options_are_those_of_a_job(api: Api) -> None:
-    answer = ok(api.http.post("/v1/models/iris/predict?top_k=1", json=[ROW]))
-    assert answer["prediction"][0]["label_1"] == "setosa"
-    problem(api.http.post("/v1/models/iris/predict?top_k=9", json=[ROW]), 422, "invalid-options")
-    body = CSV.replace(b",", b"\t")
-    ok(api.http.post("/v1/models/iris/predict?delimiter=tab", content=body))
-
-
-def test_an_online_request_has_a_limit_of_records_and_of_bytes(tmp_path: Path) -> None:
-    with running(tmp_path, worker=False, chunk_records=10, online_bytes=1000) as api:
-        ok(api.http.put("/v1/models/double", content=numbered(13)), 201)
-        rows = [{"x": number} for number in range(11)]
-        assert len(ok(api.http.post("/v1/models/double/predict", json=rows[:10]))["prediction"]) == 10
-        for verb in ("predict", "validate"):
-            url = f"/v1/models/double/{verb}"
-            assert "10 records" in problem(api.http.post(url, json=rows), 413, "payload-too-large")["detail"]
-            long = b"x\n" + b"1.000000\n" * 200
-            problem(api.http.post(url, content=long), 413, "payload-too-large")
-            problem(api.http.post(url, content=gzip.compress(long)), 413, "payload-too-large")
-
-
-@pytest.mark.parametrize("verb", ["predict", "validate"])
-@pytest.mark.parametrize(
-    ("body", "status", "code"),
-    [
-        (b"", 422, "invalid-input"),
-        (b"a,b\n1,2\n", 422, "schema-mismatch"),
-        (b'[{"a": ', 422, "invalid-input"),
-        (b"{]", 422, "invalid-input"),
-        (b"\x89PNG\r\n\x1a\n" + bytes(20), 415, "unsupported-media-type"),
-        (b"PAR1" + bytes(100), 422, "invalid-input"),
-    ],
-)
-def test_an_online_body_that_can_not_be_read_is_a_problem(
-    api: Api, verb: str, body: bytes, status: int, code: str
-) -> None:
-    with api.unchanged():
-        problem(api.http.post(f"/v1/models/iris/{verb}", content=body), status, code)
-
-
-@pytest.mark.parametrize("verb", ["predict", "validate"])
-def test_an_unknown_model_is_not_asked(api: Api, verb: str) -> None:
-    problem(api.http.post(f"/v1/models/rose/{verb}", json=[ROW]), 404, "model-not-found")
-
-
-def test_a_sample_is_validated_without_a_job(api: Api) -> None:
-    with api.unchanged():
-        good = ok(api.http.post("/v1/models/iris/validate", content=CSV))
-        assert (good["valid"], good["errors"], good["model"]["name"]) == (True, [], "iris")
-        bad = ok(api.http.post("/v1/models/iris/validate", content=CSV + b"5.1,3.5,,wide\n"))
-        assert bad["valid"] is False
-        assert {(error["record"], error["column"]) for error in bad["errors"]} == {
-            (1, "petal length (cm)"),
-            (1, "petal width (cm)"),
-        }
-
-
-def test_an_online_request_without_records_has_an_empty_answer(api: Api) -> None:
-    header = CSV[: CSV.index(b"\n") + 1]
-    assert ok(api.http.post("/v1/models/iris/predict", content=header))["prediction"] == []
-    for nothing in (b"[]", b'{"data": []}'):
-        body = problem(api.http.post("/v1/models/iris/predict", content=nothing), 422, "invalid-input")
-        assert "no records" in body["detail"]

@@ -64,18 +64,27 @@ def kill_next_process(known: set[int]) -> int:
     raise AssertionError("no process was started")
 
 
-def test_a_good_input_is_not_refused_because_somebody_killed_the_process_that_checked_it(
-    tmp_path: Path, iris_onnx: Path
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("POST", "/v1/predict?model=iris", 202),
+        ("POST", "/v1/models/iris/predict", 200),
+        ("PUT", "/v1/models/next", 201),
+    ],
+)
+def test_a_good_request_is_not_refused_because_somebody_killed_the_process_that_did_it(
+    tmp_path: Path, iris_onnx: Path, method: str, path: str, status: int
 ) -> None:
+    body = iris_onnx.read_bytes() + b"\xa2\x06\x00" if method == "PUT" else CSV  # with a field that onnx does not know
     others = set(multiprocessing.active_children())
     with running(tmp_path, worker=False) as api, ThreadPoolExecutor() as pool:
         api.register("iris", iris_onnx)
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # the next check starts one anew
+            process.kill()  # the next call starts one anew
             os.waitid(os.P_PID, process.pid or 0, os.WEXITED | os.WNOWAIT)
         known = {process.pid or 0 for process in multiprocessing.active_children()}
         killed = pool.submit(kill_next_process, known)
-        ok(api.http.post("/v1/predict", content=CSV, params={"model": "iris"}), 202)
+        ok(api.http.request(method, path, content=body), status)
         assert killed.result() not in known
 
 
@@ -178,6 +187,7 @@ def test_options_come_by_query_and_by_body_and_the_body_wins(idle_api: Api) -> N
         "on_row_error": "continue",
         "max_errors": None,
         "top_k": None,
+        "inputs": None,
         "priority": 3,
         "run_after": None,
     }

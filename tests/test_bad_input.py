@@ -267,7 +267,7 @@ def test_a_quotation_mark_that_never_closes_takes_the_rest_as_one_record(api: Ap
         ('[{"text": "a"}, ', "JSON"),
         ('[{"text": "a"}', "JSON"),
         ("[1, 2]", "object"),
-        ('{"data": 5}', ""),
+        ('{"data": 5', "malformed JSON"),
     ],
 )
 def test_malformed_json_is_refused_with_the_place(api: Api, text: str, said: str) -> None:

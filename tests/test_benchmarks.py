@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
+from starlette.testclient import TestClient
 
-from benchmarks import chart, data, paths, processes, report
+from benchmarks import bare, chart, data, paths, processes, report
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import Gap, Measurement, Results
@@ -109,6 +110,7 @@ def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:
             Measurement("CSV -> LR -> CSV, 1 million rows: speed / MLServer", 1e6, 4e4, "rows/s"),
             Gap("CSV -> LR -> CSV, 1 million rows: speed / Ray Data", "it does not install: no such wheel"),
             Gap(lost, "broken off", ours=True),
+            Measurement("online, 1 row, 1 client: median / 1.5 ms", 0.0123, 1.5, "ms"),
         ]
     )
     second.add([Measurement(lost, 6.0, 4.0, "s", 480 * MIB, 300 * MIB, 2, 2)])
@@ -126,6 +128,9 @@ def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:
     assert "| MLServer | 25 | 40,000 |" in page
     assert "- CSV -> LR -> CSV, 1 million rows: speed / Ray Data: it does not install: no such wheel" in page
     assert "broken off" not in page
+    online = "| online, 1 row, 1 client: median / 1.5 ms | 0.0123 ms | 1.5 ms | 0.0082 | at most 1 | yes |"
+    assert online in page.partition("## Online predictions")[2].partition("\n## ")[0]
+    assert page.count(online) == 1
     assert report.NOTES.read_text().strip() in page.partition("## What is missed, and why")[2].partition("\n## ")[0]
     drawn = ElementTree.parse(tmp_path / "benchmarks.svg").getroot()  # noqa: S314
     assert {"limit", "batchserve", "MLServer (HTTP)"} <= {text.text for text in drawn.iter(f"{SVG}text")}
@@ -234,6 +239,17 @@ def read(path: Path) -> pl.DataFrame:
     if path.suffix == ".parquet":
         return pl.read_parquet(path)
     return pl.read_csv(path) if path.suffix == ".csv" else pl.read_ndjson(path)
+
+
+def test_the_floor_of_online_predictions_answers_as_the_model_does(
+    iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(bare.MODEL, str(iris_onnx))
+    with TestClient(bare.app) as client:
+        answer = client.post("/predict", json=[{"a": 5.1, "b": 3.5, "c": 1.4, "d": 0.2}]).json()
+    (record,) = answer["prediction"]
+    assert (record["a"], record["prediction"]) == (5.1, "setosa")
+    assert sum(record["probabilities"]) == pytest.approx(1)
 
 
 def test_a_chart_has_a_bar_for_every_figure() -> None:

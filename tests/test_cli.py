@@ -240,6 +240,33 @@ def test_predict_saves_the_result_beside_the_input(run: Run, tmp_path: Path, iri
 
 
 @pytest.mark.usefixtures("iris_model")
+def test_predict_queues_all_that_was_uploaded_and_tells_what_it_refused(run: Run, server: str, iris_csv: Path) -> None:
+    with Client(server) as client:
+        for job in list(client.jobs.list(state="uploaded")):
+            job.delete()
+        ids = [client.upload(iris_csv).id for _ in range(2)]
+        done = run("predict", "--all-uploaded", "--model", "iris", "--wait", "--top-k", "1")
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.split() == ids
+        assert "2 jobs completed, 0 did not" in done.stderr
+        assert {client.jobs.get(job_id).state for job_id in ids} == {"completed"}
+        wrong = client.upload(b"a,b\n1,2\n").id
+    told = run("predict", "--all-uploaded", "--model", "iris", "--json")
+    assert told.returncode == 1
+    assert json.loads(told.stdout)["refused"][0]["id"] == wrong
+    assert f"Job {wrong} stays uploaded: " in told.stderr
+    assert "'petal width (cm)'" in told.stderr
+    assert run("predict", "new.csv", "--all-uploaded", "--model", "iris").returncode == 2
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_values_of_all_records_are_a_json_object(run: Run, iris_csv: Path) -> None:
+    refused = run("predict", iris_csv, "--model", "iris", "--inputs", '{"limit": 1}')
+    assert refused.returncode == 1
+    assert "'limit' is no input of the model" in refused.stderr
+
+
+@pytest.mark.usefixtures("iris_model")
 def test_predict_works_in_a_pipe(run: Run, iris_csv: Path) -> None:
     done = run("predict", "-", "--model", "iris@1", "--format", "jsonl", input=iris_csv.read_text())
     assert done.returncode == 0, done.stderr
@@ -255,6 +282,33 @@ def test_the_suffix_of_the_output_chooses_its_format(run: Run, tmp_path: Path, i
     assert job["state"] == "completed"
     assert job["options"]["format"] == "parquet"
     assert pl.read_parquet(tmp_path / "out.parquet").width > 4
+
+
+def test_predict_takes_a_folder_of_images_or_several_of_them(
+    run: Run, tmp_path: Path, server: str, reviews_onnx: bytes
+) -> None:
+    """By a model that reads their names."""
+    with Client(server) as client:
+        client.models.add(reviews_onnx, name="reviews")
+    for name in ("photos/b/2.png", "photos/1.jpg", "photos/notes.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x89PNG\r\n\x1a\n")
+    options = ("--model", "reviews", "--columns", "file", "--passthrough", "file")
+    for files, saved, keys in (
+        (["photos/"], "photos.predictions.jsonl", ["1.jpg", "b/2.png"]),
+        (["photos/b/2.png", "photos/1.jpg"], "photos/b/2.predictions.jsonl", ["b/2.png", "1.jpg"]),
+    ):
+        done = run("predict", *files, *options)
+        assert done.returncode == 0, done.stderr
+        assert "2 rows, 2 ok, 0 failed" in done.stderr
+        assert pl.read_ndjson(tmp_path / saved)["file"].to_list() == keys
+    refused = run("predict", "photos/1.jpg", "photos/notes.txt", *options)
+    assert refused.returncode == 1
+    assert "'photos/notes.txt' is none by its name" in refused.stderr
+    for files in (["photos/1.jpg", "photos/3.jpg"], ["photos/1.jpg", "photos"]):
+        missing = run("predict", *files, *options)
+        assert missing.returncode == 2
+        assert f"there is no file '{files[1]}'" in missing.stderr
 
 
 @pytest.mark.usefixtures("iris_model")

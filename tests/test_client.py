@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import time
+import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
 from email.utils import formatdate
 from pathlib import Path
@@ -27,11 +28,12 @@ from batchserve.client import (
     WaitTimeout,
 )
 from batchserve.client.data import body_of, format_of, polars_of
-from batchserve.client.transport import BLOCK, pause_before, seconds_to_wait
+from batchserve.client.transport import BLOCK, Body, pause_before, seconds_to_wait
 from batchserve.errors import (
     BatchserveError,
     DigestMismatch,
     IdempotencyInProgress,
+    InvalidInput,
     JobNotFound,
     ModelNotFound,
     SchemaMismatch,
@@ -296,6 +298,57 @@ def test_records_travel_as_json() -> None:
     assert json.loads(b"".join(body.blocks())) == [{"a": 1}, {"a": None}]
 
 
+def images_in(folder: Path) -> dict[str, bytes]:
+    """Files of images, and others beside them."""
+    files = {"b.PNG": b"1", "a/c.jpg": b"22", "a/b/a.webp": b"", ".hidden.png": b"3", "a/notes.txt": b"4"}
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return {name: files[name] for name in ("a/b/a.webp", "a/c.jpg", "b.PNG")}
+
+
+def members_of(body: Body) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(b"".join(body.blocks()))) as archive:
+        return [(name, archive.read(name)) for name in archive.namelist()]
+
+
+def test_a_folder_travels_as_a_zip_of_its_images_in_order(tmp_path: Path) -> None:
+    images = images_in(tmp_path / "photos")
+    body = body_of(tmp_path / "photos")
+    assert (body.media_type, body.filename) == ("application/zip", "photos.zip")
+    assert members_of(body) == members_of(body) == list(images.items())
+    assert b"".join(body.blocks()) == b"".join(body_of(str(tmp_path / "photos")).blocks())
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(
+        InvalidInput, match=r"there are no images in .*/empty': expected files named \*\.jpg, \*\.jpeg, "
+    ):
+        body_of(tmp_path / "empty")
+
+
+def test_several_images_travel_as_a_zip_by_their_paths_below_their_common_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images_in(tmp_path / "photos")
+    monkeypatch.chdir(tmp_path)
+    body = body_of(["photos/b.PNG", Path("photos/a/../a/c.jpg")])
+    assert (body.media_type, body.filename) == ("application/zip", None)
+    assert members_of(body) == [("b.PNG", b"1"), ("a/c.jpg", b"22")]
+    assert members_of(body_of(["photos/a/c.jpg"])) == [("c.jpg", b"22")]
+    with pytest.raises(InvalidInput, match=r"'photos/a/notes\.txt' is none by its name"):
+        body_of(["photos/b.PNG", "photos/a/notes.txt"])
+    with pytest.raises(InvalidInput, match=r"photos/b\.PNG' stands there twice"):
+        body_of(["photos/b.PNG", "photos/a/c.jpg", tmp_path / "photos" / "b.PNG"])
+
+
+def test_a_large_folder_travels_in_blocks(tmp_path: Path) -> None:
+    content = bytes(range(256)) * (BLOCK // 512)
+    for number in range(5):
+        (tmp_path / f"{number}.jpg").write_bytes(content)
+    sizes = [len(block) for block in body_of(tmp_path).blocks()]
+    assert len(sizes) == 3
+    assert max(sizes) < 2 * BLOCK
+
+
 def test_what_cannot_be_sent_is_named() -> None:
     with pytest.raises(TypeError, match="cannot send a int: expected a path"):
         body_of(7)  # type: ignore[arg-type]
@@ -310,6 +363,8 @@ def test_what_cannot_be_sent_is_named() -> None:
         ("a.FEATHER", "arrow"),
         ("a.parquet", "parquet"),
         ("a", None),
+        ("a.zip", None),
+        ("a.jpg", None),
     ],
 )
 def test_a_file_name_tells_its_format(name: str, format: str | None) -> None:
@@ -472,6 +527,24 @@ def test_arrays_come_back_as_the_arrays_of_the_model(client: Client, iris: pd.Da
     assert any(array.shape == (150, 3) for array in out.values())
 
 
+def test_uploads_are_collected_and_queued_together(client: Client, iris_csv: Path) -> None:
+    for job in list(client.jobs.list(state="uploaded")):
+        job.delete()
+    ids = [client.upload(iris_csv).id for _ in range(2)]
+    refused = client.upload(b"a,b\n1,2\n")
+    queued = client.predict_uploaded("iris", format="jsonl", top_k=1, reuse=False)
+    assert ([job.id for job in queued.jobs], queued.completed) == (ids, 0)
+    assert [(one["id"], one["problem"]["code"]) for one in queued.refused] == [(refused.id, "schema-mismatch")]
+    assert [job.wait(30).rows["ok"] for job in queued.jobs] == [150, 150]
+    assert queued.jobs[0].result().read() == queued.jobs[1].result().read()
+
+    async def again() -> int:
+        async with AsyncClient(client.url) as twin:
+            return len((await twin.predict_uploaded("iris")).jobs)
+
+    assert asyncio.run(again()) == 0
+
+
 def test_records_come_back_as_records(client: Client, iris: pd.DataFrame) -> None:
     records = pl.from_pandas(iris.head(3)).to_dicts()
     out = client.predict(records, model="iris")
@@ -485,6 +558,20 @@ def test_a_path_comes_back_as_the_path_of_the_saved_result(client: Client, iris_
     elsewhere = client.predict(str(path), model="iris", output=tmp_path / "out.parquet")
     assert beside == tmp_path / "night.predictions.csv"
     assert pl.read_csv(beside)["prediction"].to_list() == pl.read_parquet(elsewhere)["prediction"].to_list()
+
+
+def test_images_come_back_as_the_path_of_the_saved_result(client: Client, reviews_onnx: bytes, tmp_path: Path) -> None:
+    """By a model that reads their names: what a zip is can be seen without one that reads images."""
+    images = images_in(tmp_path / "photos")
+    client.models.add(reviews_onnx, name="reviews")
+    columns = {"text": "file"}
+    saved = client.predict(tmp_path / "photos", "reviews", columns=columns, passthrough=["file"])
+    assert saved == tmp_path / "photos.predictions.jsonl"
+    assert pl.read_ndjson(saved)["file"].to_list() == list(images)
+    paths = [tmp_path / "photos" / name for name in images]
+    saved = client.predict(paths, "reviews", columns=columns, passthrough=["file"])
+    assert saved == tmp_path / "photos" / "a" / "b" / "a.predictions.jsonl"
+    assert pl.read_ndjson(saved)["file"].to_list() == list(images)
 
 
 def test_rows_that_cannot_be_scored_are_warned_of_and_listed(client: Client, iris: pd.DataFrame) -> None:
@@ -559,6 +646,13 @@ def test_online_predictions_equal_those_of_a_job(client: Client, iris: pd.DataFr
     expected = list(job.result().iter_rows())[:5]
     assert [row["prediction"] for row in online] == [row["prediction"] for row in expected]
     assert client.models.validate("iris", pl.from_pandas(iris))["valid"] is True
+
+
+def test_online_predictions_take_arrays_and_options(client: Client, iris: pd.DataFrame) -> None:
+    online = client.models.predict("iris", iris.head(3).to_numpy().tolist(), top_k=1)
+    assert [row["label_1"] for row in online] == ["setosa"] * 3
+    renamed = iris.rename(columns={"petal width (cm)": "width"})
+    assert client.models.validate("iris", renamed, columns={"petal width (cm)": "width"})["valid"] is True
 
 
 def test_a_wrong_column_is_refused_at_once_and_named(client: Client) -> None:

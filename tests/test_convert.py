@@ -464,7 +464,7 @@ def test_large_numbers_are_compared_relatively_and_small_ones_absolutely() -> No
 
 def test_a_report_reads_as_sentences() -> None:
     report = convert(LogisticRegression(max_iter=500).fit(X, Y), X).report
-    assert str(report).startswith("The graph agrees with the estimator: 0 label flips in 150 records.\nprobabilities")
+    assert str(report).startswith("The graph agrees with the original: 0 label flips in 150 records.\nprobabilities")
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

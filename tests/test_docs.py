@@ -20,7 +20,7 @@ from batchserve.settings import Settings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(DOCS.glob("*.md")), *sorted(ROOT.glob("examples/**/README.md"))]
 SHELLS = ("bash", "console")
 
 
@@ -136,18 +136,21 @@ def test_every_format_is_documented_with_its_media_type_and_suffix() -> None:
 
 def test_every_code_of_a_row_error_is_documented_and_no_other() -> None:
     documented = {code(row[0])[0] for row in rows(section(text_of("docs/formats.md"), "## Row errors"))}
-    sources = [ROOT / "batchserve" / "scoring.py", *(ROOT / "batchserve").glob("formats/*.py")]
-    sources.append(ROOT / "batchserve" / "inference" / "inputs.py")
+    package = ROOT / "batchserve"
+    sources = [package / "scoring.py", *package.glob("formats/*.py"), *package.glob("inference/*.py")]
     raised = {kind for source in sources for kind in _row_error_codes(source.read_text(encoding="utf-8"))}
     # A failure of the model at one record has the code of the exception.
     assert documented == raised | {errors.ScoringFailed.code}
 
 
 def _row_error_codes(source: str) -> Iterator[str]:
-    """Constant codes that `RowError(record, code, ...)` is made with, and those that a reader hands on in a pair."""
+    """Constant codes that `RowError(record, code, ...)` is made with, and those that are handed on before, in a pair or
+    in an exception of the module."""
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.Call(func=ast.Name("RowError"), args=[_, ast.Constant(str(found)), *_]):
+                yield found
+            case ast.Call(func=ast.Name("_Fault" | "_Unfit"), args=[ast.Constant(str(found)), _]):
                 yield found
             case ast.Return(value=ast.Tuple([ast.Constant(None), ast.Tuple([ast.Constant(str(found)), _])])):
                 yield found
@@ -190,7 +193,7 @@ def anchors(page: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
     links = re.findall(r"\]\(([^)\s]+)\)", without_fences(page.read_text(encoding="utf-8")))
     for link in links:
@@ -213,7 +216,7 @@ def test_every_test_that_a_promise_names_exists() -> None:
     assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_examples_are_well_formed(page: Path) -> None:
     """Their output was pasted from a run; here only what a shell or Python would refuse is found."""
     for language, content in fences(page.read_text(encoding="utf-8")):

@@ -284,7 +284,8 @@ def score_as_the_server(graph: bytes, table: pl.DataFrame) -> pl.DataFrame:
     inputs, failed, errors = build_inputs(signature, binding, table, 0)
     assert not failed.any()
     assert not errors
-    outputs = open_session(admitted.model, signature.threads).run(inputs)
+    arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}
+    outputs = open_session(admitted.model, signature.threads).run(arrays)
     check_count(outputs, len(table))
     return to_columns(signature, outputs)
 

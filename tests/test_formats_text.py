@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
-from batchserve.errors import InvalidInput, InvalidOptions, UnsupportedMedia
+from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch, UnsupportedMedia
 from batchserve.formats import FORMATS, Part, by_media_type, get_format, sniff
 from batchserve.formats.schema import cast_column
 from batchserve.storage import Piece
@@ -458,6 +458,48 @@ def test_the_array_may_be_the_data_of_an_object_with_scalars() -> None:
     assert read("json", data, {"a": "int8"}) == ([(1,), (2,)], [])
 
 
+@pytest.mark.parametrize("before", [b"", b"\xef\xbb\xbf \n"])
+@pytest.mark.parametrize("data", [b'{"a":1,"b":[2]}', b'{\n"a": 1,\r\n"b": [ 2 ]\n}\n', b'{"a":1,"b":[2],"data":5}'])
+def test_an_object_alone_is_one_record(before: bytes, data: bytes) -> None:
+    rows, errors = read("json", before + data, {"a": "int8"})
+    assert ([row[:2] for row in rows], errors) == ([(1, "[2]")], [])
+    assert rows == read("json", before + b"[" + data + b"]", {"a": "int8"})[0]
+
+
+NAMED = Dialect(columns=("a", "b"))
+ARRAYS = b'[[1, "x"], [2.5, null],\n[3], {"b": "y", "a": 4}, [5, "z", 6], "w"]'
+
+
+@pytest.mark.parametrize("records", [1, 2, 100])
+def test_records_that_are_arrays_take_the_names_of_the_dialect(records: int) -> None:
+    rows, errors = read("json", ARRAYS, {"a": "float32"}, ChunkLimits(records=records), NAMED)
+    assert rows == [(1.0, "x"), (2.5, None), (None, None), (4.0, "y"), (None, None), (None, None)]
+    assert places(errors) == [(2, "wrong-length", None), (4, "wrong-length", None), (5, "not-an-object", None)]
+    assert errors[0].message == "expected 2 values, got 1: there is none for 'b'"
+
+
+def test_many_arrays_are_read_as_objects_are() -> None:
+    values = [[number / 8, f"t{number}"] for number in range(5000)]
+    arrays, objects = orjson.dumps(values), orjson.dumps([{"a": a, "b": b} for a, b in values])
+    types: Types = {"a": "float32"}
+    assert read("json", arrays, types, ChunkLimits(records=3000), NAMED) == read("json", objects, types)
+
+
+def test_arrays_that_nobody_names_are_counted() -> None:
+    header = get_format("json").header(io.BytesIO(b"[[1,2],[3,4]]"), COMMA)
+    assert list(header.columns) == ["column_1", "column_2"]
+    assert read("json", b'{"data":[[1,"x"],[2]]}', {}) == (
+        [(1, "x"), (None, None)],
+        [RowError(1, "wrong-length", "expected 2 values, got 1: there is none for 'column_2'")],
+    )
+
+
+def test_arrays_of_another_length_than_named_are_refused_with_both_counts() -> None:
+    with pytest.raises(SchemaMismatch, match="record 0: expected 2 values, got 3") as caught:
+        get_format("json").header(io.BytesIO(b"[[1,2,3],{},[4]]"), NAMED)
+    assert [(error["row"], error["expected"], error["got"]) for error in caught.value.errors] == [(0, 2, 3), (2, 2, 1)]
+
+
 @pytest.mark.parametrize("data", [b"[]", b" [ \n ] ", b'{"data":[]}'])
 def test_an_empty_array_is_one_chunk_without_records(data: bytes) -> None:
     source = io.BytesIO(data)
@@ -478,8 +520,7 @@ def test_an_empty_array_is_one_chunk_without_records(data: bytes) -> None:
         (b'{"data":[{"a":1}]', "malformed JSON after the array, which ends at byte 16"),
         (b'{"data":[{"a":1}],"x":[1]}', "only numbers and texts may follow"),
         (b'{"x":{},"data":[{"a":1}]}', 'byte 5: expected an array of objects, alone or under the key "data"'),
-        (b'{"a":1}', 'expected an array of objects, alone or under the key "data"'),
-        (b'{"data":5}', "expected an array of objects"),
+        (b'{"a":1} {"a":2}', "or one object"),
         (b'{"a" 1}', "malformed JSON at byte 5"),
         (b"5", "malformed JSON at byte 0"),
     ],
@@ -488,6 +529,23 @@ def test_a_malformed_document_is_refused_by_byte_and_record(data: bytes, message
     with pytest.raises(InvalidInput) as caught:
         list(get_format("json").plan(io.BytesIO(data), COMMA, None, ChunkLimits()))
     assert message in caught.value.detail
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    numbers=st.lists(st.floats(width=32) | st.none(), min_size=1, max_size=4),
+    wide=st.floats(), whole=st.integers(-(2**63), 2**63 - 1), text=st.text(), name=st.text(),
+)  # fmt: skip
+def test_a_few_records_are_written_as_many_are(
+    numbers: list[float | None], wide: float, whole: int, text: str, name: str
+) -> None:
+    """Others write them: orjson a few, polars many."""
+    few = pl.DataFrame({
+        f"a{name}": pl.Series(numbers, dtype=pl.Float32()), "f": [wide] * len(numbers), "i": [whole] * len(numbers),
+        "t": [text] * len(numbers), "b": [True, None, False, None][: len(numbers)],
+    })  # fmt: skip
+    many = pl.concat([few] * 120)
+    assert get_format("jsonl").write(few, COMMA) * 120 == get_format("jsonl").write(many, COMMA)
 
 
 @pytest.mark.parametrize("name", ["jsonl", "json"])
@@ -530,6 +588,18 @@ def zip_bytes(member: str) -> bytes:
         (b"\xff\xff\xff\xff\x10\x00", "*/*", None, "arrows"),
         (b"\x93NUMPY\x01\x00", None, None, "npy"),
         (zip_bytes("x.npy"), None, None, "npz"),
+        (zip_bytes("x.npy"), "application/zip", "a.zip", "npz"),
+        (zip_bytes("x.jpg"), None, None, "zip"),
+        (zip_bytes("photos/"), "application/x-zip-compressed", None, "zip"),
+        (zip_bytes("notes.txt"), "application/zip", "a.npz", "zip"),
+        (b"PK\x05\x06" + bytes(18), None, None, "zip"),
+        (b"PK\x05\x06" + bytes(18), "application/x-npz", None, "npz"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", None, None, "jpeg"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF", "image/jpg", "a.png", "jpeg"),
+        (b"\x89PNG\r\n\x1a\n\x00", "image/png", None, "png"),
+        (b"RIFF\x10\x00\x00\x00WEBPVP8 ", "image/webp", None, "webp"),
+        (b"GIF89a\x01\x00", "image/gif", None, "gif"),
+        (b"a,b,ftype\n1,2,3\n", None, None, "csv"),
         (b"", None, None, "csv"),
         (b"", None, "a.ndjson", "jsonl"),
         (b"", "application/json; charset=utf-8", None, "json"),
@@ -539,10 +609,13 @@ def zip_bytes(member: str) -> bytes:
         (b'{"a":1}\n{"a":2}\n', None, "a.csv", "jsonl"),
         (b'{"a":1,"t":"cut off he', None, None, "jsonl"),
         (b'{"data":[1,2]}\n', None, None, "jsonl"),
+        (b'{"data":[[1,2]]}\n{"data":[[3,4]]}\n', None, None, "jsonl"),
+        (b'{"data":[[1,2],[3,4]]}\n', None, None, "json"),
         (b'{"data":[{"a":1}]}', None, None, "json"),
         (b'{"model": "m", "data": [{"a": 1}, {"a', "text/plain", None, "json"),
         (b'\xef\xbb\xbf{\n  "data": [\n', None, None, "json"),
         (b'\n [{"a":1}]', None, None, "json"),
+        (b"[[1,2],", None, None, "json"),
     ],
 )
 def test_the_bytes_tell_the_format(prefix: bytes, content_type: str | None, filename: str | None, name: str) -> None:
@@ -559,9 +632,18 @@ def test_the_bytes_tell_the_format(prefix: bytes, content_type: str | None, file
         (b'{"a":1}\n', "text/csv", "look like jsonl, but they were declared as text/csv"),
         (b"a,b\n", "application/json", "look like csv, but they were declared as application/json"),
         (b"\x80\x04\x95\x10", "application/octet-stream", "look like a Python pickle"),
-        (b"\x89PNG\r\n\x1a\n", None, "look like a PNG image"),
+        (b"\x89PNG\r\n\x1a\n", "image/jpeg", "look like png, but they were declared as image/jpeg"),
+        (b"\xff\xd8\xff\xe0", "text/csv", "look like jpeg, but they were declared as text/csv"),
+        (b"a,b\n1,2\n", "image/png", "look like csv, but they were declared as image/png"),
+        (b"BM\x8a\x00\x00\x00", None, "look like a BMP image"),
+        (b"II*\x00\x08\x00", "image/tiff", "the media type image/tiff is not supported"),
+        (b"II*\x00\x08\x00", None, "look like a TIFF image"),
+        (b"RIFF\x10\x00\x00\x00WAVEfmt ", None, "look like a RIFF file that is no WebP image"),
+        (b"\x00\x00\x00\x1cftypavif", None, "look like a HEIC or AVIF image"),
+        (zip_bytes("x.jpg"), "application/x-npz", "look like zip, but they were declared as application/x-npz"),
+        (zip_bytes("x.jpg"), "image/jpeg", "look like zip, but they were declared as image/jpeg"),
         (b"\x1f\x8b\x08", "text/csv", "look like gzip data (send it with the header Content-Encoding: gzip), but"),
-        (zip_bytes("[Content_Types].xml"), None, "a zip archive that is no npz"),
+        (zip_bytes("[Content_Types].xml"), "application/zip", "look like an Excel, Word or PowerPoint document"),
         ("a,b\n".encode("utf-16"), "text/csv", "look like UTF-16 text (save it as UTF-8)"),
         (b"a,\x00b", "text/csv", "binary data with NUL bytes"),
         (b"<x/>", "application/xml", "the media type application/xml is not supported"),
@@ -591,6 +673,7 @@ def test_formats_are_found_by_name_and_media_type() -> None:
     assert {by_media_type(format.media_type) for format in FORMATS.values()} == set(FORMATS.values())
     assert by_media_type("Text/CSV; charset=utf-8") is FORMATS["csv"]
     assert by_media_type("application/jsonl") is FORMATS["jsonl"]
-    assert by_media_type("image/png") is None
+    assert by_media_type("image/jpg") is FORMATS["jpeg"]
+    assert by_media_type("image/tiff") is None
     with pytest.raises(InvalidOptions, match="there is no format 'xlsx'; expected one of csv, jsonl, json, parquet"):
         get_format("xlsx")

@@ -147,6 +147,14 @@ def shrunken(data: bytes, claim: int) -> bytes:
     return bytes(changed)
 
 
+def overlapping(data: bytes, times: int) -> bytes:
+    """An archive of members that are all the same bytes."""
+    one = archive(("0000.png", data))
+    start, end = one.index(b"PK\1\2"), one.index(b"PK\5\6")
+    entries = b"".join(one[start:end].replace(b"0000", b"%04d" % i) for i in range(times))
+    return one[:start] + entries + struct.pack("<4s4H2IH", b"PK\5\6", 0, 0, times, times, len(entries), start, 0)
+
+
 FLOWERS = npy(np.full((3, 4), 1.0, np.float32))
 REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "an archive that leads out of its folder": (lambda: archive(("../x.npy", FLOWERS)), 422, "unsafe name"),
@@ -159,6 +167,15 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
         lambda: shrunken(archive(("input.npy", npy(np.zeros((100_000, 4), np.float32)))), 500), 422, ""),
     "an archive whose member is shorter than it says": (
         lambda: shrunken(archive(("input.npy", FLOWERS)), 2**31), 422, ""),
+    "an archive of images that leads out of its folder": (
+        lambda: archive(("good.png", b""), ("a/../../x.png", b"")), 422, "unsafe name: 'a/../../x.png'"),
+    "an archive of an image that unpacks 1000 to 1": (
+        lambda: archive(("good.png", b""), ("x.png", bytes(100_000_000))), 422, "the member 'x.png' unpacks"),
+    "an archive of 100 images of one million zeros that are all the same bytes": (
+        lambda: overlapping(bytes(2**20), 100), 422, "the archive unpacks"),
+    "an archive of images of which two have one name": (
+        lambda: archive(("a.png", b""), ("b.png", b"")).replace(b"b.png", b"a.png"), 422, "two members named 'a.png'"),
+    "an archive of folders": (lambda: archive(("a/", b""), ("a/b/", b"")), 422, "holds no files"),
     "an array that claims terabytes": (lambda: claiming("(1000000000000, 4)"), 422, "cut off"),
     "an array of a negative shape": (lambda: claiming("(-4, 4)"), 422, ""),
     "an array of more elements than any integer": (lambda: claiming("(9223372036854775807, 9999)"), 422, ""),
@@ -292,6 +309,21 @@ def test_a_form_of_many_parts_is_refused(unharmed: Hosts) -> None:
     answer = httpx2.post(f"{unharmed.url}/v1/upload", content=part * 100_000 + b"--b--\r\n", headers=headers)
     assert answer.status_code == 400, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
+
+
+def test_the_files_of_a_large_form_do_not_add_up_in_memory(unharmed: Hosts) -> None:
+    part = b'--b\r\ncontent-disposition: form-data; name="x"; filename="%d.png"\r\n\r\n'
+
+    def body() -> Iterator[bytes]:
+        for number in range(150):
+            yield part % number + bytes(800_000) + b"\r\n"
+        yield b"--b--\r\n"
+
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    answer = httpx2.post(f"{unharmed.url}/v1/upload", content=body(), headers=headers, timeout=60)
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["input"]["bytes"] > 120_000_000
+    assert httpx2.delete(unharmed.url + answer.json()["links"]["self"]).status_code == 204
 
 
 @pytest.mark.parametrize("depth", [100, 500, 1000, 100_000])

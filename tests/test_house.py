@@ -42,7 +42,7 @@ def test_constraints_are_exact_and_name_no_place() -> None:
 
 def test_constraints_meet_every_declared_dependency() -> None:
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in constraints()}
-    outside = {"batchserve", "img2feat", "ray", "torch"}  # installed by choice, too big to be pinned for everyone
+    outside = {"batchserve", "ray"}  # installed by choice, too big to be pinned for everyone
     for requirement in declared_dependencies():
         name = canonicalize_name(requirement.name)
         if name not in outside:
@@ -51,13 +51,23 @@ def test_constraints_meet_every_declared_dependency() -> None:
 
 def test_what_is_installed_is_what_is_pinned() -> None:
     for requirement in constraints():
-        assert requirement.specifier.contains(metadata.version(requirement.name)), requirement
+        installed = list(metadata.distributions(name=requirement.name))
+        assert all(requirement.specifier.contains(distribution.version) for distribution in installed), requirement
+
+
+@pytest.mark.torch  # the environment that has everything
+def test_every_pin_is_of_something_that_is_installed() -> None:
+    assert [
+        requirement.name for requirement in constraints() if not list(metadata.distributions(name=requirement.name))
+    ] == []
 
 
 def test_every_documented_extra_exists() -> None:
     extras = metadata.metadata("batchserve").get_all("Provides-Extra")
     assert extras is not None
-    assert set(extras) == {"sklearn", "trees", "postgres", "s3", "ray", "img2feat", "demo", "dev"}
+    assert set(extras) == {
+        "sklearn", "trees", "postgres", "s3", "ray", "torch", "img2feat", "demo", "dev", "dev-torch",
+    }  # fmt: skip
 
 
 def test_scikit_learn_never_meets_protobuf_7() -> None:

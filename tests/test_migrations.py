@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
-from sqlalchemy import Connection, create_engine, inspect, text
+from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from batchserve import idempotency, jobs
@@ -130,9 +130,17 @@ def test_alembic_goes_back_and_forth_by_its_own_command(tmp_path: Path) -> None:
 def test_an_upgrade_keeps_the_plans_of_jobs_and_gives_all_to_the_default_tenant(tmp_path: Path) -> None:
     """A table that is made anew would take with it what refers to it."""
     environment = {"BATCHSERVE_STORAGE": str(tmp_path), "PATH": ""}
-    for steps in (["upgrade", "head"], ["downgrade", "0001"]):
+
+    def alembic(*steps: str) -> None:
         command = [sys.executable, "-m", "alembic", *steps]
         subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=100)
+
+    alembic("upgrade", "head")
+    database = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
+    with database.write() as connection:
+        idempotency.remember(connection, "about several", "f", None, 202, 1.0, answer="{}")
+    database.close()
+    alembic("downgrade", "0001")
     old = sqlite3.connect(tmp_path / "batchserve.db")
     old.execute(
         "INSERT INTO jobs (id, state, input_key, input_bytes, input_sha256, input_format, input_delimiter, options, "
@@ -171,7 +179,7 @@ def test_a_sqlite_file_is_copied_before_it_is_changed(
     sqlite: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with sqlite.write() as connection:
-        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job', 201, 1.0, 'default')"))
+        connection.execute(text("INSERT INTO idempotency_keys VALUES ('k', 'f', 'job', 201, 1.0, 'default', NULL)"))
     before = migrate.newest_version()
     release_next_version(tmp_path, monkeypatch, 'op.execute("DELETE FROM idempotency_keys")')
     with pytest.raises(SchemaOutdated, match=f"schema {before}, this release needs 9000"):
@@ -282,3 +290,17 @@ def test_a_database_in_a_folder_that_is_not_there_makes_it(tmp_path: Path) -> No
     migrate.upgrade(database)
     assert (tmp_path / "a" / "b" / "batchserve.db").exists()
     database.close()
+
+
+def test_an_equal_job_is_found_by_its_digest_not_among_all_jobs_of_the_tenant(sqlite: Database) -> None:
+    asked: list[tuple[str, tuple[object, ...]]] = []
+    with sqlite.read() as connection:
+
+        @event.listens_for(connection, "before_cursor_execute")
+        def note(_: object, __: object, statement: str, values: tuple[object, ...], *___: object) -> None:
+            asked.append((statement, values))
+
+        jobs.find_equal(connection, "0" * 64)
+        statement, values = asked[-1]
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+    assert "(tenant=? AND request_digest=?)" in plan[0][-1]

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
-from batchserve.formats import FORMATS, Format, Part, Records, get_format
+from batchserve.formats import RESULT_FORMATS, Format, Part, Records, get_format
 from batchserve.storage import Piece
 from batchserve.worker import even_limits
 
@@ -181,8 +181,8 @@ def composed(pieces: list[Piece], objects: dict[str, bytes]) -> bytes:
     return b"".join(p if isinstance(p, bytes) else objects[p.key][p.start : p.stop] for p in pieces)
 
 
-def test_every_format_is_planned_here() -> None:
-    assert set(WRITERS) == set(FORMATS)
+def test_every_format_of_results_is_planned_here() -> None:
+    assert set(WRITERS) == set(RESULT_FORMATS)
 
 
 @pytest.mark.parametrize("name", WRITERS)

@@ -21,7 +21,7 @@ from batchserve.api.cache import AnswerCache
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.domain import Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
-from batchserve.errors import BadRequest, IdempotencyInProgress, Unavailable
+from batchserve.errors import BadRequest, IdempotencyInProgress, ScoringCrashed, Unavailable
 from batchserve.runtime import Runtime
 
 T = TypeVar("T")
@@ -29,6 +29,7 @@ Options = TypeVar("Options", bound=BaseModel)
 MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
 _JOBS_SEEN = 4096
+_MODELS_SEEN = 256
 
 
 @dataclass(slots=True)
@@ -43,6 +44,8 @@ class Service:
     """Tenants and their idempotency keys."""
     jobs_seen: dict[tuple[str, str], None] = field(default_factory=dict)
     """Tenants and the latest jobs that were found to be theirs, and will be as long as they are there."""
+    models_seen: dict[str, tuple[int, ModelVersion]] = field(default_factory=dict)
+    """What references stood for, with the version of the database: true until anything is committed by anybody."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     keyring: Keyring = field(init=False)
     answers: AnswerCache = field(default_factory=AnswerCache)
@@ -68,9 +71,16 @@ class Service:
     async def call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """Calls a function in an interactive scoring process. Ends it when the server stops.
 
-        Raises ScoringTimeout after `seconds` of running, Unavailable when no process was free in time, and what the
-        function raises.
+        A call whose process dies is made once more: maybe somebody killed it, for no fault of what was asked. Raises
+        ScoringCrashed when that dies, too, ScoringTimeout after `seconds` of running, Unavailable when no process was
+        free in time, and what the function raises.
         """
+        try:
+            return await self._call(function, *args, seconds=seconds)
+        except ScoringCrashed:
+            return await self._call(function, *args, seconds=seconds)
+
+    async def _call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
         call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
         try:
             with anyio.move_on_after(seconds + self.runtime.settings.online_wait):
@@ -83,6 +93,12 @@ class Service:
 
     def call_from_thread(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """The same for code that is in a thread already, and may block it."""
+        try:
+            return self._call_from_thread(function, *args, seconds=seconds)
+        except ScoringCrashed:
+            return self._call_from_thread(function, *args, seconds=seconds)
+
+    def _call_from_thread(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
         call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
         try:
             return call.future.result(seconds + self.runtime.settings.online_wait)
@@ -210,8 +226,18 @@ def read_body(service: Service, job_id: str) -> JobBody:
 
 def resolve_model(service: Service, reference: str) -> ModelVersion:
     """Raises ModelNotFound."""
-    with service.runtime.database.read() as connection:
-        return registry.resolve(connection, reference)
+    database = service.runtime.database
+    version = database.version()
+    kept = service.models_seen.get(reference)
+    if kept is not None and kept[0] == version:
+        return kept[1]
+    with database.read() as connection:
+        model = registry.resolve(connection, reference)
+    if version is not None:
+        if len(service.models_seen) >= _MODELS_SEEN:
+            service.models_seen.clear()
+        service.models_seen[reference] = version, model
+    return model
 
 
 def read_job(service: Service, job_id: str) -> Job:
@@ -302,5 +328,7 @@ async def replayed(service: Service, caller: Caller, key: str | None, content: s
     remembered = await run_in_threadpool(recall)
     if remembered is None:
         return None
-    body = read_body(service, remembered.job_id)
-    return job_response(body, remembered.status, {"idempotency-replayed": "true"})
+    headers = {"idempotency-replayed": "true"}
+    if remembered.job_id is None:
+        return Response(remembered.answer, remembered.status, headers, media_type="application/json")
+    return job_response(read_body(service, remembered.job_id), remembered.status, headers)

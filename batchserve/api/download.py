@@ -24,7 +24,7 @@ from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, Service, ServiceDep, finished, read_job, wait_for
 from batchserve.domain import ChunkLimits, Dialect, Job, JobState
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady
-from batchserve.formats import FORMATS, by_media_type, get_format
+from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
 from batchserve.storage import Piece, Span
@@ -47,7 +47,7 @@ FILE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file, with ETag, Repr-Digest and ranges.",
         "content": {
-            **{format.media_type: {} for format in FORMATS.values()},
+            **{format.media_type: {} for format in RESULT_FORMATS.values()},
             "text/csv": {"example": "prediction,probability_setosa,probability_versicolor\nsetosa,0.98,0.02\n"},
             "application/x-ndjson": {"example": '{"prediction":"setosa","probability_setosa":0.98}\n'},
             "application/json": {"example": [{"prediction": "setosa", "probability_setosa": 0.98}]},
@@ -56,6 +56,10 @@ FILE: dict[int | str, dict[str, Any]] = {
     206: {"description": "The range that was asked for."},
     304: {"description": "The client has it already (If-None-Match)."},
     **PROBLEMS,
+}
+INPUT_FILE: dict[int | str, dict[str, Any]] = {
+    **FILE,
+    200: FILE[200] | {"content": {format.media_type: {} for format in FORMATS.values()} | FILE[200]["content"]},
 }
 FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
     200: {
@@ -193,7 +197,7 @@ async def download_errors(
 
 @router.head("/v1/download/{job_id}/input", include_in_schema=False)
 @router.get(
-    "/v1/download/{job_id}/input", response_class=Response, responses=FILE,
+    "/v1/download/{job_id}/input", response_class=Response, responses=INPUT_FILE,
     operation_id="download_input", summary="Download the input",
 )  # fmt: skip
 async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:

@@ -31,6 +31,18 @@ PROBLEM: dict[str, Any] = {
     ],
 }
 
+QUEUED: dict[str, Any] = {
+    "queued": 1,
+    "completed": 0,
+    "refused": [
+        {
+            "id": "01a1f7d8-94b1-7c60-9ab7-51e2a0d2f4c8",
+            "problem": {"code": "schema-mismatch", "detail": PROBLEM["detail"]},
+        }
+    ],
+    "jobs": [_ID],
+}
+
 JOB: dict[str, Any] = {
     "id": _ID,
     "tenant": "default",
@@ -53,6 +65,7 @@ JOB: dict[str, Any] = {
         "on_row_error": "continue",
         "max_errors": None,
         "top_k": None,
+        "inputs": None,
         "priority": 0,
         "run_after": None,
     },

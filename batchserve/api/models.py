@@ -4,16 +4,27 @@ import re
 import time
 from typing import Annotated, Any
 
+import orjson
 import uuid_utils
-from fastapi import APIRouter, Path, Query, Request, Response
+from fastapi import APIRouter, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import holds, registry, scoring
 from batchserve.api.auth import ADMIN
 from batchserve.api.bodies import Body, require_space
-from batchserve.api.deps import PROBLEMS, Service, ServiceDep, resolve_model
-from batchserve.api.schemas import ModelBody, ModelList, OnlineBody, ValidationBody, model_body, model_reference
-from batchserve.api.upload import INPUT_BODY, Delimiter
+from batchserve.api.deps import PROBLEMS, Service, ServiceDep, parsed, resolve_model
+from batchserve.api.forms import form_file
+from batchserve.api.schemas import (
+    ModelBody,
+    ModelList,
+    OnlineBody,
+    OnlineOptions,
+    ValidateOptions,
+    ValidationBody,
+    model_body,
+    query_parameters,
+)
+from batchserve.api.upload import INPUT_BODY
 from batchserve.domain import ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, ModelRefused, ScoringFailed
 from batchserve.formats import sniff
@@ -120,66 +131,75 @@ async def delete_version(name: Name, version: Version, service: ServiceDep) -> R
 
 
 @router.post(
-    "/v1/models/{name}/predict", response_model=OnlineBody, responses=PROBLEMS, openapi_extra=INPUT_BODY,
+    "/v1/models/{name}/predict", response_model=OnlineBody, responses=PROBLEMS,
+    openapi_extra={"parameters": query_parameters(OnlineOptions), **INPUT_BODY},
     operation_id="predict_online", summary="Predict a few records at once",
 )  # fmt: skip
-async def predict_online(
-    name: Reference,
-    request: Request,
-    service: ServiceDep,
-    delimiter: Delimiter = None,
-    top_k: Annotated[int | None, Query(ge=1)] = None,
-    columns: Annotated[str | None, Query(description="For a model without column names: `a,b,c`.")] = None,
-) -> OnlineBody:
-    """The same code as a job, hence the same answers: input fields and outputs of each record, in order."""
-    task = await _online_task(name, request, service, delimiter, top_k, columns)
+async def predict_online(name: Reference, request: Request, service: ServiceDep) -> Response:
+    """The same code as a job, hence the same answers: input fields and outputs of each record, in order.
+
+    A record is an object, or an array with the values in the order of the model's columns; one object alone is one
+    record. Images do not come back."""
+    options = parsed(OnlineOptions, request.query_params)
+    task = await _online_task(name, request, service, options, options.top_k)
     online = await service.call(scoring.predict_online, task, seconds=service.runtime.settings.online_timeout)
-    return OnlineBody(
-        prediction=online.records,
-        errors=[_error(error) for error in online.errors],
-        model=model_reference(task.model),
-        inference_ms=round(online.inference_ms, 3),
-    )
+    body = {
+        "prediction": orjson.Fragment(b"[%b]" % b",".join(online.lines.splitlines())),
+        "errors": [_error(error) for error in online.errors],
+        "model": _reference(task.model),
+        "inference_ms": round(online.inference_ms, 3),
+    }
+    return Response(orjson.dumps(body), media_type="application/json")
 
 
 @router.post(
-    "/v1/models/{name}/validate", response_model=ValidationBody, responses=PROBLEMS, openapi_extra=INPUT_BODY,
+    "/v1/models/{name}/validate", response_model=ValidationBody, responses=PROBLEMS,
+    openapi_extra={"parameters": query_parameters(ValidateOptions), **INPUT_BODY},
     operation_id="validate", summary="Check a sample against the model's signature",
 )  # fmt: skip
-async def validate(
-    name: Reference,
-    request: Request,
-    service: ServiceDep,
-    delimiter: Delimiter = None,
-    columns: Annotated[str | None, Query(description="For a model without column names: `a,b,c`.")] = None,
-) -> ValidationBody:
+async def validate(name: Reference, request: Request, service: ServiceDep) -> Response:
     """No job, nothing stored. `errors` names each record that could not be scored; a sample that does not fit at all
     is a 422, as it would be for predict."""
-    task = await _online_task(name, request, service, delimiter, None, columns)
+    options = parsed(ValidateOptions, request.query_params)
+    task = await _online_task(name, request, service, options)
     errors = await service.call(scoring.validate_online, task, seconds=service.runtime.settings.online_timeout)
-    return ValidationBody(
-        valid=not errors, errors=[_error(error) for error in errors], model=model_reference(task.model)
-    )
+    body = {
+        "valid": not errors,
+        "errors": [_error(error) for error in errors],
+        "model": _reference(task.model),
+    }
+    return Response(orjson.dumps(body), media_type="application/json")
 
 
 async def _online_task(
-    name: str, request: Request, service: Service, delimiter: str | None, top_k: int | None, columns: str | None
+    name: str,
+    request: Request,
+    service: Service,
+    options: ValidateOptions,
+    top_k: int | None = None,
 ) -> scoring.OnlineTask:
     settings = service.runtime.settings
     model = resolve_model(service, name)
-    body = await Body(request, settings, settings.online_bytes).read()
-    if not body:
-        raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow")
-    format, dialect = sniff(body, request.headers.get("content-type"), None, delimiter)
+    body = Body(request, settings, settings.online_bytes)
+    media_type, filename = request.headers.get("content-type"), None
+    if media_type is not None and media_type.startswith("multipart/form-data"):
+        content, media_type, filename = await form_file(media_type, body)
+    else:
+        content = await body.read()
+    if not content:
+        raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
+    format, dialect = sniff(content, media_type, filename, options.delimiter)
+    columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
     return scoring.OnlineTask(
         storage=settings.storage,
-        body=body,
+        body=content,
         format=format.name,
         dialect=dialect,
         model=model,
-        options=Options("jsonl", "all", tuple(columns.split(",")) if columns else None, top_k=top_k),
+        options=Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs),
         records=settings.chunk_records,
         sessions=settings.sessions,
+        image_pixels=settings.image_pixels,
     )
 
 
@@ -236,6 +256,10 @@ def _discard(service: Service, key: str) -> None:
 def _model_response(model: ModelVersion, status: int) -> Response:
     body = model_body(model)
     return Response(body.model_dump_json(), status, {"location": body.links["self"]}, media_type="application/json")
+
+
+def _reference(model: ModelVersion) -> dict[str, Any]:
+    return {"name": model.name, "version": model.version, "digest": model.digest}
 
 
 def _error(error: RowError) -> dict[str, Any]:

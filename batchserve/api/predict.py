@@ -1,13 +1,10 @@
 """POST /v1/predict: a job -> queued; the answer comes back at once."""
 
-import hashlib
 import time
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-import orjson
-from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
-from pydantic import TypeAdapter
+from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
@@ -32,27 +29,29 @@ from batchserve.api.deps import (
     resolve_model,
     wait_for,
 )
-from batchserve.api.schemas import JobBody, PredictOptions
-from batchserve.api.upload import INPUT_BODY, Delimiter, Filename, check_input, keep, received_input
-from batchserve.domain import Caller, Job, JobState, ModelVersion, Options
+from batchserve.api.queueing import Asked, enqueue, input_of
+from batchserve.api.schemas import JobBody, PredictOptions, QueuedBody, query_parameters
+from batchserve.api.upload import (
+    INPUT_BODY,
+    Delimiter,
+    Filename,
+    check_input,
+    keep,
+    received_input,
+)
+from batchserve.api.uploaded import predict_uploaded
+from batchserve.domain import Job, JobState, ModelVersion
 from batchserve.errors import JobConflict
-from batchserve.jobs import NewInput
 
 router = APIRouter(tags=["predict"])
 
 Prefer = Annotated[str | None, Header(description="`wait=10`: answer when the job is finished, or after 10 seconds.")]
-_options = TypeAdapter(Options)
-
-OPTION_PARAMETERS: list[dict[str, Any]] = [
-    {
-        "name": name,
-        "in": "query",
-        "required": False,
-        "schema": {"type": "string"} if name in ("columns", "metadata", "passthrough") else schema,
-        "description": schema.get("description", ""),
-    }
-    for name, schema in PredictOptions.model_json_schema()["properties"].items()
+Uploaded = Annotated[
+    Literal["uploaded"] | None, Query(description="Queue all uploaded jobs instead of an input in the body.")
 ]
+_NOT_OPTIONS = ("delimiter", "filename", "state")
+
+OPTION_PARAMETERS = query_parameters(PredictOptions)
 OPTIONS_BODY = {
     "required": False,
     "description": "The options as JSON; one that stands in the query as well is taken from here.",
@@ -95,25 +94,28 @@ async def predict(
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
         if (answer := await replayed(service, caller, key, content)) is not None:
             return answer
-        new = _input_of(job)
         if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
             model = job.model  # pinned: a version that came or went since does not make this another request
         else:
             model = resolve_model(service, options.model)
-        chosen = _chosen(options, new.format, model)
+        asked = Asked(job.tenant, input_of(job), model, options)
         if job.state is JobState.UPLOADED:
-            await check_input(service, new, model, chosen)
-        asked = _Request(caller, job.tenant, new, model, options, chosen, key, content)
-        await run_in_threadpool(_enqueue_uploaded, service, asked)
+            await check_input(service, asked.input, model, asked.chosen)
+
+        def commit() -> None:
+            with service.runtime.database.write() as connection:
+                _enqueue(connection, asked, _Key(caller.tenant, key, content))
+
+        await run_in_threadpool(commit)
         return await _answer(service, background, job_id, preferred_wait(prefer))
 
     return await once(service, caller, key, work)
 
 
 @router.post(
-    "/v1/predict", status_code=202, response_model=JobBody, operation_id="upload_and_predict",
-    summary="Upload and predict in one call", responses={**FINISHED, **PROBLEMS},
-    openapi_extra={"parameters": OPTION_PARAMETERS, **INPUT_BODY},
+    "/v1/predict", status_code=202, response_model=JobBody | QueuedBody, operation_id="upload_and_predict",
+    summary="Upload and predict in one call, or queue all uploaded inputs", responses={**FINISHED, **PROBLEMS},
+    openapi_extra={"parameters": OPTION_PARAMETERS, "requestBody": INPUT_BODY["requestBody"] | {"required": False}},
 )  # fmt: skip
 async def upload_and_predict(
     request: Request,
@@ -122,13 +124,21 @@ async def upload_and_predict(
     background: BackgroundTasks,
     delimiter: Delimiter = None,
     filename: Filename = None,
+    state: Uploaded = None,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """The body is the input. Nothing is stored unless it fits the model."""
-    query = {name: value for name, value in request.query_params.items() if name not in ("delimiter", "filename")}
-    options = parsed(PredictOptions, query)
+    """The body is the input. Nothing is stored unless it fits the model.
+
+    With `state=uploaded` there is no input: all jobs in that state are queued, but for those that were uploaded for
+    another model. One that does not fit stays uploaded, and the answer tells why.
+    """
+    query = {name: value for name, value in request.query_params.items() if name not in _NOT_OPTIONS}
     key = bare_key(idempotency_key)
+    if state is not None:
+        given = parsed(PredictOptions, {**query, **await json_object(request, service.runtime.settings)})
+        return await once(service, caller, key, lambda: predict_uploaded(service, caller, given, key))
+    options = parsed(PredictOptions, query)
 
     async def work() -> Response:
         model = resolve_model(service, options.model)
@@ -137,102 +147,45 @@ async def upload_and_predict(
             content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
             if (answer := await replayed(service, caller, key, content)) is not None:
                 return answer
-            chosen = _chosen(options, new.format, model)
-            await check_input(service, new, model, chosen)
-            asked = _Request(caller, caller.home, new, model, options, chosen, key, content)
-            await keep(service, received, lambda connection: _enqueue(connection, asked, create=True))
+            asked = Asked(caller.home, new, model, options)
+            await check_input(service, new, model, asked.chosen)
+
+            def insert(connection: Connection) -> None:
+                jobs.create(connection, new, model, time.time(), caller.home)
+                _enqueue(connection, asked, _Key(caller.tenant, key, content))
+
+            await keep(service, received, insert)
         return await _answer(service, background, new.job_id, preferred_wait(prefer))
 
     return await once(service, caller, key, work)
 
 
 @dataclass(frozen=True, slots=True)
-class _Request:
-    """What is asked of a job, with the Idempotency-Key under which it is remembered."""
+class _Key:
+    """The Idempotency-Key of a request, if it has one, and what the request is remembered by."""
 
-    caller: Caller
     tenant: str
-    """Of the job, for an administrator of all."""
-    input: NewInput
-    model: ModelVersion
-    options: PredictOptions
-    chosen: Options
     key: str | None
     content: str
 
-    @property
-    def digest(self) -> str:
-        """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
-        read_as = [self.input.sha256, self.input.format, self.input.dialect.delimiter]
-        what = [read_as, self.model.digest, _options.dump_python(self.chosen, mode="json")]
-        return hashlib.sha256(orjson.dumps(what)).hexdigest()
-
-    @property
-    def run_after(self) -> float | None:
-        return self.options.run_after.timestamp() if self.options.run_after else None
-
-
-def _chosen(options: PredictOptions, input_format: str, model: ModelVersion) -> Options:
-    passthrough = options.passthrough
-    columns = options.columns
-    return Options(
-        format=options.format or _default_format(input_format, model),
-        passthrough=tuple(passthrough) if isinstance(passthrough, list) else passthrough,
-        columns=tuple(columns) if isinstance(columns, list) else columns,
-        key=options.key,
-        on_row_error=options.on_row_error,
-        max_errors=options.max_errors,
-        top_k=options.top_k,
-    )
-
-
-def _default_format(input_format: str, model: ModelVersion) -> str:
-    """The input's, but for labels that are text: an npy array can not hold them."""
-    gives_text = any(tensor.dtype == "string" for tensor in model.signature.outputs)
-    return "csv" if input_format == "npy" and gives_text else input_format
-
-
-def _input_of(job: Job) -> NewInput:
-    return NewInput(
-        job.id, job.input_key, job.input_bytes, job.input_sha256, job.input_format, job.dialect, job.input_filename
-    )
+    def remember(self, connection: Connection, job_id: str, now: float) -> None:
+        if self.key is not None:
+            idempotency.remember(connection, self.key, self.content, job_id, 202, now, self.tenant)
 
 
 def _names(model: ModelVersion) -> tuple[str, str]:
     return model.name, model.reference
 
 
-def _enqueue_uploaded(service: Service, asked: _Request) -> None:
-    with service.runtime.database.write() as connection:
-        _enqueue(connection, asked, create=False)
+def _enqueue(connection: Connection, asked: Asked, key: _Key) -> None:
+    """Queues the job, or completes it by an equal one. Raises JobConflict when it was queued otherwise before."""
+    now = time.time()
+    if enqueue(connection, asked, now) is None:
+        _require_same(jobs.get(connection, asked.input.job_id), asked)
+    key.remember(connection, asked.input.job_id, now)
 
 
-def _enqueue(connection: Connection, asked: _Request, *, create: bool) -> None:
-    """Queues the job (with `create`, a new one), or finishes it by an equal one."""
-    options, job_id, now = asked.options, asked.input.job_id, time.time()
-    if create:
-        jobs.create(connection, asked.input, asked.model, now, asked.tenant)
-    equal = jobs.find_equal(connection, asked.digest, asked.tenant) if options.reuse else None
-    queued = jobs.enqueue_if_uploaded(
-        connection,
-        job_id,
-        asked.model,
-        asked.chosen,
-        asked.digest,
-        metadata=options.metadata,
-        priority=options.priority,
-        run_after=asked.run_after,
-        now=now,
-    )
-    if not queued:
-        _require_same(jobs.get(connection, job_id), asked)
-    elif equal is not None:
-        jobs.complete_as_equal_if_queued(connection, job_id, equal, now)
-    if asked.key is not None:
-        idempotency.remember(connection, asked.key, asked.content, job_id, 202, now, asked.caller.tenant)
-
-
-def _require_same(job: Job, asked: _Request) -> None:
+def _require_same(job: Job, asked: Asked) -> None:
     again = "upload the input again to predict it anew"
     if job.request_digest is None or job.model is None:
         raise JobConflict(f"job {job.id} is {job.state} and was never queued: {again}")

@@ -2,13 +2,14 @@
 
 import json
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
 from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, OutputTensor
-from batchserve.formats import FORMATS
+from batchserve.errors import BatchserveError
+from batchserve.formats import FORMATS, RESULT_FORMATS
 from batchserve.inference.outputs import output_columns
 
 MAX_METADATA = 16
@@ -36,6 +37,31 @@ def _json(value: Any) -> Any:
         raise ValueError(f"this is not JSON: {error}") from None
 
 
+Shared = (
+    bool
+    | Annotated[int, Field(ge=-(2**63), lt=2**64)]
+    | Annotated[float, Field(allow_inf_nan=False)]
+    | Annotated[str, Field(max_length=65_536)]
+)
+"""A value that all records share, as it may come in JSON: of 64 bits, and finite."""
+
+
+Columns = Annotated[
+    list[str] | dict[str, str] | None,
+    BeforeValidator(_comma_list, json_schema_input_type=str | list[str] | dict[str, str] | None),
+    Field(
+        description="For a model that does not name its columns: which to take, in order. "
+        "A mapping says under which name the file has a column of the model."
+    ),
+]
+TopK = Annotated[int | None, Field(ge=1, description="Only the k most probable classes, as label_1, probability_1 ...")]
+Inputs = Annotated[
+    dict[str, Shared] | None,
+    BeforeValidator(_json, json_schema_input_type=dict[str, Shared] | str | None),
+    Field(description="Values of the model's inputs that all records share.", examples=[{"threshold": 0.5}]),
+]
+
+
 class PredictOptions(BaseModel):
     """How to predict, as query parameters or as a JSON body."""
 
@@ -43,26 +69,22 @@ class PredictOptions(BaseModel):
 
     model: str = Field(description="`name` (its newest version) or `name@version`.", examples=["iris", "iris@2"])
     format: str | None = Field(
-        None, description="Format of the result. Default: the input's.", examples=["csv", "parquet"]
+        None,
+        description="Format of the result. Default: the input's; jsonl for images.",
+        examples=["csv", "parquet"],
     )
     passthrough: Annotated[
         Literal["unused", "all", "none"] | list[str],
         BeforeValidator(_word_or_list, json_schema_input_type=Literal["unused", "all", "none"] | str | list[str]),
     ] = Field("unused", description="Input columns that travel to the result: those the model does not use, or a list.")
-    columns: Annotated[
-        list[str] | dict[str, str] | None,
-        BeforeValidator(_comma_list, json_schema_input_type=str | list[str] | dict[str, str] | None),
-    ] = Field(
-        None,
-        description="For a model that does not name its columns: which to take, in order. "
-        "A mapping says under which name the file has a column of the model.",
-    )
+    columns: Columns = None
     key: str | None = Field(None, description="Column that names a record: first in the result, and in each row error.")
     on_row_error: Literal["continue", "fail"] = Field("continue", description="`fail` ends the job at a failed record.")
     max_errors: float | None = Field(
         None, ge=0, description="Failed records that end the job: a count, or below 1 a share of all records."
     )
-    top_k: int | None = Field(None, ge=1, description="Only the k most probable classes, as label_1, probability_1 ...")
+    top_k: TopK = None
+    inputs: Inputs = None
     reuse: bool = Field(True, description="Answer from a finished job with equal input, model and options.")
     priority: int = Field(0, ge=-100, le=100, description="Queued jobs of a higher priority start first.")
     run_after: datetime | None = Field(None, description="Do not start before this time (RFC 3339).")
@@ -73,8 +95,8 @@ class PredictOptions(BaseModel):
     @field_validator("format")
     @classmethod
     def _known_format(cls, name: str | None) -> str | None:
-        if name is not None and name not in FORMATS:
-            raise ValueError(f"expected one of {', '.join(FORMATS)}")
+        if name is not None and name not in RESULT_FORMATS:
+            raise ValueError(f"expected one of {', '.join(RESULT_FORMATS)}")
         return name
 
     @field_validator("run_after")
@@ -83,6 +105,24 @@ class PredictOptions(BaseModel):
         if moment is not None and moment.tzinfo is None:
             raise ValueError("expected a time with a zone, as in 2026-11-20T02:00:00Z")
         return moment
+
+
+class ValidateOptions(BaseModel):
+    """How to read the records of an online request, as query parameters."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    columns: Columns = None
+    inputs: Inputs = None
+    delimiter: str | None = Field(
+        None, description="Of a CSV: `,` (default), `;`, `tab` or `|`.", examples=[";"], max_length=8
+    )
+
+
+class OnlineOptions(ValidateOptions):
+    """How to predict online, as query parameters."""
+
+    top_k: TopK = None
 
 
 class Problem(BaseModel):
@@ -178,6 +218,28 @@ class JobBody(BaseModel):
     links: dict[str, str]
 
 
+class RefusedJob(BaseModel):
+    """A job that stays uploaded, since its input does not fit the model."""
+
+    id: str
+    problem: dict[str, Any] = Field(description="`code` and `detail` of the problem that its own predict would have.")
+
+    @classmethod
+    def of(cls, job_id: str, error: BatchserveError) -> Self:
+        return cls(id=job_id, problem={"code": error.code, "detail": error.detail})
+
+
+class QueuedBody(BaseModel):
+    """What became of the uploaded jobs that one request queued."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.QUEUED})
+
+    queued: int = Field(description="Jobs that wait for a worker now.")
+    completed: int = Field(description="Jobs that were answered from an equal job at once.")
+    refused: list[RefusedJob]
+    jobs: list[str] = Field(description="The ids of the queued and the completed ones, in the order of their upload.")
+
+
 class JobList(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.JOBS})
 
@@ -233,9 +295,9 @@ class OnlineBody(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.ONLINE})
 
     prediction: list[dict[str, Any]] = Field(description="Each record with the outputs of the model, in order.")
-    errors: list[dict[str, Any]]
+    errors: list[dict[str, Any]] = Field(description="Of records that could not be scored; those hold nulls.")
     model: ModelReference
-    inference_ms: float
+    inference_ms: float = Field(description="Time of the model alone, without reading and decoding.")
 
 
 class ValidationBody(BaseModel):
@@ -244,6 +306,23 @@ class ValidationBody(BaseModel):
     valid: bool
     errors: list[dict[str, Any]]
     model: ModelReference
+
+
+def query_parameters(options: type[BaseModel]) -> list[dict[str, Any]]:
+    """Options as the OpenAPI document has parameters of a query, where lists and mappings are texts."""
+    return [
+        {
+            "name": name,
+            "in": "query",
+            "required": False,
+            "schema": {"type": "string"} if name in _TEXTS else schema,
+            "description": schema.get("description", ""),
+        }
+        for name, schema in options.model_json_schema()["properties"].items()
+    ]
+
+
+_TEXTS = ("columns", "inputs", "metadata", "passthrough")
 
 
 def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
@@ -334,6 +413,7 @@ def _options(job: Job) -> dict[str, Any]:
         "on_row_error": job.options.on_row_error,
         "max_errors": job.options.max_errors,
         "top_k": job.options.top_k,
+        "inputs": job.options.inputs,
         "priority": job.priority,
         "run_after": _time_or_none(job.run_after),
     }

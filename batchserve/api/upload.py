@@ -12,12 +12,10 @@ import uuid_utils
 from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
 from batchserve import idempotency, jobs, scoring
 from batchserve.api.auth import CallerDep
-from batchserve.api.bodies import BLOCK, Body, require_space
+from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
@@ -30,10 +28,12 @@ from batchserve.api.deps import (
     replayed,
     resolve_model,
 )
+from batchserve.api.forms import MAX_FILES, open_form
 from batchserve.api.schemas import JobBody
 from batchserve.domain import ModelVersion, Options
-from batchserve.errors import BadRequest, InvalidInput, InvalidOptions, ScoringCrashed
-from batchserve.formats import sniff
+from batchserve.errors import InvalidInput
+from batchserve.formats import FORMATS, RESULT_FORMATS, get_format, sniff
+from batchserve.inference.outputs import output_columns
 from batchserve.jobs import NewInput
 from batchserve.storage import input_key
 
@@ -51,7 +51,8 @@ Filename = Annotated[
 INPUT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The bytes of a file (`curl -T`), gzip or zstd compressed or not; or a form with one `file`.",
+        "description": "The bytes of a file (`curl -T`), gzip or zstd compressed or not; or a form with one file of "
+        f"any type. A form with several, at most {MAX_FILES}, is an archive of them: one record for each image.",
         "content": {
             "text/csv": {
                 "schema": {"type": "string"},
@@ -62,13 +63,16 @@ INPUT_BODY: dict[str, Any] = {
                 "schema": {"type": "object"},
                 "example": {"data": [{"age": 31, "city": "Bern"}, {"age": None, "city": "Biel"}]},
             },
-            "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
-            "application/vnd.apache.arrow.file": {"schema": {"type": "string", "format": "binary"}},
-            "application/vnd.apache.arrow.stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/x-npy": {"schema": {"type": "string", "format": "binary"}},
-            "application/x-npz": {"schema": {"type": "string", "format": "binary"}},
+            **{
+                format.media_type: {"schema": {"type": "string", "format": "binary"}}
+                for format in FORMATS.values()
+                if format.name not in ("csv", "jsonl", "json")
+            },
             "multipart/form-data": {
-                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+                "schema": {
+                    "type": "object",
+                    "properties": {"file": {"type": "array", "items": {"type": "string", "format": "binary"}}},
+                }
             },
         },
     }
@@ -104,7 +108,7 @@ async def upload(
             if (answer := await replayed(service, caller, key, content)) is not None:
                 return answer
             if version is not None:
-                await check_input(service, new, version, Options(new.format))
+                await check_input(service, new, version, Options(default_format(new.format, version)))
 
             def insert(connection: Connection) -> None:
                 now = time.time()
@@ -152,58 +156,63 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
     await run_in_threadpool(commit)
 
 
+def default_format(input_format: str, model: ModelVersion) -> str:
+    """Of a result: the input's, but for images, and for what one npy array can not hold: text, and several arrays."""
+    if input_format not in RESULT_FORMATS:
+        return "jsonl"
+    if input_format != "npy":
+        return input_format
+    kinds = output_columns(model.signature).values()
+    if any(tensor.dtype == "string" for tensor in model.signature.outputs):
+        return "csv"
+    return "npz" if len(kinds) > 1 and any(kind.is_nested() for kind in kinds) else "npy"
+
+
 async def check_input(service: Service, new: NewInput, model: ModelVersion, options: Options) -> None:
     """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
     source = scoring.Input(service.runtime.settings.storage, new.key, new.format, new.dialect)
-    what = (scoring.check_input, source, model, options)
-    try:
-        await service.call(*what, seconds=service.runtime.settings.online_timeout)
-    except ScoringCrashed:  # maybe killed by somebody, for no fault of the input: that is no reason to refuse it
-        await service.call(*what, seconds=service.runtime.settings.online_timeout)
+    seconds = service.runtime.settings.online_timeout
+    await service.call(scoring.check_input, source, model, options, seconds=seconds)
 
 
 async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> NewInput:
     """Streams the body into storage, durably, before any row names it. Raises for bytes of no supported type."""
     runtime = service.runtime
     require_space(runtime)
-    job_id = str(uuid_utils.uuid7())
     media_type = request.headers.get("content-type")
-    body = Body(request, runtime.settings, runtime.settings.upload_bytes)
     filename = filename or _disposition_filename(request.headers.get("content-disposition"))
-    if media_type is not None and media_type.startswith("multipart/form-data"):
-        file = await _form_file(request, body)
-        blocks, media_type, filename = body.decoded(_file_blocks(file)), file.content_type, filename or file.filename
-    else:
-        blocks = body.blocks()
-    beginning = await anext(blocks, b"")
+    body = Body(request, runtime.settings, runtime.settings.upload_bytes)
+    if media_type is None or not media_type.startswith("multipart/form-data"):
+        return await _store(service, body, _Sent(body.blocks(), media_type, filename), delimiter)
+    async with open_form(media_type, body) as form:
+        if len(form.files) > 1:
+            sent = _Sent(body.decoded(form.archive()), get_format("zip").media_type, None)
+        else:
+            (file,) = form.files
+            sent = _Sent(body.decoded(form.blocks(file)), file.content_type, filename or file.name)
+        return await _store(service, body, sent, delimiter)
+
+
+@dataclass(frozen=True, slots=True)
+class _Sent:
+    """The bytes of an input, and what the client says of them."""
+
+    blocks: AsyncGenerator[bytes]
+    media_type: str | None
+    filename: str | None
+
+
+async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | None) -> NewInput:
+    job_id = str(uuid_utils.uuid7())
+    beginning = await anext(sent.blocks, b"")
     if not beginning:
         raise InvalidInput("the body is empty: expected a file with a header or records, got 0 bytes")
-    format, dialect = sniff(beginning, media_type, filename, delimiter)
-    with runtime.storage.create(input_key(job_id)) as writer:
-        stored = await body.store(writer, beginning, blocks)
+    format, dialect = sniff(beginning, sent.media_type, sent.filename, delimiter)
+    with service.runtime.storage.create(input_key(job_id)) as writer:
+        stored = await body.store(writer, beginning, sent.blocks)
     return NewInput(
-        job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, _clean_filename(filename)
+        job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, _clean_filename(sent.filename)
     )
-
-
-async def _form_file(request: Request, body: Body) -> UploadFile:
-    """The one file of a form, which waits in the temporary folder. The limits of the body hold for the form."""
-    try:
-        form = await MultiPartParser(request.headers, body.blocks(), max_files=1, max_fields=8).parse()
-    except MultiPartException as error:
-        raise BadRequest(f"the form can not be read: {error.message}") from None
-    files = [value for value in form.values() if isinstance(value, UploadFile)]
-    if len(files) != 1:
-        raise InvalidOptions(f"the form needs one file in the field `file`, got {len(files)}")
-    return files[0]
-
-
-async def _file_blocks(file: UploadFile) -> AsyncGenerator[bytes]:
-    try:
-        while block := await file.read(BLOCK):
-            yield block
-    finally:
-        await file.close()
 
 
 def _disposition_filename(header: str | None) -> str | None:

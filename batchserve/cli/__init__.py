@@ -8,7 +8,7 @@ import sys
 
 import typer
 
-from batchserve.cli import backup, demo, doctor, jobs, keys, models, server
+from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, server
 from batchserve.cli.terminal import print_error
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError
@@ -37,7 +37,7 @@ app.command()(jobs.predict)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
-app.command()(models.convert)
+app.command()(convert.convert)
 app.command()(server.version)
 
 

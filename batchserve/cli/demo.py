@@ -4,13 +4,8 @@ The question: told at departure, will a flight arrive 15 minutes late or more? T
 every flight of the year is scored, those with missing values too, and the second half of the year is the test.
 """
 
-import re
 import shlex
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from batchserve.cli.models import show_parity
+from batchserve.cli.child import serving
+from batchserve.cli.convert import show_parity
 from batchserve.cli.server import settings_of
 from batchserve.cli.terminal import AsJson, print_json, say, size, table
 from batchserve.client import Client, Job
 from batchserve.client.bars import Bars
-from batchserve.errors import Unavailable
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,8 +30,6 @@ WORDS = ["carrier", "origin", "dest"]
 SHOWN = ["carrier", "origin", "dest", "dep_delay", "arr_delay", "prediction", "probability_late"]
 LATE = 15
 TRAINED_ON = 80_000
-START_TIMEOUT = 60.0
-_ADDRESS = re.compile(r" at (http://\S+) ")
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +75,7 @@ def demo(
         f"          {shown(files.data)}, {size(files.data.stat().st_size)}"
     )
     train_and_convert(console, files)
-    with serving(files) as url, Client(url) as client:
+    with serving(files.log) as url, Client(url) as client:
         console.print(f"[bold]Server[/]    {url}, a process of its own, storage {shown(files.folder.parent)}")
         model = client.models.add(files.model, name=MODEL)
         speed = (
@@ -151,32 +144,6 @@ def train_and_convert(console: Console, files: Files) -> None:
         report = convert(pipeline, sample, files.model).report
     console.print(f"[bold]ONNX[/]      {shown(files.model)}, {size(files.model.stat().st_size)}")
     show_parity(console, report)
-
-
-@contextmanager
-def serving(files: Files) -> Iterator[str]:
-    """A server on a free port, as a child process with the settings of this one; gives its address."""
-    command = [sys.executable, "-m", "batchserve", "serve", "--port", "0"]
-    with files.log.open("wb") as log, subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=log) as process:  # noqa: S603
-        try:
-            yield address_of(process, files.log)
-        finally:
-            process.terminate()
-            try:
-                process.wait(START_TIMEOUT)
-            except subprocess.TimeoutExpired:
-                process.kill()
-
-
-def address_of(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    """What the server says when it is ready. Raises Unavailable, with the end of its log, if it never does."""
-    deadline = time.monotonic() + START_TIMEOUT
-    while time.monotonic() < deadline and process.poll() is None:
-        if found := _ADDRESS.search(log.read_text(errors="replace")):
-            return found[1]
-        time.sleep(0.05)
-    end = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
-    raise Unavailable(f"the server did not start; its log {log} ends with:\n{end}")
 
 
 def predict(client: Client, files: Files, *, quiet: bool) -> tuple[Job, float]:

@@ -1,6 +1,8 @@
 """`batchserve predict` and `batchserve jobs ...`."""
 
+import json
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -16,6 +18,7 @@ from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
 from batchserve.client.core import Options, beside
 from batchserve.client.data import format_of
+from batchserve.client.errors import JobError, WaitTimeout
 from batchserve.domain import JobState
 
 app = typer.Typer(help="Jobs: one prediction of one input by one model version.", no_args_is_help=True)
@@ -32,14 +35,36 @@ class OnRowError(StrEnum):
     FAIL = "fail"
 
 
+def _values(text: str) -> dict[str, Any]:
+    """The option `--inputs`."""
+    try:
+        values = json.loads(text)
+    except ValueError:
+        values = None
+    if not isinstance(values, dict):
+        raise typer.BadParameter(f"expected a JSON object, as in '{{\"threshold\": 0.5}}', got {text!r}")
+    return values
+
+
 def predict(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="The input; - reads stdin.")],
     model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model that scores.")],
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="FILE...|-", help="The input, a folder of images, or several images; - reads stdin."),
+    ] = None,
+    all_uploaded: Annotated[
+        bool, typer.Option("--all-uploaded", help="Instead of a file: queue all inputs that were uploaded.")
+    ] = False,
     output: Annotated[
         str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Where the result goes; - writes stdout.")
     ] = None,
-    format: Annotated[str | None, typer.Option(help="Format of the result. Default: the input's.")] = None,
-    wait: Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for the result, or print the job's id.")] = True,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the result. Default: the input's, jsonl for images.")
+    ] = None,
+    wait: Annotated[
+        bool | None,
+        typer.Option("--wait/--no-wait", help="Wait for the result (default for a file), or print the job's id."),
+    ] = None,
     timeout: Timeout = None,
     columns: Annotated[
         str | None, typer.Option(metavar="A,B", help="The columns that fill a model which does not name its own.")
@@ -51,35 +76,63 @@ def predict(
         str | None, typer.Option(help="What separates the fields of a CSV: a comma by default, ; or tab.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
+    inputs: Annotated[
+        Any, typer.Option(parser=_values, metavar="JSON", help="Values of the model's inputs that all records share.")
+    ] = None,
     on_row_error: Annotated[
         OnRowError | None, typer.Option(help="Whether a record that cannot be scored fails the job.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict a file: upload, score, download."""
-    source: Any = sys.stdin.buffer if file == STREAM else Path(file)
-    target = output or (STREAM if file == STREAM else None)
-    if isinstance(source, Path) and not source.is_file():
-        raise typer.BadParameter(f"there is no file {file!r}", param_hint="FILE")
-    if as_json and target == STREAM and wait:
-        raise typer.BadParameter("--json and a result on stdout exclude each other: name a file with -o")
+    """Predict a file, or images: upload, score, download. Or queue all that was uploaded."""
+    if bool(files) == all_uploaded:
+        raise typer.BadParameter("name a file, or say --all-uploaded", param_hint="FILE")
     options: dict[str, Any] = {
-        "format": format or (format_of(Path(target)) if target and target != STREAM else None),
+        "format": format,
         "columns": columns.split(",") if columns else None,
         "passthrough": passthrough,
         "delimiter": delimiter,
         "top_k": top_k,
+        "inputs": inputs,
         "on_row_error": on_row_error,
     }
     given: Options = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
+    if files:
+        _predict_file(files, model, output, wait is not False, timeout, as_json, given)
+    elif output or delimiter:
+        raise typer.BadParameter("--output and --delimiter are for a file", param_hint="--all-uploaded")
+    else:
+        _predict_uploaded(model, bool(wait), timeout, as_json, given)
+
+
+def _predict_file(
+    files: list[str],
+    model: str,
+    output: str | None,
+    wait: bool,
+    timeout: float | None,
+    as_json: bool,
+    options: Options,
+) -> None:
+    piped = files == [STREAM]
+    paths = [Path(file) for file in files]
+    source: Any = sys.stdin.buffer if piped else paths[0] if len(paths) == 1 else paths
+    target = output or (STREAM if piped else None)
+    missing = [] if piped else [path for path in paths if not (path.is_file() or (path.is_dir() and len(paths) == 1))]
+    if missing:
+        raise typer.BadParameter(f"there is no file {str(missing[0])!r}", param_hint="FILE")
+    if as_json and target == STREAM and wait:
+        raise typer.BadParameter("--json and a result on stdout exclude each other: name a file with -o")
+    if target and target != STREAM and (by_suffix := format_of(Path(target))):
+        options.setdefault("format", by_suffix)
     where = ""
     with Client() as client:
         with Bars() as bars:
-            job = client.submit(source, model, on_upload=bars.upload, **given)
+            job = client.submit(source, model, on_upload=bars.upload, **options)
             if wait:
                 with going_on(job):
                     job.wait(timeout, on_progress=bars.scoring)
-                where = deliver(job.result(), target or str(beside(Path(file), job.result().suffix)), bars)
+                where = deliver(job.result(), target or str(beside(paths[0], job.result().suffix)), bars)
         if as_json:
             print_json(job.data)
         if wait:
@@ -88,6 +141,40 @@ def predict(
         if not as_json:
             print(job.id)
         say(f"Job {job.id} is {job.state}. Watch it: [bold]batchserve jobs watch {job.id}[/]")
+
+
+def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bool, options: Options) -> None:
+    """Exits with the code of the first job that did not complete; with 1 when an input was refused."""
+    deadline = None if timeout is None else time.monotonic() + timeout
+    errors: list[JobError] = []
+    with Client() as client:
+        queued = client.predict_uploaded(model, **options)
+        if as_json:
+            facts = {"jobs": [job.id for job in queued.jobs], "completed": queued.completed, "refused": queued.refused}
+            print_json(facts)
+        else:
+            for job in queued.jobs:
+                print(job.id)
+        say(
+            f"{len(queued.jobs) - queued.completed:,} jobs are queued, {queued.completed:,} answered from equal jobs, "
+            f"{len(queued.refused):,} refused."
+        )
+        for refused in queued.refused:
+            say(f"  Job {refused['id']} stays uploaded: {escape(refused['problem']['detail'])}")
+        for job in queued.jobs if wait else ():
+            try:
+                with going_on(job):
+                    job.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+            except JobError as error:
+                errors.append(error)
+                if isinstance(error, WaitTimeout):
+                    break
+    if wait and queued.jobs:
+        say(f"{len(queued.jobs) - len(errors):,} jobs completed, {len(errors):,} did not.")
+    if errors:
+        raise errors[0]
+    if queued.refused:
+        raise typer.Exit(1)
 
 
 @app.command("list")

@@ -12,7 +12,7 @@ from batchserve.client.errors import (
     WaitTimeout,
 )
 from batchserve.client.sync import Client, Job, Result
-from batchserve.client.views import Model
+from batchserve.client.views import Model, Queued
 
 __all__ = [
     "APIError",
@@ -27,6 +27,7 @@ __all__ = [
     "JobError",
     "JobFailed",
     "Model",
+    "Queued",
     "Result",
     "WaitTimeout",
 ]

@@ -23,12 +23,13 @@ from batchserve.client.data import (
     library_of,
     numpy_of,
     pandas_of,
+    path_of,
     polars_of,
     structured_of,
 )
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.client.transport import Call, Transport
-from batchserve.client.views import JobView, Model
+from batchserve.client.views import JobView, Model, Queued
 from batchserve.errors import Unavailable
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import polars as pl
 
-    from batchserve.client.data import Data
+    from batchserve.client.data import Data, Paths
 
 T = TypeVar("T")
 OnUpload = Callable[[int, int | None], None]
@@ -47,6 +48,8 @@ _PROGRESS = 0.3
 _OUTAGE = 30.0
 """Seconds for which a waiting client bears with a server that does not answer: a restart takes less."""
 _ADMISSION = 300.0
+_COLLECTIVE = 300.0
+"""Seconds that a server may take to look at thousands of inputs."""
 _PAGE = 200
 
 
@@ -60,11 +63,26 @@ class Options(TypedDict, total=False):
     on_row_error: str
     max_errors: float
     top_k: int
+    inputs: dict[str, bool | int | float | str]
     reuse: bool
     priority: int
     run_after: str
     metadata: dict[str, str]
     delimiter: str
+
+
+class ValidateOptions(TypedDict, total=False):
+    """What `POST /v1/models/{name}/validate` takes."""
+
+    columns: list[str] | dict[str, str]
+    inputs: dict[str, bool | int | float | str]
+    delimiter: str
+
+
+class OnlineOptions(ValidateOptions, total=False):
+    """What `POST /v1/models/{name}/predict` takes."""
+
+    top_k: int
 
 
 class PredictOptions(Options, total=False):
@@ -299,17 +317,21 @@ class AsyncModels:
         name, _, version = name.partition("@")
         await self._transport.json(Call(method="DELETE", path=f"{_model_path(name)}/versions/{quote(version)}"))
 
-    async def predict(self, name: str, data: "Data") -> "builtins.list[dict[str, Any]]":
-        """Predictions at once, without a job, for up to one chunk of records."""
-        answer = await self._transport.json(
-            Call(method="POST", path=f"{_model_path(name)}/predict", body=body_of(data))
-        )
+    async def predict(
+        self, name: str, data: "Data", **options: Unpack[OnlineOptions]
+    ) -> "builtins.list[dict[str, Any]]":
+        """Predictions at once, without a job, for up to one chunk of records. One that could not be scored holds
+        nulls."""
+        answer = await self._transport.json(_online_call(name, "predict", data, options))
         return list(answer["prediction"])
 
-    async def validate(self, name: str, data: "Data") -> dict[str, Any]:
+    async def validate(self, name: str, data: "Data", **options: Unpack[ValidateOptions]) -> dict[str, Any]:
         """Whether a sample fits the model. Raises SchemaMismatch with every difference."""
-        call = Call(method="POST", path=f"{_model_path(name)}/validate", body=body_of(data))
-        return dict(await self._transport.json(call) or {})
+        return dict(await self._transport.json(_online_call(name, "validate", data, options)) or {})
+
+
+def _online_call(name: str, verb: str, data: "Data", options: Mapping[str, Any]) -> Call:
+    return Call(method="POST", path=f"{_model_path(name)}/{verb}", params=query(options), body=body_of(data))
 
 
 class Core:
@@ -340,8 +362,17 @@ class Core:
             return AsyncJob(self._transport, await self._transport.json(call))
         return await self._send("/v1/predict", data, params, on_upload)
 
+    async def predict_uploaded(self, model: str, **options: Unpack[Options]) -> Queued[AsyncJob]:
+        """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
+        params = query({"state": "uploaded", "model": model, **options})
+        answer = await self._transport.json(
+            Call(method="POST", path="/v1/predict", params=params, patience=_COLLECTIVE)
+        )
+        jobs = [AsyncJob(self._transport, {"id": id, "state": "queued"}) for id in answer["jobs"]]
+        return Queued(jobs, answer["completed"], answer["refused"])
+
     @overload
-    async def predict(self, data: str | os.PathLike[str], model: str, **options: Unpack[PredictOptions]) -> Path: ...
+    async def predict(self, data: "Paths", model: str, **options: Unpack[PredictOptions]) -> Path: ...
 
     @overload
     async def predict(self, data: T, model: str, **options: Unpack[PredictOptions]) -> T: ...
@@ -357,8 +388,8 @@ class Core:
         **options: Unpack[Options],
     ) -> Any:
         """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
-        array for an array, arrays for arrays, records for records, bytes for bytes; for a path, the path of the saved
-        result (`output`, or `<name>.predictions.<suffix>` beside it).
+        array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
+        path of the saved result (`output`, or `<name>.predictions.<suffix>` beside it, or the first of several).
 
         Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
         """
@@ -374,8 +405,8 @@ class Core:
                     stacklevel=2,
                 )
             result = job.result()
-            if isinstance(data, str | os.PathLike):
-                target = Path(output) if output is not None else beside(Path(data), result.suffix)
+            if (path := path_of(data)) is not None:
+                target = Path(output) if output is not None else beside(path, result.suffix)
                 return await result.save(target, on_download=bars.download)
             return await _alike(data, result)
 
@@ -415,6 +446,7 @@ def _model_path(reference: str) -> str:
 
 def beside(path: Path, suffix: str) -> Path:
     """Where the result of a file goes if nobody says: `<name>.predictions<suffix>` in the same folder."""
+    path = path if path.name else path.resolve()  # `.` and `..` have no name
     return path.with_name(f"{path.name.split('.')[0] or path.stem}.predictions{suffix}")
 
 

@@ -3,11 +3,13 @@
 import io
 import json
 import os
+import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 from batchserve.client.transport import BLOCK, Body
+from batchserve.errors import InvalidInput
 
 if TYPE_CHECKING:
     import numpy as np
@@ -16,9 +18,10 @@ if TYPE_CHECKING:
 
     Frame: TypeAlias = pd.DataFrame | pl.DataFrame
     Arrays: TypeAlias = np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]]
-    Data: TypeAlias = (
-        str | os.PathLike[str] | bytes | BinaryIO | Frame | Arrays | Sequence[Mapping[str, Any]] | Mapping[str, Any]
-    )
+    OnePath: TypeAlias = str | os.PathLike[str]
+    Paths: TypeAlias = OnePath | Sequence[OnePath]
+    Record: TypeAlias = Mapping[str, Any]
+    Data: TypeAlias = OnePath | bytes | BinaryIO | Frame | Arrays | Record | Sequence[Record | Sequence[Any] | OnePath]
 
 MEDIA_TYPES = {
     ".csv": "text/csv",
@@ -37,21 +40,42 @@ MEDIA_TYPES = {
     ".jpeg": "image/jpeg",
     ".png": "image/png",
     ".webp": "image/webp",
+    ".gif": "image/gif",
     ".onnx": "application/octet-stream",
 }
 UNKNOWN = "application/octet-stream"
 """The server looks at the bytes."""
 
-_FORMATS = {".tsv": "csv", ".ndjson": "jsonl", ".feather": "arrow"}
+_FORMATS = {
+    ".csv": "csv",
+    ".tsv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".feather": "arrow",
+    ".arrows": "arrows",
+    ".npy": "npy",
+    ".npz": "npz",
+}
+"""Of results, by the suffix of a file."""
 _ENCODINGS = {".gz": "gzip", ".zst": "zstd"}
 _RECORDS_IN_BATCH = 65_536
 
 
 def body_of(data: "Data") -> Body:
     """The body that carries `data`: a path (`str` too), bytes, a binary file, a DataFrame of pandas or polars, an array
-    or a mapping of arrays of numpy, one record (a mapping) or a list of records. Files are read block by block."""
+    or a mapping of arrays of numpy, one record (a mapping) or a list of records (mappings, or lists of values). Files
+    are read block by block.
+
+    A folder of images, or a list of their paths, becomes a zip. Raises InvalidInput where one is no image by its name.
+    """
     if isinstance(data, str | os.PathLike):
-        return _of_path(Path(data))
+        path = Path(data)
+        return _of_images(_images_in(path), f"{path.resolve().name}.zip") if path.is_dir() else _of_path(path)
+    if holds_paths(data):
+        return _of_images(_images_of([Path(path) for path in data]))  # type: ignore[arg-type]
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes_body(bytes(data), UNKNOWN)
     if hasattr(data, "read"):
@@ -68,15 +92,24 @@ def body_of(data: "Data") -> Body:
     if isinstance(data, Mapping | Sequence):
         return bytes_body(json.dumps(data).encode(), "application/json")
     raise TypeError(
-        f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a DataFrame, a numpy array "
-        "or a list of records"
+        f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a DataFrame, a numpy array, "
+        "a list of records or of paths"
     )
 
 
 def format_of(path: Path) -> str | None:
     """The `format` option that a file name asks for; None if it tells none."""
-    suffix = path.suffix.lower()
-    return _FORMATS.get(suffix, suffix[1:]) if suffix in MEDIA_TYPES else None
+    return _FORMATS.get(path.suffix.lower())
+
+
+def path_of(data: object) -> Path | None:
+    """Where `data` is, of several paths the first; None for what is no path."""
+    first = data[0] if holds_paths(data) else data  # type: ignore[index]
+    return Path(first) if isinstance(first, str | os.PathLike) else None
+
+
+def holds_paths(data: object) -> bool:
+    return isinstance(data, list | tuple) and bool(data) and all(isinstance(item, str | os.PathLike) for item in data)
 
 
 def bytes_body(content: bytes, media_type: str) -> Body:
@@ -108,6 +141,72 @@ def _of_path(path: Path) -> Body:
             yield from _read(file)
 
     return Body(blocks, MEDIA_TYPES.get(suffix, UNKNOWN), path.stat().st_size, encoding, path.name)
+
+
+def _images_in(folder: Path) -> dict[str, Path]:
+    """The images in a folder and all below it, by their paths in it, in order. Hidden files stay behind."""
+    found = (path for path in folder.rglob("*") if _is_image(path) and not path.name.startswith(".") and path.is_file())
+    images = {path.relative_to(folder).as_posix(): path for path in found}
+    if not images:
+        raise InvalidInput(f"there are no images in {str(folder)!r}: expected files named {_named()}")
+    return dict(sorted(images.items()))
+
+
+def _images_of(paths: Sequence[Path]) -> dict[str, Path]:
+    """These images, by their paths below the folder that is common to all."""
+    if (other := next((path for path in paths if not _is_image(path)), None)) is not None:
+        raise InvalidInput(
+            f"several files are sent as a zip of images, and {str(other)!r} is none by its name: expected {_named()}"
+        )
+    whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - `absolute` leaves `..`, `resolve` no links
+    common = os.path.commonpath([path.parent for path in whole])
+    images = {path.relative_to(common).as_posix(): path for path in whole}
+    if len(images) < len(paths):
+        twice = next(path for path in whole if whole.count(path) > 1)
+        raise InvalidInput(f"{str(twice)!r} stands there twice: its records could not be told apart")
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    return MEDIA_TYPES.get(path.suffix.lower(), "").startswith("image/")
+
+
+def _named() -> str:
+    return ", ".join(f"*{suffix}" for suffix, media_type in MEDIA_TYPES.items() if media_type.startswith("image/"))
+
+
+def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Body:
+    """A zip, made while it is sent. Equal images give equal bytes."""
+
+    def blocks() -> Iterator[bytes]:
+        sink = _Sink()
+        with zipfile.ZipFile(sink, "w") as archive:  # type: ignore[call-overload]
+            for name, path in images.items():
+                archive.writestr(zipfile.ZipInfo(name), path.read_bytes())
+                if sink.size >= BLOCK:
+                    yield sink.taken()
+        yield sink.taken()
+
+    return Body(blocks, MEDIA_TYPES[".zip"], filename=filename)
+
+
+class _Sink:
+    """What is written and not taken yet. It can not go back, so sizes follow the data."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytes] = []
+        self.size = 0
+
+    def write(self, data: bytes) -> int:
+        self._blocks.append(bytes(data))
+        self.size += len(data)
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def taken(self) -> bytes:
+        blocks, self._blocks, self.size = self._blocks, [], 0
+        return b"".join(blocks)
 
 
 def _of_file(file: Any) -> Body:

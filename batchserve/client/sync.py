@@ -16,20 +16,22 @@ from batchserve.client.core import (
     AsyncModels,
     AsyncResult,
     Core,
+    OnlineOptions,
     OnUpload,
     Options,
     PredictOptions,
+    ValidateOptions,
 )
 from batchserve.client.errors import JobError
 from batchserve.client.transport import BlockingWire, Transport, each_now, now
-from batchserve.client.views import JobView, Model
+from batchserve.client.views import JobView, Model, Queued
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import polars as pl
 
-    from batchserve.client.data import Data
+    from batchserve.client.data import Data, Paths
 
 T = TypeVar("T")
 
@@ -164,13 +166,14 @@ class Models:
         """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""
         now(self._twin.remove(name))
 
-    def predict(self, name: str, data: "Data") -> "builtins.list[dict[str, Any]]":
-        """Predictions at once, without a job, for up to one chunk of records."""
-        return now(self._twin.predict(name, data))
+    def predict(self, name: str, data: "Data", **options: Unpack[OnlineOptions]) -> "builtins.list[dict[str, Any]]":
+        """Predictions at once, without a job, for up to one chunk of records. One that could not be scored holds
+        nulls."""
+        return now(self._twin.predict(name, data, **options))
 
-    def validate(self, name: str, data: "Data") -> dict[str, Any]:
+    def validate(self, name: str, data: "Data", **options: Unpack[ValidateOptions]) -> dict[str, Any]:
         """Whether a sample fits the model. Raises SchemaMismatch with every difference."""
-        return now(self._twin.validate(name, data))
+        return now(self._twin.validate(name, data, **options))
 
 
 class Client:
@@ -209,16 +212,21 @@ class Client:
         """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job."""
         return Job(now(self._twin.submit(data, model, on_upload=on_upload, **options)))
 
+    def predict_uploaded(self, model: str, **options: Unpack[Options]) -> Queued[Job]:
+        """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
+        queued = now(self._twin.predict_uploaded(model, **options))
+        return Queued([Job(job) for job in queued.jobs], queued.completed, queued.refused)
+
     @overload
-    def predict(self, data: str | os.PathLike[str], model: str, **options: Unpack[PredictOptions]) -> Path: ...
+    def predict(self, data: "Paths", model: str, **options: Unpack[PredictOptions]) -> Path: ...
 
     @overload
     def predict(self, data: T, model: str, **options: Unpack[PredictOptions]) -> T: ...
 
     def predict(self, data: Any, model: str, **options: Unpack[PredictOptions]) -> Any:
         """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
-        array for an array, arrays for arrays, records for records, bytes for bytes; for a path, the path of the saved
-        result (`output`, or `<name>.predictions.<suffix>` beside it).
+        array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
+        path of the saved result (`output`, or `<name>.predictions.<suffix>` beside it, or the first of several).
 
         Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
         """

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+J = TypeVar("J", bound="JobView")
 
 FINISHED = frozenset({"completed", "failed", "cancelled", "expired"})
 
@@ -58,6 +60,18 @@ class JobView:
     @property
     def metadata(self) -> dict[str, str]:
         return dict(self.data.get("metadata") or {})
+
+
+@dataclass(frozen=True, slots=True)
+class Queued(Generic[J]):
+    """What became of the uploaded inputs that one call queued."""
+
+    jobs: list[J]
+    """Those that were queued, or completed by an equal job, in the order of their upload."""
+    completed: int
+    """How many of them are completed already."""
+    refused: list[dict[str, Any]]
+    """Those that stay uploaded, since they do not fit: `id` and `problem` (`code`, `detail`) of each."""
 
 
 @dataclass(frozen=True, slots=True)

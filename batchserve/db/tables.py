@@ -105,7 +105,7 @@ jobs = Table(
     # Who may see it.
     Column("tenant", String(64), nullable=False, server_default="default"),
     Index(None, "tenant", "id"),
-    Index(None, "request_digest"),
+    Index(None, "tenant", "request_digest", "id"),
     Index(None, "model_id"),
     Index(None, "result_key"),
 )
@@ -149,10 +149,12 @@ idempotency_keys = Table(
     metadata,
     Column("key", String(255), nullable=False),
     Column("fingerprint", String(64), nullable=False),
-    Column("job_id", String(36), nullable=False),
+    # The job of the answer; of one about several jobs, the answer itself.
+    Column("job_id", String(36)),
     Column("status", Integer, nullable=False),
     Column("created_at", Float, nullable=False),
     Column("tenant", String(64), nullable=False, server_default="default"),
+    Column("answer", Text),
     PrimaryKeyConstraint("tenant", "key"),
     Index(None, "created_at"),
 )

@@ -12,6 +12,7 @@ from batchserve.domain import Dialect
 from batchserve.errors import InvalidOptions, UnsupportedMedia
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.csv import Csv
+from batchserve.formats.images import Image, Zip
 from batchserve.formats.jsonl import Json, Jsonl
 from batchserve.formats.parquet import Parquet
 from batchserve.formats.protocol import Format, Header, Open, Part, Reading, Records, Tensors
@@ -19,6 +20,7 @@ from batchserve.formats.tensors import Npy, Npz
 
 __all__ = [
     "FORMATS",
+    "RESULT_FORMATS",
     "Format",
     "Header",
     "Open",
@@ -31,10 +33,19 @@ __all__ = [
     "sniff",
 ]
 
-FORMATS: dict[str, Format] = {
+RESULT_FORMATS: dict[str, Format] = {
     format.name: format
     for format in (Csv(), Jsonl(), Json(), Parquet(), ArrowFile(), ArrowStream(), Npy(), Npz())  # in order of use
 }
+"""Those of tables and arrays, which can be written as well as read."""
+_IMAGES = (
+    Image("jpeg", "image/jpeg", ".jpg"),
+    Image("png", "image/png", ".png"),
+    Image("webp", "image/webp", ".webp"),
+    Image("gif", "image/gif", ".gif"),
+)
+FORMATS: dict[str, Format] = RESULT_FORMATS | {format.name: format for format in (Zip(), *_IMAGES)}
+"""Those of inputs: all."""
 
 _TAB = "text/tab-separated-values"
 _ALIASES = {
@@ -47,9 +58,11 @@ _ALIASES = {
     "application/parquet": "parquet",
     "application/x-parquet": "parquet",
     "application/vnd.apache.x-parquet": "parquet",
+    "application/x-zip-compressed": "zip",
+    "image/jpg": "jpeg",
 }
 _MEDIA_TYPES = {format.media_type: format.name for format in FORMATS.values()} | _ALIASES
-_SUFFIXES = {format.suffix: format.name for format in FORMATS.values()} | {".tsv": "csv", ".ndjson": "jsonl"}
+_SUFFIXES = {format.suffix: format.name for format in RESULT_FORMATS.values()} | {".tsv": "csv", ".ndjson": "jsonl"}
 _SAYS_NOTHING = {
     "",
     "*/*",
@@ -61,12 +74,21 @@ _SAYS_NOTHING = {
 
 _TEXTS = {"csv", "jsonl", "json"}
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
-_MAGIC = {b"PAR1": "parquet", b"ARROW1": "arrow", b"\xff\xff\xff\xff": "arrows", b"\x93NUMPY": "npy"}
+_MAGIC = {
+    b"PAR1": "parquet",
+    b"ARROW1": "arrow",
+    b"\xff\xff\xff\xff": "arrows",
+    b"\x93NUMPY": "npy",
+    b"\xff\xd8\xff": "jpeg",
+    b"\x89PNG\r\n\x1a\n": "png",
+    b"GIF87a": "gif",
+    b"GIF89a": "gif",
+}
 _FOREIGN = {
-    b"\x89PNG\r\n\x1a\n": "a PNG image",
-    b"\xff\xd8\xff": "a JPEG image",
-    b"GIF8": "a GIF image",
-    b"RIFF": "a WebP image or another RIFF file",
+    b"BM": "a BMP image (send it as PNG)",
+    b"II*\x00": "a TIFF image (send it as PNG)",
+    b"MM\x00*": "a TIFF image (send it as PNG)",
+    b"RIFF": "a RIFF file that is no WebP image",
     b"%PDF-": "a PDF document",
     b"\x1f\x8b": "gzip data (send it with the header Content-Encoding: gzip)",
     b"\x28\xb5\x2f\xfd": "zstd data (send it with the header Content-Encoding: zstd)",
@@ -82,14 +104,21 @@ _FOREIGN = {
     b"\xff\xfe": "UTF-16 text (save it as UTF-8)",
     b"\xfe\xff": "UTF-16 text (save it as UTF-8)",
 }
+_FOREIGN_ZIPS = {
+    b"[Content_Types].xml": "an Excel, Word or PowerPoint document",
+    b"_rels/.rels": "an Excel, Word or PowerPoint document",
+    b"mimetype": "an OpenDocument or EPUB document",
+    b"META-INF/": "a Java archive",
+}
+"""By the name of the first member."""
 _DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t"}
 _BOM = b"\xef\xbb\xbf"
 
 
 def get_format(name: str) -> Format:
-    """The format of that name. Raises InvalidOptions that lists the names."""
+    """The format of that name. Raises InvalidOptions that lists those of results."""
     if name not in FORMATS:
-        raise InvalidOptions(f"there is no format {name!r}; expected one of {', '.join(FORMATS)}")
+        raise InvalidOptions(f"there is no format {name!r}; expected one of {', '.join(RESULT_FORMATS)}")
     return FORMATS[name]
 
 
@@ -117,6 +146,8 @@ def sniff(
         raise _unsupported(f"the media type {bare} is not supported")
     foreign = _foreign(prefix)
     found = foreign or _detect(prefix, declared, suffix)
+    if (declared, found) == ("zip", "npz"):
+        declared = found  # which is a ZIP, too
     if foreign or (declared is not None and not _agree(declared, found, prefix)):
         raise _unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
     return FORMATS[declared or found], dialect
@@ -127,8 +158,11 @@ def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:
     for magic, name in _MAGIC.items():
         if prefix.startswith(magic):
             return name
+    if _is_webp(prefix):
+        return "webp"
     if prefix.startswith(_ZIP):
-        return "npz"
+        member = _first_member(prefix)
+        return "npz" if member.endswith(b".npy") or (not member and declared == "npz") else "zip"
     if not prefix.strip():
         return declared or _SUFFIXES.get(suffix, "csv")
     said = declared or _SUFFIXES.get(suffix)
@@ -142,13 +176,22 @@ def _foreign(prefix: bytes) -> str | None:
         return "a Python pickle, which can run any code when it is loaded"
     for magic, what in _FOREIGN.items():
         if prefix.startswith(magic) and not (magic.isascii() and magic.isalnum() and _is_text(prefix)):
-            return what
-    if prefix.startswith(_ZIP[0]):
-        end = 30 + int.from_bytes(prefix[26:28], "little")
-        if end <= len(prefix) and not prefix[:end].endswith(b".npy"):
-            return "a zip archive that is no npz: not all of its members are .npy"
-    known = prefix.startswith((*_MAGIC, *_ZIP))
+            return None if _is_webp(prefix) else what
+    if prefix.startswith(_ZIP) and (first := _first_member(prefix)) in _FOREIGN_ZIPS:
+        return _FOREIGN_ZIPS[first]
+    if prefix[:1] == b"\0" and prefix[4:8] == b"ftyp":
+        return "a HEIC or AVIF image or a video (send images as JPEG or PNG)"
+    known = prefix.startswith((*_MAGIC, *_ZIP)) or _is_webp(prefix)
     return "binary data with NUL bytes, of no known format" if b"\x00" in prefix and not known else None
+
+
+def _is_webp(prefix: bytes) -> bool:
+    return prefix.startswith(b"RIFF") and prefix[8:12] == b"WEBP"
+
+
+def _first_member(prefix: bytes) -> bytes:
+    """The name of the first member of a ZIP; empty where there is none."""
+    return prefix[30 : 30 + int.from_bytes(prefix[26:28], "little")] if prefix.startswith(_ZIP[0]) else b""
 
 
 def _is_text(prefix: bytes) -> bool:
@@ -166,16 +209,20 @@ def _detect_text(prefix: bytes) -> str:
         return "json"
     if not text.startswith(b"{"):
         return "csv"
-    line, newline, _ = text.partition(b"\n")
+    line, newline, rest = text.partition(b"\n")
     try:
         record = orjson.loads(line)
     except orjson.JSONDecodeError:
         # The beginning of a long line, of a document over several lines, or a faulty first record.
-        wrapped = re.match(rb'\{\s*(?:"[^"]*"\s*:\s*(?:"[^"]*"|[\w.+-]+)\s*,\s*)*"data"\s*:\s*\[\s*[{\]]', text)
+        wrapped = re.match(rb'\{\s*(?:"[^"]*"\s*:\s*(?:"[^"]*"|[\w.+-]+)\s*,\s*)*"data"\s*:\s*\[\s*[{[\]]', text)
         over_lines = newline and not line.rstrip().endswith(b"}")
         return "json" if wrapped or over_lines else "jsonl"
     data = record.get("data")
-    return "json" if isinstance(data, list) and all(isinstance(value, dict) for value in data) else "jsonl"
+    if isinstance(data, list) and all(isinstance(value, dict) for value in data):
+        return "json"
+    # Arrays may be records; or, in one line of several, a value.
+    arrays = isinstance(data, list) and all(isinstance(value, list) for value in data)
+    return "json" if arrays and not rest.strip() else "jsonl"
 
 
 def _agree(declared: str, found: str, prefix: bytes) -> bool:

@@ -31,7 +31,7 @@ from batchserve.formats.records import (
     read_up_to,
     table,
 )
-from batchserve.formats.schema import cast_column, polars_type, shorten
+from batchserve.formats.schema import as_base64, cast_column, polars_type, shorten
 from batchserve.storage import Piece, Span
 
 __all__ = ["Csv", "escape_formula", "escape_formulas"]
@@ -83,7 +83,7 @@ class Csv:
         return Reading(frame, errors)
 
     def write(self, records: Records, dialect: Dialect) -> bytes:
-        frame = table(records, self.name)
+        frame = as_base64(table(records, self.name))
         frame = pl.DataFrame([_writable(column) for column in frame])
         # The empty line of a null in a lone column would be no record.
         null = '""' if frame.width == 1 else ""

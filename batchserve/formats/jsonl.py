@@ -1,4 +1,6 @@
-"""JSON records: one object in each line (NDJSON), or an array of objects.
+"""JSON records: one object in each line (NDJSON), or an array of records, or one record alone.
+
+The records of an array may be arrays themselves: values without names, which the dialect gives them by their place.
 
 The columns are the keys of the first 100 records and those that the model asks for; a key that first appears later and
 that nobody asks for is dropped. So are the types of columns that the model does not ask for: every chunk of an input
@@ -7,12 +9,17 @@ JSON text.
 
 A key that stands twice makes a record faulty. polars keeps the first of two values in silence, so the fast road counts
 keys (see `_has_other_keys`). It is blind only to a second value that is null, or that a text with `:null` makes up for.
+
+A few records are read and written without polars' readers and writers, each call of which takes longer than they do.
 """
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from decimal import Decimal
+from types import NoneType
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -21,9 +28,10 @@ import orjson
 import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
-from batchserve.errors import InvalidInput
+from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
 from batchserve.formats.records import (
+    MAX_RECORD,
     Offsets,
     Scanned,
     Window,
@@ -35,30 +43,44 @@ from batchserve.formats.records import (
     read_up_to,
     table,
 )
-from batchserve.formats.schema import cast_column, polars_type, shorten
+from batchserve.formats.schema import as_base64, cast_column, polars_type, shorten
 from batchserve.storage import Piece, Span
 
 __all__ = ["Json", "Jsonl"]
 
 _BOM = b"\xef\xbb\xbf"
-_SAMPLE = ChunkLimits(records=100)
+_FEW = 100
+"""Records that tell the columns and types of an input, and that are quicker read without polars."""
+_SAMPLE = ChunkLimits(records=_FEW)
 _MAX_EDGE = 2**20
 """How much may stand before the array of an `{"data": [...]}`, and after it."""
-_KINDS: tuple[tuple[type, pl.DataType], ...] = (
-    (bool, pl.Boolean()),
-    (int, pl.Int128()),
-    (float, pl.Float64()),
-    (str, pl.String()),
-)
+_KINDS: dict[type, pl.DataType] = {
+    bool: pl.Boolean(),
+    int: pl.Int128(),
+    float: pl.Float64(),
+    str: pl.String(),
+}
+_AS_ORJSON_WRITES = {
+    *(pl.Boolean(), pl.String(), pl.Float32(), pl.Float64()),
+    *(pl.Int8(), pl.Int16(), pl.Int32(), pl.Int64(), pl.UInt8(), pl.UInt16(), pl.UInt32(), pl.UInt64()),
+}
+"""Types whose values polars writes as orjson does, to the byte."""
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 """polars makes NUL of half a character, which is no JSON text in UTF-8."""
 _INT64 = range(-(2**63), 2**63)
+_EXACT = range(-(2**53), 2**53 + 1)
+"""Integers that are float64 without rounding."""
+_LISTED = 20
+"""So many faults or names a message lists at most."""
+_BRACKET = re.compile(rb"\s*\[")
 _BLOCK = 128 * 2**10
 """Bytes that numpy looks at together."""
 
 Bytes = npt.NDArray[np.uint8]
 Mask = npt.NDArray[np.bool_]
 Row = dict[str, Any] | None
+Names = tuple[str, ...]
+"""Of the values of records that are arrays; (): such a record is a fault."""
 Columns = dict[str, DType | None]
 """The dtype of each column; None is JSON text."""
 
@@ -89,12 +111,15 @@ class Jsonl:
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
+        lines = read_span(source, chunk.start, chunk.stop)
+        if _may_be_all(chunk) and not read_up_to(source, 1):
+            return _read_few(lines, chunk, types, columns)
         first = next(self.plan(source, dialect, None, _SAMPLE))
         sample = _parse_lines(read_span(source, first.start, first.stop))
-        return _read_lines(read_span(source, chunk.start, chunk.stop), chunk, _columns(sample, types), columns)
+        return _read_lines(lines, chunk, _columns(sample, types), columns)
 
     def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
-        return table(records, self.name).write_ndjson().encode()
+        return _ndjson(table(records, self.name))
 
     def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
         for part in parts:
@@ -103,7 +128,8 @@ class Jsonl:
 
 
 class Json:
-    """An array of objects, alone or under the key `data` of an object whose other values are scalars."""
+    """An array of records, alone or under the key `data` of an object whose other values are scalars; or an object that
+    is one record. A record of an array is an object, or an array with a value for each of `Dialect.columns`."""
 
     name = "json"
     media_type = "application/json"
@@ -111,10 +137,18 @@ class Json:
 
     def header(self, source: BinaryIO, dialect: Dialect) -> Header:
         first = next(self.plan(source, dialect, None, _SAMPLE))
-        return _header(self.read(source, dialect, first, {}))
+        reading = self.read(source, dialect, first, {})
+        if any(error.code == "wrong-length" for error in reading.errors):
+            lines = _array_to_lines(read_span(source, first.start, first.stop))
+            _check_lengths(lines, _names(lines, dialect))
+        return _header(reading)
 
     def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:  # noqa: ARG002
-        start, wrapped = _array_start(source)
+        start, brackets = _beginning(source)
+        if not brackets:
+            if after is None:
+                yield Chunk(0, 1, start, source.seek(0, io.SEEK_END))
+            return
         if after and read_span(source, after.stop - 1, after.stop) != b",":
             return
         last: Chunk | None = None
@@ -123,7 +157,7 @@ class Json:
                 yield last
             last = chunk
         if last:
-            _check_tail(source, last.stop, wrapped)
+            _check_tail(source, last.stop, brackets)
             yield last
 
     def read(
@@ -134,14 +168,16 @@ class Json:
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
-        first = next(self.plan(source, dialect, None, _SAMPLE))
-        sample = _parse_lines(_array_to_lines(read_span(source, first.start, first.stop)))
         lines = _array_to_lines(read_span(source, chunk.start, chunk.stop))
-        return _read_lines(lines, chunk, _columns(sample, types), columns)
+        if _may_be_all(chunk) and read_up_to(source, 1) in (b"]", b""):
+            return _read_few(lines, chunk, types, columns, _names(lines, dialect))
+        first = next(self.plan(source, dialect, None, _SAMPLE))
+        beginning = _array_to_lines(read_span(source, first.start, first.stop))
+        names = _names(beginning, dialect)
+        return _read_lines(lines, chunk, _columns(_parse_lines(beginning, names), types), columns, names)
 
     def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
-        lines = table(records, self.name).write_ndjson().removesuffix("\n")
-        return b"[%b]\n" % lines.replace("\n", ",\n").encode()
+        return b"[%b]\n" % _ndjson(table(records, self.name)).removesuffix(b"\n").replace(b"\n", b",\n")
 
     def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
         before = b"["
@@ -251,16 +287,20 @@ def _array_to_lines(data: bytes) -> bytes:
     return lines if lines.strip() else b""
 
 
-def _array_start(source: BinaryIO) -> tuple[int, bool]:
-    """The byte after the opening bracket, and whether the array is the `data` of an object."""
+_ALONE, _ARRAY, _WRAPPED = b"", b"[", b'{"data":['
+"""What stands around records: nothing, where an object is the only one."""
+
+
+def _beginning(source: BinaryIO) -> tuple[int, bytes]:
+    """Where the first record may begin, and what stands before it."""
     source.seek(0)
     head = read_up_to(source, _MAX_EDGE)
     skipped = len(_BOM) if head.startswith(_BOM) else 0
     # One character for each byte, so that positions are offsets: names and values here are not looked at.
     text = head[skipped:].decode("latin-1")
-    at = _skip_space(text, 0)
+    start = at = _skip_space(text, 0)
     if text[at : at + 1] == "[":
-        return skipped + at + 1, False
+        return skipped + at + 1, _ARRAY
     if not text[at:]:
         raise InvalidInput("the input is empty; expected a JSON array of objects")
     decoder = json.JSONDecoder()
@@ -273,20 +313,33 @@ def _array_start(source: BinaryIO) -> tuple[int, bool]:
                 break
             at = _skip_space(text, at + 1)
             if key == "data" and text[at : at + 1] == "[":
-                return skipped + at + 1, True
+                return skipped + at + 1, _WRAPPED
             value, end = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             at = error.pos
             break
         except RecursionError:  # a value that is nested too deeply
             break
-        if key == "data" or isinstance(value, dict | list):
+        if isinstance(value, dict | list):
             break
         at, comma = _skip_space(text, end), ","
+    if text.startswith("{", start) and _is_record(source, skipped + start):
+        return skipped + start, _ALONE
     raise InvalidInput(
         f'malformed JSON at byte {skipped + at}: expected an array of objects, alone or under the key "data" '
-        f"next to numbers and texts only, got {shorten(text[at : at + 40])}"
+        f"next to numbers and texts only, or one object, got {shorten(text[at : at + 40])}"
     )
+
+
+def _is_record(source: BinaryIO, start: int) -> bool:
+    """Whether all from here on is one object, and not one that wraps an array."""
+    source.seek(start)
+    text = read_up_to(source, MAX_RECORD + 1)
+    try:
+        record = orjson.loads(text) if len(text) <= MAX_RECORD else None
+    except orjson.JSONDecodeError:
+        return False
+    return isinstance(record, dict) and not isinstance(record.get("data"), list)
 
 
 def _skip_space(text: str, at: int) -> int:
@@ -295,15 +348,15 @@ def _skip_space(text: str, at: int) -> int:
     return at
 
 
-def _check_tail(source: BinaryIO, closing: int, wrapped: bool) -> None:
+def _check_tail(source: BinaryIO, closing: int, before: bytes) -> None:
     """Raises InvalidInput when anything but scalars of the wrapping object follows the array."""
     source.seek(closing)
     tail = read_up_to(source, _MAX_EDGE)
     try:
-        rest = orjson.loads(b'{"data":[' + tail if wrapped else b"[" + tail)
+        rest = orjson.loads(before + tail)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"malformed JSON after the array, which ends at byte {closing}: {error.msg}") from None
-    if wrapped and any(isinstance(value, dict | list) for key, value in rest.items() if key != "data"):
+    if before == _WRAPPED and any(isinstance(value, dict | list) for key, value in rest.items() if key != "data"):
         raise InvalidInput(f"after the array, which ends at byte {closing}, only numbers and texts may follow")
 
 
@@ -331,6 +384,36 @@ def _infer(values: list[Any]) -> DType | None:
     return "string" if kinds == {str} else None
 
 
+def _names(lines: bytes, dialect: Dialect) -> Names:
+    """Of the values of records that are arrays. () where there are none, or nothing names them."""
+    if dialect.columns or not _BRACKET.match(lines):
+        return dialect.columns
+    try:
+        first = orjson.loads(lines.partition(b"\n")[0])
+    except orjson.JSONDecodeError:
+        return ()
+    check_width(len(first))
+    return tuple(f"column_{number}" for number in range(1, len(first) + 1))
+
+
+def _check_lengths(lines: bytes, names: Names) -> None:
+    """Raises SchemaMismatch when no record has a value for each name."""
+    if any(_parse_lines(lines, names)):
+        return
+    faults: list[dict[str, Any]] = []
+    for row, line in enumerate(_split(lines)):
+        with suppress(orjson.JSONDecodeError):
+            if isinstance(values := orjson.loads(line), list):
+                fault = _length_fault(values, names)
+                faults.append({"row": row, "expected": len(names), "got": len(values), "message": fault})
+    raise SchemaMismatch(f"record {faults[0]['row']}: {faults[0]['message']}", errors=faults[:_LISTED])
+
+
+def _length_fault(values: Sequence[Any], names: Sequence[str]) -> str:
+    lacking = f": there is none for {', '.join(map(repr, names[len(values) :][:_LISTED]))}"
+    return f"expected {len(names)} values, got {len(values)}{lacking if len(values) < len(names) else ''}"
+
+
 def _header(reading: Reading) -> Header:
     sample = reading.records
     assert isinstance(sample, pl.DataFrame)
@@ -343,11 +426,31 @@ def _header(reading: Reading) -> Header:
 # Reading
 
 
-def _read_lines(data: bytes, chunk: Chunk, schema: Columns, columns: Sequence[str] | None) -> Reading:
+def _may_be_all(chunk: Chunk) -> bool:
+    """Whether the chunk holds the records that tell the columns, if it is the only one."""
+    return chunk.first_record == 0 and chunk.records <= _FEW and chunk.stop - chunk.start <= _SAMPLE.bytes
+
+
+def _read_few(
+    data: bytes, chunk: Chunk, types: Mapping[str, DType], columns: Sequence[str] | None, names: Names = ()
+) -> Reading:
+    """All records of an input, which tell their columns themselves."""
+    rows, errors = _parse_records(_split(data), 0, names)
+    _check_count(len(rows), chunk)
+    schema = _columns(rows, types)
+    if columns is not None:
+        schema = {name: dtype for name, dtype in schema.items() if name in columns}
+    frame, faults = _to_table(rows, schema, 0)
+    return Reading(frame, sorted(errors + faults, key=lambda error: error.record))
+
+
+def _read_lines(
+    data: bytes, chunk: Chunk, schema: Columns, columns: Sequence[str] | None, names: Names = ()
+) -> Reading:
     errors: list[RowError] = []
-    frame = _read_table(data, schema, chunk.records)
+    frame = None if names and _BRACKET.match(data) else _read_table(data, schema, chunk.records)
     if frame is None:
-        frame, errors = _read_blocks(data, schema, chunk)
+        frame, errors = _read_blocks(data, schema, chunk, names)
     if columns is not None:
         frame = frame.select(name for name in schema if name in set(columns))
         errors = [error for error in errors if error.column is None or error.column in columns]
@@ -424,47 +527,60 @@ def _count_nulls(array: Bytes) -> int:
     return int(np.count_nonzero(follows & (array[at + 2] == ord("l")) & (array[at + 3] == ord("l"))))
 
 
-def _read_blocks(data: bytes, schema: Columns, chunk: Chunk) -> tuple[pl.DataFrame, list[RowError]]:
+def _read_blocks(data: bytes, schema: Columns, chunk: Chunk, names: Names) -> tuple[pl.DataFrame, list[RowError]]:
     starts, ends, _ = _lines(data, final=True)
-    if len(ends) != chunk.records:
-        raise InvalidInput(
-            f"bytes {chunk.start} to {chunk.stop} hold {len(ends)} records, planning counted {chunk.records}: "
-            "the input has changed"
-        )
+    _check_count(len(ends), chunk)
     frames: list[pl.DataFrame] = []
     errors: list[RowError] = []
     for first, block, begins, stops in blocks(data, starts, ends):
-        frame = _read_table(block, schema, len(stops))
+        frame = None if names and _BRACKET.match(block) else _read_table(block, schema, len(stops))
         if frame is None:
             lines = [block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True)]
-            frame, faults = _read_records(lines, schema, chunk.first_record + first)
-            errors += faults
+            rows, faults = _parse_records(lines, chunk.first_record + first, names)
+            frame, more = _to_table(rows, schema, chunk.first_record + first)
+            errors += sorted(faults + more, key=lambda error: error.record)
         frames.append(frame)
     return pl.concat(frames), errors
 
 
-def _read_records(lines: list[bytes], schema: Columns, first_record: int) -> tuple[pl.DataFrame, list[RowError]]:
+def _check_count(records: int, chunk: Chunk) -> None:
+    if records != chunk.records:
+        raise InvalidInput(
+            f"bytes {chunk.start} to {chunk.stop} hold {records} records, planning counted {chunk.records}: "
+            "the input has changed"
+        )
+
+
+def _parse_records(lines: Iterable[bytes], first_record: int, names: Names) -> tuple[list[Row], list[RowError]]:
     rows: list[Row] = []
     errors: list[RowError] = []
     for record, line in enumerate(lines, first_record):
-        row, fault = _parse_line(line)
+        row, fault = _parse_line(line, names)
         rows.append(row)
         if fault:
             errors.append(RowError(record, *fault))
+    return rows, errors
+
+
+def _to_table(rows: Sequence[Row], schema: Columns, first_record: int) -> tuple[pl.DataFrame, list[RowError]]:
     series: list[pl.Series] = []
+    errors: list[RowError] = []
     for name, dtype in schema.items():
         values = [row.get(name) if row else None for row in rows]
         column, faults = _column(name, values, dtype, first_record)
         series.append(column)
         errors += faults
-    frame = pl.DataFrame(series) if series else pl.DataFrame(height=len(rows))
-    return frame, sorted(errors, key=lambda error: error.record)
+    return pl.DataFrame(series) if series else pl.DataFrame(height=len(rows)), errors
 
 
-def _parse_line(line: bytes) -> tuple[Row, tuple[str, str] | None]:
-    """The object in a line, or the code and message of its fault."""
+def _parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | None]:
+    """The record in a line, or the code and message of its fault."""
     try:
-        row = orjson.loads(line)
+        row = orjson.loads(line.rstrip(b"\r\n"))  # or its end would count as a character of the record
+        if names and isinstance(row, list):
+            if len(row) != len(names):
+                return None, ("wrong-length", _length_fault(row, names))
+            return dict(zip(names, row, strict=True)), None
         if not isinstance(row, dict):
             return None, ("not-an-object", f"expected a JSON object, got {shorten(row)}")
         # orjson keeps the last of two values: look twice where there are more colons than keys.
@@ -491,8 +607,12 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return keys
 
 
-def _parse_lines(data: bytes) -> list[Row]:
-    return [_parse_line(line)[0] for line in data.split(b"\n") if line.rstrip(b"\r")]
+def _split(data: bytes) -> Iterator[bytes]:
+    return (line for line in data.split(b"\n") if line not in (b"", b"\r"))
+
+
+def _parse_lines(data: bytes, names: Names = ()) -> list[Row]:
+    return _parse_records(_split(data), 0, names)[0]
 
 
 def _column(name: str, values: list[Any], dtype: DType | None, first_record: int) -> tuple[pl.Series, list[RowError]]:
@@ -500,9 +620,14 @@ def _column(name: str, values: list[Any], dtype: DType | None, first_record: int
         return pl.Series(name, [_json_text(value) for value in values], dtype=pl.String()), []
     if dtype == "string":
         values = [_as_written_by_polars(value) if isinstance(value, float) else value for value in values]
+    kinds = {type(value) for value in values} - {NoneType}
+    if kinds == {int, float} and dtype.startswith("float") and all(type(v) is not int or v in _EXACT for v in values):
+        values, kinds = [None if value is None else float(value) for value in values], {float}
+    if len(kinds) == 1 and (source := _KINDS.get(kinds.pop())):
+        return cast_column(pl.Series(name, values, dtype=source), dtype, first_record)
     column = pl.Series(name, [None] * len(values), dtype=polars_type(dtype))
     errors: list[RowError] = []
-    for kind, source in _KINDS:
+    for kind, source in _KINDS.items():
         if any(type(value) is kind for value in values):
             of_kind = pl.Series(name, [v if type(v) is kind else None for v in values], dtype=source)
             cast, faults = cast_column(of_kind, dtype, first_record)
@@ -521,3 +646,21 @@ def _json_text(value: Any) -> str | None:
 def _as_written_by_polars(value: float) -> str:
     """The same text as on the fast road: all digits, no exponent."""
     return format(Decimal(repr(value)), "f").removesuffix(".0")
+
+
+# Writing
+
+
+def _ndjson(frame: pl.DataFrame) -> bytes:
+    frame = as_base64(frame)
+    if frame.height > _FEW or not _AS_ORJSON_WRITES.issuperset(frame.dtypes):
+        return frame.write_ndjson().encode()
+    # numpy's float32 has the digits of its precision, Python's float would show those of a float64.
+    columns = [column.to_numpy() if column.dtype == pl.Float32() else column.to_list() for column in frame]
+    return b"".join(
+        orjson.dumps(dict(zip(frame.columns, values, strict=True)), option=_LINE)
+        for values in zip(*columns, strict=True)
+    )
+
+
+_LINE = orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY

@@ -72,7 +72,8 @@ class Format(Protocol):
 
     @property
     def name(self) -> str:
-        """The word in `?format=`: csv, jsonl, json, parquet, arrow, arrows, npy, npz."""
+        """The word in `?format=`: csv, jsonl, json, parquet, arrow, arrows, npy, npz. Those of images, zip, jpeg, png,
+        webp and gif, are for inputs alone: they refuse to write and to assemble, by InvalidOptions."""
         ...
 
     @property

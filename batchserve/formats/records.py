@@ -15,6 +15,7 @@ from batchserve.formats.protocol import Records
 __all__ = [
     "BLOCK_RECORDS",
     "MAX_COLUMNS",
+    "MAX_RECORD",
     "Offsets",
     "Scan",
     "Scanned",
@@ -34,9 +35,10 @@ BLOCK_RECORDS = 4096
 """Records that are read together once a chunk turned out not to be clean: a fault slows down only its block."""
 MAX_COLUMNS = 16_384
 """Columns of an input, also arrays of an npz."""
+MAX_RECORD = 64 * 2**20
+"""Bytes of a record, also of an image."""
 _FIRST_READ = 64 * 2**10
 _MAX_READ = 4 * 2**20
-_MAX_RECORD = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +83,7 @@ def cut(source: BinaryIO, start: int, scan: Scan, after: Chunk | None, limits: C
         position += found.consumed
         rest = window.data[found.consumed :]
         done = found.done or window.final
-        if len(rest) > _MAX_RECORD and not done:
+        if len(rest) > MAX_RECORD and not done:
             raise _too_long(source, position, first + len(pending))
         # Twice the unfinished record: rescanning it stays linear in its length.
         size = max(min(size * 4, _MAX_READ), 2 * len(rest))
@@ -105,7 +107,7 @@ def _too_long(source: BinaryIO, position: int, record: int) -> InvalidInput:
         line += block.count(b"\n")
         left -= len(block)
     return InvalidInput(
-        f"record {record}, which begins in line {line} at byte {position}, is longer than {_MAX_RECORD >> 20} MiB: "
+        f"record {record}, which begins in line {line} at byte {position}, is longer than {MAX_RECORD >> 20} MiB: "
         "is a quotation mark never closed?",
         errors=[{"row": record, "message": "record too long"}],
     )

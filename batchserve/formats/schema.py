@@ -7,7 +7,7 @@ import polars as pl
 
 from batchserve.domain import DType, RowError
 
-__all__ = ["POLARS", "cast_column", "numpy_type", "polars_type", "shorten"]
+__all__ = ["POLARS", "as_base64", "cast_column", "holds_bytes", "numpy_type", "polars_type", "shorten"]
 
 POLARS: dict[DType, pl.DataType] = {
     "float16": pl.Float16(),
@@ -39,6 +39,47 @@ def polars_type(dtype: DType) -> pl.DataType:
 def numpy_type(dtype: DType) -> np.dtype[Any]:
     """The type of a tensor's array; strings are Python objects."""
     return np.dtype(object if dtype == "string" else dtype)
+
+
+def holds_bytes(kind: pl.DataType | None) -> bool:
+    """Whether a column of this type holds files: bytes, or structs with a field `bytes`, as Hugging Face's datasets."""
+    if isinstance(kind, pl.Struct):
+        return any(field.name == "bytes" for field in kind.fields)
+    return isinstance(kind, pl.Binary)
+
+
+def as_base64(frame: pl.DataFrame) -> pl.DataFrame:
+    """The frame with bytes as base64, also those in lists and structs: texts can not hold them as they are."""
+    texts = [_as_base64(pl.col(name), kind).alias(name) for name, kind in frame.schema.items() if _has_bytes(kind)]
+    return frame.with_columns(texts) if texts else frame
+
+
+def _has_bytes(kind: pl.DataType) -> bool:
+    match kind:
+        case pl.Struct():
+            return any(_has_bytes(_instance(field.dtype)) for field in kind.fields)
+        case pl.List() | pl.Array():
+            return _has_bytes(_instance(kind.inner))
+    return isinstance(kind, pl.Binary)
+
+
+def _as_base64(values: pl.Expr, kind: pl.DataType) -> pl.Expr:
+    match kind:
+        case pl.Binary():
+            return values.bin.encode("base64")
+        case pl.Struct():
+            fields = (_as_base64(pl.field(field.name), _instance(field.dtype)) for field in kind.fields)
+            return values.struct.with_fields(*fields)
+        case pl.List():
+            return values.list.eval(_as_base64(pl.element(), _instance(kind.inner)))
+        case pl.Array():
+            return values.arr.eval(_as_base64(pl.element(), _instance(kind.inner)))
+    return values
+
+
+def _instance(kind: Any) -> pl.DataType:
+    """polars gives the type inside of another as an instance or as a class."""
+    return kind if isinstance(kind, pl.DataType) else kind()
 
 
 def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.Series, list[RowError]]:

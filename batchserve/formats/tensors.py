@@ -25,7 +25,7 @@ from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records, Tensors
 from batchserve.storage import Piece, Span
 
-__all__ = ["Npy", "Npz"]
+__all__ = ["Npy", "Npz", "vector"]
 
 _NUMBERS_ONLY = "npy holds numbers, the result has text: ask for format=npz, csv or parquet"
 
@@ -150,7 +150,7 @@ class Npz:
     def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
         """One array for each array or column. Nulls become NaN in numbers and "" in text."""
         arrays: Tensors = (
-            {column.name: _vector(column) for column in records} if isinstance(records, pl.DataFrame) else records
+            {column.name: vector(column) for column in records} if isinstance(records, pl.DataFrame) else records
         )
         files = [(f"{name}.npy", npy.array_bytes(array)) for name, array in arrays.items()]
         members = [StoredMember(name, len(data), zlib.crc32(data), [data]) for name, data in files]
@@ -284,7 +284,8 @@ def _matrix(frame: pl.DataFrame) -> npt.NDArray[Any]:
     return columns[0] if len(columns) == 1 else np.column_stack(columns)
 
 
-def _vector(column: pl.Series) -> npt.NDArray[Any]:
+def vector(column: pl.Series) -> npt.NDArray[Any]:
+    """A column of numbers or text as npz holds it. Raises InvalidOptions for any other."""
     if column.dtype.is_nested() or column.dtype in (pl.Binary(), pl.Object()):
         raise InvalidOptions(f"npz holds numbers and text, column {column.name!r} is {column.dtype}: ask for parquet")
     if column.dtype.is_float():

@@ -2,15 +2,15 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from difflib import get_close_matches
 from itertools import chain
 
 from batchserve.domain import Column, DType, InputTensor, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
 
-__all__ = ["Binding", "bind", "columns_of", "listed", "shape_text"]
+__all__ = ["Binding", "bind", "columns_of", "listed", "positions", "shape_text"]
 
 _LISTED = 20
 """So many names a message lists at most."""
@@ -22,7 +22,11 @@ class Binding:
 
     sources: dict[str, tuple[str, ...]]
     types: dict[str, DType]
-    """File column -> the dtype it is to be read as. Images are read as the file has them: as bytes or text."""
+    """File column -> the dtype it is to be read as. Images and arrays are read as the file has them: as bytes, lists
+    or text."""
+
+    arrays: dict[str, str] = field(default_factory=dict)
+    """Input -> the column that fills it with an array from each record; also in `sources`."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -34,11 +38,15 @@ def bind(
     signature: Signature,
     columns: Sequence[str],
     rename: Mapping[str, str] | Sequence[str] | None = None,
+    holds_arrays: Callable[[str], bool] = lambda _: False,
+    holds_bytes: Callable[[str], bool] = lambda _: False,
 ) -> Binding:
     """How the columns of a table fill the inputs.
 
-    Named inputs take their columns by name; spaces and signs count as underscores where that is unambiguous. What is
-    left over fills the inputs without names, in file order, when the count is right. `rename` is the option `columns`:
+    Named inputs take their columns by name; spaces and signs count as underscores where that is unambiguous. An input
+    without names for its columns takes one column that `holds_arrays`: the one with its name, or the only one. Images
+    come from the column with their name, from the only one that `holds_bytes`, or from the only one left. What is left
+    over fills the other inputs without names, in file order, when the count is right. `rename` is the option `columns`:
     a list names the columns to take, in order; a mapping says {model column: file column}.
 
     Raises SchemaMismatch when the columns do not fit, and InvalidOptions when `rename` does not suit the model.
@@ -49,12 +57,6 @@ def bind(
             f"column names must differ: {listed(twice)} stands there more than once",
             errors=[{"column": name, "message": "the name stands there more than once"} for name in twice],
         )
-    unbindable = [tensor for tensor in signature.inputs if tensor.columns is None and len(tensor.shape) > 2]
-    if unbindable:
-        raise SchemaMismatch(
-            f"input {unbindable[0].name!r} takes arrays of shape {shape_text(unbindable[0].shape)}, which a table can "
-            "not hold: send an npy or npz file"
-        )
     mapping: Mapping[str, str] = rename if isinstance(rename, Mapping) else {}
     _check_mapping(signature, mapping, columns)
     if rename is not None and not isinstance(rename, Mapping):
@@ -62,16 +64,40 @@ def bind(
         if len(columns) == 1 and len(signature.columns) == 1:
             # One column that was asked for and one that is wanted: no name is needed.
             mapping = {signature.columns[0].name: columns[0]}
-    return _join(signature, _find_named(signature, columns, mapping), columns)
+    named = _find_named(signature, columns, mapping, holds_bytes)
+    left = [column for column in columns if column not in named.values()]
+    arrays = _find_arrays(signature, left, mapping, holds_arrays)
+    return _join(signature, named, arrays, [column for column in left if column not in arrays.values()])
 
 
-def _join(signature: Signature, named: dict[str, str], columns: Sequence[str]) -> Binding:
-    taken = set(named.values())
-    unnamed = [tensor for tensor in signature.inputs if tensor.columns is None]
-    shares = _share_out(unnamed, [column for column in columns if column not in taken])
+def positions(signature: Signature, given: Collection[str] = ()) -> tuple[str, ...]:
+    """Names for the columns of a table that has none, in the order of the inputs but those that are `given` already.
+
+    A column that fills two inputs stands there once. () for a model that takes any number of columns.
+    """
+    names: list[str] = []
+    for tensor in signature.inputs:
+        width = _width(tensor)
+        if tensor.name in given:
+            continue
+        if tensor.columns is not None:
+            names += [column.name for column in tensor.columns]
+        elif width is None:
+            return ()
+        else:
+            names += [f"{tensor.name}_{index}" for index in range(width)] if width > 1 else [tensor.name]
+    return tuple(dict.fromkeys(names))
+
+
+def _join(signature: Signature, named: dict[str, str], arrays: dict[str, str], left: Sequence[str]) -> Binding:
+    unnamed = [tensor for tensor in signature.inputs if tensor.columns is None and tensor.name not in arrays]
+    shares = _share_out(unnamed, left)
     sources: dict[str, tuple[str, ...]] = {}
     types: dict[str, DType] = {}
     for tensor in signature.inputs:
+        if tensor.name in arrays:
+            sources[tensor.name] = (arrays[tensor.name],)
+            continue
         if tensor.columns is None:
             sources[tensor.name] = shares[tensor.name]
         else:
@@ -79,14 +105,15 @@ def _join(signature: Signature, named: dict[str, str], columns: Sequence[str]) -
         for column, source in zip(columns_of(tensor, sources[tensor.name]), sources[tensor.name], strict=True):
             if column.dtype != "image":
                 types.setdefault(source, column.dtype)
-    return Binding(sources, types)
+    return Binding(sources, types, arrays)
 
 
 def _check_mapping(signature: Signature, mapping: Mapping[str, str], columns: Sequence[str]) -> None:
-    wanted = [column.name for column in signature.columns]
+    wanted = [*(column.name for column in signature.columns), *(tensor.name for tensor in _of_arrays(signature))]
     for name, source in mapping.items():
         if name not in wanted:
-            there = f"it takes {listed(wanted)}" if wanted else "its columns have no names, so pass a list of yours"
+            unnamed = "its columns have no names, so pass a list of yours"
+            there = f"it takes {listed(wanted)}" if signature.columns else unnamed
             raise InvalidOptions(f"columns: the model has no column {name!r}; {there}")
         if source not in columns:
             raise SchemaMismatch(
@@ -108,7 +135,9 @@ def _chosen(names: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _find_named(signature: Signature, columns: Sequence[str], mapping: Mapping[str, str]) -> dict[str, str]:
+def _find_named(
+    signature: Signature, columns: Sequence[str], mapping: Mapping[str, str], holds_bytes: Callable[[str], bool]
+) -> dict[str, str]:
     """Model column -> file column, for all columns that have names."""
     plain = Counter(_plain(column.name) for column in signature.columns)
     alike: dict[str, list[str]] = {}
@@ -126,12 +155,55 @@ def _find_named(signature: Signature, columns: Sequence[str], mapping: Mapping[s
             found[column.name] = candidates[0]
         else:
             missing.append(column)
+    if [column.dtype for column in missing] == ["image"]:
+        left = [name for name in columns if name not in found.values()]
+        likely = [name for name in left if holds_bytes(name)] or left
+        if len(likely) == 1:
+            found[missing.pop().name] = likely[0]
     if missing:
-        raise _missing_columns(missing, columns)
+        raise _missing_columns(missing, found, columns)
     return found
 
 
-def _missing_columns(missing: Sequence[Column], columns: Sequence[str]) -> SchemaMismatch:
+def _of_arrays(signature: Signature) -> list[InputTensor]:
+    """The inputs that one column with arrays can fill."""
+    return [tensor for tensor in signature.inputs if tensor.columns is None and len(tensor.shape) > 1]
+
+
+def _find_arrays(
+    signature: Signature, columns: Sequence[str], mapping: Mapping[str, str], holds_arrays: Callable[[str], bool]
+) -> dict[str, str]:
+    """Input -> the file column whose arrays fill it. Raises SchemaMismatch for one that nothing else could fill."""
+    tensors = _of_arrays(signature)
+    found: dict[str, str] = {}
+    for tensor in tensors:
+        name = mapping.get(tensor.name, tensor.name)
+        if tensor.name in mapping or (name in columns and (len(tensor.shape) > 2 or holds_arrays(name))):
+            found[tensor.name] = name
+    lacking = [tensor for tensor in tensors if tensor.name not in found]
+    left = [name for name in columns if name not in found.values()]
+    if len(lacking) == 1 and _may_be_alone(lacking[0], len(left)):
+        left = [name for name in left if holds_arrays(name)]
+        if len(left) == 1:
+            found[lacking.pop().name] = left[0]
+    for tensor in lacking:
+        if len(tensor.shape) > 2:
+            raise SchemaMismatch(
+                f"input {tensor.name!r} takes an array {shape_text(tensor.shape[1:])} from each record, and no column "
+                f"has its name and holds arrays; the input has {listed(columns)}. Pass columns, as in "
+                f'{{"{tensor.name}": "..."}}, to say which is meant, or send an npy or npz file',
+                errors=[{"column": tensor.name, "message": "the model takes a column of arrays"}],
+            )
+    return found
+
+
+def _may_be_alone(tensor: InputTensor, columns: int) -> bool:
+    """Whether the only column with arrays is for this input: not where as many columns fill it one value each, and not
+    where a text like "[a]" may be just that."""
+    return len(tensor.shape) > 2 or (tensor.dtype != "string" and _width(tensor) != columns)
+
+
+def _missing_columns(missing: Sequence[Column], found: Mapping[str, str], columns: Sequence[str]) -> SchemaMismatch:
     errors = [
         {
             "column": column.name,
@@ -140,10 +212,16 @@ def _missing_columns(missing: Sequence[Column], columns: Sequence[str]) -> Schem
         }
         for column in missing
     ]
-    names = listed([column.name for column in missing])
+    wanted = len({*found, *(column.name for column in missing)})
+    others = [name for name in columns if name not in found.values()]
     return SchemaMismatch(
-        f"the input lacks {names}; it has {listed(columns)}. Pass columns to say which of yours is meant",
+        f"the model takes {wanted} columns, of which the input has {len(found)}: it lacks "
+        f"{listed([column.name for column in missing])}"
+        f"{f'; the model does not take its {listed(others)}' if others else ''}. "
+        "Pass columns to say which of yours is meant",
         errors=errors,
+        expected=wanted,
+        got=len(found),
     )
 
 

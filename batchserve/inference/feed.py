@@ -11,9 +11,10 @@ import polars as pl
 from onnx import ModelProto, NodeProto, TensorProto
 
 from batchserve.domain import InputTensor, Signature
-from batchserve.errors import BatchserveError
+from batchserve.errors import BatchserveError, SchemaMismatch
 from batchserve.formats.schema import numpy_type
-from batchserve.inference.binding import bind
+from batchserve.inference.binding import Binding, bind
+from batchserve.inference.images import Images, image_size, images_of_array
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.session import Arrays
 
@@ -23,6 +24,8 @@ EXAMPLES = 16
 """Different records in a feed, unless they are large."""
 FREE_SIZES = (8, 224, 64, 32, 128, 3, 1)
 """Guesses for a dimension that the graph leaves open."""
+_IMAGE_SIZE = 224
+"""The first guess where images may be of any size: a smaller one would be scored unusually fast."""
 PROBE_BYTES = 64 * 2**20
 """More than this the made-up inputs of one run do not take, unless three records do."""
 
@@ -64,7 +67,9 @@ def feeds(model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[
     if recorded is not None:
         yield recorded
     texts = _known_texts(model)
-    sizes = FREE_SIZES if any(None in tensor.shape[1:] for tensor in inputs) else FREE_SIZES[:1]
+    sizes: tuple[int, ...] = FREE_SIZES if any(None in tensor.shape[1:] for tensor in inputs) else FREE_SIZES[:1]
+    if any(tensor.image is not None for tensor in inputs):
+        sizes = tuple(sorted(sizes, key=lambda size: size != _IMAGE_SIZE))
     fills: tuple[Fill, ...] = (
         lambda random, shape: random.standard_normal(shape, dtype=np.float32),
         lambda _, shape: np.zeros(shape, np.float32),
@@ -77,6 +82,9 @@ def feeds(model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[
         arrays: Arrays = {}
         shared: Arrays = {}
         for place, tensor in enumerate(inputs):
+            if tensor.image is not None:
+                arrays[tensor.name] = _made_up_images(tensor, examples, image_size(tensor, size), random, fill)
+                continue
             shape = tuple(extent or size for extent in tensor.shape[1 if tensor.per_record else 0 :])
             shape = (examples, *shape) if tensor.per_record else shape
             lists = texts.get(tensor.name, [])
@@ -84,6 +92,14 @@ def feeds(model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[
             target = arrays if tensor.per_record else shared
             target[tensor.name] = _made_up(tensor, shape, words, random, fill)
         yield Feed(arrays, shared)
+
+
+def _made_up_images(
+    tensor: InputTensor, count: int, size: tuple[int, int], random: np.random.Generator, fill: Fill
+) -> np.ndarray:
+    """Pixels around a middle gray, prepared as those of real images are."""
+    pixels = np.clip(128 + 64 * fill(random, (count, *size, 3)), 0, 255).astype(np.uint8)
+    return images_of_array(pixels, tensor).take(np.arange(count))
 
 
 def _made_up(
@@ -116,15 +132,31 @@ def _recorded_feed(inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any])
                 for column in signature.columns
             ]
         )
-        arrays, faulty, _ = build_inputs(signature, binding, table, 0)
+        arrays, faulty = _built(signature, binding, table)
         if faulty.all():  # no record is complete: perhaps the model knows what to do with those
-            arrays, faulty, _ = build_inputs(_all_nullable(signature), binding, table, 0)
+            arrays, faulty = _built(_all_nullable(signature), binding, table)
     except (BatchserveError, pl.exceptions.PolarsError, AttributeError, TypeError):
         return None
     if faulty.all():
         return None
     shared = {tensor.name: arrays.pop(tensor.name) for tensor in inputs if not tensor.per_record}
     return Feed({name: array[~faulty] for name, array in arrays.items()}, shared)
+
+
+def _built(signature: Signature, binding: Binding, table: pl.DataFrame) -> tuple[Arrays, np.ndarray]:
+    """The inputs of all records, and which can not be scored. Raises SchemaMismatch when they differ in size."""
+    arrays: Arrays = {}
+    inputs, faulty, _ = build_inputs(signature, binding, table, 0)
+    for name, array in inputs.items():
+        if isinstance(array, np.ndarray):
+            arrays[name] = array
+            continue
+        if (array.shapes != array.shapes[0]).any():
+            raise SchemaMismatch(f"the sample has values of different sizes for input {name!r}")
+        arrays[name] = array.take(np.arange(table.height))
+        if isinstance(array, Images):
+            faulty[[error.record for error in array.errors]] = True
+    return arrays, faulty
 
 
 def _all_nullable(signature: Signature) -> Signature:

@@ -1,20 +1,37 @@
 """From records to the arrays that a model takes. All functions are pure, and vectorised over the records of a batch."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Column, DType, InputTensor, RowError, Signature
-from batchserve.errors import SchemaMismatch
+from batchserve.domain import Column, DType, InputTensor, RowError, Scalar, Signature
+from batchserve.errors import InvalidOptions, SchemaMismatch
 from batchserve.formats.protocol import Records, Tensors
 from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten
+from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
+from batchserve.inference.images import IMAGE_PIXELS, image_fault, images_of_array, images_of_column
 
-__all__ = ["build_inputs", "check_types"]
+__all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "shared_inputs"]
+
+
+class Batchwise(Protocol):
+    """An input that is put together batch by batch: its records differ in size, or are decoded when they are taken."""
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """The shape of each record [records, axes]."""
+
+    def take(self, records: np.ndarray) -> np.ndarray:
+        """The array of these records, all of one shape [records, ...]."""
+
+
+Inputs = dict[str, np.ndarray | Batchwise]
+"""What a model takes, by the name of the input."""
 
 
 # --- are the types right, before a job is queued? --------------------------------------------------------------------
@@ -32,21 +49,39 @@ def check_types(
     SchemaMismatch that lists the columns at fault. Tensors (no binding) are checked for names, shapes and types.
     """
     if not isinstance(sample, pl.DataFrame):
-        _match_tensors(signature, sample)
+        for tensor, array in zip(signature.inputs, _match_tensors(signature, sample).values(), strict=True):
+            if _are_pixels(tensor, array):
+                continue
+            beyond = _beyond_range(tensor, array)
+            if beyond.size and beyond.all():
+                raise _wrong_dtype(tensor, array)
         return
     if binding is None:
         raise SchemaMismatch("the model takes arrays: send an npy or npz file")
-    faults = [
-        fault
-        for name, dtype in binding.types.items()
-        if (fault := _type_fault(name, dtype, header_columns.get(name), sample)) is not None
-    ]
+    faults = list(_column_faults(signature, binding, header_columns, sample))
     if faults:
         raise SchemaMismatch(
             "; ".join(f"column {fault['column']!r}: {fault['message']}" for fault in faults[:3])
             + (f"; and {len(faults) - 3} more" if len(faults) > 3 else ""),
             errors=faults,
         )
+
+
+def _column_faults(
+    signature: Signature, binding: Binding, kinds: Mapping[str, pl.DataType | None], sample: pl.DataFrame
+) -> Iterator[dict[str, Any]]:
+    for name, dtype in binding.types.items():
+        if (fault := _type_fault(name, dtype, kinds.get(name), sample)) is not None:
+            yield fault
+    for tensor in signature.inputs:
+        name = binding.sources[tensor.name][0]
+        if tensor.image is not None:
+            message = image_fault(kinds.get(name), sample[name])
+        else:
+            message = array_fault(tensor, kinds.get(name), sample[name]) if tensor.name in binding.arrays else None
+        if message is not None:
+            expected = "image" if tensor.image is not None else tensor.dtype
+            yield {"column": name, "expected": expected, "message": message}
 
 
 def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.DataFrame) -> dict[str, Any] | None:
@@ -113,12 +148,17 @@ class _Faults:
 
 
 def build_inputs(
-    signature: Signature, binding: Binding | None, records: Records, first_record: int
-) -> tuple[dict[str, np.ndarray], np.ndarray, list[RowError]]:
+    signature: Signature,
+    binding: Binding | None,
+    records: Records,
+    first_record: int,
+    image_pixels: int = IMAGE_PIXELS,
+) -> tuple[Inputs, np.ndarray, list[RowError]]:
     """The inputs for all records, a mask of those that can not be scored, and one error for each of these.
 
     A masked record stands in the inputs with harmless values, so that the others can be scored in the same run; its
     outputs mean nothing. `first_record` is the number of the first record in the whole input. Tensors need no binding.
+    Images are decoded when they are taken, of at most `image_pixels`; those that can not be are told only then.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
     """
@@ -126,17 +166,37 @@ def build_inputs(
         if binding is None:
             raise SchemaMismatch("the model takes arrays: send an npy or npz file")
         faults = _Faults(records.height, first_record)
-        inputs = {
-            tensor.name: _fill(tensor, binding.sources[tensor.name], records, faults, first_record)
-            for tensor in signature.inputs
-        }
+        inputs: Inputs = {}
+        for tensor in signature.inputs:
+            sources = binding.sources[tensor.name]
+            if tensor.image is not None:
+                images, missing = images_of_column(records[sources[0]], tensor, first_record, image_pixels)
+                faults.add_missing(missing, sources[0])
+                inputs[tensor.name] = images
+            elif tensor.name in binding.arrays:
+                inputs[tensor.name] = _fill_array(tensor, records[sources[0]], faults, first_record)
+            else:
+                inputs[tensor.name] = _fill(tensor, sources, records, faults, first_record)
         return inputs, faults.mask, faults.errors()
     matched = _match_tensors(signature, records)
     faults = _Faults(max((len(array) for array in records.values() if array.ndim), default=0), first_record)
+    inputs = {}
     for tensor in signature.inputs:
-        _find_nan(tensor, matched[tensor.name], faults)
-    inputs = {name: np.ascontiguousarray(array) for name, array in matched.items()}
+        array = matched[tensor.name]
+        if _are_pixels(tensor, array):
+            inputs[tensor.name] = images_of_array(array, tensor, first_record, image_pixels)
+            continue
+        _find_misfits(tensor, array, faults, first_record)
+        _find_nan(tensor, array, faults)
+        inputs[tensor.name] = _typed(tensor, array)
     return inputs, faults.mask, faults.errors()
+
+
+def _fill_array(tensor: InputTensor, series: pl.Series, faults: _Faults, first_record: int) -> np.ndarray | Ragged:
+    values, errors = read_arrays(series, tensor, first_record)
+    for error in errors:
+        faults.add(error)
+    return values
 
 
 def _fill(
@@ -186,6 +246,24 @@ def _objects(text: pl.Series) -> np.ndarray:
     return objects
 
 
+def shared_inputs(signature: Signature, given: Mapping[str, Scalar]) -> dict[str, np.ndarray]:
+    """The option `inputs` as arrays. Raises InvalidOptions for what is no value of an input that all records share."""
+    shared = {tensor.name: tensor for tensor in signature.inputs if not tensor.per_record}
+    arrays = {}
+    for name, value in given.items():
+        if name not in shared:
+            others = any(name == tensor.name for tensor in signature.inputs)
+            own = "takes a value from each record" if others else "is no input of the model"
+            takes = ", ".join(f"{tensor.name!r} ({tensor.dtype})" for tensor in shared.values()) or "none"
+            raise InvalidOptions(f"inputs: {name!r} {own}; those with one value for all records are {takes}")
+        dtype = shared[name].dtype
+        values, errors = cast_column(pl.Series(name, [value]), dtype, 0)
+        if errors:
+            raise InvalidOptions(f"inputs: {name!r}: {errors[0].message}", expected=dtype)
+        arrays[name] = _one_for_all(shared[name], values.to_numpy())
+    return arrays
+
+
 def _one_for_all(tensor: InputTensor, values: np.ndarray) -> np.ndarray:
     shape = tuple(size or 1 for size in tensor.shape)
     if len(values) == 0:
@@ -197,7 +275,8 @@ def _one_for_all(tensor: InputTensor, values: np.ndarray) -> np.ndarray:
 
 
 def _match_tensors(signature: Signature, arrays: Tensors) -> Tensors:
-    """Input name -> array in the shape and type of the input. A lone array without a name fills the only input."""
+    """Input name -> array in the shape of the input and of a type that can be cast to its own. A lone array without a
+    name fills the only input."""
     if set(arrays) == {""} and len(signature.inputs) == 1:
         arrays = {signature.inputs[0].name: arrays[""]}
     wanted = [tensor.name for tensor in signature.inputs]
@@ -211,7 +290,17 @@ def _match_tensors(signature: Signature, arrays: Tensors) -> Tensors:
 
 def _fit(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     if not tensor.per_record:
-        return _one_for_all(tensor, _typed(tensor, array.reshape(-1)))
+        values = _castable_array(tensor, array.reshape(-1))
+        if misfits(values, tensor.dtype).any():
+            raise _wrong_dtype(tensor, values)
+        return _one_for_all(tensor, values)
+    if _are_pixels(tensor, array):
+        if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3, 4)):
+            return array
+        raise SchemaMismatch(
+            f"input {tensor.name!r}: expected images of uint8 [N, height, width, channels] or [N, height, width], "
+            f"got {shape_text(array.shape)}"
+        )
     trailing = tensor.shape[1:]
     if array.ndim and prod(array.shape[1:]) == 1 and all(size in (1, None) for size in trailing) and len(trailing) < 2:
         array = array.reshape(len(array), *(1 for _ in trailing))  # [N] and [N, 1] are the same values
@@ -223,34 +312,64 @@ def _fit(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
         raise SchemaMismatch(
             f"input {tensor.name!r}: expected an array of shape {expected}, got {got}", expected=expected, got=got
         )
-    return _typed(tensor, array)
+    return _castable_array(tensor, array)
 
 
-def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
+def _are_pixels(tensor: InputTensor, array: np.ndarray) -> bool:
+    """Whether an array holds images as they would be decoded, and not what the model takes in the end."""
+    if tensor.image is None or array.dtype != np.uint8:
+        return False
+    wanted = tensor.shape[1:]
+    ready = array.ndim == len(tensor.shape) and all(map(_suits, wanted, array.shape[1:]))
+    return tensor.dtype != "uint8" or not ready
+
+
+def _suits(want: int | None, got: int) -> bool:
+    return want in (None, got)
+
+
+def _castable_array(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     target = numpy_type(tensor.dtype)
-    if array.dtype == target:
-        return array
     if tensor.dtype == "string":
         fits = array.dtype.kind in "UT"
     elif array.dtype.kind in "iu" and target.kind in "iu":
-        bounds = np.iinfo(target)
-        fits = not array.size or (int(array.min()) >= bounds.min and int(array.max()) <= bounds.max)
+        fits = True  # as types; single values may not: `_find_misfits`
     else:
         fits = np.can_cast(array.dtype, target, "same_kind")
     if not fits:
-        raise SchemaMismatch(
-            f"input {tensor.name!r}: expected {tensor.dtype}, got {array.dtype}",
-            expected=tensor.dtype,
-            got=str(array.dtype),
-        )
+        raise _wrong_dtype(tensor, array)
+    return array
+
+
+def _wrong_dtype(tensor: InputTensor, array: np.ndarray) -> SchemaMismatch:
+    expected, got = tensor.dtype, str(array.dtype)
+    return SchemaMismatch(f"input {tensor.name!r}: expected {expected}, got {got}", expected=expected, got=got)
+
+
+def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):  # beyond float32 is infinity, as from a table
-        return array.astype(target)
+        return np.ascontiguousarray(array, numpy_type(tensor.dtype)) if tensor.per_record else array
+
+
+def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: _Faults, first_record: int) -> None:
+    """Integers beyond the range of the input: a cast would wrap them around."""
+    for index in np.flatnonzero(_beyond_range(tensor, array)).tolist():
+        values = array[index].reshape(-1)
+        message = f"expected {tensor.dtype}, got {values[misfits(values, tensor.dtype)][0]}"
+        faults.add(RowError(first_record + index, "wrong-type", message, tensor.name))
+
+
+def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
+    """Which records hold such integers."""
+    if array.dtype.kind not in "iu" or not tensor.per_record:
+        return np.zeros(len(array) if tensor.per_record else 1, dtype=bool)
+    return np.asarray(misfits(array, tensor.dtype).reshape(len(array), -1).any(axis=1))
 
 
 def _find_nan(tensor: InputTensor, array: np.ndarray, faults: _Faults) -> None:
     if array.dtype.kind != "f" or not array.size or not tensor.per_record or not np.isnan(array.min()):
         return
-    if tensor.columns is None:
+    if tensor.columns is None or tensor.image is not None:
         if not tensor.nullable:
             faults.add_missing(np.isnan(array.reshape(len(array), -1)).any(axis=1), tensor.name)
         return

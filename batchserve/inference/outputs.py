@@ -10,7 +10,7 @@ from batchserve.domain import DType, OutputTensor, Signature
 from batchserve.errors import InvalidOptions, ScoringFailed
 from batchserve.formats.schema import numpy_type, polars_type
 
-__all__ = ["check_count", "output_columns", "to_columns"]
+__all__ = ["check_count", "list_outputs", "output_columns", "to_columns"]
 
 _WIDE = 64
 """An output with more columns than this becomes one list column."""
@@ -20,12 +20,12 @@ _STEMS = {"label": "prediction", "probabilities": "probability", "scores": "scor
 def output_columns(signature: Signature, top_k: int | None = None) -> dict[str, pl.DataType]:
     """Names and types of the result's columns, exactly as `to_columns` gives them.
 
-    Raises InvalidOptions when `top_k` is asked of a model without probabilities or with fewer classes.
+    Raises InvalidOptions when `top_k` is asked of a model that has nothing to rank, or fewer classes.
     """
-    _check_top_k(signature, top_k)
+    ranked = _ranked(signature, top_k)
     columns: dict[str, pl.DataType] = {}
     for output in signature.outputs:
-        if top_k and output.role == "probabilities":
+        if top_k and output in ranked:
             columns.update(_ranking_columns(signature, output, top_k))
         else:
             columns.update(dict.fromkeys(_names(signature, output), _column_type(output)))
@@ -34,15 +34,25 @@ def output_columns(signature: Signature, top_k: int | None = None) -> dict[str, 
 
 def to_columns(signature: Signature, outputs: dict[str, np.ndarray], top_k: int | None = None) -> pl.DataFrame:
     """The outputs of a run as columns of the result, one row for each record."""
-    _check_top_k(signature, top_k)
+    ranked = _ranked(signature, top_k)
     series: list[pl.Series] = []
     for output in signature.outputs:
         array = outputs[output.name]
-        if top_k and output.role == "probabilities":
+        if top_k and output in ranked:
             series.extend(_ranking(signature, output, array, top_k))
         else:
             series.extend(_series(_names(signature, output), output, array))
     return pl.DataFrame(series)
+
+
+def list_outputs(signature: Signature, top_k: int | None = None) -> dict[str, str]:
+    """Column of lists -> the output whose arrays it holds."""
+    ranked = _ranked(signature, top_k)
+    return {
+        _names(signature, output)[0]: output.name
+        for output in signature.outputs
+        if _listy(output) and output not in ranked
+    }
 
 
 def check_count(outputs: Mapping[str, np.ndarray], records: int) -> None:
@@ -53,20 +63,21 @@ def check_count(outputs: Mapping[str, np.ndarray], records: int) -> None:
             raise ScoringFailed(f"output {name!r} has {rows} rows for {records} records", expected=records, got=rows)
 
 
-def _check_top_k(signature: Signature, top_k: int | None) -> None:
+def _ranked(signature: Signature, top_k: int | None) -> tuple[OutputTensor, ...]:
+    """The outputs that `top_k` ranks: the probabilities, or in a model without any the scores of named classes."""
     if top_k is None:
-        return
+        return ()
     if top_k < 1:
         raise InvalidOptions(f"top_k must be at least 1, got {top_k}")
-    classes = [
-        len(output.labels) or _output_width(output) or 1
-        for output in signature.outputs
-        if output.role == "probabilities"
-    ]
-    if not classes:
-        raise InvalidOptions("top_k: the model gives no probabilities")
-    if top_k > min(classes):
-        raise InvalidOptions(f"top_k: the model knows {min(classes)} classes, got {top_k}")
+    probabilities = tuple(output for output in signature.outputs if output.role == "probabilities")
+    scores = tuple(output for output in signature.outputs if output.role == "scores" and output.labels)
+    ranked = probabilities or scores
+    if not ranked:
+        raise InvalidOptions("top_k: the model gives no probabilities, and no scores of classes that it names")
+    classes = min(len(output.labels) or _output_width(output) or 1 for output in ranked)
+    if top_k > classes:
+        raise InvalidOptions(f"top_k: the model knows {classes} classes, got {top_k}")
+    return ranked
 
 
 def _names(signature: Signature, output: OutputTensor) -> list[str]:
@@ -119,11 +130,11 @@ def _flat(name: str, values: np.ndarray, kind: pl.DataType) -> pl.Series:
 
 
 def _ranking_columns(signature: Signature, output: OutputTensor, top_k: int) -> dict[str, pl.DataType]:
-    label, probability = (f"{stem}_{output.group}" if output.group else stem for stem in ("label", "probability"))
+    label, value = (f"{stem}_{output.group}" if output.group else stem for stem in ("label", _STEMS[output.role]))
     columns: dict[str, pl.DataType] = {}
     for place in range(1, top_k + 1):
         columns[f"{label}_{place}"] = polars_type(_label_type(signature, output))
-        columns[f"{probability}_{place}"] = polars_type(output.dtype)
+        columns[f"{value}_{place}"] = polars_type(output.dtype)
     return columns
 
 

@@ -1,4 +1,4 @@
-"""How well a converted graph agrees with its estimator on the sample."""
+"""How well a converted graph agrees with its original on the sample."""
 
 import math
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One numeric output against the estimator's `method`; a record counts with the largest difference in it.
+    """One numeric output against the original's `method`; a record counts with the largest difference in it.
 
     Relative differences are measured against max(1, |expected|): small numbers are compared absolutely.
     """
@@ -85,7 +85,7 @@ class Parity:
 
     def __str__(self) -> str:
         verdict = "agrees" if self.passed else "DISAGREES"
-        lines = [f"The graph {verdict} with the estimator: {self.label_flips} label flips in {self.rows} records."]
+        lines = [f"The graph {verdict} with the original: {self.label_flips} label flips in {self.rows} records."]
         lines += [
             f"{d.output} against {d.method}: relative difference max {d.max_relative:.2g}, mean {d.mean_relative:.2g}, "
             f"99 % below {d.p99_relative:.2g} (allowed {self.tolerance:.2g})"

@@ -18,8 +18,10 @@ from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
 from batchserve.inference import graph
 from batchserve.inference.feed import Feed, feeds
+from batchserve.inference.images import sample_image
 from batchserve.inference.meaning import read_outputs
 from batchserve.inference.outputs import output_columns
+from batchserve.inference.preprocessing import COLUMN, with_images
 from batchserve.inference.session import Arrays, Session, open_session
 from batchserve.inference.tuning import BATCHES, tune, tune_kernel
 
@@ -51,11 +53,12 @@ NULLABLE_COLUMNS = 2048
 _NULL_AWARE = {"Imputer", "IsNaN"}
 """Operators, beside tree ensembles, that know what to do with a missing value."""
 
-_METADATA: dict[str, type[list[Any]] | type[str]] = {
+_METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str]] = {
     "columns": list,
     "labels": list,
     "targets": list,
     "sample": list,
+    "image": dict,
     "task": str,
 }
 """What the graph may say of itself under `batchserve.*` that matters here, and its JSON type."""
@@ -120,7 +123,8 @@ def _metadata(model: ModelProto) -> dict[str, Any]:
             raise ModelRefused(f"{entry.key} is no JSON: {error}") from error
         if value is not None and not isinstance(value, _METADATA[key]):
             raise ModelRefused(f"{entry.key} must be a {_METADATA[key].__name__}, got {type(value).__name__}")
-        entries[key] = value or _METADATA[key]()
+        if value is not None:
+            entries[key] = value
     return entries
 
 
@@ -133,7 +137,8 @@ def _inputs(model: ModelProto, metadata: Mapping[str, Any]) -> tuple[InputTensor
     shapes = {entry.name: _declared_shape(entry) for entry in entries}
     free = any(shape and shape[0] is None for shape in shapes.values())
     named = _named_columns(metadata)
-    return tuple(_input(entry, shapes[entry.name], free, named.get(entry.name)) for entry in entries)
+    inputs = tuple(_input(entry, shapes[entry.name], free, named.get(entry.name)) for entry in entries)
+    return with_images(inputs, metadata["image"]) if "image" in metadata else inputs
 
 
 def _input(entry: ValueInfoProto, shape: tuple[int | None, ...], free: bool, named: list[Column] | None) -> InputTensor:
@@ -262,7 +267,17 @@ def _mend_outputs(model: ModelProto, runs: dict[int, Arrays]) -> tuple[list[str]
     own = {output.name for output in model.graph.output}
     for name in [name for name in next(iter(runs.values())) if name in own]:
         arrays = {count: run[name] for count, run in runs.items()}
-        if len(runs) < 3 or all(array.ndim and len(array) == count for count, array in arrays.items()):
+        if all(array.ndim and len(array) == count for count, array in arrays.items()):
+            continue
+        if len(runs) < 3:
+            # One run alone tells only of a single value whose it is: of the one record, or of all.
+            alone = all(array.size == 1 for array in arrays.values())
+            if alone and 1 in runs:
+                graph.reshape_output(model, name, [-1])
+                done.append(f"Output {name!r} was reshaped to one row for each record.")
+            elif alone and len(own) > 1:
+                done.append(_left_out(model, name))
+                own.remove(name)
             continue
         across = all(array.ndim > 1 and array.shape[1] == count for count, array in arrays.items())
         tall = arrays[1].size and all(array.size == count * arrays[1].size for count, array in arrays.items())
@@ -275,10 +290,14 @@ def _mend_outputs(model: ModelProto, runs: dict[int, Arrays]) -> tuple[list[str]
             graph.reshape_output(model, name, [-1] if width == 1 else [-1, width])
             done.append(f"Output {name!r} was reshaped to one row for each record.")
         elif len({array.shape for array in arrays.values()}) == 1 and len(own) > 1:
-            graph.drop_output(model, name)
-            done.append(f"Output {name!r} is not about single records and was left out.")
+            done.append(_left_out(model, name))
             own.remove(name)
     return done, groups
+
+
+def _left_out(model: ModelProto, name: str) -> str:
+    graph.drop_output(model, name)
+    return f"Output {name!r} is not about single records and was left out."
 
 
 def _in_order(arrays: dict[int, np.ndarray]) -> bool:
@@ -355,7 +374,7 @@ def _with_nullable(signature: Signature, model: ModelProto, session: Session, fe
     aware = any(node.op_type in _NULL_AWARE or node.op_type.startswith("TreeEnsemble") for node in graph.nodes(model))
     inputs: list[InputTensor] = []
     for tensor in signature.inputs:
-        if tensor.dtype == "string":
+        if tensor.dtype == "string" or tensor.image is not None:
             inputs.append(tensor)
             continue
         probed = tensor.per_record and tensor.dtype.startswith("float") and len(tensor.shape) <= 2
@@ -416,7 +435,10 @@ def _sample(signature: Signature, metadata: Mapping[str, Any], feed: Feed) -> tu
         return ()
     records: list[dict[str, Any]] = [{}, {}]
     for index, tensor in product(range(2), signature.inputs):
-        array = feed.arrays[tensor.name][index] if tensor.per_record else feed.shared[tensor.name]
+        if tensor.image is not None:
+            records[index][COLUMN] = sample_image(tensor, shade=64 * (index + 1))
+            continue
+        array = feed.arrays[tensor.name][index : index + 1] if tensor.per_record else feed.shared[tensor.name]
         for column, value in zip(tensor.columns or (), array.reshape(-1).tolist(), strict=True):
             records[index][column.name] = round(value, 4) if isinstance(value, float) else value
     return tuple(records)

@@ -9,7 +9,7 @@ import numpy as np
 from onnx import ModelProto
 
 from batchserve.domain import Signature
-from batchserve.errors import ScoringFailed
+from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference import trees
 from batchserve.inference.feed import EXAMPLES, PROBE_BYTES, Feed
 from batchserve.inference.session import Arrays, Session, open_session
@@ -102,7 +102,12 @@ def _rates(signature: Signature, session: Session, feed: Feed, deadline: float) 
         too_much = batch * feed.bytes_per_record() > PROBE_BYTES or batch * per_record * 2 > left
         if batch > 1 and too_much:
             return
-        rate = _measure(session, records(batch), batch, deadline)
+        try:
+            rate = _measure(session, records(batch), batch, deadline)
+        except OutOfMemory:
+            if batch == SMALL_BATCHES[0]:
+                raise
+            return
         per_record = 1 / rate
         yield batch, rate
 

@@ -86,7 +86,8 @@ MUTANTS = (
         "        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,\n", "", ("tests/test_jobs.py",),
     ),
     Mutant(
-        "outputs are counted", "batchserve/scoring.py", "            check_count(outputs, stop - start)\n", "",
+        "outputs are counted", "batchserve/inference/run.py",
+        "            check_count(outputs, batch.stop - batch.start)\n", "",
         ("tests/test_worker.py", "tests/test_api_predict.py", "tests/test_bad_input.py"),
     ),
     Mutant(
@@ -101,7 +102,7 @@ MUTANTS = (
     ),
     Mutant(
         "a key is remembered in the transaction of the work", "batchserve/api/predict.py",
-        "    if asked.key is not None:\n", "    if False:\n", ("tests/test_api_predict.py",),
+        "        if self.key is not None:\n", "        if False:\n", ("tests/test_api_predict.py",),
     ),
     Mutant(
         "a body shorter than announced is no input", BODIES,

@@ -1,75 +1,47 @@
-"""From a fitted scikit-learn estimator to an ONNX graph that answers like it.
+"""From what was trained to an ONNX graph that answers like it: scikit-learn, PyTorch, img2feat.
 
 Runs where the pickle is trusted: on the machine of whoever trained the model, never on the server. The graph carries
-what a server needs to know beside it, as JSON texts in its `metadata_props` under `batchserve.*`: `columns`, `labels`,
-`targets`, `task`, `sample`, `parity`, `versions` and `training_digest`.
+what a server needs to know beside it, as JSON texts in its `metadata_props` under `batchserve.*`: `columns`, `image`,
+`labels`, `targets`, `task`, `sample`, `parity`, `versions` and `training_digest`.
 """
 
-import json
-import os
 import sys
-import tempfile
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import onnx
 
-from batchserve.domain import Column
-from batchserve.errors import ConversionFailed, ParityFailed
+from batchserve.errors import ConversionFailed
 from batchserve.inference.convert.check import check
+from batchserve.inference.convert.conversion import Conversion, check_parity, serialize, with_facts
 from batchserve.inference.convert.estimator import (
     Reference,
-    Task,
     ask,
     boosters,
     choose_columns,
+    class_labels,
     known_differences,
     load,
 )
-from batchserve.inference.convert.export import convertible, layouts, serialize, to_onnx
+from batchserve.inference.convert.export import convertible, layouts, to_onnx
+from batchserve.inference.convert.img2feat import convert_img2feat, export_img2feat
+from batchserve.inference.convert.network import annotate
 from batchserve.inference.convert.sample import INSTALL, Array, as_frame, listed
-from batchserve.inference.parity import Parity
+from batchserve.inference.convert.torch import convert_torch, export_torch
 
 if TYPE_CHECKING:
     import pandas
     import polars
 
-__all__ = ["Conversion", "convert"]
+__all__ = ["Conversion", "annotate", "convert", "convert_img2feat", "convert_torch", "export_img2feat", "export_torch"]
 
 MAX_OPSET = 22
 SAMPLE_RECORDS = 8
-
-
-@dataclass(frozen=True)
-class Conversion:
-    """A converted model: the bytes of the graph, how well it agrees with the estimator, and what it takes."""
-
-    onnx: bytes
-    report: Parity
-    columns: tuple[Column, ...]
-    task: Task
-
-    def save(self, path: Path | str) -> Path:
-        """Write the graph; a reader of `path` sees the old file or the whole new one, never a part."""
-        path = Path(path)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(self.onnx)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-        return path
 
 
 def convert(
@@ -115,19 +87,18 @@ def convert(
             notes=[*notes, *known_differences(model)],
         )
     report = conversion.report
-    if not report.passed:
-        raise ParityFailed(
-            f"{report}\nGraphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you "
-            "accept this.",
-            parity=report.to_json(),
-        )
+    check_parity(
+        report,
+        "Graphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you accept this.",
+    )
     facts = _facts(model, reference, targets) | {
         "columns": _column_facts(conversion) if reference.table.named else None,
         "sample": reference.table.records(SAMPLE_RECORDS) if embed_sample else None,
         "parity": report.to_json(),
         "training_digest": digest,
     }
-    conversion = replace(conversion, onnx=_with_metadata(conversion.onnx, facts))
+    graph = with_facts(onnx.load_model_from_string(conversion.onnx), facts)
+    conversion = replace(conversion, onnx=serialize(graph))
     if output is not None:
         conversion.save(output)
     return conversion
@@ -169,26 +140,10 @@ def _facts(model: object, reference: Reference, targets: Sequence[str] | None) -
     versions |= {name: sys.modules[name].__version__ for name in sorted(boosters(model))}
     return {
         "task": reference.task,
-        "labels": _labels(model, count) if reference.task == "classification" else None,
+        "labels": class_labels(model, count) if reference.task == "classification" else None,
         "targets": list(targets) if targets is not None else None,
         "versions": versions,
     }
-
-
-def _labels(model: object, count: int) -> list[Any] | None:
-    """The classes in the order of the probabilities; a list for each target where there are several."""
-    classes = getattr(model, "classes_", None)
-    if classes is None:
-        return None
-    if isinstance(classes, list):
-        return [_json_labels(target) for target in classes]
-    # The classes of a multi-label model are its targets; each target is no (0) or yes (1).
-    return _json_labels(np.asarray(classes)) if count == 1 else [[0, 1]] * count
-
-
-def _json_labels(classes: Array) -> list[str | int]:
-    """Integers and texts; the graph gives False and True as 0 and 1, and 1.0 as 1."""
-    return [int(label) for label in classes] if classes.dtype.kind in "biuf" else [str(label) for label in classes]
 
 
 def _column_facts(conversion: Conversion) -> list[dict[str, Any]]:
@@ -200,14 +155,3 @@ def _column_facts(conversion: Conversion) -> list[dict[str, Any]]:
         {"name": column.name, "dtype": column.dtype, "input": name, "nullable": column.nullable}
         for column, name in zip(conversion.columns, inputs, strict=True)
     ]
-
-
-def _with_metadata(data: bytes, facts: dict[str, Any]) -> bytes:
-    graph = onnx.load_from_string(data)
-    texts = {
-        f"batchserve.{name}": json.dumps(value, ensure_ascii=False, allow_nan=False)
-        for name, value in sorted(facts.items())
-        if value is not None
-    }
-    onnx.helper.set_model_props(graph, texts)
-    return serialize(graph)

@@ -1,6 +1,6 @@
 """Runs a graph on the sample and sets its answers beside the estimator's."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import onnx
@@ -11,7 +11,7 @@ from batchserve.inference.convert.estimator import Reference
 from batchserve.inference.convert.export import GraphInput
 from batchserve.inference.convert.sample import Array, listed
 from batchserve.inference.parity import Answers, Parity, compare, distances, flips
-from batchserve.inference.session import open_session
+from batchserve.inference.session import Arrays, open_session
 
 BATCH = 8192
 
@@ -20,12 +20,12 @@ def check(
     graph: onnx.ModelProto, layout: Sequence[GraphInput], reference: Reference, tolerance: float, notes: Sequence[str]
 ) -> tuple[Parity, tuple[Column, ...]]:
     """The report, and the columns that the graph takes: nullable where a missing text was answered alike."""
-    labels, numbers = _run(graph, layout, reference)
-    names, expected, got, more = _align(reference, numbers)
-    if labels is None and not names:
-        raise ConversionFailed(f"No output of the graph can be compared with the estimator. {' '.join(more)}")
-    theirs = Answers(reference.labels, dict(zip(names, expected, strict=True)))
-    ours = Answers(labels, dict(zip(names, got, strict=True)))
+
+    def feed(rows: slice) -> Arrays:
+        table = reference.table.take(rows)
+        return {tensor.name: item.feed(table) for tensor, item in zip(graph.graph.input, layout, strict=True)}
+
+    theirs, ours, more = answers(graph, feed, reference)
 
     texts = [column for item in layout if item.dtype == "string" for column in item.columns]
     lacking = reference.table.without(texts)
@@ -43,7 +43,7 @@ def check(
         theirs.take(keep),
         ours.take(keep),
         rows=reference.rows[keep],
-        methods=dict.fromkeys(names, reference.method),
+        methods=dict.fromkeys(ours.numbers, reference.method),
         tolerance=tolerance,
         notes=[*notes, *reference.notes, *more],
     )
@@ -56,20 +56,31 @@ def _agree(expected: Answers, got: Answers, tolerance: float) -> bool:
     return near and not flips(expected, got).any()
 
 
+def answers(
+    graph: onnx.ModelProto, feed: Callable[[slice], Arrays], reference: Reference, batch: int = BATCH
+) -> tuple[Answers, Answers, list[str]]:
+    """What the estimator and the graph say of the same records, and notes on what can not be compared.
+
+    `feed`: the inputs of the graph for a range of the reference's records, at most `batch` of them.
+    """
+    labels, numbers = _run(graph, feed, reference, batch)
+    names, expected, got, notes = _align(reference, numbers)
+    if labels is None and not names:
+        raise ConversionFailed(f"No output of the graph can be compared with the estimator. {' '.join(notes)}")
+    theirs = Answers(reference.labels, dict(zip(names, expected, strict=True)))
+    return theirs, Answers(labels, dict(zip(names, got, strict=True))), notes
+
+
 def _run(
-    graph: onnx.ModelProto, layout: Sequence[GraphInput], reference: Reference
+    graph: onnx.ModelProto, feed: Callable[[slice], Arrays], reference: Reference, batch: int
 ) -> tuple[Array | None, dict[str, Array]]:
     """Labels [n] or [n, targets], and each numeric output as [n, k]."""
     try:
         session = open_session(graph.SerializeToString())
         outputs: dict[str, list[Array]] = {}
-        for start in range(0, len(reference.rows), BATCH):
-            rows = slice(start, min(start + BATCH, len(reference.rows)))
-            feeds = {
-                tensor.name: item.feed(reference.table.take(rows))
-                for tensor, item in zip(graph.graph.input, layout, strict=True)
-            }
-            for name, value in session.run(feeds).items():
+        for start in range(0, len(reference.rows), batch):
+            rows = slice(start, min(start + batch, len(reference.rows)))
+            for name, value in session.run(feed(rows)).items():
                 for key, block in _by_record(name, value, rows.stop - start).items():
                     outputs.setdefault(key, []).append(block)
     except ScoringFailed as error:

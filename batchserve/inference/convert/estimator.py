@@ -185,6 +185,22 @@ def encoded_columns(model: object, names: Sequence[str]) -> set[str]:
     }
 
 
+def class_labels(model: Any, count: int) -> list[Any] | None:
+    """The classes in the order of the probabilities; a list for each target where there are several."""
+    classes = getattr(model, "classes_", None)
+    if classes is None:
+        return None
+    if isinstance(classes, list):
+        return [_json_labels(target) for target in classes]
+    # The classes of a multi-label model are its targets; each target is no (0) or yes (1).
+    return _json_labels(np.asarray(classes)) if count == 1 else [[0, 1]] * count
+
+
+def _json_labels(classes: Array) -> list[str | int]:
+    """Integers and texts; the graph gives False and True as 0 and 1, and 1.0 as 1."""
+    return [int(label) for label in classes] if classes.dtype.kind in "biuf" else [str(label) for label in classes]
+
+
 # --- its answers -----------------------------------------------------------------------------------------------------
 
 

@@ -12,11 +12,12 @@ import numpy as np
 import onnx
 
 from batchserve.errors import ConversionFailed
+from batchserve.inference.convert.conversion import tidy
 from batchserve.inference.convert.estimator import boosters, encoded_columns, has, package, parts
 from batchserve.inference.convert.sample import INSTALL, Array, Table, listed, sentence
 
-MAX_IR = 10
-"""Far below what ONNX Runtime loads, so that older ones do too."""
+ML_OPSET = 3
+"""Version of the operators of machine learning that the converters are asked for."""
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx
             name=type(model).__name__,
             initial_types=[graph_input.initial_type() for graph_input in layout],
             options=_options(model),
-            target_opset={"": target_opset, "ai.onnx.ml": 3},
+            target_opset={"": target_opset, "ai.onnx.ml": ML_OPSET},
         )
     except (MissingConverter, MissingShapeCalculator) as error:
         found = re.search(r"<class '([\w.]+)'>", str(error))
@@ -122,17 +123,7 @@ def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx
                 f" protobuf {version('protobuf')} breaks converters; batchserve[sklearn] brings one below 7. {INSTALL}"
             )
         raise ConversionFailed(f"skl2onnx could not convert the model: {sentence(error)}{hint}") from error
-    graph.ir_version = min(graph.ir_version, MAX_IR)
-    opsets = {opset.domain: opset.version for opset in graph.opset_import}  # skl2onnx lists some domains twice
-    del graph.opset_import[:]
-    graph.opset_import.extend(onnx.helper.make_opsetid(domain, opsets[domain]) for domain in sorted(opsets))
-    return graph
-
-
-def serialize(graph: onnx.ModelProto) -> bytes:
-    """The same bytes for the same graph, in every process."""
-    data: bytes = graph.SerializeToString(deterministic=True)
-    return data
+    return tidy(graph)
 
 
 def _options(model: object) -> dict[int, dict[str, Any]]:

@@ -1,0 +1,197 @@
+"""Forms with files: `multipart/form-data` on its way into storage."""
+
+import re
+import zlib
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from tempfile import SpooledTemporaryFile
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
+
+from batchserve.api.bodies import BLOCK, Body
+from batchserve.errors import BadRequest, InvalidOptions
+from batchserve.formats.archive import StoredMember, stored_archive
+from batchserve.storage import Piece
+
+__all__ = ["MAX_FILES", "Form", "FormFile", "form_file", "open_form"]
+
+MAX_FILES = 10_000
+"""In one form: more come as a zip."""
+_MAX_FIELDS = 8
+_IN_MEMORY = 1 << 20
+_UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(slots=True)
+class FormFile:
+    """One file of a form, in bytes `start` to `start + bytes` of the spool."""
+
+    name: str
+    content_type: str | None
+    start: int
+    bytes: int = 0
+    crc: int = 0
+
+
+class Form:
+    """The files of a form, in their order. All wait in one temporary file, of which 1 MiB may be in memory."""
+
+    def __init__(self, boundary: bytes) -> None:
+        self.files: list[FormFile] = []
+        self._spool = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - `close` closes it
+        self._parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": self._begin,
+                "on_header_field": self._field,
+                "on_header_value": self._value,
+                "on_header_end": self._header,
+                "on_headers_finished": self._begin_content,
+                "on_part_data": self._data,
+            },
+        )
+        self._begin()
+        self._fields = 0
+        self._file: FormFile | None = None
+
+    async def receive(self, blocks: AsyncIterator[bytes]) -> None:
+        """Raises BadRequest for what is no form, or one of too many parts."""
+        try:
+            async for block in blocks:
+                await run_in_threadpool(self._parser.write, block)
+            self._parser.finalize()
+        except FormParserError as error:
+            raise BadRequest(f"the form can not be read: {error}") from None
+        # A browser sends one without name and bytes for a field that was left empty.
+        self.files = [file for file in self.files if file.name or file.bytes]
+
+    async def blocks(self, file: FormFile) -> AsyncGenerator[bytes]:
+        """The bytes of a file."""
+        pieces = self._contents(file)
+        while block := await run_in_threadpool(next, pieces, b""):
+            yield block
+
+    async def archive(self) -> AsyncGenerator[bytes]:
+        """A zip of all files, stored, each under its own name."""
+        names = member_names(file.name for file in self.files)
+        members = (
+            StoredMember(name, file.bytes, file.crc, self._contents(file))
+            for name, file in zip(names, self.files, strict=True)
+        )
+        blocks = _gathered(stored_archive(members))
+        while block := await run_in_threadpool(next, blocks, b""):
+            yield block
+
+    def close(self) -> None:
+        self._spool.close()
+
+    def _contents(self, file: FormFile) -> Iterator[bytes]:
+        for start in range(file.start, file.start + file.bytes, BLOCK):
+            self._spool.seek(start)
+            yield self._spool.read(min(BLOCK, file.start + file.bytes - start))
+
+    # Callbacks of the parser, in the order in which they come.
+
+    def _begin(self) -> None:
+        self._headers: dict[str, bytes] = {}
+        self._header_name = self._header_value = b""
+
+    def _field(self, data: bytes, start: int, end: int) -> None:
+        self._header_name += data[start:end]
+
+    def _value(self, data: bytes, start: int, end: int) -> None:
+        self._header_value += data[start:end]
+
+    def _header(self) -> None:
+        self._headers[self._header_name.decode("latin-1").lower()] = self._header_value
+        self._header_name = self._header_value = b""
+
+    def _begin_content(self) -> None:
+        _, options = parse_options_header(self._headers.get("content-disposition"))
+        self._file = None
+        if b"filename" not in options:
+            self._fields += 1
+            if self._fields > _MAX_FIELDS:
+                raise BadRequest(f"the form has more than {_MAX_FIELDS} fields that are no files")
+            return
+        if len(self.files) == MAX_FILES:
+            raise BadRequest(f"the form has more than {MAX_FILES} files: send them as a zip")
+        media_type = self._headers.get("content-type")
+        self._file = FormFile(
+            options[b"filename"].decode(errors="replace"),
+            media_type.decode("latin-1") if media_type else None,
+            self._spool.tell(),
+        )
+        self.files.append(self._file)
+
+    def _data(self, data: bytes, start: int, end: int) -> None:
+        if self._file is None:
+            return  # of a field, which nobody asked for
+        content = memoryview(data)[start:end]
+        self._spool.write(content)
+        self._file.bytes += len(content)
+        self._file.crc = zlib.crc32(content, self._file.crc)
+
+
+@asynccontextmanager
+async def open_form(content_type: str, body: Body) -> AsyncIterator[Form]:
+    """The files of a form, as long as the block lasts. The limits of the body hold for the form.
+
+    Raises BadRequest for what is no form, InvalidOptions for one without a file.
+    """
+    _, options = parse_options_header(content_type)
+    if not options.get(b"boundary"):
+        raise BadRequest("the form can not be read: its Content-Type names no boundary")
+    try:
+        form = Form(options[b"boundary"])
+    except FormParserError as error:
+        raise BadRequest(f"the form can not be read: {error}") from None
+    try:
+        await form.receive(body.blocks())
+        if not form.files:
+            raise InvalidOptions("the form needs one file or more, got none")
+        yield form
+    finally:
+        form.close()
+
+
+async def form_file(content_type: str, body: Body) -> tuple[bytes, str | None, str]:
+    """The one file of a small form: its bytes (decompressed), its media type and its name. Raises InvalidOptions for
+    several."""
+    async with open_form(content_type, body) as form:
+        if len(form.files) > 1:
+            raise InvalidOptions(f"expected a form with one file, got {len(form.files)}")
+        (file,) = form.files
+        return b"".join([block async for block in body.decoded(form.blocks(file))]), file.content_type, file.name
+
+
+def member_names(names: Iterable[str]) -> Iterator[str]:
+    """Names for members of an archive: no path leads out of it, and none comes twice (`a.jpg`, `a-2.jpg`)."""
+    taken: set[str] = set()
+    counts: dict[str, int] = {}
+    for given in names:
+        parts = _UNSAFE.sub("", given).replace("\\", "/").split("/")
+        wanted = name = "/".join(part[-255:] for part in parts if part not in ("", ".", "..")) or "file"
+        while name in taken:
+            counts[wanted] = counts.get(wanted, 1) + 1
+            path = PurePosixPath(wanted)
+            name = str(path.with_name(f"{path.stem}-{counts[wanted]}{path.suffix}"))
+        taken.add(name)
+        yield name
+
+
+def _gathered(pieces: Iterable[Piece]) -> Iterator[bytes]:
+    """Blocks of about 1 MiB: many files are small."""
+    gathered = bytearray()
+    for piece in pieces:
+        assert isinstance(piece, bytes)  # no Span: nothing of a form is in storage yet
+        gathered += piece
+        if len(gathered) >= BLOCK:
+            yield bytes(gathered)
+            gathered.clear()
+    if gathered:
+        yield bytes(gathered)

@@ -1,0 +1,51 @@
+"""A server as a child process, for as long as a block runs: the demo and the examples have one of their own."""
+
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from batchserve.errors import Unavailable
+
+TIMEOUT = 60.0
+"""Seconds for a start, and for an end that does not need force."""
+_ADDRESS = re.compile(r" at (http://\S+) ")
+
+
+@contextmanager
+def serving(log: Path, **environment: str) -> Iterator[str]:
+    """A server on a free port of this host, its messages in `log`; gives its address when it answers.
+
+    It has the settings of this process, and what `environment` says instead. Raises Unavailable, with the end of its
+    log, if it does not start.
+    """
+    command = [sys.executable, "-m", "batchserve", "serve", "--port", "0"]
+    with (
+        log.open("wb") as messages,
+        subprocess.Popen(  # noqa: S603
+            command, stdin=subprocess.DEVNULL, stderr=messages, env=os.environ | environment
+        ) as process,
+    ):
+        try:
+            yield _address_of(process, log)
+        finally:
+            process.terminate()
+            try:
+                process.wait(TIMEOUT)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _address_of(process: "subprocess.Popen[bytes]", log: Path) -> str:
+    """What the server says when it is ready."""
+    deadline = time.monotonic() + TIMEOUT
+    while time.monotonic() < deadline and process.poll() is None:
+        if found := _ADDRESS.search(log.read_text(errors="replace")):
+            return found[1]
+        time.sleep(0.05)
+    end = "\n".join(log.read_text(errors="replace").splitlines()[-5:])
+    raise Unavailable(f"the server did not start; its log {log} ends with:\n{end}")

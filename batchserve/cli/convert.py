@@ -1,0 +1,159 @@
+"""`batchserve convert`: from what was trained to the ONNX graph that a server takes."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from batchserve.cli.terminal import AsJson, print_json, say, table
+
+if TYPE_CHECKING:
+    from batchserve.inference.parity import Parity
+
+_ONNX = (".onnx", ".zip")
+_TORCH = (".pt", ".pth", ".torchscript")
+_IMG2FEAT = "img2feat:"
+
+
+def convert(
+    model: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, metavar="MODEL", help="A pickle that you trust, or a network."),
+    ],
+    sample: Annotated[
+        Path | None,
+        typer.Option("--sample", exists=True, help="Records as the model takes them; for img2feat a folder of images."),
+    ] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: MODEL.onnx beside it.")] = None,
+    image: Annotated[
+        str | None,
+        typer.Option("--image", help="How images become the input: imagenet, img2feat, img2feat:NETWORK, JSON, @FILE."),
+    ] = None,
+    labels: Annotated[
+        Path | None,
+        typer.Option("--labels", exists=True, dir_okay=False, help="Names of the classes: one in a line, or JSON."),
+    ] = None,
+    softmax: Annotated[
+        bool, typer.Option("--softmax", help="The network gives scores: turn them into probabilities.")
+    ] = False,
+    weights: Annotated[
+        Path | None,
+        typer.Option("--weights", exists=True, dir_okay=False, help="Weights of img2feat:NETWORK, where offline."),
+    ] = None,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference that is allowed.")] = 1e-4,
+    as_json: AsJson = False,
+) -> None:
+    """Convert a model to ONNX, and prove that both answer alike: a pickled scikit-learn estimator, one on the features
+    of img2feat, or a PyTorch module. Or say of a network that is in ONNX already which images and classes it is for.
+    Loading a pickle or a module runs its code: never do it with a file that you do not trust."""
+    from batchserve.errors import ParityFailed
+    from batchserve.inference.parity import Parity
+
+    target = output or model.with_suffix(".onnx")
+    names = _labels(labels) if labels is not None else None
+    try:
+        report = _report(model, sample, target, image, names, softmax, weights, tolerance)
+    except ParityFailed as failed:
+        print_parity(Parity.from_json(failed.extra["parity"]), as_json)
+        say("[bold red]Error:[/] the graph does not answer like the original; nothing was written.")
+        raise typer.Exit(1) from None
+    if report is not None:
+        print_parity(report, as_json)
+    say(f"Wrote [bold]{escape(str(target))}[/]. Register it: batchserve models add {escape(str(target))}")
+
+
+def _report(
+    model: Path,
+    sample: Path | None,
+    target: Path,
+    image: str | None,
+    labels: list[str] | None,
+    softmax: bool,
+    weights: Path | None,
+    tolerance: float,
+) -> "Parity | None":
+    """Write the graph. None: there was nothing to compare it with."""
+    from batchserve.inference import convert as conversions
+
+    network = image.removeprefix(_IMG2FEAT) if image is not None and image.startswith(_IMG2FEAT) else None
+    if weights is not None and network is None:
+        raise typer.BadParameter("it goes with --image img2feat:NETWORK", param_hint="--weights")
+    if network is not None:
+        return conversions.convert_img2feat(
+            model, network, target, weights=weights, labels=labels, sample=sample, tolerance=tolerance
+        ).report
+    if model.suffix in _ONNX:
+        if target == model:
+            raise typer.BadParameter("say where to write the new file", param_hint="--output")
+        conversions.annotate(model, target, image=_image(image), labels=labels, softmax=softmax)
+        return None
+    if model.suffix in _TORCH:
+        return conversions.convert_torch(
+            model, target, image=_image(image), labels=labels, softmax=softmax, sample=sample, tolerance=tolerance
+        ).report
+    for name, given in (("--image", image), ("--labels", labels), ("--softmax", softmax or None)):
+        if given is not None:
+            raise typer.BadParameter(
+                "it is for networks (.onnx, .pt), and for estimators with --image img2feat:NETWORK", param_hint=name
+            )
+    if sample is None or sample.is_dir():
+        raise typer.BadParameter("name a file of records as the estimator takes them", param_hint="--sample")
+    return conversions.convert(model, sample, target, tolerance=tolerance).report
+
+
+def _image(text: str | None) -> "str | dict[str, Any] | None":
+    """The name of a preset, or the description in a text or a file."""
+    if text is None:
+        return None
+    path = Path(text.removeprefix("@"))
+    if not text.startswith(("@", "{")) and path.suffix != ".json":
+        return text
+    content = text if text.startswith("{") else path.read_text(encoding="utf-8")
+    try:
+        description = json.loads(content)
+    except ValueError as error:
+        raise typer.BadParameter(f"is no JSON: {error}", param_hint="--image") from None
+    if not isinstance(description, dict):
+        raise typer.BadParameter('must be an object, such as {"size": [224, 224]}', param_hint="--image")
+    return description
+
+
+def _labels(path: Path) -> list[str]:
+    """One in a line, or a JSON list."""
+    text = path.read_text(encoding="utf-8")
+    if not text.lstrip().startswith("["):
+        return text.splitlines()
+    try:
+        return [str(label) for label in json.loads(text)]
+    except ValueError as error:
+        raise typer.BadParameter(f"{path} is no JSON: {error}", param_hint="--labels") from None
+
+
+def print_parity(report: "Parity", as_json: bool) -> None:
+    if as_json:
+        print_json(report.to_json())
+    else:
+        show_parity(Console(highlight=False), report)
+
+
+def show_parity(console: Console, report: "Parity") -> None:
+    """How far the graph's answers are from the original's."""
+    title = f"Parity on {report.rows:,} records: {report.label_flips:,} labels differ"
+    console.print(
+        table(
+            ("output", "original's", "mean difference", "99 % below", "max", "allowed"),
+            [
+                (d.output, d.method, f"{d.mean_relative:.1e}", f"{d.p99_relative:.1e}", f"{d.max_relative:.1e}",
+                 f"{report.tolerance:.1e}")
+                for d in report.differences
+            ],
+            title=title,
+        )
+    )  # fmt: skip
+    for worst in report.worst:
+        console.print(f"  record {worst.row}, {worst.output}: expected {worst.expected}, got {worst.got}", markup=False)
+    for note in report.notes:
+        console.print(f"  {note}", markup=False)

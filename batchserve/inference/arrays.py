@@ -1,0 +1,281 @@
+"""Columns that hold an array in each record: lists in Parquet and Arrow, JSON text elsewhere."""
+
+from collections.abc import Callable
+
+import numpy as np
+import orjson
+import polars as pl
+
+from batchserve.domain import DType, InputTensor, RowError
+from batchserve.errors import SchemaMismatch
+from batchserve.formats.schema import numpy_type, shorten
+from batchserve.inference.binding import shape_text
+
+__all__ = ["Ragged", "array_fault", "holds_arrays", "misfits", "read_arrays"]
+
+_EXACT = 2**53 - 1
+"""Up to here no two integers are the same float64."""
+
+
+class Ragged:
+    """The arrays of one input whose sizes differ between records. `shapes` [records, axes] tells them."""
+
+    def __init__(self, values: np.ndarray, shapes: np.ndarray) -> None:
+        self.shapes = shapes
+        self._values = values
+        self._stops = np.cumsum(shapes.prod(axis=1))
+
+    def __len__(self) -> int:
+        return len(self.shapes)
+
+    def take(self, records: np.ndarray) -> np.ndarray:
+        """The arrays of these records, which are all of one size."""
+        shape = self.shapes[records[0]]
+        size = shape.prod()
+        return np.stack([self._values[stop - size : stop].reshape(shape) for stop in self._stops[records].tolist()])
+
+
+def holds_arrays(kind: pl.DataType | None, first_values: Callable[[], pl.Series]) -> bool:
+    """Whether a column holds arrays: by its type or, where that says nothing, by the first value there is."""
+    if kind is not None and kind != pl.String():
+        return isinstance(kind, pl.List | pl.Array)
+    first = next((value for value in first_values().to_list() if value is not None), None)
+    return isinstance(first, str) and isinstance(_json(first), list)
+
+
+def array_fault(tensor: InputTensor, kind: pl.DataType | None, values: pl.Series) -> str | None:
+    """Why a column of this type, or with these first values, can not fill an input; None when it can."""
+    kind = kind or values.dtype
+    if not isinstance(kind, pl.String | pl.Null):
+        return _type_fault(tensor, kind)
+    given = values.drop_nulls()
+    _, errors = read_arrays(given, tensor, 0)
+    return errors[0].message if 0 < len(given) == len(errors) else None
+
+
+def read_arrays(
+    series: pl.Series, tensor: InputTensor, first_record: int
+) -> tuple[np.ndarray | Ragged, list[RowError]]:
+    """The arrays of a column, with the records on axis 0, and one error for each record that has none that fits.
+
+    Such a record stands there with harmless values. Ragged: records differ in a size that the model leaves open.
+    Raises SchemaMismatch for a column whose type can hold no such arrays.
+    """
+    if series.dtype == pl.Null():
+        series = series.cast(pl.String())
+    faults = _Faults(len(series))
+    faults.add(series.is_null().to_numpy(), lambda _: _missing(series.name))
+    shapes, values = (_from_texts if series.dtype == pl.String() else _from_lists)(series, tensor, faults)
+    errors = [
+        RowError(first_record + record, fault.code, fault.message, series.name)
+        for record, fault in sorted(faults.found.items())
+    ]
+    return _assembled(tensor, ~faults.mask, shapes, values), errors
+
+
+def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
+    """Which numbers would not survive a cast to `dtype`. Floats may be rounded, text is text."""
+    target = numpy_type(dtype)
+    if target.kind in "fO" or values.dtype.kind == "b":
+        return np.zeros(values.shape, bool)
+    if target.kind == "b":
+        return ~np.isin(values, (0, 1))
+    bounds = np.iinfo(target)
+    if values.dtype.kind == "f":
+        values = values.astype(np.float64, copy=False)
+        whole = values == np.rint(values)
+        return np.asarray(~(whole & (values >= max(bounds.min, -_EXACT)) & (values <= min(bounds.max, _EXACT))))
+    return np.logical_or(values < bounds.min, values > bounds.max)
+
+
+# --- faults ----------------------------------------------------------------------------------------------------------
+
+
+class _Fault(Exception):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+
+class _Faults:
+    """The first fault of each record."""
+
+    def __init__(self, records: int) -> None:
+        self.mask = np.zeros(records, bool)
+        self.found: dict[int, _Fault] = {}
+
+    def add(self, mask: np.ndarray, make: Callable[[int], _Fault]) -> None:
+        for record in np.flatnonzero(mask & ~self.mask).tolist():
+            self.found[record] = make(record)
+        self.mask |= mask
+
+
+def _missing(name: str) -> _Fault:
+    return _Fault("missing-value", f"no value for {name!r}, and the model needs one")
+
+
+def _hole(tensor: InputTensor) -> _Fault:
+    return _Fault("missing-value", f"expected {_wanted(tensor)}, got one with values missing")
+
+
+def _misshapen(tensor: InputTensor, shape: np.ndarray | tuple[int, ...] | None) -> _Fault:
+    got = "lists of different lengths" if shape is None else shape_text(tuple(shape))
+    return _Fault("wrong-shape", f"expected {_wanted(tensor)}, got {got}")
+
+
+def _unfit(tensor: InputTensor, value: object) -> _Fault:
+    return _Fault("wrong-type", f"expected {_wanted(tensor)}, got {shorten(value)} in it")
+
+
+def _wanted(tensor: InputTensor) -> str:
+    return f"an array {shape_text(tensor.shape[1:])} of {tensor.dtype}"
+
+
+def _fits(tensor: InputTensor, shapes: np.ndarray) -> np.ndarray:
+    """Which of these shapes [records, axes] the model takes."""
+    wanted = np.array([-1 if size is None else size for size in tensor.shape[1:]])
+    fits: np.ndarray = ((shapes == wanted) | (wanted == -1)).all(axis=1)
+    return fits
+
+
+# --- lists -----------------------------------------------------------------------------------------------------------
+
+
+def _type_fault(tensor: InputTensor, kind: pl.DataType) -> str | None:
+    axes, leaf = 0, kind
+    while isinstance(leaf, pl.List | pl.Array):
+        axes, leaf = axes + 1, _inner(leaf)
+    text = isinstance(leaf, pl.String | pl.Categorical | pl.Enum)
+    number = leaf.is_numeric() or isinstance(leaf, pl.Boolean)
+    fits = isinstance(leaf, pl.Null) or (text if tensor.dtype == "string" else number)
+    return None if fits and axes == len(tensor.shape) - 1 else f"expected {_wanted(tensor)}, got {kind}"
+
+
+def _inner(kind: pl.List | pl.Array) -> pl.DataType:
+    return kind.inner if isinstance(kind.inner, pl.DataType) else kind.inner()
+
+
+def _from_lists(series: pl.Series, tensor: InputTensor, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
+    """The shapes and the values of the records without a fault. Nothing here goes from record to record."""
+    if fault := _type_fault(tensor, series.dtype):
+        raise SchemaMismatch(f"column {series.name!r}: {fault}", errors=[{"column": series.name, "message": fault}])
+    records = len(series)
+    owner = np.arange(records)
+    shapes = np.zeros((records, len(tensor.shape) - 1), np.int64)
+    holes, uneven = np.zeros(records, bool), np.zeros(records, bool)
+    for sizes in shapes.T:
+        if isinstance(series.dtype, pl.Array):
+            series = series.arr.to_list()
+        holes[owner[series.is_null().to_numpy()]] = True
+        lengths = series.list.len().fill_null(0).to_numpy().astype(np.int64)
+        np.maximum.at(sizes, owner, lengths)
+        uneven[owner[lengths != sizes[owner]]] = True
+        owner = np.repeat(owner, lengths)
+        series = series.explode(empty_as_null=False, keep_nulls=False)
+    values = _leaves(series, tensor)
+    if not tensor.nullable:
+        missing = series.is_null().to_numpy()
+        holes[owner[missing | np.isnan(values) if values.dtype.kind == "f" else missing]] = True
+    faults.add(holes, lambda _: _hole(tensor))
+    faults.add(uneven, lambda _: _misshapen(tensor, None))
+    faults.add(~_fits(tensor, shapes), lambda record: _misshapen(tensor, shapes[record]))
+    wrong = np.flatnonzero(misfits(values, tensor.dtype) & ~faults.mask[owner])[::-1]
+    firsts = dict(zip(owner[wrong].tolist(), values[wrong].tolist(), strict=True))
+    faults.add(np.isin(np.arange(records), owner[wrong]), lambda record: _unfit(tensor, firsts[record]))
+    return shapes[~faults.mask], values[~faults.mask[owner]]
+
+
+def _leaves(series: pl.Series, tensor: InputTensor) -> np.ndarray:
+    """The values one by one; where one is missing stands NaN, if the model takes floats, or anything."""
+    if tensor.dtype == "string":
+        return series.cast(pl.String()).fill_null("").to_numpy()
+    unlike_numpy = isinstance(series.dtype, pl.Null | pl.Decimal | pl.Int128 | pl.UInt128)
+    if unlike_numpy or (tensor.dtype.startswith("float") and series.null_count()):
+        series = series.cast(pl.Float64())
+    if series.dtype.is_float():
+        return series.to_numpy()  # a null is NaN
+    return series.fill_null(pl.lit(0).cast(series.dtype)).to_numpy()
+
+
+# --- JSON text -------------------------------------------------------------------------------------------------------
+
+
+def _from_texts(series: pl.Series, tensor: InputTensor, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
+    """The shapes and the values of the records without a fault."""
+    arrays: list[np.ndarray] = []
+    for record, text in enumerate(series.to_list()):
+        try:
+            if text is not None:
+                arrays.append(_parsed(text, tensor))
+        except _Fault as fault:
+            faults.mask[record] = True
+            faults.found[record] = fault
+    shapes = np.array([array.shape for array in arrays], np.int64).reshape(len(arrays), len(tensor.shape) - 1)
+    return shapes, np.concatenate([np.empty(0, numpy_type(tensor.dtype)), *(array.reshape(-1) for array in arrays)])
+
+
+def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
+    """The array in a JSON text. Raises _Fault."""
+    value = _json(text)
+    if not isinstance(value, list):
+        raise _Fault("wrong-type", f"expected {_wanted(tensor)}, got {shorten(text)}")
+    try:
+        array = np.array(value, dtype=object if tensor.dtype == "string" else None)
+    except ValueError:
+        raise _misshapen(tensor, None) from None
+    wanted = tensor.shape[1:]
+    if len(wanted) != array.ndim or any(want not in (None, got) for want, got in zip(wanted, array.shape, strict=True)):
+        raise _misshapen(tensor, array.shape)
+    if array.dtype.kind not in "biuf":
+        array = _from_objects(value, array, tensor)
+    wrong = misfits(array, tensor.dtype)
+    if wrong.any():
+        raise _unfit(tensor, array[wrong][0].item())
+    return _typed(array, tensor)
+
+
+def _from_objects(value: list[object], array: np.ndarray, tensor: InputTensor) -> np.ndarray:
+    """An array in which something is no number: text where text is wanted, or null. Raises _Fault."""
+    single = np.array(value, dtype=object).reshape(-1).tolist()
+    if tensor.nullable and tensor.dtype.startswith("float"):
+        single = [float("nan") if one is None else one for one in single]
+    if None in single:
+        raise _hole(tensor)
+    kinds = (str,) if tensor.dtype == "string" else (bool, int, float)
+    for one in single:
+        if not isinstance(one, kinds):
+            raise _unfit(tensor, one)
+    if tensor.dtype == "string":
+        return array
+    numbers: np.ndarray = np.array(single, np.float64).reshape(array.shape)  # of any size
+    return numbers
+
+
+def _json(text: str) -> object:
+    """What a text says in JSON; what is none says itself."""
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return text
+
+
+# --- one array -------------------------------------------------------------------------------------------------------
+
+
+def _assembled(tensor: InputTensor, good: np.ndarray, shapes: np.ndarray, values: np.ndarray) -> np.ndarray | Ragged:
+    """`shapes` and `values` are those of the good records, one after the other."""
+    values = _typed(values, tensor)
+    shape = shapes[0] if len(shapes) else np.array([size or 1 for size in tensor.shape[1:]])
+    every = np.tile(shape, (len(good), 1))
+    every[good] = shapes
+    if not good.all():
+        own = np.repeat(good, every.prod(axis=1))
+        filled = np.full(len(own), "" if tensor.dtype == "string" else 0, values.dtype)
+        filled[own] = values
+        values = filled
+    return values.reshape(len(good), *shape) if (every == shape).all() else Ragged(values, every)
+
+
+def _typed(values: np.ndarray, tensor: InputTensor) -> np.ndarray:
+    with np.errstate(over="ignore"):  # beyond float32 is infinity, as from other columns
+        return values.astype(numpy_type(tensor.dtype), copy=False)

@@ -1,0 +1,517 @@
+"""Images as inputs: decoded, resized and normalized as the Preprocessing of a model says, batch by batch."""
+
+import base64
+import binascii
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import lru_cache
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+import polars as pl
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from batchserve.domain import DType, InputTensor, Preprocessing, RowError
+from batchserve.formats.schema import holds_bytes, numpy_type, shorten
+
+__all__ = [
+    "IMAGE_PIXELS",
+    "Images",
+    "image_fault",
+    "image_size",
+    "images_of_array",
+    "images_of_column",
+    "sample_image",
+    "tables",
+]
+
+IMAGE_PIXELS = 64 * 2**20
+"""Pixels of the largest image that is decoded, where nobody says otherwise."""
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
+_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+    "box": Image.Resampling.BOX,
+    "hamming": Image.Resampling.HAMMING,
+}
+_SOURCES = {"rgb": (0, 1, 2), "bgr": (2, 1, 0), "gray": (0,)}
+"""Which channel of a decoded image each channel of an order is."""
+_GAP = 2
+"""A JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that is this many times the size wanted, or more, as Pillow's
+thumbnails are. Photographs are then within 2 of 255 of a full decode, and those of 12 megapixels take a sixth of its
+time; with 1 instead of 2 it is 26 of 255, and a seventh."""
+_UNKNOWN = 224
+"""Height and width of the place of an image that shows none, among images of all sizes."""
+_DATA_URI = re.compile(r"\s*data:[^,]{0,200},", re.IGNORECASE)
+
+
+class _Unfit(Exception):
+    """Why an image can not be scored: the code and the message of its row error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+
+class Images:
+    """The images that fill one input. They are decoded when they are taken, so that memory holds those of one batch.
+
+    An image that is missing, can not be decoded, or has not the size that the model takes, is all zeros. `errors` has
+    one of each that was looked at and failed, but for the missing ones.
+    """
+
+    def __init__(self, tensor: InputTensor, source: "_Source", first_record: int, most_pixels: int) -> None:
+        assert tensor.image is not None, "the input takes images"
+        self.errors: list[RowError] = []
+        self._tensor, self._spec = tensor, tensor.image
+        self._source, self._first_record, self._most_pixels = source, first_record, most_pixels
+        self._blank = source.missing.copy()
+        self._shapes: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self._blank)
+
+    @property
+    def shapes(self) -> np.ndarray:
+        """The shape that each record has in the input [records, axes]; read from the images where they may differ."""
+        if self._shapes is None:
+            self._shapes = self._find_shapes()
+        return self._shapes
+
+    def take(self, records: np.ndarray) -> np.ndarray:
+        """These records as the model takes them [records, ...]; all of them must have one shape."""
+        shape = self.shapes[records[0]] if len(records) else self.shapes[:1].reshape(-1)
+        batch = np.empty((len(records), *shape), numpy_type(self._tensor.dtype))
+        with _decoding():
+            for target, record in zip(batch, records.tolist(), strict=True):
+                self._fill(target, record)
+        return batch
+
+    def check(self) -> list[RowError]:
+        """The errors of all images. Every one is decoded, one after the other."""
+        for record in range(len(self)):
+            self.take(np.array([record]))
+        return self.errors
+
+    def _fill(self, target: np.ndarray, record: int) -> None:
+        if self._blank[record]:
+            target[...] = 0
+            return
+        with self._noting(record):
+            pixels = _pixels(self._opened(record), self._spec, self._most_pixels)
+            _require_size(self._tensor, pixels.shape[:2])
+            if _shape(self._tensor, pixels.shape[:2]) != target.shape:
+                raise _Unfit("invalid-image", "the image has another size than its head says")
+            _normalize(pixels, self._spec, self._tensor.dtype, target)
+        if self._blank[record]:
+            target[...] = 0
+
+    def _opened(self, record: int) -> Image.Image:
+        image = self._source.open(record, self._most_pixels)
+        _require_pixels(image.size, self._most_pixels)
+        return image
+
+    def _find_shapes(self) -> np.ndarray:
+        if self._spec.size is not None:
+            return np.tile(np.array(_shape(self._tensor, self._spec.size), np.int64), (len(self), 1))
+        sizes: dict[int, tuple[int, int]] = {}
+        with _decoding():
+            for record in np.flatnonzero(~self._blank).tolist():
+                with self._noting(record):
+                    size = _upright_size(self._opened(record), self._spec)
+                    _require_size(self._tensor, size)
+                    sizes[record] = size
+        # A place of any size will do for one that can not be decoded.
+        other = next(iter(sizes.values()), image_size(self._tensor, _UNKNOWN))
+        shapes = [_shape(self._tensor, sizes.get(record, other)) for record in range(len(self))]
+        return np.array(shapes, np.int64).reshape(len(self), len(self._tensor.shape) - 1)
+
+    @contextmanager
+    def _noting(self, record: int) -> Iterator[None]:
+        """Notes the error of an image that can not be scored."""
+        try:
+            yield
+        except _Unfit as unfit:
+            self._blank[record] = True
+            error = RowError(self._first_record + record, unfit.code, unfit.message, self._source.column)
+            self.errors.append(error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """Where images come from. `open(record, most_pixels)` reads the head of one, and raises _Unfit."""
+
+    open: Callable[[int, int], Image.Image]
+    missing: np.ndarray
+    column: str | None = None
+
+
+def images_of_column(
+    series: pl.Series, tensor: InputTensor, first_record: int, most_pixels: int = IMAGE_PIXELS
+) -> tuple[Images, np.ndarray]:
+    """The images of a column, and a mask of the records that have none.
+
+    The column holds bytes, texts with base64 or data URIs, or structs with a field `bytes`.
+    """
+    values = _files(series)
+    missing = values.is_null().to_numpy()
+    source = _Source(lambda record, most: _opened(_encoded(values[record]), most), missing, series.name)
+    return Images(tensor, source, first_record, most_pixels), missing
+
+
+def images_of_array(
+    array: np.ndarray, tensor: InputTensor, first_record: int = 0, most_pixels: int = IMAGE_PIXELS
+) -> Images:
+    """The images of an uint8 array [N, H, W, C] or [N, H, W], as they would be decoded: C is 1 (gray), 3 (RGB) or 4
+    (RGBA)."""
+    pixels = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
+    source = _Source(lambda record, _: Image.fromarray(pixels[record]), np.zeros(len(pixels), bool))
+    return Images(tensor, source, first_record, most_pixels)
+
+
+def image_fault(kind: pl.DataType | None, values: pl.Series) -> str | None:
+    """Why a column of this type, or with these first values, holds no images; None when it may hold some."""
+    if kind is not None and not (holds_bytes(kind) or isinstance(kind, pl.String | pl.Null)):
+        return f"expected images (bytes, or texts with base64), got {kind}"
+    given = _files(values).drop_nulls()
+    first: str | None = None
+    with _decoding():
+        for value in given:
+            try:
+                _opened(_encoded(value), IMAGE_PIXELS)
+            except _Unfit as unfit:
+                if unfit.code == "image-too-large":
+                    return None
+                first = first or f"{unfit.message}: {shorten(value)}"
+            else:
+                return None
+    return first
+
+
+def image_size(tensor: InputTensor, guess: int) -> tuple[int, int]:
+    """Height and width of images that an input takes, with `guess` for a size that it leaves open."""
+    assert tensor.image is not None, "the input takes images"
+    height, width = tensor.image.size or _open_size(tensor)
+    return height or guess, width or guess
+
+
+def sample_image(tensor: InputTensor, shade: int) -> str:
+    """A small gray image that an input takes, as a data URI."""
+    assert tensor.image is not None, "the input takes images"
+    height, width = (16, 16) if tensor.image.resize else image_size(tensor, _UNKNOWN)
+    file = BytesIO()
+    Image.new("L", (width, height), shade).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+# --- decoding --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _decoding() -> Iterator[None]:
+    """Pillow without its warnings, which nobody would read, and without its own limit: `_opened` has ours."""
+    limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = limit
+
+
+def _files(series: pl.Series) -> pl.Series:
+    return series.struct.field("bytes") if holds_bytes(series.dtype) and series.dtype != pl.Binary() else series
+
+
+def _encoded(value: Any) -> bytes:
+    """The bytes of an image file. Raises _Unfit."""
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        raise _Unfit("invalid-image", f"expected an image, got {shorten(value)}")
+    text = value[found.end() :] if (found := _DATA_URI.match(value)) else value
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise _Unfit("invalid-image", "expected an image as base64 or a data URI, got another text") from error
+
+
+def _opened(data: bytes, most_pixels: int) -> Image.Image:
+    """An image of which the head is read and nothing decoded. Raises _Unfit."""
+    if size := _webp_size(data):
+        _require_pixels(size, most_pixels)  # before its decoder takes the memory of all pixels
+    with _reading():
+        return Image.open(BytesIO(data), formats=_FORMATS)
+
+
+def _webp_size(data: bytes) -> tuple[int, int] | None:
+    """Width and height as the first chunk of a WebP file gives them; None for other files.
+    https://developers.google.com/speed/webp/docs/riff_container"""
+    match data[:4], data[8:16]:
+        case b"RIFF", b"WEBPVP8X":
+            return 1 + int.from_bytes(data[24:27], "little"), 1 + int.from_bytes(data[27:30], "little")
+        case b"RIFF", b"WEBPVP8L":
+            bits = int.from_bytes(data[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"RIFF", b"WEBPVP8 ":
+            return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
+    return None
+
+
+def _require_pixels(size: tuple[int, int], most: int) -> None:
+    width, height = size
+    if width * height > most:
+        raise _Unfit("image-too-large", f"the image has {width} x {height} pixels, and at most {most:,} are decoded")
+
+
+@contextmanager
+def _reading() -> Iterator[None]:
+    """Turns whatever Pillow stumbles over in damaged bytes into _Unfit."""
+    try:
+        yield
+    except (MemoryError, _Unfit):
+        raise
+    except Exception as error:  # its parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
+        if isinstance(error, UnidentifiedImageError):
+            raise _Unfit("invalid-image", "expected a JPEG, PNG, WebP or GIF image") from error
+        raise _Unfit("invalid-image", f"the image can not be decoded: {str(error)[:200]}") from error
+
+
+def _pixels(image: Image.Image, spec: Preprocessing, most_pixels: int) -> np.ndarray:
+    """The image [height, width, channels] in bytes, resized; RGB, or gray. Raises _Unfit."""
+    size = _resized_size(spec, *_upright_size(image, spec)) if spec.resize else None
+    if size is not None:
+        _require_pixels(size[::-1], most_pixels)  # the shortest side of a thin line makes it very long
+    with _reading():
+        box = _drafted(image, spec, size) if size else None
+        image.load()
+        if spec.exif:
+            with suppress(Exception):  # EXIF that is no EXIF turns nothing
+                ImageOps.exif_transpose(image, in_place=True)
+        image.info.pop("transparency", None)  # as if there were none: what shines through stays as it is
+        mode = "L" if spec.order == "gray" else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
+        if size is not None and spec.antialias:
+            image = _resize(image, size, _FILTERS[spec.filter], box)
+        pixels = np.asarray(image)
+    if size is not None and not spec.antialias and size != pixels.shape[:2]:
+        pixels = (_cv2_nearest if spec.filter == "nearest" else _cv2_bilinear)(pixels, *size)
+    if spec.resize == "crop" and spec.size is not None:
+        pixels = _centre(pixels, spec.size)
+    return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
+
+
+def _upright_size(image: Image.Image, spec: Preprocessing) -> tuple[int, int]:
+    """Height and width, as they are after the image was turned."""
+    width, height = image.size
+    if spec.exif:
+        with suppress(Exception):  # as above
+            if image.getexif().get(_ORIENTATION) in _SIDEWAYS:
+                return width, height
+    return height, width
+
+
+_ORIENTATION = 0x0112
+"""The tag of EXIF."""
+_SIDEWAYS = (5, 6, 7, 8)
+
+
+def _drafted(image: Image.Image, spec: Preprocessing, size: tuple[int, int]) -> tuple[float, ...] | None:
+    """Has a JPEG decoded at a smaller size, where the result is as good; which part of it is the image."""
+    if not spec.antialias or spec.filter == "nearest" or spec.exif or image.format not in ("JPEG", "MPO"):
+        return None
+    height, width = size
+    drafted = image.draft(None, (_GAP * width, _GAP * height))
+    return drafted[1] if drafted else None
+
+
+def _resized_size(spec: Preprocessing, height: int, width: int) -> tuple[int, int]:
+    """Height and width to which an image is resized; of a crop as torchvision's Resize(shortest) rounds them."""
+    assert spec.size is not None, "admission wants a size beside a resize"
+    if spec.resize == "stretch":
+        return spec.size
+    short = spec.shortest or min(spec.size)
+    long = int(short * max(height, width) / min(height, width))
+    return (short, long) if height <= width else (long, short)
+
+
+def _resize(
+    image: Image.Image, size: tuple[int, int], resampling: Image.Resampling, box: tuple[float, ...] | None
+) -> Image.Image:
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), resampling, (box[0], box[1], box[2], box[3]) if box else None)
+
+
+def _centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """The crop of torchvision's CenterCrop, with its rounding, and black beyond the image."""
+    for axis, want in enumerate(size):
+        have = pixels.shape[axis]
+        if have < want:
+            before = (want - have) // 2
+            sides = [(0, 0)] * pixels.ndim
+            sides[axis] = before, want - have - before
+            pixels = np.pad(pixels, sides)
+        else:
+            first = round((have - want) / 2)
+            pixels = pixels[first : first + want] if axis == 0 else pixels[:, first : first + want]
+    return pixels
+
+
+# --- resizing as cv2 does --------------------------------------------------------------------------------------------
+# Bit for bit what cv2.resize gives for bytes (OpenCV 4 and 5 on x86): it takes the two nearest pixels of each axis,
+# however much the image shrinks, with weights in units of 1/2048, and drops bits in between.
+
+_ONE = 2048
+
+
+def _cv2_nearest(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    rows, columns = (
+        np.minimum((np.arange(wanted) * (1 / (wanted / there))).astype(np.intp), there - 1)
+        for there, wanted in zip(pixels.shape, (height, width), strict=False)
+    )
+    resized: np.ndarray = pixels[rows[:, np.newaxis], columns]
+    return resized
+
+
+def _cv2_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    channels = pixels.shape[2] if pixels.ndim == 3 else 1
+    rows, upper, lower, up, down = _row_weights(pixels.shape[0], height)
+    left, right, weights = _column_weights(pixels.shape[1], width, channels)
+    flat = pixels.reshape(len(pixels), -1)
+    flat = flat if len(rows) == len(flat) else flat[rows]
+    across = flat.take(left, axis=1) * weights[0]
+    across += flat.take(right, axis=1) * weights[1]
+    across >>= 4
+    result = across.take(upper, axis=0)
+    result *= up
+    result >>= 16
+    other = across.take(lower, axis=0)
+    other *= down
+    other >>= 16
+    result += other
+    result += 2
+    result >>= 2
+    resized: np.ndarray = result.astype(np.uint8).reshape(height, width, *pixels.shape[2:])
+    return resized
+
+
+@lru_cache(maxsize=256)
+def _row_weights(there: int, wanted: int) -> tuple[np.ndarray, ...]:
+    """The rows that are needed, which of these are above and below each row wanted, and the weights of both."""
+    first, fraction = _places(there, wanted)
+    above, below = np.clip(first, 0, there - 1), np.clip(first + 1, 0, there - 1)
+    rows, places = np.unique(np.concatenate([above, below]), return_inverse=True)
+    weights = _weights(fraction)[:, :, np.newaxis]
+    return rows, places[:wanted], places[wanted:], weights[0], weights[1]
+
+
+@lru_cache(maxsize=256)
+def _column_weights(there: int, wanted: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """For each value of a row wanted, in all channels, the places of the values left and right of it, and weights."""
+    first, fraction = _places(there, wanted)
+    outside = (first < 0) | (first >= there - 1)
+    first = np.clip(first, 0, there - 1)
+    weights = _weights(np.where(outside, np.float32(0), fraction))
+    left, right = (
+        (place[:, np.newaxis] * channels + np.arange(channels)).reshape(-1)
+        for place in (first, np.minimum(first + 1, there - 1))
+    )
+    return left, right, np.repeat(weights, channels, axis=1)
+
+
+def _places(there: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
+    """The pixel left of the centre of each one wanted, and how far behind it that lies."""
+    centres = ((np.arange(wanted) + 0.5) * (1 / (wanted / there)) - 0.5).astype(np.float32)
+    first = np.floor(centres)
+    return first.astype(np.intp), centres - first
+
+
+def _weights(fraction: np.ndarray) -> np.ndarray:
+    return np.rint(np.stack([1 - fraction, fraction]) * np.float32(_ONE)).astype(np.int32)
+
+
+# --- from pixels to the input ----------------------------------------------------------------------------------------
+
+
+@lru_cache(maxsize=64)
+def tables(spec: Preprocessing, dtype: DType) -> tuple[tuple[int, np.ndarray | None], ...]:
+    """For each channel of the input: which channel of the decoded image it is, and what the model gets for each of the
+    values 0 to 255; None: themselves.
+
+    The values are computed in double precision and rounded once, to the dtype of the input; to a whole number for an
+    integer. Raises OverflowError when one does not fit.
+    """
+    sources = _SOURCES[spec.order]
+    mean, std = (_each(given, len(sources), blank) for given, blank in ((spec.mean, 0.0), (spec.std, 1.0)))
+    channels = [(source, _table(spec.scale, mean[place], std[place], dtype)) for place, source in enumerate(sources)]
+    return tuple(channels[::-1] if spec.reverse else channels)
+
+
+def _each(given: tuple[float, ...], channels: int, blank: float) -> tuple[float, ...]:
+    return given * channels if len(given) == 1 else given or (blank,) * channels
+
+
+def _table(scale: float, mean: float, std: float, dtype: DType) -> np.ndarray | None:
+    pixels = np.arange(256, dtype=np.float64)
+    values = (pixels * scale - mean) / std
+    target = numpy_type(dtype)
+    if target.kind == "f":
+        with np.errstate(over="ignore"):
+            table = values.astype(target)
+        fits = np.isfinite(table).all()
+    else:
+        values = np.rint(values)
+        bounds = np.iinfo(target)
+        fits = bool((values >= bounds.min).all() and (values <= bounds.max).all())
+        table = values.astype(target) if fits else values
+    if not fits:
+        raise OverflowError(f"pixels become {values.min():g} to {values.max():g}, which {dtype} can not hold")
+    return None if target == np.uint8 and (values == pixels).all() else table
+
+
+def _normalize(pixels: np.ndarray, spec: Preprocessing, dtype: DType, target: np.ndarray) -> None:
+    """Writes one image [height, width, channels] of bytes into its place in the input."""
+    if spec.layout == "nchw":
+        planes = target.reshape(-1, *pixels.shape[:2])
+    else:
+        planes = np.moveaxis(target.reshape(*pixels.shape[:2], -1), 2, 0)
+    for plane, (source, table) in zip(planes, tables(spec, dtype), strict=True):
+        plane[...] = pixels[:, :, source] if table is None else table.take(pixels[:, :, source])
+
+
+def _shape(tensor: InputTensor, size: tuple[int, int]) -> tuple[int, ...]:
+    """The shape of one record that holds an image of this size."""
+    assert tensor.image is not None, "the input takes images"
+    height, width = size
+    channels = len(_SOURCES[tensor.image.order])
+    if tensor.image.layout == "flat":
+        return (height * width * channels,)
+    if len(tensor.shape) == 3:
+        return height, width
+    return (channels, height, width) if tensor.image.layout == "nchw" else (height, width, channels)
+
+
+def _open_size(tensor: InputTensor) -> tuple[int | None, int | None]:
+    """Height and width of the input, None where it takes any."""
+    assert tensor.image is not None, "the input takes images"
+    if tensor.image.layout == "flat":
+        return None, None
+    first = 2 if tensor.image.layout == "nchw" and len(tensor.shape) == 4 else 1
+    return tensor.shape[first], tensor.shape[first + 1]
+
+
+def _require_size(tensor: InputTensor, size: tuple[int, ...]) -> None:
+    assert tensor.image is not None, "the input takes images"
+    wanted = tensor.image.size or _open_size(tensor)
+    if any(want not in (None, got) for want, got in zip(wanted, size, strict=True)):
+        expected, got = (" x ".join("any" if each is None else str(each) for each in sides) for sides in (wanted, size))
+        message = f"expected an image of {expected} pixels (height x width), got one of {got}"
+        raise _Unfit("wrong-shape", message)

