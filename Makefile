@@ -82,7 +82,7 @@ constraints: ## Write constraints.txt anew with the latest versions
 
 clean: ## Remove .venv, .venv-torch, dist and caches; storage/ stays
 	rm -rf $(VENV) $(TORCH) dist build .hypothesis .mypy_cache .pytest_cache .ruff_cache
-	find batchserve examples migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find batchserve benchmarks examples migrations tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(BIN)/python:
 	@python=; for candidate in $(PYTHON) python3.13 python3.12 python3.11 python3; do \

@@ -70,14 +70,22 @@ def resolve(connection: Connection, reference: str) -> ModelVersion:
     else:
         found = _one(connection, _NEWEST, {"of_name": name})
     if found is None:
-        known = connection.scalars(
-            select(models.c.name).where(models.c.deleted_at.is_(None)).distinct().order_by(models.c.name).limit(20)
-        ).all()
-        there = (
-            f"registered are {', '.join(known)}" if known else "none is registered yet: PUT one to /v1/models/<name>"
-        )
-        raise ModelNotFound(f"no model {reference!r}; {there}")
+        raise ModelNotFound(f"no model {reference!r}; {_there(connection, name)}")
     return found
+
+
+def _there(connection: Connection, name: str) -> str:
+    """What there is instead of a model that is not there: its other versions, or other models."""
+    of_name = (models.c.name == name) & models.c.deleted_at.is_(None)
+    numbers = connection.scalars(
+        select(models.c.version).where(of_name).order_by(models.c.version.desc()).limit(20)
+    ).all()
+    if numbers:
+        return f"{name} has version{'s' if len(numbers) > 1 else ''} {', '.join(map(str, reversed(numbers)))}"
+    known = connection.scalars(
+        select(models.c.name).where(models.c.deleted_at.is_(None)).distinct().order_by(models.c.name).limit(20)
+    ).all()
+    return f"registered are {', '.join(known)}" if known else "none is registered yet: PUT one to /v1/models/<name>"
 
 
 def newest_versions(connection: Connection) -> list[ModelVersion]:

@@ -5,10 +5,10 @@ each takes a task and gives a small answer, everything large goes through storag
 """
 
 import io
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache, lru_cache, partial
-from itertools import islice
+from functools import lru_cache, partial
+from itertools import chain, islice
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -26,20 +26,18 @@ from batchserve.domain import (
     ScoredChunk,
     Signature,
 )
-from batchserve.errors import BatchserveError, InvalidInput, InvalidOptions, PayloadTooLarge, SchemaMismatch
+from batchserve.errors import BatchserveError, InvalidInput, InvalidOptions, PayloadTooLarge
 from batchserve.formats import get_format
 from batchserve.formats.csv import escape_formulas
-from batchserve.formats.frames import SAMPLE
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
-from batchserve.formats.schema import POLARS, holds_bytes
+from batchserve.formats.schema import POLARS, as_base64
 from batchserve.formats.tensors import vector
-from batchserve.inference.arrays import holds_arrays
-from batchserve.inference.binding import Binding, bind, positions
 from batchserve.inference.images import IMAGE_PIXELS, Images
-from batchserve.inference.inputs import build_inputs, check_types, shared_inputs
+from batchserve.inference.inputs import build_inputs
 from batchserve.inference.outputs import list_outputs, output_columns, to_columns
 from batchserve.inference.run import run
 from batchserve.inference.session import Session, Sessions, give_back_memory
+from batchserve.matching import Match, match_input, with_names
 from batchserve.storage import (
     Piece,
     Span,
@@ -153,12 +151,11 @@ def warm_up() -> None:
 def plan_chunks(task: PlanTask) -> Planned:
     """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
     store = _storage(task.input.storage)
+    format = get_format(task.input.format)
     with store.open(task.input.key) as source:
-        rest = get_format(task.input.format).plan(source, task.input.dialect, task.after, task.limits)
-        chunks = tuple(islice(rest, task.most))
+        chunks = tuple(islice(format.plan(source, task.input.dialect, task.after, task.limits), task.most))
         complete = len(chunks) < task.most
-        size = source.seek(0, io.SEEK_END)
-    share = 1.0 if complete else min(1.0, chunks[-1].stop / max(size, 1))
+        share = 1.0 if complete else min(1.0, chunks[-1].stop / max(format.end(source), 1))
     return Planned(chunks, complete, share)
 
 
@@ -180,9 +177,9 @@ def halve_chunk(task: PlanTask, whole: Chunk) -> list[Chunk]:
 def check_input(task: Input, model: ModelVersion, options: Options) -> None:
     """Whether the beginning of an input fits the model. Raises SchemaMismatch or InvalidInput, in the first second
     instead of an hour later."""
-    match = _match(_header(replace(task, dialect=_named(task.dialect, model, options))), model, options)
+    match = match_input(_header(replace(task, dialect=with_names(task.dialect, model, options))), model, options)
     match.check()
-    _require_writable(match)
+    match.require_writable()
 
 
 def check_inputs(tasks: Sequence[tuple[Input, Options]], model: ModelVersion) -> list[BatchserveError | None]:
@@ -230,8 +227,8 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
 
 def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk, Stored]:
     store = _storage(task.input.storage)
-    dialect = _named(task.input.dialect, task.model, task.options)
-    match = _match(_header(replace(task.input, dialect=dialect)), task.model, task.options)
+    dialect = with_names(task.input.dialect, task.model, task.options)
+    match = match_input(_header(replace(task.input, dialect=dialect)), task.model, task.options)
     with store.open(task.input.key) as source:
         reading, passed = match.read(task.input.format, source, dialect, task.chunk)
     session = _session(task.input.storage, task.model, task.sessions)
@@ -336,12 +333,16 @@ def predict_online(task: OnlineTask) -> Online:
 
 
 def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
-    """Reads and checks the records of one request body against the model's signature, without scoring them."""
+    """Reads and checks the records of one request body against the model's signature, without scoring them.
+
+    One error for each value that does not fit, where a job would stop at the first of a record."""
     match, chunk, source, dialect = _online_input(task)
     reading, _ = match.read(task.format, source, dialect, chunk)
-    inputs, _, errors = build_inputs(match.signature, match.binding, reading.records, 0, task.image_pixels)
+    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, task.image_pixels)
     undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
-    return tuple(_in_order(reading.errors + errors + undecoded))
+    unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
+    errors = [error for error in missing + undecoded if (error.record, error.column) not in unread]
+    return tuple(_in_order(reading.errors + errors))
 
 
 def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
@@ -361,134 +362,6 @@ def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]
     return answer
 
 
-# --- an input and a model -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class _Match:
-    """How the columns of an input meet a model, under the options of a job."""
-
-    header: Header
-    sample: Callable[[], Records]
-    """The header's, read once."""
-    signature: Signature
-    """Of the model, without the inputs that are given in the options."""
-    shared: Tensors
-    """Those, each one value for all records."""
-    options: Options
-    binding: Binding
-    passed: tuple[str, ...]
-    """The columns that travel to the result, in file order, the key first."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What the user should know of the types, once for a job."""
-        wide = [name for name, kind in self.header.columns.items() if kind == pl.Float64()]
-        rounded = [name for name in wide if self.binding.types.get(name) == "float32"]
-        return (f"float64 columns were rounded to the model's float32: {', '.join(rounded)}",) if rounded else ()
-
-    def check(self) -> None:
-        """Raises SchemaMismatch when the types or first values of the input do not fit."""
-        binding = self.binding if self.header.columns else None
-        check_types(self.signature, binding, self.header.columns, self._own(self.sample()))
-
-    def read(
-        self, format: str, source: BinaryIO, dialect: Dialect, chunk: Chunk
-    ) -> tuple[Reading, pl.DataFrame | None]:
-        """The records of a chunk in the types of the model, and of these what travels along (None: arrays).
-
-        In the same format in and out, values travel as they were written, not as the model rounds them.
-        """
-        needed = [name for name in self.header.columns if name in self.passed or name in self.binding.used]
-        reader = get_format(format)
-        reading = reader.read(source, dialect, chunk, self.binding.types, needed or None)
-        if isinstance(reading.records, dict):
-            return replace(reading, records=self._own(reading.records)), None
-        passed = dict.fromkeys(self.passed, reading.records)
-        both = [name for name in self.passed if name in self.binding.used]
-        if both and _FAMILY.get(format, format) == _FAMILY.get(self.options.format, self.options.format):
-            passed |= dict.fromkeys(both, self._written(reader, source, dialect, chunk, both))
-        return reading, pl.DataFrame([records[name] for name, records in passed.items()])
-
-    def _written(
-        self, reader: Format, source: BinaryIO, dialect: Dialect, chunk: Chunk, columns: Sequence[str]
-    ) -> pl.DataFrame:
-        records: Records = {}
-        if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be them all: it is as written, too
-            records = self.sample()
-        if not isinstance(records, pl.DataFrame) or records.height != chunk.records:
-            records = reader.read(source, dialect, chunk, {}, columns).records
-        assert isinstance(records, pl.DataFrame)
-        return records
-
-    def _own(self, records: Records) -> Records:
-        """Without arrays for which the options have another value."""
-        if isinstance(records, pl.DataFrame):
-            return records
-        return {name: array for name, array in records.items() if name not in self.shared}
-
-
-def _named(dialect: Dialect, model: ModelVersion, options: Options) -> Dialect:
-    """The dialect with the model's names for columns that have none."""
-    return replace(dialect, columns=positions(model.signature, options.inputs or ()))
-
-
-_FAMILY = {"json": "jsonl", "arrows": "arrow"}
-"""Formats that hold the same values in other brackets."""
-
-
-def _match(header: Header, model: ModelVersion, options: Options) -> _Match:
-    """Raises SchemaMismatch for columns that are missing, to the model or to the options."""
-    names = list(header.columns)
-    if not names and isinstance(header.sample, pl.DataFrame):
-        raise InvalidInput("the input has no records, so its columns are unknown; expected one record or more")
-    # Arrays, a header without columns, fill the inputs by their own names.
-    shared = shared_inputs(model.signature, options.inputs or {})
-    own = tuple(tensor for tensor in model.signature.inputs if tensor.name not in shared)
-    signature = replace(model.signature, inputs=own) if shared else model.signature
-    sample = cache(lambda: header.sample)
-
-    def values(name: str) -> pl.Series:
-        records = sample()
-        assert isinstance(records, pl.DataFrame), "what has columns is a table"
-        return records[name]
-
-    def holds(name: str) -> bool:
-        return holds_arrays(header.columns[name], partial(values, name))
-
-    def files(name: str) -> bool:
-        return holds_bytes(header.columns[name])
-
-    binding = bind(signature, names, options.columns, holds, files) if names else Binding({}, {})
-    _require_columns(names, options)
-    match options.passthrough:
-        case "all":
-            images = {binding.sources[tensor.name][0] for tensor in signature.inputs if tensor.image and names}
-            passed = [name for name in names if name not in images]
-        case "none":
-            passed = []
-        case "unused":
-            passed = [name for name in names if name not in binding.used]
-        case chosen:
-            passed = [name for name in names if name in chosen]
-    if options.key is not None:
-        passed = [options.key, *(name for name in passed if name != options.key)]
-    return _Match(header, sample, signature, shared, options, binding, tuple(passed))
-
-
-def _require_columns(names: Sequence[str], options: Options) -> None:
-    wanted = set(options.passthrough) if isinstance(options.passthrough, tuple) else set()
-    wanted |= {options.key} if options.key is not None else set()
-    if unknown := sorted(wanted - set(names)):
-        there = f"it has {', '.join(map(repr, names))}" if names else "it holds arrays, which have no columns"
-        raise SchemaMismatch(
-            f"the input has no column {', '.join(map(repr, unknown))}; {there}",
-            errors=[
-                {"column": name, "message": "asked for in passthrough or key, not in the input"} for name in unknown
-            ],
-        )
-
-
 # --- one chunk -------------------------------------------------------------------------------------------------------
 
 
@@ -503,16 +376,22 @@ class _Scored:
     """Time in the model itself, without that for decoding and preparing its inputs."""
 
 
-def _score(session: Session, match: "_Match", reading: Reading, chunk: Chunk, image_pixels: int) -> _Scored:
+def _score(session: Session, match: Match, reading: Reading, chunk: Chunk, image_pixels: int) -> _Scored:
     first = chunk.first_record
     inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, first, image_pixels)
     # A value that only travels along and does not fit is told, but fails nothing.
     unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:
         failed[error.record - chunk.first_record] = True
+    if not failed.all():
+        match.require_shared(inputs)
+    images = [array for array in inputs.values() if isinstance(array, Images)]
+    if match.signature.mode == "whole":  # which can be decoded must be known before the run
+        for error in chain.from_iterable(array.check() for array in images):
+            failed[error.record - first] = True
     room = partial(_sessions.keep_only, session)
-    ran = run(session, match.signature, {**inputs, **match.shared}, chunk.records, first, room)
-    undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.errors]
+    ran = run(session, match.signature, {**inputs, **match.shared}, chunk.records, first, room, failed)
+    undecoded = [error for array in images for error in array.errors]
     for error in (*undecoded, *ran.errors):
         failed[error.record - first] = True
     unanswered = list(_without_answer(match.signature, ran.outputs, failed, chunk))
@@ -540,7 +419,7 @@ def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, 
 # --- one result ------------------------------------------------------------------------------------------------------
 
 
-def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match: "_Match") -> Records:
+def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match: Match) -> Records:
     if format.name == "npz" and match.options.top_k is None and passed is None:
         return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
     outputs = to_columns(match.signature, scored.outputs, match.options.top_k)
@@ -565,16 +444,6 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
     }
 
 
-def _require_writable(match: "_Match") -> None:
-    columns = output_columns(match.signature, match.options.top_k)
-    if match.options.format != "npy":
-        return
-    if pl.String() in columns.values():
-        raise InvalidOptions("this model gives text, which npy can not hold: ask for csv, jsonl, parquet or arrow")
-    if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(match.passed) > 1:
-        raise InvalidOptions("npy holds one array, and this result has several: ask for npz, parquet or arrow")
-
-
 def _of_one_size(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == object and array.ndim == 1 and any(isinstance(value, list) for value in array):
         raise InvalidOptions(
@@ -593,7 +462,7 @@ def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
 
 
 def _error_lines(errors: Iterable[RowError], records: Records, chunk: Chunk, key: str | None) -> bytes:
-    keys = records[key] if key is not None and isinstance(records, pl.DataFrame) else None
+    keys = as_base64(records.select(key))[key] if key is not None and isinstance(records, pl.DataFrame) else None
     lines = []
     for error in errors:
         line: dict[str, Any] = {"record": error.record}
@@ -639,11 +508,11 @@ def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
     return _sessions.get(model.digest, model.signature.threads, load, model.signature.kernel)
 
 
-def _online_input(task: OnlineTask) -> tuple[_Match, Chunk, BinaryIO, Dialect]:
+def _online_input(task: OnlineTask) -> tuple[Match, Chunk, BinaryIO, Dialect]:
     """How the records of a request meet the model, once that is checked, and where to read them."""
     source = io.BytesIO(task.body)
-    format, dialect = get_format(task.format), _named(task.dialect, task.model, task.options)
-    match = _match(format.header(source, dialect), task.model, task.options)
+    format, dialect = get_format(task.format), with_names(task.dialect, task.model, task.options)
+    match = match_input(format.header(source, dialect), task.model, task.options)
     match.check()
     chunks = format.plan(source, dialect, None, ChunkLimits(bytes=2**62, records=task.records))
     chunk, more = next(chunks), next(chunks, None)

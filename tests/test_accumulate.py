@@ -1,12 +1,16 @@
 """Inputs that are collected and scored at once, at the day's end: `POST /v1/predict?state=uploaded`."""
 
+import sqlite3
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from commands import Service
 from service import Api, ok, problem, running
 
 from batchserve import keys
@@ -89,7 +93,7 @@ def test_equal_inputs_that_are_queued_together_are_each_answered(day: Api) -> No
 def test_options_that_suit_no_input_queue_nothing(day: Api) -> None:
     ids = [day.upload(rows(5.0))["id"] for _ in range(2)]
     refusals: tuple[dict[str, str | int], ...]
-    refusals = ({"inputs": '{"x": 1}'}, {"top_k": 9}, {"format": "npy"}, {"fromat": "csv"})
+    refusals = ({"inputs": '{"x": 1}'}, {"top_k": 9}, {"format": "npy"}, {"fromat": "csv"}, {"delimiter": ";"})
     for options in refusals:
         params = {"state": "uploaded", "model": "iris", **options}
         problem(day.http.post("/v1/predict", params=params), 422, "invalid-options")
@@ -170,6 +174,51 @@ def test_hundreds_are_queued_in_the_order_of_their_upload(guarded: Api) -> None:
     assert (answer["jobs"], answer["queued"]) == (ids, 250)
     assert [one["id"] for one in answer["refused"]] == [misfit]
     assert [guarded.job(ids[index])["queue_position"] for index in (0, 101, 249)] == [0, 101, 249]
+
+
+@pytest.mark.slow
+def test_a_server_that_is_killed_between_two_parts_goes_on_with_the_rest(tmp_path: Path, iris_onnx: Path) -> None:
+    """The request has a key: what was remembered is the answer that was given, and no part of it."""
+    params, key = {"state": "uploaded", "model": "iris"}, {"idempotency-key": "night"}
+
+    @contextmanager
+    def serving() -> Iterator[tuple[Service, httpx2.Client]]:
+        service = Service(tmp_path, "serve", "--port", "0")
+        try:
+            with httpx2.Client(base_url=service.wait_for(r" at (http://\S+) ")[1], timeout=60) as http:
+                yield service, http
+        finally:
+            service.end()
+
+    def ask(http: httpx2.Client) -> None:
+        with suppress(httpx2.TransportError):
+            http.post("/v1/predict", params=params, headers=key)
+
+    def uploads() -> list[str]:
+        with closing(sqlite3.connect(tmp_path / "storage" / "batchserve.db")) as database:
+            return [row[0] for row in database.execute("SELECT id FROM jobs WHERE state = 'uploaded' ORDER BY id")]
+
+    with serving() as (service, http):
+        ok(http.put("/v1/models/iris", content=iris_onnx.read_bytes()), 201)
+        ids = [ok(http.post("/v1/upload", content=rows(4 + i / 100)), 201)["id"] for i in range(250)]
+        asking = threading.Thread(target=ask, args=(http,))
+        asking.start()
+        deadline = time.monotonic() + 60
+        while len(uploads()) == 250:
+            assert time.monotonic() < deadline
+        service.end()
+        asking.join()
+    left = uploads()
+    assert left == ids[-len(left) :], "each part was queued as a whole, the oldest first"
+    assert len(left) in (150, 50)
+    with serving() as (_, http):
+        answer = ok(http.post("/v1/predict", params=params, headers=key), 202)
+        assert (answer["jobs"], answer["refused"]) == (left, [])
+        again = http.post("/v1/predict", params=params, headers=key)
+        assert (again.headers["idempotency-replayed"], ok(again, 202)) == ("true", answer)
+        for job_id in ids:
+            job = ok(http.get(f"/v1/jobs/{job_id}", params={"wait": 60}))
+            assert (job["state"], job["rows"]["ok"]) == ("completed", 1)
 
 
 @pytest.mark.slow

@@ -240,6 +240,7 @@ def test_the_speed_is_that_of_the_last_attempt() -> None:
     assert job_body(replace(job, attempt=3), nothing_yet, None, 90_010.0).rows_per_s is None
 
 
+@pytest.mark.slow
 def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
     """Twenty cancels wait for another process that holds the lock, and have all connections for writing."""
     job = queued(idle_api)
@@ -442,6 +443,7 @@ def test_streams_and_long_polls_end_with_their_job_or_their_server(tmp_path: Pat
             assert ok(poll.result())["state"] == "uploaded"
 
 
+@pytest.mark.slow
 def test_a_stopping_server_claims_nothing_more_while_requests_end(tmp_path: Path) -> None:
     with ExitStack() as server:
         url = server.enter_context(serving(tmp_path, BATCHSERVE_GRACE="3", BATCHSERVE_LOG_FORMAT="json"))

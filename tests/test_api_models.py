@@ -295,6 +295,7 @@ def hurried(tmp_path: Path) -> Iterator[Api]:
         yield api
 
 
+@pytest.mark.slow
 def test_an_endless_registration_ends_within_its_time_and_others_go_on(hurried: Api) -> None:
     waiting = threading.Event()
     answers: list[float] = []

@@ -197,15 +197,15 @@ def test_options_come_by_query_and_by_body_and_the_body_wins(idle_api: Api) -> N
 @pytest.mark.parametrize(
     ("query", "parameter", "said"),
     [
-        ("colour=blue", "colour", "not permitted"),
-        ("format=xlsx", "format", "csv, jsonl, json, parquet"),
+        ("colour=blue", "colour", "there is no such option"),
+        ("format=xlsx", "format", "csv, jsonl, json, parquet, arrow, arrows, npy, npz, got 'xlsx'"),
         ("top_k=0", "top_k", "greater than or equal to 1"),
-        ("priority=101", "priority", "100"),
+        ("priority=101", "priority", "less than or equal to 100, got '101'"),
         ("on_row_error=panic", "on_row_error", "'continue' or 'fail'"),
         ("max_errors=-1", "max_errors", "0"),
         ("run_after=2026-11-20T02:00:00", "run_after", "zone"),
         ("run_after=tomorrow", "run_after", "datetime"),
-        ("metadata=[1]", "metadata", "dictionary"),
+        ("metadata=[1]", "metadata", "expected a JSON object, got [1]"),
         ('metadata={"a":1}', "metadata.a", "string"),
         ("metadata={", "metadata", "JSON"),
         ("columns={", "columns", "JSON"),
@@ -223,7 +223,7 @@ def test_an_option_that_is_unknown_or_wrong_is_named(idle_api: Api, query: str, 
 
 def test_predict_without_a_model_says_so(api: Api) -> None:
     body = problem(api.http.post(f"/v1/predict/{api.upload(CSV)['id']}"), 422, "invalid-options")
-    assert body["detail"] == "model: Field required"
+    assert body["detail"] == "model: must be given"
     with api.unchanged():
         problem(api.http.post("/v1/predict", content=CSV), 422, "invalid-options")
 

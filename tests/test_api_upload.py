@@ -178,6 +178,29 @@ def test_a_field_for_files_that_was_left_empty_is_no_file(api: Api) -> None:
         assert "one file" in problem(answer, 422, "invalid-options")["detail"]
 
 
+def test_a_name_beyond_ascii_may_come_as_some_clients_send_it(api: Api) -> None:
+    part = b"--b\r\ncontent-disposition: form-data; name=\"x\"; filename*=utf-8''%b\r\n\r\n%b\r\n"
+    headers = {"content-type": "Multipart/Form-Data; boundary=b"}
+    body = part % (b"%C3%A4.png", PNG) + part % (b"b.jpg", JPEG) + b"--b--\r\n"
+    job = ok(api.http.post("/v1/upload", content=body, headers=headers), 201)
+    assert members_of(api.http.get(job["links"]["input"]).content) == [("ä.png", PNG), ("b.jpg", JPEG)]
+
+
+@pytest.mark.parametrize("cut", [0, 2, 10, 60, 80, 130])
+def test_a_form_that_is_cut_off_is_refused(api: Api, cut: int) -> None:
+    part = b'--b\r\ncontent-disposition: form-data; name="x"; filename="%d.png"\r\n\r\n%b\r\n'
+    whole = part % (1, PNG) + part % (2, PNG) + b"--b--"
+    headers = {"content-type": "multipart/form-data; boundary=b"}
+    if cut == 0:
+        ok(api.http.post("/v1/upload", content=whole, headers=headers), 201)
+        return
+    with api.unchanged():
+        answer = api.http.post("/v1/upload", content=whole[:-cut], headers=headers)
+        assert "closing boundary" in problem(answer, 400, "truncated-body")["detail"]
+        answer = api.http.post("/v1/models/iris/predict", content=whole[:-cut], headers=headers)
+        problem(answer, 400, "truncated-body")
+
+
 def test_a_form_with_several_large_files_keeps_every_byte(api: Api) -> None:
     contents = [JPEG + bytes(range(256)) * (size // 256) for size in (3 << 20, 100, 1 << 20, (2 << 20) + 777)]
     job = ok(api.http.post("/v1/upload", files=[("file", (f"{i}.jpg", data)) for i, data in enumerate(contents)]), 201)
@@ -322,16 +345,21 @@ def test_a_big_body_that_does_not_match_its_digest_leaves_nothing(api: Api) -> N
         problem(answer, 422, "digest-mismatch")
 
 
-def test_a_disk_that_fills_up_in_the_middle_of_a_body_is_named_and_leaves_nothing(api: Api) -> None:
+@pytest.mark.parametrize(
+    "sent", [{"content": BIG}, {"files": [("x", ("a", BIG)), ("x", ("b", BIG))]}], ids=["file", "form"]
+)
+def test_a_disk_that_fills_up_in_the_middle_of_a_body_is_named_and_leaves_nothing(
+    api: Api, sent: dict[str, Any]
+) -> None:
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     with api.unchanged():
         resource.setrlimit(resource.RLIMIT_FSIZE, (3 << 20, limits[1]))
         try:
-            answer = api.http.post("/v1/upload", content=BIG)
+            answer = api.http.post("/v1/upload", **sent)
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         problem(answer, 507, "insufficient-storage")
-    ok(api.http.post("/v1/upload", content=BIG), 201)
+    ok(api.http.post("/v1/upload", **sent), 201)
 
 
 def test_a_client_that_leaves_in_the_middle_of_a_big_body_leaves_nothing(tmp_path: Path) -> None:
@@ -523,7 +551,7 @@ def test_uploads_leave_the_free_space_that_the_settings_ask_for(tmp_path: Path) 
 def test_a_form_needs_a_file(api: Api) -> None:
     with api.unchanged():
         none = api.http.post("/v1/upload", files={"note": (None, b"hello")})
-        assert "one file" in problem(none, 422, "invalid-options")["detail"]
+        assert "one file or more, got none: a file has a name" in problem(none, 422, "invalid-options")["detail"]
         problem(api.http.post("/v1/upload", files={"file": ("a.csv", b"")}), 422, "invalid-input")
 
 
@@ -662,6 +690,7 @@ def test_the_job_is_the_same_json_everywhere(api: Api) -> None:
 # --- bytes and their row ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", ["/v1/upload", "/v1/predict?model=iris"])
 def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
     tmp_path: Path, iris_onnx: Path, path: str

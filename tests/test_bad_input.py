@@ -437,6 +437,7 @@ def test_a_slow_body_that_never_stalls_is_taken(impatient: tuple[str, Path]) -> 
     assert httpx2.delete(url + job["links"]["self"]).status_code == 204
 
 
+@pytest.mark.slow
 def test_a_body_that_drips_is_given_up_after_its_first_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bodies, "RATE_AFTER", 0.5)
 

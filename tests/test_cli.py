@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pandas as pd
 import polars as pl
 import pytest
@@ -225,6 +226,14 @@ def test_convert_fails_above_the_tolerance_and_writes_nothing(
     assert not (tmp_path / "model.onnx").exists()
 
 
+def test_convert_says_what_is_wrong_with_the_option_image(tmp_path: Path, iris_onnx: Path) -> None:
+    convert = runner(tmp_path, NOBODY)
+    absent = convert("convert", iris_onnx, "--image", "@absent.json", "-o", "out.onnx")
+    assert (absent.returncode, "there is no file 'absent.json'" in absent.stderr) == (2, True)
+    network = convert("convert", iris_onnx, "--image", "img2feat:resnet18", "-o", "out.onnx")
+    assert (network.returncode, "goes before a pickled classifier" in network.stderr) == (2, True)
+
+
 # With a server
 
 
@@ -388,6 +397,34 @@ def test_ctrl_c_exits_with_130_and_the_job_goes_on(run: Run, tmp_path: Path, iri
     assert "Traceback" not in stderr
     assert json.loads(run("jobs", "show", job_id, "--json").stdout)["state"] == "queued"
     run("jobs", "cancel", job_id)
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_columns_may_be_renamed_and_the_command_to_copy_stands_last(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "one.csv").write_text("sepal length (cm),sepal width (cm),petal length (cm),width\n5.1,3.5,1.4,wide\n")
+    columns = '{"petal width (cm)": "width"}'
+    refused = run("predict", "one.csv", "--model", "iris", "--columns", columns)
+    assert "column width: expected float32" in " ".join(refused.stderr.split())
+    (tmp_path / "one.csv").write_text("sepal length (cm),sepal width (cm),petal length (cm),width\n5,3,1,.2\n5,3,,2\n")
+    done = run("predict", "one.csv", "--model", "iris", "--columns", columns)
+    assert "2 rows, 1 ok, 1 failed" in done.stderr
+    said = " ".join(done.stderr.split())
+    assert "Result: one.predictions.csv Why rows failed: batchserve jobs download" in said
+    assert said.endswith("--errors")
+    wrong = run("predict", "one.csv", "--model", "iris", "--columns", "{")
+    assert (wrong.returncode, "expected A,B or JSON" in wrong.stderr) == (2, True)
+
+
+def test_a_model_of_arrays_says_their_shapes(run: Run, tmp_path: Path) -> None:
+    graph = onnx.parser.parse_model(
+        '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2, 3] block, float[N] number) => (float[N, 2, 3] y)'
+        "{ y = Identity (block) }"
+    )
+    onnx.save(graph, tmp_path / "blocks.onnx")
+    added = run("models", "add", "blocks.onnx")
+    assert added.stderr.startswith("Model blocks@1 takes "), added.stderr
+    assert "block float32 [N, 2, 3]" in added.stderr
+    assert "takes block\tfloat32 [N, 2, 3]" in run("models", "show", "blocks").stdout.splitlines()
 
 
 def test_a_model_is_added_shown_and_removed(run: Run, iris_onnx: Path) -> None:

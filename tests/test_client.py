@@ -300,7 +300,8 @@ def test_records_travel_as_json() -> None:
 
 def images_in(folder: Path) -> dict[str, bytes]:
     """Files of images, and others beside them."""
-    files = {"b.PNG": b"1", "a/c.jpg": b"22", "a/b/a.webp": b"", ".hidden.png": b"3", "a/notes.txt": b"4"}
+    files = {"b.PNG": b"1", "a/c.jpg": b"22", "a/b/a.webp": b"", "a/notes.txt": b"4"}
+    files |= {".hidden.png": b"3", "a/.trash/d.png": b"5"}
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)

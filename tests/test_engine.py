@@ -172,6 +172,7 @@ def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(tm
         assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
 
 
+@pytest.mark.slow
 def test_a_late_kill_harms_no_other_call(engine: Engine) -> None:
     for _ in range(20):
         killed = engine.submit(calls.pid_after, 0.05, timeout=TIMEOUT)

@@ -228,6 +228,8 @@ def test_names_are_utf8_or_cp437() -> None:
     assert old[entry] == 0x81
     found, errors = records_of(bytes(old))
     assert ([name for name, _ in found], errors) == (["Zürich/漢字.png", "ü.png"], [])
+    unflagged = zipped({"Z__rich.png": picture()}).replace(b"Z__rich", "Zürich".encode())  # as Finder writes it
+    assert [name for name, _ in records_of(unflagged)[0]] == ["Zürich.png"]
 
 
 def test_only_the_columns_that_are_asked_for_are_read() -> None:

@@ -402,7 +402,8 @@ def test_integers_keep_all_their_digits() -> None:
 def test_an_input_without_an_object_is_refused(name: str) -> None:
     data = b"5\n6\n" if name == "jsonl" else b"[5,6]"
     with pytest.raises(
-        InvalidInput, match="none of the first 2 records is a JSON object with keys: expected a JSON obj"
+        InvalidInput,
+        match="none of the first 2 records is a JSON object with keys, or in JSON an array of values: expected",
     ):
         get_format(name).header(io.BytesIO(data), COMMA)
     with pytest.raises(InvalidInput, match="the input is empty"):

@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -14,6 +15,8 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import onnx.helper
+import onnx.parser
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -57,6 +60,18 @@ class Hosts:
         return httpx2.post(f"{self.url}/v1/predict", params=params, content=body, headers=headers, timeout=90)
 
 
+def means(shape: str, image: str | None = None) -> bytes:
+    """A model that gives the mean of each record."""
+    graph = onnx.parser.parse_model(
+        f'<ir_version: 8, opset_import: ["": 17]> g (float[{shape}] x) => (float[N] mean) '
+        "{ mean = ReduceMean <axes = [1, 2, 3], keepdims = 0> (x) }"
+    )
+    if image is not None:
+        onnx.helper.set_model_props(graph, {"batchserve.image": image})
+    content: bytes = graph.SerializeToString()
+    return content
+
+
 def resident_peak(pid: int) -> int:
     """The most that a process has had in memory, in bytes; 0 when it is gone."""
     with suppress(OSError):
@@ -75,6 +90,9 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator
     try:
         url = service.wait_for(r" at (http://\S+) ")[1]
         assert httpx2.put(f"{url}/v1/models/iris", content=iris_onnx.read_bytes(), timeout=60).is_success
+        pictures = '{"resize": "stretch", "size": [4, 4], "order": "gray"}'
+        for name, model in (("pictures", means("N,1,4,4", pictures)), ("arrays", means("N,3,128,128"))):
+            assert httpx2.put(f"{url}/v1/models/{name}", content=model, timeout=60).is_success
         hosts = Hosts(url, service.process.pid)
         assert hosts.predict(HEADER + ROW).json()["state"] == "completed"
         watching = threading.Thread(target=hosts.watch, daemon=True)
@@ -247,6 +265,51 @@ def test_a_hostile_record_fails_alone(unharmed: Hosts, name: str) -> None:
     errors = [json.loads(entry) for entry in httpx2.get(unharmed.url + job["links"]["errors"]).text.splitlines()]
     assert {(error["record"], error["code"]) for error in errors} == {(1, code)}
     assert all(len(error["message"]) < 500 for error in errors)
+
+
+def png(width: int, height: int, *more: tuple[bytes, bytes]) -> bytes:
+    """A gray PNG that says it has this size, and has the pixels of one of 4 x 4."""
+    size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    chunks = [(b"IHDR", size), *more, (b"IDAT", zlib.compress(bytes(20))), (b"IEND", b"")]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+
+
+LONG = zlib.compress(bytes(200_000_000), 9)
+HURTING: dict[str, tuple[Callable[[], bytes], str]] = {
+    "an image of one pixel by sixty million": (lambda: png(1, 60_000_000), "out-of-memory"),
+    "an image of more pixels than the earth has people": (lambda: png(2**31 - 1, 2**31 - 1), "image-too-large"),
+    "an image with a text that unpacks 1000 to 1": (lambda: png(4, 4, (b"zTXt", b"k\0\0" + LONG)), "invalid-image"),
+    "an image with a profile that unpacks 1000 to 1": (lambda: png(4, 4, (b"iCCP", b"k\0\0" + LONG)), "invalid-image"),
+    "an image with 200 texts of 0.9 MB": (
+        lambda: png(4, 4, *[(b"zTXt", b"k\0\0" + zlib.compress(b"x" * 900_000))] * 200), "invalid-image"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HURTING)
+def test_a_hostile_image_fails_alone(unharmed: Hosts, name: str) -> None:
+    make, code = HURTING[name]
+    body = archive(("a.png", png(4, 4)), ("b.png", make()), ("c.png", png(4, 4)))
+    job = unharmed.predict(body, model="pictures").json()
+    assert (job["state"], job["rows"]) == ("completed", {"total": 3, "ok": 2, "failed": 1}), job["error"]
+    (error,) = httpx2.get(unharmed.url + job["links"]["errors"]).text.splitlines()
+    assert (json.loads(error)["record"], json.loads(error)["code"]) == (1, code)
+
+
+def test_records_without_an_array_take_no_room_for_one(unharmed: Hosts) -> None:
+    body = line(x=np.zeros((3, 128, 128), int).tolist()) + b'{"x": "none"}\n' * 9000
+    job = unharmed.predict(body, model="arrays").json()
+    assert (job["state"], job["rows"]) == ("completed", {"total": 9001, "ok": 1, "failed": 9000}), job["error"]
+
+
+@pytest.mark.parametrize("depth", [300, 900, 100_000])
+def test_lists_in_lists_in_lists_fail_their_record(unharmed: Hosts, depth: int) -> None:
+    body = line(x=np.zeros((3, 128, 128), int).tolist()) + b'{"x": ' + b"[" * depth + b"]" * depth + b"}\n"
+    job = unharmed.predict(body, model="arrays").json()
+    assert (job["state"], job["rows"]) == ("completed", {"total": 2, "ok": 1, "failed": 1}), job["error"]
+    (error,) = httpx2.get(unharmed.url + job["links"]["errors"]).text.splitlines()
+    assert json.loads(error)["code"] == "invalid-json"
 
 
 def test_nul_far_from_the_beginning_fails_its_record(unharmed: Hosts) -> None:

@@ -675,7 +675,10 @@ def test_a_batch_that_needs_too_much_memory_is_not_taken() -> None:
         ("N,3,8,8", {"size": [8]}, "size"),
         ("N,3,8,8", {"size": ["8", "8"]}, r"size\.0: .* integer"),
         ("N,3,8,8", {"scale": "1/255"}, "scale: .* number"),
-        ("N,3,8,8", {"size": [0, 8]}, "at least 1"),
+        ("N,3,8,8", {"size": [0, 8]}, "1 to 65536, got 0, 8"),
+        ("N,3,H,W", {"size": [2**62, 4]}, "1 to 65536"),
+        ("N,3,H,W", {"resize": "crop", "size": [4, 4], "shortest": 10**40}, "1 to 65536"),
+        ("N,3,8,8", {"scale": float("nan")}, "finite"),
         ("N,3,256,256", {"resize": "stretch", "size": [224, 224]}, r"\[N, 3, 224, 224\].*\[N, 3, 256, 256\]"),
         ("N,1,8,8", {}, r"\[N, 3, N, N\].*\[N, 1, 8, 8\]"),
         ("N,8,8,3", {}, "layout 'nchw'"),
@@ -688,6 +691,8 @@ def test_a_batch_that_needs_too_much_memory_is_not_taken() -> None:
         ("N,3,8,8", {"filter": "bicubic", "antialias": False}, "bilinear or nearest"),
         ("N,3,8,8", {"mean": [0.5, 0.5]}, "mean must have 1 number or 3"),
         ("N,3,8,8", {"std": [1, 0, 1]}, "must not be 0"),
+        ("N,3,8,8", {"std": [1e-320]}, "0 to inf, which float32 can not hold"),
+        ("N,3,8,8", {"scale": 1e308, "mean": [1e308]}, "which float32 can not hold"),
         ("N,3,8,8", {"input": "y"}, "no input 'y'; it has 'x'"),
     ],
 )
@@ -843,10 +848,56 @@ def test_images_travel_to_the_result_only_when_they_are_named(service: Api) -> N
     assert converted == texts
 
 
+def test_a_picture_may_be_the_key_of_the_errors(service: Api) -> None:
+    job = service.run(files([PICTURES[0], b"hello"])["parquet"], "means", key="image", format="csv")
+    assert [(error["record"], error["key"]) for error in service.errors(job)] == [(1, "aGVsbG8=")]
+
+
+def test_what_npy_and_npz_can_not_hold_is_refused_before_it_is_queued(service: Api) -> None:
+    archive = io.BytesIO()
+    with zipfile.ZipFile(archive, "w") as members:
+        members.writestr("a.png", PICTURES[0])
+    for options, column in (({"format": "npy"}, "file"), ({"format": "npz", "key": "image"}, "image")):
+        params = {"model": "means", **options}
+        answer = service.http.post("/v1/predict", content=archive.getvalue(), params=params)
+        assert f"can not hold column '{column}'" in problem(answer, 422, "schema-mismatch")["detail"]
+    job = service.run(archive.getvalue(), "means", format="npy", passthrough="none")
+    assert np.load(io.BytesIO(service.result(job).content)).shape == (1, 3)
+
+
+def test_a_picture_that_is_none_changes_no_answer_of_a_model_that_sees_all_at_once(service: Api) -> None:
+    body = "means = ReduceMean<axes=[2,3], keepdims=0>(x) all = ReduceMean<axes=[0]>(means) values = Sub(means, all)"
+    service.register("centred", model(body=body, gives="float[N,3] values", resize="stretch", size=[4, 4]))
+    good: list[bytes | None] = [PICTURES[0], PICTURES[1], PICTURES[2]]
+    faulty = service.run(files([PICTURES[0], b"hello", PICTURES[1], None, PICTURES[2]])["parquet"], "centred")
+    assert faulty["rows"] == {"total": 5, "ok": 3, "failed": 2}
+    columns = ("values_0", "values_1", "values_2")
+    expected = answers(service, service.run(files(good)["parquet"], "centred"), columns)
+    got = answers(service, faulty, columns)
+    assert got.drop_nulls().equals(expected)
+    assert got["values_0"].is_null().arg_true().to_list() == [1, 3]
+
+
 def test_an_input_without_any_picture_is_refused_before_it_is_queued(service: Api) -> None:
     body = pl.DataFrame({"image": ["aGVsbG8=", "d29ybGQ="]}).write_csv()
     answer = service.http.post("/v1/predict", content=body, params={"model": "means"})
     assert "JPEG, PNG, WebP or GIF" in problem(answer, 422, "schema-mismatch")["detail"]
+
+
+@pytest.mark.parametrize("model", ["means", "free"])
+def test_a_table_without_records_gives_a_result_without_rows(service: Api, model: str) -> None:
+    job = service.run(b"image\n", model)
+    assert (job["state"], job["rows"]["total"]) == ("completed", 0), job["error"]
+    assert service.result(job).content.startswith(b"means_0,means_1,means_2\n")
+
+
+def test_a_table_without_images_is_told_what_an_image_is(service: Api) -> None:
+    answer = service.http.post("/v1/predict", content=b"a,b\n1,2\n", params={"model": "means"})
+    body = problem(answer, 422, "schema-mismatch")
+    assert body["detail"].startswith("the model takes 1 column, of which the input has 0: it lacks 'image'; ")
+    assert body["errors"][0]["message"].endswith(
+        "an image comes as a file, or as bytes, base64 or a data URI in a column"
+    )
 
 
 def test_one_question_gets_the_answer_of_the_job(service: Api) -> None:

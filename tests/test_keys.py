@@ -651,6 +651,7 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
         assert second["key"] not in shown
 
 
+@pytest.mark.slow
 def test_an_address_that_others_can_reach_is_served_with_an_admin_key_alone(
     tmp_path: Path, start_server: Callable[..., AbstractContextManager[str]]
 ) -> None:
@@ -668,6 +669,7 @@ def test_an_address_that_others_can_reach_is_served_with_an_admin_key_alone(
     assert command(tmp_path, "serve", "--host", everywhere, "--port", "0").returncode == 2
 
 
+@pytest.mark.slow
 def test_clients_send_their_key_and_no_log_or_file_holds_it(
     tmp_path: Path, iris_onnx: Path, iris_csv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -267,6 +268,23 @@ def test_chunks_do_not_depend_on_how_the_bytes_arrive(
 
     assert list(format.plan(Trickle(data), dialect, None, limits)) == at_once
     assert read_all(format, Trickle(data), dialect, at_once) == expected(name, table)
+
+
+@pytest.mark.parametrize("name", [*RESULT_FORMATS, "zip"])
+def test_half_of_the_records_is_half_of_the_way_in_every_format(name: str) -> None:
+    source = io.BytesIO()
+    if name == "zip":
+        with zipfile.ZipFile(source, "w") as archive:
+            for record in range(40):
+                archive.writestr(f"{record:02}.png", bytes(2000))
+    else:
+        plain = Variety(",", "\n", blank_lines=False, wide=False, group=4)
+        source.write(WRITERS[name]([("abcd", 0.5, 10 + record) for record in range(40)], plain))
+    format = get_format(name)
+    chunks = list(format.plan(source, Dialect(), None, ChunkLimits(2**30, 4)))
+    half = sum(chunk.records for chunk in chunks[:5])
+    assert (len(chunks), half) == (10, 20)
+    assert chunks[4].stop / format.end(source) == pytest.approx(0.5, abs=0.25)  # beside a header and a footer
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,17 @@ def test_an_unknown_model_is_answered_with_those_there_are(database: Database) -
         registry.versions(connection, "gone")
 
 
+def test_an_unknown_version_is_answered_with_those_there_are(database: Database) -> None:
+    add(database, "wine", "d0")
+    delete(database, add(database, "iris", "d1"))
+    add(database, "iris", "d2")
+    with pytest.raises(ModelNotFound, match=r"no model 'iris@9'; iris has version 2\Z"):
+        resolve(database, "iris@9")
+    add(database, "iris", "d3")
+    with pytest.raises(ModelNotFound, match=r"no model 'iris@1'; iris has versions 2, 3\Z"):
+        resolve(database, "iris@1")
+
+
 def test_a_deleted_version_is_gone_and_its_number_is_never_used_again(database: Database) -> None:
     first, second = add(database, "iris", "d1"), add(database, "iris", "d2")
     delete(database, second)

@@ -87,6 +87,23 @@ def test_each_missing_column_is_listed_with_its_type_and_close_names() -> None:
     assert "'Age'" in errors[0]["message"]
 
 
+def test_other_columns_than_the_missing_one_are_named_only_where_there_are_any() -> None:
+    with pytest.raises(SchemaMismatch, match=r"it lacks 'c'\Z"):
+        bind(NAMED, ["a", "b"])
+    with pytest.raises(
+        SchemaMismatch, match=r"it lacks 'c'; the model does not take its 'd'\. Pass columns to say which"
+    ):
+        bind(NAMED, ["a", "b", "d"])
+
+
+def test_a_value_for_all_records_that_is_missing_may_come_as_an_option() -> None:
+    threshold = InputTensor("threshold", "float32", (), (Column("threshold", "float32"),), per_record=False)
+    with pytest.raises(
+        SchemaMismatch, match=r"lacks 'threshold'.*The option inputs gives values that all records share"
+    ):
+        bind(Signature((*NAMED.inputs, threshold), ()), ["a", "b", "c"])
+
+
 def test_a_column_name_that_stands_there_twice_is_refused() -> None:
     with pytest.raises(SchemaMismatch, match="'age'"):
         bind(MIXED, ["age", "City_Name", "visits", "age"])

@@ -4,18 +4,21 @@ import io
 import json
 import subprocess
 import sys
+import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
+import graphs
 import numpy as np
 import onnx.parser
 import onnxruntime
 import polars as pl
 import pytest
-from service import Api, decoded, problem, running
+from service import Api, decoded, encoded, problem, running
 
-from batchserve.domain import InputTensor, Signature
+from batchserve.domain import InputTensor, RowError, Signature
 from batchserve.errors import SchemaMismatch
 from batchserve.inference.arrays import array_fault, read_arrays
 from batchserve.inference.binding import bind
@@ -45,6 +48,12 @@ def graph(text: str) -> bytes:
     return content
 
 
+def read(series: pl.Series, tensor: InputTensor, first_record: int = 0) -> tuple[np.ndarray, list[RowError]]:
+    """The arrays of records of one size, and the errors."""
+    values, errors = read_arrays(series, tensor, first_record)
+    return values if isinstance(values, np.ndarray) else values.take(np.arange(len(values))), errors
+
+
 def body(columns: dict[str, np.ndarray], format: str) -> bytes:
     """Arrays [N, ...] as a file with one column for each: as lists, or as JSON text in a CSV."""
     target = io.BytesIO()
@@ -54,21 +63,7 @@ def body(columns: dict[str, np.ndarray], format: str) -> bytes:
     lists = {name: array.tolist() for name, array in columns.items()}
     if format == "csv":
         lists = {name: [json.dumps(one) for one in values] for name, values in lists.items()}
-    return table(pl.DataFrame(lists), format)
-
-
-def table(frame: pl.DataFrame, format: str) -> bytes:
-    target = io.BytesIO()
-    writers: dict[str, Callable[[io.BytesIO], object]] = {
-        "csv": frame.write_csv,
-        "jsonl": frame.write_ndjson,
-        "json": frame.write_json,
-        "parquet": frame.write_parquet,
-        "arrow": frame.write_ipc,
-        "arrows": frame.write_ipc_stream,
-    }
-    writers[format](target)
-    return target.getvalue()
+    return encoded(pl.DataFrame(lists), format)
 
 
 def records(count: int) -> dict[str, np.ndarray]:
@@ -123,13 +118,66 @@ def test_arrays_in_give_arrays_out_one_for_each_output(service: Api) -> None:
 def test_a_shared_value_may_come_as_a_column_or_an_option_and_the_option_wins(service: Api) -> None:
     given = records(3)
     frame = pl.DataFrame({name: array.tolist() for name, array in given.items()} | {"threshold": [2.0] * 3})
-    by_column = service.run(table(frame, "parquet"), "mixed")
-    by_option = service.run(table(frame, "parquet"), "mixed", inputs='{"threshold": 3}')
+    by_column = service.run(encoded(frame, "parquet"), "mixed")
+    by_option = service.run(encoded(frame, "parquet"), "mixed", inputs='{"threshold": 3}')
     assert decoded(service.result(by_column).content, "parquet")["bright"].to_list() == (given["pixels"] * 2.0).tolist()
     assert decoded(service.result(by_option).content, "parquet")["bright"].to_list() == (given["pixels"] * 3.0).tolist()
     arrays = body(given | {"threshold": np.array(2.0)}, "npz")
     job = service.run(arrays, "mixed", inputs='{"threshold": 3}')
     assert np.load(io.BytesIO(service.result(job).content))["bright"].tolist() == (given["pixels"] * 3.0).tolist()
+
+
+GAIN = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 1] x, float gain) => (float[N, 1] y) { y = Mul(x, gain) }
+"""
+
+
+def gained(service: Api, gains: Sequence[float | None]) -> dict[str, Any]:
+    service.register("gain", graph(GAIN))
+    lines = [json.dumps({"x": 1, "gain": gain}) for gain in gains]
+    return service.run("\n".join(lines), "gain", passthrough="none")
+
+
+@pytest.mark.parametrize("at", [0, 2, 9])
+def test_a_record_without_the_shared_value_fails_alone(service: Api, at: int) -> None:
+    job = gained(service, [None if record == at else 3.0 for record in range(10)])
+    assert (job["state"], job["rows"]) == ("completed", {"total": 10, "ok": 9, "failed": 1})
+    assert decoded(service.result(job).content, "jsonl")["y"].to_list() == [
+        None if record == at else 3.0 for record in range(10)
+    ]
+    assert [(error["record"], error["code"]) for error in service.errors(job)] == [(at, "missing-value")]
+
+
+@pytest.mark.parametrize("other", [3, 8])
+def test_several_values_of_a_shared_one_fail_the_job_however_it_is_cut_into_chunks(service: Api, other: int) -> None:
+    job = gained(service, [2.0] * other + [5.0] * (14 - other))
+    assert (job["state"], job["error"]["code"]) == ("failed", "schema-mismatch")
+    assert "input 'gain' is one value for all records, but the input has several" in job["error"]["message"]
+
+
+def test_a_model_that_sees_all_records_at_once_sees_none_that_failed(service: Api) -> None:
+    service.register("centred", graphs.centred())
+    lines = [json.dumps({"work": value}) for value in (1, 2, "x", None, 9)]
+    job = service.run("\n".join(lines), "centred")
+    assert job["rows"] == {"total": 5, "ok": 3, "failed": 2}
+    assert decoded(service.result(job).content, "jsonl")["doubled"].to_list() == [-3, -2, None, None, 5]
+    alone = service.run("\n".join([lines[0], lines[1], lines[4]]), "centred")
+    assert decoded(service.result(alone).content, "jsonl")["doubled"].to_list() == [-3, -2, 5]
+    nothing = service.run(body({"work": np.full((3, 1), np.nan, np.float32)}, "npz"), "centred")
+    assert nothing["rows"] == {"total": 3, "ok": 0, "failed": 3}
+
+
+def test_a_single_probability_is_nothing_to_rank(service: Api) -> None:
+    text = """
+        <ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 1] x) => (int64[N] label, float[N] prob) {
+            one = Sigmoid(x) flat = Constant<value_ints = [-1]>() prob = Reshape(one, flat)
+            half = Constant<value = float {0.5}>() more = Greater(prob, half) label = Cast<to = 7>(more)
+        }"""
+    service.register("single", graph(text))
+    answer = service.http.post("/v1/predict?model=single&top_k=1", content="x\n1\n")
+    problem(answer, 422, "invalid-options")
 
 
 def test_jobs_that_differ_in_a_shared_value_alone_do_not_share_a_result(service: Api) -> None:
@@ -150,10 +198,10 @@ def test_jobs_that_differ_in_a_shared_value_alone_do_not_share_a_result(service:
         ),
         ('{"tokens": 1}', "'tokens' takes a value from each record"),
         ('{"threshold": "high"}', "'threshold': expected float32, got 'high'"),
-        ("[1]", "valid dictionary"),
-        ('{"threshold": 1e999}', "finite"),
-        ('{"threshold": null}', "should be"),
-        ('{"threshold": [1]}', "should be"),
+        ("[1]", "inputs: expected a JSON object, got [1]"),
+        ('{"threshold": 1e999}', "inputs.threshold: expected a finite number, a text, true or false, got inf"),
+        ('{"threshold": null}', "inputs.threshold: expected a finite number, a text, true or false, got None"),
+        ('{"threshold": [1]}', "inputs.threshold: expected a finite number, a text, true or false, got [1]"),
     ],
 )
 def test_a_shared_value_that_the_model_does_not_take_is_refused_at_once(
@@ -189,8 +237,7 @@ FAULTY = [
 
 def test_each_fault_of_an_array_in_json_is_told_of_its_record_and_spares_the_others() -> None:
     texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in FAULTY]
-    values, errors = read_arrays(pl.Series("x", texts), PAIR, 100)
-    assert isinstance(values, np.ndarray)
+    values, errors = read(pl.Series("x", texts), PAIR, 100)
     assert (values.dtype.name, values.shape) == ("float32", (len(FAULTY), 2))
     assert values[[0, 7]].tolist() == [[1, 2], [3.5, 1]]
     assert not values[[i for i in range(len(FAULTY)) if i not in (0, 7)]].any()
@@ -217,8 +264,7 @@ def test_each_fault_of_an_array_in_a_list_column_is_told_of_its_record() -> None
         [[1, 2], [3, 40_000]], [], [[-1, 0], [0, 1]],
     ]  # fmt: skip
     series = pl.Series("x", lists, dtype=pl.List(pl.List(pl.Float64)))
-    values, errors = read_arrays(series, BLOCK, 10)
-    assert isinstance(values, np.ndarray)
+    values, errors = read(series, BLOCK, 10)
     assert (values.dtype.name, values.shape) == ("int16", (10, 2, 2))
     assert values[[0, 9]].tolist() == [lists[0], lists[9]]
     assert [(error.record, error.code, error.message.rpartition(", got ")[2]) for error in errors] == [
@@ -237,8 +283,7 @@ def test_fixed_size_lists_of_every_number_type_are_read() -> None:
     for kind in (pl.Float16(), pl.Float32(), pl.Float64(), pl.Int8(), pl.UInt64(), pl.Boolean()):
         series = pl.Series("x", [[1, 0], [0, 1]]).cast(pl.List(kind)).cast(pl.Array(kind, 2))
         for dtype in ("float16", "float64", "int8", "uint64", "bool"):
-            values, errors = read_arrays(series, InputTensor("x", dtype, (None, 2)), 0)
-            assert isinstance(values, np.ndarray)
+            values, errors = read(series, InputTensor("x", dtype, (None, 2)), 0)
             assert (values.tolist(), values.dtype.name, errors) == ([[1, 0], [0, 1]], dtype, [])
 
 
@@ -247,11 +292,9 @@ def test_lists_of_odd_types_are_read_or_refused() -> None:
     decimals = pl.Series("x", [[1.0, 2.0], [1.5, 2.0]]).cast(pl.List(pl.Decimal(9, 1)))
     huge = pl.Series("x", [[1, 2], [2**70, 1]], dtype=pl.List(pl.Int128()))
     for series in (decimals, huge):
-        values, errors = read_arrays(series, whole, 0)
-        assert isinstance(values, np.ndarray)
+        values, errors = read(series, whole, 0)
         assert (values[0].tolist(), [(error.record, error.code) for error in errors]) == ([1, 2], [(1, "wrong-type")])
-    values, errors = read_arrays(pl.Series("x", [[1e300, -1e300]]), PAIR, 0)
-    assert isinstance(values, np.ndarray)
+    values, errors = read(pl.Series("x", [[1e300, -1e300]]), PAIR, 0)
     assert (values.tolist(), errors) == ([[np.inf, -np.inf]], [])
     for missing in (pl.Series("x", [None]), pl.Series("x", [[None, None]])):
         assert [error.code for error in read_arrays(missing, whole, 0)[1]] == ["missing-value"]
@@ -263,8 +306,7 @@ def test_lists_of_odd_types_are_read_or_refused() -> None:
 
 def test_large_integers_are_kept_exactly_or_refused() -> None:
     tensor = InputTensor("x", "int64", (None, 2))
-    values, errors = read_arrays(pl.Series("x", ["[9223372036854775807, 1]", "[9223372036854775808, 1]"]), tensor, 0)
-    assert isinstance(values, np.ndarray)
+    values, errors = read(pl.Series("x", ["[9223372036854775807, 1]", "[9223372036854775808, 1]"]), tensor, 0)
     assert values[0].tolist() == [2**63 - 1, 1]
     assert [(error.record, error.code) for error in errors] == [(1, "wrong-type")]
     _, errors = read_arrays(pl.Series("x", ["[9007199254740993, 1.0]", "[3.0, 1]", "[-1e30, 1]"]), tensor, 0)
@@ -274,8 +316,7 @@ def test_large_integers_are_kept_exactly_or_refused() -> None:
 def test_a_missing_number_in_an_array_reaches_a_model_that_takes_it_as_nan() -> None:
     tolerant = InputTensor("x", "float32", (None, 2), nullable=True)
     for series in (pl.Series("x", [[1, None]], dtype=pl.List(pl.Int64())), pl.Series("x", ["[1, null]"])):
-        values, errors = read_arrays(series, tolerant, 0)
-        assert isinstance(values, np.ndarray)
+        values, errors = read(series, tolerant, 0)
         assert np.array_equal(values, [[1, np.nan]], equal_nan=True)
         assert errors == []
 
@@ -283,8 +324,7 @@ def test_a_missing_number_in_an_array_reaches_a_model_that_takes_it_as_nan() -> 
 def test_arrays_of_text_are_text_alone() -> None:
     tensor = InputTensor("x", "string", (None, 1, 2))
     for series in (pl.Series("x", [[["a\0", ""]]]), pl.Series("x", ['[["a\\u0000", ""]]'])):
-        values, errors = read_arrays(series, tensor, 0)
-        assert isinstance(values, np.ndarray)
+        values, errors = read(series, tensor, 0)
         assert (values.tolist(), values.dtype, errors) == ([[["a\0", ""]]], np.dtype(object), [])
     _, errors = read_arrays(pl.Series("x", ['[["a", 1]]', '[["a", null]]']), tensor, 0)
     assert [error.code for error in errors] == ["wrong-type", "missing-value"]
@@ -310,14 +350,32 @@ def test_which_column_holds_the_arrays_of_an_input() -> None:
     assert bound(words, ["a", "x", "b"], "x") == {"x": "x"}
 
 
+def test_a_column_that_happens_to_be_there_is_no_array_that_is_missing() -> None:
+    tokens, mask = (InputTensor(name, "int64", (None, None)) for name in ("tokens", "mask"))
+    with pytest.raises(SchemaMismatch, match=r"input 'mask' takes an array \[N\] from each record"):
+        bind(Signature((tokens, mask), ()), ["id", "tokens"], None, lambda name: name == "tokens")
+
+
 def test_no_records_and_no_good_records_give_empty_and_blank_arrays() -> None:
     for series in (pl.Series("x", [], dtype=pl.List(pl.Float32())), pl.Series("x", [], dtype=pl.String())):
-        values, errors = read_arrays(series, PAIR, 0)
-        assert isinstance(values, np.ndarray)
+        values, errors = read(series, PAIR, 0)
         assert (values.shape, errors) == ((0, 2), [])
-    values, errors = read_arrays(pl.Series("x", [None, "7"], dtype=pl.String()), PAIR, 0)
-    assert isinstance(values, np.ndarray)
+    values, errors = read(pl.Series("x", [None, "7"], dtype=pl.String()), PAIR, 0)
     assert (values.tolist(), len(errors)) == ([[0, 0], [0, 0]], 2)
+
+
+def test_records_without_an_array_share_one_blank() -> None:
+    texts = pl.Series("x", ["[" + "1," * 9_999 + "1]", *["x"] * 20_000])
+    tracemalloc.start()
+    try:
+        values, errors = read_arrays(texts, InputTensor("x", "float32", (None, None)), 0)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (len(values), len(errors)) == (20_001, 20_000)
+    assert peak < 50 * 2**20  # as arrays of their own they would take 800 MB
+    assert not isinstance(values, np.ndarray)
+    assert values.take(np.array([0, 7])).tolist() == [[1.0] * 10_000, [0.0] * 10_000]
 
 
 # --- graphs of every kind --------------------------------------------------------------------------------------------
@@ -379,7 +437,7 @@ def lengths(service: Api) -> Api:
 @pytest.mark.parametrize("format", ["parquet", "jsonl"])
 def test_arrays_of_different_lengths_are_scored_by_length_and_come_back_in_order(lengths: Api, format: str) -> None:
     tokens = [[1, 2, 3], [4], None, [5, 6], [7, 8, 9], [2], [10] * 20, [], [3, 3]]
-    job = lengths.run(table(pl.DataFrame({"id": range(9), "tokens": tokens}), format), "lengths")
+    job = lengths.run(encoded(pl.DataFrame({"id": range(9), "tokens": tokens}), format), "lengths")
     assert job["rows"] == {"total": 9, "ok": 8, "failed": 1}, job
     result = decoded(lengths.result(job).content, format)
     assert result["id"].to_list() == list(range(9))
@@ -390,16 +448,16 @@ def test_arrays_of_different_lengths_are_scored_by_length_and_come_back_in_order
 
 def test_a_column_of_arrays_needs_no_name_when_it_is_the_only_one_or_named_in_columns(lengths: Api) -> None:
     frame = pl.DataFrame({"id": [1, 2], "ids": [[1, 2], [3, 4]], "more": [[5, 6], [7, 8]]})
-    alone = lengths.run(table(frame.drop("more"), "parquet"), "lengths")
+    alone = lengths.run(encoded(frame.drop("more"), "parquet"), "lengths")
     assert decoded(lengths.result(alone).content, "parquet")["total"].to_list() == [3, 7]
     for columns in ('{"tokens": "more"}', '["more"]'):
-        chosen = lengths.run(table(frame, "jsonl"), "lengths", columns=columns)
+        chosen = lengths.run(encoded(frame, "jsonl"), "lengths", columns=columns)
         assert decoded(lengths.result(chosen).content, "jsonl")["total"].to_list() == [11, 15]
 
 
 def test_a_result_of_several_lengths_is_no_npz(lengths: Api) -> None:
     frame = pl.DataFrame({"tokens": [[1, 2], [3]]})
-    job = lengths.run(table(frame, "parquet"), "lengths", format="npz")
+    job = lengths.run(encoded(frame, "parquet"), "lengths", format="npz")
     assert (job["state"], job["error"]["code"]) == ("failed", "invalid-options")
     assert "'same' differs in size between records" in job["error"]["message"]
 
@@ -424,7 +482,7 @@ def test_a_graph_that_wants_four_records_gives_arrays_of_its_outputs_to_all(four
         "npy": target.getvalue(),
         "npz": body({"x": MATRIX}, "npz"),
         "parquet": body({"x": MATRIX}, "parquet"),
-        "csv": table(columns, "csv"),
+        "csv": encoded(columns, "csv"),
     }[given]
     job = fours.run(content, "fours", **({} if given.startswith("np") else {"format": "npz"}))
     assert (job["state"], job["rows"]["ok"], job["result"]["format"]) == ("completed", 9, "npz"), job
@@ -455,7 +513,7 @@ def test_graphs_of_one_record_of_all_records_and_of_every_type_are_scored(servic
 
     words = pl.DataFrame({"a": ["[1]", "é"], "b": ["", "x,\n"]})
     for format in ("parquet", "jsonl"):
-        result = decoded(service.result(service.run(table(words, format), "texts")).content, format)
+        result = decoded(service.result(service.run(encoded(words, format), "texts")).content, format)
         assert result.rows() == words.rows()
 
     kinds = {

@@ -293,7 +293,8 @@ async def _file(
 
 
 def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """The parts of the chunks that are done without a gap from the first record."""
+    """The parts of the chunks that are done without a gap from the first record, and the errors of all that are done:
+    the one that stopped the job may lie behind a gap."""
     with service.runtime.database.read() as connection:
         done = jobs.done_chunks(connection, job.id)
     prefix, expected = [], 0
@@ -302,7 +303,7 @@ def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[P
             break
         prefix.append(entry)
         expected += entry[0].records
-    return scoring.stored_parts(job.id, prefix)
+    return scoring.stored_parts(job.id, prefix)[0], scoring.stored_parts(job.id, done)[1]
 
 
 async def _partial_result(service: Service, job: Job, own: Format) -> Response:

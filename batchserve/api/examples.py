@@ -121,7 +121,7 @@ MODEL: dict[str, Any] = {
     "bytes": 2012,
     "task": "classification",
     "columns": [{"name": name, "dtype": "float32", "nullable": False} for name in _FLOWER],
-    "inputs": [{"name": "input", "dtype": "float32", "shape": [None, 4]}],
+    "inputs": [{"name": "input", "dtype": "float32", "shape": [None, 4], "columns": list(_FLOWER)}],
     "outputs": [
         {"name": "label", "dtype": "string", "shape": [None]},
         {"name": "probabilities", "dtype": "float32", "shape": [None, 3]},

@@ -3,21 +3,24 @@
 import re
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
+from email.message import Message
 from pathlib import PurePosixPath
 from tempfile import SpooledTemporaryFile
+from typing import TypeGuard
 
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.concurrency import run_in_threadpool
 
 from batchserve.api.bodies import BLOCK, Body
-from batchserve.errors import BadRequest, InvalidOptions
+from batchserve.errors import BadRequest, InvalidOptions, TruncatedBody
 from batchserve.formats.archive import StoredMember, stored_archive
-from batchserve.storage import Piece
+from batchserve.storage import Piece, Storage, scratch_folder
+from batchserve.storage.local import full_disk_named
 
-__all__ = ["MAX_FILES", "Form", "FormFile", "form_file", "open_form"]
+__all__ = ["MAX_FILES", "Form", "FormFile", "disposition_filename", "form_file", "is_form", "open_form"]
 
 MAX_FILES = 10_000
 """In one form: more come as a zip."""
@@ -38,11 +41,12 @@ class FormFile:
 
 
 class Form:
-    """The files of a form, in their order. All wait in one temporary file, of which 1 MiB may be in memory."""
+    """The files of a form, in their order. All wait in one temporary file in `folder`, of which 1 MiB may be in
+    memory."""
 
-    def __init__(self, boundary: bytes) -> None:
+    def __init__(self, boundary: bytes, folder: str | None) -> None:
         self.files: list[FormFile] = []
-        self._spool = SpooledTemporaryFile(max_size=_IN_MEMORY)  # noqa: SIM115 - `close` closes it
+        self._spool = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=folder)  # noqa: SIM115 - `close` closes it
         self._parser = MultipartParser(
             boundary,
             {
@@ -52,20 +56,21 @@ class Form:
                 "on_header_end": self._header,
                 "on_headers_finished": self._begin_content,
                 "on_part_data": self._data,
+                "on_end": self._end,
             },
         )
         self._begin()
         self._fields = 0
         self._file: FormFile | None = None
+        self._ended = False
 
     async def receive(self, blocks: AsyncIterator[bytes]) -> None:
-        """Raises BadRequest for what is no form, or one of too many parts."""
-        try:
+        """Raises as `open_form` does."""
+        with _named_faults():
             async for block in blocks:
                 await run_in_threadpool(self._parser.write, block)
-            self._parser.finalize()
-        except FormParserError as error:
-            raise BadRequest(f"the form can not be read: {error}") from None
+        if not self._ended:
+            raise TruncatedBody(f"the form is cut off: its closing boundary is missing, after {len(self.files)} files")
         # A browser sends one without name and bytes for a field that was left empty.
         self.files = [file for file in self.files if file.name or file.bytes]
 
@@ -111,9 +116,9 @@ class Form:
         self._header_name = self._header_value = b""
 
     def _begin_content(self) -> None:
-        _, options = parse_options_header(self._headers.get("content-disposition"))
+        name = _file_name(self._headers.get("content-disposition", b""))
         self._file = None
-        if b"filename" not in options:
+        if name is None:
             self._fields += 1
             if self._fields > _MAX_FIELDS:
                 raise BadRequest(f"the form has more than {_MAX_FIELDS} fields that are no files")
@@ -121,11 +126,7 @@ class Form:
         if len(self.files) == MAX_FILES:
             raise BadRequest(f"the form has more than {MAX_FILES} files: send them as a zip")
         media_type = self._headers.get("content-type")
-        self._file = FormFile(
-            options[b"filename"].decode(errors="replace"),
-            media_type.decode("latin-1") if media_type else None,
-            self._spool.tell(),
-        )
+        self._file = FormFile(name, media_type.decode("latin-1") if media_type else None, self._spool.tell())
         self.files.append(self._file)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
@@ -136,37 +137,54 @@ class Form:
         self._file.bytes += len(content)
         self._file.crc = zlib.crc32(content, self._file.crc)
 
+    def _end(self) -> None:
+        self._ended = True
+
+
+def is_form(content_type: str | None) -> TypeGuard[str]:
+    return content_type is not None and content_type.lower().startswith("multipart/form-data")
+
 
 @asynccontextmanager
-async def open_form(content_type: str, body: Body) -> AsyncIterator[Form]:
+async def open_form(content_type: str, body: Body, storage: Storage) -> AsyncIterator[Form]:
     """The files of a form, as long as the block lasts. The limits of the body hold for the form.
 
-    Raises BadRequest for what is no form, InvalidOptions for one without a file.
+    Raises BadRequest for what is no form, TruncatedBody for one without its end, InvalidOptions for one without a file,
+    InsufficientStorage when the storage is full, in whose folder the files wait.
     """
     _, options = parse_options_header(content_type)
     if not options.get(b"boundary"):
         raise BadRequest("the form can not be read: its Content-Type names no boundary")
-    try:
-        form = Form(options[b"boundary"])
-    except FormParserError as error:
-        raise BadRequest(f"the form can not be read: {error}") from None
+    with _named_faults():
+        form = Form(options[b"boundary"], scratch_folder(storage))
     try:
         await form.receive(body.blocks())
         if not form.files:
-            raise InvalidOptions("the form needs one file or more, got none")
+            raise InvalidOptions(
+                "the form needs one file or more, got none: a file has a name, as curl -F file=@photo.jpg gives it one"
+            )
         yield form
     finally:
         form.close()
 
 
-async def form_file(content_type: str, body: Body) -> tuple[bytes, str | None, str]:
+async def form_file(content_type: str, body: Body, storage: Storage) -> tuple[bytes, str | None, str]:
     """The one file of a small form: its bytes (decompressed), its media type and its name. Raises InvalidOptions for
     several."""
-    async with open_form(content_type, body) as form:
+    async with open_form(content_type, body, storage) as form:
         if len(form.files) > 1:
-            raise InvalidOptions(f"expected a form with one file, got {len(form.files)}")
+            raise InvalidOptions(
+                f"expected a form with one file, got {len(form.files)}: send several as a zip, or as a job"
+            )
         (file,) = form.files
         return b"".join([block async for block in body.decoded(form.blocks(file))]), file.content_type, file.name
+
+
+def disposition_filename(header: str) -> str | None:
+    """The file name in a Content-Disposition."""
+    message = Message()
+    message["content-disposition"] = header
+    return message.get_filename()
 
 
 def member_names(names: Iterable[str]) -> Iterator[str]:
@@ -182,6 +200,24 @@ def member_names(names: Iterable[str]) -> Iterator[str]:
             name = str(path.with_name(f"{path.stem}-{counts[wanted]}{path.suffix}"))
         taken.add(name)
         yield name
+
+
+def _file_name(disposition: bytes) -> str | None:
+    """What a part says it is called; None for a field that is no file."""
+    _, options = parse_options_header(disposition)
+    if b"filename" in options:
+        return options[b"filename"].decode(errors="replace")
+    # The standard forbids `filename*` in forms; some clients send nothing else for names beyond ASCII.
+    return disposition_filename(disposition.decode("latin-1"))
+
+
+@contextmanager
+def _named_faults() -> Iterator[None]:
+    try:
+        with full_disk_named():
+            yield
+    except FormParserError as error:
+        raise BadRequest(f"the form can not be read: {error}") from None
 
 
 def _gathered(pieces: Iterable[Piece]) -> Iterator[bytes]:

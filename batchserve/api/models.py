@@ -13,7 +13,7 @@ from batchserve import holds, registry, scoring
 from batchserve.api.auth import ADMIN
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, parsed, resolve_model
-from batchserve.api.forms import form_file
+from batchserve.api.forms import form_file, is_form
 from batchserve.api.schemas import (
     ModelBody,
     ModelList,
@@ -46,6 +46,11 @@ MODEL_BODY: dict[str, Any] = {
             "application/zip": {"schema": {"type": "string", "format": "binary"}},
         },
     }
+}
+
+RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
+    "description": "Objects, or arrays of values in the order of the model's columns; an image, or base64 of one in "
+    "JSON; the bytes of any file that could be uploaded; or a form with one such file.",
 }
 
 
@@ -132,7 +137,7 @@ async def delete_version(name: Name, version: Version, service: ServiceDep) -> R
 
 @router.post(
     "/v1/models/{name}/predict", response_model=OnlineBody, responses=PROBLEMS,
-    openapi_extra={"parameters": query_parameters(OnlineOptions), **INPUT_BODY},
+    openapi_extra={"parameters": query_parameters(OnlineOptions), "requestBody": RECORDS_BODY},
     operation_id="predict_online", summary="Predict a few records at once",
 )  # fmt: skip
 async def predict_online(name: Reference, request: Request, service: ServiceDep) -> Response:
@@ -154,12 +159,12 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep)
 
 @router.post(
     "/v1/models/{name}/validate", response_model=ValidationBody, responses=PROBLEMS,
-    openapi_extra={"parameters": query_parameters(ValidateOptions), **INPUT_BODY},
+    openapi_extra={"parameters": query_parameters(ValidateOptions), "requestBody": RECORDS_BODY},
     operation_id="validate", summary="Check a sample against the model's signature",
 )  # fmt: skip
 async def validate(name: Reference, request: Request, service: ServiceDep) -> Response:
-    """No job, nothing stored. `errors` names each record that could not be scored; a sample that does not fit at all
-    is a 422, as it would be for predict."""
+    """No job, nothing stored. `errors` names each value that does not fit; a sample that does not fit at all is a 422,
+    as it would be for predict."""
     options = parsed(ValidateOptions, request.query_params)
     task = await _online_task(name, request, service, options)
     errors = await service.call(scoring.validate_online, task, seconds=service.runtime.settings.online_timeout)
@@ -182,8 +187,8 @@ async def _online_task(
     model = resolve_model(service, name)
     body = Body(request, settings, settings.online_bytes)
     media_type, filename = request.headers.get("content-type"), None
-    if media_type is not None and media_type.startswith("multipart/form-data"):
-        content, media_type, filename = await form_file(media_type, body)
+    if is_form(media_type):
+        content, media_type, filename = await form_file(media_type, body, service.runtime.storage)
     else:
         content = await body.read()
     if not content:

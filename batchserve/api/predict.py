@@ -49,7 +49,7 @@ Prefer = Annotated[str | None, Header(description="`wait=10`: answer when the jo
 Uploaded = Annotated[
     Literal["uploaded"] | None, Query(description="Queue all uploaded jobs instead of an input in the body.")
 ]
-_NOT_OPTIONS = ("delimiter", "filename", "state")
+_NOT_OPTIONS = ("delimiter", "filename")
 
 OPTION_PARAMETERS = query_parameters(PredictOptions)
 OPTIONS_BODY = {
@@ -133,7 +133,9 @@ async def upload_and_predict(
     With `state=uploaded` there is no input: all jobs in that state are queued, but for those that were uploaded for
     another model. One that does not fit stays uploaded, and the answer tells why.
     """
-    query = {name: value for name, value in request.query_params.items() if name not in _NOT_OPTIONS}
+    # Of inputs that were uploaded before, it is too late to name a delimiter or a file: no options there.
+    no_options = ("state",) if state is not None else _NOT_OPTIONS
+    query = {name: value for name, value in request.query_params.items() if name not in no_options}
     key = bare_key(idempotency_key)
     if state is not None:
         given = parsed(PredictOptions, {**query, **await json_object(request, service.runtime.settings)})

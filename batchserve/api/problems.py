@@ -56,7 +56,7 @@ def install(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError) -> Response:
         faults = [_fault(fault) for fault in error.errors()]
-        detail = "; ".join(f"{fault['parameter']}: {fault['message']}" for fault in faults)
+        detail = "; ".join(_sentence(fault) for fault in faults)
         return problem(request, 422, "invalid-options", detail, errors=faults)
 
     @app.exception_handler(HTTPException)
@@ -80,11 +80,22 @@ def install(app: FastAPI) -> None:
 def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
     """One fault of pydantic's, in the words of all our errors."""
     place = [str(part) for part in fault["loc"] if part not in ("query", "body", "path", "header")]
-    return {
-        "parameter": ".".join(place) or str(fault["loc"][0]),
-        "message": fault["msg"].removeprefix("Value error, "),
-        "value": _shown.repr(fault.get("input"))[:200],
-    }
+    message = _MESSAGES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
+    named = {"parameter": ".".join(place) or str(fault["loc"][0]), "message": message}
+    return named if fault["type"] == "missing" else named | {"value": _shown.repr(fault.get("input"))[:200]}
+
+
+def _sentence(fault: Mapping[str, Any]) -> str:
+    came = f", got {fault['value']}" if "value" in fault else ""
+    return f"{fault['parameter']}: {fault['message']}{came}"
+
+
+_MESSAGES = {
+    "missing": "must be given",
+    "extra_forbidden": "there is no such option",
+    "dict_type": "expected a JSON object",
+}
+"""Where pydantic speaks of Python, not to a user."""
 
 
 _shown = Repr()  # ends where a value is nested so deeply that `repr` would not

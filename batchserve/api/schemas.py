@@ -1,6 +1,7 @@
 """HTTP bodies, as they stand in the OpenAPI document, and how they are made from the domain."""
 
 import json
+import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
@@ -37,12 +38,20 @@ def _json(value: Any) -> Any:
         raise ValueError(f"this is not JSON: {error}") from None
 
 
-Shared = (
+def _scalar(value: Any) -> Any:
+    """One fault for a value that is none of the types, instead of one for each of them."""
+    if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError("expected a finite number, a text, true or false")
+    return value
+
+
+Shared = Annotated[
     bool
     | Annotated[int, Field(ge=-(2**63), lt=2**64)]
     | Annotated[float, Field(allow_inf_nan=False)]
-    | Annotated[str, Field(max_length=65_536)]
-)
+    | Annotated[str, Field(max_length=65_536)],
+    BeforeValidator(_scalar),
+]
 """A value that all records share, as it may come in JSON: of 64 bits, and finite."""
 
 
@@ -259,6 +268,12 @@ class TensorBody(BaseModel):
     shape: list[int | None]
 
 
+class ModelInputBody(TensorBody):
+    columns: list[str] | None = Field(
+        description="The columns that fill it, by name. null: an array, or columns without names in their order."
+    )
+
+
 class ModelBody(BaseModel):
     """A model version: what it takes, what it gives, how it is run."""
 
@@ -270,7 +285,7 @@ class ModelBody(BaseModel):
     bytes: int
     task: str
     columns: list[ColumnBody] = Field(description="Columns taken from a table, by name. Empty: any, in file order.")
-    inputs: list[TensorBody]
+    inputs: list[ModelInputBody]
     outputs: list[TensorBody]
     result_columns: dict[str, str] = Field(description="Columns that the result adds, with their types.")
     labels: list[str]
@@ -377,7 +392,7 @@ def model_body(model: ModelVersion) -> ModelBody:
         bytes=model.bytes,
         task=signature.task,
         columns=[_column(column) for column in signature.columns],
-        inputs=[_tensor(tensor) for tensor in signature.inputs],
+        inputs=[_input(tensor) for tensor in signature.inputs],
         outputs=[_tensor(tensor) for tensor in signature.outputs],
         result_columns={name: str(kind) for name, kind in output_columns(signature, None).items()},
         labels=list(labels),
@@ -470,7 +485,12 @@ def _column(column: Column) -> ColumnBody:
     return ColumnBody(name=column.name, dtype=column.dtype, nullable=column.nullable)
 
 
-def _tensor(tensor: InputTensor | OutputTensor) -> TensorBody:
+def _input(tensor: InputTensor) -> ModelInputBody:
+    names = None if tensor.columns is None else [column.name for column in tensor.columns]
+    return ModelInputBody(name=tensor.name, dtype=tensor.dtype, shape=list(tensor.shape), columns=names)
+
+
+def _tensor(tensor: OutputTensor) -> TensorBody:
     return TensorBody(name=tensor.name, dtype=tensor.dtype, shape=list(tensor.shape))
 
 

@@ -5,7 +5,6 @@ import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from email.message import Message
 from typing import Annotated, Any
 
 import uuid_utils
@@ -28,7 +27,7 @@ from batchserve.api.deps import (
     replayed,
     resolve_model,
 )
-from batchserve.api.forms import MAX_FILES, open_form
+from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
 from batchserve.api.schemas import JobBody
 from batchserve.domain import ModelVersion, Options
 from batchserve.errors import InvalidInput
@@ -60,7 +59,7 @@ INPUT_BODY: dict[str, Any] = {
             },
             "application/x-ndjson": {"schema": {"type": "string"}, "example": '{"age": 31, "city": "Bern"}\n'},
             "application/json": {
-                "schema": {"type": "object"},
+                "schema": {"type": ["object", "array"]},
                 "example": {"data": [{"age": 31, "city": "Bern"}, {"age": None, "city": "Biel"}]},
             },
             **{
@@ -180,11 +179,12 @@ async def _receive(request: Request, service: Service, delimiter: str | None, fi
     runtime = service.runtime
     require_space(runtime)
     media_type = request.headers.get("content-type")
-    filename = filename or _disposition_filename(request.headers.get("content-disposition"))
+    if not filename and (disposition := request.headers.get("content-disposition")) is not None:
+        filename = disposition_filename(disposition)
     body = Body(request, runtime.settings, runtime.settings.upload_bytes)
-    if media_type is None or not media_type.startswith("multipart/form-data"):
+    if not is_form(media_type):
         return await _store(service, body, _Sent(body.blocks(), media_type, filename), delimiter)
-    async with open_form(media_type, body) as form:
+    async with open_form(media_type, body, runtime.storage) as form:
         if len(form.files) > 1:
             sent = _Sent(body.decoded(form.archive()), get_format("zip").media_type, None)
         else:
@@ -213,14 +213,6 @@ async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | Non
     return NewInput(
         job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, _clean_filename(sent.filename)
     )
-
-
-def _disposition_filename(header: str | None) -> str | None:
-    if header is None:
-        return None
-    message = Message()
-    message["content-disposition"] = header
-    return message.get_filename()
 
 
 def _clean_filename(name: str | None) -> str | None:

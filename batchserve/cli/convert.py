@@ -82,6 +82,11 @@ def _report(
     if weights is not None and network is None:
         raise typer.BadParameter("it goes with --image img2feat:NETWORK", param_hint="--weights")
     if network is not None:
+        if model.suffix in _ONNX + _TORCH:
+            raise typer.BadParameter(
+                f"img2feat:{network} goes before a pickled classifier; for a network itself say img2feat, got {model}",
+                param_hint="--image",
+            )
         return conversions.convert_img2feat(
             model, network, target, weights=weights, labels=labels, sample=sample, tolerance=tolerance
         ).report
@@ -111,7 +116,9 @@ def _image(text: str | None) -> "str | dict[str, Any] | None":
     path = Path(text.removeprefix("@"))
     if not text.startswith(("@", "{")) and path.suffix != ".json":
         return text
-    content = text if text.startswith("{") else path.read_text(encoding="utf-8")
+    if not text.startswith("{") and not path.is_file():
+        raise typer.BadParameter(f"there is no file {str(path)!r}", param_hint="--image")
+    content = text if text.startswith("{") else _read(path, "--image")
     try:
         description = json.loads(content)
     except ValueError as error:
@@ -123,13 +130,20 @@ def _image(text: str | None) -> "str | dict[str, Any] | None":
 
 def _labels(path: Path) -> list[str]:
     """One in a line, or a JSON list."""
-    text = path.read_text(encoding="utf-8")
+    text = _read(path, "--labels")
     if not text.lstrip().startswith("["):
         return text.splitlines()
     try:
         return [str(label) for label in json.loads(text)]
     except ValueError as error:
         raise typer.BadParameter(f"{path} is no JSON: {error}", param_hint="--labels") from None
+
+
+def _read(path: Path, option: str) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise typer.BadParameter(f"{path} can not be read as text: {error}", param_hint=option) from None
 
 
 def print_parity(report: "Parity", as_json: bool) -> None:

@@ -35,6 +35,17 @@ class OnRowError(StrEnum):
     FAIL = "fail"
 
 
+def _columns(text: str) -> list[str] | dict[str, str]:
+    """The option `--columns`: a list, or a mapping from the model's names to those of the file."""
+    if not text.startswith(("{", "[")):
+        return text.split(",")
+    try:
+        columns: list[str] | dict[str, str] = json.loads(text)
+    except ValueError as error:
+        raise typer.BadParameter(f"expected A,B or JSON, got {text!r}: {error}") from None
+    return columns
+
+
 def _values(text: str) -> dict[str, Any]:
     """The option `--inputs`."""
     try:
@@ -67,13 +78,19 @@ def predict(
     ] = None,
     timeout: Timeout = None,
     columns: Annotated[
-        str | None, typer.Option(metavar="A,B", help="The columns that fill a model which does not name its own.")
+        Any,
+        typer.Option(
+            parser=_columns,
+            metavar="A,B|JSON",
+            help="The columns that fill a model which does not name its own, or names them otherwise: "
+            '{"its name": "yours"}.',
+        ),
     ] = None,
     passthrough: Annotated[
         str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that travel to the result.")
     ] = None,
     delimiter: Annotated[
-        str | None, typer.Option(help="What separates the fields of a CSV: a comma by default, ; or tab.")
+        str | None, typer.Option(help="What separates the fields of a CSV: a comma by default, ;, tab or |.")
     ] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
     inputs: Annotated[
@@ -89,7 +106,7 @@ def predict(
         raise typer.BadParameter("name a file, or say --all-uploaded", param_hint="FILE")
     options: dict[str, Any] = {
         "format": format,
-        "columns": columns.split(",") if columns else None,
+        "columns": columns,
         "passthrough": passthrough,
         "delimiter": delimiter,
         "top_k": top_k,
@@ -136,7 +153,7 @@ def _predict_file(
         if as_json:
             print_json(job.data)
         if wait:
-            say(summary(job) + where)
+            say(summary(job, where))
             return
         if not as_json:
             print(job.id)
@@ -322,14 +339,16 @@ def report(job: Job, as_json: bool) -> None:
     say(f"Job {job.id} is {job.state}.")
 
 
-def summary(job: Job) -> str:
-    """One or two sentences about a completed job."""
+def summary(job: Job, where: str = "") -> str:
+    """A few sentences about a completed job, and `where` its result is. The command to copy stands last."""
     total, failed = job.rows.get("total") or 0, job.rows.get("failed") or 0
     speed = job.data.get("rows_per_s")
-    text = f"{total:,} rows, {total - failed:,} ok, {failed:,} failed" + (f", {speed:,.0f} rows/s." if speed else ".")
+    text = f"{total:,} row{'' if total == 1 else 's'}, {total - failed:,} ok, {failed:,} failed" + (
+        f", {speed:,.0f} rows/s." if speed else "."
+    )
     if job.data.get("reused_from"):
         text += f" Answered from the equal job {job.data['reused_from']}."
-    return text + (f" Why rows failed: [bold]batchserve jobs download {job.id} --errors[/]" if failed else "")
+    return text + where + (f" Why rows failed: [bold]batchserve jobs download {job.id} --errors[/]" if failed else "")
 
 
 def deliver(result: Result, target: str, bars: Bars) -> str:

@@ -1,13 +1,14 @@
 """`batchserve models ...`."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
 from batchserve.cli.terminal import AsJson, moment, print_facts, print_json, print_rows, say, size
-from batchserve.client import Client
+from batchserve.client import Client, Model
 from batchserve.client.bars import Bars
 
 app = typer.Typer(help="Models: registered versions of ONNX graphs.", no_args_is_help=True)
@@ -56,6 +57,7 @@ def show(reference: Reference, as_json: AsJson = False) -> None:
             "registered": moment(model.data["created_at"]),
             "rows/s": model.data["records_per_second"],
             **{f"takes {column['name']}": column["dtype"] for column in model.columns},
+            **{f"takes {tensor['name']}": _array(tensor) for tensor in _arrays(model)},
             **{f"gives {name}": dtype for name, dtype in model.data["result_columns"].items()},
             "notes": " ".join(model.data["notes"]) or None,
         }
@@ -73,7 +75,10 @@ def add(
         model = client.models.add(file, name=name or file.stem, on_upload=bars.upload)
     if as_json:
         print_json(model.data)
-    say(f"Model [bold]{escape(model.name)}@{model.version}[/] takes {len(model.columns) or 'any'} columns.")
+    columns = f"{len(model.columns)} column{'s' if len(model.columns) > 1 else ''}"
+    arrays = [f"{tensor['name']} {_array(tensor)}" for tensor in _arrays(model)]
+    takes = ", ".join(([columns] if model.columns else []) + arrays)
+    say(f"Model [bold]{escape(model.name)}@{model.version}[/] takes {escape(takes)}.")
     for note in model.data["notes"]:
         say(f"  {escape(note)}")
 
@@ -86,3 +91,12 @@ def remove(reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help
     with Client() as client:
         client.models.remove(reference)
     say(f"Model {escape(reference)} is removed.")
+
+
+def _arrays(model: Model) -> list[dict[str, Any]]:
+    """The inputs of the graph that no named columns fill: with arrays, or with columns in their order."""
+    return [tensor for tensor in model.signature["inputs"] if tensor["columns"] is None]
+
+
+def _array(tensor: Mapping[str, Any]) -> str:
+    return f"{tensor['dtype']} [{', '.join('N' if size is None else str(size) for size in tensor['shape'])}]"

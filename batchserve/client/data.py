@@ -144,9 +144,10 @@ def _of_path(path: Path) -> Body:
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
-    """The images in a folder and all below it, by their paths in it, in order. Hidden files stay behind."""
-    found = (path for path in folder.rglob("*") if _is_image(path) and not path.name.startswith(".") and path.is_file())
-    images = {path.relative_to(folder).as_posix(): path for path in found}
+    """The images in a folder and all below it, by their paths in it, in order. What is hidden stays behind, and so does
+    what lies in a hidden folder."""
+    found = ((path.relative_to(folder), path) for path in folder.rglob("*") if _is_image(path) and path.is_file())
+    images = {name.as_posix(): path for name, path in found if not any(part.startswith(".") for part in name.parts)}
     if not images:
         raise InvalidInput(f"there are no images in {str(folder)!r}: expected files named {_named()}")
     return dict(sorted(images.items()))

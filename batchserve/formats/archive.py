@@ -206,10 +206,14 @@ def _large(extra: bytes, *fields: int) -> Iterator[int]:
 
 
 def _name(data: bytes, flags: int) -> str:
+    """Many programs, Info-ZIP and Finder among them, write UTF-8 without the flag that says so; hardly any name in
+    cp437 is valid UTF-8."""
     try:
-        return data.decode() if flags & _UTF8_NAME else data.decode("cp437")
+        return data.decode()
     except UnicodeDecodeError:
-        raise InvalidInput(f"the archive has a member whose name is not UTF-8: {data[:200]!r}") from None
+        if flags & _UTF8_NAME:
+            raise InvalidInput(f"the archive has a member whose name is not UTF-8: {data[:200]!r}") from None
+        return data.decode("cp437")
 
 
 def check_directory(source: BinaryIO, directory: Directory) -> int:

@@ -91,6 +91,9 @@ class _Arrow(ABC):
             end = source.seek(0, os.SEEK_END)
             yield Chunk(0, 0, end, end)
 
+    def end(self, source: BinaryIO) -> int:
+        return source.seek(0, os.SEEK_END)
+
     def read(
         self,
         source: BinaryIO,

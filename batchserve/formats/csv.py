@@ -7,6 +7,7 @@ records as text, which is cast; each record of a block is parsed alone, so that 
 the same values on each road.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
@@ -63,6 +64,9 @@ class Csv:
     def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
         _, start = _head(source, dialect)
         return cut(source, start, _scan(dialect), after, limits)
+
+    def end(self, source: BinaryIO) -> int:
+        return source.seek(0, os.SEEK_END)
 
     def read(
         self,

@@ -71,6 +71,9 @@ class Image(_InputOnly):
         if after is None:
             yield Chunk(0, 1, 0, source.seek(0, os.SEEK_END))
 
+    def end(self, source: BinaryIO) -> int:
+        return source.seek(0, os.SEEK_END)
+
     def read(
         self,
         source: BinaryIO,
@@ -130,6 +133,9 @@ class Zip(_InputOnly):
             records, size, stop = records + 1, size + member.file_size, end
         if records or after is None:
             yield Chunk(first, records, start, stop)
+
+    def end(self, source: BinaryIO) -> int:
+        return find_directory(source).bytes
 
     def read(
         self,

@@ -103,6 +103,9 @@ class Jsonl:
         start = len(_BOM) if read_up_to(source, len(_BOM)) == _BOM else 0
         return cut(source, start, _scan_lines, after, limits)
 
+    def end(self, source: BinaryIO) -> int:
+        return source.seek(0, io.SEEK_END)
+
     def read(
         self,
         source: BinaryIO,
@@ -159,6 +162,9 @@ class Json:
         if last:
             _check_tail(source, last.stop, brackets)
             yield last
+
+    def end(self, source: BinaryIO) -> int:
+        return source.seek(0, io.SEEK_END)
 
     def read(
         self,
@@ -419,7 +425,10 @@ def _header(reading: Reading) -> Header:
     assert isinstance(sample, pl.DataFrame)
     if sample.height and not sample.width:
         fault = f": {reading.errors[0].message}" if reading.errors else ""
-        raise InvalidInput(f"none of the first {sample.height} records is a JSON object with keys{fault}")
+        raise InvalidInput(
+            f"none of the first {sample.height} records is a JSON object with keys, "
+            f"or in JSON an array of values{fault}"
+        )
     return Header(dict.fromkeys(sample.columns), lambda: sample)
 
 
@@ -617,7 +626,8 @@ def _parse_lines(data: bytes, names: Names = ()) -> list[Row]:
 
 def _column(name: str, values: list[Any], dtype: DType | None, first_record: int) -> tuple[pl.Series, list[RowError]]:
     if dtype is None:
-        return pl.Series(name, [_json_text(value) for value in values], dtype=pl.String()), []
+        texts, faults = _json_texts(name, values, first_record)
+        return pl.Series(name, texts, dtype=pl.String()), faults
     if dtype == "string":
         values = [_as_written_by_polars(value) if isinstance(value, float) else value for value in values]
     kinds = {type(value) for value in values} - {NoneType}
@@ -637,6 +647,21 @@ def _column(name: str, values: list[Any], dtype: DType | None, first_record: int
         if isinstance(value, list | dict):
             errors.append(RowError(record, "wrong-type", f"expected {dtype}, got {shorten(value)}", name))
     return column, errors
+
+
+def _json_texts(name: str, values: list[Any], first_record: int) -> tuple[list[str | None], list[RowError]]:
+    try:
+        return [_json_text(value) for value in values], []
+    except TypeError:  # what orjson has read, it may not write: lists in lists in lists
+        texts: list[str | None] = []
+        errors: list[RowError] = []
+        for record, value in enumerate(values, first_record):
+            try:
+                texts.append(_json_text(value))
+            except TypeError:
+                texts.append(None)
+                errors.append(RowError(record, "invalid-json", "more than 254 levels are nested in it", name))
+        return texts, errors
 
 
 def _json_text(value: Any) -> str | None:

@@ -85,6 +85,9 @@ class Parquet:
         if stop > start or (after is None and stop == 0):
             yield Chunk(start, stop - start, start, stop)
 
+    def end(self, source: BinaryIO) -> int:
+        return sum(rows for rows, _ in _row_groups(_read_footer(source)))
+
     def read(
         self,
         source: BinaryIO,

@@ -92,6 +92,10 @@ class Format(Protocol):
         """
         ...
 
+    def end(self, source: BinaryIO) -> int:
+        """Where the records end, in the unit of `Chunk.stop`: so that it can be told how much is planned."""
+        ...
+
     def read(
         self,
         source: BinaryIO,

@@ -53,6 +53,9 @@ class Npy:
         array = _lone(source)
         return _cut(array.records, array.bytes_per_record, after, limits)
 
+    def end(self, source: BinaryIO) -> int:
+        return _lone(source).records
+
     def read(
         self,
         source: BinaryIO,
@@ -134,6 +137,10 @@ class Npz:
             records = _records(members)
             size = sum(member.header.bytes_per_record for member in members if member.header.shape)
         return _cut(records, size, after, limits)
+
+    def end(self, source: BinaryIO) -> int:
+        with _members(source) as members:
+            return _records(members)
 
     def read(
         self,

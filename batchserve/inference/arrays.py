@@ -10,6 +10,7 @@ from batchserve.domain import DType, InputTensor, RowError
 from batchserve.errors import SchemaMismatch
 from batchserve.formats.schema import numpy_type, shorten
 from batchserve.inference.binding import shape_text
+from batchserve.inference.faults import Faults, Unfit
 
 __all__ = ["Ragged", "array_fault", "holds_arrays", "misfits", "read_arrays"]
 
@@ -18,12 +19,14 @@ _EXACT = 2**53 - 1
 
 
 class Ragged:
-    """The arrays of one input whose sizes differ between records. `shapes` [records, axes] tells them."""
+    """The arrays of one input that do not lie side by side: their sizes differ, or some records have none that fits.
 
-    def __init__(self, values: np.ndarray, shapes: np.ndarray) -> None:
+    `shapes` [records, axes] are their sizes, `stops` [records] tell where each ends in `values`.
+    """
+
+    def __init__(self, values: np.ndarray, shapes: np.ndarray, stops: np.ndarray) -> None:
         self.shapes = shapes
-        self._values = values
-        self._stops = np.cumsum(shapes.prod(axis=1))
+        self._values, self._stops = values, stops
 
     def __len__(self) -> int:
         return len(self.shapes)
@@ -58,19 +61,16 @@ def read_arrays(
 ) -> tuple[np.ndarray | Ragged, list[RowError]]:
     """The arrays of a column, with the records on axis 0, and one error for each record that has none that fits.
 
-    Such a record stands there with harmless values. Ragged: records differ in a size that the model leaves open.
+    Such a record stands there with harmless values, which all of them share: a few bytes must not grow to gigabytes.
+    Ragged: there are such records, or they differ in a size that the model leaves open.
     Raises SchemaMismatch for a column whose type can hold no such arrays.
     """
     if series.dtype == pl.Null():
         series = series.cast(pl.String())
-    faults = _Faults(len(series))
-    faults.add(series.is_null().to_numpy(), lambda _: _missing(series.name))
+    faults = Faults(len(series), first_record)
+    faults.add_missing(series.is_null().to_numpy(), series.name)
     shapes, values = (_from_texts if series.dtype == pl.String() else _from_lists)(series, tensor, faults)
-    errors = [
-        RowError(first_record + record, fault.code, fault.message, series.name)
-        for record, fault in sorted(faults.found.items())
-    ]
-    return _assembled(tensor, ~faults.mask, shapes, values), errors
+    return _assembled(tensor, ~faults.mask, shapes, values), faults.errors()
 
 
 def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
@@ -91,40 +91,17 @@ def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-class _Fault(Exception):
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)
-        self.code, self.message = code, message
+def _hole(tensor: InputTensor) -> Unfit:
+    return Unfit("missing-value", f"expected {_wanted(tensor)}, got one with values missing")
 
 
-class _Faults:
-    """The first fault of each record."""
-
-    def __init__(self, records: int) -> None:
-        self.mask = np.zeros(records, bool)
-        self.found: dict[int, _Fault] = {}
-
-    def add(self, mask: np.ndarray, make: Callable[[int], _Fault]) -> None:
-        for record in np.flatnonzero(mask & ~self.mask).tolist():
-            self.found[record] = make(record)
-        self.mask |= mask
-
-
-def _missing(name: str) -> _Fault:
-    return _Fault("missing-value", f"no value for {name!r}, and the model needs one")
-
-
-def _hole(tensor: InputTensor) -> _Fault:
-    return _Fault("missing-value", f"expected {_wanted(tensor)}, got one with values missing")
-
-
-def _misshapen(tensor: InputTensor, shape: np.ndarray | tuple[int, ...] | None) -> _Fault:
+def _misshapen(tensor: InputTensor, shape: np.ndarray | tuple[int, ...] | None) -> Unfit:
     got = "lists of different lengths" if shape is None else shape_text(tuple(shape))
-    return _Fault("wrong-shape", f"expected {_wanted(tensor)}, got {got}")
+    return Unfit("wrong-shape", f"expected {_wanted(tensor)}, got {got}")
 
 
-def _unfit(tensor: InputTensor, value: object) -> _Fault:
-    return _Fault("wrong-type", f"expected {_wanted(tensor)}, got {shorten(value)} in it")
+def _unfit(tensor: InputTensor, value: object) -> Unfit:
+    return Unfit("wrong-type", f"expected {_wanted(tensor)}, got {shorten(value)} in it")
 
 
 def _wanted(tensor: InputTensor) -> str:
@@ -155,7 +132,7 @@ def _inner(kind: pl.List | pl.Array) -> pl.DataType:
     return kind.inner if isinstance(kind.inner, pl.DataType) else kind.inner()
 
 
-def _from_lists(series: pl.Series, tensor: InputTensor, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
+def _from_lists(series: pl.Series, tensor: InputTensor, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
     """The shapes and the values of the records without a fault. Nothing here goes from record to record."""
     if fault := _type_fault(tensor, series.dtype):
         raise SchemaMismatch(f"column {series.name!r}: {fault}", errors=[{"column": series.name, "message": fault}])
@@ -176,12 +153,14 @@ def _from_lists(series: pl.Series, tensor: InputTensor, faults: _Faults) -> tupl
     if not tensor.nullable:
         missing = series.is_null().to_numpy()
         holes[owner[missing | np.isnan(values) if values.dtype.kind == "f" else missing]] = True
-    faults.add(holes, lambda _: _hole(tensor))
-    faults.add(uneven, lambda _: _misshapen(tensor, None))
-    faults.add(~_fits(tensor, shapes), lambda record: _misshapen(tensor, shapes[record]))
+    faults.add_each(holes, series.name, lambda _: _hole(tensor))
+    faults.add_each(uneven, series.name, lambda _: _misshapen(tensor, None))
+    faults.add_each(~_fits(tensor, shapes), series.name, lambda record: _misshapen(tensor, shapes[record]))
     wrong = np.flatnonzero(misfits(values, tensor.dtype) & ~faults.mask[owner])[::-1]
     firsts = dict(zip(owner[wrong].tolist(), values[wrong].tolist(), strict=True))
-    faults.add(np.isin(np.arange(records), owner[wrong]), lambda record: _unfit(tensor, firsts[record]))
+    faults.add_each(
+        np.isin(np.arange(records), owner[wrong]), series.name, lambda record: _unfit(tensor, firsts[record])
+    )
     return shapes[~faults.mask], values[~faults.mask[owner]]
 
 
@@ -200,25 +179,24 @@ def _leaves(series: pl.Series, tensor: InputTensor) -> np.ndarray:
 # --- JSON text -------------------------------------------------------------------------------------------------------
 
 
-def _from_texts(series: pl.Series, tensor: InputTensor, faults: _Faults) -> tuple[np.ndarray, np.ndarray]:
+def _from_texts(series: pl.Series, tensor: InputTensor, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
     """The shapes and the values of the records without a fault."""
     arrays: list[np.ndarray] = []
     for record, text in enumerate(series.to_list()):
         try:
             if text is not None:
                 arrays.append(_parsed(text, tensor))
-        except _Fault as fault:
-            faults.mask[record] = True
-            faults.found[record] = fault
+        except Unfit as unfit:
+            faults.add_at(record, series.name, unfit)
     shapes = np.array([array.shape for array in arrays], np.int64).reshape(len(arrays), len(tensor.shape) - 1)
     return shapes, np.concatenate([np.empty(0, numpy_type(tensor.dtype)), *(array.reshape(-1) for array in arrays)])
 
 
 def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
-    """The array in a JSON text. Raises _Fault."""
+    """The array in a JSON text. Raises Unfit."""
     value = _json(text)
     if not isinstance(value, list):
-        raise _Fault("wrong-type", f"expected {_wanted(tensor)}, got {shorten(text)}")
+        raise Unfit("wrong-type", f"expected {_wanted(tensor)}, got {shorten(text)}")
     try:
         array = np.array(value, dtype=object if tensor.dtype == "string" else None)
     except ValueError:
@@ -235,7 +213,7 @@ def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
 
 
 def _from_objects(value: list[object], array: np.ndarray, tensor: InputTensor) -> np.ndarray:
-    """An array in which something is no number: text where text is wanted, or null. Raises _Fault."""
+    """An array in which something is no number: text where text is wanted, or null. Raises Unfit."""
     single = np.array(value, dtype=object).reshape(-1).tolist()
     if tensor.nullable and tensor.dtype.startswith("float"):
         single = [float("nan") if one is None else one for one in single]
@@ -266,14 +244,12 @@ def _assembled(tensor: InputTensor, good: np.ndarray, shapes: np.ndarray, values
     """`shapes` and `values` are those of the good records, one after the other."""
     values = _typed(values, tensor)
     shape = shapes[0] if len(shapes) else np.array([size or 1 for size in tensor.shape[1:]])
-    every = np.tile(shape, (len(good), 1))
-    every[good] = shapes
-    if not good.all():
-        own = np.repeat(good, every.prod(axis=1))
-        filled = np.full(len(own), "" if tensor.dtype == "string" else 0, values.dtype)
-        filled[own] = values
-        values = filled
-    return values.reshape(len(good), *shape) if (every == shape).all() else Ragged(values, every)
+    if good.all() and (shapes == shape).all():
+        return values.reshape(len(good), *shape)
+    blank = np.full(shape.prod(), "" if tensor.dtype == "string" else 0, values.dtype)
+    every, stops = np.tile(shape, (len(good), 1)), np.full(len(good), len(values) + len(blank))
+    every[good], stops[good] = shapes, np.cumsum(shapes.prod(axis=1))
+    return Ragged(np.concatenate([values, blank]), every, stops)
 
 
 def _typed(values: np.ndarray, tensor: InputTensor) -> np.ndarray:

@@ -161,7 +161,7 @@ def _find_named(
         if len(likely) == 1:
             found[missing.pop().name] = likely[0]
     if missing:
-        raise _missing_columns(missing, found, columns)
+        raise _missing_columns(signature, missing, found, columns)
     return found
 
 
@@ -187,7 +187,8 @@ def _find_arrays(
         if len(left) == 1:
             found[lacking.pop().name] = left[0]
     for tensor in lacking:
-        if len(tensor.shape) > 2:
+        # Beside arrays, any number of scalar columns would fill an input of any length: by accident, and unnoticed.
+        if len(tensor.shape) > 2 or (found and tensor.per_record and tensor.shape[1] is None):
             raise SchemaMismatch(
                 f"input {tensor.name!r} takes an array {shape_text(tensor.shape[1:])} from each record, and no column "
                 f"has its name and holds arrays; the input has {listed(columns)}. Pass columns, as in "
@@ -203,22 +204,24 @@ def _may_be_alone(tensor: InputTensor, columns: int) -> bool:
     return len(tensor.shape) > 2 or (tensor.dtype != "string" and _width(tensor) != columns)
 
 
-def _missing_columns(missing: Sequence[Column], found: Mapping[str, str], columns: Sequence[str]) -> SchemaMismatch:
-    errors = [
-        {
-            "column": column.name,
-            "expected": column.dtype,
-            "message": f"the model takes this column and the input has none of that name{_hint(column.name, columns)}",
-        }
-        for column in missing
-    ]
+def _missing_columns(
+    signature: Signature, missing: Sequence[Column], found: Mapping[str, str], columns: Sequence[str]
+) -> SchemaMismatch:
+    errors = []
+    for column in missing:
+        message = f"the model takes this column and the input has none of that name{_hint(column.name, columns)}"
+        if column.dtype == "image":
+            message += "; an image comes as a file, or as bytes, base64 or a data URI in a column"
+        errors.append({"column": column.name, "expected": column.dtype, "message": message})
     wanted = len({*found, *(column.name for column in missing)})
     others = [name for name in columns if name not in found.values()]
+    unused = f"; the model does not take its {listed(others)}. Pass columns to say which of yours is meant"
+    for_all = {tensor.name for tensor in signature.inputs if not tensor.per_record}
+    shared = [column.name for column in missing if column.name in for_all]
     return SchemaMismatch(
-        f"the model takes {wanted} columns, of which the input has {len(found)}: it lacks "
-        f"{listed([column.name for column in missing])}"
-        f"{f'; the model does not take its {listed(others)}' if others else ''}. "
-        "Pass columns to say which of yours is meant",
+        f"the model takes {wanted} column{'s' if wanted > 1 else ''}, of which the input has {len(found)}: it lacks "
+        f"{listed([column.name for column in missing])}{unused if others else ''}"
+        f"{f'. The option inputs gives values that all records share, as {listed(shared)} may be' if shared else ''}",
         errors=errors,
         expected=wanted,
         got=len(found),

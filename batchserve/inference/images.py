@@ -17,6 +17,8 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchserve.domain import DType, InputTensor, Preprocessing, RowError
 from batchserve.formats.schema import holds_bytes, numpy_type, shorten
+from batchserve.inference.faults import Unfit
+from batchserve.inference.resize import bilinear, nearest
 
 __all__ = [
     "IMAGE_PIXELS",
@@ -49,14 +51,6 @@ time; with 1 instead of 2 it is 26 of 255, and a seventh."""
 _UNKNOWN = 224
 """Height and width of the place of an image that shows none, among images of all sizes."""
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200},", re.IGNORECASE)
-
-
-class _Unfit(Exception):
-    """Why an image can not be scored: the code and the message of its row error."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(code, message)
-        self.code, self.message = code, message
 
 
 class Images:
@@ -107,7 +101,7 @@ class Images:
             pixels = _pixels(self._opened(record), self._spec, self._most_pixels)
             _require_size(self._tensor, pixels.shape[:2])
             if _shape(self._tensor, pixels.shape[:2]) != target.shape:
-                raise _Unfit("invalid-image", "the image has another size than its head says")
+                raise Unfit("invalid-image", "the image has another size than its head says")
             _normalize(pixels, self._spec, self._tensor.dtype, target)
         if self._blank[record]:
             target[...] = 0
@@ -137,19 +131,19 @@ class Images:
         """Notes the error of an image that can not be scored."""
         try:
             yield
-        except _Unfit as unfit:
+        except Unfit as unfit:
             self._blank[record] = True
-            error = RowError(self._first_record + record, unfit.code, unfit.message, self._source.column)
-            self.errors.append(error)
+            self.errors.append(unfit.row_error(self._first_record + record, self._source.column))
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where images come from. `open(record, most_pixels)` reads the head of one, and raises _Unfit."""
+    """Where images come from. `open(record, most_pixels)` reads the head of one, and raises Unfit."""
 
     open: Callable[[int, int], Image.Image]
     missing: np.ndarray
-    column: str | None = None
+    column: str
+    """The name of the column or of the array."""
 
 
 def images_of_column(
@@ -171,7 +165,7 @@ def images_of_array(
     """The images of an uint8 array [N, H, W, C] or [N, H, W], as they would be decoded: C is 1 (gray), 3 (RGB) or 4
     (RGBA)."""
     pixels = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
-    source = _Source(lambda record, _: Image.fromarray(pixels[record]), np.zeros(len(pixels), bool))
+    source = _Source(lambda record, _: Image.fromarray(pixels[record]), np.zeros(len(pixels), bool), tensor.name)
     return Images(tensor, source, first_record, most_pixels)
 
 
@@ -185,7 +179,7 @@ def image_fault(kind: pl.DataType | None, values: pl.Series) -> str | None:
         for value in given:
             try:
                 _opened(_encoded(value), IMAGE_PIXELS)
-            except _Unfit as unfit:
+            except Unfit as unfit:
                 if unfit.code == "image-too-large":
                     return None
                 first = first or f"{unfit.message}: {shorten(value)}"
@@ -230,20 +224,20 @@ def _files(series: pl.Series) -> pl.Series:
 
 
 def _encoded(value: Any) -> bytes:
-    """The bytes of an image file. Raises _Unfit."""
+    """The bytes of an image file. Raises Unfit."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise _Unfit("invalid-image", f"expected an image, got {shorten(value)}")
+        raise Unfit("invalid-image", f"expected an image, got {shorten(value)}")
     text = value[found.end() :] if (found := _DATA_URI.match(value)) else value
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise _Unfit("invalid-image", "expected an image as base64 or a data URI, got another text") from error
+        raise Unfit("invalid-image", "expected an image as base64 or a data URI, got another text") from error
 
 
 def _opened(data: bytes, most_pixels: int) -> Image.Image:
-    """An image of which the head is read and nothing decoded. Raises _Unfit."""
+    """An image of which the head is read and nothing decoded. Raises Unfit."""
     if size := _webp_size(data):
         _require_pixels(size, most_pixels)  # before its decoder takes the memory of all pixels
     with _reading():
@@ -267,24 +261,24 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 def _require_pixels(size: tuple[int, int], most: int) -> None:
     width, height = size
     if width * height > most:
-        raise _Unfit("image-too-large", f"the image has {width} x {height} pixels, and at most {most:,} are decoded")
+        raise Unfit("image-too-large", f"the image has {width} x {height} pixels, and at most {most:,} are decoded")
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turns whatever Pillow stumbles over in damaged bytes into _Unfit."""
+    """Turns whatever Pillow stumbles over in damaged bytes into Unfit."""
     try:
         yield
-    except (MemoryError, _Unfit):
+    except (MemoryError, Unfit):
         raise
     except Exception as error:  # its parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         if isinstance(error, UnidentifiedImageError):
-            raise _Unfit("invalid-image", "expected a JPEG, PNG, WebP or GIF image") from error
-        raise _Unfit("invalid-image", f"the image can not be decoded: {str(error)[:200]}") from error
+            raise Unfit("invalid-image", "expected a JPEG, PNG, WebP or GIF image") from error
+        raise Unfit("invalid-image", f"the image can not be decoded: {str(error)[:200]}") from error
 
 
 def _pixels(image: Image.Image, spec: Preprocessing, most_pixels: int) -> np.ndarray:
-    """The image [height, width, channels] in bytes, resized; RGB, or gray. Raises _Unfit."""
+    """The image [height, width, channels] in bytes, resized; RGB, or gray. Raises Unfit."""
     size = _resized_size(spec, *_upright_size(image, spec)) if spec.resize else None
     if size is not None:
         _require_pixels(size[::-1], most_pixels)  # the shortest side of a thin line makes it very long
@@ -301,7 +295,7 @@ def _pixels(image: Image.Image, spec: Preprocessing, most_pixels: int) -> np.nda
             image = _resize(image, size, _FILTERS[spec.filter], box)
         pixels = np.asarray(image)
     if size is not None and not spec.antialias and size != pixels.shape[:2]:
-        pixels = (_cv2_nearest if spec.filter == "nearest" else _cv2_bilinear)(pixels, *size)
+        pixels = (nearest if spec.filter == "nearest" else bilinear)(pixels, *size)
     if spec.resize == "crop" and spec.size is not None:
         pixels = _centre(pixels, spec.size)
     return pixels if pixels.ndim == 3 else pixels[:, :, np.newaxis]
@@ -365,79 +359,6 @@ def _centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return pixels
 
 
-# --- resizing as cv2 does --------------------------------------------------------------------------------------------
-# Bit for bit what cv2.resize gives for bytes (OpenCV 4 and 5 on x86): it takes the two nearest pixels of each axis,
-# however much the image shrinks, with weights in units of 1/2048, and drops bits in between.
-
-_ONE = 2048
-
-
-def _cv2_nearest(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    rows, columns = (
-        np.minimum((np.arange(wanted) * (1 / (wanted / there))).astype(np.intp), there - 1)
-        for there, wanted in zip(pixels.shape, (height, width), strict=False)
-    )
-    resized: np.ndarray = pixels[rows[:, np.newaxis], columns]
-    return resized
-
-
-def _cv2_bilinear(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    channels = pixels.shape[2] if pixels.ndim == 3 else 1
-    rows, upper, lower, up, down = _row_weights(pixels.shape[0], height)
-    left, right, weights = _column_weights(pixels.shape[1], width, channels)
-    flat = pixels.reshape(len(pixels), -1)
-    flat = flat if len(rows) == len(flat) else flat[rows]
-    across = flat.take(left, axis=1) * weights[0]
-    across += flat.take(right, axis=1) * weights[1]
-    across >>= 4
-    result = across.take(upper, axis=0)
-    result *= up
-    result >>= 16
-    other = across.take(lower, axis=0)
-    other *= down
-    other >>= 16
-    result += other
-    result += 2
-    result >>= 2
-    resized: np.ndarray = result.astype(np.uint8).reshape(height, width, *pixels.shape[2:])
-    return resized
-
-
-@lru_cache(maxsize=256)
-def _row_weights(there: int, wanted: int) -> tuple[np.ndarray, ...]:
-    """The rows that are needed, which of these are above and below each row wanted, and the weights of both."""
-    first, fraction = _places(there, wanted)
-    above, below = np.clip(first, 0, there - 1), np.clip(first + 1, 0, there - 1)
-    rows, places = np.unique(np.concatenate([above, below]), return_inverse=True)
-    weights = _weights(fraction)[:, :, np.newaxis]
-    return rows, places[:wanted], places[wanted:], weights[0], weights[1]
-
-
-@lru_cache(maxsize=256)
-def _column_weights(there: int, wanted: int, channels: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For each value of a row wanted, in all channels, the places of the values left and right of it, and weights."""
-    first, fraction = _places(there, wanted)
-    outside = (first < 0) | (first >= there - 1)
-    first = np.clip(first, 0, there - 1)
-    weights = _weights(np.where(outside, np.float32(0), fraction))
-    left, right = (
-        (place[:, np.newaxis] * channels + np.arange(channels)).reshape(-1)
-        for place in (first, np.minimum(first + 1, there - 1))
-    )
-    return left, right, np.repeat(weights, channels, axis=1)
-
-
-def _places(there: int, wanted: int) -> tuple[np.ndarray, np.ndarray]:
-    """The pixel left of the centre of each one wanted, and how far behind it that lies."""
-    centres = ((np.arange(wanted) + 0.5) * (1 / (wanted / there)) - 0.5).astype(np.float32)
-    first = np.floor(centres)
-    return first.astype(np.intp), centres - first
-
-
-def _weights(fraction: np.ndarray) -> np.ndarray:
-    return np.rint(np.stack([1 - fraction, fraction]) * np.float32(_ONE)).astype(np.int32)
-
-
 # --- from pixels to the input ----------------------------------------------------------------------------------------
 
 
@@ -461,7 +382,8 @@ def _each(given: tuple[float, ...], channels: int, blank: float) -> tuple[float,
 
 def _table(scale: float, mean: float, std: float, dtype: DType) -> np.ndarray | None:
     pixels = np.arange(256, dtype=np.float64)
-    values = (pixels * scale - mean) / std
+    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then does not fit
+        values = (pixels * scale - mean) / std
     target = numpy_type(dtype)
     if target.kind == "f":
         with np.errstate(over="ignore"):
@@ -514,4 +436,4 @@ def _require_size(tensor: InputTensor, size: tuple[int, ...]) -> None:
     if any(want not in (None, got) for want, got in zip(wanted, size, strict=True)):
         expected, got = (" x ".join("any" if each is None else str(each) for each in sides) for sides in (wanted, size))
         message = f"expected an image of {expected} pixels (height x width), got one of {got}"
-        raise _Unfit("wrong-shape", message)
+        raise Unfit("wrong-shape", message)

@@ -14,9 +14,10 @@ from batchserve.formats.protocol import Records, Tensors
 from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
+from batchserve.inference.faults import Faults
 from batchserve.inference.images import IMAGE_PIXELS, image_fault, images_of_array, images_of_column
 
-__all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "shared_inputs"]
+__all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "several_values", "shared_inputs"]
 
 
 class Batchwise(Protocol):
@@ -126,27 +127,6 @@ def _castable(kind: pl.DataType, dtype: DType) -> bool:
 # --- records -> inputs -----------------------------------------------------------------------------------------------
 
 
-class _Faults:
-    """The first fault of each record that can not be scored."""
-
-    def __init__(self, records: int, first_record: int) -> None:
-        self.mask = np.zeros(records, dtype=bool)
-        self._first_record = first_record
-        self._errors: dict[int, RowError] = {}
-
-    def add(self, error: RowError) -> None:
-        self.mask[error.record - self._first_record] = True
-        self._errors.setdefault(error.record, error)
-
-    def add_missing(self, missing: np.ndarray, column: str) -> None:
-        for index in np.flatnonzero(missing & ~self.mask).tolist():
-            record = self._first_record + index
-            self.add(RowError(record, "missing-value", f"no value for {column!r}, and the model needs one", column))
-
-    def errors(self) -> list[RowError]:
-        return [self._errors[record] for record in sorted(self._errors)]
-
-
 def build_inputs(
     signature: Signature,
     binding: Binding | None,
@@ -165,7 +145,7 @@ def build_inputs(
     if isinstance(records, pl.DataFrame):
         if binding is None:
             raise SchemaMismatch("the model takes arrays: send an npy or npz file")
-        faults = _Faults(records.height, first_record)
+        faults = Faults(records.height, first_record)
         inputs: Inputs = {}
         for tensor in signature.inputs:
             sources = binding.sources[tensor.name]
@@ -179,7 +159,7 @@ def build_inputs(
                 inputs[tensor.name] = _fill(tensor, sources, records, faults, first_record)
         return inputs, faults.mask, faults.errors()
     matched = _match_tensors(signature, records)
-    faults = _Faults(max((len(array) for array in records.values() if array.ndim), default=0), first_record)
+    faults = Faults(max((len(array) for array in records.values() if array.ndim), default=0), first_record)
     inputs = {}
     for tensor in signature.inputs:
         array = matched[tensor.name]
@@ -192,7 +172,7 @@ def build_inputs(
     return inputs, faults.mask, faults.errors()
 
 
-def _fill_array(tensor: InputTensor, series: pl.Series, faults: _Faults, first_record: int) -> np.ndarray | Ragged:
+def _fill_array(tensor: InputTensor, series: pl.Series, faults: Faults, first_record: int) -> np.ndarray | Ragged:
     values, errors = read_arrays(series, tensor, first_record)
     for error in errors:
         faults.add(error)
@@ -200,7 +180,7 @@ def _fill_array(tensor: InputTensor, series: pl.Series, faults: _Faults, first_r
 
 
 def _fill(
-    tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: _Faults, first_record: int
+    tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: Faults, first_record: int
 ) -> np.ndarray:
     columns = columns_of(tensor, sources)
     values = (
@@ -208,7 +188,8 @@ def _fill(
         for column, source in zip(columns, sources, strict=True)
     )
     if not tensor.per_record:
-        return _one_for_all(tensor, next(values))
+        given = next(values)  # which tells the faults, too
+        return _one_for_all(tensor, given[~faults.mask])
     if len(tensor.shape) == 1:
         return np.ascontiguousarray(next(values))
     matrix = np.empty((table.height, len(columns)), numpy_type(tensor.dtype))
@@ -217,7 +198,7 @@ def _fill(
     return matrix
 
 
-def _values(series: pl.Series, column: Column, dtype: DType, faults: _Faults, first_record: int) -> np.ndarray:
+def _values(series: pl.Series, column: Column, dtype: DType, faults: Faults, first_record: int) -> np.ndarray:
     assert column.dtype != "image", "images fill a tensor of their own"
     series, errors = cast_column(series, column.dtype, first_record)
     for error in errors:
@@ -254,8 +235,11 @@ def shared_inputs(signature: Signature, given: Mapping[str, Scalar]) -> dict[str
         if name not in shared:
             others = any(name == tensor.name for tensor in signature.inputs)
             own = "takes a value from each record" if others else "is no input of the model"
-            takes = ", ".join(f"{tensor.name!r} ({tensor.dtype})" for tensor in shared.values()) or "none"
-            raise InvalidOptions(f"inputs: {name!r} {own}; those with one value for all records are {takes}")
+            takes = ", ".join(f"{tensor.name!r} ({tensor.dtype})" for tensor in shared.values())
+            there = (
+                f"those with one value for all records are {takes}" if shared else "none has one value for all records"
+            )
+            raise InvalidOptions(f"inputs: {name!r} {own}; {there}")
         dtype = shared[name].dtype
         values, errors = cast_column(pl.Series(name, [value]), dtype, 0)
         if errors:
@@ -269,9 +253,13 @@ def _one_for_all(tensor: InputTensor, values: np.ndarray) -> np.ndarray:
     if len(values) == 0:
         return np.zeros(shape, numpy_type(tensor.dtype))
     first = values[0]
-    if first == first and (values != first).any():  # NaN, unlike itself, is reported as a missing value
-        raise SchemaMismatch(f"input {tensor.name!r} is one value for all records, but the input has several")
-    return np.full(shape, values[0], numpy_type(tensor.dtype))
+    if (values != first).any() and first == first:  # NaN is unlike itself
+        raise several_values(tensor.name)
+    return np.full(shape, first, numpy_type(tensor.dtype))
+
+
+def several_values(name: str) -> SchemaMismatch:
+    return SchemaMismatch(f"input {name!r} is one value for all records, but the input has several")
 
 
 def _match_tensors(signature: Signature, arrays: Tensors) -> Tensors:
@@ -351,7 +339,7 @@ def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, numpy_type(tensor.dtype)) if tensor.per_record else array
 
 
-def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: _Faults, first_record: int) -> None:
+def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: Faults, first_record: int) -> None:
     """Integers beyond the range of the input: a cast would wrap them around."""
     for index in np.flatnonzero(_beyond_range(tensor, array)).tolist():
         values = array[index].reshape(-1)
@@ -366,7 +354,7 @@ def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     return np.asarray(misfits(array, tensor.dtype).reshape(len(array), -1).any(axis=1))
 
 
-def _find_nan(tensor: InputTensor, array: np.ndarray, faults: _Faults) -> None:
+def _find_nan(tensor: InputTensor, array: np.ndarray, faults: Faults) -> None:
     if array.dtype.kind != "f" or not array.size or not tensor.per_record or not np.isnan(array.min()):
         return
     if tensor.columns is None or tensor.image is not None:

@@ -69,12 +69,13 @@ def _ranked(signature: Signature, top_k: int | None) -> tuple[OutputTensor, ...]
         return ()
     if top_k < 1:
         raise InvalidOptions(f"top_k must be at least 1, got {top_k}")
-    probabilities = tuple(output for output in signature.outputs if output.role == "probabilities")
-    scores = tuple(output for output in signature.outputs if output.role == "scores" and output.labels)
+    several = [output for output in signature.outputs if (_output_width(output) or 0) > 1]
+    probabilities = tuple(output for output in several if output.role == "probabilities")
+    scores = tuple(output for output in several if output.role == "scores" and output.labels)
     ranked = probabilities or scores
     if not ranked:
         raise InvalidOptions("top_k: the model gives no probabilities, and no scores of classes that it names")
-    classes = min(len(output.labels) or _output_width(output) or 1 for output in ranked)
+    classes = min(len(output.labels) or _output_width(output) or 0 for output in ranked)
     if top_k > classes:
         raise InvalidOptions(f"top_k: the model knows {classes} classes, got {top_k}")
     return ranked

@@ -1,11 +1,11 @@
 """From the metadata of a model to the Preprocessing of its images."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from math import isfinite, prod
 from typing import Any, NoReturn
 
-import orjson
 from pydantic import TypeAdapter, ValidationError
 
 from batchserve.domain import Column, InputTensor, Preprocessing
@@ -18,6 +18,8 @@ __all__ = ["COLUMN", "read_preprocessing", "with_images"]
 COLUMN = "image"
 """The column that fills an input of images."""
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
+_MOST = 2**16
+"""Pixels of a side: more than any network takes, and no product of two overflows."""
 _FIELDS = {field.name for field in fields(Preprocessing)}
 
 
@@ -43,7 +45,7 @@ def read_preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
     if unknown := sorted(set(entry) - _FIELDS):
         _refuse(f"unknown field {', '.join(map(repr, unknown))}; known are {', '.join(sorted(_FIELDS))}")
     try:
-        spec = TypeAdapter(Preprocessing).validate_json(orjson.dumps(entry), strict=True)
+        spec = TypeAdapter(Preprocessing).validate_json(json.dumps(entry), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))
@@ -55,8 +57,8 @@ def read_preprocessing(entry: Mapping[str, Any]) -> Preprocessing:
 def _check(spec: Preprocessing) -> None:
     channels = _CHANNELS[spec.order]
     sides = (*(spec.size or ()), *((spec.shortest,) if spec.shortest is not None else ()))
-    if any(side < 1 for side in sides):
-        _refuse(f"size and shortest must be at least 1, got {', '.join(map(str, sides))}")
+    if not all(1 <= side <= _MOST for side in sides):
+        _refuse(f"size and shortest must be 1 to {_MOST}, got {', '.join(map(str, sides))}")
     if spec.shortest is not None and spec.resize != "crop":
         _refuse("shortest is of resize 'crop' alone")
     if not spec.antialias and spec.filter not in ("bilinear", "nearest"):

@@ -46,25 +46,27 @@ def run(
     records: int,
     first_record: int,
     make_room: Callable[[], bool] = lambda: False,
+    failed: np.ndarray | None = None,
 ) -> Ran:
     """Runs the model over all records, batch by batch; a batch that fails is bisected to name its bad records.
 
     Records of different sizes are grouped for it; outputs return in the order of the records. `make_room` is called
-    when memory is short, and says whether it got any. Raises ScoringFailed for a model that must see all records at
-    once and fails.
+    when memory is short, and says whether it got any. A model that must see all records at once sees none of those that
+    `failed` already: their harmless values would change the results of the others. Raises ScoringFailed when it fails.
     """
-    order, pending = _plan(signature, inputs, records)
+    order, pending = _plan(signature, inputs, records, failed)
     pending.reverse()
     errors: list[RowError] = []
     blocks: list[Tensors] = []
     seconds = 0.0
     while pending:
         batch = pending.pop()
-        if batch.inputs is None:
-            chosen = np.arange(batch.start, batch.stop) if order is None else order[batch.start : batch.stop]
-            batch.inputs = _take(signature, inputs, chosen, contiguous=order is None)
         started = perf_counter()
         try:
+            if batch.inputs is None:
+                chosen = np.arange(batch.start, batch.stop) if order is None else order[batch.start : batch.stop]
+                batch.inputs = _take(signature, inputs, chosen, contiguous=order is None)
+                started = perf_counter()
             outputs = _run_batch(session, signature, batch.inputs, batch.stop - batch.start)
             check_count(outputs, batch.stop - batch.start)
         except ScoringFailed as failure:
@@ -82,27 +84,37 @@ def run(
             blocks.append(outputs)
         finally:
             seconds += perf_counter() - started
-    joined = _joined(blocks, signature, records)
-    return Ran(joined if order is None else _put_back(joined, order), errors, seconds)
+    joined = _joined(blocks, signature, records if order is None else len(order))
+    return Ran(joined if order is None else _put_back(joined, order, records), errors, seconds)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------
 
 
-def _plan(signature: Signature, inputs: Inputs, records: int) -> tuple[np.ndarray | None, list[_Batch]]:
+def _plan(
+    signature: Signature, inputs: Inputs, records: int, failed: np.ndarray | None
+) -> tuple[np.ndarray | None, list[_Batch]]:
     """The order in which to run the records (None: as they come), and the batches, each of records of one size."""
     varied = {name: array for name, array in inputs.items() if not isinstance(array, np.ndarray)}
+    if signature.mode == "whole":
+        return _whole(list(varied.values()), np.zeros(records, bool) if failed is None else failed)
     order, starts = _by_size(list(varied.values()), records)
-    if signature.mode == "whole" and len(starts) > 1:
-        raise ScoringFailed("the model must see all records in one run, and these differ in size")
     batches = []
     for start, stop in zip(starts, [*starts[1:], records], strict=True):
-        size = max(records, 1) if signature.mode == "whole" else signature.batch
-        if signature.mode == "rows" and varied:
+        size = signature.batch
+        if signature.mode == "rows" and varied and records:
             first = start if order is None else int(order[start])
             size = max(1, min(size, BATCH_BYTES // max(1, _bytes(signature, varied, first))))
         batches += [_Batch(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
     return order, batches
+
+
+def _whole(varied: Sequence[Batchwise], failed: np.ndarray) -> tuple[np.ndarray | None, list[_Batch]]:
+    """One batch of all records but those that failed."""
+    good = np.flatnonzero(~failed)
+    if any((array.shapes[good] != array.shapes[good[:1]]).any() for array in varied):
+        raise ScoringFailed("the model must see all records in one run, and these differ in size")
+    return good if failed.any() else None, [_Batch(0, len(good))] if len(good) else []
 
 
 def _by_size(varied: Sequence[Batchwise], records: int) -> tuple[np.ndarray | None, list[int]]:
@@ -125,16 +137,19 @@ def _per_record(signature: Signature) -> set[str]:
 
 
 def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray, *, contiguous: bool) -> Tensors:
-    """The inputs of these records; arrays are not copied where they lie side by side."""
+    """The inputs of these records; arrays are not copied where they lie side by side. Raises OutOfMemory."""
     per_record = _per_record(signature)
     batch: Tensors = {}
-    for name, array in inputs.items():
-        if not isinstance(array, np.ndarray):
-            batch[name] = array.take(chosen)
-        elif name not in per_record:
-            batch[name] = array
-        else:
-            batch[name] = array[chosen[0] : chosen[-1] + 1] if contiguous else array[chosen]
+    try:
+        for name, array in inputs.items():
+            if not isinstance(array, np.ndarray):
+                batch[name] = array.take(chosen)
+            elif name not in per_record:
+                batch[name] = array
+            else:
+                batch[name] = array[chosen[0] : chosen[-1] + 1] if contiguous else array[chosen]
+    except MemoryError as error:
+        raise OutOfMemory("the input of the model needs more memory than it may have") from error
     return batch
 
 
@@ -143,7 +158,8 @@ def _halves(signature: Signature, batch: _Batch) -> list[_Batch]:
     per_record = _per_record(signature)
     middle = (batch.start + batch.stop) // 2
     first = middle - batch.start
-    inputs = batch.inputs or {}
+    if (inputs := batch.inputs) is None:
+        return [_Batch(middle, batch.stop), _Batch(batch.start, middle)]
     upper, lower = (
         {name: array[half] if name in per_record else array for name, array in inputs.items()}
         for half in (slice(first, None), slice(first))
@@ -174,8 +190,7 @@ def _joined(blocks: Sequence[Tensors], signature: Signature, records: int) -> Te
     known = {name: array for block in blocks for name, array in block.items()} or _no_outputs(signature)
     joined = {}
     for name, like in known.items():
-        missing = np.full((1, *like.shape[1:]), "" if like.dtype.kind in "OU" else 0, like.dtype)
-        arrays = [block.get(name, missing) for block in blocks]
+        arrays = [block[name] if block else _blank(like, 1) for block in blocks]
         if len({array.shape[1:] for array in arrays}) > 1:
             joined[name] = _lists(arrays, records)
         else:
@@ -198,7 +213,14 @@ def _no_outputs(signature: Signature) -> Tensors:
     }
 
 
-def _put_back(outputs: Tensors, order: np.ndarray) -> Tensors:
-    """The outputs in the order of the records."""
-    places = np.argsort(order)
-    return {name: array[places] for name, array in outputs.items()}
+def _put_back(outputs: Tensors, order: np.ndarray, records: int) -> Tensors:
+    """The outputs in the order of the records; one that was not run has a row of zeros."""
+    placed = {name: _blank(array, records) for name, array in outputs.items()}
+    for name, array in outputs.items():
+        placed[name][order] = array
+    return placed
+
+
+def _blank(like: np.ndarray, records: int) -> np.ndarray:
+    """Rows of zeros, or of empty texts."""
+    return np.full((records, *like.shape[1:]), "" if like.dtype.kind in "OU" else 0, like.dtype)

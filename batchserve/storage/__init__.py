@@ -20,6 +20,7 @@ __all__ = [
     "free_bytes",
     "open_storage",
     "remove_partials",
+    "scratch_folder",
 ]
 
 ERRORS_SUFFIX = ".errors"
@@ -104,6 +105,10 @@ class OnDisk(Protocol):
         """Bytes that an unprivileged process may still write."""
         ...
 
+    def scratch_folder(self) -> str:
+        """Where temporary files of any length belong: their bytes count among those of the storage."""
+        ...
+
     def remove_partials(self, before: float) -> int:
         """Removes what writers that were killed left behind: not written to since `before`, in seconds since the epoch.
 
@@ -115,6 +120,11 @@ class OnDisk(Protocol):
 def free_bytes(storage: Storage) -> int | None:
     """Bytes that may still be written; None where nobody knows, as in an object store."""
     return storage.free_bytes() if isinstance(storage, OnDisk) else None
+
+
+def scratch_folder(storage: Storage) -> str | None:
+    """See `OnDisk`. None: where the system has its temporary files."""
+    return storage.scratch_folder() if isinstance(storage, OnDisk) else None
 
 
 def remove_partials(storage: Storage, before: float) -> int:

@@ -32,7 +32,7 @@ class LocalStorage:
     @contextmanager
     def create(self, key: str) -> Iterator["FileWriter"]:
         target = self._path(key)
-        with _full_disk_named():
+        with full_disk_named():
             writer = self._open_writer(target)
         try:
             yield writer
@@ -64,7 +64,7 @@ class LocalStorage:
             folder = folder.parent
 
     def compose(self, key: str, pieces: Iterable[Piece]) -> Stored:
-        with self.create(key) as writer, _full_disk_named():
+        with self.create(key) as writer, full_disk_named():
             for piece in pieces:
                 if isinstance(piece, Span):
                     with self.open(piece.key) as source:
@@ -92,6 +92,9 @@ class LocalStorage:
     def free_bytes(self) -> int:
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
+
+    def scratch_folder(self) -> str:
+        return str(self.root)
 
     def remove_partials(self, before: float) -> int:
         removed = 0
@@ -139,7 +142,7 @@ class FileWriter:
     def write(self, data: bytes | memoryview) -> None:
         self._await_hashes()
         self._hash.update(data)
-        with _full_disk_named():
+        with full_disk_named():
             view = memoryview(data)
             while view:
                 written = os.write(self._fd, view)
@@ -162,7 +165,7 @@ class FileWriter:
         self._hashing.append(self._beside.submit(self._hash_copied, first, self._bytes))
 
     def commit(self) -> Stored:
-        with _full_disk_named():
+        with full_disk_named():
             os.fsync(self._fd)
             self._await_hashes()
             os.close(self._fd)
@@ -248,7 +251,8 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextmanager
-def _full_disk_named() -> Iterator[None]:
+def full_disk_named() -> Iterator[None]:
+    """Raises InsufficientStorage where the system says that a disk is full."""
     try:
         yield
     except OSError as error:

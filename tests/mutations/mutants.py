@@ -19,6 +19,8 @@ class Mutant:
 
 LOCAL, JOBS, WORKER = "batchserve/storage/local.py", "batchserve/jobs.py", "batchserve/worker.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
+RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
+ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
 
 MUTANTS = (
     # Durability
@@ -95,6 +97,28 @@ MUTANTS = (
         '"progress": case((jobs.c.progress < progress, progress), else_=jobs.c.progress)', '"progress": progress',
         ("tests/test_jobs.py",),
     ),
+    Mutant(
+        "results of grouped records return to their places", RUN, "        placed[name][order] = array\n",
+        "        placed[name][: len(array)] = array\n", ("tests/test_images.py", "tests/test_tensors.py"),
+    ),
+    Mutant(
+        "a broken image fails alone", IMAGES, "            self._blank[record] = True\n            self.errors",
+        "            raise\n            self.errors", ("tests/test_images.py",),
+    ),
+    Mutant(
+        "a record that needs too much memory fails alone", RUN,
+        '    except MemoryError as error:\n        raise OutOfMemory("the input', '    except KeyError as error:\n'
+        '        raise OutOfMemory("the input', ("tests/test_hostile.py",),
+    ),
+    Mutant(
+        "integers beyond the range of an array are errors", ARRAYS,
+        "    return np.logical_or(values < bounds.min, values > bounds.max)\n",
+        "    return np.zeros(values.shape, bool)\n", ("tests/test_tensors.py", "tests/test_signature.py"),
+    ),
+    Mutant(
+        "a member of an archive matches its checksum", ARCHIVE, "    if zlib.crc32(data) != member.CRC:\n",
+        "    if False:\n", ("tests/test_formats_images.py",),
+    ),
     # Visibility and protocol
     Mutant(
         "a poll sees every commit", "batchserve/api/cache.py", " or kept.version != version", "",
@@ -113,6 +137,18 @@ MUTANTS = (
         "a body that does not match its digest is no input", BODIES,
         "            if self._hash is not None and expected != self._hash.digest():\n", "            if False:\n",
         ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "a form without its end is no input", FORMS, "        if not self._ended:\n", "        if False:\n",
+        ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "no two files of a form have one name", FORMS, "        while name in taken:\n", "        while False:\n",
+        ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "the key of a request about several jobs is remembered", "batchserve/api/uploaded.py",
+        "    if key is not None:\n", "    if False:\n", ("tests/test_accumulate.py",),
     ),
     # Going on
     Mutant(
@@ -180,5 +216,27 @@ MUTANTS = (
     Mutant(
         "a compressed body grows within bounds", BODIES,
         "decoded > self._received * self._settings.decompression_ratio", "False", ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "an archive unpacks within bounds", ARCHIVE,
+        "    if size > max(_RATIO_FREE, _MAX_RATIO * directory.stop):\n", "    if False:\n",
+        ("tests/test_hostile.py", "tests/test_formats_images.py"),
+    ),
+    Mutant(
+        "two members of an archive have two names", ARCHIVE, "    if len(counted) < len(hashes):\n", "    if False:\n",
+        ("tests/test_formats_images.py",),
+    ),
+    Mutant(
+        "an image has a largest number of pixels", IMAGES, "    if width * height > most:\n", "    if False:\n",
+        ("tests/test_images.py",),
+    ),
+    Mutant(
+        "records without an array share one blank", ARRAYS, "np.concatenate([values, blank])",
+        "np.concatenate([values, *[blank] * len(good)])", ("tests/test_tensors.py",),
+    ),
+    Mutant(
+        "each tenant queues its own uploads", JOBS,
+        "        query = query.where(jobs.c.tenant == tenant)\n    return sorted(", "        pass\n    return sorted(",
+        ("tests/test_accumulate.py",),
     ),
 )  # fmt: skip

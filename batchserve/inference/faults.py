@@ -1,0 +1,50 @@
+"""Why records can not be scored: one fault for each, the first that was found."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from batchserve.domain import RowError
+
+__all__ = ["Faults", "Unfit"]
+
+
+class Unfit(Exception):
+    """Why one value can not be scored: the code and the message of its row error."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(code, message)
+        self.code, self.message = code, message
+
+    def row_error(self, record: int, column: str | None) -> RowError:
+        return RowError(record, self.code, self.message, column)
+
+
+class Faults:
+    """The faulty ones of some records that follow each other; `first_record` is the number of the first of them."""
+
+    def __init__(self, records: int, first_record: int) -> None:
+        self.mask = np.zeros(records, bool)
+        self._first_record = first_record
+        self._errors: dict[int, RowError] = {}
+
+    def add(self, error: RowError) -> None:
+        self.mask[error.record - self._first_record] = True
+        self._errors.setdefault(error.record, error)
+
+    def add_at(self, place: int, column: str, unfit: Unfit) -> None:
+        """`place`: that of the record among these records."""
+        self.add(unfit.row_error(self._first_record + place, column))
+
+    def add_each(self, mask: np.ndarray, column: str, make: Callable[[int], Unfit]) -> None:
+        """For all records of the mask; `make` tells what is wrong with one, by its place."""
+        for place in np.flatnonzero(mask & ~self.mask).tolist():
+            self.add_at(place, column, make(place))
+
+    def add_missing(self, mask: np.ndarray, column: str) -> None:
+        unfit = Unfit("missing-value", f"no value for {column!r}, and the model needs one")
+        self.add_each(mask, column, lambda _: unfit)
+
+    def errors(self) -> list[RowError]:
+        """In the order of the records."""
+        return [self._errors[record] for record in sorted(self._errors)]

@@ -1,0 +1,188 @@
+"""How an input meets a model, under the options of a job: which columns fill it, and which travel to the result."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import BinaryIO
+
+import numpy as np
+import polars as pl
+
+from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Signature
+from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
+from batchserve.formats import get_format
+from batchserve.formats.frames import SAMPLE
+from batchserve.formats.protocol import Format, Header, Reading, Records, Tensors
+from batchserve.formats.schema import holds_bytes, polars_type
+from batchserve.inference.arrays import holds_arrays
+from batchserve.inference.binding import Binding, bind, positions
+from batchserve.inference.inputs import Inputs, build_inputs, check_types, several_values, shared_inputs
+from batchserve.inference.outputs import output_columns
+
+__all__ = ["Match", "match_input", "with_names"]
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """How the columns of an input meet a model, under the options of a job."""
+
+    header: Header
+    sample: Callable[[], Records]
+    """The header's, read once."""
+    signature: Signature
+    """Of the model, without the inputs that are given in the options."""
+    shared: Tensors
+    """Those, each one value for all records."""
+    options: Options
+    binding: Binding
+    passed: tuple[str, ...]
+    """The columns that travel to the result, in file order, the key first."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know of the types, once for a job."""
+        wide = [name for name, kind in self.header.columns.items() if kind == pl.Float64()]
+        rounded = [name for name in wide if self.binding.types.get(name) == "float32"]
+        return (f"float64 columns were rounded to the model's float32: {', '.join(rounded)}",) if rounded else ()
+
+    def kind(self, name: str) -> pl.DataType:
+        """The type that a column has as it travels; where the file has none, that of its first values."""
+        if name in self.binding.types:
+            return polars_type(self.binding.types[name])
+        records = self.sample()
+        assert isinstance(records, pl.DataFrame), "what has columns is a table"
+        return self.header.columns[name] or records[name].dtype
+
+    def check(self) -> None:
+        """Raises SchemaMismatch when the types or first values of the input do not fit."""
+        binding = self.binding if self.header.columns else None
+        check_types(self.signature, binding, self.header.columns, self._own(self.sample()))
+
+    def require_writable(self) -> None:
+        """Raises InvalidOptions for a `top_k` that the model can not give, or a result that its format can not hold."""
+        columns = output_columns(self.signature, self.options.top_k)
+        format = self.options.format
+        if format not in ("npy", "npz"):
+            return
+        for name in self.passed:
+            kind = self.kind(name)
+            number = kind.is_numeric() or isinstance(kind, pl.Boolean | pl.Null)
+            if not number and (format == "npy" or kind.is_nested() or isinstance(kind, pl.Binary)):
+                message = (
+                    f"{format} can not hold column {name!r}, which is {kind}: ask for parquet, or for passthrough=none"
+                )
+                raise SchemaMismatch(message, errors=[{"column": name, "message": message}])
+        if format == "npz":
+            return
+        if pl.String() in columns.values():
+            raise InvalidOptions("this model gives text, which npy can not hold: ask for csv, jsonl, parquet or arrow")
+        if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
+            raise InvalidOptions("npy holds one array, and this result has several: ask for npz, parquet or arrow")
+
+    def read(
+        self, format: str, source: BinaryIO, dialect: Dialect, chunk: Chunk
+    ) -> tuple[Reading, pl.DataFrame | None]:
+        """The records of a chunk in the types of the model, and of these what travels along (None: arrays).
+
+        In the same format in and out, values travel as they were written, not as the model rounds them.
+        """
+        needed = [name for name in self.header.columns if name in self.passed or name in self.binding.used]
+        reader = get_format(format)
+        reading = reader.read(source, dialect, chunk, self.binding.types, needed or None)
+        if isinstance(reading.records, dict):
+            return replace(reading, records=self._own(reading.records)), None
+        passed = dict.fromkeys(self.passed, reading.records)
+        both = [name for name in self.passed if name in self.binding.used]
+        if both and _FAMILY.get(format, format) == _FAMILY.get(self.options.format, self.options.format):
+            passed |= dict.fromkeys(both, self._written(reader, source, dialect, chunk, both))
+        return reading, pl.DataFrame([records[name] for name, records in passed.items()])
+
+    def _written(
+        self, reader: Format, source: BinaryIO, dialect: Dialect, chunk: Chunk, columns: Sequence[str]
+    ) -> pl.DataFrame:
+        records: Records = {}
+        if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be them all: it is as written, too
+            records = self.sample()
+        if not isinstance(records, pl.DataFrame) or records.height != chunk.records:
+            records = reader.read(source, dialect, chunk, {}, columns).records
+        assert isinstance(records, pl.DataFrame)
+        return records
+
+    def require_shared(self, inputs: Inputs) -> None:
+        """Raises SchemaMismatch where a column or array of one value for all records differs from the sample's: so one
+        value counts, however the input is cut into chunks."""
+        names = [tensor.name for tensor in self.signature.inputs if not tensor.per_record]
+        if not names:
+            return
+        sample, failed, _ = build_inputs(self.signature, self.binding, self._own(self.sample()), 0)
+        for name in names if not failed.all() else ():
+            first, given = np.asarray(sample[name]), np.asarray(inputs[name])
+            if ((first != given) & ((first == first) | (given == given))).any():  # NaN is unlike itself
+                raise several_values(name)
+
+    def _own(self, records: Records) -> Records:
+        """Without arrays for which the options have another value."""
+        if isinstance(records, pl.DataFrame):
+            return records
+        return {name: array for name, array in records.items() if name not in self.shared}
+
+
+def with_names(dialect: Dialect, model: ModelVersion, options: Options) -> Dialect:
+    """The dialect with the model's names for columns that have none."""
+    return replace(dialect, columns=positions(model.signature, options.inputs or ()))
+
+
+_FAMILY = {"json": "jsonl", "arrows": "arrow"}
+"""Formats that hold the same values in other brackets."""
+
+
+def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
+    """Raises SchemaMismatch for columns that are missing, to the model or to the options."""
+    names = list(header.columns)
+    if not names and isinstance(header.sample, pl.DataFrame):
+        raise InvalidInput("the input has no records, so its columns are unknown; expected one record or more")
+    # Arrays, a header without columns, fill the inputs by their own names.
+    shared = shared_inputs(model.signature, options.inputs or {})
+    own = tuple(tensor for tensor in model.signature.inputs if tensor.name not in shared)
+    signature = replace(model.signature, inputs=own) if shared else model.signature
+    sample = cache(lambda: header.sample)
+
+    def values(name: str) -> pl.Series:
+        records = sample()
+        assert isinstance(records, pl.DataFrame), "what has columns is a table"
+        return records[name]
+
+    def holds(name: str) -> bool:
+        return holds_arrays(header.columns[name], partial(values, name))
+
+    def files(name: str) -> bool:
+        return holds_bytes(header.columns[name])
+
+    binding = bind(signature, names, options.columns, holds, files) if names else Binding({}, {})
+    _require_columns(names, options)
+    match options.passthrough:
+        case "all":
+            images = {binding.sources[tensor.name][0] for tensor in signature.inputs if tensor.image and names}
+            passed = [name for name in names if name not in images]
+        case "none":
+            passed = []
+        case "unused":
+            passed = [name for name in names if name not in binding.used]
+        case chosen:
+            passed = [name for name in names if name in chosen]
+    if options.key is not None:
+        passed = [options.key, *(name for name in passed if name != options.key)]
+    return Match(header, sample, signature, shared, options, binding, tuple(passed))
+
+
+def _require_columns(names: Sequence[str], options: Options) -> None:
+    wanted = set(options.passthrough) if isinstance(options.passthrough, tuple) else set()
+    wanted |= {options.key} if options.key is not None else set()
+    if unknown := sorted(wanted - set(names)):
+        there = f"it has {', '.join(map(repr, names))}" if names else "it holds arrays, which have no columns"
+        raise SchemaMismatch(
+            f"the input has no column {', '.join(map(repr, unknown))}; {there}",
+            errors=[
+                {"column": name, "message": "asked for in passthrough or key, not in the input"} for name in unknown
+            ],
+        )
