@@ -66,6 +66,19 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
+class Allowance:
+    """What a task may use of a scoring process."""
+
+    sessions: int = 8
+    """Models that it keeps loaded."""
+    image_pixels: int = IMAGE_PIXELS
+    """Of the largest image that is decoded."""
+    threads: int | None = None
+    """Intra-op threads of a session at most; None: as many as are fastest alone. Where every core has a process at
+    work, more than one thread in each take turns at the cores: a ResNet-18 then scores a fifth less."""
+
+
+@dataclass(frozen=True, slots=True)
 class ChunkTask:
     input: Input
     job_id: str
@@ -73,8 +86,7 @@ class ChunkTask:
     chunk: Chunk
     model: ModelVersion
     options: Options
-    sessions: int = 8
-    image_pixels: int = IMAGE_PIXELS
+    allowed: Allowance = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +96,7 @@ class PlanTask:
     limits: ChunkLimits
     most: int
     """Chunks in one answer, at most."""
-    sessions: int = 8
-    image_pixels: int = IMAGE_PIXELS
+    allowed: Allowance = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +137,7 @@ class OnlineTask:
     options: Options
     records: int
     """Records that one request may hold."""
-    sessions: int = 8
-    image_pixels: int = IMAGE_PIXELS
+    allowed: Allowance = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,9 +224,7 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
     planned = plan_chunks(task)
     if not planned.complete or len(planned.chunks) != 1:
         return planned
-    chunk_task = ChunkTask(
-        task.input, job_id, attempt, planned.chunks[0], model, options, task.sessions, task.image_pixels
-    )
+    chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options, task.allowed)
     key, errors = result_key(job_id, attempt), errors_key(job_id, attempt)
     scored, stored = _score_into(chunk_task, key, errors)
     if scored.rows_failed and (options.on_row_error == "fail" or options.max_errors is not None):
@@ -231,8 +239,8 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
     match = match_input(_header(replace(task.input, dialect=dialect)), task.model, task.options)
     with store.open(task.input.key) as source:
         reading, passed = match.read(task.input.format, source, dialect, task.chunk)
-    session = _session(task.input.storage, task.model, task.sessions)
-    scored = _score(session, match, reading, task.chunk, task.image_pixels)
+    session = _session(task.input.storage, task.model, task.allowed)
+    scored = _score(session, match, reading, task.chunk, task.allowed.image_pixels)
     result_format = get_format(task.options.format)
     result = _result(result_format, scored, passed, match)
     with store.create(key) as writer:
@@ -325,8 +333,8 @@ def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, chunk, source, dialect = _online_input(task)
     reading, passed = match.read(task.format, source, dialect, chunk)
-    session = _session(task.storage, task.model, task.sessions)
-    scored = _score(session, match, reading, chunk, task.image_pixels)
+    session = _session(task.storage, task.model, task.allowed)
+    scored = _score(session, match, reading, chunk, task.allowed.image_pixels)
     jsonl = get_format("jsonl")
     result = _result(jsonl, scored, passed, match)
     return Online(jsonl.write(result, task.dialect), tuple(scored.errors), 1000 * scored.model_seconds)
@@ -338,7 +346,7 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
     One error for each value that does not fit, where a job would stop at the first of a record."""
     match, chunk, source, dialect = _online_input(task)
     reading, _ = match.read(task.format, source, dialect, chunk)
-    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, task.image_pixels)
+    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, task.allowed.image_pixels)
     undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
     unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
     errors = [error for error in missing + undecoded if (error.record, error.column) not in unread]
@@ -499,13 +507,14 @@ _sessions = Sessions(capacity=1)
 """The models that this process keeps loaded, as many as the last task allowed."""
 
 
-def _session(storage: str, model: ModelVersion, capacity: int) -> Session:
+def _session(storage: str, model: ModelVersion, allowed: Allowance) -> Session:
     def load() -> bytes:
         with _storage(storage).open(model_key(model.digest)) as artifact:
             return artifact.read()
 
-    _sessions.capacity = capacity
-    return _sessions.get(model.digest, model.signature.threads, load, model.signature.kernel)
+    _sessions.capacity = allowed.sessions
+    threads = min(model.signature.threads, allowed.threads or model.signature.threads)
+    return _sessions.get(model.digest, threads, load, model.signature.kernel)
 
 
 def _online_input(task: OnlineTask) -> tuple[Match, Chunk, BinaryIO, Dialect]:

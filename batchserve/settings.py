@@ -136,6 +136,11 @@ class Settings(BaseSettings):
             )
         return heartbeat
 
+    @property
+    def process_threads(self) -> int:
+        """Cores for each scoring process while all of them work."""
+        return max(1, (os.cpu_count() or 1) // self.processes)
+
     @cached_property
     def database_url(self) -> str:
         """`database`, or the embedded SQLite file beside the stored bytes."""

@@ -108,7 +108,8 @@ class Worker:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._runtime = runtime
         self._tell = tell or _nobody
-        self._settings = runtime.settings
+        self._settings = settings = runtime.settings
+        self._allowed = scoring.Allowance(settings.sessions, settings.image_pixels, settings.process_threads)
         self._database = runtime.database
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._active: dict[str, ActiveJob] = {}
@@ -285,8 +286,7 @@ class Worker:
             active.last_planned,
             active.limits,
             most,
-            self._settings.sessions,
-            self._settings.image_pixels,
+            self._allowed,
         )
         if active.is_small:
             what = (task, active.id, active.attempt, active.model, active.options)
@@ -305,8 +305,7 @@ class Worker:
             chunk,
             active.model,
             active.options,
-            self._settings.sessions,
-            self._settings.image_pixels,
+            self._allowed,
         )
         then = partial(self._scored, chunk)
         # The first chunk of a job goes before others: a small job does not wait behind a huge one.

@@ -41,11 +41,11 @@ GOALS = (
         "whole job, one call / limit over HTTP", stretch=True,
     ),
     Goal(
-        "images*thousand images: queued -> completed / limit", 1.10, "at most",
+        "images*10 thousand images: queued -> completed / limit", 1.10, "at most",
         "queued -> completed / limit, images",
     ),
     Goal(
-        "images*thousand images: queued -> completed / slower of decoding and network", 1.15, "at most",
+        "images*10 thousand images: queued -> completed / slower of decoding and network", 1.15, "at most",
         "queued -> completed / the slower of decoding alone and the network alone",
     ),
     # Rows per second next to what people use instead.

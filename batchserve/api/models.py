@@ -203,8 +203,7 @@ async def _online_task(
         model=model,
         options=Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs),
         records=settings.chunk_records,
-        sessions=settings.sessions,
-        image_pixels=settings.image_pixels,
+        allowed=scoring.Allowance(settings.sessions, settings.image_pixels),
     )
 
 
