@@ -251,7 +251,7 @@ def test_backups_under_load_restore_with_all_that_was_acknowledged(tmp_path: Pat
             assert len(results.keys() & expected.keys()) > 1
             assert all(expected.get(job_id, sha256) == sha256 for job_id, sha256 in results.items())
             server.end()
-        assert states >= {"running", "completed"}, states
+        assert "completed" in states  # whether one ran just then is chance; what becomes of it has a test of its own
     finally:
         stop.set()
         for server in servers:
