@@ -281,13 +281,7 @@ class Worker:
             return
         # A first look is short, so that scoring begins at once.
         most = 64 if active.last_planned else self._window
-        task = scoring.PlanTask(
-            active.input,
-            active.last_planned,
-            active.limits,
-            most,
-            self._allowed,
-        )
+        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most, self._allowed)
         if active.is_small:
             what = (task, active.id, active.attempt, active.model, active.options)
             active.planning = self._call(active, self._done_small, scoring.score_small, *what, urgent=True)
@@ -299,13 +293,7 @@ class Worker:
             return False
         chunk = active.pending.popleft()
         task = scoring.ChunkTask(
-            active.input,
-            active.id,
-            active.attempt,
-            chunk,
-            active.model,
-            active.options,
-            self._allowed,
+            active.input, active.id, active.attempt, chunk, active.model, active.options, self._allowed
         )
         then = partial(self._scored, chunk)
         # The first chunk of a job goes before others: a small job does not wait behind a huge one.

@@ -326,3 +326,11 @@ def test_ctrl_c_on_a_terminal_leaves_scoring_processes_alone(tmp_path: Path) -> 
         time.sleep(0.5)
         assert all(map(is_alive, children))
         assert process.poll() is None
+
+
+@pytest.mark.parametrize(("cores", "processes", "threads"), [(2, 2, 1), (8, 2, 4), (8, 3, 2), (2, 8, 1)])
+def test_processes_that_all_work_share_the_cores_among_their_threads(
+    cores: int, processes: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert Settings(processes=processes).process_threads == threads
