@@ -74,7 +74,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
     app = _Application(
         title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
-        docs_url=None, redoc_url=None,
+        docs_url=None, redoc_url=None, redirect_slashes=False,
     )  # fmt: skip
     problems.install(app)
     app.add_middleware(CacheMiddleware)
@@ -95,6 +95,7 @@ def _add_docs(app: FastAPI) -> None:
     files = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/docs/static", StaticFiles(directory=files), name="docs-static")
 
+    @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         return get_swagger_ui_html(
@@ -107,10 +108,12 @@ def _add_docs(app: FastAPI) -> None:
 
 
 def _add_health(app: FastAPI) -> None:
+    @app.head("/", include_in_schema=False)
     @app.get("/", include_in_schema=False)
     async def home() -> RedirectResponse:
         return RedirectResponse("/docs")
 
+    @app.head("/livez", include_in_schema=False)
     @app.get(
         "/livez", tags=["health"], operation_id="livez", summary="The process answers",
         responses={200: _shown(examples.HEALTH)},
@@ -118,6 +121,7 @@ def _add_health(app: FastAPI) -> None:
     async def livez() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
+    @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage answer",
         responses={
@@ -131,6 +135,7 @@ def _add_health(app: FastAPI) -> None:
         body = {"status": "ok" if ready else "unavailable", "version": __version__, "checks": checks}
         return JSONResponse(body, 200 if ready else 503)
 
+    @app.head("/metrics", include_in_schema=False, dependencies=ADMIN)
     @app.get(
         "/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics",
         response_class=PlainTextResponse, responses={200: _shown(examples.METRICS, "text/plain"), **PROBLEMS},

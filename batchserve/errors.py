@@ -16,6 +16,7 @@ BatchserveError
 │   ├── ModelInUse model-in-use
 │   └── IdempotencyInProgress idempotency-in-progress
 ├── Gone 410 expired
+├── PreconditionFailed 412 precondition-failed
 ├── PayloadTooLarge 413 payload-too-large
 ├── UnsupportedMedia 415 unsupported-media-type
 ├── RangeNotSatisfiable 416 range-not-satisfiable
@@ -143,6 +144,10 @@ class PayloadTooLarge(BatchserveError):
 
 class UnsupportedMedia(BatchserveError):
     code, status = "unsupported-media-type", 415
+
+
+class PreconditionFailed(BatchserveError):
+    code, status = "precondition-failed", 412
 
 
 class RangeNotSatisfiable(BatchserveError):

@@ -60,6 +60,11 @@ def add(
     return resolve(connection, f"{name}@{newest + 1}")
 
 
+def find_newest(connection: Connection, name: str) -> ModelVersion | None:
+    """The newest version of this model, if it has one."""
+    return _one(connection, _NEWEST, {"of_name": name})
+
+
 def resolve(connection: Connection, reference: str) -> ModelVersion:
     """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, naming what there is."""
     name, at, version = reference.partition("@")
@@ -68,7 +73,7 @@ def resolve(connection: Connection, reference: str) -> ModelVersion:
     if at:
         found = _one(connection, _OF_VERSION, {"of_name": name, "of_version": int(version)})
     else:
-        found = _one(connection, _NEWEST, {"of_name": name})
+        found = find_newest(connection, name)
     if found is None:
         raise ModelNotFound(f"no model {reference!r}; {_there(connection, name)}")
     return found

@@ -3,13 +3,16 @@
 import time
 from dataclasses import dataclass
 
-from fastapi import Response
+from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from batchserve.api import conditional
 from batchserve.domain import Caller
 
 MAX_AGE = 0.25
 SIZE = 256
+_NOT_HERE = conditional.HEADERS - {b"if-none-match"}
+"""Preconditions that may fail: their route tells so."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,6 @@ class CacheMiddleware:
         await (_kept_answer(scope) or self._app)(scope, receive, send)
 
 
-def unless_known(answer: Response, if_none_match: str | None) -> Response:
-    """The answer, or 304 to a client that has it already."""
-    tag = answer.headers["etag"]
-    return Response(status_code=304, headers={"etag": tag}) if if_none_match == tag else answer
-
-
 def _kept_answer(scope: Scope) -> Response | None:
     # Only routes of jobs keep answers. A query, or a preference, may ask to wait.
     if (
@@ -74,10 +71,12 @@ def _kept_answer(scope: Scope) -> Response | None:
         or not scope["path"].startswith("/v1/jobs/")
     ):
         return None
-    headers = dict(scope["headers"])
-    if b"prefer" in headers:
+    names = {name for name, _ in scope["headers"]}
+    if b"prefer" in names or not names.isdisjoint(_NOT_HERE):
         return None
     answers: AnswerCache = scope["app"].state.service.answers
     caller: Caller = scope["caller"]
     answer = answers.get(caller.tenant, scope["path"], scope["database_version"])
-    return answer and unless_known(answer, headers.get(b"if-none-match", b"").decode("latin-1"))
+    if answer is None or b"if-none-match" not in names:
+        return answer
+    return conditional.answered(Request(scope), answer.headers["etag"]) or answer

@@ -3,11 +3,13 @@
 import base64
 import csv
 import io
+import os
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Annotated, Any
 
 import anyio
@@ -19,7 +21,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from batchserve import jobs, scoring
-from batchserve.api import examples
+from batchserve.api import conditional, examples
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, Service, ServiceDep, finished, read_job, wait_for
 from batchserve.domain import ChunkLimits, Dialect, Job, JobState
@@ -173,6 +175,7 @@ async def download(
 )  # fmt: skip
 async def download_errors(
     job_id: OwnJob,
+    request: Request,
     service: ServiceDep,
     partial: Partial = False,
     csv_escape: CsvEscape = False,
@@ -184,15 +187,21 @@ async def download_errors(
         raise Gone(f"the errors of job {job_id} were removed when it expired")
     if job.state is not JobState.COMPLETED and not partial:
         raise _not_ready(job)
+    is_table = accept is not None and "text/csv" in accept
+    headers = {"vary": "accept"}
+    if job.state is JobState.COMPLETED:  # from now on it is what it is
+        headers["etag"] = f'"{job.result_sha256}-errors{"-csv" if is_table else ""}{"-escaped" if csv_escape else ""}"'
+    if (known := conditional.answered(request, headers.get("etag"), headers)) is not None:
+        return known
     parts = (
         (Part(job.errors_key, job.errors_bytes or 0, job.rows_failed),)
         if job.errors_key
         else (await run_in_threadpool(_stored_parts, service, job))[1]
     )
     blocks = _blocks(service, (Span(part.key, 0, part.bytes) for part in parts))
-    if accept is not None and "text/csv" in accept:
-        return _Stream(_errors_csv(blocks, csv_escape), "text/csv", {"vary": "accept"})
-    return _Stream(blocks, "application/x-ndjson", {"vary": "accept"})
+    if is_table:
+        return _Stream(_errors_csv(blocks, csv_escape), "text/csv", headers)
+    return _Stream(blocks, "application/x-ndjson", headers)
 
 
 @router.head("/v1/download/{job_id}/input", include_in_schema=False)
@@ -265,19 +274,11 @@ def _representation(sha256: str) -> dict[str, str]:
     return {"etag": f'"{sha256}"', "repr-digest": f"sha-256=:{digest}:", "cache-control": "private, immutable"}
 
 
-def _is_known(request: Request, etag: str) -> bool:
-    """Whether the client says, by If-None-Match, that it has this already."""
-    tags = [tag.strip().removeprefix("W/") for tag in request.headers.get("if-none-match", "").split(",")]
-    return etag in tags or "*" in tags
-
-
 async def _file(
     request: Request, service: Service, job: Job, key: str, media_type: str, name: str, headers: Mapping[str, str]
 ) -> Response:
     """A stored object with ranges. Its digest is its ETag: immutable objects make this simple."""
     headers = {**headers, "x-content-type-options": "nosniff", "vary": "accept"}
-    if _is_known(request, headers["etag"]):
-        return Response(status_code=304, headers=headers)
     try:
         file = await run_in_threadpool(service.runtime.storage.open, key)
     except FileNotFoundError:
@@ -285,8 +286,11 @@ async def _file(
         if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
             raise
         raise Gone(f"the bytes of job {job.id} have just been removed") from None
-    file.close()
-    return _File(file.name, headers=headers, media_type=media_type, filename=name)
+    with file:
+        status = os.fstat(file.fileno())
+    modified = datetime.fromtimestamp(int(status.st_mtime), UTC)  # as Last-Modified says it, which has no fractions
+    known = conditional.answered(request, headers["etag"], headers, modified)
+    return known or _File(file.name, headers=headers, media_type=media_type, filename=name, stat_result=status)
 
 
 # --- partial results -------------------------------------------------------------------------------------------------
@@ -342,8 +346,8 @@ async def _converted(request: Request, service: Service, job: Job, key: str, con
         "vary": "accept",
         "content-disposition": f'attachment; filename="{name}"',
     }
-    if _is_known(request, headers["etag"]):
-        return Response(status_code=304, headers=headers)
+    if (known := conditional.answered(request, headers["etag"], headers)) is not None:
+        return known
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
     await run_in_threadpool(require_space, service.runtime)  # its parts lie there while they are sent

@@ -14,10 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs, retention
-from batchserve.api import examples
+from batchserve.api import conditional, examples
 from batchserve.api.auth import CallerDep, caller_of
 from batchserve.api.bodies import json_object, require_space
-from batchserve.api.cache import unless_known
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
@@ -46,6 +45,7 @@ EVENTS_SHOWN = {"responses": {"200": {"content": {"text/event-stream": {"example
 _REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
 
 
+@router.head("/v1/jobs", include_in_schema=False)
 @router.get("/v1/jobs", responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first")
 async def list_jobs(
     service: ServiceDep,
@@ -75,6 +75,7 @@ async def list_jobs(
     return await run_in_threadpool(read)
 
 
+@router.head("/v1/jobs/{job_id}", include_in_schema=False)
 @router.get(
     "/v1/jobs/{job_id}", response_model=JobBody, operation_id="get_job", summary="Show a job, now or when it changes",
     responses={304: {"description": "Nothing has changed (If-None-Match)."}, **PROBLEMS},
@@ -85,7 +86,7 @@ async def get_job(
     service: ServiceDep,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for another state.")] = 0.0,
     prefer: Annotated[str | None, Header(description="`wait=30` does the same.")] = None,
-    if_none_match: Annotated[str | None, Header()] = None,
+    if_none_match: Annotated[str | None, Header()] = None,  # noqa: ARG001 - `conditional` reads it, and the others
 ) -> Response:
     if seconds := wait or preferred_wait(prefer):
         before = read_job(service, job_id).state
@@ -93,14 +94,21 @@ async def get_job(
             await wait_for(service, job_id, seconds, lambda state: state is not before)
     version = service.runtime.database.version()
     body = read_body(service, job_id)
-    answer = job_response(body, 200, {"etag": f'W/"{_event_id(body)}"'})
+    tag = _etag(body)
+    answer = job_response(body, 200, {"etag": tag})
     service.answers.keep(caller_of(request).tenant, request.scope["path"], answer, version)
-    return unless_known(answer, if_none_match)
+    return conditional.answered(request, tag) or answer
 
 
 async def existing_job(job_id: OwnJob, service: ServiceDep) -> Job:
     """The job of the path. A deleted one is found out here, before the status of a stream is sent."""
     return read_job(service, job_id)
+
+
+@router.head("/v1/jobs/{job_id}/events", include_in_schema=False, dependencies=[Depends(existing_job)])
+async def head_of_events() -> Response:
+    """The head of a stream alone: a stream lasts as long as its job."""
+    return Response(media_type="text/event-stream")
 
 
 @router.get(
@@ -219,8 +227,10 @@ async def retry_job(
     "/v1/jobs/{job_id}", status_code=204, responses=PROBLEMS, operation_id="delete_job",
     summary="Remove a job with its input and result",
 )  # fmt: skip
-async def delete_job(job_id: OwnJob, service: ServiceDep) -> Response:
+async def delete_job(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
     """Bytes shared with another job (`reused_from`) stay. A running job is cancelled first, by its owner (409)."""
+    if conditional.is_conditional(request):
+        conditional.require(request, _etag(read_body(service, job_id)), exists=True)
     await run_in_threadpool(_delete, service, job_id)
     return Response(status_code=204)
 
@@ -259,6 +269,10 @@ def _remove_input_and_parts(storage: Storage, job_id: str) -> None:
     storage.delete(input_key(job_id))
     for part in list(storage.list(parts_prefix(job_id))):
         storage.delete(part.key)
+
+
+def _etag(body: JobBody) -> str:
+    return f'W/"{_event_id(body)}"'
 
 
 def _event_id(body: JobBody) -> str:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import holds, registry, scoring
+from batchserve.api import conditional
 from batchserve.api.auth import ADMIN
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, parsed, resolve_model
@@ -65,6 +66,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep) -> R
         raise InvalidOptions(f"a model's name has letters, digits, '.', '_' and '-' (at most 128), got {name[:200]!r}")
     require_space(service.runtime)
     runtime = service.runtime
+    _require_preconditions(request, await run_in_threadpool(_newest, service, name))
     key = f"uploads/{uuid_utils.uuid7()}"
     body = Body(request, runtime.settings, runtime.settings.model_bytes)
     try:
@@ -79,13 +81,14 @@ async def register_model(name: Name, request: Request, service: ServiceDep) -> R
             return _model_response(known, 200)
         signature, metadata, mended = await _admit(service, key)
         model = await run_in_threadpool(
-            _register, service, name, stored.sha256, stored.bytes, signature, metadata, mended
+            _register, request, service, name, stored.sha256, stored.bytes, signature, metadata, mended
         )
     finally:
         await run_in_threadpool(_discard, service, key)
     return _model_response(model, 200 if known else 201)
 
 
+@router.head("/v1/models", include_in_schema=False)
 @router.get("/v1/models", responses=PROBLEMS, operation_id="list_models", summary="List models, newest versions")
 async def list_models(service: ServiceDep) -> ModelList:
     def read() -> ModelList:
@@ -95,11 +98,16 @@ async def list_models(service: ServiceDep) -> ModelList:
     return await run_in_threadpool(read)
 
 
-@router.get("/v1/models/{name}", responses=PROBLEMS, operation_id="get_model", summary="Show the newest version")
-async def get_model(name: Reference, service: ServiceDep) -> ModelBody:
-    return model_body(resolve_model(service, name))
+@router.head("/v1/models/{name}", include_in_schema=False)
+@router.get(
+    "/v1/models/{name}", response_model=ModelBody, responses=PROBLEMS, operation_id="get_model",
+    summary="Show the newest version",
+)  # fmt: skip
+async def get_model(name: Reference, request: Request, service: ServiceDep) -> Response:
+    return _shown(request, resolve_model(service, name))
 
 
+@router.head("/v1/models/{name}/versions", include_in_schema=False)
 @router.get("/v1/models/{name}/versions", responses=PROBLEMS, operation_id="list_versions", summary="List all versions")
 async def list_versions(name: Name, service: ServiceDep) -> ModelList:
     def read() -> ModelList:
@@ -109,21 +117,24 @@ async def list_versions(name: Name, service: ServiceDep) -> ModelList:
     return await run_in_threadpool(read)
 
 
+@router.head("/v1/models/{name}/versions/{version}", include_in_schema=False)
 @router.get(
-    "/v1/models/{name}/versions/{version}", responses=PROBLEMS, operation_id="get_version", summary="Show a version"
-)
-async def get_version(name: Name, version: Version, service: ServiceDep) -> ModelBody:
-    return model_body(resolve_model(service, f"{name}@{version}"))
+    "/v1/models/{name}/versions/{version}", response_model=ModelBody, responses=PROBLEMS,
+    operation_id="get_version", summary="Show a version",
+)  # fmt: skip
+async def get_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
+    return _shown(request, resolve_model(service, f"{name}@{version}"))
 
 
 @router.delete(
     "/v1/models/{name}/versions/{version}", status_code=204, responses=PROBLEMS, operation_id="delete_version",
     summary="Remove a version that no unfinished job uses", dependencies=ADMIN,
 )  # fmt: skip
-async def delete_version(name: Name, version: Version, service: ServiceDep) -> Response:
+async def delete_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
     def delete() -> None:
         with service.runtime.database.write() as connection:
             model = registry.resolve(connection, f"{name}@{version}")
+            conditional.require(request, _etag(model), exists=True)
             registry.delete_if_unused(connection, model, time.time())
         # Again the row first. While this transaction is open, nobody registers these bytes anew.
         with service.runtime.database.write() as connection:
@@ -217,6 +228,7 @@ async def _admit(service: Service, key: str) -> tuple[Signature, dict[str, str],
 
 
 def _register(
+    request: Request,
     service: Service,
     name: str,
     digest: str,
@@ -230,6 +242,7 @@ def _register(
         artifact = [Span(mended, 0, graph.seek(0, 2))]
     stored = storage.compose(model_key(digest), artifact)
     with service.runtime.database.write() as connection:
+        _require_preconditions(request, registry.find_newest(connection, name))  # another may have come since
         # Of two equal uploads at the same time, the second finds the first.
         known = registry.find_digest(connection, name, digest)
         model = known or registry.add(connection, name, digest, size, signature, metadata, time.time())
@@ -257,9 +270,32 @@ def _discard(service: Service, key: str) -> None:
         service.runtime.storage.delete(f"{key}{suffix}")
 
 
+def _newest(service: Service, name: str) -> ModelVersion | None:
+    with service.runtime.database.read() as connection:
+        return registry.find_newest(connection, name)
+
+
+def _require_preconditions(request: Request, newest: ModelVersion | None) -> None:
+    """`If-None-Match: *` registers a first version only, `If-Match` the one after a version. Raises
+    PreconditionFailed."""
+    conditional.require(request, _etag(newest) if newest else None, exists=newest is not None)
+
+
+def _etag(model: ModelVersion) -> str:
+    return f'"{model.version}-{model.digest}"'
+
+
+def _shown(request: Request, model: ModelVersion) -> Response:
+    etag = _etag(model)
+    if (known := conditional.answered(request, etag)) is not None:
+        return known
+    return Response(model_body(model).model_dump_json(), 200, {"etag": etag}, media_type="application/json")
+
+
 def _model_response(model: ModelVersion, status: int) -> Response:
     body = model_body(model)
-    return Response(body.model_dump_json(), status, {"location": body.links["self"]}, media_type="application/json")
+    headers = {"location": body.links["self"], "etag": _etag(model)}
+    return Response(body.model_dump_json(), status, headers, media_type="application/json")
 
 
 def _reference(model: ModelVersion) -> dict[str, Any]:

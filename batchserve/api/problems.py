@@ -9,12 +9,15 @@ import orjson
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from batchserve.errors import BatchserveError
 from batchserve.logs import get_logger
 
 log = get_logger()
 RETRY_AFTER = {503: "1", 507: "30"}
+_METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
+"""Those that are registered for HTTP itself, in the order in which Allow lists them."""
 
 
 def problem(request: Request, status: int, code: str, detail: str, **extra: Any) -> Response:
@@ -61,6 +64,8 @@ def install(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def refused(request: Request, error: HTTPException) -> Response:
+        if error.status_code == 405:
+            return _not_allowed(request)
         phrase = http.HTTPStatus(error.status_code).phrase
         response = problem(
             request,
@@ -75,6 +80,23 @@ def install(app: FastAPI) -> None:
     async def unexpected(request: Request, error: Exception) -> Response:
         log.error("Request meets an unexpected error", action="request_error", path=request.url.path, exc_info=error)
         return problem(request, 500, "internal-error", "an unexpected error; the server's log has the details")
+
+
+def _not_allowed(request: Request) -> Response:
+    """501 for a method that no resource knows, 405 with those of this one (Starlette tells those of one route)."""
+    if request.method not in _METHODS:
+        names = ", ".join(_METHODS)
+        return problem(request, 501, "not-implemented", f"there is no method {request.method[:100]}; known are {names}")
+    routes = request.app.router.routes
+    allowed = ", ".join(
+        method
+        for method in _METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in routes)
+    )
+    detail = f"{request.method} {request.url.path}: Method Not Allowed; allowed are {allowed}"
+    response = problem(request, 405, "method-not-allowed", detail)
+    response.headers["allow"] = allowed
+    return response
 
 
 def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:

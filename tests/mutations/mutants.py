@@ -21,6 +21,7 @@ LOCAL, JOBS, WORKER = "batchserve/storage/local.py", "batchserve/jobs.py", "batc
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
 ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
+CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 
 MUTANTS = (
     # Durability
@@ -238,5 +239,27 @@ MUTANTS = (
         "each tenant queues its own uploads", JOBS,
         "        query = query.where(jobs.c.tenant == tenant)\n    return sorted(", "        pass\n    return sorted(",
         ("tests/test_accumulate.py",),
+    ),
+    # HTTP
+    Mutant(
+        "If-Match compares strongly", CONDITIONAL, "(etag in wanted and not _is_weak(etag))", "etag in wanted",
+        ("tests/test_http.py",),
+    ),
+    Mutant(
+        "a change that a precondition forbids is not made", CONDITIONAL,
+        "    if _unmet(request, etag, None, exists=exists) is not None:\n", "    if False:\n", ("tests/test_http.py",),
+    ),
+    Mutant(
+        "Allow lists the methods of all routes of a path", PROBLEMS,
+        "        if error.status_code == 405:\n", "        if False:\n", ("tests/test_http.py",),
+    ),
+    Mutant(
+        "a gzip body of many members is not copied for each", BODIES,
+        "                self._slice = self._SLICE\n", "", ("tests/test_http.py",),
+    ),
+    Mutant(
+        "a zstd body of many frames has one decompressor", BODIES,
+        "self._frame = self._decompressor.decompressobj()\n                try",
+        "self._frame = zstandard.ZstdDecompressor().decompressobj()\n                try", ("tests/test_http.py",),
     ),
 )  # fmt: skip
