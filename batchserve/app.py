@@ -22,6 +22,7 @@ from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, is_public
 from batchserve.api.cache import CacheMiddleware
 from batchserve.api.deps import PROBLEMS, Changes, Service
+from batchserve.api.links import add_links
 from batchserve.api.schemas import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
@@ -46,6 +47,7 @@ class _Application(FastAPI):
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["security"] = [] if is_public(path) else [{name: []} for name in SECURITY_SCHEMES]
+        add_links(document)
         return document
 
 

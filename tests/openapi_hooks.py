@@ -12,6 +12,7 @@ import schemathesis
 from schemathesis.transport.serialization import Binary
 
 JOBS = os.environ["OPENAPI_JOBS"].split(",")
+CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
 
 @schemathesis.serializer("application/x-ndjson")
@@ -41,3 +42,18 @@ def map_query(_: schemathesis.HookContext, query: dict[str, Any] | None) -> Any:
     if query is None or not isinstance(query.get("wait"), int | float) or isinstance(query["wait"], bool):
         return query
     return query | {"wait": min(query["wait"], 0.2)}
+
+
+@schemathesis.hook
+def map_case(context: schemathesis.HookContext, case: Any) -> Any:
+    """Every other input is one that the model takes, or no job would go further than its upload."""
+    named = context.operation is not None and context.operation.definition.raw.get("operationId")
+    if (
+        named in ("upload", "upload_and_predict", "predict")
+        and zlib.crc32(repr(case.query).encode(errors="replace")) % 2
+    ):
+        if named != "predict":
+            case.media_type, case.body = "text/csv", CSV
+            case.headers["content-type"] = "text/csv"
+        case.query = {"model": "iris"}
+    return case

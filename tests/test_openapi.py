@@ -168,3 +168,44 @@ def test_the_swagger_page_needs_no_other_host(api: Api) -> None:
         assert address.startswith("/docs/static/"), address
         assert api.http.get(address).status_code == 200, address
     assert "//" not in page.replace("<!DOCTYPE", "")
+
+
+def test_an_answer_with_a_job_or_a_model_links_to_all_that_goes_on_with_it(api: Api, document: dict[str, Any]) -> None:
+    found = {operation["operationId"]: (method, path) for method, path, operation in operations(document)}
+    linked = {
+        operation["operationId"]: {
+            name for response in operation["responses"].values() for name in response.get("links", {})
+        }
+        for _, _, operation in operations(document)
+    }
+    on_jobs = {name for name, (_, path) in found.items() if "{job_id}" in path}
+    on_models = {name for name, (_, path) in found.items() if "{name}" in path} - {"register_model"}
+    for name in ("upload", "upload_and_predict", "predict", "get_job", "list_jobs", "cancel_job", "retry_job"):
+        assert linked[name] == on_jobs, name
+    for name in ("register_model", "get_model", "get_version"):
+        assert linked[name] == on_models, name
+    body = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
+    bodies = {"upload": api.run(body, "iris"), "list_jobs": ok(api.http.get("/v1/jobs")),
+              "get_model": ok(api.http.get("/v1/models/iris"))}  # fmt: skip
+    for name, answered in bodies.items():
+        for target, link in links_of(document, name).items():
+            method, path = found[target]
+            values = {parameter: at(answered, expression) for parameter, expression in link["parameters"].items()}
+            url = path.format(**values)
+            if method == "GET":
+                assert api.http.get(url).is_success, url
+
+
+def links_of(document: dict[str, Any], name: str) -> dict[str, Any]:
+    for _, _, operation in operations(document):
+        if operation["operationId"] == name:
+            return {target: link for response in operation["responses"].values()
+                    for target, link in response.get("links", {}).items()}  # fmt: skip
+    raise AssertionError(name)
+
+
+def at(body: Any, expression: str) -> Any:
+    """What a runtime expression of OpenAPI means."""
+    for part in expression.removeprefix("$response.body#/").split("/"):
+        body = body[int(part)] if isinstance(body, list) else body[part]
+    return body
