@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults test-torch examples lint format serve bench bench-full wheel ci constraints clean chaos test-mutations
+.PHONY: help setup demo test test-slow test-faults test-torch examples lint format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -45,6 +45,10 @@ test-mutations: $(VENV)/.dev ## Take one mechanism out at a time: does a test fa
 SECONDS ?= 60
 chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what was lost
 	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS)
+
+SEED ?=
+fuzz: $(VENV)/.dev ## Send odd inputs, options, models and HTTP for SECONDS=60, and count what was not as promised
+	@PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev ## Check format, lint rules, types and layers
 	$(BIN)/ruff format --check
