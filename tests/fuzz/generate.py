@@ -5,7 +5,7 @@ from random import Random
 
 from fuzz import damage, options
 from fuzz.case import Case, Claim, Step, query
-from fuzz.known import known
+from fuzz.known import counts, known
 from fuzz.mutate import mutate
 from fuzz.seeds import Seed, seeds, wrapped
 
@@ -112,7 +112,8 @@ def malformed(random: Random) -> Case:
 
 
 MAKERS: tuple[tuple[str, Callable[[Random], Case], int], ...] = (
-    ("known", known, 26), ("inputs", spoiled, 34), ("options", options.in_query, 9), ("options", options.in_body, 9),
+    ("known", known, 22), ("known", counts, 6), ("inputs", spoiled, 34), ("options", options.in_query, 9),
+    ("options", options.in_body, 9),
     ("options", options.on_job, 9), ("options", options.elsewhere, 9), ("tenants", foreign, 3), ("http", malformed, 3),
     ("models", damage.damaged, 4),
 )  # fmt: skip

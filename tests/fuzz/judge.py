@@ -25,7 +25,7 @@ def of_answer(step: Step, answer: Answer) -> Iterator[str]:
         return
     if answer.failure:
         yield f"the answer is cut off ({answer.failure})"
-    if step.must and answer.status not in step.must and answer.status != 503:
+    if step.must and answer.status not in (*step.must, 500, 503):
         yield f"{answer.status}, and {' or '.join(map(str, step.must))} is right"
     if answer.status >= 400:
         yield from _of_problem(step, answer)
@@ -37,8 +37,10 @@ def of_answer(step: Step, answer: Answer) -> Iterator[str]:
 def _of_problem(step: Step, answer: Answer) -> Iterator[str]:
     problem = parsed(answer.body) if answer.media_type == "application/problem+json" else None
     code = problem.get("code") if isinstance(problem, dict) else None
-    if answer.status >= 500 and not _is_by_the_book(step, answer, code):
-        yield f"{answer.status} {code}"
+    if answer.status >= 500:
+        if not _is_by_the_book(step, answer, code):
+            yield f"{answer.status} {code}"
+        return
     if step.method == "HEAD" or step.raw:  # a head that is none is not answered by the application
         return
     if not isinstance(problem, dict) or problem.get("status") != answer.status or not problem.get("detail"):

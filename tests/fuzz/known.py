@@ -44,6 +44,47 @@ def known(random: Random) -> Case:
     return Case("known", _delivery(random, headers, body, options), claim, noted)
 
 
+_VISITS = {
+    "csv": (
+        ("3", "3.0", " 3 ", "-0"),
+        ("3.5", "1e300", "9223372036854775808", "-9223372036854775809", "x", "", "1e400"),
+    ),
+    "json": (("3", "3.0", '"3"'), ("3.5", "1e300", "9223372036854775808", '"x"', "null", "[1]", "{}")),
+    "frame": ((3.0, 0.0, -4.0), (3.5, 1e300, None, float("nan"), float("inf"))),
+}
+_AGES = {
+    "csv": (("31", "1e38"), ("1e39", "-1e39", "old", "")),
+    "json": (("31", "1e38"), ("1e39", "-1e39", '"old"', "[1]", "null")),
+    "frame": ((31.0, 1e38), (1e39, -1e39, None)),
+}
+
+
+def counts(random: Random) -> Case:
+    """Integers beyond their range, or none, beside floats that are too large."""
+    format = random.choice(TABLES)
+    family = format if format == "csv" else "json" if format in ("json", "jsonl") else "frame"
+    total = random.randint(2, MOST_RECORDS)
+    faulty = set(random.sample(range(1, total), random.randint(0, min(12, total // 3))))
+    rows = []
+    for place in range(total):
+        in_age = random.random() < 0.5
+        age = random.choice(_AGES[family][place in faulty and in_age])
+        rows.append((age, random.choice(_VISITS[family][place in faulty and not in_age])))
+    if family == "csv":
+        data = "\n".join(["age,visits", *(",".join(map(str, row)) for row in rows)]).encode()
+    elif family == "json":
+        lines = [f'{{"age": {age}, "visits": {visits}}}' for age, visits in rows]
+        data = ("\n".join(lines) if format == "jsonl" else f"[{','.join(lines)}]").encode()
+    else:
+        frame = pl.DataFrame(rows, schema={"age": pl.Float64, "visits": pl.Float64}, orient="row")
+        data = table(frame, format)
+    headers, body = wrapped(random, format, data)
+    options = {"model": "counts", "reuse": "false", "format": random.choice(TABLES)}
+    return Case(
+        "known", _delivery(random, headers, body, options), Claim(total, tuple(sorted(faulty))), f"counts {format}"
+    )
+
+
 def kinds(faults: Mapping[int, str]) -> str:
     """For reading: the faults that are in it."""
     return "+".join(sorted(set(faults.values())))

@@ -1,4 +1,4 @@
-"""The models that are asked: flowers, people, arrays with a value that all records share, and pictures."""
+"""The models that are asked: flowers, people, counts, arrays with a value that all records share, and pictures."""
 
 from functools import cache
 
@@ -22,6 +22,14 @@ arrays (float[N, 2, 3] x, float threshold) => (float[N] mean, bool[N] above)
 {
     mean = ReduceMean <axes = [1, 2], keepdims = 0> (x)
     above = Greater (mean, threshold)
+}
+"""
+_COUNTS = """
+<ir_version: 8, opset_import: ["" : 17]>
+counts (float[N, 1] age, int64[N, 1] visits) => (float[N, 1] sum)
+{
+    number = Cast <to = 1> (visits)
+    sum = Add (age, number)
 }
 """
 _PICTURES = """
@@ -52,6 +60,7 @@ def registered() -> dict[str, bytes]:
         "iris": convert(classifier, frame).onnx,
         "people": _people(),
         "arrays": onnx.parser.parse_model(_ARRAYS).SerializeToString(),
+        "counts": onnx.parser.parse_model(_COUNTS).SerializeToString(),
         "pictures": pictures.SerializeToString(),
     }
 

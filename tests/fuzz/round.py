@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
@@ -51,16 +52,13 @@ class Round:
             player = Player(site, self.found)
             end = time.monotonic() + seconds
             self._sweep = iter(swept(Random(name)) if "options" in self.kinds else ())
-            threads = [
-                threading.Thread(target=self._send_cases, args=(player, Random(f"{name}-{number}"), end))
-                for number in range(THREADS)
-            ]
-            threads.append(threading.Thread(target=self._send_canaries, args=(player, end)))
-            for thread in threads:
-                thread.start()
-            warm = self._warmed(site, seconds)
-            for thread in threads:
-                thread.join()
+            with ThreadPoolExecutor(THREADS + 1) as pool:
+                randoms = [Random(f"{name}-{number}") for number in range(THREADS)]
+                sending = [pool.submit(self._send_cases, player, random, end) for random in randoms]
+                sending.append(pool.submit(self._send_canaries, player, end))
+                warm = self._warmed(site, seconds)
+            for thread in sending:
+                thread.result()  # an error of this program is none of the server's, and no success either
             if warm is not None and site.runs:
                 self.growth = site.resident() - warm
             self._finish(player)

@@ -262,4 +262,8 @@ MUTANTS = (
         "self._frame = self._decompressor.decompressobj()\n                try",
         "self._frame = zstandard.ZstdDecompressor().decompressobj()\n                try", ("tests/test_http.py",),
     ),
+    Mutant(
+        "an answer links to what goes on with it", "batchserve/app.py", "        add_links(document)\n", "",
+        ("tests/test_openapi.py",),
+    ),
 )  # fmt: skip
