@@ -115,8 +115,10 @@ class Player:
 
     def _follow(self, case: Case, job: str, tenant: str, sent: bytes, seconds: float) -> None:
         deadline = time.monotonic() + seconds
+        wait = 0
         while True:
-            answer = self.send(case, Step("GET", f"/v1/jobs/{job}?wait=2", tenant=tenant), job)
+            answer = self.send(case, Step("GET", f"/v1/jobs/{job}?wait={wait}", tenant=tenant), job)
+            wait = 2  # the first answer says whether there is anything to wait for
             if answer.status == 404:
                 return  # it was deleted by the case
             read = judge.parsed(answer.body)
