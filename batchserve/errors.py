@@ -35,6 +35,7 @@ BatchserveError
 │   ├── WorkerCrashed worker-crashed
 │   ├── OutOfMemory out-of-memory
 │   └── TooManyRowErrors too-many-row-errors
+├── TooManyRequests 429 too-many-requests
 ├── Unavailable 503 unavailable
 ├── InsufficientStorage 507 insufficient-storage
 ├── LeaseLost 500 lease-lost               (inside the worker: another attempt owns the job)
@@ -212,6 +213,10 @@ class OutOfMemory(ScoringFailed):
 
 class TooManyRowErrors(ScoringFailed):
     code = "too-many-row-errors"
+
+
+class TooManyRequests(BatchserveError):
+    code, status = "too-many-requests", 429
 
 
 class Unavailable(BatchserveError):

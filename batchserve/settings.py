@@ -66,6 +66,12 @@ class Settings(BaseSettings):
     online_wait: Seconds = Field(
         15.0, description="Time that a check, registration or online prediction may wait for its turn (503 after it)."
     )
+    online_calls: int = Field(
+        64,
+        ge=1,
+        description="Online predictions of one tenant that wait or run, at most; "
+        "as many checks, and conversions (429).",
+    )
     sessions: int = Field(8, ge=1, description="Models that one scoring process keeps loaded.")
 
     lease: Seconds = Field(30.0, description="Seconds without a heartbeat after which a job is another worker's.")

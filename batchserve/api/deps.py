@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
@@ -19,6 +20,7 @@ from batchserve import idempotency, jobs, registry, retention
 from batchserve.api.auth import Keyring, caller_of
 from batchserve.api.cache import AnswerCache
 from batchserve.api.schemas import JobBody, job_body
+from batchserve.api.turns import Place, Turn, Turns
 from batchserve.domain import Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
 from batchserve.errors import BadRequest, IdempotencyInProgress, ScoringCrashed, Unavailable
@@ -28,6 +30,8 @@ T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)
 MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
+_QUICK = 0.1
+"""Seconds that a call takes before it is watched whether its client is still there."""
 _JOBS_SEEN = 4096
 _MODELS_SEEN = 256
 
@@ -49,10 +53,15 @@ class Service:
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     keyring: Keyring = field(init=False)
     answers: AnswerCache = field(default_factory=AnswerCache)
-    _long_call: asyncio.Lock = field(default_factory=asyncio.Lock)
+    calls: Turns = field(init=False)
+    """Of all calls in interactive processes."""
+    long_calls: Turns = field(init=False)
 
     def __post_init__(self) -> None:
+        most = self.runtime.settings.online_calls
         self.keyring = Keyring(self.runtime.database)
+        self.calls = Turns(self.runtime.engine.interactive, most)
+        self.long_calls = Turns(1, most)
 
     async def wake(self) -> None:
         """For background tasks: one that is no coroutine would take a thread."""
@@ -68,61 +77,87 @@ class Service:
         with anyio.move_on_after(seconds):
             await self.stopping.wait()
 
-    async def call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
-        """Calls a function in an interactive scoring process. Ends it when the server stops.
+    async def call(
+        self, place: Place, function: Callable[..., T], *args: Any, seconds: float, asked_by: Request | None = None
+    ) -> T:
+        """Calls a function in an interactive scoring process, when it is the turn of this place among `calls`. Ends it
+        when the server stops, and when the client leaves, if it is told who asked.
 
         A call whose process dies is made once more: maybe somebody killed it, for no fault of what was asked. Raises
         ScoringCrashed when that dies, too, ScoringTimeout after `seconds` of running, Unavailable when no process was
         free in time, and what the function raises.
         """
         try:
-            return await self._call(function, *args, seconds=seconds)
+            return await self._call(place, function, args, seconds, asked_by)
         except ScoringCrashed:
-            return await self._call(function, *args, seconds=seconds)
+            return await self._call(place, function, args, seconds, asked_by)
 
-    async def _call(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
-        call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
+    async def _call(
+        self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float, asked_by: Request | None
+    ) -> T:
+        call = self._begin(await self._turn(self.calls, place, self._patience, asked_by), function, args, seconds)
         try:
-            with anyio.move_on_after(seconds + self.runtime.settings.online_wait):
-                return await asyncio.wrap_future(call.future)
-        except asyncio.CancelledError:
+            return await _unless_left(call.future, asked_by)
+        except (asyncio.CancelledError, BadRequest):
             call.kill()
             raise
-        call.kill()
-        raise self._busy()
 
-    def call_from_thread(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
+    def call_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """The same for code that is in a thread already, and may block it."""
         try:
-            return self._call_from_thread(function, *args, seconds=seconds)
+            return self._call_from_thread(place, function, *args, seconds=seconds)
         except ScoringCrashed:
-            return self._call_from_thread(function, *args, seconds=seconds)
+            return self._call_from_thread(place, function, *args, seconds=seconds)
 
-    def _call_from_thread(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
-        call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
+    def _call_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        turn = self.calls.ask(place)
         try:
-            return call.future.result(seconds + self.runtime.settings.online_wait)
+            turn.given.result(self._patience)
         except TimeoutError:
-            if call.future.done():
-                raise
-            call.kill()
+            turn.end()
             raise self._busy() from None
+        return self._begin(turn, function, args, seconds).future.result()
+
+    def _begin(self, turn: Turn, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> Call[T]:
+        """A call that runs now, and ends its turn when its process is free again, however that comes about."""
+        try:
+            call: Call[T] = self.runtime.engine.submit_interactive(function, *args, timeout=seconds)
+        except BaseException:
+            turn.end()
+            raise
+        call.future.add_done_callback(lambda _: turn.end())
+        return call
+
+    async def _turn(self, turns: Turns, place: Place, wait: float | None, asked_by: Request | None = None) -> Turn:
+        """A turn that has come. Raises Unavailable when it does not within `wait` seconds."""
+        turn = turns.ask(place)
+        if not turn.given.done():
+            try:
+                async with asyncio.timeout(wait):
+                    await _unless_left(turn.given, asked_by)
+            except BaseException as left:
+                turn.end()
+                if isinstance(left, TimeoutError):
+                    raise self._busy() from None
+                raise
+        return turn
 
     @asynccontextmanager
-    async def long_call(self, wait: float | None = None) -> AsyncIterator[None]:
-        """The turn of a call that may take long, one at a time and in the order of coming.
+    async def long_call(self, place: Place, wait: float | None = None) -> AsyncIterator[None]:
+        """The turn of a call that may take long, one at a time, for who has this place among `long_calls`.
 
-        There are two interactive processes: checks and online predictions always find the other one. Raises Unavailable
+        There are more interactive processes: checks and online predictions always find another one. Raises Unavailable
         when its turn has not come after `wait` seconds.
         """
-        with anyio.move_on_after(wait) as patience:
-            await self._long_call.acquire()
-        if patience.cancelled_caught:
-            raise self._busy()
+        turn = await self._turn(self.long_calls, place, wait)
         try:
             yield
         finally:
-            self._long_call.release()
+            turn.end()
+
+    @property
+    def _patience(self) -> float:
+        return self.runtime.settings.online_wait
 
     def _busy(self) -> Unavailable:
         return Unavailable(
@@ -145,6 +180,23 @@ class Service:
         finally:
             if not committing:
                 undo()
+
+
+async def _unless_left(future: Future[T], client: Request | None) -> T:
+    """What a future gives. Raises BadRequest when the client has left before."""
+    outcome = asyncio.wrap_future(future)
+    if client is None or (await asyncio.wait([outcome], timeout=_QUICK))[0]:
+        return await outcome
+    leaving = asyncio.ensure_future(client.receive())  # nothing else can come: its body has
+    try:
+        watched: list[asyncio.Future[Any]] = [outcome, leaving]
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        if outcome.done():
+            return await outcome
+        raise BadRequest("the client left before its answer was there")
+    finally:
+        leaving.cancel()
+        outcome.cancel()
 
 
 class Changes:

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -22,8 +22,10 @@ from starlette.types import Receive, Scope, Send
 
 from batchserve import jobs, scoring
 from batchserve.api import conditional, examples
+from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, Service, ServiceDep, finished, read_job, wait_for
+from batchserve.api.turns import Lane, Place
 from batchserve.domain import ChunkLimits, Dialect, Job, JobState
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
@@ -96,7 +98,7 @@ class _File(FileResponse):
 class _Stream(StreamingResponse):
     """Blocks that are made while they are sent. What they hold is let go also when the client leaves.
 
-    Each is made in its `turn`. To wait for that, or for a slow client, takes no thread.
+    Each is made in its `turn`. To wait for that, or for a slow client, takes no thread. `held` is closed at the end.
     """
 
     def __init__(
@@ -106,9 +108,10 @@ class _Stream(StreamingResponse):
         headers: Mapping[str, str] | None = None,
         first: bytes = b"",
         turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
+        held: ExitStack | None = None,
     ) -> None:
         super().__init__(self._made(first, turn), media_type=media_type, headers=headers)
-        self._blocks = blocks
+        self._blocks, self._held = blocks, held or ExitStack()
 
     async def _made(self, first: bytes, turn: Callable[[], AbstractAsyncContextManager[None]]) -> AsyncGenerator[bytes]:
         block: bytes | None = first
@@ -122,7 +125,8 @@ class _Stream(StreamingResponse):
             await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
-                await run_in_threadpool(self._blocks.close)
+                with self._held:
+                    await run_in_threadpool(self._blocks.close)
 
 
 @router.head("/v1/download/{job_id}", include_in_schema=False)
@@ -354,19 +358,22 @@ async def _converted(request: Request, service: Service, job: Job, key: str, con
     source = scoring.Input(service.runtime.settings.storage, key, conversion.own.name, job.dialect)
     settings = service.runtime.settings
     task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
-    async with service.long_call(settings.online_wait):
-        plan = await service.call(scoring.plan_chunks, task, seconds=settings.chunk_timeout)
-        blocks = _convert(service, source, plan, job, conversion)
-        first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
-    return _Stream(blocks, wanted.media_type, headers, first, service.long_call)
+    with ExitStack() as held:
+        place = held.enter_context(service.long_calls.place(caller_of(request).tenant, Lane.LONG))
+        async with service.long_call(place, settings.online_wait):
+            seconds = settings.chunk_timeout
+            plan = await service.call(place, scoring.plan_chunks, task, seconds=seconds, asked_by=request)
+            blocks = _convert(service, place, source, plan, job, conversion)
+            first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
+        return _Stream(blocks, wanted.media_type, headers, first, lambda: service.long_call(place), held.pop_all())
 
 
 def _convert(
-    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, conversion: _Conversion
+    service: Service, place: Place, source: scoring.Input, plan: scoring.Planned, job: Job, conversion: _Conversion
 ) -> Generator[bytes]:
     folder = f"conversions/{secrets.token_hex(8)}/"
     storage = service.runtime.storage
-    parts = _converted_parts(service, source, plan, job, conversion, folder)
+    parts = _converted_parts(service, place, source, plan, job, conversion, folder)
     dialect = conversion.dialect(job)
     try:
         yield from _blocks(service, conversion.wanted.assemble(parts, storage.open, dialect, job.rows_done))
@@ -377,14 +384,21 @@ def _convert(
 
 
 def _converted_parts(
-    service: Service, source: scoring.Input, plan: scoring.Planned, job: Job, conversion: _Conversion, folder: str
+    service: Service,
+    place: Place,
+    source: scoring.Input,
+    plan: scoring.Planned,
+    job: Job,
+    conversion: _Conversion,
+    folder: str,
 ) -> Generator[Part]:
     """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
     top_k = job.options.top_k if job.options else None
     for chunk in plan.chunks:
         yield service.call_from_thread(
-            scoring.convert_chunk, source, chunk, job.model, top_k, conversion.wanted.name, conversion.dialect(job),
-            f"{folder}{chunk.first_record:015d}", conversion.escape, seconds=service.runtime.settings.chunk_timeout,
+            place, scoring.convert_chunk, source, chunk, job.model, top_k, conversion.wanted.name,
+            conversion.dialect(job), f"{folder}{chunk.first_record:015d}", conversion.escape,
+            seconds=service.runtime.settings.chunk_timeout,
         )  # fmt: skip
 
 

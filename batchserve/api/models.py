@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve import holds, registry, scoring
 from batchserve.api import conditional
-from batchserve.api.auth import ADMIN
+from batchserve.api.auth import ADMIN, CallerDep
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, Service, ServiceDep, parsed, resolve_model
 from batchserve.api.forms import form_file, is_form
@@ -25,8 +25,9 @@ from batchserve.api.schemas import (
     model_body,
     query_parameters,
 )
+from batchserve.api.turns import Lane
 from batchserve.api.upload import INPUT_BODY
-from batchserve.domain import ModelVersion, Options, RowError, Signature
+from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, ModelRefused, ScoringFailed
 from batchserve.formats import sniff
 from batchserve.storage import Span, model_key
@@ -60,7 +61,7 @@ RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
     operation_id="register_model", summary="Register a version of a model", dependencies=ADMIN,
     responses={200: {"model": ModelBody, "description": "These bytes are a version already."}, **PROBLEMS},
 )  # fmt: skip
-async def register_model(name: Name, request: Request, service: ServiceDep) -> Response:
+async def register_model(name: Name, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """The graph is checked, mended and measured in a limited process first; a model that is refused leaves nothing."""
     if _NAME.fullmatch(name) is None:
         raise InvalidOptions(f"a model's name has letters, digits, '.', '_' and '-' (at most 128), got {name[:200]!r}")
@@ -79,7 +80,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep) -> R
         known = await run_in_threadpool(_find, service, name, stored.sha256)
         if known is not None and await run_in_threadpool(_has_artifact, service, stored.sha256):
             return _model_response(known, 200)
-        signature, metadata, mended = await _admit(service, key)
+        signature, metadata, mended = await _admit(service, caller, key)
         model = await run_in_threadpool(
             _register, request, service, name, stored.sha256, stored.bytes, signature, metadata, mended
         )
@@ -151,14 +152,16 @@ async def delete_version(name: Name, version: Version, request: Request, service
     openapi_extra={"parameters": query_parameters(OnlineOptions), "requestBody": RECORDS_BODY},
     operation_id="predict_online", summary="Predict a few records at once",
 )  # fmt: skip
-async def predict_online(name: Reference, request: Request, service: ServiceDep) -> Response:
+async def predict_online(name: Reference, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """The same code as a job, hence the same answers: input fields and outputs of each record, in order.
 
     A record is an object, or an array with the values in the order of the model's columns; one object alone is one
     record. Images do not come back."""
     options = parsed(OnlineOptions, request.query_params)
-    task = await _online_task(name, request, service, options, options.top_k)
-    online = await service.call(scoring.predict_online, task, seconds=service.runtime.settings.online_timeout)
+    with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
+        task = await _online_task(name, request, service, options, options.top_k)
+        seconds = service.runtime.settings.online_timeout
+        online = await service.call(place, scoring.predict_online, task, seconds=seconds, asked_by=request)
     body = {
         "prediction": orjson.Fragment(b"[%b]" % b",".join(online.lines.splitlines())),
         "errors": [_error(error) for error in online.errors],
@@ -173,12 +176,14 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep)
     openapi_extra={"parameters": query_parameters(ValidateOptions), "requestBody": RECORDS_BODY},
     operation_id="validate", summary="Check a sample against the model's signature",
 )  # fmt: skip
-async def validate(name: Reference, request: Request, service: ServiceDep) -> Response:
+async def validate(name: Reference, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """No job, nothing stored. `errors` names each value that does not fit; a sample that does not fit at all is a 422,
     as it would be for predict."""
     options = parsed(ValidateOptions, request.query_params)
-    task = await _online_task(name, request, service, options)
-    errors = await service.call(scoring.validate_online, task, seconds=service.runtime.settings.online_timeout)
+    with service.calls.place(caller.tenant, Lane.ONLINE) as place:
+        task = await _online_task(name, request, service, options)
+        seconds = service.runtime.settings.online_timeout
+        errors = await service.call(place, scoring.validate_online, task, seconds=seconds, asked_by=request)
     body = {
         "valid": not errors,
         "errors": [_error(error) for error in errors],
@@ -218,11 +223,13 @@ async def _online_task(
     )
 
 
-async def _admit(service: Service, key: str) -> tuple[Signature, dict[str, str], str]:
+async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature, dict[str, str], str]:
     settings = service.runtime.settings
     try:
-        async with service.long_call(settings.online_wait):
-            return await service.call(scoring.admit_model, settings.storage, key, seconds=settings.admission_timeout)
+        with service.long_calls.place(caller.tenant, Lane.LONG) as place:
+            async with service.long_call(place, settings.online_wait):
+                seconds = settings.admission_timeout
+                return await service.call(place, scoring.admit_model, settings.storage, key, seconds=seconds)
     except ScoringFailed as error:
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
 

@@ -100,7 +100,7 @@ async def predict(
             model = resolve_model(service, options.model)
         asked = Asked(job.tenant, input_of(job), model, options)
         if job.state is JobState.UPLOADED:
-            await check_input(service, asked.input, model, asked.chosen)
+            await check_input(service, caller, asked.input, model, asked.chosen)
 
         def commit() -> None:
             with service.runtime.database.write() as connection:
@@ -150,7 +150,7 @@ async def upload_and_predict(
             if (answer := await replayed(service, caller, key, content)) is not None:
                 return answer
             asked = Asked(caller.home, new, model, options)
-            await check_input(service, new, model, asked.chosen)
+            await check_input(service, caller, new, model, asked.chosen)
 
             def insert(connection: Connection) -> None:
                 jobs.create(connection, new, model, time.time(), caller.home)

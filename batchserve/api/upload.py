@@ -29,7 +29,8 @@ from batchserve.api.deps import (
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
 from batchserve.api.schemas import JobBody
-from batchserve.domain import ModelVersion, Options
+from batchserve.api.turns import Lane
+from batchserve.domain import Caller, ModelVersion, Options
 from batchserve.errors import InvalidInput
 from batchserve.formats import FORMATS, RESULT_FORMATS, get_format, sniff
 from batchserve.inference.outputs import output_columns
@@ -107,7 +108,7 @@ async def upload(
             if (answer := await replayed(service, caller, key, content)) is not None:
                 return answer
             if version is not None:
-                await check_input(service, new, version, Options(default_format(new.format, version)))
+                await check_input(service, caller, new, version, Options(default_format(new.format, version)))
 
             def insert(connection: Connection) -> None:
                 now = time.time()
@@ -167,11 +168,12 @@ def default_format(input_format: str, model: ModelVersion) -> str:
     return "npz" if len(kinds) > 1 and any(kind.is_nested() for kind in kinds) else "npy"
 
 
-async def check_input(service: Service, new: NewInput, model: ModelVersion, options: Options) -> None:
+async def check_input(service: Service, caller: Caller, new: NewInput, model: ModelVersion, options: Options) -> None:
     """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
     source = scoring.Input(service.runtime.settings.storage, new.key, new.format, new.dialect)
     seconds = service.runtime.settings.online_timeout
-    await service.call(scoring.check_input, source, model, options, seconds=seconds)
+    with service.calls.place(caller.tenant, Lane.CHECK) as place:
+        await service.call(place, scoring.check_input, source, model, options, seconds=seconds)
 
 
 async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> NewInput:

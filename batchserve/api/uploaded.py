@@ -11,6 +11,7 @@ from batchserve import idempotency, jobs, scoring
 from batchserve.api.deps import Service, replayed, resolve_model
 from batchserve.api.queueing import Asked, enqueue, input_of
 from batchserve.api.schemas import PredictOptions, QueuedBody, RefusedJob
+from batchserve.api.turns import Lane, Place
 from batchserve.domain import Caller, JobState
 from batchserve.errors import BatchserveError, JobNotFound, OutOfMemory, ScoringCrashed, ScoringTimeout
 
@@ -55,10 +56,10 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
     job_ids, outcome = await run_in_threadpool(find), _Outcome()
     for start in range(0, len(job_ids), _TOGETHER):
         if asked := await run_in_threadpool(read, job_ids[start : start + _TOGETHER]):
-            problems = await _check(service, asked)
+            problems = await _check(service, caller, asked)
             await run_in_threadpool(_enqueue_fitting, service, asked, problems, outcome)
             service.wake_worker()
-    body = outcome.body().model_dump_json()
+    body = await run_in_threadpool(lambda: outcome.body().model_dump_json())  # of thousands of jobs, maybe
 
     def remember(key: str) -> None:
         with service.runtime.database.write() as connection:
@@ -87,21 +88,22 @@ def _enqueue_fitting(
     ]
 
 
-async def _check(service: Service, asked: list[Asked]) -> list[BatchserveError | None]:
-    """What is wrong with each input. Raises InvalidOptions when the options suit none, and Unavailable."""
+async def _check(service: Service, caller: Caller, asked: list[Asked]) -> list[BatchserveError | None]:
+    """What is wrong with each input. Raises InvalidOptions when the options suit none, Unavailable, TooManyRequests."""
     try:
-        async with service.long_call():
-            return await _call(service, asked)
+        with service.long_calls.place(caller.tenant, Lane.LONG) as place:
+            async with service.long_call(place):
+                return await _call(service, place, asked)
     except (ScoringCrashed, ScoringTimeout, OutOfMemory) as error:
         if len(asked) == 1:
             return [error]
-        return [problem for one in asked for problem in await _check(service, [one])]
+        return [problem for one in asked for problem in await _check(service, caller, [one])]
 
 
-async def _call(service: Service, asked: list[Asked]) -> list[BatchserveError | None]:
+async def _call(service: Service, place: Place, asked: list[Asked]) -> list[BatchserveError | None]:
     settings = service.runtime.settings
     inputs = [
         (scoring.Input(settings.storage, one.input.key, one.input.format, one.input.dialect), one.chosen)
         for one in asked
     ]
-    return await service.call(scoring.check_inputs, inputs, asked[0].model, seconds=settings.online_timeout)
+    return await service.call(place, scoring.check_inputs, inputs, asked[0].model, seconds=settings.online_timeout)

@@ -30,6 +30,8 @@ class Call(Protocol[T]):
 class Engine(Protocol):
     capacity: int
     """Calls that run at the same time."""
+    interactive: int
+    """Calls of clients that wait that run at the same time, beside those."""
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:
         """Calls a module-level function for a worker, in the order of the submissions; urgent ones before others."""

@@ -31,8 +31,9 @@ if TYPE_CHECKING:  # scoring processes import this module, and have no use for p
     from batchserve.settings import Settings
 
 T = TypeVar("T")
-_INTERACTIVE = 2
-"""Processes for clients that wait: two, so that a model under admission does not block the others."""
+_INTERACTIVE = 3
+"""Processes for clients that wait: two for one tenant, so that a model under admission does not block its other calls,
+and one that it leaves to others."""
 
 
 class LocalCall(Generic[T]):
@@ -89,7 +90,7 @@ class LocalEngine:
     """Two pools of processes: one for the chunks of jobs, one for clients that wait for an answer."""
 
     def __init__(self, settings: "Settings") -> None:
-        self.capacity = settings.processes
+        self.capacity, self.interactive = settings.processes, _INTERACTIVE
         memory = settings.process_memory
         self._batch = _Pool(settings.processes, _Limits(memory, settings.process_nice, keeps_freed=True))
         self._interactive = _Pool(_INTERACTIVE, _Limits(memory, nice=0, keeps_freed=False))

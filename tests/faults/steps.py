@@ -72,7 +72,7 @@ class EngineOfThisProcess:
     `dies_before`: the function whose call ends this process.
     """
 
-    capacity = 1
+    capacity = interactive = 1
 
     def __init__(self, dies_before: Callable[..., object] | None = None) -> None:
         self._dies_before = dies_before

@@ -20,6 +20,7 @@ class Mutant:
 LOCAL, JOBS, WORKER = "batchserve/storage/local.py", "batchserve/jobs.py", "batchserve/worker.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
+TURNS = "batchserve/api/turns.py"
 ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 
@@ -234,6 +235,21 @@ MUTANTS = (
     Mutant(
         "records without an array share one blank", ARRAYS, "np.concatenate([values, blank])",
         "np.concatenate([values, *[blank] * len(good)])", ("tests/test_tensors.py",),
+    ),
+    Mutant(
+        "a tenant leaves one process to others", TURNS, "max(1, slots - 1)", "slots", ("tests/test_turns.py",),
+    ),
+    Mutant(
+        "the tenant of which fewest calls run comes next", TURNS,
+        "min(able, key=lambda name: self._running[name])", "able[0]", ("tests/test_turns.py",),
+    ),
+    Mutant(
+        "a tenant has so many calls under way and no more", TURNS, "self._places[place] >= self._most", "False",
+        ("tests/test_turns.py",),
+    ),
+    Mutant(
+        "a call ends when its client leaves", "batchserve/api/deps.py",
+        "    if client is None or (await", "    if True or (await", ("tests/test_turns.py",),
     ),
     Mutant(
         "each tenant queues its own uploads", JOBS,

@@ -1,0 +1,128 @@
+"""Whose turn it is: clients that wait for an answer share a few scoring processes, tenant by tenant."""
+
+import threading
+from collections import Counter, deque
+from collections.abc import Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+
+from batchserve.errors import TooManyRequests
+
+__all__ = ["Lane", "Place", "Turn", "Turns"]
+
+
+class Lane(Enum):
+    """What a call is for. The calls of a tenant are counted for each lane, so that none fills another."""
+
+    CHECK = "checks"
+    """Of an input that is to be queued: milliseconds. Before the tenant's other calls."""
+    ONLINE = "online predictions"
+    LONG = "long calls"
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A client that was let in: it counts, whether it still sends its body, waits or runs."""
+
+    tenant: str
+    lane: Lane
+
+
+class Turn:
+    """The wait for a process, and then its use; `end` it, wherever it is."""
+
+    __slots__ = ("_turns", "given", "place")
+
+    def __init__(self, turns: "Turns", place: Place) -> None:
+        self._turns, self.place = turns, place
+        self.given: Future[None] = Future()
+
+    def end(self) -> None:
+        """Leaves the queue, or gives the process to the next one. Once only counts; from any thread."""
+        self._turns.end(self)
+
+
+class Turns:
+    """`slots` calls run at a time. The next one is of the tenant of which fewest run, between equals of the one that
+    has waited for its turn longest; the calls of a tenant go in the order in which they came, checks first.
+
+    A tenant never takes the last slot while it holds the others: whatever it asks, others find one that is free, or
+    wait for no more than one call that runs. At most `most` calls of each lane are let in for one tenant.
+    """
+
+    def __init__(self, slots: int, most: int) -> None:
+        self._free = slots
+        self._share = max(1, slots - 1)
+        self._most = most
+        self._lock = threading.Lock()
+        self._places: Counter[Place] = Counter()
+        self._running: Counter[str] = Counter()
+        self._taken: set[Turn] = set()
+        self._waiting: dict[str, tuple[deque[Turn], deque[Turn]]] = {}
+        """Checks and other calls of each tenant that waits; one that was just served is at the end."""
+
+    @contextmanager
+    def place(self, tenant: str, lane: Lane) -> Iterator[Place]:
+        """Raises TooManyRequests."""
+        place = Place(tenant, lane)
+        with self._lock:
+            if self._places[place] >= self._most:
+                raise TooManyRequests(
+                    f"{self._most} {lane.value} of tenant {tenant!r} are under way, and no more are let in: "
+                    "wait for their answers",
+                    retry_after=1,
+                )
+            self._places[place] += 1
+        try:
+            yield place
+        finally:
+            with self._lock:
+                self._places[place] -= 1
+                if not self._places[place]:
+                    del self._places[place]
+
+    def ask(self, place: Place) -> Turn:
+        """A turn, whose `given` is done when it has come: at once where a slot is free."""
+        turn = Turn(self, place)
+        with self._lock:
+            checks, others = self._waiting.setdefault(place.tenant, (deque(), deque()))
+            (checks if place.lane is Lane.CHECK else others).append(turn)
+            self._give()
+        return turn
+
+    def end(self, turn: Turn) -> None:
+        with self._lock:
+            tenant = turn.place.tenant
+            if turn in self._taken:
+                self._taken.remove(turn)
+                self._running[tenant] -= 1
+                if not self._running[tenant]:
+                    del self._running[tenant]
+                self._free += 1
+                if tenant in self._waiting:
+                    self._waiting[tenant] = self._waiting.pop(tenant)
+                self._give()
+            elif tenant in self._waiting:
+                for queue in self._waiting[tenant]:
+                    if turn in queue:
+                        queue.remove(turn)
+                self._forget_if_empty(tenant)
+
+    def _give(self) -> None:
+        while self._free and (able := [tenant for tenant in self._waiting if self._running[tenant] < self._share]):
+            tenant = min(able, key=lambda name: self._running[name])  # the first of equals
+            queues = self._waiting.pop(tenant)
+            turn = (queues[0] or queues[1]).popleft()
+            self._waiting[tenant] = queues
+            self._forget_if_empty(tenant)
+            if turn.given.set_running_or_notify_cancel():  # else nobody waits for it any more
+                self._free -= 1
+                self._running[tenant] += 1
+                self._taken.add(turn)
+                turn.given.set_result(None)
+
+    def _forget_if_empty(self, tenant: str) -> None:
+        if not any(self._waiting[tenant]):
+            del self._waiting[tenant]
