@@ -19,7 +19,7 @@ from starlette.staticfiles import StaticFiles
 from batchserve import __version__, jobs
 from batchserve.api import download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
-from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, is_public
+from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, caller_of, is_public
 from batchserve.api.cache import CacheMiddleware
 from batchserve.api.deps import PROBLEMS, Changes, Service
 from batchserve.api.links import add_links
@@ -145,8 +145,9 @@ def _add_health(app: FastAPI) -> None:
     )  # fmt: skip
     async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()
-        registry.register(_JobMetrics(request.app.state.service.runtime))
-        text = await run_in_threadpool(generate_latest, registry)
+        service: Service = request.app.state.service
+        registry.register(_JobMetrics(service.runtime))
+        text = await service.read(caller_of(request).tenant, lambda: generate_latest(registry))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

@@ -26,6 +26,7 @@ from sqlalchemy import (
     insert,
     or_,
     select,
+    union_all,
     update,
 )
 from sqlalchemy.sql import ColumnElement
@@ -230,8 +231,18 @@ def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     return [Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}) for row in rows.mappings()]
 
 
-def queue_position(connection: Connection, job: Job, now: float) -> int | None:
-    """How many queued jobs of its tenant that are due are ahead of this one; None when it does not queue."""
+def attempts_of_several(connection: Connection, job_ids: Collection[str]) -> dict[str, list[Attempt]]:
+    """The attempts at each of these jobs, in one query."""
+    found: dict[str, list[Attempt]] = {job_id: [] for job_id in job_ids}
+    if found:
+        for row in connection.execute(_ATTEMPTS_OF, {"job_ids": list(found)}).mappings():
+            found[row["job_id"]].append(Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}))
+    return found
+
+
+def queue_position(connection: Connection, job: Job, now: float, most: int = 2**31) -> int | None:
+    """How many queued jobs of its tenant that are due are ahead of this one. None when it does not queue, and when
+    more than `most` queued jobs would have to be read to tell."""
     if job.state is not JobState.QUEUED:
         return None
     values = {
@@ -240,8 +251,15 @@ def queue_position(connection: Connection, job: Job, now: float) -> int | None:
         "its_priority": job.priority,
         "since": job.queued_at,
         "job": job.id,
+        "most": most + 1,
     }
-    return connection.scalar(_COUNT_AHEAD, values)
+    ahead, due = connection.execute(_COUNT_AHEAD, values).one()
+    return int(due or 0) if ahead <= most else None
+
+
+def queue_of(connection: Connection, tenant: str) -> Iterable[Sequence[Any]]:
+    """The priority, moment of queueing, ID and `run_after` of each queued job of a tenant, in their order."""
+    return connection.execute(_QUEUE, {"its_tenant": tenant})
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
@@ -852,31 +870,52 @@ _JOBS = (
     .order_by(jobs.c.id.desc())
 )
 _JOB = _JOBS.where(jobs.c.id == bindparam("job_id"))
+# Among the latest alone: thousands of equal jobs that queue would be read in the transaction of each predict.
+_ALIKE = (
+    select(jobs.c.id, jobs.c.state)
+    .where(jobs.c.request_digest == bindparam("digest"), jobs.c.tenant == bindparam("its_tenant"))
+    .order_by(jobs.c.id.desc())
+    .limit(1000)
+    .subquery()
+)
 _EQUAL = _JOBS.where(
-    jobs.c.request_digest == bindparam("digest"),
-    jobs.c.state == JobState.COMPLETED,
-    jobs.c.tenant == bindparam("its_tenant"),
-).limit(1)
+    jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery()
+)
 _TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
 _STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
 _JOBS_OF = _JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
-_COUNT_AHEAD = (
-    select(func.count())
-    .select_from(jobs)
-    .where(
-        *_due(bindparam("now")),
-        jobs.c.tenant == bindparam("its_tenant"),
-        or_(
-            jobs.c.priority > bindparam("its_priority"),
-            and_(jobs.c.priority == bindparam("its_priority"), jobs.c.queued_at < bindparam("since")),
-            and_(
-                jobs.c.priority == bindparam("its_priority"),
-                jobs.c.queued_at == bindparam("since"),
-                jobs.c.id < bindparam("job"),
-            ),
-        ),
-    )
+_ATTEMPTS_OF = (
+    select(attempts)
+    .where(attempts.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(attempts.c.job_id, attempts.c.number)
+)
+_ITS_QUEUE = and_(jobs.c.state == JobState.QUEUED, jobs.c.tenant == bindparam("its_tenant"))
+
+
+def _ahead(*guards: ColumnElement[bool]) -> Any:
+    found = select(jobs.c.run_after).where(_ITS_QUEUE, *guards).limit(bindparam("most")).subquery()
+    return select(found.c.run_after)
+
+
+# Two ranges of the index, each read from its beginning and no further than `most`. With OR in one condition, SQLite
+# would read the whole queue.
+_AHEAD = union_all(
+    _ahead(jobs.c.priority > bindparam("its_priority")),
+    _ahead(
+        jobs.c.priority == bindparam("its_priority"),
+        jobs.c.queued_at <= bindparam("since"),
+        or_(jobs.c.queued_at < bindparam("since"), jobs.c.id < bindparam("job")),
+    ),
+).subquery()
+_COUNT_AHEAD = select(
+    func.count(),
+    func.sum(case((or_(_AHEAD.c.run_after.is_(None), _AHEAD.c.run_after <= bindparam("now")), 1), else_=0)),
+)
+_QUEUE = (
+    select(jobs.c.priority, jobs.c.queued_at, jobs.c.id, jobs.c.run_after)
+    .where(_ITS_QUEUE)
+    .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
 )
 _CREATE = insert(jobs)
 _ENQUEUE = update(jobs).where(

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, TypeVar
 from weakref import WeakValueDictionary
 
-import anyio
 from fastapi import Depends, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel, ValidationError
@@ -19,9 +18,11 @@ from starlette.concurrency import run_in_threadpool
 from batchserve import idempotency, jobs, registry, retention
 from batchserve.api.auth import Keyring, caller_of
 from batchserve.api.cache import AnswerCache
+from batchserve.api.following import Following
+from batchserve.api.places import Places
 from batchserve.api.schemas import JobBody, job_body
-from batchserve.api.turns import Place, Turn, Turns
-from batchserve.domain import Caller, Job, JobState, ModelVersion
+from batchserve.api.turns import Lane, Place, Turn, Turns
+from batchserve.domain import Attempt, Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
 from batchserve.errors import BadRequest, IdempotencyInProgress, ScoringCrashed, Unavailable
 from batchserve.runtime import Runtime
@@ -56,12 +57,19 @@ class Service:
     calls: Turns = field(init=False)
     """Of all calls in interactive processes."""
     long_calls: Turns = field(init=False)
+    reads: Turns = field(init=False)
+    """Of reads of many rows: one of a tenant at a time, so that their work leaves time for the event loop."""
+    places: Places = field(init=False)
+    following: Following = field(init=False)
 
     def __post_init__(self) -> None:
         most = self.runtime.settings.online_calls
         self.keyring = Keyring(self.runtime.database)
         self.calls = Turns(self.runtime.engine.interactive, most)
         self.long_calls = Turns(1, most)
+        self.reads = Turns(2, most)
+        self.places = Places(self.runtime.database)
+        self.following = Following(self.runtime.database, self.runtime.settings, self.places, self.stopping)
 
     async def wake(self) -> None:
         """For background tasks: one that is no coroutine would take a thread."""
@@ -71,11 +79,6 @@ class Service:
         """The worker claims nothing more, streams and long polls end. Comes before the wait for all requests."""
         self.stopping.set()
         self.stop_worker()
-
-    async def pause(self, seconds: float) -> None:
-        """Sleeps, but not on when the server stops."""
-        with anyio.move_on_after(seconds):
-            await self.stopping.wait()
 
     async def call(
         self, place: Place, function: Callable[..., T], *args: Any, seconds: float, asked_by: Request | None = None
@@ -115,7 +118,7 @@ class Service:
             turn.given.result(self._patience)
         except TimeoutError:
             turn.end()
-            raise self._busy() from None
+            raise self._busy(place.lane) from None
         return self._begin(turn, function, args, seconds).future.result()
 
     def _begin(self, turn: Turn, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> Call[T]:
@@ -138,9 +141,18 @@ class Service:
             except BaseException as left:
                 turn.end()
                 if isinstance(left, TimeoutError):
-                    raise self._busy() from None
+                    raise self._busy(place.lane) from None
                 raise
         return turn
+
+    async def read(self, tenant: str, function: Callable[[], T]) -> T:
+        """Reads many rows, in a thread, when it is the tenant's turn. Raises TooManyRequests and Unavailable."""
+        with self.reads.place(tenant, Lane.READ) as place:
+            turn = await self._turn(self.reads, place, self._patience)
+            try:
+                return await run_in_threadpool(function)
+            finally:
+                turn.end()
 
     @asynccontextmanager
     async def long_call(self, place: Place, wait: float | None = None) -> AsyncIterator[None]:
@@ -159,11 +171,11 @@ class Service:
     def _patience(self) -> float:
         return self.runtime.settings.online_wait
 
-    def _busy(self) -> Unavailable:
-        return Unavailable(
-            f"no scoring process was free for {self.runtime.settings.online_wait:g} s; try again in a moment",
-            retry_after=5,
-        )
+    def _busy(self, lane: Lane) -> Unavailable:
+        seconds = f"{self.runtime.settings.online_wait:g} s; try again in a moment"
+        if lane is Lane.READ:
+            return Unavailable(f"other lists were read for {seconds}", retry_after=5)
+        return Unavailable(f"no scoring process was free for {seconds}", retry_after=5)
 
     @contextmanager
     def naming_bytes(self, undo: Callable[[], None]) -> Iterator[Connection]:
@@ -266,14 +278,29 @@ def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
         raise RequestValidationError(error.errors()) from None
 
 
-def read_body(service: Service, job_id: str) -> JobBody:
+async def read_body(service: Service, job_id: str) -> JobBody:
     """A job as its clients see it. Raises JobNotFound."""
+    job, attempts, place, now = _read(service, job_id)  # inline: costs less than a thread hop
+    if job.state is JobState.QUEUED and place is None:
+        place = (await run_in_threadpool(service.places.of, [job], now))[job_id]
+    return job_body(job, attempts, place, now)
+
+
+def read_body_from_thread(service: Service, job_id: str) -> JobBody:
+    """The same for code that is in a thread already."""
+    job, attempts, place, now = _read(service, job_id)
+    if job.state is JobState.QUEUED and place is None:
+        place = service.places.of([job], now)[job_id]
+    return job_body(job, attempts, place, now)
+
+
+def _read(service: Service, job_id: str) -> tuple[Job, list[Attempt], int | None, float]:
+    """A job, its attempts, its place in the queue unless that is far back, and as of when that is true."""
     with service.runtime.database.read() as connection:
         job = retention.dated(jobs.get(connection, job_id), service.runtime.settings)
         attempts = jobs.attempts_of(connection, job_id) if job.attempt else []
         now = time.time()
-        position = jobs.queue_position(connection, job, now)
-    return job_body(job, attempts, position, now)
+        return job, attempts, service.places.near(connection, job, now), now
 
 
 def resolve_model(service: Service, reference: str) -> ModelVersion:
@@ -383,4 +410,4 @@ async def replayed(service: Service, caller: Caller, key: str | None, content: s
     headers = {"idempotency-replayed": "true"}
     if remembered.job_id is None:
         return Response(remembered.answer, remembered.status, headers, media_type="application/json")
-    return job_response(read_body(service, remembered.job_id), remembered.status, headers)
+    return job_response(await read_body(service, remembered.job_id), remembered.status, headers)

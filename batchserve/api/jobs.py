@@ -1,12 +1,13 @@
 """/v1/jobs: what becomes of them."""
 
-import hashlib
 import re
 import time
 from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Literal
 
+import orjson
 import uuid_utils
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -29,24 +30,29 @@ from batchserve.api.deps import (
     parsed,
     preferred_wait,
     read_body,
+    read_body_from_thread,
     read_job,
     replayed,
     wait_for,
 )
+from batchserve.api.following import tag_of
 from batchserve.api.schemas import JobBody, JobList, job_body
 from batchserve.domain import Job, JobState
-from batchserve.errors import InvalidOptions, JobNotFound
+from batchserve.errors import InvalidOptions
 from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
 
 router = APIRouter(tags=["jobs"])
 
-EVENT_PAUSE = 0.25
 EVENTS_SHOWN = {"responses": {"200": {"content": {"text/event-stream": {"example": examples.EVENTS}}}}}
+SLICE = 50
+PAGE_BYTES = 4 * 2**20
 _REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
 
 
 @router.head("/v1/jobs", include_in_schema=False)
-@router.get("/v1/jobs", responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first")
+@router.get(
+    "/v1/jobs", response_model=JobList, responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first"
+)  # fmt: skip
 async def list_jobs(
     service: ServiceDep,
     caller: CallerDep,
@@ -55,24 +61,35 @@ async def list_jobs(
     q: Annotated[str | None, Query(description="Part of an ID, a file name or a metadata value.")] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
-) -> JobList:
+) -> Response:
+    """A page ends early, with `next`, where its jobs would take more than 4 MiB."""
     if model is not None and not _REFERENCE.fullmatch(model):
         raise InvalidOptions(f"model: expected name or name@version with a number, got {model!r}")
 
-    def read() -> JobList:
-        with service.runtime.database.read() as connection:
-            found = jobs.list_page(
-                connection, caller.tenant, state=state, model=model, search=q, after=after, limit=limit + 1
-            )
-            page = [retention.dated(job, service.runtime.settings) for job in found[:limit]]
-            now = time.time()
-            bodies = [
-                job_body(job, jobs.attempts_of(connection, job.id), jobs.queue_position(connection, job, now), now)
-                for job in page
-            ]
-        return JobList(jobs=bodies, next=page[-1].id if len(found) > limit else None)
+    def read(after: str | None) -> bytes:
+        """In a few reads, so that none brings much more than the page will hold."""
+        page: list[bytes] = []
+        size, more = 0, True
+        while more and len(page) < limit:
+            most = min(SLICE, limit - len(page))
+            with service.runtime.database.read() as connection:
+                found = jobs.list_page(
+                    connection, caller.tenant, state=state, model=model, search=q, after=after, limit=most + 1
+                )
+                tried = jobs.attempts_of_several(connection, [job.id for job in found if job.attempt])
+            more, now = len(found) > most, time.time()
+            places = service.places.of(found, now)
+            for job in found[:most]:
+                dated = retention.dated(job, service.runtime.settings)
+                body = job_body(dated, tried.get(job.id, []), places.get(job.id), now).model_dump_json().encode()
+                size += len(body)
+                if page and size > PAGE_BYTES:
+                    return _page(page, after)
+                page.append(body)
+                after = job.id
+        return _page(page, after if more else None)
 
-    return await run_in_threadpool(read)
+    return Response(await service.read(caller.tenant, lambda: read(after)), media_type="application/json")
 
 
 @router.head("/v1/jobs/{job_id}", include_in_schema=False)
@@ -93,7 +110,7 @@ async def get_job(
         if not before.finished:
             await wait_for(service, job_id, seconds, lambda state: state is not before)
     version = service.runtime.database.version()
-    body = read_body(service, job_id)
+    body = await read_body(service, job_id)
     tag = _etag(body)
     answer = job_response(body, 200, {"etag": tag})
     service.answers.keep(caller_of(request).tenant, request.scope["path"], answer, version)
@@ -127,19 +144,11 @@ async def follow_job(
     """
     told = last_event_id
     state = told.partition("-")[0] if told else None
-    while not service.stopping.is_set():
-        try:
-            body = read_body(service, job.id)
-        except JobNotFound:
-            return
-        tag = _event_id(body)
-        if tag != told:
-            event = "progress" if state == body.state.value else "state"
-            yield ServerSentEvent(data=body.model_dump(mode="json"), event=event, id=tag)
-            told, state = tag, body.state.value
-        if body.state.finished:
-            return
-        await service.pause(EVENT_PAUSE)
+    async with aclosing(service.following.follow(job.id)) as changes:
+        async for change in changes:
+            if change.tag != told:
+                yield change.as_progress if state == change.state else change.as_state
+                told, state = change.tag, change.state
 
 
 @router.post(
@@ -152,7 +161,7 @@ async def cancel_job(job_id: OwnJob, service: ServiceDep, background: Background
     def cancel() -> JobBody:
         with service.runtime.database.write() as connection:
             jobs.request_cancel(connection, job_id, time.time())
-        return read_body(service, job_id)
+        return read_body_from_thread(service, job_id)
 
     body = await run_in_threadpool(cancel)
     background.add_task(service.wake)
@@ -212,7 +221,7 @@ async def retry_job(
                 jobs.retry_if_stopped(connection, job_id, now)
             if key is not None:
                 idempotency.remember(connection, key, content, retried, 202, now, caller.tenant)
-        return read_body(service, retried)
+        return read_body_from_thread(service, retried)
 
     async def work() -> Response:
         if (answer := await replayed(service, caller, key, content)) is not None:
@@ -230,9 +239,14 @@ async def retry_job(
 async def delete_job(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
     """Bytes shared with another job (`reused_from`) stay. A running job is cancelled first, by its owner (409)."""
     if conditional.is_conditional(request):
-        conditional.require(request, _etag(read_body(service, job_id)), exists=True)
+        conditional.require(request, _etag(await read_body(service, job_id)), exists=True)
     await run_in_threadpool(_delete, service, job_id)
     return Response(status_code=204)
+
+
+def _page(bodies: list[bytes], following: str | None) -> bytes:
+    """A JobList."""
+    return b'{"jobs":[%b],"next":%b}' % (b",".join(bodies), orjson.dumps(following))
 
 
 def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable[[], None]) -> None:
@@ -272,10 +286,4 @@ def _remove_input_and_parts(storage: Storage, job_id: str) -> None:
 
 
 def _etag(body: JobBody) -> str:
-    return f'W/"{_event_id(body)}"'
-
-
-def _event_id(body: JobBody) -> str:
-    """Changes with all that the job shows but its speed, which never stands still."""
-    shown = body.model_dump_json(exclude={"rows_per_s", "eta_s"})
-    return f"{body.state.value}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+    return f'W/"{tag_of(body)}"'

@@ -2,11 +2,13 @@
 
 import re
 import time
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import orjson
 import uuid_utils
 from fastapi import APIRouter, Path, Request, Response
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import holds, registry, scoring
@@ -90,13 +92,12 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
 
 
 @router.head("/v1/models", include_in_schema=False)
-@router.get("/v1/models", responses=PROBLEMS, operation_id="list_models", summary="List models, newest versions")
-async def list_models(service: ServiceDep) -> ModelList:
-    def read() -> ModelList:
-        with service.runtime.database.read() as connection:
-            return ModelList(models=[model_body(model) for model in registry.newest_versions(connection)])
-
-    return await run_in_threadpool(read)
+@router.get(
+    "/v1/models", response_model=ModelList, responses=PROBLEMS,
+    operation_id="list_models", summary="List models, newest versions",
+)  # fmt: skip
+async def list_models(service: ServiceDep, caller: CallerDep) -> Response:
+    return await _list(service, caller, registry.newest_versions)
 
 
 @router.head("/v1/models/{name}", include_in_schema=False)
@@ -109,13 +110,12 @@ async def get_model(name: Reference, request: Request, service: ServiceDep) -> R
 
 
 @router.head("/v1/models/{name}/versions", include_in_schema=False)
-@router.get("/v1/models/{name}/versions", responses=PROBLEMS, operation_id="list_versions", summary="List all versions")
-async def list_versions(name: Name, service: ServiceDep) -> ModelList:
-    def read() -> ModelList:
-        with service.runtime.database.read() as connection:
-            return ModelList(models=[model_body(model) for model in registry.versions(connection, name)])
-
-    return await run_in_threadpool(read)
+@router.get(
+    "/v1/models/{name}/versions", response_model=ModelList, responses=PROBLEMS,
+    operation_id="list_versions", summary="List all versions",
+)  # fmt: skip
+async def list_versions(name: Name, service: ServiceDep, caller: CallerDep) -> Response:
+    return await _list(service, caller, lambda connection: registry.versions(connection, name))
 
 
 @router.head("/v1/models/{name}/versions/{version}", include_in_schema=False)
@@ -232,6 +232,15 @@ async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature,
                 return await service.call(place, scoring.admit_model, settings.storage, key, seconds=seconds)
     except ScoringFailed as error:
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
+
+
+async def _list(service: Service, caller: Caller, find: Callable[[Connection], list[ModelVersion]]) -> Response:
+    def read() -> str:  # encoded there, too: signatures of thousands of versions
+        with service.runtime.database.read() as connection:
+            found = find(connection)
+        return ModelList(models=[model_body(model) for model in found]).model_dump_json()
+
+    return Response(await service.read(caller.tenant, read), media_type="application/json")
 
 
 def _register(

@@ -202,7 +202,7 @@ async def _answer(service: Service, background: BackgroundTasks, job_id: str, wa
         service.wake_worker()
         await wait_for(service, job_id, wait, finished)
         headers["preference-applied"] = f"wait={wait:g}"
-    body = read_body(service, job_id)
+    body = await read_body(service, job_id)
     if body.state is JobState.QUEUED:
         # The row is the record of the work; the background task is only the wake-up.
         background.add_task(service.wake)

@@ -20,6 +20,7 @@ class Lane(Enum):
     """Of an input that is to be queued: milliseconds. Before the tenant's other calls."""
     ONLINE = "online predictions"
     LONG = "long calls"
+    READ = "lists"
 
 
 @dataclass(frozen=True, slots=True)

@@ -117,7 +117,7 @@ async def upload(
                     idempotency.remember(connection, key, content, new.job_id, 201, now, caller.tenant)
 
             await keep(service, received, insert)
-        return job_response(read_body(service, new.job_id), 201)
+        return job_response(await read_body(service, new.job_id), 201)
 
     return await once(service, caller, key, work)
 

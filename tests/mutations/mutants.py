@@ -252,6 +252,26 @@ MUTANTS = (
         "    if client is None or (await", "    if True or (await", ("tests/test_turns.py",),
     ),
     Mutant(
+        "a queue is counted once for all who ask", "batchserve/api/places.py",
+        "count.version == self._database.version()", "False", ("tests/test_places.py",),
+    ),
+    Mutant(
+        "time alone may move a place", "batchserve/api/places.py", "        return not due and", "        return",
+        ("tests/test_places.py",),
+    ),
+    Mutant(
+        "the place of one job is looked for nearby", JOBS, "*guards).limit(bindparam(\"most\"))", "*guards)",
+        ("tests/test_places.py",),
+    ),
+    Mutant(
+        "followers look only when something was committed", "batchserve/api/following.py",
+        "same = version is not None and", "same = False and", ("tests/test_places.py",),
+    ),
+    Mutant(
+        "a page of jobs is bounded in bytes", "batchserve/api/jobs.py", "if page and size > PAGE_BYTES:", "if False:",
+        ("tests/test_places.py",),
+    ),
+    Mutant(
         "each tenant queues its own uploads", JOBS,
         "        query = query.where(jobs.c.tenant == tenant)\n    return sorted(", "        pass\n    return sorted(",
         ("tests/test_accumulate.py",),

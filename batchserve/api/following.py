@@ -1,0 +1,184 @@
+"""All who follow jobs by server-sent events: one look at the database for all of them, one body for each job."""
+
+import asyncio
+import hashlib
+import time
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+from fastapi.sse import ServerSentEvent
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import jobs, retention
+from batchserve.api.places import Places
+from batchserve.api.schemas import JobBody, job_body
+from batchserve.db.connect import Database
+from batchserve.domain import Job
+from batchserve.logs import get_logger
+from batchserve.settings import Settings
+
+__all__ = ["PAUSE", "Following", "Told", "tag_of"]
+
+log = get_logger()
+
+PAUSE = 0.25
+"""Seconds between two looks, at least."""
+SHARE = 20
+"""So many times as long as it took to look and tell, nobody looks again: following takes a twentieth of a core."""
+TOGETHER = 250
+"""Jobs that are read in one query."""
+SENDING = 0.0003
+"""Seconds that one event to one follower takes, about."""
+BURST = 50
+"""Followers that are told at once: other requests have their turn in between."""
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """A job as its followers see it, made once for all of them."""
+
+    tag: str
+    """Stands for what is told."""
+    state: str
+    finished: bool
+    as_state: ServerSentEvent
+    as_progress: ServerSentEvent
+
+
+@dataclass(eq=False, slots=True)
+class _Followed:
+    followers: int = 0
+    shown: tuple[Job, int | None] | None = None
+    """What was read last: the job and its place."""
+    told: Told | None = None
+    gone: bool = False
+    change: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class Following:
+    """Looks while anybody follows a job: when anything was committed, and time alone may have moved a job.
+
+    Without a version of the database, it looks each time. All other work is in a thread.
+    """
+
+    def __init__(self, database: Database, settings: Settings, places: Places, stopping: asyncio.Event) -> None:
+        self._database, self._settings, self._places, self._stopping = database, settings, places, stopping
+        self._followed: dict[str, _Followed] = {}
+        self._come = asyncio.Event()
+        self._looking: asyncio.Task[None] | None = None
+
+    async def follow(self, job_id: str) -> AsyncGenerator[Told]:
+        """The job now, and whenever it has changed; a slow follower misses what was overtaken. Ends when the job is
+        finished or deleted, and when the server stops."""
+        followed = self._followed.setdefault(job_id, _Followed())
+        followed.followers += 1
+        if followed.told is None:
+            self._come.set()
+        if self._looking is None or self._looking.done():
+            self._looking = asyncio.create_task(self._look())
+        told: Told | None = None
+        try:
+            while not self._stopping.is_set():
+                change = followed.change
+                if followed.told is not None and followed.told is not told:
+                    told = followed.told
+                    yield told
+                elif followed.gone or (told is not None and told.finished):
+                    return
+                else:
+                    await change.wait()
+        finally:
+            followed.followers -= 1
+            if not followed.followers:
+                del self._followed[job_id]
+
+    async def _look(self) -> None:
+        """Until nobody follows any more, or the server stops."""
+        seen: int | None = None
+        next_look = 0.0
+        while self._followed and not self._stopping.is_set():
+            await self._pause(next_look - time.monotonic())
+            began, now = time.monotonic(), time.time()
+            if began < next_look:
+                chosen = {job_id: followed for job_id, followed in self._followed.items() if followed.told is None}
+            else:
+                version = self._database.version()
+                tenants = {followed.shown[0].tenant for followed in self._followed.values() if followed.shown}
+                same = version is not None and version == seen and not self._places.may_have_changed(tenants, now)
+                chosen = {
+                    job_id: followed for job_id, followed in self._followed.items() if not same or followed.told is None
+                }
+                seen, next_look = version, began + PAUSE
+            if not chosen:
+                continue
+            try:
+                told = await self._tell(chosen, now)
+            except Exception:  # the database does not answer, say: the next look is soon
+                log.warning("Followed jobs could not be read", action="follow_error", exc_info=True)
+                seen, told = None, 0
+            next_look = max(next_look, began + SHARE * (time.monotonic() - began + told * SENDING))
+        for followed in self._followed.values():
+            followed.change.set()
+
+    async def _pause(self, seconds: float) -> None:
+        """Until it is time for the next look, a follower has come or the server stops."""
+        if not self._come.is_set() and seconds > 0:
+            waits = [asyncio.ensure_future(event.wait()) for event in (self._come, self._stopping)]
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            for wait in waits:
+                wait.cancel()
+        self._come.clear()
+
+    async def _tell(self, chosen: dict[str, _Followed], now: float) -> int:
+        """Reads these jobs and tells the followers of those that have changed; returns how many were told."""
+        before = {job_id: followed.shown for job_id, followed in chosen.items()}
+        changed = await run_in_threadpool(self._read, before, now)
+        told, burst = 0, BURST
+        for job_id, found in changed.items():
+            followed = chosen[job_id]
+            if found is None:
+                followed.gone = True
+            else:
+                followed.shown, body = found
+                if followed.told is None or body.tag != followed.told.tag:
+                    followed.told = body
+            followed.change.set()
+            followed.change = asyncio.Event()
+            told += followed.followers
+            if told >= burst:
+                burst = told + BURST
+                await asyncio.sleep(0)
+        return told
+
+    def _read(
+        self, before: dict[str, tuple[Job, int | None] | None], now: float
+    ) -> dict[str, tuple[tuple[Job, int | None], Told] | None]:
+        """What has changed of these jobs; None for one that is not there any more."""
+        ids = list(before)
+        changed: dict[str, tuple[tuple[Job, int | None], Told] | None] = {}
+        for start in range(0, len(ids), TOGETHER):
+            some = ids[start : start + TOGETHER]
+            with self._database.read() as connection:
+                found = {job.id: job for job in jobs.get_several(connection, some)}
+            places = self._places.of(found.values(), now)
+            new = [job for job in found.values() if before[job.id] != (job, places.get(job.id))]
+            with self._database.read() as connection:
+                tried = jobs.attempts_of_several(connection, [job.id for job in new if job.attempt])
+            for job in new:
+                body = job_body(retention.dated(job, self._settings), tried.get(job.id, []), places.get(job.id), now)
+                changed[job.id] = (job, places.get(job.id)), _told(body)
+            for job_id in set(some) - set(found):
+                changed[job_id] = None
+        return changed
+
+
+def tag_of(body: JobBody) -> str:
+    """Changes with all that the job shows but its speed, which never stands still."""
+    shown = body.model_dump_json(exclude={"rows_per_s", "eta_s"})
+    return f"{body.state.value}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
+
+
+def _told(body: JobBody) -> Told:
+    tag, data = tag_of(body), body.model_dump_json()
+    as_state, as_progress = (ServerSentEvent(raw_data=data, event=event, id=tag) for event in ("state", "progress"))
+    return Told(tag, body.state.value, body.state.finished, as_state, as_progress)
