@@ -23,8 +23,8 @@ log = get_logger()
 
 PAUSE = 0.25
 """Seconds between two looks, at least."""
-SHARE = 20
-"""So many times as long as it took to look and tell, nobody looks again: following takes a twentieth of a core."""
+SHARE = 10
+"""So many times as long as it took to look and tell, nobody looks again: following takes a tenth of a core."""
 TOGETHER = 250
 """Jobs that are read in one query."""
 SENDING = 0.0003
