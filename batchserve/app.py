@@ -1,5 +1,8 @@
 """The ASGI application: routes, errors as problems, health, metrics, and the embedded worker."""
 
+import base64
+import hashlib
+import re
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -23,6 +26,7 @@ from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, caller_
 from batchserve.api.cache import CacheMiddleware
 from batchserve.api.deps import PROBLEMS, Changes, Service
 from batchserve.api.links import add_links
+from batchserve.api.origin import OriginMiddleware
 from batchserve.api.schemas import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
@@ -51,8 +55,11 @@ class _Application(FastAPI):
         return document
 
 
-def create_app(settings: Settings | None = None, *, worker: bool = True) -> FastAPI:
-    """The service. With `worker`, a worker runs in this process group; else run `batchserve worker` beside it."""
+def create_app(settings: Settings | None = None, *, worker: bool = True, host: str = "127.0.0.1") -> FastAPI:
+    """The service. With `worker`, a worker runs in this process group; else run `batchserve worker` beside it.
+
+    `host`: the address that it will listen on, which says under which others it is reached.
+    """
     settings = settings or Settings()
 
     @asynccontextmanager
@@ -76,15 +83,17 @@ def create_app(settings: Settings | None = None, *, worker: bool = True) -> Fast
     app = _Application(
         title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
-        docs_url=None, redoc_url=None, redirect_slashes=False,
+        docs_url=None, redoc_url=None,
+        redirect_slashes=False,  # a redirect would repeat the Host that was sent
     )  # fmt: skip
     problems.install(app)
     app.add_middleware(CacheMiddleware)
-    app.add_middleware(AuthMiddleware)  # before all others: the last one added comes first
+    app.add_middleware(AuthMiddleware)
+    # Before all others: the last one added comes first.
+    app.add_middleware(OriginMiddleware, allowed=settings.allowed_hosts, listens_on=host, policies=_add_docs(app))
     for module in (upload, predict, download, job_routes, models):
         app.include_router(module.router)
     _add_health(app)
-    _add_docs(app)
     return app
 
 
@@ -92,21 +101,36 @@ def _no_worker() -> None:
     """Workers of other processes look, and stop, for themselves."""
 
 
-def _add_docs(app: FastAPI) -> None:
-    """Swagger at /docs, with its files served from here: it works without the internet."""
+def _add_docs(app: FastAPI) -> dict[str, str]:
+    """Swagger at /docs, with its files served from here: it works without the internet. Returns what it may do."""
     files = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/docs/static", StaticFiles(directory=files), name="docs-static")
+
+    page = get_swagger_ui_html(
+        openapi_url=str(app.openapi_url),
+        title=f"{app.title} {__version__}",
+        swagger_js_url="/docs/static/swagger-ui-bundle.js",
+        swagger_css_url="/docs/static/swagger-ui.css",
+        swagger_favicon_url="/docs/static/favicon.png",
+    )
 
     @app.head("/docs", include_in_schema=False)
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        return get_swagger_ui_html(
-            openapi_url=str(app.openapi_url),
-            title=f"{app.title} {__version__}",
-            swagger_js_url="/docs/static/swagger-ui-bundle.js",
-            swagger_css_url="/docs/static/swagger-ui.css",
-            swagger_favicon_url="/docs/static/favicon.png",
-        )
+        return page
+
+    return {"/docs": _docs_policy(bytes(page.body).decode())}
+
+
+def _docs_policy(html: str) -> str:
+    """Scripts of ours alone, and the one in the page; requests to this server alone; in no frame."""
+    scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
+    digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
+    own = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src 'self' {own}; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+        "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    )
 
 
 def _add_health(app: FastAPI) -> None:

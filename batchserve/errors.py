@@ -5,6 +5,7 @@ BatchserveError
 │   └── TruncatedBody 400 truncated-body
 ├── Unauthorized 401 unauthorized
 ├── Forbidden 403 forbidden
+│   └── CrossOrigin 403 cross-origin
 ├── NotFound 404 not-found
 │   ├── JobNotFound job-not-found
 │   ├── ModelNotFound model-not-found
@@ -20,6 +21,7 @@ BatchserveError
 ├── PayloadTooLarge 413 payload-too-large
 ├── UnsupportedMedia 415 unsupported-media-type
 ├── RangeNotSatisfiable 416 range-not-satisfiable
+├── MisdirectedRequest 421 misdirected-request
 ├── Unprocessable 422 unprocessable
 │   ├── InvalidInput invalid-input
 │   ├── SchemaMismatch schema-mismatch
@@ -95,6 +97,10 @@ class Forbidden(BatchserveError):
     code, status = "forbidden", 403
 
 
+class CrossOrigin(Forbidden):
+    code = "cross-origin"
+
+
 class NotFound(BatchserveError):
     code, status = "not-found", 404
 
@@ -153,6 +159,10 @@ class PreconditionFailed(BatchserveError):
 
 class RangeNotSatisfiable(BatchserveError):
     code, status = "range-not-satisfiable", 416
+
+
+class MisdirectedRequest(BatchserveError):
+    code, status = "misdirected-request", 421
 
 
 class Unprocessable(BatchserveError):

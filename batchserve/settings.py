@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
+_ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -45,6 +46,11 @@ class Settings(BaseSettings):
         "", description="SQLAlchemy address of the database. Empty: `batchserve.db` in the storage folder (SQLite)."
     )
     engine: str = Field("local", description="Where chunks run: `local` (scoring processes of this host).")
+
+    allowed_hosts: str = Field(
+        "",
+        description="Hosts by which the server is reached beside loopback: `a.example,*.b.example`; `*` is any.",
+    )
 
     processes: int = Field(
         default_factory=lambda: os.cpu_count() or 1, ge=1, description="Scoring processes. Default: the cores."
@@ -130,6 +136,17 @@ class Settings(BaseSettings):
     @classmethod
     def _resolve_folder(cls, address: str) -> str:
         return address if "://" in address else str(Path(address).resolve())
+
+    @field_validator("allowed_hosts")
+    @classmethod
+    def _name_hosts(cls, hosts: str) -> str:
+        for entry in filter(None, map(str.strip, hosts.split(","))):
+            if not _ALLOWED_HOST.fullmatch(entry):
+                raise ValueError(
+                    f"{entry!r} is no host; expected a name or an address as a browser sends it, without scheme, port "
+                    "and last dot; *.example.com for all below a name; or *"
+                )
+        return hosts
 
     @field_validator("heartbeat")
     @classmethod

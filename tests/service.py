@@ -28,6 +28,7 @@ from batchserve.settings import Settings
 
 QUICK: dict[str, Any] = {"processes": 2, "process_nice": 0, "poll": 0.05, "rescue": 0.5, "free_bytes": 0}
 """Settings of a service that reacts at once."""
+URL = "http://127.0.0.1:8000"
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class Api:
 @contextmanager
 def running(folder: Path, *, worker: bool = True, **settings: Any) -> Iterator[Api]:
     chosen = Settings(storage=str(folder), **{**QUICK, **settings})
-    with TestClient(create_app(chosen, worker=worker)) as http:
+    with TestClient(create_app(chosen, worker=worker), base_url=URL) as http:
         yield Api(http, chosen)
 
 

@@ -716,7 +716,7 @@ def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
         transport = httpx2.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
-            httpx2.AsyncClient(transport=transport, base_url="http://x") as client,
+            httpx2.AsyncClient(transport=transport, base_url="http://localhost") as client,
         ):
             await cancel_at_the_commit(client)
             await asyncio.sleep(1.0)

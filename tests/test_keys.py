@@ -294,7 +294,7 @@ def test_who_is_refused_is_refused_before_one_byte_of_the_body_is_read(
     scope = {
         "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "query_string": b"model=iris",
         "path": path.format(foreign=guarded.blues["id"]), "raw_path": path.encode(), "root_path": "",
-        "headers": [(b"authorization", f"Bearer {given}".encode())] if given else [],
+        "headers": [(b"host", b"localhost"), *([(b"authorization", f"Bearer {given}".encode())] if given else [])],
         "client": ("127.0.0.1", 1), "server": ("127.0.0.1", 80),
     }  # fmt: skip
     call = guarded.api.http.portal

@@ -192,7 +192,7 @@ async def download_errors(
     if job.state is not JobState.COMPLETED and not partial:
         raise _not_ready(job)
     is_table = accept is not None and "text/csv" in accept
-    headers = {"vary": "accept"}
+    headers = _as_file(f"{job_id}-errors.{'csv' if is_table else 'jsonl'}")
     if job.state is JobState.COMPLETED:  # from now on it is what it is
         headers["etag"] = f'"{job.result_sha256}-errors{"-csv" if is_table else ""}{"-escaped" if csv_escape else ""}"'
     if (known := conditional.answered(request, headers.get("etag"), headers)) is not None:
@@ -222,6 +222,11 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) 
     name = job.input_filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
     headers = _representation(job.input_sha256)
     return await _file(request, service, job, job.input_key, format.media_type, name, headers)
+
+
+def _as_file(name: str) -> dict[str, str]:
+    """Headers by which a browser saves what users sent, and never shows it."""
+    return {"vary": "accept", "content-disposition": f'attachment; filename="{name}"'}
 
 
 def _not_ready(job: Job) -> ResultNotReady:
@@ -282,7 +287,7 @@ async def _file(
     request: Request, service: Service, job: Job, key: str, media_type: str, name: str, headers: Mapping[str, str]
 ) -> Response:
     """A stored object with ranges. Its digest is its ETag: immutable objects make this simple."""
-    headers = {**headers, "x-content-type-options": "nosniff", "vary": "accept"}
+    headers = {**headers, "vary": "accept"}
     try:
         file = await run_in_threadpool(service.runtime.storage.open, key)
     except FileNotFoundError:

@@ -36,7 +36,7 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
         "title": code.replace("-", " ").capitalize(),
         "status": status,
         "detail": detail,
-        "instance": request.url.path,
+        "instance": request.scope["path"],
         **extra,
     }
     return Response(orjson.dumps(body, default=str), status, headers, "application/problem+json")
@@ -45,7 +45,7 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
 def answer(request: Request, error: BatchserveError) -> Response:
     """The problem that an error is to a client; one of ours is logged as well."""
     if error.status >= 500:
-        log.error("Request has failed", action="request_error", path=request.url.path, code=error.code,
+        log.error("Request has failed", action="request_error", path=request.scope["path"], code=error.code,
                   detail=error.detail)  # fmt: skip
     faults = {"errors": error.errors} if error.errors else {}
     return problem(request, error.status, error.code, error.detail, **faults, **error.extra)
@@ -71,14 +71,16 @@ def install(app: FastAPI) -> None:
             request,
             error.status_code,
             phrase.lower().replace(" ", "-"),
-            f"{request.method} {request.url.path}: {phrase}",
+            f"{request.method} {request.scope['path']}: {phrase}",
         )
         response.headers.update(error.headers or {})
         return response
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:
-        log.error("Request meets an unexpected error", action="request_error", path=request.url.path, exc_info=error)
+        log.error(
+            "Request meets an unexpected error", action="request_error", path=request.scope["path"], exc_info=error
+        )
         return problem(request, 500, "internal-error", "an unexpected error; the server's log has the details")
 
 

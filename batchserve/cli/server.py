@@ -63,7 +63,7 @@ def serve(
             await super().shutdown(sockets)
 
     listener = listen(host, port)
-    app = create_app(settings, worker=worker)
+    app = create_app(settings, worker=worker, host=host)
     config = uvicorn.Config(
         app,
         http=Protocol,

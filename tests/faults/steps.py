@@ -104,7 +104,7 @@ class Site:
     def api(self) -> Iterator[TestClient]:
         """Without a worker. All that it stores is written by one thread."""
         app = create_app(self.settings, worker=False)
-        with TestClient(app, raise_server_exceptions=False) as http:
+        with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as http:
             service = app.state.service
             service.runtime = replace(service.runtime, engine=EngineOfThisProcess())
             assert http.portal is not None

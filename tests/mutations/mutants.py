@@ -21,6 +21,7 @@ LOCAL, JOBS, WORKER = "batchserve/storage/local.py", "batchserve/jobs.py", "batc
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
 TURNS = "batchserve/api/turns.py"
+ORIGIN = "batchserve/api/origin.py"
 ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 
@@ -301,5 +302,29 @@ MUTANTS = (
     Mutant(
         "an answer links to what goes on with it", "batchserve/app.py", "        add_links(document)\n", "",
         ("tests/test_openapi.py",),
+    ),
+    # Web browsers
+    Mutant(
+        "a host has to be one of ours", ORIGIN, "            self._hosts.require(host)\n", "            pass\n",
+        ("tests/test_origin.py",),
+    ),
+    Mutant(
+        "an origin has to be that of the request", ORIGIN, "        if origin is not None:\n", "        if False:\n",
+        ("tests/test_origin.py",),
+    ),
+    Mutant(
+        "what a browser says of the site of a page counts", ORIGIN, "        if site is not None and",
+        "        if False and", ("tests/test_origin.py",),
+    ),
+    Mutant(
+        "a header that decides comes once", ORIGIN, "        if len(headers) != len(scope",
+        "        if 0 and len(scope", ("tests/test_origin.py",),
+    ),
+    Mutant(
+        "answers are sealed", ORIGIN, ", *seal]", "]", ("tests/test_origin.py",),
+    ),
+    Mutant(
+        "no redirect repeats a host", "batchserve/app.py", "redirect_slashes=False", "redirect_slashes=True",
+        ("tests/test_origin.py",),
     ),
 )  # fmt: skip

@@ -1,0 +1,193 @@
+"""Which requests a web browser may send here, and what it may do with the answers: before keys, before any route.
+
+A web page of a stranger runs in the browser of a user who can reach this server. It must not reach the server under a
+name of its own (DNS rebinding), nor send it anything from another origin (cross-site requests), nor show what it
+answers. Programs that are no browsers send neither Origin nor Sec-Fetch-Site, and notice nothing.
+"""
+
+import ipaddress
+import re
+from collections import Counter
+from collections.abc import Awaitable, Iterable, Mapping
+from types import MappingProxyType
+
+from fastapi import Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from batchserve.api import problems
+from batchserve.errors import BadRequest, BatchserveError, CrossOrigin, MisdirectedRequest
+
+SIZE = 256
+_HOST = re.compile(r"(?P<name>\[[0-9a-f:.]+\]|[a-z0-9_.-]+?)\.?(?::(?P<port>[0-9]{0,5}))?", re.IGNORECASE | re.ASCII)
+_LONGEST = 255 + len(":65535")
+_PORTS = {"http": 80, "https": 443}
+
+_READ = (b"host", b"origin", b"sec-fetch-site")
+_NOTHING = "default-src 'none'; frame-ancestors 'none'; sandbox"
+"""A page made of what users uploaded runs no script, loads nothing, and has no part in the origin of the server."""
+
+
+class OriginMiddleware:
+    """Answers 421 to a Host that is not ours and 403 to what comes from a page of another origin."""
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        allowed: str = "",
+        listens_on: str = "127.0.0.1",
+        policies: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
+        """`allowed`: BATCHSERVE_ALLOWED_HOSTS. `listens_on`: the address that clients reach. `policies`: what pages of
+        ours may do in a browser (Content-Security-Policy), by path; all other answers may do nothing."""
+        self._app = app
+        self._hosts = Hosts(allowed, listens_on)
+        self._seals = {path: _seal(policy) for path, policy in policies.items()}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+            return
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+
+        seal = self._seals.get(scope["path"], _SEAL)
+
+        def sealed(message: Message) -> Awaitable[None]:
+            if message["type"] == "http.response.start":
+                message["headers"] = [*message["headers"], *seal]
+            return send(message)
+
+        try:
+            self._check(scope)
+        except BatchserveError as error:
+            await problems.answer(Request(scope), error)(scope, receive, sealed)
+            return
+        await self._app(scope, receive, sealed)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises BadRequest, MisdirectedRequest or CrossOrigin."""
+        headers = dict(scope["headers"])
+        if len(headers) != len(scope["headers"]):
+            _require_single(scope["headers"])
+        host, origin, site = headers.get(b"host"), headers.get(b"origin"), headers.get(b"sec-fetch-site")
+        if host is not None:
+            self._hosts.require(host)
+        elif scope["http_version"] != "1.0":
+            raise BadRequest("the request has no Host: HTTP/1.1 needs one (RFC 9112, 3.2)")
+        if origin is not None:
+            _require_own_origin(origin, host or b"", scope["scheme"])
+        if site is not None and site not in (b"same-origin", b"none") and not _is_followed_link(scope):
+            raise CrossOrigin(
+                f"a page of another site sent this request (Sec-Fetch-Site: {_shown(site)}): expected same-origin or "
+                "none. Pages of other sites cannot use this API from a browser"
+            )
+
+
+class Hosts:
+    """The hosts under which this server is reached on purpose. DNS has no part in them, or the settings name them."""
+
+    def __init__(self, allowed: str = "", listens_on: str = "127.0.0.1") -> None:
+        entries = [entry.strip().lower() for entry in allowed.split(",") if entry.strip()]
+        self._any = "*" in entries
+        self._names = {"localhost", *(entry.strip("[]") for entry in entries if not entry.startswith("*"))}
+        self._parents = tuple(entry[1:] for entry in entries if entry.startswith("*."))
+        listened = _address(listens_on)
+        # A page from a name of its own is never sent with an address as Host. One that others reach has any number of
+        # those: of this host, of what forwards a port to it, of the probe of a cluster.
+        self._any_address = not (listened.is_loopback if listened else listens_on.lower() == "localhost")
+        if listened is None:
+            self._names.add(listens_on.lower().removesuffix("."))
+        self._known: set[bytes] = set()
+
+    def require(self, host: bytes) -> None:
+        """Raises BadRequest for what is no host, MisdirectedRequest for one that is not ours."""
+        if host in self._known:
+            return
+        name, _ = _parted(host)
+        if name is None:
+            raise BadRequest(f"Host is {_shown(host)!r}: expected one name or address, with or without a port")
+        if not self._allows(name):
+            raise MisdirectedRequest(
+                f"this server does not answer to the host {name!r}: to allow it, start the server with "
+                f"BATCHSERVE_ALLOWED_HOSTS={name} (a list, with commas)"
+            )
+        if len(self._known) >= SIZE:
+            self._known.clear()
+        self._known.add(host)
+
+    def _allows(self, name: str) -> bool:
+        if self._any or name.strip("[]") in self._names or name.endswith(self._parents):
+            return True
+        address = _address(name)
+        return address is not None and (self._any_address or address.is_loopback)
+
+
+def _parted(host: bytes) -> tuple[str | None, int | None]:
+    """The name, in small letters and without a last dot, and the port of a Host; no name for what is no host."""
+    found = _HOST.fullmatch(host.decode("latin-1")) if len(host) <= _LONGEST else None
+    if found is None or int(found["port"] or 0) > 65535:
+        return None, None
+    if (name := found["name"].lower()).startswith("[") and _address(name) is None:
+        return None, None
+    return name, int(found["port"]) if found["port"] else None
+
+
+def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
+    try:
+        address = ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return None
+    return (address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address
+
+
+def _require_own_origin(origin: bytes, host: bytes, scheme: str) -> None:
+    """Raises CrossOrigin unless the page came from the very host and port that the request is sent to.
+
+    A proxy that speaks TLS makes `http` of `https`, never the other way.
+    """
+    text = origin.decode("latin-1").lower()
+    its_scheme, _, authority = text.partition("://")
+    default = _PORTS.get(its_scheme)
+    name, port = _parted(authority.encode("latin-1"))
+    own_name, own_port = _parted(host)
+    same = name is not None and (name, port or default) == (own_name, own_port or default)
+    if default is None or not same or (scheme == "https" and its_scheme == "http"):
+        raise CrossOrigin(
+            f"a page of {_shown(origin)} sent this request to the host {_shown(host)!r}: expected a page of the same "
+            "origin. A proxy in front of this server has to hand on the Host, with its port"
+        )
+
+
+def _is_followed_link(scope: Scope) -> bool:
+    """Whether somebody follows a link from another site to something to read, and leaves that site by it."""
+    headers = dict(scope["headers"])
+    return (
+        scope["method"] in ("GET", "HEAD")
+        and headers.get(b"sec-fetch-mode") == b"navigate"
+        and headers.get(b"sec-fetch-dest") == b"document"
+    )
+
+
+def _require_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
+    """Raises BadRequest when one of those that we read came twice: which one a browser meant, we cannot know."""
+    counts = Counter(name for name, _ in headers)
+    for name in _READ:
+        if counts[name] > 1:
+            raise BadRequest(f"the header {name.decode()} came {counts[name]} times: expected it once")
+
+
+def _seal(policy: str) -> list[tuple[bytes, bytes]]:
+    """Headers of an answer: it is for this origin alone, is what it says, and is shown in no frame."""
+    return [
+        (b"cross-origin-resource-policy", b"same-origin"),
+        (b"x-content-type-options", b"nosniff"),
+        (b"content-security-policy", policy.encode()),
+    ]
+
+
+def _shown(value: bytes) -> str:
+    return value[:200].decode("latin-1")
+
+
+_SEAL = _seal(_NOTHING)
