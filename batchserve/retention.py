@@ -5,6 +5,7 @@ Bytes without a row are swept, a row without bytes would be a lie. Several worke
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy import Connection
 
@@ -75,11 +76,14 @@ def forget(database: Database, settings: Settings, now: float) -> int:
         return 0
     before = now - max(settings.keep_rows, settings.sweep_age)
     forgotten = 0
+
+    def delete(connection: Connection) -> int:
+        if holds.any_in_force(connection, database.moment(connection)):
+            return 0
+        return jobs.delete_expired_before(connection, before, _BATCH)
+
     while True:
-        with database.write() as connection:
-            if holds.any_in_force(connection, database.moment(connection)):
-                return forgotten
-            deleted = jobs.delete_expired_before(connection, before, _BATCH)
+        deleted = database.write_freeing(delete)
         forgotten += deleted
         if deleted < _BATCH:
             return forgotten
@@ -122,10 +126,15 @@ def _in_batches(
             found = find(connection)
         if not found:
             return given_up
-        with database.write() as connection:
-            changed = give_up(connection, found)
+        changed = database.write_freeing(partial(_given, give_up, found))
         remove_unnamed(database, storage, [key for job in changed for key in given_up_by(storage, job)])
         given_up += len(changed)
+
+
+def _given(
+    give_up: Callable[[Connection, list[str]], list[Job]], found: list[str], connection: Connection
+) -> list[Job]:
+    return give_up(connection, found)
 
 
 def _bytes_of(storage: Storage, job: Job) -> list[str]:

@@ -27,6 +27,7 @@ class Runtime:
         """
         storage = open_storage(settings.storage)
         with open_database(settings) as database:
+            database.refill_reserve()
             engine = open_engine(settings)
             try:
                 yield cls(settings, database, storage, engine)
@@ -40,8 +41,8 @@ def open_database(settings: Settings) -> Iterator[Database]:
     database = Database(settings.database_url)
     try:
         if not settings.database:
-            migrate.upgrade(database)
-        migrate.check(database)
+            database.with_reserve(lambda: migrate.upgrade(database))
+        database.with_reserve(lambda: migrate.check(database))  # what frees space has to start on a full disk, too
         yield database
     finally:
         database.close()

@@ -10,6 +10,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil
@@ -17,6 +18,7 @@ from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
 import stamina
+from sqlalchemy import Connection
 
 from batchserve import idempotency, jobs, scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
@@ -215,6 +217,7 @@ class Worker:
             now = self._database.moment(connection)
             queued, failed = jobs.rescue_expired(connection, self._settings.crashes, now)
             idempotency.forget_older(connection, now.wall - 3600 * self._settings.idempotency_hours)
+        self._database.refill_reserve()
         for job_id in queued:
             log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
         for job_id in failed:
@@ -502,11 +505,7 @@ class Worker:
     def _end(self, active: ActiveJob, transition: Callable[..., None], *details: Any) -> bool:
         """Writes the end of the attempt and forgets the job. False when another attempt has it."""
         try:
-            self._write(
-                lambda connection: transition(
-                    connection, active.id, active.attempt, *details, self._database.moment(connection).wall
-                )
-            )
+            self._write_end(transition, active.id, active.attempt, *details)
         except LeaseLost:
             self._lost(active)
             return False
@@ -522,6 +521,16 @@ class Worker:
             with attempt, self._database.write() as connection:
                 return transition(connection, *details)
         raise AssertionError("stamina either returns or raises")
+
+    def _write_end(self, transition: Callable[..., None], *details: Any) -> None:
+        def written(connection: Connection) -> None:
+            transition(connection, *details, self._database.moment(connection).wall)
+
+        if transition is jobs.cancel_if_mine:  # who waits for it wants space
+            with suppress(InsufficientStorage):
+                self._database.write_freeing(written)
+                return
+        self._write(written)
 
     def _delete_parts(self, active: ActiveJob) -> None:
         storage = self._runtime.storage

@@ -316,7 +316,10 @@ async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]
 
 
 def require_space(runtime: Runtime) -> None:
-    """Raises InsufficientStorage while less space is free than BATCHSERVE_FREE_BYTES."""
+    """Raises InsufficientStorage while less space is free than BATCHSERVE_FREE_BYTES, or while the reserve of the
+    database is not whole: what it gave back is for deletes and cancels."""
+    if not runtime.database.refill_reserve():
+        raise InsufficientStorage("the database's disk is full: delete jobs, or free some space")
     free = free_bytes(runtime.storage)
     if free is not None and free < runtime.settings.free_bytes:
         raise InsufficientStorage(

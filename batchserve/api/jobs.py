@@ -159,8 +159,7 @@ async def cancel_job(job_id: OwnJob, service: ServiceDep, background: Background
     """At once when it is queued; within seconds when it runs. Finished chunks are kept; a finished job stays so."""
 
     def cancel() -> JobBody:
-        with service.runtime.database.write() as connection:
-            jobs.request_cancel(connection, job_id, time.time())
+        service.runtime.database.write_freeing(lambda connection: jobs.request_cancel(connection, job_id, time.time()))
         return read_body_from_thread(service, job_id)
 
     body = await run_in_threadpool(cancel)
@@ -273,10 +272,9 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
 
 
 def _delete(service: Service, job_id: str) -> None:
-    storage = service.runtime.storage
-    with service.runtime.database.write() as connection:
-        job = jobs.delete_if_not_running(connection, job_id)
-    retention.remove_bytes(service.runtime.database, storage, job)
+    database = service.runtime.database
+    job = database.write_freeing(lambda connection: jobs.delete_if_not_running(connection, job_id))
+    retention.remove_bytes(database, service.runtime.storage, job)
 
 
 def _remove_input_and_parts(storage: Storage, job_id: str) -> None:

@@ -132,11 +132,14 @@ async def get_version(name: Name, version: Version, request: Request, service: S
     summary="Remove a version that no unfinished job uses", dependencies=ADMIN,
 )  # fmt: skip
 async def delete_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
+    def forget(connection: Connection) -> ModelVersion:
+        model = registry.resolve(connection, f"{name}@{version}")
+        conditional.require(request, _etag(model), exists=True)
+        registry.delete_if_unused(connection, model, time.time())
+        return model
+
     def delete() -> None:
-        with service.runtime.database.write() as connection:
-            model = registry.resolve(connection, f"{name}@{version}")
-            conditional.require(request, _etag(model), exists=True)
-            registry.delete_if_unused(connection, model, time.time())
+        model = service.runtime.database.write_freeing(forget)
         # Again the row first. While this transaction is open, nobody registers these bytes anew.
         with service.runtime.database.write() as connection:
             held = holds.any_in_force(connection, service.runtime.database.moment(connection))

@@ -90,8 +90,8 @@ def revoke(
     from batchserve import keys
     from batchserve.runtime import open_database
 
-    with open_database(settings_of(storage, database)) as opened, opened.write() as connection:
-        key = keys.revoke(connection, reference, time.time())
+    with open_database(settings_of(storage, database)) as opened:
+        key = opened.write_freeing(lambda connection: keys.revoke(connection, reference, time.time()))
     if as_json:
         print_json(_shown(key))
     say(f"Key [bold]{escape(key.name)}[/] ({key.prefix}...) is revoked.")

@@ -12,22 +12,26 @@ import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
-from batchserve.errors import InsufficientStorage, InvalidOptions, Unavailable
+from batchserve.db.reserve import Reserve
+from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
+
+T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
+_MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
 
@@ -57,6 +61,8 @@ class Database:
         self._watcher: sqlite3.Connection | None = None
         self._watching = threading.Lock()
         self._turn = threading.Lock()
+        path = make_url(url).database if self._sqlite else None
+        self._reserve = Reserve(Path(path)) if path else None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -72,6 +78,57 @@ class Database:
         """
         with self._own_turn(), _failures_named(), self._writes.begin() as connection:
             yield connection
+
+    def write_freeing(self, work: Callable[[Connection], T]) -> T:
+        """A write transaction that removes or ends something. On a full disk it is done in the space of the reserve, so
+        `work` may be called several times; only what it has written in the last one counts."""
+
+        def written() -> T:
+            with self.write() as connection:
+                return work(connection)
+
+        return self.with_reserve(written)
+
+    def with_reserve(self, act: Callable[[], T]) -> T:
+        """Does something, if the disk is full again with more and more of the reserve. Raises what it raises."""
+        try:
+            return act()
+        except (InsufficientStorage, Unavailable) as error:
+            if self._reserve is None or not _is_for_want_of_space(error):
+                raise
+            return self._in_reserve(self._reserve, act, error)
+
+    def _in_reserve(self, reserve: Reserve, act: Callable[[], T], error: BatchserveError) -> T:
+        try:
+            self._checkpoint("PASSIVE")  # a log that is written back begins anew in the space that it has
+            with reserve.slices() as slices:
+                for _ in slices:
+                    try:
+                        return act()
+                    except (InsufficientStorage, Unavailable) as again:
+                        error = again
+            raise error
+        finally:
+            self._checkpoint("TRUNCATE")
+            reserve.refill()
+
+    def refill_reserve(self) -> bool:
+        """Makes the reserve whole, as far as there is space. False while it is not: then nothing should be begun that
+        takes space. Cheap, to be called often."""
+        return self._reserve is None or self._reserve.refill()
+
+    def _checkpoint(self, mode: str) -> None:
+        """Writes the log of SQLite back into the database as far as readers and space allow."""
+        # A connection of the pool, which stays open: with the last one SQLite removes its log, and may have no space to
+        # begin another.
+        with suppress(sqlite3.Error, SQLAlchemyError), closing(self._reads.raw_connection()) as pooled:
+            cursor = pooled.cursor()
+            try:
+                cursor.execute("PRAGMA busy_timeout=200")
+                cursor.execute(f"PRAGMA wal_checkpoint({mode})")
+            finally:
+                cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MS}")
+                cursor.close()
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:
@@ -177,6 +234,14 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
     return engine
 
 
+def _is_for_want_of_space(error: BatchserveError) -> bool:
+    """Whether more space may help. SQLite has no code of its own for quotas and for files that cannot be made."""
+    if isinstance(error, InsufficientStorage):
+        return True
+    cause = getattr(error.__cause__, "orig", None)
+    return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode in _MAYBE_FULL
+
+
 @contextmanager
 def _failures_named() -> Iterator[None]:
     try:
@@ -184,7 +249,7 @@ def _failures_named() -> Iterator[None]:
     except OperationalError as error:
         cause = error.orig
         if isinstance(cause, sqlite3.Error):
-            if cause.sqlite_errorcode == sqlite3.SQLITE_FULL:
+            if cause.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
                 raise InsufficientStorage("the database's disk is full: free some space") from error
             if cause.sqlite_errorcode & 0xFF not in _PASSING:
                 raise

@@ -327,4 +327,16 @@ MUTANTS = (
         "no redirect repeats a host", "batchserve/app.py", "redirect_slashes=False", "redirect_slashes=True",
         ("tests/test_origin.py",),
     ),
+    # Full disks
+    Mutant(
+        "what frees space may use the reserve", CONNECT,
+        "            return self._in_reserve(self._reserve, act, error)\n", "            raise\n", ("tests/test_reserve.py",),
+    ),
+    Mutant(
+        "the reserve is made whole again", CONNECT, "            reserve.refill()\n", "", ("tests/test_reserve.py",),
+    ),
+    Mutant(
+        "what takes space waits for the reserve", BODIES, "    if not runtime.database.refill_reserve():\n",
+        "    if False:\n", ("tests/test_reserve.py",),
+    ),
 )  # fmt: skip
