@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Mapping
 from typing import Any
@@ -149,7 +150,10 @@ def test_an_input_that_changed_after_planning_is_refused() -> None:
 
 def test_a_record_without_end_is_refused_by_number_and_line() -> None:
     data = b'a,b\n1,2\n3,"' + b"x\n" * (40 * 2**20)
-    with pytest.raises(InvalidInput, match=r"record 1, which begins in line 3 at byte 8, is longer than 64 MiB"):
+    said = (
+        "record 1, which begins in line 3 at byte 8, is longer than 64 MiB: it has a quotation mark at byte 10 that is "
+    )
+    with pytest.raises(InvalidInput, match=said + "never closed"):
         list(get_format("csv").plan(io.BytesIO(data), COMMA, None, ChunkLimits()))
 
 
@@ -157,15 +161,14 @@ def test_a_record_without_end_is_refused_by_number_and_line() -> None:
 
 
 def test_a_faulty_record_costs_only_itself() -> None:
-    data = b'a,b\n1,2\n3\n4,5,6\n"x"y,2\n\xff,3\n7,8\n"open,9\n10,11\n'
+    data = b'a,b\n1,2\n3\n4,5,6\n"x"y,2\n\xff,3\n7,8\n'
     rows, errors = read("csv", data, {"b": "int64"})
-    assert rows == [("1", 2), (None, None), (None, None), (None, None), (None, None), ("7", 8), (None, None)]
+    assert rows == [("1", 2), (None, None), (None, None), (None, None), (None, None), ("7", 8)]
     assert places(errors) == [
         (1, "wrong-field-count", None),
         (2, "wrong-field-count", None),
         (3, "malformed-quote", None),
         (4, "invalid-utf8", None),
-        (6, "malformed-quote", None),
     ]
     assert errors[0].message == "expected 2 fields, got 1"
     assert errors[3].message == "byte 0 of the record (0xff) is not UTF-8"
@@ -198,9 +201,10 @@ def test_faults_are_numbered_in_the_whole_input() -> None:
 FIELDS = st.sampled_from([
     "1", " 3", "5.0", "6.5", "+7", "nan", "x", "", '""', '" 9"', '"a,b"', '"a\nb"', '"a""b"', 'a"b', '"a"b', '"', "1d",
     "True", "false", "1" * 25, "300", "1_0", "\xa01", "-0", "1e400", "#", "\t2", "2\r", "NULL", "Infinity", "٣",
+    "1e39", "-1e39", "3.4028235677973366e38", "3.4028235e38", "65520", " 1e400 ",
 ])  # fmt: skip
 LINE = st.tuples(st.lists(FIELDS, min_size=1, max_size=3), st.sampled_from(["\n", "\r\n", "\n\n", "\r\n\r\n"]))
-DTYPES = st.sampled_from(["float32", "float64", "int64", "uint8", "bool", "string"])
+DTYPES = st.sampled_from(["float16", "float32", "float64", "int64", "uint8", "bool", "string"])
 
 
 @settings(max_examples=300, deadline=None)
@@ -209,7 +213,12 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
     lines: list[tuple[list[str], str]], a: DType, b: DType
 ) -> None:
     data = ("a,b\n" + "".join(",".join(fields) + end for fields, end in lines)).encode()
-    alone, faults_alone = read("csv", data, {"a": a, "b": b}, ChunkLimits(records=1))
+    try:
+        alone, faults_alone = read("csv", data, {"a": a, "b": b}, ChunkLimits(records=1))
+    except InvalidInput as refusal:
+        with pytest.raises(InvalidInput, match=re.escape(refusal.detail)):
+            read("csv", data, {"a": a, "b": b})
+        return
     together, faults = read("csv", data, {"a": a, "b": b})
     assert repr(together) == repr(alone)
     assert faults == faults_alone
@@ -288,18 +297,17 @@ def test_a_faulty_json_record_costs_only_itself() -> None:
         b'{"a":300}\n{"a":5.0}\n{"a":6}{"a":7}\n'
     )
     rows, errors = read("jsonl", data, {"a": "uint8"})
-    assert [row[0] for row in rows] == [1, None, None, None, None, None, None, 1, 7, None, None, None, 5, None]
+    assert [row[0] for row in rows] == [1, None, None, None, None, None, 1, 7, None, None, None, 5, None]
     assert places(errors) == [
         (1, "duplicate-key", None),
         (2, "invalid-json", None),
         (3, "not-an-object", None),
         (4, "invalid-json", None),
         (5, "invalid-json", None),
-        (6, "invalid-json", None),
+        (8, "wrong-type", "a"),
         (9, "wrong-type", "a"),
         (10, "wrong-type", "a"),
-        (11, "wrong-type", "a"),
-        (13, "invalid-json", None),
+        (12, "invalid-json", None),
     ]
     assert errors[0].message == "the key 'a' stands more than once"
     assert errors[3].message.startswith("malformed JSON at character 5 of the record")
@@ -418,6 +426,8 @@ def test_the_json_header_has_typed_samples() -> None:
 
 
 VALUES = st.sampled_from([
+    "1e39", "-1e39", "3.4028235677973366e38", "65520", "1e18", "9007199254740993.0", "-9223372036854775809",
+    "1180591620717411303424", "1" + "0" * 50, "1" + "0" * 400, "[1e400]", "[1180591620717411303425]",
     "1", "1.0", "1.5", "1E5", "true", "false", '"x"', '"1"', '"[1"', '"a\\":b"', "[1]", '{"k":1}', '{"k":1,"k":2}',
     "NaN", "1e400", "9223372036854775808", "18446744073709551615", "-0.0", "1e-7", "1e22", '""', '" 1"', '"true"', "01",
     "300", '"\\ud800"', '"\\ud83d\\ude00"', '"\\u0000"', "123456789.123456789",

@@ -209,6 +209,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
     "a CSV header of 2 MB": (lambda: b"c" * 2_000_000 + b"\n" + ROW, 422, "longer than 1048576 bytes"),
     "a CSV header with NUL": (lambda: b"a,\0b\n1,2\n", 415, ""),
     "a record of 80 MB": (lambda: HEADER + ROW + b'"' + b"x" * 80_000_000, 422, "longer than 64 MiB"),
+    "eight million and one quotation marks": (
+        lambda: HEADER + ROW + b'"' * 8_000_001 + b"x\n" + ROW, 422, "never closed"),
     "a record of JSON with 100,000 keys": (
         lambda: json.dumps({f"c{i}": 1 for i in range(100_000)}).encode(), 422, "at most 16384"),
     "a million brackets": (lambda: b"[" * 1_000_000, 422, ""),
@@ -242,11 +244,11 @@ def line(**values: Any) -> bytes:
 
 FAILING: dict[str, tuple[bytes, str]] = {
     "a record of 1,000,000 fields": (HEADER + ROW + b"," * 1_000_000 + b"\n" + ROW, "wrong-field-count"),
-    "a number of a million digits": (HEADER + ROW + b"1" * 1_000_000 + b",1,1,1\n" + ROW, "not-a-number"),
+    "a number of a million digits": (HEADER + ROW + b"1" * 1_000_000 + b",1,1,1\n" + ROW, "wrong-type"),
     "bytes that are not UTF-8": (HEADER + ROW + b"\xff\xfe,1,1,1\n" + ROW, "invalid-utf8"),
-    "eight million quotation marks": (HEADER + ROW + b'"' * 8_000_001 + b"x\n" + ROW, "malformed-quote"),
-    "a number beyond all floats": (line() + line(x=0).replace(b"0}", b"1e999}") + line(), "invalid-json"),
-    "a number of 5,000 digits": (line() + line(x=0).replace(b"0}", b"9" * 5000 + b"}") + line(), "invalid-json"),
+    "eight million quotation marks": (HEADER + ROW + b'"' * 8_000_002 + b"x\n" + ROW, "malformed-quote"),
+    "a number beyond all floats": (line() + line().replace(b"5.1", b"1e999") + line(), "wrong-type"),
+    "a number of 5,000 digits": (line() + line().replace(b"5.1", b"9" * 5000) + line(), "wrong-type"),
     "a key that stands twice": (line() + b'{"%b": 1, %b' % (COLUMNS[0].encode(), line()[1:]) + line(), "duplicate-key"),
     "a value of 100,000 brackets": (line() + line(x=0).replace(b"0}", b"[" * 100_000 + b"]" * 100_000 + b"}") + line(),
                                     "invalid-json"),

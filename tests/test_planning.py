@@ -63,11 +63,12 @@ varieties = st.builds(
 
 def csv_bytes(table: list[Row], variety: Variety) -> bytes:
     text = io.StringIO()
+    returns = any("\r" in (text or "") for text, *_ in table)  # which csv quotes where they end its lines only
     writer = csv.writer(
         text,
         delimiter=variety.delimiter,
         lineterminator=variety.newline,
-        quoting=csv.QUOTE_ALL if variety.wide else csv.QUOTE_MINIMAL,
+        quoting=csv.QUOTE_ALL if variety.wide or returns else csv.QUOTE_MINIMAL,
     )
     writer.writerow(NAMES)
     for row in table:

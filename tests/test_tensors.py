@@ -295,6 +295,8 @@ def test_lists_of_odd_types_are_read_or_refused() -> None:
         values, errors = read(series, whole, 0)
         assert (values[0].tolist(), [(error.record, error.code) for error in errors]) == ([1, 2], [(1, "wrong-type")])
     values, errors = read(pl.Series("x", [[1e300, -1e300]]), PAIR, 0)
+    assert errors == [RowError(0, "wrong-type", "expected an array [2] of float32, got 1e+300 in it", "x")]
+    values, errors = read(pl.Series("x", [[np.inf, -np.inf]]), PAIR, 0)
     assert (values.tolist(), errors) == ([[np.inf, -np.inf]], [])
     for missing in (pl.Series("x", [None]), pl.Series("x", [[None, None]])):
         assert [error.code for error in read_arrays(missing, whole, 0)[1]] == ["missing-value"]

@@ -17,7 +17,7 @@ from batchserve.formats import ipc
 from batchserve.formats.frames import SAMPLE, decoding, plain, typed
 from batchserve.formats.ipc_slice import Unsliceable, slice_batch
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
-from batchserve.formats.records import check_width, table
+from batchserve.formats.records import check_names, check_width, table
 from batchserve.storage import Piece, Span
 
 __all__ = ["ArrowFile", "ArrowStream"]
@@ -57,6 +57,7 @@ class _Arrow(ABC):
         sample = self.read(source, dialect, chunk, {}).records
         assert isinstance(sample, pl.DataFrame)
         check_width(sample.width)
+        check_names(sample.columns)
         return Header(dict(sample.schema), lambda: sample)
 
     def plan(

@@ -2,6 +2,10 @@
 
 Blank lines are no records, as in pandas. A quote inside an unquoted field is an ordinary character.
 
+A quote that opens a field and is out of place would swallow records in silence: planning refuses what it can not cut
+for certain. That is a quote that is never closed, one whose field goes over several lines and ends in the middle of a
+text, a field full of lines that look like records, and lines that end with CR alone.
+
 Three roads, each taken only where the one before failed: polars reads the chunk with its types; polars reads blocks of
 records as text, which is cast; each record of a block is parsed alone, so that only faulty ones are lost. A record has
 the same values on each road.
@@ -10,6 +14,7 @@ the same values on each road.
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import BinaryIO
 
 import numpy as np
@@ -20,6 +25,7 @@ from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
 from batchserve.errors import InvalidInput
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
 from batchserve.formats.records import (
+    MAX_RECORD,
     Offsets,
     Scan,
     Scanned,
@@ -28,11 +34,13 @@ from batchserve.formats.records import (
     check_width,
     cut,
     drop_blank,
+    has_lone_returns,
+    line_at,
     read_span,
     read_up_to,
     table,
 )
-from batchserve.formats.schema import as_base64, cast_column, polars_type, shorten
+from batchserve.formats.schema import as_base64, cast_column, polars_type, reaches_limits, shorten
 from batchserve.storage import Piece, Span
 
 __all__ = ["Csv", "escape_formula", "escape_formulas"]
@@ -43,9 +51,14 @@ _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
+_RETURN = ord("\r")
 _FIRST_READ = 4096
 _MAX_HEADER = 2**20
 _SAMPLE = ChunkLimits(records=100)
+_MOST_LINES = 50
+"""A record of more lines is suspected of holding others."""
+_ALIKE = 0.9
+"""It does when so great a share of its lines has as many delimiters as a record."""
 
 
 class Csv:
@@ -57,13 +70,13 @@ class Csv:
 
     def header(self, source: BinaryIO, dialect: Dialect) -> Header:
         names, start = _head(source, dialect)
-        first = next(cut(source, start, _scan(dialect), None, _SAMPLE))
+        first = next(cut(source, start, _scan(source, dialect, len(names)), None, _SAMPLE))
         data = read_span(source, first.start, first.stop)
         return Header(dict.fromkeys(names), lambda: _read(data, dialect, names, {}, first)[0])
 
     def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
-        _, start = _head(source, dialect)
-        return cut(source, start, _scan(dialect), after, limits)
+        names, start = _head(source, dialect)
+        return cut(source, start, _scan(source, dialect, len(names)), after, limits)
 
     def end(self, source: BinaryIO) -> int:
         return source.seek(0, os.SEEK_END)
@@ -137,8 +150,11 @@ def _head(source: BinaryIO, dialect: Dialect) -> tuple[list[str], int]:
         raise InvalidInput("the text is UTF-16, as its first two bytes say; expected UTF-8: save it as UTF-8")
     final = len(data) <= _MAX_HEADER and not source.read(1)
     data = data[skipped:]
-    ends, _ = _record_ends(data, ord(dialect.delimiter), final)
-    starts, ends = drop_blank(ends, np.frombuffer(data, np.uint8))
+    found = _find_records(data, ord(dialect.delimiter), final)
+    starts, ends = drop_blank(found.ends, np.frombuffer(data, np.uint8))
+    head = data[: int(ends[0])] if len(ends) else data
+    if (at := _lone_return(head, found, ord(dialect.delimiter), len(head))) is not None:
+        raise InvalidInput(f"the header line has a carriage return at byte {skipped + at}, {_LONE_RETURN}")
     if not len(ends):
         if final:
             raise InvalidInput("the input is empty; expected a header line with the column names")
@@ -147,7 +163,10 @@ def _head(source: BinaryIO, dialect: Dialect) -> tuple[list[str], int]:
     _check_text(record, skipped + int(starts[0]))
     fields = _parse(record.decode(), dialect.delimiter)
     if fields is None:
-        raise InvalidInput(f"the header line has a malformed quotation mark: {shorten(record.decode())}")
+        faulty = next(field for field in _quoted_fields(record, ord(dialect.delimiter)) if not field.well)
+        at = skipped + int(starts[0]) + faulty.start
+        what = f"a malformed quotation mark at byte {at}" if faulty.closed else f"a quotation mark at byte {at} {_OPEN}"
+        raise InvalidInput(f"the header line has {what}: {shorten(record.decode())}")
     names = [field or "" for field in fields]
     _check_names(names)
     return names, skipped + int(ends[0])
@@ -187,31 +206,190 @@ def _check_names(names: list[str]) -> None:
 # Records and their ends
 
 
-def _scan(dialect: Dialect) -> Scan:
+_OPEN = "that is never closed"
+_LONE_RETURN = (
+    "with no line feed behind it: does the file come from an old Mac? Save it with LF or CRLF at the end of each line, "
+    "or put the field in quotation marks"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is where in bytes that begin with a record; all offsets in them.
+
+    `ends` of records and blank lines, how much they cover (`consumed`), `lines`: behind each newline, also a quoted
+    one. `at`: the place in `lines` of each end; None: those of records and lines are the same. `quotes`: all quotation
+    marks; `by_parity`: their number before a byte tells whether it is quoted.
+    """
+
+    ends: Offsets
+    consumed: int
+    lines: Offsets
+    at: Offsets | None
+    quotes: Offsets
+    by_parity: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Quoted:
+    """A quoted field: its quotation marks stand at `start` and, if it is `closed`, before `stop`. `well`: a delimiter
+    or the end of the record follows."""
+
+    start: int
+    stop: int
+    closed: bool
+    well: bool
+
+
+def _scan(source: BinaryIO, dialect: Dialect, columns: int) -> Scan:
     delimiter = ord(dialect.delimiter)
 
     def scan(window: Window) -> Scanned:
-        ends, consumed = _record_ends(window.data, delimiter, window.final)
-        _, ends = drop_blank(ends, np.frombuffer(window.data, np.uint8))
-        return Scanned(ends, consumed, done=False)
+        found = _find_records(window.data, delimiter, window.final)
+        _, ends = drop_blank(found.ends, np.frombuffer(window.data, np.uint8))
+        if fault := _fault(window, found, delimiter, columns):
+            at, what = fault
+            before = int(np.searchsorted(found.ends, at, side="right"))
+            start = int(found.ends[before - 1]) if before else 0
+            record = window.record + int(np.searchsorted(ends, start, side="right"))
+            place = window.offset + start
+            raise InvalidInput(
+                f"record {record}, which begins in line {line_at(source, place)} at byte {place}, {what}",
+                errors=[{"row": record, "message": what}],
+            )
+        return Scanned(ends, found.consumed, done=False)
 
     return scan
 
 
-def _record_ends(data: bytes, delimiter: int, final: bool) -> tuple[Offsets, int]:
-    """The ends of all records and blank lines, and how much they cover. `data` begins with a record."""
+def _find_records(data: bytes, delimiter: int, final: bool) -> _Found:
     array = np.frombuffer(data, np.uint8)
-    ends = np.flatnonzero(array == _NEWLINE) + 1
+    ends = lines = np.flatnonzero(array == _NEWLINE) + 1
+    at, quotes, by_parity = None, _NONE, True
     if b'"' in data:
         quotes = np.flatnonzero(array == _QUOTE)
-        if _well_quoted(array, quotes, delimiter):
-            ends = ends[np.searchsorted(quotes, ends) % 2 == 0]
+        by_parity = _well_quoted(array, quotes, delimiter)
+        if by_parity:
+            at = np.flatnonzero(np.searchsorted(quotes, lines) % 2 == 0)
+            ends = lines[at]
         else:
             ends = _ends_by_fields(data, delimiter)
+            at = np.searchsorted(lines, ends)
     consumed = int(ends[-1]) if len(ends) else 0
     if final and consumed < len(data):
-        return np.append(ends, len(data)), len(data)
-    return ends, consumed
+        ends, consumed = np.append(ends, len(data)), len(data)
+        at = None if at is None else np.append(at, len(lines))
+    return _Found(ends, consumed, lines, at, quotes, by_parity)
+
+
+_NONE = np.empty(0, np.int64)
+
+
+def _fault(window: Window, found: _Found, delimiter: int, columns: int) -> tuple[int, str] | None:
+    """Where records can not be told apart for certain: a byte of the record at fault, and what is wrong with it."""
+    data = window.data
+    # Beyond the largest record nothing can end the last one.
+    endless = not window.final and len(data) - found.consumed > MAX_RECORD
+    known = len(data) if endless else found.consumed
+    if b"\r" in data and (at := _lone_return(data, found, delimiter, known)) is not None:
+        return at, f"has a carriage return at byte {window.offset + at}, {_LONE_RETURN}"
+    if not len(found.quotes):
+        return None
+    if (window.final or endless) and (at := _unclosed(data, found, delimiter, endless)) is not None:
+        longer = f"is longer than {MAX_RECORD >> 20} MiB: it" if endless else ""
+        return at, f"{longer} has a quotation mark at byte {window.offset + at} {_OPEN}".lstrip()
+    if found.at is None or len(found.ends) >= len(found.lines):
+        return None
+    spans = np.diff(found.at, prepend=-1)
+    if not found.by_parity and (field := _malformed(data, found, spans, delimiter)):
+        return field.start, (
+            f"has a quotation mark at byte {window.offset + field.start} that opens a field of several lines, and the "
+            f"one that closes it, at byte {window.offset + field.stop - 1}, is in the middle of a text: one of them is "
+            "out of place (double those inside of a quoted field)"
+        )
+    if (at := _swallowing(data, found, spans, delimiter, columns)) is not None:
+        field = max(_quoted_fields(data[at:], delimiter), key=lambda field: field.stop - field.start)
+        lines = data.count(b"\n", at + field.start, at + field.stop)
+        return at, (
+            f"has a quotation mark at byte {window.offset + at + field.start} that opens a field of {lines + 1} lines, "
+            "nearly all of which look like records: it is out of place, or the input has to come as NDJSON or Parquet"
+        )
+    return None
+
+
+def _lone_return(data: bytes, found: _Found, delimiter: int, known: int) -> int | None:
+    """The first carriage return before byte `known` that no newline follows and that is not quoted. The last byte of an
+    input may be one."""
+    array = np.frombuffer(data, np.uint8)
+    if not has_lone_returns(array, found.lines):
+        return None
+    lone = np.flatnonzero(array[: known - 1] == _RETURN)
+    lone = lone[array[lone + 1] != _NEWLINE]
+    if found.by_parity:
+        lone = lone[np.searchsorted(found.quotes, lone) % 2 == 0]
+        return int(lone[0]) if len(lone) else None
+    records = np.searchsorted(found.ends, lone, side="right")
+    for record in np.unique(records).tolist():
+        start = int(found.ends[record - 1]) if record else 0
+        stop = int(found.ends[record]) if record < len(found.ends) else len(data)
+        quoted = [(start + field.start, start + field.stop) for field in _quoted_fields(data[start:stop], delimiter)]
+        for at in lone[records == record].tolist():
+            if not any(begin < at < end for begin, end in quoted):
+                return int(at)
+    return None
+
+
+def _unclosed(data: bytes, found: _Found, delimiter: int, endless: bool) -> int | None:
+    """The quotation mark in the last record that is never closed."""
+    if found.by_parity:
+        return int(found.quotes[-1]) if len(found.quotes) % 2 else None
+    last = found.consumed if endless else int(found.ends[-2]) if len(found.ends) > 1 else 0
+    return next((last + f.start for f in _quoted_fields(data[last:], delimiter) if not f.closed), None)
+
+
+def _malformed(data: bytes, found: _Found, spans: Offsets, delimiter: int) -> _Quoted | None:
+    """The first field that is malformed in a record of several lines. In one line, it costs but its record."""
+    mark = re.escape(bytes([delimiter]))
+    well = re.compile(rb'(?:(?:"[^"]*+(?:""[^"]*+)*+"|(?!")[^%b\n]*+)(?:%b|\r?\n|\r?\Z))*+' % (mark, mark))
+    for record in np.flatnonzero(spans > 1).tolist():
+        start, stop = int(found.ends[record - 1]) if record else 0, int(found.ends[record])
+        if well.fullmatch(data, start, stop):
+            continue
+        for field in _quoted_fields(data[start:stop], delimiter):
+            if not field.well:
+                return _Quoted(start + field.start, start + field.stop, field.closed, field.well)
+    return None
+
+
+def _swallowing(data: bytes, found: _Found, spans: Offsets, delimiter: int, columns: int) -> int | None:
+    """Where the first record begins whose many lines look like records themselves. Of a lone column any text does."""
+    assert found.at is not None
+    long = np.flatnonzero(spans > _MOST_LINES)
+    if columns < 2 or not len(long):
+        return None
+    delimiters = np.flatnonzero(np.frombuffer(data, np.uint8) == delimiter)
+    alike = np.diff(np.searchsorted(delimiters, found.lines), prepend=0) == columns - 1
+    before = np.concatenate([np.zeros(1, np.int64), np.cumsum(alike)])
+    last, first = found.at[long], found.at[long] - spans[long] + 1
+    inner = last - first - 1  # the first and the last one hold other fields, too
+    suspect = long[before[last] - before[first + 1] >= _ALIKE * inner]
+    if not len(suspect):
+        return None
+    return int(found.ends[suspect[0] - 1]) if suspect[0] else 0
+
+
+def _quoted_fields(record: bytes, delimiter: int) -> Iterator[_Quoted]:
+    """The fields of the first record in these bytes that begin with a quotation mark."""
+    mark = re.escape(bytes([delimiter]))
+    field = re.compile(rb'(?:("[^"]*+(?:""[^"]*+)*+)("?+))?([^%b\n]*+)(%b|\n|\Z)' % (mark, mark))
+    position, more = 0, b"%c" % delimiter
+    while more not in (b"", b"\n"):
+        match = field.match(record, position)
+        assert match, "whatever does not end a field belongs to it"
+        quoted, closing, rest, more = match.groups()
+        if quoted is not None:
+            yield _Quoted(position, match.end(2), bool(closing), bool(closing) and rest in (b"", b"\r"))
+        position = match.end()
 
 
 def _well_quoted(array: npt.NDArray[np.uint8], quotes: Offsets, delimiter: int) -> bool:
@@ -252,6 +430,8 @@ def _read_table(
         return pl.DataFrame(schema={name: polars_type(types.get(name, "string")) for name in names})
     if not _regular(data, ord(delimiter), records * (len(names) - 1)):
         return None
+    if data.endswith(delimiter.encode()):
+        data += b"\n"  # or polars would not see the empty field at the end, and no error where it is one too many
     # Booleans are read as text: polars knows fewer spellings than `cast_column`.
     schema = {n: polars_type("string" if (t := types.get(n, "string")) == "bool" else t) for n in names}
     try:
@@ -260,6 +440,8 @@ def _read_table(
         return None
     if frame.height != records:  # polars makes a row of nulls of a blank line, which is no record
         return None
+    if any(reaches_limits(frame[name]) for name, dtype in types.items() if dtype.startswith("float")):
+        return None  # polars reads infinity where a number is too large
     for name, dtype in types.items():
         if dtype == "bool":
             cast, errors = cast_column(_missing_if_blank(frame[name]), dtype, 0)
@@ -288,8 +470,8 @@ def _regular(data: bytes, delimiter: int, delimiters: int) -> bool:
 def _read_blocks(
     data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], chunk: Chunk
 ) -> tuple[pl.DataFrame, list[RowError]]:
-    ends, _ = _record_ends(data, ord(delimiter), final=True)
-    starts, ends = drop_blank(ends, np.frombuffer(data, np.uint8))
+    found = _find_records(data, ord(delimiter), final=True)
+    starts, ends = drop_blank(found.ends, np.frombuffer(data, np.uint8))
     if len(ends) != chunk.records:
         raise InvalidInput(
             f"bytes {chunk.start} to {chunk.stop} hold {len(ends)} records, planning counted {chunk.records}: "

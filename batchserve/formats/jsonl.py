@@ -15,10 +15,12 @@ A few records are read and written without polars' readers and writers, each cal
 
 import io
 import json
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from decimal import Decimal
+from functools import partial
 from types import NoneType
 from typing import Any, BinaryIO
 
@@ -36,14 +38,17 @@ from batchserve.formats.records import (
     Scanned,
     Window,
     blocks,
+    check_names,
     check_width,
     cut,
     drop_blank,
+    has_lone_returns,
+    line_at,
     read_span,
     read_up_to,
     table,
 )
-from batchserve.formats.schema import as_base64, cast_column, polars_type, shorten
+from batchserve.formats.schema import as_base64, cast_column, polars_type, reaches_limits, shorten
 from batchserve.storage import Piece, Span
 
 __all__ = ["Json", "Jsonl"]
@@ -68,11 +73,23 @@ _AS_ORJSON_WRITES = {
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 """polars makes NUL of half a character, which is no JSON text in UTF-8."""
 _INT64 = range(-(2**63), 2**63)
+_INT128 = range(-(2**127), 2**127)
+_LARGE = 2.0**63
+"""From here on an integer may be more than orjson has integers for."""
 _EXACT = range(-(2**53), 2**53 + 1)
 """Integers that are float64 without rounding."""
 _LISTED = 20
 """So many faults or names a message lists at most."""
 _BRACKET = re.compile(rb"\s*\[")
+_SPACE = b" \t\r\n"
+"""Of JSON; whatever else is blank is a fault."""
+_BETWEEN_LINES = re.compile(rb"\}[ \t\r]*\r[ \t\r]*\{")
+"""Of two objects in one line: never part of a value, as no text holds a carriage return."""
+_BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{|\]\s*,\s*\[")
+_TOKEN = re.compile(
+    rb'"(?:[^"\\]|\\.)*+"|(?<![\w.+-])-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?![\w.+-])', re.DOTALL
+)
+"""A text or a number."""
 _BLOCK = 128 * 2**10
 """Bytes that numpy looks at together."""
 
@@ -86,7 +103,7 @@ Columns = dict[str, DType | None]
 
 
 class Jsonl:
-    """One JSON object in each line; blank lines are no records."""
+    """One JSON object in each line; blank lines, also those of spaces, are no records."""
 
     name = "jsonl"
     media_type = "application/x-ndjson"
@@ -101,7 +118,7 @@ class Jsonl:
     def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:  # noqa: ARG002
         source.seek(0)
         start = len(_BOM) if read_up_to(source, len(_BOM)) == _BOM else 0
-        return cut(source, start, _scan_lines, after, limits)
+        return cut(source, start, partial(_scan_lines, source), after, limits)
 
     def end(self, source: BinaryIO) -> int:
         return source.seek(0, io.SEEK_END)
@@ -176,11 +193,14 @@ class Json:
     ) -> Reading:
         lines = _array_to_lines(read_span(source, chunk.start, chunk.stop))
         if _may_be_all(chunk) and read_up_to(source, 1) in (b"]", b""):
-            return _read_few(lines, chunk, types, columns, _names(lines, dialect))
-        first = next(self.plan(source, dialect, None, _SAMPLE))
-        beginning = _array_to_lines(read_span(source, first.start, first.stop))
-        names = _names(beginning, dialect)
-        return _read_lines(lines, chunk, _columns(_parse_lines(beginning, names), types), columns, names)
+            reading = _read_few(lines, chunk, types, columns, _names(lines, dialect))
+        else:
+            first = next(self.plan(source, dialect, None, _SAMPLE))
+            beginning = _array_to_lines(read_span(source, first.start, first.stop))
+            names = _names(beginning, dialect)
+            reading = _read_lines(lines, chunk, _columns(_parse_lines(beginning, names), types), columns, names)
+        _check_elements(lines, chunk, reading.errors)
+        return reading
 
     def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
         return b"[%b]\n" % _ndjson(table(records, self.name)).removesuffix(b"\n").replace(b"\n", b",\n")
@@ -198,9 +218,26 @@ class Json:
 # Lines
 
 
-def _scan_lines(window: Window) -> Scanned:
+def _scan_lines(source: BinaryIO, window: Window) -> Scanned:
     _, ends, consumed = _lines(window.data, window.final)
+    if b"\r" in window.data:
+        _check_returns(source, window, ends)
     return Scanned(ends, consumed, done=False)
+
+
+def _check_returns(source: BinaryIO, window: Window, ends: Offsets) -> None:
+    """Raises InvalidInput for lines that end with CR alone: their records would be one that is malformed."""
+    array = np.frombuffer(window.data, np.uint8)
+    lines = np.flatnonzero(array == ord("\n")) + 1
+    if has_lone_returns(array, lines) and (found := _BETWEEN_LINES.search(window.data)):
+        at = window.data.index(b"\r", found.start())
+        record = window.record + int(np.searchsorted(ends, at, side="right"))
+        place = window.offset + at
+        what = "a carriage return ends an object, with no line feed behind it: save the input with LF or CRLF"
+        raise InvalidInput(
+            f"record {record}, in line {line_at(source, place)} at byte {place}: {what}",
+            errors=[{"row": record, "message": what}],
+        )
 
 
 def _lines(data: bytes, final: bool) -> tuple[Offsets, Offsets, int]:
@@ -211,7 +248,11 @@ def _lines(data: bytes, final: bool) -> tuple[Offsets, Offsets, int]:
     if final and consumed < len(data):
         consumed = len(data)
         ends = np.append(ends, consumed)
-    return *drop_blank(ends, array), consumed
+    starts, ends = drop_blank(ends, array)
+    suspects = np.flatnonzero(array[starts] <= ord(" ")).tolist()
+    if blank := [number for number in suspects if not data[starts[number] : ends[number]].strip(_SPACE)]:
+        starts, ends = np.delete(starts, blank), np.delete(ends, blank)
+    return starts, ends, consumed
 
 
 # Arrays
@@ -342,7 +383,7 @@ def _is_record(source: BinaryIO, start: int) -> bool:
     source.seek(start)
     text = read_up_to(source, MAX_RECORD + 1)
     try:
-        record = orjson.loads(text) if len(text) <= MAX_RECORD else None
+        record = _loads(text) if len(text) <= MAX_RECORD else None
     except orjson.JSONDecodeError:
         return False
     return isinstance(record, dict) and not isinstance(record.get("data"), list)
@@ -359,11 +400,41 @@ def _check_tail(source: BinaryIO, closing: int, before: bytes) -> None:
     source.seek(closing)
     tail = read_up_to(source, _MAX_EDGE)
     try:
-        rest = orjson.loads(before + tail)
+        rest = _loads(before + tail)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"malformed JSON after the array, which ends at byte {closing}: {error.msg}") from None
     if before == _WRAPPED and any(isinstance(value, dict | list) for key, value in rest.items() if key != "data"):
         raise InvalidInput(f"after the array, which ends at byte {closing}, only numbers and texts may follow")
+
+
+def _check_elements(lines: bytes, chunk: Chunk, errors: Iterable[RowError]) -> None:
+    """Raises InvalidInput for an element that is malformed and may hold others: a quotation mark or a bracket that is
+    missing would make one record of many."""
+    malformed = [error for error in errors if error.code == "invalid-json" and error.column is None]
+    if not malformed:
+        return
+    starts, ends, _ = _lines(lines, final=True)
+    for error in malformed:
+        number = error.record - chunk.first_record
+        start = int(starts[number])
+        element = lines[start : int(ends[number])]
+        if _BETWEEN_RECORDS.search(element) and not _is_but_unusual(element):
+            raise InvalidInput(
+                f"record {error.record}, which begins at byte {chunk.start + start}, is malformed and seems to hold "
+                f"others, as where a quotation mark or a bracket is missing: {error.message}",
+                errors=[{"row": error.record, "message": error.message}],
+            )
+
+
+def _is_but_unusual(element: bytes) -> bool:
+    """Whether an element is whole, and refused for such things as NaN, a newline in a text or its depth."""
+    try:
+        json.loads(element.decode(errors="replace"), strict=False)
+    except RecursionError:
+        return True
+    except ValueError:
+        return False
+    return True
 
 
 # Columns
@@ -375,6 +446,7 @@ def _columns(sample: list[Row], types: Mapping[str, DType]) -> Columns:
         for key, value in (row or {}).items():
             values.setdefault(key, []).append(value)
     check_width(len(values))
+    check_names(values)
     columns: Columns = {key: types[key] if key in types else _infer(of_key) for key, of_key in values.items()}
     return {**columns, **types}
 
@@ -395,7 +467,7 @@ def _names(lines: bytes, dialect: Dialect) -> Names:
     if dialect.columns or not _BRACKET.match(lines):
         return dialect.columns
     try:
-        first = orjson.loads(lines.partition(b"\n")[0])
+        first = _loads(lines.partition(b"\n")[0])
     except orjson.JSONDecodeError:
         return ()
     check_width(len(first))
@@ -409,7 +481,7 @@ def _check_lengths(lines: bytes, names: Names) -> None:
     faults: list[dict[str, Any]] = []
     for row, line in enumerate(_split(lines)):
         with suppress(orjson.JSONDecodeError):
-            if isinstance(values := orjson.loads(line), list):
+            if isinstance(values := _loads(line), list):
                 fault = _length_fault(values, names)
                 faults.append({"row": row, "expected": len(names), "got": len(values), "message": fault})
     raise SchemaMismatch(f"record {faults[0]['row']}: {faults[0]['message']}", errors=faults[:_LISTED])
@@ -483,6 +555,8 @@ def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | No
         # polars gives the JSON text of an array or object, which is no string.
         if column.dtype == pl.String() and column.str.contains(r"^[\[{]").any():
             return None
+        if column.dtype.is_float() and reaches_limits(column):
+            return None  # polars reads infinity where a number is too large
         series, errors = cast_column(column, schema[column.name] or "string", 0)
         if errors:
             return None
@@ -585,13 +659,15 @@ def _to_table(rows: Sequence[Row], schema: Columns, first_record: int) -> tuple[
 def _parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | None]:
     """The record in a line, or the code and message of its fault."""
     try:
-        row = orjson.loads(line.rstrip(b"\r\n"))  # or its end would count as a character of the record
+        row = _loads(line.rstrip(b"\r\n"))  # or its end would count as a character of the record
         if names and isinstance(row, list):
             if len(row) != len(names):
                 return None, ("wrong-length", _length_fault(row, names))
             return dict(zip(names, row, strict=True)), None
         if not isinstance(row, dict):
             return None, ("not-an-object", f"expected a JSON object, got {shorten(row)}")
+        if any(type(value) is float and abs(value) >= _LARGE for value in row.values()):
+            row |= _large_integers(line, row)
         # orjson keeps the last of two values: look twice where there are more colons than keys.
         if line.count(b":") > len(row):
             json.loads(line, object_pairs_hook=_distinct)
@@ -602,6 +678,28 @@ def _parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | 
     except RecursionError:
         return None, ("invalid-json", "arrays and objects are nested too deeply")
     return row, None
+
+
+def _loads(data: bytes) -> Any:
+    """The value in the bytes; a number too large for any float is the text that it is written as. Raises
+    orjson.JSONDecodeError."""
+    try:
+        return orjson.loads(data)
+    except orjson.JSONDecodeError as error:
+        if "infinity" not in error.msg:
+            raise
+        return orjson.loads(_TOKEN.sub(_quoted_if_infinite, data))
+
+
+def _large_integers(line: bytes, row: dict[str, Any]) -> dict[str, Any]:
+    """The integers that orjson has rounded, as they are written; beyond 128 bits they are texts."""
+    values = {key: value for key, value in json.loads(line).items() if type(value) is int and type(row[key]) is float}
+    return {key: value if value in _INT128 else str(value) for key, value in values.items()}
+
+
+def _quoted_if_infinite(token: re.Match[bytes]) -> bytes:
+    text = token[0]
+    return b'"%b"' % text if text[:1] != b'"' and math.isinf(float(text)) else text
 
 
 class _DuplicateKeyError(Exception):
@@ -617,7 +715,7 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _split(data: bytes) -> Iterator[bytes]:
-    return (line for line in data.split(b"\n") if line not in (b"", b"\r"))
+    return (line for line in data.split(b"\n") if line.strip(_SPACE))
 
 
 def _parse_lines(data: bytes, names: Names = ()) -> list[Row]:

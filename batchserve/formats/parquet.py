@@ -16,7 +16,7 @@ from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.formats import thrift
 from batchserve.formats.frames import SAMPLE, decoding, plain, typed
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
-from batchserve.formats.records import check_width, table
+from batchserve.formats.records import check_names, check_width, table
 from batchserve.storage import Piece, Span
 
 __all__ = ["Parquet"]
@@ -50,6 +50,7 @@ class Parquet:
         with decoding("the Parquet input"):
             columns = plain(pl.DataFrame(schema=_scan(given).collect_schema())).schema
         check_width(len(columns))
+        check_names(list(columns))
         # For a few records polars unpacks whole pages and dictionaries.
         if isinstance(given, Path):
             return Header(dict(columns), partial(_slice, given, 0, records, None))

@@ -1,6 +1,6 @@
 """Cutting bytes into chunks of whole records, for every format whose records have no length of their own."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -21,9 +21,12 @@ __all__ = [
     "Scanned",
     "Window",
     "blocks",
+    "check_names",
     "check_width",
     "cut",
     "drop_blank",
+    "has_lone_returns",
+    "line_at",
     "read_span",
     "read_up_to",
     "table",
@@ -101,27 +104,41 @@ def _fitting(ends: Offsets, begin: int, limits: ChunkLimits) -> int:
 
 
 def _too_long(source: BinaryIO, position: int, record: int) -> InvalidInput:
+    return InvalidInput(
+        f"record {record}, which begins in line {line_at(source, position)} at byte {position}, is longer than "
+        f"{MAX_RECORD >> 20} MiB",
+        errors=[{"row": record, "message": "record too long"}],
+    )
+
+
+def line_at(source: BinaryIO, position: int) -> int:
+    """The line in which a byte stands, as an editor counts them."""
     source.seek(0)
     line, left = 1, position
     while left and (block := source.read(min(left, _MAX_READ))):
         line += block.count(b"\n")
         left -= len(block)
-    return InvalidInput(
-        f"record {record}, which begins in line {line} at byte {position}, is longer than {MAX_RECORD >> 20} MiB: "
-        "is a quotation mark never closed?",
-        errors=[{"row": record, "message": "record too long"}],
-    )
+    return line
 
 
 def drop_blank(ends: Offsets, data: npt.NDArray[np.uint8]) -> tuple[Offsets, Offsets]:
     """Starts and ends of the lines that hold more than a line end."""
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
     lengths = ends - starts
+    if not len(ends) or int(lengths.min()) > 2:
+        return starts, ends
     first = data[starts]
     blank = (lengths == 1) & ((first == 10) | (first == 13))
     short = np.flatnonzero(lengths == 2)
     blank[short] = (first[short] == 13) & (data[starts[short] + 1] == 10)
     return (starts[~blank], ends[~blank]) if blank.any() else (starts, ends)
+
+
+def has_lone_returns(array: npt.NDArray[np.uint8], lines: Offsets) -> bool:
+    """Whether there are carriage returns that no newline follows. `lines`: behind each newline."""
+    first, last = np.searchsorted(lines, [2, len(array) + 1])
+    returns = int(np.count_nonzero(array == ord("\r")))
+    return returns != int(np.count_nonzero(array[lines[first:last] - 2] == ord("\r")))
 
 
 def blocks(data: bytes, starts: Offsets, ends: Offsets) -> Iterator[tuple[int, bytes, Offsets, Offsets]]:
@@ -135,6 +152,15 @@ def blocks(data: bytes, starts: Offsets, ends: Offsets) -> Iterator[tuple[int, b
             block = b"".join(data[a:b] for a, b in zip(s.tolist(), e.tolist(), strict=True))
             stops = np.cumsum(e - s)
             yield first, block, stops - (e - s), stops
+
+
+def check_names(names: Collection[str]) -> None:
+    """Raises InvalidInput for a column without a name."""
+    if any(not name.strip() for name in names):
+        raise InvalidInput(
+            "the input has a column whose name is empty; every column needs one",
+            errors=[{"column": name, "message": "no name"} for name in names if not name.strip()],
+        )
 
 
 def check_width(columns: int) -> None:

@@ -1,5 +1,6 @@
 """Types of columns: how a dtype is called in polars, and how values of any type become values of a dtype."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -7,7 +8,16 @@ import polars as pl
 
 from batchserve.domain import DType, RowError
 
-__all__ = ["POLARS", "as_base64", "cast_column", "holds_bytes", "numpy_type", "polars_type", "shorten"]
+__all__ = [
+    "POLARS",
+    "as_base64",
+    "cast_column",
+    "holds_bytes",
+    "numpy_type",
+    "polars_type",
+    "reaches_limits",
+    "shorten",
+]
 
 POLARS: dict[DType, pl.DataType] = {
     "float16": pl.Float16(),
@@ -27,6 +37,8 @@ POLARS: dict[DType, pl.DataType] = {
 
 _TRUTH = {"true": True, "false": False, "1": True, "0": False}
 _SHOWN = 80
+_DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_INFINITY = r"(?i)^[+-]?inf(inity)?$"
 _EXACT = 2**53 - 1
 """Up to here no two integers are the same float64."""
 
@@ -86,8 +98,8 @@ def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.
     """The values as `dtype`, under the same name, and an error for each that does not fit: it becomes null.
 
     Fitting is about values, not about types: 3.0 and "3.0" are integers, 1 and "true" are booleans, true is a number.
-    Nothing is truncated and no integer wraps around; a number is rounded to the precision of a float type. Nulls stay
-    nulls and are no error. `first_record` is the number of the first value's record.
+    Nothing is truncated and no integer wraps around; a number is rounded to the precision of a float type, but not to
+    infinity. Nulls stay nulls and are no error. `first_record` is the number of the first value's record.
     """
     target = POLARS[dtype]
     if series.dtype == target:
@@ -97,10 +109,35 @@ def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.
         return cast, []
     faulty = (cast.is_null() & series.is_not_null()).arg_true()
     errors = [
-        RowError(first_record + index, "wrong-type", f"expected {dtype}, got {shorten(value)}", series.name)
+        RowError(first_record + index, "wrong-type", f"expected {dtype}, got {shown(value, dtype)}", series.name)
         for index, value in zip(faulty.to_list(), series.gather(faulty).to_list(), strict=True)
     ]
     return cast, errors
+
+
+def reaches_limits(series: pl.Series) -> bool:
+    """Whether a column of floats holds infinity, or a number that is as large as its type can hold."""
+    limit = _LIMITS[series.dtype]
+    low, high = series.min(), series.max()
+    return bool((high is not None and high >= limit) or (low is not None and low <= -limit))  # type: ignore[operator]
+
+
+_LIMITS: dict[pl.DataType, float] = {
+    pl.Float16(): 65504.0,
+    pl.Float32(): float(np.finfo(np.float32).max),
+    pl.Float64(): float(np.finfo(np.float64).max),
+}
+
+
+def shown(value: object, dtype: DType) -> str:
+    """The value that does not fit. All numbers do fit a float but those that are too large: these look the same
+    whatever they were read from."""
+    if dtype.startswith("float") and not isinstance(value, bool):
+        text = str(value).strip()
+        if _DECIMAL.fullmatch(text):
+            number = float(text)
+            return f"{shorten(number) if np.isfinite(number) else text[:_SHOWN]}, which is beyond its range"
+    return shorten(value)
 
 
 def shorten(value: object) -> str:
@@ -127,7 +164,11 @@ def _cast(series: pl.Series, target: pl.DataType) -> pl.Series:
     cast = series.cast(target, strict=False)
     if target.is_integer() and not source.is_integer():
         # A cast of 1.5 gives 1: only what comes back as it was did fit.
-        return cast.set(cast.cast(source, strict=False) != series, None)
+        cast = cast.set(cast.cast(source, strict=False) != series, None)
+        return cast.set(series.abs() > _EXACT, None) if source.is_float() else cast
+    if target.is_float() and reaches_limits(cast):
+        finite = series.is_finite() if source.is_float() else pl.Series([True])
+        return cast.set(cast.is_infinite() & finite, None)
     return cast
 
 
@@ -138,6 +179,11 @@ def _parse(text: pl.Series, target: pl.DataType) -> pl.Series:
     if target == pl.Boolean():
         return text.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=target)
     cast = text.cast(target, strict=False)
+    if target.is_float() and reaches_limits(cast):
+        # Through float64, as numbers come that are no text: which are rounded to infinity is then the same.
+        number = text.cast(pl.Float64(), strict=False)
+        number = number.set(number.is_infinite() & ~text.str.contains(_INFINITY), None)
+        return _cast(number, target) if target != number.dtype else number
     if target.is_integer() and cast.null_count() > text.null_count():
         number = text.cast(pl.Float64(), strict=False)
         exact = number.set(number.abs() > _EXACT, None)

@@ -23,6 +23,7 @@ from batchserve.formats import npy
 from batchserve.formats.archive import StoredMember, checked_members, member_data, stored_archive
 from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records, Tensors
+from batchserve.formats.records import check_names
 from batchserve.storage import Piece, Span
 
 __all__ = ["Npy", "Npz", "vector"]
@@ -41,6 +42,8 @@ class Npy:
         array = _lone(source)
         chunk = Chunk(0, min(array.records, SAMPLE), 0, min(array.records, SAMPLE))
         sample = self.read(source, dialect, chunk, {}).records
+        if isinstance(sample, pl.DataFrame):
+            check_names(sample.columns)
         return Header(dict(sample.schema) if isinstance(sample, pl.DataFrame) else {}, lambda: sample)
 
     def plan(

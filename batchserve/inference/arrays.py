@@ -1,6 +1,7 @@
 """Columns that hold an array in each record: lists in Parquet and Arrow, JSON text elsewhere."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import orjson
@@ -74,10 +75,12 @@ def read_arrays(
 
 
 def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Which numbers would not survive a cast to `dtype`. Floats may be rounded, text is text."""
+    """Which numbers would not survive a cast to `dtype`. Floats may be rounded, but not to infinity; text is text."""
     target = numpy_type(dtype)
-    if target.kind in "fO" or values.dtype.kind == "b":
+    if target.kind == "O" or values.dtype.kind == "b" or not values.size:
         return np.zeros(values.shape, bool)
+    if target.kind == "f":
+        return _too_large(values, target)
     if target.kind == "b":
         return ~np.isin(values, (0, 1))
     bounds = np.iinfo(target)
@@ -86,6 +89,15 @@ def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
         whole = values == np.rint(values)
         return np.asarray(~(whole & (values >= max(bounds.min, -_EXACT)) & (values <= min(bounds.max, _EXACT))))
     return np.logical_or(values < bounds.min, values > bounds.max)
+
+
+def _too_large(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
+    """Which finite numbers are infinite as floats of a narrower type."""
+    limit = np.finfo(target).max
+    if values.dtype.kind not in "iuf" or (-limit < values.min() and values.max() < limit):
+        return np.zeros(values.shape, bool)
+    with np.errstate(over="ignore"):
+        return np.asarray(np.isinf(values.astype(target)) & np.isfinite(values))
 
 
 # --- faults ----------------------------------------------------------------------------------------------------------
@@ -253,5 +265,5 @@ def _assembled(tensor: InputTensor, good: np.ndarray, shapes: np.ndarray, values
 
 
 def _typed(values: np.ndarray, tensor: InputTensor) -> np.ndarray:
-    with np.errstate(over="ignore"):  # beyond float32 is infinity, as from other columns
+    with np.errstate(over="ignore"):  # those beyond the type have failed
         return values.astype(numpy_type(tensor.dtype), copy=False)

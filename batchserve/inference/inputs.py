@@ -11,7 +11,7 @@ import polars as pl
 from batchserve.domain import Column, DType, InputTensor, RowError, Scalar, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
 from batchserve.formats.protocol import Records, Tensors
-from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten
+from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
 from batchserve.inference.faults import Faults
@@ -55,7 +55,11 @@ def check_types(
                 continue
             beyond = _beyond_range(tensor, array)
             if beyond.size and beyond.all():
-                raise _wrong_dtype(tensor, array)
+                column, message = _misfit(tensor, array[0])
+                raise SchemaMismatch(
+                    f"column {column!r}: {message} in record 0",
+                    errors=[{"row": 0, "column": column, "expected": tensor.dtype, "message": message}],
+                )
         return
     if binding is None:
         raise SchemaMismatch("the model takes arrays: send an npy or npz file")
@@ -109,13 +113,19 @@ def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.Da
 
 def _fits_plainly(series: pl.Series, dtype: DType) -> bool:
     """Whether the first value surely fits, without a cast: those of polars take longer than a small job's scoring."""
-    if series.dtype == pl.String() if dtype == "string" else series.dtype.is_numeric() and dtype.startswith("float"):
+    if dtype == "string" and series.dtype == pl.String():
         return True
     first = next(iter(series.head(1).to_list()), None)
-    return dtype.startswith("float") and isinstance(first, str) and _DECIMAL.fullmatch(first) is not None
+    if series.dtype.is_numeric() and dtype.startswith("float"):
+        return first is not None and abs(first) < _SURE.get(dtype, 1e15)
+    if not dtype.startswith("float") or not isinstance(first, str) or not _DECIMAL.fullmatch(first):
+        return False
+    return dtype not in _SURE or abs(float(first)) < _SURE[dtype]
 
 
 _DECIMAL = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
+_SURE = {"float16": 2.0**15}
+"""Below, a number surely fits; the other floats hold all that has 15 digits."""
 
 
 def _castable(kind: pl.DataType, dtype: DType) -> bool:
@@ -241,7 +251,11 @@ def shared_inputs(signature: Signature, given: Mapping[str, Scalar]) -> dict[str
             )
             raise InvalidOptions(f"inputs: {name!r} {own}; {there}")
         dtype = shared[name].dtype
-        values, errors = cast_column(pl.Series(name, [value]), dtype, 0)
+        try:
+            series = pl.Series(name, [value])
+        except (OverflowError, UnicodeEncodeError) as error:
+            raise InvalidOptions(f"inputs: {name!r}: expected {dtype}, got {shorten(value)}", expected=dtype) from error
+        values, errors = cast_column(series, dtype, 0)
         if errors:
             raise InvalidOptions(f"inputs: {name!r}: {errors[0].message}", expected=dtype)
         arrays[name] = _one_for_all(shared[name], values.to_numpy())
@@ -335,21 +349,29 @@ def _wrong_dtype(tensor: InputTensor, array: np.ndarray) -> SchemaMismatch:
 
 
 def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # beyond float32 is infinity, as from a table
+    with np.errstate(over="ignore"):  # those beyond the type have failed
         return np.ascontiguousarray(array, numpy_type(tensor.dtype)) if tensor.per_record else array
 
 
 def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: Faults, first_record: int) -> None:
-    """Integers beyond the range of the input: a cast would wrap them around."""
+    """Numbers beyond the range of the input: a cast would wrap them around, or make them infinite."""
     for index in np.flatnonzero(_beyond_range(tensor, array)).tolist():
-        values = array[index].reshape(-1)
-        message = f"expected {tensor.dtype}, got {values[misfits(values, tensor.dtype)][0]}"
-        faults.add(RowError(first_record + index, "wrong-type", message, tensor.name))
+        column, message = _misfit(tensor, array[index])
+        faults.add(RowError(first_record + index, "wrong-type", message, column))
+
+
+def _misfit(tensor: InputTensor, record: np.ndarray) -> tuple[str, str]:
+    """The column and the message of the first number of a record that is beyond the range of the input."""
+    values = record.reshape(-1)
+    place = int(np.flatnonzero(misfits(values, tensor.dtype))[0])
+    named = tensor.columns is not None and tensor.image is None and len(tensor.columns) == len(values)
+    column = tensor.columns[place].name if tensor.columns is not None and named else tensor.name
+    return column, f"expected {tensor.dtype}, got {shown(values[place].item(), tensor.dtype)}"
 
 
 def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
-    """Which records hold such integers."""
-    if array.dtype.kind not in "iu" or not tensor.per_record:
+    """Which records hold such numbers."""
+    if array.dtype.kind not in "iuf" or not tensor.per_record or array.dtype == numpy_type(tensor.dtype):
         return np.zeros(len(array) if tensor.per_record else 1, dtype=bool)
     return np.asarray(misfits(array, tensor.dtype).reshape(len(array), -1).any(axis=1))
 

@@ -1,0 +1,205 @@
+"""One record, one answer: the same value has the same outcome in every format, in a job and online."""
+
+import io
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import polars as pl
+import pytest
+from service import Api, ok, running
+
+TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
+FORMATS = (*TABLES, "npy", "npz", "lists")
+"""`lists`: JSON whose records are arrays."""
+MEDIA = {
+    "csv": "text/csv",
+    "jsonl": "application/x-ndjson",
+    "json": "application/json",
+    "lists": "application/json",
+    "parquet": "application/vnd.apache.parquet",
+    "arrow": "application/vnd.apache.arrow.file",
+    "arrows": "application/vnd.apache.arrow.stream",
+    "npy": "application/x-npy",
+    "npz": "application/x-npz",
+}
+GOOD = 250
+"""Records before the one in question, and as many behind it: so it is in no sample."""
+
+
+def doubling(dtype: str) -> bytes:
+    """A model of two columns, a and b, that gives each value twice."""
+    model = onnx.parser.parse_model(
+        f"""<ir_version: 8, opset_import: ["" : 17]>
+        g ({dtype}[N, 2] x) => ({dtype}[N, 2] y) {{ y = Add(x, x) }}"""
+    )
+    kinds = {"float": "float32", "double": "float64"}
+    columns = [{"name": name, "dtype": kinds.get(dtype, dtype), "input": "x"} for name in "ab"]
+    onnx.helper.set_model_props(model, {"batchserve.columns": json.dumps(columns)})
+    return model.SerializeToString()
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    with running(tmp_path_factory.mktemp("models"), chunk_records=200) as api:
+        for dtype in ("float16", "float", "double", "int32", "uint8", "int64"):
+            api.register(dtype, doubling(dtype))
+        yield api
+
+
+def written(values: list[str], format: str) -> bytes | None:
+    """A file of records {a: value, b: 1}, the values as JSON writes them; None where the format has no such value."""
+    if format == "csv":
+        return "\n".join(["a,b", *(v.strip('"') + ",1" for v in values), ""]).encode()
+    if format in ("jsonl", "json"):
+        records = [f'{{"a":{value},"b":1}}' for value in values]
+        return "\n".join(records).encode() if format == "jsonl" else f"[{','.join(records)}]".encode()
+    if format == "lists":
+        return f"[{','.join(f'[{value},1]' for value in values)}]".encode()
+    numbers = [float(json.loads(value)) if value[0] == '"' else json.loads(value) for value in values]
+    if any(isinstance(n, float) and np.isinf(n) and v[0] != '"' for n, v in zip(numbers, values, strict=True)):
+        return None  # larger than any float64
+    whole = all(isinstance(number, int) for number in numbers)
+    if not whole:
+        numbers = [float(number) for number in numbers]
+    if whole and not -(2**63) <= min(numbers) <= max(numbers) < 2**63:
+        return None
+    file = io.BytesIO()
+    if format in ("npy", "npz"):
+        matrix = np.array([[number, 1] for number in numbers], np.int64 if whole else np.float64)
+        np.save(file, matrix) if format == "npy" else np.savez(file, x=matrix)
+    else:
+        frame = pl.DataFrame({"a": numbers, "b": [1] * len(numbers)})
+        writers: dict[str, Callable[..., Any]] = {
+            "parquet": frame.write_parquet,
+            "arrow": frame.write_ipc,
+            "arrows": frame.write_ipc_stream,
+        }
+        writers[format](file)
+    return file.getvalue()
+
+
+def outcomes(api: Api, model: str, value: str, good: int = GOOD) -> dict[str, Any]:
+    """What becomes of a record with this value among good ones, by format: its error, or None where it is scored."""
+    found: dict[str, Any] = {}
+    for format in FORMATS:
+        body = written(["1"] * good + [value] + ["2"] * good, format)
+        if body is None:
+            continue
+        job = api.run(body, model)
+        assert job["state"] == "completed", (format, job["error"])
+        errors = [(e["record"], e["column"], e["code"], e["message"]) for e in api.errors(job)]
+        assert job["rows"] == {"total": 2 * good + 1, "ok": 2 * good + 1 - len(errors), "failed": len(errors)}, format
+        found[format] = errors
+        few = written(["1", value], format)
+        assert few is not None
+        answer = ok(api.http.post(f"/v1/models/{model}/predict", content=few, headers={"content-type": MEDIA[format]}))
+        online = [(e["record"] + good - 1, e["column"], e["code"], e["message"]) for e in answer["errors"]]
+        assert online == errors, format
+    return found
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "shown"),
+    [
+        ("float", "1e39", "1e+39"),
+        ("float", "-1e39", "-1e+39"),
+        ("float", "1e400", "1e400"),
+        ("float", "-1E+400", "-1E+400"),
+        ("float", "1" + "0" * 400, "1" + "0" * 79),
+        ("float", "3.4028235677973366e38", "3.4028235677973366e+38"),
+        ("double", "1e400", "1e400"),
+        ("float16", "65520", "65520.0"),
+        ("float16", "-1e39", "-1e+39"),
+    ],
+)
+def test_a_number_too_large_for_the_model_is_an_error_in_every_format(
+    models: Api, model: str, value: str, shown: str
+) -> None:
+    dtype = {"float": "float32", "double": "float64"}.get(model, model)
+    error = (GOOD, "a", "wrong-type", f"expected {dtype}, got {shown}, which is beyond its range")
+    found = outcomes(models, model, value)
+    assert found == {format: [error] for format in found}
+    assert len(found) >= 4
+
+
+@pytest.mark.parametrize("value", ['"inf"', '"-Infinity"', "3.4028235e38", "-3.4028234663852886e38", "1e-400"])
+def test_infinity_and_what_rounds_to_a_number_are_scored_in_every_format(models: Api, value: str) -> None:
+    found = outcomes(models, "float", value)
+    assert found == {format: [] for format in FORMATS}
+
+
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [
+        ("int32", "2147483648"),
+        ("int32", "-2147483649"),
+        ("uint8", "-1"),
+        ("uint8", "256"),
+        ("int64", "9223372036854775808"),
+        ("int64", "-9223372036854775809"),
+        ("int64", "1" + "0" * 400),
+        ("int64", "9007199254740993.0"),
+        ("int32", "1.5"),
+        ("int32", "1e39"),
+        ("int32", "1e400"),
+    ],
+)
+def test_a_number_that_is_no_integer_of_the_model_is_an_error_in_every_format(
+    models: Api, model: str, value: str
+) -> None:
+    for format in FORMATS:
+        body = written(["1"] * GOOD + [value] + ["2"] * GOOD, format)
+        if body is None:
+            continue
+        typed = format in ("npy", "npz") and not value.lstrip("-").isdigit()
+        if typed:  # an array of floats is refused as a whole
+            answer = models.http.post("/v1/predict", params={"model": model}, content=body)
+            assert answer.status_code == 422, answer.text
+            continue
+        job = models.run(body, model)
+        assert job["rows"] == {"total": 2 * GOOD + 1, "ok": 2 * GOOD, "failed": 1}, format
+        ((record, column, code),) = [(e["record"], e["column"], e["code"]) for e in models.errors(job)]
+        assert (record, column, code) == (GOOD, "a", "wrong-type"), format
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_a_column_in_which_nothing_fits_is_refused_in_every_format(models: Api, format: str) -> None:
+    body = written(["1e39"] * 3, format)
+    assert body is not None
+    answer = models.http.post(
+        "/v1/predict", params={"model": "float"}, content=body, headers={"content-type": MEDIA[format]}
+    )
+    assert answer.status_code == 422, answer.text
+    assert "column 'a': expected float32, got " in answer.json()["detail"]
+
+
+def test_arrays_with_a_number_too_large_fail_alone(tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(
+        """<ir_version: 8, opset_import: ["" : 17]>
+        g (float[N, 2, 2] x) => (float[N, 2, 2] y) { y = Add(x, x) }"""
+    ).SerializeToString()
+    values = np.ones((3, 2, 2))
+    values[1, 0, 1] = 1e39
+    with running(tmp_path) as api:
+        api.register("arrays", model)
+        lines = [json.dumps({"x": record}) for record in values.tolist()]
+        frame = pl.DataFrame({"x": values.tolist()})
+        parquet, npy = io.BytesIO(), io.BytesIO()
+        frame.write_parquet(parquet)
+        np.save(npy, values)
+        huge = lines[1].replace("1e+39", "1e400")
+        for body, shown in (
+            ("\n".join(lines).encode(), "1e+39"),
+            ("\n".join([lines[0], huge, lines[2]]).encode(), "'1e400'"),
+            (parquet.getvalue(), "1e+39"),
+            (npy.getvalue(), "1e+39"),
+        ):
+            job = api.run(body, "arrays")
+            assert job["rows"] == {"total": 3, "ok": 2, "failed": 1}, job
+            (error,) = api.errors(job)
+            assert (error["record"], error["column"], error["code"]) == (1, "x", "wrong-type")
+            assert shown in error["message"]
