@@ -653,3 +653,98 @@ def test_the_session_used_longest_ago_is_given_up() -> None:
     assert loads == ["a", "b", "c", "b"]
     sessions.get("b", 2, lambda: load("b"))
     assert loads[-2:] == ["b", "b"]
+
+
+# --- what no file holds, and texts that are none ---------------------------------------------------------------------
+
+
+def value(name: str, kind: int) -> onnx.ValueInfoProto:
+    """The declaration of a matrix of two columns, of any type there is or is not."""
+    entry = onnx.ValueInfoProto(name=name)
+    entry.type.tensor_type.elem_type = kind
+    for size in ("N", 2):
+        dimension = entry.type.tensor_type.shape.dim.add()
+        setattr(dimension, "dim_param" if isinstance(size, str) else "dim_value", size)
+    return entry
+
+
+def casting(source: onnx.ValueInfoProto, target: onnx.ValueInfoProto) -> bytes:
+    node = helper.make_node("Cast", ["x"], ["y"], to=target.type.tensor_type.elem_type or TensorProto.FLOAT)
+    model = helper.make_model(
+        helper.make_graph([node], "g", [source], [target]), opset_imports=[helper.make_opsetid("", 21)], ir_version=10
+    )
+    return bytes(model.SerializeToString())
+
+
+UNKNOWN = [
+    *(kind for kind in TensorProto.DataType.values() if not 1 <= kind <= 13 and kind), 29, 99, -1, 2**31 - 1,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", UNKNOWN)
+def test_elements_that_no_file_holds_are_refused_with_their_place_and_type(kind: int) -> None:
+    named = kind in TensorProto.DataType.values()
+    said = TensorProto.DataType.Name(kind) if named else f"type {kind}, which is none of ONNX"
+    with pytest.raises(ModelRefused, match=f"input 'x' has elements of {said}"):
+        admit(casting(value("x", kind), value("y", TensorProto.FLOAT)))
+    with pytest.raises(ModelRefused, match=f"output 'y' has elements of {said}"):
+        admit(casting(value("x", TensorProto.FLOAT), value("y", kind)))
+
+
+def test_an_output_of_unknown_elements_that_is_not_declared_is_refused() -> None:
+    model = onnx.load_model_from_string(casting(value("x", TensorProto.FLOAT), value("y", TensorProto.FLOAT8E4M3FN)))
+    model.graph.output[0].ClearField("type")
+    with pytest.raises(ModelRefused, match=r"output 'y' is tensor\(float8e4m3fn\), which is not supported"):
+        admit(model.SerializeToString())
+
+
+@pytest.mark.parametrize("kind", ["sequence_type", "map_type", "optional_type", "sparse_tensor_type", "no type"])
+def test_what_is_no_tensor_is_refused_with_its_place_and_kind(kind: str) -> None:
+    other = onnx.ValueInfoProto(name="x")
+    if kind != "no type":
+        getattr(other.type, kind).SetInParent()
+    with pytest.raises(ModelRefused, match=f"input 'x' .*{kind}"):
+        admit(casting(other, value("y", TensorProto.FLOAT)))
+    if kind not in ("no type", "sequence_type"):
+        other.name = "y"
+        with pytest.raises(ModelRefused, match=f"output 'y' .*{kind}"):
+            admit(casting(value("x", TensorProto.FLOAT), other))
+
+
+def test_a_shape_that_no_array_has_is_refused() -> None:
+    wide = value("x", TensorProto.FLOAT)
+    wide.type.tensor_type.shape.dim[1].dim_value = 2**62
+    with pytest.raises(ModelRefused, match=r"input 'x' has the shape .*: more than"):
+        admit(casting(wide, value("y", TensorProto.FLOAT)))
+
+
+def test_a_zipmap_without_an_output_is_refused() -> None:
+    node = helper.make_node("ZipMap", ["x"], [], domain="ai.onnx.ml", classlabels_int64s=[1, 2])
+    graph = helper.make_graph([node], "g", [value("x", TensorProto.FLOAT)], [value("y", TensorProto.FLOAT)])
+    with pytest.raises(ModelRefused):
+        admit(helper.make_model(graph, opset_imports=[helper.make_opsetid("ai.onnx.ml", 3)]).SerializeToString())
+
+
+def test_a_name_that_is_not_utf_8_is_refused() -> None:
+    node = helper.make_node("Elu", ["x"], ["y"], alpha=0.5)
+    graph = helper.make_graph([node], "g", [value("x", TensorProto.FLOAT)], [value("y", TensorProto.FLOAT)])
+    data = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8).SerializeToString()
+    assert admit(data).signature.inputs
+    with pytest.raises(ModelRefused, match=r"AttributeProto.name, is not UTF-8: b'alph\\xff'"):
+        admit(data.replace(b"alpha", b"alph\xff"))
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "said"),
+    [
+        ("columns", '[{"name":"\\ud800","dtype":"float32","input":"x"}]', "a lone surrogate"),
+        ("labels", '["a", {"b": ["\\udfff"]}]', "a lone surrogate"),
+        ("task", '"\\ud800"', "a lone surrogate"),
+        ("columns", '[{"name":" ","dtype":"float32","input":"x"}]', "empty name"),
+    ],
+)
+def test_metadata_that_no_answer_can_hold_is_refused(key: str, text: str, said: str) -> None:
+    model = onnx.load_model_from_string(casting(value("x", TensorProto.FLOAT), value("y", TensorProto.FLOAT)))
+    helper.set_model_props(model, {f"batchserve.{key}": text})
+    with pytest.raises(ModelRefused, match=said):
+        admit(model.SerializeToString())

@@ -110,6 +110,11 @@ class _Arrow(ABC):
         if sum(message.records for message in messages) == chunk.records:
             batches = self._whole(source, messages)
         else:
+            if len(messages) != 1:
+                raise InvalidInput(
+                    f"the Arrow input is damaged: from byte {chunk.start} to {chunk.stop} there are {len(messages)} "
+                    f"record batches, of other lengths than planning saw"
+                )
             (batch,) = messages
             skip = chunk.first_record - self._records_before(source, batch.start)
             try:

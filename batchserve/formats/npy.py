@@ -5,6 +5,7 @@ The format: https://numpy.org/doc/stable/reference/generated/numpy.lib.format.ht
 
 import io
 import math
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from tokenize import TokenError
@@ -27,6 +28,7 @@ __all__ = [
 ]
 
 _BLOCK = 2**20
+_SURROGATES = range(0xD800, 0xE000)
 _NUMBERS = "biufSU"
 _HEADER_ERRORS = (ValueError, EOFError, OSError, TypeError, KeyError, SyntaxError, TokenError, RecursionError)
 """What numpy raises for a damaged header, which it parses as a Python literal."""
@@ -158,10 +160,17 @@ def _values(stream: IO[bytes], header: ArrayHeader, first: int, count: int) -> n
 
 
 def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The array in native byte order, bytes as strings. Raises InvalidInput for bytes that are not UTF-8."""
+    """The array in native byte order, bytes as strings. Raises InvalidInput for bytes that are not UTF-8, and for
+    strings of what is no character."""
     if array.dtype.kind == "S":
         try:
             return np.strings.decode(array, "utf-8")
         except UnicodeDecodeError as error:
             raise InvalidInput(f"a byte string of the array is not UTF-8: {error}") from error
-    return array.astype(array.dtype.newbyteorder("="), copy=False)
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.dtype.kind == "U" and array.size:
+        codes = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
+        wrong = (codes > sys.maxunicode) | ((codes >= _SURROGATES.start) & (codes < _SURROGATES.stop))
+        if wrong.any():
+            raise InvalidInput(f"a string of the array holds {int(codes[wrong][0]):#x}, which is no character")
+    return array

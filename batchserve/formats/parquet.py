@@ -184,13 +184,12 @@ def _read_footer(source: BinaryIO) -> thrift.Struct:
     source.seek(size - 8 - length)
     try:
         footer = thrift.load(source.read(length))
-        rows = sum(rows for rows, _ in _row_groups(footer))
+        rows, expected = sum(rows for rows, _ in _row_groups(footer)), _num_rows(footer)
     except (thrift.ThriftError, LookupError, TypeError, ValueError) as error:
         raise InvalidInput(f"the footer of the Parquet file is damaged: {error}") from error
-    if rows != _num_rows(footer):
+    if rows != expected:
         raise InvalidInput(
-            f"the footer of the Parquet file is damaged: expected {_num_rows(footer)} records in its row groups, "
-            f"got {rows}"
+            f"the footer of the Parquet file is damaged: expected {expected} records in its row groups, got {rows}"
         )
     return footer
 

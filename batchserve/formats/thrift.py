@@ -61,6 +61,8 @@ class _Reader:
         return fields
 
     def _value(self, kind: int, depth: int) -> Any:
+        if depth > _DEPTH:
+            raise ThriftError("values are nested too deeply")
         match kind:
             case 1 | 2:
                 return self._byte() == TRUE

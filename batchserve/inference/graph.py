@@ -6,7 +6,7 @@ Nothing here runs a graph or opens a file.
 from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 from onnx import (
     AttributeProto,
     GraphProto,
@@ -85,7 +85,20 @@ def parse(data: bytes) -> ModelProto:
     if not model.HasField("graph") or not model.graph.node:
         raise ModelRefused(f"expected an ONNX model, got {len(data)} bytes without a graph")
     model.ClearField("training_info")
+    _check_texts(model)
     return model
+
+
+def _check_texts(message: Message) -> None:
+    """Raises ModelRefused for a name or another text that is not UTF-8: protobuf gives bytes where it says text."""
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_STRING:
+            for text in (value,) if isinstance(value, str | bytes) else value:
+                if isinstance(text, bytes):
+                    raise ModelRefused(f"a text of the model, its {field.full_name}, is not UTF-8: {text[:80]!r}")
+        elif field.type == field.TYPE_MESSAGE:
+            for inner in (value,) if isinstance(value, Message) else value:
+                _check_texts(inner)
 
 
 # --- walking ---------------------------------------------------------------------------------------------------------
@@ -199,7 +212,7 @@ def strip_zipmaps(model: ModelProto) -> dict[str, tuple[str, ...]]:
     """Replaces each ZipMap (a dictionary for each record, 15 times slower) by its matrix. Output -> class labels."""
     labels: dict[str, tuple[str, ...]] = {}
     for node in model.graph.node:
-        if (node.domain, node.op_type) != ("ai.onnx.ml", "ZipMap"):
+        if (node.domain, node.op_type) != ("ai.onnx.ml", "ZipMap") or not node.output:
             continue
         labels[node.output[0]] = _labels_of(node)
         node.op_type, node.domain = "Identity", ""

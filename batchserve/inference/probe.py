@@ -7,6 +7,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
+from math import prod
 from time import perf_counter
 from typing import Any, Literal, cast
 
@@ -42,6 +43,8 @@ DTYPES: dict[int, DType] = {
     TensorProto.BOOL: "bool",
     TensorProto.STRING: "string",
 }
+MAX_VALUES = 2**40
+"""Of an input whose sizes are declared: so many no array holds."""
 FIXED_BATCHES = (4, 8, 16, 32, 64)
 """Guesses for the only number of records that a graph accepts."""
 TOLERANCE = 0.02
@@ -74,6 +77,7 @@ def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: li
     """
     metadata = _metadata(model)
     inputs = _inputs(model, metadata)
+    _check_outputs(model)
     content = _serialize(model)
     started = perf_counter()
     session = open_session(content)
@@ -121,11 +125,22 @@ def _metadata(model: ModelProto) -> dict[str, Any]:
             value = json.loads(entry.value)
         except (ValueError, RecursionError) as error:
             raise ModelRefused(f"{entry.key} is no JSON: {error}") from error
+        if not _is_text(value):
+            raise ModelRefused(f"{entry.key} holds half a character, a lone surrogate")
         if value is not None and not isinstance(value, _METADATA[key]):
             raise ModelRefused(f"{entry.key} must be a {_METADATA[key].__name__}, got {type(value).__name__}")
         if value is not None:
             entries[key] = value
     return entries
+
+
+def _is_text(value: Any) -> bool:
+    """Whether all texts in a value of JSON are such as UTF-8 can hold."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 # --- inputs ----------------------------------------------------------------------------------------------------------
@@ -160,18 +175,46 @@ def _input(entry: ValueInfoProto, shape: tuple[int | None, ...], free: bool, nam
 def _declared_shape(entry: ValueInfoProto) -> tuple[int | None, ...]:
     kind = entry.type.tensor_type
     if not entry.type.HasField("tensor_type"):
-        raise ModelRefused(f"input {entry.name!r} is a {entry.type.WhichOneof('value')}: only tensors are taken")
+        raise ModelRefused(f"input {entry.name!r} {_kind(entry)}: only tensors are taken")
     if not kind.HasField("shape"):
         raise ModelRefused(f"input {entry.name!r} has no declared shape: export the model with its shapes")
-    return tuple(size.dim_value if size.dim_value > 0 else None for size in kind.shape.dim)
+    shape = tuple(size.dim_value if size.dim_value > 0 else None for size in kind.shape.dim)
+    if prod(size or 1 for size in shape) > MAX_VALUES:
+        raise ModelRefused(f"input {entry.name!r} has the shape {list(shape)}: more than {MAX_VALUES} values")
+    return shape
 
 
 def _dtype(entry: ValueInfoProto) -> DType:
     kind = entry.type.tensor_type.elem_type
     if kind not in DTYPES:
-        name = TensorProto.DataType.Name(cast("TensorProto.DataType", kind)) if kind else "no type"
-        raise ModelRefused(f"{entry.name!r} has elements of {name}, which is not supported")
+        raise ModelRefused(f"input {entry.name!r} has elements of {_element(kind)}, which is not supported")
     return DTYPES[kind]
+
+
+def _check_outputs(model: ModelProto) -> None:
+    """Raises ModelRefused for an output that is declared as what no result holds. ONNX Runtime knows those that are not
+    declared."""
+    for entry in model.graph.output:
+        kind = entry.type.WhichOneof("value")
+        holder = entry.type.sequence_type.elem_type if kind == "sequence_type" else entry.type
+        if kind is None or (kind == "tensor_type" and not holder.tensor_type.elem_type):
+            continue
+        if not holder.HasField("tensor_type"):
+            raise ModelRefused(f"output {entry.name!r} {_kind(entry)}: only tensors and sequences of them are given")
+        element = holder.tensor_type.elem_type
+        if element not in DTYPES:
+            raise ModelRefused(f"output {entry.name!r} has elements of {_element(element)}, which is not supported")
+
+
+def _kind(entry: ValueInfoProto) -> str:
+    kind = entry.type.WhichOneof("value")
+    return f"is a value of {kind}" if kind else "has no type"
+
+
+def _element(kind: int) -> str:
+    if kind in TensorProto.DataType.values():
+        return TensorProto.DataType.Name(cast("TensorProto.DataType", kind)) if kind else "no type"
+    return f"type {kind}, which is none of ONNX"
 
 
 def _column_dtype(wanted: ColumnType, tensor: DType) -> ColumnType:
@@ -185,6 +228,8 @@ def _named_columns(metadata: Mapping[str, Any]) -> dict[str, list[Column]]:
         for entry in metadata.get("columns", ()):
             dtype = cast("DType", entry["dtype"])
             polars_type(dtype)
+            if not str(entry["name"]).strip():
+                raise ModelRefused("batchserve.columns: a column has an empty name")
             column = Column(str(entry["name"]), dtype, bool(entry.get("nullable", False)))
             columns.setdefault(entry["input"], []).append(column)
     except (KeyError, TypeError) as error:

@@ -30,6 +30,7 @@ _FAILURES = (
     *(states.NotImplemented, states.RuntimeException, states.EPFail, states.NoModel, states.EngineError),
     *(RuntimeError, ValueError, TypeError, IndexError),
 )
+_GIVEN = re.compile(r"(seq\()?tensor\((float16|float|double|u?int(8|16|32|64)|bool|string)\)\)?")
 _MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate memory|AllocateRawInternal|out of memory")
 _NOISE = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
@@ -108,7 +109,12 @@ def _open_onnx(model: bytes | Path, threads: int) -> Session:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # failures come as exceptions; 3 would print each of them as well
     source = str(model) if isinstance(model, Path) else model
-    return OnnxSession(onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"]))
+    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    for output in session.get_outputs():
+        # Its bytes of other types would look like numbers.
+        if not _GIVEN.fullmatch(output.type):
+            raise ScoringFailed(f"output {output.name!r} is {output.type}, which is not supported")
+    return OnnxSession(session)
 
 
 class Sessions:
