@@ -5,11 +5,11 @@ each takes a task and gives a small answer, everything large goes through storag
 """
 
 import io
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache, partial, wraps
 from itertools import chain, islice
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -152,6 +152,24 @@ class Online:
     """Time that the model alone took."""
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _by_name(function: Callable[P, R]) -> Callable[P, R]:
+    """What polars raises over the data of a user, also a panic, is a named error: over a date that no calendar has."""
+
+    @wraps(function)
+    def named(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return function(*args, **kwargs)
+        except (pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise InvalidInput(f"a value of the input can be neither read nor written: {reason[:200]}") from error
+
+    return named
+
+
 def warm_up() -> None:
     """Imports what scoring needs, so that the first chunk does not wait for it."""
 
@@ -159,6 +177,7 @@ def warm_up() -> None:
 # --- jobs ------------------------------------------------------------------------------------------------------------
 
 
+@_by_name
 def plan_chunks(task: PlanTask) -> Planned:
     """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
     store = _storage(task.input.storage)
@@ -185,6 +204,7 @@ def halve_chunk(task: PlanTask, whole: Chunk) -> list[Chunk]:
     ]
 
 
+@_by_name
 def check_input(task: Input, model: ModelVersion, options: Options) -> None:
     """Whether the beginning of an input fits the model. Raises SchemaMismatch or InvalidInput, in the first second
     instead of an hour later."""
@@ -210,6 +230,7 @@ def check_inputs(tasks: Sequence[tuple[Input, Options]], model: ModelVersion) ->
     return [problem(task, options) for task, options in tasks]
 
 
+@_by_name
 def score_chunk(task: ChunkTask) -> ScoredChunk:
     """Reads a chunk, scores it, writes its part. One result row for each record, in order, or an error for all.
 
@@ -219,6 +240,7 @@ def score_chunk(task: ChunkTask) -> ScoredChunk:
     return _score_into(task, part, errors_part_key(task.job_id, task.chunk.first_record, task.attempt))[0]
 
 
+@_by_name
 def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, options: Options) -> Planned | Small:
     """Plans, scores and assembles an input of one chunk in one call. Gives the plan alone when it has more chunks, or
     when row errors end the job: then its part is wanted."""
@@ -291,6 +313,7 @@ def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Seque
     return get_format(format).assemble(parts, store.open, dialect, sum(part.records for part in parts))
 
 
+@_by_name
 def convert_chunk(
     task: Input,
     chunk: Chunk,
@@ -330,6 +353,7 @@ def convert_chunk(
 # --- online ----------------------------------------------------------------------------------------------------------
 
 
+@_by_name
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, chunk, source, dialect = _online_input(task)
@@ -341,6 +365,7 @@ def predict_online(task: OnlineTask) -> Online:
     return Online(jsonl.write(result, task.dialect), tuple(scored.errors), 1000 * scored.model_seconds)
 
 
+@_by_name
 def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
     """Reads and checks the records of one request body against the model's signature, without scoring them.
 
@@ -476,10 +501,18 @@ def _error_lines(errors: Iterable[RowError], records: Records, chunk: Chunk, key
     for error in errors:
         line: dict[str, Any] = {"record": error.record}
         if keys is not None:
-            line["key"] = keys[error.record - chunk.first_record]
+            line["key"] = _plain_value(keys, error.record - chunk.first_record)
         line |= {"column": error.column, "code": error.code, "message": error.message}
         lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
     return b"".join(lines)
+
+
+def _plain_value(column: pl.Series, place: int) -> Any:
+    """A value as Python has it; None for what it has not, such as years beyond 9999."""
+    try:
+        return column[place]
+    except (ValueError, OverflowError, pl.exceptions.PanicException):
+        return None
 
 
 def _errors_pieces(store: Storage, parts: Sequence[Part]) -> Iterator[Piece]:

@@ -1,6 +1,7 @@
 """Damaged files end by a named error, in checking, planning and scoring; never by one that nobody foresaw."""
 
 import io
+import json
 import random
 import zipfile
 from collections.abc import Callable
@@ -16,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchserve import scoring
-from batchserve.domain import ChunkLimits, Dialect, ModelVersion, Options
+from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
 from batchserve.errors import BatchserveError, InvalidInput
 from batchserve.formats import get_format, thrift
 from batchserve.inference.admission import admit
@@ -173,7 +174,7 @@ class Bench:
             writer.commit()
         self.models[name] = ModelVersion(1, name, 1, digest, len(graph), admitted.signature)
 
-    def score(self, data: bytes, format: str, model: str, limits: ChunkLimits) -> int:
+    def score(self, data: bytes, format: str, model: str, limits: ChunkLimits, result: str = "jsonl") -> int:
         """The records that were scored. Raises whatever the three steps raise."""
         self.inputs += 1
         job = str(self.inputs)
@@ -182,7 +183,7 @@ class Bench:
             writer.write(data)
             writer.commit()
         task = scoring.Input(self.address, key, format, Dialect())
-        version, options = self.models[model], Options("jsonl")
+        version, options = self.models[model], Options(result)
         try:
             scoring.check_input(task, version, options)
             planned = scoring.plan_chunks(scoring.PlanTask(task, None, limits, 10_000))
@@ -253,7 +254,43 @@ def test_a_damaged_file_ends_by_a_named_error(bench: Bench, name: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
 def test_thousands_of_damaged_files_end_by_named_errors(bench: Bench, name: str) -> None:
-    assert unforeseen(bench, name, "second", 1000) == []
+    assert unforeseen(bench, name, "second", 400) == []
+
+
+# --- whole files with values that few have ---------------------------------------------------------------------------
+
+EXTREMES = {
+    "milliseconds": pl.Datetime("ms"),
+    "microseconds": pl.Datetime("us"),
+    "microseconds in a zone": pl.Datetime("us", "Europe/Zurich"),
+    "durations": pl.Duration("ms"),
+    "dates": pl.Date(),
+}
+
+
+@pytest.mark.parametrize("result", ["csv", "jsonl", "parquet", "arrow"])
+@pytest.mark.parametrize("name", EXTREMES)
+def test_moments_that_no_calendar_has_travel_or_end_the_job_by_name(bench: Bench, name: str, result: str) -> None:
+    kind = EXTREMES[name]
+    numbers = pl.Series(
+        [2**31 - 1] if kind == pl.Date() else [2**62], dtype=pl.Int32 if kind == pl.Date() else pl.Int64
+    )
+    odd = pl.DataFrame({"a": [1.0], "b": [2.0], "odd": numbers.cast(kind)})
+    file = io.BytesIO()
+    odd.write_parquet(file)
+    unwritable = result in ("csv", "jsonl") and name in ("milliseconds", "dates")
+    if not unwritable:
+        assert bench.score(file.getvalue(), "parquet", "table", ChunkLimits(), result) == 1
+        return
+    with pytest.raises(InvalidInput, match="a value of the input can be neither read nor written: "):
+        bench.score(file.getvalue(), "parquet", "table", ChunkLimits(), result)
+
+
+def test_a_key_that_python_has_no_moment_for_is_null_among_the_errors() -> None:
+    moments = pl.Series("key", [2**62, 0], dtype=pl.Int64).cast(pl.Datetime("us"))
+    errors = [RowError(record, "wrong-type", "m", "a") for record in (0, 1)]
+    lines = scoring._error_lines(errors, moments.to_frame(), Chunk(0, 2, 0, 2), "key").splitlines()  # noqa: SLF001
+    assert [json.loads(line)["key"] for line in lines] == [None, "1970-01-01T00:00:00"]
 
 
 # --- those that mutation found, and what is like them ----------------------------------------------------------------

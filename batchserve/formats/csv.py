@@ -555,6 +555,8 @@ def _writable(column: pl.Series) -> pl.Series:
     if column.dtype.is_float():
         finite = np.isfinite(column.to_numpy())
         return column if finite.all() else column.set(pl.Series(~finite), None)
+    if isinstance(column.dtype, pl.Duration):
+        return column.dt.to_string("iso")
     if column.dtype.is_nested():
         # Through polars, so that floats keep the digits of their own precision.
         lines = column.alias("v").to_frame().write_ndjson().split("\n")[:-1]

@@ -113,8 +113,10 @@ def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.Da
 
 def _fits_plainly(series: pl.Series, dtype: DType) -> bool:
     """Whether the first value surely fits, without a cast: those of polars take longer than a small job's scoring."""
-    if dtype == "string" and series.dtype == pl.String():
-        return True
+    if dtype == "string":
+        return isinstance(series.dtype, pl.String)
+    if not isinstance(series.dtype, pl.String) and not series.dtype.is_numeric():
+        return False
     first = next(iter(series.head(1).to_list()), None)
     if series.dtype.is_numeric() and dtype.startswith("float"):
         return first is not None and abs(first) < _SURE.get(dtype, 1e15)

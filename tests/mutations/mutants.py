@@ -22,6 +22,7 @@ CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
 TURNS = "batchserve/api/turns.py"
 ORIGIN = "batchserve/api/origin.py"
+CSV, JSONL, SCHEMA = "batchserve/formats/csv.py", "batchserve/formats/jsonl.py", "batchserve/formats/schema.py"
 ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 
@@ -330,7 +331,8 @@ MUTANTS = (
     # Full disks
     Mutant(
         "what frees space may use the reserve", CONNECT,
-        "            return self._in_reserve(self._reserve, act, error)\n", "            raise\n", ("tests/test_reserve.py",),
+        "            return self._in_reserve(self._reserve, act, error)\n", "            raise\n",
+        ("tests/test_reserve.py",),
     ),
     Mutant(
         "the reserve is made whole again", CONNECT, "            reserve.refill()\n", "", ("tests/test_reserve.py",),
@@ -338,5 +340,63 @@ MUTANTS = (
     Mutant(
         "what takes space waits for the reserve", BODIES, "    if not runtime.database.refill_reserve():\n",
         "    if False:\n", ("tests/test_reserve.py",),
+    ),
+    # Records and values
+    Mutant(
+        "a quotation mark that is never closed is refused", CSV,
+        "    if (window.final or endless) and (at :=", "    if False and (at :=", ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a quoted field that ends in the middle of a text over several lines is refused", CSV,
+        "    if not found.by_parity and (field :=", "    if False and (field :=", ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a field full of records is refused", CSV, "    if columns < 2 or not len(long):\n", "    if True:\n",
+        ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a carriage return alone ends no line of CSV", CSV, "    if not has_lone_returns(array, found.lines):\n",
+        "    if True:\n", ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a carriage return alone ends no line of NDJSON", JSONL, '    if b"\\r" in window.data:\n', "    if False:\n",
+        ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a line of spaces is no record", JSONL, "    if blank := [", "    if blank := False and [",
+        ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a malformed element that holds others is refused", JSONL,
+        "        _check_elements(lines, chunk, reading.errors)\n", "", ("tests/test_records.py",),
+    ),
+    Mutant(
+        "a number too large for its type is an error of its record", SCHEMA,
+        "    if target.is_float() and reaches_limits(cast):\n        finite", "    if False:\n        finite",
+        ("tests/test_one_answer.py",),
+    ),
+    Mutant(
+        "what polars reads as infinity is looked at again", CSV,
+        "        return None  # polars reads infinity", "        pass  #", ("tests/test_one_answer.py",),
+    ),
+    Mutant(
+        "a number too large for an array is an error of its record", ARRAYS,
+        "        return _too_large(values, target)\n", "        return np.zeros(values.shape, bool)\n",
+        ("tests/test_one_answer.py",),
+    ),
+    Mutant(
+        "a panic of polars is a named error", "batchserve/scoring.py",
+        "(pl.exceptions.PolarsError, pl.exceptions.PanicException) as error", "ZeroDivisionError as error",
+        ("tests/test_damaged.py",),
+    ),
+    Mutant(
+        "values nested in a Parquet footer have a largest depth", "batchserve/formats/thrift.py",
+        '        if depth > _DEPTH:\n            raise ThriftError("values',
+        '        if False:\n            raise ThriftError("values',
+        ("tests/test_damaged.py",),
+    ),
+    Mutant(
+        "an output of unknown elements is refused", "batchserve/inference/session.py",
+        "        if not _GIVEN.fullmatch(output.type):\n", "        if False:\n", ("tests/test_admission.py",),
     ),
 )  # fmt: skip
