@@ -387,7 +387,7 @@ MUTANTS = (
     Mutant(
         "a panic of polars is a named error", "batchserve/scoring.py",
         "(pl.exceptions.PolarsError, pl.exceptions.PanicException) as error", "ZeroDivisionError as error",
-        ("tests/test_damaged.py",),
+        ("tests/test_damaged.py::test_moments_that_no_calendar_has_travel_or_end_the_job_by_name",),
     ),
     Mutant(
         "values nested in a Parquet footer have a largest depth", "batchserve/formats/thrift.py",
