@@ -15,6 +15,7 @@ BatchserveError
 ├── Conflict 409 conflict
 │   ├── JobConflict job-conflict
 │   ├── ModelInUse model-in-use
+│   ├── UnreadableRow unreadable-row
 │   └── IdempotencyInProgress idempotency-in-progress
 ├── Gone 410 expired
 ├── PreconditionFailed 412 precondition-failed
@@ -47,7 +48,9 @@ BatchserveError
 any of `row`, `column`, `value`, `expected`, `message`.
 """
 
+import math
 from collections.abc import Mapping, Sequence
+from reprlib import Repr
 from typing import Any, ClassVar
 
 
@@ -72,7 +75,26 @@ class BatchserveError(Exception):
         body: dict[str, Any] = {"code": self.code, "message": self.detail, **self.extra}
         if self.errors:
             body["errors"] = self.errors
-        return body
+        cleaned: dict[str, Any] = presentable(body)
+        return cleaned
+
+
+def presentable(value: Any, depth: int = 32) -> Any:
+    """The value as JSON can carry it to any reader: an error that quotes odd input must not fail by that itself."""
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
+    if value is None or isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**64):
+        return value
+    if isinstance(value, float) and math.isfinite(value):
+        return value
+    if depth > 0 and isinstance(value, Mapping):
+        return {presentable(str(name)): presentable(part, depth - 1) for name, part in value.items()}
+    if depth > 0 and isinstance(value, list | tuple):
+        return [presentable(part, depth - 1) for part in value]
+    return presentable(_shown.repr(value))
+
+
+_shown = Repr()  # ends where a value is nested so deeply, or so long, that `repr` would not
 
 
 def _rebuild(
@@ -135,6 +157,12 @@ class JobConflict(Conflict):
 
 class ModelInUse(Conflict):
     code = "model-in-use"
+
+
+class UnreadableRow(Conflict):
+    """A row of the database that is not as any release of ours writes it. It fails alone, and may be removed."""
+
+    code = "unreadable-row"
 
 
 class IdempotencyInProgress(Conflict):

@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from batchserve.errors import BatchserveError
+from batchserve.errors import BatchserveError, presentable
 from batchserve.logs import get_logger
 
 log = get_logger()
@@ -39,7 +39,14 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
         "instance": request.scope["path"],
         **extra,
     }
-    return Response(orjson.dumps(body, default=str), status, headers, "application/problem+json")
+    return Response(_encoded(body), status, headers, "application/problem+json")
+
+
+def _encoded(body: dict[str, Any]) -> bytes:
+    try:
+        return orjson.dumps(body, default=str)
+    except TypeError:  # a lone surrogate or a long integer of the request is quoted
+        return orjson.dumps(presentable(body))
 
 
 def answer(request: Request, error: BatchserveError) -> Response:

@@ -8,7 +8,6 @@ Readers and writers have pools of their own. Writers queue for the one lock, and
 a reader never waits for a connection, nor in WAL for a lock: the event loop may read inline.
 """
 
-import json
 import sqlite3
 import threading
 import time
@@ -19,12 +18,12 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import orjson
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from batchserve.db import codec
 from batchserve.db.reserve import Reserve
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
 
@@ -193,8 +192,8 @@ class Database:
         self._writes.dispose()
 
 
-# Text as users write it, so that a search of a JSON column finds it.
-_searchable_json = partial(json.dumps, ensure_ascii=False)
+# Text that is no UTF-8 was not written by us; it must not stop the reading of other rows.
+_text = partial(str, encoding="utf-8", errors="replace")
 
 _UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
@@ -208,7 +207,7 @@ def _boot_id() -> str:
 
 def _server_engine(url: str, **pool: Any) -> Engine:
     return create_engine(
-        url, pool_pre_ping=True, json_serializer=_searchable_json, json_deserializer=orjson.loads, **pool
+        url, pool_pre_ping=True, json_serializer=codec.dumps, json_deserializer=codec.loads, **pool
     )
 
 
@@ -216,13 +215,14 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
     engine = create_engine(
         url,
         connect_args={"check_same_thread": False, "timeout": BUSY_TIMEOUT_MS / 1000},
-        json_serializer=_searchable_json,
-        json_deserializer=orjson.loads,
+        json_serializer=codec.dumps,
+        json_deserializer=codec.loads,
         **pool,
     )
 
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
+        connection.text_factory = _text
         connection.isolation_level = None  # the driver begins nothing by itself: `begin` below does
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             connection.execute(f"PRAGMA {pragma}").close()

@@ -1,6 +1,7 @@
 """The tables as SQLAlchemy Core. Alembic's migrations create them; tests/test_migrations.py keeps the two equal.
 
-Times are seconds since the epoch. JSON columns hold what is only ever read whole.
+Times are seconds since the epoch. JSON columns hold what is only ever read whole. What may stand in a column is checked
+on its way in (`db.codec`).
 """
 
 from sqlalchemy import (
@@ -8,19 +9,19 @@ from sqlalchemy import (
     BigInteger,
     Boolean,
     Column,
-    Float,
     ForeignKey,
     Index,
     Integer,
     MetaData,
     PrimaryKeyConstraint,
-    String,
     Table,
     Text,
     UniqueConstraint,
     false,
     text,
 )
+
+from batchserve.db.codec import Number, Words
 
 metadata = MetaData(
     naming_convention={
@@ -36,16 +37,16 @@ models = Table(
     "models",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", String(128), nullable=False),
+    Column("name", Words(128), nullable=False),
     Column("version", Integer, nullable=False),
-    Column("digest", String(64), nullable=False),
+    Column("digest", Words(64), nullable=False),
     Column("bytes", BigInteger, nullable=False),
     Column("signature", Text, nullable=False),
     Column("metadata", JSON, nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("deleted_at", Float),
+    Column("created_at", Number, nullable=False),
+    Column("deleted_at", Number),
     # Of the artifact as it is stored: what was uploaded, mended. Null for a model of an older release.
-    Column("artifact_sha256", String(64)),
+    Column("artifact_sha256", Words(64)),
     UniqueConstraint("name", "version"),
     Index(None, "name", "digest"),
 )
@@ -53,30 +54,30 @@ models = Table(
 jobs = Table(
     "jobs",
     metadata,
-    Column("id", String(36), primary_key=True),
-    Column("state", String(16), nullable=False),
-    Column("reason", String(64)),
+    Column("id", Words(36), primary_key=True),
+    Column("state", Words(16), nullable=False),
+    Column("reason", Words(64)),
     Column("model_id", Integer, ForeignKey("models.id")),
     # The input, fixed at upload.
-    Column("input_key", String(255), nullable=False),
+    Column("input_key", Words(255), nullable=False),
     Column("input_bytes", BigInteger, nullable=False),
-    Column("input_sha256", String(64), nullable=False),
-    Column("input_format", String(16), nullable=False),
-    Column("input_delimiter", String(1), nullable=False),
-    Column("input_filename", String(255)),
+    Column("input_sha256", Words(64), nullable=False),
+    Column("input_format", Words(16), nullable=False),
+    Column("input_delimiter", Words(1), nullable=False),
+    Column("input_filename", Words(255)),
     # The request, fixed at predict.
     Column("options", JSON, nullable=False),
-    Column("request_digest", String(64)),
+    Column("request_digest", Words(64)),
     Column("metadata", JSON, nullable=False),
     Column("priority", Integer, nullable=False, server_default=text("0")),
-    Column("run_after", Float),
+    Column("run_after", Number),
     # Who works on it, and until when.
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("crashes", Integer, nullable=False, server_default=text("0")),
-    Column("worker", String(64)),
-    Column("lease_until", Float),
-    Column("lease_clock", String(64)),
-    Column("cancel_requested_at", Float),
+    Column("worker", Words(64)),
+    Column("lease_until", Number),
+    Column("lease_clock", Words(64)),
+    Column("cancel_requested_at", Number),
     # What is planned and done.
     Column("planned", Boolean, nullable=False, server_default=false()),
     Column("rows_planned", BigInteger, nullable=False, server_default=text("0")),
@@ -84,26 +85,26 @@ jobs = Table(
     Column("rows_failed", BigInteger, nullable=False, server_default=text("0")),
     Column("chunks_total", Integer, nullable=False, server_default=text("0")),
     Column("chunks_done", Integer, nullable=False, server_default=text("0")),
-    Column("progress", Float, nullable=False, server_default=text("0")),
+    Column("progress", Number, nullable=False, server_default=text("0")),
     # The result, there once and for all when the state is completed.
-    Column("result_key", String(255)),
-    Column("result_format", String(16)),
+    Column("result_key", Words(255)),
+    Column("result_format", Words(16)),
     Column("result_bytes", BigInteger),
-    Column("result_sha256", String(64)),
-    Column("errors_key", String(255)),
+    Column("result_sha256", Words(64)),
+    Column("errors_key", Words(255)),
     Column("errors_bytes", BigInteger),
-    Column("reused_from", String(36)),
+    Column("reused_from", Words(36)),
     Column("error", JSON),
     Column("notes", JSON),
-    Column("created_at", Float, nullable=False),
-    Column("queued_at", Float),
-    Column("started_at", Float),
-    Column("finished_at", Float),
+    Column("created_at", Number, nullable=False),
+    Column("queued_at", Number),
+    Column("started_at", Number),
+    Column("finished_at", Number),
     # When all bytes were removed; and when those of the input were, which may be earlier.
-    Column("expires_at", Float),
-    Column("input_removed_at", Float),
+    Column("expires_at", Number),
+    Column("input_removed_at", Number),
     # Who may see it.
-    Column("tenant", String(64), nullable=False, server_default="default"),
+    Column("tenant", Words(64), nullable=False, server_default="default"),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
     Index(None, "model_id"),
@@ -116,7 +117,7 @@ Index("ix_jobs_turn", jobs.c.state, jobs.c.tenant, jobs.c.priority.desc(), jobs.
 chunks = Table(
     "chunks",
     metadata,
-    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("first_record", BigInteger, primary_key=True, autoincrement=False),
     Column("records", BigInteger, nullable=False),
     Column("start", BigInteger, nullable=False),
@@ -125,7 +126,7 @@ chunks = Table(
     # The attempt whose part counts; null while the chunk is to be scored.
     Column("attempt", Integer),
     Column("part_bytes", BigInteger),
-    Column("part_sha256", String(64)),
+    Column("part_sha256", Words(64)),
     Column("rows_failed", BigInteger),
     Column("errors_bytes", BigInteger),
 )
@@ -133,27 +134,27 @@ chunks = Table(
 attempts = Table(
     "attempts",
     metadata,
-    Column("job_id", String(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("worker", String(64), nullable=False),
-    Column("started_at", Float, nullable=False),
+    Column("worker", Words(64), nullable=False),
+    Column("started_at", Number, nullable=False),
     # Rows that earlier attempts had done, so that the speed of this one can be told.
     Column("rows_before", BigInteger, nullable=False, server_default=text("0")),
-    Column("finished_at", Float),
-    Column("outcome", String(16)),
+    Column("finished_at", Number),
+    Column("outcome", Words(16)),
     Column("error", JSON),
 )
 
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,
-    Column("key", String(255), nullable=False),
-    Column("fingerprint", String(64), nullable=False),
+    Column("key", Words(255), nullable=False),
+    Column("fingerprint", Words(64), nullable=False),
     # The job of the answer; of one about several jobs, the answer itself.
-    Column("job_id", String(36)),
+    Column("job_id", Words(36)),
     Column("status", Integer, nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("tenant", String(64), nullable=False, server_default="default"),
+    Column("created_at", Number, nullable=False),
+    Column("tenant", Words(64), nullable=False, server_default="default"),
     Column("answer", Text),
     PrimaryKeyConstraint("tenant", "key"),
     Index(None, "created_at"),
@@ -163,22 +164,22 @@ keys = Table(
     "keys",
     metadata,
     Column("id", Integer, primary_key=True),
-    Column("name", String(128), nullable=False),
-    Column("tenant", String(64), nullable=False),
-    Column("scope", String(16), nullable=False),
+    Column("name", Words(128), nullable=False),
+    Column("tenant", Words(64), nullable=False),
+    Column("scope", Words(16), nullable=False),
     # SHA-256 of the key, which itself is nowhere; and how it begins, to be recognised by its owner.
-    Column("digest", String(64), nullable=False),
-    Column("prefix", String(16), nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("revoked_at", Float),
+    Column("digest", Words(64), nullable=False),
+    Column("prefix", Words(16), nullable=False),
+    Column("created_at", Number, nullable=False),
+    Column("revoked_at", Number),
     UniqueConstraint("digest"),
 )
 
 holds = Table(
     "holds",
     metadata,
-    Column("name", String(32), primary_key=True),
+    Column("name", Words(32), primary_key=True),
     # On the clock of leases.
-    Column("until", Float, nullable=False),
-    Column("clock", String(64), nullable=False),
+    Column("until", Number, nullable=False),
+    Column("clock", Words(64), nullable=False),
 )

@@ -1,0 +1,108 @@
+"""What is written to the database can be read again, and what cannot be read is a value like others.
+
+JSON goes through `dumps` and `loads`, texts and times through the column types below. Whatever one side refuses, so
+does the other: infinities, NaN, lone surrogates, the character NUL, integers beyond 64 bits. A value that was written
+otherwise (by hand, by an older release, by a failing disk) is read as `UNREADABLE`, so that it fails its own row only.
+"""
+
+import json
+import math
+import re
+from typing import Any, Final
+
+import orjson
+from sqlalchemy import Dialect, Float, String
+from sqlalchemy.exc import DontWrapMixin
+from sqlalchemy.types import TypeDecorator
+
+from batchserve.errors import InvalidOptions
+
+__all__ = ["UNREADABLE", "Number", "Unwritable", "Words", "dumps", "loads"]
+
+_SUSPECT = re.compile(r"\\u0000|[0-9]{19}")
+
+
+class Unwritable(InvalidOptions, DontWrapMixin):
+    """A value that the database would not give back as it was. The transaction is rolled back."""
+
+
+class _Unreadable:
+    def __repr__(self) -> str:
+        return "not readable"
+
+
+UNREADABLE: Final = _Unreadable()
+"""Stands for JSON that is none. It has no type that any column may have."""
+
+
+def dumps(value: Any) -> str:
+    """JSON in which texts stand as users write them, so that a search finds them. Raises Unwritable."""
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+        orjson.loads(text)
+    except (ValueError, TypeError, RecursionError) as error:  # of orjson for a lone surrogate, too
+        raise Unwritable(f"a value cannot be kept as JSON: {_ascii(error)}") from None
+    if _SUSPECT.search(text):
+        _require_plain(value)
+    return text
+
+
+def loads(text: str | bytes) -> Any:
+    """The value; UNREADABLE for what `dumps` never writes."""
+    try:
+        return orjson.loads(text)
+    except ValueError:
+        return UNREADABLE
+
+
+class Words(TypeDecorator[str]):
+    """Text that can be read again."""
+
+    impl = String
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
+        if isinstance(value, str):
+            _require_text(value)
+        return value
+
+
+class Number(TypeDecorator[float]):
+    """A finite number. SQLite would store NaN as null."""
+
+    impl = Float
+    cache_ok = True
+
+    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002
+        if value is not None and not math.isfinite(value):
+            raise Unwritable(f"expected a finite number, got {value}")
+        return value
+
+
+def _require_plain(value: Any) -> None:
+    """Raises Unwritable for a NUL or an integer beyond 64 bits, which JSON has and other readers do not."""
+    if isinstance(value, str):
+        _require_text(value)
+    elif isinstance(value, int) and not -(2**63) <= value < 2**64:
+        raise Unwritable("expected integers of at most 64 bits, got a longer one")
+    elif isinstance(value, dict):
+        for name, part in value.items():
+            _require_plain(name)
+            _require_plain(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _require_plain(part)
+
+
+def _require_text(text: str) -> None:
+    if "\0" in text:
+        raise Unwritable(f"a text has the character NUL: {_ascii(text)}")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise Unwritable(f"a text has a lone surrogate, which is no character: {_ascii(text)}") from None
+
+
+def _ascii(shown: object) -> str:
+    return ascii(str(shown))[1:-1][:200]
