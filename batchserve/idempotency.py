@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import IntegrityError
 
+from batchserve import rows
 from batchserve.db.tables import idempotency_keys as keys
 from batchserve.domain import DEFAULT_TENANT
 from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
@@ -30,7 +31,7 @@ def fingerprint(*content: str) -> str:
 
 
 def recall(connection: Connection, key: str, content: str, tenant: str = DEFAULT_TENANT) -> Remembered | None:
-    """What this key was answered with. Raises IdempotencyMismatch when it came with other content."""
+    """What this key was answered with. Raises IdempotencyMismatch when that was other content, and UnreadableRow."""
     query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -40,7 +41,7 @@ def recall(connection: Connection, key: str, content: str, tenant: str = DEFAULT
             f"the Idempotency-Key {key!r} was used for another request"
             + (f" (job {row['job_id']}): send a new key" if row["job_id"] else ": send a new key")
         )
-    return Remembered(row["job_id"], row["status"], row["answer"])
+    return Remembered(**rows.remembered(row))
 
 
 def remember(

@@ -6,12 +6,13 @@ LeaseLost is raised, which rolls the transaction back.
 """
 
 import random
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
 from sqlalchemy import (
+    Column,
     Connection,
     RowMapping,
     String,
@@ -31,6 +32,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.sql import ColumnElement
 
+from batchserve import rows
 from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, chunks, jobs, models
 from batchserve.domain import (
@@ -46,11 +48,20 @@ from batchserve.domain import (
     Result,
     ScoredChunk,
 )
-from batchserve.errors import BatchserveError, JobConflict, JobNotFound, LeaseLost, ModelNotFound, WorkerCrashed
+from batchserve.errors import (
+    BatchserveError,
+    JobConflict,
+    JobNotFound,
+    LeaseLost,
+    ModelNotFound,
+    UnreadableRow,
+    WorkerCrashed,
+    presentable,
+)
 from batchserve.registry import model_columns, model_from_row
 from batchserve.storage import ERRORS_SUFFIX
+from batchserve.storage import input_key as input_key_of
 
-_options = TypeAdapter(Options)
 STATES = [state.value for state in JobState]
 
 
@@ -106,12 +117,12 @@ def enqueue_if_uploaded(
 ) -> bool:
     """uploaded -> queued. False when the job is in any other state: nothing was changed.
 
-    Raises ModelNotFound when the model was deleted meanwhile.
+    Raises UnreadableRow for what could not be read again, and ModelNotFound when the model was deleted meanwhile.
     """
     values = {
         "state": JobState.QUEUED,
         "model_id": model.id,
-        "options": _options.dump_python(options, mode="json"),
+        "options": rows.options_adapter.dump_python(options, mode="json"),
         "result_format": options.format,
         "request_digest": request_digest,
         "metadata": dict(metadata),
@@ -119,6 +130,7 @@ def enqueue_if_uploaded(
         "run_after": run_after,
         "queued_at": now,
     }
+    rows.require_written(values)
     queued = _changed(connection, _ENQUEUE, {"job": job_id, "model": model.id, **values})
     if not queued and get(connection, job_id).state is JobState.UPLOADED:
         raise ModelNotFound(f"the model {model.reference} was deleted")
@@ -127,8 +139,14 @@ def enqueue_if_uploaded(
 
 def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAULT_TENANT) -> Job | None:
     """The latest completed job of a tenant with the same input bytes, model and options."""
-    row = connection.execute(_EQUAL, {"digest": request_digest, "its_tenant": tenant}).mappings().one_or_none()
-    return _job(row) if row is not None else None
+    values = {"digest": request_digest, "its_tenant": tenant}
+    row = connection.execute(_LATEST_EQUAL, values).mappings().one_or_none()
+    if row is None:
+        return None
+    try:
+        return _job(row)
+    except UnreadableRow:
+        return next(_readable(connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings()), None)
 
 
 def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
@@ -167,7 +185,7 @@ def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
 
 
 def get(connection: Connection, job_id: str) -> Job:
-    """Raises JobNotFound."""
+    """Raises JobNotFound, and UnreadableRow."""
     row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
     if row is None:
         raise JobNotFound(f"no job {job_id!r}")
@@ -179,6 +197,8 @@ def state_of(connection: Connection, job_id: str) -> JobState:
     state = connection.scalar(_STATE, {"job_id": job_id})
     if state is None:
         raise JobNotFound(f"no job {job_id!r}")
+    if state not in STATES:
+        return get(connection, job_id).state  # raises UnreadableRow
     return JobState(state)
 
 
@@ -192,7 +212,8 @@ def list_page(
     after: str | None = None,
     limit: int = 50,
 ) -> list[Job]:
-    """Newest first. `after`: the last ID of the page before. `search`: part of an ID, file name or metadata value."""
+    """Newest first, but for jobs that cannot be read. `after`: the last ID of the page before. `search`: part of an ID,
+    file name or metadata value."""
     guards: list[ColumnElement[bool]] = []
     if tenant != EVERY_TENANT:
         guards.append(jobs.c.tenant == tenant)
@@ -206,9 +227,15 @@ def list_page(
     if search:
         texts = (jobs.c.id, jobs.c.input_filename, cast(jobs.c.metadata, Text))
         guards.append(or_(*(text.icontains(search, autoescape=True) for text in texts)))
-    if after is not None:
-        guards.append(jobs.c.id < after)
-    return _select(connection, *guards, limit=limit)
+    page: list[Job] = []
+    while len(page) < limit:
+        beyond = [] if after is None else [jobs.c.id < after]
+        found = connection.execute(_JOBS.where(*guards, *beyond).limit(limit)).mappings().all()
+        page += _readable(found)
+        if len(found) < limit:
+            break
+        after = found[-1]["id"]
+    return page[:limit]
 
 
 def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENANT) -> list[str]:
@@ -221,22 +248,27 @@ def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENAN
 
 
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
-    """Those of these jobs that are there, the oldest first."""
-    rows = connection.execute(_JOBS_OF, {"job_ids": list(job_ids)}).mappings()
-    return sorted((_job(row) for row in rows), key=lambda job: job.id)
+    """Those of these jobs that are there and can be read, the oldest first."""
+    found = connection.execute(_JOBS_OF, {"job_ids": list(job_ids)}).mappings()
+    return sorted(_readable(found), key=lambda job: job.id)
 
 
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
-    rows = connection.execute(_ATTEMPTS, {"job_id": job_id})
-    return [Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}) for row in rows.mappings()]
+    """In their order, but for those that cannot be read."""
+    found = []
+    for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings():
+        with suppress(UnreadableRow):
+            found.append(rows.attempt(row))
+    return found
 
 
 def attempts_of_several(connection: Connection, job_ids: Collection[str]) -> dict[str, list[Attempt]]:
-    """The attempts at each of these jobs, in one query."""
+    """The attempts at each of these jobs that can be read, in one query."""
     found: dict[str, list[Attempt]] = {job_id: [] for job_id in job_ids}
     if found:
         for row in connection.execute(_ATTEMPTS_OF, {"job_ids": list(found)}).mappings():
-            found[row["job_id"]].append(Attempt(**{name: row[name] for name in _ATTEMPT_FIELDS}))
+            with suppress(UnreadableRow):
+                found[row["job_id"]].append(rows.attempt(row))
     return found
 
 
@@ -263,14 +295,19 @@ def queue_of(connection: Connection, tenant: str) -> Iterable[Sequence[Any]]:
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:
-    rows = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
-    return {row["state"]: row["jobs"] for row in rows.mappings()}
+    counted = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
+    return {row["state"]: row["jobs"] for row in counted.mappings()}
 
 
 def count_rows(connection: Connection) -> tuple[int, int]:
     """Rows that were scored, and rows that failed, of all jobs that are kept."""
-    ok, failed = connection.execute(select(func.sum(jobs.c.rows_ok), func.sum(jobs.c.rows_failed))).one()
+    ok, failed = connection.execute(select(_plausible_sum(jobs.c.rows_ok), _plausible_sum(jobs.c.rows_failed))).one()
     return int(ok or 0), int(failed or 0)
+
+
+def _plausible_sum(counts: Column[int]) -> ColumnElement[int]:
+    """Without numbers that no job can have, over which a sum would overflow."""
+    return func.sum(case((counts.between(0, 2**48), counts), else_=0))
 
 
 def longest_wait(connection: Connection, now: float) -> float:
@@ -280,7 +317,8 @@ def longest_wait(connection: Connection, now: float) -> float:
     """
     given_back = select(func.max(attempts.c.finished_at)).where(attempts.c.job_id == jobs.c.id).scalar_subquery()
     due = select(_later(jobs.c.queued_at, jobs.c.run_after).label("since"), given_back.label("given_back"))
-    waiting = due.where(*_due(now)).subquery()
+    plausible = jobs.c.queued_at.between(rows.EARLIEST, rows.LATEST)  # a job that cannot be read hides no other
+    waiting = due.where(*_due(now), plausible).subquery()
     oldest = connection.scalar(select(func.min(_later(waiting.c.since, waiting.c.given_back))))
     return max(0.0, now - oldest) if oldest is not None else 0.0
 
@@ -377,29 +415,52 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
             queued_at=now,
         )
     )
-    rows = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
+    plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
     taken = {chunk.first_record for chunk, *_ in done}
     opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes"))
     connection.execute(
         insert(chunks),
-        [{**row, **({} if row["first_record"] in taken else opened), "job_id": job_id, "crashes": 0} for row in rows],
+        [{**row, **({} if row["first_record"] in taken else opened), "job_id": job_id, "crashes": 0} for row in plan],
     )
 
 
-def delete_if_not_running(connection: Connection, job_id: str) -> Job:
-    """Removes the row, and returns the job. Raises JobConflict while a worker has it: cancel it first."""
-    job = get(connection, job_id)
-    if not _changed(connection, delete(jobs).where(jobs.c.id == job_id, jobs.c.state != JobState.RUNNING)):
+@dataclass(frozen=True, slots=True)
+class Owned:
+    """The bytes that a job leaves, as its row names them; `state`: before it was removed, or expired."""
+
+    id: str
+    state: str
+    input_key: str
+    result_key: str | None
+    errors_key: str | None
+
+
+def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
+    """Removes the row, and returns what it named. Raises JobConflict while a worker has it: cancel it first.
+
+    A row that cannot be read goes in any state: there is no other way out for it, and a worker that has it finds that
+    it lost its lease.
+    """
+    row = connection.execute(_OWNED.where(jobs.c.id == job_id)).mappings().one_or_none()
+    if row is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    guards = [jobs.c.id == job_id]
+    try:
+        get(connection, job_id)
+        guards.append(jobs.c.state != JobState.RUNNING)
+    except UnreadableRow:
+        pass
+    if not _changed(connection, delete(jobs).where(*guards)):
         raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
-    return job
+    return _owned(row)
 
 
 def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
     """Those of these keys, of results and of errors lists, that a job has. Nobody ever names the others."""
     # An errors list goes by its result, whose key has an index.
     results = {key.removesuffix(ERRORS_SUFFIX) for key in keys}
-    rows = connection.execute(select(jobs.c.result_key, jobs.c.errors_key).where(jobs.c.result_key.in_(results)))
-    return {key for row in rows for key in row if key is not None}
+    named = connection.execute(select(jobs.c.result_key, jobs.c.errors_key).where(jobs.c.result_key.in_(results)))
+    return {key for row in named for key in row if key is not None}
 
 
 # --- what retention does ----------------------------------------------------------------------------------------------
@@ -413,14 +474,14 @@ def find_over(connection: Connection, *, ended_before: float, uploaded_before: f
 
 def expire_if_over(
     connection: Connection, job_ids: Collection[str], *, ended_before: float, uploaded_before: float, now: float
-) -> list[Job]:
+) -> list[Owned]:
     """completed, failed, cancelled -> expired for those of these jobs that ended before a moment; uploaded -> expired
     for those that were uploaded before another.
 
-    They name no bytes any more: whoever calls removes them. Returns the jobs that expired, as they were before.
+    They name no bytes any more: whoever calls removes them. Returns what the jobs that expired named before.
     """
     over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before))
-    before = _select(connection, *over, limit=len(job_ids))
+    before = [_owned(row) for row in connection.execute(_OWNED.where(*over)).mappings()]
     expired = {
         "state": JobState.EXPIRED,
         "result_key": None,
@@ -431,7 +492,7 @@ def expire_if_over(
     }
     changed = connection.scalars(update(jobs).where(*over).values(expired).returning(jobs.c.id)).all()
     connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
-    return [job for job in before if job.id in changed]
+    return [owned for owned in before if owned.id in changed]
 
 
 def find_with_input_over(connection: Connection, ended_before: float, most: int) -> list[str]:
@@ -439,14 +500,16 @@ def find_with_input_over(connection: Connection, ended_before: float, most: int)
     return list(connection.scalars(select(jobs.c.id).where(_has_input_over(ended_before)).limit(most)))
 
 
-def drop_input_if_over(connection: Connection, job_ids: Collection[str], ended_before: float, now: float) -> list[Job]:
+def drop_input_if_over(
+    connection: Connection, job_ids: Collection[str], ended_before: float, now: float
+) -> list[Owned]:
     """Lets those of these jobs that ended before a moment give up their input, and with it any retry.
 
-    State, result and, of failed and cancelled jobs, the parts stay. Returns the jobs that had one.
+    State, result and, of failed and cancelled jobs, the parts stay. Returns what the jobs that had one name.
     """
     over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before))
     changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
-    return _select(connection, jobs.c.id.in_(changed), limit=len(changed))
+    return [_owned(row) for row in connection.execute(_OWNED.where(jobs.c.id.in_(changed))).mappings()]
 
 
 def delete_expired_before(connection: Connection, before: float, most: int) -> int:
@@ -470,7 +533,7 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
     seconds; and beyond `most`, for one job of each tenant of which none is running.
 
     Tenants take turns: the one of which fewer jobs are running comes first, chance decides between equals. The jobs
-    of a tenant go by priority and age.
+    of a tenant go by priority and age. A job that cannot be read ends failed at once, and is never met again.
     """
     running = _waiting_tenants(connection)
     claimed: list[str] = []
@@ -495,8 +558,9 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
             del running[tenant]
     if not claimed:
         return []
-    rows = connection.execute(_JOBS_OF, {"job_ids": claimed}).mappings()
-    taken = sorted((_job(row) for row in rows), key=lambda job: (-job.priority, job.queued_at or 0.0, job.id))
+    taken = _taken(connection, claimed, now.wall)
+    if not taken:
+        return []
     begun = [
         {
             "job_id": job.id,
@@ -509,6 +573,19 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
     ]
     connection.execute(_BEGIN_ATTEMPT, begun)
     return taken
+
+
+def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
+    """The claimed jobs in the order of the queue. Those that cannot be read fail."""
+    taken = []
+    for row in connection.execute(_JOBS_OF, {"job_ids": claimed}).mappings().all():
+        try:
+            taken.append(_job(row))
+        except UnreadableRow as error:
+            values = {"state": JobState.FAILED, "reason": error.code, "error": error.to_json()}
+            plain = {"finished_at": now, "worker": None, "lease_until": None}
+            connection.execute(update(jobs).where(jobs.c.id == row["id"]).values(**values, **plain))
+    return sorted(taken, key=lambda job: (-job.priority, job.queued_at or 0.0, job.id))
 
 
 def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease: float, now: Moment) -> None:
@@ -544,19 +621,19 @@ def add_chunks_if_mine(
 def last_chunk(connection: Connection, job_id: str) -> Chunk | None:
     query = select(chunks).where(chunks.c.job_id == job_id).order_by(chunks.c.first_record.desc()).limit(1)
     row = connection.execute(query).mappings().one_or_none()
-    return _chunk(row) if row else None
+    return rows.chunk(row) if row else None
 
 
 def chunk_before(connection: Connection, job_id: str, first_record: int) -> Chunk | None:
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.first_record < first_record)
     row = connection.execute(query.order_by(chunks.c.first_record.desc()).limit(1)).mappings().one_or_none()
-    return _chunk(row) if row else None
+    return rows.chunk(row) if row else None
 
 
 def pending_chunks(connection: Connection, job_id: str) -> list[Chunk]:
     """The planned chunks that no attempt has committed, in order."""
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_(None))
-    return [_chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings()]
+    return [rows.chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings()]
 
 
 def commit_chunk_if_mine(
@@ -616,8 +693,8 @@ def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole
 def done_chunks(connection: Connection, job_id: str) -> list[tuple[Chunk, int, int, int]]:
     """The committed chunks in order, each with the attempt of its part, the part's bytes and its errors' bytes."""
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_not(None))
-    rows = connection.execute(query.order_by(chunks.c.first_record)).mappings()
-    return [(_chunk(row), row["attempt"], row["part_bytes"], row["errors_bytes"]) for row in rows]
+    done = connection.execute(query.order_by(chunks.c.first_record)).mappings()
+    return [(rows.chunk(row), row["attempt"], row["part_bytes"], row["errors_bytes"]) for row in done]
 
 
 def complete_if_mine(
@@ -751,8 +828,8 @@ def _changed(connection: Connection, statement: Any, values: Mapping[str, Any] |
 
 def _waiting_tenants(connection: Connection) -> dict[str, int]:
     """The tenants that have queued jobs, due or not, each with the number of its running ones."""
-    rows = connection.execute(_WAITING_TENANTS).mappings()
-    return {row["tenant"]: row["running"] for row in rows}
+    waiting = connection.execute(_WAITING_TENANTS).mappings()
+    return {row["tenant"]: row["running"] for row in waiting}
 
 
 def _due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
@@ -825,10 +902,6 @@ def _end_attempt(
     connection.execute(_END_ATTEMPT, {"job": job_id, "mine": number, **values})
 
 
-def _chunk(row: RowMapping) -> Chunk:
-    return Chunk(row["first_record"], row["records"], row["start"], row["stop"])
-
-
 def _chunk_row(job_id: str, chunk: Chunk) -> dict[str, Any]:
     return {
         "job_id": job_id,
@@ -856,7 +929,7 @@ def _result_values(result: Result, notes: Sequence[str]) -> dict[str, Any]:
         "result_sha256": result.sha256,
         "errors_key": result.errors_key,
         "errors_bytes": result.errors_bytes,
-        "notes": list(notes),
+        "notes": presentable(list(notes)),
     }
 
 
@@ -878,9 +951,12 @@ _ALIKE = (
     .limit(1000)
     .subquery()
 )
-_EQUAL = _JOBS.where(
+_EQUAL = _JOBS.where(jobs.c.id.in_(select(_ALIKE.c.id).where(_ALIKE.c.state == JobState.COMPLETED)))
+_LATEST_EQUAL = _JOBS.where(
     jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery()
 )
+_MOST_EQUAL = 100
+"""Equal jobs that are looked at when the latest of them cannot be read."""
 _TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
 _STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
 _JOBS_OF = _JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
@@ -975,16 +1051,31 @@ _COMPLETE_SMALL = update(jobs).where(
 )
 
 
-def _select(connection: Connection, *guards: ColumnElement[bool], limit: int) -> list[Job]:
-    return [_job(row) for row in connection.execute(_JOBS.where(*guards).limit(limit)).mappings()]
+_OWNED = select(*(jobs.c[name] for name in Owned.__dataclass_fields__))
 
 
-_ATTEMPT_FIELDS = frozenset(Attempt.__dataclass_fields__)
+def _owned(row: RowMapping) -> Owned:
+    """Of a row that may be damaged: keys that are none of ours are left to the sweep."""
+    keys = {
+        name: row[name] if isinstance(row[name], str) and row[name].startswith("results/") else None
+        for name in ("result_key", "errors_key")
+    }
+    return Owned(row["id"], str(row["state"]), input_key_of(row["id"]), **keys)
+
+
+def _readable(found: Iterable[RowMapping]) -> Iterator[Job]:
+    for row in found:
+        with suppress(UnreadableRow):
+            yield _job(row)
 
 
 def _job(row: RowMapping) -> Job:
-    values: dict[str, Any] = {name: row[name] for name in _JOB_FIELDS}
-    values["state"] = JobState(values["state"])
-    values["options"] = _options.validate_python(values["options"]) if values["options"] else None
-    values["notes"] = tuple(values["notes"] or ())
-    return Job(**values, model=model_from_row(row) if row["model_id"] is not None else None)
+    """Raises UnreadableRow. A job that has ended is shown without a model that cannot be read."""
+    model = None
+    if row["model_id"] is not None:
+        try:
+            model = model_from_row(row)
+        except UnreadableRow:
+            if row["state"] not in _ENDED:
+                raise
+    return rows.job(row, model)

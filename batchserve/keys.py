@@ -12,13 +12,14 @@ import re
 import secrets
 import string
 import zlib
-from typing import Any
+from contextlib import suppress
 
-from sqlalchemy import Connection, RowMapping, bindparam, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
+from batchserve import rows
 from batchserve.db.tables import keys
 from batchserve.domain import EVERY_TENANT, ApiKey, Scope
-from batchserve.errors import Conflict, InvalidOptions, NotFound
+from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
 
 _PREFIX = "bs_"
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
@@ -68,14 +69,21 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
 
 
 def find(connection: Connection, text: str) -> ApiKey | None:
-    """The key with this text, unless it was revoked."""
+    """The key with this text, unless it was revoked. One that cannot be read opens nothing."""
     row = connection.execute(_OF_DIGEST, {"of_digest": _digest(text)}).mappings().one_or_none()
-    return _key(row) if row is not None else None
+    try:
+        return rows.key(row) if row is not None else None
+    except UnreadableRow:
+        return None
 
 
 def list_all(connection: Connection) -> list[ApiKey]:
-    """In the order of their making, those that were revoked included."""
-    return [_key(row) for row in connection.execute(_KEYS.order_by(keys.c.id)).mappings()]
+    """In the order of their making, those that were revoked included, but for those that cannot be read."""
+    found = []
+    for row in connection.execute(_KEYS.order_by(keys.c.id)).mappings():
+        with suppress(UnreadableRow):
+            found.append(rows.key(row))
+    return found
 
 
 def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
@@ -87,7 +95,7 @@ def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
     row = ended.mappings().one_or_none()
     if row is None:
         raise NotFound(f"there is no valid key {reference!r}: `batchserve keys list` shows all")
-    return _key(row)
+    return rows.key(row)
 
 
 def exist(connection: Connection) -> bool:
@@ -115,11 +123,6 @@ def _base62(number: int, length: int) -> str:
         number, digit = divmod(number, 62)
         digits.append(_DIGITS[digit])
     return "".join(reversed(digits))
-
-
-def _key(row: RowMapping) -> ApiKey:
-    values: dict[str, Any] = {name: row[name] for name in _FIELDS}
-    return ApiKey(**{**values, "scope": Scope(values["scope"])})
 
 
 _FIELDS = frozenset(ApiKey.__dataclass_fields__)

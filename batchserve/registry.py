@@ -1,15 +1,17 @@
 """Model versions: a row for what is known of each, an artifact in storage for its graph."""
 
+from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-from pydantic import TypeAdapter
 from sqlalchemy import Connection, RowMapping, Select, bindparam, exists, func, insert, select, update
 
+from batchserve import rows
 from batchserve.db.tables import jobs, models
 from batchserve.domain import JobState, ModelVersion, Signature
-from batchserve.errors import ModelInUse, ModelNotFound
+from batchserve.errors import ModelInUse, ModelNotFound, UnreadableRow
 
-signature_adapter = TypeAdapter(Signature)
+signature_adapter = rows.signature_adapter
 
 _OWN = ("artifact_sha256", "deleted_at")
 model_columns = [column.label(f"model_{column.name}") for column in models.c if column.name not in _OWN]
@@ -17,17 +19,8 @@ model_columns = [column.label(f"model_{column.name}") for column in models.c if 
 
 
 def model_from_row(row: RowMapping) -> ModelVersion:
-    """The model version in a row that was selected with `model_columns`."""
-    return ModelVersion(
-        id=row["model_id"],
-        name=row["model_name"],
-        version=row["model_version"],
-        digest=row["model_digest"],
-        bytes=row["model_bytes"],
-        signature=_signature(row["model_signature"]),
-        metadata=row["model_metadata"],
-        created_at=row["model_created_at"],
-    )
+    """The model version in a row that was selected with `model_columns`. Raises UnreadableRow."""
+    return rows.model(row, "model_")
 
 
 def find_digest(connection: Connection, name: str, digest: str) -> ModelVersion | None:
@@ -52,7 +45,7 @@ def add(
             version=newest + 1,
             digest=digest,
             bytes=size,
-            signature=signature_adapter.dump_json(signature).decode(),
+            signature=rows.signature_adapter.dump_json(signature).decode(),
             metadata=metadata,
             created_at=now,
         )
@@ -68,14 +61,14 @@ def find_newest(connection: Connection, name: str) -> ModelVersion | None:
 def resolve(connection: Connection, reference: str) -> ModelVersion:
     """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, naming what there is."""
     name, at, version = reference.partition("@")
-    if at and not (version.isdecimal() and len(version) < 10):
-        raise ModelNotFound(f"no model {reference!r}: the version after @ is a number, as in {name}@1")
+    if at and not (version.isascii() and version.isdecimal() and len(version) < 10):
+        raise ModelNotFound(f"no model {reference[:200]!r}: the version after @ is a number, as in {name[:200]}@1")
     if at:
         found = _one(connection, _OF_VERSION, {"of_name": name, "of_version": int(version)})
     else:
         found = find_newest(connection, name)
     if found is None:
-        raise ModelNotFound(f"no model {reference!r}; {_there(connection, name)}")
+        raise ModelNotFound(f"no model {reference[:200]!r}; {_there(connection, name)}")
     return found
 
 
@@ -104,14 +97,25 @@ def newest_versions(connection: Connection) -> list[ModelVersion]:
     query = select(*model_columns).join(
         newest, (models.c.name == newest.c.name) & (models.c.version == newest.c.version)
     )
-    return [model_from_row(row) for row in connection.execute(query.order_by(models.c.name)).mappings()]
+    return _readable(connection.execute(query.order_by(models.c.name)).mappings())
 
 
 def versions(connection: Connection, name: str) -> list[ModelVersion]:
     """All versions of a model, newest first. Raises ModelNotFound."""
-    name = resolve(connection, name).name
     query = select(*model_columns).where(models.c.name == name, models.c.deleted_at.is_(None))
-    return [model_from_row(row) for row in connection.execute(query.order_by(models.c.version.desc())).mappings()]
+    found = connection.execute(query.order_by(models.c.version.desc())).mappings().all()
+    return _readable(found) if found else [resolve(connection, name)]
+
+
+def resolve_to_remove(connection: Connection, name: str, version: int) -> ModelVersion:
+    """The same for one version, which may be one that cannot be read: then it is given without what is not needed to
+    remove it. Raises ModelNotFound."""
+    try:
+        return resolve(connection, f"{name}@{version}")
+    except UnreadableRow:
+        values = {"of_name": name, "of_version": version}
+        row = connection.execute(_OF_VERSION, values).mappings().one()
+        return ModelVersion(row["model_id"], name, version, str(row["model_digest"]), 0, Signature((), ()))
 
 
 def delete_if_unused(connection: Connection, model: ModelVersion, now: float) -> None:
@@ -142,17 +146,13 @@ def unused_digests(connection: Connection) -> set[str]:
     return set(connection.scalars(deleted))
 
 
-_parsed: dict[str, Signature] = {}
-
-
-def _signature(text: str) -> Signature:
-    # Rows with the same text are read at every poll of a job; parsing costs more than the query.
-    signature = _parsed.get(text)
-    if signature is None:
-        if len(_parsed) > 256:
-            _parsed.clear()
-        signature = _parsed[text] = signature_adapter.validate_json(text)
-    return signature
+def _readable(found: Iterable[RowMapping]) -> list[ModelVersion]:
+    """Without those that cannot be read: they hide no other."""
+    readable = []
+    for row in found:
+        with suppress(UnreadableRow):
+            readable.append(model_from_row(row))
+    return readable
 
 
 def _one(connection: Connection, query: Select[Any], values: dict[str, Any]) -> ModelVersion | None:

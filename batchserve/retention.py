@@ -12,6 +12,8 @@ from sqlalchemy import Connection
 from batchserve import holds, jobs
 from batchserve.db.connect import Database
 from batchserve.domain import Job, JobState
+from batchserve.jobs import Owned
+from batchserve.rows import LATEST
 from batchserve.settings import Settings
 from batchserve.storage import Storage, parts_prefix, results_prefix
 
@@ -39,7 +41,7 @@ def dated(job: Job, settings: Settings) -> Job:
         return job
     seconds = _keep_uploads(settings) if job.state is JobState.UPLOADED else settings.keep_results
     since = job.created_at if job.state is JobState.UPLOADED else job.finished_at
-    return job if seconds is None or since is None else replace(job, expires_at=since + seconds)
+    return job if seconds is None or since is None else replace(job, expires_at=min(since + seconds, LATEST))
 
 
 def expire(database: Database, storage: Storage, settings: Settings, now: float) -> Expired:
@@ -89,7 +91,7 @@ def forget(database: Database, settings: Settings, now: float) -> int:
             return forgotten
 
 
-def remove_bytes(database: Database, storage: Storage, job: Job) -> None:
+def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:
     """After its row was deleted: input, parts, and the results of all its attempts.
 
     Also of attempts that lost their lease; and the result that it took from an equal job, unless that is still named.
@@ -116,8 +118,8 @@ def _in_batches(
     database: Database,
     storage: Storage,
     find: Callable[[Connection], list[str]],
-    give_up: Callable[[Connection, list[str]], list[Job]],
-    given_up_by: Callable[[Storage, Job], list[str]],
+    give_up: Callable[[Connection, list[str]], list[Owned]],
+    given_up_by: Callable[[Storage, Owned], list[str]],
 ) -> int:
     """Lets all jobs that are found give up bytes, and removes these. The look takes no lock from writers."""
     given_up = 0
@@ -127,28 +129,30 @@ def _in_batches(
         if not found:
             return given_up
         changed = database.write_freeing(partial(_given, give_up, found))
+        if not changed:
+            return given_up  # others did it, or these IDs are not readable: the next look is the next sweep's
         remove_unnamed(database, storage, [key for job in changed for key in given_up_by(storage, job)])
         given_up += len(changed)
 
 
 def _given(
-    give_up: Callable[[Connection, list[str]], list[Job]], found: list[str], connection: Connection
-) -> list[Job]:
+    give_up: Callable[[Connection, list[str]], list[Owned]], found: list[str], connection: Connection
+) -> list[Owned]:
     return give_up(connection, found)
 
 
-def _bytes_of(storage: Storage, job: Job) -> list[str]:
+def _bytes_of(storage: Storage, job: Owned) -> list[str]:
     """Input and parts of a job, and the result that it names."""
     results = [key for key in (job.result_key, job.errors_key) if key is not None]
     return [job.input_key, *_parts_of(storage, job), *results]
 
 
-def _input_of(storage: Storage, job: Job) -> list[str]:
+def _input_of(storage: Storage, job: Owned) -> list[str]:
     """With the input of a completed job go the parts, which are for a retry. Others have no result but these."""
-    return [job.input_key, *(_parts_of(storage, job) if job.state is JobState.COMPLETED else ())]
+    return [job.input_key, *(_parts_of(storage, job) if job.state == JobState.COMPLETED else ())]
 
 
-def _parts_of(storage: Storage, job: Job) -> list[str]:
+def _parts_of(storage: Storage, job: Owned) -> list[str]:
     return [part.key for part in storage.list(parts_prefix(job.id))]
 
 

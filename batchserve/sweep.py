@@ -1,6 +1,7 @@
 """Bytes that nobody will ever ask for: what killed processes left behind, removed when it is old enough."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import astuple, dataclass
 from uuid import UUID
 
@@ -67,8 +68,11 @@ def find_orphans(database: Database, storage: Storage, older_than: float, now: f
 def _since(database: Database, before: float) -> float:
     """When the oldest job was begun; `before`, so that nothing is an orphan, if there is none."""
     with database.read() as connection:
-        oldest = connection.scalar(select(jobs.c.id).order_by(jobs.c.id).limit(1))
-    return _made_at(oldest) if oldest is not None else before
+        oldest = connection.scalars(select(jobs.c.id).order_by(jobs.c.id).limit(_LOOKUP))
+        for job_id in oldest:
+            with suppress(ValueError):  # an ID that is none of ours
+                return _made_at(job_id)
+    return before
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from batchserve.errors import (
     ScoringTimeout,
     TooManyRowErrors,
     Unavailable,
+    UnreadableRow,
 )
 from batchserve.logs import get_logger
 from batchserve.retention import expire, forget, remove_unnamed
@@ -56,6 +57,8 @@ _SLACK = 16 * 2**10
 """A chunk ends before the record that would be too much: what that leaves over must not add up to one chunk more."""
 _SWEEP_PAUSE = 3600.0
 """Seconds between two sweeps, at most."""
+_FAILED_CLAIMS = 3
+"""In a row, after which a worker says that it cannot claim."""
 SMALL = 2**20
 """Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
 _COPIED_PER_SECOND = 20e6
@@ -119,6 +122,8 @@ class Worker:
         self._look_is_due = threading.Event()
         self._stopping = threading.Event()
         self._ended = threading.Event()
+        self._failed_claims = 0
+        self._claim_error = ""
 
     # --- what other threads call ---
 
@@ -127,6 +132,15 @@ class Worker:
         if not self._look_is_due.is_set():
             self._look_is_due.set()
             self._events.put(self._look)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no job is claimed; None when claims succeed, or have failed only in passing."""
+        if self._ended.is_set() and not self._stopping.is_set():
+            return "the worker has ended: restart the server"
+        if self._failed_claims >= _FAILED_CLAIMS:
+            return f"the worker could not claim jobs {self._failed_claims} times in a row: {self._claim_error}"
+        return None
 
     def stop(self) -> None:
         """Finish the chunks under way within the grace time, release the leases, and return from `run`."""
@@ -196,13 +210,23 @@ class Worker:
         room = self._settings.active_jobs - len(self._active)
         most = max(0, min(room, max(1, self._window - len(self._active))))
         if not self._stopping.is_set():
-            for job in self._claimed(most):
-                self._take(job)
+            for job in self._claimed_or_counted(most):
+                self._take_or_fail(job)
         if self._active:
             with self._database.read() as connection:
                 cancelled = jobs.cancel_requests(connection, self._active)
             for job_id in cancelled:
                 self._cancel(self._active[job_id])
+
+    def _claimed_or_counted(self, most: int) -> list[Job]:
+        try:
+            claimed = self._claimed(most)
+        except Exception as error:
+            self._failed_claims += 1
+            self._claim_error = error.detail if isinstance(error, BatchserveError) else type(error).__name__
+            raise
+        self._failed_claims = 0
+        return claimed
 
     def _claimed(self, most: int) -> list[Job]:
         with self._database.read() as connection:
@@ -223,9 +247,22 @@ class Worker:
         for job_id in failed:
             log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
 
+    def _take_or_fail(self, job: Job) -> None:
+        """One job that cannot be begun, such as one whose chunks cannot be read, keeps no other from it."""
+        try:
+            self._take(job)
+        except Unavailable:
+            raise  # its lease lapses, and it is claimed anew
+        except Exception as error:
+            log.exception("Job cannot be begun", action="job_error", job_id=job.id)
+            found = error if isinstance(error, BatchserveError) else UnreadableRow(f"job {job.id} cannot be begun")
+            now = time.time()
+            self._write(jobs.fail_if_mine, job.id, job.attempt, found, now)
+            self._tell(job.id)
+
     def _take(self, job: Job) -> None:
         if job.model is None or job.options is None:
-            raise ValueError(f"job {job.id} was queued without a model")
+            raise UnreadableRow(f"the database's row of job {job.id} names no model or no options: remove it")
         if stale := self._active.get(job.id):  # our own lease lapsed, and we are the next to claim the job
             self._lost(stale)
         pending, last = self._plan_of(job)

@@ -366,7 +366,7 @@ def preferred_wait(prefer: str | None) -> float:
     for preference in (prefer or "").split(","):
         name, _, value = preference.strip().partition("=")
         if name.lower() == "wait" and value.strip('"').isdecimal():
-            return float(value.strip('"'))
+            return min(float(value.strip('"')), MAX_WAIT)
     return 0.0
 
 
@@ -377,6 +377,8 @@ def bare_key(key: str | None) -> str | None:
     key = key.strip().removeprefix('"').removesuffix('"')
     if not 0 < len(key) <= 255:
         raise BadRequest(f"an Idempotency-Key has 1 to 255 characters, got {len(key)}")
+    if not key.isprintable():
+        raise BadRequest(f"an Idempotency-Key has printable characters only, got {key!r}")
     return key
 
 

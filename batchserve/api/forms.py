@@ -181,10 +181,13 @@ async def form_file(content_type: str, body: Body, storage: Storage) -> tuple[by
 
 
 def disposition_filename(header: str) -> str | None:
-    """The file name in a Content-Disposition."""
+    """The file name in a Content-Disposition; None where there is none that can be read."""
     message = Message()
-    message["content-disposition"] = header
-    return message.get_filename()
+    try:
+        message["content-disposition"] = header
+        return message.get_filename()
+    except (ValueError, LookupError, TypeError):  # an encoding that is none, a parameter that is cut off
+        return None
 
 
 def member_names(names: Iterable[str]) -> Iterator[str]:

@@ -36,7 +36,7 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.following import tag_of
-from batchserve.api.schemas import JobBody, JobList, job_body
+from batchserve.api.schemas import MAX_REFERENCE, JobBody, JobList, Plain, job_body
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
 from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
@@ -57,10 +57,18 @@ async def list_jobs(
     service: ServiceDep,
     caller: CallerDep,
     state: Annotated[JobState | None, Query(examples=["failed"])] = None,
-    model: Annotated[str | None, Query(description="`name` or `name@version`.", examples=["iris"])] = None,
-    q: Annotated[str | None, Query(description="Part of an ID, a file name or a metadata value.")] = None,
+    model: Annotated[
+        Annotated[str, Plain] | None,
+        Query(description="`name` or `name@version`.", examples=["iris"], max_length=MAX_REFERENCE),
+    ] = None,
+    q: Annotated[
+        Annotated[str, Plain] | None,
+        Query(description="Part of an ID, a file name or a metadata value.", max_length=1024),
+    ] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[str | None, Query(description="`next` of the page before.")] = None,
+    after: Annotated[
+        Annotated[str, Plain] | None, Query(description="`next` of the page before.", max_length=64)
+    ] = None,
 ) -> Response:
     """A page ends early, with `next`, where its jobs would take more than 4 MiB."""
     if model is not None and not _REFERENCE.fullmatch(model):

@@ -133,7 +133,7 @@ async def get_version(name: Name, version: Version, request: Request, service: S
 )  # fmt: skip
 async def delete_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
     def forget(connection: Connection) -> ModelVersion:
-        model = registry.resolve(connection, f"{name}@{version}")
+        model = registry.resolve_to_remove(connection, name, version)
         conditional.require(request, _etag(model), exists=True)
         registry.delete_if_unused(connection, model, time.time())
         return model

@@ -5,7 +5,7 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
 from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, OutputTensor
@@ -14,6 +14,14 @@ from batchserve.formats import FORMATS, RESULT_FORMATS
 from batchserve.inference.outputs import output_columns
 
 MAX_METADATA = 16
+METADATA_BYTES = 16 * 1024
+MAX_NAME = 4096
+MAX_NAMES = 16_384
+MAX_REFERENCE = 256
+MAX_COUNT = 2**53
+"""The largest number up to which a float counts every one."""
+RUN_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
+"""Between which a job may be put off: with any retention, all its times can be shown."""
 
 
 def _comma_list(value: Any) -> Any:
@@ -33,39 +41,64 @@ def _json(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value)
+        return json.loads(value, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"this is not JSON: {error}") from None
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+def plain_text(text: str) -> str:
+    """A text that can be kept and sent again. Raises ValueError for NUL, and for half of a character."""
+    if "\0" in text:
+        raise ValueError("expected a text without the character NUL")
+    if not text.isascii():
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise ValueError("expected a text of whole characters, got a lone surrogate") from None
+    return text
+
+
+Plain = AfterValidator(plain_text)
+_Name = Annotated[str, Field(max_length=MAX_NAME), Plain]
+"""Of a column, or of an input of a model."""
 
 
 def _scalar(value: Any) -> Any:
     """One fault for a value that is none of the types, instead of one for each of them."""
     if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("expected a finite number, a text, true or false")
-    return value
+    return plain_text(value) if isinstance(value, str) else value
 
 
 Shared = Annotated[
     bool
     | Annotated[int, Field(ge=-(2**63), lt=2**64)]
     | Annotated[float, Field(allow_inf_nan=False)]
-    | Annotated[str, Field(max_length=65_536)],
+    | Annotated[str, Field(max_length=65_536), Plain],
     BeforeValidator(_scalar),
 ]
 """A value that all records share, as it may come in JSON: of 64 bits, and finite."""
 
 
 Columns = Annotated[
-    list[str] | dict[str, str] | None,
+    Annotated[list[_Name], Field(max_length=MAX_NAMES)]
+    | Annotated[dict[_Name, _Name], Field(max_length=MAX_NAMES)]
+    | None,
     BeforeValidator(_comma_list, json_schema_input_type=str | list[str] | dict[str, str] | None),
     Field(
         description="For a model that does not name its columns: which to take, in order. "
         "A mapping says under which name the file has a column of the model."
     ),
 ]
-TopK = Annotated[int | None, Field(ge=1, description="Only the k most probable classes, as label_1, probability_1 ...")]
+TopK = Annotated[
+    int | None, Field(ge=1, lt=2**31, description="Only the k most probable classes, as label_1, probability_1 ...")
+]
 Inputs = Annotated[
-    dict[str, Shared] | None,
+    Annotated[dict[_Name, Shared], Field(max_length=1024)] | None,
     BeforeValidator(_json, json_schema_input_type=dict[str, Shared] | str | None),
     Field(description="Values of the model's inputs that all records share.", examples=[{"threshold": 0.5}]),
 ]
@@ -76,29 +109,46 @@ class PredictOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field(description="`name` (its newest version) or `name@version`.", examples=["iris", "iris@2"])
+    model: Annotated[str, Plain] = Field(
+        max_length=MAX_REFERENCE,
+        description="`name` (its newest version) or `name@version`.",
+        examples=["iris", "iris@2"],
+    )
     format: str | None = Field(
         None,
         description="Format of the result. Default: the input's; jsonl for images.",
         examples=["csv", "parquet"],
     )
     passthrough: Annotated[
-        Literal["unused", "all", "none"] | list[str],
+        Literal["unused", "all", "none"] | Annotated[list[_Name], Field(max_length=MAX_NAMES)],
         BeforeValidator(_word_or_list, json_schema_input_type=Literal["unused", "all", "none"] | str | list[str]),
     ] = Field("unused", description="Input columns that travel to the result: those the model does not use, or a list.")
     columns: Columns = None
-    key: str | None = Field(None, description="Column that names a record: first in the result, and in each row error.")
+    key: _Name | None = Field(
+        None, description="Column that names a record: first in the result, and in each row error."
+    )
     on_row_error: Literal["continue", "fail"] = Field("continue", description="`fail` ends the job at a failed record.")
     max_errors: float | None = Field(
-        None, ge=0, description="Failed records that end the job: a count, or below 1 a share of all records."
+        None,
+        ge=0,
+        le=MAX_COUNT,
+        allow_inf_nan=False,
+        description="Failed records that end the job: a count, or below 1 a share of all records.",
     )
     top_k: TopK = None
     inputs: Inputs = None
     reuse: bool = Field(True, description="Answer from a finished job with equal input, model and options.")
     priority: int = Field(0, ge=-100, le=100, description="Queued jobs of a higher priority start first.")
-    run_after: datetime | None = Field(None, description="Do not start before this time (RFC 3339).")
-    metadata: Annotated[dict[str, str], BeforeValidator(_json, json_schema_input_type=dict[str, str] | str)] = Field(
-        default_factory=dict, max_length=MAX_METADATA, description="At most 16 pairs of your own, kept with the job."
+    run_after: datetime | None = Field(
+        None, description="Do not start before this time (RFC 3339), of the years 1970 to 2999."
+    )
+    metadata: Annotated[
+        dict[Annotated[str, Plain], Annotated[str, Plain]],
+        BeforeValidator(_json, json_schema_input_type=dict[str, str] | str),
+    ] = Field(
+        default_factory=dict,
+        max_length=MAX_METADATA,
+        description="At most 16 pairs of your own, of 16 KiB in all, kept with the job.",
     )
 
     @field_validator("format")
@@ -113,7 +163,17 @@ class PredictOptions(BaseModel):
     def _has_zone(cls, moment: datetime | None) -> datetime | None:
         if moment is not None and moment.tzinfo is None:
             raise ValueError("expected a time with a zone, as in 2026-11-20T02:00:00Z")
+        if moment is not None and not RUN_AFTER[0] <= moment < RUN_AFTER[1]:
+            raise ValueError("expected a time of the years 1970 to 2999")
         return moment
+
+    @field_validator("metadata")
+    @classmethod
+    def _bounded(cls, pairs: dict[str, str]) -> dict[str, str]:
+        size = sum(len(name.encode()) + len(value.encode()) for name, value in pairs.items())
+        if size > METADATA_BYTES:
+            raise ValueError(f"expected at most {METADATA_BYTES} bytes in all, got {size}")
+        return pairs
 
 
 class ValidateOptions(BaseModel):

@@ -28,7 +28,7 @@ from batchserve.api.deps import (
     resolve_model,
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
-from batchserve.api.schemas import JobBody
+from batchserve.api.schemas import MAX_REFERENCE, JobBody, Plain
 from batchserve.api.turns import Lane
 from batchserve.domain import Caller, ModelVersion, Options
 from batchserve.errors import InvalidInput
@@ -42,10 +42,17 @@ router = APIRouter(tags=["upload"])
 Delimiter = Annotated[
     str | None, Query(description="Of a CSV: `,` (default), `;`, `tab` or `|`.", examples=[";"], max_length=8)
 ]
-ModelName = Annotated[str | None, Query(description="`name` or `name@version`.", examples=["flights"])]
+ModelName = Annotated[
+    Annotated[str, Plain] | None,
+    Query(description="`name` or `name@version`.", examples=["flights"], max_length=MAX_REFERENCE),
+]
 Filename = Annotated[
-    str | None,
-    Query(description="Kept as the input's name; Content-Disposition works as well.", examples=["flights.csv"]),
+    Annotated[str, Plain] | None,
+    Query(
+        description="Kept as the input's name; Content-Disposition works as well.",
+        examples=["flights.csv"],
+        max_length=4096,
+    ),
 ]
 
 INPUT_BODY: dict[str, Any] = {

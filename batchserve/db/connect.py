@@ -206,9 +206,7 @@ def _boot_id() -> str:
 
 
 def _server_engine(url: str, **pool: Any) -> Engine:
-    return create_engine(
-        url, pool_pre_ping=True, json_serializer=codec.dumps, json_deserializer=codec.loads, **pool
-    )
+    return create_engine(url, pool_pre_ping=True, json_serializer=codec.dumps, json_deserializer=codec.loads, **pool)
 
 
 def _sqlite_engine(url: str, **pool: Any) -> Engine:

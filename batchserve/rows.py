@@ -1,0 +1,192 @@
+"""What a row must be to be read: types, ranges and words that some release of ours writes.
+
+The database may hold others: written by hand, damaged by a disk, or let through by a fault of ours. Such a row is
+refused here with UnreadableRow, by everything that reads it, and no other row is. The columns of a row are named as in
+the domain; statements and joins are the matter of the modules that read them.
+"""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Annotated, Any, Literal, get_type_hints
+
+import orjson
+from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
+from typing_extensions import TypedDict
+
+from batchserve.domain import ApiKey, Attempt, Chunk, Job, JobState, ModelVersion, Options, Scope, Signature
+from batchserve.errors import UnreadableRow
+from batchserve.formats import FORMATS, RESULT_FORMATS
+
+__all__ = [
+    "EARLIEST", "LATEST", "attempt", "chunk", "job", "key", "model", "options_adapter", "remembered", "require_written",
+    "signature", "signature_adapter",
+]  # fmt: skip
+
+Row = Mapping[Any, Any]
+
+EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.0
+"""The years 1 to 9999, which a calendar can show."""
+
+signature_adapter = TypeAdapter(Signature)
+options_adapter = TypeAdapter(Options)
+
+
+def _one_of(name: str, known: Mapping[str, Any]) -> str:
+    if name not in known:
+        raise ValueError(f"expected one of {', '.join(known)}")
+    return name
+
+
+def _encodable(value: Any) -> Any:
+    try:
+        orjson.dumps(value)
+    except TypeError as error:
+        raise ValueError("nested too deeply") from error
+    return value
+
+
+Time = Annotated[float, Field(ge=EARLIEST, le=LATEST, allow_inf_nan=False)]
+_Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Format = Annotated[str, AfterValidator(lambda name: _one_of(name, FORMATS))]
+_ResultFormat = Annotated[str, AfterValidator(lambda name: _one_of(name, RESULT_FORMATS))]
+_Json = Annotated[dict[str, Any] | None, AfterValidator(_encodable)]
+
+
+def _read_options(value: Any) -> Options | None:
+    """`{}` is what an uploaded job has."""
+    if not value and not isinstance(value, dict) and value is not None:
+        raise ValueError("expected a JSON object")
+    if not value:
+        return None
+    options = options_adapter.validate_python(value)
+    _one_of(options.format, RESULT_FORMATS)
+    return options
+
+
+_JOB_TYPES: dict[str, Any] = {
+    "state": Annotated[JobState, Strict(False)],
+    "input_format": _Format,
+    "input_delimiter": Literal[",", ";", "\t", "|"],
+    "result_format": _ResultFormat | None,
+    "options": Any,
+    "notes": list[str] | None,
+    "error": _Json,
+    "progress": _Share,
+}
+
+
+def _columns(kind: type, own: Mapping[str, Any], leave: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The types of a domain's fields as rows hold them: times in a calendar, counts from 0 to what a column holds."""
+    strict: dict[Any, Any] = {float: Time, float | None: Time | None, int: _Count, int | None: _Count | None}
+    types = {name: strict.get(hint, hint) for name, hint in get_type_hints(kind).items() if name not in leave}
+    return types | dict(own)
+
+
+def _adapter(name: str, types: dict[str, Any], *, total: bool = True) -> TypeAdapter[dict[str, Any]]:
+    row = with_config(ConfigDict(strict=True))(TypedDict(name, types, total=total))  # type: ignore[operator]
+    return TypeAdapter(row)
+
+
+_JOB = _columns(Job, _JOB_TYPES, leave=("model",)) | {"priority": Annotated[int, Field(ge=-(2**31), lt=2**31)]}
+_job_row, _some_of_job = _adapter("JobRow", _JOB), _adapter("SomeOfJob", _JOB, total=False)
+_attempt_row = _adapter("AttemptRow", _columns(Attempt, {"error": _Json}))
+_chunk_row = _adapter("ChunkRow", _columns(Chunk, {}))
+_model_row = _adapter("ModelRow", _columns(ModelVersion, {"signature": str}))
+_key_row = _adapter("KeyRow", _columns(ApiKey, {"scope": Annotated[Scope, Strict(False)]}))
+_remembered_row = _adapter(
+    "RememberedRow",
+    {"job_id": str | None, "status": Annotated[int, Field(ge=200, lt=300)], "answer": str | None},
+)
+
+
+def job(row: Row, of_model: ModelVersion | None) -> Job:
+    """Raises UnreadableRow."""
+    with _named(f"job {row['id']!r}"):
+        values = _job_row.validate_python({name: row[name] for name in _JOB})
+        values["options"] = _read_options(values["options"])
+        values["notes"] = tuple(values["notes"] or ())
+        return Job(**values, model=of_model)
+
+
+def require_written(values: Mapping[str, Any]) -> None:
+    """Raises UnreadableRow unless `job` would take these columns: asked before they are committed."""
+    with _named("what was to be written"):
+        _some_of_job.validate_python(values)
+        _read_options(values.get("options"))
+
+
+def attempt(row: Row) -> Attempt:
+    """Raises UnreadableRow."""
+    with _named(f"attempt {row['number']!r} of job {row['job_id']!r}"):
+        return Attempt(**_attempt_row.validate_python({name: row[name] for name in Attempt.__dataclass_fields__}))
+
+
+def chunk(row: Row) -> Chunk:
+    """Raises UnreadableRow."""
+    with _named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
+        return Chunk(**_chunk_row.validate_python({name: row[name] for name in Chunk.__dataclass_fields__}))
+
+
+def model(row: Row, prefix: str = "") -> ModelVersion:
+    """`prefix`: of its columns where they were joined to others. Raises UnreadableRow."""
+    values = {name: row[prefix + name] for name in ModelVersion.__dataclass_fields__}
+    with _named(f"model {values['name']}@{values['version']}"):
+        text = values["signature"]
+        values = _model_row.validate_python(values)
+        values["signature"] = signature(text)
+        return ModelVersion(**values)
+
+
+_signatures: dict[str, Signature] = {}
+
+
+def signature(text: str) -> Signature:
+    """Raises ValueError."""
+    # Rows with the same text are read at every poll of a job; parsing costs more than the query.
+    known = _signatures.get(text)
+    if known is None:
+        orjson.loads(text)  # pydantic would take infinities, and NaN
+        known = signature_adapter.validate_json(text)
+        if known.batch < 1 or known.threads < 1 or (known.records_per_second or 0.0) < 0:
+            raise ValueError("expected a signature with a batch and threads of at least 1")
+        if len(_signatures) > 256:
+            _signatures.clear()
+        _signatures[text] = known
+    return known
+
+
+def key(row: Row) -> ApiKey:
+    """Raises UnreadableRow."""
+    with _named(f"API key {row['id']!r}"):
+        return ApiKey(**_key_row.validate_python({name: row[name] for name in ApiKey.__dataclass_fields__}))
+
+
+def remembered(row: Row) -> dict[str, Any]:
+    """What an idempotency key stands for. Raises UnreadableRow."""
+    with _named(f"Idempotency-Key {row['key']!r}"):
+        values = _remembered_row.validate_python({name: row[name] for name in ("job_id", "status", "answer")})
+        if (values["job_id"] is None) == (values["answer"] is None):
+            raise ValueError("expected a job or an answer")
+        if values["answer"] is not None:
+            orjson.loads(values["answer"])
+        return values
+
+
+@contextmanager
+def _named(what: str) -> Iterator[None]:
+    try:
+        yield
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        place = ".".join(str(part) for part in first["loc"]) or "options"
+        raise _unreadable(what, f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+    except ValueError as error:
+        raise _unreadable(what, str(error)) from None
+
+
+def _unreadable(what: str, reason: str) -> UnreadableRow:
+    return UnreadableRow(
+        f"the database's row of {what} cannot be read: {reason}. It is damaged, and was not written like this by "
+        "batchserve: remove it (`batchserve doctor` names the command)"
+    )
