@@ -69,6 +69,8 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
             embedded = Worker(runtime, changes.tell) if worker else None
             wake, stop = (embedded.wake, embedded.stop) if embedded else (_no_worker, _no_worker)
             service = Service(runtime, wake, stop, changes)
+            if embedded:
+                service.worker_trouble = lambda: embedded.trouble
             app.state.service = service
             thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
             if thread:
@@ -156,9 +158,12 @@ def _add_health(app: FastAPI) -> None:
         },
     )  # fmt: skip
     async def readyz(request: Request) -> Response:
-        checks = await run_in_threadpool(_check, request.app.state.service.runtime)
+        service: Service = request.app.state.service
+        checks = await run_in_threadpool(_check, service)
         ready = all(state == "ok" for state in checks.values())
-        body = {"status": "ok" if ready else "unavailable", "version": __version__, "checks": checks}
+        body: dict[str, Any] = {"status": "ok" if ready else "unavailable", "version": __version__, "checks": checks}
+        if checks["database"] == "ok":
+            body["unreadable_rows"] = await run_in_threadpool(service.unreadable.count)
         return JSONResponse(body, 200 if ready else 503)
 
     @app.head("/metrics", include_in_schema=False, dependencies=ADMIN)
@@ -170,7 +175,7 @@ def _add_health(app: FastAPI) -> None:
     async def metrics(request: Request) -> Response:
         registry = CollectorRegistry()
         service: Service = request.app.state.service
-        registry.register(_JobMetrics(service.runtime))
+        registry.register(_JobMetrics(service))
         text = await service.read(caller_of(request).tenant, lambda: generate_latest(registry))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
@@ -179,9 +184,9 @@ def _shown(example: object, media_type: str = "application/json") -> dict[str, A
     return {"content": {media_type: {"example": example}}}
 
 
-def _check(runtime: Runtime) -> dict[str, str]:
-    """What the service can not do without, each `ok` or the reason why not."""
-    checks = {}
+def _check(service: Service) -> dict[str, str]:
+    """What the service can not do without, each `ok` or the reason why not. Of a worker only the latter."""
+    checks, runtime = {}, service.runtime
     try:
         migrate.check(runtime.database)
         checks["database"] = "ok"
@@ -192,14 +197,16 @@ def _check(runtime: Runtime) -> dict[str, str]:
         checks["storage"] = "ok"
     except OSError as error:
         checks["storage"] = f"{type(error).__name__}: the storage does not answer"
+    if (trouble := service.worker_trouble()) is not None:
+        checks["worker"] = trouble
     return checks
 
 
 class _JobMetrics(Collector):
     """Read from the database at each scrape, so that all processes report the same."""
 
-    def __init__(self, runtime: Runtime) -> None:
-        self._runtime = runtime
+    def __init__(self, service: Service) -> None:
+        self._runtime, self._unreadable = service.runtime, service.unreadable
 
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("batchserve_build", "The release that runs.", {"version": __version__})
@@ -216,3 +223,6 @@ class _JobMetrics(Collector):
         rows.add_metric(["failed"], rows_failed)
         yield rows
         yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Longest wait of a job that is due.", age)
+        yield GaugeMetricFamily(
+            "batchserve_unreadable_rows", "Damaged rows, which batchserve doctor names.", self._unreadable.count()
+        )

@@ -4,21 +4,24 @@ Safe beside a running server: what seems wrong is looked at again, because jobs 
 """
 
 import hashlib
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
+from typing import Any
 
-from sqlalchemy import RowMapping, and_, func, or_, select
+from sqlalchemy import Column, RowMapping, Table, and_, bindparam, delete, func, or_, select, true, tuple_, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import jobs as transitions
+from batchserve import retention, rows
 from batchserve.db.connect import Database
-from batchserve.db.tables import attempts, chunks, jobs, models
+from batchserve.db.tables import attempts, chunks, idempotency_keys, jobs, keys, models
 from batchserve.domain import JobState
-from batchserve.errors import Unavailable
+from batchserve.errors import BatchserveError, Unavailable, UnreadableRow
 from batchserve.storage import Storage, errors_part_key, model_key, part_key
 
 BUDGET_BYTES = 2**30
@@ -143,8 +146,8 @@ def named_objects(database: Database) -> Iterator[tuple[str, str | None]]:
 def _rows(database: Database) -> Iterator[_Row]:
     registered = select(models).where(models.c.deleted_at.is_(None)).order_by(models.c.id)
     with database.read() as connection:
-        rows = connection.execute(registered).mappings().all()
-    for row in rows:
+        found = connection.execute(registered).mappings().all()
+    for row in filter(partial(_is_readable, rows.model), found):
         again = partial(_ask_model, database, row["id"])
         yield _of_model(row), again
     for row in _jobs(database, _GOING_ON):
@@ -155,14 +158,15 @@ def _rows(database: Database) -> Iterator[_Row]:
 
 
 def _jobs(database: Database, *guards: ColumnElement[bool]) -> Iterator[RowMapping]:
-    """The newest first, in short transactions: a long one would keep SQLite from tidying its log."""
+    """Those that can be read, the newest first, in short transactions: a long one would keep SQLite from tidying its
+    log."""
     query = select(jobs).where(*guards).order_by(jobs.c.id.desc()).limit(_PAGE)
     page: list[RowMapping] = []
     while not page or len(page) == _PAGE:
         with database.read() as connection:
             after = [jobs.c.id < page[-1]["id"]] if page else []
             page = list(connection.execute(query.where(*after)).mappings())
-        yield from page
+        yield from filter(partial(_is_readable, _read_job), page)
         if not page:
             return
 
@@ -175,8 +179,8 @@ def _ask_model(database: Database, model_id: int) -> list[_Named]:
 
 def _ask_job(database: Database, job_id: str) -> list[_Named]:
     with database.read() as connection:
-        rows = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().all()
-    return [named for row in rows for named in _of_job(row)]
+        found = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().all()
+    return [named for row in found for named in _of_job(row)]
 
 
 def _ask_parts(database: Database, job_id: str) -> list[_Named]:
@@ -184,11 +188,12 @@ def _ask_parts(database: Database, job_id: str) -> list[_Named]:
 
     Jobs that share a result have no parts, nor have those that were done in one call.
     """
-    done = and_(chunks.c.job_id == jobs.c.id, chunks.c.attempt.is_not(None))
-    query = select(chunks, jobs.c.state).join(jobs, done).where(jobs.c.id == job_id, _GOING_ON)
+    is_done = and_(chunks.c.job_id == jobs.c.id, chunks.c.attempt.is_not(None))
+    query = select(chunks, jobs.c.state).join(jobs, is_done).where(jobs.c.id == job_id, _GOING_ON)
     with database.read() as connection:
-        rows = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
-    return [named for row in rows for named in _of_chunk(row)]
+        done = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
+    readable = (row for row in done if _is_readable(rows.chunk, row) and isinstance(row["attempt"], int))
+    return [named for row in readable for named in _of_chunk(row)]
 
 
 def _of_model(row: RowMapping) -> list[_Named]:
@@ -252,7 +257,8 @@ def inspect_clock(database: Database, now: float) -> list[Fault]:
     it; but times, expiry and the order of jobs are wrong."""
     seen = (jobs.c.created_at, jobs.c.finished_at, attempts.c.started_at)
     with database.read() as connection:
-        newest = max(connection.scalar(select(func.max(moment))) or 0.0 for moment in seen)
+        plausible = (select(func.max(moment)).where(moment.between(rows.EARLIEST, rows.LATEST)) for moment in seen)
+        newest = max(connection.scalar(query) or 0.0 for query in plausible)
     if newest <= now + CLOCK_TOLERANCE:
         return []
     expected = f"not before {_shown(newest)}, the newest time in the database"
@@ -268,16 +274,16 @@ def _shown(moment: float) -> str:
 
 def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
     """Jobs that nobody goes on with: running with a lease that lapsed `patience` seconds ago or on another boot,
-    queued and due for that long while nobody runs any, cancelled for that long without an end; and jobs whose
-    attempts get lost again and again."""
+    queued and due for that long while no worker runs any of their tenant, cancelled for that long without an end; and
+    jobs whose attempts get lost again and again."""
     with database.read() as connection:
         now = database.moment(connection)
         mine = jobs.c.lease_clock == now.clock
         running = jobs.c.state == JobState.RUNNING
         lapsed = or_(jobs.c.lease_until < now.steady - patience, jobs.c.lease_clock != now.clock)
         abandoned = connection.execute(select(jobs.c.id, jobs.c.worker).where(running, lapsed)).all()
-        held = connection.scalar(
-            select(func.count()).select_from(jobs).where(running, mine, jobs.c.lease_until >= now.steady)
+        held = set(
+            connection.scalars(select(jobs.c.tenant).distinct().where(running, mine, jobs.c.lease_until >= now.steady))
         )
         asked = and_(running, jobs.c.cancel_requested_at < now.wall - patience)
         uncancelled = connection.execute(select(jobs.c.id, jobs.c.worker).where(asked, ~lapsed)).all()
@@ -290,15 +296,19 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
             .group_by(jobs.c.id)
             .having(func.count() >= REPEATS)
         ).all()
-        waited = transitions.longest_wait(connection, now.wall)
+        waits = transitions.longest_waits(connection, now.wall)
     start = "batchserve worker (or serve)"
     faults = [
         Fault(f"job {job_id}", f"a lease that {worker} renews", "a lease that lapsed: no worker takes it up", start)
         for job_id, worker in abandoned
     ]
-    if waited > patience and not held:
-        found = f"one has waited for {waited:.0f} s, and no worker runs any"
-        faults.append(Fault("queue", "due jobs that are started", found, start))
+    # A worker, however busy, takes one job of each tenant of which none is running (jobs.claim_due).
+    faults += [
+        Fault("queue", "due jobs that are started",
+              f"one of {tenant} has waited for {waited:.0f} s, and no worker runs any of this tenant",
+              f"{start}; if one runs already, look at its log: it cannot claim")
+        for tenant, waited in waits.items() if waited > patience and tenant not in held
+    ]  # fmt: skip
     faults += [
         Fault(f"job {job_id}", "the end of a cancelled job", "it runs on", f"restart the worker {worker}")
         for job_id, worker in uncancelled
@@ -309,3 +319,159 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
         for job_id, count in repeated
     ]  # fmt: skip
     return faults
+
+
+# --- rows that cannot be read ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Unreadable:
+    """A row that is not as any release writes it: its table, its primary key, and what is wrong with it."""
+
+    table: str
+    key: tuple[Any, ...]
+    reason: str
+
+    @property
+    def fault(self) -> Fault:
+        place = f"{self.table}, {' '.join(map(str, self.key))}"
+        return Fault(place, "a row that can be read", self.reason, _UNREADABLE_MENDS[self.table].format(*self.key))
+
+
+_UNREADABLE_MENDS = {
+    "jobs": "batchserve jobs rm {0} (or `batchserve mend`, which removes all such rows)",
+    "chunks": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file anew",
+    "attempts": "batchserve mend (the job keeps its other attempts)",
+    "models": "batchserve mend (which removes this version), then: batchserve models add",
+    "keys": "batchserve mend (which revokes this key), then: batchserve keys create",
+    "idempotency_keys": "batchserve mend (which forgets this key)",
+}
+
+
+def find_unreadable(database: Database) -> Iterator[Unreadable]:
+    """Every row that cannot be read, of any table."""
+    for page in _unreadable_pages(database):
+        yield from page
+
+
+def mend_unreadable(database: Database, storage: Storage, now: float) -> list[Unreadable]:
+    """Takes each such row away: a job goes with its bytes, and so does one with a chunk that cannot be read; a key is
+    revoked and a model version removed; attempts and idempotency keys are forgotten. Returns those rows."""
+    found = list(find_unreadable(database))
+    for job_id in {row.key[0] for row in found if row.table in ("jobs", "chunks")}:
+        with database.write() as connection:
+            owned = transitions.remove_whatever_its_state(connection, job_id)
+        if owned is not None:
+            retention.remove_bytes(database, storage, owned)
+    ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}
+    forgotten = {"attempts": attempts, "idempotency_keys": idempotency_keys}
+    with database.write() as connection:
+        for row in found:
+            if row.table in ends:
+                table, values = ends[row.table]
+                connection.execute(update(table).where(_is_row(table, row.key)).values(values))
+            elif row.table in forgotten:
+                table = forgotten[row.table]
+                connection.execute(delete(table).where(_is_row(table, row.key)))
+    return found
+
+
+class UnreadableCount:
+    """How many rows cannot be read, as the latest look at all rows has found. Safe from any thread.
+
+    A look goes on for some milliseconds whenever it is asked, and rests for longer: a small database is looked at as a
+    whole at once, a huge one little by little.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._lock = threading.Lock()
+        self._pages: Iterator[list[Unreadable]] | None = None
+        self._version: int | None = None
+        self._total = self._found = 0
+        self._rests_until = 0.0
+
+    def count(self) -> int:
+        with self._lock:
+            began = time.monotonic()
+            if began >= self._rests_until:
+                try:
+                    self._look(began + _LOOK)
+                except (DatabaseError, BatchserveError):  # other checks tell of a database that does not answer
+                    self._pages = None
+                rest = _REST if self._pages is not None else _SHORT_REST
+                self._rests_until = time.monotonic() + rest * (time.monotonic() - began)
+            return max(self._total, self._found)
+
+    def _look(self, until: float) -> None:
+        if self._pages is None:
+            version = self._database.version()
+            if version is not None and version == self._version:
+                return
+            self._pages, self._version, self._found = _unreadable_pages(self._database), version, 0
+        for page in self._pages:
+            self._found += len(page)
+            if time.monotonic() > until:
+                return
+        self._pages, self._total, self._found = None, self._found, 0
+
+
+_LOOK, _SHORT_REST, _REST = 0.05, 2.0, 20.0
+"""Seconds of a look, and how many times as long it rests after it has seen all, or before it goes on."""
+
+
+def _read_job(row: rows.Row) -> object:
+    return rows.job(row, None)
+
+
+_READERS: tuple[tuple[Table, Callable[[rows.Row], object], ColumnElement[bool]], ...] = (
+    (jobs, _read_job, true()),
+    (models, rows.model, models.c.deleted_at.is_(None)),
+    (attempts, rows.attempt, true()),
+    (chunks, rows.chunk, true()),
+    (keys, rows.key, keys.c.revoked_at.is_(None)),
+    (idempotency_keys, rows.remembered, true()),
+)
+
+
+def _unreadable_pages(database: Database) -> Iterator[list[Unreadable]]:
+    """In short transactions, each with the rows of a page that cannot be read."""
+    for table, read, guard in _READERS:
+        key = list(table.primary_key)
+        query = select(table).where(guard).order_by(*key).limit(_PAGE)
+        after: tuple[Any, ...] | None = None
+        while True:
+            beyond = [] if after is None else [_is_after(key, after)]
+            with database.read() as connection:
+                page = connection.execute(query.where(*beyond)).mappings().all()
+            yield [
+                Unreadable(table.name, tuple(row[column.name] for column in key), reason)
+                for row in page
+                if (reason := _reason(read, row)) is not None
+            ]
+            last = tuple(page[-1][column.name] for column in key) if page else None
+            if len(page) < _PAGE or last == after:
+                break
+            after = last
+
+
+def _is_after(key: list[Column[Any]], values: tuple[Any, ...]) -> ColumnElement[bool]:
+    return tuple_(*key) > tuple_(
+        *(bindparam(None, value, column.type) for column, value in zip(key, values, strict=True))
+    )
+
+
+def _is_row(table: Table, values: tuple[Any, ...]) -> ColumnElement[bool]:
+    return and_(*(column == value for column, value in zip(table.primary_key, values, strict=True)))
+
+
+def _reason(read: Callable[[rows.Row], object], row: rows.Row) -> str | None:
+    try:
+        read(row)
+    except UnreadableRow as error:
+        return error.detail
+    return None
+
+
+def _is_readable(read: Callable[[rows.Row], object], row: rows.Row) -> bool:
+    return _reason(read, row) is None

@@ -146,7 +146,7 @@ def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAUL
     try:
         return _job(row)
     except UnreadableRow:
-        return next(_readable(connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings()), None)
+        return next(_readable(connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings().all()), None)
 
 
 def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
@@ -249,14 +249,14 @@ def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENAN
 
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
     """Those of these jobs that are there and can be read, the oldest first."""
-    found = connection.execute(_JOBS_OF, {"job_ids": list(job_ids)}).mappings()
+    found = connection.execute(_JOBS_OF, {"job_ids": list(job_ids)}).mappings().all()
     return sorted(_readable(found), key=lambda job: job.id)
 
 
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     """In their order, but for those that cannot be read."""
     found = []
-    for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings():
+    for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings().all():
         with suppress(UnreadableRow):
             found.append(rows.attempt(row))
     return found
@@ -311,16 +311,26 @@ def _plausible_sum(counts: Column[int]) -> ColumnElement[int]:
 
 
 def longest_wait(connection: Connection, now: float) -> float:
-    """Seconds for which the job that has waited longest could have been started.
+    """Seconds for which the job that has waited longest could have been started."""
+    return max(longest_waits(connection, now).values(), default=0.0)
+
+
+def longest_waits(connection: Connection, now: float) -> dict[str, float]:
+    """The same for each tenant that has a job which is due.
 
     A job does not wait before its `run_after`, and waits anew when an attempt gives it back.
     """
     given_back = select(func.max(attempts.c.finished_at)).where(attempts.c.job_id == jobs.c.id).scalar_subquery()
-    due = select(_later(jobs.c.queued_at, jobs.c.run_after).label("since"), given_back.label("given_back"))
+    due = select(
+        jobs.c.tenant, _later(jobs.c.queued_at, jobs.c.run_after).label("since"), given_back.label("given_back")
+    )
     plausible = jobs.c.queued_at.between(rows.EARLIEST, rows.LATEST)  # a job that cannot be read hides no other
     waiting = due.where(*_due(now), plausible).subquery()
-    oldest = connection.scalar(select(func.min(_later(waiting.c.since, waiting.c.given_back))))
-    return max(0.0, now - oldest) if oldest is not None else 0.0
+    oldest = select(waiting.c.tenant, func.min(_later(waiting.c.since, waiting.c.given_back)).label("oldest"))
+    found = connection.execute(oldest.group_by(waiting.c.tenant)).mappings()
+    return {
+        row["tenant"]: max(0.0, now - row["oldest"]) if isinstance(row["oldest"], int | float) else 0.0 for row in found
+    }
 
 
 def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
@@ -452,6 +462,14 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
         pass
     if not _changed(connection, delete(jobs).where(*guards)):
         raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
+    return _owned(row)
+
+
+def remove_whatever_its_state(connection: Connection, job_id: str) -> Owned | None:
+    """Removes the row of a job that cannot go on, and returns what it named; None when there is none."""
+    row = connection.execute(_OWNED.where(jobs.c.id == job_id)).mappings().one_or_none()
+    if row is None or not _changed(connection, delete(jobs).where(jobs.c.id == job_id)):
+        return None
     return _owned(row)
 
 
@@ -633,7 +651,7 @@ def chunk_before(connection: Connection, job_id: str, first_record: int) -> Chun
 def pending_chunks(connection: Connection, job_id: str) -> list[Chunk]:
     """The planned chunks that no attempt has committed, in order."""
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_(None))
-    return [rows.chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings()]
+    return [rows.chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings().all()]
 
 
 def commit_chunk_if_mine(
@@ -693,7 +711,7 @@ def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole
 def done_chunks(connection: Connection, job_id: str) -> list[tuple[Chunk, int, int, int]]:
     """The committed chunks in order, each with the attempt of its part, the part's bytes and its errors' bytes."""
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_not(None))
-    done = connection.execute(query.order_by(chunks.c.first_record)).mappings()
+    done = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
     return [(rows.chunk(row), row["attempt"], row["part_bytes"], row["errors_bytes"]) for row in done]
 
 
@@ -1063,7 +1081,9 @@ def _owned(row: RowMapping) -> Owned:
     return Owned(row["id"], str(row["state"]), input_key_of(row["id"]), **keys)
 
 
-def _readable(found: Iterable[RowMapping]) -> Iterator[Job]:
+def _readable(found: Sequence[RowMapping]) -> Iterator[Job]:
+    """Of rows that are fetched already, as all are that may be refused: a cursor that is left in the middle would keep
+    its connection at an old state of the database."""
     for row in found:
         with suppress(UnreadableRow):
             yield _job(row)

@@ -80,7 +80,7 @@ def find(connection: Connection, text: str) -> ApiKey | None:
 def list_all(connection: Connection) -> list[ApiKey]:
     """In the order of their making, those that were revoked included, but for those that cannot be read."""
     found = []
-    for row in connection.execute(_KEYS.order_by(keys.c.id)).mappings():
+    for row in connection.execute(_KEYS.order_by(keys.c.id)).mappings().all():
         with suppress(UnreadableRow):
             found.append(rows.key(row))
     return found

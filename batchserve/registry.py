@@ -1,6 +1,6 @@
 """Model versions: a row for what is known of each, an artifact in storage for its graph."""
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -97,7 +97,7 @@ def newest_versions(connection: Connection) -> list[ModelVersion]:
     query = select(*model_columns).join(
         newest, (models.c.name == newest.c.name) & (models.c.version == newest.c.version)
     )
-    return _readable(connection.execute(query.order_by(models.c.name)).mappings())
+    return _readable(connection.execute(query.order_by(models.c.name)).mappings().all())
 
 
 def versions(connection: Connection, name: str) -> list[ModelVersion]:
@@ -146,7 +146,7 @@ def unused_digests(connection: Connection) -> set[str]:
     return set(connection.scalars(deleted))
 
 
-def _readable(found: Iterable[RowMapping]) -> list[ModelVersion]:
+def _readable(found: Sequence[RowMapping]) -> list[ModelVersion]:
     """Without those that cannot be read: they hide no other."""
     readable = []
     for row in found:

@@ -254,10 +254,12 @@ class Worker:
         except Unavailable:
             raise  # its lease lapses, and it is claimed anew
         except Exception as error:
-            log.exception("Job cannot be begun", action="job_error", job_id=job.id)
-            found = error if isinstance(error, BatchserveError) else UnreadableRow(f"job {job.id} cannot be begun")
+            named = error if isinstance(error, BatchserveError) else None
+            log.error("Job cannot be begun", action="job_error", job_id=job.id, exc_info=None if named else error)
+            found = named or UnreadableRow(f"job {job.id} cannot be begun; the worker's log has the details")
             now = time.time()
-            self._write(jobs.fail_if_mine, job.id, job.attempt, found, now)
+            with suppress(LeaseLost):
+                self._write(jobs.fail_if_mine, job.id, job.attempt, found, now)
             self._tell(job.id)
 
     def _take(self, job: Job) -> None:

@@ -14,7 +14,6 @@ from batchserve import holds, jobs
 from batchserve.db.connect import Database
 from batchserve.domain import JobState
 from batchserve.errors import Unavailable
-from batchserve.jobs import Owned
 from batchserve.retention import Expired, dated, expire, forget, remove_unnamed
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
@@ -49,7 +48,7 @@ class Site:
     def forget(self, days: float, **keep: Any) -> int:
         return forget(self.database, self.settings(**keep), self.later(days))
 
-    def expire_rows_alone(self, days: float) -> list[Owned]:
+    def expire_rows_alone(self, days: float) -> list[jobs.Owned]:
         """As a process does that is killed before it removes the bytes."""
         with self.database.write() as connection:
             over = {"ended_before": self.later(days), "uploaded_before": self.later(days)}

@@ -25,6 +25,7 @@ from batchserve.api.turns import Lane, Place, Turn, Turns
 from batchserve.domain import Attempt, Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
 from batchserve.errors import BadRequest, IdempotencyInProgress, ScoringCrashed, Unavailable
+from batchserve.inspection import UnreadableCount
 from batchserve.runtime import Runtime
 
 T = TypeVar("T")
@@ -61,6 +62,9 @@ class Service:
     """Of reads of many rows: one of a tenant at a time, so that their work leaves time for the event loop."""
     places: Places = field(init=False)
     following: Following = field(init=False)
+    worker_trouble: Callable[[], str | None] = lambda: None
+    """Why the worker of this process claims no job, if it does not."""
+    unreadable: UnreadableCount = field(init=False)
 
     def __post_init__(self) -> None:
         most = self.runtime.settings.online_calls
@@ -70,6 +74,7 @@ class Service:
         self.reads = Turns(2, most)
         self.places = Places(self.runtime.database)
         self.following = Following(self.runtime.database, self.runtime.settings, self.places, self.stopping)
+        self.unreadable = UnreadableCount(self.runtime.database)
 
     async def wake(self) -> None:
         """For background tasks: one that is no coroutine would take a thread."""

@@ -165,7 +165,7 @@ VALIDATION: dict[str, Any] = {
 }
 
 HEALTH: dict[str, Any] = {"status": "ok", "version": "0.1.0"}
-READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "ok"}}
+READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "ok"}, "unreadable_rows": 0}
 UNREADINESS: dict[str, Any] = {
     "status": "unavailable",
     "version": "0.1.0",

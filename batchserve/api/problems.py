@@ -1,6 +1,7 @@
 """Every error as RFC 9457 `application/problem+json`."""
 
 import http
+import re
 from collections.abc import Mapping
 from reprlib import Repr
 from typing import Any
@@ -110,7 +111,7 @@ def _not_allowed(request: Request) -> Response:
 
 def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
     """One fault of pydantic's, in the words of all our errors."""
-    place = [str(part) for part in fault["loc"] if part not in ("query", "body", "path", "header")]
+    place = [str(part) for part in fault["loc"] if not _SPOKEN_OF_TYPES.match(str(part))]
     message = _MESSAGES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     named = {"parameter": ".".join(place) or str(fault["loc"][0]), "message": message}
     return named if fault["type"] == "missing" else named | {"value": _shown.repr(fault.get("input"))[:200]}
@@ -125,9 +126,13 @@ _MESSAGES = {
     "missing": "must be given",
     "extra_forbidden": "there is no such option",
     "dict_type": "expected a JSON object",
+    "string_unicode": "expected a text of whole characters, got a lone surrogate",
 }
 """Where pydantic speaks of Python, not to a user."""
 
+
+_SPOKEN_OF_TYPES = re.compile(r"(query|body|path|header|constrained-\w+)$|(list|dict|literal|function-\w+)\[")
+"""In the place of a fault: whence it came, and which alternative of a type it is."""
 
 _shown = Repr()  # ends where a value is nested so deeply that `repr` would not
 _shown.maxlevel, _shown.maxstring, _shown.maxother = 4, 200, 200

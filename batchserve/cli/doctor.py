@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from batchserve.cli.server import Database, Storage, settings_of
-from batchserve.cli.terminal import AsJson, print_json, size, table
+from batchserve.cli.terminal import AsJson, print_json, say, size, table
 from batchserve.errors import BatchserveError, SchemaOutdated, SchemaTooNew, Unavailable
 
 if TYPE_CHECKING:
@@ -66,6 +66,22 @@ def doctor(
         show(findings)
     if any(finding.status == "fail" for finding in findings):
         raise typer.Exit(1)
+
+
+def mend(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
+    """Remove the rows that cannot be read, which `doctor` names. A server may be running."""
+    from batchserve.inspection import mend_unreadable
+    from batchserve.runtime import open_database
+    from batchserve.storage import open_storage
+
+    settings = settings_of(storage, database)
+    with open_database(settings) as opened:
+        mended = mend_unreadable(opened, open_storage(settings.storage), time.time())
+    if as_json:
+        print_json([asdict(row) for row in mended])
+    for row in mended:
+        say(escape(f"{row.fault.place}: {row.reason}"))
+    say(f"{len(mended):,} row(s) that could not be read are removed.")
 
 
 def examine(name: str, check: "Callable[[Settings], Finding]", settings: "Settings") -> Finding:
@@ -200,6 +216,17 @@ def orphans(settings: "Settings") -> Finding:
         f"{len(found):,} object(s) that no row names take {taken}; the oldest, {oldest.key}, is {_age(oldest, now)} old"
     )
     return Finding("orphans", "warn", detail, "A worker removes them at its start and every hour: batchserve worker")
+
+
+def unreadable_rows(settings: "Settings") -> Finding:
+    """Whether each row is as some release writes it."""
+    from batchserve.inspection import find_unreadable
+
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("rows", "ok", _NOT_YET)
+        faults = [row.fault for row in find_unreadable(connection)]
+    return _finding("rows", faults, "fail", "each can be read")
 
 
 def stuck_jobs(settings: "Settings") -> Finding:
@@ -340,6 +367,7 @@ CHECKS: "dict[str, Callable[[Settings], Finding]]" = {
     "free space": free_space,
     "database": schema,
     "database file": database_file,
+    "rows": unreadable_rows,
     "stored bytes": stored_bytes,
     "orphans": orphans,
     "jobs": stuck_jobs,

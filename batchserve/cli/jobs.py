@@ -319,7 +319,7 @@ def remove(job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="
     """Remove jobs with their inputs and results."""
     with Client() as client:
         for job_id in job_ids:
-            client.jobs.get(job_id).delete()
+            client.jobs.delete(job_id)
             say(f"Job {job_id} is removed.")
 
 

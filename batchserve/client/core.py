@@ -275,6 +275,10 @@ class AsyncJobs:
     async def get(self, id: str) -> AsyncJob:
         return await AsyncJob(self._transport, {"id": id}).refresh()
 
+    async def delete(self, id: str) -> None:
+        """Removes a job with its input and result, also one that cannot be shown any more."""
+        await AsyncJob(self._transport, {"id": id}).delete()
+
     async def list(
         self, *, state: str | None = None, model: str | None = None, q: str | None = None
     ) -> AsyncGenerator[AsyncJob]:

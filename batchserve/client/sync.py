@@ -139,6 +139,10 @@ class Jobs:
     def get(self, id: str) -> Job:
         return Job(now(self._twin.get(id)))
 
+    def delete(self, id: str) -> None:
+        """Removes a job with its input and result, also one that cannot be shown any more."""
+        now(self._twin.delete(id))
+
     def list(self, *, state: str | None = None, model: str | None = None, q: str | None = None) -> Iterator[Job]:
         """All jobs that fit, newest first; further pages are fetched as they are needed."""
         return map(Job, each_now(self._twin.list(state=state, model=model, q=q)))

@@ -25,6 +25,7 @@ ORIGIN = "batchserve/api/origin.py"
 CSV, JSONL, SCHEMA = "batchserve/formats/csv.py", "batchserve/formats/jsonl.py", "batchserve/formats/schema.py"
 ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
+CODEC, SCHEMAS = "batchserve/db/codec.py", "batchserve/api/schemas.py"
 
 MUTANTS = (
     # Durability
@@ -398,5 +399,90 @@ MUTANTS = (
     Mutant(
         "an output of unknown elements is refused", "batchserve/inference/session.py",
         "        if not _GIVEN.fullmatch(output.type):\n", "        if False:\n", ("tests/test_admission.py",),
+    ),
+    # Rows
+    Mutant(
+        "JSON that could not be read again is not written",
+        CODEC,
+        "ensure_ascii=False, allow_nan=False)\n        orjson.loads(text)\n",
+        "ensure_ascii=False)\n",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "a text that could not be read again is not written",
+        CODEC,
+        "        if isinstance(value, str):\n            _require_text(value)\n        return value\n",
+        "        return value\n",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "JSON that is none is a value",
+        CODEC,
+        "    except ValueError:\n        return UNREADABLE\n",
+        "    except ZeroDivisionError:\n        return UNREADABLE\n",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "a list leaves out what cannot be read",
+        JOBS,
+        "        with suppress(UnreadableRow):\n            yield _job(row)\n",
+        "        yield _job(row)\n",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "a claim ends a job that cannot be read",
+        JOBS,
+        "            connection.execute(update(jobs).where(jobs.c.id == row[\"id\"]).values(**values, **plain))\n",
+        "            raise\n",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "what a predict writes is read first",
+        JOBS,
+        "    rows.require_written(values)\n",
+        "",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "a job that cannot be begun keeps no other from it",
+        WORKER,
+        "self._take_or_fail(job)\n",
+        "self._take(job)\n",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "a worker counts claims that fail",
+        WORKER,
+        "            self._failed_claims += 1\n",
+        "",
+        ("tests/test_unreadable.py",),
+    ),
+    Mutant(
+        "an error that quotes odd input can be encoded",
+        "batchserve/api/problems.py",
+        "orjson.dumps(presentable(body))",
+        "orjson.dumps(body)",
+        ("tests/test_options_property.py",),
+    ),
+    Mutant(
+        "max_errors is finite",
+        SCHEMAS,
+        "        le=MAX_COUNT,\n        allow_inf_nan=False,\n",
+        "",
+        ("tests/test_options_property.py",),
+    ),
+    Mutant(
+        "a job is put off within the calendar",
+        SCHEMAS,
+        "not RUN_AFTER[0] <= moment < RUN_AFTER[1]",
+        "False",
+        ("tests/test_options_property.py",),
+    ),
+    Mutant(
+        "metadata is bounded in bytes",
+        SCHEMAS,
+        "        if size > METADATA_BYTES:\n",
+        "        if False:\n",
+        ("tests/test_options_property.py",),
     ),
 )  # fmt: skip
