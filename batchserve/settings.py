@@ -101,6 +101,12 @@ class Settings(BaseSettings):
     body_rate: int = Field(
         1024, ge=0, description="Bytes per second that a body brings on average, or is given up after its first minute."
     )
+    send_idle: Seconds = Field(
+        60.0, description="Seconds in which a client takes something of its answer, or is disconnected."
+    )
+    send_bytes: Bytes = Field(
+        256 * 2**20, description="Bytes of answers that wait for slow readers; beyond, the most idle are disconnected."
+    )
     image_pixels: int = Field(
         64 * 2**20, ge=1, description="Pixels of the largest image that is decoded; larger ones are row errors."
     )

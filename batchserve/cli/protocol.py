@@ -1,40 +1,403 @@
-"""HTTP/1.1 as uvicorn speaks it, and a deadline for the head of a request, for which uvicorn has none."""
+"""HTTP/1.1 as uvicorn speaks it, within bounds: uvicorn has none for the time and bytes of a head, for what surrounds
+the chunks of a body, for pipelined requests, for answers that are not read and for the number of connections."""
 
 import asyncio
-from typing import ClassVar
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, ClassVar
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+import httptools
+import orjson
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+
+HEAD_BYTES = 64 * 1024
+"""Of a head, of trailers, and of anything else that is no body. A client of ours sends less than 1 KiB."""
+TARGET_BYTES = 16 * 1024
+HEADERS = 256
+PIPELINED = 16
+"""Requests that were read while the one before them is answered; one at a time, unless their heads come in pieces."""
+LINGER, LINGER_BYTES = 2.0, 1 << 20
+"""A refusal is lost when its connection is closed with bytes unread: that long, so many of them are still taken."""
+_END_OF_HEAD = b"\r\n\r\n"
+_METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,64} ")
+_FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+
+
+@dataclass(slots=True)
+class Limits:
+    """What all connections of a server share."""
+
+    head_timeout: float
+    send_idle: float
+    """Seconds in which a client takes something of its answer, or is disconnected."""
+    send_bytes: int
+    """Bytes of answers that wait for their readers, at most."""
+    connections: int
+    unread: dict["Protocol", int] = field(default_factory=dict)
+    """The connections on which an answer waits for its reader, with its bytes when that began."""
+
+
+class Refusal(Exception):
+    """What is wrong with a request, as it is answered before the application sees it."""
+
+    def __init__(self, status: int, code: str, detail: str) -> None:
+        super().__init__(detail)
+        self.status, self.code, self.detail = status, code, detail
+
+    def answer(self) -> bytes:
+        problem = {
+            "type": f"/problems/{self.code}",
+            "code": self.code,
+            "title": self.code.replace("-", " ").capitalize(),
+            "status": self.status,
+            "detail": self.detail,
+        }
+        body = orjson.dumps(problem)
+        again = "retry-after: 1\r\n" if self.status in (429, 503) else ""
+        head = (
+            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\ncontent-type: application/problem+json\r\n"
+            f"content-length: {len(body)}\r\n{again}connection: close\r\n\r\n"
+        )
+        return head.encode() + body
+
+
+class _Flow(FlowControl):
+    """Reads nothing more while there are bytes that wait for their turn, whatever the running request asks for."""
+
+    holding = False
+
+    def resume_reading(self) -> None:
+        if not self.holding:
+            super().resume_reading()
 
 
 class Protocol(HttpToolsProtocol):
     """Closes a connection on which no whole head comes within `head_timeout` seconds: counted from its begin, and from
-    the first byte after a response. What follows a head has deadlines of its own (`api.bodies`)."""
+    the first byte after a response. What follows a head has deadlines of its own (`api.bodies`).
 
-    head_timeout: ClassVar[float]
+    Of pipelined requests the next is read when the one before it is answered. Until then its bytes are held as they
+    came, one read of the socket at most.
+    """
+
+    limits: ClassVar[Limits]
+    flow: _Flow
     _deadline: asyncio.TimerHandle | None = None
+    _running: RequestResponseCycle | None = None
+
+    _spent = 0
+    """Bytes that were parsed since the latest head or byte of a body was complete."""
+    _length = 0
+    _hosts = 0
+    _codings = 0
+    _left = 0
+    """Bytes that are missing of the body, when its length was given."""
+    _chunked = False
+    """Whether a body comes in chunks, and has not ended."""
+
+    _waits = False
+    """Whether bytes, or a refusal, wait for the end of the answers before them."""
+    _held = b""
+    _refusal: bytes | None = None
+    _ignored: int | None = None
+    """Bytes that came after a refusal; None before one."""
+
+    progress = 0.0
+    """When the client took something of an answer, or there was nothing to take."""
+    _unsent = 0
+    _drained = False
+
+    # --- connections -------------------------------------------------------------------------------------------------
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport)
         self._await_head()
+        if len(self.connections) > self.limits.connections:
+            self._make_room()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._head_has_come()
+        self.limits.unread.pop(self, None)
+        self.pipeline.clear()
+        self._held = b""
+        if self._running is not None:  # uvicorn tells only the latest that was read
+            self._running.disconnected = not self._running.response_complete
+            self._running.message_event.set()
         super().connection_lost(exc)
 
-    def data_received(self, data: bytes) -> None:
-        if self.cycle is None or self.cycle.response_complete:  # type: ignore[redundant-expr]  # None before a request
-            self._await_head()
-        super().data_received(data)
+    def _make_room(self) -> None:
+        """Closes the connection that is missed least, else refuses this one."""
+        others = (other for other in self.connections if isinstance(other, Protocol) and other is not self)
+        idle = [(rank, other) for other in others if (rank := other.idle_rank()) is not None]
+        if idle:
+            min(idle, key=lambda found: found[0])[1].transport.abort()
+        else:
+            detail = f"all {self.limits.connections} connections that this server may have are at work; try again soon"
+            self._leave(Refusal(503, "too-many-connections", detail).answer())
 
-    def on_headers_complete(self) -> None:
-        self._head_has_come()
-        super().on_headers_complete()
+    def idle_rank(self) -> tuple[int, float] | None:
+        """Least for what is closed first; None for a connection that is at work, or closes already."""
+        if self.transport.is_closing():
+            return None
+        if self._ignored is not None:
+            return 0, 0.0
+        if not self._at_rest() or self.pipeline:
+            return None
+        if self._deadline is not None:
+            return 1, self._deadline.when()
+        if self.transport.get_write_buffer_size() or self.timeout_keep_alive_task is None:
+            return None
+        return 2, self.timeout_keep_alive_task.when()
+
+    def _at_rest(self) -> bool:
+        """Whether no answer is owed to what was read."""
+        return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
     def _await_head(self) -> None:
         if self._deadline is None:
-            self._deadline = self.loop.call_later(self.head_timeout, self.timeout_keep_alive_handler)
+            self._deadline = self.loop.call_later(self.limits.head_timeout, self.timeout_keep_alive_handler)
 
     def _head_has_come(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
             self._deadline = None
+
+    # --- what comes --------------------------------------------------------------------------------------------------
+
+    def data_received(self, data: bytes) -> None:
+        if self._ignored is not None:
+            self._ignored += len(data)
+            if self._ignored > LINGER_BYTES:
+                self.transport.abort()
+        elif self._waits or self.pipeline:
+            self._hold(self._held + data)
+        else:
+            self._take(data)
+
+    def _take(self, data: bytes) -> None:
+        if self._at_rest():
+            self._await_head()
+        self._unset_keepalive_if_required()
+        size = self._parsable(data, 0)
+        if size == len(data):  # as good as always
+            self._parse(data)
+            return
+        view, at = memoryview(data), 0
+        while self._parse(view[at : at + size]):
+            at += size
+            if at == len(data):
+                return
+            if self.pipeline:
+                self._hold(data[at:])
+                return
+            size = self._parsable(data, at)
+
+    def _parsable(self, data: bytes, at: int) -> int:
+        """The bytes that can be parsed at once without a second request in them, or too much that is no body."""
+        if self._left:
+            return min(self._left, len(data) - at)
+        end = -1 if self._chunked else data.find(_END_OF_HEAD, at)
+        return min((len(data) if end < 0 else end + len(_END_OF_HEAD)) - at, HEAD_BYTES + 1 - self._spent)
+
+    def _parse(self, piece: bytes | memoryview) -> bool:
+        """False when nothing more may follow."""
+        self._spent += len(piece)
+        try:
+            self.parser.feed_data(piece)
+        except httptools.HttpParserUpgrade as upgrade:  # we know no other protocol, and go on with this one
+            rest = piece[upgrade.args[0] :]
+            self._spent = 0
+            return self._parse(rest) if rest else True
+        except httptools.HttpParserError as error:
+            known = error.__context__
+            self._refuse(known if isinstance(known, Refusal) else _malformed(error, bytes(piece[:80])))
+            return False
+        if self._spent > HEAD_BYTES:
+            self._refuse(self._too_large())
+            return False
+        return True
+
+    def _hold(self, data: bytes) -> None:
+        self._held, self._waits = data, True
+        self.flow.holding = True
+        self.flow.pause_reading()
+
+    def on_message_begin(self) -> None:
+        if len(self.pipeline) >= PIPELINED:
+            raise Refusal(429, "too-many-requests", f"more than {PIPELINED} requests wait on one connection")
+        self._length = self._hosts = self._codings = 0
+        super().on_message_begin()
+
+    def on_url(self, url: bytes) -> None:
+        self.url += url
+        if len(self.url) > TARGET_BYTES:
+            raise Refusal(414, "uri-too-long", f"the target of a request has at most {TARGET_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._chunked:  # a trailer: ignored, it must not pass for a header (RFC 9110, 6.5.1)
+            return
+        name = name.lower()
+        if name in _FRAMING:
+            self._frame(name, value)
+        self.headers.append((name, value))
+        if len(self.headers) > HEADERS:
+            raise Refusal(431, "head-too-large", f"a request has at most {HEADERS} headers")
+
+    def _frame(self, name: bytes, value: bytes) -> None:
+        """What decides where a request ends, and to whom it goes."""
+        if name == b"host":
+            self._hosts += 1
+        elif name == b"content-length":
+            self._length = int(value)  # digits: the parser has seen to it
+        elif name == b"expect":
+            self.expect_100_continue = value.lower() == b"100-continue"
+        else:
+            self._codings += 1
+            if value.strip().lower() != b"chunked":
+                detail = f"Transfer-Encoding: only chunked is known here, got {value[:80].decode('latin-1')!r}"
+                raise Refusal(501, "not-implemented", detail)
+
+    def on_headers_complete(self) -> None:
+        version = self.parser.get_http_version()
+        if self._hosts != 1 or self._codings or version != "1.1":
+            self._require_unambiguous(version)
+        if (self._length or self._codings) and self.parser.should_upgrade():  # the parser would drop the body
+            raise Refusal(501, "not-implemented", "a request with a body cannot ask for an Upgrade: send it without")
+        self._head_has_come()
+        self._spent = 0
+        super().on_headers_complete()
+        self._left, self._chunked = self._length, bool(self._codings)
+
+    def _require_unambiguous(self, version: str) -> None:
+        """Raises Refusal for what two servers in a row might read as two different requests."""
+        if version not in ("1.0", "1.1"):
+            raise Refusal(505, "http-version-not-supported", f"expected HTTP/1.1 or HTTP/1.0, got HTTP/{version}")
+        if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
+            raise Refusal(400, "bad-request", f"Host: expected once, came {self._hosts} times")
+        if self._codings > 1:
+            raise Refusal(400, "bad-request", f"Transfer-Encoding: expected once, came {self._codings} times")
+        if self._codings and version == "1.0":
+            raise Refusal(400, "bad-request", "Transfer-Encoding: HTTP/1.0 has none; send a Content-Length")
+
+    def on_body(self, body: bytes) -> None:
+        self._spent = 0
+        if self._left:
+            self._left -= len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        self._spent = self._left = 0
+        self._chunked = False
+        super().on_message_complete()
+
+    # --- refusals ----------------------------------------------------------------------------------------------------
+
+    def _too_large(self) -> Refusal:
+        if self._chunked:
+            detail = f"more than {HEAD_BYTES} bytes without one of the body: in a chunk's extensions, or in trailers"
+            return Refusal(431, "head-too-large", detail)
+        return Refusal(431, "head-too-large", f"a request has at most {HEAD_BYTES} bytes before its body")
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answers, after what was asked before, and reads nothing more."""
+        self.logger.warning("Request was refused: %s", refusal.detail)
+        cycle = self.cycle
+        if self._at_rest():
+            self._leave(b"" if self._chunked else refusal.answer())
+        elif self._chunked and not self.pipeline:  # the fault is in the body of the request that runs
+            answer = b"" if cycle.response_started else refusal.answer()
+            cycle.disconnected = True
+            cycle.message_event.set()
+            self._leave(answer)
+        else:
+            if self._chunked:
+                self.pipeline.popleft()  # the latest, which is not complete
+            self._refusal = refusal.answer()
+            self._hold(b"")
+
+    def _leave(self, answer: bytes) -> None:
+        """Says a last word. What still comes is thrown away for a moment, lest the word is lost with it."""
+        self._ignored = 0
+        self._waits, self._held, self._refusal = False, b"", None
+        self.flow.holding = False
+        self._head_has_come()
+        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        self.transport.write(answer)
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER, self.transport.close)
+
+    # --- answers -----------------------------------------------------------------------------------------------------
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._running = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._waits and not self.pipeline and not self.transport.is_closing():
+            self._go_on()
+
+    def _go_on(self) -> None:
+        if self._refusal is not None:
+            self._leave(self._refusal)
+            return
+        held, self._held, self._waits = self._held, b"", False
+        self.flow.holding = False
+        self.flow.resume_reading()
+        self._take(held)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if not self._unsent:
+            self.progress = self.loop.time()
+        self._unsent = self.transport.get_write_buffer_size()
+        unread = self.limits.unread
+        unread[self] = self._unsent
+        if sum(unread.values()) > self.limits.send_bytes:
+            self._shed()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._drained = True
+        self._unsent = 0
+        self.limits.unread.pop(self, None)
+
+    def _shed(self) -> None:
+        """Disconnects the clients that have taken nothing for longest, until the others fit."""
+        unread = self.limits.unread
+        for other in unread:
+            unread[other] = other.transport.get_write_buffer_size()
+        total = sum(unread.values())
+        for other in sorted(unread, key=lambda other: other.progress)[:-1]:
+            if total <= self.limits.send_bytes:
+                break
+            total -= unread.pop(other)
+            other.transport.abort()
+
+    def look(self, now: float) -> None:
+        """Disconnects a client that has taken nothing of its answer for too long; also of one that is ended."""
+        unsent = self.transport.get_write_buffer_size()
+        if self._drained or not unsent or unsent < self._unsent:
+            self.progress = now
+        elif now - self.progress >= self.limits.send_idle:
+            self.transport.abort()
+        self._unsent, self._drained = unsent, False
+
+
+def look_after(connections: Iterable[Any], now: float) -> None:
+    """To be called each moment, with the time of the loop."""
+    for connection in list(connections):
+        if isinstance(connection, Protocol):
+            connection.look(now)
+
+
+def _malformed(error: httptools.HttpParserError, piece: bytes) -> Refusal:
+    if isinstance(error, httptools.HttpParserInvalidMethodError) and (method := _METHOD.match(piece)):
+        return Refusal(501, "not-implemented", f"there is no method {method[0].strip().decode('latin-1')!r}")
+    return Refusal(400, "bad-request", f"this is no HTTP request: {str(error)[:200] or 'it has no valid target'}")

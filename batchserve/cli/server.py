@@ -1,11 +1,14 @@
 """`batchserve serve`, `worker`, `migrate` and `version`."""
 
+import asyncio
 import ipaddress
 import math
 import platform
+import resource
 import signal
 import socket
 import sys
+from contextlib import suppress
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,6 +24,12 @@ Storage = Annotated[str | None, typer.Option(help="Where bytes live. Default: BA
 Database = Annotated[
     str | None, typer.Option(help="Address of the database. Default: BATCHSERVE_DATABASE, else in the storage folder.")
 ]
+
+MOST_FILES = 65_536
+FILES_FOR_THE_SERVER = 64
+"""Its libraries, database, logs and the parts of results that it assembles."""
+FILES_OF_A_PROCESS = 8
+"""Its pipes, and the inputs that it is given; two processes more are for clients that wait."""
 
 
 def serve(
@@ -49,9 +58,18 @@ def serve(
     logs.configure(settings.log_format, settings.log_level)
 
     class Protocol(protocol.Protocol):
-        head_timeout = settings.head_timeout
+        limits = protocol.Limits(
+            settings.head_timeout, settings.send_idle, settings.send_bytes, most_connections(settings.processes)
+        )
+
+    ticks_between_looks = max(1, min(10, int(settings.send_idle)))  # of a tenth of a second
 
     class Server(uvicorn.Server):
+        async def on_tick(self, counter: int) -> bool:
+            if counter % ticks_between_looks == 0:
+                protocol.look_after(self.server_state.connections, asyncio.get_running_loop().time())
+            return await super().on_tick(counter)
+
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
@@ -67,6 +85,7 @@ def serve(
     config = uvicorn.Config(
         app,
         http=Protocol,
+        ws="none",  # else an Upgrade leads past the limits of ours
         loop="uvloop",
         lifespan="on",
         log_config=None,
@@ -190,6 +209,19 @@ def listen(host: str, port: int) -> socket.socket:
         ) from None
     listener.set_inheritable(False)
     return listener
+
+
+def most_connections(processes: int) -> int:
+    """What the limit on open files allows, each connection with a file that it reads or writes. Raises the soft limit
+    first: 1,024, as most systems have it, is for programs that use select()."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):  # not everywhere as many are allowed as the hard limit says
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+            soft = wanted
+    files = MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES)
+    return max(8, (files - FILES_FOR_THE_SERVER - FILES_OF_A_PROCESS * (processes + 2)) // 2)
 
 
 def url_of(listener: socket.socket) -> str:
