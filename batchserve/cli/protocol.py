@@ -23,7 +23,7 @@ LINGER, LINGER_BYTES = 2.0, 1 << 20
 """A refusal is lost when its connection is closed with bytes unread: that long, so many of them are still taken."""
 _END_OF_HEAD = b"\r\n\r\n"
 _METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,64} ")
-_FRAMING = frozenset((b"host", b"content-length", b"transfer-encoding", b"expect"))
+_FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect"))
 
 
 @dataclass(slots=True)
@@ -84,30 +84,34 @@ class Protocol(HttpToolsProtocol):
 
     limits: ClassVar[Limits]
     flow: _Flow
-    _deadline: asyncio.TimerHandle | None = None
-    _running: RequestResponseCycle | None = None
 
-    _spent = 0
-    """Bytes that were parsed since the latest head or byte of a body was complete."""
-    _length = 0
-    _hosts = 0
-    _codings = 0
-    _left = 0
-    """Bytes that are missing of the body, when its length was given."""
-    _chunked = False
-    """Whether a body comes in chunks, and has not ended."""
+    __slots__ = (  # beside the 30 names of uvicorn; with more of those, each is found slower
+        "_chunked", "_codings", "_deadline", "_drained", "_held", "_hosts", "_ignored", "_left", "_length",
+        "_refusal", "_running", "_spent", "_unsent", "_waits", "progress",
+    )  # fmt: skip
 
-    _waits = False
-    """Whether bytes, or a refusal, wait for the end of the answers before them."""
-    _held = b""
-    _refusal: bytes | None = None
-    _ignored: int | None = None
-    """Bytes that came after a refusal; None before one."""
+    def __init__(self, *given: Any, **named: Any) -> None:
+        super().__init__(*given, **named)
+        self._deadline: asyncio.TimerHandle | None = None
+        self._running: RequestResponseCycle | None = None
 
-    progress = 0.0
-    """When the client took something of an answer, or there was nothing to take."""
-    _unsent = 0
-    _drained = False
+        # Bytes that were parsed since the latest head or byte of a body was complete.
+        self._spent = 0
+        # What the head said so far of its body.
+        self._length = self._hosts = self._codings = 0
+        # Bytes that are missing of the body; or that it comes in chunks, and has not ended.
+        self._left, self._chunked = 0, False
+
+        # Whether what comes is not parsed now: answers come first, or the request was refused.
+        self._waits = False
+        self._held = b""
+        self._refusal: bytes | None = None
+        # Bytes that came after a refusal.
+        self._ignored: int | None = None
+
+        # When the client took something of an answer, or there was nothing to take.
+        self.progress = 0.0
+        self._unsent, self._drained = 0, False
 
     # --- connections -------------------------------------------------------------------------------------------------
 
@@ -168,19 +172,24 @@ class Protocol(HttpToolsProtocol):
     # --- what comes --------------------------------------------------------------------------------------------------
 
     def data_received(self, data: bytes) -> None:
-        if self._ignored is not None:
-            self._ignored += len(data)
-            if self._ignored > LINGER_BYTES:
-                self.transport.abort()
-        elif self._waits or self.pipeline:
+        if self._waits or self.pipeline:
+            self._put_off(data)
+            return
+        if self.timeout_keep_alive_task is not None:
+            self._unset_keepalive_if_required()
+        if self._deadline is None and self._at_rest():
+            self._await_head()
+        self._take(data)
+
+    def _put_off(self, data: bytes) -> None:
+        if self._ignored is None:
             self._hold(self._held + data)
-        else:
-            self._take(data)
+            return
+        self._ignored += len(data)
+        if self._ignored > LINGER_BYTES:
+            self.transport.abort()
 
     def _take(self, data: bytes) -> None:
-        if self._at_rest():
-            self._await_head()
-        self._unset_keepalive_if_required()
         size = self._parsable(data, 0)
         if size == len(data):  # as good as always
             self._parse(data)
@@ -225,12 +234,6 @@ class Protocol(HttpToolsProtocol):
         self.flow.holding = True
         self.flow.pause_reading()
 
-    def on_message_begin(self) -> None:
-        if len(self.pipeline) >= PIPELINED:
-            raise Refusal(429, "too-many-requests", f"more than {PIPELINED} requests wait on one connection")
-        self._length = self._hosts = self._codings = 0
-        super().on_message_begin()
-
     def on_url(self, url: bytes) -> None:
         self.url += url
         if len(self.url) > TARGET_BYTES:
@@ -240,17 +243,15 @@ class Protocol(HttpToolsProtocol):
         if self._chunked:  # a trailer: ignored, it must not pass for a header (RFC 9110, 6.5.1)
             return
         name = name.lower()
-        if name in _FRAMING:
-            self._frame(name, value)
-        self.headers.append((name, value))
-        if len(self.headers) > HEADERS:
-            raise Refusal(431, "head-too-large", f"a request has at most {HEADERS} headers")
-
-    def _frame(self, name: bytes, value: bytes) -> None:
-        """What decides where a request ends, and to whom it goes."""
         if name == b"host":
             self._hosts += 1
-        elif name == b"content-length":
+        elif name in _FRAMING:
+            self._frame(name, value)
+        self.headers.append((name, value))
+
+    def _frame(self, name: bytes, value: bytes) -> None:
+        """What decides where a request ends."""
+        if name == b"content-length":
             self._length = int(value)  # digits: the parser has seen to it
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
@@ -264,12 +265,17 @@ class Protocol(HttpToolsProtocol):
         version = self.parser.get_http_version()
         if self._hosts != 1 or self._codings or version != "1.1":
             self._require_unambiguous(version)
-        if (self._length or self._codings) and self.parser.should_upgrade():  # the parser would drop the body
+        if len(self.headers) > HEADERS:
+            raise Refusal(431, "head-too-large", f"a request has at most {HEADERS} headers, got {len(self.headers)}")
+        if len(self.pipeline) >= PIPELINED:
+            raise Refusal(429, "too-many-requests", f"more than {PIPELINED} requests wait on one connection")
+        length, chunked = self._length, bool(self._codings)
+        if (length or chunked) and self.parser.should_upgrade():  # the parser would drop the body
             raise Refusal(501, "not-implemented", "a request with a body cannot ask for an Upgrade: send it without")
         self._head_has_come()
-        self._spent = 0
         super().on_headers_complete()
-        self._left, self._chunked = self._length, bool(self._codings)
+        self._spent = self._hosts = self._codings = self._length = 0
+        self._left, self._chunked = length, chunked
 
     def _require_unambiguous(self, version: str) -> None:
         """Raises Refusal for what two servers in a row might read as two different requests."""
@@ -289,9 +295,11 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._spent = self._left = 0
-        self._chunked = False
-        super().on_message_complete()
+        self._spent, self._chunked = 0, False
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
 
     # --- refusals ----------------------------------------------------------------------------------------------------
 
@@ -321,7 +329,7 @@ class Protocol(HttpToolsProtocol):
     def _leave(self, answer: bytes) -> None:
         """Says a last word. What still comes is thrown away for a moment, lest the word is lost with it."""
         self._ignored = 0
-        self._waits, self._held, self._refusal = False, b"", None
+        self._waits, self._held, self._refusal = True, b"", None
         self.flow.holding = False
         self._head_has_come()
         self._unset_keepalive_if_required()
@@ -340,7 +348,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._waits and not self.pipeline and not self.transport.is_closing():
+        if self._waits and self._ignored is None and not self.pipeline and not self.transport.is_closing():
             self._go_on()
 
     def _go_on(self) -> None:
@@ -350,7 +358,7 @@ class Protocol(HttpToolsProtocol):
         held, self._held, self._waits = self._held, b"", False
         self.flow.holding = False
         self.flow.resume_reading()
-        self._take(held)
+        self.data_received(held)
 
     def pause_writing(self) -> None:
         super().pause_writing()
