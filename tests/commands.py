@@ -24,11 +24,15 @@ FAST = {
 class Service:
     """A `batchserve` command in a process of its own, on the data of one folder."""
 
-    def __init__(self, folder: Path, *arguments: str, settings: Mapping[str, str] = FAST) -> None:
+    def __init__(
+        self, folder: Path, *arguments: str, settings: Mapping[str, str] = FAST, open_files: int | None = None
+    ) -> None:
         own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as stderr:
             command = [sys.executable, "-m", "batchserve", *arguments]
+            if open_files is not None:
+                command = ["bash", "-c", f'ulimit -n {open_files} && exec "$@"', "limited", *command]
             self.process = subprocess.Popen(command, cwd=folder, stderr=stderr, env=own | dict(settings))
         self.url = ""
 
@@ -51,6 +55,14 @@ class Service:
                     if spawned and os.getpriority(os.PRIO_PROCESS, pid) >= nice:
                         found.append(pid)
         return found
+
+    def memory(self) -> int:
+        """Bytes of the server's own process that lie in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return 1024 * int(status.partition("VmRSS:")[2].split()[0])
+
+    def files(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/fd").iterdir()))
 
     def end(self, number: int = signal.SIGKILL) -> int:
         with suppress(ProcessLookupError):

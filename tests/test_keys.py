@@ -27,6 +27,7 @@ from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import EVERY_TENANT, Dialect, Scope
 from batchserve.errors import Conflict, InvalidOptions, JobNotFound, NotFound
+from batchserve.settings import Settings
 
 ROW = "5.1,3.5,1.4,0.2\n"
 CSV = f"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n{ROW}"
@@ -332,6 +333,44 @@ def test_a_revocation_counts_at_once_and_to_revoke_the_last_key_opens_nothing(tm
 
 
 # --- tenants ---------------------------------------------------------------------------------------------------------
+
+
+def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) -> None:
+    with serving(tmp_path, "--no-worker") as url, ThreadPoolExecutor(4) as pool:
+        database = Database(Settings(storage=str(tmp_path / "storage")).database_url)
+        with database.write() as connection:
+            ours, theirs = (
+                bearer(keys.create(connection, name, Scope.USER, "default", time.time())[1])
+                for name in ("ours", "theirs")
+            )
+        job = ok(httpx2.post(f"{url}/v1/upload", content=CSV, headers=ours), 201)["id"]
+        events = f"{url}/v1/jobs/{job}/events"
+
+        def status(path: str, headers: dict[str, str]) -> int:
+            return httpx2.get(f"{url}{path}", headers=headers, timeout=30).status_code
+
+        with (
+            httpx2.stream("GET", events, headers=ours, timeout=30) as stream,
+            httpx2.stream("GET", events, headers=theirs, timeout=30) as other,
+        ):
+            ended, goes_on = stream.iter_lines(), other.iter_lines()
+            assert next(ended).startswith("event:")
+            assert next(goes_on).startswith("event:")
+            polls = [
+                pool.submit(status, path, ours) for path in (f"/v1/jobs/{job}?wait=25", f"/v1/download/{job}?wait=25")
+            ]
+            kept = pool.submit(status, f"/v1/jobs/{job}?wait=3", theirs)
+            time.sleep(0.5)
+            began = time.monotonic()
+            with database.write() as connection:
+                keys.revoke(connection, "ours", time.time())
+            list(ended)
+            assert [poll.result() for poll in polls] == [401, 401]
+            assert time.monotonic() - began < 12  # far from the end of their waits, and of the stream
+            assert kept.result() == 200
+            assert httpx2.delete(f"{url}/v1/jobs/{job}", headers=theirs).status_code == 204
+            list(goes_on)
+        database.close()
 
 
 def test_a_job_of_another_tenant_is_told_from_none_on_no_route(guarded: Guarded) -> None:

@@ -251,7 +251,7 @@ def test_a_follower_that_comes_later_is_told_at_once_and_a_deleted_job_ends_its_
         told: tuple[list[str], list[str]] = ([], [])
 
         async def follow(job_id: str, into: list[str]) -> None:
-            async with aclosing(following.follow(job_id)) as changes:
+            async with aclosing(following.follow(job_id, lambda: True)) as changes:
                 async for change in changes:
                     into += [change.state]
 

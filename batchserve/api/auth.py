@@ -11,7 +11,7 @@ from batchserve.api import problems
 from batchserve.db.connect import Database
 from batchserve.domain import Caller
 from batchserve.domain import Scope as KeyScope
-from batchserve.errors import BatchserveError, Forbidden, Unauthorized
+from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
 
 PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 """What tells nobody's data. Everything else needs a key, where there are keys."""
@@ -72,10 +72,8 @@ class AuthMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_public(scope["path"]):
             keyring: Keyring = scope["app"].state.service.keyring
-            headers = dict(scope["headers"])
-            given = headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None
             try:
-                scope["caller"], scope["database_version"] = keyring.caller(given), keyring.version
+                scope["caller"], scope["database_version"] = keyring.caller(_given(scope)), keyring.version
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)
                 return
@@ -84,6 +82,30 @@ class AuthMiddleware:
 
 def is_public(path: str) -> bool:
     return path in PUBLIC or path.startswith(_PUBLIC_FILES)
+
+
+def _given(scope: Scope) -> str | None:
+    """The Authorization header."""
+    headers = dict(scope["headers"])
+    return headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None
+
+
+def require_key_still(request: Request, keyring: Keyring) -> None:
+    """For requests that last: raises Unauthorized once the key was revoked with which they began."""
+    caller = keyring.caller(_given(request.scope))
+    if caller != caller_of(request):
+        raise Unauthorized("this API key was revoked while the request was under way")
+
+
+def is_key_in_force(request: Request, keyring: Keyring) -> bool:
+    """Whether the key of a request was not revoked, as far as the database tells."""
+    try:
+        require_key_still(request, keyring)
+    except Unauthorized:
+        return False
+    except Unavailable:
+        return True
+    return True
 
 
 def caller_of(request: Request) -> Caller:

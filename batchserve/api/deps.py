@@ -16,7 +16,7 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs, registry, retention
-from batchserve.api.auth import Keyring, caller_of
+from batchserve.api.auth import Keyring, caller_of, require_key_still
 from batchserve.api.cache import AnswerCache
 from batchserve.api.following import Following
 from batchserve.api.places import Places
@@ -329,8 +329,11 @@ def read_job(service: Service, job_id: str) -> Job:
         return jobs.get(connection, job_id)
 
 
-async def wait_for(service: Service, job_id: str, seconds: float, until: Callable[[JobState], bool]) -> None:
-    """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound.
+async def wait_for(
+    request: Request, service: Service, job_id: str, seconds: float, until: Callable[[JobState], bool]
+) -> None:
+    """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound, and
+    Unauthorized when the key of the request is revoked meanwhile.
 
     The worker of this process tells of its changes; for others it looks, often at first.
     """
@@ -346,6 +349,7 @@ async def wait_for(service: Service, job_id: str, seconds: float, until: Callabl
         with suppress(TimeoutError):
             async with asyncio.timeout(min(pause, left)):
                 await change.wait()
+        require_key_still(request, service.keyring)
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 

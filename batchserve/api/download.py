@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -35,7 +35,9 @@ from batchserve.storage import Piece, Span
 
 router = APIRouter(tags=["download"])
 
-BLOCK = 1 << 20
+BLOCK, SMALL_BLOCK = 1 << 20, 1 << 17
+MANY = 64
+"""Downloads at a time beyond which all send small blocks: each that is not read lies in memory as a whole."""
 
 JobFormat = Annotated[
     str | None, Query(description="Convert: csv, jsonl, json, parquet, arrow, arrows.", examples=["parquet"])
@@ -79,8 +81,33 @@ _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 _TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
 
 
+class _Downloads:
+    """Those under way in this process."""
+
+    def __init__(self) -> None:
+        self.number = 0
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        self.number += 1
+        try:
+            yield
+        finally:
+            self.number -= 1
+
+    def block(self) -> int:
+        return BLOCK if self.number <= MANY else SMALL_BLOCK
+
+
+_downloads = _Downloads()
+
+
 class _File(FileResponse):
-    chunk_size = BLOCK  # 64 KiB, the default, costs a thread hop each: a quarter of the speed
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with _downloads.one_more():
+            # 64 KiB, the default, costs a thread hop each: a quarter of the speed
+            self.chunk_size = _downloads.block()
+            await super().__call__(scope, receive, send)
 
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
@@ -122,7 +149,8 @@ class _Stream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            with _downloads.one_more():
+                await super().__call__(scope, receive, send)
         finally:
             with anyio.CancelScope(shield=True):
                 with self._held:
@@ -149,7 +177,7 @@ async def download(
     The result comes in the format of the job; `format` or Accept converts it on the way, as a stream.
     """
     if wait:
-        await wait_for(service, job_id, wait, finished)
+        await wait_for(request, service, job_id, wait, finished)
     job = read_job(service, job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the result of job {job_id} was removed when it expired")
@@ -422,7 +450,7 @@ def _read_span(service: Service, span: Span) -> Iterator[bytes]:
     with service.runtime.storage.open(span.key) as source:
         source.seek(span.start)
         left = span.stop - span.start
-        while left > 0 and (block := source.read(min(BLOCK, left))):
+        while left > 0 and (block := source.read(min(_downloads.block(), left))):
             left -= len(block)
             yield block
 

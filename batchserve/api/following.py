@@ -3,7 +3,8 @@
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from fastapi.sse import ServerSentEvent
@@ -29,6 +30,8 @@ TOGETHER = 250
 """Jobs that are read in one query."""
 SENDING = 0.0003
 """Seconds that one event to one follower takes, about."""
+ALLOWED_FOR = 1.0
+"""Seconds for which a follower who is told nothing is not asked again whether that is allowed."""
 BURST = 50
 """Followers that are told at once: other requests have their turn in between."""
 
@@ -67,9 +70,9 @@ class Following:
         self._come = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
-    async def follow(self, job_id: str) -> AsyncGenerator[Told]:
+    async def follow(self, job_id: str, allowed: Callable[[], bool]) -> AsyncGenerator[Told]:
         """The job now, and whenever it has changed; a slow follower misses what was overtaken. Ends when the job is
-        finished or deleted, and when the server stops."""
+        finished or deleted, when it is not `allowed` any more, and when the server stops."""
         followed = self._followed.setdefault(job_id, _Followed())
         followed.followers += 1
         if followed.told is None:
@@ -78,7 +81,7 @@ class Following:
             self._looking = asyncio.create_task(self._look())
         told: Told | None = None
         try:
-            while not self._stopping.is_set():
+            while not self._stopping.is_set() and allowed():
                 change = followed.change
                 if followed.told is not None and followed.told is not told:
                     told = followed.told
@@ -86,7 +89,9 @@ class Following:
                 elif followed.gone or (told is not None and told.finished):
                     return
                 else:
-                    await change.wait()
+                    with suppress(TimeoutError):
+                        async with asyncio.timeout(ALLOWED_FOR):
+                            await change.wait()
         finally:
             followed.followers -= 1
             if not followed.followers:

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency, jobs, retention
 from batchserve.api import conditional, examples
-from batchserve.api.auth import CallerDep, caller_of
+from batchserve.api.auth import CallerDep, caller_of, is_key_in_force
 from batchserve.api.bodies import json_object, require_space
 from batchserve.api.deps import (
     PROBLEMS,
@@ -116,7 +116,7 @@ async def get_job(
     if seconds := wait or preferred_wait(prefer):
         before = read_job(service, job_id).state
         if not before.finished:
-            await wait_for(service, job_id, seconds, lambda state: state is not before)
+            await wait_for(request, service, job_id, seconds, lambda state: state is not before)
     version = service.runtime.database.version()
     body = await read_body(service, job_id)
     tag = _etag(body)
@@ -142,17 +142,19 @@ async def head_of_events() -> Response:
 )  # fmt: skip
 async def follow_job(
     job: Annotated[Job, Depends(existing_job)],
+    request: Request,
     service: ServiceDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """`state` when the state changes, `progress` in between; the data is the job. Ends with the finished state.
 
     An event's ID stands for what it told: reconnecting with Last-Event-ID repeats nothing. The stream also ends when
-    the job is deleted, and when the server stops.
+    the job is deleted, when the key is revoked, and when the server stops.
     """
     told = last_event_id
     state = told.partition("-")[0] if told else None
-    async with aclosing(service.following.follow(job.id)) as changes:
+    allowed = partial(is_key_in_force, request, service.keyring)
+    async with aclosing(service.following.follow(job.id, allowed)) as changes:
         async for change in changes:
             if change.tag != told:
                 yield change.as_progress if state == change.state else change.as_state

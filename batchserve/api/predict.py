@@ -107,7 +107,7 @@ async def predict(
                 _enqueue(connection, asked, _Key(caller.tenant, key, content))
 
         await run_in_threadpool(commit)
-        return await _answer(service, background, job_id, preferred_wait(prefer))
+        return await _answer(request, service, background, job_id, preferred_wait(prefer))
 
     return await once(service, caller, key, work)
 
@@ -157,7 +157,7 @@ async def upload_and_predict(
                 _enqueue(connection, asked, _Key(caller.tenant, key, content))
 
             await keep(service, received, insert)
-        return await _answer(service, background, new.job_id, preferred_wait(prefer))
+        return await _answer(request, service, background, new.job_id, preferred_wait(prefer))
 
     return await once(service, caller, key, work)
 
@@ -196,11 +196,13 @@ def _require_same(job: Job, asked: Asked) -> None:
         raise JobConflict(f"job {job.id} is {job.state} for {job.model.reference} with other options: {again}")
 
 
-async def _answer(service: Service, background: BackgroundTasks, job_id: str, wait: float) -> Response:
+async def _answer(
+    request: Request, service: Service, background: BackgroundTasks, job_id: str, wait: float
+) -> Response:
     headers = {}
     if wait:
         service.wake_worker()
-        await wait_for(service, job_id, wait, finished)
+        await wait_for(request, service, job_id, wait, finished)
         headers["preference-applied"] = f"wait={wait:g}"
     body = await read_body(service, job_id)
     if body.state is JobState.QUEUED:

@@ -2,6 +2,7 @@
 the chunks of a body, for pipelined requests, for answers that are not read and for the number of connections."""
 
 import asyncio
+import ctypes
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,6 +22,13 @@ PIPELINED = 16
 """Requests that were read while the one before them is answered; one at a time, unless their heads come in pieces."""
 LINGER, LINGER_BYTES = 2.0, 1 << 20
 """A refusal is lost when its connection is closed with bytes unread: that long, so many of them are still taken."""
+COUNTED = 128 * 1024
+"""Bytes of an unread answer, at least: its block lies in memory until all of it is taken."""
+SPARED = 1.0
+"""Seconds that a client may take nothing however many wait."""
+WORTH_A_TRIM = 32 << 20
+"""Unread bytes whose memory the C library is told to give back; it would keep it for answers to come."""
+_LIBC = ctypes.CDLL(None)
 _END_OF_HEAD = b"\r\n\r\n"
 _METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,64} ")
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect"))
@@ -38,6 +46,24 @@ class Limits:
     connections: int
     unread: dict["Protocol", int] = field(default_factory=dict)
     """The connections on which an answer waits for its reader, with its bytes when that began."""
+    peak: int = 0
+    """Of the bytes that waited, since memory was given back."""
+
+    def wait_for(self, reader: "Protocol", unsent: int, now: float) -> None:
+        self.unread[reader] = max(unsent, COUNTED)
+        self.shed(now)
+
+    def shed(self, now: float) -> None:
+        """Disconnects the clients that have taken nothing for longest, until the others fit."""
+        waiting = sum(self.unread.values())
+        self.peak = max(self.peak, waiting)
+        if waiting <= self.send_bytes:
+            return
+        for reader in sorted(self.unread, key=lambda reader: reader.progress):
+            if waiting <= self.send_bytes or now - reader.progress < SPARED:
+                break
+            waiting -= self.unread.pop(reader)
+            reader.transport.abort()
 
 
 class Refusal(Exception):
@@ -362,31 +388,17 @@ class Protocol(HttpToolsProtocol):
 
     def pause_writing(self) -> None:
         super().pause_writing()
+        now = self.loop.time()
         if not self._unsent:
-            self.progress = self.loop.time()
+            self.progress = now
         self._unsent = self.transport.get_write_buffer_size()
-        unread = self.limits.unread
-        unread[self] = self._unsent
-        if sum(unread.values()) > self.limits.send_bytes:
-            self._shed()
+        self.limits.wait_for(self, self._unsent, now)
 
     def resume_writing(self) -> None:
         super().resume_writing()
         self._drained = True
         self._unsent = 0
         self.limits.unread.pop(self, None)
-
-    def _shed(self) -> None:
-        """Disconnects the clients that have taken nothing for longest, until the others fit."""
-        unread = self.limits.unread
-        for other in unread:
-            unread[other] = other.transport.get_write_buffer_size()
-        total = sum(unread.values())
-        for other in sorted(unread, key=lambda other: other.progress)[:-1]:
-            if total <= self.limits.send_bytes:
-                break
-            total -= unread.pop(other)
-            other.transport.abort()
 
     def look(self, now: float) -> None:
         """Disconnects a client that has taken nothing of its answer for too long; also of one that is ended."""
@@ -398,11 +410,18 @@ class Protocol(HttpToolsProtocol):
         self._unsent, self._drained = unsent, False
 
 
-def look_after(connections: Iterable[Any], now: float) -> None:
-    """To be called each moment, with the time of the loop."""
+def look_after(connections: Iterable[Any], limits: Limits) -> None:
+    """To be called each moment in the loop: disconnects clients that do not read, and gives back what they took."""
+    loop = asyncio.get_running_loop()
+    now = loop.time()
     for connection in list(connections):
         if isinstance(connection, Protocol):
             connection.look(now)
+    limits.shed(now)
+    if limits.peak > WORTH_A_TRIM and not limits.unread:
+        limits.peak = 0
+        if hasattr(_LIBC, "malloc_trim"):
+            loop.run_in_executor(None, _LIBC.malloc_trim, 0)
 
 
 def _malformed(error: httptools.HttpParserError, piece: bytes) -> Refusal:

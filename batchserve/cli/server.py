@@ -1,6 +1,5 @@
 """`batchserve serve`, `worker`, `migrate` and `version`."""
 
-import asyncio
 import ipaddress
 import math
 import platform
@@ -67,7 +66,7 @@ def serve(
     class Server(uvicorn.Server):
         async def on_tick(self, counter: int) -> bool:
             if counter % ticks_between_looks == 0:
-                protocol.look_after(self.server_state.connections, asyncio.get_running_loop().time())
+                protocol.look_after(self.server_state.connections, Protocol.limits)
             return await super().on_tick(counter)
 
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -80,7 +79,7 @@ def serve(
             app.state.service.stop()  # now, or the worker's grace would begin when that of the requests ends
             await super().shutdown(sockets)
 
-    listener = listen(host, port)
+    listener = listen(host, port, settings.send_idle)
     app = create_app(settings, worker=worker, host=host)
     config = uvicorn.Config(
         app,
@@ -195,11 +194,17 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def listen(host: str, port: int) -> socket.socket:
-    """A bound socket. Raises OSError that says which address is taken."""
+def listen(host: str, port: int, send_idle: float) -> socket.socket:
+    """A bound socket. Raises OSError that says which address is taken.
+
+    Its connections end when what was sent is not taken for `send_idle` seconds: bytes that the kernel holds, which
+    the protocol cannot see.
+    """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, math.ceil(send_idle * 1000))
     try:
         listener.bind((host, port))
     except OSError as error:
