@@ -219,7 +219,7 @@ def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(data
         latest: dict[int, Told] = {}
 
         async def follow(number: int) -> None:
-            async with aclosing(following.follow(followed[number])) as changes:
+            async with aclosing(following.follow(followed[number], lambda: True)) as changes:
                 async for change in changes:
                     latest[number] = change
 

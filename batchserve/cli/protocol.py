@@ -26,7 +26,7 @@ COUNTED = 128 * 1024
 """Bytes of an unread answer, at least: its block lies in memory until all of it is taken."""
 SPARED = 1.0
 """Seconds that a client may take nothing however many wait."""
-WORTH_A_TRIM = 32 << 20
+WORTH_A_TRIM = 8 << 20
 """Unread bytes whose memory the C library is told to give back; it would keep it for answers to come."""
 _LIBC = ctypes.CDLL(None)
 _END_OF_HEAD = b"\r\n\r\n"

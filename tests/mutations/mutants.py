@@ -26,6 +26,7 @@ CSV, JSONL, SCHEMA = "batchserve/formats/csv.py", "batchserve/formats/jsonl.py",
 ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 CODEC, SCHEMAS = "batchserve/db/codec.py", "batchserve/api/schemas.py"
+PROTOCOL, WIRE = "batchserve/cli/protocol.py", "tests/test_wire.py"
 
 MUTANTS = (
     # Durability
@@ -213,6 +214,42 @@ MUTANTS = (
     Mutant(
         "a body that drips is given up", BODIES, "            self._check_rate(waited)\n", "",
         ("tests/test_bad_input.py",),
+    ),
+    # Connections
+    Mutant("bytes that are no body are counted", PROTOCOL, "        self._spent += len(piece)\n", "", (WIRE,)),
+    Mutant(
+        "a target has a largest length", PROTOCOL, "        if len(self.url) > TARGET_BYTES:\n", "        if False:\n",
+        (WIRE,),
+    ),
+    Mutant(
+        "trailers do not become headers", PROTOCOL, "        if self._chunked:  # a trailer",
+        "        if False:  # a trailer", (f"{WIRE}::test_a_trailer_does_not_pass_for_a_header",),
+    ),
+    Mutant(
+        "a request has one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
+        "if False:", (f"{WIRE}::test_what_two_servers_could_read_as_two_requests_is_refused_and_left",),
+    ),
+    Mutant(
+        "pipelined requests wait for their turn", PROTOCOL, "        if self._waits or self.pipeline:\n",
+        "        if False:\n", (f"{WIRE}::test_pipelined_requests_are_answered_in_their_order",),
+    ),
+    Mutant(
+        "who takes nothing is disconnected", PROTOCOL, "        elif now - self.progress >= self.limits.send_idle:\n",
+        "        elif False:\n", (f"{WIRE}::test_a_client_that_takes_nothing_is_disconnected_and_a_slow_one_is_not",),
+    ),
+    Mutant(
+        "unread answers have bounds together", PROTOCOL, "        if waiting <= self.send_bytes:\n            return\n",
+        "        return\n",
+        (f"{WIRE}::test_answers_that_wait_for_readers_have_bounds_together_and_their_memory_returns",),
+    ),
+    Mutant(
+        "idle connections make room", PROTOCOL, "        if idle:\n", "        if False:\n",
+        (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not",),
+    ),
+    Mutant(
+        "a stream ends with its key", "batchserve/api/jobs.py",
+        "            require_key_still(request, service.keyring)\n", "",
+        ("tests/test_keys.py::test_streams_and_long_polls_end_when_their_key_is_revoked",),
     ),
     Mutant(
         "a body has a largest length", BODIES, "        if decoded > self._limit:\n", "        if False:\n",
