@@ -16,7 +16,7 @@ from commands import FAST, Service
 
 MIB = 1 << 20
 SEND_IDLE = 2.0
-HOST = b"Host: a\r\n"
+HOST = b"Host: localhost\r\n"
 GET = b"GET /livez HTTP/1.1\r\n" + HOST
 CHUNKED = b"POST /v1/validate HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
 PATIENT = FAST | {"BATCHSERVE_HEAD_TIMEOUT": "60", "BATCHSERVE_PROCESSES": "1"}
@@ -166,12 +166,9 @@ AMBIGUOUS: dict[str, tuple[bytes, int]] = {
     "chunks in HTTP/1.0": (b"POST / HTTP/1.0\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
     "no host": (b"GET /livez HTTP/1.1\r\n\r\n", 400),
     "two hosts": (GET + b"Host: b\r\n\r\n", 400),
-    "two hosts in HTTP/1.0": (b"GET /livez HTTP/1.0\r\nHost: a\r\nHost: b\r\n\r\n", 400),
-    "HTTP/2": (b"GET /livez HTTP/2.0\r\nHost: a\r\n\r\n", 505),
-    "an upgrade with a body": (
-        POST + HOST + b"Connection: upgrade\r\nUpgrade: h2c\r\nContent-Length: 3\r\n\r\nabc", 501,
-    ),
-    "an unknown method": (b"BREW /livez HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+    "two hosts in HTTP/1.0": (b"GET /livez HTTP/1.0\r\nHost: localhost\r\nHost: b\r\n\r\n", 400),
+    "HTTP/2": (b"GET /livez HTTP/2.0\r\nHost: localhost\r\n\r\n", 505),
+    "an unknown method": (b"BREW /livez HTTP/1.1\r\nHost: localhost\r\n\r\n", 501),
     "no HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n", 400),
 }  # fmt: skip
 
@@ -190,6 +187,28 @@ def test_http_1_0_needs_no_host_and_an_upgrade_without_a_body_is_ignored(service
     upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n\r\n"
     answer = answer_to(service, GET + upgrade + GET + b"Connection: close\r\n\r\n")
     assert answer.count(b"HTTP/1.1 200") == 2
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+@pytest.mark.parametrize("framing", ["length", "chunks"])
+def test_an_upgrade_with_a_body_is_ignored_and_the_body_read(service: Service, framing: str, pause: float) -> None:
+    """Java's HttpClient asks for HTTP/2 in this way."""
+    content = b"a,b\n1,2\n"
+    ask = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
+    bodies = {
+        "length": b"Content-Length: %d\r\n\r\n%b" % (len(content), content),
+        "chunks": b"Transfer-Encoding: chunked\r\n\r\n3\r\na,b\r\n5\r\n\n1,2\n\r\n0\r\n\r\n",
+    }
+    request = b"POST /v1/upload HTTP/1.1\r\n" + HOST + ask + bodies[framing]
+    with connect(service) as connection:
+        for start in range(0, len(request), 90 if pause else len(request)):
+            connection.sendall(request[start : start + (90 if pause else len(request))])
+            time.sleep(pause)
+        connection.sendall(GET + b"Connection: close\r\n\r\n")
+        answer = everything(connection)
+    assert answer.count(b"HTTP/1.1 201") == answer.count(b"HTTP/1.1 200") == 1
+    newest = httpx2.get(f"{service.url}/v1/jobs", params={"limit": 1}).json()["jobs"][0]
+    assert httpx2.get(f"{service.url}{newest['links']['input']}").content == content
 
 
 def test_a_trailer_does_not_pass_for_a_header(service: Service) -> None:

@@ -112,8 +112,8 @@ class Protocol(HttpToolsProtocol):
     flow: _Flow
 
     __slots__ = (  # beside the 30 names of uvicorn; with more of those, each is found slower
-        "_chunked", "_codings", "_deadline", "_drained", "_held", "_hosts", "_ignored", "_left", "_length",
-        "_refusal", "_running", "_spent", "_unsent", "_waits", "progress",
+        "_chunked", "_codings", "_deadline", "_drained", "_framing", "_held", "_hosts", "_ignored", "_left", "_length",
+        "_refusal", "_replays", "_running", "_spent", "_unsent", "_waits", "progress",
     )  # fmt: skip
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -127,6 +127,9 @@ class Protocol(HttpToolsProtocol):
         self._length = self._hosts = self._codings = 0
         # Bytes that are missing of the body; or that it comes in chunks, and has not ended.
         self._left, self._chunked = 0, False
+
+        # How the body is framed that the parser leaves out, for an Upgrade is asked for; and whether that head is read.
+        self._framing, self._replays = b"", False
 
         # Whether what comes is not parsed now: answers come first, or the request was refused.
         self._waits = False
@@ -245,6 +248,8 @@ class Protocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:  # we know no other protocol, and go on with this one
             rest = piece[upgrade.args[0] :]
             self._spent = 0
+            if self._framing:
+                self._read_body_anew()
             return self._parse(rest) if rest else True
         except httptools.HttpParserError as error:
             known = error.__context__
@@ -255,18 +260,35 @@ class Protocol(HttpToolsProtocol):
             return False
         return True
 
+    def _read_body_anew(self) -> None:
+        """Puts a parser where the other one left out a body: behind a head of the same framing, without an Upgrade.
+        Java's client asks for HTTP/2 in this way with each request."""
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._replays, framing, self._framing = True, self._framing, b""
+        try:
+            self.parser.feed_data(b"POST / HTTP/1.1\r\nhost: localhost\r\n%b\r\n\r\n" % framing)
+        finally:
+            self._replays = False
+
     def _hold(self, data: bytes) -> None:
         self._held, self._waits = data, True
         self.flow.holding = True
         self.flow.pause_reading()
 
+    def on_message_begin(self) -> None:
+        if not self._replays:
+            super().on_message_begin()
+
     def on_url(self, url: bytes) -> None:
+        if self._replays:
+            return
         self.url += url
         if len(self.url) > TARGET_BYTES:
             raise Refusal(414, "uri-too-long", f"the target of a request has at most {TARGET_BYTES} bytes")
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._chunked:  # a trailer: ignored, it must not pass for a header (RFC 9110, 6.5.1)
+        if self._chunked or self._replays:  # a trailer: it must not pass for a header (RFC 9110, 6.5.1)
             return
         name = name.lower()
         if name == b"host":
@@ -288,6 +310,8 @@ class Protocol(HttpToolsProtocol):
                 raise Refusal(501, "not-implemented", detail)
 
     def on_headers_complete(self) -> None:
+        if self._replays:
+            return
         version = self.parser.get_http_version()
         if self._hosts != 1 or self._codings or version != "1.1":
             self._require_unambiguous(version)
@@ -296,8 +320,8 @@ class Protocol(HttpToolsProtocol):
         if len(self.pipeline) >= PIPELINED:
             raise Refusal(429, "too-many-requests", f"more than {PIPELINED} requests wait on one connection")
         length, chunked = self._length, bool(self._codings)
-        if (length or chunked) and self.parser.should_upgrade():  # the parser would drop the body
-            raise Refusal(501, "not-implemented", "a request with a body cannot ask for an Upgrade: send it without")
+        if (length or chunked) and self.parser.should_upgrade():  # the parser leaves out the body
+            self._framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % length
         self._head_has_come()
         super().on_headers_complete()
         self._spent = self._hosts = self._codings = self._length = 0
@@ -321,6 +345,8 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def on_message_complete(self) -> None:
+        if self._framing:  # not yet: its body comes
+            return
         self._spent, self._chunked = 0, False
         cycle = self.cycle
         if not cycle.response_complete:

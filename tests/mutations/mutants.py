@@ -247,8 +247,7 @@ MUTANTS = (
         (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not",),
     ),
     Mutant(
-        "a stream ends with its key", "batchserve/api/jobs.py",
-        "            require_key_still(request, service.keyring)\n", "",
+        "a stream ends with its key", "batchserve/api/following.py", " and allowed()", "",
         ("tests/test_keys.py::test_streams_and_long_polls_end_when_their_key_is_revoked",),
     ),
     Mutant(
