@@ -5,9 +5,10 @@ the job of the first; with other content it is refused. Each tenant has keys of 
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, select
+from sqlalchemy import Connection, delete, insert, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from batchserve import rows
@@ -65,6 +66,6 @@ def remember(
         ) from error
 
 
-def forget_older(connection: Connection, before: float) -> int:
-    """Removes keys that were remembered before a moment; returns how many."""
-    return connection.execute(delete(keys).where(keys.c.created_at < before)).rowcount
+def forget_older(connection: Connection, before: float, after: float = math.inf) -> int:
+    """Removes keys that were remembered before a moment, or are dated `after` another; returns how many."""
+    return connection.execute(delete(keys).where(or_(keys.c.created_at < before, keys.c.created_at > after))).rowcount

@@ -5,6 +5,7 @@ A worker's writes name its attempt number, the fencing token: when another attem
 LeaseLost is raised, which rolls the transaction back.
 """
 
+import math
 import random
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -25,6 +26,7 @@ from sqlalchemy import (
     exists,
     func,
     insert,
+    literal,
     or_,
     select,
     union_all,
@@ -484,21 +486,29 @@ def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
 # --- what retention does ----------------------------------------------------------------------------------------------
 
 
-def find_over(connection: Connection, *, ended_before: float, uploaded_before: float, most: int) -> list[str]:
+def find_over(
+    connection: Connection, *, ended_before: float, uploaded_before: float, most: int, after: float = math.inf
+) -> list[str]:
     """Up to `most` jobs that `expire_if_over` would take."""
-    query = select(jobs.c.id).where(_is_over(ended_before, uploaded_before)).limit(most)
+    query = select(jobs.c.id).where(_is_over(ended_before, uploaded_before, after)).limit(most)
     return list(connection.scalars(query))
 
 
 def expire_if_over(
-    connection: Connection, job_ids: Collection[str], *, ended_before: float, uploaded_before: float, now: float
+    connection: Connection,
+    job_ids: Collection[str],
+    *,
+    ended_before: float,
+    uploaded_before: float,
+    now: float,
+    after: float = math.inf,
 ) -> list[Owned]:
     """completed, failed, cancelled -> expired for those of these jobs that ended before a moment; uploaded -> expired
-    for those that were uploaded before another.
+    for those that were uploaded before another. A date `after` a third is of a clock that went wrong, and old.
 
     They name no bytes any more: whoever calls removes them. Returns what the jobs that expired named before.
     """
-    over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before))
+    over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
     before = [_owned(row) for row in connection.execute(_OWNED.where(*over)).mappings()]
     expired = {
         "state": JobState.EXPIRED,
@@ -513,26 +523,27 @@ def expire_if_over(
     return [owned for owned in before if owned.id in changed]
 
 
-def find_with_input_over(connection: Connection, ended_before: float, most: int) -> list[str]:
+def find_with_input_over(connection: Connection, ended_before: float, most: int, after: float = math.inf) -> list[str]:
     """Up to `most` jobs that `drop_input_if_over` would take."""
-    return list(connection.scalars(select(jobs.c.id).where(_has_input_over(ended_before)).limit(most)))
+    return list(connection.scalars(select(jobs.c.id).where(_has_input_over(ended_before, after)).limit(most)))
 
 
 def drop_input_if_over(
-    connection: Connection, job_ids: Collection[str], ended_before: float, now: float
+    connection: Connection, job_ids: Collection[str], ended_before: float, now: float, after: float = math.inf
 ) -> list[Owned]:
     """Lets those of these jobs that ended before a moment give up their input, and with it any retry.
 
     State, result and, of failed and cancelled jobs, the parts stay. Returns what the jobs that had one name.
     """
-    over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before))
+    over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
     changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
     return [_owned(row) for row in connection.execute(_OWNED.where(jobs.c.id.in_(changed))).mappings()]
 
 
-def delete_expired_before(connection: Connection, before: float, most: int) -> int:
-    """Deletes up to `most` rows of jobs that expired before a moment; returns how many."""
-    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, jobs.c.expires_at < before).limit(most)
+def delete_expired_before(connection: Connection, before: float, most: int, after: float = math.inf) -> int:
+    """Deletes up to `most` rows of jobs that expired before a moment, or `after` another; returns how many."""
+    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, _outside(jobs.c.expires_at, before, after))
+    old = old.limit(most)
     return connection.execute(delete(jobs).where(jobs.c.id.in_(old), jobs.c.state == JobState.EXPIRED)).rowcount
 
 
@@ -857,15 +868,21 @@ def _due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 _ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 
 
-def _is_over(ended_before: float, uploaded_before: float) -> ColumnElement[bool]:
+def _is_over(ended_before: float, uploaded_before: float, after: float) -> ColumnElement[bool]:
     return or_(
-        and_(jobs.c.state.in_(_ENDED), jobs.c.finished_at < ended_before),
-        and_(jobs.c.state == JobState.UPLOADED, jobs.c.created_at < uploaded_before),
+        and_(jobs.c.state.in_(_ENDED), _outside(jobs.c.finished_at, ended_before, after)),
+        and_(jobs.c.state == JobState.UPLOADED, _outside(jobs.c.created_at, uploaded_before, after)),
     )
 
 
-def _has_input_over(ended_before: float) -> ColumnElement[bool]:
-    return and_(jobs.c.state.in_(_ENDED), jobs.c.finished_at < ended_before, jobs.c.input_removed_at.is_(None))
+def _has_input_over(ended_before: float, after: float) -> ColumnElement[bool]:
+    ended = and_(jobs.c.state.in_(_ENDED), _outside(jobs.c.finished_at, ended_before, after))
+    return and_(ended, jobs.c.input_removed_at.is_(None))
+
+
+def _outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnElement[bool]:
+    """Never when `before` is that of the epoch: then nothing is over, however it is dated."""
+    return or_(moment < before, and_(moment > after, literal(before) > 0.0))
 
 
 def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -3,13 +3,14 @@
 Bytes without a row are swept, a row without bytes would be a lie. Several workers may do this at the same time.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
 from sqlalchemy import Connection
 
-from batchserve import holds, jobs
+from batchserve import clock, holds, jobs
 from batchserve.db.connect import Database
 from batchserve.domain import Job, JobState
 from batchserve.jobs import Owned
@@ -44,11 +45,16 @@ def dated(job: Job, settings: Settings) -> Job:
     return job if seconds is None or since is None else replace(job, expires_at=min(since + seconds, LATEST))
 
 
-def expire(database: Database, storage: Storage, settings: Settings, now: float) -> Expired:
-    """Removes the bytes of jobs whose time is over, and the inputs whose time is. The rows remain."""
+def expire(database: Database, storage: Storage, settings: Settings, now: float, settled: float = math.inf) -> Expired:
+    """Removes the bytes of jobs whose time is over, and the inputs whose time is. The rows remain.
+
+    `settled`: seconds for which `now` is to be believed (see `clock`); what is kept for longer than that stays.
+    """
+    after = now + clock.TOLERANCE
     over = {
-        "ended_before": _before(settings.keep_results, now),
-        "uploaded_before": _before(_keep_uploads(settings), now),
+        "ended_before": _before(settings.keep_results, now, settled),
+        "uploaded_before": _before(_keep_uploads(settings), now, settled),
+        "after": after,
     }
     expired = _in_batches(
         database,
@@ -57,32 +63,32 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float)
         lambda connection, found: jobs.expire_if_over(connection, found, **over, now=now),
         _bytes_of,
     )
-    before = _before(settings.keep_inputs, now)
+    before = _before(settings.keep_inputs, now, settled)
     inputs = _in_batches(
         database,
         storage,
-        lambda connection: jobs.find_with_input_over(connection, before, _BATCH),
-        lambda connection, found: jobs.drop_input_if_over(connection, found, before, now),
+        lambda connection: jobs.find_with_input_over(connection, before, _BATCH, after),
+        lambda connection, found: jobs.drop_input_if_over(connection, found, before, now, after),
         _input_of,
     )
     return Expired(expired, inputs)
 
 
-def forget(database: Database, settings: Settings, now: float) -> int:
+def forget(database: Database, settings: Settings, now: float, settled: float = math.inf) -> int:
     """Deletes the rows of jobs that expired long ago; returns how many.
 
     To be called after a sweep of the same moment: what a crash left of their bytes is gone, so nobody needs the row to
     find it. While a hold spares bytes from the sweep, no row goes either.
     """
-    if settings.keep_rows is None:
+    if settings.keep_rows is None or max(settings.keep_rows, settings.sweep_age) > settled:
         return 0
-    before = now - max(settings.keep_rows, settings.sweep_age)
+    before, after = now - max(settings.keep_rows, settings.sweep_age), now + clock.TOLERANCE
     forgotten = 0
 
     def delete(connection: Connection) -> int:
         if holds.any_in_force(connection, database.moment(connection)):
             return 0
-        return jobs.delete_expired_before(connection, before, _BATCH)
+        return jobs.delete_expired_before(connection, before, _BATCH, after)
 
     while True:
         deleted = database.write_freeing(delete)
@@ -161,6 +167,6 @@ def _keep_uploads(settings: Settings) -> float | None:
     return settings.keep_results if settings.keep_inputs is None else settings.keep_inputs
 
 
-def _before(keep: float | None, now: float) -> float:
-    """The moment before which things are over; that of the epoch when nothing ever is."""
-    return 0.0 if keep is None else now - keep
+def _before(keep: float | None, now: float, settled: float) -> float:
+    """The moment before which things are over; that of the epoch when nothing ever is, or the clock is not settled."""
+    return 0.0 if keep is None or keep > settled else now - keep

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import stamina
 from sqlalchemy import Connection
 
-from batchserve import idempotency, jobs, scoring
+from batchserve import clock, idempotency, jobs, scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import (
@@ -240,7 +240,9 @@ class Worker:
         with self._database.write() as connection:
             now = self._database.moment(connection)
             queued, failed = jobs.rescue_expired(connection, self._settings.crashes, now)
-            idempotency.forget_older(connection, now.wall - 3600 * self._settings.idempotency_hours)
+            kept = 3600 * self._settings.idempotency_hours
+            if clock.settled_for(connection, now) >= kept:
+                idempotency.forget_older(connection, now.wall - kept, now.wall + clock.TOLERANCE)
         self._database.refill_reserve()
         for job_id in queued:
             log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
@@ -615,20 +617,27 @@ class Worker:
         storage, settings = self._runtime.storage, self._settings
         while True:
             try:
-                with self._database.read() as connection:
-                    now = self._database.moment(connection).wall
-                expired = expire(self._database, storage, settings, now)
+                now, settled = self._database.write_freeing(self._settled)
+                expired = expire(self._database, storage, settings, now, settled)
                 if expired.total:
                     log.info("Bytes are kept no longer", action="expire", jobs=expired.jobs, inputs=expired.inputs)
-                swept = sweep(self._database, storage, settings.sweep_age, now)
-                if swept.total:
+                # Bytes that are written just now may be dated by a clock that was set since.
+                swept = (
+                    sweep(self._database, storage, settings.sweep_age, now) if settled >= settings.sweep_age else None
+                )
+                if swept is not None and swept.total:
                     log.info("Orphaned bytes are removed", action="sweep", objects=swept.total)
-                if forgotten := forget(self._database, settings, now):
+                if forgotten := forget(self._database, settings, now, settled):
                     log.info("Expired jobs are forgotten", action="forget", jobs=forgotten)
             except Exception:
                 log.exception("Sweep has failed; the next one will come", action="sweep_error")
             if self._ended.wait(min(_SWEEP_PAUSE, max(settings.sweep_age, settings.poll))):
                 return
+
+    def _settled(self, connection: Connection) -> tuple[float, float]:
+        """The wall clock, and for how long it is to be believed."""
+        now = self._database.moment(connection)
+        return now.wall, clock.settled_for(connection, now)
 
     def _lost(self, active: ActiveJob) -> None:
         if self._active.get(active.id) is active:

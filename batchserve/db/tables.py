@@ -183,3 +183,15 @@ holds = Table(
     Column("until", Number, nullable=False),
     Column("clock", Words(64), nullable=False),
 )
+
+# One row: both clocks at the latest look, the seconds counted until then, and since which count they have agreed.
+clock = Table(
+    "clock",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("boot", Words(64), nullable=False),
+    Column("steady", Number, nullable=False),
+    Column("wall", Number, nullable=False),
+    Column("counted", Number, nullable=False),
+    Column("settled", Number, nullable=False),
+)

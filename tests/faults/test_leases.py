@@ -173,3 +173,48 @@ def test_a_wall_clock_that_jumps_by_a_day_neither_stalls_nor_repeats_a_job(
         for left in Path("/dev/shm").glob(f"*faketime_*_{service.process.pid}"):  # noqa: S108 - by the library
             left.unlink()
     tried["clock jumps"] += 3
+
+
+@pytest.mark.parametrize("jump", ["+5y", "-5y"])
+def test_a_wall_clock_that_jumps_by_years_makes_no_second_job_and_removes_nothing(
+    tmp_path: Path, clock: Path, iris_onnx: Path, jump: str, tried: Counter[str]
+) -> None:
+    library = subprocess.run(
+        ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], check=True, capture_output=True, text=True
+    )
+    faked = {
+        "BATCHSERVE_LEASE": "20",
+        "BATCHSERVE_HEARTBEAT": "2",
+        "BATCHSERVE_KEEP_RESULTS": "30d",
+        "LD_PRELOAD": library.stdout.strip(),
+        "FAKETIME_TIMESTAMP_FILE": str(clock),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    headers = {"idempotency-key": "night", "prefer": "wait=30"}
+
+    def served(jumps: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The answers to one request that is repeated while the clock jumps."""
+        service = Service(tmp_path, "serve", "--port", "0", settings=FAST | faked)
+        try:
+            url = service.wait_for(r" at (http://\S+) ")[1]
+            with httpx2.Client(base_url=url, timeout=60) as http:
+                assert http.put("/v1/models/iris", content=iris_onnx.read_bytes()).is_success
+                answers = []
+                for now in jumps:
+                    clock.write_text(now)
+                    time.sleep(1.5)  # several rescues
+                    body = steps.HEADER + steps.ROWS[0]
+                    answer = http.post("/v1/predict", params={"model": "iris"}, content=body, headers=headers)
+                    answers.append(answer.json())
+                    assert http.get(answers[-1]["links"]["result"]).is_success
+                assert len(http.get("/v1/jobs").json()["jobs"]) == 1
+                return answers
+        finally:
+            service.end(signal.SIGTERM)
+            for left in Path("/dev/shm").glob(f"*faketime_*_{service.process.pid}"):  # noqa: S108 - by the library
+                left.unlink()
+
+    answers = served(("+0", jump)) + served((jump, "+0", jump))  # also across a restart
+    assert {(answer["id"], answer["state"]) for answer in answers} == {(answers[0]["id"], "completed")}
+    tried["clock jumps"] += 4

@@ -222,8 +222,8 @@ MUTANTS = (
         (WIRE,),
     ),
     Mutant(
-        "trailers do not become headers", PROTOCOL, "        if self._chunked:  # a trailer",
-        "        if False:  # a trailer", (f"{WIRE}::test_a_trailer_does_not_pass_for_a_header",),
+        "trailers do not become headers", PROTOCOL, "        if self._chunked or self._replays:  # a trailer",
+        "        if self._replays:  # a trailer", (f"{WIRE}::test_a_trailer_does_not_pass_for_a_header",),
     ),
     Mutant(
         "a request has one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
@@ -520,5 +520,18 @@ MUTANTS = (
         "        if size > METADATA_BYTES:\n",
         "        if False:\n",
         ("tests/test_options_property.py",),
+    ),
+    # Clocks
+    Mutant(
+        "a jump of the wall clock is noticed", "batchserve/clock.py", "<= TOLERANCE else counted",
+        "<= 1e99 else counted", ("tests/test_clock.py",),
+    ),
+    Mutant(
+        "nothing expires by a clock that has jumped", "batchserve/retention.py", "keep is None or keep > settled",
+        "keep is None", ("tests/test_clock.py",),
+    ),
+    Mutant(
+        "no key is forgotten by a clock that has jumped", WORKER, "if clock.settled_for(connection, now) >= kept:",
+        "if clock.settled_for(connection, now) >= 0:", ("tests/test_clock.py",),
     ),
 )  # fmt: skip
