@@ -181,7 +181,7 @@ def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job,
 
 def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
     """Raises JobNotFound unless the job is there, and one of the tenant: a foreign job is told from none by nobody."""
-    of_job = connection.scalar(_TENANT, {"job_id": job_id})
+    of_job = None if "\0" in job_id else connection.scalar(_TENANT, {"job_id": job_id})
     if of_job is None or tenant not in (of_job, EVERY_TENANT):
         raise JobNotFound(f"no job {job_id!r}")
 

@@ -61,6 +61,8 @@ def find_newest(connection: Connection, name: str) -> ModelVersion | None:
 def resolve(connection: Connection, reference: str) -> ModelVersion:
     """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, naming what there is."""
     name, at, version = reference.partition("@")
+    if "\0" in name:
+        raise ModelNotFound(f"no model {reference[:200]!r}: a name has letters, digits, '.', '_' and '-'")
     if at and not (version.isascii() and version.isdecimal() and len(version) < 10):
         raise ModelNotFound(f"no model {reference[:200]!r}: the version after @ is a number, as in {name[:200]}@1")
     if at:
