@@ -8,7 +8,7 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, delete, insert, or_, select
+from sqlalchemy import Connection, Float, delete, insert, literal, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from batchserve import rows
@@ -68,4 +68,5 @@ def remember(
 
 def forget_older(connection: Connection, before: float, after: float = math.inf) -> int:
     """Removes keys that were remembered before a moment, or are dated `after` another; returns how many."""
-    return connection.execute(delete(keys).where(or_(keys.c.created_at < before, keys.c.created_at > after))).rowcount
+    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
+    return connection.execute(delete(keys).where(or_(keys.c.created_at < early, keys.c.created_at > late))).rowcount

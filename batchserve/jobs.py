@@ -15,6 +15,7 @@ from typing import Any
 from sqlalchemy import (
     Column,
     Connection,
+    Float,
     RowMapping,
     String,
     Text,
@@ -882,7 +883,8 @@ def _has_input_over(ended_before: float, after: float) -> ColumnElement[bool]:
 
 def _outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnElement[bool]:
     """Never when `before` is that of the epoch: then nothing is over, however it is dated."""
-    return or_(moment < before, and_(moment > after, literal(before) > 0.0))
+    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
+    return or_(moment < early, and_(moment > late, early > 0.0))
 
 
 def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnElement[Any]:

@@ -374,7 +374,7 @@ def answered(connection: socket.socket) -> bytes:
 
 
 def head(*lines: str) -> bytes:
-    return "\r\n".join(("POST /v1/upload HTTP/1.1", "host: x", "connection: close", *lines, "", "")).encode()
+    return "\r\n".join(("POST /v1/upload HTTP/1.1", "host: localhost", "connection: close", *lines, "", "")).encode()
 
 
 def test_a_body_shorter_than_announced_becomes_no_input(impatient: tuple[str, Path]) -> None:
@@ -498,7 +498,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_conversion_leaves_nothing(
     for _ in range(3):
         with connected(url) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the system takes it all
-            connection.sendall(f"GET {path}?format=json HTTP/1.1\r\nhost: x\r\n\r\n".encode())
+            connection.sendall(f"GET {path}?format=json HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
     deadline = time.monotonic() + 5
     while any(path.is_file() for path in storage.glob("conversions/**/*")):

@@ -183,8 +183,8 @@ def test_doctor_finds_a_fresh_folder_well(tmp_path: Path) -> None:
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0
     assert {name: finding["status"] for name, finding in findings.items() if name != "free space"} == dict.fromkeys(
-        ("packages", "storage", "database", "database file", "stored bytes", "orphans", "jobs", "clock", "memory",
-         "scoring", "server"), "ok"
+        ("packages", "storage", "database", "database file", "rows", "stored bytes", "orphans", "jobs", "clock",
+         "memory", "scoring", "server"), "ok"
     )  # fmt: skip
     assert "scored" in findings["scoring"]["detail"]
 

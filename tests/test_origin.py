@@ -374,10 +374,13 @@ def test_a_real_server_keeps_browsers_to_its_own_pages(server: str) -> None:
     assert found == expected
 
 
-def test_there_are_no_websockets_not_even_of_this_origin(server: str) -> None:
-    upgrade = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
+def test_an_upgrade_to_a_websocket_is_ignored_and_its_origin_checked(server: str) -> None:
+    upgrade = ("Connection: Upgrade, close", "Upgrade: websocket", "Sec-WebSocket-Version: 13")
     key = "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ=="
-    status, answer = exchange(server, "GET /v1/jobs HTTP/1.1", f"Host: {urlsplit(server).netloc}", *upgrade, key)
+    own = ("GET /v1/jobs HTTP/1.1", f"Host: {urlsplit(server).netloc}", *upgrade, key)
+    status, answer = exchange(server, *own)
+    assert status == 200, answer  # and no 101
+    status, answer = exchange(server, *own, "Origin: http://evil.example")
     assert status == 403, answer
 
 

@@ -1,5 +1,6 @@
 """Every error as RFC 9457 `application/problem+json`."""
 
+import errno
 import http
 import re
 from collections.abc import Mapping
@@ -12,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
 
-from batchserve.errors import BatchserveError, presentable
+from batchserve.errors import BatchserveError, Unavailable, presentable
 from batchserve.logs import get_logger
 
 log = get_logger()
@@ -83,6 +84,12 @@ def install(app: FastAPI) -> None:
         )
         response.headers.update(error.headers or {})
         return response
+
+    @app.exception_handler(OSError)
+    async def without_descriptors(request: Request, error: OSError) -> Response:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            return await unexpected(request, error)
+        return answer(request, Unavailable("too many files are open; try again in a moment", retry_after=1))
 
     @app.exception_handler(Exception)
     async def unexpected(request: Request, error: Exception) -> Response:

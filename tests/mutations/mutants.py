@@ -226,6 +226,11 @@ MUTANTS = (
         "        if self._replays:  # a trailer", (f"{WIRE}::test_a_trailer_does_not_pass_for_a_header",),
     ),
     Mutant(
+        "a request for which no file can be opened is refused", PROBLEMS,
+        "if error.errno not in (errno.EMFILE, errno.ENFILE):", "if True:",
+        (f"{WIRE}::test_without_a_descriptor_the_server_neither_spins_nor_ends",),
+    ),
+    Mutant(
         "a request has one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
         "if False:", (f"{WIRE}::test_what_two_servers_could_read_as_two_requests_is_refused_and_left",),
     ),
