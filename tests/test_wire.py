@@ -390,6 +390,7 @@ def test_without_a_descriptor_the_server_neither_spins_nor_ends(small: Service) 
             for _ in range(10):
                 time.sleep(0.2)
                 assert client.get("/livez").is_success
+            resource.prlimit(pid, resource.RLIMIT_NOFILE, (small.files(), before[1]))  # the loop keeps one for itself
             for refused in (client.post("/v1/upload", content=b"a\n1\n"), client.get(f"/v1/download/{job}/input")):
                 assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
                 assert refused.headers["retry-after"]
