@@ -228,6 +228,7 @@ MODEL_POISONS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", MODEL_POISONS.values(), ids=MODEL_POISONS.keys())
 def test_a_model_that_cannot_be_read_fails_alone_and_can_be_removed(
     tmp_path: Path, iris_onnx: Path, petals_onnx: bytes, change: str
@@ -263,6 +264,7 @@ def test_a_job_whose_model_cannot_be_read_ends_and_holds_up_no_other(
         assert api.finished(bad)["reason"] == "unreadable-row"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["error = '{'", "started_at = 9e999", "worker = x'ff'", "rows_before = 'x'"])
 def test_an_attempt_that_cannot_be_read_is_left_out(tmp_path: Path, iris_onnx: Path, change: str) -> None:
     with running(tmp_path) as api:
@@ -284,6 +286,7 @@ def test_a_job_whose_chunks_cannot_be_read_ends_and_holds_up_no_other(tmp_path: 
         assert api.run(CSV, "iris")["state"] == "completed"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["status = 'x'", "answer = '{', job_id = NULL", "job_id = x'ff'", "status = 500"])
 def test_an_idempotency_key_that_cannot_be_read_is_a_clear_problem(
     tmp_path: Path, iris_onnx: Path, change: str
@@ -309,6 +312,7 @@ def cli(folder: Path, *arguments: str, **settings: str) -> "subprocess.Completed
     return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
 
 
+@pytest.mark.slow
 def test_a_key_that_cannot_be_read_opens_nothing_and_is_revoked_by_mend(tmp_path: Path) -> None:
     good = cli(tmp_path, "keys", "create", "ada", "--scope", "admin").stdout.strip()
     bad = cli(tmp_path, "keys", "create", "bob").stdout.strip()
@@ -323,6 +327,7 @@ def test_a_key_that_cannot_be_read_opens_nothing_and_is_revoked_by_mend(tmp_path
         assert ok(api.http.get("/readyz"))["unreadable_rows"] == 0
 
 
+@pytest.mark.slow
 def test_the_doctor_names_the_row_and_its_command_removes_it(
     tmp_path: Path, iris_onnx: Path, start_server: Callable[..., AbstractContextManager[str]]
 ) -> None:

@@ -248,6 +248,7 @@ def test_pipelined_requests_are_answered_in_their_order(service: Service) -> Non
     assert answers.endswith(b'"}')
 
 
+@pytest.mark.slow
 def test_requests_whose_answers_are_not_read_take_no_memory(impatient: Service) -> None:
     job = upload(impatient, 2 * MIB)
     kinds = [
@@ -280,6 +281,7 @@ def test_a_refused_request_is_answered_after_those_before_it(service: Service) -
 # --- readers ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_client_that_takes_nothing_is_disconnected_and_a_slow_one_is_not(impatient: Service) -> None:
     job = upload(impatient, 16 * MIB)
     request = b"GET /v1/download/%s/input HTTP/1.1\r\nConnection: close\r\n" % job.encode() + HOST + b"\r\n"
@@ -297,6 +299,7 @@ def test_a_client_that_takes_nothing_is_disconnected_and_a_slow_one_is_not(impat
         until(lambda: impatient.files() <= files)
 
 
+@pytest.mark.slow
 def test_answers_that_wait_for_readers_have_bounds_together_and_their_memory_returns(tmp_path: Path) -> None:
     with served(tmp_path, "--no-worker", BATCHSERVE_SEND_BYTES=str(16 * MIB)) as service, ExitStack() as silent:
         job = upload(service, 16 * MIB)
