@@ -319,6 +319,8 @@ class Protocol(HttpToolsProtocol):
             raise Refusal(431, "head-too-large", f"a request has at most {HEADERS} headers, got {len(self.headers)}")
         if len(self.pipeline) >= PIPELINED:
             raise Refusal(429, "too-many-requests", f"more than {PIPELINED} requests wait on one connection")
+        if not self.url.startswith(b"/"):
+            self._take_host_of_target()
         length, chunked = self._length, bool(self._codings)
         if (length or chunked) and self.parser.should_upgrade():  # the parser leaves out the body
             self._framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % length
@@ -326,6 +328,17 @@ class Protocol(HttpToolsProtocol):
         super().on_headers_complete()
         self._spent = self._hosts = self._codings = self._length = 0
         self._left, self._chunked = length, chunked
+
+    def _take_host_of_target(self) -> None:
+        """Of a target in absolute form the host counts, whatever the header says (RFC 9112, 3.2.2)."""
+        try:
+            target = httptools.parse_url(self.url)
+        except httptools.HttpParserInvalidURLError:
+            raise Refusal(400, "bad-request", "the target of the request is neither a path nor an address") from None
+        if target.host:
+            name = b"[%b]" % target.host if b":" in target.host else target.host
+            host = b"%b:%d" % (name, target.port) if target.port else name
+            self.headers[:] = [(b"host", host), *(header for header in self.headers if header[0] != b"host")]
 
     def _require_unambiguous(self, version: str) -> None:
         """Raises Refusal for what two servers in a row might read as two different requests."""
