@@ -452,7 +452,7 @@ def test_a_stopping_server_claims_nothing_more_while_requests_end(tmp_path: Path
             socket.create_connection((address.hostname, address.port), 20) as slow,
             ThreadPoolExecutor() as pool,
         ):
-            slow.sendall(b"POST /v1/upload HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n" + CSV)
+            slow.sendall(b"POST /v1/upload HTTP/1.1\r\nhost: localhost\r\ncontent-length: 1000\r\n\r\n" + CSV)
             time.sleep(0.5)
             began = time.monotonic()
             ending = pool.submit(server.close)
