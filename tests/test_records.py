@@ -76,6 +76,16 @@ def test_csv_records_are_those_of_pythons_csv_module_or_the_input_is_refused(pie
     assert faulty == {number for number, record in enumerate(strict) if len(record) != 2}
 
 
+def test_a_malformed_field_of_one_line_costs_its_record_though_another_field_has_several() -> None:
+    body = b'a,b,c\n1,"4.1"x,"two\nlines"\n2,5,"two\nlines"\n3,"4.1"x,"two\nlines, and\nmore"\n'
+    for end in (b"\n", b"\r\n"):
+        found = counted_or_refusal("csv", body.replace(b"\n", end), ChunkLimits(records=2))
+        assert not isinstance(found, InvalidInput), found.detail
+        records, errors = found
+        assert records == 3
+        assert [(error.record, error.code) for error in errors] == [(0, "malformed-quote"), (2, "malformed-quote")]
+
+
 LINES = [f"{number},{number * 2},t{number}" for number in range(5000)]
 
 

@@ -348,7 +348,7 @@ def _unclosed(data: bytes, found: _Found, delimiter: int, endless: bool) -> int 
 
 
 def _malformed(data: bytes, found: _Found, spans: Offsets, delimiter: int) -> _Quoted | None:
-    """The first field that is malformed in a record of several lines. In one line, it costs but its record."""
+    """The first field that is malformed and goes over several lines. In one line, it costs but its record."""
     mark = re.escape(bytes([delimiter]))
     well = re.compile(rb'(?:(?:"[^"]*+(?:""[^"]*+)*+"|(?!")[^%b\n]*+)(?:%b|\r?\n|\r?\Z))*+' % (mark, mark))
     for record in np.flatnonzero(spans > 1).tolist():
@@ -356,7 +356,7 @@ def _malformed(data: bytes, found: _Found, spans: Offsets, delimiter: int) -> _Q
         if well.fullmatch(data, start, stop):
             continue
         for field in _quoted_fields(data[start:stop], delimiter):
-            if not field.well:
+            if not field.well and data.find(b"\n", start + field.start, start + field.stop) >= 0:
                 return _Quoted(start + field.start, start + field.stop, field.closed, field.well)
     return None
 

@@ -8,7 +8,7 @@ from http.client import HTTPException, HTTPResponse
 
 from fuzz.case import Step
 
-SECONDS = 45.0
+SECONDS = 75.0
 """In which any request is answered."""
 RAW_SECONDS = 2.0
 MOST = 16 * 2**20
