@@ -65,7 +65,7 @@ def test_every_operation_says_that_it_answers_with_problems(document: dict[str, 
                 assert operation["responses"][status]["content"] == {"application/problem+json": reference}, (
                     method, path,
                 )  # fmt: skip
-    assert {"type", "code", "title", "status", "detail", "instance"} <= set(
+    assert {"type", "code", "title", "status", "detail"} <= set(
         document["components"]["schemas"]["Problem"]["required"]
     )
 

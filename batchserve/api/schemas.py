@@ -204,7 +204,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str = Field(description="What was wrong, what was expected and what came.")
-    instance: str
+    instance: str = Field("", description="Path of the request; none where it was refused before that was read.")
     errors: list[dict[str, Any]] = Field(
         default_factory=list, description="Single faults: any of row, column, value, expected, message."
     )
