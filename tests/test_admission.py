@@ -550,6 +550,14 @@ def test_a_bundle_brings_the_data_along(make: Any) -> None:
     assert open_session(admitted.model).run(inputs)["y"].tolist() == [[10, 20]]
 
 
+def test_a_bundle_whose_directory_begins_before_the_file_is_refused() -> None:
+    data = bytearray(bundle(EXTERNAL[0](), {"weights.bin": WEIGHTS}))
+    end = data.rindex(b"PK\x05\x06")
+    data[end + 12 : end + 16] = (2**31).to_bytes(4, "little")  # bytes of the directory
+    with pytest.raises(ModelRefused, match="the zip archive cannot be read"):
+        admit(bytes(data))
+
+
 def test_the_manifest_of_a_bundle_is_metadata() -> None:
     manifest = json.dumps({"labels": ["no", "yes"]}).encode()
     model = written("g (float[N,2] x) => (float[N,2] y) { y = Softmax<axis=1>(x) }")

@@ -37,8 +37,8 @@ def unpack(data: bytes) -> ModelProto:
         with ZipFile(BytesIO(data)) as archive:
             members = _members(archive)
             files = _read_all(archive, members)
-    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, UnicodeDecodeError) as error:
-        raise ModelRefused(f"the zip archive can not be read: {error}") from error
+    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise ModelRefused(f"the zip archive cannot be read: {error}") from error
     names = [name for name in files if name.endswith(".onnx")]
     if len(names) != 1:
         raise ModelRefused(f"expected a zip archive with one .onnx file, got {len(names)} among {sorted(files)[:20]}")
