@@ -185,7 +185,7 @@ def _shown(example: object, media_type: str = "application/json") -> dict[str, A
 
 
 def _check(service: Service) -> dict[str, str]:
-    """What the service can not do without, each `ok` or the reason why not. Of a worker only the latter."""
+    """What the service cannot do without, each `ok` or the reason why not. Of a worker only the latter."""
     checks, runtime = {}, service.runtime
     try:
         migrate.check(runtime.database)

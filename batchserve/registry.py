@@ -11,8 +11,6 @@ from batchserve.db.tables import jobs, models
 from batchserve.domain import JobState, ModelVersion, Signature
 from batchserve.errors import ModelInUse, ModelNotFound, UnreadableRow
 
-signature_adapter = rows.signature_adapter
-
 _OWN = ("artifact_sha256", "deleted_at")
 model_columns = [column.label(f"model_{column.name}") for column in models.c if column.name not in _OWN]
 """The columns of a model version, for a query that joins them to another table."""

@@ -259,9 +259,8 @@ class Worker:
             named = error if isinstance(error, BatchserveError) else None
             log.error("Job cannot be begun", action="job_error", job_id=job.id, exc_info=None if named else error)
             found = named or UnreadableRow(f"job {job.id} cannot be begun; the worker's log has the details")
-            now = time.time()
             with suppress(LeaseLost):
-                self._write(jobs.fail_if_mine, job.id, job.attempt, found, now)
+                self._write_end(jobs.fail_if_mine, job.id, job.attempt, found)
             self._tell(job.id)
 
     def _take(self, job: Job) -> None:

@@ -37,7 +37,7 @@ from batchserve.inference.admission import admit
 from batchserve.inference.convert import convert
 from batchserve.inference.session import Arrays, OnnxSession, Sessions, open_session
 from batchserve.inference.trees import TreeModel, TreeSession, hard_records, load_trees
-from batchserve.registry import signature_adapter
+from batchserve.rows import signature_adapter
 
 RANDOM = np.random.default_rng(0)
 X = RANDOM.standard_normal((1200, 6)).astype(np.float32)

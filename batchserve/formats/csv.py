@@ -2,7 +2,7 @@
 
 Blank lines are no records, as in pandas. A quote inside an unquoted field is an ordinary character.
 
-A quote that opens a field and is out of place would swallow records in silence: planning refuses what it can not cut
+A quote that opens a field and is out of place would swallow records in silence: planning refuses what it cannot cut
 for certain. That is a quote that is never closed, one whose field goes over several lines and ends in the middle of a
 text, a field full of lines that look like records, and lines that end with CR alone.
 
@@ -286,7 +286,7 @@ _NONE = np.empty(0, np.int64)
 
 
 def _fault(window: Window, found: _Found, delimiter: int, columns: int) -> tuple[int, str] | None:
-    """Where records can not be told apart for certain: a byte of the record at fault, and what is wrong with it."""
+    """Where records cannot be told apart for certain: a byte of the record at fault, and what is wrong with it."""
     data = window.data
     # Beyond the largest record nothing can end the last one.
     endless = not window.final and len(data) - found.consumed > MAX_RECORD
