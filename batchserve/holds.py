@@ -26,7 +26,7 @@ _RENEWAL = 10.0
 def held(database: Database, lapse: float = LAPSE) -> Iterator[None]:
     """Nothing that a row names when the block begins is removed before the block ends.
 
-    Raises Unavailable at the end when that can not be said, because the hold lapsed in between.
+    Raises Unavailable at the end when that cannot be said, because the hold lapsed in between.
     """
     name = secrets.token_hex(16)
     with database.write() as connection:

@@ -122,7 +122,7 @@ def _difference_of_digest(storage: Storage, key: str, expected: str) -> tuple[st
     except FileNotFoundError:
         return f"SHA-256 {expected}", "no object"
     except OSError as error:
-        return f"SHA-256 {expected}", f"a disk that can not read it: {error.strerror}"
+        return f"SHA-256 {expected}", f"a disk that cannot read it: {error.strerror}"
     found = digest.hexdigest()
     return None if found == expected else (f"SHA-256 {expected}", f"SHA-256 {found}")
 

@@ -898,12 +898,12 @@ def _is_registered(model_id: Any) -> ColumnElement[bool]:
 
 def _require_input(job: Job) -> None:
     if job.input_removed_at is not None:
-        raise JobConflict(f"job {job.id} can not be retried: its input was removed; upload it again to predict it anew")
+        raise JobConflict(f"job {job.id} cannot be retried: its input was removed; upload it again to predict it anew")
 
 
 def _model_is_gone(job: Job) -> JobConflict:
     name = job.model.reference if job.model else "none"
-    return JobConflict(f"job {job.id} can not be retried: its model {name} was deleted")
+    return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
 
 
 def _require_mine(

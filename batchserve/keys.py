@@ -4,7 +4,7 @@ A key is `bs_`, 256 random bits and a CRC-32 of both, in base 62. The checksum t
 that lies in a file where it should not be, without asking the database; it protects nothing.
 
 A key is looked up by its digest. How long that takes may tell how far two digests agree; but who does not know a key
-can not choose the digest of a guess, so this leads to no key, and nothing else needs to be compared in constant time.
+cannot choose the digest of a guess, so this leads to no key, and nothing else needs to be compared in constant time.
 """
 
 import hashlib

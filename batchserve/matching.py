@@ -59,7 +59,7 @@ class Match:
         check_types(self.signature, binding, self.header.columns, self._own(self.sample()))
 
     def require_writable(self) -> None:
-        """Raises InvalidOptions for a `top_k` that the model can not give, or a result that its format can not hold."""
+        """Raises InvalidOptions for a `top_k` that the model cannot give, or a result that its format cannot hold."""
         columns = output_columns(self.signature, self.options.top_k)
         format = self.options.format
         if format not in ("npy", "npz"):
@@ -69,13 +69,13 @@ class Match:
             number = kind.is_numeric() or isinstance(kind, pl.Boolean | pl.Null)
             if not number and (format == "npy" or kind.is_nested() or isinstance(kind, pl.Binary)):
                 message = (
-                    f"{format} can not hold column {name!r}, which is {kind}: ask for parquet, or for passthrough=none"
+                    f"{format} cannot hold column {name!r}, which is {kind}: ask for parquet, or for passthrough=none"
                 )
                 raise SchemaMismatch(message, errors=[{"column": name, "message": message}])
         if format == "npz":
             return
         if pl.String() in columns.values():
-            raise InvalidOptions("this model gives text, which npy can not hold: ask for csv, jsonl, parquet or arrow")
+            raise InvalidOptions("this model gives text, which npy cannot hold: ask for csv, jsonl, parquet or arrow")
         if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
             raise InvalidOptions("npy holds one array, and this result has several: ask for npz, parquet or arrow")
 

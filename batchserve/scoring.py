@@ -224,7 +224,7 @@ def check_inputs(tasks: Sequence[tuple[Input, Options]], model: ModelVersion) ->
         except BatchserveError as error:
             return error
         except OSError as error:
-            return InvalidInput(f"the stored input can not be read: {error.strerror}")
+            return InvalidInput(f"the stored input cannot be read: {error.strerror}")
         return None
 
     return [problem(task, options) for task, options in tasks]
@@ -234,7 +234,7 @@ def check_inputs(tasks: Sequence[tuple[Input, Options]], model: ModelVersion) ->
 def score_chunk(task: ChunkTask) -> ScoredChunk:
     """Reads a chunk, scores it, writes its part. One result row for each record, in order, or an error for all.
 
-    A record that can not be scored becomes a row of nulls and an entry in the part's errors.
+    A record that cannot be scored becomes a row of nulls and an entry in the part's errors.
     """
     part = part_key(task.job_id, task.chunk.first_record, task.attempt)
     return _score_into(task, part, errors_part_key(task.job_id, task.chunk.first_record, task.attempt))[0]
@@ -481,7 +481,7 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
 def _of_one_size(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == object and array.ndim == 1 and any(isinstance(value, list) for value in array):
         raise InvalidOptions(
-            f"{name!r} differs in size between records, which npy and npz can not hold: ask for parquet"
+            f"{name!r} differs in size between records, which npy and npz cannot hold: ask for parquet"
         )
     return array
 

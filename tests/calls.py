@@ -34,7 +34,7 @@ def fail(detail: str) -> None:
 
 
 class Stubborn(Exception):
-    """An error that can not be rebuilt in another process."""
+    """An error that cannot be rebuilt in another process."""
 
     def __init__(self, first: str, second: str) -> None:
         super().__init__(f"{first} and {second}")

@@ -392,7 +392,7 @@ NEG = "g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"
         (b"\x89HDF\r\n", "HDF5"),
         (b"", "0 bytes"),
         (b"not a model at all", "are none"),
-        (b"PK\x03\x04 broken", "zip archive can not be read"),
+        (b"PK\x03\x04 broken", "zip archive cannot be read"),
     ],
 )
 def test_what_is_no_model_is_named(data: bytes, reason: str) -> None:
@@ -573,7 +573,7 @@ def test_a_bundle_member_that_is_no_plain_name_is_refused(name: str) -> None:
 
 def test_a_nul_in_the_name_of_a_bundle_member_is_refused() -> None:
     data = bundle(written(NEG), {"weights_bin": b""}).replace(b"weights_bin", b"weights\0bin")
-    with pytest.raises(ModelRefused, match=r"only plain file names|can not be read"):
+    with pytest.raises(ModelRefused, match=r"only plain file names|cannot be read"):
         admit(data)
 
 

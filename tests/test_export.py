@@ -281,7 +281,7 @@ def test_scores_of_classes_without_names_are_not_ranked(
         (["--image", "imagenet"], r"are \[N, 3, 224, 224\], but input 'image' is \[N, 3, 96, 96\]"),
         (["--image", "img2feat:resnet18", "--weights", "none.pth"], "does not exist"),
         (["--weights", "NETWORK"], "goes with --image"),
-        (["--labels", "NETWORK"], "can not be read as text"),
+        (["--labels", "NETWORK"], "cannot be read as text"),
     ],
 )
 def test_what_can_not_be_meant_is_refused(network: Path, tmp_path: Path, arguments: list[str], message: str) -> None:

@@ -361,7 +361,7 @@ def test_the_sample_of_a_parquet_file_is_read_when_it_is_asked_for(tmp_path: Pat
     with path.open("rb") as source:
         header = Parquet().header(source, DIALECT)
     assert header.columns == dict(frame(100).schema)
-    with pytest.raises(InvalidInput, match="can not be read"):
+    with pytest.raises(InvalidInput, match="cannot be read"):
         _ = header.sample
 
 

@@ -691,8 +691,8 @@ def test_a_batch_that_needs_too_much_memory_is_not_taken() -> None:
         ("N,3,8,8", {"filter": "bicubic", "antialias": False}, "bilinear or nearest"),
         ("N,3,8,8", {"mean": [0.5, 0.5]}, "mean must have 1 number or 3"),
         ("N,3,8,8", {"std": [1, 0, 1]}, "must not be 0"),
-        ("N,3,8,8", {"std": [1e-320]}, "0 to inf, which float32 can not hold"),
-        ("N,3,8,8", {"scale": 1e308, "mean": [1e308]}, "which float32 can not hold"),
+        ("N,3,8,8", {"std": [1e-320]}, "0 to inf, which float32 cannot hold"),
+        ("N,3,8,8", {"scale": 1e308, "mean": [1e308]}, "which float32 cannot hold"),
         ("N,3,8,8", {"input": "y"}, "no input 'y'; it has 'x'"),
     ],
 )
@@ -702,7 +702,7 @@ def test_preprocessing_that_makes_no_sense_is_refused(shape: str, image: dict[st
 
 
 def test_pixels_that_an_integer_can_not_hold_are_refused() -> None:
-    with pytest.raises(ModelRefused, match="-128 to 127, which uint8 can not hold"):
+    with pytest.raises(ModelRefused, match="-128 to 127, which uint8 cannot hold"):
         admit(model("N,3,8,8", "uint8", mean=[128]))
 
 
@@ -860,7 +860,7 @@ def test_what_npy_and_npz_can_not_hold_is_refused_before_it_is_queued(service: A
     for options, column in (({"format": "npy"}, "file"), ({"format": "npz", "key": "image"}, "image")):
         params = {"model": "means", **options}
         answer = service.http.post("/v1/predict", content=archive.getvalue(), params=params)
-        assert f"can not hold column '{column}'" in problem(answer, 422, "schema-mismatch")["detail"]
+        assert f"cannot hold column '{column}'" in problem(answer, 422, "schema-mismatch")["detail"]
     job = service.run(archive.getvalue(), "means", format="npy", passthrough="none")
     assert np.load(io.BytesIO(service.result(job).content)).shape == (1, 3)
 

@@ -280,7 +280,7 @@ def test_progress_grows_and_ends_at_one(bench: Bench, busy: bytes, second: float
     assert seen[-1] == 1.0
 
 
-# --- records that can not be scored ---
+# --- records that cannot be scored ---
 
 HOLES = [1.0, None, 3.0, None, *range(4, 40)]  # 40 records, 2 of them without a value
 
@@ -624,7 +624,7 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
     mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
     mounted = subprocess.run(mount, check=False, capture_output=True, text=True)
     if mounted.returncode != 0:
-        pytest.skip(f"file systems can not be mounted here: {mounted.stderr.strip()}")
+        pytest.skip(f"file systems cannot be mounted here: {mounted.stderr.strip()}")
     try:
         yield disk
     finally:

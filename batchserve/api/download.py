@@ -277,7 +277,7 @@ def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
     if format is not None:
         if get_format(format) not in there:
             names = ", ".join(found.name for found in there)
-            raise NotAcceptable(f"a result in {own.name} can not be given as {format}; it can be had as {names}")
+            raise NotAcceptable(f"a result in {own.name} cannot be given as {format}; it can be had as {names}")
         return get_format(format)
     if accept is None:
         return own
@@ -285,7 +285,7 @@ def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
     best = max(there, key=lambda found: _quality(ranges, found))  # the first of equals: the job's own
     if not _quality(ranges, best):
         types = ", ".join(found.media_type for found in there)
-        raise NotAcceptable(f"the result can not be given as {accept[:200]!r}; it can be had as {types}")
+        raise NotAcceptable(f"the result cannot be given as {accept[:200]!r}; it can be had as {types}")
     return best
 
 

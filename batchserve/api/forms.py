@@ -154,7 +154,7 @@ async def open_form(content_type: str, body: Body, storage: Storage) -> AsyncIte
     """
     _, options = parse_options_header(content_type)
     if not options.get(b"boundary"):
-        raise BadRequest("the form can not be read: its Content-Type names no boundary")
+        raise BadRequest("the form cannot be read: its Content-Type names no boundary")
     with _named_faults():
         form = Form(options[b"boundary"], scratch_folder(storage))
     try:
@@ -220,7 +220,7 @@ def _named_faults() -> Iterator[None]:
         with full_disk_named():
             yield
     except FormParserError as error:
-        raise BadRequest(f"the form can not be read: {error}") from None
+        raise BadRequest(f"the form cannot be read: {error}") from None
 
 
 def _gathered(pieces: Iterable[Piece]) -> Iterator[bytes]:

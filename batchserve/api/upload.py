@@ -164,7 +164,7 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
 
 
 def default_format(input_format: str, model: ModelVersion) -> str:
-    """Of a result: the input's, but for images, and for what one npy array can not hold: text, and several arrays."""
+    """Of a result: the input's, but for images, and for what one npy array cannot hold: text, and several arrays."""
     if input_format not in RESULT_FORMATS:
         return "jsonl"
     if input_format != "npy":

@@ -143,7 +143,7 @@ def _read(path: Path, option: str) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
-        raise typer.BadParameter(f"{path} can not be read as text: {error}", param_hint=option) from None
+        raise typer.BadParameter(f"{path} cannot be read as text: {error}", param_hint=option) from None
 
 
 def print_parity(report: "Parity", as_json: bool) -> None:

@@ -192,7 +192,7 @@ def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Body:
 
 
 class _Sink:
-    """What is written and not taken yet. It can not go back, so sizes follow the data."""
+    """What is written and not taken yet. It cannot go back, so sizes follow the data."""
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []

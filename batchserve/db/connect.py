@@ -145,7 +145,7 @@ class Database:
     def version(self) -> int | None:
         """While it stays the same, nobody has committed anything: no thread, and no other process.
 
-        Takes microseconds and waits for no writer. None when this database can not tell: then read.
+        Takes microseconds and waits for no writer. None when this database cannot tell: then read.
         """
         if not self._sqlite:
             return None

@@ -245,7 +245,7 @@ def _answer(outcome: Any, error: Exception | None) -> bytes:
     try:
         answer = pickle.dumps((outcome, error))
         pickle.loads(answer)  # noqa: S301 - an error may pickle and yet not come back
-    except Exception as unfit:  # noqa: BLE001 - one that can not travel is told in words
+    except Exception as unfit:  # noqa: BLE001 - one that cannot travel is told in words
         told = error or unfit
         return pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}")))
     return answer

@@ -264,7 +264,7 @@ def read_member(source: BinaryIO, member: ZipInfo) -> bytes:
     try:
         data = zlib.decompressobj(-15).decompress(packed, member.file_size + 1) if member.compress_type else packed
     except zlib.error as error:
-        raise BadZipFile(f"it can not be unpacked: {error}") from error
+        raise BadZipFile(f"it cannot be unpacked: {error}") from error
     if len(data) != member.file_size:
         raise BadZipFile(f"it has not the {member.file_size} bytes that the archive says")
     if zlib.crc32(data) != member.CRC:

@@ -425,7 +425,7 @@ def _read(
 def _read_table(
     data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], records: int
 ) -> pl.DataFrame | None:
-    """The table as polars reads it, or None where it can not, or where it can not be trusted."""
+    """The table as polars reads it, or None where it cannot, or where it cannot be trusted."""
     if not records:
         return pl.DataFrame(schema={name: polars_type(types.get(name, "string")) for name in names})
     if not _regular(data, ord(delimiter), records * (len(names) - 1)):

@@ -23,7 +23,7 @@ def decoding(what: str) -> Iterator[None]:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, OverflowError) as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvalidInput(f"{what} can not be read: {reason[:200]}") from error
+        raise InvalidInput(f"{what} cannot be read: {reason[:200]}") from error
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:

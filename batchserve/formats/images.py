@@ -39,7 +39,7 @@ class _InputOnly:
 
     def _refuse(self) -> Never:
         raise InvalidOptions(
-            f"a result is a table, which {self.name} can not hold: ask for csv, jsonl, json, parquet, arrow, arrows, "
+            f"a result is a table, which {self.name} cannot hold: ask for csv, jsonl, json, parquet, arrow, arrows, "
             "npy or npz"
         )
 

@@ -539,7 +539,7 @@ def _read_lines(
 
 
 def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | None:
-    """The table as polars reads it, or None where it can not, or where it can not be trusted."""
+    """The table as polars reads it, or None where it cannot, or where it cannot be trusted."""
     if not records:
         return pl.DataFrame(schema={name: polars_type(dtype or "string") for name, dtype in schema.items()})
     if not schema or None in schema.values() or _has_lone_surrogate(data):

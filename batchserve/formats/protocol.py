@@ -66,7 +66,7 @@ class Format(Protocol):
     """One file format.
 
     Sources are seekable binary files, opened by the caller; a real file has `name`. Any method raises InvalidInput,
-    naming the place (line, record, column, byte), what was expected and what came, when the file as a whole can not
+    naming the place (line, record, column, byte), what was expected and what came, when the file as a whole cannot
     be read. A fault of a single record is never raised: it is a RowError in the Reading.
     """
 

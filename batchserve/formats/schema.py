@@ -61,7 +61,7 @@ def holds_bytes(kind: pl.DataType | None) -> bool:
 
 
 def as_base64(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with bytes as base64, also those in lists and structs: texts can not hold them as they are."""
+    """The frame with bytes as base64, also those in lists and structs: texts cannot hold them as they are."""
     texts = [_as_base64(pl.col(name), kind).alias(name) for name, kind in frame.schema.items() if _has_bytes(kind)]
     return frame.with_columns(texts) if texts else frame
 

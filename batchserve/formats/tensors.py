@@ -213,7 +213,7 @@ def _members(source: BinaryIO) -> Iterator[list[_Member]]:
                 members.append(_Member(name, stream, header))
             yield members
     except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
-        raise InvalidInput(f"the npz archive can not be read, it is damaged or cut off: {error}") from error
+        raise InvalidInput(f"the npz archive cannot be read, it is damaged or cut off: {error}") from error
 
 
 def _records(members: Sequence[_Member]) -> int:

@@ -91,7 +91,7 @@ class _Reader:
                 raise ThriftError(f"there is no type {kind}")
 
     def _check(self, size: int) -> None:
-        # Every element has at least a byte: a short input can not ask for much memory.
+        # Every element has at least a byte: a short input cannot ask for much memory.
         if size > len(self._data) - self._position:
             raise ThriftError(f"a list of {size} elements does not fit")
 

@@ -48,7 +48,7 @@ def holds_arrays(kind: pl.DataType | None, first_values: Callable[[], pl.Series]
 
 
 def array_fault(tensor: InputTensor, kind: pl.DataType | None, values: pl.Series) -> str | None:
-    """Why a column of this type, or with these first values, can not fill an input; None when it can."""
+    """Why a column of this type, or with these first values, cannot fill an input; None when it can."""
     kind = kind or values.dtype
     if not isinstance(kind, pl.String | pl.Null):
         return _type_fault(tensor, kind)

@@ -1,4 +1,4 @@
-"""Why records can not be scored: one fault for each, the first that was found."""
+"""Why records cannot be scored: one fault for each, the first that was found."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ __all__ = ["Faults", "Unfit"]
 
 
 class Unfit(Exception):
-    """Why one value can not be scored: the code and the message of its row error."""
+    """Why one value cannot be scored: the code and the message of its row error."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)

@@ -56,7 +56,7 @@ _DATA_URI = re.compile(r"\s*data:[^,]{0,200},", re.IGNORECASE)
 class Images:
     """The images that fill one input. They are decoded when they are taken, so that memory holds those of one batch.
 
-    An image that is missing, can not be decoded, or has not the size that the model takes, is all zeros. `errors` has
+    An image that is missing, cannot be decoded, or has not the size that the model takes, is all zeros. `errors` has
     one of each that was looked at and failed, but for the missing ones.
     """
 
@@ -121,14 +121,14 @@ class Images:
                     size = _upright_size(self._opened(record), self._spec)
                     _require_size(self._tensor, size)
                     sizes[record] = size
-        # A place of any size will do for one that can not be decoded.
+        # A place of any size will do for one that cannot be decoded.
         other = next(iter(sizes.values()), image_size(self._tensor, _UNKNOWN))
         shapes = [_shape(self._tensor, sizes.get(record, other)) for record in range(len(self))]
         return np.array(shapes, np.int64).reshape(len(self), len(self._tensor.shape) - 1)
 
     @contextmanager
     def _noting(self, record: int) -> Iterator[None]:
-        """Notes the error of an image that can not be scored."""
+        """Notes the error of an image that cannot be scored."""
         try:
             yield
         except Unfit as unfit:
@@ -274,7 +274,7 @@ def _reading() -> Iterator[None]:
     except Exception as error:  # its parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         if isinstance(error, UnidentifiedImageError):
             raise Unfit("invalid-image", "expected a JPEG, PNG, WebP or GIF image") from error
-        raise Unfit("invalid-image", f"the image can not be decoded: {str(error)[:200]}") from error
+        raise Unfit("invalid-image", f"the image cannot be decoded: {str(error)[:200]}") from error
 
 
 def _pixels(image: Image.Image, spec: Preprocessing, most_pixels: int) -> np.ndarray:
@@ -395,7 +395,7 @@ def _table(scale: float, mean: float, std: float, dtype: DType) -> np.ndarray | 
         fits = bool((values >= bounds.min).all() and (values <= bounds.max).all())
         table = values.astype(target) if fits else values
     if not fits:
-        raise OverflowError(f"pixels become {values.min():g} to {values.max():g}, which {dtype} can not hold")
+        raise OverflowError(f"pixels become {values.min():g} to {values.max():g}, which {dtype} cannot hold")
     return None if target == np.uint8 and (values == pixels).all() else table
 
 

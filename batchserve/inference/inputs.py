@@ -44,7 +44,7 @@ def check_types(
     header_columns: Mapping[str, pl.DataType | None],
     sample: Records,
 ) -> None:
-    """Refuses an input that can not be scored, by its header and first records alone.
+    """Refuses an input that cannot be scored, by its header and first records alone.
 
     A column with a type must be castable; in a column without one at least one value of the sample must fit. Raises
     SchemaMismatch that lists the columns at fault. Tensors (no binding) are checked for names, shapes and types.
@@ -146,11 +146,11 @@ def build_inputs(
     first_record: int,
     image_pixels: int = IMAGE_PIXELS,
 ) -> tuple[Inputs, np.ndarray, list[RowError]]:
-    """The inputs for all records, a mask of those that can not be scored, and one error for each of these.
+    """The inputs for all records, a mask of those that cannot be scored, and one error for each of these.
 
     A masked record stands in the inputs with harmless values, so that the others can be scored in the same run; its
     outputs mean nothing. `first_record` is the number of the first record in the whole input. Tensors need no binding.
-    Images are decoded when they are taken, of at most `image_pixels`; those that can not be are told only then.
+    Images are decoded when they are taken, of at most `image_pixels`; those that cannot be are told only then.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
     """

@@ -76,7 +76,7 @@ class LocalStorage:
     def link(self, key: str, file: Path) -> bool:
         """Makes a file, which never changes, an object of this storage too: durably, without a copy of its bytes.
 
-        False where that can not be done, as between two disks.
+        False where that cannot be done, as between two disks.
         """
         target = self._path(key)
         _make_folder(target.parent)

@@ -59,7 +59,7 @@ def _agree(expected: Answers, got: Answers, tolerance: float) -> bool:
 def answers(
     graph: onnx.ModelProto, feed: Callable[[slice], Arrays], reference: Reference, batch: int = BATCH
 ) -> tuple[Answers, Answers, list[str]]:
-    """What the estimator and the graph say of the same records, and notes on what can not be compared.
+    """What the estimator and the graph say of the same records, and notes on what cannot be compared.
 
     `feed`: the inputs of the graph for a range of the reference's records, at most `batch` of them.
     """

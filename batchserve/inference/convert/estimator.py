@@ -272,7 +272,7 @@ def ask(model: Any, table: Table) -> Reference:
         note = f"{(~complete).sum()} of {len(complete)} records have missing values, which the model refuses: left out."
         return Reference(task, table, np.flatnonzero(complete), *_answers(model, task, table), notes=(note,))
     except Exception as error:  # estimators refuse in many ways
-        raise ConversionFailed(f"The estimator itself can not predict the sample: {sentence(error)}") from error
+        raise ConversionFailed(f"The estimator itself cannot predict the sample: {sentence(error)}") from error
 
 
 def _answers(model: Any, task: Task, table: Table) -> tuple[Array | None, str, tuple[Array, ...]]:

@@ -182,7 +182,7 @@ def load_cnn(name: str, *, weights: Path | None = None, size: tuple[int, int] = 
     `weights`: a file of weights for torchvision's network instead, where there is no way out to download them.
     `size`: width and height of the images that the network gets.
 
-    Raises ConversionFailed when there is no such network, or its weights can not be had.
+    Raises ConversionFailed when there is no such network, or its weights cannot be had.
     """
     require_img2feat()
     import_torchvision()
@@ -196,7 +196,7 @@ def load_cnn(name: str, *, weights: Path | None = None, size: tuple[int, int] = 
             return CNN(name, img_size=size)
         except Exception as error:  # network, files, pickles, img2feat's own slips
             raise ConversionFailed(
-                f"img2feat could not build {name!r}: {sentence(error)} If its weights can not be downloaded from here, "
+                f"img2feat could not build {name!r}: {sentence(error)} If its weights cannot be downloaded from here, "
                 "pass a file of them."
             ) from error
 
