@@ -346,10 +346,11 @@ async def wait_for(
         left = deadline - time.monotonic()
         if until(state) or left <= 0 or service.stopping.is_set():
             return
-        with suppress(TimeoutError):
+        try:
             async with asyncio.timeout(min(pause, left)):
                 await change.wait()
-        require_key_still(request, service.keyring)
+        except TimeoutError:
+            require_key_still(request, service.keyring)
         pause = min(pause * 1.5, _LONGEST_PAUSE)
 
 
