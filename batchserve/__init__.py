@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchserve.client import AsyncClient, Client
-    from batchserve.inference.convert import annotate, convert, export_img2feat, export_torch
+    from batchserve.conversion import annotate, convert, export_img2feat, export_torch
 
 __all__ = ["AsyncClient", "Client", "__version__", "annotate", "convert", "export_img2feat", "export_torch"]
 __version__ = "0.1.0"
@@ -17,7 +17,7 @@ def __getattr__(name: str) -> Any:
 
         return getattr(client, name)
     if name in ("annotate", "convert", "export_img2feat", "export_torch"):
-        from batchserve.inference import convert
+        from batchserve import conversion
 
-        return getattr(convert, name)
+        return getattr(conversion, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -34,10 +34,11 @@ from batchserve.formats.schema import POLARS, as_base64
 from batchserve.formats.tensors import vector
 from batchserve.inference.images import IMAGE_PIXELS, Images
 from batchserve.inference.inputs import build_inputs
+from batchserve.inference.kernels import Session
+from batchserve.inference.matching import Match, match_input, with_names
 from batchserve.inference.outputs import list_outputs, output_columns, to_columns
 from batchserve.inference.run import run
-from batchserve.inference.session import Session, Sessions, give_back_memory
-from batchserve.matching import Match, match_input, with_names
+from batchserve.inference.session import Sessions, give_back_memory
 from batchserve.storage import (
     Piece,
     Span,
@@ -381,7 +382,7 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
 
 def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
     """Admits an uploaded artifact and stores the mended graph under `key` + `.onnx`; gives what was learnt of it."""
-    from batchserve.inference.admission import admit  # with onnx, which no other call needs
+    from batchserve.admission import admit  # with onnx, which no other call needs
 
     store = _storage(storage)
     with store.open(key) as source:

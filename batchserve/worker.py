@@ -35,11 +35,11 @@ from batchserve.errors import (
     UnreadableRow,
 )
 from batchserve.logs import get_logger
-from batchserve.retention import expire, forget, remove_unnamed
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import parts_prefix
-from batchserve.sweep import sweep
+from batchserve.upkeep.retention import expire, forget, remove_unnamed
+from batchserve.upkeep.sweep import sweep
 
 T = TypeVar("T")
 

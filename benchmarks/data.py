@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from batchserve.inference.convert import convert
+from batchserve.conversion import convert
 
 FEATURES = [f"f{number}" for number in range(20)]
 NUMBERS = FEATURES[:10]

@@ -16,7 +16,7 @@ from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
 
-from batchserve.inference.convert import convert
+from batchserve.conversion import convert
 from benchmarks import bare, processes, service
 from benchmarks.http import latencies, request, run
 from benchmarks.paths import Bench

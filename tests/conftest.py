@@ -18,9 +18,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from batchserve.conversion import convert
 from batchserve.db import migrate
 from batchserve.db.connect import Database
-from batchserve.inference.convert import convert
 
 pytest_plugins = ["service"]  # the fixtures of the API
 collect_ignore = [] if find_spec("torch") else ["test_torch.py"]  # its environment: make test-torch

@@ -23,7 +23,7 @@ from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from starlette.testclient import TestClient
 
 from batchserve.app import create_app
-from batchserve.inference.convert import convert
+from batchserve.conversion import convert
 from batchserve.settings import Settings
 
 QUICK: dict[str, Any] = {"processes": 2, "process_nice": 0, "poll": 0.05, "rescue": 0.5, "free_bytes": 0}

@@ -33,9 +33,9 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.svm import SVC
 
+from batchserve.admission import Admitted, admit
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
-from batchserve.inference.admission import Admitted, admit
 from batchserve.inference.binding import bind
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.outputs import check_count, output_columns, to_columns

@@ -18,13 +18,14 @@ from service import Api, ok, problem, running
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from batchserve import holds, jobs
-from batchserve.backup import Copied, back_up, restore
+from batchserve import jobs
 from batchserve.cli import app as command_line
 from batchserve.db import tables
 from batchserve.db.connect import Database
 from batchserve.errors import DigestMismatch, InvalidOptions, SchemaOutdated
 from batchserve.storage import open_storage
+from batchserve.upkeep import holds
+from batchserve.upkeep.backup import Copied, back_up, restore
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 CSV = HEADER + "5.1,3.5,1.4,0.2\n"

@@ -29,6 +29,7 @@ from batchserve.client import (
 )
 from batchserve.client.data import body_of, format_of, polars_of
 from batchserve.client.transport import BLOCK, Body, pause_before, seconds_to_wait
+from batchserve.conversion import convert
 from batchserve.errors import (
     BatchserveError,
     DigestMismatch,
@@ -38,7 +39,6 @@ from batchserve.errors import (
     ModelNotFound,
     SchemaMismatch,
 )
-from batchserve.inference.convert import convert
 
 JOB = {"id": "j1", "state": "queued", "progress": 0.0, "rows": {"total": None, "ok": 0, "failed": 0}}
 Handler = Callable[[httpx2.Request], httpx2.Response]

@@ -11,9 +11,9 @@ from service import Api, ok, running
 from batchserve import clock, idempotency, jobs
 from batchserve.db.connect import Database, Moment
 from batchserve.domain import JobState
-from batchserve.retention import Expired, expire, forget
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
+from batchserve.upkeep.retention import Expired, expire, forget
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 HOUR, DAY, YEAR = 3600.0, 86400.0, 365 * 86400.0

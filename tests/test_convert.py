@@ -31,9 +31,9 @@ from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
+from batchserve.conversion import Conversion, convert
+from batchserve.conversion.parity import Answers, Parity, compare
 from batchserve.errors import ConversionFailed, ParityFailed
-from batchserve.inference.convert import Conversion, convert
-from batchserve.inference.parity import Answers, Parity, compare
 
 IRIS = load_iris(as_frame=True)
 X, Y = IRIS.data.astype("float32"), IRIS.target
@@ -492,7 +492,7 @@ def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) 
     joblib.dump(mixed_pipeline().fit(frame, prices(frame)), tmp_path / "model.joblib")
     frame.to_parquet(tmp_path / "sample.parquet")
     here = convert(tmp_path / "model.joblib", tmp_path / "sample.parquet").onnx
-    program = "import sys; from batchserve.inference.convert import convert; convert(*sys.argv[1:])"
+    program = "import sys; from batchserve.conversion import convert; convert(*sys.argv[1:])"
     files = [str(tmp_path / name) for name in ("model.joblib", "sample.parquet", "model.onnx")]
     subprocess.run([sys.executable, "-c", program, *files], check=True, timeout=60)
     assert (tmp_path / "model.onnx").read_bytes() == here

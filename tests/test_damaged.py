@@ -17,10 +17,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchserve import scoring
+from batchserve.admission import admit
 from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
 from batchserve.errors import BatchserveError, InvalidInput
-from batchserve.formats import get_format, thrift
-from batchserve.inference.admission import admit
+from batchserve.formats import get_format
+from batchserve.formats.wire import thrift
 from batchserve.storage import input_key, model_key, open_storage
 
 RECORDS = 300

@@ -16,8 +16,8 @@ import pytest
 from service import running
 
 from batchserve.db.connect import Database
-from batchserve.inspection import Fault, inspect_clock, inspect_database, inspect_jobs, inspect_objects
 from batchserve.storage import open_storage
+from batchserve.upkeep.inspection import Fault, inspect_clock, inspect_database, inspect_jobs, inspect_objects
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n" + b"5.1,3.5,1.4,0.2\n" * 25
 FAULTY = CSV + b",,,\n"

@@ -70,9 +70,9 @@ from sklearn.preprocessing import (
 from sklearn.svm import SVC, SVR, LinearSVC, OneClassSVM
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from batchserve.inference.admission import admit
+from batchserve.admission import admit
+from batchserve.conversion import convert
 from batchserve.inference.binding import bind
-from batchserve.inference.convert import convert
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.outputs import check_count, to_columns
 from batchserve.inference.session import open_session

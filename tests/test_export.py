@@ -26,10 +26,10 @@ from typer.testing import CliRunner
 
 import batchserve
 from batchserve.cli import app
+from batchserve.conversion import annotate
+from batchserve.conversion.conversion import with_facts
+from batchserve.conversion.fuse import fuse
 from batchserve.errors import ConversionFailed, ParityFailed
-from batchserve.inference.convert import annotate
-from batchserve.inference.convert.conversion import with_facts
-from batchserve.inference.convert.fuse import fuse
 from batchserve.inference.session import open_session
 
 SIZE = networks.SIZE

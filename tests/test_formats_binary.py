@@ -21,11 +21,11 @@ from hypothesis import strategies as st
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch, UnsupportedMedia
-from batchserve.formats import ipc, thrift
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.parquet import Parquet
 from batchserve.formats.protocol import Format, Part, Records
 from batchserve.formats.tensors import Npy, Npz
+from batchserve.formats.wire import ipc, thrift
 from batchserve.storage import open_storage
 
 DIALECT = Dialect()

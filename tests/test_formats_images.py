@@ -19,8 +19,8 @@ from PIL import Image
 from batchserve.domain import Chunk, ChunkLimits, Dialect, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats import FORMATS, RESULT_FORMATS, get_format, sniff
-from batchserve.formats.archive import StoredMember, find_directory, stored_archive, walk
 from batchserve.formats.records import MAX_RECORD
+from batchserve.formats.wire.archive import StoredMember, find_directory, stored_archive, walk
 
 PLAIN = Dialect()
 ZIP = get_format("zip")

@@ -19,14 +19,15 @@ from onnx import parser
 from PIL import Image
 from service import Api, decoded, problem, running
 
+from batchserve.admission import admit
 from batchserve.domain import Column, DType, InputTensor, ModelVersion, OutputTensor, Preprocessing, Signature
 from batchserve.errors import ModelRefused, SchemaMismatch, ScoringFailed
-from batchserve.inference.admission import admit
 from batchserve.inference.binding import bind
 from batchserve.inference.images import IMAGE_PIXELS, images_of_array, images_of_column
 from batchserve.inference.inputs import build_inputs, check_types
+from batchserve.inference.kernels import Arrays
 from batchserve.inference.run import run
-from batchserve.inference.session import Arrays, open_session
+from batchserve.inference.session import open_session
 from batchserve.settings import Settings
 from batchserve.worker import chunk_limits
 

@@ -17,7 +17,7 @@ from service import Api, encoded, ok, problem, running
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
 
-from batchserve.inference.convert import convert
+from batchserve.conversion import convert
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 ROW = {"sepal length (cm)": 5.1, "sepal width (cm)": 3.5, "petal length (cm)": 1.4, "petal width (cm)": 0.2}

@@ -6,12 +6,12 @@ import pytest
 from service import problem, running
 from sqlalchemy import Connection
 
-from batchserve.backup import back_up
 from batchserve.db import reserve
 from batchserve.db.connect import Database
 from batchserve.errors import InsufficientStorage
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
+from batchserve.upkeep.backup import back_up
 
 CSV = "a,b\n1,2\n"
 

@@ -10,14 +10,15 @@ import pytest
 from pydantic import ValidationError
 from service import Api, ok, problem, running
 
-from batchserve import holds, jobs
+from batchserve import jobs
 from batchserve.db.connect import Database
 from batchserve.domain import JobState
 from batchserve.errors import Unavailable
-from batchserve.retention import Expired, dated, expire, forget, remove_unnamed
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
-from batchserve.sweep import Swept, sweep
+from batchserve.upkeep import holds
+from batchserve.upkeep.retention import Expired, dated, expire, forget, remove_unnamed
+from batchserve.upkeep.sweep import Swept, sweep
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 SOME_FAIL = CSV + "5.1,3.5,1.4,0.2\n" * 120 + ",,,\n"

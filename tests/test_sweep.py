@@ -10,7 +10,7 @@ from service import Api, ok
 from batchserve.db import migrate
 from batchserve.db.connect import Database
 from batchserve.storage import Storage, open_storage
-from batchserve.sweep import Swept, sweep
+from batchserve.upkeep.sweep import Swept, sweep
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 HOUR = 3600.0

@@ -28,11 +28,11 @@ from typer.testing import CliRunner
 
 import batchserve
 from batchserve.cli import app
+from batchserve.conversion.fuse import prepare
+from batchserve.conversion.img2feat import import_torchvision, load_cnn
+from batchserve.conversion.network import PRESETS
 from batchserve.domain import InputTensor
 from batchserve.errors import ConversionFailed, ParityFailed
-from batchserve.inference.convert.fuse import prepare
-from batchserve.inference.convert.img2feat import import_torchvision, load_cnn
-from batchserve.inference.convert.network import PRESETS
 from batchserve.inference.session import open_session
 from examples import cifar10
 

@@ -30,13 +30,13 @@ from sklearn.ensemble import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
+from batchserve.admission import admit
+from batchserve.conversion import convert
 from batchserve.domain import Signature
 from batchserve.errors import ScoringFailed
-from batchserve.inference import trees
-from batchserve.inference.admission import admit
-from batchserve.inference.convert import convert
-from batchserve.inference.session import Arrays, OnnxSession, Sessions, open_session
-from batchserve.inference.trees import TreeModel, TreeSession, hard_records, load_trees
+from batchserve.inference.kernels import Arrays, trees
+from batchserve.inference.kernels.trees import TreeModel, TreeSession, hard_records, load_trees
+from batchserve.inference.session import OnnxSession, Sessions, open_session
 from batchserve.rows import signature_adapter
 
 RANDOM = np.random.default_rng(0)
@@ -443,8 +443,8 @@ def test_sessions_of_both_kernels_are_kept_apart(forest: bytes) -> None:
 
 def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "numba", None)
-    monkeypatch.delitem(sys.modules, "batchserve.inference.traversal", raising=False)
-    monkeypatch.delattr("batchserve.inference.traversal", raising=False)
+    monkeypatch.delitem(sys.modules, "batchserve.inference.kernels.traversal", raising=False)
+    monkeypatch.delattr("batchserve.inference.kernels.traversal", raising=False)
 
 
 def test_a_host_without_the_extra_takes_onnxruntime(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,17 +18,17 @@ from service import Api, ok, problem, running
 from sqlalchemy import Connection
 
 from batchserve import jobs
-from batchserve.backup import back_up
 from batchserve.db.codec import Unwritable
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs as table
 from batchserve.domain import Options
 from batchserve.errors import UnreadableRow
-from batchserve.inspection import UnreadableCount, find_unreadable, inspect_jobs, mend_unreadable
-from batchserve.retention import expire
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
-from batchserve.sweep import sweep
+from batchserve.upkeep.backup import back_up
+from batchserve.upkeep.inspection import UnreadableCount, find_unreadable, inspect_jobs, mend_unreadable
+from batchserve.upkeep.retention import expire
+from batchserve.upkeep.sweep import sweep
 from batchserve.worker import Worker
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"

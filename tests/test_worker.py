@@ -23,13 +23,13 @@ from sqlalchemy import update
 from uuid_utils import uuid7
 
 from batchserve import idempotency, jobs, registry
+from batchserve.admission import admit
 from batchserve.db import migrate
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import Chunk, Dialect, Job, JobState, ModelVersion, Options, ScoredChunk
 from batchserve.engines import Engine, open_engine
 from batchserve.errors import InsufficientStorage
-from batchserve.inference.admission import admit
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, model_key, open_storage, part_key, parts_prefix

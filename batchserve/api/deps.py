@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs, registry, retention
+from batchserve import idempotency, jobs, registry
 from batchserve.api.auth import Keyring, caller_of, require_key_still
 from batchserve.api.cache import AnswerCache
 from batchserve.api.following import Following
@@ -25,8 +25,9 @@ from batchserve.api.turns import Lane, Place, Turn, Turns
 from batchserve.domain import Attempt, Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
 from batchserve.errors import BadRequest, IdempotencyInProgress, ScoringCrashed, Unavailable
-from batchserve.inspection import UnreadableCount
 from batchserve.runtime import Runtime
+from batchserve.upkeep import retention
+from batchserve.upkeep.inspection import UnreadableCount
 
 T = TypeVar("T")
 Options = TypeVar("Options", bound=BaseModel)

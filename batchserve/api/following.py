@@ -10,13 +10,14 @@ from dataclasses import dataclass, field
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import jobs, retention
+from batchserve import jobs
 from batchserve.api.places import Places
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.db.connect import Database
 from batchserve.domain import Job
 from batchserve.logs import get_logger
 from batchserve.settings import Settings
+from batchserve.upkeep import retention
 
 __all__ = ["PAUSE", "Following", "Told", "tag_of"]
 

@@ -16,7 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve.api.bodies import BLOCK, Body
 from batchserve.errors import BadRequest, InvalidOptions, TruncatedBody
-from batchserve.formats.archive import StoredMember, stored_archive
+from batchserve.formats.wire.archive import StoredMember, stored_archive
 from batchserve.storage import Piece, Storage, scratch_folder
 from batchserve.storage.local import full_disk_named
 

@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs, retention
+from batchserve import idempotency, jobs
 from batchserve.api import conditional, examples
 from batchserve.api.auth import CallerDep, caller_of, is_key_in_force
 from batchserve.api.bodies import json_object, require_space
@@ -40,6 +40,7 @@ from batchserve.api.schemas import MAX_REFERENCE, JobBody, JobList, Plain, job_b
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
 from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
+from batchserve.upkeep import retention
 
 router = APIRouter(tags=["jobs"])
 

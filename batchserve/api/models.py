@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import holds, registry, scoring
+from batchserve import registry, scoring
 from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep
 from batchserve.api.bodies import Body, require_space
@@ -33,6 +33,7 @@ from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, ModelRefused, ScoringFailed
 from batchserve.formats import sniff
 from batchserve.storage import Span, model_key
+from batchserve.upkeep import holds
 
 router = APIRouter(tags=["models"])
 

@@ -11,7 +11,7 @@ from batchserve.cli.server import Database, Storage, settings_of
 from batchserve.cli.terminal import AsJson, print_json, say, size
 
 if TYPE_CHECKING:
-    from batchserve.backup import Copied
+    from batchserve.upkeep.backup import Copied
 
 MOST_SHOWN = 10
 
@@ -26,10 +26,10 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy the database and all bytes that it names, while the server runs. Exits with 1 if some are damaged."""
-    from batchserve.backup import back_up
     from batchserve.db import migrate
     from batchserve.db.connect import Database as Connection
     from batchserve.storage import open_storage
+    from batchserve.upkeep.backup import back_up
 
     settings = settings_of(storage, database)
     if not Path(settings.storage).is_dir():
@@ -54,8 +54,8 @@ def restore(
     """Put a backup into an empty storage; every byte is verified. Then start the server there."""
     from sqlalchemy import make_url
 
-    from batchserve.backup import restore as put_back
     from batchserve.storage import open_storage
+    from batchserve.upkeep.backup import restore as put_back
 
     settings = settings_of(storage, database)
     url = make_url(settings.database_url)

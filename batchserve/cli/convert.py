@@ -11,7 +11,7 @@ from rich.markup import escape
 from batchserve.cli.terminal import AsJson, print_json, say, table
 
 if TYPE_CHECKING:
-    from batchserve.inference.parity import Parity
+    from batchserve.conversion.parity import Parity
 
 _ONNX = (".onnx", ".zip")
 _TORCH = (".pt", ".pth", ".torchscript")
@@ -49,8 +49,8 @@ def convert(
     """Convert a model to ONNX, and prove that both answer alike: a pickled scikit-learn estimator, one on the features
     of img2feat, or a PyTorch module. Or say of a network that is in ONNX already which images and classes it is for.
     Loading a pickle or a module runs its code: never do it with a file that you do not trust."""
+    from batchserve.conversion.parity import Parity
     from batchserve.errors import ParityFailed
-    from batchserve.inference.parity import Parity
 
     target = output or model.with_suffix(".onnx")
     names = _labels(labels) if labels is not None else None
@@ -76,7 +76,7 @@ def _report(
     tolerance: float,
 ) -> "Parity | None":
     """Write the graph. None: there was nothing to compare it with."""
-    from batchserve.inference import convert as conversions
+    from batchserve import conversion
 
     network = image.removeprefix(_IMG2FEAT) if image is not None and image.startswith(_IMG2FEAT) else None
     if weights is not None and network is None:
@@ -87,16 +87,16 @@ def _report(
                 f"img2feat:{network} goes before a pickled classifier; for a network itself say img2feat, got {model}",
                 param_hint="--image",
             )
-        return conversions.convert_img2feat(
+        return conversion.convert_img2feat(
             model, network, target, weights=weights, labels=labels, sample=sample, tolerance=tolerance
         ).report
     if model.suffix in _ONNX:
         if target == model:
             raise typer.BadParameter("say where to write the new file", param_hint="--output")
-        conversions.annotate(model, target, image=_image(image), labels=labels, softmax=softmax)
+        conversion.annotate(model, target, image=_image(image), labels=labels, softmax=softmax)
         return None
     if model.suffix in _TORCH:
-        return conversions.convert_torch(
+        return conversion.convert_torch(
             model, target, image=_image(image), labels=labels, softmax=softmax, sample=sample, tolerance=tolerance
         ).report
     for name, given in (("--image", image), ("--labels", labels), ("--softmax", softmax or None)):
@@ -106,7 +106,7 @@ def _report(
             )
     if sample is None or sample.is_dir():
         raise typer.BadParameter("name a file of records as the estimator takes them", param_hint="--sample")
-    return conversions.convert(model, sample, target, tolerance=tolerance).report
+    return conversion.convert(model, sample, target, tolerance=tolerance).report
 
 
 def _image(text: str | None) -> "str | dict[str, Any] | None":

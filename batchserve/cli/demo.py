@@ -119,7 +119,7 @@ def train_and_convert(console: Console, files: Files) -> None:
     from sklearn.preprocessing import OneHotEncoder
     from threadpoolctl import threadpool_limits
 
-    from batchserve.inference.convert import convert
+    from batchserve.conversion import convert
 
     known = all_flights[all_flights["arr_delay"].notna() & (all_flights["month"] <= 6)].sample(
         TRAINED_ON, random_state=0

@@ -24,9 +24,9 @@ from batchserve.errors import BatchserveError, SchemaOutdated, SchemaTooNew, Una
 
 if TYPE_CHECKING:
     from batchserve.db.connect import Database as Connection
-    from batchserve.inspection import Fault
     from batchserve.settings import Settings
     from batchserve.storage import ObjectInfo
+    from batchserve.upkeep.inspection import Fault
 
 LITTLE_SPACE = 2 * 2**30
 SLOW_FSYNC = 0.1
@@ -70,9 +70,9 @@ def doctor(
 
 def mend(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
     """Remove the rows that cannot be read, which `doctor` names. A server may be running."""
-    from batchserve.inspection import mend_unreadable
     from batchserve.runtime import open_database
     from batchserve.storage import open_storage
+    from batchserve.upkeep.inspection import mend_unreadable
 
     settings = settings_of(storage, database)
     with open_database(settings) as opened:
@@ -170,7 +170,7 @@ def schema(settings: "Settings") -> Finding:
 
 
 def database_file(settings: "Settings") -> Finding:
-    from batchserve.inspection import inspect_database
+    from batchserve.upkeep.inspection import inspect_database
 
     with _database(settings) as connection:
         if connection is None:
@@ -181,7 +181,7 @@ def database_file(settings: "Settings") -> Finding:
 
 def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
     """Whether what rows name is there, and is what it was."""
-    from batchserve import inspection
+    from batchserve.upkeep import inspection
     from batchserve.storage import open_storage
 
     budget = (math.inf, math.inf) if deep else (inspection.BUDGET_BYTES, inspection.BUDGET_SECONDS)
@@ -201,7 +201,7 @@ def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
 def orphans(settings: "Settings") -> Finding:
     """What a worker's sweep would remove now."""
     from batchserve.storage import open_storage
-    from batchserve.sweep import find_orphans
+    from batchserve.upkeep.sweep import find_orphans
 
     now = time.time()
     with _current_database(settings) as connection:
@@ -220,7 +220,7 @@ def orphans(settings: "Settings") -> Finding:
 
 def unreadable_rows(settings: "Settings") -> Finding:
     """Whether each row is as some release writes it."""
-    from batchserve.inspection import find_unreadable
+    from batchserve.upkeep.inspection import find_unreadable
 
     with _current_database(settings) as connection:
         if connection is None:
@@ -230,7 +230,7 @@ def unreadable_rows(settings: "Settings") -> Finding:
 
 
 def stuck_jobs(settings: "Settings") -> Finding:
-    from batchserve import inspection
+    from batchserve.upkeep import inspection
 
     planned = settings.lease + settings.rescue + settings.poll
     with _current_database(settings) as connection:
@@ -241,7 +241,7 @@ def stuck_jobs(settings: "Settings") -> Finding:
 
 
 def clock(settings: "Settings") -> Finding:
-    from batchserve.inspection import inspect_clock
+    from batchserve.upkeep.inspection import inspect_clock
 
     with _current_database(settings) as connection:
         if connection is None:

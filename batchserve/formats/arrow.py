@@ -13,11 +13,11 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.errors import InvalidInput, SchemaMismatch
-from batchserve.formats import ipc
 from batchserve.formats.frames import SAMPLE, decoding, plain, typed
-from batchserve.formats.ipc_slice import Unsliceable, slice_batch
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
 from batchserve.formats.records import check_names, check_width, table
+from batchserve.formats.wire import ipc
+from batchserve.formats.wire.ipc_slice import Unsliceable, slice_batch
 from batchserve.storage import Piece, Span
 
 __all__ = ["ArrowFile", "ArrowStream"]

@@ -15,10 +15,10 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
 from batchserve.errors import InvalidInput, InvalidOptions
-from batchserve.formats.archive import check_directory, find_directory, read_member, walk
 from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
 from batchserve.formats.records import MAX_RECORD, read_span
+from batchserve.formats.wire.archive import check_directory, find_directory, read_member, walk
 
 __all__ = ["Image", "Zip"]
 

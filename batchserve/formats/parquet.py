@@ -13,10 +13,10 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.errors import InvalidInput, SchemaMismatch
-from batchserve.formats import thrift
 from batchserve.formats.frames import SAMPLE, decoding, plain, typed
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records
 from batchserve.formats.records import check_names, check_width, table
+from batchserve.formats.wire import thrift
 from batchserve.storage import Piece, Span
 
 __all__ = ["Parquet"]

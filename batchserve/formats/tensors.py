@@ -19,11 +19,11 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
-from batchserve.formats import npy
-from batchserve.formats.archive import StoredMember, checked_members, member_data, stored_archive
 from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Open, Part, Reading, Records, Tensors
 from batchserve.formats.records import check_names
+from batchserve.formats.wire import npy
+from batchserve.formats.wire.archive import StoredMember, checked_members, member_data, stored_archive
 from batchserve.storage import Piece, Span
 
 __all__ = ["Npy", "Npz", "vector"]

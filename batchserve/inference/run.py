@@ -11,8 +11,8 @@ from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.formats.protocol import Tensors
 from batchserve.formats.schema import numpy_type
 from batchserve.inference.inputs import Batchwise, Inputs
+from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import check_count
-from batchserve.inference.session import Session
 
 __all__ = ["BATCH_BYTES", "Ran", "run"]
 

@@ -8,22 +8,20 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from threading import Lock
-from typing import Protocol
 
 import numpy as np
 
 from batchserve.domain import Kernel
 from batchserve.errors import OutOfMemory, ScoringFailed
+from batchserve.inference.kernels import Arrays, Session
+from batchserve.inference.kernels.trees import load_trees, open_trees
 
 # Its Linux wheels report usage to their maker unless this is set before the import; a server of yours reports nothing.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-__all__ = ["Arrays", "Session", "Sessions", "give_back_memory", "open_session"]
-
-Arrays = dict[str, np.ndarray]
-"""Inputs or outputs of a run, by name."""
+__all__ = ["OnnxSession", "Sessions", "give_back_memory", "open_session"]
 
 _FAILURES = (
     *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile),
@@ -39,16 +37,6 @@ _NOISE = (
     re.compile(r"(?:/[\w.+-]+)+\.(?:cc|h|cpp|hpp|cu):\d+ (?:[^\n]*?\)(?: const)?(?:::<lambda\(\)>)? )?"),
     re.compile(r"(?:/[\w.+-]+){2,}"),
 )
-
-
-class Session(Protocol):
-    """A loaded model. `run` may be called from several threads at once."""
-
-    def run(self, inputs: Arrays) -> Arrays:
-        """The outputs by name. Raises ScoringFailed with the reason, and OutOfMemory."""
-
-    def close(self) -> None:
-        """Frees the model; runs that are under way end first. Closing twice does no harm."""
 
 
 class OnnxSession:
@@ -91,8 +79,6 @@ def open_session(model: bytes | Path, threads: int = 1, kernel: Kernel = "onnxru
 
 
 def _open_trees(model: bytes | Path) -> Session | None:
-    from batchserve.inference.trees import load_trees, open_trees
-
     ensemble = load_trees(model.read_bytes() if isinstance(model, Path) else model)
     return open_trees(ensemble) if ensemble else None
 

@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 
 import batchserve
 from batchserve import Client
-from batchserve.inference.convert.img2feat import import_torchvision, load_cnn
+from batchserve.conversion.img2feat import import_torchvision, load_cnn
 from examples.cifar10 import CLASSES, images, labels
 
 parser = argparse.ArgumentParser(description=__doc__)

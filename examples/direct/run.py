@@ -17,9 +17,9 @@ from sklearn.linear_model import Ridge
 
 import batchserve
 from batchserve import jobs, registry
+from batchserve.admission import admit
 from batchserve.db.connect import Database
 from batchserve.domain import Dialect, ModelVersion, Options
-from batchserve.inference.admission import admit
 from batchserve.jobs import NewInput
 from batchserve.runtime import open_database
 from batchserve.settings import Settings

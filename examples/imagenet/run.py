@@ -13,7 +13,7 @@ from PIL import Image
 
 import batchserve
 from batchserve import Client
-from batchserve.inference.convert.img2feat import import_torchvision
+from batchserve.conversion.img2feat import import_torchvision
 
 PHOTOGRAPHS = {"chelsea": "tiger cat", "coffee": "espresso"}
 

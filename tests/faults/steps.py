@@ -33,7 +33,7 @@ from batchserve.app import create_app
 from batchserve.domain import Job, JobState
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
-from batchserve.sweep import sweep
+from batchserve.upkeep.sweep import sweep
 from batchserve.worker import Worker
 
 T = TypeVar("T")

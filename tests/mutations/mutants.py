@@ -23,7 +23,7 @@ RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/array
 TURNS = "batchserve/api/turns.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, JSONL, SCHEMA = "batchserve/formats/csv.py", "batchserve/formats/jsonl.py", "batchserve/formats/schema.py"
-ARCHIVE, FORMS = "batchserve/formats/archive.py", "batchserve/api/forms.py"
+ARCHIVE, FORMS = "batchserve/formats/wire/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 CODEC, SCHEMAS = "batchserve/db/codec.py", "batchserve/api/schemas.py"
 PROTOCOL, WIRE = "batchserve/cli/protocol.py", "tests/test_wire.py"
@@ -65,7 +65,7 @@ MUTANTS = (
         "                committing = True\n", "", ("tests/test_api_upload.py", "tests/test_api_models.py"),
     ),
     Mutant(
-        "the sweep leaves what is young", "batchserve/sweep.py",
+        "the sweep leaves what is young", "batchserve/upkeep/sweep.py",
         "partials=remove_partials(storage, before),\n        uploads=orphans.remove(",
         "partials=0,\n        uploads=_Orphans(database, storage, 0.0, now).remove(",
         ("tests/test_sweep.py",),
@@ -432,7 +432,7 @@ MUTANTS = (
         ("tests/test_damaged.py::test_moments_that_no_calendar_has_travel_or_end_the_job_by_name",),
     ),
     Mutant(
-        "values nested in a Parquet footer have a largest depth", "batchserve/formats/thrift.py",
+        "values nested in a Parquet footer have a largest depth", "batchserve/formats/wire/thrift.py",
         '        if depth > _DEPTH:\n            raise ThriftError("values',
         '        if False:\n            raise ThriftError("values',
         ("tests/test_damaged.py",),
@@ -532,8 +532,8 @@ MUTANTS = (
         "<= 1e99 else counted", ("tests/test_clock.py",),
     ),
     Mutant(
-        "nothing expires by a clock that has jumped", "batchserve/retention.py", "keep is None or keep > settled",
-        "keep is None", ("tests/test_clock.py",),
+        "nothing expires by a clock that has jumped", "batchserve/upkeep/retention.py",
+        "keep is None or keep > settled", "keep is None", ("tests/test_clock.py",),
     ),
     Mutant(
         "no key is forgotten by a clock that has jumped", WORKER, "if clock.settled_for(connection, now) >= kept:",

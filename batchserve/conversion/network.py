@@ -9,12 +9,12 @@ import onnx
 from google.protobuf.message import DecodeError
 from onnx import TensorProto, ValueInfoProto, checker, helper
 
+from batchserve.admission.bundle import is_bundle, unpack
+from batchserve.admission.preprocessing import read_preprocessing, with_images
+from batchserve.conversion.conversion import serialize, with_facts, write
+from batchserve.conversion.sample import listed, sentence
 from batchserve.domain import DType, InputTensor, Preprocessing
 from batchserve.errors import ConversionFailed, ModelRefused
-from batchserve.inference.bundle import is_bundle, unpack
-from batchserve.inference.convert.conversion import serialize, with_facts, write
-from batchserve.inference.convert.sample import listed, sentence
-from batchserve.inference.preprocessing import read_preprocessing, with_images
 
 PRESETS: dict[str, Preprocessing] = {
     "imagenet": Preprocessing(

@@ -10,10 +10,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, compose, helper
 
-from batchserve.domain import InputTensor
-from batchserve.errors import ConversionFailed
-from batchserve.inference.convert.check import answers
-from batchserve.inference.convert.conversion import (
+from batchserve.conversion.check import answers
+from batchserve.conversion.conversion import (
     Conversion,
     check_parity,
     opsets,
@@ -22,19 +20,21 @@ from batchserve.inference.convert.conversion import (
     tidy,
     with_facts,
 )
-from batchserve.inference.convert.estimator import Reference, ask, choose_columns, class_labels
-from batchserve.inference.convert.export import ML_OPSET, convertible, layouts, to_onnx
-from batchserve.inference.convert.network import (
+from batchserve.conversion.estimator import Reference, ask, choose_columns, class_labels
+from batchserve.conversion.export import ML_OPSET, convertible, layouts, to_onnx
+from batchserve.conversion.network import (
     Image,
     check_labels,
     image_facts,
     image_input,
     texts,
 )
-from batchserve.inference.convert.sample import Array, as_frame
+from batchserve.conversion.parity import compare
+from batchserve.conversion.sample import Array, as_frame
+from batchserve.domain import InputTensor
+from batchserve.errors import ConversionFailed
 from batchserve.inference.images import images_of_array
-from batchserve.inference.parity import compare
-from batchserve.inference.session import Arrays
+from batchserve.inference.kernels import Arrays
 
 BATCH = 32
 """Images in a run: each takes as much memory as thousands of rows of a table."""

@@ -8,11 +8,11 @@ from time import perf_counter
 import numpy as np
 from onnx import ModelProto
 
+from batchserve.admission.probe_inputs import EXAMPLES, PROBE_BYTES, Feed
 from batchserve.domain import Signature
 from batchserve.errors import OutOfMemory, ScoringFailed
-from batchserve.inference import trees
-from batchserve.inference.feed import EXAMPLES, PROBE_BYTES, Feed
-from batchserve.inference.session import Arrays, Session, open_session
+from batchserve.inference.kernels import Arrays, Session, trees
+from batchserve.inference.session import open_session
 
 __all__ = ["BATCHES", "tune", "tune_kernel"]
 

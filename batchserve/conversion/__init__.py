@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
-from batchserve.errors import ConversionFailed
-from batchserve.inference.convert.check import check
-from batchserve.inference.convert.conversion import Conversion, check_parity, serialize, with_facts
-from batchserve.inference.convert.estimator import (
+from batchserve.conversion.check import check
+from batchserve.conversion.conversion import Conversion, check_parity, serialize, with_facts
+from batchserve.conversion.estimator import (
     Reference,
     ask,
     boosters,
@@ -28,11 +27,12 @@ from batchserve.inference.convert.estimator import (
     known_differences,
     load,
 )
-from batchserve.inference.convert.export import convertible, layouts, to_onnx
-from batchserve.inference.convert.img2feat import convert_img2feat, export_img2feat
-from batchserve.inference.convert.network import annotate
-from batchserve.inference.convert.sample import INSTALL, Array, as_frame, listed
-from batchserve.inference.convert.torch import convert_torch, export_torch
+from batchserve.conversion.export import convertible, layouts, to_onnx
+from batchserve.conversion.img2feat import convert_img2feat, export_img2feat
+from batchserve.conversion.network import annotate
+from batchserve.conversion.sample import INSTALL, Array, as_frame, listed
+from batchserve.conversion.torch import convert_torch, export_torch
+from batchserve.errors import ConversionFailed
 
 if TYPE_CHECKING:
     import pandas

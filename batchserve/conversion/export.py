@@ -11,10 +11,10 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from batchserve.conversion.conversion import tidy
+from batchserve.conversion.estimator import boosters, encoded_columns, has, package, parts
+from batchserve.conversion.sample import INSTALL, Array, Table, listed, sentence
 from batchserve.errors import ConversionFailed
-from batchserve.inference.convert.conversion import tidy
-from batchserve.inference.convert.estimator import boosters, encoded_columns, has, package, parts
-from batchserve.inference.convert.sample import INSTALL, Array, Table, listed, sentence
 
 ML_OPSET = 3
 """Version of the operators of machine learning that the converters are asked for."""

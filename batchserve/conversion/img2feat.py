@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from batchserve.conversion.conversion import Conversion
+from batchserve.conversion.estimator import load
+from batchserve.conversion.fuse import BATCH, fuse, prepare
+from batchserve.conversion.network import PRESETS
+from batchserve.conversion.sample import Array, listed, sentence
+from batchserve.conversion.torch import MADE_UP, evaluating, make_call, quietly, trace
 from batchserve.domain import InputTensor
 from batchserve.errors import ConversionFailed
-from batchserve.inference.convert.conversion import Conversion
-from batchserve.inference.convert.estimator import load
-from batchserve.inference.convert.fuse import BATCH, fuse, prepare
-from batchserve.inference.convert.network import PRESETS
-from batchserve.inference.convert.sample import Array, listed, sentence
-from batchserve.inference.convert.torch import MADE_UP, evaluating, make_call, quietly, trace
 
 if TYPE_CHECKING:
     import torch

@@ -16,7 +16,7 @@ from batchserve.formats.schema import numpy_type
 from batchserve.inference.binding import Binding, bind
 from batchserve.inference.images import Images, image_size, images_of_array
 from batchserve.inference.inputs import build_inputs
-from batchserve.inference.session import Arrays
+from batchserve.inference.kernels import Arrays
 
 __all__ = ["EXAMPLES", "PROBE_BYTES", "Feed", "feeds"]
 

@@ -7,12 +7,13 @@ from uuid import UUID
 
 from sqlalchemy import Connection, and_, or_, select
 
-from batchserve import holds, registry
+from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 from batchserve.domain import JobState
 from batchserve.jobs import named_results
 from batchserve.storage import ObjectInfo, Storage, digest_of_model, remove_partials
+from batchserve.upkeep import holds
 
 _LOOKUP = 500
 """Keys asked for in one query."""

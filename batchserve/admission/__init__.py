@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from onnx import ModelProto
 
+from batchserve.admission.bundle import MAX_MODEL_BYTES, is_bundle, unpack
+from batchserve.admission.graph import check_graph, lower_ir_version, mend_locales, parse, strip_zipmaps
+from batchserve.admission.probe import describe
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
-from batchserve.inference.bundle import MAX_MODEL_BYTES, is_bundle, unpack
-from batchserve.inference.graph import check_graph, lower_ir_version, mend_locales, parse, strip_zipmaps
-from batchserve.inference.probe import describe
 
 __all__ = ["Admitted", "admit"]
 

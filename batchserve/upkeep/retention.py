@@ -10,13 +10,14 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from batchserve import clock, holds, jobs
+from batchserve import clock, jobs
 from batchserve.db.connect import Database
 from batchserve.domain import Job, JobState
 from batchserve.jobs import Owned
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
 from batchserve.storage import Storage, parts_prefix, results_prefix
+from batchserve.upkeep import holds
 
 _BATCH = 100
 """Jobs in one transaction."""

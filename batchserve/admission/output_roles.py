@@ -10,11 +10,11 @@ from typing import Any, Literal
 import numpy as np
 from onnx import ModelProto
 
+from batchserve.admission import graph
 from batchserve.domain import DType, OutputTensor
 from batchserve.errors import ModelRefused
 from batchserve.formats.schema import POLARS
-from batchserve.inference import graph
-from batchserve.inference.session import Arrays
+from batchserve.inference.kernels import Arrays
 
 __all__ = ["read_outputs"]
 

@@ -10,8 +10,8 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 
 from onnx import ModelProto, TensorProto, helper
 
+from batchserve.admission.graph import is_external, parse, tensors
 from batchserve.errors import ModelRefused
-from batchserve.inference.graph import is_external, parse, tensors
 
 __all__ = ["MAX_MODEL_BYTES", "is_bundle", "unpack"]
 

@@ -17,13 +17,13 @@ from typing import BinaryIO
 
 from sqlalchemy import delete
 
-from batchserve import holds
 from batchserve.db import tables
 from batchserve.db.connect import Database
 from batchserve.errors import DigestMismatch, InvalidOptions
-from batchserve.inspection import named_objects
 from batchserve.storage import Storage, Stored
 from batchserve.storage.local import TEMPORARY, LocalStorage, sync_folder
+from batchserve.upkeep import holds
+from batchserve.upkeep.inspection import named_objects
 
 DATABASE = "batchserve.db"
 SUMS = "SHA256SUMS"

@@ -6,7 +6,7 @@ from typing import Any, BinaryIO, NoReturn
 import numpy as np
 
 from batchserve.errors import InvalidInput
-from batchserve.formats.ipc import (
+from batchserve.formats.wire.ipc import (
     BODY_LIMIT,
     DAMAGE,
     OFFSET_WIDTHS,

@@ -15,11 +15,9 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import onnx
 
-from batchserve.domain import Column, DType, Preprocessing
-from batchserve.errors import ConversionFailed, ScoringFailed
-from batchserve.inference.convert.conversion import Conversion, check_parity, serialize, tidy, with_facts
-from batchserve.inference.convert.estimator import Task
-from batchserve.inference.convert.network import (
+from batchserve.conversion.conversion import Conversion, check_parity, serialize, tidy, with_facts
+from batchserve.conversion.estimator import Task
+from batchserve.conversion.network import (
     Image,
     append_softmax,
     check_labels,
@@ -28,9 +26,12 @@ from batchserve.inference.convert.network import (
     preprocessing,
     texts,
 )
-from batchserve.inference.convert.sample import Array, as_frame, listed, sentence
-from batchserve.inference.parity import Answers, compare, distances
-from batchserve.inference.session import Arrays, Session, open_session
+from batchserve.conversion.parity import Answers, compare, distances
+from batchserve.conversion.sample import Array, as_frame, listed, sentence
+from batchserve.domain import Column, DType, Preprocessing
+from batchserve.errors import ConversionFailed, ScoringFailed
+from batchserve.inference.kernels import Arrays, Session
+from batchserve.inference.session import open_session
 
 if TYPE_CHECKING:
     import torch

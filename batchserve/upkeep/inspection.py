@@ -17,12 +17,13 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import jobs as transitions
-from batchserve import retention, rows
+from batchserve import rows
 from batchserve.db.connect import Database
 from batchserve.db.tables import attempts, chunks, idempotency_keys, jobs, keys, models
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError, Unavailable, UnreadableRow
 from batchserve.storage import Storage, errors_part_key, model_key, part_key
+from batchserve.upkeep import retention
 
 BUDGET_BYTES = 2**30
 BUDGET_SECONDS = 10.0

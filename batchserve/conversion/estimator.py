@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from batchserve.conversion.sample import Array, Table, listed, sentence
 from batchserve.errors import ConversionFailed
-from batchserve.inference.convert.sample import Array, Table, listed, sentence
 
 if TYPE_CHECKING:
     import pandas

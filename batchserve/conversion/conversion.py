@@ -10,11 +10,11 @@ from typing import Any
 
 import onnx
 
+from batchserve.admission.bundle import MAX_MODEL_BYTES
+from batchserve.conversion.estimator import Task
+from batchserve.conversion.parity import Parity
 from batchserve.domain import Column
 from batchserve.errors import ConversionFailed, ParityFailed
-from batchserve.inference.bundle import MAX_MODEL_BYTES
-from batchserve.inference.convert.estimator import Task
-from batchserve.inference.parity import Parity
 
 MAX_IR = 10
 """Far below what ONNX Runtime loads, so that older ones do too."""

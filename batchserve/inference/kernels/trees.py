@@ -11,7 +11,7 @@ from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, load_model_from_string
 
 from batchserve.errors import OutOfMemory, ScoringFailed
-from batchserve.inference.session import Arrays
+from batchserve.inference.kernels import Arrays
 
 __all__ = ["TreeModel", "TreeSession", "hard_records", "load_trees", "open_trees"]
 
@@ -69,7 +69,7 @@ class TreeModel:
 
 
 class TreeSession:
-    """The seam of `session.Session` for a TreeModel. `run` may be called from several threads at once."""
+    """A Session of a TreeModel. `run` may be called from several threads at once."""
 
     def __init__(self, model: TreeModel, traversal: ModuleType) -> None:
         self._model: TreeModel | None = model
@@ -140,7 +140,7 @@ def load_trees(model: bytes | ModelProto) -> TreeModel | None:
 def open_trees(model: TreeModel) -> TreeSession | None:
     """A session of the model, ready to run; None where the extra `trees` is missing, or unfit for this numpy."""
     try:
-        from batchserve.inference import traversal  # takes seconds where it has to be compiled first
+        from batchserve.inference.kernels import traversal  # takes seconds where it has to be compiled first
     except ImportError:
         return None
     return TreeSession(model, traversal)

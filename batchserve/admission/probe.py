@@ -14,17 +14,18 @@ from typing import Any, Literal, cast
 import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from batchserve.admission import graph
+from batchserve.admission.output_roles import read_outputs
+from batchserve.admission.preprocessing import COLUMN, with_images
+from batchserve.admission.probe_inputs import Feed, feeds
+from batchserve.admission.tuning import BATCHES, tune, tune_kernel
 from batchserve.domain import Column, ColumnType, DType, InputTensor, OutputTensor, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
-from batchserve.inference import graph
-from batchserve.inference.feed import Feed, feeds
 from batchserve.inference.images import sample_image
-from batchserve.inference.meaning import read_outputs
+from batchserve.inference.kernels import Arrays, Session
 from batchserve.inference.outputs import output_columns
-from batchserve.inference.preprocessing import COLUMN, with_images
-from batchserve.inference.session import Arrays, Session, open_session
-from batchserve.inference.tuning import BATCHES, tune, tune_kernel
+from batchserve.inference.session import open_session
 
 __all__ = ["describe"]
 

@@ -5,13 +5,14 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import onnx
 
+from batchserve.conversion.estimator import Reference
+from batchserve.conversion.export import GraphInput
+from batchserve.conversion.parity import Answers, Parity, compare, distances, flips
+from batchserve.conversion.sample import Array, listed
 from batchserve.domain import Column
 from batchserve.errors import ConversionFailed, ScoringFailed
-from batchserve.inference.convert.estimator import Reference
-from batchserve.inference.convert.export import GraphInput
-from batchserve.inference.convert.sample import Array, listed
-from batchserve.inference.parity import Answers, Parity, compare, distances, flips
-from batchserve.inference.session import Arrays, open_session
+from batchserve.inference.kernels import Arrays
+from batchserve.inference.session import open_session
 
 BATCH = 8192
 
