@@ -84,6 +84,17 @@ def test_a_model_says_what_it_takes_and_gives(api: Api) -> None:
     assert ok(api.http.post(model["links"]["predict"], json=model["sample"]))["errors"] == []
 
 
+@pytest.mark.parametrize("text", [r'{"a": "\ud800"}', "NaN", "[1e999]", "[" * 2000, "no JSON"])
+def test_metadata_that_no_answer_can_hold_as_json_is_shown_as_its_text(api: Api, text: str) -> None:
+    graph = onnx.load_model_from_string(numbered(11))
+    onnx.helper.set_model_props(graph, {"batchserve.remark": text})
+    answer = api.http.put("/v1/models/remarked", content=graph.SerializeToString())
+    assert answer.status_code == 201, answer.text
+    assert ok(api.http.get("/v1/models/remarked"))["metadata"] == {"batchserve.remark": text}
+    listed = ok(api.http.get("/v1/models"))["models"]
+    assert {"batchserve.remark": text} in [model["metadata"] for model in listed]
+
+
 def test_two_equal_registrations_at_once_give_one_version(api: Api) -> None:
     answers: list[Any] = []
     threads = [

@@ -5,6 +5,7 @@ import math
 from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self
 
+import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
@@ -556,8 +557,8 @@ def _tensor(tensor: OutputTensor) -> TensorBody:
 
 def _maybe_json(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
+        return orjson.loads(text)  # which refuses what an answer cannot hold, such as lone surrogates
+    except ValueError:
         return text
 
 

@@ -181,8 +181,8 @@ def database_file(settings: "Settings") -> Finding:
 
 def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
     """Whether what rows name is there, and is what it was."""
-    from batchserve.upkeep import inspection
     from batchserve.storage import open_storage
+    from batchserve.upkeep import inspection
 
     budget = (math.inf, math.inf) if deep else (inspection.BUDGET_BYTES, inspection.BUDGET_SECONDS)
     with _current_database(settings) as connection:
