@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults test-torch examples lint format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
+.PHONY: help setup demo test test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -57,6 +57,9 @@ lint: $(VENV)/.dev ## Check format, lint rules, types and layers
 	@for script in examples/*/*.py; do $(BIN)/mypy --no-error-summary $$script || exit 1; done
 	$(BIN)/lint-imports --no-cache --no-logo
 
+hooks: $(VENV)/.dev ## Check format, rules and subjects at each commit, types and layers at each push
+	@$(BIN)/pre-commit install --hook-type pre-commit --hook-type commit-msg --hook-type pre-push
+
 format: $(VENV)/.dev ## Format the code and mend what ruff can mend
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
@@ -68,7 +71,7 @@ bench: $(VENV)/.dev ## Measure against the limit of this machine (5 minutes); be
 	@$(BIN)/python -m benchmarks
 
 bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (40 minutes, 20 GB); docs/benchmarks.md
-	@$(BIN)/python -m benchmarks --full
+	@$(BIN)/python -m benchmarks --full --history benchmarks/history.jsonl
 
 wheel: $(VENV)/.dev ## Build the wheel into dist/
 	@$(PIP) wheel --no-deps --wheel-dir dist .

@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import images, online, paths, report, small
+from benchmarks import history, images, online, paths, report, small
 from benchmarks.environments import Unavailable
 from benchmarks.paths import MILLION, PATHS, SCRIPT_PEERS, SYSTEM_PEERS, Bench
 from benchmarks.results import Gap, Measurement, Results
@@ -51,6 +51,8 @@ def main() -> None:
     Console(width=None if console.is_terminal else 200).print(results.as_table())
     if given.full and not given.only and not given.rows:
         report.write(given.docs, results, given.folder)
+    if given.history:
+        history.append(results, given.history)
     for gap in results.gaps:
         console.print(f"not measured: {gap.name}: {gap.error}")
     console.print(f"{len(results.missed)} goals missed")
@@ -77,6 +79,7 @@ def _arguments() -> argparse.Namespace:
     option("--folder", type=Path, default=FOLDER, help="inputs, models and environments of peers, kept between runs")
     option("--json", type=Path, default=Path("bench.json"), help="file of the figures (default: bench.json)")
     option("--report", type=Path, nargs="+", metavar="JSON", help="measure nothing, write the docs; later files win")
+    option("--history", type=Path, metavar="JSONL", help="file to which the figures are added, with the machine's name")
     option("--docs", type=Path, default=DOCS, help="folder of benchmarks.md and benchmarks.svg")
     return asked.parse_args()
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from benchmarks import chart, environments, images, online, paths
+from benchmarks import chart, environments, history, images, online, paths
 from benchmarks.goals import GOALS, Goal, goal_of
 from benchmarks.paths import LIMIT_REQUIREMENTS, MILLION, PATHS, SCRIPT_PEERS, SIZES, SYSTEM_PEERS, TablePath
 from benchmarks.results import MB, Gap, Measurement, Results, figure, ratio_text
@@ -138,7 +138,7 @@ def _machine() -> str:
         system = platform.system()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     rows = [
-        ("processor", _processor()),
+        ("processor", history.processor()),
         ("cores", str(os.cpu_count())),
         ("memory", f"{memory:.0f} GB"),
         ("system", f"{system}, kernel {platform.release()}"),
@@ -274,11 +274,6 @@ def _table(heading: Sequence[str], rows: Iterable[Sequence[str]], sides: str) ->
     ruler = "|".join("---:" if side == ":" else "---" for side in sides)
     lines = [f"| {' | '.join(heading)} |", f"|{ruler}|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _version(name: str) -> str:

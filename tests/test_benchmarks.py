@@ -1,6 +1,7 @@
 """The harness of the benchmarks measures what it says; how fast anything is, is not tested here."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ import pytest
 from polars.testing import assert_frame_equal
 from starlette.testclient import TestClient
 
-from benchmarks import bare, chart, data, paths, processes, report
+from benchmarks import bare, chart, data, history, paths, processes, report
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import Gap, Measurement, Results
@@ -98,6 +99,19 @@ def test_a_file_of_figures_is_a_list_with_goals_and_whether_they_are_met(tmp_pat
     ]
     assert [entry.name.partition(",")[0] for entry in results.missed] == ["CSV -> LR -> CSV", "NDJSON -> LR -> NDJSON"]
     assert Results.read([tmp_path / "bench.json"]) == results
+
+
+def test_a_history_gets_a_line_for_each_figure_with_machine_and_revision(tmp_path: Path) -> None:
+    results, path = Results(), tmp_path / "history.jsonl"
+    results.add([Measurement("online, 1 row: mean / bare Starlette route", 1.0, 0.5, "ms"), Gap("images", "none here")])
+    history.append(results, path)
+    history.append(results, path)
+    first, second = map(json.loads, path.read_text().splitlines())
+    assert first == second
+    assert (first["name"], first["ratio"], first["unit"]) == ("online, 1 row: mean / bare Starlette route", 2.0, "ms")
+    assert first["machine"].endswith(" cores")
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d", first["at"])
+    assert first["revision"]
 
 
 def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:

@@ -1,9 +1,11 @@
-"""The promises of pyproject.toml and constraints.txt."""
+"""The promises of pyproject.toml, constraints.txt and the layout of the code."""
 
+import ast
 import re
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -108,3 +110,57 @@ def test_loading_onnxruntime_leaves_no_telemetry_behind(tmp_path: Path) -> None:
     command = [sys.executable, "-c", "import batchserve.inference.session, onnxruntime"]
     subprocess.run(command, env={"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}, cwd=ROOT, check=True)
     assert list(tmp_path.iterdir()) == []
+
+
+# --- layers and sizes ------------------------------------------------------------------------------------------------
+
+
+def layers() -> list[str]:
+    contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
+    return list(next(contract["layers"] for contract in contracts if contract["type"] == "layers"))
+
+
+def test_contributing_names_the_layers_that_are_checked() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    chain = next(block for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) if block.startswith("cli >"))
+    assert [layer.strip() for layer in chain.split(">")] == layers()
+
+
+def test_the_architecture_page_describes_the_layers_that_are_checked() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text()
+    table = text.partition("## Layers")[2].partition("`client` is beside")[0]
+    described = re.findall(r"^\| (.+?) \| .+ \|$", table, re.MULTILINE)[1:]
+    assert [layer.replace("\\|", "|") for layer in described] == layers()
+
+
+MOST_LINES = {"module": 500, "class": 250, "function": 60}
+LONGER = {
+    "batchserve/api/schemas.py": "not split yet",
+    "batchserve/formats/csv.py": "not split yet",
+    "batchserve/formats/jsonl.py": "not split yet",
+    "batchserve/jobs.py": "not split yet",
+    "batchserve/scoring.py": "not split yet",
+    "batchserve/worker.py": "not split yet",
+    "batchserve/worker.py:Worker": "not split yet",
+    "batchserve/cli/protocol.py:Protocol": "one state machine, of one connection",
+    "batchserve/cli/server.py:serve": "its options, each with its help",
+    "batchserve/cli/jobs.py:predict": "its options, each with its help",
+    "batchserve/conversion/torch.py:export_torch": "half of it says what its parameters mean",
+}
+"""What may be longer, and why."""
+
+
+def sizes() -> Iterator[tuple[str, str, int]]:
+    for path in sorted((ROOT / "batchserve").rglob("*.py")):
+        text, place = path.read_text(), path.relative_to(ROOT).as_posix()
+        yield "module", place, len(text.splitlines())
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+                kind = "class" if isinstance(node, ast.ClassDef) else "function"
+                yield kind, f"{place}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
+
+
+def test_modules_classes_and_functions_keep_to_their_size() -> None:
+    longer = {place: (kind, lines) for kind, place, lines in sizes() if lines > MOST_LINES[kind]}
+    assert {place: size for place, size in longer.items() if place not in LONGER} == {}
+    assert set(LONGER) - set(longer) == set(), "these are no exceptions any more"
