@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 
-from batchserve import __version__, jobs
+from batchserve import __version__
 from batchserve.api import download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, caller_of, is_public
@@ -30,6 +30,7 @@ from batchserve.api.origin import OriginMiddleware
 from batchserve.api.schemas import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
+from batchserve.jobs import queries
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.worker import Worker
@@ -211,11 +212,11 @@ class _JobMetrics(Collector):
     def collect(self) -> Iterator[Metric]:
         yield InfoMetricFamily("batchserve_build", "The release that runs.", {"version": __version__})
         with self._runtime.database.read() as connection:
-            by_state = jobs.count_by_state(connection)
-            rows_ok, rows_failed = jobs.count_rows(connection)
-            age = jobs.longest_wait(connection, self._runtime.database.moment(connection).wall)
+            by_state = queries.count_by_state(connection)
+            rows_ok, rows_failed = queries.count_rows(connection)
+            age = queries.longest_wait(connection, self._runtime.database.moment(connection).wall)
         states = GaugeMetricFamily("batchserve_jobs", "Jobs by state.", labels=["state"])
-        for state in jobs.STATES:
+        for state in queries.STATES:
             states.add_metric([state], by_state.get(state, 0))
         yield states
         rows = GaugeMetricFamily("batchserve_rows", "Rows of all jobs that are kept, by outcome.", labels=["outcome"])

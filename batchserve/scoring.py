@@ -288,7 +288,7 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
 
 
 def stored_parts(job_id: str, done: Iterable[tuple[Chunk, int, int, int]]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """The parts of committed chunks (`jobs.done_chunks`) and of their error lists, in order."""
+    """The parts of committed chunks (`plan.done_chunks`) and of their error lists, in order."""
     parts, errors = [], []
     for chunk, attempt, part_bytes, errors_bytes in done:
         parts.append(Part(part_key(job_id, chunk.first_record, attempt), part_bytes, chunk.records))

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import stamina
 from sqlalchemy import Connection
 
-from batchserve import clock, idempotency, jobs, scoring
+from batchserve import clock, idempotency, scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import (
@@ -34,6 +34,7 @@ from batchserve.errors import (
     Unavailable,
     UnreadableRow,
 )
+from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
@@ -214,7 +215,7 @@ class Worker:
                 self._take_or_fail(job)
         if self._active:
             with self._database.read() as connection:
-                cancelled = jobs.cancel_requests(connection, self._active)
+                cancelled = execution.cancel_requests(connection, self._active)
             for job_id in cancelled:
                 self._cancel(self._active[job_id])
 
@@ -230,16 +231,16 @@ class Worker:
 
     def _claimed(self, most: int) -> list[Job]:
         with self._database.read() as connection:
-            if not jobs.is_due(connection, self._database.moment(connection).wall, most):
+            if not execution.is_due(connection, self._database.moment(connection).wall, most):
                 return []
         with self._database.write() as connection:
             now = self._database.moment(connection)
-            return jobs.claim_due(connection, self.name, self._settings.lease, now, most)
+            return execution.claim_due(connection, self.name, self._settings.lease, now, most)
 
     def _rescue(self) -> None:
         with self._database.write() as connection:
             now = self._database.moment(connection)
-            queued, failed = jobs.rescue_expired(connection, self._settings.crashes, now)
+            queued, failed = execution.rescue_expired(connection, self._settings.crashes, now)
             kept = 3600 * self._settings.idempotency_hours
             if clock.settled_for(connection, now) >= kept:
                 idempotency.forget_older(connection, now.wall - kept, now.wall + clock.TOLERANCE)
@@ -260,7 +261,7 @@ class Worker:
             log.error("Job cannot be begun", action="job_error", job_id=job.id, exc_info=None if named else error)
             found = named or UnreadableRow(f"job {job.id} cannot be begun; the worker's log has the details")
             with suppress(LeaseLost):
-                self._write_end(jobs.fail_if_mine, job.id, job.attempt, found)
+                self._write_end(execution.fail_if_mine, job.id, job.attempt, found)
             self._tell(job.id)
 
     def _take(self, job: Job) -> None:
@@ -300,7 +301,7 @@ class Worker:
         if not job.chunks_total:
             return [], None
         with self._database.read() as connection:
-            return jobs.pending_chunks(connection, job.id), jobs.last_chunk(connection, job.id)
+            return plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id)
 
     def _feed(self) -> None:
         """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
@@ -351,7 +352,7 @@ class Worker:
             self._fail(active, too_many)
             return
         with self._database.read() as connection:
-            parts, errors = scoring.stored_parts(active.id, jobs.done_chunks(connection, active.id))
+            parts, errors = scoring.stored_parts(active.id, plan.done_chunks(connection, active.id))
         task = scoring.AssembleTask(
             self._settings.storage,
             active.id,
@@ -409,7 +410,7 @@ class Worker:
         self._add_planned(active, future.result())
 
     def _add_planned(self, active: ActiveJob, planned: scoring.Planned) -> None:
-        self._write(jobs.add_chunks_if_mine, active.id, active.attempt, planned.chunks, planned.complete)
+        self._write(plan.add_chunks_if_mine, active.id, active.attempt, planned.chunks, planned.complete)
         active.planned, active.share_planned = planned.complete, planned.share
         active.pending.extend(planned.chunks)
         active.rows_planned += sum(chunk.records for chunk in planned.chunks)
@@ -429,7 +430,7 @@ class Worker:
 
         active.rows_done, active.rows_failed = done.scored.records, done.scored.rows_failed
         (chunk,) = done.planned.chunks
-        if self._end(active, jobs.complete_small_if_mine, chunk, done.scored, done.result, list(active.notes)):
+        if self._end(active, execution.complete_small_if_mine, chunk, done.scored, done.result, list(active.notes)):
             self._log_completed(active)
 
     def _scored(self, chunk: Chunk, active: ActiveJob, future: Any) -> None:
@@ -446,13 +447,13 @@ class Worker:
         active.rows_done += scored.records
         active.rows_failed += scored.rows_failed
         active.notes |= dict.fromkeys(scored.notes)
-        self._write(jobs.commit_chunk_if_mine, active.id, active.attempt, scored, active.progress)
+        self._write(plan.commit_chunk_if_mine, active.id, active.attempt, scored, active.progress)
         if too_many := too_many_row_errors(active):
             self._fail(active, too_many)
 
     def _crashed(self, active: ActiveJob, chunk: Chunk, error: BatchserveError) -> None:
         """A chunk gets as many tries as the settings say, the last one as two halves."""
-        crashes = self._write(jobs.count_crash_if_mine, active.id, active.attempt, chunk.first_record)
+        crashes = self._write(plan.count_crash_if_mine, active.id, active.attempt, chunk.first_record)
         log.warning(
             "Scoring process was lost",
             action="chunk_crash",
@@ -473,7 +474,7 @@ class Worker:
             )
         elif crashes == self._settings.crashes - 1 and chunk.records > 1 and active.model.signature.mode != "whole":
             with self._database.read() as connection:
-                before = jobs.chunk_before(connection, active.id, chunk.first_record)
+                before = plan.chunk_before(connection, active.id, chunk.first_record)
             task = scoring.PlanTask(active.input, before, active.limits, 1)
             then = partial(self._halved, chunk)
             active.scoring[chunk.first_record] = self._call(active, then, scoring.halve_chunk, task, chunk)
@@ -487,7 +488,7 @@ class Worker:
             return
         halves: list[Chunk] = future.result()
         if len(halves) > 1:
-            self._write(jobs.split_chunk_if_mine, active.id, active.attempt, whole, halves)
+            self._write(plan.split_chunk_if_mine, active.id, active.attempt, whole, halves)
         active.pending.extendleft(reversed(halves))
 
     def _assembled(self, active: ActiveJob, future: Any) -> None:
@@ -495,7 +496,7 @@ class Worker:
         if self._failed(active, future):
             return
         result: Result = future.result()
-        if self._end(active, jobs.complete_if_mine, result, list(active.notes)):
+        if self._end(active, execution.complete_if_mine, result, list(active.notes)):
             self._log_completed(active)
             if not active.rows_failed:  # with failed records, a retry of these takes over the other parts
                 self._delete_parts(active)
@@ -528,7 +529,7 @@ class Worker:
     # --- ends of an attempt ---
 
     def _fail(self, active: ActiveJob, error: BatchserveError) -> None:
-        if self._end(active, jobs.fail_if_mine, error):
+        if self._end(active, execution.fail_if_mine, error):
             log.warning("Job has failed", action="job_fail", job_id=active.id, code=error.code, detail=error.detail)
 
     def _cancel(self, active: ActiveJob) -> None:
@@ -539,7 +540,7 @@ class Worker:
         """Ends cancelled jobs: when their chunks have come back, or by killing those that do not."""
         for active in [active for active in self._active.values() if active.cancelled_at is not None]:
             overdue = time.monotonic() - (active.cancelled_at or 0.0) > self._settings.cancel_grace
-            if (not active.calls or overdue) and self._end(active, jobs.cancel_if_mine):
+            if (not active.calls or overdue) and self._end(active, execution.cancel_if_mine):
                 log.info("Job is cancelled", action="job_cancel", job_id=active.id)
 
     def _end(self, active: ActiveJob, transition: Callable[..., None], *details: Any) -> bool:
@@ -566,7 +567,7 @@ class Worker:
         def written(connection: Connection) -> None:
             transition(connection, *details, self._database.moment(connection).wall)
 
-        if transition is jobs.cancel_if_mine:  # who waits for it wants space
+        if transition is execution.cancel_if_mine:  # who waits for it wants space
             with suppress(InsufficientStorage):
                 self._database.write_freeing(written)
                 return
@@ -592,7 +593,7 @@ class Worker:
             self._guarded(partial(self._release, active))
 
     def _release(self, active: ActiveJob) -> None:
-        if self._end(active, jobs.release_if_mine):
+        if self._end(active, execution.release_if_mine):
             log.info("Job is released", action="job_release", job_id=active.id)
 
     # --- leases ---
@@ -603,7 +604,7 @@ class Worker:
                 try:
                     with self._database.write() as connection:
                         now = self._database.moment(connection)
-                        jobs.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)
+                        execution.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)
                 except LeaseLost:
                     self._events.put(partial(self._lost, active))
                 except Unavailable:

@@ -6,10 +6,10 @@ import sys
 import time
 from pathlib import Path
 
-from batchserve import jobs
 from batchserve.db.connect import Database
 from batchserve.errors import InvalidInput
 from batchserve.inference.session import give_back_memory
+from batchserve.jobs import execution
 
 
 def double(value: int) -> int:
@@ -88,7 +88,7 @@ def claim_all(url: str, worker: str) -> list[str]:
     try:
         while True:
             with database.write() as connection:
-                taken = jobs.claim_due(connection, worker, 30.0, database.moment(connection), 2)
+                taken = execution.claim_due(connection, worker, 30.0, database.moment(connection), 2)
             if not taken:
                 return claimed
             claimed += [job.id for job in taken]

@@ -23,12 +23,12 @@ from conftest import serving
 from service import Api, encoded, ok, problem, running
 from sqlalchemy import Engine, event
 
-from batchserve import jobs
 from batchserve.api.cache import SIZE
 from batchserve.api.deps import Changes
 from batchserve.api.schemas import job_body
 from batchserve.db.connect import Database
 from batchserve.domain import Attempt, Job, JobState
+from batchserve.jobs import execution
 from batchserve.storage import open_storage
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
@@ -48,7 +48,7 @@ def claimed(idle_api: Api) -> Iterator[dict[str, Any]]:
     job = queued(idle_api, priority=100)
     database = Database(idle_api.settings.database_url)
     with database.write() as connection:
-        taken = jobs.claim_due(connection, "far-away", 60.0, database.moment(connection), 1)
+        taken = execution.claim_due(connection, "far-away", 60.0, database.moment(connection), 1)
     assert [each.id for each in taken] == [job["id"]]
     yield idle_api.job(job["id"])
     with database.write() as connection:

@@ -18,11 +18,11 @@ from service import Api, ok, problem, running
 from sqlalchemy import select
 from typer.testing import CliRunner
 
-from batchserve import jobs
 from batchserve.cli import app as command_line
 from batchserve.db import tables
 from batchserve.db.connect import Database
 from batchserve.errors import DigestMismatch, InvalidOptions, SchemaOutdated
+from batchserve.jobs import execution
 from batchserve.storage import open_storage
 from batchserve.upkeep import holds
 from batchserve.upkeep.backup import Copied, back_up, restore
@@ -277,7 +277,7 @@ def test_jobs_that_were_running_are_queued_again(tmp_path: Path, iris_onnx: Path
         job = ok(api.http.post("/v1/predict", content=CSV, params={"model": "iris"}), 202)
         database = Database(api.settings.database_url)
         with database.write() as connection:
-            (claimed,) = jobs.claim_due(connection, "gone", 2.0, database.moment(connection), 1)
+            (claimed,) = execution.claim_due(connection, "gone", 2.0, database.moment(connection), 1)
         database.close()
         assert (claimed.id, api.job(job["id"])["state"]) == (job["id"], "running")
         take(api, tmp_path / "backup")

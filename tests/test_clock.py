@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 from service import Api, ok, running
 
-from batchserve import clock, idempotency, jobs
+from batchserve import clock, idempotency
 from batchserve.db.connect import Database, Moment
 from batchserve.domain import JobState
+from batchserve.jobs import execution, queries
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
 from batchserve.upkeep.retention import Expired, expire, forget
@@ -188,6 +189,6 @@ def test_a_job_that_is_to_start_at_a_time_starts_when_the_wall_clock_says_so(sit
     later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + DAY))
     job = ok(site.api.http.post("/v1/predict", params={"model": "iris", "run_after": later}, content=CSV), 202)
     with site.database.read() as connection:
-        assert not jobs.is_due(connection, time.time() - YEAR)
-        assert jobs.is_due(connection, time.time() + YEAR)
-        assert jobs.state_of(connection, job["id"]) is JobState.QUEUED
+        assert not execution.is_due(connection, time.time() - YEAR)
+        assert execution.is_due(connection, time.time() + YEAR)
+        assert queries.state_of(connection, job["id"]) is JobState.QUEUED

@@ -9,7 +9,7 @@ import pytest
 from calls import claim_all
 from sqlalchemy import Connection, select, update
 
-from batchserve import jobs, registry
+from batchserve import registry
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import attempts, chunks
 from batchserve.db.tables import jobs as job_rows
@@ -26,6 +26,7 @@ from batchserve.domain import (
     Signature,
 )
 from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
+from batchserve.jobs import execution, expiry, plan, queries, requests
 
 SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
 OPTIONS = Options("csv", passthrough=("id", "name"), columns={"a": "x"}, max_errors=0.5, top_k=3)
@@ -49,9 +50,9 @@ def model(connection: Connection) -> ModelVersion:
 
 
 def upload(database: Database, job_id: str, filename: str | None = None) -> None:
-    new = jobs.NewInput(job_id, f"inputs/{job_id}", 150, "b" * 64, "csv", Dialect(";"), filename)
+    new = requests.NewInput(job_id, f"inputs/{job_id}", 150, "b" * 64, "csv", Dialect(";"), filename)
     with database.write() as connection:
-        jobs.create(connection, new, model(connection), wall(0))
+        requests.create(connection, new, model(connection), wall(0))
 
 
 def enqueue(
@@ -65,7 +66,7 @@ def enqueue(
     digest: str = "r" * 64,
 ) -> bool:
     with database.write() as connection:
-        return jobs.enqueue_if_uploaded(
+        return requests.enqueue_if_uploaded(
             connection,
             job_id,
             model(connection),
@@ -85,7 +86,7 @@ def queue(database: Database, job_id: str, **request: Any) -> None:
 
 def claim(database: Database, worker: str = "w1", second: float = 2) -> Job | None:
     with database.write() as connection:
-        return next(iter(jobs.claim_due(connection, worker, LEASE, at(second), 1)), None)
+        return next(iter(execution.claim_due(connection, worker, LEASE, at(second), 1)), None)
 
 
 def run(database: Database, job_id: str = "1", *planned: Chunk) -> Job:
@@ -93,7 +94,7 @@ def run(database: Database, job_id: str = "1", *planned: Chunk) -> Job:
     queue(database, job_id)
     claim(database)
     with database.write() as connection:
-        jobs.add_chunks_if_mine(connection, job_id, 1, planned, complete=True)
+        plan.add_chunks_if_mine(connection, job_id, 1, planned, complete=True)
     return get(database, job_id)
 
 
@@ -103,22 +104,22 @@ def scored(chunk: Chunk, failed: int = 0) -> ScoredChunk:
 
 def commit(database: Database, chunk: Chunk, failed: int = 0, progress: float = 0.5, attempt: int = 1) -> None:
     with database.write() as connection:
-        jobs.commit_chunk_if_mine(connection, "1", attempt, scored(chunk, failed), progress)
+        plan.commit_chunk_if_mine(connection, "1", attempt, scored(chunk, failed), progress)
 
 
 def complete(database: Database, attempt: int = 1, second: float = 9) -> None:
     with database.write() as connection:
-        jobs.complete_if_mine(connection, "1", attempt, RESULT, ["a note"], wall(second))
+        execution.complete_if_mine(connection, "1", attempt, RESULT, ["a note"], wall(second))
 
 
 def rescue(database: Database, second: float, clock: str = "boot-1", crashes: int = 3) -> tuple[list[str], list[str]]:
     with database.write() as connection:
-        return jobs.rescue_expired(connection, crashes, at(second, clock))
+        return execution.rescue_expired(connection, crashes, at(second, clock))
 
 
 def get(database: Database, job_id: str = "1") -> Job:
     with database.read() as connection:
-        return jobs.get(connection, job_id)
+        return queries.get(connection, job_id)
 
 
 def everything(database: Database) -> list[list[Any]]:
@@ -135,38 +136,38 @@ def everything(database: Database) -> list[list[Any]]:
 Action = Callable[[Connection], Any]
 
 ACTIONS: dict[str, Action] = {
-    "enqueue_if_uploaded": lambda connection: jobs.enqueue_if_uploaded(
+    "enqueue_if_uploaded": lambda connection: requests.enqueue_if_uploaded(
         connection, "1", model(connection), OPTIONS, "r" * 64, metadata={}, priority=0, run_after=None, now=wall(8)
     ),
-    "complete_as_equal_if_queued": lambda connection: jobs.complete_as_equal_if_queued(
-        connection, "1", jobs.get(connection, "equal"), wall(8)
+    "complete_as_equal_if_queued": lambda connection: requests.complete_as_equal_if_queued(
+        connection, "1", queries.get(connection, "equal"), wall(8)
     ),
-    "request_cancel": lambda connection: jobs.request_cancel(connection, "1", wall(8)),
-    "retry_if_stopped": lambda connection: jobs.retry_if_stopped(connection, "1", wall(8)),
-    "delete_if_not_running": lambda connection: jobs.delete_if_not_running(connection, "1"),
-    "claim_due": lambda connection: jobs.claim_due(connection, "w2", LEASE, at(8), 1),
-    "renew_lease_if_mine": lambda connection: jobs.renew_lease_if_mine(connection, "1", 1, LEASE, at(8)),
-    "add_chunks_if_mine": lambda connection: jobs.add_chunks_if_mine(
+    "request_cancel": lambda connection: requests.request_cancel(connection, "1", wall(8)),
+    "retry_if_stopped": lambda connection: requests.retry_if_stopped(connection, "1", wall(8)),
+    "delete_if_not_running": lambda connection: requests.delete_if_not_running(connection, "1"),
+    "claim_due": lambda connection: execution.claim_due(connection, "w2", LEASE, at(8), 1),
+    "renew_lease_if_mine": lambda connection: execution.renew_lease_if_mine(connection, "1", 1, LEASE, at(8)),
+    "add_chunks_if_mine": lambda connection: plan.add_chunks_if_mine(
         connection, "1", 1, [Chunk(15, 5, 150, 200)], complete=True
     ),
-    "commit_chunk_if_mine": lambda connection: jobs.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.5),
-    "count_crash_if_mine": lambda connection: jobs.count_crash_if_mine(connection, "1", 1, 10),
-    "split_chunk_if_mine": lambda connection: jobs.split_chunk_if_mine(
+    "commit_chunk_if_mine": lambda connection: plan.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.5),
+    "count_crash_if_mine": lambda connection: plan.count_crash_if_mine(connection, "1", 1, 10),
+    "split_chunk_if_mine": lambda connection: plan.split_chunk_if_mine(
         connection, "1", 1, SECOND, [Chunk(10, 3, 100, 130), Chunk(13, 2, 130, 150)]
     ),
-    "complete_if_mine": lambda connection: jobs.complete_if_mine(connection, "1", 1, RESULT, [], wall(8)),
-    "complete_small_if_mine": lambda connection: jobs.complete_small_if_mine(
+    "complete_if_mine": lambda connection: execution.complete_if_mine(connection, "1", 1, RESULT, [], wall(8)),
+    "complete_small_if_mine": lambda connection: execution.complete_small_if_mine(
         connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(8)
     ),
-    "fail_if_mine": lambda connection: jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8)),
-    "cancel_if_mine": lambda connection: jobs.cancel_if_mine(connection, "1", 1, wall(8)),
-    "release_if_mine": lambda connection: jobs.release_if_mine(connection, "1", 1, wall(8)),
-    "rescue_expired": lambda connection: jobs.rescue_expired(connection, 3, at(100)),
-    "expire_if_over": lambda connection: jobs.expire_if_over(
+    "fail_if_mine": lambda connection: execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8)),
+    "cancel_if_mine": lambda connection: execution.cancel_if_mine(connection, "1", 1, wall(8)),
+    "release_if_mine": lambda connection: execution.release_if_mine(connection, "1", 1, wall(8)),
+    "rescue_expired": lambda connection: execution.rescue_expired(connection, 3, at(100)),
+    "expire_if_over": lambda connection: expiry.expire_if_over(
         connection, ["1"], ended_before=wall(7), uploaded_before=wall(7), now=wall(8)
     ),
-    "drop_input_if_over": lambda connection: jobs.drop_input_if_over(connection, ["1"], wall(7), wall(8)),
-    "delete_expired_before": lambda connection: jobs.delete_expired_before(connection, wall(7), 10),
+    "drop_input_if_over": lambda connection: expiry.drop_input_if_over(connection, ["1"], wall(7), wall(8)),
+    "delete_expired_before": lambda connection: expiry.delete_expired_before(connection, wall(7), 10),
 }
 MINE = [name for name in ACTIONS if name.endswith("_if_mine")]
 
@@ -239,8 +240,8 @@ def bring_to(database: Database, state: str) -> None:
     """Brings job 1 to a state, beside an equal job that is completed."""
     run(database, "equal", FIRST)
     with database.write() as connection:
-        jobs.commit_chunk_if_mine(connection, "equal", 1, scored(FIRST), 0.9)
-        jobs.complete_if_mine(connection, "equal", 1, RESULT, [], wall(3))
+        plan.commit_chunk_if_mine(connection, "equal", 1, scored(FIRST), 0.9)
+        execution.complete_if_mine(connection, "equal", 1, RESULT, [], wall(3))
     if state == "uploaded" or "before" in state:
         upload(database, "1")
     elif state == "queued":
@@ -250,21 +251,21 @@ def bring_to(database: Database, state: str) -> None:
         commit(database, FIRST)
     with database.write() as connection:
         if "before" in state:
-            jobs.request_cancel(connection, "1", wall(4))
+            requests.request_cancel(connection, "1", wall(4))
         elif "done" in state:
-            jobs.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
+            plan.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
         elif state == "completed":
-            jobs.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
-            jobs.complete_if_mine(connection, "1", 1, RESULT, [], wall(4))
+            plan.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
+            execution.complete_if_mine(connection, "1", 1, RESULT, [], wall(4))
         elif state.startswith("failed"):
-            jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(4))
+            execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(4))
             if "without" in state:
-                jobs.drop_input_if_over(connection, ["1"], wall(5), wall(5))
+                expiry.drop_input_if_over(connection, ["1"], wall(5), wall(5))
         elif state == "expired":
-            jobs.cancel_if_mine(connection, "1", 1, wall(4))
-            jobs.expire_if_over(connection, ["1"], ended_before=wall(5), uploaded_before=wall(0), now=wall(5))
+            execution.cancel_if_mine(connection, "1", 1, wall(4))
+            expiry.expire_if_over(connection, ["1"], ended_before=wall(5), uploaded_before=wall(0), now=wall(5))
         elif state == "cancelled":
-            jobs.cancel_if_mine(connection, "1", 1, wall(4))
+            execution.cancel_if_mine(connection, "1", 1, wall(4))
     assert get(database).state == state.replace(",", "").partition(" ")[0]
 
 
@@ -312,11 +313,13 @@ def test_a_small_job_is_planned_scored_and_completed_in_one_step(database: Datab
     queue(database, "1")
     claim(database)
     with database.write() as connection:
-        jobs.complete_small_if_mine(connection, "1", 1, FIRST, scored(FIRST, failed=3), RESULT, ["a note"], wall(9))
+        execution.complete_small_if_mine(
+            connection, "1", 1, FIRST, scored(FIRST, failed=3), RESULT, ["a note"], wall(9)
+        )
     at_once = get(database)
     in_one_step = everything(database)
     with database.write() as connection:
-        jobs.delete_if_not_running(connection, "1")
+        requests.delete_if_not_running(connection, "1")
     run(database, "1", FIRST)
     commit(database, FIRST, failed=3)
     complete(database)
@@ -331,7 +334,7 @@ def test_a_stale_attempt_completes_no_small_job(database: Database) -> None:
     assert claim(database, "w2", 101)
     before = everything(database)
     with database.write() as connection, pytest.raises(LeaseLost):
-        jobs.complete_small_if_mine(connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(102))
+        execution.complete_small_if_mine(connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(102))
     assert everything(database) == before
 
 
@@ -341,8 +344,8 @@ def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Datab
 
     def commit_two() -> None:
         with database.write() as connection:
-            jobs.commit_chunk_if_mine(connection, "1", 1, scored(FIRST), 0.5)
-            jobs.commit_chunk_if_mine(connection, "1", 2, scored(SECOND), 0.9)
+            plan.commit_chunk_if_mine(connection, "1", 1, scored(FIRST), 0.5)
+            plan.commit_chunk_if_mine(connection, "1", 2, scored(SECOND), 0.9)
 
     with pytest.raises(LeaseLost):
         commit_two()
@@ -376,30 +379,30 @@ def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
     complete(database)
     queue(database, "2", second=20)
     with database.write() as connection:
-        equal = jobs.find_equal(connection, "r" * 64)
+        equal = queries.find_equal(connection, "r" * 64)
         assert equal is not None
-        assert jobs.complete_as_equal_if_queued(connection, "2", equal, wall(21))
+        assert requests.complete_as_equal_if_queued(connection, "2", equal, wall(21))
     first, second = get(database, "1"), get(database, "2")
     assert second.reused_from == "1"
     assert (second.result_key, second.result_sha256) == (RESULT.key, RESULT.sha256)
     assert (second.rows_ok, second.rows_failed, second.progress) == (8, 2, 1.0)
     assert second.notes == first.notes == ("a note",)
     with database.write() as connection:
-        jobs.delete_if_not_running(connection, "1")
-        assert jobs.named_results(connection, [RESULT.key]) == {RESULT.key}  # job 2 still needs the result
-        jobs.delete_if_not_running(connection, "2")
-        assert jobs.named_results(connection, [RESULT.key]) == set()
+        requests.delete_if_not_running(connection, "1")
+        assert queries.named_results(connection, [RESULT.key]) == {RESULT.key}  # job 2 still needs the result
+        requests.delete_if_not_running(connection, "2")
+        assert queries.named_results(connection, [RESULT.key]) == set()
 
 
 def test_only_a_completed_job_answers_for_an_equal_one(database: Database) -> None:
     run(database, "1", FIRST)
     with database.read() as connection:
-        assert jobs.find_equal(connection, "r" * 64) is None
+        assert queries.find_equal(connection, "r" * 64) is None
     commit(database, FIRST)
     complete(database)
     with database.read() as connection:
-        assert jobs.find_equal(connection, "r" * 64) is not None
-        assert jobs.find_equal(connection, "s" * 64) is None
+        assert queries.find_equal(connection, "r" * 64) is not None
+        assert queries.find_equal(connection, "s" * 64) is None
 
 
 # --- claiming --------------------------------------------------------------------------------------------------------
@@ -429,7 +432,7 @@ def test_a_claim_starts_an_attempt(database: Database) -> None:
     assert job is not None
     assert (job.state, job.attempt, job.worker, job.started_at) == (JobState.RUNNING, 1, "w1", wall(5))
     with database.read() as connection:
-        (attempt,) = jobs.attempts_of(connection, "1")
+        (attempt,) = queries.attempts_of(connection, "1")
     assert (attempt.number, attempt.worker, attempt.started_at, attempt.outcome) == (1, "w1", wall(5), None)
 
 
@@ -465,13 +468,13 @@ def test_a_lease_lasts_until_its_last_renewal_runs_out(database: Database) -> No
     run(database)
     assert rescue(database, 2 + LEASE) == ([], [])
     with database.write() as connection:
-        jobs.renew_lease_if_mine(connection, "1", 1, LEASE, at(20))
+        execution.renew_lease_if_mine(connection, "1", 1, LEASE, at(20))
     assert rescue(database, 20 + LEASE) == ([], [])
     assert rescue(database, 20.1 + LEASE) == (["1"], [])
     job = get(database)
     assert (job.state, job.worker) == (JobState.QUEUED, None)
     with database.read() as connection:
-        (attempt,) = jobs.attempts_of(connection, "1")
+        (attempt,) = queries.attempts_of(connection, "1")
     assert (attempt.outcome, attempt.finished_at) == ("lost", wall(20.1 + LEASE))
     assert attempt.error == {"code": "worker-lost", "message": "lease lapsed"}
 
@@ -488,7 +491,7 @@ def test_a_wall_clock_that_jumps_moves_no_lease(database: Database) -> None:
     for jump in (-day, day):
         moment = Moment(at(3).wall + jump, at(3).steady, "boot-1")
         with database.write() as connection:
-            assert jobs.rescue_expired(connection, 3, moment) == ([], [])
+            assert execution.rescue_expired(connection, 3, moment) == ([], [])
 
 
 def test_a_job_that_kills_its_workers_fails_after_three(database: Database) -> None:
@@ -502,7 +505,7 @@ def test_a_job_that_kills_its_workers_fails_after_three(database: Database) -> N
     assert job.error is not None
     assert "3 workers" in job.error["message"]
     with database.read() as connection:
-        assert [attempt.outcome for attempt in jobs.attempts_of(connection, "1")] == ["lost"] * 3
+        assert [attempt.outcome for attempt in queries.attempts_of(connection, "1")] == ["lost"] * 3
 
 
 def test_a_worker_that_finishes_a_chunk_clears_the_job_of_its_crashes(database: Database) -> None:
@@ -520,13 +523,13 @@ def test_a_released_job_is_due_at_once(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     commit(database, FIRST)
     with database.write() as connection:
-        jobs.release_if_mine(connection, "1", 1, wall(5))
+        execution.release_if_mine(connection, "1", 1, wall(5))
     job = claim(database, "w2", 5)
     assert job is not None
     assert (job.attempt, job.chunks_done, job.rows_done) == (2, 1, 10)
     with database.read() as connection:
-        assert jobs.pending_chunks(connection, "1") == [SECOND]
-        assert [attempt.outcome for attempt in jobs.attempts_of(connection, "1")] == ["released", None]
+        assert plan.pending_chunks(connection, "1") == [SECOND]
+        assert [attempt.outcome for attempt in queries.attempts_of(connection, "1")] == ["released", None]
 
 
 # --- cancelling ------------------------------------------------------------------------------------------------------
@@ -536,14 +539,14 @@ def test_a_running_job_is_asked_to_stop(database: Database) -> None:
     run(database)
     run(database, "2")
     with database.write() as connection:
-        job = jobs.request_cancel(connection, "1", wall(5))
-        again = jobs.request_cancel(connection, "1", wall(6))
+        job = requests.request_cancel(connection, "1", wall(5))
+        again = requests.request_cancel(connection, "1", wall(6))
     assert (job.state, job.cancel_requested_at) == (JobState.RUNNING, wall(5))
     assert again.cancel_requested_at == wall(5)
     with database.read() as connection:
-        assert jobs.cancel_requests(connection, ["1", "2"]) == {"1"}
-        assert jobs.cancel_requests(connection, ["2"]) == set()
-        assert jobs.cancel_requests(connection, []) == set()
+        assert execution.cancel_requests(connection, ["1", "2"]) == {"1"}
+        assert execution.cancel_requests(connection, ["2"]) == set()
+        assert execution.cancel_requests(connection, []) == set()
 
 
 def test_a_cancel_request_outlives_the_worker_that_was_asked(database: Database) -> None:
@@ -551,15 +554,15 @@ def test_a_cancel_request_outlives_the_worker_that_was_asked(database: Database)
     for name, leave in [("1", "release"), ("2", "crash")]:
         run(database, name)
         with database.write() as connection:
-            jobs.request_cancel(connection, name, wall(5))
+            requests.request_cancel(connection, name, wall(5))
             if leave == "release":
-                jobs.release_if_mine(connection, name, 1, wall(6))
+                execution.release_if_mine(connection, name, 1, wall(6))
     assert rescue(database, 100) == ([], [])
     for name, outcome, second in [("1", "released", 6), ("2", "lost", 100)]:
         job = get(database, name)
         assert (job.state, job.finished_at) == (JobState.CANCELLED, wall(second))
         with database.read() as connection:
-            assert [attempt.outcome for attempt in jobs.attempts_of(connection, name)] == [outcome]
+            assert [attempt.outcome for attempt in queries.attempts_of(connection, name)] == [outcome]
 
 
 # --- chunks ----------------------------------------------------------------------------------------------------------
@@ -569,18 +572,18 @@ def test_a_plan_grows_and_is_kept_in_order(database: Database) -> None:
     queue(database, "1")
     claim(database)
     with database.write() as connection:
-        jobs.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False)
-        assert jobs.last_chunk(connection, "1") == FIRST
-        assert not jobs.get(connection, "1").planned
-        jobs.add_chunks_if_mine(connection, "1", 1, [SECOND], complete=False)
-        jobs.add_chunks_if_mine(connection, "1", 1, [], complete=True)
+        plan.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False)
+        assert plan.last_chunk(connection, "1") == FIRST
+        assert not queries.get(connection, "1").planned
+        plan.add_chunks_if_mine(connection, "1", 1, [SECOND], complete=False)
+        plan.add_chunks_if_mine(connection, "1", 1, [], complete=True)
     job = get(database)
     assert (job.planned, job.rows_planned, job.chunks_total) == (True, 15, 2)
     with database.read() as connection:
-        assert jobs.pending_chunks(connection, "1") == [FIRST, SECOND]
-        assert jobs.last_chunk(connection, "1") == SECOND
-        assert jobs.chunk_before(connection, "1", 10) == FIRST
-        assert jobs.chunk_before(connection, "1", 0) is None
+        assert plan.pending_chunks(connection, "1") == [FIRST, SECOND]
+        assert plan.last_chunk(connection, "1") == SECOND
+        assert plan.chunk_before(connection, "1", 10) == FIRST
+        assert plan.chunk_before(connection, "1", 0) is None
 
 
 def test_a_chunk_is_committed_once(database: Database) -> None:
@@ -591,8 +594,8 @@ def test_a_chunk_is_committed_once(database: Database) -> None:
         commit(database, FIRST)
     assert everything(database) == before
     with database.read() as connection:
-        assert jobs.done_chunks(connection, "1") == [(FIRST, 1, 1000, 51)]
-        assert jobs.pending_chunks(connection, "1") == [SECOND]
+        assert plan.done_chunks(connection, "1") == [(FIRST, 1, 1000, 51)]
+        assert plan.pending_chunks(connection, "1") == [SECOND]
     job = get(database)
     assert (job.rows_ok, job.rows_failed, job.chunks_done) == (7, 3, 1)
 
@@ -619,7 +622,7 @@ def test_progress_never_goes_back(database: Database) -> None:
 def test_crashes_are_counted_for_each_chunk(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     with database.write() as connection:
-        counts = [jobs.count_crash_if_mine(connection, "1", 1, record) for record in (0, 0, 10, 0)]
+        counts = [plan.count_crash_if_mine(connection, "1", 1, record) for record in (0, 0, 10, 0)]
     assert counts == [1, 2, 1, 3]
 
 
@@ -627,11 +630,11 @@ def test_the_halves_of_a_chunk_take_its_place_and_its_crashes(database: Database
     run(database, "1", FIRST, SECOND)
     left, right = Chunk(0, 5, 4, 50), Chunk(5, 5, 50, 100)
     with database.write() as connection:
-        jobs.count_crash_if_mine(connection, "1", 1, 0)
-        jobs.count_crash_if_mine(connection, "1", 1, 0)
-        jobs.split_chunk_if_mine(connection, "1", 1, FIRST, [left, right])
-        assert jobs.pending_chunks(connection, "1") == [left, right, SECOND]
-        assert [jobs.count_crash_if_mine(connection, "1", 1, record) for record in (0, 5, 10)] == [3, 3, 1]
+        plan.count_crash_if_mine(connection, "1", 1, 0)
+        plan.count_crash_if_mine(connection, "1", 1, 0)
+        plan.split_chunk_if_mine(connection, "1", 1, FIRST, [left, right])
+        assert plan.pending_chunks(connection, "1") == [left, right, SECOND]
+        assert [plan.count_crash_if_mine(connection, "1", 1, record) for record in (0, 5, 10)] == [3, 3, 1]
     with pytest.raises(LeaseLost):
         commit(database, FIRST)  # the whole was still scored somewhere
     job = get(database)
@@ -655,7 +658,7 @@ def test_a_job_completes_when_every_record_has_its_row(database: Database) -> No
     assert (job.result_key, job.result_bytes, job.result_sha256) == (RESULT.key, 123, "a" * 64)
     assert (job.errors_key, job.notes) == (None, ("a note",))
     with database.read() as connection:
-        assert jobs.attempts_of(connection, "1")[0].outcome == "completed"
+        assert queries.attempts_of(connection, "1")[0].outcome == "completed"
 
 
 @pytest.mark.parametrize("account", ["rows_ok = rows_ok - 1", "rows_failed = 1", "chunks_total = 2"])
@@ -672,7 +675,7 @@ def test_a_job_without_a_complete_plan_does_not_complete(database: Database) -> 
     queue(database, "1")
     claim(database)
     with database.write() as connection:
-        jobs.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False)
+        plan.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False)
     commit(database, FIRST)
     with pytest.raises(LeaseLost):
         complete(database)
@@ -681,12 +684,12 @@ def test_a_job_without_a_complete_plan_does_not_complete(database: Database) -> 
 def test_a_failed_job_tells_why(database: Database) -> None:
     run(database)
     with database.write() as connection:
-        jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much", errors=[{"row": 3}], limit=7), wall(8))
+        execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much", errors=[{"row": 3}], limit=7), wall(8))
     job = get(database)
     expected = {"code": "out-of-memory", "message": "too much", "limit": 7, "errors": [{"row": 3}]}
     assert (job.reason, job.error) == ("out-of-memory", expected)
     with database.read() as connection:
-        (attempt,) = jobs.attempts_of(connection, "1")
+        (attempt,) = queries.attempts_of(connection, "1")
     assert (attempt.outcome, attempt.error, attempt.finished_at) == ("failed", expected, wall(8))
 
 
@@ -695,26 +698,26 @@ def test_a_retry_keeps_the_chunks_that_are_done(database: Database) -> None:
     commit(database, FIRST)
     with database.write() as connection:
         for _ in range(3):
-            jobs.count_crash_if_mine(connection, "1", 1, 10)
-        jobs.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8))
-        job = jobs.retry_if_stopped(connection, "1", wall(20))
+            plan.count_crash_if_mine(connection, "1", 1, 10)
+        execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8))
+        job = requests.retry_if_stopped(connection, "1", wall(20))
     assert (job.state, job.reason, job.error, job.finished_at) == (JobState.QUEUED, None, None, None)
     again = claim(database, "w2", 21)
     assert again is not None
     assert (again.attempt, again.started_at, again.rows_done) == (2, wall(2), 10)
     with database.write() as connection:
-        assert jobs.pending_chunks(connection, "1") == [SECOND]
-        assert jobs.count_crash_if_mine(connection, "1", 2, 10) == 1
-        assert [attempt.outcome for attempt in jobs.attempts_of(connection, "1")] == ["failed", None]
+        assert plan.pending_chunks(connection, "1") == [SECOND]
+        assert plan.count_crash_if_mine(connection, "1", 2, 10) == 1
+        assert [attempt.outcome for attempt in queries.attempts_of(connection, "1")] == ["failed", None]
 
 
 def test_a_job_whose_model_was_deleted_is_not_retried(database: Database) -> None:
     run(database)
     with database.write() as connection:
-        jobs.cancel_if_mine(connection, "1", 1, wall(8))
+        execution.cancel_if_mine(connection, "1", 1, wall(8))
         registry.delete_if_unused(connection, model(connection), wall(9))
     with pytest.raises(JobConflict, match="iris@1 was deleted"), database.write() as connection:
-        jobs.retry_if_stopped(connection, "1", wall(10))
+        requests.retry_if_stopped(connection, "1", wall(10))
 
 
 def test_failed_records_are_not_scored_again_when_the_model_was_deleted(database: Database) -> None:
@@ -725,7 +728,7 @@ def test_failed_records_are_not_scored_again_when_the_model_was_deleted(database
         registry.delete_if_unused(connection, model(connection), wall(10))
     before = everything(database)
     with pytest.raises(JobConflict, match="iris@1 was deleted"), database.write() as connection:
-        jobs.create_retry_of_failed_rows(connection, jobs.get(connection, "1"), "2", "inputs/2", wall(11))
+        requests.create_retry_of_failed_rows(connection, queries.get(connection, "1"), "2", "inputs/2", wall(11))
     assert everything(database) == before
 
 
@@ -737,20 +740,20 @@ def test_a_job_is_not_queued_for_a_model_that_was_deleted_meanwhile(database: Da
     request: dict[str, Any] = {"metadata": {}, "priority": 0, "run_after": None, "now": wall(2)}
     before = everything(database)
     with pytest.raises(ModelNotFound, match="gone@1 was deleted"), database.write() as connection:
-        jobs.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request)
+        requests.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request)
     assert everything(database) == before
     assert enqueue(database, "1")
     with database.write() as connection:  # an earlier request stands, whatever became of its model since
-        assert jobs.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request) is False
+        assert requests.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request) is False
 
 
 def test_a_deleted_job_leaves_no_row(database: Database) -> None:
     run(database, "1", FIRST)
     with pytest.raises(JobConflict, match="cancel it"), database.write() as connection:
-        jobs.delete_if_not_running(connection, "1")
+        requests.delete_if_not_running(connection, "1")
     with database.write() as connection:
-        jobs.cancel_if_mine(connection, "1", 1, wall(5))
-        assert jobs.delete_if_not_running(connection, "1").id == "1"
+        execution.cancel_if_mine(connection, "1", 1, wall(5))
+        assert requests.delete_if_not_running(connection, "1").id == "1"
     assert everything(database) == [[], [], []]
 
 
@@ -759,7 +762,7 @@ def test_a_deleted_job_leaves_no_row(database: Database) -> None:
 
 def page(database: Database, **filters: Any) -> list[str]:
     with database.read() as connection:
-        return [job.id for job in jobs.list_page(connection, **filters)]
+        return [job.id for job in queries.list_page(connection, **filters)]
 
 
 def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
@@ -819,50 +822,52 @@ def test_a_queued_job_knows_how_many_are_ahead(database: Database) -> None:
     for name, second, priority in [("a", 1, 0), ("b", 1, 0), ("c", 2, 0), ("d", 9, 5), ("e", 0, -1)]:
         queue(database, name, second=second, priority=priority)
     with database.read() as connection:
-        positions = {name: jobs.queue_position(connection, jobs.get(connection, name), wall(9)) for name in "abcde"}
+        positions = {
+            name: queries.queue_position(connection, queries.get(connection, name), wall(9)) for name in "abcde"
+        }
     assert positions == {"d": 0, "a": 1, "b": 2, "c": 3, "e": 4}
     claimed = claim(database)
     assert claimed is not None
     with database.read() as connection:
-        assert jobs.queue_position(connection, claimed, wall(9)) is None
-        assert jobs.queue_position(connection, jobs.get(connection, "a"), wall(9)) == 0
+        assert queries.queue_position(connection, claimed, wall(9)) is None
+        assert queries.queue_position(connection, queries.get(connection, "a"), wall(9)) == 0
 
 
 def test_a_job_that_is_not_due_is_ahead_of_nobody(database: Database) -> None:
     queue(database, "1", second=1, run_after=wall(100), priority=9)
     queue(database, "2", second=2)
     with database.read() as connection:
-        second = jobs.get(connection, "2")
-        assert jobs.queue_position(connection, second, wall(99)) == 0
-        assert jobs.queue_position(connection, second, wall(100)) == 1
+        second = queries.get(connection, "2")
+        assert queries.queue_position(connection, second, wall(99)) == 0
+        assert queries.queue_position(connection, second, wall(100)) == 1
 
 
 def test_jobs_and_rows_are_counted(database: Database) -> None:
     with database.read() as connection:
-        assert jobs.count_by_state(connection) == {}
-        assert jobs.count_rows(connection) == (0, 0)
-        assert jobs.longest_wait(connection, wall(1)) == 0.0
+        assert queries.count_by_state(connection) == {}
+        assert queries.count_rows(connection) == (0, 0)
+        assert queries.longest_wait(connection, wall(1)) == 0.0
     run(database, "1", FIRST, SECOND)
     commit(database, FIRST, failed=4)
     queue(database, "2", second=7)
     queue(database, "3", second=6)
     with database.read() as connection:
-        assert jobs.count_by_state(connection) == {"running": 1, "queued": 2}
-        assert jobs.count_rows(connection) == (6, 4)
-        assert jobs.longest_wait(connection, wall(10)) == 4.0
+        assert queries.count_by_state(connection) == {"running": 1, "queued": 2}
+        assert queries.count_rows(connection) == (6, 4)
+        assert queries.longest_wait(connection, wall(10)) == 4.0
 
 
 def test_a_job_waits_from_when_it_could_be_started(database: Database) -> None:
     def waited(second: float) -> float:
         with database.read() as connection:
-            return jobs.longest_wait(connection, wall(second))
+            return queries.longest_wait(connection, wall(second))
 
     queue(database, "1", second=1, run_after=wall(100))
     assert (waited(99), waited(103)) == (0.0, 3.0)
     assert claim(database, second=103) is not None
     assert waited(104) == 0.0
     with database.write() as connection:
-        jobs.release_if_mine(connection, "1", 1, wall(110))
+        execution.release_if_mine(connection, "1", 1, wall(110))
     assert waited(112) == 2.0  # since it was given back
     queue(database, "2", second=105)
     assert waited(112) == 7.0
@@ -872,10 +877,10 @@ def test_an_attempt_knows_what_was_done_before_it(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     commit(database, FIRST, failed=3)
     with database.write() as connection:
-        jobs.release_if_mine(connection, "1", 1, wall(5))
+        execution.release_if_mine(connection, "1", 1, wall(5))
     claim(database, "w2", 6)
     with database.read() as connection:
-        assert [attempt.rows_before for attempt in jobs.attempts_of(connection, "1")] == [0, 10]
+        assert [attempt.rows_before for attempt in queries.attempts_of(connection, "1")] == [0, 10]
 
 
 def test_the_results_that_jobs_name_are_told_from_others(database: Database) -> None:
@@ -883,7 +888,7 @@ def test_the_results_that_jobs_name_are_told_from_others(database: Database) -> 
     commit(database, FIRST, failed=1)
     with database.write() as connection:
         result = Result("results/1-1", 9, "a" * 64, "results/1-1.errors", 5)
-        jobs.complete_if_mine(connection, "1", 1, result, [], wall(9))
+        execution.complete_if_mine(connection, "1", 1, result, [], wall(9))
         asked = ["results/1-1", "results/1-1.errors", "results/1-2", "results/1-2.errors", "results/2-1"]
-        assert jobs.named_results(connection, asked) == {"results/1-1", "results/1-1.errors"}
-        assert jobs.named_results(connection, []) == set()
+        assert queries.named_results(connection, asked) == {"results/1-1", "results/1-1.errors"}
+        assert queries.named_results(connection, []) == set()

@@ -20,13 +20,14 @@ from service import Api, ok, problem, running
 from sqlalchemy import insert
 from starlette.types import Message
 
-from batchserve import idempotency, jobs, keys
+from batchserve import idempotency, keys
 from batchserve.api.cache import AnswerCache
 from batchserve.client import AsyncClient, AuthenticationFailed, Client
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import EVERY_TENANT, Dialect, Scope
 from batchserve.errors import Conflict, InvalidOptions, JobNotFound, NotFound
+from batchserve.jobs import execution, queries, requests
 from batchserve.settings import Settings
 
 ROW = "5.1,3.5,1.4,0.2\n"
@@ -500,19 +501,19 @@ def test_a_retry_belongs_to_the_tenant_of_its_job(guarded: Guarded) -> None:
 
 def test_a_job_is_required_to_be_seen(database: Database) -> None:
     with database.write() as connection:
-        jobs.create(connection, new_input("1"), None, 1.0, "red")
-        jobs.require_seen(connection, "1", "red")
-        jobs.require_seen(connection, "1", EVERY_TENANT)
+        requests.create(connection, new_input("1"), None, 1.0, "red")
+        queries.require_seen(connection, "1", "red")
+        queries.require_seen(connection, "1", EVERY_TENANT)
         for job_id, tenant in (("1", "blue"), ("1", "default"), ("2", "red"), ("2", EVERY_TENANT)):
             with pytest.raises(JobNotFound):
-                jobs.require_seen(connection, job_id, tenant)
+                queries.require_seen(connection, job_id, tenant)
 
 
 # --- turns -----------------------------------------------------------------------------------------------------------
 
 
-def new_input(job_id: str) -> jobs.NewInput:
-    return jobs.NewInput(job_id, f"inputs/{job_id}", 10, "a" * 64, "csv", Dialect(), None)
+def new_input(job_id: str) -> requests.NewInput:
+    return requests.NewInput(job_id, f"inputs/{job_id}", 10, "a" * 64, "csv", Dialect(), None)
 
 
 def fill(database: Database, tenant: str, count: int, *, since: float = 0.0, priority: int = 0) -> None:
@@ -531,7 +532,7 @@ def fill(database: Database, tenant: str, count: int, *, since: float = 0.0, pri
 
 def claimed(database: Database, most: int) -> list[str]:
     with database.write() as connection:
-        return [job.id for job in jobs.claim_due(connection, "w", 30.0, Moment(1e9, 1.0, "boot"), most)]
+        return [job.id for job in execution.claim_due(connection, "w", 30.0, Moment(1e9, 1.0, "boot"), most)]
 
 
 def test_tenants_take_turns_whatever_the_length_and_priority_of_their_queues(database: Database) -> None:
@@ -556,10 +557,10 @@ def test_a_tenant_without_a_running_job_gets_one_beyond_the_limit(database: Data
     assert claimed(database, 0) == []
     fill(database, "few", 5, since=1e6)
     with database.read() as connection:
-        assert jobs.is_due(connection, 1e9, 0)
+        assert execution.is_due(connection, 1e9, 0)
     assert claimed(database, 0) == ["few-00000"]
     with database.read() as connection:
-        assert not jobs.is_due(connection, 1e9, 0)
+        assert not execution.is_due(connection, 1e9, 0)
     assert claimed(database, 0) == []
 
 
@@ -573,7 +574,7 @@ def test_equals_take_turns_by_chance(database: Database) -> None:
         (job_id,) = claimed(database, 1)
         first.append(job_id[0])
         with database.write() as connection:
-            jobs.release_if_mine(connection, job_id, jobs.get(connection, job_id).attempt, 1.0)
+            execution.release_if_mine(connection, job_id, queries.get(connection, job_id).attempt, 1.0)
     assert set(first) == {"a", "b"}  # that chance is 1 - 2**-39
 
 
@@ -603,7 +604,7 @@ def test_the_place_in_the_queue_is_that_among_the_tenants_own(database: Database
     fill(database, "many", 50)
     fill(database, "few", 3, since=1e6)
     with database.read() as connection:
-        assert jobs.queue_position(connection, jobs.get(connection, "few-00002"), 1e9) == 2
+        assert queries.queue_position(connection, queries.get(connection, "few-00002"), 1e9) == 2
 
 
 def test_ten_thousand_queued_jobs_delay_a_job_of_another_tenant_by_little(tmp_path: Path, iris_onnx: Path) -> None:

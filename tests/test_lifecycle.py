@@ -23,7 +23,7 @@ from hypothesis.stateful import (
 from reference import LEGAL, UNFINISHED, ReferenceJob
 from sqlalchemy import Connection, delete, select
 
-from batchserve import idempotency, jobs, registry
+from batchserve import idempotency, registry
 from batchserve.db import tables
 from batchserve.db.connect import Database, Moment
 from batchserve.domain import Chunk, Dialect, InputTensor, JobState, Options, Result, ScoredChunk, Signature
@@ -37,6 +37,7 @@ from batchserve.errors import (
     ModelNotFound,
     ScoringCrashed,
 )
+from batchserve.jobs import execution, plan, queries, requests
 from batchserve.storage import input_key, result_key
 
 T = TypeVar("T")
@@ -205,21 +206,21 @@ class JobLife(RuleBasedStateMachine):
                 self.retry(job)
 
     def cancel(self, job: ReferenceJob) -> None:
-        self.write(lambda connection: jobs.request_cancel(connection, job.id, self.wall))
+        self.write(lambda connection: requests.request_cancel(connection, job.id, self.wall))
         job.request_cancel()
 
     def retry(self, job: ReferenceJob) -> None:
         allowed = job.retry(self.wall, job.model in self.models)
         refused = None if allowed else JobConflict
-        self.write(lambda connection: jobs.retry_if_stopped(connection, job.id, self.wall), refused)
+        self.write(lambda connection: requests.retry_if_stopped(connection, job.id, self.wall), refused)
 
     def retry_failed_rows(self, job: ReferenceJob) -> None:
         job_id = self.new_id()
         again = job.retry_of_failed_rows(job_id, self.wall, job.model in self.models)
 
         def create(connection: Connection) -> None:
-            found = jobs.get(connection, job.id)
-            jobs.create_retry_of_failed_rows(connection, found, job_id, input_key(job_id), self.wall)
+            found = queries.get(connection, job.id)
+            requests.create_retry_of_failed_rows(connection, found, job_id, input_key(job_id), self.wall)
 
         self.write(create, None if again else JobConflict)
         if again is not None:
@@ -227,11 +228,11 @@ class JobLife(RuleBasedStateMachine):
 
     def delete(self, job: ReferenceJob) -> None:
         refused = JobConflict if job.state is JobState.RUNNING else None
-        self.write(lambda connection: jobs.delete_if_not_running(connection, job.id), refused)
+        self.write(lambda connection: requests.delete_if_not_running(connection, job.id), refused)
         if refused is None:
             del self.jobs[job.id]
             with pytest.raises(JobNotFound), self.database.read() as connection:
-                jobs.get(connection, job.id)
+                queries.get(connection, job.id)
 
     # --- workers ---
 
@@ -270,7 +271,7 @@ class JobLife(RuleBasedStateMachine):
         """A chunk counts once, whoever brings it a second time."""
         for scored in hold.done:
             self.write(
-                lambda connection: jobs.commit_chunk_if_mine(connection, hold.job_id, hold.attempt, scored, 1.0),  # noqa: B023 - called at once
+                lambda connection: plan.commit_chunk_if_mine(connection, hold.job_id, hold.attempt, scored, 1.0),  # noqa: B023 - called at once
                 LeaseLost,
             )
 
@@ -282,7 +283,7 @@ class JobLife(RuleBasedStateMachine):
             chunk = hold.pending[0]
             counted = self.write_as(
                 hold,
-                lambda connection: jobs.count_crash_if_mine(connection, hold.job_id, hold.attempt, chunk.first_record),  # noqa: B023 - called at once
+                lambda connection: plan.count_crash_if_mine(connection, hold.job_id, hold.attempt, chunk.first_record),  # noqa: B023 - called at once
             )
             if counted is None:
                 return
@@ -299,7 +300,9 @@ class JobLife(RuleBasedStateMachine):
         if job is None or not job.is_of(hold.attempt) or not job.is_whole:
             result = self.result_of(hold)
             self.write(
-                lambda connection: jobs.complete_if_mine(connection, hold.job_id, hold.attempt, result, [], self.wall),
+                lambda connection: execution.complete_if_mine(
+                    connection, hold.job_id, hold.attempt, result, [], self.wall
+                ),
                 LeaseLost,
             )
 
@@ -311,7 +314,7 @@ class JobLife(RuleBasedStateMachine):
         result = self.result_of(hold)
 
         def act(connection: Connection) -> None:
-            jobs.complete_small_if_mine(
+            execution.complete_small_if_mine(
                 connection, hold.job_id, hold.attempt, chunk, self.scored(hold, chunk, failed), result, [], self.wall
             )
 
@@ -528,7 +531,7 @@ class JobLife(RuleBasedStateMachine):
         """A worker looks for cancel requests of its jobs, and ends these."""
         holds = {hold.job_id: hold for hold in self.holds if hold.worker == worker}
         with self.database.read() as connection:
-            asked = jobs.cancel_requests(connection, holds)
+            asked = execution.cancel_requests(connection, holds)
         assert asked == {job_id for job_id in holds if job_id in self.jobs and self.jobs[job_id].cancel_requested}
         for job_id in sorted(asked):
             self.cancel_by(holds[job_id])
@@ -539,7 +542,7 @@ class JobLife(RuleBasedStateMachine):
         for job in self.jobs.values():
             job.rescue(self.steady, self.now.clock, CRASHES)
         changed = {job_id: self.jobs[job_id].state for job_id in before if self.jobs[job_id].state != before[job_id]}
-        found = self.write(lambda connection: jobs.rescue_expired(connection, CRASHES, self.now))
+        found = self.write(lambda connection: execution.rescue_expired(connection, CRASHES, self.now))
         assert found is not None
         for state, job_ids in zip((JobState.QUEUED, JobState.FAILED), found, strict=True):
             assert sorted(job_ids) == sorted(job_id for job_id in changed if changed[job_id] is state)
@@ -575,8 +578,8 @@ class JobLife(RuleBasedStateMachine):
         self, connection: Connection, job_id: str, content: str, key: str | None, asked: str, status: int
     ) -> None:
         sha256 = idempotency.fingerprint(content)
-        new = jobs.NewInput(job_id, input_key(job_id), 10 * sum(CONTENTS[content]), sha256, "csv", Dialect(), None)
-        jobs.create(connection, new, None, self.wall)
+        new = requests.NewInput(job_id, input_key(job_id), 10 * sum(CONTENTS[content]), sha256, "csv", Dialect(), None)
+        requests.create(connection, new, None, self.wall)
         self.remember(connection, key, asked, job_id, status)
 
     def enqueue(
@@ -606,14 +609,14 @@ class JobLife(RuleBasedStateMachine):
             model = registry.resolve(connection, "iris")
             if create:
                 self.create(connection, job.id, job.content, None, asked, 202)
-            found = jobs.find_equal(connection, digest) if reuse else None
+            found = queries.find_equal(connection, digest) if reuse else None
             assert (found.id if found else None) == (equal.id if equal and reuse else None)
-            queued = jobs.enqueue_if_uploaded(
+            queued = requests.enqueue_if_uploaded(
                 connection, job.id, model, Options(form), digest,
                 metadata={}, priority=priority, run_after=run_after, now=self.wall,
             )  # fmt: skip
             if queued and found is not None:
-                assert jobs.complete_as_equal_if_queued(connection, job.id, found, self.wall)
+                assert requests.complete_as_equal_if_queued(connection, job.id, found, self.wall)
             self.remember(connection, key, asked, job.id, 202)
             return queued
 
@@ -628,8 +631,8 @@ class JobLife(RuleBasedStateMachine):
         due = [job for job in self.jobs.values() if job.is_due(self.wall)]
         due.sort(key=lambda job: (-job.priority, job.queued_at, job.id))
         with self.database.read() as connection:
-            assert jobs.is_due(connection, self.wall) == bool(due)
-        claimed = self.write(lambda connection: jobs.claim_due(connection, worker, LEASE, self.now, most))
+            assert execution.is_due(connection, self.wall) == bool(due)
+        claimed = self.write(lambda connection: execution.claim_due(connection, worker, LEASE, self.now, most))
         assert claimed is not None
         assert [job.id for job in claimed] == [job.id for job in due[:most]]
         for job in claimed:
@@ -637,7 +640,7 @@ class JobLife(RuleBasedStateMachine):
             expected.claim((self.steady + LEASE, self.now.clock))
             self.holds = [hold for hold in self.holds if (hold.worker, hold.job_id) != (worker, job.id)]
             with self.database.read() as connection:
-                pending, last = jobs.pending_chunks(connection, job.id), jobs.last_chunk(connection, job.id)
+                pending, last = plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id)
             assert [chunk.first_record for chunk in pending] == expected.open_chunks
             planned = last.first_record + last.records if last else 0
             assert planned == job.rows_planned
@@ -682,7 +685,7 @@ class JobLife(RuleBasedStateMachine):
     def renew_by(self, hold: Hold) -> None:
         renewed = self.write_as(
             hold,
-            lambda connection: jobs.renew_lease_if_mine(connection, hold.job_id, hold.attempt, LEASE, self.now),
+            lambda connection: execution.renew_lease_if_mine(connection, hold.job_id, hold.attempt, LEASE, self.now),
         )
         if renewed:
             self.jobs[hold.job_id].lease = (self.steady + LEASE, self.now.clock)
@@ -693,7 +696,7 @@ class JobLife(RuleBasedStateMachine):
         complete = rows == sum(CONTENTS[hold.content])
         planned = self.write_as(
             hold,
-            lambda connection: jobs.add_chunks_if_mine(connection, hold.job_id, hold.attempt, chunks, complete),
+            lambda connection: plan.add_chunks_if_mine(connection, hold.job_id, hold.attempt, chunks, complete),
         )
         if planned:
             hold.pending += chunks
@@ -711,7 +714,7 @@ class JobLife(RuleBasedStateMachine):
         progress = hold.progress
         committed = self.write_as(
             hold,
-            lambda connection: jobs.commit_chunk_if_mine(connection, hold.job_id, hold.attempt, scored, progress),
+            lambda connection: plan.commit_chunk_if_mine(connection, hold.job_id, hold.attempt, scored, progress),
         )
         if committed:
             hold.pending.remove(chunk)
@@ -727,7 +730,7 @@ class JobLife(RuleBasedStateMachine):
         ]
         split = self.write_as(
             hold,
-            lambda connection: jobs.split_chunk_if_mine(connection, hold.job_id, hold.attempt, whole, halves),
+            lambda connection: plan.split_chunk_if_mine(connection, hold.job_id, hold.attempt, whole, halves),
         )
         assert split
         hold.pending.remove(whole)
@@ -742,7 +745,7 @@ class JobLife(RuleBasedStateMachine):
         result = self.result_of(hold)
         completed = self.write_as(
             hold,
-            lambda connection: jobs.complete_if_mine(connection, hold.job_id, hold.attempt, result, [], self.wall),
+            lambda connection: execution.complete_if_mine(connection, hold.job_id, hold.attempt, result, [], self.wall),
             ends=True,
         )
         if completed:
@@ -752,7 +755,7 @@ class JobLife(RuleBasedStateMachine):
         error = ScoringCrashed("the scoring process died")
         failed = self.write_as(
             hold,
-            lambda connection: jobs.fail_if_mine(connection, hold.job_id, hold.attempt, error, self.wall),
+            lambda connection: execution.fail_if_mine(connection, hold.job_id, hold.attempt, error, self.wall),
             ends=True,
         )
         if failed:
@@ -761,7 +764,7 @@ class JobLife(RuleBasedStateMachine):
     def cancel_by(self, hold: Hold) -> None:
         cancelled = self.write_as(
             hold,
-            lambda connection: jobs.cancel_if_mine(connection, hold.job_id, hold.attempt, self.wall),
+            lambda connection: execution.cancel_if_mine(connection, hold.job_id, hold.attempt, self.wall),
             ends=True,
         )
         if cancelled:
@@ -770,7 +773,7 @@ class JobLife(RuleBasedStateMachine):
     def release_by(self, hold: Hold) -> None:
         released = self.write_as(
             hold,
-            lambda connection: jobs.release_if_mine(connection, hold.job_id, hold.attempt, self.wall),
+            lambda connection: execution.release_if_mine(connection, hold.job_id, hold.attempt, self.wall),
             ends=True,
         )
         if released:

@@ -14,11 +14,12 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from batchserve import idempotency, jobs
+from batchserve import idempotency
 from batchserve.db import connect, migrate
 from batchserve.db.connect import Database
 from batchserve.db.tables import metadata
 from batchserve.errors import SchemaOutdated, SchemaTooNew, Unavailable
+from batchserve.jobs import plan, queries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -153,8 +154,8 @@ def test_an_upgrade_keeps_the_plans_of_jobs_and_gives_all_to_the_default_tenant(
     database = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
     assert migrate.upgrade(database) == ("0001", migrate.newest_version())
     with database.read() as connection:
-        assert jobs.get(connection, "j").tenant == "default"
-        assert len(jobs.pending_chunks(connection, "j")) == 1
+        assert queries.get(connection, "j").tenant == "default"
+        assert len(plan.pending_chunks(connection, "j")) == 1
         assert idempotency.recall(connection, "k", "f") == idempotency.Remembered("j", 201)
     database.close()
 
@@ -300,7 +301,7 @@ def test_an_equal_job_is_found_by_its_digest_not_among_all_jobs_of_the_tenant(sq
         def note(_: object, __: object, statement: str, values: tuple[object, ...], *___: object) -> None:
             asked.append((statement, values))
 
-        jobs.find_equal(connection, "0" * 64)
+        queries.find_equal(connection, "0" * 64)
         statement, values = asked[-1]
         plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
     assert any("(tenant=? AND request_digest=?)" in step[-1] for step in plan)

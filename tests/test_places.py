@@ -16,12 +16,12 @@ import pytest
 from service import Api, ok
 from sqlalchemy import Connection, Engine, event, insert, update
 
-from batchserve import jobs
 from batchserve.api.following import Following, Told
 from batchserve.api.places import NEAR, Places
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import Job
+from batchserve.jobs import queries, requests
 from batchserve.settings import Settings
 
 TENANTS = ("default", "other")
@@ -63,7 +63,7 @@ def statements(database: Database) -> Iterator[list[str]]:
 
 def all_jobs(database: Database) -> list[Job]:
     with database.read() as connection:
-        return [job for tenant in TENANTS for job in jobs.list_page(connection, tenant, limit=10**6)]
+        return [job for tenant in TENANTS for job in queries.list_page(connection, tenant, limit=10**6)]
 
 
 def steps(connection: Connection, work: Callable[[], object]) -> int:
@@ -90,7 +90,7 @@ def test_places_that_are_counted_together_are_those_that_are_counted_alone(datab
 
     def alone(now: float) -> dict[str, int | None]:
         with database.read() as connection:
-            return {job.id: jobs.queue_position(connection, job, now) for job in found}
+            return {job.id: queries.queue_position(connection, job, now) for job in found}
 
     assert places.of(found, 100.0) == alone(100.0)
     time.sleep(0.5)  # that count holds no more
@@ -101,7 +101,7 @@ def test_places_that_are_counted_together_are_those_that_are_counted_alone(datab
     with database.read() as connection:
         low = sum(job.priority == -5 and job.tenant == "default" for job in found)
         assert place == sum(job.tenant == "default" for job in found) - low
-        assert place == jobs.queue_position(connection, late[0], 200.0)
+        assert place == queries.queue_position(connection, late[0], 200.0)
 
 
 def test_a_queue_is_counted_once_for_all_who_ask(database: Database) -> None:
@@ -118,14 +118,14 @@ def test_a_queue_is_counted_once_for_all_who_ask(database: Database) -> None:
 def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at_most(database: Database) -> None:
     fill(database, 30_000)
     with database.read() as connection:
-        front, middle, back = (jobs.get(connection, f"job-{number:06d}") for number in (10, NEAR, 29_999))
-        assert jobs.queue_position(connection, front, 1e9, NEAR) == 10
-        assert jobs.queue_position(connection, middle, 1e9, NEAR) == NEAR
-        assert jobs.queue_position(connection, back, 1e9, NEAR) is None
-        assert jobs.queue_position(connection, back, 1e9) == 29_999
-        whole = steps(connection, lambda: jobs.queue_position(connection, back, 1e9))
+        front, middle, back = (queries.get(connection, f"job-{number:06d}") for number in (10, NEAR, 29_999))
+        assert queries.queue_position(connection, front, 1e9, NEAR) == 10
+        assert queries.queue_position(connection, middle, 1e9, NEAR) == NEAR
+        assert queries.queue_position(connection, back, 1e9, NEAR) is None
+        assert queries.queue_position(connection, back, 1e9) == 29_999
+        whole = steps(connection, lambda: queries.queue_position(connection, back, 1e9))
         near = [
-            steps(connection, lambda job=job: jobs.queue_position(connection, job, 1e9, NEAR))  # type: ignore[misc]
+            steps(connection, lambda job=job: queries.queue_position(connection, job, 1e9, NEAR))  # type: ignore[misc]
             for job in (front, middle, back)
         ]
     assert max(near) * 8 < whole
@@ -135,21 +135,21 @@ def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at
 def test_jobs_that_are_not_due_make_no_poll_read_the_whole_queue(database: Database) -> None:
     fill(database, 30_000, run_after=2e11)
     with database.read() as connection:
-        back = jobs.get(connection, "job-029999")
-        assert jobs.queue_position(connection, back, 1e9, NEAR) is None
-        whole = steps(connection, lambda: jobs.queue_position(connection, back, 1e9))
-        assert steps(connection, lambda: jobs.queue_position(connection, back, 1e9, NEAR)) * 8 < whole
+        back = queries.get(connection, "job-029999")
+        assert queries.queue_position(connection, back, 1e9, NEAR) is None
+        whole = steps(connection, lambda: queries.queue_position(connection, back, 1e9))
+        assert steps(connection, lambda: queries.queue_position(connection, back, 1e9, NEAR)) * 8 < whole
 
 
 def test_equal_jobs_that_queue_make_no_predict_read_them_all(database: Database) -> None:
     fill(database, 30_000, request_digest="d")
     fill(database, 1, id="aaa", state="completed", request_digest="e")
     with database.read() as connection:
-        assert jobs.find_equal(connection, "d") is None
-        found = jobs.find_equal(connection, "e")
+        assert queries.find_equal(connection, "d") is None
+        found = queries.find_equal(connection, "e")
         assert found is not None
         assert found.id == "aaa"
-        assert steps(connection, lambda: jobs.find_equal(connection, "d")) < 50
+        assert steps(connection, lambda: queries.find_equal(connection, "d")) < 50
 
 
 # --- lists ------------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def test_a_follower_that_comes_later_is_told_at_once_and_a_deleted_job_ends_its_
             await until(lambda: bool(told[1]))
             with database.write() as connection:
                 connection.execute(update(job_rows).where(job_rows.c.id == ids[0]).values(state="cancelled"))
-                jobs.delete_if_not_running(connection, ids[1])
+                requests.delete_if_not_running(connection, ids[1])
         return told
 
     states, others = asyncio.run(follow_two())

@@ -5,10 +5,11 @@ from dataclasses import replace
 
 import pytest
 
-from batchserve import idempotency, jobs, registry
+from batchserve import idempotency, registry
 from batchserve.db.connect import Database
 from batchserve.domain import Column, Dialect, InputTensor, ModelVersion, OutputTensor, Signature
 from batchserve.errors import IdempotencyMismatch, ModelInUse, ModelNotFound
+from batchserve.jobs import queries, requests
 
 SIGNATURE = Signature(
     (InputTensor("X", "float32", (None, 2), (Column("a", "float32"), Column("é", "float32", nullable=True))),),
@@ -112,14 +113,14 @@ def test_an_artifact_goes_with_the_last_version_that_has_it(database: Database) 
 def test_a_version_that_an_unfinished_job_uses_is_not_deleted(database: Database) -> None:
     model = add(database, "iris", "d1")
     with database.write() as connection:
-        jobs.create(connection, jobs.NewInput("1", "inputs/1", 1, "s", "csv", Dialect(), None), model, 1.0)
+        requests.create(connection, requests.NewInput("1", "inputs/1", 1, "s", "csv", Dialect(), None), model, 1.0)
     with pytest.raises(ModelInUse, match="iris@1 is used by 1 unfinished job"):
         delete(database, model)
     with database.write() as connection:
-        jobs.request_cancel(connection, "1", 2.0)
+        requests.request_cancel(connection, "1", 2.0)
     delete(database, model)
     with database.read() as connection:
-        job = jobs.get(connection, "1")
+        job = queries.get(connection, "1")
     assert job.model == model  # the row of a finished job still says what scored it
 
 

@@ -10,10 +10,10 @@ import pytest
 from pydantic import ValidationError
 from service import Api, ok, problem, running
 
-from batchserve import jobs
 from batchserve.db.connect import Database
 from batchserve.domain import JobState
 from batchserve.errors import Unavailable
+from batchserve.jobs import execution, expiry, queries, requests, statements
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
 from batchserve.upkeep import holds
@@ -49,12 +49,12 @@ class Site:
     def forget(self, days: float, **keep: Any) -> int:
         return forget(self.database, self.settings(**keep), self.later(days))
 
-    def expire_rows_alone(self, days: float) -> list[jobs.Owned]:
+    def expire_rows_alone(self, days: float) -> list[statements.Owned]:
         """As a process does that is killed before it removes the bytes."""
         with self.database.write() as connection:
             over = {"ended_before": self.later(days), "uploaded_before": self.later(days)}
-            return jobs.expire_if_over(
-                connection, jobs.find_over(connection, **over, most=9), **over, now=self.later(days)
+            return expiry.expire_if_over(
+                connection, expiry.find_over(connection, **over, most=9), **over, now=self.later(days)
             )
 
     def objects(self) -> set[str]:
@@ -145,7 +145,7 @@ def test_unfinished_jobs_never_expire(tmp_path: Path, iris_onnx: Path) -> None:
             ok(api.http.post("/v1/predict", content=CSV, params={"model": "iris"}), 202)["id"] for _ in range(2)
         )
         with site.database.write() as connection:
-            (claimed,) = jobs.claim_due(connection, "w", 30.0, site.database.moment(connection), 1)
+            (claimed,) = execution.claim_due(connection, "w", 30.0, site.database.moment(connection), 1)
         before = site.objects()
         assert site.expire(1000, keep_inputs="1d", keep_results="1d") == Expired()
         assert {api.job(job_id)["state"] for job_id in (queued, running_)} == {"queued", "running"}
@@ -160,7 +160,7 @@ def test_a_job_tells_when_it_will_expire(tmp_path: Path, iris_onnx: Path) -> Non
         uploaded, done = api.upload(CSV), api.run(CSV, "iris")
         listed = {job["id"]: job for job in get(Site(api), "/v1/jobs").json()["jobs"]}
         with Database(api.settings.database_url).read() as connection:
-            kept = {job_id: jobs.get(connection, job_id) for job_id in listed}
+            kept = {job_id: queries.get(connection, job_id) for job_id in listed}
     assert done["expires_at"] == listed[done["id"]]["expires_at"]
     assert uploaded["expires_at"] == listed[uploaded["id"]]["expires_at"]
     times = {job_id: dated(job, api.settings).expires_at for job_id, job in kept.items()}
@@ -215,7 +215,7 @@ def test_a_shared_result_stays_until_the_last_job_that_names_it_expires(site: Si
     second = site.api.run(body, "iris", reuse=True)
     assert second["reused_from"] == first["id"]
     with site.database.read() as connection:
-        ends = [jobs.get(connection, job["id"]).finished_at or 0.0 for job in (first, second)]
+        ends = [queries.get(connection, job["id"]).finished_at or 0.0 for job in (first, second)]
     between = sum(ends) / 2
     assert ends[0] < between < ends[1]
     assert expire(site.database, site.storage, site.settings(keep_results=DAY), between + DAY) == Expired(jobs=1)
@@ -321,7 +321,7 @@ def test_nothing_that_a_row_named_is_removed_while_a_hold_is_in_force(site: Site
     deleted, over, orphan = (site.api.run(SOME_FAIL, "iris") for _ in range(3))
     registered = ok(site.api.http.put("/v1/models/other", content=iris_onnx.read_bytes() + b"\x72\x00"), 201)
     with site.database.write() as connection:
-        jobs.delete_if_not_running(connection, orphan["id"])
+        requests.delete_if_not_running(connection, orphan["id"])
     before = site.api.stored()
     with holds.held(site.database):
         assert site.api.http.delete(deleted["links"]["self"]).status_code == 204

@@ -17,12 +17,12 @@ from prometheus_client.parser import text_string_to_metric_families
 from service import Api, ok, problem, running
 from sqlalchemy import Connection
 
-from batchserve import jobs
 from batchserve.db.codec import Unwritable
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs as table
 from batchserve.domain import Options
 from batchserve.errors import UnreadableRow
+from batchserve.jobs import queries, requests
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
 from batchserve.upkeep.backup import back_up
@@ -186,7 +186,7 @@ def test_retention_and_the_sweep_go_on_beside_rows_that_cannot_be_read(tmp_path:
         assert expire(database, storage, settings, later).jobs == 2
         sweep(database, storage, 0.0, later)
         with database.read() as connection:
-            assert jobs.get(connection, good).state == "expired"
+            assert queries.get(connection, good).state == "expired"
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name in ("results", "inputs")]
 
 
@@ -381,7 +381,7 @@ def test_a_worker_that_cannot_claim_makes_the_service_unready_and_claims_make_it
             def raises(*_: Any) -> None:
                 raise RuntimeError("secret")
 
-            broken.setattr("batchserve.jobs.is_due", raises)
+            broken.setattr("batchserve.jobs.execution.is_due", raises)
             deadline = time.monotonic() + 30
             while (answer := api.http.get("/readyz")).status_code != 503:
                 assert time.monotonic() < deadline
@@ -442,7 +442,7 @@ def test_what_json_could_not_give_back_is_not_written(shared: Api, value: Any) -
         with pytest.raises(Unwritable), database.write() as connection:
             write_both(connection, value)
         with database.read() as connection:
-            assert jobs.get(connection, job_id).state == "queued"
+            assert queries.get(connection, job_id).state == "queued"
 
 
 @pytest.mark.parametrize("values", [{"worker": "\ud800"}, {"worker": "a\0"}, {"run_after": float("inf")},
@@ -453,20 +453,20 @@ def test_texts_and_times_that_could_not_be_given_back_are_not_written(shared: Ap
         with pytest.raises(Unwritable), database.write() as connection:
             connection.execute(table.update().values(**values))
         with database.read() as connection:
-            assert jobs.get(connection, job_id).state == "queued"
+            assert queries.get(connection, job_id).state == "queued"
 
 
 def test_a_predict_that_could_not_be_read_again_is_not_committed(shared: Api) -> None:
     job_id = shared.upload(CSV)["id"]
     with closing(Database(shared.settings.database_url)) as database:
         with database.read() as connection:
-            model = jobs.get(connection, queued(shared)).model
+            model = queries.get(connection, queued(shared)).model
         assert model is not None
         for odd in ({"run_after": 1e15}, {"priority": 2**40}, {"options": Options("xls")}):
             given: Any = {"metadata": {}, "priority": 0, "run_after": None, "options": Options("csv"), **odd}
             options = given.pop("options")
             with pytest.raises(UnreadableRow), database.write() as connection:
-                jobs.enqueue_if_uploaded(connection, job_id, model, options, "digest", **given, now=time.time())
+                requests.enqueue_if_uploaded(connection, job_id, model, options, "digest", **given, now=time.time())
     assert shared.job(job_id)["state"] == "uploaded"
 
 

@@ -22,7 +22,7 @@ import pytest
 from sqlalchemy import update
 from uuid_utils import uuid7
 
-from batchserve import idempotency, jobs, registry
+from batchserve import idempotency, registry
 from batchserve.admission import admit
 from batchserve.db import migrate
 from batchserve.db.connect import Database, Moment
@@ -30,6 +30,7 @@ from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import Chunk, Dialect, Job, JobState, ModelVersion, Options, ScoredChunk
 from batchserve.engines import Engine, open_engine
 from batchserve.errors import InsufficientStorage
+from batchserve.jobs import execution, plan, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, model_key, open_storage, part_key, parts_prefix
@@ -102,18 +103,18 @@ class Bench:
         with self.storage.create(input_key(job_id)) as writer:
             writer.write(content)
             stored = writer.commit()
-        new = jobs.NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, "csv", Dialect(), None)
+        new = requests.NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, "csv", Dialect(), None)
         asked = Options(**({"format": "csv"} | options))
         with self.database.write() as connection:
-            jobs.create(connection, new, None, time.time())
-            jobs.enqueue_if_uploaded(
+            requests.create(connection, new, None, time.time())
+            requests.enqueue_if_uploaded(
                 connection, job_id, model, asked, job_id, metadata={}, priority=0, run_after=None, now=time.time()
             )
         return job_id
 
     def get(self, job_id: str) -> Job:
         with self.database.read() as connection:
-            return jobs.get(connection, job_id)
+            return queries.get(connection, job_id)
 
     def wait(self, job_id: str, condition: Callable[[Job], bool] = lambda job: job.state.finished) -> Job:
         deadline = time.monotonic() + TIMEOUT
@@ -127,7 +128,7 @@ class Bench:
 
     def cancel(self, job_id: str) -> None:
         with self.database.write() as connection:
-            jobs.request_cancel(connection, job_id, time.time())
+            requests.request_cancel(connection, job_id, time.time())
 
     def read(self, key: str | None) -> bytes:
         assert key is not None
@@ -148,7 +149,7 @@ class Bench:
 
     def outcomes(self, job_id: str) -> list[str | None]:
         with self.database.read() as connection:
-            return [attempt.outcome for attempt in jobs.attempts_of(connection, job_id)]
+            return [attempt.outcome for attempt in queries.attempts_of(connection, job_id)]
 
 
 @contextmanager
@@ -338,9 +339,9 @@ def test_a_job_that_failed_too_many_records_is_not_saved_by_a_crash(bench: Bench
     job_id = bench.submit(bench.register("busy", busy), rows_of(None, None, 1), max_errors=0.5)
     with bench.database.write() as connection:
         moment = bench.database.moment(connection)
-        jobs.claim_due(connection, "dead", 0.1, moment, 1)
-        jobs.add_chunks_if_mine(connection, job_id, 1, [Chunk(0, 3, 8, 20)], complete=True)
-        jobs.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(0, 3, 2, 10, "", 10), 0.9)
+        execution.claim_due(connection, "dead", 0.1, moment, 1)
+        plan.add_chunks_if_mine(connection, job_id, 1, [Chunk(0, 3, 8, 20)], complete=True)
+        plan.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(0, 3, 2, 10, "", 10), 0.9)
     with bench.worker():
         job = bench.wait(job_id)
     assert (job.state, job.reason, job.attempt) == (JobState.FAILED, "too-many-row-errors", 2)
@@ -398,8 +399,8 @@ def test_a_poisonous_record_fails_its_job_after_three_tries_and_no_other(bench: 
     assert job.error is not None
     assert "this was try 3 at records 10 to 14" in job.error["message"]
     with bench.database.read() as connection:
-        left = [(chunk.first_record, chunk.records) for chunk in jobs.pending_chunks(connection, poisoned)]
-        done = [(chunk.first_record, chunk.records) for chunk, *_ in jobs.done_chunks(connection, poisoned)]
+        left = [(chunk.first_record, chunk.records) for chunk in plan.pending_chunks(connection, poisoned)]
+        done = [(chunk.first_record, chunk.records) for chunk, *_ in plan.done_chunks(connection, poisoned)]
     assert (10, 5) in left
     assert sorted(left + done) == [(0, 10), (10, 5), (15, 5), (20, 10)]
     assert (0, 10) in done
@@ -453,7 +454,7 @@ def test_a_running_job_is_cancelled_and_keeps_what_is_done(bench: Bench, busy: b
         assert time.monotonic() - asked < 3.0
     assert (job.state, bench.outcomes(job_id)) == (JobState.CANCELLED, ["cancelled"])
     with bench.database.read() as connection:
-        done = jobs.done_chunks(connection, job_id)
+        done = plan.done_chunks(connection, job_id)
     assert len(done) == job.chunks_done >= 3
     for chunk, attempt, size, _ in done:
         assert len(bench.read(part_key(job_id, chunk.first_record, attempt))) == size
@@ -489,7 +490,7 @@ def test_another_worker_goes_on_where_one_stopped(bench: Bench, busy: bytes, sec
     kept = bench.parts(stopped)
     assert len(kept) == released.chunks_done  # nothing was under way any more
     with bench.database.read() as connection:
-        done = jobs.done_chunks(connection, stopped)
+        done = plan.done_chunks(connection, stopped)
     with bench.worker(chunk_records=7):  # the chunks stay as they were planned
         bench.wait(stopped, lambda job: job.chunks_done > released.chunks_done)
         if not bench.get(stopped).state.finished:
@@ -497,7 +498,7 @@ def test_another_worker_goes_on_where_one_stopped(bench: Bench, busy: bytes, sec
             assert all(written.get(key, when) == when for key, when in kept.items())
         job = bench.wait(stopped)
     with bench.database.read() as connection:
-        whole = jobs.done_chunks(connection, stopped)
+        whole = plan.done_chunks(connection, stopped)
     assert whole[: len(done)] == done
     assert {attempt for _, attempt, *_ in whole} == {1, 2}
     assert bench.result(stopped) == bench.result(undisturbed)
@@ -574,14 +575,14 @@ def test_a_heartbeat_that_fails_is_tried_again(
 ) -> None:
     """The database's disk is full for a moment. The lease lasts for several heartbeats."""
     failures = iter(range(2))
-    renew = jobs.renew_lease_if_mine
+    renew = execution.renew_lease_if_mine
 
     def renew_on_a_full_disk(*arguments: Any) -> None:
         if next(failures, None) is not None:
             raise InsufficientStorage("the database's disk is full")
         renew(*arguments)
 
-    monkeypatch.setattr(jobs, "renew_lease_if_mine", renew_on_a_full_disk)
+    monkeypatch.setattr(execution, "renew_lease_if_mine", renew_on_a_full_disk)
     job_id = bench.submit(bench.register("busy", busy), rows_of(*[second / 5] * 40))
     with bench.worker(chunk_records=1, lease=2.0):
         job = bench.wait(job_id)
@@ -592,7 +593,7 @@ def test_a_heartbeat_that_fails_is_tried_again(
 def test_a_job_of_a_dead_worker_is_taken_up_within_its_lease(bench: Bench, busy: bytes) -> None:
     job_id = bench.submit(bench.register("busy", busy), rows_of(*range(30)))
     with bench.database.write() as connection:
-        jobs.claim_due(connection, "dead", 1.0, bench.database.moment(connection), 1)
+        execution.claim_due(connection, "dead", 1.0, bench.database.moment(connection), 1)
     claimed = time.monotonic()
     with bench.worker():
         job = bench.wait(job_id)
@@ -605,7 +606,7 @@ def test_a_job_of_an_earlier_boot_is_taken_up_at_once(bench: Bench, busy: bytes)
     job_id = bench.submit(bench.register("busy", busy), rows_of(1))
     with bench.database.write() as connection:
         now = bench.database.moment(connection)
-        jobs.claim_due(connection, "dead", 3600.0, Moment(now.wall, now.steady, "an earlier boot"), 1)
+        execution.claim_due(connection, "dead", 3600.0, Moment(now.wall, now.steady, "an earlier boot"), 1)
     with bench.worker():
         job = bench.wait(job_id)
     assert (job.state, job.attempt) == (JobState.COMPLETED, 2)

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs, registry
+from batchserve import idempotency, registry
 from batchserve.api.auth import Keyring, caller_of, require_key_still
 from batchserve.api.cache import AnswerCache
 from batchserve.api.following import Following
@@ -25,6 +25,7 @@ from batchserve.api.turns import Lane, Place, Turn, Turns
 from batchserve.domain import Attempt, Caller, Job, JobState, ModelVersion
 from batchserve.engines import Call
 from batchserve.errors import BadRequest, IdempotencyInProgress, ScoringCrashed, Unavailable
+from batchserve.jobs import queries
 from batchserve.runtime import Runtime
 from batchserve.upkeep import retention
 from batchserve.upkeep.inspection import UnreadableCount
@@ -254,7 +255,7 @@ async def own_job(job_id: str, request: Request) -> str:
     service, caller = await get_service(request), caller_of(request)
     if (caller.tenant, job_id) not in service.jobs_seen:
         with service.runtime.database.read() as connection:
-            jobs.require_seen(connection, job_id, caller.tenant)
+            queries.require_seen(connection, job_id, caller.tenant)
         service.jobs_seen[caller.tenant, job_id] = None
         if len(service.jobs_seen) > _JOBS_SEEN:
             del service.jobs_seen[next(iter(service.jobs_seen))]  # the oldest
@@ -303,8 +304,8 @@ def read_body_from_thread(service: Service, job_id: str) -> JobBody:
 def _read(service: Service, job_id: str) -> tuple[Job, list[Attempt], int | None, float]:
     """A job, its attempts, its place in the queue unless that is far back, and as of when that is true."""
     with service.runtime.database.read() as connection:
-        job = retention.dated(jobs.get(connection, job_id), service.runtime.settings)
-        attempts = jobs.attempts_of(connection, job_id) if job.attempt else []
+        job = retention.dated(queries.get(connection, job_id), service.runtime.settings)
+        attempts = queries.attempts_of(connection, job_id) if job.attempt else []
         now = time.time()
         return job, attempts, service.places.near(connection, job, now), now
 
@@ -327,7 +328,7 @@ def resolve_model(service: Service, reference: str) -> ModelVersion:
 
 def read_job(service: Service, job_id: str) -> Job:
     with service.runtime.database.read() as connection:
-        return jobs.get(connection, job_id)
+        return queries.get(connection, job_id)
 
 
 async def wait_for(
@@ -343,7 +344,7 @@ async def wait_for(
     while True:
         change = service.changes.next_of(job_id)
         with service.runtime.database.read() as connection:  # inline: costs less than a thread hop, waits for no writer
-            state = jobs.state_of(connection, job_id)
+            state = queries.state_of(connection, job_id)
         left = deadline - time.monotonic()
         if until(state) or left <= 0 or service.stopping.is_set():
             return

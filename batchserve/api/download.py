@@ -20,7 +20,7 @@ from starlette import responses
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
-from batchserve import jobs, scoring
+from batchserve import scoring
 from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
@@ -31,6 +31,7 @@ from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatis
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
+from batchserve.jobs import plan
 from batchserve.storage import Piece, Span
 
 router = APIRouter(tags=["download"])
@@ -337,7 +338,7 @@ def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[P
     """The parts of the chunks that are done without a gap from the first record, and the errors of all that are done:
     the one that stopped the job may lie behind a gap."""
     with service.runtime.database.read() as connection:
-        done = jobs.done_chunks(connection, job.id)
+        done = plan.done_chunks(connection, job.id)
     prefix, expected = [], 0
     for entry in done:
         if entry[0].first_record != expected:

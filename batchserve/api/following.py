@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import jobs
 from batchserve.api.places import Places
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.db.connect import Database
 from batchserve.domain import Job
+from batchserve.jobs import queries
 from batchserve.logs import get_logger
 from batchserve.settings import Settings
 from batchserve.upkeep import retention
@@ -165,11 +165,11 @@ class Following:
         for start in range(0, len(ids), TOGETHER):
             some = ids[start : start + TOGETHER]
             with self._database.read() as connection:
-                found = {job.id: job for job in jobs.get_several(connection, some)}
+                found = {job.id: job for job in queries.get_several(connection, some)}
             places = self._places.of(found.values(), now)
             new = [job for job in found.values() if before[job.id] != (job, places.get(job.id))]
             with self._database.read() as connection:
-                tried = jobs.attempts_of_several(connection, [job.id for job in new if job.attempt])
+                tried = queries.attempts_of_several(connection, [job.id for job in new if job.attempt])
             for job in new:
                 body = job_body(retention.dated(job, self._settings), tried.get(job.id, []), places.get(job.id), now)
                 changed[job.id] = (job, places.get(job.id)), _told(body)

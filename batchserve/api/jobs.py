@@ -14,7 +14,7 @@ from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs
+from batchserve import idempotency
 from batchserve.api import conditional, examples
 from batchserve.api.auth import CallerDep, caller_of, is_key_in_force
 from batchserve.api.bodies import json_object, require_space
@@ -39,6 +39,7 @@ from batchserve.api.following import tag_of
 from batchserve.api.schemas import MAX_REFERENCE, JobBody, JobList, Plain, job_body
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
+from batchserve.jobs import plan, queries, requests
 from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
 from batchserve.upkeep import retention
 
@@ -82,10 +83,10 @@ async def list_jobs(
         while more and len(page) < limit:
             most = min(SLICE, limit - len(page))
             with service.runtime.database.read() as connection:
-                found = jobs.list_page(
+                found = queries.list_page(
                     connection, caller.tenant, state=state, model=model, search=q, after=after, limit=most + 1
                 )
-                tried = jobs.attempts_of_several(connection, [job.id for job in found if job.attempt])
+                tried = queries.attempts_of_several(connection, [job.id for job in found if job.attempt])
             more, now = len(found) > most, time.time()
             places = service.places.of(found, now)
             for job in found[:most]:
@@ -170,7 +171,9 @@ async def cancel_job(job_id: OwnJob, service: ServiceDep, background: Background
     """At once when it is queued; within seconds when it runs. Finished chunks are kept; a finished job stays so."""
 
     def cancel() -> JobBody:
-        service.runtime.database.write_freeing(lambda connection: jobs.request_cancel(connection, job_id, time.time()))
+        service.runtime.database.write_freeing(
+            lambda connection: requests.request_cancel(connection, job_id, time.time())
+        )
         return read_body_from_thread(service, job_id)
 
     body = await run_in_threadpool(cancel)
@@ -225,10 +228,10 @@ async def retry_job(
         now = time.time()
         with transaction as connection:
             if rows == "failed":
-                job = jobs.get(connection, job_id)
-                jobs.create_retry_of_failed_rows(connection, job, retried, input_key(retried), now)
+                job = queries.get(connection, job_id)
+                requests.create_retry_of_failed_rows(connection, job, retried, input_key(retried), now)
             else:
-                jobs.retry_if_stopped(connection, job_id, now)
+                requests.retry_if_stopped(connection, job_id, now)
             if key is not None:
                 idempotency.remember(connection, key, content, retried, 202, now, caller.tenant)
         return read_body_from_thread(service, retried)
@@ -263,9 +266,9 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
     """Copies what the new job takes over, before any row names it: a row without bytes would be a lie."""
     storage = service.runtime.storage
     with service.runtime.database.read() as connection:
-        job = jobs.get(connection, job_id)
-        jobs.require_failed_rows(job)
-        done = jobs.done_chunks(connection, job_id)
+        job = queries.get(connection, job_id)
+        requests.require_failed_rows(job)
+        done = plan.done_chunks(connection, job_id)
     try:
         storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
         for chunk, attempt, part_bytes, errors_bytes in done:
@@ -275,7 +278,7 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
     except FileNotFoundError:
         discard()
         with service.runtime.database.read() as connection:  # it was deleted, or expired, meanwhile
-            jobs.require_failed_rows(jobs.get(connection, job_id))
+            requests.require_failed_rows(queries.get(connection, job_id))
         raise
     except BaseException:
         discard()
@@ -284,7 +287,7 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
 
 def _delete(service: Service, job_id: str) -> None:
     database = service.runtime.database
-    job = database.write_freeing(lambda connection: jobs.delete_if_not_running(connection, job_id))
+    job = database.write_freeing(lambda connection: requests.delete_if_not_running(connection, job_id))
     retention.remove_bytes(database, service.runtime.storage, job)
 
 

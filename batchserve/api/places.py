@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 
 from sqlalchemy import Connection
 
-from batchserve import jobs
 from batchserve.db.connect import Database
 from batchserve.domain import Job, JobState
+from batchserve.jobs import queries
 
 __all__ = ["NEAR", "Places"]
 
@@ -70,7 +70,7 @@ class Places:
 
     def near(self, connection: Connection, job: Job, now: float) -> int | None:
         """The place of a job as of now. None when it does not queue, and when it is too far back to look in passing."""
-        return jobs.queue_position(connection, job, now, NEAR)
+        return queries.queue_position(connection, job, now, NEAR)
 
     def of(self, found: Iterable[Job], now: float) -> dict[str, int]:
         """The places of those of these jobs that queue, by ID. May count a queue: call it in a thread."""
@@ -112,7 +112,7 @@ class Places:
         began = time.monotonic()
         count = _Count(self._database.version())
         with self._database.read() as connection:
-            for priority, since, job_id, run_after in jobs.queue_of(connection, tenant):
+            for priority, since, job_id, run_after in queries.queue_of(connection, tenant):
                 if run_after is not None and run_after > now:
                     count.next_due = min(run_after, count.next_due or run_after)
                     continue

@@ -8,7 +8,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs
+from batchserve import idempotency
 from batchserve.api.auth import CallerDep
 from batchserve.api.bodies import json_object
 from batchserve.api.deps import (
@@ -42,6 +42,7 @@ from batchserve.api.upload import (
 from batchserve.api.uploaded import predict_uploaded
 from batchserve.domain import Job, JobState, ModelVersion
 from batchserve.errors import JobConflict
+from batchserve.jobs import queries, requests
 
 router = APIRouter(tags=["predict"])
 
@@ -153,7 +154,7 @@ async def upload_and_predict(
             await check_input(service, caller, new, model, asked.chosen)
 
             def insert(connection: Connection) -> None:
-                jobs.create(connection, new, model, time.time(), caller.home)
+                requests.create(connection, new, model, time.time(), caller.home)
                 _enqueue(connection, asked, _Key(caller.tenant, key, content))
 
             await keep(service, received, insert)
@@ -183,7 +184,7 @@ def _enqueue(connection: Connection, asked: Asked, key: _Key) -> None:
     """Queues the job, or completes it by an equal one. Raises JobConflict when it was queued otherwise before."""
     now = time.time()
     if enqueue(connection, asked, now) is None:
-        _require_same(jobs.get(connection, asked.input.job_id), asked)
+        _require_same(queries.get(connection, asked.input.job_id), asked)
     key.remember(connection, asked.input.job_id, now)
 
 

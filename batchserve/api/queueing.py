@@ -7,11 +7,11 @@ import orjson
 from pydantic import TypeAdapter
 from sqlalchemy import Connection
 
-from batchserve import jobs
 from batchserve.api.schemas import PredictOptions
 from batchserve.api.upload import default_format
 from batchserve.domain import Job, JobState, ModelVersion, Options
-from batchserve.jobs import NewInput
+from batchserve.jobs import queries, requests
+from batchserve.jobs.requests import NewInput
 
 __all__ = ["Asked", "enqueue", "input_of"]
 
@@ -67,8 +67,8 @@ def enqueue(connection: Connection, asked: Asked, now: float) -> JobState | None
     Raises ModelNotFound when the model was deleted meanwhile.
     """
     options, job_id, digest = asked.options, asked.input.job_id, asked.digest
-    equal = jobs.find_equal(connection, digest, asked.tenant) if options.reuse else None
-    queued = jobs.enqueue_if_uploaded(
+    equal = queries.find_equal(connection, digest, asked.tenant) if options.reuse else None
+    queued = requests.enqueue_if_uploaded(
         connection,
         job_id,
         asked.model,
@@ -81,6 +81,6 @@ def enqueue(connection: Connection, asked: Asked, now: float) -> JobState | None
     )
     if not queued:
         return None
-    if equal is not None and jobs.complete_as_equal_if_queued(connection, job_id, equal, now):
+    if equal is not None and requests.complete_as_equal_if_queued(connection, job_id, equal, now):
         return JobState.COMPLETED
     return JobState.QUEUED

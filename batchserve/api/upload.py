@@ -12,7 +12,7 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs, scoring
+from batchserve import idempotency, scoring
 from batchserve.api.auth import CallerDep
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import (
@@ -34,7 +34,8 @@ from batchserve.domain import Caller, ModelVersion, Options
 from batchserve.errors import InvalidInput
 from batchserve.formats import FORMATS, RESULT_FORMATS, get_format, sniff
 from batchserve.inference.outputs import output_columns
-from batchserve.jobs import NewInput
+from batchserve.jobs import requests
+from batchserve.jobs.requests import NewInput
 from batchserve.storage import input_key
 
 router = APIRouter(tags=["upload"])
@@ -119,7 +120,7 @@ async def upload(
 
             def insert(connection: Connection) -> None:
                 now = time.time()
-                jobs.create(connection, new, version, now, caller.home)
+                requests.create(connection, new, version, now, caller.home)
                 if key is not None:
                     idempotency.remember(connection, key, content, new.job_id, 201, now, caller.tenant)
 

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, jobs, scoring
+from batchserve import idempotency, scoring
 from batchserve.api.deps import Service, replayed, resolve_model
 from batchserve.api.queueing import Asked, enqueue, input_of
 from batchserve.api.schemas import PredictOptions, QueuedBody, RefusedJob
 from batchserve.api.turns import Lane, Place
 from batchserve.domain import Caller, JobState
 from batchserve.errors import BatchserveError, JobNotFound, OutOfMemory, ScoringCrashed, ScoringTimeout
+from batchserve.jobs import queries
 
 __all__ = ["predict_uploaded"]
 
@@ -46,11 +47,11 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
 
     def find() -> list[str]:
         with service.runtime.database.read() as connection:
-            return jobs.uploaded_for(connection, model.name, caller.tenant)
+            return queries.uploaded_for(connection, model.name, caller.tenant)
 
     def read(job_ids: list[str]) -> list[Asked]:
         with service.runtime.database.read() as connection:
-            found = jobs.get_several(connection, job_ids)
+            found = queries.get_several(connection, job_ids)
         return [Asked(job.tenant, input_of(job), model, options) for job in found]
 
     job_ids, outcome = await run_in_threadpool(find), _Outcome()

@@ -16,12 +16,12 @@ from sqlalchemy import Column, RowMapping, Table, and_, bindparam, delete, func,
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.sql import ColumnElement
 
-from batchserve import jobs as transitions
 from batchserve import rows
 from batchserve.db.connect import Database
 from batchserve.db.tables import attempts, chunks, idempotency_keys, jobs, keys, models
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError, Unavailable, UnreadableRow
+from batchserve.jobs import queries, requests
 from batchserve.storage import Storage, errors_part_key, model_key, part_key
 from batchserve.upkeep import retention
 
@@ -297,13 +297,13 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
             .group_by(jobs.c.id)
             .having(func.count() >= REPEATS)
         ).all()
-        waits = transitions.longest_waits(connection, now.wall)
+        waits = queries.longest_waits(connection, now.wall)
     start = "batchserve worker (or serve)"
     faults = [
         Fault(f"job {job_id}", f"a lease that {worker} renews", "a lease that lapsed: no worker takes it up", start)
         for job_id, worker in abandoned
     ]
-    # A worker, however busy, takes one job of each tenant of which none is running (jobs.claim_due).
+    # A worker, however busy, takes one job of each tenant of which none is running (execution.claim_due).
     faults += [
         Fault("queue", "due jobs that are started",
               f"one of {tenant} has waited for {waited:.0f} s, and no worker runs any of this tenant",
@@ -361,7 +361,7 @@ def mend_unreadable(database: Database, storage: Storage, now: float) -> list[Un
     found = list(find_unreadable(database))
     for job_id in {row.key[0] for row in found if row.table in ("jobs", "chunks")}:
         with database.write() as connection:
-            owned = transitions.remove_whatever_its_state(connection, job_id)
+            owned = requests.remove_whatever_its_state(connection, job_id)
         if owned is not None:
             retention.remove_bytes(database, storage, owned)
     ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}

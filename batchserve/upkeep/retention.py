@@ -10,10 +10,11 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from batchserve import clock, jobs
+from batchserve import clock
 from batchserve.db.connect import Database
 from batchserve.domain import Job, JobState
-from batchserve.jobs import Owned
+from batchserve.jobs import expiry, queries
+from batchserve.jobs.statements import Owned
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
 from batchserve.storage import Storage, parts_prefix, results_prefix
@@ -60,16 +61,16 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
     expired = _in_batches(
         database,
         storage,
-        lambda connection: jobs.find_over(connection, **over, most=_BATCH),
-        lambda connection, found: jobs.expire_if_over(connection, found, **over, now=now),
+        lambda connection: expiry.find_over(connection, **over, most=_BATCH),
+        lambda connection, found: expiry.expire_if_over(connection, found, **over, now=now),
         _bytes_of,
     )
     before = _before(settings.keep_inputs, now, settled)
     inputs = _in_batches(
         database,
         storage,
-        lambda connection: jobs.find_with_input_over(connection, before, _BATCH, after),
-        lambda connection, found: jobs.drop_input_if_over(connection, found, before, now, after),
+        lambda connection: expiry.find_with_input_over(connection, before, _BATCH, after),
+        lambda connection, found: expiry.drop_input_if_over(connection, found, before, now, after),
         _input_of,
     )
     return Expired(expired, inputs)
@@ -89,7 +90,7 @@ def forget(database: Database, settings: Settings, now: float, settled: float = 
     def delete(connection: Connection) -> int:
         if holds.any_in_force(connection, database.moment(connection)):
             return 0
-        return jobs.delete_expired_before(connection, before, _BATCH, after)
+        return expiry.delete_expired_before(connection, before, _BATCH, after)
 
     while True:
         deleted = database.write_freeing(delete)
@@ -113,7 +114,7 @@ def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) ->
     for start in range(0, len(keys), _LOOKUP):
         asked = keys[start : start + _LOOKUP]
         with database.read() as connection:
-            named = jobs.named_results(connection, asked)
+            named = queries.named_results(connection, asked)
             if holds.any_in_force(connection, database.moment(connection)):
                 return
         for key in asked:

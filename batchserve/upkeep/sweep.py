@@ -11,7 +11,7 @@ from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 from batchserve.domain import JobState
-from batchserve.jobs import named_results
+from batchserve.jobs.queries import named_results
 from batchserve.storage import ObjectInfo, Storage, digest_of_model, remove_partials
 from batchserve.upkeep import holds
 

@@ -5,7 +5,7 @@ import sys
 import time
 from pathlib import Path
 
-from batchserve import jobs
+from batchserve.jobs import queries
 from batchserve.runtime import open_database
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
@@ -16,7 +16,7 @@ settings = Settings()
 with open_database(settings) as database:
     while True:
         with database.read() as connection:
-            job = jobs.get(connection, job_id)
+            job = queries.get(connection, job_id)
         if job.state.finished:
             break
         time.sleep(0.1)

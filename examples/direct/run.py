@@ -16,11 +16,12 @@ from sklearn.datasets import load_diabetes
 from sklearn.linear_model import Ridge
 
 import batchserve
-from batchserve import jobs, registry
+from batchserve import registry
 from batchserve.admission import admit
 from batchserve.db.connect import Database
 from batchserve.domain import Dialect, ModelVersion, Options
-from batchserve.jobs import NewInput
+from batchserve.jobs import requests
+from batchserve.jobs.requests import NewInput
 from batchserve.runtime import open_database
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, model_key, open_storage
@@ -48,8 +49,8 @@ def submit(storage: Storage, database: Database, model: ModelVersion, table: Pat
     new = NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, "csv", Dialect(","), table.name)
     request = hashlib.sha256(job_id.encode()).hexdigest()  # like no other, so that no earlier result is its answer
     with database.write() as connection:
-        jobs.create(connection, new, model, time.time())
-        jobs.enqueue_if_uploaded(
+        requests.create(connection, new, model, time.time())
+        requests.enqueue_if_uploaded(
             connection, job_id, model, options, request, metadata={}, priority=0, run_after=None, now=time.time()
         )
     return job_id

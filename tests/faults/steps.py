@@ -28,9 +28,10 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.testclient import TestClient
 
-from batchserve import jobs, logs, scoring
+from batchserve import logs, scoring
 from batchserve.app import create_app
 from batchserve.domain import Job, JobState
+from batchserve.jobs import execution, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.upkeep.sweep import sweep
@@ -188,12 +189,12 @@ def run(site: Site, tell: Told, dies_before: str = "") -> None:
 
         def look(job_id: str) -> None:
             with runtime.database.read() as connection:
-                job = jobs.get(connection, job_id)
+                job = queries.get(connection, job_id)
                 unfinished = _unfinished(connection)
             if job.state is JobState.FAILED and job.error is not None:
                 tell("failed", id=job_id, code=job.error["code"])
                 with runtime.database.write() as connection:
-                    jobs.retry_if_stopped(connection, job_id, time.time())
+                    requests.retry_if_stopped(connection, job_id, time.time())
             elif not unfinished:
                 worker.stop()
 
@@ -263,7 +264,7 @@ def recover(site: Site, tell: Told) -> None:
 def _let_leases_lapse(runtime: Runtime) -> None:
     with runtime.database.write() as connection:
         now = runtime.database.moment(connection)
-        jobs.rescue_expired(connection, 3, replace(now, steady=now.steady + DAY))
+        execution.rescue_expired(connection, 3, replace(now, steady=now.steady + DAY))
 
 
 def _unfinished(connection: Connection) -> list[Job]:
@@ -271,7 +272,7 @@ def _unfinished(connection: Connection) -> list[Job]:
 
 
 def _all(connection: Connection) -> list[Job]:
-    return jobs.list_page(connection, limit=1000)
+    return queries.list_page(connection, limit=1000)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------

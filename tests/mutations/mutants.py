@@ -17,7 +17,9 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-LOCAL, JOBS, WORKER = "batchserve/storage/local.py", "batchserve/jobs.py", "batchserve/worker.py"
+LOCAL, WORKER = "batchserve/storage/local.py", "batchserve/worker.py"
+QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/requests.py", "batchserve/jobs/plan.py"
+EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
 TURNS = "batchserve/api/turns.py"
@@ -72,25 +74,25 @@ MUTANTS = (
     ),
     # Results
     Mutant(
-        "a stale attempt writes nothing", JOBS,
+        "a stale attempt writes nothing", STATEMENTS,
         "jobs.c.state == JobState.RUNNING, jobs.c.attempt == attempt)\n", "jobs.c.state == JobState.RUNNING)\n",
         ("tests/test_jobs.py",),
     ),
     Mutant(
-        "a stale attempt completes no small job", JOBS, '    jobs.c.attempt == bindparam("mine"),\n', "",
+        "a stale attempt completes no small job", EXECUTION, '    jobs.c.attempt == bindparam("mine"),\n', "",
         ("tests/test_jobs.py",),
     ),
     Mutant(
-        "a chunk is committed once", JOBS,
+        "a chunk is committed once", PLAN,
         "            chunks.c.records == scored.records,\n            chunks.c.attempt.is_(None),\n",
         "            chunks.c.records == scored.records,\n", ("tests/test_jobs.py",),
     ),
     Mutant(
-        "a job completes only when all chunks are done", JOBS,
+        "a job completes only when all chunks are done", EXECUTION,
         "        jobs.c.chunks_done == jobs.c.chunks_total,\n", "", ("tests/test_jobs.py",),
     ),
     Mutant(
-        "a job completes only when rows and records agree", JOBS,
+        "a job completes only when rows and records agree", EXECUTION,
         "        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,\n", "", ("tests/test_jobs.py",),
     ),
     Mutant(
@@ -99,7 +101,7 @@ MUTANTS = (
         ("tests/test_worker.py", "tests/test_api_predict.py", "tests/test_bad_input.py"),
     ),
     Mutant(
-        "progress never goes back", JOBS,
+        "progress never goes back", PLAN,
         '"progress": case((jobs.c.progress < progress, progress), else_=jobs.c.progress)', '"progress": progress',
         ("tests/test_jobs.py",),
     ),
@@ -158,13 +160,13 @@ MUTANTS = (
     ),
     # Going on
     Mutant(
-        "a lease of another boot has lapsed", JOBS,
+        "a lease of another boot has lapsed", EXECUTION,
         "or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock)", "jobs.c.lease_until < now.steady",
         ("tests/test_jobs.py", "tests/test_worker.py"),
     ),
     Mutant(
         "leases are renewed", WORKER,
-        "jobs.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)", "pass",
+        "execution.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)", "pass",
         ("tests/test_worker.py",),
     ),
     Mutant(
@@ -304,7 +306,7 @@ MUTANTS = (
         ("tests/test_places.py",),
     ),
     Mutant(
-        "the place of one job is looked for nearby", JOBS, "*guards).limit(bindparam(\"most\"))", "*guards)",
+        "the place of one job is looked for nearby", QUERIES, "*guards).limit(bindparam(\"most\"))", "*guards)",
         ("tests/test_places.py",),
     ),
     Mutant(
@@ -316,7 +318,7 @@ MUTANTS = (
         ("tests/test_places.py",),
     ),
     Mutant(
-        "each tenant queues its own uploads", JOBS,
+        "each tenant queues its own uploads", QUERIES,
         "        query = query.where(jobs.c.tenant == tenant)\n    return sorted(", "        pass\n    return sorted(",
         ("tests/test_accumulate.py",),
     ),
@@ -465,21 +467,21 @@ MUTANTS = (
     ),
     Mutant(
         "a list leaves out what cannot be read",
-        JOBS,
-        "        with suppress(UnreadableRow):\n            yield _job(row)\n",
-        "        yield _job(row)\n",
+        STATEMENTS,
+        "        with suppress(UnreadableRow):\n            yield job_from_row(row)\n",
+        "        yield job_from_row(row)\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
         "a claim ends a job that cannot be read",
-        JOBS,
+        EXECUTION,
         "            connection.execute(update(jobs).where(jobs.c.id == row[\"id\"]).values(**values, **plain))\n",
         "            raise\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
         "what a predict writes is read first",
-        JOBS,
+        REQUESTS,
         "    rows.require_written(values)\n",
         "",
         ("tests/test_unreadable.py",),

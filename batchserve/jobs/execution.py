@@ -1,0 +1,309 @@
+"""What workers do with a job: they claim it, keep its lease, and end their attempt at it.
+
+A worker's writes name its attempt number, the fencing token: when another attempt owns the job, no row matches and
+LeaseLost is raised, which rolls the transaction back.
+"""
+
+import random
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, bindparam, case, func, insert, or_, select, update
+from sqlalchemy.sql import ColumnElement
+
+from batchserve.db.connect import Moment
+from batchserve.db.tables import attempts, jobs
+from batchserve.domain import Chunk, Job, JobState, Result, ScoredChunk
+from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed, presentable
+from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
+from batchserve.jobs.statements import JOBS_OF, changed, due, job_from_row, require_mine
+
+
+def is_due(connection: Connection, now: float, most: int = 1) -> bool:
+    """Whether `claim_due` would find a job, or nearly so. Costs less than to claim in vain, and waits for no lock."""
+    if most > 0:
+        return connection.scalar(_IS_DUE, {"now": now}) is not None
+    return 0 in _waiting_tenants(connection).values()
+
+
+def claim_due(connection: Connection, worker: str, lease: float, now: Moment, most: int) -> list[Job]:
+    """queued -> running for up to `most` jobs that are due, each with a new attempt number and a lease of `lease`
+    seconds; and beyond `most`, for one job of each tenant of which none is running.
+
+    Tenants take turns: the one of which fewer jobs are running comes first, chance decides between equals. The jobs
+    of a tenant go by priority and age. A job that cannot be read ends failed at once, and is never met again.
+    """
+    running = _waiting_tenants(connection)
+    claimed: list[str] = []
+    while running:
+        room = most - len(claimed)
+        tenant, its_running = min(running.items(), key=lambda entry: (entry[1], random.random()))  # noqa: S311
+        if room <= 0 and its_running:
+            break
+        share = max(room, 1) if len(running) == 1 else 1  # with nobody to take turns with, all at once
+        values = {
+            "now": now.wall,
+            "its_tenant": tenant,
+            "most": share,
+            "taker": worker,
+            "until": now.steady + lease,
+            "of_clock": now.clock,
+        }
+        its_jobs = connection.scalars(_CLAIM, values).all()
+        claimed += its_jobs
+        running[tenant] += len(its_jobs)
+        if len(its_jobs) < share:
+            del running[tenant]
+    if not claimed:
+        return []
+    taken = _taken(connection, claimed, now.wall)
+    if not taken:
+        return []
+    begun = [
+        {
+            "job_id": job.id,
+            "number": job.attempt,
+            "worker": worker,
+            "started_at": now.wall,
+            "rows_before": job.rows_done,
+        }
+        for job in taken
+    ]
+    connection.execute(_BEGIN_ATTEMPT, begun)
+    return taken
+
+
+def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
+    """The claimed jobs in the order of the queue. Those that cannot be read fail."""
+    taken = []
+    for row in connection.execute(JOBS_OF, {"job_ids": claimed}).mappings().all():
+        try:
+            taken.append(job_from_row(row))
+        except UnreadableRow as error:
+            values = {"state": JobState.FAILED, "reason": error.code, "error": error.to_json()}
+            plain = {"finished_at": now, "worker": None, "lease_until": None}
+            connection.execute(update(jobs).where(jobs.c.id == row["id"]).values(**values, **plain))
+    return sorted(taken, key=lambda job: (-job.priority, job.queued_at or 0.0, job.id))
+
+
+def _waiting_tenants(connection: Connection) -> dict[str, int]:
+    """The tenants that have queued jobs, due or not, each with the number of its running ones."""
+    waiting = connection.execute(_WAITING_TENANTS).mappings()
+    return {row["tenant"]: row["running"] for row in waiting}
+
+
+def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease: float, now: Moment) -> None:
+    require_mine(
+        connection, job_id, attempt, {"lease_until": now.steady + lease, "lease_clock": now.clock}, "renew the lease of"
+    )
+
+
+def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
+    """Which of these jobs a client wants cancelled."""
+    return set(connection.scalars(_CANCEL_REQUESTS, {"job_ids": list(job_ids)}))
+
+
+def complete_if_mine(
+    connection: Connection, job_id: str, attempt: int, result: Result, notes: Sequence[str], now: float
+) -> None:
+    """running -> completed. Before this commit the result exists for nobody; after it, it never changes.
+
+    Guarded by the row account as well: every planned record has its row.
+    """
+    require_mine(
+        connection,
+        job_id,
+        attempt,
+        {
+            "state": JobState.COMPLETED,
+            "progress": 1.0,
+            **_result_values(result, notes),
+            "lease_until": None,
+            "finished_at": now,
+        },
+        "complete",
+        jobs.c.planned,
+        jobs.c.chunks_done == jobs.c.chunks_total,
+        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
+    )
+    _end_attempt(connection, job_id, attempt, "completed", None, now)
+
+
+def complete_small_if_mine(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    chunk: Chunk,
+    scored: ScoredChunk,
+    result: Result,
+    notes: Sequence[str],
+    now: float,
+) -> None:
+    """running -> completed for a job that was planned, scored and assembled in one call: `add_chunks_if_mine`,
+    `commit_chunk_if_mine` and `complete_if_mine` at once. Raises LeaseLost also when it was planned before."""
+    values = {
+        "state": JobState.COMPLETED,
+        "progress": 1.0,
+        "planned": True,
+        "rows_planned": chunk.records,
+        "rows_ok": scored.records - scored.rows_failed,
+        "rows_failed": scored.rows_failed,
+        "chunks_total": 1,
+        "chunks_done": 1,
+        "crashes": 0,
+        **_result_values(result, notes),
+        "lease_until": None,
+        "finished_at": now,
+    }
+    done = chunk.records == scored.records and changed(
+        connection, _COMPLETE_SMALL, {"job": job_id, "mine": attempt, **values}
+    )
+    if not done:
+        raise LeaseLost(f"attempt {attempt} may not complete job {job_id}: it is not the job's attempt any more")
+    connection.execute(ADD_CHUNKS, [chunk_values(job_id, chunk) | part_values(scored, attempt)])
+    _end_attempt(connection, job_id, attempt, "completed", None, now)
+
+
+def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: BatchserveError, now: float) -> None:
+    """running -> failed."""
+    values = {"state": JobState.FAILED, "reason": error.code, "error": error.to_json()}
+    _stop(connection, job_id, attempt, values, "failed", error.to_json(), now)
+
+
+def cancel_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
+    """running -> cancelled."""
+    _stop(connection, job_id, attempt, {"state": JobState.CANCELLED}, "cancelled", None, now)
+
+
+def release_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
+    """running -> queued, at once and for any worker: this one is stopping. -> cancelled when that was asked for."""
+    asked = jobs.c.cancel_requested_at.is_not(None)
+    values = {
+        "state": case((asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value),
+        "finished_at": case((asked, now)),
+        "worker": None,
+        "lease_until": None,
+    }
+    require_mine(connection, job_id, attempt, values, "release")
+    _end_attempt(connection, job_id, attempt, "released", None, now)
+
+
+def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[list[str], list[str]]:
+    """running -> queued for jobs whose lease lapsed; -> failed when `crashes` attempts in a row made no progress;
+    -> cancelled when that was asked for.
+
+    Returns the IDs of those queued and those failed. A lease of another boot of the host has lapsed, whatever it says.
+    """
+    lapsed = and_(
+        jobs.c.state == JobState.RUNNING,
+        or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock),
+    )
+    error = WorkerCrashed(
+        f"{crashes} workers in a row died while they ran this job, without finishing a chunk. Look at their logs and "
+        "memory, then retry the job: it goes on where it stopped."
+    )
+
+    def move(*guards: ColumnElement[bool], **values: Any) -> list[str]:
+        """Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost."""
+        moved = connection.execute(
+            update(jobs).where(lapsed, *guards).values(lease_until=None, **values).returning(jobs.c.id, jobs.c.attempt)
+        ).all()
+        for job_id, attempt in moved:
+            lost = {"code": "worker-lost", "message": "lease lapsed"}
+            _end_attempt(connection, job_id, attempt, "lost", lost, now.wall)
+        return [job_id for job_id, _ in moved]
+
+    move(jobs.c.cancel_requested_at.is_not(None), state=JobState.CANCELLED, finished_at=now.wall)
+    failed = move(
+        jobs.c.crashes + 1 >= crashes,
+        state=JobState.FAILED,
+        reason=error.code,
+        error=error.to_json(),
+        finished_at=now.wall,
+    )
+    queued = move(state=JobState.QUEUED, crashes=jobs.c.crashes + 1, worker=None)
+    return queued, failed
+
+
+def _stop(
+    connection: Connection,
+    job_id: str,
+    attempt: int,
+    values: Mapping[str, Any],
+    outcome: str,
+    error: dict[str, Any] | None,
+    now: float,
+) -> None:
+    require_mine(connection, job_id, attempt, {**values, "lease_until": None, "finished_at": now}, "stop")
+    _end_attempt(connection, job_id, attempt, outcome, error, now)
+
+
+def _end_attempt(
+    connection: Connection, job_id: str, number: int, outcome: str, error: dict[str, Any] | None, now: float
+) -> None:
+    values = {"outcome": outcome, "error": error, "finished_at": now}
+    connection.execute(_END_ATTEMPT, {"job": job_id, "mine": number, **values})
+
+
+def _result_values(result: Result, notes: Sequence[str]) -> dict[str, Any]:
+    return {
+        "result_key": result.key,
+        "result_bytes": result.bytes,
+        "result_sha256": result.sha256,
+        "errors_key": result.errors_key,
+        "errors_bytes": result.errors_bytes,
+        "notes": presentable(list(notes)),
+    }
+
+
+_IS_DUE = select(jobs.c.id).where(*due(bindparam("now"))).limit(1)
+_its_running = jobs.alias("its_running")
+_QUEUED = select(func.min(jobs.c.tenant).label("tenant")).where(jobs.c.state == JobState.QUEUED)
+_FIRST_TENANT = _QUEUED.cte("waiting", recursive=True)
+# One step into the index for each tenant, however many jobs it has.
+_TENANTS = _FIRST_TENANT.union_all(
+    select(_QUEUED.where(jobs.c.tenant > _FIRST_TENANT.c.tenant).scalar_subquery()).where(
+        _FIRST_TENANT.c.tenant.is_not(None)
+    )
+)
+_WAITING_TENANTS = select(
+    _TENANTS.c.tenant,
+    select(func.count())
+    .select_from(_its_running)
+    .where(_its_running.c.state == JobState.RUNNING, _its_running.c.tenant == _TENANTS.c.tenant)
+    .scalar_subquery()
+    .label("running"),
+).where(_TENANTS.c.tenant.is_not(None))
+_NEXT = (
+    select(jobs.c.id)
+    .where(*due(bindparam("now")), jobs.c.tenant == bindparam("its_tenant"))
+    .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
+    .limit(bindparam("most"))
+    .with_for_update(skip_locked=True)
+    .cte("next")
+)
+_CLAIM = (
+    update(jobs)
+    # The guard stands in `next`, which locks what it finds. Here again, it would have SQLite read the whole queue.
+    .where(jobs.c.id.in_(select(_NEXT.c.id)))
+    .values(
+        state=JobState.RUNNING,
+        attempt=jobs.c.attempt + 1,
+        worker=bindparam("taker"),
+        lease_until=bindparam("until"),
+        lease_clock=bindparam("of_clock"),
+        started_at=func.coalesce(jobs.c.started_at, bindparam("now")),
+    )
+    .returning(jobs.c.id)
+)
+_BEGIN_ATTEMPT = insert(attempts)
+_END_ATTEMPT = update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
+_CANCEL_REQUESTS = select(jobs.c.id).where(
+    jobs.c.id.in_(bindparam("job_ids", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
+)
+_COMPLETE_SMALL = update(jobs).where(
+    jobs.c.id == bindparam("job"),
+    jobs.c.state == JobState.RUNNING,
+    jobs.c.attempt == bindparam("mine"),
+    jobs.c.chunks_total == 0,
+)

@@ -1,0 +1,91 @@
+"""What retention does: jobs whose time is over expire, give up their input, and are forgotten."""
+
+import math
+from collections.abc import Collection
+from typing import Any
+
+from sqlalchemy import Connection, Float, and_, delete, func, literal, or_, select, update
+from sqlalchemy.sql import ColumnElement
+
+from batchserve.db.tables import chunks, jobs
+from batchserve.domain import JobState
+from batchserve.jobs.statements import ENDED, OWNED, Owned, owned
+
+
+def find_over(
+    connection: Connection, *, ended_before: float, uploaded_before: float, most: int, after: float = math.inf
+) -> list[str]:
+    """Up to `most` jobs that `expire_if_over` would take."""
+    query = select(jobs.c.id).where(_is_over(ended_before, uploaded_before, after)).limit(most)
+    return list(connection.scalars(query))
+
+
+def expire_if_over(
+    connection: Connection,
+    job_ids: Collection[str],
+    *,
+    ended_before: float,
+    uploaded_before: float,
+    now: float,
+    after: float = math.inf,
+) -> list[Owned]:
+    """completed, failed, cancelled -> expired for those of these jobs that ended before a moment; uploaded -> expired
+    for those that were uploaded before another. A date `after` a third is of a clock that went wrong, and old.
+
+    They name no bytes any more: whoever calls removes them. Returns what the jobs that expired named before.
+    """
+    over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
+    before = [owned(row) for row in connection.execute(OWNED.where(*over)).mappings()]
+    expired = {
+        "state": JobState.EXPIRED,
+        "result_key": None,
+        "errors_key": None,
+        "finished_at": func.coalesce(jobs.c.finished_at, now),
+        "expires_at": now,
+        "input_removed_at": func.coalesce(jobs.c.input_removed_at, now),
+    }
+    changed = connection.scalars(update(jobs).where(*over).values(expired).returning(jobs.c.id)).all()
+    connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
+    return [owned for owned in before if owned.id in changed]
+
+
+def find_with_input_over(connection: Connection, ended_before: float, most: int, after: float = math.inf) -> list[str]:
+    """Up to `most` jobs that `drop_input_if_over` would take."""
+    return list(connection.scalars(select(jobs.c.id).where(_has_input_over(ended_before, after)).limit(most)))
+
+
+def drop_input_if_over(
+    connection: Connection, job_ids: Collection[str], ended_before: float, now: float, after: float = math.inf
+) -> list[Owned]:
+    """Lets those of these jobs that ended before a moment give up their input, and with it any retry.
+
+    State, result and, of failed and cancelled jobs, the parts stay. Returns what the jobs that had one name.
+    """
+    over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
+    changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
+    return [owned(row) for row in connection.execute(OWNED.where(jobs.c.id.in_(changed))).mappings()]
+
+
+def delete_expired_before(connection: Connection, before: float, most: int, after: float = math.inf) -> int:
+    """Deletes up to `most` rows of jobs that expired before a moment, or `after` another; returns how many."""
+    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, _outside(jobs.c.expires_at, before, after))
+    old = old.limit(most)
+    return connection.execute(delete(jobs).where(jobs.c.id.in_(old), jobs.c.state == JobState.EXPIRED)).rowcount
+
+
+def _is_over(ended_before: float, uploaded_before: float, after: float) -> ColumnElement[bool]:
+    return or_(
+        and_(jobs.c.state.in_(ENDED), _outside(jobs.c.finished_at, ended_before, after)),
+        and_(jobs.c.state == JobState.UPLOADED, _outside(jobs.c.created_at, uploaded_before, after)),
+    )
+
+
+def _has_input_over(ended_before: float, after: float) -> ColumnElement[bool]:
+    ended = and_(jobs.c.state.in_(ENDED), _outside(jobs.c.finished_at, ended_before, after))
+    return and_(ended, jobs.c.input_removed_at.is_(None))
+
+
+def _outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnElement[bool]:
+    """Never when `before` is that of the epoch: then nothing is over, however it is dated."""
+    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
+    return or_(moment < early, and_(moment > late, early > 0.0))

@@ -1,0 +1,133 @@
+"""The chunks of a job: planned once, each committed once."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sqlalchemy import Connection, and_, case, delete, insert, select, update
+
+from batchserve import rows
+from batchserve.db.tables import chunks, jobs
+from batchserve.domain import Chunk, ScoredChunk
+from batchserve.errors import LeaseLost
+from batchserve.jobs.statements import changed, require_mine
+
+
+def add_chunks_if_mine(
+    connection: Connection, job_id: str, attempt: int, planned: Sequence[Chunk], complete: bool
+) -> None:
+    """Appends to the plan. A stored chunk never changes its range, so that a resumed job has the same chunks."""
+    require_mine(
+        connection,
+        job_id,
+        attempt,
+        {
+            "rows_planned": jobs.c.rows_planned + sum(chunk.records for chunk in planned),
+            "chunks_total": jobs.c.chunks_total + len(planned),
+            "planned": complete,
+        },
+        "plan",
+    )
+    if planned:
+        connection.execute(ADD_CHUNKS, [chunk_values(job_id, chunk) for chunk in planned])
+
+
+def last_chunk(connection: Connection, job_id: str) -> Chunk | None:
+    query = select(chunks).where(chunks.c.job_id == job_id).order_by(chunks.c.first_record.desc()).limit(1)
+    row = connection.execute(query).mappings().one_or_none()
+    return rows.chunk(row) if row else None
+
+
+def chunk_before(connection: Connection, job_id: str, first_record: int) -> Chunk | None:
+    query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.first_record < first_record)
+    row = connection.execute(query.order_by(chunks.c.first_record.desc()).limit(1)).mappings().one_or_none()
+    return rows.chunk(row) if row else None
+
+
+def pending_chunks(connection: Connection, job_id: str) -> list[Chunk]:
+    """The planned chunks that no attempt has committed, in order."""
+    query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_(None))
+    return [rows.chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings().all()]
+
+
+def done_chunks(connection: Connection, job_id: str) -> list[tuple[Chunk, int, int, int]]:
+    """The committed chunks in order, each with the attempt of its part, the part's bytes and its errors' bytes."""
+    query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_not(None))
+    done = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
+    return [(rows.chunk(row), row["attempt"], row["part_bytes"], row["errors_bytes"]) for row in done]
+
+
+def commit_chunk_if_mine(
+    connection: Connection, job_id: str, attempt: int, scored: ScoredChunk, progress: float
+) -> None:
+    """Makes a part count, once and for ever. Progress never goes back."""
+    done = changed(
+        connection,
+        update(chunks)
+        .where(
+            chunks.c.job_id == job_id,
+            chunks.c.first_record == scored.first_record,
+            chunks.c.records == scored.records,
+            chunks.c.attempt.is_(None),
+        )
+        .values(part_values(scored, attempt)),
+    )
+    if not done:
+        raise LeaseLost(f"chunk at record {scored.first_record} of job {job_id} was committed by another attempt")
+    require_mine(
+        connection,
+        job_id,
+        attempt,
+        {
+            "rows_ok": jobs.c.rows_ok + scored.records - scored.rows_failed,
+            "rows_failed": jobs.c.rows_failed + scored.rows_failed,
+            "chunks_done": jobs.c.chunks_done + 1,
+            "crashes": 0,
+            "progress": case((jobs.c.progress < progress, progress), else_=jobs.c.progress),
+        },
+        "commit a chunk of",
+    )
+
+
+def count_crash_if_mine(connection: Connection, job_id: str, attempt: int, first_record: int) -> int:
+    """Counts a crash of the process that scored this chunk; returns how many there were."""
+    require_mine(connection, job_id, attempt, {"worker": jobs.c.worker}, "count a crash of")
+    crashes: int = connection.execute(
+        update(chunks)
+        .where(chunks.c.job_id == job_id, chunks.c.first_record == first_record)
+        .values(crashes=chunks.c.crashes + 1)
+        .returning(chunks.c.crashes)
+    ).scalar_one()
+    return crashes
+
+
+def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole: Chunk, halves: list[Chunk]) -> None:
+    """Puts two chunks, with the crashes of the whole, in the place of one that crashed."""
+    require_mine(connection, job_id, attempt, {"chunks_total": jobs.c.chunks_total + len(halves) - 1}, "split")
+    guard = and_(chunks.c.job_id == job_id, chunks.c.first_record == whole.first_record, chunks.c.attempt.is_(None))
+    crashes = connection.execute(delete(chunks).where(guard).returning(chunks.c.crashes)).scalar_one_or_none()
+    if crashes is None:
+        raise LeaseLost(f"chunk at record {whole.first_record} of job {job_id} was committed by another attempt")
+    connection.execute(insert(chunks), [{**chunk_values(job_id, half), "crashes": crashes} for half in halves])
+
+
+def chunk_values(job_id: str, chunk: Chunk) -> dict[str, Any]:
+    return {
+        "job_id": job_id,
+        "first_record": chunk.first_record,
+        "records": chunk.records,
+        "start": chunk.start,
+        "stop": chunk.stop,
+    }
+
+
+def part_values(scored: ScoredChunk, attempt: int) -> dict[str, Any]:
+    return {
+        "attempt": attempt,
+        "part_bytes": scored.part_bytes,
+        "part_sha256": scored.part_sha256,
+        "rows_failed": scored.rows_failed,
+        "errors_bytes": scored.errors_bytes,
+    }
+
+
+ADD_CHUNKS = insert(chunks)

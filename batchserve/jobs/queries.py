@@ -1,0 +1,250 @@
+"""What is read of jobs, and of the queue: nothing here changes a row."""
+
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from sqlalchemy import Column, Connection, String, Text, and_, bindparam, case, cast, func, or_, select, union_all
+from sqlalchemy.sql import ColumnElement
+
+from batchserve import rows
+from batchserve.db.tables import attempts, jobs, models
+from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, Attempt, Job, JobState
+from batchserve.errors import JobNotFound, UnreadableRow
+from batchserve.jobs.statements import JOBS, JOBS_OF, due, job_from_row, readable
+from batchserve.storage import ERRORS_SUFFIX
+
+STATES = [state.value for state in JobState]
+
+
+def get(connection: Connection, job_id: str) -> Job:
+    """Raises JobNotFound, and UnreadableRow."""
+    row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
+    if row is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    return job_from_row(row)
+
+
+def state_of(connection: Connection, job_id: str) -> JobState:
+    """Raises JobNotFound."""
+    state = connection.scalar(_STATE, {"job_id": job_id})
+    if state is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    if state not in STATES:
+        return get(connection, job_id).state  # raises UnreadableRow
+    return JobState(state)
+
+
+def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
+    """Raises JobNotFound unless the job is there, and one of the tenant: a foreign job is told from none by nobody."""
+    of_job = None if "\0" in job_id else connection.scalar(_TENANT, {"job_id": job_id})
+    if of_job is None or tenant not in (of_job, EVERY_TENANT):
+        raise JobNotFound(f"no job {job_id!r}")
+
+
+def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAULT_TENANT) -> Job | None:
+    """The latest completed job of a tenant with the same input bytes, model and options."""
+    values = {"digest": request_digest, "its_tenant": tenant}
+    row = connection.execute(_LATEST_EQUAL, values).mappings().one_or_none()
+    if row is None:
+        return None
+    try:
+        return job_from_row(row)
+    except UnreadableRow:
+        return next(readable(connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings().all()), None)
+
+
+def list_page(
+    connection: Connection,
+    tenant: str = DEFAULT_TENANT,
+    *,
+    state: JobState | None = None,
+    model: str | None = None,
+    search: str | None = None,
+    after: str | None = None,
+    limit: int = 50,
+) -> list[Job]:
+    """Newest first, but for jobs that cannot be read. `after`: the last ID of the page before. `search`: part of an ID,
+    file name or metadata value."""
+    guards: list[ColumnElement[bool]] = []
+    if tenant != EVERY_TENANT:
+        guards.append(jobs.c.tenant == tenant)
+    if state is not None:
+        guards.append(jobs.c.state == state)
+    if model is not None:
+        name, _, version = model.partition("@")
+        guards.append(models.c.name == name)
+        if version:
+            guards.append(cast(models.c.version, String) == version)
+    if search:
+        texts = (jobs.c.id, jobs.c.input_filename, cast(jobs.c.metadata, Text))
+        guards.append(or_(*(text.icontains(search, autoescape=True) for text in texts)))
+    page: list[Job] = []
+    while len(page) < limit:
+        beyond = [] if after is None else [jobs.c.id < after]
+        found = connection.execute(JOBS.where(*guards, *beyond).limit(limit)).mappings().all()
+        page += readable(found)
+        if len(found) < limit:
+            break
+        after = found[-1]["id"]
+    return page[:limit]
+
+
+def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
+    """Those of these jobs that are there and can be read, the oldest first."""
+    found = connection.execute(JOBS_OF, {"job_ids": list(job_ids)}).mappings().all()
+    return sorted(readable(found), key=lambda job: job.id)
+
+
+def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENANT) -> list[str]:
+    """The IDs of the uploaded jobs that were uploaded for a model of this name, or for none; the oldest first."""
+    for_it = or_(jobs.c.model_id.is_(None), jobs.c.model_id.in_(select(models.c.id).where(models.c.name == model)))
+    query = select(jobs.c.id).where(jobs.c.state == JobState.UPLOADED, for_it)
+    if tenant != EVERY_TENANT:
+        query = query.where(jobs.c.tenant == tenant)
+    return sorted(connection.scalars(query))
+
+
+def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
+    """In their order, but for those that cannot be read."""
+    found = []
+    for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings().all():
+        with suppress(UnreadableRow):
+            found.append(rows.attempt(row))
+    return found
+
+
+def attempts_of_several(connection: Connection, job_ids: Collection[str]) -> dict[str, list[Attempt]]:
+    """The attempts at each of these jobs that can be read, in one query."""
+    found: dict[str, list[Attempt]] = {job_id: [] for job_id in job_ids}
+    if found:
+        for row in connection.execute(_ATTEMPTS_OF, {"job_ids": list(found)}).mappings():
+            with suppress(UnreadableRow):
+                found[row["job_id"]].append(rows.attempt(row))
+    return found
+
+
+def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Those of these keys, of results and of errors lists, that a job has. Nobody ever names the others."""
+    # An errors list goes by its result, whose key has an index.
+    results = {key.removesuffix(ERRORS_SUFFIX) for key in keys}
+    named = connection.execute(select(jobs.c.result_key, jobs.c.errors_key).where(jobs.c.result_key.in_(results)))
+    return {key for row in named for key in row if key is not None}
+
+
+def count_by_state(connection: Connection) -> dict[str, int]:
+    counted = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
+    return {row["state"]: row["jobs"] for row in counted.mappings()}
+
+
+def count_rows(connection: Connection) -> tuple[int, int]:
+    """Rows that were scored, and rows that failed, of all jobs that are kept."""
+    ok, failed = connection.execute(select(_plausible_sum(jobs.c.rows_ok), _plausible_sum(jobs.c.rows_failed))).one()
+    return int(ok or 0), int(failed or 0)
+
+
+def _plausible_sum(counts: Column[int]) -> ColumnElement[int]:
+    """Without numbers that no job can have, over which a sum would overflow."""
+    return func.sum(case((counts.between(0, 2**48), counts), else_=0))
+
+
+def queue_position(connection: Connection, job: Job, now: float, most: int = 2**31) -> int | None:
+    """How many queued jobs of its tenant that are due are ahead of this one. None when it does not queue, and when
+    more than `most` queued jobs would have to be read to tell."""
+    if job.state is not JobState.QUEUED:
+        return None
+    values = {
+        "now": now,
+        "its_tenant": job.tenant,
+        "its_priority": job.priority,
+        "since": job.queued_at,
+        "job": job.id,
+        "most": most + 1,
+    }
+    ahead, due = connection.execute(_COUNT_AHEAD, values).one()
+    return int(due or 0) if ahead <= most else None
+
+
+def queue_of(connection: Connection, tenant: str) -> Iterable[Sequence[Any]]:
+    """The priority, moment of queueing, ID and `run_after` of each queued job of a tenant, in their order."""
+    return connection.execute(_QUEUE, {"its_tenant": tenant})
+
+
+def longest_wait(connection: Connection, now: float) -> float:
+    """Seconds for which the job that has waited longest could have been started."""
+    return max(longest_waits(connection, now).values(), default=0.0)
+
+
+def longest_waits(connection: Connection, now: float) -> dict[str, float]:
+    """The same for each tenant that has a job which is due.
+
+    A job does not wait before its `run_after`, and waits anew when an attempt gives it back.
+    """
+    given_back = select(func.max(attempts.c.finished_at)).where(attempts.c.job_id == jobs.c.id).scalar_subquery()
+    waits = select(
+        jobs.c.tenant, _later(jobs.c.queued_at, jobs.c.run_after).label("since"), given_back.label("given_back")
+    )
+    plausible = jobs.c.queued_at.between(rows.EARLIEST, rows.LATEST)  # a job that cannot be read hides no other
+    waiting = waits.where(*due(now), plausible).subquery()
+    oldest = select(waiting.c.tenant, func.min(_later(waiting.c.since, waiting.c.given_back)).label("oldest"))
+    found = connection.execute(oldest.group_by(waiting.c.tenant)).mappings()
+    return {
+        row["tenant"]: max(0.0, now - row["oldest"]) if isinstance(row["oldest"], int | float) else 0.0 for row in found
+    }
+
+
+def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnElement[Any]:
+    """The later of two times, of which the second may be null."""
+    return case((second > first, second), else_=first)
+
+
+_JOB = JOBS.where(jobs.c.id == bindparam("job_id"))
+_TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
+_STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
+# Among the latest alone: thousands of equal jobs that queue would be read in the transaction of each predict.
+_ALIKE = (
+    select(jobs.c.id, jobs.c.state)
+    .where(jobs.c.request_digest == bindparam("digest"), jobs.c.tenant == bindparam("its_tenant"))
+    .order_by(jobs.c.id.desc())
+    .limit(1000)
+    .subquery()
+)
+_EQUAL = JOBS.where(jobs.c.id.in_(select(_ALIKE.c.id).where(_ALIKE.c.state == JobState.COMPLETED)))
+_LATEST_EQUAL = JOBS.where(
+    jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery()
+)
+_MOST_EQUAL = 100
+"""Equal jobs that are looked at when the latest of them cannot be read."""
+_ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
+_ATTEMPTS_OF = (
+    select(attempts)
+    .where(attempts.c.job_id.in_(bindparam("job_ids", expanding=True)))
+    .order_by(attempts.c.job_id, attempts.c.number)
+)
+_ITS_QUEUE = and_(jobs.c.state == JobState.QUEUED, jobs.c.tenant == bindparam("its_tenant"))
+
+
+def _ahead(*guards: ColumnElement[bool]) -> Any:
+    found = select(jobs.c.run_after).where(_ITS_QUEUE, *guards).limit(bindparam("most")).subquery()
+    return select(found.c.run_after)
+
+
+# Two ranges of the index, each read from its beginning and no further than `most`. With OR in one condition, SQLite
+# would read the whole queue.
+_AHEAD = union_all(
+    _ahead(jobs.c.priority > bindparam("its_priority")),
+    _ahead(
+        jobs.c.priority == bindparam("its_priority"),
+        jobs.c.queued_at <= bindparam("since"),
+        or_(jobs.c.queued_at < bindparam("since"), jobs.c.id < bindparam("job")),
+    ),
+).subquery()
+_COUNT_AHEAD = select(
+    func.count(),
+    func.sum(case((or_(_AHEAD.c.run_after.is_(None), _AHEAD.c.run_after <= bindparam("now")), 1), else_=0)),
+)
+_QUEUE = (
+    select(jobs.c.priority, jobs.c.queued_at, jobs.c.id, jobs.c.run_after)
+    .where(_ITS_QUEUE)
+    .order_by(jobs.c.priority.desc(), jobs.c.queued_at, jobs.c.id)
+)

@@ -1,0 +1,262 @@
+"""What clients change: a job is created, queued, cancelled, retried and deleted here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
+from sqlalchemy.sql import ColumnElement
+
+from batchserve import rows
+from batchserve.db.tables import chunks, jobs, models
+from batchserve.domain import DEFAULT_TENANT, Dialect, Job, JobState, ModelVersion, Options
+from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
+from batchserve.jobs.plan import done_chunks
+from batchserve.jobs.queries import get
+from batchserve.jobs.statements import OWNED, Owned, changed, owned
+
+
+@dataclass(frozen=True, slots=True)
+class NewInput:
+    """An input that is stored durably and waits for its job row."""
+
+    job_id: str
+    key: str
+    bytes: int
+    sha256: str
+    format: str
+    dialect: Dialect
+    filename: str | None
+
+
+def create(
+    connection: Connection, new: NewInput, model: ModelVersion | None, now: float, tenant: str = DEFAULT_TENANT
+) -> None:
+    """-> uploaded. `model`: the one that predict takes when it names none."""
+    row = {
+        "id": new.job_id,
+        "tenant": tenant,
+        "state": JobState.UPLOADED,
+        "input_key": new.key,
+        "input_bytes": new.bytes,
+        "input_sha256": new.sha256,
+        "input_format": new.format,
+        "input_delimiter": new.dialect.delimiter,
+        "input_filename": new.filename,
+        "options": {},
+        "model_id": model.id if model else None,
+        "metadata": {},
+        "created_at": now,
+    }
+    connection.execute(_CREATE, row)
+
+
+def enqueue_if_uploaded(
+    connection: Connection,
+    job_id: str,
+    model: ModelVersion,
+    options: Options,
+    request_digest: str,
+    *,
+    metadata: Mapping[str, str],
+    priority: int,
+    run_after: float | None,
+    now: float,
+) -> bool:
+    """uploaded -> queued. False when the job is in any other state: nothing was changed.
+
+    Raises UnreadableRow for what could not be read again, and ModelNotFound when the model was deleted meanwhile.
+    """
+    values = {
+        "state": JobState.QUEUED,
+        "model_id": model.id,
+        "options": rows.options_adapter.dump_python(options, mode="json"),
+        "result_format": options.format,
+        "request_digest": request_digest,
+        "metadata": dict(metadata),
+        "priority": priority,
+        "run_after": run_after,
+        "queued_at": now,
+    }
+    rows.require_written(values)
+    queued = changed(connection, _ENQUEUE, {"job": job_id, "model": model.id, **values})
+    if not queued and get(connection, job_id).state is JobState.UPLOADED:
+        raise ModelNotFound(f"the model {model.reference} was deleted")
+    return queued
+
+
+def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
+    """queued -> completed, sharing the result of an equal job."""
+    return changed(
+        connection,
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
+        .values(
+            state=JobState.COMPLETED,
+            planned=True,
+            rows_planned=equal.rows_planned,
+            rows_ok=equal.rows_ok,
+            rows_failed=equal.rows_failed,
+            chunks_total=equal.chunks_total,
+            chunks_done=equal.chunks_done,
+            progress=1.0,
+            result_key=equal.result_key,
+            result_bytes=equal.result_bytes,
+            result_sha256=equal.result_sha256,
+            errors_key=equal.errors_key,
+            errors_bytes=equal.errors_bytes,
+            reused_from=equal.reused_from or equal.id,
+            notes=list(equal.notes),
+            started_at=now,
+            finished_at=now,
+        ),
+    )
+
+
+def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
+    """uploaded, queued -> cancelled at once; running: the worker is asked to stop. No effect on a finished job."""
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
+        .values(state=JobState.CANCELLED, cancel_requested_at=now, finished_at=now)
+    )
+    connection.execute(
+        update(jobs)
+        .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_(None))
+        .values(cancel_requested_at=now)
+    )
+    return get(connection, job_id)
+
+
+def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
+    """failed, cancelled -> queued, with the chunks that are done.
+
+    Raises JobConflict in any other state, and when its input was removed or the model deleted meanwhile.
+    """
+    retried = changed(
+        connection,
+        update(jobs)
+        .where(
+            jobs.c.id == job_id,
+            jobs.c.state.in_((JobState.FAILED, JobState.CANCELLED)),
+            jobs.c.queued_at.is_not(None),
+            jobs.c.input_removed_at.is_(None),
+            _is_registered(jobs.c.model_id),
+        )
+        .values(
+            state=JobState.QUEUED,
+            reason=None,
+            error=None,
+            crashes=0,
+            cancel_requested_at=None,
+            queued_at=now,
+            finished_at=None,
+        ),
+    )
+    job = get(connection, job_id)
+    if not retried:
+        _require_input(job)
+    if not retried and job.model and job.state in (JobState.FAILED, JobState.CANCELLED) and job.queued_at is not None:
+        raise _model_is_gone(job)
+    if not retried:
+        raise JobConflict(f"job {job_id} is {job.state}: only a failed or cancelled job that was queued can be retried")
+    connection.execute(update(chunks).where(chunks.c.job_id == job_id).values(crashes=0))
+    return job
+
+
+def require_failed_rows(job: Job) -> None:
+    """Raises JobConflict unless the job is completed, some of its records failed, and its input is still there."""
+    _require_input(job)
+    if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
+        raise JobConflict(
+            f"job {job.id} is {job.state} with {job.rows_failed} failed records of its own: failed records can be "
+            "scored again when a job is completed and some failed"
+        )
+
+
+def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, input_key: str, now: float) -> None:
+    """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
+
+    The result of the completed job never changes; the new job's result is the merged one. The parts of the chunks
+    without errors have been copied. Raises JobConflict when nothing failed, or when the model was deleted meanwhile.
+    """
+    require_failed_rows(job)
+    row = connection.execute(select(jobs).where(jobs.c.id == job.id)).mappings().one()
+    if not connection.scalar(select(_is_registered(row["model_id"]))):
+        raise _model_is_gone(job)
+    own = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
+    own |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "notes", "request_digest"}
+    own |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
+    copied = {name: value for name, value in row.items() if name not in own}
+    done = [entry for entry in done_chunks(connection, job.id) if not entry[3]]
+    rows_ok = sum(chunk.records for chunk, *_ in done)
+    connection.execute(
+        insert(jobs).values(
+            **copied,
+            id=job_id,
+            state=JobState.QUEUED,
+            input_key=input_key,
+            result_format=job.result_format,
+            rows_ok=rows_ok,
+            chunks_done=len(done),
+            progress=0.99 * rows_ok / job.rows_planned,
+            notes=[f"scores the failed records of job {job.id} again"],
+            created_at=now,
+            queued_at=now,
+        )
+    )
+    plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
+    taken = {chunk.first_record for chunk, *_ in done}
+    opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes"))
+    connection.execute(
+        insert(chunks),
+        [{**row, **({} if row["first_record"] in taken else opened), "job_id": job_id, "crashes": 0} for row in plan],
+    )
+
+
+def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
+    """Removes the row, and returns what it named. Raises JobConflict while a worker has it: cancel it first.
+
+    A row that cannot be read goes in any state: there is no other way out for it, and a worker that has it finds that
+    it lost its lease.
+    """
+    row = connection.execute(OWNED.where(jobs.c.id == job_id)).mappings().one_or_none()
+    if row is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    guards = [jobs.c.id == job_id]
+    try:
+        get(connection, job_id)
+        guards.append(jobs.c.state != JobState.RUNNING)
+    except UnreadableRow:
+        pass
+    if not changed(connection, delete(jobs).where(*guards)):
+        raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
+    return owned(row)
+
+
+def remove_whatever_its_state(connection: Connection, job_id: str) -> Owned | None:
+    """Removes the row of a job that cannot go on, and returns what it named; None when there is none."""
+    row = connection.execute(OWNED.where(jobs.c.id == job_id)).mappings().one_or_none()
+    if row is None or not changed(connection, delete(jobs).where(jobs.c.id == job_id)):
+        return None
+    return owned(row)
+
+
+def _is_registered(model_id: Any) -> ColumnElement[bool]:
+    return exists().where(models.c.id == model_id, models.c.deleted_at.is_(None))
+
+
+def _require_input(job: Job) -> None:
+    if job.input_removed_at is not None:
+        raise JobConflict(f"job {job.id} cannot be retried: its input was removed; upload it again to predict it anew")
+
+
+def _model_is_gone(job: Job) -> JobConflict:
+    name = job.model.reference if job.model else "none"
+    return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
+
+
+_CREATE = insert(jobs)
+_ENQUEUE = update(jobs).where(
+    jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
+)
