@@ -42,7 +42,7 @@ BatchserveError
 ├── Unavailable 503 unavailable
 ├── InsufficientStorage 507 insufficient-storage
 ├── LeaseLost 500 lease-lost               (inside the worker: another attempt owns the job)
-└── SchemaOutdated, SchemaTooNew 500       (start-up: the message holds the command to run)
+└── SchemaOutdated, SchemaTooNew, SchemaTooOld 500   (start-up: the message says what to do)
 
 `detail` says what was wrong, what was expected and what was got. `errors` lists single faults, each a mapping with
 any of `row`, `column`, `value`, `expected`, `message`.
@@ -275,3 +275,7 @@ class SchemaOutdated(BatchserveError):
 
 class SchemaTooNew(BatchserveError):
     code = "schema-too-new"
+
+
+class SchemaTooOld(BatchserveError):
+    code = "schema-too-old"

@@ -23,7 +23,7 @@ class Runtime:
     def open(cls, settings: Settings) -> Iterator["Runtime"]:
         """Opens all three, migrating an embedded database first, and closes them again.
 
-        Raises SchemaOutdated (a database that the settings name is migrated by hand) or SchemaTooNew.
+        Raises SchemaOutdated (a database that the settings name is migrated by hand), SchemaTooNew or SchemaTooOld.
         """
         storage = open_storage(settings.storage)
         with open_database(settings) as database:
@@ -37,7 +37,10 @@ class Runtime:
 
 @contextmanager
 def open_database(settings: Settings) -> Iterator[Database]:
-    """The database of the settings, an embedded one migrated first. Raises SchemaOutdated or SchemaTooNew."""
+    """The database of the settings, an embedded one migrated first.
+
+    Raises SchemaOutdated, SchemaTooNew or SchemaTooOld.
+    """
     database = Database(settings.database_url)
     try:
         if not settings.database:

@@ -14,12 +14,11 @@ from alembic.runtime.migration import MigrationContext
 from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
-from batchserve import idempotency
 from batchserve.db import connect, migrate
 from batchserve.db.connect import Database
 from batchserve.db.tables import metadata
-from batchserve.errors import SchemaOutdated, SchemaTooNew, Unavailable
-from batchserve.jobs import plan, queries
+from batchserve.errors import SchemaOutdated, SchemaTooNew, SchemaTooOld, Unavailable
+from batchserve.jobs import queries
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -128,38 +127,6 @@ def test_alembic_goes_back_and_forth_by_its_own_command(tmp_path: Path) -> None:
     assert seen == [set(metadata.tables), set(metadata.tables), set()]
 
 
-def test_an_upgrade_keeps_the_plans_of_jobs_and_gives_all_to_the_default_tenant(tmp_path: Path) -> None:
-    """A table that is made anew would take with it what refers to it."""
-    environment = {"BATCHSERVE_STORAGE": str(tmp_path), "PATH": ""}
-
-    def alembic(*steps: str) -> None:
-        command = [sys.executable, "-m", "alembic", *steps]
-        subprocess.run(command, cwd=ROOT, env=environment, check=True, timeout=100)
-
-    alembic("upgrade", "head")
-    database = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
-    with database.write() as connection:
-        idempotency.remember(connection, "about several", "f", None, 202, 1.0, answer="{}")
-    database.close()
-    alembic("downgrade", "0001")
-    old = sqlite3.connect(tmp_path / "batchserve.db")
-    old.execute(
-        "INSERT INTO jobs (id, state, input_key, input_bytes, input_sha256, input_format, input_delimiter, options, "
-        "metadata, created_at) VALUES ('j', 'queued', 'inputs/j', 1, 'a', 'csv', ',', '{}', '{}', 1.0)"
-    )
-    old.execute("INSERT INTO chunks (job_id, first_record, records, start, stop) VALUES ('j', 0, 1, 0, 1)")
-    old.execute("INSERT INTO idempotency_keys VALUES ('k', 'f', 'j', 201, 1.0)")
-    old.commit()
-    old.close()
-    database = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
-    assert migrate.upgrade(database) == ("0001", migrate.newest_version())
-    with database.read() as connection:
-        assert queries.get(connection, "j").tenant == "default"
-        assert len(plan.pending_chunks(connection, "j")) == 1
-        assert idempotency.recall(connection, "k", "f") == idempotency.Remembered("j", 201)
-    database.close()
-
-
 # --- other versions ---
 
 
@@ -174,6 +141,26 @@ def test_a_newer_database_is_refused_with_the_command_to_run(database: Database)
         with pytest.raises(SchemaTooNew, match=r"schema 9999, newer .*`pip install --upgrade batchserve`"):
             action(database)
     assert migrate.current_version(database) == "9999"
+
+
+@pytest.mark.parametrize("version", ["0001", "0002", "0003", "0004"])
+def test_a_database_of_before_the_first_release_is_refused_with_what_to_do(empty: Database, version: str) -> None:
+    """Those tables are not these, whatever their names: nothing of such a database is read or changed."""
+    with empty.write() as connection:
+        connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
+        connection.execute(text("INSERT INTO alembic_version VALUES (:version)"), {"version": version})
+        connection.execute(text("CREATE TABLE jobs (id VARCHAR(36) NOT NULL)"))
+    for action in (migrate.check, migrate.upgrade):
+        with pytest.raises(SchemaTooOld, match=rf"schema {version}, .*cannot be carried over.*BATCHSERVE_STORAGE"):
+            action(empty)
+    with empty.read() as connection:
+        assert tables(connection) == {"alembic_version", "jobs"}
+    assert migrate.current_version(empty) == version
+
+
+def test_later_versions_have_no_name_that_a_refused_one_has_had(empty: Database) -> None:
+    migrate.upgrade(empty)
+    assert int(migrate.newest_version()) > 4
 
 
 def test_a_sqlite_file_is_copied_before_it_is_changed(

@@ -20,7 +20,7 @@ from rich.markup import escape
 
 from batchserve.cli.server import Database, Storage, settings_of
 from batchserve.cli.terminal import AsJson, print_json, say, size, table
-from batchserve.errors import BatchserveError, SchemaOutdated, SchemaTooNew, Unavailable
+from batchserve.errors import BatchserveError, SchemaOutdated, SchemaTooNew, SchemaTooOld, Unavailable
 
 if TYPE_CHECKING:
     from batchserve.db.connect import Database as Connection
@@ -283,7 +283,7 @@ def _current_database(settings: "Settings") -> "Iterator[Connection | None]":
         try:
             if connection is not None:
                 migrate.check(connection)
-        except (SchemaOutdated, SchemaTooNew):
+        except (SchemaOutdated, SchemaTooNew, SchemaTooOld):
             connection = None
         yield connection
 

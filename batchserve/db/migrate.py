@@ -10,8 +10,10 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import make_url
 
 from batchserve.db.connect import Database
-from batchserve.errors import SchemaOutdated, SchemaTooNew
+from batchserve.errors import SchemaOutdated, SchemaTooNew, SchemaTooOld
 
+_DEVELOPMENT = ("0001", "0002", "0003", "0004")
+"""Versions before the first release: no release has had them, and none carries them over."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 
 
@@ -19,12 +21,12 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     """Brings the schema to this release's version; returns the versions before and after.
 
     An existing SQLite file is copied first, beside itself, as `batchserve.db.before-<version>-<time>`.
-    Raises SchemaTooNew.
+    Raises SchemaTooNew, and SchemaTooOld.
     """
     before, after = current_version(database), newest_version()
     if before == after:
         return before, after
-    _refuse_newer(before)
+    _refuse_unknown(database, before)
     if before is not None:
         _copy_sqlite(database, before)
     config = _config()
@@ -35,9 +37,9 @@ def upgrade(database: Database) -> tuple[str | None, str]:
 
 
 def check(database: Database) -> None:
-    """Raises SchemaOutdated or SchemaTooNew, with the command to run, unless the schema is this release's."""
+    """Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, with what to do, unless the schema is this release's."""
     version = current_version(database)
-    _refuse_newer(version)
+    _refuse_unknown(database, version)
     if version != newest_version():
         raise SchemaOutdated(
             f"the database is at schema {version or 'none'}, this release needs {newest_version()}: "
@@ -55,7 +57,14 @@ def newest_version() -> str:
     return head
 
 
-def _refuse_newer(version: str | None) -> None:
+def _refuse_unknown(database: Database, version: str | None) -> None:
+    if version in _DEVELOPMENT:
+        place = make_url(database.url).render_as_string()
+        raise SchemaTooOld(
+            f"the database {place} is at schema {version}, of a version before the first release, and cannot be "
+            "carried over. Download the results that you need with that version, then begin anew: in an empty storage "
+            "(BATCHSERVE_STORAGE), or in an empty database (BATCHSERVE_DATABASE)"
+        )
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if version is not None and version not in known:
         raise SchemaTooNew(

@@ -13,7 +13,7 @@ Job = Mapping[str, Any]
 METHODS = ("GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT")
 ENDED = ("completed", "failed", "cancelled", "expired")
 _CODE = re.compile(r"[a-z]+(-[a-z0-9]+)*")
-_OURS = ("internal-error", "lease-lost", "schema-outdated", "schema-too-new")
+_OURS = ("internal-error", "lease-lost", "schema-outdated", "schema-too-new", "schema-too-old")
 _SECRETS = (b"Traceback (most", b"site-packages", b"sqlalchemy", b"[SQL:")
 _BUSY = {503: "unavailable", 507: "insufficient-storage"}
 

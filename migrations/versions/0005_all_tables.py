@@ -1,11 +1,14 @@
-"""Tables for models, jobs, chunks, attempts and idempotency keys"""
+"""All tables of the first release
+
+The versions 0001 to 0004 were those of its development: `db.migrate` refuses them, and later ones go on at 0006.
+"""
 
 from collections.abc import Sequence
 
 import sqlalchemy as sa
 from alembic import op
 
-revision: str = "0001"
+revision: str = "0005"
 down_revision: str | None = None
 branch_labels: str | Sequence[str] | None = None
 depends_on: str | Sequence[str] | None = None
@@ -13,17 +16,47 @@ depends_on: str | Sequence[str] | None = None
 
 def upgrade() -> None:
     op.create_table(
+        "clock",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("boot", sa.String(length=64), nullable=False),
+        sa.Column("steady", sa.Float(), nullable=False),
+        sa.Column("wall", sa.Float(), nullable=False),
+        sa.Column("counted", sa.Float(), nullable=False),
+        sa.Column("settled", sa.Float(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_clock")),
+    )
+    op.create_table(
+        "holds",
+        sa.Column("name", sa.String(length=32), nullable=False),
+        sa.Column("until", sa.Float(), nullable=False),
+        sa.Column("clock", sa.String(length=64), nullable=False),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_holds")),
+    )
+    op.create_table(
         "idempotency_keys",
         sa.Column("key", sa.String(length=255), nullable=False),
         sa.Column("fingerprint", sa.String(length=64), nullable=False),
-        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("job_id", sa.String(length=36), nullable=True),
         sa.Column("status", sa.Integer(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
-        sa.PrimaryKeyConstraint("key", name=op.f("pk_idempotency_keys")),
+        sa.Column("tenant", sa.String(length=64), server_default="default", nullable=False),
+        sa.Column("answer", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("tenant", "key", name=op.f("pk_idempotency_keys")),
     )
-    with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_idempotency_keys_created_at"), ["created_at"], unique=False)
-
+    op.create_index(op.f("ix_idempotency_keys_created_at"), "idempotency_keys", ["created_at"], unique=False)
+    op.create_table(
+        "keys",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("name", sa.String(length=128), nullable=False),
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("scope", sa.String(length=16), nullable=False),
+        sa.Column("digest", sa.String(length=64), nullable=False),
+        sa.Column("prefix", sa.String(length=16), nullable=False),
+        sa.Column("created_at", sa.Float(), nullable=False),
+        sa.Column("revoked_at", sa.Float(), nullable=True),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_keys")),
+        sa.UniqueConstraint("digest", name=op.f("uq_keys_digest")),
+    )
     op.create_table(
         "models",
         sa.Column("id", sa.Integer(), nullable=False),
@@ -35,12 +68,11 @@ def upgrade() -> None:
         sa.Column("metadata", sa.JSON(), nullable=False),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("deleted_at", sa.Float(), nullable=True),
+        sa.Column("artifact_sha256", sa.String(length=64), nullable=True),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_models")),
         sa.UniqueConstraint("name", "version", name=op.f("uq_models_name_version")),
     )
-    with op.batch_alter_table("models", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_models_name_digest"), ["name", "digest"], unique=False)
-
+    op.create_index(op.f("ix_models_name_digest"), "models", ["name", "digest"], unique=False)
     op.create_table(
         "jobs",
         sa.Column("id", sa.String(length=36), nullable=False),
@@ -64,7 +96,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.Float(), nullable=True),
         sa.Column("lease_clock", sa.String(length=64), nullable=True),
         sa.Column("cancel_requested_at", sa.Float(), nullable=True),
-        sa.Column("planned", sa.Boolean(), server_default=sa.text("0"), nullable=False),
+        sa.Column("planned", sa.Boolean(), server_default=sa.false(), nullable=False),
         sa.Column("rows_planned", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("rows_ok", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
         sa.Column("rows_failed", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
@@ -85,17 +117,16 @@ def upgrade() -> None:
         sa.Column("started_at", sa.Float(), nullable=True),
         sa.Column("finished_at", sa.Float(), nullable=True),
         sa.Column("expires_at", sa.Float(), nullable=True),
+        sa.Column("input_removed_at", sa.Float(), nullable=True),
+        sa.Column("tenant", sa.String(length=64), server_default="default", nullable=False),
         sa.ForeignKeyConstraint(["model_id"], ["models.id"], name=op.f("fk_jobs_model_id")),
         sa.PrimaryKeyConstraint("id", name=op.f("pk_jobs")),
     )
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.create_index(batch_op.f("ix_jobs_model_id"), ["model_id"], unique=False)
-        batch_op.create_index(batch_op.f("ix_jobs_request_digest"), ["request_digest"], unique=False)
-        batch_op.create_index(batch_op.f("ix_jobs_result_key"), ["result_key"], unique=False)
-        batch_op.create_index(
-            batch_op.f("ix_jobs_state_priority_queued_at"), ["state", "priority", "queued_at"], unique=False
-        )
-
+    op.create_index(op.f("ix_jobs_model_id"), "jobs", ["model_id"], unique=False)
+    op.create_index(op.f("ix_jobs_result_key"), "jobs", ["result_key"], unique=False)
+    op.create_index(op.f("ix_jobs_tenant_id"), "jobs", ["tenant", "id"], unique=False)
+    op.create_index(op.f("ix_jobs_tenant_request_digest_id"), "jobs", ["tenant", "request_digest", "id"], unique=False)
+    op.create_index("ix_jobs_turn", "jobs", ["state", "tenant", sa.text("priority DESC"), "queued_at"], unique=False)
     op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(length=36), nullable=False),
@@ -128,20 +159,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    op.drop_table("chunks")
-    op.drop_table("attempts")
-    with op.batch_alter_table("jobs", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_jobs_state_priority_queued_at"))
-        batch_op.drop_index(batch_op.f("ix_jobs_result_key"))
-        batch_op.drop_index(batch_op.f("ix_jobs_request_digest"))
-        batch_op.drop_index(batch_op.f("ix_jobs_model_id"))
-
-    op.drop_table("jobs")
-    with op.batch_alter_table("models", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_models_name_digest"))
-
-    op.drop_table("models")
-    with op.batch_alter_table("idempotency_keys", schema=None) as batch_op:
-        batch_op.drop_index(batch_op.f("ix_idempotency_keys_created_at"))
-
-    op.drop_table("idempotency_keys")
+    for table in ("chunks", "attempts", "jobs", "models", "keys", "idempotency_keys", "holds", "clock"):
+        op.drop_table(table)
