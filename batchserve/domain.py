@@ -8,6 +8,7 @@ States of a job and their legal transitions:
 """
 
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property, lru_cache
@@ -15,7 +16,7 @@ from typing import Any, Literal
 
 
 class JobState(StrEnum):
-    """Where a job stands; each state is a promise to its client."""
+    """Where a job stands; each state is a promise to its client. Whoever writes an end writes its event (jobs.ends)."""
 
     UPLOADED = "uploaded"
     """The input is stored durably. Nothing runs until a predict."""
@@ -341,7 +342,8 @@ class Job:
     reused_from: str | None = None
     request_digest: str | None = None
     error: dict[str, Any] | None = None
-    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of its rows besides their counts, as `merge_facts` gives it of its chunks."""
     queued_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -358,18 +360,36 @@ class Job:
     def rows_done(self) -> int:
         return self.rows_ok + self.rows_failed
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What its user should know, in sentences."""
+        return tuple(self.facts.get("notes", ()))
+
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """What scoring a chunk left in storage: a part of `records` rows, `rows_failed` of them null rows with an error."""
+    """What scoring a chunk left in storage: a part with a row for each record, `rows_failed` of them null rows with an
+    error."""
 
-    first_record: int
-    records: int
+    chunk: Chunk
     rows_failed: int
     part_bytes: int
     part_sha256: str
     errors_bytes: int
-    notes: tuple[str, ...] = ()
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of its rows besides: `notes`, the `model_seconds` that they took. See `merge_facts`."""
+
+
+@dataclass(frozen=True, slots=True)
+class CommittedChunk:
+    """A chunk whose part counts: that of one attempt, once and for all."""
+
+    chunk: Chunk
+    attempt: int
+    part_bytes: int
+    rows_failed: int
+    errors_bytes: int
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -381,3 +401,26 @@ class Result:
     sha256: str
     errors_key: str | None
     errors_bytes: int
+
+
+def merge_facts(*known: Mapping[str, Any]) -> dict[str, Any]:
+    """What is known of several chunks, as what is known of them all: numbers add up, lists have each entry once and in
+    order, objects are merged entry by entry. Of other values the last one counts."""
+    merged: dict[str, Any] = {}
+    for facts in known:
+        for name, value in facts.items():
+            merged[name] = _merged(merged[name], value) if name in merged else value
+    return merged
+
+
+def _merged(first: Any, second: Any) -> Any:
+    match first, second:
+        case dict(), dict():
+            return merge_facts(first, second)
+        case list(), list():
+            return [*first, *(entry for entry in second if entry not in first)]
+        case (bool(), _) | (_, bool()):
+            return second
+        case (int() | float(), int() | float()):
+            return first + second
+    return second

@@ -13,13 +13,24 @@ import orjson
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from batchserve.domain import ApiKey, Attempt, Chunk, Job, JobState, ModelVersion, Options, Scope, Signature
+from batchserve.domain import (
+    ApiKey,
+    Attempt,
+    Chunk,
+    CommittedChunk,
+    Job,
+    JobState,
+    ModelVersion,
+    Options,
+    Scope,
+    Signature,
+)
 from batchserve.errors import UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS
 
 __all__ = [
-    "EARLIEST", "LATEST", "attempt", "chunk", "job", "key", "model", "options_adapter", "remembered", "require_written",
-    "signature", "signature_adapter",
+    "EARLIEST", "LATEST", "attempt", "chunk", "committed_chunk", "job", "key", "model", "options_adapter", "remembered",
+    "require_written", "signature", "signature_adapter",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
@@ -45,12 +56,20 @@ def _encodable(value: Any) -> Any:
     return value
 
 
+def _known(facts: dict[str, Any] | None) -> dict[str, Any] | None:
+    notes = (facts or {}).get("notes", [])
+    if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+        raise ValueError("expected notes that are a list of texts")
+    return facts
+
+
 Time = Annotated[float, Field(ge=EARLIEST, le=LATEST, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Format = Annotated[str, AfterValidator(lambda name: _one_of(name, FORMATS))]
 _ResultFormat = Annotated[str, AfterValidator(lambda name: _one_of(name, RESULT_FORMATS))]
 _Json = Annotated[dict[str, Any] | None, AfterValidator(_encodable)]
+_Facts = Annotated[dict[str, Any] | None, AfterValidator(_known)]
 
 
 def _read_options(value: Any) -> Options | None:
@@ -70,7 +89,7 @@ _JOB_TYPES: dict[str, Any] = {
     "input_delimiter": Literal[",", ";", "\t", "|"],
     "result_format": _ResultFormat | None,
     "options": Any,
-    "notes": list[str] | None,
+    "facts": _Facts,
     "error": _Json,
     "progress": _Share,
 }
@@ -92,6 +111,8 @@ _JOB = _columns(Job, _JOB_TYPES, leave=("model",)) | {"priority": Annotated[int,
 _job_row, _some_of_job = _adapter("JobRow", _JOB), _adapter("SomeOfJob", _JOB, total=False)
 _attempt_row = _adapter("AttemptRow", _columns(Attempt, {"error": _Json}))
 _chunk_row = _adapter("ChunkRow", _columns(Chunk, {}))
+_COMMITTED = _columns(CommittedChunk, {"facts": _Facts}, leave=("chunk",))
+_committed_row = _adapter("CommittedRow", _COMMITTED)
 _model_row = _adapter("ModelRow", _columns(ModelVersion, {"signature": str}))
 _key_row = _adapter("KeyRow", _columns(ApiKey, {"scope": Annotated[Scope, Strict(False)]}))
 _remembered_row = _adapter(
@@ -105,7 +126,7 @@ def job(row: Row, of_model: ModelVersion | None) -> Job:
     with _named(f"job {row['id']!r}"):
         values = _job_row.validate_python({name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
-        values["notes"] = tuple(values["notes"] or ())
+        values["facts"] = values["facts"] or {}
         return Job(**values, model=of_model)
 
 
@@ -126,6 +147,15 @@ def chunk(row: Row) -> Chunk:
     """Raises UnreadableRow."""
     with _named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
         return Chunk(**_chunk_row.validate_python({name: row[name] for name in Chunk.__dataclass_fields__}))
+
+
+def committed_chunk(row: Row) -> CommittedChunk:
+    """Raises UnreadableRow."""
+    planned = chunk(row)
+    with _named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
+        values = _committed_row.validate_python({name: row[name] for name in _COMMITTED})
+        values["facts"] = values["facts"] or {}
+        return CommittedChunk(planned, **values)
 
 
 def model(row: Row, prefix: str = "") -> ModelVersion:

@@ -18,6 +18,7 @@ import polars as pl
 from batchserve.domain import (
     Chunk,
     ChunkLimits,
+    CommittedChunk,
     Dialect,
     ModelVersion,
     Options,
@@ -276,24 +277,24 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
             writer.write(_error_lines(scored.errors, reading.records, task.chunk, task.options.key))
             errors_bytes = writer.commit().bytes
     done = ScoredChunk(
-        first_record=task.chunk.first_record,
-        records=task.chunk.records,
+        chunk=task.chunk,
         rows_failed=int(scored.failed.sum()),
         part_bytes=stored.bytes,
         part_sha256=stored.sha256,
         errors_bytes=errors_bytes,
-        notes=match.notes,
+        facts={"notes": list(match.notes), "model_seconds": scored.model_seconds},
     )
     return done, stored
 
 
-def stored_parts(job_id: str, done: Iterable[tuple[Chunk, int, int, int]]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
+def stored_parts(job_id: str, done: Iterable[CommittedChunk]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
     """The parts of committed chunks (`plan.done_chunks`) and of their error lists, in order."""
     parts, errors = [], []
-    for chunk, attempt, part_bytes, errors_bytes in done:
-        parts.append(Part(part_key(job_id, chunk.first_record, attempt), part_bytes, chunk.records))
-        if errors_bytes:
-            errors.append(Part(errors_part_key(job_id, chunk.first_record, attempt), errors_bytes, chunk.records))
+    for committed in done:
+        first, attempt, records = committed.chunk.first_record, committed.attempt, committed.chunk.records
+        parts.append(Part(part_key(job_id, first, attempt), committed.part_bytes, records))
+        if committed.errors_bytes:
+            errors.append(Part(errors_part_key(job_id, first, attempt), committed.errors_bytes, records))
     return tuple(parts), tuple(errors)
 
 

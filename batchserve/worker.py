@@ -9,7 +9,7 @@ import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -21,7 +21,7 @@ import stamina
 from sqlalchemy import Connection
 
 from batchserve import clock, idempotency, scoring
-from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk
+from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, Result, ScoredChunk, merge_facts
 from batchserve.engines import Call
 from batchserve.errors import (
     BatchserveError,
@@ -88,8 +88,8 @@ class ActiveJob:
     planning: Call[Any] | None = None
     scoring: dict[int, Call[Any]] = field(default_factory=dict)
     assembling: Call[Any] | None = None
-    notes: dict[str, None] = field(default_factory=dict)
-    """What its user should know, each once, in order."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the job before its chunks are."""
     lost_calls: int = 0
     """Planning and assembling calls whose process died."""
     paused_until: float = 0.0
@@ -289,7 +289,7 @@ class Worker:
             rows_done=job.rows_done,
             rows_failed=job.rows_failed,
             share_planned=1.0 if job.planned else 0.0,
-            notes=dict.fromkeys((*job.notes, *job.model.signature.notes)),
+            facts=merge_facts(job.facts, {"notes": list(job.model.signature.notes)}),
             is_small=job.input_bytes <= SMALL and not job.chunks_total,
         )
         self._active[job.id] = active
@@ -351,8 +351,14 @@ class Worker:
         if too_many := too_many_row_errors(active):  # a share of the records is known only now
             self._fail(active, too_many)
             return
-        with self._database.read() as connection:
-            parts, errors = scoring.stored_parts(active.id, plan.done_chunks(connection, active.id))
+        try:
+            with self._database.read() as connection:
+                done = plan.done_chunks(connection, active.id)
+        except UnreadableRow as error:
+            self._fail(active, error)
+            return
+        parts, errors = scoring.stored_parts(active.id, done)
+        facts = merge_facts(active.facts, *(committed.facts for committed in done))
         task = scoring.AssembleTask(
             self._settings.storage,
             active.id,
@@ -363,9 +369,8 @@ class Worker:
             errors,
         )
         seconds = self._settings.chunk_timeout + sum(part.bytes for part in parts) / _COPIED_PER_SECOND
-        active.assembling = self._call(
-            active, self._assembled, scoring.assemble_result, task, urgent=True, timeout=seconds
-        )
+        then = partial(self._assembled, facts)
+        active.assembling = self._call(active, then, scoring.assemble_result, task, urgent=True, timeout=seconds)
 
     def _held(self, active: ActiveJob) -> bool:
         return active.cancelled_at is not None or time.monotonic() < active.paused_until or self._stopping.is_set()
@@ -426,11 +431,9 @@ class Worker:
         if isinstance(done, scoring.Planned):
             self._add_planned(active, done)
             return
-        active.notes |= dict.fromkeys(done.scored.notes)
-
-        active.rows_done, active.rows_failed = done.scored.records, done.scored.rows_failed
-        (chunk,) = done.planned.chunks
-        if self._end(active, execution.complete_small_if_mine, chunk, done.scored, done.result, list(active.notes)):
+        active.rows_done, active.rows_failed = done.scored.chunk.records, done.scored.rows_failed
+        complete = partial(execution.complete_if_mine, only=done.scored)
+        if self._end(active, complete, done.result, merge_facts(active.facts, done.scored.facts)):
             self._log_completed(active)
 
     def _scored(self, chunk: Chunk, active: ActiveJob, future: Any) -> None:
@@ -444,9 +447,8 @@ class Worker:
         if self._failed(active, future):
             return
         scored: ScoredChunk = future.result()
-        active.rows_done += scored.records
+        active.rows_done += scored.chunk.records
         active.rows_failed += scored.rows_failed
-        active.notes |= dict.fromkeys(scored.notes)
         self._write(plan.commit_chunk_if_mine, active.id, active.attempt, scored, active.progress)
         if too_many := too_many_row_errors(active):
             self._fail(active, too_many)
@@ -491,12 +493,12 @@ class Worker:
             self._write(plan.split_chunk_if_mine, active.id, active.attempt, whole, halves)
         active.pending.extendleft(reversed(halves))
 
-    def _assembled(self, active: ActiveJob, future: Any) -> None:
+    def _assembled(self, facts: Mapping[str, Any], active: ActiveJob, future: Any) -> None:
         active.assembling = None
         if self._failed(active, future):
             return
         result: Result = future.result()
-        if self._end(active, execution.complete_if_mine, result, list(active.notes)):
+        if self._end(active, execution.complete_if_mine, result, facts):
             self._log_completed(active)
             if not active.rows_failed:  # with failed records, a retry of these takes over the other parts
                 self._delete_parts(active)

@@ -196,7 +196,7 @@ class Bench:
             for stored in list(store.list("")):
                 if not stored.key.startswith("models/"):
                     store.delete(stored.key)
-        return sum(chunk.records for chunk in done)
+        return sum(scored.chunk.records for scored in done)
 
 
 MODELS = {

@@ -138,7 +138,6 @@ LONGER = {
     "batchserve/api/schemas.py": "not split yet",
     "batchserve/formats/csv.py": "not split yet",
     "batchserve/formats/jsonl.py": "not split yet",
-    "batchserve/jobs.py": "not split yet",
     "batchserve/scoring.py": "not split yet",
     "batchserve/worker.py": "not split yet",
     "batchserve/worker.py:Worker": "not split yet",

@@ -11,10 +11,11 @@ from sqlalchemy import Connection, select, update
 
 from batchserve import registry
 from batchserve.db.connect import Database, Moment
-from batchserve.db.tables import attempts, chunks
+from batchserve.db.tables import attempts, chunks, events
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import (
     Chunk,
+    CommittedChunk,
     Dialect,
     InputTensor,
     Job,
@@ -24,9 +25,11 @@ from batchserve.domain import (
     Result,
     ScoredChunk,
     Signature,
+    merge_facts,
 )
 from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
 from batchserve.jobs import execution, expiry, plan, queries, requests
+from batchserve.jobs.ends import forget_events
 
 SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
 OPTIONS = Options("csv", passthrough=("id", "name"), columns={"a": "x"}, max_errors=0.5, top_k=3)
@@ -99,7 +102,8 @@ def run(database: Database, job_id: str = "1", *planned: Chunk) -> Job:
 
 
 def scored(chunk: Chunk, failed: int = 0) -> ScoredChunk:
-    return ScoredChunk(chunk.first_record, chunk.records, failed, 1000 + chunk.first_record, "c" * 64, 17 * failed)
+    facts = {"notes": [f"from {chunk.first_record}"], "model_seconds": chunk.records / 8}
+    return ScoredChunk(chunk, failed, 1000 + chunk.first_record, "c" * 64, 17 * failed, facts)
 
 
 def commit(database: Database, chunk: Chunk, failed: int = 0, progress: float = 0.5, attempt: int = 1) -> None:
@@ -109,7 +113,7 @@ def commit(database: Database, chunk: Chunk, failed: int = 0, progress: float = 
 
 def complete(database: Database, attempt: int = 1, second: float = 9) -> None:
     with database.write() as connection:
-        execution.complete_if_mine(connection, "1", attempt, RESULT, ["a note"], wall(second))
+        execution.complete_if_mine(connection, "1", attempt, RESULT, {"notes": ["a note"]}, wall(second))
 
 
 def rescue(database: Database, second: float, clock: str = "boot-1", crashes: int = 3) -> tuple[list[str], list[str]]:
@@ -129,6 +133,13 @@ def everything(database: Database) -> list[list[Any]]:
             [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
             for table in (job_rows, chunks, attempts)
         ]
+
+
+def ends(database: Database, job_id: str = "1") -> list[tuple[str, str, float]]:
+    """The tenant, state and time of each event of a job, in their order."""
+    query = select(events.c.tenant, events.c.state, events.c.at).where(events.c.job_id == job_id).order_by(events.c.id)
+    with database.read() as connection:
+        return [(row.tenant, row.state, row.at) for row in connection.execute(query)]
 
 
 # --- transitions -----------------------------------------------------------------------------------------------------
@@ -155,9 +166,9 @@ ACTIONS: dict[str, Action] = {
     "split_chunk_if_mine": lambda connection: plan.split_chunk_if_mine(
         connection, "1", 1, SECOND, [Chunk(10, 3, 100, 130), Chunk(13, 2, 130, 150)]
     ),
-    "complete_if_mine": lambda connection: execution.complete_if_mine(connection, "1", 1, RESULT, [], wall(8)),
-    "complete_small_if_mine": lambda connection: execution.complete_small_if_mine(
-        connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(8)
+    "complete_if_mine": lambda connection: execution.complete_if_mine(connection, "1", 1, RESULT, {}, wall(8)),
+    "complete_if_mine, only": lambda connection: execution.complete_if_mine(
+        connection, "1", 1, RESULT, {}, wall(8), only=scored(FIRST)
     ),
     "fail_if_mine": lambda connection: execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(8)),
     "cancel_if_mine": lambda connection: execution.cancel_if_mine(connection, "1", 1, wall(8)),
@@ -241,7 +252,7 @@ def bring_to(database: Database, state: str) -> None:
     run(database, "equal", FIRST)
     with database.write() as connection:
         plan.commit_chunk_if_mine(connection, "equal", 1, scored(FIRST), 0.9)
-        execution.complete_if_mine(connection, "equal", 1, RESULT, [], wall(3))
+        execution.complete_if_mine(connection, "equal", 1, RESULT, {}, wall(3))
     if state == "uploaded" or "before" in state:
         upload(database, "1")
     elif state == "queued":
@@ -256,7 +267,7 @@ def bring_to(database: Database, state: str) -> None:
             plan.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
         elif state == "completed":
             plan.commit_chunk_if_mine(connection, "1", 1, scored(SECOND), 0.9)
-            execution.complete_if_mine(connection, "1", 1, RESULT, [], wall(4))
+            execution.complete_if_mine(connection, "1", 1, RESULT, {}, wall(4))
         elif state.startswith("failed"):
             execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(4))
             if "without" in state:
@@ -278,7 +289,7 @@ def perform(database: Database, action: str) -> None:
 @pytest.mark.parametrize("state", LEGAL)
 def test_a_transition_happens_from_its_states_and_from_no_other(database: Database, state: str, action: str) -> None:
     bring_to(database, state)
-    before = everything(database)
+    before, told = everything(database), ends(database)
     refused = False
     try:
         perform(database, action)
@@ -286,13 +297,17 @@ def test_a_transition_happens_from_its_states_and_from_no_other(database: Databa
         refused = True
     assert not (refused and action in LEGAL[state])
     if action not in LEGAL[state]:
-        assert everything(database) == before
+        assert (everything(database), ends(database)) == (before, told)
     elif LEGAL[state][action] is None:
         with pytest.raises(JobNotFound):
             get(database)
+        assert ends(database) == []
     else:
-        assert get(database).state == LEGAL[state][action]
+        job = get(database)
+        assert job.state == LEGAL[state][action]
         assert everything(database) != before
+        is_new = job.state.finished and job.state != state.replace(",", "").partition(" ")[0]
+        assert [event[:2] for event in ends(database)[len(told) :]] == ([("default", job.state)] if is_new else [])
 
 
 @pytest.mark.parametrize("action", MINE)
@@ -313,11 +328,12 @@ def test_a_small_job_is_planned_scored_and_completed_in_one_step(database: Datab
     queue(database, "1")
     claim(database)
     with database.write() as connection:
-        execution.complete_small_if_mine(
-            connection, "1", 1, FIRST, scored(FIRST, failed=3), RESULT, ["a note"], wall(9)
+        execution.complete_if_mine(
+            connection, "1", 1, RESULT, {"notes": ["a note"]}, wall(9), only=scored(FIRST, failed=3)
         )
     at_once = get(database)
     in_one_step = everything(database)
+    assert ends(database) == [("default", "completed", wall(9))]
     with database.write() as connection:
         requests.delete_if_not_running(connection, "1")
     run(database, "1", FIRST)
@@ -325,6 +341,7 @@ def test_a_small_job_is_planned_scored_and_completed_in_one_step(database: Datab
     complete(database)
     assert at_once == get(database)
     assert in_one_step == everything(database)
+    assert ends(database) == [("default", "completed", wall(9))]
 
 
 def test_a_stale_attempt_completes_no_small_job(database: Database) -> None:
@@ -334,8 +351,67 @@ def test_a_stale_attempt_completes_no_small_job(database: Database) -> None:
     assert claim(database, "w2", 101)
     before = everything(database)
     with database.write() as connection, pytest.raises(LeaseLost):
-        execution.complete_small_if_mine(connection, "1", 1, FIRST, scored(FIRST), RESULT, [], wall(102))
+        execution.complete_if_mine(connection, "1", 1, RESULT, {}, wall(102), only=scored(FIRST))
     assert everything(database) == before
+
+
+def test_a_job_that_is_released_or_rescued_after_a_cancel_request_has_its_event(database: Database) -> None:
+    for job_id in ("released", "rescued"):
+        queue(database, job_id)
+        assert claim(database)
+        with database.write() as connection:
+            requests.request_cancel(connection, job_id, wall(3))
+            if job_id == "released":
+                execution.release_if_mine(connection, job_id, 1, wall(4))
+    rescue(database, 100)
+    assert ends(database, "released") == [("default", "cancelled", wall(4))]
+    assert ends(database, "rescued") == [("default", "cancelled", wall(100))]
+
+
+def test_a_job_that_lost_its_workers_again_and_again_has_its_event(database: Database) -> None:
+    queue(database, "1")
+    for second in (2, 102):
+        assert claim(database, second=second)
+        rescue(database, second + 50, crashes=2)
+    assert ends(database) == [("default", "failed", wall(152))]
+
+
+def test_a_job_that_ends_twice_has_two_events_and_no_id_is_given_twice(database: Database) -> None:
+    bring_to(database, "failed")
+    with database.write() as connection:
+        requests.retry_if_stopped(connection, "1", wall(6))
+        requests.request_cancel(connection, "1", wall(7))
+    assert [state for _, state, _ in ends(database)] == ["failed", "cancelled"]
+    with database.write() as connection:
+        last = connection.execute(select(events.c.id).order_by(events.c.id.desc()).limit(1)).scalar_one()
+        requests.delete_if_not_running(connection, "1")
+    queue(database, "2")
+    with database.write() as connection:
+        requests.request_cancel(connection, "2", wall(8))
+        assert connection.execute(select(events.c.id).where(events.c.job_id == "2")).scalar_one() > last
+
+
+def test_events_are_forgotten_by_their_age_the_oldest_first(database: Database) -> None:
+    for number in range(4):
+        queue(database, str(number))
+        with database.write() as connection:
+            requests.request_cancel(connection, str(number), wall(10 * number))
+    with database.write() as connection:
+        assert forget_events(connection, wall(25), 2, wall(1000)) == 2
+        assert forget_events(connection, wall(25), 2, wall(1000)) == 1
+        assert forget_events(connection, wall(25), 2, wall(1000)) == 0
+        assert forget_events(connection, wall(25), 2, wall(29)) == 1  # of a clock that was ahead
+    assert [ends(database, str(number)) for number in range(4)] == [[], [], [], []]
+
+
+def test_what_is_known_of_the_chunks_is_merged() -> None:
+    first = {"notes": ["a", "b"], "seconds": {"model": 1.5, "read": 1}, "kind": "x", "whole": False}
+    second = {"notes": ["b", "c"], "seconds": {"model": 0.5}, "kind": "y", "whole": True, "more": 1}
+    assert merge_facts(first, second) == {
+        "notes": ["a", "b", "c"], "seconds": {"model": 2.0, "read": 1}, "kind": "y", "whole": True, "more": 1,
+    }  # fmt: skip
+    assert merge_facts(first) == first
+    assert first["notes"] == ["a", "b"]
 
 
 def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Database) -> None:
@@ -594,7 +670,7 @@ def test_a_chunk_is_committed_once(database: Database) -> None:
         commit(database, FIRST)
     assert everything(database) == before
     with database.read() as connection:
-        assert plan.done_chunks(connection, "1") == [(FIRST, 1, 1000, 51)]
+        assert plan.done_chunks(connection, "1") == [CommittedChunk(FIRST, 1, 1000, 3, 51, scored(FIRST).facts)]
         assert plan.pending_chunks(connection, "1") == [SECOND]
     job = get(database)
     assert (job.rows_ok, job.rows_failed, job.chunks_done) == (7, 3, 1)
@@ -888,7 +964,7 @@ def test_the_results_that_jobs_name_are_told_from_others(database: Database) -> 
     commit(database, FIRST, failed=1)
     with database.write() as connection:
         result = Result("results/1-1", 9, "a" * 64, "results/1-1.errors", 5)
-        execution.complete_if_mine(connection, "1", 1, result, [], wall(9))
+        execution.complete_if_mine(connection, "1", 1, result, {}, wall(9))
         asked = ["results/1-1", "results/1-1.errors", "results/1-2", "results/1-2.errors", "results/2-1"]
         assert queries.named_results(connection, asked) == {"results/1-1", "results/1-1.errors"}
         assert queries.named_results(connection, []) == set()

@@ -301,7 +301,7 @@ class JobLife(RuleBasedStateMachine):
             result = self.result_of(hold)
             self.write(
                 lambda connection: execution.complete_if_mine(
-                    connection, hold.job_id, hold.attempt, result, [], self.wall
+                    connection, hold.job_id, hold.attempt, result, {}, self.wall
                 ),
                 LeaseLost,
             )
@@ -314,9 +314,8 @@ class JobLife(RuleBasedStateMachine):
         result = self.result_of(hold)
 
         def act(connection: Connection) -> None:
-            execution.complete_small_if_mine(
-                connection, hold.job_id, hold.attempt, chunk, self.scored(hold, chunk, failed), result, [], self.wall
-            )
+            only = self.scored(hold, chunk, failed)
+            execution.complete_if_mine(connection, hold.job_id, hold.attempt, result, {}, self.wall, only=only)
 
         if job is not None and job.is_of(hold.attempt) and job.chunks:
             self.write(act, LeaseLost)
@@ -706,7 +705,7 @@ class JobLife(RuleBasedStateMachine):
 
     def scored(self, hold: Hold, chunk: Chunk, failed: int) -> ScoredChunk:
         sha256 = idempotency.fingerprint(hold.job_id, str(chunk.first_record), str(hold.attempt))
-        return ScoredChunk(chunk.first_record, chunk.records, failed, 100, sha256, 17 * failed)
+        return ScoredChunk(chunk, failed, 100, sha256, 17 * failed)
 
     def commit_by(self, hold: Hold, chunk: Chunk, failed: int) -> None:
         scored = self.scored(hold, chunk, failed)
@@ -745,7 +744,7 @@ class JobLife(RuleBasedStateMachine):
         result = self.result_of(hold)
         completed = self.write_as(
             hold,
-            lambda connection: execution.complete_if_mine(connection, hold.job_id, hold.attempt, result, [], self.wall),
+            lambda connection: execution.complete_if_mine(connection, hold.job_id, hold.attempt, result, {}, self.wall),
             ends=True,
         )
         if completed:

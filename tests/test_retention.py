@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from service import Api, ok, problem, running
+from sqlalchemy import select
 
 from batchserve.db.connect import Database
+from batchserve.db.tables import events
 from batchserve.domain import JobState
 from batchserve.errors import Unavailable
 from batchserve.jobs import execution, expiry, queries, requests, statements
@@ -312,6 +314,20 @@ def test_no_row_goes_before_a_sweep_could_find_its_bytes(site: Site) -> None:
     site.sweep(2)
     assert site.forget(2, keep_rows="1s") == 1
     assert site.objects() == set()
+
+
+def test_the_event_of_an_end_is_forgotten_after_a_week_and_with_its_job(site: Site) -> None:
+    def told() -> list[str]:
+        with site.database.read() as connection:
+            return list(connection.scalars(select(events.c.job_id).order_by(events.c.id)))
+
+    first, second = site.api.run(SOME_FAIL, "iris"), site.api.run(SOME_FAIL, "iris", on_row_error="fail")
+    assert told() == [first["id"], second["id"]]
+    site.api.http.delete(first["links"]["self"])
+    assert told() == [second["id"]]
+    assert (site.forget(6), told()) == (0, [second["id"]])
+    assert (site.forget(8), told()) == (0, [])
+    assert site.api.job(second["id"])["state"] == "failed"
 
 
 # --- holds -----------------------------------------------------------------------------------------------------------

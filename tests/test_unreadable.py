@@ -46,8 +46,9 @@ POISONS = {
     "metadata has a lone surrogate": 'metadata = \'{"a": "\\ud800"}\'',
     "error is no JSON": "error = 'boom'",
     "error is nested too deeply": 'error = \'{"a": ' + "[" * 600 + "]" * 600 + "}'",
-    "notes are no JSON": "notes = '['",
-    "notes are numbers": "notes = '[1]'",
+    "facts are no JSON": "facts = '['",
+    "facts are a list": "facts = '[1]'",
+    "notes are numbers": """facts = '{"notes": [1]}'""",
     "created never": "created_at = 'yesterday'",
     "created at the end of time": "created_at = 9e999",
     "queued before the calendar": "queued_at = -1e15",
@@ -170,7 +171,7 @@ def test_a_poisoned_equal_job_is_not_reused_and_an_older_one_is(tmp_path: Path, 
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)
         first, second = api.run(CSV, "iris")["id"], api.run(CSV, "iris")["id"]
-        poison(api, second, "notes = '{'")
+        poison(api, second, "facts = '{'")
         assert api.run(CSV, "iris", reuse=True)["reused_from"] == first
 
 
@@ -357,7 +358,7 @@ def test_a_look_at_many_rows_ends_in_the_end(tmp_path: Path, iris_onnx: Path) ->
         with closing(sqlite3.connect(tmp_path / "batchserve.db")) as connection, connection:
             connection.execute("CREATE TEMP TABLE one AS SELECT * FROM jobs")
             for number in range(2500):
-                connection.execute("UPDATE one SET id = ?, notes = '{'", [f"{number:036d}"])
+                connection.execute("UPDATE one SET id = ?, facts = '{'", [f"{number:036d}"])
                 connection.execute("INSERT INTO jobs SELECT * FROM one")
         assert listed(api, limit=200) == {job_id}
         with closing(Database(api.settings.database_url)) as database:

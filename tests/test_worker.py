@@ -228,6 +228,18 @@ def test_a_result_is_stored_as_its_job_says_and_its_parts_are_gone(bench: Bench,
     assert bench.outcomes(job_id) == ["completed"]
 
 
+def test_what_is_known_of_a_job_is_what_is_known_of_its_chunks(bench: Bench, busy: bytes) -> None:
+    model = bench.register("busy", busy)
+    job_id = bench.submit(model, rows_of(*range(40)))
+    with bench.worker(chunk_records=10):
+        job = bench.wait(job_id)
+    with bench.database.read() as connection:
+        done = plan.done_chunks(connection, job_id)
+    assert len(done) == 4
+    assert job.facts["model_seconds"] == pytest.approx(sum(one.facts["model_seconds"] for one in done))
+    assert job.facts["model_seconds"] > 0
+
+
 def test_many_small_jobs_each_get_their_own_rows(bench: Bench, busy: bytes) -> None:
     model = bench.register("busy", busy)
     wanted = {
@@ -341,7 +353,7 @@ def test_a_job_that_failed_too_many_records_is_not_saved_by_a_crash(bench: Bench
         moment = bench.database.moment(connection)
         execution.claim_due(connection, "dead", 0.1, moment, 1)
         plan.add_chunks_if_mine(connection, job_id, 1, [Chunk(0, 3, 8, 20)], complete=True)
-        plan.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(0, 3, 2, 10, "", 10), 0.9)
+        plan.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(Chunk(0, 3, 8, 20), 2, 10, "", 10), 0.9)
     with bench.worker():
         job = bench.wait(job_id)
     assert (job.state, job.reason, job.attempt) == (JobState.FAILED, "too-many-row-errors", 2)
@@ -400,7 +412,8 @@ def test_a_poisonous_record_fails_its_job_after_three_tries_and_no_other(bench: 
     assert "this was try 3 at records 10 to 14" in job.error["message"]
     with bench.database.read() as connection:
         left = [(chunk.first_record, chunk.records) for chunk in plan.pending_chunks(connection, poisoned)]
-        done = [(chunk.first_record, chunk.records) for chunk, *_ in plan.done_chunks(connection, poisoned)]
+        committed = plan.done_chunks(connection, poisoned)
+    done = [(one.chunk.first_record, one.chunk.records) for one in committed]
     assert (10, 5) in left
     assert sorted(left + done) == [(0, 10), (10, 5), (15, 5), (20, 10)]
     assert (0, 10) in done
@@ -456,8 +469,8 @@ def test_a_running_job_is_cancelled_and_keeps_what_is_done(bench: Bench, busy: b
     with bench.database.read() as connection:
         done = plan.done_chunks(connection, job_id)
     assert len(done) == job.chunks_done >= 3
-    for chunk, attempt, size, _ in done:
-        assert len(bench.read(part_key(job_id, chunk.first_record, attempt))) == size
+    for one in done:
+        assert len(bench.read(part_key(job_id, one.chunk.first_record, one.attempt))) == one.part_bytes
 
 
 def test_a_chunk_that_does_not_end_is_killed_by_a_cancel(bench: Bench, busy: bytes) -> None:
@@ -500,7 +513,7 @@ def test_another_worker_goes_on_where_one_stopped(bench: Bench, busy: bytes, sec
     with bench.database.read() as connection:
         whole = plan.done_chunks(connection, stopped)
     assert whole[: len(done)] == done
-    assert {attempt for _, attempt, *_ in whole} == {1, 2}
+    assert {one.attempt for one in whole} == {1, 2}
     assert bench.result(stopped) == bench.result(undisturbed)
     assert (job.attempt, bench.outcomes(stopped)) == (2, ["released", "completed"])
     assert answers(bench.result(stopped)) == doubled(*work)

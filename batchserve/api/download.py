@@ -340,11 +340,11 @@ def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[P
     with service.runtime.database.read() as connection:
         done = plan.done_chunks(connection, job.id)
     prefix, expected = [], 0
-    for entry in done:
-        if entry[0].first_record != expected:
+    for committed in done:
+        if committed.chunk.first_record != expected:
             break
-        prefix.append(entry)
-        expected += entry[0].records
+        prefix.append(committed)
+        expected += committed.chunk.records
     return scoring.stored_parts(job.id, prefix)[0], scoring.stored_parts(job.id, done)[1]
 
 

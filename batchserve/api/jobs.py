@@ -271,10 +271,11 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
         done = plan.done_chunks(connection, job_id)
     try:
         storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
-        for chunk, attempt, part_bytes, errors_bytes in done:
-            if not errors_bytes:
-                part = Span(part_key(job_id, chunk.first_record, attempt), 0, part_bytes)
-                storage.compose(part_key(retry_id, chunk.first_record, attempt), [part])
+        for committed in done:
+            if not committed.errors_bytes:
+                first, attempt = committed.chunk.first_record, committed.attempt
+                part = Span(part_key(job_id, first, attempt), 0, committed.part_bytes)
+                storage.compose(part_key(retry_id, first, attempt), [part])
     except FileNotFoundError:
         discard()
         with service.runtime.database.read() as connection:  # it was deleted, or expired, meanwhile

@@ -95,7 +95,8 @@ jobs = Table(
     Column("errors_bytes", BigInteger),
     Column("reused_from", Words(36)),
     Column("error", JSON),
-    Column("notes", JSON),
+    # What is known of its rows besides their counts, merged from its chunks.
+    Column("facts", JSON),
     Column("created_at", Number, nullable=False),
     Column("queued_at", Number),
     Column("started_at", Number),
@@ -129,6 +130,7 @@ chunks = Table(
     Column("part_sha256", Words(64)),
     Column("rows_failed", BigInteger),
     Column("errors_bytes", BigInteger),
+    Column("facts", JSON),
 )
 
 attempts = Table(
@@ -143,6 +145,21 @@ attempts = Table(
     Column("finished_at", Number),
     Column("outcome", Words(16)),
     Column("error", JSON),
+)
+
+# One row for each end of a job, written with it, for those who tell others: they read them in the order of the IDs, of
+# which none is given twice. Kept for a while, and no longer than the job.
+events = Table(
+    "events",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
+    Column("tenant", Words(64), nullable=False),
+    # The state that the job has come to.
+    Column("state", Words(16), nullable=False),
+    Column("at", Number, nullable=False),
+    Index(None, "job_id"),
+    sqlite_autoincrement=True,
 )
 
 idempotency_keys = Table(

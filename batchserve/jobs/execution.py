@@ -5,18 +5,18 @@ LeaseLost is raised, which rolls the transaction back.
 """
 
 import random
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, case, func, insert, or_, select, update
-from sqlalchemy.sql import ColumnElement
+from sqlalchemy import Connection, Update, and_, bindparam, func, insert, or_, select, update
 
 from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, jobs
-from batchserve.domain import Chunk, Job, JobState, Result, ScoredChunk
-from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed, presentable
+from batchserve.domain import Job, JobState, Result, ScoredChunk
+from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed
+from batchserve.jobs.ends import Ended, ending, error_values, finish, result_values
 from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
-from batchserve.jobs.statements import JOBS_OF, changed, due, job_from_row, require_mine
+from batchserve.jobs.statements import JOBS_OF, due, job_from_row, require_mine
 
 
 def is_due(connection: Connection, now: float, most: int = 1) -> bool:
@@ -80,9 +80,8 @@ def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
         try:
             taken.append(job_from_row(row))
         except UnreadableRow as error:
-            values = {"state": JobState.FAILED, "reason": error.code, "error": error.to_json()}
-            plain = {"finished_at": now, "worker": None, "lease_until": None}
-            connection.execute(update(jobs).where(jobs.c.id == row["id"]).values(**values, **plain))
+            values = error_values(error) | {"worker": None}
+            finish(connection, ending(jobs.c.id == row["id"]), JobState.FAILED, now, values)
     return sorted(taken, key=lambda job: (-job.priority, job.queued_at or 0.0, job.id))
 
 
@@ -104,87 +103,53 @@ def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
 
 
 def complete_if_mine(
-    connection: Connection, job_id: str, attempt: int, result: Result, notes: Sequence[str], now: float
-) -> None:
-    """running -> completed. Before this commit the result exists for nobody; after it, it never changes.
-
-    Guarded by the row account as well: every planned record has its row.
-    """
-    require_mine(
-        connection,
-        job_id,
-        attempt,
-        {
-            "state": JobState.COMPLETED,
-            "progress": 1.0,
-            **_result_values(result, notes),
-            "lease_until": None,
-            "finished_at": now,
-        },
-        "complete",
-        jobs.c.planned,
-        jobs.c.chunks_done == jobs.c.chunks_total,
-        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
-    )
-    _end_attempt(connection, job_id, attempt, "completed", None, now)
-
-
-def complete_small_if_mine(
     connection: Connection,
     job_id: str,
     attempt: int,
-    chunk: Chunk,
-    scored: ScoredChunk,
     result: Result,
-    notes: Sequence[str],
+    facts: Mapping[str, Any],
     now: float,
+    *,
+    only: ScoredChunk | None = None,
 ) -> None:
-    """running -> completed for a job that was planned, scored and assembled in one call: `add_chunks_if_mine`,
-    `commit_chunk_if_mine` and `complete_if_mine` at once. Raises LeaseLost also when it was planned before."""
-    values = {
-        "state": JobState.COMPLETED,
-        "progress": 1.0,
+    """running -> completed. Before this commit the result exists for nobody; after it, it never changes.
+
+    Guarded by the row account as well: every planned record has its row. `only`: the chunk of a job that was planned,
+    scored and assembled in one call, which is planned and committed here too; it must not have been planned before.
+    """
+    if only is None:
+        _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
+        return
+    account = {
         "planned": True,
-        "rows_planned": chunk.records,
-        "rows_ok": scored.records - scored.rows_failed,
-        "rows_failed": scored.rows_failed,
+        "rows_planned": only.chunk.records,
+        "rows_ok": only.chunk.records - only.rows_failed,
+        "rows_failed": only.rows_failed,
         "chunks_total": 1,
         "chunks_done": 1,
         "crashes": 0,
-        **_result_values(result, notes),
-        "lease_until": None,
-        "finished_at": now,
     }
-    done = chunk.records == scored.records and changed(
-        connection, _COMPLETE_SMALL, {"job": job_id, "mine": attempt, **values}
-    )
-    if not done:
-        raise LeaseLost(f"attempt {attempt} may not complete job {job_id}: it is not the job's attempt any more")
-    connection.execute(ADD_CHUNKS, [chunk_values(job_id, chunk) | part_values(scored, attempt)])
-    _end_attempt(connection, job_id, attempt, "completed", None, now)
+    values = account | result_values(result, facts)
+    _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED)
+    connection.execute(ADD_CHUNKS, [chunk_values(job_id, only.chunk) | part_values(only, attempt)])
 
 
 def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: BatchserveError, now: float) -> None:
     """running -> failed."""
-    values = {"state": JobState.FAILED, "reason": error.code, "error": error.to_json()}
-    _stop(connection, job_id, attempt, values, "failed", error.to_json(), now)
+    _finish_mine(connection, job_id, attempt, JobState.FAILED, now, error_values(error))
 
 
 def cancel_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
     """running -> cancelled."""
-    _stop(connection, job_id, attempt, {"state": JobState.CANCELLED}, "cancelled", None, now)
+    _finish_mine(connection, job_id, attempt, JobState.CANCELLED, now, {})
 
 
 def release_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
     """running -> queued, at once and for any worker: this one is stopping. -> cancelled when that was asked for."""
-    asked = jobs.c.cancel_requested_at.is_not(None)
-    values = {
-        "state": case((asked, JobState.CANCELLED.value), else_=JobState.QUEUED.value),
-        "finished_at": case((asked, now)),
-        "worker": None,
-        "lease_until": None,
-    }
-    require_mine(connection, job_id, attempt, values, "release")
+    mine = {"job": job_id, "mine": attempt, "worker": None}
+    if not finish(connection, _CANCEL_IF_ASKED, JobState.CANCELLED, now, mine):
+        values = {"state": JobState.QUEUED, "worker": None, "lease_until": None}
+        require_mine(connection, job_id, attempt, values, "release")
     _end_attempt(connection, job_id, attempt, "released", None, now)
 
 
@@ -203,39 +168,36 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
         "memory, then retry the job: it goes on where it stopped."
     )
 
-    def move(*guards: ColumnElement[bool], **values: Any) -> list[str]:
-        """Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost."""
-        moved = connection.execute(
-            update(jobs).where(lapsed, *guards).values(lease_until=None, **values).returning(jobs.c.id, jobs.c.attempt)
-        ).all()
-        for job_id, attempt in moved:
-            lost = {"code": "worker-lost", "message": "lease lapsed"}
-            _end_attempt(connection, job_id, attempt, "lost", lost, now.wall)
-        return [job_id for job_id, _ in moved]
-
-    move(jobs.c.cancel_requested_at.is_not(None), state=JobState.CANCELLED, finished_at=now.wall)
-    failed = move(
-        jobs.c.crashes + 1 >= crashes,
-        state=JobState.FAILED,
-        reason=error.code,
-        error=error.to_json(),
-        finished_at=now.wall,
+    ended = finish(
+        connection, ending(lapsed, jobs.c.cancel_requested_at.is_not(None)), JobState.CANCELLED, now.wall, {}
     )
-    queued = move(state=JobState.QUEUED, crashes=jobs.c.crashes + 1, worker=None)
-    return queued, failed
+    failed = finish(
+        connection, ending(lapsed, jobs.c.crashes + 1 >= crashes), JobState.FAILED, now.wall, error_values(error)
+    )
+    queued = {"state": JobState.QUEUED, "crashes": jobs.c.crashes + 1, "worker": None, "lease_until": None}
+    rescued = connection.execute(update(jobs).where(lapsed).values(queued).returning(jobs.c.id, jobs.c.attempt)).all()
+    # Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost.
+    again = [Ended(row.id, row.attempt) for row in rescued]
+    for job in (*ended, *failed, *again):
+        lost = {"code": "worker-lost", "message": "lease lapsed"}
+        _end_attempt(connection, job.id, job.attempt, "lost", lost, now.wall)
+    return [job.id for job in again], [job.id for job in failed]
 
 
-def _stop(
+def _finish_mine(
     connection: Connection,
     job_id: str,
     attempt: int,
-    values: Mapping[str, Any],
-    outcome: str,
-    error: dict[str, Any] | None,
+    state: JobState,
     now: float,
+    values: Mapping[str, Any],
+    guarded: Update | None = None,
 ) -> None:
-    require_mine(connection, job_id, attempt, {**values, "lease_until": None, "finished_at": now}, "stop")
-    _end_attempt(connection, job_id, attempt, outcome, error, now)
+    """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard says no."""
+    mine = {"job": job_id, "mine": attempt}
+    if not finish(connection, _END if guarded is None else guarded, state, now, {**values, **mine}):
+        raise LeaseLost(f"attempt {attempt} may not end job {job_id} as {state}: it is not the job's attempt any more")
+    _end_attempt(connection, job_id, attempt, state.value, values.get("error"), now)
 
 
 def _end_attempt(
@@ -243,17 +205,6 @@ def _end_attempt(
 ) -> None:
     values = {"outcome": outcome, "error": error, "finished_at": now}
     connection.execute(_END_ATTEMPT, {"job": job_id, "mine": number, **values})
-
-
-def _result_values(result: Result, notes: Sequence[str]) -> dict[str, Any]:
-    return {
-        "result_key": result.key,
-        "result_bytes": result.bytes,
-        "result_sha256": result.sha256,
-        "errors_key": result.errors_key,
-        "errors_bytes": result.errors_bytes,
-        "notes": presentable(list(notes)),
-    }
 
 
 _IS_DUE = select(jobs.c.id).where(*due(bindparam("now"))).limit(1)
@@ -301,9 +252,11 @@ _END_ATTEMPT = update(attempts).where(attempts.c.job_id == bindparam("job"), att
 _CANCEL_REQUESTS = select(jobs.c.id).where(
     jobs.c.id.in_(bindparam("job_ids", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
 )
-_COMPLETE_SMALL = update(jobs).where(
-    jobs.c.id == bindparam("job"),
-    jobs.c.state == JobState.RUNNING,
-    jobs.c.attempt == bindparam("mine"),
-    jobs.c.chunks_total == 0,
+_END = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
+_CANCEL_IF_ASKED = _END.where(jobs.c.cancel_requested_at.is_not(None))
+_COMPLETE = _END.where(
+    jobs.c.planned,
+    jobs.c.chunks_done == jobs.c.chunks_total,
+    jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
 )
+_COMPLETE_UNPLANNED = _END.where(jobs.c.chunks_total == 0)

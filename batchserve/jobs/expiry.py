@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Collection
-from typing import Any
 
-from sqlalchemy import Connection, Float, and_, delete, func, literal, or_, select, update
+from sqlalchemy import Connection, and_, delete, func, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import JobState
-from batchserve.jobs.statements import ENDED, OWNED, Owned, owned
+from batchserve.jobs.ends import ending, finish
+from batchserve.jobs.statements import ENDED, OWNED, Owned, outside, owned
 
 
 def find_over(
@@ -36,15 +36,12 @@ def expire_if_over(
     """
     over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
     before = [owned(row) for row in connection.execute(OWNED.where(*over)).mappings()]
-    expired = {
-        "state": JobState.EXPIRED,
-        "result_key": None,
-        "errors_key": None,
-        "finished_at": func.coalesce(jobs.c.finished_at, now),
-        "expires_at": now,
-        "input_removed_at": func.coalesce(jobs.c.input_removed_at, now),
-    }
-    changed = connection.scalars(update(jobs).where(*over).values(expired).returning(jobs.c.id)).all()
+    expiring = ending(*over).values(
+        finished_at=func.coalesce(jobs.c.finished_at, now),
+        input_removed_at=func.coalesce(jobs.c.input_removed_at, now),
+    )
+    values = {"result_key": None, "errors_key": None, "expires_at": now}
+    changed = {job.id for job in finish(connection, expiring, JobState.EXPIRED, now, values)}
     connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
     return [owned for owned in before if owned.id in changed]
 
@@ -68,24 +65,18 @@ def drop_input_if_over(
 
 def delete_expired_before(connection: Connection, before: float, most: int, after: float = math.inf) -> int:
     """Deletes up to `most` rows of jobs that expired before a moment, or `after` another; returns how many."""
-    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, _outside(jobs.c.expires_at, before, after))
+    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, outside(jobs.c.expires_at, before, after))
     old = old.limit(most)
     return connection.execute(delete(jobs).where(jobs.c.id.in_(old), jobs.c.state == JobState.EXPIRED)).rowcount
 
 
 def _is_over(ended_before: float, uploaded_before: float, after: float) -> ColumnElement[bool]:
     return or_(
-        and_(jobs.c.state.in_(ENDED), _outside(jobs.c.finished_at, ended_before, after)),
-        and_(jobs.c.state == JobState.UPLOADED, _outside(jobs.c.created_at, uploaded_before, after)),
+        and_(jobs.c.state.in_(ENDED), outside(jobs.c.finished_at, ended_before, after)),
+        and_(jobs.c.state == JobState.UPLOADED, outside(jobs.c.created_at, uploaded_before, after)),
     )
 
 
 def _has_input_over(ended_before: float, after: float) -> ColumnElement[bool]:
-    ended = and_(jobs.c.state.in_(ENDED), _outside(jobs.c.finished_at, ended_before, after))
+    ended = and_(jobs.c.state.in_(ENDED), outside(jobs.c.finished_at, ended_before, after))
     return and_(ended, jobs.c.input_removed_at.is_(None))
-
-
-def _outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnElement[bool]:
-    """Never when `before` is that of the epoch: then nothing is over, however it is dated."""
-    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
-    return or_(moment < early, and_(moment > late, early > 0.0))

@@ -7,8 +7,8 @@ from sqlalchemy import Connection, and_, case, delete, insert, select, update
 
 from batchserve import rows
 from batchserve.db.tables import chunks, jobs
-from batchserve.domain import Chunk, ScoredChunk
-from batchserve.errors import LeaseLost
+from batchserve.domain import Chunk, CommittedChunk, ScoredChunk
+from batchserve.errors import LeaseLost, presentable
 from batchserve.jobs.statements import changed, require_mine
 
 
@@ -49,11 +49,11 @@ def pending_chunks(connection: Connection, job_id: str) -> list[Chunk]:
     return [rows.chunk(row) for row in connection.execute(query.order_by(chunks.c.first_record)).mappings().all()]
 
 
-def done_chunks(connection: Connection, job_id: str) -> list[tuple[Chunk, int, int, int]]:
-    """The committed chunks in order, each with the attempt of its part, the part's bytes and its errors' bytes."""
+def done_chunks(connection: Connection, job_id: str) -> list[CommittedChunk]:
+    """The committed chunks in order."""
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.attempt.is_not(None))
     done = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
-    return [(rows.chunk(row), row["attempt"], row["part_bytes"], row["errors_bytes"]) for row in done]
+    return [rows.committed_chunk(row) for row in done]
 
 
 def commit_chunk_if_mine(
@@ -65,20 +65,20 @@ def commit_chunk_if_mine(
         update(chunks)
         .where(
             chunks.c.job_id == job_id,
-            chunks.c.first_record == scored.first_record,
-            chunks.c.records == scored.records,
+            chunks.c.first_record == scored.chunk.first_record,
+            chunks.c.records == scored.chunk.records,
             chunks.c.attempt.is_(None),
         )
         .values(part_values(scored, attempt)),
     )
     if not done:
-        raise LeaseLost(f"chunk at record {scored.first_record} of job {job_id} was committed by another attempt")
+        raise LeaseLost(f"chunk at record {scored.chunk.first_record} of job {job_id} was committed by another attempt")
     require_mine(
         connection,
         job_id,
         attempt,
         {
-            "rows_ok": jobs.c.rows_ok + scored.records - scored.rows_failed,
+            "rows_ok": jobs.c.rows_ok + scored.chunk.records - scored.rows_failed,
             "rows_failed": jobs.c.rows_failed + scored.rows_failed,
             "chunks_done": jobs.c.chunks_done + 1,
             "crashes": 0,
@@ -127,6 +127,7 @@ def part_values(scored: ScoredChunk, attempt: int) -> dict[str, Any]:
         "part_sha256": scored.part_sha256,
         "rows_failed": scored.rows_failed,
         "errors_bytes": scored.errors_bytes,
+        "facts": presentable(scored.facts),
     }
 
 

@@ -9,8 +9,9 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.db.tables import chunks, jobs, models
-from batchserve.domain import DEFAULT_TENANT, Dialect, Job, JobState, ModelVersion, Options
+from batchserve.domain import DEFAULT_TENANT, Dialect, Job, JobState, ModelVersion, Options, Result
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
+from batchserve.jobs.ends import ending, finish, result_values
 from batchserve.jobs.plan import done_chunks
 from batchserve.jobs.queries import get
 from batchserve.jobs.statements import OWNED, Owned, changed, owned
@@ -87,39 +88,26 @@ def enqueue_if_uploaded(
 
 def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
     """queued -> completed, sharing the result of an equal job."""
-    return changed(
-        connection,
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.QUEUED)
-        .values(
-            state=JobState.COMPLETED,
-            planned=True,
-            rows_planned=equal.rows_planned,
-            rows_ok=equal.rows_ok,
-            rows_failed=equal.rows_failed,
-            chunks_total=equal.chunks_total,
-            chunks_done=equal.chunks_done,
-            progress=1.0,
-            result_key=equal.result_key,
-            result_bytes=equal.result_bytes,
-            result_sha256=equal.result_sha256,
-            errors_key=equal.errors_key,
-            errors_bytes=equal.errors_bytes,
-            reused_from=equal.reused_from or equal.id,
-            notes=list(equal.notes),
-            started_at=now,
-            finished_at=now,
-        ),
+    assert equal.result_key is not None, "a completed job has a result"
+    result = Result(
+        equal.result_key, equal.result_bytes or 0, equal.result_sha256 or "", equal.errors_key, equal.errors_bytes or 0
     )
+    account = ("rows_planned", "rows_ok", "rows_failed", "chunks_total", "chunks_done")
+    values = {
+        "job": job_id,
+        "planned": True,
+        **{name: getattr(equal, name) for name in account},
+        **result_values(result, equal.facts),
+        "reused_from": equal.reused_from or equal.id,
+        "started_at": now,
+    }
+    return bool(finish(connection, _COMPLETE_QUEUED, JobState.COMPLETED, now, values))
 
 
 def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
     """uploaded, queued -> cancelled at once; running: the worker is asked to stop. No effect on a finished job."""
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
-        .values(state=JobState.CANCELLED, cancel_requested_at=now, finished_at=now)
-    )
+    waits = ending(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
+    finish(connection, waits, JobState.CANCELLED, now, {"cancel_requested_at": now})
     connection.execute(
         update(jobs)
         .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_(None))
@@ -185,11 +173,11 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
     if not connection.scalar(select(_is_registered(row["model_id"]))):
         raise _model_is_gone(job)
     own = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
-    own |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "notes", "request_digest"}
+    own |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "facts", "request_digest"}
     own |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
     copied = {name: value for name, value in row.items() if name not in own}
-    done = [entry for entry in done_chunks(connection, job.id) if not entry[3]]
-    rows_ok = sum(chunk.records for chunk, *_ in done)
+    done = [committed.chunk for committed in done_chunks(connection, job.id) if not committed.errors_bytes]
+    rows_ok = sum(chunk.records for chunk in done)
     connection.execute(
         insert(jobs).values(
             **copied,
@@ -200,14 +188,14 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
             rows_ok=rows_ok,
             chunks_done=len(done),
             progress=0.99 * rows_ok / job.rows_planned,
-            notes=[f"scores the failed records of job {job.id} again"],
+            facts={"notes": [f"scores the failed records of job {job.id} again"]},
             created_at=now,
             queued_at=now,
         )
     )
     plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
-    taken = {chunk.first_record for chunk, *_ in done}
-    opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes"))
+    taken = {chunk.first_record for chunk in done}
+    opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes", "facts"))
     connection.execute(
         insert(chunks),
         [{**row, **({} if row["first_record"] in taken else opened), "job_id": job_id, "crashes": 0} for row in plan],
@@ -260,3 +248,4 @@ _CREATE = insert(jobs)
 _ENQUEUE = update(jobs).where(
     jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
 )
+_COMPLETE_QUEUED = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED)

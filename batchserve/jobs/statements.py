@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, RowMapping, bindparam, or_, select, update
+from sqlalchemy import Connection, Float, RowMapping, and_, bindparam, literal, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
@@ -62,6 +62,12 @@ def require_mine(
 
 def due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
     return jobs.c.state == JobState.QUEUED, or_(jobs.c.run_after.is_(None), jobs.c.run_after <= now)
+
+
+def outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnElement[bool]:
+    """Never when `before` is that of the epoch: then nothing is over, however it is dated."""
+    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
+    return or_(moment < early, and_(moment > late, early > 0.0))
 
 
 def job_from_row(row: RowMapping) -> Job:

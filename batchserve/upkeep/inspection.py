@@ -193,7 +193,7 @@ def _ask_parts(database: Database, job_id: str) -> list[_Named]:
     query = select(chunks, jobs.c.state).join(jobs, is_done).where(jobs.c.id == job_id, _GOING_ON)
     with database.read() as connection:
         done = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
-    readable = (row for row in done if _is_readable(rows.chunk, row) and isinstance(row["attempt"], int))
+    readable = (row for row in done if _is_readable(rows.committed_chunk, row))
     return [named for row in readable for named in _of_chunk(row)]
 
 
@@ -425,11 +425,15 @@ def _read_job(row: rows.Row) -> object:
     return rows.job(row, None)
 
 
+def _read_chunk(row: rows.Row) -> object:
+    return rows.chunk(row) if row["attempt"] is None else rows.committed_chunk(row)
+
+
 _READERS: tuple[tuple[Table, Callable[[rows.Row], object], ColumnElement[bool]], ...] = (
     (jobs, _read_job, true()),
     (models, rows.model, models.c.deleted_at.is_(None)),
     (attempts, rows.attempt, true()),
-    (chunks, rows.chunk, true()),
+    (chunks, _read_chunk, true()),
     (keys, rows.key, keys.c.revoked_at.is_(None)),
     (idempotency_keys, rows.remembered, true()),
 )

@@ -14,6 +14,7 @@ from batchserve import clock
 from batchserve.db.connect import Database
 from batchserve.domain import Job, JobState
 from batchserve.jobs import expiry, queries
+from batchserve.jobs.ends import forget_events
 from batchserve.jobs.statements import Owned
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
@@ -22,6 +23,8 @@ from batchserve.upkeep import holds
 
 _BATCH = 100
 """Jobs in one transaction."""
+_KEEP_EVENTS = 7 * 86400.0
+"""Seconds for which it is known that a job has ended, so that others may be told."""
 _LOOKUP = 500
 """Keys asked for in one query."""
 
@@ -77,11 +80,12 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
 
 
 def forget(database: Database, settings: Settings, now: float, settled: float = math.inf) -> int:
-    """Deletes the rows of jobs that expired long ago; returns how many.
+    """Deletes old events, and the rows of jobs that expired long ago; returns how many of these.
 
     To be called after a sweep of the same moment: what a crash left of their bytes is gone, so nobody needs the row to
     find it. While a hold spares bytes from the sweep, no row goes either.
     """
+    _forget_events(database, now, settled)
     if settings.keep_rows is None or max(settings.keep_rows, settings.sweep_age) > settled:
         return 0
     before, after = now - max(settings.keep_rows, settings.sweep_age), now + clock.TOLERANCE
@@ -97,6 +101,13 @@ def forget(database: Database, settings: Settings, now: float, settled: float = 
         forgotten += deleted
         if deleted < _BATCH:
             return forgotten
+
+
+def _forget_events(database: Database, now: float, settled: float) -> None:
+    before, after = now - _KEEP_EVENTS, now + clock.TOLERANCE
+    deleted = _BATCH
+    while settled >= _KEEP_EVENTS and deleted == _BATCH:
+        deleted = database.write_freeing(lambda connection: forget_events(connection, before, _BATCH, after))
 
 
 def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:

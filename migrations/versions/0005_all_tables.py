@@ -111,7 +111,7 @@ def upgrade() -> None:
         sa.Column("errors_bytes", sa.BigInteger(), nullable=True),
         sa.Column("reused_from", sa.String(length=36), nullable=True),
         sa.Column("error", sa.JSON(), nullable=True),
-        sa.Column("notes", sa.JSON(), nullable=True),
+        sa.Column("facts", sa.JSON(), nullable=True),
         sa.Column("created_at", sa.Float(), nullable=False),
         sa.Column("queued_at", sa.Float(), nullable=True),
         sa.Column("started_at", sa.Float(), nullable=True),
@@ -153,11 +153,24 @@ def upgrade() -> None:
         sa.Column("part_sha256", sa.String(length=64), nullable=True),
         sa.Column("rows_failed", sa.BigInteger(), nullable=True),
         sa.Column("errors_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("facts", sa.JSON(), nullable=True),
         sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_chunks_job_id"), ondelete="CASCADE"),
         sa.PrimaryKeyConstraint("job_id", "first_record", name=op.f("pk_chunks")),
     )
+    op.create_table(
+        "events",
+        sa.Column("id", sa.Integer(), nullable=False),
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("tenant", sa.String(length=64), nullable=False),
+        sa.Column("state", sa.String(length=16), nullable=False),
+        sa.Column("at", sa.Float(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_events_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("id", name=op.f("pk_events")),
+        sqlite_autoincrement=True,
+    )
+    op.create_index(op.f("ix_events_job_id"), "events", ["job_id"], unique=False)
 
 
 def downgrade() -> None:
-    for table in ("chunks", "attempts", "jobs", "models", "keys", "idempotency_keys", "holds", "clock"):
+    for table in ("events", "chunks", "attempts", "jobs", "models", "keys", "idempotency_keys", "holds", "clock"):
         op.drop_table(table)

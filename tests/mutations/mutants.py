@@ -79,21 +79,27 @@ MUTANTS = (
         ("tests/test_jobs.py",),
     ),
     Mutant(
-        "a stale attempt completes no small job", EXECUTION, '    jobs.c.attempt == bindparam("mine"),\n', "",
+        "a stale attempt ends no job", EXECUTION,
+        "jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam(\"mine\"))\n",
+        "jobs.c.state == JobState.RUNNING)\n",
         ("tests/test_jobs.py",),
     ),
     Mutant(
+        "each end of a job has its event", "batchserve/jobs/ends.py",
+        "        connection.execute(_ADD_EVENTS, rows)\n", "        pass\n", ("tests/test_jobs.py",),
+    ),
+    Mutant(
         "a chunk is committed once", PLAN,
-        "            chunks.c.records == scored.records,\n            chunks.c.attempt.is_(None),\n",
-        "            chunks.c.records == scored.records,\n", ("tests/test_jobs.py",),
+        "            chunks.c.records == scored.chunk.records,\n            chunks.c.attempt.is_(None),\n",
+        "            chunks.c.records == scored.chunk.records,\n", ("tests/test_jobs.py",),
     ),
     Mutant(
         "a job completes only when all chunks are done", EXECUTION,
-        "        jobs.c.chunks_done == jobs.c.chunks_total,\n", "", ("tests/test_jobs.py",),
+        "    jobs.c.chunks_done == jobs.c.chunks_total,\n", "", ("tests/test_jobs.py",),
     ),
     Mutant(
         "a job completes only when rows and records agree", EXECUTION,
-        "        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,\n", "", ("tests/test_jobs.py",),
+        "    jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,\n", "", ("tests/test_jobs.py",),
     ),
     Mutant(
         "outputs are counted", "batchserve/inference/run.py",
@@ -475,7 +481,7 @@ MUTANTS = (
     Mutant(
         "a claim ends a job that cannot be read",
         EXECUTION,
-        "            connection.execute(update(jobs).where(jobs.c.id == row[\"id\"]).values(**values, **plain))\n",
+        "            finish(connection, ending(jobs.c.id == row[\"id\"]), JobState.FAILED, now, values)\n",
         "            raise\n",
         ("tests/test_unreadable.py",),
     ),

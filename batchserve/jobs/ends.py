@@ -1,0 +1,75 @@
+"""How a job ends: every end is written by `finish`, with its event in the same transaction."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy import Connection, Update, delete, insert, select, update
+from sqlalchemy.sql import ColumnElement
+
+from batchserve.db.tables import events, jobs
+from batchserve.domain import JobState, Result
+from batchserve.errors import BatchserveError, presentable
+from batchserve.jobs.statements import outside
+
+ENDS = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """A job that has just ended, and its latest attempt (0: none)."""
+
+    id: str
+    attempt: int
+
+
+def ending(*guards: ColumnElement[bool]) -> Update:
+    """The statement by which `finish` ends the jobs that meet all guards."""
+    return update(jobs).where(*guards).returning(jobs.c.id, jobs.c.tenant, jobs.c.attempt)
+
+
+def finish(
+    connection: Connection, guarded: Update, state: JobState, now: float, values: Mapping[str, Any]
+) -> list[Ended]:
+    """-> an end state, for the jobs that `guarded` (see `ending`) takes, each with an event. Returns these jobs.
+
+    `values`: further columns, and the parameters of `guarded`. What the statement itself sets comes before these.
+    """
+    assert state in ENDS, f"{state} is no end"
+    ended = connection.execute(guarded, {"state": state, "finished_at": now, "lease_until": None, **values}).all()
+    if ended:
+        rows = [{"job_id": row.id, "tenant": row.tenant, "state": state, "at": now} for row in ended]
+        connection.execute(_ADD_EVENTS, rows)
+    return [Ended(row.id, row.attempt) for row in ended]
+
+
+def result_values(result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """The columns of a completed job: its result, and what is known of its rows."""
+    return {
+        "progress": 1.0,
+        "result_key": result.key,
+        "result_bytes": result.bytes,
+        "result_sha256": result.sha256,
+        "errors_key": result.errors_key,
+        "errors_bytes": result.errors_bytes,
+        "facts": presentable(facts),
+    }
+
+
+def error_values(error: BatchserveError) -> dict[str, Any]:
+    """The columns of a failed job: what happened."""
+    return {"reason": error.code, "error": error.to_json()}
+
+
+def forget_events(connection: Connection, before: float, most: int, after: float) -> int:
+    """Deletes the events before a moment, or `after` another, of the `most` oldest; returns how many.
+
+    IDs are given in the order of time: the first event that is to be kept has only later ones behind it, so no index
+    by time is needed.
+    """
+    oldest = select(events.c.id).order_by(events.c.id).limit(most).subquery()
+    old = (events.c.id.in_(select(oldest.c.id)), outside(events.c.at, before, after))
+    return connection.execute(delete(events).where(*old)).rowcount
+
+
+_ADD_EVENTS = insert(events)
