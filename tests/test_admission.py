@@ -33,6 +33,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.svm import SVC
 
+from batchserve import admission
 from batchserve.admission import Admitted, admit
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
@@ -724,6 +725,21 @@ def test_a_shape_that_no_array_has_is_refused() -> None:
     wide.type.tensor_type.shape.dim[1].dim_value = 2**62
     with pytest.raises(ModelRefused, match=r"input 'x' has the shape .*: more than"):
         admit(casting(wide, value("y", TensorProto.FLOAT)))
+
+
+def test_an_input_of_more_axes_than_arrays_have_is_refused() -> None:
+    wide = casting(helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * 303), value("y", TensorProto.FLOAT))
+    with pytest.raises(ModelRefused, match="input 'x' has 303 axes, and at most 60 are taken"):
+        admit(wide)
+
+
+def test_whatever_a_model_leads_to_it_is_the_model_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise ValueError("an array of 303 axes")
+
+    monkeypatch.setattr(admission, "describe", broken)
+    with pytest.raises(ModelRefused, match="the model cannot be examined: ValueError: an array of 303 axes"):
+        admit(casting(value("x", TensorProto.FLOAT), value("y", TensorProto.FLOAT)))
 
 
 def test_a_zipmap_without_an_output_is_refused() -> None:

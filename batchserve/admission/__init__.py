@@ -8,7 +8,7 @@ from batchserve.admission.bundle import MAX_MODEL_BYTES, is_bundle, unpack
 from batchserve.admission.graph import check_graph, lower_ir_version, mend_locales, parse, strip_zipmaps
 from batchserve.admission.probe import describe
 from batchserve.domain import Signature
-from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
+from batchserve.errors import BatchserveError, ModelRefused, OutOfMemory, ScoringFailed
 
 __all__ = ["Admitted", "admit"]
 
@@ -35,6 +35,11 @@ def admit(data: bytes) -> Admitted:
         raise ModelRefused("the model needs more memory than the limit") from error
     except ScoringFailed as error:
         raise ModelRefused(f"ONNX Runtime refuses the model: {error.detail}") from error
+    except BatchserveError:
+        raise
+    except Exception as error:
+        # Whatever a graph of strangers leads numpy, onnx or this code into, it is the graph that is refused.
+        raise ModelRefused(f"the model cannot be examined: {type(error).__name__}: {str(error)[:200]}") from error
 
 
 def _admit(data: bytes) -> Admitted:

@@ -46,6 +46,8 @@ DTYPES: dict[int, DType] = {
 }
 MAX_VALUES = 2**40
 """Of an input whose sizes are declared: so many no array holds."""
+MAX_AXES = 60
+"""Of an input: numpy has 64 at most, and some are put in front."""
 FIXED_BATCHES = (4, 8, 16, 32, 64)
 """Guesses for the only number of records that a graph accepts."""
 TOLERANCE = 0.02
@@ -180,6 +182,8 @@ def _declared_shape(entry: ValueInfoProto) -> tuple[int | None, ...]:
     if not kind.HasField("shape"):
         raise ModelRefused(f"input {entry.name!r} has no declared shape: export the model with its shapes")
     shape = tuple(size.dim_value if size.dim_value > 0 else None for size in kind.shape.dim)
+    if len(shape) > MAX_AXES:
+        raise ModelRefused(f"input {entry.name!r} has {len(shape)} axes, and at most {MAX_AXES} are taken")
     if prod(size or 1 for size in shape) > MAX_VALUES:
         raise ModelRefused(f"input {entry.name!r} has the shape {list(shape)}: more than {MAX_VALUES} values")
     return shape
