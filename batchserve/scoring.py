@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial, wraps
 from itertools import chain, islice
-from typing import Any, BinaryIO, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 import orjson
@@ -20,6 +20,7 @@ from batchserve.domain import (
     ChunkLimits,
     CommittedChunk,
     Dialect,
+    DType,
     ModelVersion,
     Options,
     Result,
@@ -65,6 +66,10 @@ class Input:
     key: str
     format: str
     dialect: Dialect
+
+    @property
+    def reader(self) -> Format:
+        return get_format(self.format, self.dialect)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +136,23 @@ class AssembleTask:
 
 
 @dataclass(frozen=True, slots=True)
+class ConvertTask:
+    """One chunk of a result, to be written in another format."""
+
+    input: Input
+    """The result."""
+    chunk: Chunk
+    model: ModelVersion
+    top_k: int | None
+    format: str
+    dialect: Dialect
+    key: str
+    """Of the part that is written."""
+    escape: bool
+    """Whether texts that a spreadsheet would take for formulas are written so that it does not."""
+
+
+@dataclass(frozen=True, slots=True)
 class OnlineTask:
     storage: str
     body: bytes
@@ -183,21 +205,19 @@ def warm_up() -> None:
 def plan_chunks(task: PlanTask) -> Planned:
     """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
     store = _storage(task.input.storage)
-    format = get_format(task.input.format)
+    format = task.input.reader
     with store.open(task.input.key) as source:
-        chunks = tuple(islice(format.plan(source, task.input.dialect, task.after, task.limits), task.most))
+        chunks = tuple(islice(format.plan(source, task.after, task.limits), task.most))
         complete = len(chunks) < task.most
         share = 1.0 if complete else min(1.0, chunks[-1].stop / max(format.end(source), 1))
     return Planned(chunks, complete, share)
 
 
-def halve_chunk(task: PlanTask, whole: Chunk) -> list[Chunk]:
-    """Two chunks in the place of one. `task.after` is the chunk before it, `task.limits` do not matter."""
+def halve_chunk(task: Input, whole: Chunk, after: Chunk | None) -> list[Chunk]:
+    """Two chunks in the place of one, or the one where it cannot be cut. `after`: the chunk before it."""
     limits = ChunkLimits(bytes=2**62, records=(whole.records + 1) // 2)
-    store = _storage(task.input.storage)
-    with store.open(task.input.key) as source:
-        rest = get_format(task.input.format).plan(source, task.input.dialect, task.after, limits)
-        first = next(rest)
+    with _storage(task.storage).open(task.key) as source:
+        first = next(task.reader.plan(source, after, limits))
     if not 0 < first.records < whole.records:
         return [whole]
     return [
@@ -260,16 +280,16 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
 
 def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk, Stored]:
     store = _storage(task.input.storage)
-    dialect = with_names(task.input.dialect, task.model, task.options)
-    match = match_input(_header(replace(task.input, dialect=dialect)), task.model, task.options)
-    with store.open(task.input.key) as source:
-        reading, passed = match.read(task.input.format, source, dialect, task.chunk)
+    named = replace(task.input, dialect=with_names(task.input.dialect, task.model, task.options))
+    match = match_input(_header(named), task.model, task.options)
+    with store.open(named.key) as source:
+        reading, passed = match.read(named.reader, source, task.chunk)
     session = _session(task.input.storage, task.model, task.allowed)
     scored = _score(session, match, reading, task.chunk, task.allowed.image_pixels)
-    result_format = get_format(task.options.format)
+    result_format = get_format(task.options.format, task.input.dialect)
     result = _result(result_format, scored, passed, match)
     with store.create(key) as writer:
-        writer.write(result_format.write(result, task.input.dialect))
+        writer.write(result_format.write(result))
         stored = writer.commit()
     errors_bytes = 0
     if scored.errors:
@@ -312,44 +332,35 @@ def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Seque
     """The pieces of one file made of all parts. A part is a file of its own: a lone one is the result."""
     if len(parts) == 1:
         return iter([Span(parts[0].key, 0, parts[0].bytes)])
-    return get_format(format).assemble(parts, store.open, dialect, sum(part.records for part in parts))
+    return get_format(format, dialect).assemble(parts, store.open, sum(part.records for part in parts))
 
 
 @_by_name
-def convert_chunk(
-    task: Input,
-    chunk: Chunk,
-    model: ModelVersion,
-    top_k: int | None,
-    format: str,
-    dialect: Dialect,
-    key: str,
-    escape: bool = False,
-) -> Part:
-    """Writes one chunk of a result in another format, under `key`. `escape`: with texts that are no formulas.
+def convert_chunk(task: ConvertTask) -> Part:
+    """Writes one chunk of a result in another format. What the result's format does not say of types, the model does.
 
-    A CSV says no types: the model's own columns have those of its signature, the others stay text. From CSV to CSV
-    all is text, so that numbers keep their digits.
+    Between formats without types all is text, so that numbers keep their digits.
     """
-    there = _header(task).columns
-    types = {
-        column.name: column.dtype
-        for column in model.signature.columns
-        if column.name in there and column.dtype != "image"
-    }
-    types |= {
-        name: dtype for name, kind in output_columns(model.signature, top_k).items() if (dtype := DTYPES.get(kind))
-    }
-    if format == task.format == "csv":
-        types = {}
-    store = _storage(task.storage)
-    with store.open(task.key) as source:
-        records = get_format(task.format).read(source, task.dialect, chunk, types).records
-    if escape and isinstance(records, pl.DataFrame):
+    reader, writer_format = task.input.reader, get_format(task.format, task.dialect)
+    types = _types_of(task) if reader.has_types or writer_format.has_types else {}
+    store = _storage(task.input.storage)
+    with store.open(task.input.key) as source:
+        records = reader.read(source, task.chunk, types).records
+    if task.escape and isinstance(records, pl.DataFrame):
         records = escape_formulas(records)
-    with store.create(key) as writer:
-        writer.write(get_format(format).write(records, dialect))
-        return Part(key, writer.commit().bytes, chunk.records)
+    with store.create(task.key) as writer:
+        writer.write(writer_format.write(records))
+        return Part(task.key, writer.commit().bytes, task.chunk.records)
+
+
+def _types_of(task: ConvertTask) -> dict[str, DType]:
+    """The types of the columns of a result: the model's own have those of its signature, the others stay text."""
+    there, signature = _header(task.input).columns, task.model.signature
+    taken = {
+        column.name: column.dtype for column in signature.columns if column.name in there and column.dtype != "image"
+    }
+    given = output_columns(signature, task.top_k)
+    return taken | {name: dtype for name, kind in given.items() if (dtype := DTYPES.get(kind))}
 
 
 # --- online ----------------------------------------------------------------------------------------------------------
@@ -358,13 +369,12 @@ def convert_chunk(
 @_by_name
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
-    match, chunk, source, dialect = _online_input(task)
-    reading, passed = match.read(task.format, source, dialect, chunk)
+    match, reading, passed, chunk = _online_input(task)
     session = _session(task.storage, task.model, task.allowed)
     scored = _score(session, match, reading, chunk, task.allowed.image_pixels)
     jsonl = get_format("jsonl")
     result = _result(jsonl, scored, passed, match)
-    return Online(jsonl.write(result, task.dialect), tuple(scored.errors), 1000 * scored.model_seconds)
+    return Online(jsonl.write(result), tuple(scored.errors), 1000 * scored.model_seconds)
 
 
 @_by_name
@@ -372,8 +382,7 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
     """Reads and checks the records of one request body against the model's signature, without scoring them.
 
     One error for each value that does not fit, where a job would stop at the first of a record."""
-    match, chunk, source, dialect = _online_input(task)
-    reading, _ = match.read(task.format, source, dialect, chunk)
+    match, reading, _, _ = _online_input(task)
     inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, task.allowed.image_pixels)
     undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
     unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
@@ -456,7 +465,7 @@ def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, 
 
 
 def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match: Match) -> Records:
-    if format.name == "npz" and match.options.top_k is None and passed is None:
+    if format.holds == "arrays" and match.options.top_k is None and passed is None:
         return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
     outputs = to_columns(match.signature, scored.outputs, match.options.top_k)
     if scored.failed.any():
@@ -469,7 +478,7 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
             column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
         ]
         outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
-    lists = list_outputs(match.signature, match.options.top_k) if format.name in ("npy", "npz") else {}
+    lists = list_outputs(match.signature, match.options.top_k) if format.holds != "table" else {}
     if not lists:
         return outputs
     return {
@@ -518,7 +527,7 @@ def _plain_value(column: pl.Series, place: int) -> Any:
 
 
 def _errors_pieces(store: Storage, parts: Sequence[Part]) -> Iterator[Piece]:
-    return get_format(ERRORS_FORMAT).assemble(parts, store.open, Dialect(), sum(part.records for part in parts))
+    return get_format(ERRORS_FORMAT).assemble(parts, store.open, sum(part.records for part in parts))
 
 
 def _in_order(errors: Iterable[RowError]) -> list[RowError]:
@@ -536,7 +545,7 @@ def _storage(address: str) -> Storage:
 @lru_cache(maxsize=32)
 def _header(task: Input) -> Header:
     with _storage(task.storage).open(task.key) as source:
-        return get_format(task.format).header(source, task.dialect)
+        return task.reader.header(source)
 
 
 _sessions = Sessions(capacity=1)
@@ -553,16 +562,17 @@ def _session(storage: str, model: ModelVersion, allowed: Allowance) -> Session:
     return _sessions.get(model.digest, threads, load, model.signature.kernel)
 
 
-def _online_input(task: OnlineTask) -> tuple[Match, Chunk, BinaryIO, Dialect]:
-    """How the records of a request meet the model, once that is checked, and where to read them."""
+def _online_input(task: OnlineTask) -> tuple[Match, Reading, pl.DataFrame | None, Chunk]:
+    """How the records of a request meet the model, once that is checked; the records, what travels along, and where
+    they are."""
     source = io.BytesIO(task.body)
-    format, dialect = get_format(task.format), with_names(task.dialect, task.model, task.options)
-    match = match_input(format.header(source, dialect), task.model, task.options)
+    format = get_format(task.format, with_names(task.dialect, task.model, task.options))
+    match = match_input(format.header(source), task.model, task.options)
     match.check()
-    chunks = format.plan(source, dialect, None, ChunkLimits(bytes=2**62, records=task.records))
+    chunks = format.plan(source, None, ChunkLimits(bytes=2**62, records=task.records))
     chunk, more = next(chunks), next(chunks, None)
     if more is not None:
         raise PayloadTooLarge(
             f"an online request may hold {task.records} records; upload the file and predict it as a job"
         )
-    return match, chunk, source, dialect
+    return match, *match.read(format, source, chunk), chunk

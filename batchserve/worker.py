@@ -34,6 +34,7 @@ from batchserve.errors import (
     Unavailable,
     UnreadableRow,
 )
+from batchserve.formats import FORMATS
 from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
@@ -48,8 +49,6 @@ log = get_logger()
 
 _CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
 _UNLIMITED = 2**62
-_TEXTS = ("csv", "jsonl", "json")
-"""Formats whose chunks grow with the bytes of the input."""
 _WORTH = 4 * 2**20
 """Bytes of a chunk that is worth a call and a part of its own."""
 _IMAGES = 256
@@ -477,9 +476,10 @@ class Worker:
         elif crashes == self._settings.crashes - 1 and chunk.records > 1 and active.model.signature.mode != "whole":
             with self._database.read() as connection:
                 before = plan.chunk_before(connection, active.id, chunk.first_record)
-            task = scoring.PlanTask(active.input, before, active.limits, 1)
             then = partial(self._halved, chunk)
-            active.scoring[chunk.first_record] = self._call(active, then, scoring.halve_chunk, task, chunk)
+            active.scoring[chunk.first_record] = self._call(
+                active, then, scoring.halve_chunk, active.input, chunk, before
+            )
         else:
             active.pending.appendleft(chunk)
 
@@ -651,13 +651,12 @@ class Worker:
 def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> ChunkLimits:
     """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all.
 
-    Every chunk of a Parquet file unpacks the dictionaries of its row group anew, so these get twice the size: there is
-    no text beside the values, and a chunk takes less memory than one of CSV. Images take much longer to decode than
-    other values to read, whatever the model: small chunks of them keep all processes at work.
+    Formats that take less memory for a byte than text get more (`Format.chunk_scale`). Images take much longer to
+    decode than other values to read, whatever the model: small chunks of them keep all processes at work.
     """
     if model.signature.mode == "whole":
         return ChunkLimits(bytes=_UNLIMITED, records=_UNLIMITED)
-    times = 2 if input_format == "parquet" else 1
+    times = FORMATS[input_format].chunk_scale
     records = times * settings.chunk_records
     if model.signature.records_per_second is not None:
         records = min(records, max(1, int(model.signature.records_per_second * settings.chunk_seconds)))
@@ -672,7 +671,7 @@ def even_limits(limits: ChunkLimits, input_format: str, input_bytes: int, proces
     So all processes end at the same time: of three chunks for two processes, the third would keep one of them waiting.
     A chunk is not made smaller than is worth a call and a part of its own.
     """
-    if input_format not in _TEXTS or limits.bytes <= _WORTH or limits.bytes == _UNLIMITED:
+    if not FORMATS[input_format].is_text or limits.bytes <= _WORTH or limits.bytes == _UNLIMITED:
         return limits
     each = max(1, ceil(input_bytes / (limits.bytes - _SLACK) / processes))
     even = ceil(input_bytes / (each * processes)) + _SLACK

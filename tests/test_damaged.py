@@ -336,4 +336,4 @@ def test_a_string_of_what_is_no_character_is_refused(code: int, fields: bool) ->
     array = np.array([("ab", 1.0)] * 3, [("text", "U2"), ("a", "f4")]) if fields else np.array(["ab"] * 3)
     data = npy(array).replace("b".encode("utf-32-le"), code.to_bytes(4, "little"), 1)
     with pytest.raises(InvalidInput, match=f"holds {code:#x}, which is no character"):
-        get_format("npy").header(io.BytesIO(data), Dialect())
+        get_format("npy").header(io.BytesIO(data))

@@ -19,7 +19,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchserve.domain import Chunk, ChunkLimits, Dialect, RowError
+from batchserve.domain import Chunk, ChunkLimits, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch, UnsupportedMedia
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.parquet import Parquet
@@ -28,7 +28,6 @@ from batchserve.formats.tensors import Npy, Npz
 from batchserve.formats.wire import ipc, thrift
 from batchserve.storage import open_storage
 
-DIALECT = Dialect()
 TABLES: list[Format] = [Parquet(), ArrowFile(), ArrowStream()]
 ARROWS: list[Format] = [ArrowFile(), ArrowStream()]
 ALL: list[Format] = [*TABLES, Npy(), Npz()]
@@ -61,11 +60,11 @@ def records_of(format: Format, rows: int, seed: int = 0) -> Records:
 
 
 def plan(format: Format, source: BinaryIO, limits: ChunkLimits, after: Chunk | None = None) -> list[Chunk]:
-    return list(format.plan(source, DIALECT, after, limits))
+    return list(format.plan(source, after, limits))
 
 
 def read_table(format: Format, source: BinaryIO, chunk: Chunk, **options: Any) -> pl.DataFrame:
-    records = format.read(source, DIALECT, chunk, options.pop("types", {}), **options).records
+    records = format.read(source, chunk, options.pop("types", {}), **options).records
     assert isinstance(records, pl.DataFrame)
     return records
 
@@ -75,7 +74,7 @@ def read_all(format: Format, source: BinaryIO, limits: ChunkLimits) -> pl.DataFr
 
 
 def tensors(format: Format, source: BinaryIO, chunk: Chunk) -> dict[str, np.ndarray]:
-    records = format.read(source, DIALECT, chunk, {}).records
+    records = format.read(source, chunk, {}).records
     assert isinstance(records, dict)
     return records
 
@@ -85,13 +84,13 @@ def assembled(format: Format, frames: Sequence[Records], folder: Path, records: 
     storage = open_storage(str(folder))
     parts = []
     for number, part in enumerate(frames):
-        data = format.write(part, DIALECT)
+        data = format.write(part)
         with storage.create(f"results/{number}") as writer:
             writer.write(data)
             writer.commit()
         count = len(part) if isinstance(part, pl.DataFrame) else len(next(iter(part.values())))
         parts.append(Part(f"results/{number}", len(data), count))
-    storage.compose("results/whole", format.assemble(iter(parts), storage.open, DIALECT, records))
+    storage.compose("results/whole", format.assemble(iter(parts), storage.open, records))
     with storage.open("results/whole") as source:
         return Path(source.name)
 
@@ -108,7 +107,7 @@ def assert_contiguous(chunks: list[Chunk], records: int) -> None:
 @any_format
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_chunks_cover_every_record_once_and_in_order(format: Format, limits: ChunkLimits) -> None:
-    source = io.BytesIO(format.write(records_of(format, 100), DIALECT))
+    source = io.BytesIO(format.write(records_of(format, 100)))
     chunks = plan(format, source, limits)
     assert_contiguous(chunks, 100)
     assert all(0 < chunk.records <= limits.records for chunk in chunks)
@@ -117,7 +116,7 @@ def test_chunks_cover_every_record_once_and_in_order(format: Format, limits: Chu
 @any_format
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_planning_resumes_after_any_chunk(format: Format, limits: ChunkLimits) -> None:
-    source = io.BytesIO(format.write(records_of(format, 100), DIALECT))
+    source = io.BytesIO(format.write(records_of(format, 100)))
     chunks = plan(format, source, limits)
     for number, chunk in enumerate(chunks):
         assert plan(format, source, limits, after=chunk) == chunks[number + 1 :]
@@ -125,7 +124,7 @@ def test_planning_resumes_after_any_chunk(format: Format, limits: ChunkLimits) -
 
 @any_format
 def test_a_chunk_can_be_halved(format: Format) -> None:
-    source = io.BytesIO(format.write(records_of(format, 100), DIALECT))
+    source = io.BytesIO(format.write(records_of(format, 100)))
     before, chunk, *_ = plan(format, source, ChunkLimits(records=20))
     halves = plan(format, source, ChunkLimits(records=10), after=before)[:2]
     assert [half.records for half in halves] == [10, 10]
@@ -134,18 +133,18 @@ def test_a_chunk_can_be_halved(format: Format) -> None:
 
 @any_format
 def test_an_input_without_records_is_one_empty_chunk(format: Format) -> None:
-    source = io.BytesIO(format.write(records_of(format, 0), DIALECT))
+    source = io.BytesIO(format.write(records_of(format, 0)))
     (chunk,) = plan(format, source, ChunkLimits())
     assert (chunk.first_record, chunk.records) == (0, 0)
     assert plan(format, source, ChunkLimits(), after=chunk) == []
-    records = format.read(source, DIALECT, chunk, {}).records
+    records = format.read(source, chunk, {}).records
     assert {name: len(records[name]) for name in (records.columns if isinstance(records, pl.DataFrame) else records)}
     assert all(len(records[n]) == 0 for n in (records.columns if isinstance(records, pl.DataFrame) else records))
 
 
 @any_format
 def test_the_same_records_give_the_same_bytes(format: Format) -> None:
-    assert format.write(records_of(format, 50), DIALECT) == format.write(records_of(format, 50), DIALECT)
+    assert format.write(records_of(format, 50)) == format.write(records_of(format, 50))
 
 
 @any_format
@@ -163,7 +162,7 @@ def test_a_missing_part_is_noticed(format: Format, tmp_path: Path) -> None:
 
 @any_format
 def test_an_input_that_is_cut_off_is_refused(format: Format) -> None:
-    data = format.write(records_of(format, 1000), DIALECT)
+    data = format.write(records_of(format, 1000))
     for quarter in range(4):
         with pytest.raises((InvalidInput, UnsupportedMedia)):
             exhaust(format, data[: len(data) * quarter // 4])
@@ -173,7 +172,7 @@ def test_an_input_that_is_cut_off_is_refused(format: Format) -> None:
 
 @any_format
 def test_noise_behind_the_magic_is_refused(format: Format) -> None:
-    data = format.write(records_of(format, 1000), DIALECT)
+    data = format.write(records_of(format, 1000))
     random = np.random.default_rng(1)
     for _ in range(20):
         with pytest.raises((InvalidInput, UnsupportedMedia)):
@@ -183,7 +182,7 @@ def test_noise_behind_the_magic_is_refused(format: Format) -> None:
 @any_format
 def test_damaged_bytes_never_raise_anything_but_invalid_input(format: Format) -> None:
     """Damage in the values themselves can go unnoticed: no format here has checksums that must be kept."""
-    data = bytearray(format.write(records_of(format, 40), DIALECT))
+    data = bytearray(format.write(records_of(format, 40)))
     random = np.random.default_rng(2)
     refused = 0
     for _ in range(300):
@@ -200,9 +199,9 @@ def test_damaged_bytes_never_raise_anything_but_invalid_input(format: Format) ->
 def exhaust(format: Format, data: bytes) -> None:
     """Header, plan and all chunks, of which there may be many more than records when lengths lie."""
     source = io.BytesIO(data)
-    format.header(source, DIALECT)
-    for _, chunk in zip(range(50), format.plan(source, DIALECT, None, ChunkLimits()), strict=False):
-        format.read(source, DIALECT, chunk, {})
+    format.header(source)
+    for _, chunk in zip(range(50), format.plan(source, None, ChunkLimits()), strict=False):
+        format.read(source, chunk, {})
 
 
 # Tables
@@ -211,7 +210,7 @@ def exhaust(format: Format, data: bytes) -> None:
 @any_table
 def test_a_header_has_names_types_and_a_sample(format: Format) -> None:
     whole = frame(300)
-    header = format.header(io.BytesIO(format.write(whole, DIALECT)), DIALECT)
+    header = format.header(io.BytesIO(format.write(whole)))
     assert header.columns == dict(whole.schema)
     assert isinstance(header.sample, pl.DataFrame)
     assert header.sample.equals(whole[:100])
@@ -220,21 +219,21 @@ def test_a_header_has_names_types_and_a_sample(format: Format) -> None:
 @any_table
 @pytest.mark.parametrize("limits", LIMITS, ids=str)
 def test_chunks_hold_what_was_written(format: Format, limits: ChunkLimits) -> None:
-    assert read_all(format, io.BytesIO(format.write(frame(100), DIALECT)), limits).equals(frame(100))
+    assert read_all(format, io.BytesIO(format.write(frame(100))), limits).equals(frame(100))
 
 
 @any_table
 def test_only_the_columns_asked_for_are_kept_in_file_order(format: Format) -> None:
-    source = io.BytesIO(format.write(frame(10), DIALECT))
+    source = io.BytesIO(format.write(frame(10)))
     (chunk,) = plan(format, source, ChunkLimits())
     assert read_table(format, source, chunk, columns=["gaps", "whole", "unknown"]).columns == ["whole", "gaps"]
 
 
 @any_table
 def test_values_that_do_not_fit_are_null_and_an_error_with_their_record(format: Format) -> None:
-    source = io.BytesIO(format.write(pl.DataFrame({"x": ["1", "2", "three", "4", None]}), DIALECT))
+    source = io.BytesIO(format.write(pl.DataFrame({"x": ["1", "2", "three", "4", None]})))
     _, chunk, _ = plan(format, source, ChunkLimits(records=2))
-    reading = format.read(source, DIALECT, chunk, {"x": "float32"})
+    reading = format.read(source, chunk, {"x": "float32"})
     assert isinstance(reading.records, pl.DataFrame)
     assert reading.records["x"].to_list() == [None, 4.0]
     assert reading.records.schema == {"x": pl.Float32}
@@ -243,23 +242,23 @@ def test_values_that_do_not_fit_are_null_and_an_error_with_their_record(format: 
 
 @any_table
 def test_a_column_of_lists_for_a_number_names_the_column(format: Format) -> None:
-    source = io.BytesIO(format.write(pl.DataFrame({"x": [[1.0], [2.0]]}), DIALECT))
+    source = io.BytesIO(format.write(pl.DataFrame({"x": [[1.0], [2.0]]})))
     (chunk,) = plan(format, source, ChunkLimits())
     with pytest.raises(SchemaMismatch, match=r"column 'x': expected float32, got List\(Float64\)"):
-        format.read(source, DIALECT, chunk, {"x": "float32"})
+        format.read(source, chunk, {"x": "float32"})
 
 
 @any_table
 def test_tensors_can_not_be_a_table(format: Format) -> None:
     with pytest.raises(InvalidOptions, match="npz"):
-        format.write({"x": np.zeros((2, 2))}, DIALECT)
+        format.write({"x": np.zeros((2, 2))})
 
 
 @any_table
 def test_categories_become_strings(format: Format) -> None:
     whole = pl.DataFrame({"c": ["x", None, "y"]}, schema={"c": pl.Categorical})
-    source = io.BytesIO(format.write(whole, DIALECT))
-    assert format.header(source, DIALECT).columns == {"c": pl.String()}
+    source = io.BytesIO(format.write(whole))
+    assert format.header(source).columns == {"c": pl.String()}
     assert read_all(format, source, ChunkLimits(records=1)).rows() == [("x",), (None,), ("y",)]
 
 
@@ -325,7 +324,7 @@ def test_statistics_of_assembled_row_groups_answer_predicates(tmp_path: Path) ->
 
 def test_a_footer_written_back_is_the_same() -> None:
     for rows in (0, 100):
-        data = Parquet().write(frame(rows).with_columns(l=[1, 2, 3]), DIALECT)
+        data = Parquet().write(frame(rows).with_columns(l=[1, 2, 3]))
         footer = data[-8 - int.from_bytes(data[-8:-4], "little") : -8]
         assert thrift.dump(thrift.load(footer)) == footer
     buffer = io.BytesIO()
@@ -345,7 +344,7 @@ def test_foreign_parquet_parts_with_bloom_filters_and_page_indexes_assemble(tmp_
             writer.write(buffer.getvalue())
             writer.commit()
         parts.append(Part(f"{number}", len(buffer.getvalue()), 100))
-    storage.compose("whole", Parquet().assemble(parts, storage.open, DIALECT, 300))
+    storage.compose("whole", Parquet().assemble(parts, storage.open, 300))
     with storage.open("whole") as source:
         assert pq.read_metadata(source).num_row_groups == 9
         assert read_all(Parquet(), source, ChunkLimits()).equals(pl.concat([frame(100, i) for i in range(3)]))
@@ -359,7 +358,7 @@ def test_the_sample_of_a_parquet_file_is_read_when_it_is_asked_for(tmp_path: Pat
     damaged[4:40] = bytes(36)
     path.write_bytes(damaged)
     with path.open("rb") as source:
-        header = Parquet().header(source, DIALECT)
+        header = Parquet().header(source)
     assert header.columns == dict(frame(100).schema)
     with pytest.raises(InvalidInput, match="cannot be read"):
         _ = header.sample
@@ -369,7 +368,7 @@ def test_the_sample_of_a_parquet_file_holds_its_first_records(tmp_path: Path) ->
     path = tmp_path / "table.parquet"
     frame(300).write_parquet(path)
     with path.open("rb") as source:
-        sample = Parquet().header(source, DIALECT).sample
+        sample = Parquet().header(source).sample
     assert isinstance(sample, pl.DataFrame)
     assert sample.equals(frame(300)[:100])
 
@@ -393,7 +392,7 @@ def test_chunks_prefer_the_borders_of_row_groups() -> None:
 )
 def test_a_refused_parquet_says_why(data: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        Parquet().header(io.BytesIO(data), DIALECT)
+        Parquet().header(io.BytesIO(data))
 
 
 def test_a_slice_of_a_giant_row_group_takes_little_memory(tmp_path: Path) -> None:
@@ -410,18 +409,18 @@ def growth_while_reading(module: str, format: str, path: Path) -> int:
     """MiB by which the peak of a process grows that reads three chunks of 10,000 records far apart."""
     script = f"""
 import resource
-from batchserve.domain import ChunkLimits, Dialect
+from batchserve.domain import ChunkLimits
 from batchserve.formats.{module} import {format}
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
-format, dialect = {format}(), Dialect()
+format = {format}()
 with open({str(path)!r}, "rb") as source:
-    chunks = list(format.plan(source, dialect, None, ChunkLimits(records=10_000)))
+    chunks = list(format.plan(source, None, ChunkLimits(records=10_000)))
     before = peak()
     for place in (0, len(chunks) // 2, -1):
-        assert len(format.read(source, dialect, chunks[place], {{}}).records) > 0
+        assert len(format.read(source, chunks[place], {{}}).records) > 0
 print(peak() - before)
 """
     return int(subprocess.run([sys.executable, "-c", script], capture_output=True, check=True, text=True).stdout)
@@ -538,13 +537,13 @@ def test_delta_dictionaries_are_refused() -> None:
 
 
 def test_a_stream_may_end_without_its_end_mark() -> None:
-    data = ArrowStream().write(frame(5), DIALECT)
+    data = ArrowStream().write(frame(5))
     assert data.endswith(ipc.END)
     assert read_all(ArrowStream(), io.BytesIO(data[:-8]), ChunkLimits()).equals(frame(5))
 
 
 def test_a_stream_that_is_cut_off_names_the_byte() -> None:
-    data = ArrowStream().write(frame(500), DIALECT)
+    data = ArrowStream().write(frame(500))
     with pytest.raises(InvalidInput, match=f"cut off at byte {len(data) - 100}"):
         plan(ArrowStream(), io.BytesIO(data[:-100]), ChunkLimits())
 
@@ -553,14 +552,14 @@ def test_a_stream_that_is_cut_off_names_the_byte() -> None:
 def test_messages_from_before_arrow_0_15_are_refused(format: Format) -> None:
     source = foreign(frame(5).to_arrow(), format, use_legacy_format=True)
     with pytest.raises(InvalidInput, match=r"before Arrow 0\.15"):
-        format.header(source, DIALECT)
+        format.header(source)
 
 
 def test_a_large_compressed_batch_is_refused_with_the_rows_to_write(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ipc, "BODY_LIMIT", 1000)
     source = foreign(frame(1000).to_arrow(), ArrowStream(), compression="lz4")
     with pytest.raises(InvalidInput, match=r"write record batches of at most \d+ rows"):
-        ArrowStream().header(source, DIALECT)
+        ArrowStream().header(source)
 
 
 def test_a_compressed_buffer_that_claims_terabytes_is_refused() -> None:
@@ -568,7 +567,7 @@ def test_a_compressed_buffer_that_claims_terabytes_is_refused() -> None:
     claim = data.index((8000).to_bytes(8, "little") + b"\x28\xb5\x2f\xfd")
     data[claim : claim + 8] = (2**42).to_bytes(8, "little")
     with pytest.raises(InvalidInput, match="4398046511104 bytes"):
-        ArrowStream().header(io.BytesIO(data), DIALECT)
+        ArrowStream().header(io.BytesIO(data))
 
 
 def test_an_assembled_file_gives_every_batch_by_number(tmp_path: Path) -> None:
@@ -644,7 +643,7 @@ def test_bytes_of_an_array_limit_a_chunk() -> None:
 
 
 def test_the_header_of_arrays_is_a_sample() -> None:
-    header = Npy().header(saved(np.arange(300.0)), DIALECT)
+    header = Npy().header(saved(np.arange(300.0)))
     assert header.columns == {}
     assert isinstance(header.sample, dict)
     np.testing.assert_array_equal(header.sample[""], np.arange(100.0))
@@ -654,7 +653,7 @@ def test_a_structured_array_is_a_table() -> None:
     array = np.array([(1, 2.5, b"x"), (2, 3.5, b"y")], dtype=[("ganz", ">i4"), ("größe 数", "f8"), ("t", "S3")])
     with pytest.warns(UserWarning, match="format 3"):
         source = saved(array)
-    assert Npy().header(source, DIALECT).columns == {"ganz": pl.Int32(), "größe 数": pl.Float64(), "t": pl.String()}
+    assert Npy().header(source).columns == {"ganz": pl.Int32(), "größe 数": pl.Float64(), "t": pl.String()}
     _, chunk = plan(Npy(), source, ChunkLimits(records=1))
     got = read_table(Npy(), source, chunk, types={"ganz": "float32"})
     assert got.rows() == [(2.0, 3.5, "y")]
@@ -675,7 +674,7 @@ def test_a_structured_array_is_a_table() -> None:
 )
 def test_a_refused_array_says_why(array: np.ndarray, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        Npy().header(saved(array), DIALECT)
+        Npy().header(saved(array))
 
 
 def with_member(name: str, data: bytes = b"") -> io.BytesIO:
@@ -711,19 +710,17 @@ def test_a_refused_archive_says_why() -> None:
 
 def test_a_table_becomes_a_matrix_of_floats() -> None:
     mixed = pl.DataFrame({"a": [1, None], "b": [True, False], "c": [0.5, 1.5]})
-    np.testing.assert_array_equal(
-        np.load(io.BytesIO(Npy().write(mixed, DIALECT))), np.array([[1, 1, 0.5], [np.nan, 0, 1.5]])
-    )
-    small = np.load(io.BytesIO(Npy().write(pl.DataFrame({"p": [0.25, None]}, schema={"p": pl.Float32}), DIALECT)))
+    np.testing.assert_array_equal(np.load(io.BytesIO(Npy().write(mixed))), np.array([[1, 1, 0.5], [np.nan, 0, 1.5]]))
+    small = np.load(io.BytesIO(Npy().write(pl.DataFrame({"p": [0.25, None]}, schema={"p": pl.Float32}))))
     assert (small.dtype, small.shape) == (np.dtype(np.float32), (2,))
 
 
 def test_text_in_npy_is_refused_with_what_to_ask_for() -> None:
     for records in (frame(3), {"": np.array(["x"])}, {"": np.array(["x"], object)}):
         with pytest.raises(InvalidOptions, match="format=npz"):
-            Npy().write(records, DIALECT)
+            Npy().write(records)
     with pytest.raises(InvalidOptions, match="one array"):
-        Npy().write({"a": np.zeros(1), "b": np.zeros(1)}, DIALECT)
+        Npy().write({"a": np.zeros(1), "b": np.zeros(1)})
 
 
 @pytest.mark.parametrize("array", ARRAYS[:5], ids=lambda a: f"{a.dtype.str}{a.shape}")
@@ -758,7 +755,7 @@ def test_an_assembled_archive_holds_the_concatenation_of_each_array(tmp_path: Pa
 
 def test_an_archive_of_a_table_has_an_array_for_each_column() -> None:
     whole = frame(20)
-    arrays = np.load(io.BytesIO(Npz().write(whole, DIALECT)))
+    arrays = np.load(io.BytesIO(Npz().write(whole)))
     assert list(arrays) == whole.columns
     np.testing.assert_array_equal(arrays["whole"], whole["whole"].to_numpy())
     np.testing.assert_array_equal(arrays["gaps"], whole["gaps"].fill_null(float("nan")).to_numpy())
@@ -767,7 +764,7 @@ def test_an_archive_of_a_table_has_an_array_for_each_column() -> None:
 
 
 def test_an_archive_with_names_beyond_ascii_is_read_back() -> None:
-    source = io.BytesIO(Npz().write({"größe": np.arange(3.0)}, DIALECT))
+    source = io.BytesIO(Npz().write({"größe": np.arange(3.0)}))
     assert list(np.load(source)) == ["größe"]
     (chunk,) = plan(Npz(), source, ChunkLimits())
     assert tensors(Npz(), source, chunk)["größe"].tolist() == [0.0, 1.0, 2.0]

@@ -16,13 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from batchserve.domain import Chunk, ChunkLimits, Dialect, RowError
+from batchserve.domain import Chunk, ChunkLimits, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats import FORMATS, RESULT_FORMATS, get_format, sniff
 from batchserve.formats.records import MAX_RECORD
 from batchserve.formats.wire.archive import StoredMember, find_directory, stored_archive, walk
 
-PLAIN = Dialect()
 ZIP = get_format("zip")
 KINDS = ("jpeg", "png", "webp", "gif")
 
@@ -50,12 +49,12 @@ def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, commen
 def records_of(data: bytes, limits: ChunkLimits | None = None) -> tuple[list[tuple[str, bytes | None]], list[RowError]]:
     """All records of an archive, chunk by chunk, after its header was found good."""
     source = io.BytesIO(data)
-    assert ZIP.header(source, PLAIN).columns == {"file": pl.String(), "image": pl.Binary()}
+    assert ZIP.header(source).columns == {"file": pl.String(), "image": pl.Binary()}
     found: list[tuple[str, bytes | None]] = []
     errors: list[RowError] = []
-    for chunk in ZIP.plan(source, PLAIN, None, limits or ChunkLimits()):
+    for chunk in ZIP.plan(source, None, limits or ChunkLimits()):
         assert chunk.first_record == len(found)
-        reading = ZIP.read(source, PLAIN, chunk, {})
+        reading = ZIP.read(source, chunk, {})
         assert isinstance(reading.records, pl.DataFrame)
         found += reading.records.rows()
         errors += reading.errors
@@ -70,11 +69,11 @@ def test_an_image_is_a_table_of_one_record_with_its_bytes(kind: str) -> None:
     data = picture(kind)
     format, _ = sniff(data, None, None)
     source = io.BytesIO(data)
-    header = format.header(source, PLAIN)
+    header = format.header(source)
     assert (format.name, header.columns) == (kind, {"image": pl.Binary()})
-    (chunk,) = format.plan(source, PLAIN, None, ChunkLimits(bytes=1, records=1))
-    assert list(format.plan(source, PLAIN, chunk, ChunkLimits())) == []
-    reading = format.read(source, PLAIN, chunk, {})
+    (chunk,) = format.plan(source, None, ChunkLimits(bytes=1, records=1))
+    assert list(format.plan(source, chunk, ChunkLimits())) == []
+    reading = format.read(source, chunk, {})
     assert (chunk.records, reading.errors) == (1, [])
     for records in (reading.records, header.sample):
         assert isinstance(records, pl.DataFrame)
@@ -87,7 +86,7 @@ def test_an_image_of_more_than_64_mib_is_a_record_that_fails(tmp_path: Path) -> 
         file.write(picture())
         file.truncate(MAX_RECORD + 1)
     with path.open("rb") as source:
-        reading = get_format("png").read(source, PLAIN, Chunk(0, 1, 0, MAX_RECORD + 1), {})
+        reading = get_format("png").read(source, Chunk(0, 1, 0, MAX_RECORD + 1), {})
     assert isinstance(reading.records, pl.DataFrame)
     assert reading.records["image"].to_list() == [None]
     (error,) = reading.errors
@@ -99,7 +98,7 @@ def test_the_sample_of_a_file_is_read_when_it_is_asked_for(tmp_path: Path) -> No
     path = tmp_path / "photos"
     path.write_bytes(zipped(PICTURES))
     with path.open("rb") as source:
-        header = ZIP.header(source, PLAIN)
+        header = ZIP.header(source)
     assert isinstance(header.sample, pl.DataFrame)
     assert dict(header.sample.rows()) == PICTURES
 
@@ -108,15 +107,15 @@ def test_the_sample_of_a_file_is_read_when_it_is_asked_for(tmp_path: Path) -> No
 def test_images_can_not_be_written(name: str) -> None:
     format = get_format(name)
     with pytest.raises(InvalidOptions, match=f"which {name} cannot hold: ask for csv, jsonl"):
-        format.write(pl.DataFrame({"a": [1]}), PLAIN)
+        format.write(pl.DataFrame({"a": [1]}))
     with pytest.raises(InvalidOptions, match="a result is a table"):
-        format.assemble([], lambda key: io.BytesIO(key.encode()), PLAIN, 0)
+        format.assemble([], lambda key: io.BytesIO(key.encode()), 0)
 
 
 def test_an_image_fills_no_column_of_numbers() -> None:
     source = io.BytesIO(picture())
     with pytest.raises(SchemaMismatch, match="column 'image': expected float32, got Binary"):
-        get_format("png").read(source, PLAIN, Chunk(0, 1, 0, len(picture())), {"image": "float32"})
+        get_format("png").read(source, Chunk(0, 1, 0, len(picture())), {"image": "float32"})
 
 
 # --- archives --------------------------------------------------------------------------------------------------------
@@ -201,21 +200,21 @@ def test_chunks_of_any_limits_hold_every_file_once_and_in_order(
     files = [(name, data) for name, data in members if data is not None]
     if not files:
         with pytest.raises(InvalidInput, match="holds no files"):
-            ZIP.header(io.BytesIO(data), PLAIN)
+            ZIP.header(io.BytesIO(data))
         return
     assert records_of(data, limits) == (files, [])
     source = io.BytesIO(data)
-    chunks = list(ZIP.plan(source, PLAIN, None, limits))
+    chunks = list(ZIP.plan(source, None, limits))
     assert [a.stop for a in chunks[:-1]] == [b.start for b in chunks[1:]]
     for number, chunk in enumerate(chunks, 1):
         size = sum(len(data) for _, data in files[chunk.first_record :][: chunk.records])
         assert chunk.records == 1 or (chunk.records <= limits.records and size <= limits.bytes)
-        assert list(ZIP.plan(source, PLAIN, chunk, limits)) == chunks[number:]
+        assert list(ZIP.plan(source, chunk, limits)) == chunks[number:]
     middle = len(chunks) // 2
-    again = list(ZIP.plan(source, PLAIN, chunks[middle - 1], other)) if middle else chunks
+    again = list(ZIP.plan(source, chunks[middle - 1], other)) if middle else chunks
     read: list[tuple[str, bytes]] = []
     for chunk in chunks[:middle] + again:
-        records = ZIP.read(source, PLAIN, chunk, {}).records
+        records = ZIP.read(source, chunk, {}).records
         assert isinstance(records, pl.DataFrame)
         read += records.rows()
     assert read == files
@@ -234,9 +233,9 @@ def test_names_are_utf8_or_cp437() -> None:
 
 def test_only_the_columns_that_are_asked_for_are_read() -> None:
     source = io.BytesIO(zipped(PICTURES))
-    (chunk,) = ZIP.plan(source, PLAIN, None, ChunkLimits())
+    (chunk,) = ZIP.plan(source, None, ChunkLimits())
     for columns in (["file"], ["image"], ["image", "file"]):
-        records = ZIP.read(source, PLAIN, chunk, {"file": "string"}, columns).records
+        records = ZIP.read(source, chunk, {"file": "string"}, columns).records
         assert isinstance(records, pl.DataFrame)
         assert records.columns == sorted(columns)
         assert records.height == len(PICTURES)
@@ -262,11 +261,11 @@ def test_a_chunk_of_a_large_archive_reads_little_of_it(tmp_path: Path) -> None:
 
     limits = ChunkLimits(records=100)
     with path.open("rb") as source:
-        chunks = list(ZIP.plan(source, PLAIN, None, limits))
+        chunks = list(ZIP.plan(source, None, limits))
     assert len(chunks) == 1000
     with Counted(path) as counted:
-        assert next(ZIP.plan(counted, PLAIN, chunks[499], limits)) == chunks[500]
-        records = ZIP.read(counted, PLAIN, chunks[500], {}).records
+        assert next(ZIP.plan(counted, chunks[499], limits)) == chunks[500]
+        records = ZIP.read(counted, chunks[500], {}).records
         assert counted.total < 1_000_000
     assert isinstance(records, pl.DataFrame)
     assert records["file"].to_list() == [f"{i:06d}.png" for i in range(50_000, 50_100)]
@@ -409,7 +408,7 @@ def test_an_archive_is_refused_as_a_whole_and_the_member_is_named(name: str) -> 
     make, said = REFUSED[name]
     data = make()
     with pytest.raises(InvalidInput, match=said) as caught:
-        ZIP.header(io.BytesIO(data), PLAIN)
+        ZIP.header(io.BytesIO(data))
     assert len(caught.value.detail) < 400
 
 

@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from batchserve.client.data import format_of
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch, UnsupportedMedia
-from batchserve.formats import FORMATS, Part, by_media_type, get_format, sniff
+from batchserve.formats import FORMATS, RESULT_FORMATS, Part, by_media_type, get_format, sniff
 from batchserve.formats.schema import cast_column
 from batchserve.storage import Piece
 
@@ -28,11 +30,11 @@ def read(
     name: str, data: bytes, types: Types | None = None, limits: ChunkLimits | None = None, dialect: Dialect = COMMA
 ) -> tuple[list[tuple[Any, ...]], list[RowError]]:
     """All records of an input, chunk by chunk, and their faults."""
-    format, source = get_format(name), io.BytesIO(data)
+    format, source = get_format(name, dialect), io.BytesIO(data)
     rows: list[tuple[Any, ...]] = []
     errors: list[RowError] = []
-    for chunk in format.plan(source, dialect, None, limits or ChunkLimits()):
-        reading = format.read(source, dialect, chunk, types or {})
+    for chunk in format.plan(source, None, limits or ChunkLimits()):
+        reading = format.read(source, chunk, types or {})
         assert isinstance(reading.records, pl.DataFrame)
         assert reading.records.height == chunk.records
         rows += reading.records.rows()
@@ -45,11 +47,11 @@ def places(errors: list[RowError]) -> list[tuple[int, str, str | None]]:
 
 
 def assemble(name: str, frames: list[pl.DataFrame], dialect: Dialect = COMMA) -> bytes:
-    format = get_format(name)
-    objects = {str(number): format.write(frame, dialect) for number, frame in enumerate(frames)}
+    format = get_format(name, dialect)
+    objects = {str(number): format.write(frame) for number, frame in enumerate(frames)}
     parts = [Part(str(n), len(objects[str(n)]), frame.height) for n, frame in enumerate(frames)]
     pieces: list[Piece] = list(
-        format.assemble(parts, lambda key: io.BytesIO(objects[key]), dialect, sum(part.records for part in parts))
+        format.assemble(parts, lambda key: io.BytesIO(objects[key]), sum(part.records for part in parts))
     )
     return b"".join(p if isinstance(p, bytes) else objects[p.key][p.start : p.stop] for p in pieces)
 
@@ -126,16 +128,16 @@ def test_an_input_with_only_a_header_is_one_chunk_without_records() -> None:
     format = get_format("csv")
     for data in (b"a,b", b"a,b\n", b"a,b\n\n\n"):
         source = io.BytesIO(data)
-        (chunk,) = format.plan(source, COMMA, None, ChunkLimits())
+        (chunk,) = format.plan(source, None, ChunkLimits())
         assert (chunk.records, chunk.stop) == (0, len(data))
-        records = format.read(source, COMMA, chunk, {"b": "int8"}).records
+        records = format.read(source, chunk, {"b": "int8"}).records
         assert isinstance(records, pl.DataFrame)
         assert records.schema == {"a": pl.String(), "b": pl.Int8()}
 
 
 def test_only_the_columns_asked_for_are_given_in_file_order() -> None:
     source = io.BytesIO(b"a,b,c\n1,x,3\n")
-    reading = get_format("csv").read(source, COMMA, Chunk(0, 1, 6, 12), {"b": "int8", "c": "int8"}, ["c", "a"])
+    reading = get_format("csv").read(source, Chunk(0, 1, 6, 12), {"b": "int8", "c": "int8"}, ["c", "a"])
     assert isinstance(reading.records, pl.DataFrame)
     assert reading.records.to_dict(as_series=False) == {"a": ["1"], "c": [3]}
     assert reading.errors == []
@@ -143,9 +145,9 @@ def test_only_the_columns_asked_for_are_given_in_file_order() -> None:
 
 def test_an_input_that_changed_after_planning_is_refused() -> None:
     with pytest.raises(InvalidInput, match="hold 2 records, planning counted 1"):
-        get_format("csv").read(io.BytesIO(b"a\n1\n2\n"), COMMA, Chunk(0, 1, 2, 6), {})
+        get_format("csv").read(io.BytesIO(b"a\n1\n2\n"), Chunk(0, 1, 2, 6), {})
     with pytest.raises(InvalidInput, match="ends at byte 6, planning saw at least 8"):
-        get_format("csv").read(io.BytesIO(b"a\n1\n2\n"), COMMA, Chunk(0, 3, 2, 8), {})
+        get_format("csv").read(io.BytesIO(b"a\n1\n2\n"), Chunk(0, 3, 2, 8), {})
 
 
 def test_a_record_without_end_is_refused_by_number_and_line() -> None:
@@ -154,7 +156,7 @@ def test_a_record_without_end_is_refused_by_number_and_line() -> None:
         "record 1, which begins in line 3 at byte 8, is longer than 64 MiB: it has a quotation mark at byte 10 that is "
     )
     with pytest.raises(InvalidInput, match=said + "never closed"):
-        list(get_format("csv").plan(io.BytesIO(data), COMMA, None, ChunkLimits()))
+        list(get_format("csv").plan(io.BytesIO(data), None, ChunkLimits()))
 
 
 # Faults in CSV
@@ -245,12 +247,12 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
 )
 def test_a_header_that_can_not_name_columns_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
-        get_format("csv").header(io.BytesIO(data), COMMA)
+        get_format("csv").header(io.BytesIO(data))
 
 
 def test_the_header_names_columns_and_shows_the_first_records() -> None:
     data = b'\xef\xbb\xbfa,"b\n""x"""\n' + b"".join(b"%d,\n" % n for n in range(150))
-    header = get_format("csv").header(io.BytesIO(data), COMMA)
+    header = get_format("csv").header(io.BytesIO(data))
     assert header.columns == {"a": None, 'b\n"x"': None}
     assert isinstance(header.sample, pl.DataFrame)
     assert header.sample["a"].to_list() == [str(n) for n in range(100)]
@@ -261,18 +263,18 @@ def test_the_header_names_columns_and_shows_the_first_records() -> None:
 
 def test_csv_says_nothing_for_what_is_no_number() -> None:
     frame = pl.DataFrame({"a": [1.5, float("nan"), float("inf")], "t": ["x,y", "", None], "b": [True, None, False]})
-    assert get_format("csv").write(frame, COMMA) == b'a,t,b\n1.5,"x,y",true\n,"",\n,,false\n'
+    assert get_format("csv").write(frame) == b'a,t,b\n1.5,"x,y",true\n,"",\n,,false\n'
 
 
 def test_floats_are_written_with_the_digits_of_their_own_precision() -> None:
     frame = pl.DataFrame({"a": np.array([0.1, 1 / 3], np.float32), "b": [0.1, 1 / 3]})
-    assert get_format("csv").write(frame, COMMA) == b"a,b\n0.1,0.1\n0.33333334,0.3333333333333333\n"
+    assert get_format("csv").write(frame) == b"a,b\n0.1,0.1\n0.33333334,0.3333333333333333\n"
     lists = pl.DataFrame({"a": [[0.1, float("nan")], None]}, schema={"a": pl.List(pl.Float32())})
-    assert get_format("csv").write(lists, Dialect(";")) == b'a\n[0.1,null]\n""\n'
+    assert get_format("csv", Dialect(";")).write(lists) == b'a\n[0.1,null]\n""\n'
 
 
 def test_a_missing_value_in_a_lone_column_stays_a_record() -> None:
-    data = get_format("csv").write(pl.DataFrame({"p": [None, 1.5, float("nan")]}), COMMA)
+    data = get_format("csv").write(pl.DataFrame({"p": [None, 1.5, float("nan")]}))
     assert read("csv", data, {"p": "float64"}) == ([(None,), (1.5,), (None,)], [])
 
 
@@ -348,7 +350,7 @@ def test_clean_data_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
         return loads(line)
 
     monkeypatch.setattr(orjson, "loads", listed)
-    records = format.read(source, COMMA, chunk, {"a": "int64"}).records
+    records = format.read(source, chunk, {"a": "int64"}).records
     assert isinstance(records, pl.DataFrame)
     assert records["b"].null_count() == 20_000
     assert records["t"][29_999] == "x\n29999"
@@ -374,8 +376,8 @@ def test_every_chunk_has_the_columns_and_types_of_the_first_records() -> None:
     lines = [*first, *[{}] * 98, *rest]
     data = "\n".join(map(json.dumps, lines)).encode()
     format, source = get_format("jsonl"), io.BytesIO(data)
-    chunks = list(format.plan(source, COMMA, None, ChunkLimits(records=51)))
-    readings = [format.read(source, COMMA, chunk, {"wanted": "bool"}) for chunk in chunks]
+    chunks = list(format.plan(source, None, ChunkLimits(records=51)))
+    readings = [format.read(source, chunk, {"wanted": "bool"}) for chunk in chunks]
     schema = {
         "n": pl.Int64(),
         "x": pl.Float64(),
@@ -413,13 +415,13 @@ def test_an_input_without_an_object_is_refused(name: str) -> None:
         InvalidInput,
         match="none of the first 2 records is a JSON object with keys, or in JSON an array of values: expected",
     ):
-        get_format(name).header(io.BytesIO(data), COMMA)
+        get_format(name).header(io.BytesIO(data))
     with pytest.raises(InvalidInput, match="the input is empty"):
-        get_format(name).header(io.BytesIO(b""), COMMA)
+        get_format(name).header(io.BytesIO(b""))
 
 
 def test_the_json_header_has_typed_samples() -> None:
-    header = get_format("jsonl").header(io.BytesIO(b'{"a":1,"b":"x"}\n{"a":2.5}\n'), COMMA)
+    header = get_format("jsonl").header(io.BytesIO(b'{"a":1,"b":"x"}\n{"a":2.5}\n'))
     assert header.columns == {"a": None, "b": None}
     assert isinstance(header.sample, pl.DataFrame)
     assert header.sample.rows() == [(1.0, "x"), (2.5, None)]
@@ -497,7 +499,7 @@ def test_many_arrays_are_read_as_objects_are() -> None:
 
 
 def test_arrays_that_nobody_names_are_counted() -> None:
-    header = get_format("json").header(io.BytesIO(b"[[1,2],[3,4]]"), COMMA)
+    header = get_format("json").header(io.BytesIO(b"[[1,2],[3,4]]"))
     assert list(header.columns) == ["column_1", "column_2"]
     assert read("json", b'{"data":[[1,"x"],[2]]}', {}) == (
         [(1, "x"), (None, None)],
@@ -507,16 +509,16 @@ def test_arrays_that_nobody_names_are_counted() -> None:
 
 def test_arrays_of_another_length_than_named_are_refused_with_both_counts() -> None:
     with pytest.raises(SchemaMismatch, match="record 0: expected 2 values, got 3") as caught:
-        get_format("json").header(io.BytesIO(b"[[1,2,3],{},[4]]"), NAMED)
+        get_format("json", NAMED).header(io.BytesIO(b"[[1,2,3],{},[4]]"))
     assert [(error["row"], error["expected"], error["got"]) for error in caught.value.errors] == [(0, 2, 3), (2, 2, 1)]
 
 
 @pytest.mark.parametrize("data", [b"[]", b" [ \n ] ", b'{"data":[]}'])
 def test_an_empty_array_is_one_chunk_without_records(data: bytes) -> None:
     source = io.BytesIO(data)
-    (chunk,) = get_format("json").plan(source, COMMA, None, ChunkLimits())
+    (chunk,) = get_format("json").plan(source, None, ChunkLimits())
     assert chunk.records == 0
-    assert get_format("json").header(source, COMMA).columns == {}
+    assert get_format("json").header(source).columns == {}
 
 
 @pytest.mark.parametrize(
@@ -538,7 +540,7 @@ def test_an_empty_array_is_one_chunk_without_records(data: bytes) -> None:
 )
 def test_a_malformed_document_is_refused_by_byte_and_record(data: bytes, message: str) -> None:
     with pytest.raises(InvalidInput) as caught:
-        list(get_format("json").plan(io.BytesIO(data), COMMA, None, ChunkLimits()))
+        list(get_format("json").plan(io.BytesIO(data), None, ChunkLimits()))
     assert message in caught.value.detail
 
 
@@ -556,7 +558,7 @@ def test_a_few_records_are_written_as_many_are(
         "t": [text] * len(numbers), "b": [True, None, False, None][: len(numbers)],
     })  # fmt: skip
     many = pl.concat([few] * 120)
-    assert get_format("jsonl").write(few, COMMA) * 120 == get_format("jsonl").write(many, COMMA)
+    assert get_format("jsonl").write(few) * 120 == get_format("jsonl").write(many)
 
 
 @pytest.mark.parametrize("name", ["jsonl", "json"])
@@ -564,7 +566,7 @@ def test_json_says_null_for_what_is_no_number(name: str) -> None:
     frame = pl.DataFrame({"a": np.array([0.1, np.nan, np.inf], np.float32), "t": ['"\n', None, "é"]})
     lines = ['{"a":0.1,"t":"\\"\\n"}', '{"a":null,"t":null}', '{"a":null,"t":"é"}']
     expected = "\n".join(lines) + "\n" if name == "jsonl" else "[" + ",\n".join(lines) + "]\n"
-    assert get_format(name).write(frame, COMMA) == expected.encode()
+    assert get_format(name).write(frame) == expected.encode()
 
 
 def test_assembled_json_is_one_document() -> None:
@@ -576,7 +578,7 @@ def test_assembled_json_is_one_document() -> None:
 
 def test_a_text_format_holds_no_tensors() -> None:
     with pytest.raises(InvalidOptions, match="csv holds a table, these records are tensors"):
-        get_format("csv").write({"": np.zeros((2, 3, 4))}, COMMA)
+        get_format("csv").write({"": np.zeros((2, 3, 4))})
 
 
 # Which format
@@ -688,3 +690,32 @@ def test_formats_are_found_by_name_and_media_type() -> None:
     assert by_media_type("image/tiff") is None
     with pytest.raises(InvalidOptions, match="there is no format 'xlsx'; expected one of csv, jsonl, json, parquet"):
         get_format("xlsx")
+
+
+def test_a_format_is_bound_to_its_dialect() -> None:
+    semicolons = get_format("csv", Dialect(";"))
+    assert semicolons.write(pl.DataFrame({"a": [1], "b": [2]})) == b"a;b\n1;2\n"
+    assert list(semicolons.header(io.BytesIO(b"a,b;c\n1;2\n")).columns) == ["a,b", "c"]
+    assert get_format("parquet", Dialect(";")) is get_format("parquet")
+
+
+def test_formats_that_hold_the_same_values_are_of_one_family() -> None:
+    families: dict[str, list[str]] = {}
+    for name, format in RESULT_FORMATS.items():
+        families.setdefault(format.family, []).append(name)
+    assert [names for names in families.values() if len(names) > 1] == [["jsonl", "json"], ["arrow", "arrows"]]
+
+
+def test_what_a_text_or_an_array_is_the_format_says() -> None:
+    assert [name for name, format in FORMATS.items() if format.is_text] == ["csv", "jsonl", "json"]
+    assert [name for name, format in FORMATS.items() if not format.has_types] == ["csv"]
+    assert {name: format.holds for name, format in FORMATS.items() if format.holds != "table"} == {
+        "npy": "array",
+        "npz": "arrays",
+    }
+
+
+def test_the_client_takes_a_file_name_for_the_format_that_the_server_gives_it() -> None:
+    assert {name: format_of(Path(f"result{format.suffix}")) for name, format in RESULT_FORMATS.items()} == {
+        name: name for name in RESULT_FORMATS
+    }

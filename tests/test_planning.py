@@ -162,17 +162,17 @@ def listed(name: str, records: Records) -> list[Any]:
     return [(*row, n) for row, n in zip(records["a"].tolist(), records["b"].tolist(), strict=True)]
 
 
-def read(format: Format, source: BinaryIO, dialect: Dialect, chunk: Chunk) -> Records:
-    reading = format.read(source, dialect, chunk, TYPES)
+def read(format: Format, source: BinaryIO, chunk: Chunk) -> Records:
+    reading = format.read(source, chunk, TYPES)
     assert reading.errors == []
     return reading.records
 
 
-def read_all(format: Format, source: BinaryIO, dialect: Dialect, chunks: list[Chunk]) -> list[Any]:
+def read_all(format: Format, source: BinaryIO, chunks: list[Chunk]) -> list[Any]:
     found: list[Any] = []
     for chunk in chunks:
         assert chunk.first_record == len(found)
-        of_chunk = listed(format.name, read(format, source, dialect, chunk))
+        of_chunk = listed(format.name, read(format, source, chunk))
         assert len(of_chunk) == chunk.records
         found += of_chunk
     return found
@@ -193,15 +193,15 @@ def test_every_format_of_results_is_planned_here() -> None:
 def test_chunks_hold_every_record_once_and_in_order(
     name: str, table: list[Row], limits: ChunkLimits, variety: Variety
 ) -> None:
-    format, dialect = get_format(name), Dialect(variety.delimiter)
+    format = get_format(name, Dialect(variety.delimiter))
     source = io.BytesIO(WRITERS[name](table, variety))
-    chunks = list(format.plan(source, dialect, None, limits))
+    chunks = list(format.plan(source, None, limits))
 
     if not name.startswith("arrow"):  # its chunks name the whole record batches that hold their records
         assert [a.stop for a in chunks[:-1]] == [b.start for b in chunks[1:]]
     assert all(chunk.records <= limits.records for chunk in chunks)
     assert all(chunk.records > 0 for chunk in chunks) or len(chunks) == 1
-    assert read_all(format, source, dialect, chunks) == expected(name, table)
+    assert read_all(format, source, chunks) == expected(name, table)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -210,16 +210,16 @@ def test_chunks_hold_every_record_once_and_in_order(
 def test_planning_resumes_after_any_chunk(
     name: str, table: list[Row], limits: ChunkLimits, other: ChunkLimits, variety: Variety
 ) -> None:
-    format, dialect = get_format(name), Dialect(variety.delimiter)
+    format = get_format(name, Dialect(variety.delimiter))
     source = io.BytesIO(WRITERS[name](table, variety))
-    chunks = list(format.plan(source, dialect, None, limits))
+    chunks = list(format.plan(source, None, limits))
 
     for number, chunk in enumerate(chunks, 1):
-        assert list(format.plan(source, dialect, chunk, limits)) == chunks[number:]
+        assert list(format.plan(source, chunk, limits)) == chunks[number:]
     middle = len(chunks) // 2
     if middle:
-        cut_again = list(format.plan(source, dialect, chunks[middle - 1], other))
-        assert read_all(format, source, dialect, chunks[:middle] + cut_again) == expected(name, table)
+        cut_again = list(format.plan(source, chunks[middle - 1], other))
+        assert read_all(format, source, chunks[:middle] + cut_again) == expected(name, table)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -228,24 +228,24 @@ def test_planning_resumes_after_any_chunk(
 def test_assembled_parts_hold_every_record_once_and_in_order(
     name: str, table: list[Row], limits: ChunkLimits, variety: Variety
 ) -> None:
-    format, dialect = get_format(name), Dialect(variety.delimiter)
+    format = get_format(name, Dialect(variety.delimiter))
     source = io.BytesIO(WRITERS[name](table, variety))
     objects: dict[str, bytes] = {}
     parts: list[Part] = []
-    for number, chunk in enumerate(format.plan(source, dialect, None, limits)):
-        records = read(format, source, dialect, chunk)
-        part = format.write(records, dialect)
-        assert part == format.write(records, dialect)
-        alone = next(iter(format.plan(io.BytesIO(part), dialect, None, ChunkLimits())))
-        assert listed(name, read(format, io.BytesIO(part), dialect, alone)) == listed(name, records)
+    for number, chunk in enumerate(format.plan(source, None, limits)):
+        records = read(format, source, chunk)
+        part = format.write(records)
+        assert part == format.write(records)
+        alone = next(iter(format.plan(io.BytesIO(part), None, ChunkLimits())))
+        assert listed(name, read(format, io.BytesIO(part), alone)) == listed(name, records)
         objects[str(number)] = part
         parts.append(Part(str(number), len(part), chunk.records))
 
-    pieces = list(format.assemble(iter(parts), lambda key: io.BytesIO(objects[key]), dialect, len(table)))
+    pieces = list(format.assemble(iter(parts), lambda key: io.BytesIO(objects[key]), len(table)))
     result = io.BytesIO(composed(pieces, objects))
 
-    chunks = list(format.plan(result, dialect, None, ChunkLimits()))
-    assert read_all(format, result, dialect, chunks) == expected(name, table)
+    chunks = list(format.plan(result, None, ChunkLimits()))
+    assert read_all(format, result, chunks) == expected(name, table)
 
 
 class Trickle(io.BytesIO):
@@ -263,12 +263,12 @@ class Trickle(io.BytesIO):
 def test_chunks_do_not_depend_on_how_the_bytes_arrive(
     name: str, table: list[Row], limits: ChunkLimits, variety: Variety
 ) -> None:
-    format, dialect = get_format(name), Dialect(variety.delimiter)
+    format = get_format(name, Dialect(variety.delimiter))
     data = WRITERS[name](table, variety)
-    at_once = list(format.plan(io.BytesIO(data), dialect, None, limits))
+    at_once = list(format.plan(io.BytesIO(data), None, limits))
 
-    assert list(format.plan(Trickle(data), dialect, None, limits)) == at_once
-    assert read_all(format, Trickle(data), dialect, at_once) == expected(name, table)
+    assert list(format.plan(Trickle(data), None, limits)) == at_once
+    assert read_all(format, Trickle(data), at_once) == expected(name, table)
 
 
 @pytest.mark.parametrize("name", [*RESULT_FORMATS, "zip"])
@@ -282,7 +282,7 @@ def test_half_of_the_records_is_half_of_the_way_in_every_format(name: str) -> No
         plain = Variety(",", "\n", blank_lines=False, wide=False, group=4)
         source.write(WRITERS[name]([("abcd", 0.5, 10 + record) for record in range(40)], plain))
     format = get_format(name)
-    chunks = list(format.plan(source, Dialect(), None, ChunkLimits(2**30, 4)))
+    chunks = list(format.plan(source, None, ChunkLimits(2**30, 4)))
     half = sum(chunk.records for chunk in chunks[:5])
     assert (len(chunks), half) == (10, 20)
     assert chunks[4].stop / format.end(source) == pytest.approx(0.5, abs=0.25)  # beside a header and a footer
@@ -295,7 +295,7 @@ def test_a_text_is_cut_into_even_chunks_for_all_processes(megabytes: int, proces
     line = b'{"a":0.123456789,"b":"0123456789"}\n'
     data = line * (megabytes * 2**20 // len(line))
     limits = even_limits(ChunkLimits(bytes=16 * 2**20, records=2**40), "jsonl", len(data), processes)
-    planned = list(get_format("jsonl").plan(io.BytesIO(data), Dialect(), None, limits))
+    planned = list(get_format("jsonl").plan(io.BytesIO(data), None, limits))
     sizes = [chunk.stop - chunk.start for chunk in planned]
     assert (len(sizes), sum(sizes)) == (chunks, len(data))
     assert max(sizes) <= 16 * 2**20

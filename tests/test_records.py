@@ -14,11 +14,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from service import Api, problem
 
-from batchserve.domain import ChunkLimits, Dialect, DType, RowError
+from batchserve.domain import ChunkLimits, DType, RowError
 from batchserve.errors import InvalidInput
 from batchserve.formats import get_format
 
-COMMA = Dialect()
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 ROW = "5.1,3.5,1.4,0.2\n"
 
@@ -29,8 +28,8 @@ def counted(
     """How many records are planned and read, and the faulty ones."""
     format, source = get_format(name), io.BytesIO(data)
     records, errors = 0, []
-    for chunk in format.plan(source, COMMA, None, limits or ChunkLimits()):
-        reading = format.read(source, COMMA, chunk, types or {})
+    for chunk in format.plan(source, None, limits or ChunkLimits()):
+        reading = format.read(source, chunk, types or {})
         assert isinstance(reading.records, pl.DataFrame)
         assert reading.records.height == chunk.records
         records += chunk.records
@@ -134,13 +133,13 @@ def test_lines_that_end_with_carriage_returns_alone_are_refused(end: str, record
         assert counted("csv", data) == (0, [])  # the last line may end as it likes
         return
     with pytest.raises(InvalidInput, match="the header line has a carriage return at byte 3, with no line feed"):
-        get_format("csv").header(io.BytesIO(data), COMMA)
+        get_format("csv").header(io.BytesIO(data))
 
 
 def test_a_last_line_may_end_with_a_carriage_return() -> None:
     format, source = get_format("csv"), io.BytesIO(b"a,b\r\n1,2\r")
-    (chunk,) = format.plan(source, COMMA, None, ChunkLimits())
-    reading = format.read(source, COMMA, chunk, {"b": "int64"})
+    (chunk,) = format.plan(source, None, ChunkLimits())
+    reading = format.read(source, chunk, {"b": "int64"})
     assert isinstance(reading.records, pl.DataFrame)
     assert (reading.records.rows(), reading.errors) == ([("1", 2)], [])
 
@@ -151,7 +150,7 @@ def test_a_header_says_where_its_quotation_mark_opens() -> None:
         (b'\xef\xbb\xbfa,"b"c\n', "a malformed quotation mark at byte 5"),
     ):
         with pytest.raises(InvalidInput, match=said):
-            get_format("csv").header(io.BytesIO(data), COMMA)
+            get_format("csv").header(io.BytesIO(data))
 
 
 def test_a_job_whose_quotation_mark_never_closes_fails_with_record_and_byte(api: Api) -> None:
@@ -230,7 +229,7 @@ def test_ndjson_whose_lines_end_with_carriage_returns_alone_is_refused() -> None
         counted("jsonl", data)
     assert caught.value.errors[0]["row"] == 1
     with pytest.raises(InvalidInput, match="record 0, in line 1"):
-        get_format("jsonl").header(io.BytesIO(data.replace(b"\n", b"\r")), COMMA)
+        get_format("jsonl").header(io.BytesIO(data.replace(b"\n", b"\r")))
 
 
 @pytest.mark.parametrize(

@@ -26,8 +26,8 @@ from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, Service, ServiceDep, finished, read_job, wait_for
 from batchserve.api.turns import Lane, Place
-from batchserve.domain import ChunkLimits, Dialect, Job, JobState
-from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady
+from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
+from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
@@ -40,8 +40,11 @@ BLOCK, SMALL_BLOCK = 1 << 20, 1 << 17
 MANY = 64
 """Downloads at a time beyond which all send small blocks: each that is not read lies in memory as a whole."""
 
+_TABLES = [format for format in RESULT_FORMATS.values() if format.holds == "table"]
+
 JobFormat = Annotated[
-    str | None, Query(description="Convert: csv, jsonl, json, parquet, arrow, arrows.", examples=["parquet"])
+    str | None,
+    Query(description=f"Convert: {', '.join(format.name for format in _TABLES)}.", examples=["parquet"]),
 ]
 Partial = Annotated[
     bool, Query(description="Give what is finished of a job that is not, or not any more: a prefix of the result.")
@@ -79,7 +82,6 @@ FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
     **PROBLEMS,
 }
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
-_TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
 
 
 class _Downloads:
@@ -186,7 +188,7 @@ async def download(
         raise _not_ready(job)
     own = get_format(job.options.format)
     wanted = _negotiate(own, format, accept)
-    if csv_escape and wanted.name != "csv":
+    if csv_escape and wanted.has_types:
         raise InvalidOptions(f"csv_escape is for CSV, and the result comes in {wanted.name}: ask for format=csv")
     if job.state is not JobState.COMPLETED or job.result_key is None:
         if not partial:
@@ -273,7 +275,7 @@ def _not_ready(job: Job) -> ResultNotReady:
 
 def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
     """The format to answer in: `format` before Accept before the job's own. Raises NotAcceptable."""
-    tables = [FORMATS[name] for name in _TABLES] if own.name in _TABLES else []
+    tables = _TABLES if own.holds == "table" else []
     there = [own, *(table for table in tables if table is not own)]
     if format is not None:
         if get_format(format) not in there:
@@ -374,6 +376,15 @@ class _Conversion:
     def dialect(self, job: Job) -> Dialect:
         return job.dialect if self.wanted is self.own else Dialect()
 
+    def task(self, job: Job, source: scoring.Input, chunk: Chunk, key: str) -> scoring.ConvertTask:
+        """Of one chunk, to be written under `key`. Raises UnreadableRow where the job's model cannot be read."""
+        if job.model is None or job.options is None:
+            raise UnreadableRow(f"the model of job {job.id} cannot be read: its result comes as {self.own.name} only")
+        dialect = self.dialect(job)
+        return scoring.ConvertTask(
+            source, chunk, job.model, job.options.top_k, self.wanted.name, dialect, key, self.escape
+        )
+
 
 async def _converted(request: Request, service: Service, job: Job, key: str, conversion: _Conversion) -> Response:
     """The result in another format, converted chunk by chunk in scoring processes while it is sent."""
@@ -408,9 +419,9 @@ def _convert(
     folder = f"conversions/{secrets.token_hex(8)}/"
     storage = service.runtime.storage
     parts = _converted_parts(service, place, source, plan, job, conversion, folder)
-    dialect = conversion.dialect(job)
+    wanted = get_format(conversion.wanted.name, conversion.dialect(job))
     try:
-        yield from _blocks(service, conversion.wanted.assemble(parts, storage.open, dialect, job.rows_done))
+        yield from _blocks(service, wanted.assemble(parts, storage.open, job.rows_done))
     finally:
         parts.close()
         for stored in list(storage.list(folder)):
@@ -427,13 +438,10 @@ def _converted_parts(
     folder: str,
 ) -> Generator[Part]:
     """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
-    top_k = job.options.top_k if job.options else None
+    seconds = service.runtime.settings.chunk_timeout
     for chunk in plan.chunks:
-        yield service.call_from_thread(
-            place, scoring.convert_chunk, source, chunk, job.model, top_k, conversion.wanted.name,
-            conversion.dialect(job), f"{folder}{chunk.first_record:015d}", conversion.escape,
-            seconds=service.runtime.settings.chunk_timeout,
-        )  # fmt: skip
+        task = conversion.task(job, source, chunk, f"{folder}{chunk.first_record:015d}")
+        yield service.call_from_thread(place, scoring.convert_chunk, task, seconds=seconds)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

@@ -74,7 +74,7 @@ INPUT_BODY: dict[str, Any] = {
             **{
                 format.media_type: {"schema": {"type": "string", "format": "binary"}}
                 for format in FORMATS.values()
-                if format.name not in ("csv", "jsonl", "json")
+                if not format.is_text
             },
             "multipart/form-data": {
                 "schema": {
@@ -168,7 +168,7 @@ def default_format(input_format: str, model: ModelVersion) -> str:
     """Of a result: the input's, but for images, and for what one npy array cannot hold: text, and several arrays."""
     if input_format not in RESULT_FORMATS:
         return "jsonl"
-    if input_format != "npy":
+    if RESULT_FORMATS[input_format].holds != "array":
         return input_format
     kinds = output_columns(model.signature).values()
     if any(tensor.dtype == "string" for tensor in model.signature.outputs):

@@ -1,9 +1,10 @@
-"""File formats: which there are, and which one given bytes are in.
+"""File formats: which there are, each bound to a dialect, and which one given bytes are in.
 
 Media types and file names are what a client says; the bytes decide. Whatever contradicts them is refused by name.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import PurePath
 
 import orjson
@@ -13,7 +14,8 @@ from batchserve.errors import InvalidOptions, UnsupportedMedia
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.csv import Csv
 from batchserve.formats.images import Image, Zip
-from batchserve.formats.jsonl import Json, Jsonl
+from batchserve.formats.json import Json
+from batchserve.formats.jsonl import Jsonl
 from batchserve.formats.parquet import Parquet
 from batchserve.formats.protocol import Format, Header, Open, Part, Reading, Records, Tensors
 from batchserve.formats.tensors import Npy, Npz
@@ -45,7 +47,12 @@ _IMAGES = (
     Image("gif", "image/gif", ".gif"),
 )
 FORMATS: dict[str, Format] = RESULT_FORMATS | {format.name: format for format in (Zip(), *_IMAGES)}
-"""Those of inputs: all."""
+"""Those of inputs: all. Each is bound to the plain dialect."""
+_BOUND: dict[str, Callable[[Dialect], Format]] = {
+    "csv": lambda dialect: Csv(dialect.delimiter),
+    "json": lambda dialect: Json(dialect.columns),
+}
+"""To another dialect; the bytes of the other formats say all themselves."""
 
 _TAB = "text/tab-separated-values"
 _ALIASES = {
@@ -72,7 +79,7 @@ _SAYS_NOTHING = {
     "text/plain",
 }
 
-_TEXTS = {"csv", "jsonl", "json"}
+_TEXTS = {format.name for format in FORMATS.values() if format.is_text}
 _ZIP = (b"PK\x03\x04", b"PK\x05\x06")
 _MAGIC = {
     b"PAR1": "parquet",
@@ -115,11 +122,14 @@ _DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t
 _BOM = b"\xef\xbb\xbf"
 
 
-def get_format(name: str) -> Format:
-    """The format of that name. Raises InvalidOptions that lists those of results."""
+def get_format(name: str, dialect: Dialect | None = None) -> Format:
+    """The format of that name, for files in a dialect (None: the plain one).
+
+    Raises InvalidOptions that lists the formats of results.
+    """
     if name not in FORMATS:
         raise InvalidOptions(f"there is no format {name!r}; expected one of {', '.join(RESULT_FORMATS)}")
-    return FORMATS[name]
+    return _BOUND[name](dialect) if dialect is not None and name in _BOUND else FORMATS[name]
 
 
 def by_media_type(media_type: str) -> Format | None:

@@ -11,10 +11,10 @@ from typing import BinaryIO
 
 import polars as pl
 
-from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
+from batchserve.domain import Chunk, ChunkLimits, DType
 from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.formats.frames import SAMPLE, decoding, plain, typed
-from batchserve.formats.protocol import Header, Open, Part, Reading, Records
+from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
 from batchserve.formats.records import check_names, check_width, table
 from batchserve.formats.wire import ipc
 from batchserve.formats.wire.ipc_slice import Unsliceable, slice_batch
@@ -45,16 +45,16 @@ class _Arrow(ABC):
         """The messages from byte `start` on, of which the first stands there; 0: from the beginning."""
 
     @abstractmethod
-    def _dictionaries(self, source: BinaryIO, stop: int) -> Iterator[ipc.Message]:
+    def _dictionaries(self, source: BinaryIO, stop: int, /) -> Iterator[ipc.Message]:
         """The dictionaries that a reader must know before it comes to byte `stop`."""
 
     @abstractmethod
     def _contain(self, schema: bytes, pieces: Iterable[tuple[Piece, ipc.Message]]) -> Iterator[Piece]:
         """A file or stream of a schema message and record batches."""
 
-    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
-        chunk = next(self.plan(source, dialect, None, ChunkLimits(records=SAMPLE)))
-        sample = self.read(source, dialect, chunk, {}).records
+    def header(self, source: BinaryIO) -> Header:
+        chunk = next(self.plan(source, None, ChunkLimits(records=SAMPLE)))
+        sample = self.read(source, chunk, {}).records
         assert isinstance(sample, pl.DataFrame)
         check_width(sample.width)
         check_names(sample.columns)
@@ -63,7 +63,6 @@ class _Arrow(ABC):
     def plan(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         after: Chunk | None,
         limits: ChunkLimits,
     ) -> Iterator[Chunk]:
@@ -98,7 +97,6 @@ class _Arrow(ABC):
     def read(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         chunk: Chunk,
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
@@ -127,7 +125,7 @@ class _Arrow(ABC):
             frame = pl.read_ipc_stream(io.BytesIO(stream))
         return typed(frame.slice(skip, chunk.records), chunk, types, columns)
 
-    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+    def write(self, records: Records) -> bytes:
         buffer = io.BytesIO()
         # Everybody reads the oldest level; views and the like are younger than many readers.
         plain(table(records, self.name)).write_ipc_stream(buffer, compat_level=pl.CompatLevel.oldest())
@@ -140,7 +138,6 @@ class _Arrow(ABC):
         self,
         parts: Iterable[Part],
         open: Open,
-        dialect: Dialect,  # noqa: ARG002
         records: int,
     ) -> Iterator[Piece]:
         parts = iter(parts)
@@ -201,6 +198,11 @@ class ArrowStream(_Arrow):
     name = "arrows"
     media_type = "application/vnd.apache.arrow.stream"
     suffix = ".arrows"
+    family = "arrow"
+    holds: Holds = "table"
+    is_text = False
+    has_types = True
+    chunk_scale = 1
     _lead = b""
 
     def _schema(self, source: BinaryIO) -> ipc.Schema:
@@ -226,6 +228,11 @@ class ArrowFile(_Arrow):
     name = "arrow"
     media_type = "application/vnd.apache.arrow.file"
     suffix = ".arrow"
+    family = "arrow"
+    holds: Holds = "table"
+    is_text = False
+    has_types = True
+    chunk_scale = 1
     _lead = ipc.MAGIC.ljust(8, b"\0")
 
     def _schema(self, source: BinaryIO) -> ipc.Schema:
@@ -236,7 +243,7 @@ class ArrowFile(_Arrow):
         for place in places[bisect_left(places, start) :]:
             yield ipc.read_message(source, place)
 
-    def _dictionaries(self, source: BinaryIO, stop: int) -> Iterator[ipc.Message]:  # noqa: ARG002
+    def _dictionaries(self, source: BinaryIO, _stop: int) -> Iterator[ipc.Message]:
         return (ipc.read_message(source, place) for place in ipc.read_footer(source).dictionaries)
 
     def _contain(self, schema: bytes, pieces: Iterable[tuple[Piece, ipc.Message]]) -> Iterator[Piece]:

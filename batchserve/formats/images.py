@@ -13,10 +13,10 @@ from zipfile import BadZipFile, ZipInfo
 
 import polars as pl
 
-from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
+from batchserve.domain import Chunk, ChunkLimits, DType, RowError
 from batchserve.errors import InvalidInput, InvalidOptions
 from batchserve.formats.frames import SAMPLE, typed
-from batchserve.formats.protocol import Header, Open, Part, Reading, Records
+from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
 from batchserve.formats.records import MAX_RECORD, read_span
 from batchserve.formats.wire.archive import check_directory, find_directory, read_member, walk
 
@@ -27,14 +27,19 @@ _SAMPLE_BYTES = 4 * 2**20
 
 
 class _InputOnly:
-    """The half of a format that images do not have."""
+    """What formats of images share: they are tables to readers, and have no half that writes."""
 
     name: str
+    family = "image"
+    holds: Holds = "table"
+    is_text = False
+    has_types = True
+    chunk_scale = 1
 
-    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+    def write(self, _records: Records) -> bytes:
         self._refuse()
 
-    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Never:  # noqa: ARG002
+    def assemble(self, _parts: Iterable[Part], _open: Open, _records: int) -> Never:
         self._refuse()
 
     def _refuse(self) -> Never:
@@ -55,18 +60,15 @@ class Image(_InputOnly):
     media_type: str
     suffix: str
 
-    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+    def header(self, source: BinaryIO) -> Header:
         chunk = Chunk(0, 1, 0, source.seek(0, os.SEEK_END))
-        return Header(
-            {_IMAGE: pl.Binary()}, _lazily(source, lambda again: self.read(again, dialect, chunk, {}).records)
-        )
+        return Header({_IMAGE: pl.Binary()}, _lazily(source, lambda again: self.read(again, chunk, {}).records))
 
     def plan(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         after: Chunk | None,
-        limits: ChunkLimits,  # noqa: ARG002
+        _limits: ChunkLimits,
     ) -> Iterator[Chunk]:
         if after is None:
             yield Chunk(0, 1, 0, source.seek(0, os.SEEK_END))
@@ -77,7 +79,6 @@ class Image(_InputOnly):
     def read(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         chunk: Chunk,
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
@@ -102,21 +103,20 @@ class Zip(_InputOnly):
     media_type = "application/zip"
     suffix = ".zip"
 
-    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+    def header(self, source: BinaryIO) -> Header:
         """Looks at the whole directory: refuses what is hostile anywhere in it."""
         if not check_directory(source, find_directory(source)):
             raise InvalidInput("the zip archive holds no files: expected images")
 
         def read_sample(again: BinaryIO) -> Records:
-            chunk = next(self.plan(again, dialect, None, ChunkLimits(_SAMPLE_BYTES, SAMPLE)))
-            return self.read(again, dialect, chunk, {}).records
+            chunk = next(self.plan(again, None, ChunkLimits(_SAMPLE_BYTES, SAMPLE)))
+            return self.read(again, chunk, {}).records
 
         return Header({_FILE: pl.String(), _IMAGE: pl.Binary()}, _lazily(source, read_sample))
 
     def plan(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         after: Chunk | None,
         limits: ChunkLimits,
     ) -> Iterator[Chunk]:
@@ -140,7 +140,6 @@ class Zip(_InputOnly):
     def read(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         chunk: Chunk,
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,

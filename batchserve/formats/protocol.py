@@ -7,12 +7,12 @@ must stand once (a header, brackets, a footer).
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
+from batchserve.domain import Chunk, ChunkLimits, DType, RowError
 from batchserve.storage import Piece
 
 Tensors = dict[str, np.ndarray]
@@ -62,8 +62,12 @@ class Open(Protocol):
     def __call__(self, key: str) -> BinaryIO: ...
 
 
+Holds = Literal["table", "array", "arrays"]
+"""What a file of a format holds: a table, one array without a name, or arrays by name."""
+
+
 class Format(Protocol):
-    """One file format.
+    """One file format, bound to the dialect that its files are read and written in (`get_format`).
 
     Sources are seekable binary files, opened by the caller; a real file has `name`. Any method raises InvalidInput,
     naming the place (line, record, column, byte), what was expected and what came, when the file as a whole cannot
@@ -82,9 +86,32 @@ class Format(Protocol):
     @property
     def suffix(self) -> str: ...
 
-    def header(self, source: BinaryIO, dialect: Dialect) -> Header: ...
+    @property
+    def family(self) -> str:
+        """The same for formats that hold the same values between other brackets."""
+        ...
 
-    def plan(self, source: BinaryIO, dialect: Dialect, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
+    @property
+    def holds(self) -> Holds: ...
+
+    @property
+    def is_text(self) -> bool:
+        """Whether records are text of about the same length, which is cut wherever one ends."""
+        ...
+
+    @property
+    def has_types(self) -> bool:
+        """Whether a file tells a number from a text that looks like one. CSV does not."""
+        ...
+
+    @property
+    def chunk_scale(self) -> int:
+        """How many times as large as one of text a chunk may be, by what a process needs for a byte of it."""
+        ...
+
+    def header(self, source: BinaryIO, /) -> Header: ...
+
+    def plan(self, source: BinaryIO, after: Chunk | None, limits: ChunkLimits, /) -> Iterator[Chunk]:
         """The chunks that follow `after` (None: from the beginning), contiguous and in order.
 
         Cutting again after any chunk with any limits is allowed: that is how planning resumes and how a chunk is
@@ -92,17 +119,17 @@ class Format(Protocol):
         """
         ...
 
-    def end(self, source: BinaryIO) -> int:
+    def end(self, source: BinaryIO, /) -> int:
         """Where the records end, in the unit of `Chunk.stop`: so that it can be told how much is planned."""
         ...
 
     def read(
         self,
         source: BinaryIO,
-        dialect: Dialect,
         chunk: Chunk,
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
+        /,
     ) -> Reading:
         """The records of a chunk. Columns named in `types` come in the polars type of that dtype; others as the
         format has them (CSV: text as written). `columns`: keep only these (None: all), in file order.
@@ -112,11 +139,11 @@ class Format(Protocol):
         """
         ...
 
-    def write(self, records: Records, dialect: Dialect) -> bytes:
+    def write(self, records: Records, /) -> bytes:
         """A complete file of these records. The same records give the same bytes, always."""
         ...
 
-    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:
+    def assemble(self, parts: Iterable[Part], open: Open, records: int, /) -> Iterator[Piece]:
         """The pieces of one file made of all parts in order, `records` records in all. At least one part. Parts are
         taken lazily, so that a conversion can stream."""
         ...

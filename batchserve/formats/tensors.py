@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
-from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
+from batchserve.domain import Chunk, ChunkLimits, DType
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats.frames import SAMPLE, typed
-from batchserve.formats.protocol import Header, Open, Part, Reading, Records, Tensors
+from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records, Tensors
 from batchserve.formats.records import check_names
 from batchserve.formats.wire import npy
 from batchserve.formats.wire.archive import StoredMember, checked_members, member_data, stored_archive
@@ -37,11 +37,16 @@ class Npy:
     name = "npy"
     media_type = "application/x-npy"
     suffix = ".npy"
+    family = "npy"
+    holds: Holds = "array"
+    is_text = False
+    has_types = True
+    chunk_scale = 1
 
-    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+    def header(self, source: BinaryIO) -> Header:
         array = _lone(source)
         chunk = Chunk(0, min(array.records, SAMPLE), 0, min(array.records, SAMPLE))
-        sample = self.read(source, dialect, chunk, {}).records
+        sample = self.read(source, chunk, {}).records
         if isinstance(sample, pl.DataFrame):
             check_names(sample.columns)
         return Header(dict(sample.schema) if isinstance(sample, pl.DataFrame) else {}, lambda: sample)
@@ -49,7 +54,6 @@ class Npy:
     def plan(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         after: Chunk | None,
         limits: ChunkLimits,
     ) -> Iterator[Chunk]:
@@ -62,7 +66,6 @@ class Npy:
     def read(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         chunk: Chunk,
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
@@ -74,7 +77,7 @@ class Npy:
         frame = pl.DataFrame({name: npy.native(array[name]) for name in header.dtype.names})
         return typed(frame, chunk, types, columns)
 
-    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+    def write(self, records: Records) -> bytes:
         """A table becomes a matrix of its columns, float32 when all of them are, else float64; a lone column becomes
         a vector. Nulls become NaN. Raises InvalidOptions for text, and for more than one array."""
         if isinstance(records, pl.DataFrame):
@@ -86,7 +89,7 @@ class Npy:
             raise InvalidOptions(_NUMBERS_ONLY)
         return npy.array_bytes(array)
 
-    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+    def assemble(self, parts: Iterable[Part], open: Open, records: int) -> Iterator[Piece]:
         """One header with the sum of the records, then the values of each part.
 
         Raises SchemaMismatch when parts differ in dtype or shape, ValueError when their records are not `records`.
@@ -121,18 +124,22 @@ class Npz:
     name = "npz"
     media_type = "application/x-npz"
     suffix = ".npz"
+    family = "npz"
+    holds: Holds = "arrays"
+    is_text = False
+    has_types = True
+    chunk_scale = 1
 
-    def header(self, source: BinaryIO, dialect: Dialect) -> Header:
+    def header(self, source: BinaryIO) -> Header:
         with _members(source) as members:
             records = _records(members)
         chunk = Chunk(0, min(records, SAMPLE), 0, min(records, SAMPLE))
-        sample = self.read(source, dialect, chunk, {}).records
+        sample = self.read(source, chunk, {}).records
         return Header({}, lambda: sample)
 
     def plan(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         after: Chunk | None,
         limits: ChunkLimits,
     ) -> Iterator[Chunk]:
@@ -148,16 +155,15 @@ class Npz:
     def read(
         self,
         source: BinaryIO,
-        dialect: Dialect,  # noqa: ARG002
         chunk: Chunk,
-        types: Mapping[str, DType],  # noqa: ARG002
+        _types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
         with _members(source) as members:
             wanted = [member for member in members if columns is None or member.name in columns]
             return Reading({member.name: member.read(chunk.start, chunk.records) for member in wanted})
 
-    def write(self, records: Records, dialect: Dialect) -> bytes:  # noqa: ARG002
+    def write(self, records: Records) -> bytes:
         """One array for each array or column. Nulls become NaN in numbers and "" in text."""
         arrays: Tensors = (
             {column.name: vector(column) for column in records} if isinstance(records, pl.DataFrame) else records
@@ -166,7 +172,7 @@ class Npz:
         members = [StoredMember(name, len(data), zlib.crc32(data), [data]) for name, data in files]
         return b"".join(piece for piece in stored_archive(members) if isinstance(piece, bytes))
 
-    def assemble(self, parts: Iterable[Part], open: Open, dialect: Dialect, records: int) -> Iterator[Piece]:  # noqa: ARG002
+    def assemble(self, parts: Iterable[Part], open: Open, records: int) -> Iterator[Piece]:
         """Each member with a new header and the values of all parts. A ZIP needs their checksums first, so every
         part is read once, 1 MiB at a time.
 

@@ -10,7 +10,7 @@ import polars as pl
 
 from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
-from batchserve.formats import get_format
+from batchserve.formats import RESULT_FORMATS
 from batchserve.formats.frames import SAMPLE
 from batchserve.formats.protocol import Format, Header, Reading, Records, Tensors
 from batchserve.formats.schema import holds_bytes, polars_type
@@ -61,50 +61,44 @@ class Match:
     def require_writable(self) -> None:
         """Raises InvalidOptions for a `top_k` that the model cannot give, or a result that its format cannot hold."""
         columns = output_columns(self.signature, self.options.top_k)
-        format = self.options.format
-        if format not in ("npy", "npz"):
+        format = RESULT_FORMATS[self.options.format]
+        if format.holds == "table":
             return
         for name in self.passed:
             kind = self.kind(name)
             number = kind.is_numeric() or isinstance(kind, pl.Boolean | pl.Null)
-            if not number and (format == "npy" or kind.is_nested() or isinstance(kind, pl.Binary)):
-                message = (
-                    f"{format} cannot hold column {name!r}, which is {kind}: ask for parquet, or for passthrough=none"
-                )
+            if not number and (format.holds == "array" or kind.is_nested() or isinstance(kind, pl.Binary)):
+                what = f"{format.name} cannot hold column {name!r}, which is {kind}"
+                message = f"{what}: ask for parquet, or for passthrough=none"
                 raise SchemaMismatch(message, errors=[{"column": name, "message": message}])
-        if format == "npz":
+        if format.holds == "arrays":
             return
         if pl.String() in columns.values():
             raise InvalidOptions("this model gives text, which npy cannot hold: ask for csv, jsonl, parquet or arrow")
         if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
             raise InvalidOptions("npy holds one array, and this result has several: ask for npz, parquet or arrow")
 
-    def read(
-        self, format: str, source: BinaryIO, dialect: Dialect, chunk: Chunk
-    ) -> tuple[Reading, pl.DataFrame | None]:
+    def read(self, format: Format, source: BinaryIO, chunk: Chunk) -> tuple[Reading, pl.DataFrame | None]:
         """The records of a chunk in the types of the model, and of these what travels along (None: arrays).
 
         In the same format in and out, values travel as they were written, not as the model rounds them.
         """
         needed = [name for name in self.header.columns if name in self.passed or name in self.binding.used]
-        reader = get_format(format)
-        reading = reader.read(source, dialect, chunk, self.binding.types, needed or None)
+        reading = format.read(source, chunk, self.binding.types, needed or None)
         if isinstance(reading.records, dict):
             return replace(reading, records=self._own(reading.records)), None
         passed = dict.fromkeys(self.passed, reading.records)
         both = [name for name in self.passed if name in self.binding.used]
-        if both and _FAMILY.get(format, format) == _FAMILY.get(self.options.format, self.options.format):
-            passed |= dict.fromkeys(both, self._written(reader, source, dialect, chunk, both))
+        if both and format.family == RESULT_FORMATS[self.options.format].family:
+            passed |= dict.fromkeys(both, self._written(format, source, chunk, both))
         return reading, pl.DataFrame([records[name] for name, records in passed.items()])
 
-    def _written(
-        self, reader: Format, source: BinaryIO, dialect: Dialect, chunk: Chunk, columns: Sequence[str]
-    ) -> pl.DataFrame:
+    def _written(self, format: Format, source: BinaryIO, chunk: Chunk, columns: Sequence[str]) -> pl.DataFrame:
         records: Records = {}
         if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be them all: it is as written, too
             records = self.sample()
         if not isinstance(records, pl.DataFrame) or records.height != chunk.records:
-            records = reader.read(source, dialect, chunk, {}, columns).records
+            records = format.read(source, chunk, {}, columns).records
         assert isinstance(records, pl.DataFrame)
         return records
 
@@ -130,10 +124,6 @@ class Match:
 def with_names(dialect: Dialect, model: ModelVersion, options: Options) -> Dialect:
     """The dialect with the model's names for columns that have none."""
     return replace(dialect, columns=positions(model.signature, options.inputs or ()))
-
-
-_FAMILY = {"json": "jsonl", "arrows": "arrow"}
-"""Formats that hold the same values in other brackets."""
 
 
 def match_input(header: Header, model: ModelVersion, options: Options) -> Match:

@@ -24,7 +24,9 @@ CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
 TURNS = "batchserve/api/turns.py"
 ORIGIN = "batchserve/api/origin.py"
-CSV, JSONL, SCHEMA = "batchserve/formats/csv.py", "batchserve/formats/jsonl.py", "batchserve/formats/schema.py"
+CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
+JSON, JSONL = "batchserve/formats/json.py", "batchserve/formats/jsonl.py"
+LINES, SCHEMA = "batchserve/formats/json_table.py", "batchserve/formats/schema.py"
 ARCHIVE, FORMS = "batchserve/formats/wire/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 CODEC, SCHEMAS = "batchserve/db/codec.py", "batchserve/api/schemas.py"
@@ -413,11 +415,11 @@ MUTANTS = (
         ("tests/test_records.py",),
     ),
     Mutant(
-        "a line of spaces is no record", JSONL, "    if blank := [", "    if blank := False and [",
+        "a line of spaces is no record", LINES, "    if blank := [", "    if blank := False and [",
         ("tests/test_records.py",),
     ),
     Mutant(
-        "a malformed element that holds others is refused", JSONL,
+        "a malformed element that holds others is refused", JSON,
         "        _check_elements(lines, chunk, reading.errors)\n", "", ("tests/test_records.py",),
     ),
     Mutant(
@@ -426,7 +428,7 @@ MUTANTS = (
         ("tests/test_one_answer.py",),
     ),
     Mutant(
-        "what polars reads as infinity is looked at again", CSV,
+        "what polars reads as infinity is looked at again", TABLE,
         "        return None  # polars reads infinity", "        pass  #", ("tests/test_one_answer.py",),
     ),
     Mutant(

@@ -1,0 +1,157 @@
+"""Records of CSV as a table.
+
+Three roads, each taken only where the one before failed: polars reads the chunk with its types; polars reads blocks of
+records as text, which is cast; each record of a block is parsed alone, so that only faulty ones are lost. A record has
+the same values on each road.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import polars as pl
+
+from batchserve.domain import Chunk, DType, RowError
+from batchserve.errors import InvalidInput
+from batchserve.formats.csv_records import find_records, well_quoted
+from batchserve.formats.records import blocks, drop_blank
+from batchserve.formats.schema import cast_column, polars_type, reaches_limits, shorten
+
+__all__ = ["parse_fields", "read_table"]
+
+_QUOTE = ord('"')
+_NEWLINE = ord("\n")
+
+
+def read_table(
+    data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], chunk: Chunk
+) -> tuple[pl.DataFrame, list[RowError]]:
+    """The records of a chunk, whose bytes are `data`, and an error for each that is lost or has a value that does not
+    fit. Raises InvalidInput when there are more or fewer than planned."""
+    frame = _read_regular(data, delimiter, names, types, chunk.records)
+    return _read_blocks(data, delimiter, names, types, chunk) if frame is None else (frame, [])
+
+
+def _read_regular(
+    data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], records: int
+) -> pl.DataFrame | None:
+    """The table as polars reads it, or None where it cannot, or where it cannot be trusted."""
+    if not records:
+        return pl.DataFrame(schema={name: polars_type(types.get(name, "string")) for name in names})
+    if not _regular(data, ord(delimiter), records * (len(names) - 1)):
+        return None
+    if data.endswith(delimiter.encode()):
+        data += b"\n"  # or polars would not see the empty field at the end, and no error where it is one too many
+    # Booleans are read as text: polars knows fewer spellings than `cast_column`.
+    schema = {n: polars_type("string" if (t := types.get(n, "string")) == "bool" else t) for n in names}
+    try:
+        frame = pl.read_csv(data, has_header=False, schema=schema, separator=delimiter)
+    except pl.exceptions.PolarsError:
+        return None
+    if frame.height != records:  # polars makes a row of nulls of a blank line, which is no record
+        return None
+    if any(reaches_limits(frame[name]) for name, dtype in types.items() if dtype.startswith("float")):
+        return None  # polars reads infinity where a number is too large
+    for name, dtype in types.items():
+        if dtype == "bool":
+            cast, errors = cast_column(_missing_if_blank(frame[name]), dtype, 0)
+            if errors:
+                return None
+            frame = frame.with_columns(cast)
+    return frame
+
+
+def _regular(data: bytes, delimiter: int, delimiters: int) -> bool:
+    """Whether there are as many delimiters as the records need. polars refuses a record with too many fields but
+    fills up one with too few: with the right number in all, every record has the right number. polars also drops a
+    carriage return at the end of any field."""
+    array = np.frombuffer(data, np.uint8)
+    if b"\r" in data and not (array[np.flatnonzero(array[:-1] == ord("\r")) + 1] == _NEWLINE).all():
+        return False
+    if b'"' not in data:
+        return int(np.count_nonzero(array == delimiter)) == delimiters
+    quotes = np.flatnonzero(array == _QUOTE)
+    if len(quotes) % 2 or not well_quoted(array, quotes, delimiter):
+        return False
+    found = np.flatnonzero(array == delimiter)
+    return int(np.count_nonzero(np.searchsorted(quotes, found) % 2 == 0)) == delimiters
+
+
+def _read_blocks(
+    data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], chunk: Chunk
+) -> tuple[pl.DataFrame, list[RowError]]:
+    found = find_records(data, ord(delimiter), final=True)
+    starts, ends = drop_blank(found.ends, np.frombuffer(data, np.uint8))
+    if len(ends) != chunk.records:
+        raise InvalidInput(
+            f"bytes {chunk.start} to {chunk.stop} hold {len(ends)} records, planning counted {chunk.records}: "
+            "the input has changed"
+        )
+    texts: list[pl.DataFrame] = []
+    errors: list[RowError] = []
+    for first, block, begins, stops in blocks(data, starts, ends):
+        text = _read_regular(block, delimiter, names, {}, len(stops))
+        if text is None:
+            lines = (block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True))
+            text, faults = _read_records(lines, delimiter, names, chunk.first_record + first)
+            errors += faults
+        texts.append(text)
+    frame = pl.concat(texts)
+    cast: list[pl.Series] = []
+    for column in frame:
+        dtype = types.get(column.name, "string")
+        series, faults = cast_column(
+            column if dtype == "string" else _missing_if_blank(column), dtype, chunk.first_record
+        )
+        cast.append(series)
+        errors += faults
+    return pl.DataFrame(cast), sorted(errors, key=lambda error: error.record)
+
+
+def _missing_if_blank(column: pl.Series) -> pl.Series:
+    """A quoted empty field is an empty text, but no number."""
+    return column.set(column.str.strip_chars() == "", None)
+
+
+def _read_records(
+    lines: Iterable[bytes], delimiter: str, names: list[str], first_record: int
+) -> tuple[pl.DataFrame, list[RowError]]:
+    rows: list[list[str | None]] = []
+    errors: list[RowError] = []
+    nothing: list[str | None] = [None] * len(names)
+    for record, line in enumerate(lines, first_record):
+        row = nothing
+        try:
+            fields = parse_fields(line.decode(), delimiter)
+        except UnicodeDecodeError as error:
+            what = f"byte {error.start} of the record ({line[error.start]:#04x}) is not UTF-8"
+            errors.append(RowError(record, "invalid-utf8", what))
+        else:
+            if fields is None:
+                errors.append(
+                    RowError(record, "malformed-quote", f"malformed quotation mark in {shorten(line.decode())}")
+                )
+            elif len(fields) != len(names):
+                what = f"expected {len(names)} fields, got {len(fields)}"
+                errors.append(RowError(record, "wrong-field-count", what))
+            else:
+                row = fields
+        rows.append(row)
+    return pl.DataFrame(rows, schema=dict.fromkeys(names, pl.String()), orient="row"), errors
+
+
+def parse_fields(record: str, delimiter: str) -> list[str | None] | None:
+    """The fields of one record: None for an empty one, "" for a quoted empty one. None in all: a quote is malformed."""
+    record = record.removesuffix("\n").removesuffix("\r")
+    mark = re.escape(delimiter)
+    field = re.compile(f'(?:"([^"]*+(?:""[^"]*+)*+)"|((?!")[^{mark}]*+))({mark}|\\Z)')
+    fields: list[str | None] = []
+    position, more = 0, delimiter
+    while more:
+        match = field.match(record, position)
+        if match is None:
+            return None
+        quoted, plain, more = match.groups()
+        fields.append(plain or None if quoted is None else quoted.replace('""', '"'))
+        position = match.end()
+    return fields
