@@ -22,9 +22,10 @@ from starlette.staticfiles import StaticFiles
 from batchserve import __version__
 from batchserve.api import download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
-from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, caller_of, is_public
-from batchserve.api.cache import CacheMiddleware
-from batchserve.api.deps import PROBLEMS, Changes, Service
+from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, Keyring, caller_of, is_public
+from batchserve.api.cache import AnswerCache, CacheMiddleware
+from batchserve.api.deps import PROBLEMS
+from batchserve.api.events import job_events
 from batchserve.api.links import add_links
 from batchserve.api.origin import OriginMiddleware
 from batchserve.api.schemas import Problem
@@ -32,6 +33,9 @@ from batchserve.db import migrate
 from batchserve.errors import BatchserveError
 from batchserve.jobs import queries
 from batchserve.runtime import Runtime
+from batchserve.service import Service
+from batchserve.service.following import Following
+from batchserve.service.notifier import JobNotifier
 from batchserve.settings import Settings
 from batchserve.worker import Worker
 
@@ -66,13 +70,15 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with Runtime.open(settings) as runtime:
-            changes = Changes(has_worker=worker)
-            embedded = Worker(runtime, changes.tell) if worker else None
+            notifier = JobNotifier(has_worker=worker)
+            embedded = Worker(runtime, notifier.notify) if worker else None
             wake, stop = (embedded.wake, embedded.stop) if embedded else (_no_worker, _no_worker)
-            service = Service(runtime, wake, stop, changes)
+            service = Service(runtime, wake, stop, notifier)
             if embedded:
                 service.worker_trouble = lambda: embedded.trouble
             app.state.service = service
+            app.state.keyring, app.state.answers = Keyring(runtime.database), AnswerCache()
+            app.state.following = Following(runtime.database, settings, service.places, service.stopping, job_events)
             thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
             if thread:
                 thread.start()
@@ -177,7 +183,7 @@ def _add_health(app: FastAPI) -> None:
         registry = CollectorRegistry()
         service: Service = request.app.state.service
         registry.register(_JobMetrics(service))
-        text = await service.read(caller_of(request).tenant, lambda: generate_latest(registry))
+        text = await service.calls.read(caller_of(request).tenant, lambda: generate_latest(registry))
         return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 
 

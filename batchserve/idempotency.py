@@ -26,6 +26,27 @@ class Remembered:
     answer: str | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class KeyedRequest:
+    """A request of a tenant and its idempotency key; without one, it is not remembered."""
+
+    tenant: str
+    key: str | None
+    content: str
+    """Its fingerprint."""
+
+    def recall(self, connection: Connection) -> Remembered | None:
+        """What it was answered with before. Raises as `recall` does."""
+        return None if self.key is None else recall(connection, self.key, self.content, self.tenant)
+
+    def remember(
+        self, connection: Connection, job_id: str | None, status: int, now: float, answer: str | None = None
+    ) -> None:
+        """Raises as `remember` does."""
+        if self.key is not None:
+            remember(connection, self.key, self.content, job_id, status, now, self.tenant, answer)
+
+
 def fingerprint(*content: str) -> str:
     """What makes two requests the same: method, path, query and the digest of the body."""
     return hashlib.sha256("\0".join(content).encode()).hexdigest()

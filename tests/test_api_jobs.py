@@ -24,11 +24,11 @@ from service import Api, encoded, ok, problem, running
 from sqlalchemy import Engine, event
 
 from batchserve.api.cache import SIZE
-from batchserve.api.deps import Changes
 from batchserve.api.schemas import job_body
 from batchserve.db.connect import Database
 from batchserve.domain import Attempt, Job, JobState
 from batchserve.jobs import execution
+from batchserve.service.notifier import JobNotifier
 from batchserve.storage import open_storage
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
@@ -624,13 +624,13 @@ def test_a_running_job_is_not_deleted(idle_api: Api, claimed: dict[str, Any]) ->
 
 def test_all_who_wait_for_a_job_hear_of_its_next_change_and_of_no_other() -> None:
     async def wait() -> None:
-        changes = Changes(has_worker=True)
-        both = [changes.next_of("1"), changes.next_of("1")]
-        other = changes.next_of("2")
-        await asyncio.to_thread(changes.tell, "1")
+        notifier = JobNotifier(has_worker=True)
+        both = [notifier.subscribe("1"), notifier.subscribe("1")]
+        other = notifier.subscribe("2")
+        await asyncio.to_thread(notifier.notify, "1")
         await asyncio.wait_for(asyncio.gather(*(change.wait() for change in both)), 5)
         assert not other.is_set()
-        assert not changes.next_of("1").is_set()
-        changes.tell("3")  # nobody waits
+        assert not notifier.subscribe("1").is_set()
+        notifier.notify("3")  # nobody waits
 
     asyncio.run(wait())

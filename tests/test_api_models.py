@@ -17,10 +17,10 @@ from onnx import TensorProto
 from service import Api, ok, problem, running
 from sklearn.linear_model import LogisticRegression
 
-from batchserve.api.deps import Changes, Service
-from batchserve.api.turns import Lane, Place
 from batchserve.errors import Unavailable
 from batchserve.runtime import Runtime
+from batchserve.service.calls import Calls
+from batchserve.service.turns import Lane, Place
 from batchserve.settings import Settings
 from batchserve.storage import Piece, Stored
 from batchserve.storage.local import LocalStorage
@@ -375,17 +375,17 @@ def test_a_call_that_finds_no_free_process_is_given_up(tmp_path: Path) -> None:
 
     async def call_three() -> list[int | BaseException]:
         with Runtime.open(settings) as runtime:
-            service = Service(runtime, lambda: None, lambda: None, Changes(has_worker=False))
+            calls = Calls(runtime.engine, most=64, patience=settings.online_wait)
             place = Place("default", Lane.ONLINE)
-            await service.call(place, double, 1, seconds=60)  # starts the processes
-            long = [asyncio.create_task(service.call(place, pid_after, 4.0, seconds=20)) for _ in range(2)]
+            await calls.run(place, double, 1, seconds=60)  # starts the processes
+            long = [asyncio.create_task(calls.run(place, pid_after, 4.0, seconds=20)) for _ in range(2)]
             await asyncio.sleep(0.2)
             began = time.monotonic()
             with pytest.raises(Unavailable, match=r"free for 0\.5 s"):
-                await service.call(place, double, 2, seconds=0.5)
+                await calls.run(place, double, 2, seconds=0.5)
             assert 0.4 < time.monotonic() - began < 2
             pids = await asyncio.gather(*long, return_exceptions=True)
-            assert await service.call(place, double, 3, seconds=20) == 6
+            assert await calls.run(place, double, 3, seconds=20) == 6
             return pids
 
     pids = asyncio.run(call_three())

@@ -16,12 +16,13 @@ import pytest
 from service import Api, ok
 from sqlalchemy import Connection, Engine, event, insert, update
 
-from batchserve.api.following import Following, Told
-from batchserve.api.places import NEAR, Places
+from batchserve.api.events import JobEvents, job_events
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import Job
 from batchserve.jobs import queries, requests
+from batchserve.service.following import Following
+from batchserve.service.places import NEAR, Places
 from batchserve.settings import Settings
 
 TENANTS = ("default", "other")
@@ -184,10 +185,8 @@ def test_a_page_ends_early_when_its_jobs_take_too_many_bytes(filled_api: tuple[A
     api, database = filled_api
     with database.write() as connection:
         large = job_rows.c.id.in_([f"job-{number:06d}" for number in range(100, 110)])
-        connection.execute(update(job_rows).where(large).values(facts={"notes": ["n" * 1_500_000]}))
-        connection.execute(
-            update(job_rows).where(job_rows.c.id == "job-000104").values(facts={"notes": ["n" * 6_000_000]})
-        )
+        connection.execute(update(job_rows).where(large).values(notes=["n" * 1_500_000]))
+        connection.execute(update(job_rows).where(job_rows.c.id == "job-000104").values(notes=["n" * 6_000_000]))
     seen: list[str] = []
     after, sizes = None, []
     while True:
@@ -218,8 +217,8 @@ def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(data
     followed = [ids[-1 - number % 50] for number in range(150)]
 
     async def follow_all() -> None:
-        following = Following(database, Settings(), Places(database), asyncio.Event())
-        latest: dict[int, Told] = {}
+        following = Following(database, Settings(), Places(database), asyncio.Event(), job_events)
+        latest: dict[int, JobEvents] = {}
 
         async def follow(number: int) -> None:
             async with aclosing(following.follow(followed[number], lambda: True)) as changes:
@@ -250,7 +249,7 @@ def test_a_follower_that_comes_later_is_told_at_once_and_a_deleted_job_ends_its_
     ids = fill(database, 3)
 
     async def follow_two() -> tuple[list[str], list[str]]:
-        following = Following(database, Settings(), Places(database), asyncio.Event())
+        following = Following(database, Settings(), Places(database), asyncio.Event(), job_events)
         told: tuple[list[str], list[str]] = ([], [])
 
         async def follow(job_id: str, into: list[str]) -> None:

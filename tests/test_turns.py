@@ -15,10 +15,10 @@ import pytest
 from service import ok, problem
 
 from batchserve import keys
-from batchserve.api.turns import Lane, Place, Turn, Turns
 from batchserve.db.connect import Database
 from batchserve.domain import Scope
 from batchserve.errors import TooManyRequests
+from batchserve.service.turns import Lane, Place, Turn, Turns
 
 
 def ask(turns: Turns, calls: str) -> list[Turn]:

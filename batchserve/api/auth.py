@@ -71,7 +71,7 @@ class AuthMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not is_public(scope["path"]):
-            keyring: Keyring = scope["app"].state.service.keyring
+            keyring: Keyring = scope["app"].state.keyring
             try:
                 scope["caller"], scope["database_version"] = keyring.caller(_given(scope)), keyring.version
             except BatchserveError as error:

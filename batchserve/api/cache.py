@@ -74,7 +74,7 @@ def _kept_answer(scope: Scope) -> Response | None:
     names = {name for name, _ in scope["headers"]}
     if b"prefer" in names or not names.isdisjoint(_NOT_HERE):
         return None
-    answers: AnswerCache = scope["app"].state.service.answers
+    answers: AnswerCache = scope["app"].state.answers
     caller: Caller = scope["caller"]
     answer = answers.get(caller.tenant, scope["path"], scope["database_version"])
     if answer is None or b"if-none-match" not in names:

@@ -24,14 +24,15 @@ from batchserve import scoring
 from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
-from batchserve.api.deps import PROBLEMS, OwnJob, Service, ServiceDep, finished, read_job, wait_for
-from batchserve.api.turns import Lane, Place
+from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, wait_for
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
 from batchserve.jobs import plan
+from batchserve.service import Service
+from batchserve.service.turns import Lane, Place
 from batchserve.storage import Piece, Span
 
 router = APIRouter(tags=["download"])
@@ -181,7 +182,7 @@ async def download(
     """
     if wait:
         await wait_for(request, service, job_id, wait, finished)
-    job = read_job(service, job_id)
+    job = service.read_job(job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the result of job {job_id} was removed when it expired")
     if job.options is None:
@@ -217,7 +218,7 @@ async def download_errors(
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """NDJSON, or CSV by Accept: record number (from 0), column, code and message. Empty when no record failed."""
-    job = read_job(service, job_id)
+    job = service.read_job(job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the errors of job {job_id} were removed when it expired")
     if job.state is not JobState.COMPLETED and not partial:
@@ -246,7 +247,7 @@ async def download_errors(
 )  # fmt: skip
 async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
     """The bytes as they were stored at upload (decompressed)."""
-    job = read_job(service, job_id)
+    job = service.read_job(job_id)
     if job.input_removed_at is not None:
         raise Gone(f"the input of job {job_id} was removed: it was kept no longer")
     format = get_format(job.input_format)
@@ -322,7 +323,7 @@ async def _file(
     try:
         file = await run_in_threadpool(service.runtime.storage.open, key)
     except FileNotFoundError:
-        now = read_job(service, job.id)
+        now = service.read_job(job.id)
         if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
             raise
         raise Gone(f"the bytes of job {job.id} have just been removed") from None
@@ -404,21 +405,25 @@ async def _converted(request: Request, service: Service, job: Job, key: str, con
     settings = service.runtime.settings
     task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
     with ExitStack() as held:
-        place = held.enter_context(service.long_calls.place(caller_of(request).tenant, Lane.LONG))
-        async with service.long_call(place, settings.online_wait):
+        place = held.enter_context(service.calls.place(caller_of(request).tenant, Lane.LONG))
+        async with service.calls.long_turn(place, settings.online_wait):
             seconds = settings.chunk_timeout
-            plan = await service.call(place, scoring.plan_chunks, task, seconds=seconds, asked_by=request)
-            blocks = _convert(service, place, source, plan, job, conversion)
+            planned = await service.calls.run(
+                place, scoring.plan_chunks, task, seconds=seconds, leaving=request.receive
+            )
+            blocks = _convert(service, place, source, planned, job, conversion)
             first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
-        return _Stream(blocks, wanted.media_type, headers, first, lambda: service.long_call(place), held.pop_all())
+        return _Stream(
+            blocks, wanted.media_type, headers, first, lambda: service.calls.long_turn(place), held.pop_all()
+        )
 
 
 def _convert(
-    service: Service, place: Place, source: scoring.Input, plan: scoring.Planned, job: Job, conversion: _Conversion
+    service: Service, place: Place, source: scoring.Input, planned: scoring.Planned, job: Job, conversion: _Conversion
 ) -> Generator[bytes]:
     folder = f"conversions/{secrets.token_hex(8)}/"
     storage = service.runtime.storage
-    parts = _converted_parts(service, place, source, plan, job, conversion, folder)
+    parts = _converted_parts(service, place, source, planned, job, conversion, folder)
     wanted = get_format(conversion.wanted.name, conversion.dialect(job))
     try:
         yield from _blocks(service, wanted.assemble(parts, storage.open, job.rows_done))
@@ -432,16 +437,16 @@ def _converted_parts(
     service: Service,
     place: Place,
     source: scoring.Input,
-    plan: scoring.Planned,
+    planned: scoring.Planned,
     job: Job,
     conversion: _Conversion,
     folder: str,
 ) -> Generator[Part]:
     """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
     seconds = service.runtime.settings.chunk_timeout
-    for chunk in plan.chunks:
+    for chunk in planned.chunks:
         task = conversion.task(job, source, chunk, f"{folder}{chunk.first_record:015d}")
-        yield service.call_from_thread(place, scoring.convert_chunk, task, seconds=seconds)
+        yield service.calls.run_from_thread(place, scoring.convert_chunk, task, seconds=seconds)
 
 
 # --- bytes -----------------------------------------------------------------------------------------------------------

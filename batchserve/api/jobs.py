@@ -20,27 +20,28 @@ from batchserve.api.auth import CallerDep, caller_of, is_key_in_force
 from batchserve.api.bodies import json_object, require_space
 from batchserve.api.deps import (
     PROBLEMS,
+    FollowingDep,
     IdempotencyKey,
     OwnJob,
-    Service,
     ServiceDep,
     bare_key,
     job_response,
-    once,
     parsed,
     preferred_wait,
     read_body,
     read_body_from_thread,
-    read_job,
     replayed,
     wait_for,
 )
-from batchserve.api.following import tag_of
+from batchserve.api.events import tag_of
 from batchserve.api.schemas import MAX_REFERENCE, JobBody, JobList, Plain, job_body
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
+from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
+from batchserve.service import Service
 from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
+from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
 
 router = APIRouter(tags=["jobs"])
@@ -99,7 +100,7 @@ async def list_jobs(
                 after = job.id
         return _page(page, after if more else None)
 
-    return Response(await service.read(caller.tenant, lambda: read(after)), media_type="application/json")
+    return Response(await service.calls.read(caller.tenant, lambda: read(after)), media_type="application/json")
 
 
 @router.head("/v1/jobs/{job_id}", include_in_schema=False)
@@ -116,20 +117,20 @@ async def get_job(
     if_none_match: Annotated[str | None, Header()] = None,  # noqa: ARG001 - `conditional` reads it, and the others
 ) -> Response:
     if seconds := wait or preferred_wait(prefer):
-        before = read_job(service, job_id).state
+        before = service.read_job(job_id).state
         if not before.finished:
             await wait_for(request, service, job_id, seconds, lambda state: state is not before)
     version = service.runtime.database.version()
     body = await read_body(service, job_id)
     tag = _etag(body)
     answer = job_response(body, 200, {"etag": tag})
-    service.answers.keep(caller_of(request).tenant, request.scope["path"], answer, version)
+    request.app.state.answers.keep(caller_of(request).tenant, request.scope["path"], answer, version)
     return conditional.answered(request, tag) or answer
 
 
 async def existing_job(job_id: OwnJob, service: ServiceDep) -> Job:
     """The job of the path. A deleted one is found out here, before the status of a stream is sent."""
-    return read_job(service, job_id)
+    return service.read_job(job_id)
 
 
 @router.head("/v1/jobs/{job_id}/events", include_in_schema=False, dependencies=[Depends(existing_job)])
@@ -145,7 +146,7 @@ async def head_of_events() -> Response:
 async def follow_job(
     job: Annotated[Job, Depends(existing_job)],
     request: Request,
-    service: ServiceDep,
+    following: FollowingDep,
     last_event_id: Annotated[str | None, Header()] = None,
 ) -> AsyncIterator[ServerSentEvent]:
     """`state` when the state changes, `progress` in between; the data is the job. Ends with the finished state.
@@ -155,8 +156,8 @@ async def follow_job(
     """
     told = last_event_id
     state = told.partition("-")[0] if told else None
-    allowed = partial(is_key_in_force, request, service.keyring)
-    async with aclosing(service.following.follow(job.id, allowed)) as changes:
+    allowed = partial(is_key_in_force, request, request.app.state.keyring)
+    async with aclosing(following.follow(job.id, allowed)) as changes:
         async for change in changes:
             if change.tag != told:
                 yield change.as_progress if state == change.state else change.as_state
@@ -213,7 +214,7 @@ async def retry_job(
     """
     rows = parsed(RetryBody, await json_object(request, service.runtime.settings)).rows
     key = bare_key(idempotency_key)
-    content = idempotency.fingerprint("retry", job_id, rows)
+    keyed = KeyedRequest(caller.tenant, key, idempotency.fingerprint("retry", job_id, rows))
 
     def retry() -> JobBody:
         if rows == "failed":
@@ -221,7 +222,7 @@ async def retry_job(
             retried = str(uuid_utils.uuid7())
             discard = partial(_remove_input_and_parts, service.runtime.storage, retried)
             _copy_scored(service, job_id, retried, discard)
-            transaction = service.naming_bytes(undo=discard)
+            transaction = naming_bytes(service.runtime.database, undo=discard)
         else:
             retried = job_id
             transaction = service.runtime.database.write()
@@ -232,17 +233,14 @@ async def retry_job(
                 requests.create_retry_of_failed_rows(connection, job, retried, input_key(retried), now)
             else:
                 requests.retry_if_stopped(connection, job_id, now)
-            if key is not None:
-                idempotency.remember(connection, key, content, retried, 202, now, caller.tenant)
+            keyed.remember(connection, retried, 202, now)
         return read_body_from_thread(service, retried)
 
-    async def work() -> Response:
-        if (answer := await replayed(service, caller, key, content)) is not None:
+    background.add_task(service.wake)
+    with service.only_one(caller.tenant, key):
+        if (answer := await replayed(service, keyed)) is not None:
             return answer
         return job_response(await run_in_threadpool(retry), 202)
-
-    background.add_task(service.wake)
-    return await once(service, caller, key, work)
 
 
 @router.delete(

@@ -15,7 +15,7 @@ from batchserve import registry, scoring
 from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep
 from batchserve.api.bodies import Body, require_space
-from batchserve.api.deps import PROBLEMS, Service, ServiceDep, parsed, resolve_model
+from batchserve.api.deps import PROBLEMS, ServiceDep, parsed
 from batchserve.api.forms import form_file, is_form
 from batchserve.api.schemas import (
     ModelBody,
@@ -27,11 +27,12 @@ from batchserve.api.schemas import (
     model_body,
     query_parameters,
 )
-from batchserve.api.turns import Lane
 from batchserve.api.upload import INPUT_BODY
 from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, ModelRefused, ScoringFailed
 from batchserve.formats import sniff
+from batchserve.service import Service
+from batchserve.service.turns import Lane
 from batchserve.storage import Span, model_key
 from batchserve.upkeep import holds
 
@@ -107,7 +108,7 @@ async def list_models(service: ServiceDep, caller: CallerDep) -> Response:
     summary="Show the newest version",
 )  # fmt: skip
 async def get_model(name: Reference, request: Request, service: ServiceDep) -> Response:
-    return _shown(request, resolve_model(service, name))
+    return _shown(request, service.resolve_model(name))
 
 
 @router.head("/v1/models/{name}/versions", include_in_schema=False)
@@ -125,7 +126,7 @@ async def list_versions(name: Name, service: ServiceDep, caller: CallerDep) -> R
     operation_id="get_version", summary="Show a version",
 )  # fmt: skip
 async def get_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
-    return _shown(request, resolve_model(service, f"{name}@{version}"))
+    return _shown(request, service.resolve_model(f"{name}@{version}"))
 
 
 @router.delete(
@@ -165,7 +166,7 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
         task = await _online_task(name, request, service, options, options.top_k)
         seconds = service.runtime.settings.online_timeout
-        online = await service.call(place, scoring.predict_online, task, seconds=seconds, asked_by=request)
+        online = await service.calls.run(place, scoring.predict_online, task, seconds=seconds, leaving=request.receive)
     body = {
         "prediction": orjson.Fragment(b"[%b]" % b",".join(online.lines.splitlines())),
         "errors": [_error(error) for error in online.errors],
@@ -187,7 +188,7 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:
         task = await _online_task(name, request, service, options)
         seconds = service.runtime.settings.online_timeout
-        errors = await service.call(place, scoring.validate_online, task, seconds=seconds, asked_by=request)
+        errors = await service.calls.run(place, scoring.validate_online, task, seconds=seconds, leaving=request.receive)
     body = {
         "valid": not errors,
         "errors": [_error(error) for error in errors],
@@ -204,7 +205,7 @@ async def _online_task(
     top_k: int | None = None,
 ) -> scoring.OnlineTask:
     settings = service.runtime.settings
-    model = resolve_model(service, name)
+    model = service.resolve_model(name)
     body = Body(request, settings, settings.online_bytes)
     media_type, filename = request.headers.get("content-type"), None
     if is_form(media_type):
@@ -230,10 +231,10 @@ async def _online_task(
 async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature, dict[str, str], str]:
     settings = service.runtime.settings
     try:
-        with service.long_calls.place(caller.tenant, Lane.LONG) as place:
-            async with service.long_call(place, settings.online_wait):
+        with service.calls.place(caller.tenant, Lane.LONG) as place:
+            async with service.calls.long_turn(place, settings.online_wait):
                 seconds = settings.admission_timeout
-                return await service.call(place, scoring.admit_model, settings.storage, key, seconds=seconds)
+                return await service.calls.run(place, scoring.admit_model, settings.storage, key, seconds=seconds)
     except ScoringFailed as error:
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
 
@@ -244,7 +245,7 @@ async def _list(service: Service, caller: Caller, find: Callable[[Connection], l
             found = find(connection)
         return ModelList(models=[model_body(model) for model in found]).model_dump_json()
 
-    return Response(await service.read(caller.tenant, read), media_type="application/json")
+    return Response(await service.calls.read(caller.tenant, read), media_type="application/json")
 
 
 def _register(

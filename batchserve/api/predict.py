@@ -1,11 +1,9 @@
 """POST /v1/predict: a job -> queued; the answer comes back at once."""
 
 import time
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
-from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
@@ -15,34 +13,29 @@ from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
     OwnJob,
-    Service,
     ServiceDep,
     bare_key,
     finished,
     job_response,
-    once,
     parsed,
     preferred_wait,
     read_body,
-    read_job,
     replayed,
-    resolve_model,
     wait_for,
 )
-from batchserve.api.queueing import Asked, enqueue, input_of
+from batchserve.api.predict_uploaded import predict_uploaded
 from batchserve.api.schemas import JobBody, PredictOptions, QueuedBody, query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
     Delimiter,
     Filename,
-    check_input,
     keep,
     received_input,
 )
-from batchserve.api.uploaded import predict_uploaded
-from batchserve.domain import Job, JobState, ModelVersion
-from batchserve.errors import JobConflict
-from batchserve.jobs import queries, requests
+from batchserve.domain import JobState, ModelVersion
+from batchserve.idempotency import KeyedRequest
+from batchserve.service import Service
+from batchserve.submission import create, enqueue_once, input_of
 
 router = APIRouter(tags=["predict"])
 
@@ -87,30 +80,29 @@ async def predict(
     given = {**request.query_params, **await json_object(request, service.runtime.settings)}
     key = bare_key(idempotency_key)
 
-    async def work() -> Response:
-        job = read_job(service, job_id)
+    with service.only_one(caller.tenant, key):
+        job = service.read_job(job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
-        if (answer := await replayed(service, caller, key, content)) is not None:
+        keyed = KeyedRequest(caller.tenant, key, content)
+        if (answer := await replayed(service, keyed)) is not None:
             return answer
         if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
             model = job.model  # pinned: a version that came or went since does not make this another request
         else:
-            model = resolve_model(service, options.model)
-        asked = Asked(job.tenant, input_of(job), model, options)
+            model = service.resolve_model(options.model)
+        submitted = options.submission(job.tenant, input_of(job), model)
         if job.state is JobState.UPLOADED:
-            await check_input(service, caller, asked.input, model, asked.chosen)
+            await service.check(caller.tenant, submitted)
 
         def commit() -> None:
             with service.runtime.database.write() as connection:
-                _enqueue(connection, asked, _Key(caller.tenant, key, content))
+                enqueue_once(connection, submitted, keyed, time.time())
 
         await run_in_threadpool(commit)
         return await _answer(request, service, background, job_id, preferred_wait(prefer))
-
-    return await once(service, caller, key, work)
 
 
 @router.post(
@@ -140,61 +132,25 @@ async def upload_and_predict(
     key = bare_key(idempotency_key)
     if state is not None:
         given = parsed(PredictOptions, {**query, **await json_object(request, service.runtime.settings)})
-        return await once(service, caller, key, lambda: predict_uploaded(service, caller, given, key))
+        with service.only_one(caller.tenant, key):
+            return await predict_uploaded(service, caller, given, key)
     options = parsed(PredictOptions, query)
-
-    async def work() -> Response:
-        model = resolve_model(service, options.model)
+    with service.only_one(caller.tenant, key):
+        model = service.resolve_model(options.model)
         async with received_input(request, service, delimiter, filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
-            if (answer := await replayed(service, caller, key, content)) is not None:
+            keyed = KeyedRequest(caller.tenant, key, content)
+            if (answer := await replayed(service, keyed)) is not None:
                 return answer
-            asked = Asked(caller.home, new, model, options)
-            await check_input(service, caller, new, model, asked.chosen)
-
-            def insert(connection: Connection) -> None:
-                requests.create(connection, new, model, time.time(), caller.home)
-                _enqueue(connection, asked, _Key(caller.tenant, key, content))
-
-            await keep(service, received, insert)
+            submitted = options.submission(caller.home, new, model)
+            await service.check(caller.tenant, submitted)
+            await keep(service, received, lambda connection: create(connection, submitted, keyed, time.time()))
         return await _answer(request, service, background, new.job_id, preferred_wait(prefer))
-
-    return await once(service, caller, key, work)
-
-
-@dataclass(frozen=True, slots=True)
-class _Key:
-    """The Idempotency-Key of a request, if it has one, and what the request is remembered by."""
-
-    tenant: str
-    key: str | None
-    content: str
-
-    def remember(self, connection: Connection, job_id: str, now: float) -> None:
-        if self.key is not None:
-            idempotency.remember(connection, self.key, self.content, job_id, 202, now, self.tenant)
 
 
 def _names(model: ModelVersion) -> tuple[str, str]:
     return model.name, model.reference
-
-
-def _enqueue(connection: Connection, asked: Asked, key: _Key) -> None:
-    """Queues the job, or completes it by an equal one. Raises JobConflict when it was queued otherwise before."""
-    now = time.time()
-    if enqueue(connection, asked, now) is None:
-        _require_same(queries.get(connection, asked.input.job_id), asked)
-    key.remember(connection, asked.input.job_id, now)
-
-
-def _require_same(job: Job, asked: Asked) -> None:
-    again = "upload the input again to predict it anew"
-    if job.request_digest is None or job.model is None:
-        raise JobConflict(f"job {job.id} is {job.state} and was never queued: {again}")
-    before = (job.request_digest, job.priority, job.run_after, job.metadata)
-    if before != (asked.digest, asked.options.priority, asked.run_after, asked.options.metadata):
-        raise JobConflict(f"job {job.id} is {job.state} for {job.model.reference} with other options: {again}")
 
 
 async def _answer(

@@ -9,10 +9,12 @@ import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
-from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, OutputTensor
+from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, Options, OutputTensor
 from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS, RESULT_FORMATS
 from batchserve.inference.outputs import output_columns
+from batchserve.jobs.requests import NewInput
+from batchserve.submission import Queueing, Submission, default_format
 
 MAX_METADATA = 16
 METADATA_BYTES = 16 * 1024
@@ -175,6 +177,22 @@ class PredictOptions(BaseModel):
         if size > METADATA_BYTES:
             raise ValueError(f"expected at most {METADATA_BYTES} bytes in all, got {size}")
         return pairs
+
+    def submission(self, tenant: str, input: NewInput, model: ModelVersion) -> Submission:
+        """What these options ask of an input."""
+        passthrough = self.passthrough
+        options = Options(
+            format=self.format or default_format(input.format, model),
+            passthrough=tuple(passthrough) if isinstance(passthrough, list) else passthrough,
+            columns=tuple(self.columns) if isinstance(self.columns, list) else self.columns,
+            key=self.key,
+            on_row_error=self.on_row_error,
+            max_errors=self.max_errors,
+            top_k=self.top_k,
+            inputs=self.inputs,
+        )
+        run_after = self.run_after.timestamp() if self.run_after else None
+        return Submission(tenant, input, model, options, Queueing(self.priority, run_after, self.metadata, self.reuse))
 
 
 class ValidateOptions(BaseModel):

@@ -1,7 +1,6 @@
 """POST /v1/upload: bytes -> storage, under a job ID."""
 
 import time
-import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -12,31 +11,28 @@ from fastapi import APIRouter, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency, scoring
+from batchserve import idempotency
 from batchserve.api.auth import CallerDep
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
-    Service,
     ServiceDep,
     bare_key,
     job_response,
-    once,
     read_body,
     replayed,
-    resolve_model,
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
 from batchserve.api.schemas import MAX_REFERENCE, JobBody, Plain
-from batchserve.api.turns import Lane
-from batchserve.domain import Caller, ModelVersion, Options
 from batchserve.errors import InvalidInput
-from batchserve.formats import FORMATS, RESULT_FORMATS, get_format, sniff
-from batchserve.inference.outputs import output_columns
+from batchserve.formats import FORMATS, get_format, sniff
+from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.jobs.requests import NewInput
+from batchserve.service import Service
 from batchserve.storage import input_key
+from batchserve.submission import Submission, clean_filename, default_options, naming_bytes
 
 router = APIRouter(tags=["upload"])
 
@@ -107,27 +103,25 @@ async def upload(
     `model`, the beginning of the input is checked against its signature, and predict need not name it again.
     """
     key = bare_key(idempotency_key)
-
-    async def work() -> Response:
-        version = resolve_model(service, model) if model else None
+    with service.only_one(caller.tenant, key):
+        version = service.resolve_model(model) if model else None
         async with received_input(request, service, delimiter, filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload", str(request.query_params), new.sha256)
-            if (answer := await replayed(service, caller, key, content)) is not None:
+            keyed = KeyedRequest(caller.tenant, key, content)
+            if (answer := await replayed(service, keyed)) is not None:
                 return answer
             if version is not None:
-                await check_input(service, caller, new, version, Options(default_format(new.format, version)))
+                options = default_options(new.format, version)
+                await service.check(caller.tenant, Submission(caller.home, new, version, options))
 
             def insert(connection: Connection) -> None:
                 now = time.time()
                 requests.create(connection, new, version, now, caller.home)
-                if key is not None:
-                    idempotency.remember(connection, key, content, new.job_id, 201, now, caller.tenant)
+                keyed.remember(connection, new.job_id, 201, now)
 
             await keep(service, received, insert)
         return job_response(await read_body(service, new.job_id), 201)
-
-    return await once(service, caller, key, work)
 
 
 @dataclass(slots=True)
@@ -157,31 +151,11 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
         received.kept = False
 
     def commit() -> None:
-        with service.naming_bytes(undo=discard) as connection:
+        with naming_bytes(service.runtime.database, undo=discard) as connection:
             insert(connection)
 
     received.kept = True  # from now on: when the request is cancelled, the thread goes on to its commit
     await run_in_threadpool(commit)
-
-
-def default_format(input_format: str, model: ModelVersion) -> str:
-    """Of a result: the input's, but for images, and for what one npy array cannot hold: text, and several arrays."""
-    if input_format not in RESULT_FORMATS:
-        return "jsonl"
-    if RESULT_FORMATS[input_format].holds != "array":
-        return input_format
-    kinds = output_columns(model.signature).values()
-    if any(tensor.dtype == "string" for tensor in model.signature.outputs):
-        return "csv"
-    return "npz" if len(kinds) > 1 and any(kind.is_nested() for kind in kinds) else "npy"
-
-
-async def check_input(service: Service, caller: Caller, new: NewInput, model: ModelVersion, options: Options) -> None:
-    """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
-    source = scoring.Input(service.runtime.settings.storage, new.key, new.format, new.dialect)
-    seconds = service.runtime.settings.online_timeout
-    with service.calls.place(caller.tenant, Lane.CHECK) as place:
-        await service.call(place, scoring.check_input, source, model, options, seconds=seconds)
 
 
 async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> NewInput:
@@ -221,13 +195,5 @@ async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | Non
     with service.runtime.storage.create(input_key(job_id)) as writer:
         stored = await body.store(writer, beginning, sent.blocks)
     return NewInput(
-        job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, _clean_filename(sent.filename)
+        job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, clean_filename(sent.filename)
     )
-
-
-def _clean_filename(name: str | None) -> str | None:
-    """The client's name for the file: kept to be shown, never part of a path."""
-    if name is None:
-        return None
-    shown = "".join(char for char in unicodedata.normalize("NFC", name) if char.isprintable())
-    return shown.encode()[:255].decode(errors="ignore") or None

@@ -33,6 +33,7 @@ from batchserve.app import create_app
 from batchserve.domain import Job, JobState
 from batchserve.jobs import execution, queries, requests
 from batchserve.runtime import Runtime
+from batchserve.service.calls import Calls
 from batchserve.settings import Settings
 from batchserve.upkeep.sweep import sweep
 from batchserve.worker import Worker
@@ -107,7 +108,7 @@ class Site:
         app = create_app(self.settings, worker=False)
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as http:
             service = app.state.service
-            service.runtime = replace(service.runtime, engine=EngineOfThisProcess())
+            service.calls = Calls(EngineOfThisProcess(), most=64, patience=10.0)
             assert http.portal is not None
             http.portal.call(_one_thread)
             yield http

@@ -22,7 +22,7 @@ QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/request
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
-TURNS = "batchserve/api/turns.py"
+TURNS = "batchserve/service/turns.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
 JSON, JSONL = "batchserve/formats/json.py", "batchserve/formats/jsonl.py"
@@ -65,8 +65,8 @@ MUTANTS = (
         "        if not received.kept:\n", "        if False:\n", ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "bytes are removed only after a certain rollback", "batchserve/api/deps.py",
-        "                committing = True\n", "", ("tests/test_api_upload.py", "tests/test_api_models.py"),
+        "bytes are removed only after a certain rollback", "batchserve/submission.py",
+        "            committing = True\n", "", ("tests/test_api_upload.py", "tests/test_api_models.py"),
     ),
     Mutant(
         "the sweep leaves what is young", "batchserve/upkeep/sweep.py",
@@ -141,7 +141,7 @@ MUTANTS = (
         ("tests/test_api_jobs.py",),
     ),
     Mutant(
-        "a key is remembered in the transaction of the work", "batchserve/api/predict.py",
+        "a key is remembered in the transaction of the work", "batchserve/idempotency.py",
         "        if self.key is not None:\n", "        if False:\n", ("tests/test_api_predict.py",),
     ),
     Mutant(
@@ -163,7 +163,7 @@ MUTANTS = (
         ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "the key of a request about several jobs is remembered", "batchserve/api/uploaded.py",
+        "the key of a request about several jobs is remembered", "batchserve/api/predict_uploaded.py",
         "    if key is not None:\n", "    if False:\n", ("tests/test_accumulate.py",),
     ),
     # Going on
@@ -262,7 +262,7 @@ MUTANTS = (
         (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not",),
     ),
     Mutant(
-        "a stream ends with its key", "batchserve/api/following.py", " and allowed()", "",
+        "a stream ends with its key", "batchserve/service/following.py", " and allowed()", "",
         ("tests/test_keys.py::test_streams_and_long_polls_end_when_their_key_is_revoked",),
     ),
     Mutant(
@@ -302,15 +302,15 @@ MUTANTS = (
         ("tests/test_turns.py",),
     ),
     Mutant(
-        "a call ends when its client leaves", "batchserve/api/deps.py",
-        "    if client is None or (await", "    if True or (await", ("tests/test_turns.py",),
+        "a call ends when its client leaves", "batchserve/service/calls.py",
+        "    if leaving is None or (await", "    if True or (await", ("tests/test_turns.py",),
     ),
     Mutant(
-        "a queue is counted once for all who ask", "batchserve/api/places.py",
+        "a queue is counted once for all who ask", "batchserve/service/places.py",
         "count.version == self._database.version()", "False", ("tests/test_places.py",),
     ),
     Mutant(
-        "time alone may move a place", "batchserve/api/places.py", "        return not due and", "        return",
+        "time alone may move a place", "batchserve/service/places.py", "        return not due and", "        return",
         ("tests/test_places.py",),
     ),
     Mutant(
@@ -318,7 +318,7 @@ MUTANTS = (
         ("tests/test_places.py",),
     ),
     Mutant(
-        "followers look only when something was committed", "batchserve/api/following.py",
+        "followers look only when something was committed", "batchserve/service/following.py",
         "same = version is not None and", "same = False and", ("tests/test_places.py",),
     ),
     Mutant(

@@ -1,25 +1,23 @@
-"""All who follow jobs by server-sent events: one look at the database for all of them, one body for each job."""
+"""Jobs that clients follow: one look at the database for all followers, one body for each job."""
 
 import asyncio
-import hashlib
 import time
 from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Generic, Protocol, TypeVar
 
-from fastapi.sse import ServerSentEvent
 from starlette.concurrency import run_in_threadpool
 
-from batchserve.api.places import Places
-from batchserve.api.schemas import JobBody, job_body
 from batchserve.db.connect import Database
-from batchserve.domain import Job
+from batchserve.domain import Attempt, Job
 from batchserve.jobs import queries
 from batchserve.logs import get_logger
+from batchserve.service.places import Places
 from batchserve.settings import Settings
 from batchserve.upkeep import retention
 
-__all__ = ["PAUSE", "Following", "Told", "tag_of"]
+__all__ = ["PAUSE", "Following", "Shown"]
 
 log = get_logger()
 
@@ -37,41 +35,49 @@ BURST = 50
 """Followers that are told at once: other requests have their turn in between."""
 
 
-@dataclass(frozen=True, slots=True)
-class Told:
+class Shown(Protocol):
     """A job as its followers see it, made once for all of them."""
 
-    tag: str
-    """Stands for what is told."""
-    state: str
-    finished: bool
-    as_state: ServerSentEvent
-    as_progress: ServerSentEvent
+    @property
+    def tag(self) -> str:
+        """Stands for all that is shown."""
+        ...
+
+    @property
+    def finished(self) -> bool: ...
+
+
+S = TypeVar("S", bound=Shown)
+Show = Callable[[Job, list[Attempt], int | None, float], S]
+"""Makes what followers see of a job, its attempts, its place in the queue, and as of when that is true."""
 
 
 @dataclass(eq=False, slots=True)
-class _Followed:
+class _Followed(Generic[S]):
     followers: int = 0
-    shown: tuple[Job, int | None] | None = None
+    read: tuple[Job, int | None] | None = None
     """What was read last: the job and its place."""
-    told: Told | None = None
+    told: S | None = None
     gone: bool = False
     change: asyncio.Event = field(default_factory=asyncio.Event)
 
 
-class Following:
+class Following(Generic[S]):
     """Looks while anybody follows a job: when anything was committed, and time alone may have moved a job.
 
     Without a version of the database, it looks each time. All other work is in a thread.
     """
 
-    def __init__(self, database: Database, settings: Settings, places: Places, stopping: asyncio.Event) -> None:
+    def __init__(
+        self, database: Database, settings: Settings, places: Places, stopping: asyncio.Event, show: Show[S]
+    ) -> None:
         self._database, self._settings, self._places, self._stopping = database, settings, places, stopping
-        self._followed: dict[str, _Followed] = {}
+        self._show = show
+        self._followed: dict[str, _Followed[S]] = {}
         self._come = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
-    async def follow(self, job_id: str, allowed: Callable[[], bool]) -> AsyncGenerator[Told]:
+    async def follow(self, job_id: str, allowed: Callable[[], bool]) -> AsyncGenerator[S]:
         """The job now, and whenever it has changed; a slow follower misses what was overtaken. Ends when the job is
         finished or deleted, when it is not `allowed` any more, and when the server stops."""
         followed = self._followed.setdefault(job_id, _Followed())
@@ -80,7 +86,7 @@ class Following:
             self._come.set()
         if self._looking is None or self._looking.done():
             self._looking = asyncio.create_task(self._look())
-        told: Told | None = None
+        told: S | None = None
         try:
             while not self._stopping.is_set() and allowed():
                 change = followed.change
@@ -109,7 +115,7 @@ class Following:
                 chosen = {job_id: followed for job_id, followed in self._followed.items() if followed.told is None}
             else:
                 version = self._database.version()
-                tenants = {followed.shown[0].tenant for followed in self._followed.values() if followed.shown}
+                tenants = {followed.read[0].tenant for followed in self._followed.values() if followed.read}
                 same = version is not None and version == seen and not self._places.may_have_changed(tenants, now)
                 chosen = {
                     job_id: followed for job_id, followed in self._followed.items() if not same or followed.told is None
@@ -135,9 +141,9 @@ class Following:
                 wait.cancel()
         self._come.clear()
 
-    async def _tell(self, chosen: dict[str, _Followed], now: float) -> int:
+    async def _tell(self, chosen: dict[str, _Followed[S]], now: float) -> int:
         """Reads these jobs and tells the followers of those that have changed; returns how many were told."""
-        before = {job_id: followed.shown for job_id, followed in chosen.items()}
+        before = {job_id: followed.read for job_id, followed in chosen.items()}
         changed = await run_in_threadpool(self._read, before, now)
         told, burst = 0, BURST
         for job_id, found in changed.items():
@@ -145,7 +151,7 @@ class Following:
             if found is None:
                 followed.gone = True
             else:
-                followed.shown, body = found
+                followed.read, body = found
                 if followed.told is None or body.tag != followed.told.tag:
                     followed.told = body
             followed.change.set()
@@ -158,10 +164,10 @@ class Following:
 
     def _read(
         self, before: dict[str, tuple[Job, int | None] | None], now: float
-    ) -> dict[str, tuple[tuple[Job, int | None], Told] | None]:
+    ) -> dict[str, tuple[tuple[Job, int | None], S] | None]:
         """What has changed of these jobs; None for one that is not there any more."""
         ids = list(before)
-        changed: dict[str, tuple[tuple[Job, int | None], Told] | None] = {}
+        changed: dict[str, tuple[tuple[Job, int | None], S] | None] = {}
         for start in range(0, len(ids), TOGETHER):
             some = ids[start : start + TOGETHER]
             with self._database.read() as connection:
@@ -171,20 +177,9 @@ class Following:
             with self._database.read() as connection:
                 tried = queries.attempts_of_several(connection, [job.id for job in new if job.attempt])
             for job in new:
-                body = job_body(retention.dated(job, self._settings), tried.get(job.id, []), places.get(job.id), now)
-                changed[job.id] = (job, places.get(job.id)), _told(body)
+                place = places.get(job.id)
+                dated = retention.dated(job, self._settings)
+                changed[job.id] = (job, place), self._show(dated, tried.get(job.id, []), place, now)
             for job_id in set(some) - set(found):
                 changed[job_id] = None
         return changed
-
-
-def tag_of(body: JobBody) -> str:
-    """Changes with all that the job shows but its speed, which never stands still."""
-    shown = body.model_dump_json(exclude={"rows_per_s", "eta_s"})
-    return f"{body.state.value}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"
-
-
-def _told(body: JobBody) -> Told:
-    tag, data = tag_of(body), body.model_dump_json()
-    as_state, as_progress = (ServerSentEvent(raw_data=data, event=event, id=tag) for event in ("state", "progress"))
-    return Told(tag, body.state.value, body.state.finished, as_state, as_progress)

@@ -1,0 +1,86 @@
+"""POST /v1/predict?state=uploaded: all inputs that wait for a predict are queued at once."""
+
+import time
+from dataclasses import dataclass, field
+
+from fastapi import Response
+from starlette.concurrency import run_in_threadpool
+
+from batchserve import idempotency
+from batchserve.api.deps import replayed
+from batchserve.api.schemas import PredictOptions, QueuedBody, RefusedJob
+from batchserve.domain import Caller, JobState
+from batchserve.errors import BatchserveError
+from batchserve.idempotency import KeyedRequest
+from batchserve.jobs import queries
+from batchserve.service import Service
+from batchserve.submission import Submission, enqueue_all, input_of
+
+__all__ = ["predict_uploaded"]
+
+_TOGETHER = 100
+"""Jobs that are checked in one call and queued in one transaction: others get their turn in between."""
+
+
+@dataclass(slots=True)
+class _Outcome:
+    states: dict[str, JobState] = field(default_factory=dict)
+    refused: list[RefusedJob] = field(default_factory=list)
+
+    def body(self) -> QueuedBody:
+        completed = sum(state is JobState.COMPLETED for state in self.states.values())
+        return QueuedBody(
+            queued=len(self.states) - completed, completed=completed, refused=self.refused, jobs=list(self.states)
+        )
+
+
+async def predict_uploaded(service: Service, caller: Caller, options: PredictOptions, key: str | None) -> Response:
+    """Queues all uploaded jobs that the caller sees, but for those that were uploaded for another model.
+
+    A job that does not fit stays uploaded, and the answer lists it. Each job is queued by the verb that queues one; a
+    part of them in each transaction, so that after a crash a repeated call goes on with those that are left.
+    """
+    content = idempotency.fingerprint("predict-uploaded", options.model_dump_json())
+    keyed = KeyedRequest(caller.tenant, key, content)
+    if (answer := await replayed(service, keyed)) is not None:
+        return answer
+    model = service.resolve_model(options.model)
+
+    def find() -> list[str]:
+        with service.runtime.database.read() as connection:
+            return queries.uploaded_for(connection, model.name, caller.tenant)
+
+    def read(job_ids: list[str]) -> list[Submission]:
+        with service.runtime.database.read() as connection:
+            found = queries.get_several(connection, job_ids)
+        return [options.submission(job.tenant, input_of(job), model) for job in found]
+
+    job_ids, outcome = await run_in_threadpool(find), _Outcome()
+    for start in range(0, len(job_ids), _TOGETHER):
+        if submissions := await run_in_threadpool(read, job_ids[start : start + _TOGETHER]):
+            problems = await service.check_all(caller.tenant, submissions)
+            await run_in_threadpool(_enqueue_fitting, service, submissions, problems, outcome)
+            service.wake_worker()
+    body = await run_in_threadpool(lambda: outcome.body().model_dump_json())  # of thousands of jobs, maybe
+
+    def remember() -> None:
+        with service.runtime.database.write() as connection:
+            keyed.remember(connection, None, 202, time.time(), body)
+
+    if key is not None:
+        await run_in_threadpool(remember)
+    return Response(body, 202, media_type="application/json")
+
+
+def _enqueue_fitting(
+    service: Service, submissions: list[Submission], problems: list[BatchserveError | None], outcome: _Outcome
+) -> None:
+    fitting = []
+    for submission, problem in zip(submissions, problems, strict=True):
+        if problem is None:
+            fitting.append(submission)
+        else:
+            outcome.refused.append(RefusedJob.of(submission.input.job_id, problem))
+    with service.runtime.database.write() as connection:
+        states = enqueue_all(connection, fitting, time.time())
+    outcome.states |= states

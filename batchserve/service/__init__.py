@@ -1,0 +1,192 @@
+"""What serving adds to storage and database: calls into scoring processes in turns, waiting for jobs, places in the
+queue. The API stands on it, and whatever else answers clients; nothing here knows HTTP."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from batchserve import registry, scoring
+from batchserve.domain import Attempt, Job, JobState, ModelVersion
+from batchserve.errors import (
+    BatchserveError,
+    IdempotencyInProgress,
+    OutOfMemory,
+    ScoringCrashed,
+    ScoringTimeout,
+)
+from batchserve.jobs import queries
+from batchserve.runtime import Runtime
+from batchserve.service.calls import Calls
+from batchserve.service.notifier import JobNotifier
+from batchserve.service.places import Places
+from batchserve.service.turns import Lane
+from batchserve.submission import Submission
+from batchserve.upkeep import retention
+from batchserve.upkeep.inspection import UnreadableCount
+
+__all__ = ["MAX_WAIT", "JobView", "Service"]
+
+MAX_WAIT = 60.0
+_LONGEST_PAUSE = 0.25
+_JOBS_SEEN = 4096
+_MODELS_SEEN = 256
+
+
+@dataclass(frozen=True, slots=True)
+class JobView:
+    """A job and what is said of it beside its row."""
+
+    job: Job
+    attempts: list[Attempt]
+    place: int | None
+    """In the queue; None where it does not queue, or is too far back to be looked for in passing."""
+    now: float
+    """As of when that is true."""
+
+
+@dataclass(slots=True)
+class Service:
+    """The runtime, and what the clients of this process share."""
+
+    runtime: Runtime
+    wake_worker: Callable[[], None]
+    stop_worker: Callable[[], None]
+    notifier: JobNotifier
+    worker_trouble: Callable[[], str | None] = lambda: None
+    """Why the worker of this process claims no job, if it does not."""
+    stopping: asyncio.Event = field(default_factory=asyncio.Event)
+    calls: Calls = field(init=False)
+    places: Places = field(init=False)
+    unreadable: UnreadableCount = field(init=False)
+    _keys_under_way: set[tuple[str, str]] = field(default_factory=set)
+    """Tenants and their idempotency keys."""
+    _jobs_seen: dict[tuple[str, str], None] = field(default_factory=dict)
+    """Tenants and the latest jobs that were found to be theirs, and will be as long as they exist."""
+    _models_seen: dict[str, tuple[int, ModelVersion]] = field(default_factory=dict)
+    """What references stood for, with the version of the database: true until anything is committed to it."""
+
+    def __post_init__(self) -> None:
+        settings, database = self.runtime.settings, self.runtime.database
+        self.calls = Calls(self.runtime.engine, settings.online_calls, settings.online_wait)
+        self.places = Places(database)
+        self.unreadable = UnreadableCount(database)
+
+    async def wake(self) -> None:
+        """For background tasks: one that is no coroutine would take a thread."""
+        self.wake_worker()
+
+    def stop(self) -> None:
+        """The worker claims nothing more, streams and long polls end. Comes before the wait for all requests."""
+        self.stopping.set()
+        self.stop_worker()
+
+    @contextmanager
+    def only_one(self, tenant: str, key: str | None) -> Iterator[None]:
+        """One request with an idempotency key at a time. Raises IdempotencyInProgress for a second one meanwhile."""
+        if key is None:
+            yield
+            return
+        if (tenant, key) in self._keys_under_way:
+            raise IdempotencyInProgress(
+                f"a request with the Idempotency-Key {key!r} is under way: wait for its answer", retry_after=1
+            )
+        self._keys_under_way.add((tenant, key))
+        try:
+            yield
+        finally:
+            self._keys_under_way.discard((tenant, key))
+
+    def require_visible(self, tenant: str, job_id: str) -> None:
+        """Raises JobNotFound for a job that is not there, or is another tenant's."""
+        if (tenant, job_id) in self._jobs_seen:
+            return
+        with self.runtime.database.read() as connection:
+            queries.require_seen(connection, job_id, tenant)
+        self._jobs_seen[tenant, job_id] = None
+        if len(self._jobs_seen) > _JOBS_SEEN:
+            del self._jobs_seen[next(iter(self._jobs_seen))]  # the oldest
+
+    def resolve_model(self, reference: str) -> ModelVersion:
+        """Raises ModelNotFound."""
+        database = self.runtime.database
+        version = database.version()
+        kept = self._models_seen.get(reference)
+        if kept is not None and kept[0] == version:
+            return kept[1]
+        with database.read() as connection:
+            model = registry.resolve(connection, reference)
+        if version is not None:
+            if len(self._models_seen) >= _MODELS_SEEN:
+                self._models_seen.clear()
+            self._models_seen[reference] = version, model
+        return model
+
+    def read_job(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        with self.runtime.database.read() as connection:
+            return queries.get(connection, job_id)
+
+    def view(self, job_id: str) -> JobView:
+        """Raises JobNotFound."""
+        with self.runtime.database.read() as connection:
+            job = retention.dated(queries.get(connection, job_id), self.runtime.settings)
+            attempts = queries.attempts_of(connection, job_id) if job.attempt else []
+            now = time.time()
+            return JobView(job, attempts, self.places.near(connection, job, now), now)
+
+    async def check(self, tenant: str, submission: Submission) -> None:
+        """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
+        settings = self.runtime.settings
+        source = submission.source(settings.storage)
+        with self.calls.place(tenant, Lane.CHECK) as place:
+            await self.calls.run(
+                place,
+                scoring.check_input,
+                source,
+                submission.model,
+                submission.options,
+                seconds=settings.online_timeout,
+            )
+
+    async def check_all(self, tenant: str, submissions: list[Submission]) -> list[BatchserveError | None]:
+        """What is wrong with each of several inputs for one model. Raises InvalidOptions when the options suit none,
+        Unavailable, and TooManyRequests."""
+        settings = self.runtime.settings
+        inputs = [(submission.source(settings.storage), submission.options) for submission in submissions]
+        model, seconds = submissions[0].model, settings.online_timeout
+        try:
+            with self.calls.place(tenant, Lane.LONG) as place:
+                async with self.calls.long_turn(place):
+                    return await self.calls.run(place, scoring.check_inputs, inputs, model, seconds=seconds)
+        except (ScoringCrashed, ScoringTimeout, OutOfMemory) as error:
+            if len(submissions) == 1:
+                return [error]
+            return [problem for one in submissions for problem in await self.check_all(tenant, [one])]
+
+    async def wait_for(
+        self, job_id: str, seconds: float, until: Callable[[JobState], bool], require_allowed: Callable[[], None]
+    ) -> None:
+        """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound,
+        and what `require_allowed` raises: it is called now and then while nothing happens.
+
+        The worker of this process notifies of its changes; those of others are polled for, often at first.
+        """
+        deadline = time.monotonic() + min(seconds, MAX_WAIT)
+        pause = _LONGEST_PAUSE if self.notifier.has_worker else 0.01
+        while True:
+            change = self.notifier.subscribe(job_id)
+            with (
+                self.runtime.database.read() as connection
+            ):  # inline: costs less than a thread hop, waits for no writer
+                state = queries.state_of(connection, job_id)
+            left = deadline - time.monotonic()
+            if until(state) or left <= 0 or self.stopping.is_set():
+                return
+            try:
+                async with asyncio.timeout(min(pause, left)):
+                    await change.wait()
+            except TimeoutError:
+                require_allowed()
+            pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -1,0 +1,148 @@
+"""Calls in interactive scoring processes: each when it is the turn of its tenant."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Future
+from contextlib import AbstractContextManager, asynccontextmanager
+from typing import Any, TypeVar
+
+from starlette.concurrency import run_in_threadpool
+
+from batchserve.engines import Call, Engine
+from batchserve.errors import BadRequest, ScoringCrashed, Unavailable
+from batchserve.service.turns import Lane, Place, Turn, Turns
+
+__all__ = ["Calls", "Leaving"]
+
+T = TypeVar("T")
+Leaving = Callable[[], Awaitable[Any]]
+"""Waits until a client has left."""
+_QUICK = 0.1
+"""Seconds that a call takes before it is watched whether its client is still there."""
+
+
+class Calls:
+    """What is done for clients that wait: short calls, long calls, and reads of many rows."""
+
+    def __init__(self, engine: Engine, most: int, patience: float) -> None:
+        """`most`: calls of each lane that are let in for one tenant. `patience`: seconds that a call waits for a
+        process."""
+        self._engine, self._patience = engine, patience
+        self._all = Turns(engine.interactive, most)
+        self._long = Turns(1, most)
+        self._reads = Turns(2, most)
+        """One of a tenant at a time, so that their work leaves time for the event loop."""
+
+    def place(self, tenant: str, lane: Lane) -> AbstractContextManager[Place]:
+        """Lets a call of a tenant in. Raises TooManyRequests."""
+        return (self._long if lane is Lane.LONG else self._all).place(tenant, lane)
+
+    async def run(
+        self, place: Place, function: Callable[..., T], *args: Any, seconds: float, leaving: Leaving | None = None
+    ) -> T:
+        """Calls a function in an interactive scoring process, when it is the turn of this place. Ends it when the
+        server stops, and when the client leaves, if that can be watched.
+
+        A call whose process dies is made once more: something may have killed it, for no fault of the call. Raises
+        ScoringCrashed when that dies, too, ScoringTimeout after `seconds` of running, Unavailable when no process was
+        free in time, and what the function raises.
+        """
+        try:
+            return await self._run(place, function, args, seconds, leaving)
+        except ScoringCrashed:
+            return await self._run(place, function, args, seconds, leaving)
+
+    async def _run(
+        self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float, leaving: Leaving | None
+    ) -> T:
+        call = self._begin(await self._turn(self._all, place, self._patience, leaving), function, args, seconds)
+        try:
+            return await _unless_left(call.future, leaving)
+        except (asyncio.CancelledError, BadRequest):
+            call.kill()
+            raise
+
+    def run_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        """The same for code that is in a thread already, and may block it."""
+        try:
+            return self._run_from_thread(place, function, *args, seconds=seconds)
+        except ScoringCrashed:
+            return self._run_from_thread(place, function, *args, seconds=seconds)
+
+    def _run_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        turn = self._all.ask(place)
+        try:
+            turn.given.result(self._patience)
+        except TimeoutError:
+            turn.end()
+            raise self._busy(place.lane) from None
+        return self._begin(turn, function, args, seconds).future.result()
+
+    @asynccontextmanager
+    async def long_turn(self, place: Place, wait: float | None = None) -> AsyncIterator[None]:
+        """The turn of calls that may take long, of one client at a time, for a place in the lane LONG.
+
+        There are more interactive processes: checks and online predictions always find another one. Raises Unavailable
+        when its turn has not come after `wait` seconds.
+        """
+        turn = await self._turn(self._long, place, wait)
+        try:
+            yield
+        finally:
+            turn.end()
+
+    async def read(self, tenant: str, function: Callable[[], T]) -> T:
+        """Reads many rows, in a thread, when it is the tenant's turn. Raises TooManyRequests and Unavailable."""
+        with self._reads.place(tenant, Lane.READ) as place:
+            turn = await self._turn(self._reads, place, self._patience)
+            try:
+                return await run_in_threadpool(function)
+            finally:
+                turn.end()
+
+    def _begin(self, turn: Turn, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> Call[T]:
+        """A call that runs now, and ends its turn when its process is free again, however that comes about."""
+        try:
+            call: Call[T] = self._engine.submit_interactive(function, *args, timeout=seconds)
+        except BaseException:
+            turn.end()
+            raise
+        call.future.add_done_callback(lambda _: turn.end())
+        return call
+
+    async def _turn(self, turns: Turns, place: Place, wait: float | None, leaving: Leaving | None = None) -> Turn:
+        """A turn that has come. Raises Unavailable when it does not within `wait` seconds."""
+        turn = turns.ask(place)
+        if not turn.given.done():
+            try:
+                async with asyncio.timeout(wait):
+                    await _unless_left(turn.given, leaving)
+            except BaseException as left:
+                turn.end()
+                if isinstance(left, TimeoutError):
+                    raise self._busy(place.lane) from None
+                raise
+        return turn
+
+    def _busy(self, lane: Lane) -> Unavailable:
+        seconds = f"{self._patience:g} s; try again in a moment"
+        if lane is Lane.READ:
+            return Unavailable(f"other lists were read for {seconds}", retry_after=5)
+        return Unavailable(f"no scoring process was free for {seconds}", retry_after=5)
+
+
+async def _unless_left(future: Future[T], leaving: Leaving | None) -> T:
+    """What a future gives. Raises BadRequest when the client has left before."""
+    outcome = asyncio.wrap_future(future)
+    if leaving is None or (await asyncio.wait([outcome], timeout=_QUICK))[0]:
+        return await outcome
+    left = asyncio.ensure_future(leaving())
+    try:
+        watched: list[asyncio.Future[Any]] = [outcome, left]
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
+        if outcome.done():
+            return await outcome
+        raise BadRequest("the client left before its answer was there")
+    finally:
+        left.cancel()
+        outcome.cancel()

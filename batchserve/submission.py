@@ -1,0 +1,182 @@
+"""Submission: how a stored input and a model become a job in the queue, whoever asks for it.
+
+The API stands on this, and so does a process that writes to storage and database itself (`batchserve.direct`). First
+the bytes, then the row: a job never lacks its input.
+"""
+
+import hashlib
+import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+
+import orjson
+from sqlalchemy import Connection
+
+from batchserve import rows
+from batchserve.db.connect import Database
+from batchserve.domain import Job, JobState, ModelVersion, Options
+from batchserve.errors import JobConflict, JobNotFound
+from batchserve.formats import RESULT_FORMATS
+from batchserve.idempotency import KeyedRequest
+from batchserve.inference.outputs import output_columns
+from batchserve.jobs import queries, requests
+from batchserve.jobs.requests import NewInput
+from batchserve.scoring import Input
+
+__all__ = [
+    "Queueing",
+    "Submission",
+    "clean_filename",
+    "create",
+    "default_format",
+    "default_options",
+    "enqueue",
+    "enqueue_all",
+    "enqueue_once",
+    "input_of",
+    "naming_bytes",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Queueing:
+    """How a job enters the queue: nothing that changes its result."""
+
+    priority: int = 0
+    run_after: float | None = None
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    reuse: bool = True
+    """Whether a finished job with equal input, model and options is its answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """One prediction that is asked for: of which input, by which model, how, and for which tenant."""
+
+    tenant: str
+    """Of the job, which an administrator of all may submit."""
+    input: NewInput
+    model: ModelVersion
+    options: Options
+    queueing: Queueing = Queueing()
+    digest: str = field(init=False)
+    """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
+
+    def __post_init__(self) -> None:
+        read_as = [self.input.sha256, self.input.format, self.input.dialect.delimiter]
+        what = [read_as, self.model.digest, rows.options_adapter.dump_python(self.options, mode="json")]
+        object.__setattr__(self, "digest", hashlib.sha256(orjson.dumps(what)).hexdigest())
+
+    def source(self, storage: str) -> Input:
+        """The input as scoring processes read it from the storage at this address."""
+        return Input(storage, self.input.key, self.input.format, self.input.dialect)
+
+
+def default_format(input_format: str, model: ModelVersion) -> str:
+    """Of a result: the input's, but for images, and for what one npy array cannot hold: text, and several arrays."""
+    if input_format not in RESULT_FORMATS:
+        return "jsonl"
+    if RESULT_FORMATS[input_format].holds != "array":
+        return input_format
+    kinds = output_columns(model.signature).values()
+    if any(tensor.dtype == "string" for tensor in model.signature.outputs):
+        return "csv"
+    return "npz" if len(kinds) > 1 and any(kind.is_nested() for kind in kinds) else "npy"
+
+
+def default_options(input_format: str, model: ModelVersion) -> Options:
+    return Options(default_format(input_format, model))
+
+
+def clean_filename(name: str | None) -> str | None:
+    """The client's name for the file: kept to be shown, never part of a path."""
+    if name is None:
+        return None
+    shown = "".join(char for char in unicodedata.normalize("NFC", name) if char.isprintable())
+    return shown.encode()[:255].decode(errors="ignore") or None
+
+
+def input_of(job: Job) -> NewInput:
+    return NewInput(
+        job.id, job.input_key, job.input_bytes, job.input_sha256, job.input_format, job.dialect, job.input_filename
+    )
+
+
+@contextmanager
+def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Connection]:
+    """A write transaction whose rows name bytes that are stored already. `undo` is called if they surely do not.
+
+    A commit that failed may have happened: then the bytes stay. Bytes without a row are swept one day, a row
+    without bytes would be a lie.
+    """
+    committing = False
+    try:
+        with database.write() as connection:
+            yield connection
+            committing = True
+    finally:
+        if not committing:
+            undo()
+
+
+def create(connection: Connection, submission: Submission, request: KeyedRequest, now: float) -> None:
+    """Creates the job of an input that has none yet, and queues it."""
+    requests.create(connection, submission.input, submission.model, now, submission.tenant)
+    enqueue_once(connection, submission, request, now)
+
+
+def enqueue_once(connection: Connection, submission: Submission, request: KeyedRequest, now: float) -> None:
+    """Queues an uploaded job, or completes it by an equal one; once is enough, however often it is asked for.
+
+    Raises JobConflict when the job was queued otherwise before, and ModelNotFound when the model was deleted meanwhile.
+    """
+    job_id = submission.input.job_id
+    if enqueue(connection, submission, now) is None:
+        _require_same(queries.get(connection, job_id), submission)
+    request.remember(connection, job_id, 202, now)
+
+
+def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: float) -> dict[str, JobState]:
+    """Queues those of several uploaded jobs that are there and `uploaded` still; gives the state of each by its ID."""
+    states: dict[str, JobState] = {}
+    for submission in submissions:
+        with suppress(JobNotFound):  # deleted meanwhile
+            if (state := enqueue(connection, submission, now)) is not None:
+                states[submission.input.job_id] = state
+    return states
+
+
+def enqueue(connection: Connection, submission: Submission, now: float) -> JobState | None:
+    """Queues an uploaded job, or completes it by an equal one; gives its state. None: it is not `uploaded` any more.
+
+    Raises ModelNotFound when the model was deleted meanwhile.
+    """
+    job_id, digest, queueing = submission.input.job_id, submission.digest, submission.queueing
+    equal = queries.find_equal(connection, digest, submission.tenant) if queueing.reuse else None
+    queued = requests.enqueue_if_uploaded(
+        connection,
+        job_id,
+        submission.model,
+        submission.options,
+        digest,
+        metadata=queueing.metadata,
+        priority=queueing.priority,
+        run_after=queueing.run_after,
+        now=now,
+    )
+    if not queued:
+        return None
+    if equal is not None and requests.complete_as_equal_if_queued(connection, job_id, equal, now):
+        return JobState.COMPLETED
+    return JobState.QUEUED
+
+
+def _require_same(job: Job, submission: Submission) -> None:
+    again = "upload the input again to predict it anew"
+    if job.request_digest is None or job.model is None:
+        raise JobConflict(f"job {job.id} is {job.state} and was never queued: {again}")
+    before = (job.request_digest, job.priority, job.run_after, job.metadata)
+    queueing = submission.queueing
+    if before != (submission.digest, queueing.priority, queueing.run_after, queueing.metadata):
+        raise JobConflict(f"job {job.id} is {job.state} for {job.model.reference} with other options: {again}")
