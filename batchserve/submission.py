@@ -120,13 +120,15 @@ def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Conne
             undo()
 
 
-def create(connection: Connection, submission: Submission, request: KeyedRequest, now: float) -> None:
+def create(connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None) -> None:
     """Creates the job of an input that has none yet, and queues it."""
     requests.create(connection, submission.input, submission.model, now, submission.tenant)
-    enqueue_once(connection, submission, request, now)
+    enqueue_once(connection, submission, now, request)
 
 
-def enqueue_once(connection: Connection, submission: Submission, request: KeyedRequest, now: float) -> None:
+def enqueue_once(
+    connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None
+) -> None:
     """Queues an uploaded job, or completes it by an equal one; once is enough, however often it is asked for.
 
     Raises JobConflict when the job was queued otherwise before, and ModelNotFound when the model was deleted meanwhile.
@@ -134,7 +136,8 @@ def enqueue_once(connection: Connection, submission: Submission, request: KeyedR
     job_id = submission.input.job_id
     if enqueue(connection, submission, now) is None:
         _require_same(queries.get(connection, job_id), submission)
-    request.remember(connection, job_id, 202, now)
+    if request is not None:
+        request.remember(connection, job_id, 202, now)
 
 
 def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: float) -> dict[str, JobState]:

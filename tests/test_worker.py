@@ -22,18 +22,20 @@ import pytest
 from sqlalchemy import update
 from uuid_utils import uuid7
 
-from batchserve import idempotency, registry
+from batchserve import idempotency
 from batchserve.admission import admit
 from batchserve.db import migrate
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
-from batchserve.domain import Chunk, Dialect, Job, JobState, ModelVersion, Options, ScoredChunk
+from batchserve.direct import Direct
+from batchserve.domain import DEFAULT_TENANT, Chunk, Dialect, Job, JobState, ModelVersion, Options, ScoredChunk
 from batchserve.engines import Engine, open_engine
 from batchserve.errors import InsufficientStorage
 from batchserve.jobs import execution, plan, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, model_key, open_storage, part_key, parts_prefix
+from batchserve.submission import Queueing, Submission, create
 from batchserve.worker import Worker, chunk_limits
 
 TIMEOUT = 40.0
@@ -91,25 +93,19 @@ class Bench:
             assert not thread.is_alive(), "the worker did not stop"
 
     def register(self, name: str, model: bytes) -> ModelVersion:
-        admitted = admit(model)
-        with self.storage.create(model_key(name)) as writer:
-            writer.write(admitted.model)
-            writer.commit()
-        with self.database.write() as connection:
-            return registry.add(connection, name, name, len(model), admitted.signature, admitted.metadata, time.time())
+        return Direct(self.database, self.storage).register(name, model)
 
     def submit(self, model: ModelVersion, content: bytes, **options: Any) -> str:
+        """Whether the input fits the model is left to the worker."""
         job_id = str(uuid7())
         with self.storage.create(input_key(job_id)) as writer:
             writer.write(content)
             stored = writer.commit()
         new = requests.NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, "csv", Dialect(), None)
-        asked = Options(**({"format": "csv"} | options))
+        chosen = Options(**({"format": "csv"} | options))
         with self.database.write() as connection:
-            requests.create(connection, new, None, time.time())
-            requests.enqueue_if_uploaded(
-                connection, job_id, model, asked, job_id, metadata={}, priority=0, run_after=None, now=time.time()
-            )
+            submitted = Submission(DEFAULT_TENANT, new, model, chosen, Queueing(reuse=False))
+            create(connection, submitted, time.time())
         return job_id
 
     def get(self, job_id: str) -> Job:
@@ -204,7 +200,7 @@ def test_a_csv_job_gives_what_onnxruntime_gives(
     with bench.worker():
         job = bench.wait(job_id)
     rows = rows_in(bench.result(job_id))
-    session = onnxruntime.InferenceSession(bench.read(model_key("iris")))
+    session = onnxruntime.InferenceSession(bench.read(model_key(model.digest)))
     wanted = [column.name for column in model.signature.columns]
     labels, probabilities = session.run(None, {session.get_inputs()[0].name: iris[wanted].to_numpy(np.float32)})
     assert [row["prediction"] for row in rows] == list(labels)

@@ -1,8 +1,8 @@
 """/v1/models: register, look up, and ask a model at once."""
 
-import re
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Annotated, Any
 
 import orjson
@@ -29,8 +29,9 @@ from batchserve.api.schemas import (
 )
 from batchserve.api.upload import INPUT_BODY
 from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
-from batchserve.errors import InvalidInput, InvalidOptions, ModelRefused, ScoringFailed
+from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed
 from batchserve.formats import sniff
+from batchserve.registration import NewModel, has_artifact, register, require_name
 from batchserve.service import Service
 from batchserve.service.turns import Lane
 from batchserve.storage import Span, model_key
@@ -38,7 +39,6 @@ from batchserve.upkeep import holds
 
 router = APIRouter(tags=["models"])
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 Name = Annotated[str, Path(description="Letters, digits, `.`, `_` and `-`.", examples=["iris"])]
 Reference = Annotated[str, Path(description="`name` (its newest version) or `name@version`.", examples=["iris"])]
 Version = Annotated[int, Path(ge=1, examples=[1])]
@@ -67,8 +67,7 @@ RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
 )  # fmt: skip
 async def register_model(name: Name, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """The graph is checked, mended and measured in a limited process first; a model that is refused leaves nothing."""
-    if _NAME.fullmatch(name) is None:
-        raise InvalidOptions(f"a model's name has letters, digits, '.', '_' and '-' (at most 128), got {name[:200]!r}")
+    require_name(name)
     require_space(service.runtime)
     runtime = service.runtime
     _require_preconditions(request, await run_in_threadpool(_newest, service, name))
@@ -82,7 +81,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
         with runtime.storage.create(key) as writer:
             stored = await body.store(writer, beginning, blocks)
         known = await run_in_threadpool(_find, service, name, stored.sha256)
-        if known is not None and await run_in_threadpool(_has_artifact, service, stored.sha256):
+        if known is not None and await run_in_threadpool(has_artifact, service.runtime.storage, stored.sha256):
             return _model_response(known, 200)
         signature, metadata, mended = await _admit(service, caller, key)
         model = await run_in_threadpool(
@@ -261,29 +260,13 @@ def _register(
     storage = service.runtime.storage
     with storage.open(mended) as graph:
         artifact = [Span(mended, 0, graph.seek(0, 2))]
-    stored = storage.compose(model_key(digest), artifact)
-    with service.runtime.database.write() as connection:
-        _require_preconditions(request, registry.find_newest(connection, name))  # another may have come since
-        # Of two equal uploads at the same time, the second finds the first.
-        known = registry.find_digest(connection, name, digest)
-        model = known or registry.add(connection, name, digest, size, signature, metadata, time.time())
-        if not _has_artifact(service, digest):  # the last version with these bytes was deleted in between
-            storage.compose(model_key(digest), artifact)
-        registry.set_artifact(connection, digest, stored.sha256)
-        return model
+    new = NewModel(name, digest, size, signature, metadata, artifact)
+    return register(service.runtime.database, storage, new, partial(_require_preconditions, request))
 
 
 def _find(service: Service, name: str, digest: str) -> ModelVersion | None:
     with service.runtime.database.read() as connection:
         return registry.find_digest(connection, name, digest)
-
-
-def _has_artifact(service: Service, digest: str) -> bool:
-    try:
-        service.runtime.storage.open(model_key(digest)).close()
-    except FileNotFoundError:
-        return False
-    return True
 
 
 def _discard(service: Service, key: str) -> None:

@@ -99,7 +99,7 @@ async def predict(
 
         def commit() -> None:
             with service.runtime.database.write() as connection:
-                enqueue_once(connection, submitted, keyed, time.time())
+                enqueue_once(connection, submitted, time.time(), keyed)
 
         await run_in_threadpool(commit)
         return await _answer(request, service, background, job_id, preferred_wait(prefer))
@@ -145,7 +145,7 @@ async def upload_and_predict(
                 return answer
             submitted = options.submission(caller.home, new, model)
             await service.check(caller.tenant, submitted)
-            await keep(service, received, lambda connection: create(connection, submitted, keyed, time.time()))
+            await keep(service, received, lambda connection: create(connection, submitted, time.time(), keyed))
         return await _answer(request, service, background, new.job_id, preferred_wait(prefer))
 
 

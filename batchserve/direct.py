@@ -1,0 +1,122 @@
+"""Batch prediction without HTTP: a process that reaches storage and database registers models, submits inputs and
+reads results itself, and a worker scores them. No server runs.
+
+    from batchserve.direct import Direct
+
+    with Direct.open() as direct:
+        direct.register("iris", Path("iris.onnx"))
+        job_id = direct.submit(Path("new.csv"), "iris")
+"""
+
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+import uuid_utils
+
+from batchserve import registry, scoring
+from batchserve.admission import admit
+from batchserve.db.connect import Database
+from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options
+from batchserve.errors import ResultNotReady
+from batchserve.formats import sniff
+from batchserve.jobs import queries
+from batchserve.jobs.requests import NewInput
+from batchserve.registration import NewModel, register, require_name
+from batchserve.runtime import open_database
+from batchserve.settings import Settings
+from batchserve.storage import Storage, input_key, open_storage
+from batchserve.submission import Queueing, Submission, clean_filename, create, default_options, naming_bytes
+
+__all__ = ["Direct"]
+
+_BEGINNING = 2**16
+"""Bytes from which the format of an input is told."""
+
+
+class Direct:
+    """A storage and a database, as a process on this host reaches them. For models and inputs that are trusted: they
+    are read in this process, without its limits on memory and time, and without API keys and quotas."""
+
+    def __init__(self, database: Database, storage: Storage) -> None:
+        self._database, self._storage = database, storage
+
+    @classmethod
+    @contextmanager
+    def open(cls, settings: Settings | None = None) -> Iterator["Direct"]:
+        """Those that the settings name; by default those of the environment, as every command takes them.
+
+        Raises SchemaOutdated or SchemaTooNew.
+        """
+        settings = settings or Settings()
+        storage = open_storage(settings.storage)
+        with open_database(settings) as database:
+            yield cls(database, storage)
+
+    def register(self, name: str, model: Path | bytes) -> ModelVersion:
+        """Registers an ONNX model, or a zip of one and its external data; equal bytes give the version that there is.
+
+        Raises InvalidOptions for a name that no model may have, and ModelRefused.
+        """
+        require_name(name)
+        content = model.read_bytes() if isinstance(model, Path) else model
+        admitted = admit(content)
+        digest = hashlib.sha256(content).hexdigest()
+        new = NewModel(name, digest, len(content), admitted.signature, admitted.metadata, [admitted.model])
+        return register(self._database, self._storage, new)
+
+    def submit(
+        self,
+        file: Path,
+        model: ModelVersion | str,
+        options: Options | None = None,
+        queueing: Queueing | None = None,
+        *,
+        delimiter: str | None = None,
+        tenant: str = DEFAULT_TENANT,
+    ) -> str:
+        """Stores an input and queues its job; gives the ID of the job. `model`: a version, or `name` or `name@version`.
+
+        The input is checked as the API checks one, and nothing is kept of one that does not fit. Raises SchemaMismatch,
+        InvalidInput, InvalidOptions, UnsupportedMedia, ModelNotFound and InsufficientStorage.
+        """
+        if isinstance(model, str):
+            with self._database.read() as connection:
+                model = registry.resolve(connection, model)
+        new = self._store(file, delimiter)
+        options = options or default_options(new.format, model)
+        submission = Submission(tenant, new, model, options, queueing or Queueing())
+        try:
+            scoring.check_input(submission.source(self._storage.address), model, options)
+        except BaseException:
+            self._storage.delete(new.key)
+            raise
+        with naming_bytes(self._database, undo=lambda: self._storage.delete(new.key)) as connection:
+            create(connection, submission, self._database.moment(connection).wall)
+        return new.job_id
+
+    def job(self, job_id: str) -> Job:
+        """Raises JobNotFound."""
+        with self._database.read() as connection:
+            return queries.get(connection, job_id)
+
+    def result(self, job_id: str) -> BinaryIO:
+        """The result of a completed job, which never changes. Raises JobNotFound and ResultNotReady."""
+        job = self.job(job_id)
+        if job.result_key is None:
+            raise ResultNotReady(f"job {job_id} is {job.state} and has no result")
+        return self._storage.open(job.result_key)
+
+    def _store(self, file: Path, delimiter: str | None) -> NewInput:
+        job_id = str(uuid_utils.uuid7())
+        with file.open("rb") as source:
+            format, dialect = sniff(source.read(_BEGINNING), None, file.name, delimiter)
+            source.seek(0)
+            with self._storage.create(input_key(job_id)) as writer:
+                while block := source.read(2**20):
+                    writer.write(block)
+                stored = writer.commit()
+        filename = clean_filename(file.name)
+        return NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, filename)
