@@ -511,6 +511,7 @@ def test_another_content_encoding_is_named_and_refused(api: Api, encoding: str) 
         (CSV, "zstd", "bad-request"),
         (gzip.compress(CSV) + b"trailer", "gzip", "bad-request"),
     ],
+    ids=["gzip cut off", "zstd cut off", "not gzip", "not zstd", "gzip with a trailer"],
 )
 def test_a_damaged_compressed_body_leaves_nothing(api: Api, body: bytes, encoding: str, code: str) -> None:
     with api.unchanged():

@@ -185,8 +185,10 @@ def test_a_page_ends_early_when_its_jobs_take_too_many_bytes(filled_api: tuple[A
     api, database = filled_api
     with database.write() as connection:
         large = job_rows.c.id.in_([f"job-{number:06d}" for number in range(100, 110)])
-        connection.execute(update(job_rows).where(large).values(notes=["n" * 1_500_000]))
-        connection.execute(update(job_rows).where(job_rows.c.id == "job-000104").values(notes=["n" * 6_000_000]))
+        connection.execute(update(job_rows).where(large).values(facts={"notes": ["n" * 1_500_000]}))
+        connection.execute(
+            update(job_rows).where(job_rows.c.id == "job-000104").values(facts={"notes": ["n" * 6_000_000]})
+        )
     seen: list[str] = []
     after, sizes = None, []
     while True:

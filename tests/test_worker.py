@@ -397,7 +397,7 @@ def test_a_model_that_must_see_all_records_is_never_given_half_of_them(tmp_path:
 def test_a_poisonous_record_fails_its_job_after_three_tries_and_no_other(bench: Bench, busy: bytes) -> None:
     model = bench.register("busy", busy)
     poisoned = bench.submit(model, rows_of(*range(10), 1, 1, FOREVER, *range(7), *range(10)))
-    with bench.worker(chunk_timeout=1.0):
+    with bench.worker(chunk_timeout=3.0):
         others = [bench.submit(model, rows_of(*range(25))) for _ in range(3)]
         for other in others:
             bench.wait(other)
