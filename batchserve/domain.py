@@ -394,11 +394,14 @@ class CommittedChunk:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """An assembled result and its list of failed records (None when none failed)."""
+    """An assembled result and its list of failed records (None when none failed).
+
+    `sha256`: None where the storage put it together and does not know (`Storage.compose`).
+    """
 
     key: str
     bytes: int
-    sha256: str
+    sha256: str | None
     errors_key: str | None
     errors_bytes: int
 

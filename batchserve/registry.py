@@ -129,7 +129,7 @@ def delete_if_unused(connection: Connection, model: ModelVersion, now: float) ->
     connection.execute(update(models).where(models.c.id == model.id).values(deleted_at=now))
 
 
-def set_artifact(connection: Connection, digest: str, sha256: str) -> None:
+def set_artifact(connection: Connection, digest: str, sha256: str | None) -> None:
     """The SHA-256 of the stored artifact of these bytes, for all versions that share it."""
     connection.execute(update(models).where(models.c.digest == digest).values(artifact_sha256=sha256))
 

@@ -143,6 +143,16 @@ class Settings(BaseSettings):
     def _resolve_folder(cls, address: str) -> str:
         return address if "://" in address else str(Path(address).resolve())
 
+    @field_validator("database")
+    @classmethod
+    def _embed_in_a_folder_only(cls, database: str, others: ValidationInfo) -> str:
+        storage = others.data.get("storage", "")
+        if not database and "://" in storage:
+            raise ValueError(
+                f"the storage {storage} is no folder, so it cannot hold an embedded database: set BATCHSERVE_DATABASE"
+            )
+        return database
+
     @field_validator("allowed_hosts")
     @classmethod
     def _name_hosts(cls, hosts: str) -> str:

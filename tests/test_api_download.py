@@ -1,13 +1,22 @@
 import base64
 import hashlib
 import time
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import polars as pl
 import pytest
 from polars.testing import assert_frame_equal
-from service import Api, decoded, encoded, ok, problem
+from remote import RemoteStorage
+from service import Api, decoded, encoded, ok, problem, running
+from sqlalchemy import update
+
+from batchserve import runtime
+from batchserve.db.connect import Database
+from batchserve.db.tables import jobs
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 PEOPLE = "id,age,city,visits\n007,30,Bern,7\n008,,Biel,3\n009,61,,11\n"
@@ -31,6 +40,16 @@ def job(api: Api, flowers: pl.DataFrame) -> dict[str, Any]:
 def people(api: Api) -> dict[str, Any]:
     """A finished job of three people, one of whom could not be scored."""
     return api.run(PEOPLE, "people", passthrough="all", key="id")
+
+
+@pytest.fixture(scope="module")
+def remote_api(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
+    """A service whose storage has no files on its host."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(runtime, "open_storage", RemoteStorage)
+        with running(tmp_path_factory.mktemp("remote"), chunk_records=100) as api:
+            api.register("iris", iris_onnx)
+            yield api
 
 
 # --- before there is a result ----------------------------------------------------------------------------------------
@@ -382,3 +401,47 @@ def test_failed_records_for_a_spreadsheet_have_no_formulas(api: Api, formulas: d
 def test_only_csv_is_escaped(api: Api, formulas: dict[str, Any]) -> None:
     answer = api.http.get(formulas["links"]["result"], params={"csv_escape": True, "format": "parquet"})
     assert "format=csv" in problem(answer, 422, "invalid-options")["detail"]
+
+
+# --- storages without files on this host -----------------------------------------------------------------------------
+
+
+def test_a_result_that_is_no_file_of_this_host_comes_with_its_ranges(remote_api: Api, flowers: pl.DataFrame) -> None:
+    job = remote_api.run(encoded(flowers, "csv"), "iris")
+    whole = remote_api.result(job)
+    assert len(decoded(whole.content, "csv")) == 150
+    assert whole.headers["content-length"] == str(len(whole.content))
+    assert remote_api.http.get(job["links"]["input"]).content == encoded(flowers, "csv")
+    for header, expected in [("bytes=0-9", whole.content[:10]), ("bytes=-20", whole.content[-20:])]:
+        answer = remote_api.http.get(job["links"]["result"], headers={"range": header})
+        assert (answer.status_code, answer.content) == (206, expected)
+    known = {"if-none-match": whole.headers["etag"]}
+    assert remote_api.http.get(job["links"]["result"], headers=known).status_code == 304
+    assert len(decoded(remote_api.result(job, format="parquet").content, "parquet")) == 150
+
+
+def test_a_result_whose_digest_is_not_known_has_a_tag_of_its_own(remote_api: Api, flowers: pl.DataFrame) -> None:
+    job = remote_api.run(encoded(flowers, "csv"), "iris")
+    database = Database(remote_api.settings.database_url)
+    with database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job["id"]).values(result_sha256=None))
+    database.close()
+    assert remote_api.job(job["id"])["result"]["sha256"] is None
+    answer = remote_api.result(job)
+    assert answer.headers["etag"] == f'"results-{job["id"]}-1"'
+    assert "repr-digest" not in answer.headers
+    known = {"if-none-match": answer.headers["etag"]}
+    assert remote_api.http.get(job["links"]["result"], headers=known).status_code == 304
+    assert remote_api.result(job, format="jsonl").headers["etag"] == f'"results-{job["id"]}-1-jsonl"'
+
+
+def test_a_result_that_clients_can_fetch_themselves_is_answered_with_its_address(
+    tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(runtime, "open_storage", partial(RemoteStorage, site="https://bucket.example"))
+    with running(tmp_path) as api:
+        api.register("iris", iris_onnx)
+        job = api.run(encoded(flowers, "csv"), "iris")
+        answer = api.http.get(job["links"]["result"], follow_redirects=False)
+    assert answer.status_code == 307
+    assert answer.headers["location"] == f"https://bucket.example/results/{job['id']}-1"

@@ -152,6 +152,11 @@ def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
     ("name", "value", "said"),
     [
         ("HEARTBEAT", "16", "BATCHSERVE_HEARTBEAT: 16 s is too long for a BATCHSERVE_LEASE of 30 s"),
+        (
+            "STORAGE",
+            "s3://bucket/jobs",
+            "BATCHSERVE_DATABASE: the storage s3://bucket/jobs is no folder",
+        ),
         ("LOG_FORMAT", "xml", "BATCHSERVE_LOG_FORMAT: Input should be 'auto', 'console' or 'json'"),
         ("LOG_LEVEL", "loud", "BATCHSERVE_LOG_LEVEL: Input should be 'debug', 'info', 'warning' or 'error'"),
     ],

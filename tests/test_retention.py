@@ -17,7 +17,8 @@ from batchserve.domain import JobState
 from batchserve.errors import Unavailable
 from batchserve.jobs import execution, expiry, queries, requests, statements
 from batchserve.settings import Settings
-from batchserve.storage import open_storage
+from batchserve.storage import ObjectInfo, open_storage
+from batchserve.storage.local import LocalStorage
 from batchserve.upkeep import holds
 from batchserve.upkeep.retention import Expired, dated, expire, forget, remove_unnamed
 from batchserve.upkeep.sweep import Swept, sweep
@@ -85,6 +86,25 @@ def get(site: Site, path: str, status: int = 200) -> Any:
     answer = site.api.http.get(path)
     assert answer.status_code == status, answer.text
     return answer
+
+
+# --- deletion ---------------------------------------------------------------------------------------------------------
+
+
+def test_deleting_a_job_takes_no_look_at_the_results_of_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = site.api.run(CSV, "iris")
+    listed: list[str] = []
+    whole_list = LocalStorage.list
+
+    def seen(storage: LocalStorage, prefix: str) -> Iterator[ObjectInfo]:
+        listed.append(prefix)
+        return whole_list(storage, prefix)
+
+    monkeypatch.setattr(LocalStorage, "list", seen)
+    assert site.api.http.delete(job["links"]["self"]).is_success
+    monkeypatch.undo()
+    assert [prefix for prefix in listed if not prefix.startswith("parts/")] == []
+    assert site.objects() == set()
 
 
 # --- expiry ----------------------------------------------------------------------------------------------------------
@@ -285,13 +305,14 @@ def test_a_download_that_is_overtaken_is_told_that_the_bytes_are_gone(
 ) -> None:
     job = site.api.run(CSV, "iris")
     storage = site.api.http.app.state.service.runtime.storage  # type: ignore[attr-defined]
-    opened = storage.open
+    path = storage.path
 
-    def open_late(key: str) -> Any:
+    def path_late(key: str) -> Path:
         site.expire(31, keep_results="30d")
-        return opened(key)
+        found: Path = path(key)
+        return found
 
-    monkeypatch.setattr(storage, "open", open_late)
+    monkeypatch.setattr(storage, "path", path_late)
     problem(site.api.http.get(job["links"]["result"]), 410, "expired")
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import secrets
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import anyio
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
 from starlette import responses
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
@@ -33,7 +33,7 @@ from batchserve.formats.protocol import Format, Part
 from batchserve.jobs import plan
 from batchserve.service import Service
 from batchserve.service.turns import Lane, Place
-from batchserve.storage import Piece, Span
+from batchserve.storage import Piece, Span, Storage, local_path
 
 router = APIRouter(tags=["download"])
 
@@ -126,6 +126,34 @@ class _File(FileResponse):
             ) from None
 
 
+class _Remote(_File):
+    """An object of a storage that has no files here, read range by range while it is sent."""
+
+    def __init__(self, storage: Storage, key: str, **options: Any) -> None:
+        super().__init__(key, **options)
+        self._storage, self._key = storage, key
+
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncGenerator[Any]:
+        yield _Ranges(self._storage, self._key)
+
+
+class _Ranges:
+    """What FileResponse asks of an open file."""
+
+    def __init__(self, storage: Storage, key: str) -> None:
+        self._storage, self._key, self._position = storage, key, 0
+
+    async def seek(self, position: int) -> None:
+        self._position = position
+
+    async def read(self, size: int) -> bytes:
+        start = self._position
+        block = await run_in_threadpool(self._storage.read, self._key, start, start + size)
+        self._position += len(block)
+        return block
+
+
 class _Stream(StreamingResponse):
     """Blocks that are made while they are sent. What they hold is let go also when the client leaves.
 
@@ -199,9 +227,8 @@ async def download(
         return await _partial_result(service, job, own)
     if wanted is not own or csv_escape:
         return await _converted(request, service, job, job.result_key, _Conversion(own, wanted, csv_escape))
-    headers = _representation(job.result_sha256 or "")
-    name = f"{job_id}.{own.suffix.lstrip('.')}"
-    return await _file(request, service, job, job.result_key, own.media_type, name, headers)
+    result = _Object(job.result_key, job.result_bytes or 0, job.result_sha256, job.finished_at or job.created_at)
+    return await _file(request, service, job, result, own.media_type, f"{job_id}.{own.suffix.lstrip('.')}")
 
 
 @router.head("/v1/download/{job_id}/errors", include_in_schema=False)
@@ -226,7 +253,7 @@ async def download_errors(
     is_table = accept is not None and "text/csv" in accept
     headers = _as_file(f"{job_id}-errors.{'csv' if is_table else 'jsonl'}")
     if job.state is JobState.COMPLETED:  # from now on it is what it is
-        headers["etag"] = f'"{job.result_sha256}-errors{"-csv" if is_table else ""}{"-escaped" if csv_escape else ""}"'
+        headers["etag"] = _tag_beside(job, f"errors{'-csv' if is_table else ''}{'-escaped' if csv_escape else ''}")
     if (known := conditional.answered(request, headers.get("etag"), headers)) is not None:
         return known
     parts = (
@@ -252,8 +279,8 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) 
         raise Gone(f"the input of job {job_id} was removed: it was kept no longer")
     format = get_format(job.input_format)
     name = job.input_filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
-    headers = _representation(job.input_sha256)
-    return await _file(request, service, job, job.input_key, format.media_type, name, headers)
+    input = _Object(job.input_key, job.input_bytes, job.input_sha256, job.created_at)
+    return await _file(request, service, job, input, format.media_type, name)
 
 
 def _as_file(name: str) -> dict[str, str]:
@@ -310,28 +337,59 @@ def _quality(ranges: Mapping[str, float], format: Format) -> float:
     return next((ranges[name] for name in names if name in ranges), 0.0)
 
 
-def _representation(sha256: str) -> dict[str, str]:
-    digest = base64.b64encode(bytes.fromhex(sha256)).decode()
-    return {"etag": f'"{sha256}"', "repr-digest": f"sha-256=:{digest}:", "cache-control": "private, immutable"}
+@dataclass(frozen=True, slots=True)
+class _Object:
+    """What a row says of a stored object. `made_at`: seconds since the epoch."""
+
+    key: str
+    bytes: int
+    sha256: str | None
+    made_at: float
+
+    def headers(self) -> dict[str, str]:
+        headers = {"etag": f'"{_identity(self.key, self.sha256)}"', "cache-control": "private, immutable"}
+        if self.sha256 is not None:
+            digest = base64.b64encode(bytes.fromhex(self.sha256)).decode()
+            headers["repr-digest"] = f"sha-256=:{digest}:"
+        return headers
+
+    def status(self) -> os.stat_result:
+        """As a file of this length and age has it."""
+        return os.stat_result((0, 0, 0, 0, 0, 0, self.bytes, 0, int(self.made_at), 0))
 
 
-async def _file(
-    request: Request, service: Service, job: Job, key: str, media_type: str, name: str, headers: Mapping[str, str]
-) -> Response:
-    """A stored object with ranges. Its digest is its ETag: immutable objects make this simple."""
-    headers = {**headers, "vary": "accept"}
-    try:
-        file = await run_in_threadpool(service.runtime.storage.open, key)
-    except FileNotFoundError:
-        now = service.read_job(job.id)
-        if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
-            raise
-        raise Gone(f"the bytes of job {job.id} have just been removed") from None
-    with file:
-        status = os.fstat(file.fileno())
+def _identity(key: str, sha256: str | None) -> str:
+    """What tells a stored object from all others: its digest or, where that is not known, its key, whose bytes never
+    change either."""
+    return sha256 or key.replace("/", "-")
+
+
+def _tag_beside(job: Job, what: str) -> str:
+    """The ETag of what is made of a result: converted, or its errors."""
+    return f'"{_identity(job.result_key or job.id, job.result_sha256)}-{what}"'
+
+
+async def _file(request: Request, service: Service, job: Job, stored: _Object, media_type: str, name: str) -> Response:
+    """A stored object with ranges: a file of this host, or elsewhere by its own address or through our hands."""
+    storage = service.runtime.storage
+    headers = {**stored.headers(), "vary": "accept"}
+    path, status = local_path(storage, stored.key), stored.status()
+    if path is not None:
+        try:
+            status = await run_in_threadpool(path.stat)
+        except FileNotFoundError:
+            now = service.read_job(job.id)
+            if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
+                raise
+            raise Gone(f"the bytes of job {job.id} have just been removed") from None
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)  # as Last-Modified says it, which has no fractions
-    known = conditional.answered(request, headers["etag"], headers, modified)
-    return known or _File(file.name, headers=headers, media_type=media_type, filename=name, stat_result=status)
+    if (known := conditional.answered(request, headers["etag"], headers, modified)) is not None:
+        return known
+    if path is None and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
+        return RedirectResponse(url, 307, {"cache-control": "no-store"})
+    if path is None:
+        return _Remote(storage, stored.key, headers=headers, media_type=media_type, filename=name, stat_result=status)
+    return _File(path, headers=headers, media_type=media_type, filename=name, stat_result=status)
 
 
 # --- partial results -------------------------------------------------------------------------------------------------
@@ -392,7 +450,7 @@ async def _converted(request: Request, service: Service, job: Job, key: str, con
     wanted = conversion.wanted
     name = f"{job.id}.{wanted.suffix.lstrip('.')}"
     headers = {
-        "etag": f'"{job.result_sha256}-{wanted.name}{"-escaped" if conversion.escape else ""}"',
+        "etag": _tag_beside(job, f"{wanted.name}{'-escaped' if conversion.escape else ''}"),
         "vary": "accept",
         "content-disposition": f'attachment; filename="{name}"',
     }

@@ -18,7 +18,7 @@ from batchserve.api.bodies import BLOCK, Body
 from batchserve.errors import BadRequest, InvalidOptions, TruncatedBody
 from batchserve.formats.wire.archive import StoredMember, stored_archive
 from batchserve.storage import Piece, Storage, scratch_folder
-from batchserve.storage.local import full_disk_named
+from batchserve.storage.disk import full_disk_named
 
 __all__ = ["MAX_FILES", "Form", "FormFile", "disposition_filename", "form_file", "is_form", "open_form"]
 

@@ -257,7 +257,7 @@ class Chunks(BaseModel):
 
 class ResultBody(BaseModel):
     bytes: int
-    sha256: str
+    sha256: str | None = Field(description="Null where the storage put the result together without reading its bytes.")
     media_type: str
     format: str
     rows: int
@@ -518,7 +518,7 @@ def _result(job: Job) -> ResultBody | None:
         return None
     return ResultBody(
         bytes=job.result_bytes or 0,
-        sha256=job.result_sha256 or "",
+        sha256=job.result_sha256,
         media_type=FORMATS[job.result_format].media_type,
         format=job.result_format,
         rows=job.rows_done,

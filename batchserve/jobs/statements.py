@@ -38,6 +38,8 @@ class Owned:
     input_key: str
     result_key: str | None
     errors_key: str | None
+    attempt: int
+    """The last one. Each may have left a result."""
 
 
 OWNED = select(*(jobs.c[name] for name in Owned.__dataclass_fields__))
@@ -96,4 +98,5 @@ def owned(row: RowMapping) -> Owned:
         name: row[name] if isinstance(row[name], str) and row[name].startswith("results/") else None
         for name in ("result_key", "errors_key")
     }
-    return Owned(row["id"], str(row["state"]), input_key_of(row["id"]), **keys)
+    attempt = row["attempt"] if isinstance(row["attempt"], int) else 0
+    return Owned(row["id"], str(row["state"]), input_key_of(row["id"]), **keys, attempt=attempt)

@@ -11,14 +11,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchserve.errors import InsufficientStorage
 from batchserve.storage import ObjectInfo, Piece, Span, Stored
+from batchserve.storage.disk import full_disk_named, make_folder, sync_folder
 
 TEMPORARY = ".partial-"
 _BLOCK = 1 << 20
 _WRITE_BACK = 16 << 20
 """Bytes after which a writer has the disk begin."""
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class LocalStorage:
@@ -31,7 +30,7 @@ class LocalStorage:
 
     @contextmanager
     def create(self, key: str) -> Iterator["FileWriter"]:
-        target = self._path(key)
+        target = self.path(key)
         with full_disk_named():
             writer = self._open_writer(target)
         try:
@@ -40,11 +39,19 @@ class LocalStorage:
             writer.abandon()
 
     def open(self, key: str) -> BinaryIO:
-        path = self._path(key)
+        path = self.path(key)
         try:
             return path.open("rb")
         except IsADirectoryError:  # a folder is only a stretch of a key, no object
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
+
+    def read(self, key: str, start: int, stop: int) -> bytes:
+        with self.open(key) as source:
+            source.seek(start)
+            return source.read(stop - start)
+
+    def url(self, _key: str) -> None:
+        return None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for key in sorted(key for key in self._keys(prefix.rpartition("/")[0]) if key.startswith(prefix)):
@@ -53,7 +60,7 @@ class LocalStorage:
                 yield ObjectInfo(key, status.st_size, status.st_mtime)
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
+        path = self.path(key)
         path.unlink(missing_ok=True)
         folder = path.parent
         while folder != self.root:  # a folder goes with its last object
@@ -74,12 +81,8 @@ class LocalStorage:
             return writer.commit()
 
     def link(self, key: str, file: Path) -> bool:
-        """Makes a file, which never changes, an object of this storage too: durably, without a copy of its bytes.
-
-        False where that cannot be done, as between two disks.
-        """
-        target = self._path(key)
-        _make_folder(target.parent)
+        target = self.path(key)
+        make_folder(target.parent)
         try:
             target.hardlink_to(file)
         except OSError as error:
@@ -92,9 +95,6 @@ class LocalStorage:
     def free_bytes(self) -> int:
         status = os.statvfs(self.root)
         return status.f_bavail * status.f_frsize
-
-    def scratch_folder(self) -> str:
-        return str(self.root)
 
     def remove_partials(self, before: float) -> int:
         removed = 0
@@ -109,18 +109,18 @@ class LocalStorage:
     def _open_writer(self, target: Path) -> "FileWriter":
         while True:
             with suppress(FileNotFoundError):  # a delete took the empty folder away in between
-                _make_folder(target.parent)
+                make_folder(target.parent)
                 return FileWriter(target)
 
     def _keys(self, folder: str) -> Iterator[str]:
         return (key for key in self._files(folder) if not key.rpartition("/")[2].startswith(TEMPORARY))
 
     def _files(self, folder: str) -> Iterator[str]:
-        for path, _, names in os.walk(self._path(folder) if folder else self.root, onerror=_unless_missing):
+        for path, _, names in os.walk(self.path(folder) if folder else self.root, onerror=_unless_missing):
             for name in names:
                 yield (Path(path) / name).relative_to(self.root).as_posix()
 
-    def _path(self, key: str) -> Path:
+    def path(self, key: str) -> Path:
         if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
             raise ValueError(f"not a storage key: {key!r}")
         return self.root / key
@@ -225,37 +225,7 @@ def _copy_range(source: int, target: int, count: int, offset: int) -> int:
     return os.write(target, os.pread(source, min(count, _BLOCK), offset))
 
 
-def _make_folder(folder: Path) -> None:
-    """Creates a folder durably: its own entry is synced into its parent, or a power cut could take it away."""
-    if folder.is_dir():
-        return
-    _make_folder(folder.parent)
-    with suppress(FileExistsError):
-        folder.mkdir()
-    sync_folder(folder.parent)
-
-
 def _unless_missing(error: OSError) -> None:
     """Folders come and go while they are listed; any other failure must not look like an empty folder."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
-
-
-def sync_folder(folder: Path) -> None:
-    """Makes durable which files there are in a folder."""
-    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-
-
-@contextmanager
-def full_disk_named() -> Iterator[None]:
-    """Raises InsufficientStorage where the system says that a disk is full."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in _FULL:
-            raise InsufficientStorage("the storage is full: free some space, or let results expire") from error
-        raise

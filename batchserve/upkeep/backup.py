@@ -20,8 +20,8 @@ from sqlalchemy import delete
 from batchserve.db import tables
 from batchserve.db.connect import Database
 from batchserve.errors import DigestMismatch, InvalidOptions
-from batchserve.storage import Storage, Stored
-from batchserve.storage.local import TEMPORARY, LocalStorage, sync_folder
+from batchserve.storage import OnDisk, Storage, Stored, local_path, open_storage
+from batchserve.storage.disk import sync_folder
 from batchserve.upkeep import holds
 from batchserve.upkeep.inspection import named_objects
 
@@ -52,9 +52,9 @@ def back_up(database: Database, storage: Storage, target: Path, *, link: bool = 
     target = target.resolve()
     if target.exists():
         raise InvalidOptions(f"{target} exists already: name a folder that does not")
-    if target.is_relative_to(Path(storage.address).resolve()):
+    if isinstance(storage, OnDisk) and target.is_relative_to(storage.root.resolve()):
         raise InvalidOptions(f"{target} lies in the storage: name a folder elsewhere, best on another disk")
-    partial = target.parent / f"{TEMPORARY}{target.name}-{secrets.token_hex(4)}"
+    partial = target.parent / f".partial-{target.name}-{secrets.token_hex(4)}"
     try:
         copied = _fill(partial, database, storage, link=link)
         partial.rename(target)
@@ -74,13 +74,13 @@ def restore(source: Path, storage: Storage, database: Path) -> Copied:
     sums = _read_sums(source)
     if database.exists() or next(iter(storage.list("")), None) is not None:
         raise InvalidOptions(f"{storage.address} is not empty: restore into a new folder")
-    backup = LocalStorage(str(source))
+    backup = open_storage(str(source))
     restored: dict[str, Stored] = {}
     try:
         for key, sha256 in sums.items():
             if key != DATABASE:
                 restored[key] = _verified(backup, key, sha256, storage, key)
-        _verified(backup, DATABASE, sums[DATABASE], LocalStorage(str(database.parent)), database.name)
+        _verified(backup, DATABASE, sums[DATABASE], open_storage(str(database.parent)), database.name)
     except BaseException:
         for key in restored:
             storage.delete(key)
@@ -95,7 +95,7 @@ def restore(source: Path, storage: Storage, database: Path) -> Copied:
 
 
 def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> Copied:
-    target = LocalStorage(str(folder))
+    target = open_storage(str(folder))
     taken: dict[str, Stored] = {}
     damaged: set[str] = set()
     linked = 0
@@ -106,7 +106,8 @@ def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> 
                 continue
             try:
                 with storage.open(key) as source:
-                    is_linked = link and target.link(key, Path(source.name))
+                    file = local_path(storage, key) if link else None
+                    is_linked = file is not None and isinstance(target, OnDisk) and target.link(key, file)
                     taken[key] = _stored(source) if is_linked else _copied(source, target, key)
                     linked += is_linked
             except FileNotFoundError:
@@ -147,13 +148,11 @@ def _read_sums(source: Path) -> dict[str, str]:
     return sums
 
 
-def _verified(backup: LocalStorage, key: str, sha256: str, target: Storage, name: str) -> Stored:
+def _verified(backup: Storage, key: str, sha256: str, target: Storage, name: str) -> Stored:
     """Copies an object out of a backup. Raises DigestMismatch when it is not what it was."""
     try:
-        with backup.open(key) as source, target.create(name) as writer:
-            while block := source.read(_BLOCK):
-                writer.write(block)
-            stored = writer.commit()
+        with backup.open(key) as source:
+            stored = _copied(source, target, name)
     except FileNotFoundError:
         raise DigestMismatch(f"{key} is missing in the backup") from None
     except ValueError as error:
@@ -164,9 +163,10 @@ def _verified(backup: LocalStorage, key: str, sha256: str, target: Storage, name
     return stored
 
 
-def _copied(source: BinaryIO, target: LocalStorage, key: str) -> Stored:
+def _copied(source: BinaryIO, target: Storage, key: str) -> Stored:
     with target.create(key) as writer:
-        writer.copy(source, 0, source.seek(0, 2))
+        while block := source.read(_BLOCK):
+            writer.write(block)
         return writer.commit()
 
 

@@ -18,7 +18,7 @@ from batchserve.jobs.ends import forget_events
 from batchserve.jobs.statements import Owned
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
-from batchserve.storage import Storage, parts_prefix, results_prefix
+from batchserve.storage import Storage, errors_key, parts_prefix, result_key
 from batchserve.upkeep import holds
 
 _BATCH = 100
@@ -27,6 +27,8 @@ _KEEP_EVENTS = 7 * 86400.0
 """Seconds for which it is known that a job has ended, so that others may be told."""
 _LOOKUP = 500
 """Keys asked for in one query."""
+_ATTEMPTS = 1000
+"""At a job, whose results are removed with it. A row that says more is damaged: the sweep finds what it left."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,9 @@ def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:
 
     Also of attempts that lost their lease; and the result that it took from an equal job, unless that is still named.
     """
-    results = [stored.key for stored in storage.list(results_prefix(job.id))]
-    remove_unnamed(database, storage, [*_bytes_of(storage, job), *results])
+    attempts = range(1, min(job.attempt, _ATTEMPTS) + 1)
+    results = [key(job.id, attempt) for attempt in attempts for key in (result_key, errors_key)]
+    remove_unnamed(database, storage, list(dict.fromkeys([*_bytes_of(storage, job), *results])))
 
 
 def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) -> None:

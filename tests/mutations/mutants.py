@@ -17,7 +17,7 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-LOCAL, WORKER = "batchserve/storage/local.py", "batchserve/worker.py"
+LOCAL, DISK, WORKER = "batchserve/storage/local.py", "batchserve/storage/disk.py", "batchserve/worker.py"
 QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/requests.py", "batchserve/jobs/plan.py"
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
@@ -44,7 +44,7 @@ MUTANTS = (
         ("tests/test_storage.py",),
     ),
     Mutant(
-        "a new folder is synced into its parent", LOCAL,
+        "a new folder is synced into its parent", DISK,
         "        folder.mkdir()\n    sync_folder(folder.parent)\n", "        folder.mkdir()\n",
         ("tests/test_storage.py",),
     ),
