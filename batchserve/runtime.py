@@ -1,12 +1,12 @@
-"""What API, worker and command line share: the settings and the three things they address."""
+"""What API, worker and command line share: the settings, and what they address."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from batchserve.db import migrate
 from batchserve.db.connect import Database
-from batchserve.engines import Engine, open_engine
+from batchserve.engines import Engine, Interactive, open_engine, open_interactive
 from batchserve.settings import Settings
 from batchserve.storage import Storage, open_storage
 
@@ -17,22 +17,22 @@ class Runtime:
     database: Database
     storage: Storage
     engine: Engine
+    """For the chunks of jobs."""
+    interactive: Interactive
+    """For clients that wait: always on this host."""
 
     @classmethod
     @contextmanager
     def open(cls, settings: Settings) -> Iterator["Runtime"]:
-        """Opens all three, migrating an embedded database first, and closes them again.
+        """Opens all of it, migrating an embedded database first, and closes them again.
 
         Raises SchemaOutdated (a database that the settings name is migrated by hand), SchemaTooNew or SchemaTooOld.
         """
         storage = open_storage(settings.storage)
         with open_database(settings) as database:
             database.refill_reserve()
-            engine = open_engine(settings)
-            try:
-                yield cls(settings, database, storage, engine)
-            finally:
-                engine.close()
+            with closing(open_engine(settings)) as engine, closing(open_interactive(settings)) as interactive:
+                yield cls(settings, database, storage, engine, interactive)
 
 
 @contextmanager

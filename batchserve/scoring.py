@@ -15,6 +15,7 @@ import numpy as np
 import orjson
 import polars as pl
 
+from batchserve.allowance import allowance
 from batchserve.domain import (
     Chunk,
     ChunkLimits,
@@ -34,7 +35,7 @@ from batchserve.formats.csv import escape_formulas
 from batchserve.formats.protocol import Format, Header, Part, Reading, Records, Tensors
 from batchserve.formats.schema import POLARS, as_base64
 from batchserve.formats.tensors import vector
-from batchserve.inference.images import IMAGE_PIXELS, Images
+from batchserve.inference.images import Images
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.kernels import Session
 from batchserve.inference.matching import Match, match_input, with_names
@@ -73,20 +74,6 @@ class Input:
 
 
 @dataclass(frozen=True, slots=True)
-class Allowance:
-    """What a task may use of a scoring process."""
-
-    sessions: int = 8
-    """Models that it keeps loaded."""
-    image_pixels: int = IMAGE_PIXELS
-    """Of the largest image that is decoded."""
-    threads: int | None = None
-    """Intra-op threads of a session at most; None: as many as are fastest alone. Where every core has a process at
-    work, several threads in each would take turns at the cores: ResNet-18 then took 1.17 instead of 1.04 times the
-    limit."""
-
-
-@dataclass(frozen=True, slots=True)
 class ChunkTask:
     input: Input
     job_id: str
@@ -94,7 +81,6 @@ class ChunkTask:
     chunk: Chunk
     model: ModelVersion
     options: Options
-    allowed: Allowance = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +90,6 @@ class PlanTask:
     limits: ChunkLimits
     most: int
     """Chunks in one answer, at most."""
-    allowed: Allowance = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +147,6 @@ class OnlineTask:
     options: Options
     records: int
     """Records that one request may hold."""
-    allowed: Allowance = Allowance()
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,7 +253,7 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
     planned = plan_chunks(task)
     if not planned.complete or len(planned.chunks) != 1:
         return planned
-    chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options, task.allowed)
+    chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options)
     key, errors = result_key(job_id, attempt), errors_key(job_id, attempt)
     scored, stored = _score_into(chunk_task, key, errors)
     if scored.rows_failed and (options.on_row_error == "fail" or options.max_errors is not None):
@@ -284,8 +268,8 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
     match = match_input(_header(named), task.model, task.options)
     with store.open(named.key) as source:
         reading, passed = match.read(named.reader, source, task.chunk)
-    session = _session(task.input.storage, task.model, task.allowed)
-    scored = _score(session, match, reading, task.chunk, task.allowed.image_pixels)
+    session = _session(task.input.storage, task.model)
+    scored = _score(session, match, reading, task.chunk)
     result_format = get_format(task.options.format, task.input.dialect)
     result = _result(result_format, scored, passed, match)
     with store.create(key) as writer:
@@ -370,8 +354,8 @@ def _types_of(task: ConvertTask) -> dict[str, DType]:
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, reading, passed, chunk = _online_input(task)
-    session = _session(task.storage, task.model, task.allowed)
-    scored = _score(session, match, reading, chunk, task.allowed.image_pixels)
+    session = _session(task.storage, task.model)
+    scored = _score(session, match, reading, chunk)
     jsonl = get_format("jsonl")
     result = _result(jsonl, scored, passed, match)
     return Online(jsonl.write(result), tuple(scored.errors), 1000 * scored.model_seconds)
@@ -383,7 +367,7 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
 
     One error for each value that does not fit, where a job would stop at the first of a record."""
     match, reading, _, _ = _online_input(task)
-    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, task.allowed.image_pixels)
+    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, allowance().image_pixels)
     undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
     unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
     errors = [error for error in missing + undecoded if (error.record, error.column) not in unread]
@@ -421,9 +405,10 @@ class _Scored:
     """Time in the model itself, without that for decoding and preparing its inputs."""
 
 
-def _score(session: Session, match: Match, reading: Reading, chunk: Chunk, image_pixels: int) -> _Scored:
+def _score(session: Session, match: Match, reading: Reading, chunk: Chunk) -> _Scored:
     first = chunk.first_record
-    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, first, image_pixels)
+    pixels = allowance().image_pixels
+    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, first, pixels)
     # A value that only travels along and does not fit is told, but fails nothing.
     unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:
@@ -549,14 +534,15 @@ def _header(task: Input) -> Header:
 
 
 _sessions = Sessions(capacity=1)
-"""The models that this process keeps loaded, as many as the last task allowed."""
+"""The models that this process keeps loaded, as many as it may."""
 
 
-def _session(storage: str, model: ModelVersion, allowed: Allowance) -> Session:
+def _session(storage: str, model: ModelVersion) -> Session:
     def load() -> bytes:
         with _storage(storage).open(model_key(model.digest)) as artifact:
             return artifact.read()
 
+    allowed = allowance()
     _sessions.capacity = allowed.sessions
     threads = min(model.signature.threads, allowed.threads or model.signature.threads)
     return _sessions.get(model.digest, threads, load, model.signature.kernel)

@@ -113,8 +113,7 @@ class Worker:
         self.name = f"{socket.gethostname()}-{os.getpid()}"
         self._runtime = runtime
         self._tell = tell or _nobody
-        self._settings = settings = runtime.settings
-        self._allowed = scoring.Allowance(settings.sessions, settings.image_pixels, settings.process_threads)
+        self._settings = runtime.settings
         self._database = runtime.database
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._active: dict[str, ActiveJob] = {}
@@ -324,7 +323,7 @@ class Worker:
             return
         # A first look is short, so that scoring begins at once.
         most = 64 if active.last_planned else self._window
-        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most, self._allowed)
+        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most)
         if active.is_small:
             what = (task, active.id, active.attempt, active.model, active.options)
             active.planning = self._call(active, self._done_small, scoring.score_small, *what, urgent=True)
@@ -335,9 +334,7 @@ class Worker:
         if not active.pending or self._held(active):
             return False
         chunk = active.pending.popleft()
-        task = scoring.ChunkTask(
-            active.input, active.id, active.attempt, chunk, active.model, active.options, self._allowed
-        )
+        task = scoring.ChunkTask(active.input, active.id, active.attempt, chunk, active.model, active.options)
         then = partial(self._scored, chunk)
         # The first chunk of a job goes before others: a small job does not wait behind a huge one.
         call = self._call(active, then, scoring.score_chunk, task, urgent=chunk.first_record == 0)

@@ -98,12 +98,12 @@ def claim_all(url: str, worker: str) -> list[str]:
 
 def serve_calls(folder: Path) -> None:
     """An engine of a process of its own, with two calls under way; for tests that end this process."""
-    from batchserve.engines import open_engine
+    from batchserve.engines import open_engine, open_interactive
     from batchserve.settings import Settings
 
-    engine = open_engine(Settings(storage=str(folder), processes=1))
-    batch = engine.submit(appear, folder / "batch", 30.0, timeout=60.0)
-    interactive = engine.submit_interactive(appear, folder / "interactive", 30.0, timeout=60.0)
+    settings = Settings(storage=str(folder), processes=1)
+    batch = open_engine(settings).submit(appear, folder / "batch", 30.0, timeout=60.0)
+    interactive = open_interactive(settings).submit(appear, folder / "interactive", 30.0, timeout=60.0)
     signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
     batch.future.result()
     interactive.future.result()

@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -17,27 +17,40 @@ import calls
 import pytest
 
 from batchserve import scoring
-from batchserve.engines import Call, Engine, open_engine
+from batchserve.allowance import Allowance, allowance
+from batchserve.engines import Call, Engine, Interactive, open_engine, open_interactive
 from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 from batchserve.settings import Settings
 
 TIMEOUT = 30.0
 
 
+Opened = Callable[..., AbstractContextManager[Engine]]
+"""An engine with these settings, closed at the end."""
+
+
+def local_engine(folder: Path, **settings: int) -> AbstractContextManager[Engine]:
+    return closing(open_engine(Settings(storage=str(folder), **settings)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module", params=[local_engine], ids=["local"])
+def opened(request: pytest.FixtureRequest) -> Opened:
+    """How an engine of each kind is opened; a new kind adds its own."""
+    found: Opened = request.param
+    return found
+
+
 @pytest.fixture(scope="module")
-def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
+def engine(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """Two processes; tests leave no call behind."""
     with opened(tmp_path_factory.mktemp("engine"), processes=2, process_memory=512 * 2**20) as engine:
         yield engine
 
 
-@contextmanager
-def opened(folder: Path, **settings: int) -> Iterator[Engine]:
-    engine = open_engine(Settings(storage=str(folder), **settings))  # type: ignore[arg-type]
-    try:
-        yield engine
-    finally:
-        engine.close()
+@pytest.fixture(scope="module")
+def interactive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interactive]:
+    with closing(open_interactive(Settings(storage=str(tmp_path_factory.mktemp("interactive"))))) as interactive:
+        yield interactive
 
 
 def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> bool:
@@ -94,21 +107,35 @@ def test_calls_run_side_by_side_in_as_many_processes_as_promised(engine: Engine)
     assert os.getpid() not in processes
 
 
-def test_the_processes_of_jobs_are_nicer_than_those_of_waiting_clients(engine: Engine) -> None:
+def test_the_processes_of_jobs_are_nicer_than_those_of_waiting_clients(
+    engine: Engine, interactive: Interactive
+) -> None:
     mine = os.nice(0)
     assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(mine + 10, 19)
-    assert engine.submit_interactive(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == mine
+    assert interactive.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == mine
 
 
 def test_clients_that_come_one_after_the_other_share_a_process(tmp_path: Path) -> None:
-    with opened(tmp_path) as engine:
-        calm = [engine.submit_interactive(calls.pid_after, 0.0, timeout=TIMEOUT).future.result(TIMEOUT) for _ in "1234"]
+    with closing(open_interactive(Settings(storage=str(tmp_path)))) as interactive:
+        calm = [interactive.submit(calls.pid_after, 0.0, timeout=TIMEOUT).future.result(TIMEOUT) for _ in "1234"]
         assert len(set(calm)) == 1
-        crowd = [engine.submit_interactive(calls.pid_after, 0.5, timeout=TIMEOUT) for _ in range(4)]
-        assert len({call.future.result(TIMEOUT) for call in crowd} | set(calm)) == engine.interactive
+        crowd = [interactive.submit(calls.pid_after, 0.5, timeout=TIMEOUT) for _ in range(4)]
+        assert len({call.future.result(TIMEOUT) for call in crowd} | set(calm)) == interactive.capacity
 
 
-def test_a_scoring_process_imports_nothing_that_only_the_server_needs(tmp_path: Path) -> None:
+def test_a_scoring_process_has_the_allowance_of_its_host(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 6)
+    settings = {"sessions": 3, "image_pixels": 1000}
+    with opened(tmp_path, processes=2, **settings) as engine:
+        given = engine.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
+    with closing(open_interactive(Settings(storage=str(tmp_path), **settings))) as interactive:  # type: ignore[arg-type]
+        alone = interactive.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
+    assert (given, alone) == (Allowance(3, 1000, threads=3), Allowance(3, 1000, threads=None))
+
+
+def test_a_scoring_process_imports_nothing_that_only_the_server_needs(opened: Opened, tmp_path: Path) -> None:
     heavy = "fastapi", "onnx", "pydantic", "sqlalchemy", "typer"
     with opened(tmp_path, processes=1) as engine:
         engine.submit(scoring.warm_up, timeout=TIMEOUT).future.result(TIMEOUT)
@@ -159,7 +186,7 @@ def test_a_signal_without_a_name_is_told_by_its_number(engine: Engine) -> None:
     assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
 
 
-def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(opened: Opened, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with opened(tmp_path, processes=1) as engine:
         resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))  # noqa: PTH208
@@ -182,7 +209,7 @@ def test_a_late_kill_harms_no_other_call(engine: Engine) -> None:
         assert [call.future.result(TIMEOUT) for call in beside] == [0, 2, 4, 6]
 
 
-def test_an_urgent_call_goes_before_those_that_wait(tmp_path: Path) -> None:
+def test_an_urgent_call_goes_before_those_that_wait(opened: Opened, tmp_path: Path) -> None:
     with opened(tmp_path, processes=1) as engine:
         order: list[str] = []
         engine.submit(calls.appear, tmp_path / "running", 0.3, timeout=TIMEOUT)
@@ -267,12 +294,12 @@ def test_a_call_that_is_done_can_be_killed_without_harm(engine: Engine) -> None:
     assert call.future.result(TIMEOUT) == 6
 
 
-def test_a_client_that_waits_is_not_behind_the_chunks_of_jobs(engine: Engine) -> None:
-    engine.submit_interactive(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process is there
+def test_a_client_that_waits_is_not_behind_the_chunks_of_jobs(engine: Engine, interactive: Interactive) -> None:
+    interactive.submit(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process is there
     busy = [engine.submit(calls.pid_after, 60.0, timeout=TIMEOUT) for _ in range(10)]
     try:
         started = time.monotonic()
-        assert engine.submit_interactive(calls.double, 21, timeout=TIMEOUT).future.result(TIMEOUT) == 42
+        assert interactive.submit(calls.double, 21, timeout=TIMEOUT).future.result(TIMEOUT) == 42
         assert time.monotonic() - started < 2.0
     finally:
         for call in busy:
@@ -282,7 +309,7 @@ def test_a_client_that_waits_is_not_behind_the_chunks_of_jobs(engine: Engine) ->
 # --- ends ---
 
 
-def test_closing_ends_every_call_and_process(tmp_path: Path) -> None:
+def test_closing_ends_every_call_and_process(opened: Opened, tmp_path: Path) -> None:
     with opened(tmp_path, processes=1) as engine:
         started: list[Call[None]] = [
             engine.submit(calls.appear, tmp_path / str(number), 60.0, timeout=TIMEOUT) for number in range(3)

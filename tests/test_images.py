@@ -20,10 +20,11 @@ from PIL import Image
 from service import Api, decoded, problem, running
 
 from batchserve.admission import admit
+from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import Column, DType, InputTensor, ModelVersion, OutputTensor, Preprocessing, Signature
 from batchserve.errors import ModelRefused, SchemaMismatch, ScoringFailed
 from batchserve.inference.binding import bind
-from batchserve.inference.images import IMAGE_PIXELS, images_of_array, images_of_column
+from batchserve.inference.images import images_of_array, images_of_column
 from batchserve.inference.inputs import build_inputs, check_types
 from batchserve.inference.kernels import Arrays
 from batchserve.inference.run import run

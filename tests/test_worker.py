@@ -75,7 +75,7 @@ class Bench:
     """A database and a storage of their own, and what a client does with them."""
 
     def __init__(self, settings: Settings, database: Database, storage: Storage, engine: Engine) -> None:
-        self.runtime = Runtime(settings, database, storage, engine)
+        self.runtime = Runtime(settings, database, storage, engine, interactive=engine)
         self.database, self.storage = database, storage
 
     @contextmanager

@@ -6,40 +6,34 @@ import io
 import os
 import re
 import secrets
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
-from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Annotated, Any
 
-import anyio
 import orjson
 from fastapi import APIRouter, Header, Query, Request, Response
-from fastapi.responses import FileResponse, RedirectResponse, StreamingResponse
-from starlette import responses
+from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
 
 from batchserve import scoring
 from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, wait_for
+from batchserve.api.files import File, Remote, Stream, blocks_of
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
-from batchserve.errors import Gone, InvalidOptions, NotAcceptable, RangeNotSatisfiable, ResultNotReady, UnreadableRow
+from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
 from batchserve.jobs import plan
 from batchserve.service import Service
 from batchserve.service.turns import Lane, Place
-from batchserve.storage import Piece, Span, Storage, local_path
+from batchserve.storage import Span, local_path
 
 router = APIRouter(tags=["download"])
-
-BLOCK, SMALL_BLOCK = 1 << 20, 1 << 17
-MANY = 64
-"""Downloads at a time beyond which all send small blocks: each that is not read lies in memory as a whole."""
 
 _TABLES = [format for format in RESULT_FORMATS.values() if format.holds == "table"]
 
@@ -83,110 +77,6 @@ FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
     **PROBLEMS,
 }
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
-
-
-class _Downloads:
-    """Those under way in this process."""
-
-    def __init__(self) -> None:
-        self.number = 0
-
-    @contextmanager
-    def one_more(self) -> Iterator[None]:
-        self.number += 1
-        try:
-            yield
-        finally:
-            self.number -= 1
-
-    def block(self) -> int:
-        return BLOCK if self.number <= MANY else SMALL_BLOCK
-
-
-_downloads = _Downloads()
-
-
-class _File(FileResponse):
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        with _downloads.one_more():
-            # 64 KiB, the default, costs a thread hop each: a quarter of the speed
-            self.chunk_size = _downloads.block()
-            await super().__call__(scope, receive, send)
-
-    @classmethod
-    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
-        # Starlette answers both in plain text. A Range that makes no sense is to be ignored (RFC 9110, 14.2).
-        try:
-            return super()._parse_range_header(http_range, file_size)
-        except responses.MalformedRangeHeader:
-            return []
-        except responses.RangeNotSatisfiable:
-            raise RangeNotSatisfiable(
-                f"the file has {file_size} bytes, {http_range[:100]!r} begins beyond them", bytes=file_size
-            ) from None
-
-
-class _Remote(_File):
-    """An object of a storage that has no files here, read range by range while it is sent."""
-
-    def __init__(self, storage: Storage, key: str, **options: Any) -> None:
-        super().__init__(key, **options)
-        self._storage, self._key = storage, key
-
-    @asynccontextmanager
-    async def _open_file(self) -> AsyncGenerator[Any]:
-        yield _Ranges(self._storage, self._key)
-
-
-class _Ranges:
-    """What FileResponse asks of an open file."""
-
-    def __init__(self, storage: Storage, key: str) -> None:
-        self._storage, self._key, self._position = storage, key, 0
-
-    async def seek(self, position: int) -> None:
-        self._position = position
-
-    async def read(self, size: int) -> bytes:
-        start = self._position
-        block = await run_in_threadpool(self._storage.read, self._key, start, start + size)
-        self._position += len(block)
-        return block
-
-
-class _Stream(StreamingResponse):
-    """Blocks that are made while they are sent. What they hold is let go also when the client leaves.
-
-    Each is made in its `turn`. To wait for that, or for a slow client, takes no thread. `held` is closed at the end.
-    """
-
-    def __init__(
-        self,
-        blocks: Generator[bytes],
-        media_type: str,
-        headers: Mapping[str, str] | None = None,
-        first: bytes = b"",
-        turn: Callable[[], AbstractAsyncContextManager[None]] = nullcontext,
-        held: ExitStack | None = None,
-    ) -> None:
-        super().__init__(self._made(first, turn), media_type=media_type, headers=headers)
-        self._blocks, self._held = blocks, held or ExitStack()
-
-    async def _made(self, first: bytes, turn: Callable[[], AbstractAsyncContextManager[None]]) -> AsyncGenerator[bytes]:
-        block: bytes | None = first
-        while block is not None:
-            yield block
-            async with turn():
-                block = await run_in_threadpool(next, self._blocks, None)
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            with _downloads.one_more():
-                await super().__call__(scope, receive, send)
-        finally:
-            with anyio.CancelScope(shield=True):
-                with self._held:
-                    await run_in_threadpool(self._blocks.close)
 
 
 @router.head("/v1/download/{job_id}", include_in_schema=False)
@@ -261,10 +151,10 @@ async def download_errors(
         if job.errors_key
         else (await run_in_threadpool(_stored_parts, service, job))[1]
     )
-    blocks = _blocks(service, (Span(part.key, 0, part.bytes) for part in parts))
+    blocks = blocks_of(service.runtime.storage, (Span(part.key, 0, part.bytes) for part in parts))
     if is_table:
-        return _Stream(_errors_csv(blocks, csv_escape), "text/csv", headers)
-    return _Stream(blocks, "application/x-ndjson", headers)
+        return Stream(_errors_csv(blocks, csv_escape), "text/csv", headers)
+    return Stream(blocks, "application/x-ndjson", headers)
 
 
 @router.head("/v1/download/{job_id}/input", include_in_schema=False)
@@ -388,8 +278,8 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
     if path is None and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
     if path is None:
-        return _Remote(storage, stored.key, headers=headers, media_type=media_type, filename=name, stat_result=status)
-    return _File(path, headers=headers, media_type=media_type, filename=name, stat_result=status)
+        return Remote(storage, stored.key, headers=headers, media_type=media_type, filename=name, stat_result=status)
+    return File(path, headers=headers, media_type=media_type, filename=name, stat_result=status)
 
 
 # --- partial results -------------------------------------------------------------------------------------------------
@@ -420,7 +310,7 @@ async def _partial_result(service: Service, job: Job, own: Format) -> Response:
         "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
         "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
     }
-    return _Stream(_blocks(service, pieces), own.media_type, headers)
+    return Stream(blocks_of(service.runtime.storage, pieces), own.media_type, headers)
 
 
 # --- conversion ------------------------------------------------------------------------------------------------------
@@ -471,9 +361,7 @@ async def _converted(request: Request, service: Service, job: Job, key: str, con
             )
             blocks = _convert(service, place, source, planned, job, conversion)
             first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
-        return _Stream(
-            blocks, wanted.media_type, headers, first, lambda: service.calls.long_turn(place), held.pop_all()
-        )
+        return Stream(blocks, wanted.media_type, headers, first, lambda: service.calls.long_turn(place), held.pop_all())
 
 
 def _convert(
@@ -484,7 +372,7 @@ def _convert(
     parts = _converted_parts(service, place, source, planned, job, conversion, folder)
     wanted = get_format(conversion.wanted.name, conversion.dialect(job))
     try:
-        yield from _blocks(service, wanted.assemble(parts, storage.open, job.rows_done))
+        yield from blocks_of(storage, wanted.assemble(parts, storage.open, job.rows_done))
     finally:
         parts.close()
         for stored in list(storage.list(folder)):
@@ -505,26 +393,6 @@ def _converted_parts(
     for chunk in planned.chunks:
         task = conversion.task(job, source, chunk, f"{folder}{chunk.first_record:015d}")
         yield service.calls.run_from_thread(place, scoring.convert_chunk, task, seconds=seconds)
-
-
-# --- bytes -----------------------------------------------------------------------------------------------------------
-
-
-def _blocks(service: Service, pieces: Iterator[Piece]) -> Generator[bytes]:
-    for piece in pieces:
-        if isinstance(piece, Span):
-            yield from _read_span(service, piece)
-        elif piece:
-            yield piece
-
-
-def _read_span(service: Service, span: Span) -> Iterator[bytes]:
-    with service.runtime.storage.open(span.key) as source:
-        source.seek(span.start)
-        left = span.stop - span.start
-        while left > 0 and (block := source.read(min(_downloads.block(), left))):
-            left -= len(block)
-            yield block
 
 
 def _errors_csv(blocks: Iterator[bytes], escape: bool) -> Generator[bytes]:

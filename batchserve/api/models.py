@@ -223,7 +223,6 @@ async def _online_task(
         model=model,
         options=Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs),
         records=settings.chunk_records,
-        allowed=scoring.Allowance(settings.sessions, settings.image_pixels),
     )
 
 

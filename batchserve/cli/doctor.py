@@ -311,12 +311,12 @@ def memory(settings: "Settings") -> Finding:
 
 def scoring(settings: "Settings") -> Finding:
     """Starts a scoring process and lets it score."""
-    from batchserve.engines import open_engine
+    from batchserve.engines import open_interactive
 
-    engine = open_engine(settings)
+    engine = open_interactive(settings)
     started = time.perf_counter()
     try:
-        scored = engine.submit_interactive(score_tiny_model, [1.0, 2.0, 3.0], timeout=60.0).future.result()
+        scored = engine.submit(score_tiny_model, [1.0, 2.0, 3.0], timeout=60.0).future.result()
     finally:
         engine.close()
     if scored != [2.0, 3.0, 4.0]:

@@ -9,7 +9,7 @@ from batchserve.errors import InvalidOptions
 if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
     from batchserve.settings import Settings
 
-__all__ = ["Call", "Engine", "open_engine"]
+__all__ = ["Call", "Engine", "Interactive", "open_engine", "open_interactive"]
 
 T = TypeVar("T")
 
@@ -28,17 +28,28 @@ class Call(Protocol[T]):
 
 
 class Engine(Protocol):
+    """Where a worker has the chunks of its jobs scored, on this host or on others."""
+
     capacity: int
     """Calls that run at the same time."""
-    interactive: int
-    """Calls of clients that wait that run at the same time, beside those."""
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:
-        """Calls a module-level function for a worker, in the order of the submissions; urgent ones before others."""
+        """Calls a module-level function, in the order of the submissions; urgent ones before others."""
         ...
 
-    def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
-        """The same for a client that waits: never behind a worker's chunks."""
+    def close(self) -> None:
+        """Kills what runs and ends the processes."""
+        ...
+
+
+class Interactive(Protocol):
+    """Where the API has what a client waits for computed: on this host, and never behind a worker's chunks."""
+
+    capacity: int
+    """Calls that run at the same time."""
+
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
+        """Calls a module-level function, in the order of the submissions."""
         ...
 
     def close(self) -> None:
@@ -47,9 +58,23 @@ class Engine(Protocol):
 
 
 def open_engine(settings: "Settings") -> Engine:
-    """The engine of the settings. Raises InvalidOptions for an address nobody serves."""
+    """The engine of the settings. Raises InvalidOptions for any address but that of a kind that there is."""
     if settings.engine != "local":
         raise InvalidOptions(f"BATCHSERVE_ENGINE is {settings.engine!r}; expected 'local'")
     from batchserve.engines.local import LocalEngine
+    from batchserve.engines.process import scoring_limits
 
-    return LocalEngine(settings)
+    return LocalEngine(settings.processes, scoring_limits(settings))
+
+
+def open_interactive(settings: "Settings") -> Interactive:
+    """Processes of this host, whatever engine scores the chunks."""
+    from batchserve.engines.local import LocalEngine
+    from batchserve.engines.process import interactive_limits
+
+    return LocalEngine(_INTERACTIVE, interactive_limits(settings))
+
+
+_INTERACTIVE = 3
+"""Processes for clients that wait: two for one tenant, so that a model under admission does not block its other calls,
+and one that it leaves to others."""

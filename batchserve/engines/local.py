@@ -5,35 +5,24 @@ process can be killed at any moment, in the middle of a message too, and only it
 of kept libraries share a pipe and a lock between their processes, and end other calls, or all, when one dies.
 """
 
-import ctypes
 import multiprocessing
-import os
 import pickle
-import resource
 import signal
-import sys
-import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from queue import PriorityQueue
 from threading import Lock, Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+from batchserve.engines.process import ProcessLimits, prepare_process
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 
-if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
-    from batchserve.settings import Settings
-
 T = TypeVar("T")
-_INTERACTIVE = 3
-"""Processes for clients that wait: two for one tenant, so that a model under admission does not block its other calls,
-and one that it leaves to others."""
 
 
 class LocalCall(Generic[T]):
@@ -87,40 +76,11 @@ _Queue = PriorityQueue[tuple[bool, int, LocalCall[Any] | None]]
 
 
 class LocalEngine:
-    """Two pools of processes: one for the chunks of jobs, one for clients that wait for an answer."""
-
-    def __init__(self, settings: "Settings") -> None:
-        self.capacity, self.interactive = settings.processes, _INTERACTIVE
-        memory = settings.process_memory
-        self._batch = _Pool(settings.processes, _Limits(memory, settings.process_nice, keeps_freed=True))
-        self._interactive = _Pool(_INTERACTIVE, _Limits(memory, nice=0, keeps_freed=False))
-
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> LocalCall[T]:
-        return self._batch.submit(LocalCall(function, args, timeout), urgent)
-
-    def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> LocalCall[T]:
-        return self._interactive.submit(LocalCall(function, args, timeout))
-
-    def close(self) -> None:
-        for pool in (self._batch, self._interactive):
-            pool.close()
-
-
-@dataclass(frozen=True, slots=True)
-class _Limits:
-    """What a scoring process may take. `keeps_freed`: of memory, also what it has freed; for chunk after chunk."""
-
-    memory: int
-    nice: int
-    keeps_freed: bool
-
-
-class _Pool:
     """Slots that take calls from one queue. One starts when all others have a call: `serve --no-worker` scores no
     chunks, and clients that come one after the other need one process."""
 
-    def __init__(self, size: int, limits: _Limits) -> None:
-        self._size, self._limits = size, limits
+    def __init__(self, processes: int, limits: ProcessLimits) -> None:
+        self.capacity, self._limits = processes, limits
         self._queue: _Queue = PriorityQueue()
         self._number = count()
         self._lock = Lock()
@@ -128,12 +88,13 @@ class _Pool:
         self._calls: set[LocalCall[Any]] = set()
         self._closed = False
 
-    def submit(self, call: LocalCall[T], urgent: bool = False) -> LocalCall[T]:
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> LocalCall[T]:
+        call = LocalCall(function, args, timeout)
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is stopping")
             self._calls.add(call)
-            if len(self._slots) < min(len(self._calls), self._size):
+            if len(self._slots) < min(len(self._calls), self.capacity):
                 self._slots.append(_Slot(self._queue, self._limits))
             self._queue.put((not urgent, next(self._number), call))
         call.future.add_done_callback(lambda _: self._calls.discard(call))
@@ -154,7 +115,7 @@ class _Pool:
 class _Slot:
     """One process at a time, and the thread that hands it one call at a time."""
 
-    def __init__(self, queue: "_Queue", limits: _Limits) -> None:
+    def __init__(self, queue: "_Queue", limits: ProcessLimits) -> None:
         self._queue, self._limits = queue, limits
         self._process: BaseProcess | None = None
         self._pipe: Connection[Any, Any] | None = None
@@ -195,7 +156,7 @@ class _Slot:
         self._process = self._pipe = None
 
 
-def _started(limits: _Limits) -> "tuple[BaseProcess, Connection[Any, Any]]":
+def _started(limits: ProcessLimits) -> "tuple[BaseProcess, Connection[Any, Any]]":
     spawn = multiprocessing.get_context("spawn")
     ours, theirs = spawn.Pipe()
     try:
@@ -226,9 +187,9 @@ def _exchange(
     return outcome, error
 
 
-def _answer_calls(pipe: "Connection[Any, Any]", limits: _Limits) -> None:
+def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
     """What a scoring process does: one call after the other, until its server closes the pipe."""
-    _prepare_process(limits)
+    prepare_process(limits)
     with suppress(EOFError, OSError):
         while True:
             message = pipe.recv_bytes()
@@ -249,37 +210,6 @@ def _answer(outcome: Any, error: Exception | None) -> bytes:
         told = error or unfit
         return pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}")))
     return answer
-
-
-def _prepare_process(limits: _Limits) -> None:
-    """Makes this process a scoring process. Runs before polars and onnxruntime are imported: they read it then."""
-    os.environ["POLARS_MAX_THREADS"] = "1"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business, which then ends us
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    os.nice(limits.nice)
-    if sys.platform == "linux":
-        if limits.keeps_freed:
-            _keep_freed_memory()
-        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _keep_freed_memory() -> None:
-    """Chunks follow each other, and each would ask the system anew for the pages that the one before gave back: a
-    tenth of the time of a CSV chunk. glibc keeps blocks of up to 32 MiB (its most) instead; others have no mallopt."""
-    trim_threshold, top_pad, mmap_threshold = -1, -2, -3
-    with suppress(AttributeError):
-        mallopt = ctypes.CDLL(None).mallopt
-        for option, size in ((mmap_threshold, 32), (trim_threshold, 64), (top_pad, 1)):
-            mallopt(option, size * 2**20)
-
-
-def _end_with_parent() -> None:
-    """A server that was killed takes its scoring processes along: nobody would ever read what they score."""
-    if parent := multiprocessing.parent_process():
-        parent.join()
-        os._exit(1)
 
 
 def _cause(exitcode: int | None) -> str:

@@ -15,13 +15,13 @@ import numpy as np
 import polars as pl
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import DType, InputTensor, Preprocessing, RowError
 from batchserve.formats.schema import holds_bytes, numpy_type, shorten
 from batchserve.inference.faults import Unfit
 from batchserve.inference.resize import bilinear, nearest
 
 __all__ = [
-    "IMAGE_PIXELS",
     "Images",
     "image_fault",
     "image_size",
@@ -31,8 +31,6 @@ __all__ = [
     "tables",
 ]
 
-IMAGE_PIXELS = 64 * 2**20
-"""Pixels of the largest image that is decoded, where nobody says otherwise."""
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 _FILTERS = {
     "nearest": Image.Resampling.NEAREST,

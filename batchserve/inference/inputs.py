@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import polars as pl
 
+from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import Column, DType, InputTensor, RowError, Scalar, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
 from batchserve.formats.protocol import Records, Tensors
@@ -15,7 +16,7 @@ from batchserve.formats.schema import cast_column, numpy_type, polars_type, shor
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
 from batchserve.inference.faults import Faults
-from batchserve.inference.images import IMAGE_PIXELS, image_fault, images_of_array, images_of_column
+from batchserve.inference.images import image_fault, images_of_array, images_of_column
 
 __all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "several_values", "shared_inputs"]
 

@@ -14,7 +14,6 @@ import numpy as np
 from batchserve.domain import Kernel
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
-from batchserve.inference.kernels.trees import load_trees, open_trees
 
 # Its Linux wheels report usage to their maker unless this is set before the import; a server of yours reports nothing.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
@@ -79,6 +78,8 @@ def open_session(model: bytes | Path, threads: int = 1, kernel: Kernel = "onnxru
 
 
 def _open_trees(model: bytes | Path) -> Session | None:
+    from batchserve.inference.kernels.trees import load_trees, open_trees  # with onnx, which few processes need
+
     ensemble = load_trees(model.read_bytes() if isinstance(model, Path) else model)
     return open_trees(ensemble) if ensemble else None
 

@@ -69,7 +69,7 @@ class Service:
 
     def __post_init__(self) -> None:
         settings, database = self.runtime.settings, self.runtime.database
-        self.calls = Calls(self.runtime.engine, settings.online_calls, settings.online_wait)
+        self.calls = Calls(self.runtime.interactive, settings.online_calls, settings.online_wait)
         self.places = Places(database)
         self.unreadable = UnreadableCount(database)
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from batchserve.engines import Call, Engine
+from batchserve.engines import Call, Interactive
 from batchserve.errors import BadRequest, ScoringCrashed, Unavailable
 from batchserve.service.turns import Lane, Place, Turn, Turns
 
@@ -24,11 +24,11 @@ _QUICK = 0.1
 class Calls:
     """What is done for clients that wait: short calls, long calls, and reads of many rows."""
 
-    def __init__(self, engine: Engine, most: int, patience: float) -> None:
+    def __init__(self, processes: Interactive, most: int, patience: float) -> None:
         """`most`: calls of each lane that are let in for one tenant. `patience`: seconds that a call waits for a
         process."""
-        self._engine, self._patience = engine, patience
-        self._all = Turns(engine.interactive, most)
+        self._processes, self._patience = processes, patience
+        self._all = Turns(processes.capacity, most)
         self._long = Turns(1, most)
         self._reads = Turns(2, most)
         """One of a tenant at a time, so that their work leaves time for the event loop."""
@@ -103,7 +103,7 @@ class Calls:
     def _begin(self, turn: Turn, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> Call[T]:
         """A call that runs now, and ends its turn when its process is free again, however that comes about."""
         try:
-            call: Call[T] = self._engine.submit_interactive(function, *args, timeout=seconds)
+            call: Call[T] = self._processes.submit(function, *args, timeout=seconds)
         except BaseException:
             turn.end()
             raise

@@ -74,7 +74,7 @@ class EngineOfThisProcess:
     `dies_before`: the function whose call ends this process.
     """
 
-    capacity = interactive = 1
+    capacity = 1
 
     def __init__(self, dies_before: Callable[..., object] | None = None) -> None:
         self._dies_before = dies_before
@@ -88,9 +88,6 @@ class EngineOfThisProcess:
         except Exception as error:  # noqa: BLE001 - handed on, as every engine does
             future.set_exception(error)
         return Call(future)
-
-    def submit_interactive(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
-        return self.submit(function, *args, timeout=timeout)
 
     def close(self) -> None:
         """There is nothing to end."""

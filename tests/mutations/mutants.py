@@ -25,6 +25,7 @@ RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/array
 TURNS = "batchserve/service/turns.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
+PROCESS = "batchserve/engines/process.py"
 JSON, JSONL = "batchserve/formats/json.py", "batchserve/formats/jsonl.py"
 LINES, SCHEMA = "batchserve/formats/json_table.py", "batchserve/formats/schema.py"
 ARCHIVE, FORMS = "batchserve/formats/wire/archive.py", "batchserve/api/forms.py"
@@ -195,7 +196,7 @@ MUTANTS = (
         "wait([pipe, process.sentinel], None)", ("tests/test_engine.py",),
     ),
     Mutant(
-        "the processes of jobs are nicer", ENGINE, "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
+        "the processes of jobs are nicer", PROCESS, "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
     ),
     Mutant(
         "one chunk of each job in turn", WORKER, "            self._turn.rotate(-1)\n", "",
@@ -203,7 +204,7 @@ MUTANTS = (
     ),
     # Bounds
     Mutant(
-        "a scoring process has limited memory", ENGINE,
+        "a scoring process has limited memory", PROCESS,
         "        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))\n", "",
         ("tests/test_engine.py",),
     ),
