@@ -103,7 +103,7 @@ class ChunkLimits:
 
 @dataclass(frozen=True, slots=True)
 class RowError:
-    """One record that could not be scored. `record` counts from 0 in the whole input."""
+    """One record that could not be scored. `record` counts from 0 in its chunk; an errors list counts in the input."""
 
     record: int
     code: str

@@ -269,7 +269,7 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
     with store.open(named.key) as source:
         reading, passed = match.read(named.reader, source, task.chunk)
     session = _session(task.input.storage, task.model)
-    scored = _score(session, match, reading, task.chunk)
+    scored = _score(session, match, reading, task.chunk.records)
     result_format = get_format(task.options.format, task.input.dialect)
     result = _result(result_format, scored, passed, match)
     with store.create(key) as writer:
@@ -355,7 +355,7 @@ def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, reading, passed, chunk = _online_input(task)
     session = _session(task.storage, task.model)
-    scored = _score(session, match, reading, chunk)
+    scored = _score(session, match, reading, chunk.records)
     jsonl = get_format("jsonl")
     result = _result(jsonl, scored, passed, match)
     return Online(jsonl.write(result), tuple(scored.errors), 1000 * scored.model_seconds)
@@ -367,7 +367,7 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
 
     One error for each value that does not fit, where a job would stop at the first of a record."""
     match, reading, _, _ = _online_input(task)
-    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, 0, allowance().image_pixels)
+    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, allowance().image_pixels)
     undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
     unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
     errors = [error for error in missing + undecoded if (error.record, error.column) not in unread]
@@ -405,28 +405,27 @@ class _Scored:
     """Time in the model itself, without that for decoding and preparing its inputs."""
 
 
-def _score(session: Session, match: Match, reading: Reading, chunk: Chunk) -> _Scored:
-    first = chunk.first_record
+def _score(session: Session, match: Match, reading: Reading, records: int) -> _Scored:
     pixels = allowance().image_pixels
-    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, first, pixels)
+    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, pixels)
     # A value that only travels along and does not fit is told, but fails nothing.
     unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:
-        failed[error.record - chunk.first_record] = True
+        failed[error.record] = True
     if not failed.all():
         match.require_shared(inputs)
     images = [array for array in inputs.values() if isinstance(array, Images)]
     if match.signature.mode == "whole":  # which can be decoded must be known before the run
         for error in chain.from_iterable(array.check() for array in images):
-            failed[error.record - first] = True
+            failed[error.record] = True
     room = partial(_sessions.keep_only, session)
-    ran = run(session, match.signature, {**inputs, **match.shared}, chunk.records, first, room, failed)
+    ran = run(session, match.signature, {**inputs, **match.shared}, records, room, failed)
     undecoded = [error for array in images for error in array.errors]
     for error in (*undecoded, *ran.errors):
-        failed[error.record - first] = True
-    unanswered = list(_without_answer(match.signature, ran.outputs, failed, chunk))
+        failed[error.record] = True
+    unanswered = list(_without_answer(match.signature, ran.outputs, failed))
     for error in unanswered:
-        failed[error.record - first] = True
+        failed[error.record] = True
     # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
     errors, told = list(reading.errors), {error.record for error in unread}
     for consequence in (missing, undecoded, ran.errors, unanswered):
@@ -435,15 +434,15 @@ def _score(session: Session, match: Match, reading: Reading, chunk: Chunk) -> _S
     return _Scored(ran.outputs, failed, _in_order(errors), ran.seconds)
 
 
-def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray, chunk: Chunk) -> Iterator[RowError]:
+def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) -> Iterator[RowError]:
     """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up."""
     for output in signature.outputs:
         array = outputs[output.name]
         if output.role == "probabilities" and array.dtype.kind == "f" and np.isnan(array.min(initial=0)):
             lost = np.isnan(array).any(axis=tuple(range(1, array.ndim))) & ~failed
-            for index in np.flatnonzero(lost).tolist():
+            for record in np.flatnonzero(lost).tolist():
                 message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
-                yield RowError(chunk.first_record + index, "not-a-number", message)
+                yield RowError(record, "not-a-number", message)
 
 
 # --- one result ------------------------------------------------------------------------------------------------------
@@ -495,9 +494,9 @@ def _error_lines(errors: Iterable[RowError], records: Records, chunk: Chunk, key
     keys = as_base64(records.select(key))[key] if key is not None and isinstance(records, pl.DataFrame) else None
     lines = []
     for error in errors:
-        line: dict[str, Any] = {"record": error.record}
+        line: dict[str, Any] = {"record": chunk.first_record + error.record}
         if keys is not None:
-            line["key"] = _plain_value(keys, error.record - chunk.first_record)
+            line["key"] = _plain_value(keys, error.record)
         line |= {"column": error.column, "code": error.code, "message": error.message}
         lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
     return b"".join(lines)

@@ -76,7 +76,7 @@ def scored(admitted: Admitted, records: pl.DataFrame | dict[str, np.ndarray], to
     """The result columns for these records."""
     signature = admitted.signature
     binding = bind(signature, records.columns) if isinstance(records, pl.DataFrame) else None
-    inputs, bad, _ = build_inputs(signature, binding, records, 0)
+    inputs, bad, _ = build_inputs(signature, binding, records)
     arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}
     outputs = open_session(admitted.model, signature.threads).run(arrays)
     check_count(outputs, len(bad))

@@ -281,7 +281,7 @@ def score_as_the_server(graph: bytes, table: pl.DataFrame) -> pl.DataFrame:
     admitted = admit(graph)
     signature = admitted.signature
     binding = bind(signature, table.columns)
-    inputs, failed, errors = build_inputs(signature, binding, table, 0)
+    inputs, failed, errors = build_inputs(signature, binding, table)
     assert not failed.any()
     assert not errors
     arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}

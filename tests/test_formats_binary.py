@@ -237,7 +237,7 @@ def test_values_that_do_not_fit_are_null_and_an_error_with_their_record(format: 
     assert isinstance(reading.records, pl.DataFrame)
     assert reading.records["x"].to_list() == [None, 4.0]
     assert reading.records.schema == {"x": pl.Float32}
-    assert reading.errors == [RowError(2, "wrong-type", "expected float32, got 'three'", "x")]
+    assert reading.errors == [RowError(0, "wrong-type", "expected float32, got 'three'", "x")]
 
 
 @any_table

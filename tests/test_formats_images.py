@@ -7,6 +7,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def records_of(data: bytes, limits: ChunkLimits | None = None) -> tuple[list[tup
         reading = ZIP.read(source, chunk, {})
         assert isinstance(reading.records, pl.DataFrame)
         found += reading.records.rows()
-        errors += reading.errors
+        errors += [replace(error, record=chunk.first_record + error.record) for error in reading.errors]
     return found, errors
 
 

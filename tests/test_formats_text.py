@@ -5,6 +5,7 @@ import json
 import re
 import zipfile
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def read(
         assert isinstance(reading.records, pl.DataFrame)
         assert reading.records.height == chunk.records
         rows += reading.records.rows()
-        errors += reading.errors
+        errors += [replace(error, record=chunk.first_record + error.record) for error in reading.errors]
     return rows, errors
 
 
@@ -86,7 +87,7 @@ def test_a_value_fits_a_type_or_is_named(
 
 
 def test_a_long_value_is_shortened_in_its_message() -> None:
-    _, errors = cast_column(pl.Series("c", ["x" * 1000]), "int8", 0)
+    _, errors = cast_column(pl.Series("c", ["x" * 1000]), "int8")
     assert errors[0].message == f"expected int8, got '{'x' * 76}..."
 
 

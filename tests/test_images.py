@@ -68,7 +68,7 @@ def tensor(
 
 def prepared(data: bytes, target: InputTensor) -> np.ndarray:
     """What the model gets of one image that is good."""
-    images, missing = images_of_column(pl.Series("image", [data]), target, 0)
+    images, missing = images_of_column(pl.Series("image", [data]), target)
     array = images.take(np.array([0]))
     assert not missing.any()
     assert not images.errors
@@ -328,7 +328,7 @@ def test_equal_images_in_every_wrapping_are_equal_inputs() -> None:
         pl.Series([f"data:image/png;base64,{text}"]),
         pl.Series([{"bytes": data, "path": "a.png"}]),
     ]
-    inputs = [images_of_column(column, target, 0)[0].take(np.array([0])) for column in columns]
+    inputs = [images_of_column(column, target)[0].take(np.array([0])) for column in columns]
     inputs.append(images_of_array(np.asarray(dots())[np.newaxis], target).take(np.array([0])))
     for array in inputs:
         np.testing.assert_array_equal(array, inputs[0])
@@ -370,9 +370,9 @@ BROKEN = {
 def test_what_can_not_be_decoded_is_an_error_in_its_place(name: str) -> None:
     data, code = BROKEN[name]
     target = tensor(Preprocessing("stretch", (8, 8)))
-    images, _ = images_of_column(pl.Series("photo", [saved(dots()), data, saved(dots())]), target, 10)
+    images, _ = images_of_column(pl.Series("photo", [saved(dots()), data, saved(dots())]), target)
     array = images.take(np.arange(3))
-    assert [(error.record, error.code, error.column) for error in images.errors] == [(11, code, "photo")]
+    assert [(error.record, error.code, error.column) for error in images.errors] == [(1, code, "photo")]
     assert not array[1].any()
     np.testing.assert_array_equal(array[0], array[2])
     assert array[0].any()
@@ -388,7 +388,7 @@ def test_damaged_images_are_never_more_than_row_errors() -> None:
             data[place] = random.integers(256)
         damaged.append(bytes(data[: random.integers(len(data))] if number % 5 == 0 else data))
     target = tensor(Preprocessing("stretch", (8, 8), exif=True))
-    images, _ = images_of_column(pl.Series(damaged), target, 0, most_pixels=10**6)
+    images, _ = images_of_column(pl.Series(damaged), target, most_pixels=10**6)
     codes = {error.code for error in images.check()}
     assert 50 < len(images.errors) < 300
     assert codes <= {"invalid-image", "image-too-large"}
@@ -399,19 +399,19 @@ def test_the_limit_of_pixels_is_that_of_the_settings() -> None:
 
 
 def test_a_text_that_is_no_base64_is_an_error() -> None:
-    images, _ = images_of_column(pl.Series(["not base64!", "data:image/png;base64,@@"]), tensor(Preprocessing()), 0)
+    images, _ = images_of_column(pl.Series(["not base64!", "data:image/png;base64,@@"]), tensor(Preprocessing()))
     images.take(np.arange(1))
     assert [error.code for error in images.check()] == ["invalid-image", "invalid-image"]
 
 
 def test_a_line_is_not_resized_beyond_the_limit_of_pixels() -> None:
     target = tensor(Preprocessing("crop", (224, 224)))
-    images, _ = images_of_column(pl.Series([saved(Image.new("RGB", (60_000, 1)))]), target, 0, most_pixels=10**6)
+    images, _ = images_of_column(pl.Series([saved(Image.new("RGB", (60_000, 1)))]), target, most_pixels=10**6)
     assert [error.code for error in images.check()] == ["image-too-large"]
 
 
 def test_an_image_of_another_size_than_the_graph_takes_is_an_error() -> None:
-    images, _ = images_of_column(pl.Series([saved(dots(9, 12))]), tensor(Preprocessing(size=(9, 13))), 0)
+    images, _ = images_of_column(pl.Series([saved(dots(9, 12))]), tensor(Preprocessing(size=(9, 13))))
     (error,) = images.check()
     assert error.code == "wrong-shape"
     assert "9 x 13" in error.message
@@ -472,10 +472,10 @@ def test_one_image_among_the_first_records_is_enough() -> None:
 def test_an_array_that_is_prepared_already_is_taken_as_it_is() -> None:
     ready = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     signature = Signature((tensor(Preprocessing(scale=1 / 255)),), ())
-    inputs, failed, _ = build_inputs(signature, None, {"": ready}, 0)
+    inputs, failed, _ = build_inputs(signature, None, {"": ready})
     np.testing.assert_array_equal(inputs["x"], ready)
     ready[1, 0, 0, 0] = np.nan
-    _, failed, errors = build_inputs(signature, None, {"": ready}, 0)
+    _, failed, errors = build_inputs(signature, None, {"": ready})
     assert failed.tolist() == [False, True]
     assert errors[0].code == "missing-value"
 
@@ -483,7 +483,7 @@ def test_an_array_that_is_prepared_already_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize("shape", [(5,), (2, 8, 8, 2), (2, 8, 8, 3, 1)])
 def test_bytes_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(SchemaMismatch, match="expected images of uint8"):
-        build_inputs(PHOTO, None, {"": np.zeros(shape, np.uint8)}, 0)
+        build_inputs(PHOTO, None, {"": np.zeros(shape, np.uint8)})
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -507,8 +507,8 @@ def test_images_of_all_sizes_are_grouped_and_return_in_order(mode: str) -> None:
     data: list[bytes | None] = [saved(dots(*size, seed=seed)) for seed, size in enumerate(sizes)]
     good = [means(one) for one in data if one is not None]
     data[4], data[6] = None, b"no image"
-    images, missing = images_of_column(pl.Series(data, dtype=pl.Binary()), tensor(Preprocessing()), 0)
-    ran = run(open_session(MEANS()), signature_of(tensor(Preprocessing()), mode=mode), {"x": images}, len(data), 0)
+    images, missing = images_of_column(pl.Series(data, dtype=pl.Binary()), tensor(Preprocessing()))
+    ran = run(open_session(MEANS()), signature_of(tensor(Preprocessing()), mode=mode), {"x": images}, len(data))
     for record in (0, 1, 2, 3, 5, 7, 8):
         np.testing.assert_allclose(ran.outputs["means"][record], good[record], rtol=1e-5)
     assert [error.record for error in images.errors] == [6]
@@ -519,10 +519,10 @@ def test_images_of_all_sizes_are_grouped_and_return_in_order(mode: str) -> None:
 
 def test_outputs_whose_size_follows_the_image_are_lists() -> None:
     data = [saved(dots(2, 3, seed=0)), saved(dots(4, 1, seed=1)), saved(dots(2, 3, seed=2))]
-    images, _ = images_of_column(pl.Series(data), tensor(Preprocessing(), (None, 3, None, None)), 0)
+    images, _ = images_of_column(pl.Series(data), tensor(Preprocessing(), (None, 3, None, None)))
     session = open_session(model(body="y = ReduceMax<axes=[1], keepdims=0>(x)", gives="float[N,H,W] y"))
     signature = signature_of(tensor(Preprocessing()), shape=(None, None, None))
-    ran = run(session, signature, {"x": images}, 3, 0)
+    ran = run(session, signature, {"x": images}, 3)
     for record, one in enumerate(data):
         expected = np.asarray(Image.open(io.BytesIO(one))).max(axis=2)
         assert ran.outputs["y"][record] == expected.tolist()
@@ -555,8 +555,8 @@ def test_records_that_make_the_model_fail_are_found_without_decoding_them_again(
 
     session = open_session(parser.parse_model(text).SerializeToString())
     signature = Signature((target,), (OutputTensor("y", "float32", (None, 1)),), batch=8)
-    ran = run(session, signature, {"x": Counted()}, len(shades), 100)
-    assert [error.record for error in ran.errors] == [104, 111]
+    ran = run(session, signature, {"x": Counted()}, len(shades))
+    assert [error.record for error in ran.errors] == [4, 11]
     good = [record for record in range(12) if record not in (4, 11)]
     assert ran.outputs["y"][good, 0].tolist() == [float(shades[record]) for record in good]
     assert taken == list(range(12))
@@ -566,10 +566,10 @@ def test_memory_holds_one_batch_of_decoded_images() -> None:
     data = saved(smooth(24, 24), "jpeg")
     target = tensor(Preprocessing("stretch", (224, 224), scale=1 / 255), (None, 3, 224, 224))
     session = open_session(MEANS("N,3,224,224"))
-    images, _ = images_of_column(pl.Series([data] * 500), target, 0)
+    images, _ = images_of_column(pl.Series([data] * 500), target)
     tracemalloc.start()
     try:
-        ran = run(session, signature_of(target, batch=16), {"x": images}, 500, 0)
+        ran = run(session, signature_of(target, batch=16), {"x": images}, 500)
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
@@ -590,16 +590,16 @@ def test_a_batch_of_large_images_holds_fewer() -> None:
 
         def close(self) -> None: ...
 
-    ran = run(Noting(), signature_of(target, batch=64), {"x": images}, 6, 0)
+    ran = run(Noting(), signature_of(target, batch=64), {"x": images}, 6)
     assert len(ran.outputs["means"]) == 6
     assert max(held) <= 64 * 2**20
 
 
 def test_a_model_that_must_see_all_images_wants_them_of_one_size() -> None:
     target = tensor(Preprocessing())
-    images, _ = images_of_column(pl.Series([saved(dots(3, 3)), saved(dots(4, 3))]), target, 0)
+    images, _ = images_of_column(pl.Series([saved(dots(3, 3)), saved(dots(4, 3))]), target)
     with pytest.raises(ScoringFailed, match="differ in size"):
-        run(open_session(MEANS()), signature_of(target, mode="whole"), {"x": images}, 2, 0)
+        run(open_session(MEANS()), signature_of(target, mode="whole"), {"x": images}, 2)
 
 
 # --- admission -------------------------------------------------------------------------------------------------------
@@ -621,8 +621,8 @@ def test_the_sample_of_an_admitted_model_scores() -> None:
         assert len(signature.sample) == 2
         frame = pl.DataFrame(list(signature.sample))
         check_types(signature, bind(signature, frame.columns), {"image": None}, frame)
-        inputs, _, errors = build_inputs(signature, bind(signature, frame.columns), frame, 0)
-        ran = run(open_session(data), signature, inputs, 2, 0)
+        inputs, _, errors = build_inputs(signature, bind(signature, frame.columns), frame)
+        ran = run(open_session(data), signature, inputs, 2)
         assert not errors
         assert ran.outputs["means"].round().tolist() == [[64.0] * 3, [128.0] * 3]
 

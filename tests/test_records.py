@@ -5,6 +5,7 @@ import io
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
 import polars as pl
 import pyarrow as pa
@@ -33,7 +34,7 @@ def counted(
         assert isinstance(reading.records, pl.DataFrame)
         assert reading.records.height == chunk.records
         records += chunk.records
-        errors += reading.errors
+        errors += [replace(error, record=chunk.first_record + error.record) for error in reading.errors]
     return records, errors
 
 

@@ -48,10 +48,10 @@ def classifier(labels: tuple[str, ...] = ("cat", "dog", "owl"), label: str = "st
 
 
 def built(
-    signature: Signature, binding: Binding | None, records: Records, first_record: int
+    signature: Signature, binding: Binding | None, records: Records
 ) -> tuple[dict[str, np.ndarray], np.ndarray, list[RowError]]:
     """`build_inputs`, for inputs that are arrays."""
-    inputs, bad, errors = build_inputs(signature, binding, records, first_record)
+    inputs, bad, errors = build_inputs(signature, binding, records)
     return {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}, bad, errors
 
 
@@ -215,7 +215,7 @@ def test_arrays_are_checked_for_shape_before_anything_runs() -> None:
 
 def test_a_matrix_holds_the_columns_in_order_as_float32() -> None:
     table = pl.DataFrame({"r": [3.0, 6.0], "p": [1, 4], "q": ["2", "5"]})
-    inputs, bad, errors = built(MATRIX, bind(MATRIX, table.columns, ["p", "q", "r"]), table, 0)
+    inputs, bad, errors = built(MATRIX, bind(MATRIX, table.columns, ["p", "q", "r"]), table)
     assert inputs["X"].dtype == np.float32
     assert inputs["X"].flags.c_contiguous
     assert inputs["X"].tolist() == [[1, 2, 3], [4, 5, 6]]
@@ -225,7 +225,7 @@ def test_a_matrix_holds_the_columns_in_order_as_float32() -> None:
 
 def test_inputs_of_a_column_each_get_their_shapes_and_types() -> None:
     table = pl.DataFrame({"age": [30.5, 41.0], "City Name": ["Ulm", "Bonn"], "visits": [2, 3]})
-    inputs, _, _ = built(MIXED, bind(MIXED, table.columns), table, 0)
+    inputs, _, _ = built(MIXED, bind(MIXED, table.columns), table)
     assert inputs["age"].shape == (2, 1)
     assert inputs["City_Name"].tolist() == [["Ulm"], ["Bonn"]]
     assert inputs["City_Name"].dtype == object
@@ -236,17 +236,17 @@ def test_inputs_of_a_column_each_get_their_shapes_and_types() -> None:
 def test_repeated_strings_stay_in_place() -> None:
     cities = [f"city {index % 7}" for index in range(1000)]
     table = pl.DataFrame({"age": [1.0] * 1000, "City_Name": cities, "visits": [1] * 1000})
-    inputs, _, _ = built(MIXED, bind(MIXED, table.columns), table, 0)
+    inputs, _, _ = built(MIXED, bind(MIXED, table.columns), table)
     assert inputs["City_Name"][:, 0].tolist() == cities
 
 
 def test_a_missing_value_is_an_error_of_its_record_and_spares_the_others() -> None:
     table = pl.DataFrame({"age": [1.0, None, 3.0, 4.0], "City_Name": ["A", "B", None, "D"], "visits": [1, None, 3, 4]})
-    inputs, bad, errors = built(MIXED, bind(MIXED, table.columns), table, 100)
+    inputs, bad, errors = built(MIXED, bind(MIXED, table.columns), table)
     assert bad.tolist() == [False, True, True, False]
     assert [(error.record, error.code, error.column) for error in errors] == [
-        (101, "missing-value", "age"),
-        (102, "missing-value", "City_Name"),
+        (1, "missing-value", "age"),
+        (2, "missing-value", "City_Name"),
     ]
     assert inputs["visits"].tolist() == [1, 0, 3, 4]
     assert inputs["City_Name"][2, 0] == ""
@@ -254,14 +254,14 @@ def test_a_missing_value_is_an_error_of_its_record_and_spares_the_others() -> No
 
 def test_nan_counts_as_missing() -> None:
     table = pl.DataFrame({"p": [1.0, float("nan")], "q": [1.0, 2.0], "r": [1.0, float("inf")]})
-    _, bad, errors = built(MATRIX, bind(MATRIX, table.columns), table, 0)
+    _, bad, errors = built(MATRIX, bind(MATRIX, table.columns), table)
     assert bad.tolist() == [False, True]
     assert errors[0].column == "p"
 
 
 def test_a_missing_value_in_a_nullable_column_reaches_the_model_as_nan() -> None:
     table = pl.DataFrame({"a": [1.0, 2.0], "b": [None, float("nan")], "c": [True, False]})
-    inputs, bad, errors = built(NAMED, bind(NAMED, table.columns), table, 0)
+    inputs, bad, errors = built(NAMED, bind(NAMED, table.columns), table)
     assert np.isnan(inputs["X"][:, 1]).all()
     assert inputs["X"][:, 2].tolist() == [1, 0]
     assert not bad.any()
@@ -270,7 +270,7 @@ def test_a_missing_value_in_a_nullable_column_reaches_the_model_as_nan() -> None
 
 def test_booleans_in_a_matrix_may_be_missing_like_numbers() -> None:
     table = pl.DataFrame({"a": [1.0, 2.0], "b": [1.0, 1.0], "c": [None, True]})
-    _, bad, errors = built(NAMED, bind(NAMED, table.columns), table, 0)
+    _, bad, errors = built(NAMED, bind(NAMED, table.columns), table)
     assert bad.tolist() == [True, False]
     assert errors[0].column == "c"
 
@@ -278,21 +278,21 @@ def test_booleans_in_a_matrix_may_be_missing_like_numbers() -> None:
 def test_a_missing_text_in_a_nullable_column_reaches_the_model_as_empty() -> None:
     signature = Signature((InputTensor("t", "string", (None, 1), (Column("t", "string", nullable=True),)),), ())
     table = pl.DataFrame({"t": ["a", None]})
-    inputs, bad, _ = built(signature, bind(signature, table.columns), table, 0)
+    inputs, bad, _ = built(signature, bind(signature, table.columns), table)
     assert inputs["t"].tolist() == [["a"], [""]]
     assert not bad.any()
 
 
 def test_a_value_of_a_wrong_type_gives_one_error_for_its_record() -> None:
     table = pl.DataFrame({"p": ["1", "x"], "q": [1.0, None], "r": [1.0, 2.0]})
-    _, bad, errors = built(MATRIX, bind(MATRIX, table.columns), table, 0)
+    _, bad, errors = built(MATRIX, bind(MATRIX, table.columns), table)
     assert bad.tolist() == [False, True]
     assert [(error.record, error.code) for error in errors] == [(1, "wrong-type")]
 
 
 def test_a_table_without_records_gives_empty_inputs() -> None:
     table = pl.DataFrame(schema={"age": pl.Float32(), "City_Name": pl.String(), "visits": pl.Int64()})
-    inputs, bad, errors = built(MIXED, bind(MIXED, table.columns), table, 0)
+    inputs, bad, errors = built(MIXED, bind(MIXED, table.columns), table)
     assert [array.shape for array in inputs.values()] == [(0, 1), (0, 1), (0,)]
     assert len(bad) == 0
     assert errors == []
@@ -302,18 +302,18 @@ def test_a_scalar_input_takes_the_one_value_of_its_column() -> None:
     scalar = InputTensor("rate", "int64", (), (Column("rate", "int64"),), per_record=False)
     signature = Signature((*MATRIX.inputs, scalar), ())
     table = pl.DataFrame({"p": [1.0, 2.0], "q": [1.0, 2.0], "r": [1.0, 2.0], "rate": [16, 16]})
-    inputs, _, _ = built(signature, bind(signature, table.columns), table, 0)
+    inputs, _, _ = built(signature, bind(signature, table.columns), table)
     assert inputs["rate"].shape == ()
     assert inputs["rate"] == 16
     with pytest.raises(SchemaMismatch, match="one value for all records"):
-        built(signature, bind(signature, table.columns), table.with_columns(rate=pl.Series([16, 8])), 0)
+        built(signature, bind(signature, table.columns), table.with_columns(rate=pl.Series([16, 8])))
 
 
 # --- build_inputs from arrays ---
 
 
 def test_a_lone_array_fills_the_only_input_and_is_cast() -> None:
-    inputs, bad, _ = built(MATRIX, None, {"": np.arange(6, dtype=np.float64).reshape(2, 3)}, 0)
+    inputs, bad, _ = built(MATRIX, None, {"": np.arange(6, dtype=np.float64).reshape(2, 3)})
     assert inputs["X"].dtype == np.float32
     assert inputs["X"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert bad.tolist() == [False, False]
@@ -325,7 +325,7 @@ def test_arrays_are_found_by_the_name_of_the_input() -> None:
         "age": np.array([1.0, 2.0], dtype=np.float32),
         "City_Name": np.array(["A", "B"]),
     }
-    inputs, _, _ = built(MIXED, None, arrays, 0)
+    inputs, _, _ = built(MIXED, None, arrays)
     assert inputs["age"].shape == (2, 1)
     assert inputs["City_Name"].dtype == object
     assert inputs["visits"].dtype == np.int64
@@ -333,27 +333,27 @@ def test_arrays_are_found_by_the_name_of_the_input() -> None:
 
 def test_arrays_of_other_names_are_refused() -> None:
     with pytest.raises(SchemaMismatch, match=r"'age', 'City_Name', 'visits'.*has 'age'"):
-        built(MIXED, None, {"age": np.zeros(2, np.float32)}, 0)
+        built(MIXED, None, {"age": np.zeros(2, np.float32)})
 
 
 def test_an_array_of_another_kind_is_refused() -> None:
     with pytest.raises(SchemaMismatch, match="expected int64, got float64") as caught:
-        built(Signature(MIXED.inputs[2:], ()), None, {"": np.zeros(2)}, 0)
+        built(Signature(MIXED.inputs[2:], ()), None, {"": np.zeros(2)})
     assert caught.value.extra == {"expected": "int64", "got": "float64"}
 
 
 def test_an_integer_that_would_wrap_around_is_an_error_of_its_record() -> None:
     signature = Signature((InputTensor("x", "uint8", (None, 2)),), ())
-    inputs, _, _ = built(signature, None, {"": np.array([[0, 255]])}, 0)
+    inputs, _, _ = built(signature, None, {"": np.array([[0, 255]])})
     assert inputs["x"].dtype == np.uint8
     arrays = {"": np.array([[0, 255], [0, 256], [-1, 7]])}
     check_types(signature, None, {}, arrays)
-    inputs, bad, errors = built(signature, None, arrays, 50)
+    inputs, bad, errors = built(signature, None, arrays)
     assert inputs["x"][0].tolist() == [0, 255]
     assert bad.tolist() == [False, True, True]
     assert [(error.record, error.code, error.message) for error in errors] == [
-        (51, "wrong-type", "expected uint8, got 256"),
-        (52, "wrong-type", "expected uint8, got -1"),
+        (1, "wrong-type", "expected uint8, got 256"),
+        (2, "wrong-type", "expected uint8, got -1"),
     ]
     with pytest.raises(SchemaMismatch, match="column 'x': expected uint8, got 256 in record 0"):
         check_types(signature, None, {}, {"": np.array([[0, 256]])})
@@ -361,12 +361,12 @@ def test_an_integer_that_would_wrap_around_is_an_error_of_its_record() -> None:
 
 def test_nan_in_an_array_is_an_error_of_its_record_unless_the_model_takes_it() -> None:
     array = np.array([[1, 2, 3], [1, np.nan, 3]], dtype=np.float32)
-    _, bad, errors = built(MATRIX, None, {"": array}, 10)
+    _, bad, errors = built(MATRIX, None, {"": array})
     assert bad.tolist() == [False, True]
-    assert errors[0].record == 11
+    assert errors[0].record == 1
     tolerant = Signature((replace(MATRIX.inputs[0], nullable=True),), ())
-    assert not built(tolerant, None, {"": array}, 10)[1].any()
-    assert not built(NAMED, None, {"": array}, 10)[1].any()  # the column at fault is nullable
+    assert not built(tolerant, None, {"": array})[1].any()
+    assert not built(NAMED, None, {"": array})[1].any()  # the column at fault is nullable
 
 
 # --- outputs ---

@@ -48,9 +48,9 @@ def graph(text: str) -> bytes:
     return content
 
 
-def read(series: pl.Series, tensor: InputTensor, first_record: int = 0) -> tuple[np.ndarray, list[RowError]]:
+def read(series: pl.Series, tensor: InputTensor) -> tuple[np.ndarray, list[RowError]]:
     """The arrays of records of one size, and the errors."""
-    values, errors = read_arrays(series, tensor, first_record)
+    values, errors = read_arrays(series, tensor)
     return values if isinstance(values, np.ndarray) else values.take(np.arange(len(values))), errors
 
 
@@ -237,11 +237,11 @@ FAULTY = [
 
 def test_each_fault_of_an_array_in_json_is_told_of_its_record_and_spares_the_others() -> None:
     texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in FAULTY]
-    values, errors = read(pl.Series("x", texts), PAIR, 100)
+    values, errors = read(pl.Series("x", texts), PAIR)
     assert (values.dtype.name, values.shape) == ("float32", (len(FAULTY), 2))
     assert values[[0, 7]].tolist() == [[1, 2], [3.5, 1]]
     assert not values[[i for i in range(len(FAULTY)) if i not in (0, 7)]].any()
-    assert [(error.record - 100, error.code, error.message.rpartition(", got ")[2]) for error in errors] == [
+    assert [(error.record, error.code, error.message.rpartition(", got ")[2]) for error in errors] == [
         (1, "missing-value", "no value for 'x', and the model needs one"),
         (2, "wrong-shape", "[1]"),
         (3, "wrong-shape", "[3]"),
@@ -264,18 +264,18 @@ def test_each_fault_of_an_array_in_a_list_column_is_told_of_its_record() -> None
         [[1, 2], [3, 40_000]], [], [[-1, 0], [0, 1]],
     ]  # fmt: skip
     series = pl.Series("x", lists, dtype=pl.List(pl.List(pl.Float64)))
-    values, errors = read(series, BLOCK, 10)
+    values, errors = read(series, BLOCK)
     assert (values.dtype.name, values.shape) == ("int16", (10, 2, 2))
     assert values[[0, 9]].tolist() == [lists[0], lists[9]]
     assert [(error.record, error.code, error.message.rpartition(", got ")[2]) for error in errors] == [
-        (11, "missing-value", "no value for 'x', and the model needs one"),
-        (12, "wrong-shape", "[1, 2]"),
-        (13, "wrong-shape", "lists of different lengths"),
-        (14, "missing-value", "one with values missing"),
-        (15, "missing-value", "one with values missing"),
-        (16, "wrong-type", "1.5 in it"),
-        (17, "wrong-type", "40000.0 in it"),
-        (18, "wrong-shape", "[0, 0]"),
+        (1, "missing-value", "no value for 'x', and the model needs one"),
+        (2, "wrong-shape", "[1, 2]"),
+        (3, "wrong-shape", "lists of different lengths"),
+        (4, "missing-value", "one with values missing"),
+        (5, "missing-value", "one with values missing"),
+        (6, "wrong-type", "1.5 in it"),
+        (7, "wrong-type", "40000.0 in it"),
+        (8, "wrong-shape", "[0, 0]"),
     ]
 
 
@@ -283,7 +283,7 @@ def test_fixed_size_lists_of_every_number_type_are_read() -> None:
     for kind in (pl.Float16(), pl.Float32(), pl.Float64(), pl.Int8(), pl.UInt64(), pl.Boolean()):
         series = pl.Series("x", [[1, 0], [0, 1]]).cast(pl.List(kind)).cast(pl.Array(kind, 2))
         for dtype in ("float16", "float64", "int8", "uint64", "bool"):
-            values, errors = read(series, InputTensor("x", dtype, (None, 2)), 0)
+            values, errors = read(series, InputTensor("x", dtype, (None, 2)))
             assert (values.tolist(), values.dtype.name, errors) == ([[1, 0], [0, 1]], dtype, [])
 
 
@@ -292,33 +292,33 @@ def test_lists_of_odd_types_are_read_or_refused() -> None:
     decimals = pl.Series("x", [[1.0, 2.0], [1.5, 2.0]]).cast(pl.List(pl.Decimal(9, 1)))
     huge = pl.Series("x", [[1, 2], [2**70, 1]], dtype=pl.List(pl.Int128()))
     for series in (decimals, huge):
-        values, errors = read(series, whole, 0)
+        values, errors = read(series, whole)
         assert (values[0].tolist(), [(error.record, error.code) for error in errors]) == ([1, 2], [(1, "wrong-type")])
-    values, errors = read(pl.Series("x", [[1e300, -1e300]]), PAIR, 0)
+    values, errors = read(pl.Series("x", [[1e300, -1e300]]), PAIR)
     assert errors == [RowError(0, "wrong-type", "expected an array [2] of float32, got 1e+300 in it", "x")]
-    values, errors = read(pl.Series("x", [[np.inf, -np.inf]]), PAIR, 0)
+    values, errors = read(pl.Series("x", [[np.inf, -np.inf]]), PAIR)
     assert (values.tolist(), errors) == ([[np.inf, -np.inf]], [])
     for missing in (pl.Series("x", [None]), pl.Series("x", [[None, None]])):
-        assert [error.code for error in read_arrays(missing, whole, 0)[1]] == ["missing-value"]
+        assert [error.code for error in read_arrays(missing, whole)[1]] == ["missing-value"]
     for series in (pl.Series("x", [[1, 2]]).cast(pl.List(pl.Date())), pl.Series("x", [1.5]), pl.Series("x", [["1"]])):
         assert array_fault(whole, None, series) == f"expected an array [2] of int64, got {series.dtype}"
         with pytest.raises(SchemaMismatch, match="column 'x': expected an array"):
-            read_arrays(series, whole, 0)
+            read_arrays(series, whole)
 
 
 def test_large_integers_are_kept_exactly_or_refused() -> None:
     tensor = InputTensor("x", "int64", (None, 2))
-    values, errors = read(pl.Series("x", ["[9223372036854775807, 1]", "[9223372036854775808, 1]"]), tensor, 0)
+    values, errors = read(pl.Series("x", ["[9223372036854775807, 1]", "[9223372036854775808, 1]"]), tensor)
     assert values[0].tolist() == [2**63 - 1, 1]
     assert [(error.record, error.code) for error in errors] == [(1, "wrong-type")]
-    _, errors = read_arrays(pl.Series("x", ["[9007199254740993, 1.0]", "[3.0, 1]", "[-1e30, 1]"]), tensor, 0)
+    _, errors = read_arrays(pl.Series("x", ["[9007199254740993, 1.0]", "[3.0, 1]", "[-1e30, 1]"]), tensor)
     assert [error.record for error in errors] == [0, 2]  # beside a fraction, JSON numbers are floats
 
 
 def test_a_missing_number_in_an_array_reaches_a_model_that_takes_it_as_nan() -> None:
     tolerant = InputTensor("x", "float32", (None, 2), nullable=True)
     for series in (pl.Series("x", [[1, None]], dtype=pl.List(pl.Int64())), pl.Series("x", ["[1, null]"])):
-        values, errors = read(series, tolerant, 0)
+        values, errors = read(series, tolerant)
         assert np.array_equal(values, [[1, np.nan]], equal_nan=True)
         assert errors == []
 
@@ -326,12 +326,12 @@ def test_a_missing_number_in_an_array_reaches_a_model_that_takes_it_as_nan() -> 
 def test_arrays_of_text_are_text_alone() -> None:
     tensor = InputTensor("x", "string", (None, 1, 2))
     for series in (pl.Series("x", [[["a\0", ""]]]), pl.Series("x", ['[["a\\u0000", ""]]'])):
-        values, errors = read(series, tensor, 0)
+        values, errors = read(series, tensor)
         assert (values.tolist(), values.dtype, errors) == ([[["a\0", ""]]], np.dtype(object), [])
-    _, errors = read_arrays(pl.Series("x", ['[["a", 1]]', '[["a", null]]']), tensor, 0)
+    _, errors = read_arrays(pl.Series("x", ['[["a", 1]]', '[["a", null]]']), tensor)
     assert [error.code for error in errors] == ["wrong-type", "missing-value"]
     with pytest.raises(SchemaMismatch, match=r"expected an array \[1, 2\] of string, got List\(List\(Int64\)\)"):
-        read_arrays(pl.Series("x", [[[1, 2]]]), tensor, 0)
+        read_arrays(pl.Series("x", [[[1, 2]]]), tensor)
 
 
 def test_which_column_holds_the_arrays_of_an_input() -> None:
@@ -360,9 +360,9 @@ def test_a_column_that_happens_to_be_there_is_no_array_that_is_missing() -> None
 
 def test_no_records_and_no_good_records_give_empty_and_blank_arrays() -> None:
     for series in (pl.Series("x", [], dtype=pl.List(pl.Float32())), pl.Series("x", [], dtype=pl.String())):
-        values, errors = read(series, PAIR, 0)
+        values, errors = read(series, PAIR)
         assert (values.shape, errors) == ((0, 2), [])
-    values, errors = read(pl.Series("x", [None, "7"], dtype=pl.String()), PAIR, 0)
+    values, errors = read(pl.Series("x", [None, "7"], dtype=pl.String()), PAIR)
     assert (values.tolist(), len(errors)) == ([[0, 0], [0, 0]], 2)
 
 
@@ -370,7 +370,7 @@ def test_records_without_an_array_share_one_blank() -> None:
     texts = pl.Series("x", ["[" + "1," * 9_999 + "1]", *["x"] * 20_000])
     tracemalloc.start()
     try:
-        values, errors = read_arrays(texts, InputTensor("x", "float32", (None, None)), 0)
+        values, errors = read_arrays(texts, InputTensor("x", "float32", (None, None)))
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()

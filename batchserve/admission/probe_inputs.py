@@ -146,7 +146,7 @@ def _recorded_feed(inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any])
 def _built(signature: Signature, binding: Binding, table: pl.DataFrame) -> tuple[Arrays, np.ndarray]:
     """The inputs of all records, and which cannot be scored. Raises SchemaMismatch when they differ in size."""
     arrays: Arrays = {}
-    inputs, faulty, _ = build_inputs(signature, binding, table, 0)
+    inputs, faulty, _ = build_inputs(signature, binding, table)
     for name, array in inputs.items():
         if isinstance(array, np.ndarray):
             arrays[name] = array

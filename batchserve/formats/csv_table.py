@@ -54,7 +54,7 @@ def _read_regular(
         return None  # polars reads infinity where a number is too large
     for name, dtype in types.items():
         if dtype == "bool":
-            cast, errors = cast_column(_missing_if_blank(frame[name]), dtype, 0)
+            cast, errors = cast_column(_missing_if_blank(frame[name]), dtype)
             if errors:
                 return None
             frame = frame.with_columns(cast)
@@ -93,16 +93,14 @@ def _read_blocks(
         text = _read_regular(block, delimiter, names, {}, len(stops))
         if text is None:
             lines = (block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True))
-            text, faults = _read_records(lines, delimiter, names, chunk.first_record + first)
+            text, faults = _read_records(lines, delimiter, names, first)
             errors += faults
         texts.append(text)
     frame = pl.concat(texts)
     cast: list[pl.Series] = []
     for column in frame:
         dtype = types.get(column.name, "string")
-        series, faults = cast_column(
-            column if dtype == "string" else _missing_if_blank(column), dtype, chunk.first_record
-        )
+        series, faults = cast_column(column if dtype == "string" else _missing_if_blank(column), dtype)
         cast.append(series)
         errors += faults
     return pl.DataFrame(cast), sorted(errors, key=lambda error: error.record)
@@ -114,12 +112,12 @@ def _missing_if_blank(column: pl.Series) -> pl.Series:
 
 
 def _read_records(
-    lines: Iterable[bytes], delimiter: str, names: list[str], first_record: int
+    lines: Iterable[bytes], delimiter: str, names: list[str], first: int
 ) -> tuple[pl.DataFrame, list[RowError]]:
     rows: list[list[str | None]] = []
     errors: list[RowError] = []
     nothing: list[str | None] = [None] * len(names)
-    for record, line in enumerate(lines, first_record):
+    for record, line in enumerate(lines, first):
         row = nothing
         try:
             fields = parse_fields(line.decode(), delimiter)

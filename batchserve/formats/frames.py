@@ -56,7 +56,7 @@ def typed(frame: pl.DataFrame, chunk: Chunk, types: Mapping[str, DType], columns
                 f"column {name!r}: expected {dtype}, got {series.dtype}",
                 errors=[{"column": name, "expected": dtype, "got": str(series.dtype)}],
             )
-        cast, faults = cast_column(series, dtype, chunk.first_record)
+        cast, faults = cast_column(series, dtype)
         casts.append(cast)
         errors += faults
     errors.sort(key=lambda error: error.record)

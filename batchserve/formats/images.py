@@ -151,7 +151,7 @@ class Zip(_InputOnly):
         errors: list[RowError] = []
         if columns is None or _IMAGE in columns:
             images: list[bytes | None] = []
-            for record, member in enumerate(members, chunk.first_record):
+            for record, member in enumerate(members):
                 image = _read_image(source, member, record)
                 if isinstance(image, RowError):
                     errors.append(image)

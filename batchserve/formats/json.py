@@ -293,9 +293,8 @@ def _check_elements(lines: bytes, chunk: Chunk, errors: Iterable[RowError]) -> N
         return
     starts, ends, _ = find_lines(lines, final=True)
     for error in malformed:
-        number = error.record - chunk.first_record
-        start = int(starts[number])
-        element = lines[start : int(ends[number])]
+        start = int(starts[error.record])
+        element = lines[start : int(ends[error.record])]
         if _BETWEEN_RECORDS.search(element) and not _is_but_unusual(element):
             raise InvalidInput(
                 f"record {error.record}, which begins at byte {chunk.start + start}, is malformed and seems to hold "

@@ -39,10 +39,10 @@ Names = tuple[str, ...]
 """Of the values of records that are arrays; (): such a record is a fault."""
 
 
-def parse_records(lines: Iterable[bytes], first_record: int, names: Names) -> tuple[list[Row], list[RowError]]:
+def parse_records(lines: Iterable[bytes], first: int, names: Names) -> tuple[list[Row], list[RowError]]:
     rows: list[Row] = []
     errors: list[RowError] = []
-    for record, line in enumerate(lines, first_record):
+    for record, line in enumerate(lines, first):
         row, fault = parse_line(line, names)
         rows.append(row)
         if fault:

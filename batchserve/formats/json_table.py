@@ -172,7 +172,7 @@ def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | No
             return None
         if column.dtype.is_float() and reaches_limits(column):
             return None  # polars reads infinity where a number is too large
-        series, errors = cast_column(column, schema[column.name] or "string", 0)
+        series, errors = cast_column(column, schema[column.name] or "string")
         if errors:
             return None
         cast.append(series)
@@ -234,8 +234,8 @@ def _read_blocks(data: bytes, schema: Columns, chunk: Chunk, names: Names) -> tu
         frame = None if names and BRACKET.match(block) else _read_table(block, schema, len(stops))
         if frame is None:
             lines = [block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True)]
-            rows, faults = parse_records(lines, chunk.first_record + first, names)
-            frame, more = rows_to_table(rows, schema, chunk.first_record + first)
+            rows, faults = parse_records(lines, first, names)
+            frame, more = rows_to_table(rows, schema, first)
             errors += sorted(faults + more, key=lambda error: error.record)
         frames.append(frame)
     return pl.concat(frames), errors
@@ -249,20 +249,20 @@ def _check_count(records: int, chunk: Chunk) -> None:
         )
 
 
-def rows_to_table(rows: Sequence[Row], schema: Columns, first_record: int) -> tuple[pl.DataFrame, list[RowError]]:
+def rows_to_table(rows: Sequence[Row], schema: Columns, first: int) -> tuple[pl.DataFrame, list[RowError]]:
     series: list[pl.Series] = []
     errors: list[RowError] = []
     for name, dtype in schema.items():
         values = [row.get(name) if row else None for row in rows]
-        column, faults = _column(name, values, dtype, first_record)
+        column, faults = _column(name, values, dtype, first)
         series.append(column)
         errors += faults
     return pl.DataFrame(series) if series else pl.DataFrame(height=len(rows)), errors
 
 
-def _column(name: str, values: list[Any], dtype: DType | None, first_record: int) -> tuple[pl.Series, list[RowError]]:
+def _column(name: str, values: list[Any], dtype: DType | None, first: int) -> tuple[pl.Series, list[RowError]]:
     if dtype is None:
-        texts, faults = _json_texts(name, values, first_record)
+        texts, faults = _json_texts(name, values, first)
         return pl.Series(name, texts, dtype=pl.String()), faults
     if dtype == "string":
         values = [_as_written_by_polars(value) if isinstance(value, float) else value for value in values]
@@ -270,28 +270,28 @@ def _column(name: str, values: list[Any], dtype: DType | None, first_record: int
     if kinds == {int, float} and dtype.startswith("float") and all(type(v) is not int or v in _EXACT for v in values):
         values, kinds = [None if value is None else float(value) for value in values], {float}
     if len(kinds) == 1 and (source := _KINDS.get(kinds.pop())):
-        return cast_column(pl.Series(name, values, dtype=source), dtype, first_record)
+        return cast_column(pl.Series(name, values, dtype=source), dtype, first)
     column = pl.Series(name, [None] * len(values), dtype=polars_type(dtype))
     errors: list[RowError] = []
     for kind, source in _KINDS.items():
         if any(type(value) is kind for value in values):
             of_kind = pl.Series(name, [v if type(v) is kind else None for v in values], dtype=source)
-            cast, faults = cast_column(of_kind, dtype, first_record)
+            cast, faults = cast_column(of_kind, dtype, first)
             column = column.zip_with(cast.is_null(), cast)
             errors += faults
-    for record, value in enumerate(values, first_record):
+    for record, value in enumerate(values, first):
         if isinstance(value, list | dict):
             errors.append(RowError(record, "wrong-type", f"expected {dtype}, got {shorten(value)}", name))
     return column, errors
 
 
-def _json_texts(name: str, values: list[Any], first_record: int) -> tuple[list[str | None], list[RowError]]:
+def _json_texts(name: str, values: list[Any], first: int) -> tuple[list[str | None], list[RowError]]:
     try:
         return [_json_text(value) for value in values], []
     except TypeError:  # what orjson has read, it may not write: lists in lists in lists
         texts: list[str | None] = []
         errors: list[RowError] = []
-        for record, value in enumerate(values, first_record):
+        for record, value in enumerate(values, first):
             try:
                 texts.append(_json_text(value))
             except TypeError:

@@ -41,7 +41,10 @@ class Header:
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """The records of one chunk: exactly `chunk.records` of them, faulty ones with nulls in the columns at fault."""
+    """The records of one chunk: exactly `chunk.records` of them, faulty ones with nulls in the columns at fault.
+
+    The errors count from 0 in the chunk.
+    """
 
     records: Records
     errors: list[RowError] = field(default_factory=list)

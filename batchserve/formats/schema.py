@@ -94,12 +94,12 @@ def _instance(kind: Any) -> pl.DataType:
     return kind if isinstance(kind, pl.DataType) else kind()
 
 
-def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.Series, list[RowError]]:
+def cast_column(series: pl.Series, dtype: DType, first: int = 0) -> tuple[pl.Series, list[RowError]]:
     """The values as `dtype`, under the same name, and an error for each that does not fit: it becomes null.
 
     Fitting is about values, not about types: 3.0 and "3.0" are integers, 1 and "true" are booleans, true is a number.
     Nothing is truncated and no integer wraps around; a number is rounded to the precision of a float type, but not to
-    infinity. Nulls stay nulls and are no error. `first_record` is the number of the first value's record.
+    infinity. Nulls stay nulls and are no error. `first` is the number of the first value's record.
     """
     target = POLARS[dtype]
     if series.dtype == target:
@@ -109,7 +109,7 @@ def cast_column(series: pl.Series, dtype: DType, first_record: int) -> tuple[pl.
         return cast, []
     faulty = (cast.is_null() & series.is_not_null()).arg_true()
     errors = [
-        RowError(first_record + index, "wrong-type", f"expected {dtype}, got {shown(value, dtype)}", series.name)
+        RowError(first + index, "wrong-type", f"expected {dtype}, got {shown(value, dtype)}", series.name)
         for index, value in zip(faulty.to_list(), series.gather(faulty).to_list(), strict=True)
     ]
     return cast, errors

@@ -53,13 +53,11 @@ def array_fault(tensor: InputTensor, kind: pl.DataType | None, values: pl.Series
     if not isinstance(kind, pl.String | pl.Null):
         return _type_fault(tensor, kind)
     given = values.drop_nulls()
-    _, errors = read_arrays(given, tensor, 0)
+    _, errors = read_arrays(given, tensor)
     return errors[0].message if 0 < len(given) == len(errors) else None
 
 
-def read_arrays(
-    series: pl.Series, tensor: InputTensor, first_record: int
-) -> tuple[np.ndarray | Ragged, list[RowError]]:
+def read_arrays(series: pl.Series, tensor: InputTensor) -> tuple[np.ndarray | Ragged, list[RowError]]:
     """The arrays of a column, with the records on axis 0, and one error for each record that has none that fits.
 
     Such a record stands there with harmless values, which all of them share: a few bytes must not grow to gigabytes.
@@ -68,7 +66,7 @@ def read_arrays(
     """
     if series.dtype == pl.Null():
         series = series.cast(pl.String())
-    faults = Faults(len(series), first_record)
+    faults = Faults(len(series))
     faults.add_missing(series.is_null().to_numpy(), series.name)
     shapes, values = (_from_texts if series.dtype == pl.String() else _from_lists)(series, tensor, faults)
     return _assembled(tensor, ~faults.mask, shapes, values), faults.errors()

@@ -21,25 +21,23 @@ class Unfit(Exception):
 
 
 class Faults:
-    """The faulty ones of some records that follow each other; `first_record` is the number of the first of them."""
+    """The faulty ones of so many records."""
 
-    def __init__(self, records: int, first_record: int) -> None:
+    def __init__(self, records: int) -> None:
         self.mask = np.zeros(records, bool)
-        self._first_record = first_record
         self._errors: dict[int, RowError] = {}
 
     def add(self, error: RowError) -> None:
-        self.mask[error.record - self._first_record] = True
+        self.mask[error.record] = True
         self._errors.setdefault(error.record, error)
 
-    def add_at(self, place: int, column: str, unfit: Unfit) -> None:
-        """`place`: that of the record among these records."""
-        self.add(unfit.row_error(self._first_record + place, column))
+    def add_at(self, record: int, column: str, unfit: Unfit) -> None:
+        self.add(unfit.row_error(record, column))
 
     def add_each(self, mask: np.ndarray, column: str, make: Callable[[int], Unfit]) -> None:
-        """For all records of the mask; `make` tells what is wrong with one, by its place."""
-        for place in np.flatnonzero(mask & ~self.mask).tolist():
-            self.add_at(place, column, make(place))
+        """For all records of the mask; `make` tells what is wrong with one."""
+        for record in np.flatnonzero(mask & ~self.mask).tolist():
+            self.add_at(record, column, make(record))
 
     def add_missing(self, mask: np.ndarray, column: str) -> None:
         unfit = Unfit("missing-value", f"no value for {column!r}, and the model needs one")

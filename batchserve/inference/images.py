@@ -58,11 +58,11 @@ class Images:
     one of each that was looked at and failed, but for the missing ones.
     """
 
-    def __init__(self, tensor: InputTensor, source: "_Source", first_record: int, most_pixels: int) -> None:
+    def __init__(self, tensor: InputTensor, source: "_Source", most_pixels: int) -> None:
         assert tensor.image is not None, "the input takes images"
         self.errors: list[RowError] = []
         self._tensor, self._spec = tensor, tensor.image
-        self._source, self._first_record, self._most_pixels = source, first_record, most_pixels
+        self._source, self._most_pixels = source, most_pixels
         self._blank = source.missing.copy()
         self._shapes: np.ndarray | None = None
 
@@ -131,7 +131,7 @@ class Images:
             yield
         except Unfit as unfit:
             self._blank[record] = True
-            self.errors.append(unfit.row_error(self._first_record + record, self._source.column))
+            self.errors.append(unfit.row_error(record, self._source.column))
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ class _Source:
 
 
 def images_of_column(
-    series: pl.Series, tensor: InputTensor, first_record: int, most_pixels: int = IMAGE_PIXELS
+    series: pl.Series, tensor: InputTensor, most_pixels: int = IMAGE_PIXELS
 ) -> tuple[Images, np.ndarray]:
     """The images of a column, and a mask of the records that have none.
 
@@ -154,17 +154,15 @@ def images_of_column(
     values = _files(series)
     missing = values.is_null().to_numpy()
     source = _Source(lambda record, most: _opened(_encoded(values[record]), most), missing, series.name)
-    return Images(tensor, source, first_record, most_pixels), missing
+    return Images(tensor, source, most_pixels), missing
 
 
-def images_of_array(
-    array: np.ndarray, tensor: InputTensor, first_record: int = 0, most_pixels: int = IMAGE_PIXELS
-) -> Images:
+def images_of_array(array: np.ndarray, tensor: InputTensor, most_pixels: int = IMAGE_PIXELS) -> Images:
     """The images of an uint8 array [N, H, W, C] or [N, H, W], as they would be decoded: C is 1 (gray), 3 (RGB) or 4
     (RGBA)."""
     pixels = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
     source = _Source(lambda record, _: Image.fromarray(pixels[record]), np.zeros(len(pixels), bool), tensor.name)
-    return Images(tensor, source, first_record, most_pixels)
+    return Images(tensor, source, most_pixels)
 
 
 def image_fault(kind: pl.DataType | None, values: pl.Series) -> str | None:

@@ -104,7 +104,7 @@ def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.Da
         return None
     values = series.gather(rows)
     if _castable(values.dtype, dtype):
-        fitting, _ = cast_column(values, dtype, 0)
+        fitting, _ = cast_column(values, dtype)
         if fitting.null_count() < len(values):
             return None
     value = shorten(values[0])
@@ -144,13 +144,12 @@ def build_inputs(
     signature: Signature,
     binding: Binding | None,
     records: Records,
-    first_record: int,
     image_pixels: int = IMAGE_PIXELS,
 ) -> tuple[Inputs, np.ndarray, list[RowError]]:
     """The inputs for all records, a mask of those that cannot be scored, and one error for each of these.
 
     A masked record stands in the inputs with harmless values, so that the others can be scored in the same run; its
-    outputs mean nothing. `first_record` is the number of the first record in the whole input. Tensors need no binding.
+    outputs mean nothing. Tensors need no binding.
     Images are decoded when they are taken, of at most `image_pixels`; those that cannot be are told only then.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
@@ -158,47 +157,44 @@ def build_inputs(
     if isinstance(records, pl.DataFrame):
         if binding is None:
             raise SchemaMismatch("the model takes arrays: send an npy or npz file")
-        faults = Faults(records.height, first_record)
+        faults = Faults(records.height)
         inputs: Inputs = {}
         for tensor in signature.inputs:
             sources = binding.sources[tensor.name]
             if tensor.image is not None:
-                images, missing = images_of_column(records[sources[0]], tensor, first_record, image_pixels)
+                images, missing = images_of_column(records[sources[0]], tensor, image_pixels)
                 faults.add_missing(missing, sources[0])
                 inputs[tensor.name] = images
             elif tensor.name in binding.arrays:
-                inputs[tensor.name] = _fill_array(tensor, records[sources[0]], faults, first_record)
+                inputs[tensor.name] = _fill_array(tensor, records[sources[0]], faults)
             else:
-                inputs[tensor.name] = _fill(tensor, sources, records, faults, first_record)
+                inputs[tensor.name] = _fill(tensor, sources, records, faults)
         return inputs, faults.mask, faults.errors()
     matched = _match_tensors(signature, records)
-    faults = Faults(max((len(array) for array in records.values() if array.ndim), default=0), first_record)
+    faults = Faults(max((len(array) for array in records.values() if array.ndim), default=0))
     inputs = {}
     for tensor in signature.inputs:
         array = matched[tensor.name]
         if _are_pixels(tensor, array):
-            inputs[tensor.name] = images_of_array(array, tensor, first_record, image_pixels)
+            inputs[tensor.name] = images_of_array(array, tensor, image_pixels)
             continue
-        _find_misfits(tensor, array, faults, first_record)
+        _find_misfits(tensor, array, faults)
         _find_nan(tensor, array, faults)
         inputs[tensor.name] = _typed(tensor, array)
     return inputs, faults.mask, faults.errors()
 
 
-def _fill_array(tensor: InputTensor, series: pl.Series, faults: Faults, first_record: int) -> np.ndarray | Ragged:
-    values, errors = read_arrays(series, tensor, first_record)
+def _fill_array(tensor: InputTensor, series: pl.Series, faults: Faults) -> np.ndarray | Ragged:
+    values, errors = read_arrays(series, tensor)
     for error in errors:
         faults.add(error)
     return values
 
 
-def _fill(
-    tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: Faults, first_record: int
-) -> np.ndarray:
+def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: Faults) -> np.ndarray:
     columns = columns_of(tensor, sources)
     values = (
-        _values(table[source], column, tensor.dtype, faults, first_record)
-        for column, source in zip(columns, sources, strict=True)
+        _values(table[source], column, tensor.dtype, faults) for column, source in zip(columns, sources, strict=True)
     )
     if not tensor.per_record:
         given = next(values)  # which tells the faults, too
@@ -211,9 +207,9 @@ def _fill(
     return matrix
 
 
-def _values(series: pl.Series, column: Column, dtype: DType, faults: Faults, first_record: int) -> np.ndarray:
+def _values(series: pl.Series, column: Column, dtype: DType, faults: Faults) -> np.ndarray:
     assert column.dtype != "image", "images fill a tensor of their own"
-    series, errors = cast_column(series, column.dtype, first_record)
+    series, errors = cast_column(series, column.dtype)
     for error in errors:
         faults.add(error)
     series = series.cast(polars_type(dtype), strict=False)
@@ -258,7 +254,7 @@ def shared_inputs(signature: Signature, given: Mapping[str, Scalar]) -> dict[str
             series = pl.Series(name, [value])
         except (OverflowError, UnicodeEncodeError) as error:
             raise InvalidOptions(f"inputs: {name!r}: expected {dtype}, got {shorten(value)}", expected=dtype) from error
-        values, errors = cast_column(series, dtype, 0)
+        values, errors = cast_column(series, dtype)
         if errors:
             raise InvalidOptions(f"inputs: {name!r}: {errors[0].message}", expected=dtype)
         arrays[name] = _one_for_all(shared[name], values.to_numpy())
@@ -356,11 +352,11 @@ def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, numpy_type(tensor.dtype)) if tensor.per_record else array
 
 
-def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: Faults, first_record: int) -> None:
+def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: Faults) -> None:
     """Numbers beyond the range of the input: a cast would wrap them around, or make them infinite."""
     for index in np.flatnonzero(_beyond_range(tensor, array)).tolist():
         column, message = _misfit(tensor, array[index])
-        faults.add(RowError(first_record + index, "wrong-type", message, column))
+        faults.add(RowError(index, "wrong-type", message, column))
 
 
 def _misfit(tensor: InputTensor, record: np.ndarray) -> tuple[str, str]:

@@ -108,7 +108,7 @@ class Match:
         names = [tensor.name for tensor in self.signature.inputs if not tensor.per_record]
         if not names:
             return
-        sample, failed, _ = build_inputs(self.signature, self.binding, self._own(self.sample()), 0)
+        sample, failed, _ = build_inputs(self.signature, self.binding, self._own(self.sample()))
         for name in names if not failed.all() else ():
             first, given = np.asarray(sample[name]), np.asarray(inputs[name])
             if ((first != given) & ((first == first) | (given == given))).any():  # NaN is unlike itself

@@ -44,7 +44,6 @@ def run(
     signature: Signature,
     inputs: Inputs,
     records: int,
-    first_record: int,
     make_room: Callable[[], bool] = lambda: False,
     failed: np.ndarray | None = None,
 ) -> Ran:
@@ -76,7 +75,7 @@ def run(
                 pending.append(batch)  # other models held the memory: that is not this record's fault
             elif batch.stop - batch.start == 1:
                 record = batch.start if order is None else int(order[batch.start])
-                errors.append(RowError(first_record + record, failure.code, failure.detail))
+                errors.append(RowError(record, failure.code, failure.detail))
                 blocks.append({})
             else:
                 pending += _halves(signature, batch)
