@@ -19,11 +19,10 @@ import uuid_utils
 from batchserve import registry, scoring
 from batchserve.admission import admit
 from batchserve.db.connect import Database
-from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options
+from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, StoredInput
 from batchserve.errors import ResultNotReady
 from batchserve.formats import sniff
 from batchserve.jobs import queries
-from batchserve.jobs.requests import NewInput
 from batchserve.registration import NewModel, register, require_name
 from batchserve.runtime import open_database
 from batchserve.settings import Settings
@@ -85,9 +84,10 @@ class Direct:
         if isinstance(model, str):
             with self._database.read() as connection:
                 model = registry.resolve(connection, model)
-        new = self._store(file, delimiter)
+        job_id = str(uuid_utils.uuid7())
+        new = self._store(job_id, file, delimiter)
         options = options or default_options(new.format, model)
-        submission = Submission(tenant, new, model, options, queueing or Queueing())
+        submission = Submission(tenant, job_id, (new,), model, options, queueing or Queueing())
         try:
             scoring.check_input(submission.source(self._storage.address), model, options)
         except BaseException:
@@ -95,7 +95,7 @@ class Direct:
             raise
         with naming_bytes(self._database, undo=lambda: self._storage.delete(new.key)) as connection:
             create(connection, submission, self._database.moment(connection).wall)
-        return new.job_id
+        return job_id
 
     def job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
@@ -105,12 +105,11 @@ class Direct:
     def result(self, job_id: str) -> BinaryIO:
         """The result of a completed job, which never changes. Raises JobNotFound and ResultNotReady."""
         job = self.job(job_id)
-        if job.result_key is None:
+        if job.result is None:
             raise ResultNotReady(f"job {job_id} is {job.state} and has no result")
-        return self._storage.open(job.result_key)
+        return self._storage.open(job.result.key)
 
-    def _store(self, file: Path, delimiter: str | None) -> NewInput:
-        job_id = str(uuid_utils.uuid7())
+    def _store(self, job_id: str, file: Path, delimiter: str | None) -> StoredInput:
         with file.open("rb") as source:
             format, dialect = sniff(source.read(_BEGINNING), None, file.name, delimiter)
             source.seek(0)
@@ -119,4 +118,4 @@ class Direct:
                     writer.write(block)
                 stored = writer.commit()
         filename = clean_filename(file.name)
-        return NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, filename)
+        return StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)

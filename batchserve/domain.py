@@ -91,6 +91,8 @@ class Chunk:
     records: int
     start: int
     stop: int
+    input: int = 0
+    """Which of the job's inputs it is of, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +120,22 @@ class Dialect:
     delimiter: str = ","
     columns: tuple[str, ...] = ()
     """Names of the values of JSON records that are arrays, in their order. (): column_1, column_2 and so on."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredInput:
+    """Bytes that a job reads. Several jobs may name the same: an object is removed with the last of them."""
+
+    key: str
+    """Of the object in the storage. It says nothing of the job."""
+    format: str
+    dialect: Dialect = Dialect()
+    bytes: int | None = None
+    """None: not known before it is read, and so is the digest."""
+    sha256: str | None = None
+    filename: str | None = None
+    owned: bool = True
+    """False: borrowed. The object belongs to others: it is read, and never removed nor backed up."""
 
 
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
@@ -310,15 +328,11 @@ class Job:
 
     id: str
     state: JobState
-    input_key: str
-    input_bytes: int
-    input_sha256: str
-    input_format: str
-    input_delimiter: str
+    inputs: tuple[StoredInput, ...]
+    """In the order of their records in the result."""
     created_at: float
     reason: str | None = None
     model: ModelVersion | None = None
-    input_filename: str | None = None
     options: Options | None = None
     metadata: dict[str, str] = field(default_factory=dict)
     priority: int = 0
@@ -333,12 +347,8 @@ class Job:
     chunks_total: int = 0
     chunks_done: int = 0
     progress: float = 0.0
-    result_key: str | None = None
-    result_format: str | None = None
-    result_bytes: int | None = None
-    result_sha256: str | None = None
-    errors_key: str | None = None
-    errors_bytes: int | None = None
+    result: "Result | None" = None
+    """Of a completed job."""
     reused_from: str | None = None
     request_digest: str | None = None
     error: dict[str, Any] | None = None
@@ -353,8 +363,14 @@ class Job:
     tenant: str = DEFAULT_TENANT
 
     @property
+    def input(self) -> StoredInput:
+        """The first of its inputs; of a job that came by HTTP, the only one."""
+        return self.inputs[0]
+
+    @property
     def dialect(self) -> Dialect:
-        return Dialect(self.input_delimiter)
+        """Of the result, where its format has one."""
+        return self.input.dialect
 
     @property
     def rows_done(self) -> int:

@@ -5,7 +5,7 @@ refused here with UnreadableRow, by everything that reads it, and no other row i
 the domain; statements and joins are the matter of the modules that read them.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Annotated, Any, Literal, get_type_hints
 
@@ -18,19 +18,22 @@ from batchserve.domain import (
     Attempt,
     Chunk,
     CommittedChunk,
+    Dialect,
     Job,
     JobState,
     ModelVersion,
     Options,
+    Result,
     Scope,
     Signature,
+    StoredInput,
 )
 from batchserve.errors import UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS
 
 __all__ = [
-    "EARLIEST", "LATEST", "attempt", "chunk", "committed_chunk", "job", "key", "model", "options_adapter", "remembered",
-    "require_written", "signature", "signature_adapter",
+    "EARLIEST", "LATEST", "attempt", "chunk", "committed_chunk", "fault_of", "is_readable", "job", "key", "model",
+    "options_adapter", "remembered", "require_written", "signature", "signature_adapter", "stored_input",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
@@ -67,7 +70,6 @@ Time = Annotated[float, Field(ge=EARLIEST, le=LATEST, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Format = Annotated[str, AfterValidator(lambda name: _one_of(name, FORMATS))]
-_ResultFormat = Annotated[str, AfterValidator(lambda name: _one_of(name, RESULT_FORMATS))]
 _Json = Annotated[dict[str, Any] | None, AfterValidator(_encodable)]
 _Facts = Annotated[dict[str, Any] | None, AfterValidator(_known)]
 
@@ -85,9 +87,6 @@ def _read_options(value: Any) -> Options | None:
 
 _JOB_TYPES: dict[str, Any] = {
     "state": Annotated[JobState, Strict(False)],
-    "input_format": _Format,
-    "input_delimiter": Literal[",", ";", "\t", "|"],
-    "result_format": _ResultFormat | None,
     "options": Any,
     "facts": _Facts,
     "error": _Json,
@@ -107,7 +106,23 @@ def _adapter(name: str, types: dict[str, Any], *, total: bool = True) -> TypeAda
     return TypeAdapter(row)
 
 
-_JOB = _columns(Job, _JOB_TYPES, leave=("model",)) | {"priority": Annotated[int, Field(ge=-(2**31), lt=2**31)]}
+_INPUT = {
+    f"input_{name}": hint
+    for name, hint in _columns(
+        StoredInput, {"format": _Format, "delimiter": Literal[",", ";", "\t", "|"]}, leave=("dialect",)
+    ).items()
+}
+_RESULT = {"result_key": str | None, "result_bytes": _Count | None, "result_sha256": str | None}
+_ERRORS = {"errors_key": str | None, "errors_bytes": _Count | None}
+_JOB = {
+    **_columns(Job, _JOB_TYPES, leave=("model", "inputs", "result")),
+    "priority": Annotated[int, Field(ge=-(2**31), lt=2**31)],
+    "inputs_total": Annotated[int, Field(ge=1)],
+    **_INPUT,
+    **_RESULT,
+    **_ERRORS,
+}
+_input_row = _adapter("InputRow", _INPUT)
 _job_row, _some_of_job = _adapter("JobRow", _JOB), _adapter("SomeOfJob", _JOB, total=False)
 _attempt_row = _adapter("AttemptRow", _columns(Attempt, {"error": _Json}))
 _chunk_row = _adapter("ChunkRow", _columns(Chunk, {}))
@@ -121,13 +136,53 @@ _remembered_row = _adapter(
 )
 
 
-def job(row: Row, of_model: ModelVersion | None) -> Job:
-    """Raises UnreadableRow."""
+def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] = ()) -> Job:
+    """`further`: the rows of its inputs behind the first, which its own row holds. Raises UnreadableRow."""
     with _named(f"job {row['id']!r}"):
         values = _job_row.validate_python({name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
         values["facts"] = values["facts"] or {}
-        return Job(**values, model=of_model)
+        inputs = (_input(values), *(_input(_input_row.validate_python(_of(_INPUT, row))) for row in further))
+        if len(inputs) != values.pop("inputs_total"):
+            raise ValueError(f"inputs_total: it has {len(inputs)}")
+        result = _result(values)
+        own = {name: value for name, value in values.items() if name not in _APART}
+        return Job(**own, inputs=inputs, result=result, model=of_model)
+
+
+_APART = frozenset((*_INPUT, *_RESULT, *_ERRORS))
+
+
+def stored_input(row: Row) -> StoredInput:
+    """Raises UnreadableRow."""
+    with _named(f"input {row['number']!r} of job {row['job_id']!r}"):
+        return _input(_input_row.validate_python(_of(_INPUT, row)))
+
+
+def _of(types: Mapping[str, Any], row: Row) -> dict[str, Any]:
+    return {name: row[name] for name in types}
+
+
+def _input(values: Mapping[str, Any]) -> StoredInput:
+    return StoredInput(
+        key=values["input_key"],
+        format=values["input_format"],
+        dialect=Dialect(values["input_delimiter"]),
+        bytes=values["input_bytes"],
+        sha256=values["input_sha256"],
+        filename=values["input_filename"],
+        owned=values["input_owned"],
+    )
+
+
+def _result(values: Mapping[str, Any]) -> Result | None:
+    key = values["result_key"]
+    if key is None:
+        return None
+    if values["result_bytes"] is None or values["result_sha256"] is None:
+        raise ValueError("result_bytes: expected the length and the digest of its result")
+    errors = values["errors_key"], values["errors_bytes"] or 0
+    return Result(key, values["result_bytes"], values["result_sha256"], *errors)
 
 
 def require_written(values: Mapping[str, Any]) -> None:
@@ -201,6 +256,19 @@ def remembered(row: Row) -> dict[str, Any]:
         if values["answer"] is not None:
             orjson.loads(values["answer"])
         return values
+
+
+def fault_of(read: Callable[[Row], object], row: Row) -> str | None:
+    """Why a row cannot be read by this function; None when it can."""
+    try:
+        read(row)
+    except UnreadableRow as error:
+        return error.detail
+    return None
+
+
+def is_readable(read: Callable[[Row], object], row: Row) -> bool:
+    return fault_of(read, row) is None
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from batchserve.domain import (
     RowError,
     ScoredChunk,
     Signature,
+    StoredInput,
 )
 from batchserve.errors import BatchserveError, InvalidInput, InvalidOptions, PayloadTooLarge
 from batchserve.formats import get_format
@@ -68,6 +69,10 @@ class Input:
     format: str
     dialect: Dialect
 
+    @classmethod
+    def of(cls, storage: str, stored: StoredInput) -> "Input":
+        return cls(storage, stored.key, stored.format, stored.dialect)
+
     @property
     def reader(self) -> Format:
         return get_format(self.format, self.dialect)
@@ -81,15 +86,22 @@ class ChunkTask:
     chunk: Chunk
     model: ModelVersion
     options: Options
+    base: int = 0
+    """Records in the inputs of the job before this one. A format counts those of its own."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlanTask:
     input: Input
     after: Chunk | None
+    """None: from the beginning of the input."""
     limits: ChunkLimits
     most: int
     """Chunks in one answer, at most."""
+    number: int = 0
+    """Which input of the job it is."""
+    base: int = 0
+    """Records in those before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,25 +201,36 @@ def warm_up() -> None:
 def plan_chunks(task: PlanTask) -> Planned:
     """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
     store = _storage(task.input.storage)
+    after = _moved(task.after, -task.base) if task.after else None
     format = task.input.reader
     with store.open(task.input.key) as source:
-        chunks = tuple(islice(format.plan(source, task.after, task.limits), task.most))
+        planned = islice(format.plan(source, after, task.limits), task.most)
+        chunks = tuple(_moved(chunk, task.base, task.number) for chunk in planned)
         complete = len(chunks) < task.most
         share = 1.0 if complete else min(1.0, chunks[-1].stop / max(format.end(source), 1))
     return Planned(chunks, complete, share)
 
 
-def halve_chunk(task: Input, whole: Chunk, after: Chunk | None) -> list[Chunk]:
-    """Two chunks in the place of one, or the one where it cannot be cut. `after`: the chunk before it."""
+def halve_chunk(task: Input, whole: Chunk, after: Chunk | None, base: int = 0) -> list[Chunk]:
+    """Two chunks in the place of one, or the one where it cannot be cut. `after`: the chunk of its input before it.
+    `base`: the records in the inputs before that."""
     limits = ChunkLimits(bytes=2**62, records=(whole.records + 1) // 2)
+    after = _moved(after, -base) if after else None
     with _storage(task.storage).open(task.key) as source:
-        first = next(task.reader.plan(source, after, limits))
+        first = _moved(next(task.reader.plan(source, after, limits)), base, whole.input)
     if not 0 < first.records < whole.records:
         return [whole]
     return [
         first,
-        Chunk(first.first_record + first.records, whole.records - first.records, first.stop, whole.stop),
+        Chunk(first.first_record + first.records, whole.records - first.records, first.stop, whole.stop, whole.input),
     ]
+
+
+def _moved(chunk: Chunk, by: int, number: int | None = None) -> Chunk:
+    """The chunk with its records counted from elsewhere."""
+    if not by and not number:
+        return chunk
+    return replace(chunk, first_record=chunk.first_record + by, input=chunk.input if number is None else number)
 
 
 @_by_name
@@ -266,10 +289,11 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
     store = _storage(task.input.storage)
     named = replace(task.input, dialect=with_names(task.input.dialect, task.model, task.options))
     match = match_input(_header(named), task.model, task.options)
+    chunk = _moved(task.chunk, -task.base)
     with store.open(named.key) as source:
-        reading, passed = match.read(named.reader, source, task.chunk)
+        reading, passed = match.read(named.reader, source, chunk)
     session = _session(task.input.storage, task.model)
-    scored = _score(session, match, reading, task.chunk.records)
+    scored = _score(session, match, reading, chunk.records)
     result_format = get_format(task.options.format, task.input.dialect)
     result = _result(result_format, scored, passed, match)
     with store.create(key) as writer:
@@ -278,7 +302,7 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
     errors_bytes = 0
     if scored.errors:
         with store.create(errors_key) as writer:
-            writer.write(_error_lines(scored.errors, reading.records, task.chunk, task.options.key))
+            writer.write(_error_lines(scored.errors, reading.records, task, chunk))
             errors_bytes = writer.commit().bytes
     done = ScoredChunk(
         chunk=task.chunk,
@@ -490,7 +514,9 @@ def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
     return array
 
 
-def _error_lines(errors: Iterable[RowError], records: Records, chunk: Chunk, key: str | None) -> bytes:
+def _error_lines(errors: Iterable[RowError], records: Records, task: ChunkTask, chunk: Chunk) -> bytes:
+    """`chunk`: that of the task, as its input counts the records."""
+    key = task.options.key
     keys = as_base64(records.select(key))[key] if key is not None and isinstance(records, pl.DataFrame) else None
     lines = []
     for error in errors:

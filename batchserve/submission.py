@@ -8,20 +8,20 @@ import hashlib
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import orjson
+import uuid_utils
 from sqlalchemy import Connection
 
 from batchserve import rows
 from batchserve.db.connect import Database
-from batchserve.domain import Job, JobState, ModelVersion, Options
+from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
 from batchserve.formats import RESULT_FORMATS
 from batchserve.idempotency import KeyedRequest
 from batchserve.inference.outputs import output_columns
 from batchserve.jobs import queries, requests
-from batchserve.jobs.requests import NewInput
 from batchserve.scoring import Input
 
 __all__ = [
@@ -34,7 +34,6 @@ __all__ = [
     "enqueue",
     "enqueue_all",
     "enqueue_once",
-    "input_of",
     "naming_bytes",
 ]
 
@@ -52,11 +51,13 @@ class Queueing:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One prediction that is asked for: of which input, by which model, how, and for which tenant."""
+    """One prediction that is asked for: of which inputs, by which model, how, and for which tenant."""
 
     tenant: str
     """Of the job, which an administrator of all may submit."""
-    input: NewInput
+    job_id: str
+    """Of the job that was uploaded, or is created."""
+    inputs: tuple[StoredInput, ...]
     model: ModelVersion
     options: Options
     queueing: Queueing = Queueing()
@@ -64,13 +65,19 @@ class Submission:
     """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
 
     def __post_init__(self) -> None:
-        read_as = [self.input.sha256, self.input.format, self.input.dialect.delimiter]
+        # Bytes that were not read yet equal none: the job stands for them.
+        read_as = [[one.sha256 or self.job_id, one.format, one.dialect.delimiter] for one in self.inputs]
         what = [read_as, self.model.digest, rows.options_adapter.dump_python(self.options, mode="json")]
         object.__setattr__(self, "digest", hashlib.sha256(orjson.dumps(what)).hexdigest())
 
     def source(self, storage: str) -> Input:
-        """The input as scoring processes read it from the storage at this address."""
-        return Input(storage, self.input.key, self.input.format, self.input.dialect)
+        """The first input as scoring processes read it from the storage at this address."""
+        return Input.of(storage, self.inputs[0])
+
+    def is_of(self, job: Job) -> bool:
+        """Whether it is what a job was queued for."""
+        before = (job.request_digest, job.priority, job.run_after, job.metadata)
+        return before == (self.digest, self.queueing.priority, self.queueing.run_after, self.queueing.metadata)
 
 
 def default_format(input_format: str, model: ModelVersion) -> str:
@@ -97,12 +104,6 @@ def clean_filename(name: str | None) -> str | None:
     return shown.encode()[:255].decode(errors="ignore") or None
 
 
-def input_of(job: Job) -> NewInput:
-    return NewInput(
-        job.id, job.input_key, job.input_bytes, job.input_sha256, job.input_format, job.dialect, job.input_filename
-    )
-
-
 @contextmanager
 def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Connection]:
     """A write transaction whose rows name bytes that are stored already. `undo` is called if they surely do not.
@@ -122,22 +123,40 @@ def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Conne
 
 def create(connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None) -> None:
     """Creates the job of an input that has none yet, and queues it."""
-    requests.create(connection, submission.input, submission.model, now, submission.tenant)
+    requests.create(connection, submission.job_id, submission.inputs, submission.model, now, submission.tenant)
     enqueue_once(connection, submission, now, request)
 
 
 def enqueue_once(
     connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None
-) -> None:
-    """Queues an uploaded job, or completes it by an equal one; once is enough, however often it is asked for.
+) -> str:
+    """Queues an uploaded job, or completes it by an equal one; gives its ID. For an input that was predicted otherwise
+    before, that is a new job on it; once is enough, however often either is asked for.
 
-    Raises JobConflict when the job was queued otherwise before, and ModelNotFound when the model was deleted meanwhile.
+    Raises JobConflict when the job was never queued, or its input was removed, and ModelNotFound when the model was
+    deleted meanwhile.
     """
-    job_id = submission.input.job_id
     if enqueue(connection, submission, now) is None:
-        _require_same(queries.get(connection, job_id), submission)
+        submission = _beside(connection, submission, now)
     if request is not None:
-        request.remember(connection, job_id, 202, now)
+        request.remember(connection, submission.job_id, 202, now)
+    return submission.job_id
+
+
+def _beside(connection: Connection, submission: Submission, now: float) -> Submission:
+    """The same for another job on the input of one that was queued already: for one that is there, or a new one."""
+    job = queries.get(connection, submission.job_id)
+    if job.queued_at is None:
+        raise JobConflict(
+            f"job {job.id} is {job.state} and was never queued: upload the input again to predict it anew"
+        )
+    for other in (job, *queries.find_on_input(connection, job.input.key, submission.digest, job.tenant)):
+        if submission.is_of(other):
+            return replace(submission, job_id=other.id)
+    beside = replace(submission, job_id=str(uuid_utils.uuid7()))
+    requests.create_beside(connection, beside.job_id, job, now)
+    enqueue(connection, beside, now)
+    return beside
 
 
 def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: float) -> dict[str, JobState]:
@@ -146,7 +165,7 @@ def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: 
     for submission in submissions:
         with suppress(JobNotFound):  # deleted meanwhile
             if (state := enqueue(connection, submission, now)) is not None:
-                states[submission.input.job_id] = state
+                states[submission.job_id] = state
     return states
 
 
@@ -155,7 +174,7 @@ def enqueue(connection: Connection, submission: Submission, now: float) -> JobSt
 
     Raises ModelNotFound when the model was deleted meanwhile.
     """
-    job_id, digest, queueing = submission.input.job_id, submission.digest, submission.queueing
+    job_id, digest, queueing = submission.job_id, submission.digest, submission.queueing
     equal = queries.find_equal(connection, digest, submission.tenant) if queueing.reuse else None
     queued = requests.enqueue_if_uploaded(
         connection,
@@ -173,13 +192,3 @@ def enqueue(connection: Connection, submission: Submission, now: float) -> JobSt
     if equal is not None and requests.complete_as_equal_if_queued(connection, job_id, equal, now):
         return JobState.COMPLETED
     return JobState.QUEUED
-
-
-def _require_same(job: Job, submission: Submission) -> None:
-    again = "upload the input again to predict it anew"
-    if job.request_digest is None or job.model is None:
-        raise JobConflict(f"job {job.id} is {job.state} and was never queued: {again}")
-    before = (job.request_digest, job.priority, job.run_after, job.metadata)
-    queueing = submission.queueing
-    if before != (submission.digest, queueing.priority, queueing.run_after, queueing.metadata):
-        raise JobConflict(f"job {job.id} is {job.state} for {job.model.reference} with other options: {again}")

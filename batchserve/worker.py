@@ -71,7 +71,9 @@ class ActiveJob:
 
     id: str
     attempt: int
-    input: scoring.Input
+    inputs: tuple[scoring.Input, ...]
+    bases: dict[int, int]
+    """The number of the first record of each input, as far as they are planned."""
     model: ModelVersion
     options: Options
     limits: ChunkLimits
@@ -267,17 +269,19 @@ class Worker:
             raise UnreadableRow(f"the database's row of job {job.id} names no model or no options: remove it")
         if stale := self._active.get(job.id):  # our own lease lapsed, and we are the next to claim the job
             self._lost(stale)
-        pending, last = self._plan_of(job)
+        pending, last, bases = self._plan_of(job)
+        size = sum(_UNLIMITED if stored.bytes is None else stored.bytes for stored in job.inputs)
         active = ActiveJob(
             id=job.id,
             attempt=job.attempt,
-            input=scoring.Input(self._settings.storage, job.input_key, job.input_format, job.dialect),
+            inputs=tuple(scoring.Input.of(self._settings.storage, stored) for stored in job.inputs),
+            bases=bases,
             model=job.model,
             options=job.options,
             limits=even_limits(
-                chunk_limits(self._settings, job.model, job.input_format),
-                job.input_format,
-                job.input_bytes,
+                chunk_limits(self._settings, job.model, job.input.format),
+                job.input.format,
+                size,
                 self._runtime.engine.capacity,
             ),
             planned=job.planned,
@@ -288,18 +292,20 @@ class Worker:
             rows_failed=job.rows_failed,
             share_planned=1.0 if job.planned else 0.0,
             facts=merge_facts(job.facts, {"notes": list(job.model.signature.notes)}),
-            is_small=job.input_bytes <= SMALL and not job.chunks_total,
+            is_small=len(job.inputs) == 1 and size <= SMALL and not job.chunks_total,
         )
         self._active[job.id] = active
         self._turn.append(job.id)
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=job.model.reference)
 
-    def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None]:
-        """What earlier attempts left: the chunks that are to be scored, and the last one that is planned."""
+    def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None, dict[int, int]]:
+        """What earlier attempts left: the chunks that are to be scored, the last one that is planned, and where the
+        inputs begin."""
         if not job.chunks_total:
-            return [], None
+            return [], None, {0: 0}
         with self._database.read() as connection:
-            return plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id)
+            bases = plan.first_records(connection, job.id) if len(job.inputs) > 1 else {0: 0}
+            return plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id), bases
 
     def _feed(self) -> None:
         """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
@@ -323,7 +329,9 @@ class Worker:
             return
         # A first look is short, so that scoring begins at once.
         most = 64 if active.last_planned else self._window
-        task = scoring.PlanTask(active.input, active.last_planned, active.limits, most)
+        number, last = max(active.bases), active.last_planned
+        after = last if last is not None and last.input == number else None
+        task = scoring.PlanTask(active.inputs[number], after, active.limits, most, number, active.bases[number])
         if active.is_small:
             what = (task, active.id, active.attempt, active.model, active.options)
             active.planning = self._call(active, self._done_small, scoring.score_small, *what, urgent=True)
@@ -334,7 +342,15 @@ class Worker:
         if not active.pending or self._held(active):
             return False
         chunk = active.pending.popleft()
-        task = scoring.ChunkTask(active.input, active.id, active.attempt, chunk, active.model, active.options)
+        task = scoring.ChunkTask(
+            active.inputs[chunk.input],
+            active.id,
+            active.attempt,
+            chunk,
+            active.model,
+            active.options,
+            active.bases[chunk.input],
+        )
         then = partial(self._scored, chunk)
         # The first chunk of a job goes before others: a small job does not wait behind a huge one.
         call = self._call(active, then, scoring.score_chunk, task, urgent=chunk.first_record == 0)
@@ -360,7 +376,7 @@ class Worker:
             active.id,
             active.attempt,
             active.options.format,
-            active.input.dialect,
+            active.inputs[0].dialect,
             parts,
             errors,
         )
@@ -411,12 +427,16 @@ class Worker:
         self._add_planned(active, future.result())
 
     def _add_planned(self, active: ActiveJob, planned: scoring.Planned) -> None:
-        self._write(plan.add_chunks_if_mine, active.id, active.attempt, planned.chunks, planned.complete)
-        active.planned, active.share_planned = planned.complete, planned.share
+        number = max(active.bases)
+        complete = planned.complete and number == len(active.inputs) - 1
+        self._write(plan.add_chunks_if_mine, active.id, active.attempt, planned.chunks, complete)
+        active.planned, active.share_planned = complete, (number + planned.share) / len(active.inputs)
         active.pending.extend(planned.chunks)
         active.rows_planned += sum(chunk.records for chunk in planned.chunks)
         if planned.chunks:
             active.last_planned = planned.chunks[-1]
+        if planned.complete and not complete:
+            active.bases[number + 1] = active.rows_planned
 
     def _done_small(self, active: ActiveJob, future: Any) -> None:
         """Plan, chunk and result of a small job, in one transaction."""
@@ -473,9 +493,11 @@ class Worker:
         elif crashes == self._settings.crashes - 1 and chunk.records > 1 and active.model.signature.mode != "whole":
             with self._database.read() as connection:
                 before = plan.chunk_before(connection, active.id, chunk.first_record)
+            after = before if before is not None and before.input == chunk.input else None
             then = partial(self._halved, chunk)
+            base = active.bases[chunk.input]
             active.scoring[chunk.first_record] = self._call(
-                active, then, scoring.halve_chunk, active.input, chunk, before
+                active, then, scoring.halve_chunk, active.inputs[chunk.input], chunk, after, base
             )
         else:
             active.pending.appendleft(chunk)

@@ -27,7 +27,7 @@ from batchserve.api.cache import SIZE
 from batchserve.api.schemas import job_body
 from batchserve.db import tables
 from batchserve.db.connect import Database
-from batchserve.domain import Attempt, Job, JobState
+from batchserve.domain import Attempt, Job, JobState, StoredInput
 from batchserve.jobs import execution
 from batchserve.service.notifier import JobNotifier
 from batchserve.storage import open_storage
@@ -132,7 +132,7 @@ import sqlite3, sys
 connection = sqlite3.connect(sys.argv[1])
 for line in sys.stdin:
     with connection:
-        connection.execute("UPDATE jobs SET input_filename = ?", (line.strip(),))
+        connection.execute("UPDATE inputs SET filename = ?", (line.strip(),))
     print("committed", flush=True)
 connection.close()
 """
@@ -227,7 +227,7 @@ def test_a_retry_is_another_job_to_a_cache(idle_api: Api) -> None:
 def test_the_speed_is_that_of_the_last_attempt() -> None:
     """600 of 1000 rows were done, then a day passed; the second attempt did 100 in 10 seconds."""
     job = Job(
-        "j", JobState.RUNNING, "inputs/j", 1, "a" * 64, "csv", ",", 0.0,
+        "j", JobState.RUNNING, (StoredInput("inputs/j", "csv", bytes=1, sha256="a" * 64),), 0.0,
         attempt=2, rows_ok=700, planned=True, rows_planned=1000, progress=0.7, started_at=0.0,
     )  # fmt: skip
     attempts = [Attempt(1, "w", 0.0, 60.0, "released"), Attempt(2, "w", 86_400.0, rows_before=600)]

@@ -105,14 +105,51 @@ def test_a_repeated_predict_gives_the_same_job_and_never_a_second_run(api: Api) 
 @pytest.mark.parametrize(
     "other", ["format=jsonl", "priority=5", 'metadata={"a":"b"}', "passthrough=all", "run_after=2030-01-01T00:00:00Z"]
 )
-def test_other_options_for_the_same_job_are_a_conflict(idle_api: Api, other: str) -> None:
+def test_other_options_make_a_new_job_on_the_same_input_once(idle_api: Api, other: str) -> None:
     job = idle_api.upload(CSV)
     url = f"/v1/predict/{job['id']}?model=iris"
     queued = ok(idle_api.http.post(url), 202)
+    stored = {key for key in idle_api.stored() if key.startswith("inputs/")}
+    answer = idle_api.http.post(f"{url}&{other}")
+    beside = ok(answer, 202)
+    assert beside["id"] != job["id"]
+    assert answer.headers["location"].endswith(f"/v1/jobs/{beside['id']}")
+    assert (beside["input"], beside["state"]) == (queued["input"], "queued")
+    assert {key for key in idle_api.stored() if key.startswith("inputs/")} == stored
     with idle_api.unchanged():
-        detail = problem(idle_api.http.post(f"{url}&{other}"), 409, "job-conflict")["detail"]
-        assert "queued for iris@1 with other options" in detail
-    assert ok(idle_api.http.post(url), 202) == queued
+        assert ok(idle_api.http.post(f"{url}&{other}"), 202) == beside | {"queue_position": beside["queue_position"]}
+        assert ok(idle_api.http.post(url), 202)["id"] == queued["id"]
+        assert ok(idle_api.http.post(f"/v1/predict/{beside['id']}?model=iris"), 202)["id"] == queued["id"]
+
+
+def test_two_models_predict_one_upload_and_the_input_goes_with_the_last(api: Api, iris_onnx: Path) -> None:
+    api.register("other", unlike(iris_onnx))
+    job = api.upload(CSV)
+    first = ok(api.http.post(f"/v1/predict/{job['id']}?model=iris", headers={"prefer": "wait=30"}))
+    second = ok(api.http.post(f"/v1/predict/{job['id']}?model=other", headers={"prefer": "wait=30"}))
+    assert [done["state"] for done in (first, second)] == ["completed", "completed"]
+    assert (first["model"]["name"], second["model"]["name"]) == ("iris", "other")
+    assert api.http.delete(first["links"]["self"]).status_code == 204
+    assert api.http.get(second["links"]["input"]).content == CSV
+    assert api.http.delete(second["links"]["self"]).status_code == 204
+    assert f"inputs/{job['id']}" not in api.stored()
+
+
+def test_options_that_do_not_fit_the_input_make_no_second_job(idle_api: Api) -> None:
+    job = idle_api.upload(CSV)
+    ok(idle_api.http.post(f"/v1/predict/{job['id']}?model=iris"), 202)
+    with idle_api.unchanged():
+        url = f"/v1/predict/{job['id']}?model=iris&passthrough=nowhere"
+        problem(idle_api.http.post(url), 422, "schema-mismatch")
+
+
+def test_two_second_predicts_at_once_make_one_job(idle_api: Api) -> None:
+    job = idle_api.upload(CSV)
+    url = f"/v1/predict/{job['id']}?model=iris"
+    ok(idle_api.http.post(url), 202)
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: ok(idle_api.http.post(f"{url}&priority=3"), 202)["id"], range(8)))
+    assert len(set(answers)) == 1
 
 
 def test_a_repeated_predict_keeps_its_version_when_a_newer_one_came_meanwhile(idle_api: Api, iris_onnx: Path) -> None:
@@ -122,7 +159,8 @@ def test_a_repeated_predict_keeps_its_version_when_a_newer_one_came_meanwhile(id
     ok(idle_api.http.post(url), 202)
     assert idle_api.register("growing", unlike(iris_onnx))["version"] == 2
     assert ok(idle_api.http.post(url), 202)["model"]["version"] == 1
-    problem(idle_api.http.post(f"{url}@2"), 409, "job-conflict")
+    newer = ok(idle_api.http.post(f"{url}@2"), 202)
+    assert (newer["id"] != job["id"], newer["model"]["version"]) == (True, 2)
 
 
 @pytest.mark.parametrize("reference", ["fading", "fading@1", None])

@@ -18,7 +18,7 @@ import pytest
 
 from batchserve import scoring
 from batchserve.admission import admit
-from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
+from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError, Signature
 from batchserve.errors import BatchserveError, InvalidInput
 from batchserve.formats import get_format
 from batchserve.formats.wire import thrift
@@ -290,7 +290,9 @@ def test_moments_that_no_calendar_has_travel_or_end_the_job_by_name(bench: Bench
 def test_a_key_that_python_has_no_moment_for_is_null_among_the_errors() -> None:
     moments = pl.Series("key", [2**62, 0], dtype=pl.Int64).cast(pl.Datetime("us"))
     errors = [RowError(record, "wrong-type", "m", "a") for record in (0, 1)]
-    lines = scoring._error_lines(errors, moments.to_frame(), Chunk(0, 2, 0, 2), "key").splitlines()  # noqa: SLF001
+    chunk, model = Chunk(0, 2, 0, 2), ModelVersion(1, "m", 1, "d", 1, Signature((), ()))
+    task = scoring.ChunkTask(scoring.Input("s", "k", "csv", Dialect()), "j", 1, chunk, model, Options("csv", key="key"))
+    lines = scoring._error_lines(errors, moments.to_frame(), task, chunk).splitlines()  # noqa: SLF001
     assert [json.loads(line)["key"] for line in lines] == [None, "1970-01-01T00:00:00"]
 
 

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, select, update
 
 from batchserve import registry
 from batchserve.db.connect import Database, Moment
-from batchserve.db.tables import attempts, chunks, events
+from batchserve.db.tables import attempts, chunks, events, inputs
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import (
     Chunk,
@@ -25,6 +25,7 @@ from batchserve.domain import (
     Result,
     ScoredChunk,
     Signature,
+    StoredInput,
     merge_facts,
 )
 from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
@@ -53,9 +54,9 @@ def model(connection: Connection) -> ModelVersion:
 
 
 def upload(database: Database, job_id: str, filename: str | None = None) -> None:
-    new = requests.NewInput(job_id, f"inputs/{job_id}", 150, "b" * 64, "csv", Dialect(";"), filename)
+    new = StoredInput(f"inputs/{job_id}", "csv", Dialect(";"), 150, "b" * 64, filename)
     with database.write() as connection:
-        requests.create(connection, new, model(connection), wall(0))
+        requests.create(connection, job_id, [new], model(connection), wall(0))
 
 
 def enqueue(
@@ -131,7 +132,7 @@ def everything(database: Database) -> list[list[Any]]:
     with database.read() as connection:
         return [
             [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
-            for table in (job_rows, chunks, attempts)
+            for table in (job_rows, inputs, chunks, attempts)
         ]
 
 
@@ -414,6 +415,48 @@ def test_what_is_known_of_the_chunks_is_merged() -> None:
     assert first["notes"] == ["a", "b"]
 
 
+def test_two_jobs_read_one_input_which_is_named_until_both_have_given_it_up(database: Database) -> None:
+    upload(database, "1")
+    with database.write() as connection:
+        requests.create_beside(connection, "2", queries.get(connection, "1"), wall(1))
+        assert queries.get(connection, "2").inputs == queries.get(connection, "1").inputs
+        assert queries.get(connection, "2").state is JobState.UPLOADED
+        assert requests.delete_if_not_running(connection, "1").inputs == ("inputs/1",)
+        assert queries.named_inputs(connection, ["inputs/1", "inputs/2"]) == {"inputs/1"}
+        over = {"ended_before": wall(0), "uploaded_before": wall(5), "now": wall(6)}
+        (expired,) = expiry.expire_if_over(connection, ["2"], **over)
+        assert expired.inputs == ("inputs/1",)
+        assert queries.named_inputs(connection, ["inputs/1"]) == set()
+        with pytest.raises(JobConflict, match="its input was removed"):
+            requests.create_beside(connection, "3", queries.get(connection, "2"), wall(7))
+        gone = queries.get(connection, "2")
+        requests.delete_if_not_running(connection, "2")
+        with pytest.raises(JobNotFound):
+            requests.create_beside(connection, "3", gone, wall(8))
+
+
+def test_several_inputs_are_read_as_they_were_given_and_borrowed_ones_stay_with_their_owner(
+    database: Database,
+) -> None:
+    stored = (
+        StoredInput("inputs/1", "csv", Dialect(";"), 150, "b" * 64, "a.csv"),
+        StoredInput("lake/b", "parquet", owned=False),
+        StoredInput("inputs/c", "csv"),
+    )
+    upload(database, "0")
+    with database.write() as connection:
+        requests.create(connection, "1", stored, model(connection), wall(0))
+    assert get(database).inputs == stored
+    assert get(database).dialect == Dialect(";")
+    with database.write() as connection:
+        assert [job.inputs for job in queries.list_page(connection)] == [stored, get(database, "0").inputs]
+        assert [job.inputs for job in queries.get_several(connection, ["1", "0"])] == [
+            get(database, "0").inputs,
+            stored,
+        ]
+        assert requests.delete_if_not_running(connection, "1").inputs == ("inputs/1", "inputs/c")
+
+
 def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     before = everything(database)
@@ -434,8 +477,8 @@ def test_a_transaction_that_loses_its_lease_is_undone_as_a_whole(database: Datab
 def test_a_job_is_read_as_it_was_written(database: Database) -> None:
     upload(database, "1", "flowers.csv")
     job = get(database)
-    assert (job.state, job.input_filename, job.dialect) == (JobState.UPLOADED, "flowers.csv", Dialect(";"))
-    assert (job.input_key, job.input_bytes, job.input_format, job.options) == ("inputs/1", 150, "csv", None)
+    assert (job.state, job.input.filename, job.dialect) == (JobState.UPLOADED, "flowers.csv", Dialect(";"))
+    assert (job.input.key, job.input.bytes, job.input.format, job.options) == ("inputs/1", 150, "csv", None)
     assert enqueue(database, "1", metadata={"who": "Zoë"}, priority=3, run_after=wall(50), second=7)
     job = get(database)
     assert (job.options, job.metadata, job.priority) == (OPTIONS, {"who": "Zoë"}, 3)
@@ -460,7 +503,7 @@ def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
         assert requests.complete_as_equal_if_queued(connection, "2", equal, wall(21))
     first, second = get(database, "1"), get(database, "2")
     assert second.reused_from == "1"
-    assert (second.result_key, second.result_sha256) == (RESULT.key, RESULT.sha256)
+    assert second.result == RESULT
     assert (second.rows_ok, second.rows_failed, second.progress) == (8, 2, 1.0)
     assert second.notes == first.notes == ("a note",)
     with database.write() as connection:
@@ -731,8 +774,7 @@ def test_a_job_completes_when_every_record_has_its_row(database: Database) -> No
     job = get(database)
     assert (job.state, job.progress, job.finished_at) == (JobState.COMPLETED, 1.0, wall(9))
     assert (job.rows_ok, job.rows_failed) == (14, 1)
-    assert (job.result_key, job.result_bytes, job.result_sha256) == (RESULT.key, 123, "a" * 64)
-    assert (job.errors_key, job.notes) == (None, ("a note",))
+    assert (job.result, job.notes) == (RESULT, ("a note",))
     with database.read() as connection:
         assert queries.attempts_of(connection, "1")[0].outcome == "completed"
 
@@ -804,7 +846,7 @@ def test_failed_records_are_not_scored_again_when_the_model_was_deleted(database
         registry.delete_if_unused(connection, model(connection), wall(10))
     before = everything(database)
     with pytest.raises(JobConflict, match="iris@1 was deleted"), database.write() as connection:
-        requests.create_retry_of_failed_rows(connection, queries.get(connection, "1"), "2", "inputs/2", wall(11))
+        requests.create_retry_of_failed_rows(connection, queries.get(connection, "1"), "2", wall(11))
     assert everything(database) == before
 
 
@@ -830,7 +872,7 @@ def test_a_deleted_job_leaves_no_row(database: Database) -> None:
     with database.write() as connection:
         execution.cancel_if_mine(connection, "1", 1, wall(5))
         assert requests.delete_if_not_running(connection, "1").id == "1"
-    assert everything(database) == [[], [], []]
+    assert everything(database) == [[], [], [], []]
 
 
 # --- what clients ask ------------------------------------------------------------------------------------------------

@@ -24,8 +24,9 @@ from batchserve import idempotency, keys
 from batchserve.api.cache import AnswerCache
 from batchserve.client import AsyncClient, AuthenticationFailed, Client
 from batchserve.db.connect import Database, Moment
+from batchserve.db.tables import inputs
 from batchserve.db.tables import jobs as job_rows
-from batchserve.domain import EVERY_TENANT, Dialect, Scope
+from batchserve.domain import EVERY_TENANT, Scope, StoredInput
 from batchserve.errors import Conflict, InvalidOptions, JobNotFound, NotFound
 from batchserve.jobs import execution, queries, requests
 from batchserve.settings import Settings
@@ -501,7 +502,7 @@ def test_a_retry_belongs_to_the_tenant_of_its_job(guarded: Guarded) -> None:
 
 def test_a_job_is_required_to_be_seen(database: Database) -> None:
     with database.write() as connection:
-        requests.create(connection, new_input("1"), None, 1.0, "red")
+        requests.create(connection, "1", [StoredInput("inputs/1", "csv")], None, 1.0, "red")
         queries.require_seen(connection, "1", "red")
         queries.require_seen(connection, "1", EVERY_TENANT)
         for job_id, tenant in (("1", "blue"), ("1", "default"), ("2", "red"), ("2", EVERY_TENANT)):
@@ -512,22 +513,19 @@ def test_a_job_is_required_to_be_seen(database: Database) -> None:
 # --- turns -----------------------------------------------------------------------------------------------------------
 
 
-def new_input(job_id: str) -> requests.NewInput:
-    return requests.NewInput(job_id, f"inputs/{job_id}", 10, "a" * 64, "csv", Dialect(), None)
-
-
 def fill(database: Database, tenant: str, count: int, *, since: float = 0.0, priority: int = 0) -> None:
     """Queues that many jobs of a tenant, a second after each other."""
     rows = [
         {
-            "id": f"{tenant}-{number:05d}", "tenant": tenant, "state": "queued", "input_key": "i", "input_bytes": 10,
-            "input_sha256": "a" * 64, "input_format": "csv", "input_delimiter": ",", "options": {}, "metadata": {},
+            "id": f"{tenant}-{number:05d}", "tenant": tenant, "state": "queued", "options": {}, "metadata": {},
             "priority": priority, "created_at": since + number, "queued_at": since + number,
         }
         for number in range(count)
     ]  # fmt: skip
     with database.write() as connection:
         connection.execute(insert(job_rows), rows)
+        stored = {"number": 0, "key": "i", "format": "csv", "delimiter": ","}
+        connection.execute(insert(inputs), [{"job_id": row["id"], **stored} for row in rows])
 
 
 def claimed(database: Database, most: int) -> list[str]:
@@ -629,6 +627,8 @@ def test_ten_thousand_queued_jobs_delay_a_job_of_another_tenant_by_little(tmp_pa
                 for number in range(10_000)
             ]
             connection.execute(insert(job_rows), rows)
+            stored = {"number": 0, "key": "i", "format": "csv", "delimiter": ","}
+            connection.execute(insert(inputs), [{"job_id": row["id"], **stored} for row in rows])
         database.close()
         deadline = time.monotonic() + 20
         while True:

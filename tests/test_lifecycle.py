@@ -26,7 +26,17 @@ from sqlalchemy import Connection, delete, select
 from batchserve import idempotency, registry
 from batchserve.db import tables
 from batchserve.db.connect import Database, Moment
-from batchserve.domain import Chunk, Dialect, InputTensor, JobState, Options, Result, ScoredChunk, Signature
+from batchserve.domain import (
+    Chunk,
+    Dialect,
+    InputTensor,
+    JobState,
+    Options,
+    Result,
+    ScoredChunk,
+    Signature,
+    StoredInput,
+)
 from batchserve.errors import (
     IdempotencyInProgress,
     IdempotencyMismatch,
@@ -220,7 +230,7 @@ class JobLife(RuleBasedStateMachine):
 
         def create(connection: Connection) -> None:
             found = queries.get(connection, job.id)
-            requests.create_retry_of_failed_rows(connection, found, job_id, input_key(job_id), self.wall)
+            requests.create_retry_of_failed_rows(connection, found, job_id, self.wall)
 
         self.write(create, None if again else JobConflict)
         if again is not None:
@@ -577,8 +587,8 @@ class JobLife(RuleBasedStateMachine):
         self, connection: Connection, job_id: str, content: str, key: str | None, asked: str, status: int
     ) -> None:
         sha256 = idempotency.fingerprint(content)
-        new = requests.NewInput(job_id, input_key(job_id), 10 * sum(CONTENTS[content]), sha256, "csv", Dialect(), None)
-        requests.create(connection, new, None, self.wall)
+        new = StoredInput(input_key(job_id), "csv", Dialect(), 10 * sum(CONTENTS[content]), sha256)
+        requests.create(connection, job_id, [new], None, self.wall)
         self.remember(connection, key, asked, job_id, status)
 
     def enqueue(

@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, event, insert, update
 
 from batchserve.api.events import JobEvents, job_events
 from batchserve.db.connect import Database
+from batchserve.db.tables import inputs
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import Job
 from batchserve.jobs import queries, requests
@@ -34,14 +35,15 @@ def fill(database: Database, count: int, **values: Any) -> list[str]:
     def row(number: int) -> dict[str, Any]:
         given = {name: value(number) if callable(value) else value for name, value in values.items()}
         return {
-            "id": f"job-{number:06d}", "state": "queued", "input_key": "i", "input_bytes": 10, "priority": 0,
-            "input_sha256": "a" * 64, "input_format": "csv", "input_delimiter": ",", "options": {}, "metadata": {},
+            "id": f"job-{number:06d}", "state": "queued", "priority": 0, "options": {}, "metadata": {},
             "created_at": number / 1000, "queued_at": number / 1000, "tenant": "default", "run_after": None, **given,
         }  # fmt: skip
 
     rows = [row(number) for number in range(count)]
     with database.write() as connection:
         connection.execute(insert(job_rows), rows)
+        stored = {"number": 0, "key": "i", "format": "csv", "delimiter": ",", "bytes": 10, "sha256": "a" * 64}
+        connection.execute(insert(inputs), [{"job_id": row["id"], **stored} for row in rows])
     return [row["id"] for row in rows]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from batchserve import idempotency, registry
 from batchserve.db.connect import Database
-from batchserve.domain import Column, Dialect, InputTensor, ModelVersion, OutputTensor, Signature
+from batchserve.domain import Column, InputTensor, ModelVersion, OutputTensor, Signature, StoredInput
 from batchserve.errors import IdempotencyMismatch, ModelInUse, ModelNotFound
 from batchserve.jobs import queries, requests
 
@@ -113,7 +113,7 @@ def test_an_artifact_goes_with_the_last_version_that_has_it(database: Database) 
 def test_a_version_that_an_unfinished_job_uses_is_not_deleted(database: Database) -> None:
     model = add(database, "iris", "d1")
     with database.write() as connection:
-        requests.create(connection, requests.NewInput("1", "inputs/1", 1, "s", "csv", Dialect(), None), model, 1.0)
+        requests.create(connection, "1", [StoredInput("inputs/1", "csv")], model, 1.0)
     with pytest.raises(ModelInUse, match="iris@1 is used by 1 unfinished job"):
         delete(database, model)
     with database.write() as connection:

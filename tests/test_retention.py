@@ -9,17 +9,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 from service import Api, ok, problem, running
-from sqlalchemy import select
+from sqlalchemy import select, update
 
+from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import events
-from batchserve.domain import JobState
+from batchserve.db.tables import jobs as job_rows
+from batchserve.domain import JobState, Options, StoredInput
 from batchserve.errors import Unavailable
 from batchserve.jobs import execution, expiry, queries, requests, statements
 from batchserve.settings import Settings
 from batchserve.storage import ObjectInfo, open_storage
 from batchserve.storage.local import LocalStorage
 from batchserve.upkeep import holds
+from batchserve.upkeep.objects import named_objects
 from batchserve.upkeep.retention import Expired, dated, expire, forget, remove_unnamed
 from batchserve.upkeep.sweep import Swept, sweep
 
@@ -125,6 +128,10 @@ def test_a_finished_job_loses_its_bytes_when_its_time_is_over_and_is_still_known
     assert shown["expires_at"] > shown["finished_at"]
     assert [found["id"] for found in get(site, "/v1/jobs?state=expired").json()["jobs"]] == [job["id"]]
     problem(site.api.http.post(f"{job['links']['self']}/retry"), 409, "job-conflict")
+    detail = problem(site.api.http.post(f"/v1/predict/{job['id']}?model=iris&format=jsonl"), 409, "job-conflict")[
+        "detail"
+    ]
+    assert "its input was removed" in detail
     problem(site.api.http.post(f"{job['links']['self']}/retry", json={"rows": "failed"}), 409, "job-conflict")
 
 
@@ -349,6 +356,41 @@ def test_the_event_of_an_end_is_forgotten_after_a_week_and_with_its_job(site: Si
     assert (site.forget(6), told()) == (0, [second["id"]])
     assert (site.forget(8), told()) == (0, [])
     assert site.api.job(second["id"])["state"] == "failed"
+
+
+def test_a_borrowed_input_is_read_and_never_removed(site: Site) -> None:
+    """Nor is it backed up: it belongs to others. Its length and digest need not be known."""
+    site.storage.compose("lake/table.csv", [SOME_FAIL.encode()])
+    stored, job_id = StoredInput("lake/table.csv", "csv", owned=False), "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
+    with site.database.write() as connection:
+        model, now = registry.resolve(connection, "iris"), site.database.moment(connection).wall
+        requests.create(connection, job_id, [stored], model, now)
+        how: dict[str, Any] = {"metadata": {}, "priority": 0, "run_after": None, "now": now}
+        requests.enqueue_if_uploaded(connection, job_id, model, Options("csv"), job_id, **how)
+    job = site.api.finished(job_id)
+    assert (job["state"], job["rows"]["failed"], job["input"]["bytes"], job["input"]["sha256"]) == (
+        "completed", 1, None, None,
+    )  # fmt: skip
+    assert site.api.http.get(job["links"]["input"]).text == SOME_FAIL
+    assert "lake/table.csv" not in {key for key, _ in named_objects(site.database)}
+    assert site.expire(31, keep_results="30d") == Expired(jobs=1)
+    assert site.sweep(99).inputs == 0
+    assert site.objects() == {"lake/table.csv"}
+    site.storage.delete("lake/table.csv")
+
+
+def test_an_input_of_two_jobs_goes_with_the_later_of_them(site: Site) -> None:
+    first = site.api.run(SOME_FAIL, "iris")
+    second = ok(site.api.http.post(f"/v1/predict/{first['id']}?model=iris&passthrough=none&reuse=false"), 202)
+    done = site.api.finished(second["id"])
+    with site.database.write() as connection:
+        connection.execute(update(job_rows).where(job_rows.c.id == first["id"]).values(finished_at=0.0))
+    assert site.expire(0, keep_inputs="1d") == Expired(inputs=1)
+    assert get(site, done["links"]["input"]).text == SOME_FAIL
+    problem(site.api.http.get(first["links"]["input"]), 410, "expired")
+    assert site.sweep(99).inputs == 0
+    assert site.expire(2, keep_inputs="1d") == Expired(inputs=1)
+    assert f"inputs/{first['id']}" not in site.objects()
 
 
 # --- holds -----------------------------------------------------------------------------------------------------------

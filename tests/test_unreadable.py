@@ -54,14 +54,16 @@ POISONS = {
     "queued before the calendar": "queued_at = -1e15",
     "to run after the calendar": "run_after = -9e999",
     "an unknown state": "state = 'lost'",
-    "an unknown input format": "input_format = 'xls'",
-    "an unknown delimiter": "input_delimiter = '--'",
+    "an unknown input format": "inputs: format = 'xls'",
+    "an unknown delimiter": "inputs: delimiter = '--'",
     "rows are a text": "rows_planned = 'many'",
     "fewer rows than none": "rows_ok = -1",
     "a progress beyond the end": "progress = 7.0",
     "a priority beyond all": "priority = 9223372036854775807",
-    "a name that is bytes": "input_filename = x'ff'",
-    "a key that is bytes": "input_key = x'00'",
+    "a name that is bytes": "inputs: filename = x'ff'",
+    "a key that is bytes": "inputs: key = x'00'",
+    "more inputs than there are": "inputs_total = 2",
+    "a result without its length": "result_key = 'results/1-1'",
     "an attempt that is none": "attempt = -5",
 }
 
@@ -81,7 +83,10 @@ def folder_of(api: Api) -> Path:
 
 
 def poison(api: Api, job_id: str, change: str) -> None:
-    sql(folder_of(api), f"UPDATE jobs SET {change} WHERE id = ?", job_id)  # noqa: S608
+    if change.startswith("inputs: "):
+        sql(folder_of(api), f"UPDATE inputs SET {change.removeprefix('inputs: ')} WHERE job_id = ?", job_id)  # noqa: S608
+    else:
+        sql(folder_of(api), f"UPDATE jobs SET {change} WHERE id = ?", job_id)  # noqa: S608
 
 
 def unreadable_rows(api: Api, expected: int) -> bool:
@@ -211,7 +216,8 @@ def test_a_backup_takes_all_that_can_be_read(tmp_path: Path, iris_onnx: Path) ->
     with running(folder) as api:
         api.register("iris", iris_onnx)
         good, bad = api.run(CSV, "iris")["id"], api.run(CSV, "iris")["id"]
-        poison(api, bad, "input_key = x'00', created_at = 9e999")
+        poison(api, bad, "inputs: key = x'00'")
+        poison(api, bad, "created_at = 9e999")
         with closing(Database(api.settings.database_url)) as database:
             copied = back_up(database, open_storage(str(folder)), tmp_path / "backup")
     assert copied.damaged == ()

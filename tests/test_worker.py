@@ -22,13 +22,24 @@ import pytest
 from sqlalchemy import update
 from uuid_utils import uuid7
 
-from batchserve import idempotency
+from batchserve import idempotency, scoring
 from batchserve.admission import admit
 from batchserve.db import migrate
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import jobs as job_rows
 from batchserve.direct import Direct
-from batchserve.domain import DEFAULT_TENANT, Chunk, Dialect, Job, JobState, ModelVersion, Options, ScoredChunk
+from batchserve.domain import (
+    DEFAULT_TENANT,
+    Chunk,
+    ChunkLimits,
+    Dialect,
+    Job,
+    JobState,
+    ModelVersion,
+    Options,
+    ScoredChunk,
+    StoredInput,
+)
 from batchserve.engines import Engine, open_engine
 from batchserve.errors import InsufficientStorage
 from batchserve.jobs import execution, plan, queries, requests
@@ -95,18 +106,27 @@ class Bench:
     def register(self, name: str, model: bytes) -> ModelVersion:
         return Direct(self.database, self.storage).register(name, model)
 
+    def store(self, key: str, content: bytes) -> StoredInput:
+        with self.storage.create(key) as writer:
+            writer.write(content)
+            stored = writer.commit()
+        return StoredInput(key, "csv", Dialect(), stored.bytes, stored.sha256)
+
     def submit(self, model: ModelVersion, content: bytes, **options: Any) -> str:
         """Whether the input fits the model is left to the worker."""
         job_id = str(uuid7())
-        with self.storage.create(input_key(job_id)) as writer:
-            writer.write(content)
-            stored = writer.commit()
-        new = requests.NewInput(job_id, input_key(job_id), stored.bytes, stored.sha256, "csv", Dialect(), None)
+        return self.queue(job_id, model, [self.store(input_key(job_id), content)], **options)
+
+    def queue(self, job_id: str, model: ModelVersion, stored: Sequence[StoredInput], **options: Any) -> str:
         chosen = Options(**({"format": "csv"} | options))
         with self.database.write() as connection:
-            submitted = Submission(DEFAULT_TENANT, new, model, chosen, Queueing(reuse=False))
+            submitted = Submission(DEFAULT_TENANT, job_id, tuple(stored), model, chosen, Queueing(reuse=False))
             create(connection, submitted, time.time())
         return job_id
+
+    def plan_task(self, stored: StoredInput) -> scoring.PlanTask:
+        source = scoring.Input.of(self.runtime.settings.storage, stored)
+        return scoring.PlanTask(source, None, ChunkLimits(records=4), 100)
 
     def get(self, job_id: str) -> Job:
         with self.database.read() as connection:
@@ -133,11 +153,11 @@ class Bench:
 
     def result(self, job_id: str) -> bytes:
         job = self.get(job_id)
-        assert job.state == JobState.COMPLETED, job.error
-        return self.read(job.result_key)
+        assert job.result is not None, job.error
+        return self.read(job.result.key)
 
     def errors(self, job: Job) -> list[dict[str, Any]]:
-        return [orjson.loads(line) for line in self.read(job.errors_key).splitlines()]
+        return [orjson.loads(line) for line in self.read(job.result.errors_key if job.result else None).splitlines()]
 
     def parts(self, job_id: str) -> dict[str, float]:
         """The parts of a job and when they were written."""
@@ -209,7 +229,7 @@ def test_a_csv_job_gives_what_onnxruntime_gives(
     np.testing.assert_allclose(got, probabilities, rtol=1e-6)
     assert [float(row[wanted[0]]) for row in rows] == list(iris[wanted[0]])
     assert (job.rows_ok, job.rows_failed, job.chunks_total, job.chunks_done) == (150, 0, 15, 15)
-    assert (job.attempt, job.progress, job.errors_key) == (1, 1.0, None)
+    assert (job.attempt, job.progress, job.result and job.result.errors_key) == (1, 1.0, None)
 
 
 def test_a_result_is_stored_as_its_job_says_and_its_parts_are_gone(bench: Bench, busy: bytes) -> None:
@@ -219,7 +239,8 @@ def test_a_result_is_stored_as_its_job_says_and_its_parts_are_gone(bench: Bench,
         job = bench.wait(job_id)
     content = bench.result(job_id)
     assert answers(content) == doubled(*range(35))
-    assert job.result_bytes == len(content)
+    assert job.result is not None
+    assert job.result.bytes == len(content)
     assert bench.parts(job_id) == {}
     assert bench.outcomes(job_id) == ["completed"]
 
@@ -234,6 +255,41 @@ def test_what_is_known_of_a_job_is_what_is_known_of_its_chunks(bench: Bench, bus
     assert len(done) == 4
     assert job.facts["model_seconds"] == pytest.approx(sum(one.facts["model_seconds"] for one in done))
     assert job.facts["model_seconds"] > 0
+
+
+@pytest.mark.parametrize("records", [10, 1000])
+def test_the_inputs_of_a_job_are_scored_in_their_order_each_in_chunks_of_its_own(
+    bench: Bench, busy: bytes, records: int
+) -> None:
+    """Also inputs that are borrowed, whose length nobody knows before; records are counted over all of them."""
+    model = bench.register("busy", busy)
+    work: list[list[float | None]] = [[*range(15)], [15, None], [*range(17, 40)]]
+    stored = [bench.store(f"lake/{number}", rows_of(*part)) for number, part in enumerate(work)]
+    lent = [replace(one, bytes=None, sha256=None, owned=False) for one in stored]
+    job_id = bench.queue(str(uuid7()), model, lent)
+    with bench.worker(chunk_records=records):
+        job = bench.wait(job_id)
+    assert (job.state, job.rows_ok, job.rows_failed) == (JobState.COMPLETED, 39, 1)
+    assert answers(bench.result(job_id)) == [answer for part in work for answer in doubled(*part)]
+    assert [error["record"] for error in bench.errors(job)] == [16]
+    with bench.database.read() as connection:
+        assert {one.chunk.input for one in plan.done_chunks(connection, job_id)} == {0, 1, 2}
+
+
+def test_a_job_of_several_inputs_goes_on_where_its_worker_died(bench: Bench, busy: bytes) -> None:
+    model = bench.register("busy", busy)
+    stored = [bench.store(f"inputs/of-{number}", rows_of(*range(10 * number, 10 * number + 10))) for number in range(3)]
+    job_id = bench.queue(str(uuid7()), model, stored)
+    with bench.database.write() as connection:
+        execution.claim_due(connection, "dead", 0.1, bench.database.moment(connection), 1)
+        first = scoring.plan_chunks(bench.plan_task(stored[0]))
+        second = scoring.plan_chunks(replace(bench.plan_task(stored[1]), number=1, base=10))
+        plan.add_chunks_if_mine(connection, job_id, 1, [*first.chunks, *second.chunks], complete=False)
+    with bench.worker(chunk_records=4):
+        job = bench.wait(job_id)
+    assert (job.state, job.rows_ok, job.attempt) == (JobState.COMPLETED, 30, 2)
+    parts = [range(10 * number, 10 * number + 10) for number in range(3)]
+    assert answers(bench.result(job_id)) == [answer for part in parts for answer in doubled(*part)]
 
 
 def test_many_small_jobs_each_get_their_own_rows(bench: Bench, busy: bytes) -> None:
@@ -608,7 +664,8 @@ def test_a_job_of_a_dead_worker_is_taken_up_within_its_lease(bench: Bench, busy:
         job = bench.wait(job_id)
     assert 0.9 < time.monotonic() - claimed < 10.0
     assert (job.attempt, bench.outcomes(job_id)) == (2, ["lost", "completed"])
-    assert answers(bench.result(job_id)) == doubled(*range(30))
+    parts = [range(10 * number, 10 * number + 10) for number in range(3)]
+    assert answers(bench.result(job_id)) == [answer for part in parts for answer in doubled(*part)]
 
 
 def test_a_job_of_an_earlier_boot_is_taken_up_at_once(bench: Bench, busy: bytes) -> None:

@@ -23,7 +23,7 @@ from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, wait_for
 from batchserve.api.files import File, Remote, Stream, blocks_of
-from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState
+from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
@@ -109,15 +109,15 @@ async def download(
     wanted = _negotiate(own, format, accept)
     if csv_escape and wanted.has_types:
         raise InvalidOptions(f"csv_escape is for CSV, and the result comes in {wanted.name}: ask for format=csv")
-    if job.state is not JobState.COMPLETED or job.result_key is None:
+    if job.state is not JobState.COMPLETED or job.result is None:
         if not partial:
             raise _not_ready(job)
         if wanted is not own or csv_escape:
             raise InvalidOptions(f"a partial result comes as it is, in the job's format, {own.name}")
         return await _partial_result(service, job, own)
     if wanted is not own or csv_escape:
-        return await _converted(request, service, job, job.result_key, _Conversion(own, wanted, csv_escape))
-    result = _Object(job.result_key, job.result_bytes or 0, job.result_sha256, job.finished_at or job.created_at)
+        return await _converted(request, service, job, job.result, _Conversion(own, wanted, csv_escape))
+    result = _Object(job.result.key, job.result.bytes, job.result.sha256, job.finished_at or job.created_at)
     return await _file(request, service, job, result, own.media_type, f"{job_id}.{own.suffix.lstrip('.')}")
 
 
@@ -142,13 +142,14 @@ async def download_errors(
         raise _not_ready(job)
     is_table = accept is not None and "text/csv" in accept
     headers = _as_file(f"{job_id}-errors.{'csv' if is_table else 'jsonl'}")
-    if job.state is JobState.COMPLETED:  # from now on it is what it is
-        headers["etag"] = _tag_beside(job, f"errors{'-csv' if is_table else ''}{'-escaped' if csv_escape else ''}")
+    if job.state is JobState.COMPLETED and job.result is not None:  # from now on it is what it is
+        variant = f"errors{'-csv' if is_table else ''}{'-escaped' if csv_escape else ''}"
+        headers["etag"] = _tag_beside(job.result, variant)
     if (known := conditional.answered(request, headers.get("etag"), headers)) is not None:
         return known
     parts = (
-        (Part(job.errors_key, job.errors_bytes or 0, job.rows_failed),)
-        if job.errors_key
+        (Part(job.result.errors_key, job.result.errors_bytes, job.rows_failed),)
+        if job.result is not None and job.result.errors_key is not None
         else (await run_in_threadpool(_stored_parts, service, job))[1]
     )
     blocks = blocks_of(service.runtime.storage, (Span(part.key, 0, part.bytes) for part in parts))
@@ -167,9 +168,10 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) 
     job = service.read_job(job_id)
     if job.input_removed_at is not None:
         raise Gone(f"the input of job {job_id} was removed: it was kept no longer")
-    format = get_format(job.input_format)
-    name = job.input_filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
-    input = _Object(job.input_key, job.input_bytes, job.input_sha256, job.created_at)
+    stored = job.input
+    format = get_format(stored.format)
+    name = stored.filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
+    input = _Object(stored.key, stored.bytes or 0, stored.sha256, job.created_at)
     return await _file(request, service, job, input, format.media_type, name)
 
 
@@ -254,9 +256,9 @@ def _identity(key: str, sha256: str | None) -> str:
     return sha256 or key.replace("/", "-")
 
 
-def _tag_beside(job: Job, what: str) -> str:
+def _tag_beside(result: Result, what: str) -> str:
     """The ETag of what is made of a result: converted, or its errors."""
-    return f'"{_identity(job.result_key or job.id, job.result_sha256)}-{what}"'
+    return f'"{_identity(result.key, result.sha256)}-{what}"'
 
 
 async def _file(request: Request, service: Service, job: Job, stored: _Object, media_type: str, name: str) -> Response:
@@ -335,12 +337,12 @@ class _Conversion:
         )
 
 
-async def _converted(request: Request, service: Service, job: Job, key: str, conversion: _Conversion) -> Response:
+async def _converted(request: Request, service: Service, job: Job, result: Result, conversion: _Conversion) -> Response:
     """The result in another format, converted chunk by chunk in scoring processes while it is sent."""
     wanted = conversion.wanted
     name = f"{job.id}.{wanted.suffix.lstrip('.')}"
     headers = {
-        "etag": _tag_beside(job, f"{wanted.name}{'-escaped' if conversion.escape else ''}"),
+        "etag": _tag_beside(result, f"{wanted.name}{'-escaped' if conversion.escape else ''}"),
         "vary": "accept",
         "content-disposition": f'attachment; filename="{name}"',
     }
@@ -349,7 +351,7 @@ async def _converted(request: Request, service: Service, job: Job, key: str, con
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
     await run_in_threadpool(require_space, service.runtime)  # its parts lie there while they are sent
-    source = scoring.Input(service.runtime.settings.storage, key, conversion.own.name, job.dialect)
+    source = scoring.Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect)
     settings = service.runtime.settings
     task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
     with ExitStack() as held:

@@ -40,7 +40,7 @@ from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
 from batchserve.service import Service
-from batchserve.storage import Span, Storage, input_key, part_key, parts_prefix
+from batchserve.storage import Span, Storage, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
 
@@ -220,7 +220,7 @@ async def retry_job(
         if rows == "failed":
             require_space(service.runtime)
             retried = str(uuid_utils.uuid7())
-            discard = partial(_remove_input_and_parts, service.runtime.storage, retried)
+            discard = partial(_remove_parts, service.runtime.storage, retried)
             _copy_scored(service, job_id, retried, discard)
             transaction = naming_bytes(service.runtime.database, undo=discard)
         else:
@@ -230,7 +230,7 @@ async def retry_job(
         with transaction as connection:
             if rows == "failed":
                 job = queries.get(connection, job_id)
-                requests.create_retry_of_failed_rows(connection, job, retried, input_key(retried), now)
+                requests.create_retry_of_failed_rows(connection, job, retried, now)
             else:
                 requests.retry_if_stopped(connection, job_id, now)
             keyed.remember(connection, retried, 202, now)
@@ -264,11 +264,9 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
     """Copies what the new job takes over, before any row names it: a row without bytes would be a lie."""
     storage = service.runtime.storage
     with service.runtime.database.read() as connection:
-        job = queries.get(connection, job_id)
-        requests.require_failed_rows(job)
+        requests.require_failed_rows(queries.get(connection, job_id))
         done = plan.done_chunks(connection, job_id)
     try:
-        storage.compose(input_key(retry_id), [Span(job.input_key, 0, job.input_bytes)])
         for committed in done:
             if not committed.errors_bytes:
                 first, attempt = committed.chunk.first_record, committed.attempt
@@ -290,8 +288,7 @@ def _delete(service: Service, job_id: str) -> None:
     retention.remove_bytes(database, service.runtime.storage, job)
 
 
-def _remove_input_and_parts(storage: Storage, job_id: str) -> None:
-    storage.delete(input_key(job_id))
+def _remove_parts(storage: Storage, job_id: str) -> None:
     for part in list(storage.list(parts_prefix(job_id))):
         storage.delete(part.key)
 

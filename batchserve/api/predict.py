@@ -35,7 +35,7 @@ from batchserve.api.upload import (
 from batchserve.domain import JobState, ModelVersion
 from batchserve.idempotency import KeyedRequest
 from batchserve.service import Service
-from batchserve.submission import create, enqueue_once, input_of
+from batchserve.submission import create, enqueue_once
 
 router = APIRouter(tags=["predict"])
 
@@ -73,7 +73,8 @@ async def predict(
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """Repeating the call never starts a second run; other options for the same job are a conflict (409).
+    """Repeating the call gives the same job and never starts a second run; with another model or other options it
+    gives a new job on the same input.
 
     The beginning of the input is checked against the model's signature now, not in an hour.
     """
@@ -93,16 +94,17 @@ async def predict(
             model = job.model  # pinned: a version that came or went since does not make this another request
         else:
             model = service.resolve_model(options.model)
-        submitted = options.submission(job.tenant, input_of(job), model)
-        if job.state is JobState.UPLOADED:
+        submitted = options.submission(job.tenant, job_id, job.inputs, model)
+        is_new = job.state is JobState.UPLOADED or not submitted.is_of(job)
+        if is_new and job.input_removed_at is None:
             await service.check(caller.tenant, submitted)
 
-        def commit() -> None:
+        def commit() -> str:
             with service.runtime.database.write() as connection:
-                enqueue_once(connection, submitted, time.time(), keyed)
+                return enqueue_once(connection, submitted, time.time(), keyed)
 
-        await run_in_threadpool(commit)
-        return await _answer(request, service, background, job_id, preferred_wait(prefer))
+        queued_id = await run_in_threadpool(commit)
+        return await _answer(request, service, background, queued_id, preferred_wait(prefer))
 
 
 @router.post(
@@ -138,15 +140,14 @@ async def upload_and_predict(
     with service.only_one(caller.tenant, key):
         model = service.resolve_model(options.model)
         async with received_input(request, service, delimiter, filename) as received:
-            new = received.input
-            content = idempotency.fingerprint("upload-predict", str(request.query_params), new.sha256)
+            content = idempotency.fingerprint("upload-predict", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
             if (answer := await replayed(service, keyed)) is not None:
                 return answer
-            submitted = options.submission(caller.home, new, model)
+            submitted = options.submission(caller.home, received.job_id, (received.input,), model)
             await service.check(caller.tenant, submitted)
             await keep(service, received, lambda connection: create(connection, submitted, time.time(), keyed))
-        return await _answer(request, service, background, new.job_id, preferred_wait(prefer))
+        return await _answer(request, service, background, received.job_id, preferred_wait(prefer))
 
 
 def _names(model: ModelVersion) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import queries
 from batchserve.service import Service
-from batchserve.submission import Submission, enqueue_all, input_of
+from batchserve.submission import Submission, enqueue_all
 
 __all__ = ["predict_uploaded"]
 
@@ -53,7 +53,7 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
     def read(job_ids: list[str]) -> list[Submission]:
         with service.runtime.database.read() as connection:
             found = queries.get_several(connection, job_ids)
-        return [options.submission(job.tenant, input_of(job), model) for job in found]
+        return [options.submission(job.tenant, job.id, job.inputs, model) for job in found]
 
     job_ids, outcome = await run_in_threadpool(find), _Outcome()
     for start in range(0, len(job_ids), _TOGETHER):
@@ -80,7 +80,7 @@ def _enqueue_fitting(
         if problem is None:
             fitting.append(submission)
         else:
-            outcome.refused.append(RefusedJob.of(submission.input.job_id, problem))
+            outcome.refused.append(RefusedJob.of(submission.job_id, problem))
     with service.runtime.database.write() as connection:
         states = enqueue_all(connection, fitting, time.time())
     outcome.states |= states

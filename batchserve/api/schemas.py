@@ -9,11 +9,20 @@ import orjson
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
-from batchserve.domain import Attempt, Column, InputTensor, Job, JobState, ModelVersion, Options, OutputTensor
+from batchserve.domain import (
+    Attempt,
+    Column,
+    InputTensor,
+    Job,
+    JobState,
+    ModelVersion,
+    Options,
+    OutputTensor,
+    StoredInput,
+)
 from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS, RESULT_FORMATS
 from batchserve.inference.outputs import output_columns
-from batchserve.jobs.requests import NewInput
 from batchserve.submission import Queueing, Submission, default_format
 
 MAX_METADATA = 16
@@ -178,11 +187,11 @@ class PredictOptions(BaseModel):
             raise ValueError(f"expected at most {METADATA_BYTES} bytes in all, got {size}")
         return pairs
 
-    def submission(self, tenant: str, input: NewInput, model: ModelVersion) -> Submission:
-        """What these options ask of an input."""
+    def submission(self, tenant: str, job_id: str, inputs: tuple[StoredInput, ...], model: ModelVersion) -> Submission:
+        """What these options ask of the inputs of a job."""
         passthrough = self.passthrough
         options = Options(
-            format=self.format or default_format(input.format, model),
+            format=self.format or default_format(inputs[0].format, model),
             passthrough=tuple(passthrough) if isinstance(passthrough, list) else passthrough,
             columns=tuple(self.columns) if isinstance(self.columns, list) else self.columns,
             key=self.key,
@@ -192,7 +201,8 @@ class PredictOptions(BaseModel):
             inputs=self.inputs,
         )
         run_after = self.run_after.timestamp() if self.run_after else None
-        return Submission(tenant, input, model, options, Queueing(self.priority, run_after, self.metadata, self.reuse))
+        queueing = Queueing(self.priority, run_after, self.metadata, self.reuse)
+        return Submission(tenant, job_id, inputs, model, options, queueing)
 
 
 class ValidateOptions(BaseModel):
@@ -236,8 +246,8 @@ class ModelReference(BaseModel):
 
 
 class InputBody(BaseModel):
-    bytes: int
-    sha256: str
+    bytes: int | None = Field(description="Null: not known before it was read, as of an input that is borrowed.")
+    sha256: str | None
     media_type: str
     format: str
     filename: str | None
@@ -421,7 +431,6 @@ _TEXTS = ("columns", "inputs", "metadata", "passthrough")
 
 def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
     rate, eta = _speed(job, attempts, now)
-    input_format = FORMATS[job.input_format]
     return JobBody(
         id=job.id,
         tenant=job.tenant,
@@ -429,11 +438,11 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
         reason=job.reason,
         model=model_reference(job.model) if job.model else None,
         input=InputBody(
-            bytes=job.input_bytes,
-            sha256=job.input_sha256,
-            media_type=input_format.media_type,
-            format=job.input_format,
-            filename=job.input_filename,
+            bytes=job.input.bytes,
+            sha256=job.input.sha256,
+            media_type=FORMATS[job.input.format].media_type,
+            format=job.input.format,
+            filename=job.input.filename,
             rows=job.rows_planned if job.planned else None,
         ),
         options=_options(job),
@@ -514,13 +523,13 @@ def _options(job: Job) -> dict[str, Any]:
 
 
 def _result(job: Job) -> ResultBody | None:
-    if job.state is not JobState.COMPLETED or job.result_format is None:
+    if job.state is not JobState.COMPLETED or job.result is None or job.options is None:
         return None
     return ResultBody(
-        bytes=job.result_bytes or 0,
-        sha256=job.result_sha256,
-        media_type=FORMATS[job.result_format].media_type,
-        format=job.result_format,
+        bytes=job.result.bytes,
+        sha256=job.result.sha256,
+        media_type=FORMATS[job.options.format].media_type,
+        format=job.options.format,
         rows=job.rows_done,
     )
 

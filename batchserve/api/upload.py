@@ -25,11 +25,11 @@ from batchserve.api.deps import (
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
 from batchserve.api.schemas import MAX_REFERENCE, JobBody, Plain
+from batchserve.domain import StoredInput
 from batchserve.errors import InvalidInput
 from batchserve.formats import FORMATS, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
-from batchserve.jobs.requests import NewInput
 from batchserve.service import Service
 from batchserve.storage import input_key
 from batchserve.submission import Submission, clean_filename, default_options, naming_bytes
@@ -107,28 +107,30 @@ async def upload(
         version = service.resolve_model(model) if model else None
         async with received_input(request, service, delimiter, filename) as received:
             new = received.input
-            content = idempotency.fingerprint("upload", str(request.query_params), new.sha256)
+            content = idempotency.fingerprint("upload", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
             if (answer := await replayed(service, keyed)) is not None:
                 return answer
             if version is not None:
                 options = default_options(new.format, version)
-                await service.check(caller.tenant, Submission(caller.home, new, version, options))
+                await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
 
             def insert(connection: Connection) -> None:
                 now = time.time()
-                requests.create(connection, new, version, now, caller.home)
-                keyed.remember(connection, new.job_id, 201, now)
+                requests.create(connection, received.job_id, (new,), version, now, caller.home)
+                keyed.remember(connection, received.job_id, 201, now)
 
             await keep(service, received, insert)
-        return job_response(await read_body(service, new.job_id), 201)
+        return job_response(await read_body(service, received.job_id), 201)
 
 
 @dataclass(slots=True)
 class Received:
     """An input in storage that no job has yet. Unless it is `kept`, its bytes are removed again."""
 
-    input: NewInput
+    job_id: str
+    input: StoredInput
+    sha256: str
     kept: bool = False
 
 
@@ -136,7 +138,7 @@ class Received:
 async def received_input(
     request: Request, service: Service, delimiter: str | None, filename: str | None
 ) -> AsyncIterator[Received]:
-    received = Received(await _receive(request, service, delimiter, filename))
+    received = await _receive(request, service, delimiter, filename)
     try:
         yield received
     finally:
@@ -158,7 +160,7 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
     await run_in_threadpool(commit)
 
 
-async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> NewInput:
+async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> Received:
     """Streams the body into storage, durably, before any row names it. Raises for bytes of no supported type."""
     runtime = service.runtime
     require_space(runtime)
@@ -186,7 +188,7 @@ class _Sent:
     filename: str | None
 
 
-async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | None) -> NewInput:
+async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | None) -> Received:
     job_id = str(uuid_utils.uuid7())
     beginning = await anext(sent.blocks, b"")
     if not beginning:
@@ -194,6 +196,6 @@ async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | Non
     format, dialect = sniff(beginning, sent.media_type, sent.filename, delimiter)
     with service.runtime.storage.create(input_key(job_id)) as writer:
         stored = await body.store(writer, beginning, sent.blocks)
-    return NewInput(
-        job_id, input_key(job_id), stored.bytes, stored.sha256, format.name, dialect, clean_filename(sent.filename)
-    )
+    filename = clean_filename(sent.filename)
+    new = StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
+    return Received(job_id, new, stored.sha256)

@@ -19,6 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
     false,
     text,
+    true,
 )
 
 from batchserve.db.codec import Number, Words
@@ -58,13 +59,8 @@ jobs = Table(
     Column("state", Words(16), nullable=False),
     Column("reason", Words(64)),
     Column("model_id", Integer, ForeignKey("models.id")),
-    # The input, fixed at upload.
-    Column("input_key", Words(255), nullable=False),
-    Column("input_bytes", BigInteger, nullable=False),
-    Column("input_sha256", Words(64), nullable=False),
-    Column("input_format", Words(16), nullable=False),
-    Column("input_delimiter", Words(1), nullable=False),
-    Column("input_filename", Words(255)),
+    # How many inputs it has (table inputs).
+    Column("inputs_total", Integer, nullable=False, server_default=text("1")),
     # The request, fixed at predict.
     Column("options", JSON, nullable=False),
     Column("request_digest", Words(64)),
@@ -88,7 +84,6 @@ jobs = Table(
     Column("progress", Number, nullable=False, server_default=text("0")),
     # The result, there once and for all when the state is completed.
     Column("result_key", Words(255)),
-    Column("result_format", Words(16)),
     Column("result_bytes", BigInteger),
     Column("result_sha256", Words(64)),
     Column("errors_key", Words(255)),
@@ -115,12 +110,32 @@ jobs = Table(
 # The queue of each tenant in its order: a claim reads no more jobs than it takes.
 Index("ix_jobs_turn", jobs.c.state, jobs.c.tenant, jobs.c.priority.desc(), jobs.c.queued_at)
 
+# What jobs read, in its order. Several may name one object: it goes with the last of them.
+inputs = Table(
+    "inputs",
+    metadata,
+    Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("key", Words(255), nullable=False),
+    # Null: not known before the job has read it.
+    Column("bytes", BigInteger),
+    Column("sha256", Words(64)),
+    Column("format", Words(16), nullable=False),
+    Column("delimiter", Words(1), nullable=False),
+    Column("filename", Words(255)),
+    # Whether its bytes go with the jobs that name it; others are borrowed.
+    Column("owned", Boolean, nullable=False, server_default=true()),
+    Index(None, "key"),
+)
+
 chunks = Table(
     "chunks",
     metadata,
     Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("first_record", BigInteger, primary_key=True, autoincrement=False),
     Column("records", BigInteger, nullable=False),
+    # The number of the input that it is of, and where in it.
+    Column("input", Integer, nullable=False, server_default=text("0")),
     Column("start", BigInteger, nullable=False),
     Column("stop", BigInteger, nullable=False),
     Column("crashes", Integer, nullable=False, server_default=text("0")),

@@ -78,7 +78,7 @@ def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
     taken = []
     for row in connection.execute(JOBS_OF, {"job_ids": claimed}).mappings().all():
         try:
-            taken.append(job_from_row(row))
+            taken.append(job_from_row(connection, row))
         except UnreadableRow as error:
             values = error_values(error) | {"worker": None}
             finish(connection, ending(jobs.c.id == row["id"]), JobState.FAILED, now, values)

@@ -9,7 +9,7 @@ from sqlalchemy.sql import ColumnElement
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import JobState
 from batchserve.jobs.ends import ending, finish
-from batchserve.jobs.statements import ENDED, OWNED, Owned, outside, owned
+from batchserve.jobs.statements import ENDED, Owned, outside, owned
 
 
 def find_over(
@@ -35,7 +35,7 @@ def expire_if_over(
     They name no bytes any more: whoever calls removes them. Returns what the jobs that expired named before.
     """
     over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
-    before = [owned(row) for row in connection.execute(OWNED.where(*over)).mappings()]
+    before = owned(connection, *over)
     expiring = ending(*over).values(
         finished_at=func.coalesce(jobs.c.finished_at, now),
         input_removed_at=func.coalesce(jobs.c.input_removed_at, now),
@@ -43,7 +43,7 @@ def expire_if_over(
     values = {"result_key": None, "errors_key": None, "expires_at": now}
     changed = {job.id for job in finish(connection, expiring, JobState.EXPIRED, now, values)}
     connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
-    return [owned for owned in before if owned.id in changed]
+    return [job for job in before if job.id in changed]
 
 
 def find_with_input_over(connection: Connection, ended_before: float, most: int, after: float = math.inf) -> list[str]:
@@ -60,7 +60,7 @@ def drop_input_if_over(
     """
     over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
     changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
-    return [owned(row) for row in connection.execute(OWNED.where(jobs.c.id.in_(changed))).mappings()]
+    return owned(connection, jobs.c.id.in_(changed))
 
 
 def delete_expired_before(connection: Connection, before: float, most: int, after: float = math.inf) -> int:

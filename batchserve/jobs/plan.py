@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, insert, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
 
 from batchserve import rows
 from batchserve.db.tables import chunks, jobs
@@ -41,6 +41,12 @@ def chunk_before(connection: Connection, job_id: str, first_record: int) -> Chun
     query = select(chunks).where(chunks.c.job_id == job_id, chunks.c.first_record < first_record)
     row = connection.execute(query.order_by(chunks.c.first_record.desc()).limit(1)).mappings().one_or_none()
     return rows.chunk(row) if row else None
+
+
+def first_records(connection: Connection, job_id: str) -> dict[int, int]:
+    """The number of the first planned record of each input."""
+    query = select(chunks.c.input, func.min(chunks.c.first_record)).where(chunks.c.job_id == job_id)
+    return {row[0]: row[1] for row in connection.execute(query.group_by(chunks.c.input))}
 
 
 def pending_chunks(connection: Connection, job_id: str) -> list[Chunk]:
@@ -117,6 +123,7 @@ def chunk_values(job_id: str, chunk: Chunk) -> dict[str, Any]:
         "records": chunk.records,
         "start": chunk.start,
         "stop": chunk.stop,
+        "input": chunk.input,
     }
 
 

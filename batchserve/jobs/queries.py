@@ -8,7 +8,7 @@ from sqlalchemy import Column, Connection, String, Text, and_, bindparam, case, 
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
-from batchserve.db.tables import attempts, jobs, models
+from batchserve.db.tables import attempts, inputs, jobs, models
 from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, Attempt, Job, JobState
 from batchserve.errors import JobNotFound, UnreadableRow
 from batchserve.jobs.statements import JOBS, JOBS_OF, due, job_from_row, readable
@@ -22,7 +22,7 @@ def get(connection: Connection, job_id: str) -> Job:
     row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
     if row is None:
         raise JobNotFound(f"no job {job_id!r}")
-    return job_from_row(row)
+    return job_from_row(connection, row)
 
 
 def state_of(connection: Connection, job_id: str) -> JobState:
@@ -49,9 +49,15 @@ def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAUL
     if row is None:
         return None
     try:
-        return job_from_row(row)
+        return job_from_row(connection, row)
     except UnreadableRow:
-        return next(readable(connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings().all()), None)
+        return next(readable(connection, connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings().all()), None)
+
+
+def find_on_input(connection: Connection, key: str, request_digest: str, tenant: str) -> list[Job]:
+    """The jobs of a tenant on this input with the same model and options that can be read, the newest first."""
+    guards = (inputs.c.key == key, jobs.c.request_digest == request_digest, jobs.c.tenant == tenant)
+    return list(readable(connection, connection.execute(JOBS.where(*guards)).mappings().all()))
 
 
 def list_page(
@@ -77,13 +83,13 @@ def list_page(
         if version:
             guards.append(cast(models.c.version, String) == version)
     if search:
-        texts = (jobs.c.id, jobs.c.input_filename, cast(jobs.c.metadata, Text))
+        texts = (jobs.c.id, inputs.c.filename, cast(jobs.c.metadata, Text))
         guards.append(or_(*(text.icontains(search, autoescape=True) for text in texts)))
     page: list[Job] = []
     while len(page) < limit:
         beyond = [] if after is None else [jobs.c.id < after]
         found = connection.execute(JOBS.where(*guards, *beyond).limit(limit)).mappings().all()
-        page += readable(found)
+        page += readable(connection, found)
         if len(found) < limit:
             break
         after = found[-1]["id"]
@@ -93,7 +99,7 @@ def list_page(
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
     """Those of these jobs that are there and can be read, the oldest first."""
     found = connection.execute(JOBS_OF, {"job_ids": list(job_ids)}).mappings().all()
-    return sorted(readable(found), key=lambda job: job.id)
+    return sorted(readable(connection, found), key=lambda job: job.id)
 
 
 def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENANT) -> list[str]:
@@ -126,10 +132,20 @@ def attempts_of_several(connection: Connection, job_ids: Collection[str]) -> dic
 
 def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
     """Those of these keys, of results and of errors lists, that a job has. Nobody ever names the others."""
+    if not keys:
+        return set()
     # An errors list goes by its result, whose key has an index.
     results = {key.removesuffix(ERRORS_SUFFIX) for key in keys}
     named = connection.execute(select(jobs.c.result_key, jobs.c.errors_key).where(jobs.c.result_key.in_(results)))
     return {key for row in named for key in row if key is not None}
+
+
+def named_inputs(connection: Connection, keys: Collection[str]) -> set[str]:
+    """Those of these keys, of inputs, that a job has which still keeps its input."""
+    if not keys:
+        return set()
+    kept = and_(jobs.c.id == inputs.c.job_id, jobs.c.input_removed_at.is_(None))
+    return set(connection.scalars(select(inputs.c.key).join(jobs, kept).where(inputs.c.key.in_(keys))))
 
 
 def count_by_state(connection: Connection) -> dict[str, int]:

@@ -1,55 +1,56 @@
 """What clients change: a job is created, queued, cancelled, retried and deleted here."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
-from batchserve.db.tables import chunks, jobs, models
-from batchserve.domain import DEFAULT_TENANT, Dialect, Job, JobState, ModelVersion, Options, Result
+from batchserve.db.tables import chunks, inputs, jobs, models
+from batchserve.domain import DEFAULT_TENANT, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
 from batchserve.jobs.ends import ending, finish, result_values
 from batchserve.jobs.plan import done_chunks
 from batchserve.jobs.queries import get
-from batchserve.jobs.statements import OWNED, Owned, changed, owned
-
-
-@dataclass(frozen=True, slots=True)
-class NewInput:
-    """An input that is stored durably and waits for its job row."""
-
-    job_id: str
-    key: str
-    bytes: int
-    sha256: str
-    format: str
-    dialect: Dialect
-    filename: str | None
+from batchserve.jobs.statements import Owned, changed, owned
 
 
 def create(
-    connection: Connection, new: NewInput, model: ModelVersion | None, now: float, tenant: str = DEFAULT_TENANT
+    connection: Connection,
+    job_id: str,
+    stored: Sequence[StoredInput],
+    model: ModelVersion | None,
+    now: float,
+    tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """-> uploaded. `model`: the one that predict takes when it names none."""
+    """-> uploaded, for inputs that are stored durably. `model`: the one that predict takes when it names none."""
     row = {
-        "id": new.job_id,
+        "id": job_id,
         "tenant": tenant,
         "state": JobState.UPLOADED,
-        "input_key": new.key,
-        "input_bytes": new.bytes,
-        "input_sha256": new.sha256,
-        "input_format": new.format,
-        "input_delimiter": new.dialect.delimiter,
-        "input_filename": new.filename,
+        "inputs_total": len(stored),
         "options": {},
         "model_id": model.id if model else None,
         "metadata": {},
         "created_at": now,
     }
     connection.execute(_CREATE, row)
+    connection.execute(_ADD_INPUTS, _input_rows(job_id, stored))
+
+
+def create_beside(connection: Connection, job_id: str, other: Job, now: float) -> None:
+    """-> uploaded: a new job on the inputs of another, which are kept until neither needs them.
+
+    Raises JobNotFound and JobConflict when the other job, or its input, was removed meanwhile.
+    """
+    lasting = select(jobs.c.input_removed_at).where(jobs.c.id == other.id).with_for_update(read=True)
+    row = connection.execute(lasting).one_or_none()
+    if row is None:
+        raise JobNotFound(f"no job {other.id!r}")
+    if row.input_removed_at is not None:
+        raise JobConflict(f"job {other.id} cannot be predicted again: its input was removed; upload it again")
+    create(connection, job_id, other.inputs, other.model, now, other.tenant)
 
 
 def enqueue_if_uploaded(
@@ -72,7 +73,6 @@ def enqueue_if_uploaded(
         "state": JobState.QUEUED,
         "model_id": model.id,
         "options": rows.options_adapter.dump_python(options, mode="json"),
-        "result_format": options.format,
         "request_digest": request_digest,
         "metadata": dict(metadata),
         "priority": priority,
@@ -87,17 +87,15 @@ def enqueue_if_uploaded(
 
 
 def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
-    """queued -> completed, sharing the result of an equal job."""
-    assert equal.result_key is not None, "a completed job has a result"
-    result = Result(
-        equal.result_key, equal.result_bytes or 0, equal.result_sha256 or "", equal.errors_key, equal.errors_bytes or 0
-    )
+    """queued -> completed, sharing the result of an equal job. False when it is not queued, or there is no result."""
+    if equal.result is None:
+        return False
     account = ("rows_planned", "rows_ok", "rows_failed", "chunks_total", "chunks_done")
     values = {
         "job": job_id,
         "planned": True,
         **{name: getattr(equal, name) for name in account},
-        **result_values(result, equal.facts),
+        **result_values(equal.result, equal.facts),
         "reused_from": equal.reused_from or equal.id,
         "started_at": now,
     }
@@ -162,18 +160,19 @@ def require_failed_rows(job: Job) -> None:
         )
 
 
-def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, input_key: str, now: float) -> None:
+def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, now: float) -> None:
     """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
 
-    The result of the completed job never changes; the new job's result is the merged one. The parts of the chunks
-    without errors have been copied. Raises JobConflict when nothing failed, or when the model was deleted meanwhile.
+    The result of the completed job never changes; the new job's result is the merged one. It reads the same inputs; the
+    parts of the chunks without errors have been copied. Raises JobConflict when nothing failed, or when the model was
+    deleted meanwhile.
     """
     require_failed_rows(job)
-    row = connection.execute(select(jobs).where(jobs.c.id == job.id)).mappings().one()
+    row = connection.execute(select(jobs).where(jobs.c.id == job.id).with_for_update(read=True)).mappings().one()
     if not connection.scalar(select(_is_registered(row["model_id"]))):
         raise _model_is_gone(job)
     own = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
-    own |= {"input_key", "rows_ok", "rows_failed", "chunks_done", "progress", "facts", "request_digest"}
+    own |= {"rows_ok", "rows_failed", "chunks_done", "progress", "facts", "request_digest"}
     own |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
     copied = {name: value for name, value in row.items() if name not in own}
     done = [committed.chunk for committed in done_chunks(connection, job.id) if not committed.errors_bytes]
@@ -183,8 +182,6 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
             **copied,
             id=job_id,
             state=JobState.QUEUED,
-            input_key=input_key,
-            result_format=job.result_format,
             rows_ok=rows_ok,
             chunks_done=len(done),
             progress=0.99 * rows_ok / job.rows_planned,
@@ -193,6 +190,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, i
             queued_at=now,
         )
     )
+    connection.execute(_ADD_INPUTS, _input_rows(job_id, job.inputs))
     plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
     taken = {chunk.first_record for chunk in done}
     opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes", "facts"))
@@ -208,8 +206,8 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
     A row that cannot be read goes in any state: there is no other way out for it, and a worker that has it finds that
     it lost its lease.
     """
-    row = connection.execute(OWNED.where(jobs.c.id == job_id)).mappings().one_or_none()
-    if row is None:
+    found = owned(connection, jobs.c.id == job_id)
+    if not found:
         raise JobNotFound(f"no job {job_id!r}")
     guards = [jobs.c.id == job_id]
     try:
@@ -219,15 +217,30 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
         pass
     if not changed(connection, delete(jobs).where(*guards)):
         raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
-    return owned(row)
+    return found[0]
 
 
 def remove_whatever_its_state(connection: Connection, job_id: str) -> Owned | None:
     """Removes the row of a job that cannot go on, and returns what it named; None when there is none."""
-    row = connection.execute(OWNED.where(jobs.c.id == job_id)).mappings().one_or_none()
-    if row is None or not changed(connection, delete(jobs).where(jobs.c.id == job_id)):
-        return None
-    return owned(row)
+    found = owned(connection, jobs.c.id == job_id)
+    return found[0] if found and changed(connection, delete(jobs).where(jobs.c.id == job_id)) else None
+
+
+def _input_rows(job_id: str, stored: Sequence[StoredInput]) -> list[dict[str, Any]]:
+    return [
+        {
+            "job_id": job_id,
+            "number": number,
+            "key": one.key,
+            "bytes": one.bytes,
+            "sha256": one.sha256,
+            "format": one.format,
+            "delimiter": one.dialect.delimiter,
+            "filename": one.filename,
+            "owned": one.owned,
+        }
+        for number, one in enumerate(stored)
+    ]
 
 
 def _is_registered(model_id: Any) -> ColumnElement[bool]:
@@ -245,6 +258,7 @@ def _model_is_gone(job: Job) -> JobConflict:
 
 
 _CREATE = insert(jobs)
+_ADD_INPUTS = insert(inputs)
 _ENQUEUE = update(jobs).where(
     jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
 )

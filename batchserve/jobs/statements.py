@@ -13,36 +13,45 @@ from sqlalchemy import Connection, Float, RowMapping, and_, bindparam, literal, 
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
-from batchserve.db.tables import jobs, models
+from batchserve.db.tables import inputs, jobs, models
 from batchserve.domain import Job, JobState
 from batchserve.errors import LeaseLost, UnreadableRow
 from batchserve.registry import model_columns, model_from_row
-from batchserve.storage import input_key as input_key_of
+from batchserve.storage import input_key
 
 ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
-_JOB_FIELDS = frozenset(Job.__dataclass_fields__) - {"model"}
+INPUT_COLUMNS = tuple(
+    inputs.c[name].label(f"input_{name}")
+    for name in ("key", "bytes", "sha256", "format", "delimiter", "filename", "owned")
+)
+"""As a job that is joined with its first input has them."""
+WITH_FIRST_INPUT = jobs.outerjoin(inputs, and_(inputs.c.job_id == jobs.c.id, inputs.c.number == 0))
+_UNREAD = ("model_id", "crashes", "lease_until", "lease_clock")  # the model comes with its own ID
 JOBS = (
-    select(*(column for column in jobs.c if column.name in _JOB_FIELDS), *model_columns)
-    .select_from(jobs.outerjoin(models, jobs.c.model_id == models.c.id))
+    select(*(column for column in jobs.c if column.name not in _UNREAD), *INPUT_COLUMNS, *model_columns)
+    .select_from(WITH_FIRST_INPUT.outerjoin(models, jobs.c.model_id == models.c.id))
     .order_by(jobs.c.id.desc())
+)
+_FURTHER = (
+    select(inputs.c.job_id, *INPUT_COLUMNS)
+    .where(inputs.c.job_id.in_(bindparam("job_ids", expanding=True)), inputs.c.number > 0)
+    .order_by(inputs.c.job_id, inputs.c.number)
 )
 JOBS_OF = JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """The bytes that a job leaves, as its row names them; `state`: before it was removed, or expired."""
+    """The bytes that a job leaves, as its rows name them; `state`: before it was removed, or expired."""
 
     id: str
     state: str
-    input_key: str
+    inputs: tuple[str, ...]
+    """The keys of those inputs that are not borrowed. Other jobs may have them, too."""
     result_key: str | None
     errors_key: str | None
     attempt: int
     """The last one. Each may have left a result."""
-
-
-OWNED = select(*(jobs.c[name] for name in Owned.__dataclass_fields__))
 
 
 def changed(connection: Connection, statement: Any, values: Mapping[str, Any] | None = None) -> bool:
@@ -72,8 +81,30 @@ def outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnEl
     return or_(moment < early, and_(moment > late, early > 0.0))
 
 
-def job_from_row(row: RowMapping) -> Job:
+def job_from_row(connection: Connection, row: RowMapping) -> Job:
     """Raises UnreadableRow. A job that has ended is shown without a model that cannot be read."""
+    return _job(row, further_inputs(connection, [row]))
+
+
+def readable(connection: Connection, found: Sequence[RowMapping]) -> Iterator[Job]:
+    """Of rows that are fetched already, as all are that may be refused: a cursor that is left in the middle would keep
+    its connection at an old state of the database."""
+    further = further_inputs(connection, found)
+    for row in found:
+        with suppress(UnreadableRow):
+            yield _job(row, further)
+
+
+def further_inputs(connection: Connection, found: Sequence[RowMapping]) -> dict[str, list[RowMapping]]:
+    """The inputs behind the first of each of these jobs. Few jobs have any: no statement for the others."""
+    further: dict[str, list[RowMapping]] = {row["id"]: [] for row in found if row["inputs_total"] != 1}
+    if further:
+        for row in connection.execute(_FURTHER, {"job_ids": list(further)}).mappings().all():
+            further[row["job_id"]].append(row)
+    return further
+
+
+def _job(row: RowMapping, further: Mapping[str, list[RowMapping]]) -> Job:
     model = None
     if row["model_id"] is not None:
         try:
@@ -81,22 +112,34 @@ def job_from_row(row: RowMapping) -> Job:
         except UnreadableRow:
             if row["state"] not in ENDED:
                 raise
-    return rows.job(row, model)
+    return rows.job(row, model, further.get(row["id"], ()))
 
 
-def readable(found: Sequence[RowMapping]) -> Iterator[Job]:
-    """Of rows that are fetched already, as all are that may be refused: a cursor that is left in the middle would keep
-    its connection at an old state of the database."""
-    for row in found:
-        with suppress(UnreadableRow):
-            yield job_from_row(row)
+def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
+    """Of rows that may be damaged: results whose keys are none of ours are left to the sweep, and the key of an upload
+    is known."""
+    query = select(jobs.c.id, jobs.c.state, jobs.c.result_key, jobs.c.errors_key, jobs.c.attempt).where(*guards)
+    found = connection.execute(query).mappings().all()
+    keys: dict[str, list[str]] = {row["id"]: [] for row in found}
+    its_inputs = select(inputs.c.job_id, inputs.c.key).where(inputs.c.job_id.in_(keys), inputs.c.owned)
+    for job_id, key in connection.execute(its_inputs.order_by(inputs.c.job_id, inputs.c.number)).all():
+        keys[job_id].append(key if _is_under("inputs/", key) else input_key(job_id))
+
+    def named(row: RowMapping, name: str) -> str | None:
+        return row[name] if _is_under("results/", row[name]) else None
+
+    return [
+        Owned(
+            row["id"],
+            str(row["state"]),
+            tuple(keys[row["id"]]),
+            named(row, "result_key"),
+            named(row, "errors_key"),
+            row["attempt"] if isinstance(row["attempt"], int) else 0,
+        )
+        for row in found
+    ]
 
 
-def owned(row: RowMapping) -> Owned:
-    """Of a row that may be damaged: keys that are none of ours are left to the sweep."""
-    keys = {
-        name: row[name] if isinstance(row[name], str) and row[name].startswith("results/") else None
-        for name in ("result_key", "errors_key")
-    }
-    attempt = row["attempt"] if isinstance(row["attempt"], int) else 0
-    return Owned(row["id"], str(row["state"]), input_key_of(row["id"]), **keys, attempt=attempt)
+def _is_under(prefix: str, key: object) -> bool:
+    return isinstance(key, str) and key.startswith(prefix)

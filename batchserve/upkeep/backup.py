@@ -23,7 +23,7 @@ from batchserve.errors import DigestMismatch, InvalidOptions
 from batchserve.storage import OnDisk, Storage, Stored, local_path, open_storage
 from batchserve.storage.disk import sync_folder
 from batchserve.upkeep import holds
-from batchserve.upkeep.inspection import named_objects
+from batchserve.upkeep.objects import named_objects
 
 DATABASE = "batchserve.db"
 SUMS = "SHA256SUMS"

@@ -9,21 +9,22 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
-from sqlalchemy import Column, RowMapping, Table, and_, bindparam, delete, func, or_, select, true, tuple_, update
+from sqlalchemy import Column, Select, Table, and_, bindparam, delete, func, or_, select, tuple_, update
 from sqlalchemy.exc import DatabaseError
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.db.connect import Database
-from batchserve.db.tables import attempts, chunks, idempotency_keys, jobs, keys, models
+from batchserve.db.tables import attempts, chunks, idempotency_keys, inputs, jobs, keys, models
 from batchserve.domain import JobState
-from batchserve.errors import BatchserveError, Unavailable, UnreadableRow
+from batchserve.errors import BatchserveError, Unavailable
 from batchserve.jobs import queries, requests
-from batchserve.storage import Storage, errors_part_key, model_key, part_key
+from batchserve.jobs.statements import INPUT_COLUMNS
+from batchserve.storage import Storage
 from batchserve.upkeep import retention
+from batchserve.upkeep.objects import UNFINISHED, WHOLE, NamedObject, objects_by_row
 
 BUDGET_BYTES = 2**30
 BUDGET_SECONDS = 10.0
@@ -36,8 +37,6 @@ CLOCK_TOLERANCE = 60.0
 
 _PAGE = 500
 _BLOCK = 1 << 20
-_UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
-_STOPPED = (JobState.FAILED, JobState.CANCELLED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,21 +61,6 @@ class Inspected:
 # --- bytes that rows name --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
-    """An object that a row names; None where the row does not tell. `mend`: for when it is missing or damaged."""
-
-    key: str
-    bytes: int | None
-    sha256: str | None
-    owner: str
-    mend: str
-
-
-_Row = tuple[list[_Named], Callable[[], list[_Named]]]
-"""The objects that a row names, and a way to ask it again."""
-
-
 def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, seconds: float) -> Inspected:
     """Whether the objects that rows name are there, as long as the rows say, and with the SHA-256 of the rows.
 
@@ -87,7 +71,7 @@ def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, 
     left = most_bytes
     objects = skipped = 0
     faults: list[Fault] = []
-    for named, ask_again in _rows(database):
+    for named, ask_again in objects_by_row(database):
         for expected in named:
             objects += 1
             difference = _difference_of_length(storage, expected)
@@ -102,7 +86,7 @@ def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, 
     return Inspected(objects, skipped, tuple(faults))
 
 
-def _difference_of_length(storage: Storage, expected: _Named) -> tuple[str, str] | None:
+def _difference_of_length(storage: Storage, expected: NamedObject) -> tuple[str, str] | None:
     """What was expected and what there is, if that is not the same."""
     try:
         with storage.open(expected.key) as source:
@@ -126,110 +110,6 @@ def _difference_of_digest(storage: Storage, key: str, expected: str) -> tuple[st
         return f"SHA-256 {expected}", f"a disk that cannot read it: {error.strerror}"
     found = digest.hexdigest()
     return None if found == expected else (f"SHA-256 {expected}", f"SHA-256 {found}")
-
-
-_GOING_ON = and_(
-    jobs.c.reused_from.is_(None),
-    or_(
-        jobs.c.state.in_(_UNFINISHED + _STOPPED),
-        and_(jobs.c.state == JobState.COMPLETED, jobs.c.rows_failed > 0, jobs.c.input_removed_at.is_(None)),
-    ),
-)
-"""Jobs whose parts are for a resume, a retry or a partial result."""
-
-
-def named_objects(database: Database) -> Iterator[tuple[str, str | None]]:
-    """The key of every object that a row names, once for each, with its SHA-256 where the row tells it."""
-    for named, _ in _rows(database):
-        yield from ((expected.key, expected.sha256) for expected in named)
-
-
-def _rows(database: Database) -> Iterator[_Row]:
-    registered = select(models).where(models.c.deleted_at.is_(None)).order_by(models.c.id)
-    with database.read() as connection:
-        found = connection.execute(registered).mappings().all()
-    for row in filter(partial(_is_readable, rows.model), found):
-        again = partial(_ask_model, database, row["id"])
-        yield _of_model(row), again
-    for row in _jobs(database, _GOING_ON):
-        again = partial(_ask_parts, database, row["id"])
-        yield again(), again
-    for row in _jobs(database):
-        yield _of_job(row), partial(_ask_job, database, row["id"])
-
-
-def _jobs(database: Database, *guards: ColumnElement[bool]) -> Iterator[RowMapping]:
-    """Those that can be read, the newest first, in short transactions: a long one would keep SQLite from tidying its
-    log."""
-    query = select(jobs).where(*guards).order_by(jobs.c.id.desc()).limit(_PAGE)
-    page: list[RowMapping] = []
-    while not page or len(page) == _PAGE:
-        with database.read() as connection:
-            after = [jobs.c.id < page[-1]["id"]] if page else []
-            page = list(connection.execute(query.where(*after)).mappings())
-        yield from filter(partial(_is_readable, _read_job), page)
-        if not page:
-            return
-
-
-def _ask_model(database: Database, model_id: int) -> list[_Named]:
-    query = select(models).where(models.c.id == model_id, models.c.deleted_at.is_(None))
-    with database.read() as connection:
-        return [named for row in connection.execute(query).mappings() for named in _of_model(row)]
-
-
-def _ask_job(database: Database, job_id: str) -> list[_Named]:
-    with database.read() as connection:
-        found = connection.execute(select(jobs).where(jobs.c.id == job_id)).mappings().all()
-    return [named for row in found for named in _of_job(row)]
-
-
-def _ask_parts(database: Database, job_id: str) -> list[_Named]:
-    """Of an unfinished or stopped job, all; of a completed one those that a retry of its failed records takes over.
-
-    Jobs that share a result have no parts, nor have those that were done in one call.
-    """
-    is_done = and_(chunks.c.job_id == jobs.c.id, chunks.c.attempt.is_not(None))
-    query = select(chunks, jobs.c.state).join(jobs, is_done).where(jobs.c.id == job_id, _GOING_ON)
-    with database.read() as connection:
-        done = connection.execute(query.order_by(chunks.c.first_record)).mappings().all()
-    readable = (row for row in done if _is_readable(rows.committed_chunk, row))
-    return [named for row in readable for named in _of_chunk(row)]
-
-
-def _of_model(row: RowMapping) -> list[_Named]:
-    name, key = f"{row['name']}@{row['version']}", model_key(row["digest"])
-    mend = f"remove the object if it is there, then: batchserve models add --name {row['name']} FILE"
-    return [_Named(key, None, row["artifact_sha256"], f"model {name}", mend)]
-
-
-def _of_chunk(row: RowMapping) -> list[_Named]:
-    key = (row["job_id"], row["first_record"], row["attempt"])
-    owner = f"job {row['job_id']}"
-    part = _Named(part_key(*key), row["part_bytes"], row["part_sha256"], owner, _job_mend(row["job_id"], row["state"]))
-    if row["state"] == JobState.COMPLETED:
-        return [] if row["rows_failed"] else [part]
-    errors = _Named(errors_part_key(*key), row["errors_bytes"], None, owner, part.mend)
-    return [part, errors] if row["errors_bytes"] else [part]
-
-
-def _of_job(row: RowMapping) -> list[_Named]:
-    state, owner, mend = row["state"], f"job {row['id']}", _job_mend(row["id"], row["state"])
-    if state == JobState.EXPIRED:
-        return []
-    named = []
-    if row["input_removed_at"] is None:
-        named.append(_Named(row["input_key"], row["input_bytes"], row["input_sha256"], owner, mend))
-    if state == JobState.COMPLETED and row["result_key"] is not None:
-        named.append(_Named(row["result_key"], row["result_bytes"], row["result_sha256"], owner, mend))
-    if state == JobState.COMPLETED and row["errors_key"] is not None:
-        named.append(_Named(row["errors_key"], row["errors_bytes"], None, owner, mend))
-    return named
-
-
-def _job_mend(job_id: str, state: str) -> str:
-    first = f"batchserve jobs cancel {job_id}; " if state in _UNFINISHED else ""
-    return f"restore it from a backup, or: {first}batchserve jobs rm {job_id}, and predict the file anew"
 
 
 # --- the database itself ---------------------------------------------------------------------------------------------
@@ -289,7 +169,7 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
         asked = and_(running, jobs.c.cancel_requested_at < now.wall - patience)
         uncancelled = connection.execute(select(jobs.c.id, jobs.c.worker).where(asked, ~lapsed)).all()
         lost = and_(attempts.c.job_id == jobs.c.id, attempts.c.outcome == "lost")
-        unfinished = jobs.c.state.in_(_UNFINISHED)
+        unfinished = jobs.c.state.in_(UNFINISHED)
         repeated = connection.execute(
             select(jobs.c.id, func.count())
             .join(attempts, lost)
@@ -341,6 +221,7 @@ class Unreadable:
 
 _UNREADABLE_MENDS = {
     "jobs": "batchserve jobs rm {0} (or `batchserve mend`, which removes all such rows)",
+    "inputs": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file anew",
     "chunks": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file anew",
     "attempts": "batchserve mend (the job keeps its other attempts)",
     "models": "batchserve mend (which removes this version), then: batchserve models add",
@@ -359,7 +240,7 @@ def mend_unreadable(database: Database, storage: Storage, now: float) -> list[Un
     """Takes each such row away: a job goes with its bytes, and so does one with a chunk that cannot be read; a key is
     revoked and a model version removed; attempts and idempotency keys are forgotten. Returns those rows."""
     found = list(find_unreadable(database))
-    for job_id in {row.key[0] for row in found if row.table in ("jobs", "chunks")}:
+    for job_id in {row.key[0] for row in found if row.table in ("jobs", "inputs", "chunks")}:
         with database.write() as connection:
             owned = requests.remove_whatever_its_state(connection, job_id)
         if owned is not None:
@@ -421,7 +302,11 @@ _LOOK, _SHORT_REST, _REST = 0.05, 2.0, 20.0
 """Seconds of a look, and how many times as long it rests after it has seen all, or before it goes on."""
 
 
-def _read_job(row: rows.Row) -> object:
+def _read_first(row: rows.Row) -> object:
+    """A job with its first input alone: the others, which are counted, are read by themselves."""
+    further = row["inputs_there"] - 1
+    if further > 0 and row["inputs_total"] == 1 + further:
+        row = {**row, "inputs_total": 1}
     return rows.job(row, None)
 
 
@@ -429,21 +314,26 @@ def _read_chunk(row: rows.Row) -> object:
     return rows.chunk(row) if row["attempt"] is None else rows.committed_chunk(row)
 
 
-_READERS: tuple[tuple[Table, Callable[[rows.Row], object], ColumnElement[bool]], ...] = (
-    (jobs, _read_job, true()),
-    (models, rows.model, models.c.deleted_at.is_(None)),
-    (attempts, rows.attempt, true()),
-    (chunks, _read_chunk, true()),
-    (keys, rows.key, keys.c.revoked_at.is_(None)),
-    (idempotency_keys, rows.remembered, true()),
+_INPUTS_THERE = (
+    select(func.count()).where(inputs.c.job_id == jobs.c.id).correlate(jobs).scalar_subquery().label("inputs_there")
 )
+_READERS: tuple[tuple[Table, Select[Any], Callable[[rows.Row], object]], ...] = (
+    (jobs, WHOLE.add_columns(_INPUTS_THERE), _read_first),
+    (inputs, select(inputs.c.job_id, inputs.c.number, *INPUT_COLUMNS).where(inputs.c.number > 0), rows.stored_input),
+    (models, select(models).where(models.c.deleted_at.is_(None)), rows.model),
+    (attempts, select(attempts), rows.attempt),
+    (chunks, select(chunks), _read_chunk),
+    (keys, select(keys).where(keys.c.revoked_at.is_(None)), rows.key),
+    (idempotency_keys, select(idempotency_keys), rows.remembered),
+)
+"""What is read of each table, and how. A job comes with the first of its inputs."""
 
 
 def _unreadable_pages(database: Database) -> Iterator[list[Unreadable]]:
     """In short transactions, each with the rows of a page that cannot be read."""
-    for table, read, guard in _READERS:
+    for table, of_table, read in _READERS:
         key = list(table.primary_key)
-        query = select(table).where(guard).order_by(*key).limit(_PAGE)
+        query = of_table.order_by(*key).limit(_PAGE)
         after: tuple[Any, ...] | None = None
         while True:
             beyond = [] if after is None else [_is_after(key, after)]
@@ -452,7 +342,7 @@ def _unreadable_pages(database: Database) -> Iterator[list[Unreadable]]:
             yield [
                 Unreadable(table.name, tuple(row[column.name] for column in key), reason)
                 for row in page
-                if (reason := _reason(read, row)) is not None
+                if (reason := rows.fault_of(read, row)) is not None
             ]
             last = tuple(page[-1][column.name] for column in key) if page else None
             if len(page) < _PAGE or last == after:
@@ -468,15 +358,3 @@ def _is_after(key: list[Column[Any]], values: tuple[Any, ...]) -> ColumnElement[
 
 def _is_row(table: Table, values: tuple[Any, ...]) -> ColumnElement[bool]:
     return and_(*(column == value for column, value in zip(table.primary_key, values, strict=True)))
-
-
-def _reason(read: Callable[[rows.Row], object], row: rows.Row) -> str | None:
-    try:
-        read(row)
-    except UnreadableRow as error:
-        return error.detail
-    return None
-
-
-def _is_readable(read: Callable[[rows.Row], object], row: rows.Row) -> bool:
-    return _reason(read, row) is None

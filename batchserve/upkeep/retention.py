@@ -76,7 +76,7 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
         storage,
         lambda connection: expiry.find_with_input_over(connection, before, _BATCH, after),
         lambda connection, found: expiry.drop_input_if_over(connection, found, before, now, after),
-        _input_of,
+        _inputs_of,
     )
     return Expired(expired, inputs)
 
@@ -115,7 +115,8 @@ def _forget_events(database: Database, now: float, settled: float) -> None:
 def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:
     """After its row was deleted: input, parts, and the results of all its attempts.
 
-    Also of attempts that lost their lease; and the result that it took from an equal job, unless that is still named.
+    Also of attempts that lost their lease; and the result that it took from an equal job. What another job names
+    stays.
     """
     attempts = range(1, min(job.attempt, _ATTEMPTS) + 1)
     results = [key(job.id, attempt) for attempt in attempts for key in (result_key, errors_key)]
@@ -123,12 +124,15 @@ def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:
 
 
 def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) -> None:
-    """Removes what a job has given up: all but results that another job names. While a hold is in force nothing is
-    removed: the sweep does it later."""
+    """Removes what a job has given up: all but inputs and results that another job names.
+
+    While a hold is in force nothing is removed: the sweep does it later.
+    """
     for start in range(0, len(keys), _LOOKUP):
         asked = keys[start : start + _LOOKUP]
         with database.read() as connection:
-            named = queries.named_results(connection, asked)
+            named = queries.named_results(connection, [key for key in asked if key.startswith("results/")])
+            named |= queries.named_inputs(connection, [key for key in asked if key.startswith("inputs/")])
             if holds.any_in_force(connection, database.moment(connection)):
                 return
         for key in asked:
@@ -164,14 +168,14 @@ def _given(
 
 
 def _bytes_of(storage: Storage, job: Owned) -> list[str]:
-    """Input and parts of a job, and the result that it names."""
+    """Inputs and parts of a job, and the result that it names."""
     results = [key for key in (job.result_key, job.errors_key) if key is not None]
-    return [job.input_key, *_parts_of(storage, job), *results]
+    return [*job.inputs, *_parts_of(storage, job), *results]
 
 
-def _input_of(storage: Storage, job: Owned) -> list[str]:
-    """With the input of a completed job go the parts, which are for a retry. Others have no result but these."""
-    return [job.input_key, *(_parts_of(storage, job) if job.state == JobState.COMPLETED else ())]
+def _inputs_of(storage: Storage, job: Owned) -> list[str]:
+    """With the inputs of a completed job go the parts, which are for a retry. Others have no result but these."""
+    return [*job.inputs, *(_parts_of(storage, job) if job.state == JobState.COMPLETED else ())]
 
 
 def _parts_of(storage: Storage, job: Owned) -> list[str]:

@@ -11,7 +11,7 @@ from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 from batchserve.domain import JobState
-from batchserve.jobs.queries import named_results
+from batchserve.jobs.queries import named_inputs, named_results
 from batchserve.storage import ObjectInfo, Storage, digest_of_model, remove_partials
 from batchserve.upkeep import holds
 
@@ -111,13 +111,6 @@ def _none_needed(_: Connection, __: list[str]) -> set[str]:
     return set()
 
 
-def _needed_inputs(connection: Connection, keys: list[str]) -> set[str]:
-    owners = {key: key.partition("/")[2] for key in keys}
-    wanted = jobs.c.input_removed_at.is_(None)
-    kept = set(connection.scalars(select(jobs.c.id).where(jobs.c.id.in_(owners.values()), wanted)))
-    return {key for key, job_id in owners.items() if job_id in kept}
-
-
 def _needed_parts(connection: Connection, keys: list[str]) -> set[str]:
     """All but those of expired jobs, and of completed ones whose failed records, if any, nobody can retry."""
     owners = {key: key.split("/")[1] for key in keys}
@@ -159,7 +152,7 @@ def _made_at(job_id: str) -> float:
 _NEEDED: dict[str, Callable[[Connection, list[str]], set[str]]] = {
     "uploads/": _none_needed,
     "conversions/": _none_needed,
-    "inputs/": _needed_inputs,
+    "inputs/": named_inputs,
     "parts/": _needed_parts,
     "results/": named_results,
 }

@@ -79,12 +79,7 @@ def upgrade() -> None:
         sa.Column("state", sa.String(length=16), nullable=False),
         sa.Column("reason", sa.String(length=64), nullable=True),
         sa.Column("model_id", sa.Integer(), nullable=True),
-        sa.Column("input_key", sa.String(length=255), nullable=False),
-        sa.Column("input_bytes", sa.BigInteger(), nullable=False),
-        sa.Column("input_sha256", sa.String(length=64), nullable=False),
-        sa.Column("input_format", sa.String(length=16), nullable=False),
-        sa.Column("input_delimiter", sa.String(length=1), nullable=False),
-        sa.Column("input_filename", sa.String(length=255), nullable=True),
+        sa.Column("inputs_total", sa.Integer(), server_default=sa.text("1"), nullable=False),
         sa.Column("options", sa.JSON(), nullable=False),
         sa.Column("request_digest", sa.String(length=64), nullable=True),
         sa.Column("metadata", sa.JSON(), nullable=False),
@@ -104,7 +99,6 @@ def upgrade() -> None:
         sa.Column("chunks_done", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("progress", sa.Float(), server_default=sa.text("0"), nullable=False),
         sa.Column("result_key", sa.String(length=255), nullable=True),
-        sa.Column("result_format", sa.String(length=16), nullable=True),
         sa.Column("result_bytes", sa.BigInteger(), nullable=True),
         sa.Column("result_sha256", sa.String(length=64), nullable=True),
         sa.Column("errors_key", sa.String(length=255), nullable=True),
@@ -128,6 +122,21 @@ def upgrade() -> None:
     op.create_index(op.f("ix_jobs_tenant_request_digest_id"), "jobs", ["tenant", "request_digest", "id"], unique=False)
     op.create_index("ix_jobs_turn", "jobs", ["state", "tenant", sa.text("priority DESC"), "queued_at"], unique=False)
     op.create_table(
+        "inputs",
+        sa.Column("job_id", sa.String(length=36), nullable=False),
+        sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
+        sa.Column("key", sa.String(length=255), nullable=False),
+        sa.Column("bytes", sa.BigInteger(), nullable=True),
+        sa.Column("sha256", sa.String(length=64), nullable=True),
+        sa.Column("format", sa.String(length=16), nullable=False),
+        sa.Column("delimiter", sa.String(length=1), nullable=False),
+        sa.Column("filename", sa.String(length=255), nullable=True),
+        sa.Column("owned", sa.Boolean(), server_default=sa.true(), nullable=False),
+        sa.ForeignKeyConstraint(["job_id"], ["jobs.id"], name=op.f("fk_inputs_job_id"), ondelete="CASCADE"),
+        sa.PrimaryKeyConstraint("job_id", "number", name=op.f("pk_inputs")),
+    )
+    op.create_index(op.f("ix_inputs_key"), "inputs", ["key"], unique=False)
+    op.create_table(
         "attempts",
         sa.Column("job_id", sa.String(length=36), nullable=False),
         sa.Column("number", sa.Integer(), autoincrement=False, nullable=False),
@@ -145,6 +154,7 @@ def upgrade() -> None:
         sa.Column("job_id", sa.String(length=36), nullable=False),
         sa.Column("first_record", sa.BigInteger(), autoincrement=False, nullable=False),
         sa.Column("records", sa.BigInteger(), nullable=False),
+        sa.Column("input", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("start", sa.BigInteger(), nullable=False),
         sa.Column("stop", sa.BigInteger(), nullable=False),
         sa.Column("crashes", sa.Integer(), server_default=sa.text("0"), nullable=False),
@@ -172,5 +182,16 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    for table in ("events", "chunks", "attempts", "jobs", "models", "keys", "idempotency_keys", "holds", "clock"):
+    for table in (
+        "events",
+        "inputs",
+        "chunks",
+        "attempts",
+        "jobs",
+        "models",
+        "keys",
+        "idempotency_keys",
+        "holds",
+        "clock",
+    ):
         op.drop_table(table)

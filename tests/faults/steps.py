@@ -241,7 +241,10 @@ def recover(site: Site, tell: Told) -> None:
         integrity = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
         tell("integrity", says=list(integrity), foreign_keys=len(_broken_references(connection)))
         visible = {entry.key: _stored_digest(runtime, entry.key) for entry in runtime.storage.list("")}
-        found = {job.id: {"state": job.state, "result": visible.get(job.result_key or "")} for job in _all(connection)}
+        found = {
+            job.id: {"state": job.state, "result": visible.get(job.result.key if job.result else "")}
+            for job in _all(connection)
+        }
     tell("visible", objects={key: sha256 for key, sha256 in visible.items() if not key.startswith("batchserve.db")})
     tell("found", jobs=found)
     with site.runtime() as runtime:

@@ -481,8 +481,8 @@ MUTANTS = (
     Mutant(
         "a list leaves out what cannot be read",
         STATEMENTS,
-        "        with suppress(UnreadableRow):\n            yield job_from_row(row)\n",
-        "        yield job_from_row(row)\n",
+        "        with suppress(UnreadableRow):\n            yield _job(row, further)\n",
+        "        yield _job(row, further)\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
