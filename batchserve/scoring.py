@@ -40,7 +40,7 @@ from batchserve.inference.images import Images
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.kernels import Session
 from batchserve.inference.matching import Match, match_input, with_names
-from batchserve.inference.outputs import list_outputs, output_columns, to_columns
+from batchserve.inference.outputs import ResultSchema
 from batchserve.inference.run import run
 from batchserve.inference.session import Sessions, give_back_memory
 from batchserve.storage import (
@@ -367,7 +367,7 @@ def _types_of(task: ConvertTask) -> dict[str, DType]:
     taken = {
         column.name: column.dtype for column in signature.columns if column.name in there and column.dtype != "image"
     }
-    given = output_columns(signature, task.top_k)
+    given = ResultSchema(signature, task.top_k).columns
     return taken | {name: dtype for name, kind in given.items() if (dtype := DTYPES.get(kind))}
 
 
@@ -475,7 +475,7 @@ def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) 
 def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match: Match) -> Records:
     if format.holds == "arrays" and match.options.top_k is None and passed is None:
         return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
-    outputs = to_columns(match.signature, scored.outputs, match.options.top_k)
+    outputs = match.result().frame(scored.outputs)
     if scored.failed.any():
         keep = pl.Series(~scored.failed)
         outputs = outputs.select(
@@ -486,7 +486,7 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
             column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
         ]
         outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
-    lists = list_outputs(match.signature, match.options.top_k) if format.holds != "table" else {}
+    lists = match.result().lists if format.holds != "table" else {}
     if not lists:
         return outputs
     return {

@@ -20,7 +20,7 @@ from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
 from batchserve.formats import RESULT_FORMATS
 from batchserve.idempotency import KeyedRequest
-from batchserve.inference.outputs import output_columns
+from batchserve.inference.outputs import ResultSchema
 from batchserve.jobs import queries, requests
 from batchserve.scoring import Input
 
@@ -86,7 +86,7 @@ def default_format(input_format: str, model: ModelVersion) -> str:
         return "jsonl"
     if RESULT_FORMATS[input_format].holds != "array":
         return input_format
-    kinds = output_columns(model.signature).values()
+    kinds = ResultSchema(model.signature).columns.values()
     if any(tensor.dtype == "string" for tensor in model.signature.outputs):
         return "csv"
     return "npz" if len(kinds) > 1 and any(kind.is_nested() for kind in kinds) else "npy"

@@ -39,7 +39,7 @@ from batchserve.domain import Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.inference.binding import bind
 from batchserve.inference.inputs import build_inputs
-from batchserve.inference.outputs import check_count, output_columns, to_columns
+from batchserve.inference.outputs import ResultSchema, check_count
 from batchserve.inference.session import Sessions, open_session
 
 IRIS, SPECIES = load_iris(return_X_y=True)
@@ -80,8 +80,8 @@ def scored(admitted: Admitted, records: pl.DataFrame | dict[str, np.ndarray], to
     arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}
     outputs = open_session(admitted.model, signature.threads).run(arrays)
     check_count(outputs, len(bad))
-    frame = to_columns(signature, outputs, top_k)
-    assert dict(frame.schema) == output_columns(signature, top_k)
+    frame = ResultSchema(signature, top_k).frame(outputs)
+    assert dict(frame.schema) == ResultSchema(signature, top_k).columns
     return frame
 
 
@@ -122,16 +122,16 @@ def test_class_labels_come_from_the_classifier_when_there_is_no_zipmap() -> None
 def test_decision_values_are_scores_and_not_probabilities() -> None:
     admitted = admit(fitted(SVC(), zipmap=False))
     assert roles(admitted.signature) == ["label", "scores"]
-    assert list(output_columns(admitted.signature)) == ["prediction", "score_0", "score_1", "score_2"]
+    assert list(ResultSchema(admitted.signature).columns) == ["prediction", "score_0", "score_1", "score_2"]
 
 
 def test_clusters_and_outliers_are_told_apart() -> None:
     clusters = admit(fitted(KMeans(3, n_init=1, random_state=0))).signature
     assert clusters.task == "clustering"
-    assert list(output_columns(clusters)) == ["prediction", "score_0", "score_1", "score_2"]
+    assert list(ResultSchema(clusters).columns) == ["prediction", "score_0", "score_1", "score_2"]
     outliers = admit(fitted(IsolationForest(n_estimators=5, random_state=0))).signature
     assert outliers.task == "outliers"
-    assert list(output_columns(outliers)) == ["prediction", "score"]
+    assert list(ResultSchema(outliers).columns) == ["prediction", "score"]
 
 
 def test_a_regressor_gives_a_prediction_for_each_target() -> None:
@@ -183,7 +183,7 @@ def test_a_forest_with_several_targets_is_split_by_target() -> None:
 def test_one_probability_for_each_of_several_labels_is_named_by_target() -> None:
     estimator = MLPClassifier(hidden_layer_sizes=(8,), max_iter=500, solver="lbfgs", random_state=0)
     admitted = admit(fitted(estimator, np.c_[SPECIES == 0, IRIS[:, 0] > 5.5, SPECIES == 2].astype(int), zipmap=False))
-    assert list(output_columns(admitted.signature)) == [
+    assert list(ResultSchema(admitted.signature).columns) == [
         *("prediction_1", "prediction_2", "prediction_3"),
         *("probability_1", "probability_2", "probability_3"),
     ]
@@ -360,7 +360,7 @@ def test_labels_and_targets_of_several_outputs_come_from_metadata() -> None:
     estimator = MultiOutputClassifier(LogisticRegression(max_iter=500)).fit(IRIS, np.c_[SPECIES, SPECIES % 2])
     model = converted(estimator)
     data = with_metadata(model, labels=[["a", "b", "c"], ["even", "odd"]], targets=["kind", "parity"])
-    assert list(output_columns(admit(data).signature)) == [
+    assert list(ResultSchema(admit(data).signature).columns) == [
         *("prediction_kind", "prediction_parity"),
         *("probability_kind_a", "probability_kind_b", "probability_kind_c"),
         *("probability_parity_even", "probability_parity_odd"),
@@ -563,7 +563,7 @@ def test_the_manifest_of_a_bundle_is_metadata() -> None:
     manifest = json.dumps({"labels": ["no", "yes"]}).encode()
     model = written("g (float[N,2] x) => (float[N,2] y) { y = Softmax<axis=1>(x) }")
     admitted = admit(bundle(model, {"batchserve.json": manifest}))
-    assert list(output_columns(admitted.signature)) == ["probability_no", "probability_yes"]
+    assert list(ResultSchema(admitted.signature).columns) == ["probability_no", "probability_yes"]
 
 
 @pytest.mark.parametrize("name", ["../weights.bin", "/etc/weights.bin", "a/weights.bin", "a\\b", "..", "C:weights"])

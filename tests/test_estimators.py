@@ -74,7 +74,7 @@ from batchserve.admission import admit
 from batchserve.conversion import convert
 from batchserve.inference.binding import bind
 from batchserve.inference.inputs import build_inputs
-from batchserve.inference.outputs import check_count, to_columns
+from batchserve.inference.outputs import ResultSchema, check_count
 from batchserve.inference.session import open_session
 
 TOLERANCE = 1e-4
@@ -287,7 +287,7 @@ def score_as_the_server(graph: bytes, table: pl.DataFrame) -> pl.DataFrame:
     arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}
     outputs = open_session(admitted.model, signature.threads).run(arrays)
     check_count(outputs, len(table))
-    return to_columns(signature, outputs)
+    return ResultSchema(signature).frame(outputs)
 
 
 def is_about_numbers(model: Any) -> bool:

@@ -12,7 +12,7 @@ from batchserve.formats.protocol import Records
 from batchserve.formats.schema import polars_type
 from batchserve.inference.binding import Binding, bind
 from batchserve.inference.inputs import build_inputs, check_types
-from batchserve.inference.outputs import check_count, output_columns, to_columns
+from batchserve.inference.outputs import ResultSchema, check_count
 
 MATRIX = Signature((InputTensor("X", "float32", (None, 3)),), ())
 MIXED = Signature(
@@ -373,7 +373,7 @@ def test_nan_in_an_array_is_an_error_of_its_record_unless_the_model_takes_it() -
 
 
 def assert_types_agree(signature: Signature, frame: pl.DataFrame, top_k: int | None = None) -> None:
-    assert dict(frame.schema) == output_columns(signature, top_k)
+    assert dict(frame.schema) == ResultSchema(signature, top_k).columns
 
 
 def test_a_classifier_gives_a_prediction_and_a_probability_for_each_class() -> None:
@@ -381,7 +381,7 @@ def test_a_classifier_gives_a_prediction_and_a_probability_for_each_class() -> N
         "label": np.array(["dog", "cat"], dtype=object),
         "probabilities": np.array([[0.2, 0.7, 0.1], [0.5, 0.3, 0.2]], dtype=np.float32),
     }
-    frame = to_columns(classifier(), outputs)
+    frame = ResultSchema(classifier()).frame(outputs)
     assert frame.columns == ["prediction", "probability_cat", "probability_dog", "probability_owl"]
     assert frame["prediction"].to_list() == ["dog", "cat"]
     assert frame["probability_dog"].dtype == pl.Float32()
@@ -395,7 +395,7 @@ def test_top_k_gives_the_most_probable_classes_in_order() -> None:
         "label": np.array([6, 5]),
         "probabilities": np.array([[0.2, 0.7, 0.1], [0.5, 0.2, 0.3]], dtype=np.float32),
     }
-    frame = to_columns(signature, outputs, top_k=2)
+    frame = ResultSchema(signature, top_k=2).frame(outputs)
     assert frame.columns == ["prediction", "label_1", "probability_1", "label_2", "probability_2"]
     assert frame["label_1"].to_list() == [6, 5]
     assert frame["label_2"].to_list() == [5, 7]
@@ -405,19 +405,19 @@ def test_top_k_gives_the_most_probable_classes_in_order() -> None:
 
 def test_top_k_beyond_the_classes_or_without_probabilities_is_refused() -> None:
     with pytest.raises(InvalidOptions, match="knows 3 classes, got 4"):
-        output_columns(classifier(), 4)
+        ResultSchema(classifier(), 4)
     with pytest.raises(InvalidOptions, match="no probabilities"):
-        output_columns(Signature(MATRIX.inputs, classifier().outputs[:1]), 1)
+        ResultSchema(Signature(MATRIX.inputs, classifier().outputs[:1]), 1)
     with pytest.raises(InvalidOptions, match="at least 1"):
-        output_columns(classifier(), 0)
+        ResultSchema(classifier(), 0)
 
 
 def test_a_regressor_gives_one_prediction_or_one_for_each_target() -> None:
     single = Signature(MATRIX.inputs, (OutputTensor("variable", "float32", (None, 1)),), task="regression")
-    frame = to_columns(single, {"variable": np.array([[1.5], [2.5]], dtype=np.float32)})
+    frame = ResultSchema(single).frame({"variable": np.array([[1.5], [2.5]], dtype=np.float32)})
     assert frame.to_dict(as_series=False) == {"prediction": [1.5, 2.5]}
     several = replace(single, outputs=(OutputTensor("variable", "float32", (None, 2), labels=("1", "2")),))
-    assert list(output_columns(several)) == ["prediction_1", "prediction_2"]
+    assert list(ResultSchema(several).columns) == ["prediction_1", "prediction_2"]
 
 
 def test_scores_are_named_by_class_and_a_single_score_is_not() -> None:
@@ -426,10 +426,12 @@ def test_scores_are_named_by_class_and_a_single_score_is_not() -> None:
         OutputTensor("scores", "float32", (None, 1), "scores"),
     )
     signature = Signature(MATRIX.inputs, outputs, task="outliers")
-    frame = to_columns(signature, {"label": np.array([[1], [-1]]), "scores": np.array([[0.5], [-0.5]], np.float32)})
+    frame = ResultSchema(signature).frame(
+        {"label": np.array([[1], [-1]]), "scores": np.array([[0.5], [-0.5]], np.float32)}
+    )
     assert frame.to_dict(as_series=False) == {"prediction": [1, -1], "score": [0.5, -0.5]}
     named = replace(signature, outputs=(outputs[0], OutputTensor("s", "float32", (None, 2), "scores", ("a", "b"))))
-    assert list(output_columns(named)) == ["prediction", "score_a", "score_b"]
+    assert list(ResultSchema(named).columns) == ["prediction", "score_a", "score_b"]
 
 
 def test_other_outputs_keep_their_name_and_wide_ones_become_lists() -> None:
@@ -446,12 +448,12 @@ def test_other_outputs_keep_their_name_and_wide_ones_become_lists() -> None:
         "boxes": np.arange(12, dtype=np.float32).reshape(2, 2, 3),
         "words": np.array([[["a", "b"]], [["c", "d"]]], dtype=object),
     }
-    frame = to_columns(signature, arrays)
+    frame = ResultSchema(signature).frame(arrays)
     assert frame.columns == ["embedding_0", "embedding_1", "wide", "boxes", "words"]
     assert frame["boxes"].to_list()[1] == [[6, 7, 8], [9, 10, 11]]
     assert frame["words"].to_list() == [[["a", "b"]], [["c", "d"]]]
     assert_types_agree(signature, frame)
-    empty = to_columns(signature, {name: array[:0] for name, array in arrays.items()})
+    empty = ResultSchema(signature).frame({name: array[:0] for name, array in arrays.items()})
     assert empty.height == 0
     assert_types_agree(signature, empty)
 
@@ -466,7 +468,7 @@ def test_each_target_of_a_multi_output_model_gets_a_group_of_columns() -> None:
         ),
         task="classification",
     )
-    assert list(output_columns(signature)) == [
+    assert list(ResultSchema(signature).columns) == [
         "prediction_colour",
         "prediction_size",
         "probability_colour_red",
@@ -474,12 +476,12 @@ def test_each_target_of_a_multi_output_model_gets_a_group_of_columns() -> None:
         "probability_size_0",
         "probability_size_1",
     ]
-    assert "label_colour_1" in output_columns(signature, 1)
+    assert "label_colour_1" in ResultSchema(signature, 1).columns
 
 
 def test_every_dtype_of_an_output_has_a_column_type() -> None:
     output = OutputTensor("y", "float16", (None,))
-    frame = to_columns(Signature((), (output,)), {"y": np.array([1, 2], dtype=np.float16)})
+    frame = ResultSchema(Signature((), (output,))).frame({"y": np.array([1, 2], dtype=np.float16)})
     assert frame["y"].dtype == polars_type("float16")
 
 

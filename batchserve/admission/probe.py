@@ -24,7 +24,7 @@ from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
 from batchserve.inference.images import sample_image
 from batchserve.inference.kernels import Arrays, Session
-from batchserve.inference.outputs import output_columns
+from batchserve.inference.outputs import ResultSchema
 from batchserve.inference.session import open_session
 
 __all__ = ["describe"]
@@ -405,8 +405,8 @@ def _many(session: Session, feed: Feed, mode: Mode, batch: int) -> Arrays:
 
 
 def _check_names(signature: Signature) -> None:
-    total = sum(len(output_columns(replace(signature, outputs=(output,)))) for output in signature.outputs)
-    if total != len(output_columns(signature)):
+    total = sum(len(ResultSchema(replace(signature, outputs=(output,))).columns) for output in signature.outputs)
+    if total != len(ResultSchema(signature).columns):
         raise ModelRefused(
             f"two outputs would give columns of the same name: {[output.name for output in signature.outputs]}"
         )

@@ -22,7 +22,7 @@ from batchserve.domain import (
 )
 from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS, RESULT_FORMATS
-from batchserve.inference.outputs import output_columns
+from batchserve.inference.outputs import ResultSchema
 from batchserve.submission import Queueing, Submission, default_format
 
 MAX_METADATA = 16
@@ -482,7 +482,7 @@ def model_body(model: ModelVersion) -> ModelBody:
         columns=[_column(column) for column in signature.columns],
         inputs=[_input(tensor) for tensor in signature.inputs],
         outputs=[_tensor(tensor) for tensor in signature.outputs],
-        result_columns={name: str(kind) for name, kind in output_columns(signature, None).items()},
+        result_columns={name: str(kind) for name, kind in ResultSchema(signature).columns.items()},
         labels=list(labels),
         mode=signature.mode,
         batch=signature.batch,

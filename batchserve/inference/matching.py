@@ -17,7 +17,7 @@ from batchserve.formats.schema import holds_bytes, polars_type
 from batchserve.inference.arrays import holds_arrays
 from batchserve.inference.binding import Binding, bind, positions
 from batchserve.inference.inputs import Inputs, build_inputs, check_types, several_values, shared_inputs
-from batchserve.inference.outputs import output_columns
+from batchserve.inference.outputs import ResultSchema
 
 __all__ = ["Match", "match_input", "with_names"]
 
@@ -37,6 +37,8 @@ class Match:
     binding: Binding
     passed: tuple[str, ...]
     """The columns that travel to the result, in file order, the key first."""
+    result: Callable[[], ResultSchema]
+    """The columns that the model adds to them, made once. Raises InvalidOptions."""
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -60,7 +62,7 @@ class Match:
 
     def require_writable(self) -> None:
         """Raises InvalidOptions for a `top_k` that the model cannot give, or a result that its format cannot hold."""
-        columns = output_columns(self.signature, self.options.top_k)
+        columns = self.result().columns
         format = RESULT_FORMATS[self.options.format]
         if format.holds == "table":
             return
@@ -136,6 +138,7 @@ def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
     own = tuple(tensor for tensor in model.signature.inputs if tensor.name not in shared)
     signature = replace(model.signature, inputs=own) if shared else model.signature
     sample = cache(lambda: header.sample)
+    result = cache(lambda: ResultSchema(signature, options.top_k))
 
     def values(name: str) -> pl.Series:
         records = sample()
@@ -162,7 +165,7 @@ def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
             passed = [name for name in names if name in chosen]
     if options.key is not None:
         passed = [options.key, *(name for name in passed if name != options.key)]
-    return Match(header, sample, signature, shared, options, binding, tuple(passed))
+    return Match(header, sample, signature, shared, options, binding, tuple(passed), result)
 
 
 def _require_columns(names: Sequence[str], options: Options) -> None:

@@ -10,49 +10,47 @@ from batchserve.domain import DType, OutputTensor, Signature
 from batchserve.errors import InvalidOptions, ScoringFailed
 from batchserve.formats.schema import numpy_type, polars_type
 
-__all__ = ["check_count", "list_outputs", "output_columns", "to_columns"]
+__all__ = ["ResultSchema", "check_count"]
 
 _WIDE = 64
 """An output with more columns than this becomes one list column."""
 _STEMS = {"label": "prediction", "probabilities": "probability", "scores": "score"}
 
 
-def output_columns(signature: Signature, top_k: int | None = None) -> dict[str, pl.DataType]:
-    """Names and types of the result's columns, exactly as `to_columns` gives them.
+class ResultSchema:
+    """The columns that a model adds to a result, made once from its signature and the `top_k` of a job.
 
     Raises InvalidOptions when `top_k` is asked of a model that has nothing to rank, or fewer classes.
     """
-    ranked = _ranked(signature, top_k)
-    columns: dict[str, pl.DataType] = {}
-    for output in signature.outputs:
-        if top_k and output in ranked:
-            columns.update(_ranking_columns(signature, output, top_k))
-        else:
-            columns.update(dict.fromkeys(_names(signature, output), _column_type(output)))
-    return columns
 
-
-def to_columns(signature: Signature, outputs: dict[str, np.ndarray], top_k: int | None = None) -> pl.DataFrame:
-    """The outputs of a run as columns of the result, one row for each record."""
-    ranked = _ranked(signature, top_k)
-    series: list[pl.Series] = []
-    for output in signature.outputs:
-        array = outputs[output.name]
-        if top_k and output in ranked:
-            series.extend(_ranking(signature, output, array, top_k))
-        else:
-            series.extend(_series(_names(signature, output), output, array))
-    return pl.DataFrame(series)
-
-
-def list_outputs(signature: Signature, top_k: int | None = None) -> dict[str, str]:
+    columns: dict[str, pl.DataType]
+    """Names and types, exactly as `frame` gives them."""
+    lists: dict[str, str]
     """Column of lists -> the output whose arrays it holds."""
-    ranked = _ranked(signature, top_k)
-    return {
-        _names(signature, output)[0]: output.name
-        for output in signature.outputs
-        if _listy(output) and output not in ranked
-    }
+
+    def __init__(self, signature: Signature, top_k: int | None = None) -> None:
+        self._signature, self._top_k = signature, top_k
+        self._ranked = _ranked(signature, top_k)
+        self.columns, self.lists = {}, {}
+        for output in signature.outputs:
+            if top_k and output in self._ranked:
+                self.columns.update(_ranking_columns(signature, output, top_k))
+                continue
+            names = _names(signature, output)
+            self.columns.update(dict.fromkeys(names, _column_type(output)))
+            if _listy(output):
+                self.lists[names[0]] = output.name
+
+    def frame(self, outputs: Mapping[str, np.ndarray]) -> pl.DataFrame:
+        """The outputs of a run as these columns, one row for each record."""
+        series: list[pl.Series] = []
+        for output in self._signature.outputs:
+            array = outputs[output.name]
+            if self._top_k and output in self._ranked:
+                series.extend(_ranking(self._signature, output, array, self._top_k))
+            else:
+                series.extend(_series(_names(self._signature, output), output, array))
+        return pl.DataFrame(series)
 
 
 def check_count(outputs: Mapping[str, np.ndarray], records: int) -> None:
