@@ -30,7 +30,7 @@ from batchserve.inference.kernels import Arrays
 from batchserve.inference.run import run
 from batchserve.inference.session import open_session
 from batchserve.settings import Settings
-from batchserve.worker import chunk_limits
+from batchserve.worker.limits import chunk_limits
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 FILTERS = {

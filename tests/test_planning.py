@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.formats import RESULT_FORMATS, Format, Part, Records, get_format
 from batchserve.storage import Piece
-from batchserve.worker import even_limits
+from batchserve.worker.limits import even_limits
 
 Row = tuple[str | None, float | None, int | None]
 TYPES: dict[str, DType] = {"te xt": "string", "x": "float64", "n": "int64"}

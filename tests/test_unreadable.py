@@ -410,7 +410,7 @@ def test_a_worker_whose_thread_has_ended_is_in_trouble(tmp_path: Path, monkeypat
         def ends(*_: Any) -> None:
             raise SystemExit
 
-        monkeypatch.setattr(worker, "_handle_events", ends)
+        monkeypatch.setattr(worker, "turn", ends)
         with pytest.raises(SystemExit):
             worker.run()
         assert (before, "has ended" in str(worker.trouble)) == (None, True)

@@ -17,7 +17,8 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-LOCAL, DISK, WORKER = "batchserve/storage/local.py", "batchserve/storage/disk.py", "batchserve/worker.py"
+LOCAL, DISK = "batchserve/storage/local.py", "batchserve/storage/disk.py"
+WORKER, JOB_RUN = "batchserve/worker/__init__.py", "batchserve/worker/job_run.py"
 QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/requests.py", "batchserve/jobs/plan.py"
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
@@ -174,22 +175,22 @@ MUTANTS = (
         ("tests/test_jobs.py", "tests/test_worker.py"),
     ),
     Mutant(
-        "leases are renewed", WORKER,
-        "execution.renew_lease_if_mine(connection, active.id, active.attempt, self._settings.lease, now)", "pass",
-        ("tests/test_worker.py",),
+        "leases are renewed", "batchserve/worker/leases.py",
+        "execution.renew_lease_if_mine(connection, run.id, run.attempt, self._settings.lease, now)", "pass",
+        ("tests/test_worker_turns.py",),
     ),
     Mutant(
-        "jobs of dead workers are looked for", WORKER, "                    self._guarded(self._rescue)\n", "",
-        ("tests/test_worker.py",),
+        "jobs of dead workers are looked for", WORKER, "            self._guarded(self._rescue)\n", "",
+        ("tests/test_worker_turns.py",),
     ),
     Mutant(
-        "a chunk is halved before its last try", WORKER, "crashes == self._settings.crashes - 1 and chunk.records > 1",
-        "crashes < 0 and chunk.records > 1", ("tests/test_worker.py",),
+        "a chunk is halved before its last try", JOB_RUN, "crashes == most - 1 and chunk.records > 1",
+        "crashes < 0 and chunk.records > 1", ("tests/test_worker_turns.py",),
     ),
     Mutant(
-        "a cancelled chunk that does not end is killed", WORKER,
-        "            if (not active.calls or overdue) and", "            if not active.calls and",
-        ("tests/test_worker.py",),
+        "a cancelled chunk that does not end is killed", JOB_RUN,
+        "        if (not job.calls or overdue) and", "        if not job.calls and",
+        ("tests/test_worker_turns.py",),
     ),
     Mutant(
         "a call that takes too long is killed", ENGINE, "wait([pipe, process.sentinel], call.timeout)",
@@ -199,8 +200,8 @@ MUTANTS = (
         "the processes of jobs are nicer", PROCESS, "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
     ),
     Mutant(
-        "one chunk of each job in turn", WORKER, "            self._turn.rotate(-1)\n", "",
-        ("tests/test_worker.py",),
+        "one chunk of each job in turn", WORKER, "            self._turns.rotate(-1)\n", "",
+        ("tests/test_worker_turns.py",),
     ),
     # Bounds
     Mutant(
@@ -209,9 +210,9 @@ MUTANTS = (
         ("tests/test_engine.py",),
     ),
     Mutant(
-        "a job waits while the disk is full", WORKER,
+        "a job waits while the disk is full", JOB_RUN,
         "        if isinstance(error, InsufficientStorage):\n            log", "        if False:\n            log",
-        ("tests/test_worker.py",),
+        ("tests/test_worker_turns.py",),
     ),
     Mutant(
         "uploads leave some space free", BODIES,
@@ -502,8 +503,8 @@ MUTANTS = (
     Mutant(
         "a job that cannot be begun keeps no other from it",
         WORKER,
-        "self._take_or_fail(job)\n",
-        "self._take(job)\n",
+        "self._begin_or_fail(job)\n",
+        "self._begin(job)\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
@@ -551,7 +552,7 @@ MUTANTS = (
         "keep is None or keep > settled", "keep is None", ("tests/test_clock.py",),
     ),
     Mutant(
-        "no key is forgotten by a clock that has jumped", WORKER, "if clock.settled_for(connection, now) >= kept:",
-        "if clock.settled_for(connection, now) >= 0:", ("tests/test_clock.py",),
+        "no key is forgotten by a clock that has jumped", WORKER, "if clocks.settled_for(connection, now) >= kept:",
+        "if clocks.settled_for(connection, now) >= 0:", ("tests/test_clock.py",),
     ),
 )  # fmt: skip

@@ -1,0 +1,280 @@
+"""The worker: claims jobs, runs them in turn on the engine, and rescues those of workers that died.
+
+One thread owns all state (`Worker.run`); finished calls and wake-ups reach it through a queue. Two more renew leases
+(`leases`) and remove what is kept no longer (`housekeeper`).
+"""
+
+import os
+import socket
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from queue import Empty, SimpleQueue
+
+from batchserve import clock as clocks
+from batchserve import idempotency, scoring
+from batchserve.domain import Chunk, Job
+from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
+from batchserve.jobs import execution, plan
+from batchserve.logs import get_logger
+from batchserve.runtime import Runtime
+from batchserve.worker.active_job import ActiveJob
+from batchserve.worker.clock import Clock
+from batchserve.worker.housekeeper import Housekeeper
+from batchserve.worker.job_run import JobRun, RunContext
+from batchserve.worker.leases import LeaseKeeper
+from batchserve.worker.transitions import Transitions
+
+__all__ = ["Worker"]
+
+log = get_logger()
+
+_FAILED_CLAIMS = 3
+"""In a row, after which a worker says that it cannot claim."""
+_PAUSE_AFTER_FAILURE = 0.2
+
+
+class Worker:
+    """Runs jobs until it is stopped. Any number of workers may share a database and a storage."""
+
+    def __init__(
+        self, runtime: Runtime, notify: Callable[[str], None] | None = None, clock: Clock | None = None
+    ) -> None:
+        """`notify` is called with the ID of each job whose attempt ends here, from the worker's thread."""
+        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self._runtime, self._database, self._settings = runtime, runtime.database, runtime.settings
+        self._notify = notify or _no_notification
+        self._clock = clock or Clock(runtime.database)
+        self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._runs: dict[str, JobRun] = {}
+        self._turns: deque[JobRun] = deque()
+        """The same runs; the first one has the next turn."""
+        self._poll_is_due = threading.Event()
+        self._stopping = threading.Event()
+        self._ended = threading.Event()
+        self._next_poll = self._next_rescue = self._clock.monotonic()
+        self._failed_claims = 0
+        self._claim_error = ""
+        settings = runtime.settings
+        self._context = RunContext(
+            runtime,
+            self._clock,
+            Transitions(runtime.database, self._clock),
+            window=2 * runtime.engine.capacity,
+            post=self._events.put,
+            is_stopping=self._stopping.is_set,
+            over=self._forget,
+            ended=self._tell,
+        )
+        self.leases = LeaseKeeper(
+            runtime.database,
+            settings,
+            self._clock,
+            held=lambda: list(self._runs.values()),
+            lost=lambda run: self._events.put(run.lose),
+        )
+        self.housekeeper = Housekeeper(runtime, self._clock)
+
+    # --- what other threads call ---
+
+    def wake(self) -> None:
+        """There may be a new job, or a cancel request. Safe from any thread, and cheap."""
+        if not self._poll_is_due.is_set():
+            self._poll_is_due.set()
+            self._events.put(self._poll)
+
+    @property
+    def trouble(self) -> str | None:
+        """Why no job is claimed; None when claims succeed, or have failed only in passing."""
+        if self._ended.is_set() and not self._stopping.is_set():
+            return "the worker has ended: restart the server"
+        if self._failed_claims >= _FAILED_CLAIMS:
+            return f"the worker could not claim jobs {self._failed_claims} times in a row: {self._claim_error}"
+        return None
+
+    def stop(self) -> None:
+        """Finish the chunks under way within the grace time, release the leases, and return from `run`."""
+        self._stopping.set()
+        self._events.put(_nothing)
+
+    def run(self) -> None:
+        """Works until `stop`. Survives every error of a single job."""
+        log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
+        for _ in range(self._runtime.engine.capacity):
+            self._runtime.engine.submit(scoring.warm_up, timeout=60.0)
+        keepers = [
+            threading.Thread(target=self.leases.run, args=[self._ended], name="heartbeat", daemon=True),
+            threading.Thread(target=self.housekeeper.run, args=[self._ended], name="housekeeper", daemon=True),
+        ]
+        for thread in keepers:
+            thread.start()
+        try:
+            while not self._stopping.is_set():
+                self.turn()
+            self.give_back()
+        finally:
+            self._ended.set()
+            for thread in keepers:
+                thread.join()
+            log.info("Worker has stopped", action="worker_stop", worker=self.name)
+
+    # --- the loop ---
+
+    def turn(self) -> None:
+        """Does what is due, hands out what the engine has room for, then waits for events until more is due."""
+        now = self._clock.monotonic()
+        if now >= self._next_rescue:
+            self._guarded(self._rescue)
+            self._next_rescue = now + self._settings.rescue
+        if now >= self._next_poll:
+            self._guarded(self._poll)
+            self._next_poll = now + self._settings.poll
+        self._guarded(self._end_cancelled)
+        self._guarded(self._dispatch)
+        self._handle_events(min(self._next_poll, self._next_rescue) - self._clock.monotonic())
+
+    def give_back(self) -> None:
+        """Lets the chunks under way end within the grace time, then gives all jobs back."""
+        log.info("Worker is stopping", action="worker_stopping", worker=self.name, jobs=len(self._runs))
+        deadline = self._clock.monotonic() + self._settings.grace
+        while any(run.calls for run in self._runs.values()) and self._clock.monotonic() < deadline:
+            self._handle_events(min(0.2, deadline - self._clock.monotonic()))
+        for run in list(self._runs.values()):
+            self._guarded(run.release)
+
+    def _handle_events(self, seconds: float) -> None:
+        """Waits for one event, then takes all that have come."""
+        try:
+            event = self._clock.next_of(self._events, seconds)
+            while True:
+                self._guarded(event)
+                event = self._events.get_nowait()
+        except Empty:
+            return
+
+    def _guarded(self, action: Callable[[], None]) -> None:
+        try:
+            action()
+        except Unavailable:
+            log.warning("Database does not answer", action="database_unavailable", worker=self.name)
+            self._clock.wait(self._stopping, _PAUSE_AFTER_FAILURE)
+        except Exception:
+            log.exception("Worker goes on after an error", action="worker_error", worker=self.name)
+
+    def _dispatch(self) -> None:
+        """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
+        under_way = sum(len(run.calls) for run in self._runs.values())
+        idle = 0
+        while self._turns and idle < len(self._turns):
+            run = self._turns[0]
+            self._turns.rotate(-1)
+            if run.advance(may_score=under_way < self._context.window):
+                under_way += 1
+                idle = 0
+            else:
+                idle += 1
+
+    def _end_cancelled(self) -> None:
+        for run in list(self._runs.values()):
+            run.end_if_cancelled()
+
+    def _forget(self, run: JobRun) -> None:
+        del self._runs[run.id]
+        self._turns.remove(run)
+
+    def _tell(self, run: JobRun) -> None:
+        self._notify(run.id)
+        self.wake()  # there is room for the next job
+
+    # --- claims ---
+
+    def _poll(self) -> None:
+        """Claims what is due, and learns of cancel requests.
+
+        No more jobs than there is work for, so that other workers find some; but one at each poll, up to the limit of
+        the settings, for a huge job must not keep a small one waiting. Nor may a tenant that has many: beyond the
+        limit, one job of each tenant of which none is running.
+        """
+        self._poll_is_due.clear()
+        room = self._settings.active_jobs - len(self._runs)
+        most = max(0, min(room, max(1, self._context.window - len(self._runs))))
+        if not self._stopping.is_set():
+            for job in self._claimed_or_counted(most):
+                self._begin_or_fail(job)
+        if self._runs:
+            with self._database.read() as connection:
+                cancelled = execution.cancel_requests(connection, self._runs)
+            for job_id in cancelled:
+                self._runs[job_id].request_cancel()
+
+    def _claimed_or_counted(self, most: int) -> list[Job]:
+        try:
+            claimed = self._claimed(most)
+        except Exception as error:
+            self._failed_claims += 1
+            self._claim_error = error.detail if isinstance(error, BatchserveError) else type(error).__name__
+            raise
+        self._failed_claims = 0
+        return claimed
+
+    def _claimed(self, most: int) -> list[Job]:
+        with self._database.read() as connection:
+            if not execution.is_due(connection, self._clock.moment(connection).wall, most):
+                return []
+        with self._database.write() as connection:
+            now = self._clock.moment(connection)
+            return execution.claim_due(connection, self.name, self._settings.lease, now, most)
+
+    def _begin_or_fail(self, job: Job) -> None:
+        """One job that cannot be begun, such as one whose chunks cannot be read, keeps no other from it."""
+        try:
+            self._begin(job)
+        except Unavailable:
+            raise  # its lease lapses, and it is claimed anew
+        except Exception as error:
+            named = error if isinstance(error, BatchserveError) else None
+            log.error("Job cannot be begun", action="job_error", job_id=job.id, exc_info=None if named else error)
+            found = named or UnreadableRow(f"job {job.id} cannot be begun; the worker's log has the details")
+            with suppress(LeaseLost):
+                self._context.transitions.write_end(execution.fail_if_mine, job.id, job.attempt, found)
+            self._notify(job.id)
+
+    def _begin(self, job: Job) -> None:
+        if stale := self._runs.get(job.id):  # our own lease lapsed, and we are the next to claim the job
+            stale.lose()
+        active = ActiveJob.begin(job, *self._plan_of(job), self._settings, self._runtime.engine.capacity)
+        run = self._runs[job.id] = JobRun(active, self._context)
+        self._turns.append(run)
+        reference = active.model.reference
+        log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
+
+    def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None, dict[int, int]]:
+        """What earlier attempts left: the chunks that are to be scored, the last one that is planned, and where the
+        inputs begin."""
+        if not job.chunks_total:
+            return [], None, {0: 0}
+        with self._database.read() as connection:
+            bases = plan.first_records(connection, job.id) if len(job.inputs) > 1 else {0: 0}
+            return plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id), bases
+
+    def _rescue(self) -> None:
+        with self._database.write() as connection:
+            now = self._clock.moment(connection)
+            queued, failed = execution.rescue_expired(connection, self._settings.crashes, now)
+            kept = 3600 * self._settings.idempotency_hours
+            if clocks.settled_for(connection, now) >= kept:
+                idempotency.forget_older(connection, now.wall - kept, now.wall + clocks.TOLERANCE)
+        self._database.refill_reserve()
+        for job_id in queued:
+            log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
+        for job_id in failed:
+            log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
+
+
+def _nothing() -> None:
+    """An event that only wakes the loop."""
+
+
+def _no_notification(_job_id: str) -> None:
+    """Nothing waits in this process."""

@@ -1,0 +1,146 @@
+"""What a worker knows of a job while it holds its lease."""
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from batchserve import scoring
+from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk, merge_facts
+from batchserve.engines import Call
+from batchserve.errors import TooManyRowErrors, UnreadableRow
+from batchserve.formats.protocol import Part
+from batchserve.settings import Settings
+from batchserve.worker.limits import SMALL_JOB_BYTES, UNLIMITED, chunk_limits, even_limits
+
+__all__ = ["ActiveJob"]
+
+
+@dataclass(slots=True)
+class ActiveJob:
+    """A job, how far it is, and the calls that are under way for it."""
+
+    id: str
+    attempt: int
+    inputs: tuple[scoring.Input, ...]
+    bases: dict[int, int]
+    """The number of the first record of each input, as far as they are planned."""
+    model: ModelVersion
+    options: Options
+    limits: ChunkLimits
+    planned: bool
+    is_small: bool
+    """Whether it is worth a try in one call: plan, score and assemble."""
+    last_planned: Chunk | None
+    pending: deque[Chunk]
+    rows_planned: int
+    rows_done: int
+    rows_failed: int
+    share_planned: float = 0.0
+    planning: Call[Any] | None = None
+    chunk_calls: dict[int, Call[Any]] = field(default_factory=dict)
+    """By the first record of their chunk."""
+    assembling: Call[Any] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What is known of the job before its chunks are."""
+    lost_calls: int = 0
+    """Planning and assembling calls whose process died."""
+    paused_until: float = 0.0
+    """Not before this monotonic time, after the storage was full."""
+    cancelled_at: float | None = None
+
+    @classmethod
+    def begin(
+        cls,
+        job: Job,
+        pending: list[Chunk],
+        last: Chunk | None,
+        bases: dict[int, int],
+        settings: Settings,
+        processes: int,
+    ) -> "ActiveJob":
+        """`pending`, `last`, `bases`: the chunks that earlier attempts left to be scored, the last one that they
+        planned, and where the inputs begin.
+
+        Raises UnreadableRow for a job without what a queued one has.
+        """
+        if job.model is None or job.options is None:
+            raise UnreadableRow(f"the database's row of job {job.id} names no model or no options: remove it")
+        limits = chunk_limits(settings, job.model, job.input.format)
+        size = sum(UNLIMITED if stored.bytes is None else stored.bytes for stored in job.inputs)
+        return cls(
+            id=job.id,
+            attempt=job.attempt,
+            inputs=tuple(scoring.Input.of(settings.storage, stored) for stored in job.inputs),
+            bases=bases,
+            model=job.model,
+            options=job.options,
+            limits=even_limits(limits, job.input.format, size, processes),
+            planned=job.planned,
+            last_planned=last,
+            pending=deque(pending),
+            rows_planned=job.rows_planned,
+            rows_done=job.rows_done,
+            rows_failed=job.rows_failed,
+            share_planned=1.0 if job.planned else 0.0,
+            facts=merge_facts(job.facts, {"notes": list(job.model.signature.notes)}),
+            is_small=len(job.inputs) == 1 and size <= SMALL_JOB_BYTES and not job.chunks_total,
+        )
+
+    @property
+    def calls(self) -> list[Call[Any]]:
+        return [call for call in (self.planning, self.assembling, *self.chunk_calls.values()) if call is not None]
+
+    @property
+    def progress(self) -> float:
+        """0 to 1 over the whole input; the last hundredth is for assembling."""
+        return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
+
+    def plan_task(self, window: int) -> scoring.PlanTask:
+        """For the next chunks. A first look is short, so that scoring begins at once."""
+        number, last = max(self.bases), self.last_planned
+        after = last if last is not None and last.input == number else None
+        most = 64 if last else window
+        return scoring.PlanTask(self.inputs[number], after, self.limits, most, number, self.bases[number])
+
+    def chunk_task(self, chunk: Chunk) -> scoring.ChunkTask:
+        source, base = self.inputs[chunk.input], self.bases[chunk.input]
+        return scoring.ChunkTask(source, self.id, self.attempt, chunk, self.model, self.options, base)
+
+    def assemble_task(self, storage: str, parts: tuple[Part, ...], errors: tuple[Part, ...]) -> scoring.AssembleTask:
+        dialect = self.inputs[0].dialect
+        return scoring.AssembleTask(storage, self.id, self.attempt, self.options.format, dialect, parts, errors)
+
+    def is_planned_by(self, planned: scoring.Planned) -> bool:
+        """Whether the plan of the whole job is complete with these chunks."""
+        return planned.complete and max(self.bases) == len(self.inputs) - 1
+
+    def add_planned(self, planned: scoring.Planned) -> None:
+        number = max(self.bases)
+        self.planned = self.is_planned_by(planned)
+        self.share_planned = (number + planned.share) / len(self.inputs)
+        self.pending.extend(planned.chunks)
+        self.rows_planned += sum(chunk.records for chunk in planned.chunks)
+        if planned.chunks:
+            self.last_planned = planned.chunks[-1]
+        if planned.complete and not self.planned:
+            self.bases[number + 1] = self.rows_planned
+
+    def add_scored(self, scored: ScoredChunk) -> None:
+        self.rows_done += scored.chunk.records
+        self.rows_failed += scored.rows_failed
+
+    @property
+    def too_many_row_errors(self) -> TooManyRowErrors | None:
+        """The error that ends the job by its own options, if there is one."""
+        failed, options = self.rows_failed, self.options
+        see = f"GET /v1/download/{self.id}/errors?partial=true lists them"
+        if failed and options.on_row_error == "fail":
+            return TooManyRowErrors(f"{failed} record(s) could not be scored and on_row_error is 'fail'; {see}")
+        if options.max_errors is None:
+            return None
+        most = options.max_errors if options.max_errors >= 1 else options.max_errors * self.rows_planned
+        settled = options.max_errors >= 1 or self.planned
+        if settled and failed > most:
+            return TooManyRowErrors(f"{failed} records could not be scored, max_errors allows {int(most)}; {see}")
+        return None

@@ -1,0 +1,338 @@
+"""The run of one job: an attempt at it, from the claim to its end.
+
+A run is over when its end is written, or when another attempt holds the lease; whatever comes back later is dropped.
+"""
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from batchserve import scoring
+from batchserve.domain import Chunk, Result, ScoredChunk, merge_facts
+from batchserve.engines import Call
+from batchserve.errors import (
+    BatchserveError,
+    InsufficientStorage,
+    LeaseLost,
+    OutOfMemory,
+    ScoringCrashed,
+    ScoringTimeout,
+    UnreadableRow,
+)
+from batchserve.jobs import execution, plan
+from batchserve.logs import get_logger
+from batchserve.runtime import Runtime
+from batchserve.storage import parts_prefix
+from batchserve.upkeep.retention import remove_unnamed
+from batchserve.worker.active_job import ActiveJob
+from batchserve.worker.clock import Clock
+from batchserve.worker.transitions import Transitions
+
+__all__ = ["JobRun", "RunContext"]
+
+log = get_logger()
+
+_CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
+_MIN_COPY_RATE = 20e6
+"""Bytes of parts that any disk should copy, hash and sync in a second."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunContext:
+    """What all runs of a worker share."""
+
+    runtime: Runtime
+    clock: Clock
+    transitions: Transitions
+    window: int
+    """Calls under way: one for each process, and the next one for when it comes back."""
+    post: Callable[[Callable[[], None]], None]
+    """Has an event handled by the worker's thread, in which runs do all they do."""
+    is_stopping: Callable[[], bool]
+    over: Callable[["JobRun"], None]
+    """Is called when a run is over, however it ended."""
+    ended: Callable[["JobRun"], None]
+    """Is called afterwards, when the end of the attempt is written."""
+
+    def call(
+        self,
+        then: Callable[[Future[Any]], None],
+        function: Callable[..., Any],
+        *args: Any,
+        urgent: bool = False,
+        timeout: float | None = None,
+    ) -> Call[Any]:
+        """Calls a function on the engine; what it comes back with is handled by the worker's thread."""
+        seconds = timeout or self.runtime.settings.chunk_timeout
+        call = self.runtime.engine.submit(function, *args, timeout=seconds, urgent=urgent)
+        call.future.add_done_callback(lambda future: self.post(partial(then, future)))
+        return call
+
+
+class JobRun:
+    """Takes a job through its life: `advance` begins what can begin; what calls come back with is recorded."""
+
+    def __init__(self, job: ActiveJob, context: RunContext) -> None:
+        self._job, self._context = job, context
+        self._runtime, self._settings = context.runtime, context.runtime.settings
+        self.id, self.attempt = job.id, job.attempt
+        self.is_over = False
+
+    @property
+    def calls(self) -> list[Call[Any]]:
+        return self._job.calls
+
+    def advance(self, *, may_score: bool) -> bool:
+        """The life of a job: planned piece by piece, scored meanwhile, assembled when all is scored.
+
+        Whether a chunk was handed out for scoring: one at most, for other jobs have their turn.
+        """
+        if self._is_paused:
+            return False
+        self._plan()
+        if may_score and self._score():
+            return True
+        self._assemble()
+        return False
+
+    def _plan(self) -> None:
+        job = self._job
+        if job.planned or job.planning is not None or len(job.pending) >= self._context.window:
+            return
+        task = job.plan_task(self._context.window)
+        if job.is_small:
+            what = (task, job.id, job.attempt, job.model, job.options)
+            job.planning = self._call(self._done_small, scoring.score_small, *what, urgent=True)
+        else:
+            job.planning = self._call(self._planned, scoring.plan_chunks, task, urgent=True)
+
+    def _planned(self, future: Future[scoring.Planned]) -> None:
+        self._job.planning = None
+        if not self._has_failed(future):
+            self._add_planned(future.result())
+
+    def _add_planned(self, planned: scoring.Planned) -> None:
+        self._write(plan.add_chunks_if_mine, planned.chunks, self._job.is_planned_by(planned))
+        self._job.add_planned(planned)
+
+    def _done_small(self, future: Future[scoring.Planned | scoring.Small]) -> None:
+        """Plan, chunk and result of a small job, in one transaction."""
+        job = self._job
+        job.planning, job.is_small = None, False
+        if self._has_failed(future):
+            return
+        done = future.result()
+        if isinstance(done, scoring.Planned):
+            self._add_planned(done)
+            return
+        job.add_scored(done.scored)
+        complete = partial(execution.complete_if_mine, only=done.scored)
+        self._complete(complete, done.result, merge_facts(job.facts, done.scored.facts))
+
+    # --- score ---
+
+    def _score(self) -> bool:
+        job = self._job
+        if not job.pending:
+            return False
+        chunk = job.pending.popleft()
+        task = job.chunk_task(chunk)
+        # The first chunk of a job goes before others: a small job does not wait behind a huge one.
+        call = self._call(partial(self._scored, chunk), scoring.score_chunk, task, urgent=chunk.first_record == 0)
+        job.chunk_calls[chunk.first_record] = call
+        return True
+
+    def _scored(self, chunk: Chunk, future: Future[ScoredChunk]) -> None:
+        job = self._job
+        del job.chunk_calls[chunk.first_record]
+        error = None if future.cancelled() else future.exception()
+        if isinstance(error, _CRASHES):
+            self._crashed(chunk, error)
+            return
+        if isinstance(error, InsufficientStorage):
+            job.pending.appendleft(chunk)
+        if self._has_failed(future):
+            return
+        scored = future.result()
+        job.add_scored(scored)
+        self._write(plan.commit_chunk_if_mine, scored, job.progress)
+        if too_many := job.too_many_row_errors:
+            self._fail(too_many)
+
+    def _crashed(self, chunk: Chunk, error: BatchserveError) -> None:
+        """A chunk gets as many tries as the settings say, the last one as two halves."""
+        job, most = self._job, self._settings.crashes
+        crashes = self._write(plan.count_crash_if_mine, chunk.first_record)
+        log.warning("Scoring process was lost", action="chunk_crash", job_id=job.id, record=chunk.first_record,
+                    crashes=crashes, code=error.code, detail=error.detail)  # fmt: skip
+        if crashes >= most:
+            self._fail(_of_last_try(error, chunk, crashes))
+        elif crashes == most - 1 and chunk.records > 1 and job.model.signature.mode != "whole":
+            with self._runtime.database.read() as connection:
+                before = plan.chunk_before(connection, job.id, chunk.first_record)
+            after = before if before is not None and before.input == chunk.input else None
+            what = (job.inputs[chunk.input], chunk, after, job.bases[chunk.input])
+            call = self._call(partial(self._halved, chunk), scoring.halve_chunk, *what)
+            job.chunk_calls[chunk.first_record] = call
+        else:
+            job.pending.appendleft(chunk)
+
+    def _halved(self, whole: Chunk, future: Future[list[Chunk]]) -> None:
+        job = self._job
+        del job.chunk_calls[whole.first_record]
+        if self._has_failed(future):
+            job.pending.appendleft(whole)
+            return
+        halves = future.result()
+        if len(halves) > 1:
+            self._write(plan.split_chunk_if_mine, whole, halves)
+        job.pending.extendleft(reversed(halves))
+
+    # --- assemble ---
+
+    def _assemble(self) -> None:
+        job = self._job
+        if not job.planned or job.pending or job.calls:
+            return
+        if too_many := job.too_many_row_errors:  # a share of the records is known only now
+            self._fail(too_many)
+            return
+        try:
+            with self._runtime.database.read() as connection:
+                done = plan.done_chunks(connection, job.id)
+        except UnreadableRow as error:
+            self._fail(error)
+            return
+        parts, errors = scoring.stored_parts(job.id, done)
+        then = partial(self._assembled, merge_facts(job.facts, *(committed.facts for committed in done)))
+        task = job.assemble_task(self._settings.storage, parts, errors)
+        seconds = self._settings.chunk_timeout + sum(part.bytes for part in parts) / _MIN_COPY_RATE
+        job.assembling = self._call(then, scoring.assemble_result, task, urgent=True, timeout=seconds)
+
+    def _assembled(self, facts: Mapping[str, Any], future: Future[Result]) -> None:
+        self._job.assembling = None
+        if self._has_failed(future):
+            return
+        completed = self._complete(execution.complete_if_mine, future.result(), facts)
+        if completed and not self._job.rows_failed:  # else a retry of the failed records takes over the other parts
+            _delete_parts(self._runtime, self.id)
+
+    # --- end ---
+
+    def request_cancel(self) -> None:
+        if self._job.cancelled_at is None:
+            self._job.cancelled_at = self._context.clock.monotonic()
+
+    def end_if_cancelled(self) -> None:
+        """Ends a cancelled job: when its chunks have come back, or by killing those that do not."""
+        job = self._job
+        if job.cancelled_at is None:
+            return
+        overdue = self._context.clock.monotonic() - job.cancelled_at > self._settings.cancel_grace
+        if (not job.calls or overdue) and self._end(execution.cancel_if_mine):
+            log.info("Job is cancelled", action="job_cancel", job_id=job.id)
+
+    def release(self) -> None:
+        """Gives the job back to the queue."""
+        if self._end(execution.release_if_mine):
+            log.info("Job is released", action="job_release", job_id=self.id)
+
+    def lose(self) -> None:
+        """Another attempt has the job: nothing more is written."""
+        if not self.is_over:
+            log.warning("Lease is lost: another worker has the job", action="lease_lost", job_id=self.id,
+                        attempt=self.attempt)  # fmt: skip
+            self._drop()
+
+    def _complete(self, transition: Callable[..., None], result: Result, facts: Mapping[str, Any]) -> bool:
+        job = self._job
+        completed = self._end(transition, result, facts)
+        if completed:
+            log.info("Job is completed", action="job_complete", job_id=job.id, attempt=job.attempt, rows=job.rows_done,
+                     rows_failed=job.rows_failed)  # fmt: skip
+        return completed
+
+    def _fail(self, error: BatchserveError) -> None:
+        if self._end(execution.fail_if_mine, error):
+            log.warning("Job has failed", action="job_fail", job_id=self.id, code=error.code, detail=error.detail)
+
+    def _end(self, transition: Callable[..., None], *details: Any) -> bool:
+        """Writes the end of the attempt. False when another attempt has the job."""
+        try:
+            self._context.transitions.write_end(transition, self.id, self.attempt, *details)
+        except LeaseLost:
+            self.lose()
+            return False
+        self._drop()
+        self._context.ended(self)
+        return True
+
+    def _drop(self) -> None:
+        if not self.is_over:
+            self.is_over = True
+            self._context.over(self)
+        for call in self._job.calls:
+            call.kill()
+
+    @property
+    def _is_paused(self) -> bool:
+        job = self._job
+        waits = self._context.clock.monotonic() < job.paused_until
+        return job.cancelled_at is not None or waits or self._context.is_stopping()
+
+    def _call(
+        self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *args: Any, **how: Any
+    ) -> Call[Any]:
+        return self._context.call(partial(self._come_back, then), function, *args, **how)
+
+    def _come_back(self, then: Callable[[Future[Any]], None], future: Future[Any]) -> None:
+        if self.is_over:
+            return  # the attempt was given up while this call ran
+        try:
+            then(future)
+        except LeaseLost:
+            self.lose()
+        except Exception:
+            # What came back could not be recorded. The lease lapses, and the next attempt scores that chunk again.
+            self._drop()
+            raise
+
+    def _has_failed(self, future: Future[Any]) -> bool:
+        """Whether a call gave no value; then the job waits (storage full), tries it again, stops, or is failed."""
+        if future.cancelled():
+            return True
+        job, error = self._job, future.exception()
+        if error is None:
+            return False
+        if isinstance(error, InsufficientStorage):
+            log.warning("Job waits: the storage is full", action="job_wait", job_id=job.id)
+            job.paused_until = self._context.clock.monotonic() + self._settings.rescue
+        elif isinstance(error, _CRASHES) and job.lost_calls + 1 < self._settings.crashes:
+            job.lost_calls += 1
+            log.warning("Scoring process was lost", action="call_crash", job_id=job.id, crashes=job.lost_calls,
+                        code=error.code, detail=error.detail)  # fmt: skip
+        elif isinstance(error, BatchserveError):
+            self._fail(error)
+        else:
+            log.error("Job meets an unexpected error", action="job_error", job_id=job.id, exc_info=error)
+            self._fail(BatchserveError(f"unexpected {type(error).__name__}; the worker's log has the details"))
+        return True
+
+    def _write(self, transition: Callable[..., Any], *details: Any) -> Any:
+        return self._context.transitions.write(transition, self.id, self.attempt, *details)
+
+
+def _of_last_try(error: BatchserveError, chunk: Chunk, crashes: int) -> BatchserveError:
+    """The error of a job with a chunk that scoring processes do not survive."""
+    last = chunk.first_record + chunk.records - 1
+    return type(error)(
+        f"{error.detail}; this was try {crashes} at records {chunk.first_record} to {last}. Look at these records and "
+        "at the model, or give the scoring processes more memory or time; then retry the job."
+    )
+
+
+def _delete_parts(runtime: Runtime, job_id: str) -> None:
+    parts = [part.key for part in runtime.storage.list(parts_prefix(job_id))]
+    remove_unnamed(runtime.database, runtime.storage, parts)

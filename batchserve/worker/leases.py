@@ -1,0 +1,49 @@
+"""Leases: renewed by a thread that does nothing else, so that a slow commit never costs a job."""
+
+import threading
+from collections.abc import Callable, Iterable
+
+from batchserve.db.connect import Database
+from batchserve.errors import LeaseLost, Unavailable
+from batchserve.jobs import execution
+from batchserve.logs import get_logger
+from batchserve.settings import Settings
+from batchserve.worker.clock import Clock
+from batchserve.worker.job_run import JobRun
+
+__all__ = ["LeaseKeeper"]
+
+log = get_logger()
+
+
+class LeaseKeeper:
+    def __init__(
+        self,
+        database: Database,
+        settings: Settings,
+        clock: Clock,
+        held: Callable[[], Iterable[JobRun]],
+        lost: Callable[[JobRun], None],
+    ) -> None:
+        """`held`: the runs whose leases are renewed. `lost` is called, from this thread, for one whose lease another
+        attempt has."""
+        self._database, self._settings, self._clock = database, settings, clock
+        self._held, self._lost = held, lost
+
+    def run(self, ended: threading.Event) -> None:
+        while not self._clock.wait(ended, self._settings.heartbeat):
+            self.renew()
+
+    def renew(self) -> None:
+        """Renews each lease, in a transaction of its own. Survives every error."""
+        for run in self._held():
+            try:
+                with self._database.write() as connection:
+                    now = self._clock.moment(connection)
+                    execution.renew_lease_if_mine(connection, run.id, run.attempt, self._settings.lease, now)
+            except LeaseLost:
+                self._lost(run)
+            except Unavailable:
+                log.warning("Lease could not be renewed", action="lease_unavailable", job_id=run.id)
+            except Exception:  # a full disk, say: this thread must not end before the worker does
+                log.exception("Lease could not be renewed", action="lease_error", job_id=run.id)

@@ -1,0 +1,50 @@
+"""How large the chunks of a job may be."""
+
+from dataclasses import replace
+from math import ceil
+
+from batchserve.domain import ChunkLimits, ModelVersion
+from batchserve.formats import FORMATS
+from batchserve.settings import Settings
+
+__all__ = ["SMALL_JOB_BYTES", "UNLIMITED", "chunk_limits", "even_limits"]
+
+UNLIMITED = 2**62
+_MIN_CHUNK_BYTES = 4 * 2**20
+"""Of a chunk that is worth a call and a part of its own."""
+_IMAGES = 256
+"""Images in a chunk, at most: those of 32 x 32 pixels take a process a tenth of a second, photographs half a second."""
+_SLACK = 16 * 2**10
+"""A chunk ends before the record that would be too much: what that leaves over must not add up to one chunk more."""
+SMALL_JOB_BYTES = 2**20
+"""Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
+
+
+def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> ChunkLimits:
+    """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all.
+
+    Formats that take less memory for a byte than text get more (`Format.chunk_scale`). Images take much longer to
+    decode than other values to read, whatever the model: small chunks of them keep all processes at work.
+    """
+    if model.signature.mode == "whole":
+        return ChunkLimits(bytes=UNLIMITED, records=UNLIMITED)
+    times = FORMATS[input_format].chunk_scale
+    records = times * settings.chunk_records
+    if model.signature.records_per_second is not None:
+        records = min(records, max(1, int(model.signature.records_per_second * settings.chunk_seconds)))
+    if any(tensor.image is not None for tensor in model.signature.inputs):
+        records = min(records, _IMAGES)
+    return ChunkLimits(bytes=times * settings.chunk_bytes, records=records)
+
+
+def even_limits(limits: ChunkLimits, input_format: str, input_bytes: int, processes: int) -> ChunkLimits:
+    """The limits under which a text is cut into chunks of one size, as many for each process.
+
+    So all processes end at the same time: of three chunks for two processes, the third would keep one of them waiting.
+    A chunk is not made smaller than is worth a call and a part of its own.
+    """
+    if not FORMATS[input_format].is_text or limits.bytes <= _MIN_CHUNK_BYTES or limits.bytes == UNLIMITED:
+        return limits
+    each = max(1, ceil(input_bytes / (limits.bytes - _SLACK) / processes))
+    even = ceil(input_bytes / (each * processes)) + _SLACK
+    return replace(limits, bytes=max(_MIN_CHUNK_BYTES, even))

@@ -1,0 +1,102 @@
+"""A worker that a test drives by hand: time passes, and calls end, when the test says so."""
+
+import threading
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+from sqlalchemy import Connection
+
+from batchserve import scoring
+from batchserve.db.connect import Database, Moment
+from batchserve.worker.clock import Clock
+
+T = TypeVar("T")
+
+
+class HandClock(Clock):
+    """Stands still; waiting moves it on by as long as the wait, in no time."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__(database)
+        self.passed = 0.0
+
+    def advance(self, seconds: float) -> None:
+        self.passed += seconds
+
+    def moment(self, connection: Connection) -> Moment:
+        now = super().moment(connection)
+        return Moment(now.wall + self.passed, now.steady + self.passed, now.clock)
+
+    def monotonic(self) -> float:
+        return self.passed
+
+    def wait(self, event: threading.Event, seconds: float) -> bool:
+        if not event.is_set():
+            self.advance(seconds)
+        return event.is_set()
+
+    def next_of(self, events: SimpleQueue[T], seconds: float) -> T:
+        try:
+            return events.get_nowait()
+        except Empty:
+            self.advance(max(seconds, 0.0))
+            raise
+
+
+@dataclass(eq=False)
+class HandCall:
+    """A call that runs in this process when it is told to."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    urgent: bool
+    future: Future[Any] = field(default_factory=Future)
+
+    def run(self) -> None:
+        try:
+            self.future.set_result(self.function(*self.args))
+        except Exception as error:  # noqa: BLE001 - handed on, as every engine does
+            self.future.set_exception(error)
+
+    def fail(self, error: Exception) -> None:
+        self.future.set_exception(error)
+
+    def kill(self) -> None:
+        self.future.cancel()
+
+    @property
+    def first_record(self) -> int | None:
+        """Of the chunk that it scores."""
+        task = self.args[0] if self.args else None
+        return task.chunk.first_record if isinstance(task, scoring.ChunkTask) else None
+
+
+class HandEngine:
+    """Keeps calls until a test runs them."""
+
+    interactive = 1
+
+    def __init__(self, capacity: int = 2) -> None:
+        self.capacity = capacity
+        self.submitted: deque[HandCall] = deque()
+
+    def submit(self, function: Callable[..., Any], *args: Any, timeout: float, urgent: bool = False) -> HandCall:  # noqa: ARG002
+        call = HandCall(function, args, urgent)
+        self.submitted.append(call)
+        return call
+
+    def submit_interactive(self, function: Callable[..., Any], *args: Any, timeout: float) -> HandCall:
+        return self.submit(function, *args, timeout=timeout)
+
+    def close(self) -> None:
+        """There is nothing to end."""
+
+    def take(self) -> list[HandCall]:
+        """The calls that are under way, in the order in which they came; they are the test's from now on."""
+        taken = [call for call in self.submitted if not call.future.cancelled()]
+        self.submitted.clear()
+        return taken
