@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -23,11 +23,14 @@ demo: $(VENV)/.demo ## Score real data through a real server, end to end
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest
 
+test-postgres: $(VENV)/.dev ## Run on PostgreSQL what runs on every kind of database; starts a server of its own
+	@$(BIN)/python -m pytest -m 'postgres and not slow and not faults' -rs
+
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m 'slow and not postgres'
 
 test-faults: $(VENV)/.dev ## Kill, starve and cut off the service at every point; best as root, with strace, xfsprogs, faketime
-	@$(BIN)/python -m pytest -m faults -rs
+	@$(BIN)/python -m pytest -m 'faults and not postgres' -rs
 
 test-torch: ## Run the tests with PyTorch and img2feat, in .venv-torch (2 GB, made on first use); needs npm
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/.torch
@@ -83,7 +86,7 @@ ci: ## Run all checks of continuous integration
 constraints: ## Write constraints.txt anew with the latest versions
 	@$(MAKE) --no-print-directory clean
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/bin/python
-	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,postgres,s3]'
+	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,s3]'
 	@{ head -n 1 constraints.txt; $(TORCH)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(TORCH)/constraints.txt
 	@mv $(TORCH)/constraints.txt constraints.txt
 
@@ -109,10 +112,10 @@ $(VENV)/.demo: $(PINS) | $(BIN)/python
 # The development environment has all that the demo needs.
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve and its development tools into $(VENV) (about 1 minute) ...'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev,postgres,s3]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,s3]'
 	@touch $(VENV)/.demo $@
 
 $(VENV)/.torch: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve, PyTorch and img2feat into $(VENV) (some minutes) ...'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,postgres,s3]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,s3]'
 	@touch $@

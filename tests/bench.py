@@ -16,7 +16,6 @@ from hand import HandCall, HandClock, HandEngine
 from uuid_utils import uuid7
 
 from batchserve import scoring
-from batchserve.db import migrate
 from batchserve.db.connect import Database
 from batchserve.direct import Direct
 from batchserve.domain import (
@@ -181,10 +180,8 @@ class HandWorker:
 
 
 @contextmanager
-def opened(folder: Path, storage: Path, engine: Engine, **settings: Any) -> Iterator[Bench]:
-    url = f"sqlite:///{folder / 'batchserve.db'}"
+def opened(url: str, storage: Path, engine: Engine, **settings: Any) -> Iterator[Bench]:
     database = Database(url)
-    migrate.upgrade(database)
     try:
         chosen = Settings(storage=str(storage), database=url, **(SHORT | settings))
         yield Bench(chosen, database, open_storage(chosen.storage), engine)

@@ -6,11 +6,14 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
+from conftest import sqlite_address
+from postgres import Server
 from sqlalchemy import Connection, create_engine, event, inspect, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
@@ -23,12 +26,19 @@ from batchserve.jobs import queries
 ROOT = Path(__file__).resolve().parent.parent
 
 
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The address of a database in which nothing was done yet, of every kind."""
+    if request.param == "sqlite":
+        return sqlite_address(tmp_path)
+    server: Server = request.getfixturevalue("postgres_server")
+    return server.empty()
+
+
 @pytest.fixture
-def empty(tmp_path: Path) -> Iterator[Database]:
-    """A database in which nothing was done yet."""
-    opened = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
-    yield opened
-    opened.close()
+def empty(empty_url: str) -> Iterator[Database]:
+    with closing(Database(empty_url)) as opened:
+        yield opened
 
 
 def set_version(database: Database, version: str) -> None:
@@ -38,13 +48,6 @@ def set_version(database: Database, version: str) -> None:
 
 def tables(connection: Connection) -> set[str]:
     return set(inspect(connection).get_table_names())
-
-
-@pytest.fixture
-def sqlite(empty: Database) -> Database:
-    """An SQLite database of this release, for what only SQLite does."""
-    migrate.upgrade(empty)
-    return empty
 
 
 # --- the schema ---
@@ -65,13 +68,12 @@ def test_a_second_upgrade_changes_nothing(empty: Database, tmp_path: Path) -> No
     assert sorted(tmp_path.iterdir()) == files
 
 
-def test_processes_that_start_together_upgrade_once(tmp_path: Path) -> None:
-    url = f"sqlite:///{tmp_path / 'batchserve.db'}"
+def test_processes_that_start_together_upgrade_once(empty_url: str) -> None:
     barrier = threading.Barrier(4)
     failures: list[BaseException] = []
 
     def start() -> None:
-        database = Database(url)
+        database = Database(empty_url)
         try:
             barrier.wait(10)
             migrate.upgrade(database)
@@ -95,12 +97,11 @@ def test_the_migrations_make_the_tables_of_the_code(database: Database) -> None:
         assert compare_metadata(context, metadata) == []
 
 
-def test_the_migrations_name_constraints_and_defaults_as_the_code_does(empty: Database, tmp_path: Path) -> None:
+def test_the_migrations_name_constraints_and_defaults_as_the_code_does(sqlite: Database, tmp_path: Path) -> None:
     """Alembic compares neither on SQLite: names that differ would break a later migration on one of the two."""
-    migrate.upgrade(empty)
     made = create_engine(f"sqlite:///{tmp_path / 'made.db'}")
     metadata.create_all(made)
-    with empty.read() as migrated, made.connect() as created:
+    with sqlite.read() as migrated, made.connect() as created:
         for table in metadata.tables:
             there, here = inspect(migrated), inspect(created)
             assert there.get_pk_constraint(table) == here.get_pk_constraint(table)
@@ -208,9 +209,9 @@ def release_next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change
 # --- SQLite ---
 
 
-def test_every_connection_is_durable_and_checks_its_references(empty: Database) -> None:
+def test_every_connection_is_durable_and_checks_its_references(sqlite: Database) -> None:
     wanted = {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 10_000}
-    with empty.read() as first, empty.read() as second, empty.write() as third:
+    with sqlite.read() as first, sqlite.read() as second, sqlite.write() as third:
         for connection in (first, second, third):
             found = {name: connection.exec_driver_sql(f"PRAGMA {name}").scalar() for name in wanted}
             assert found == wanted
@@ -243,11 +244,11 @@ def test_a_write_that_reads_first_is_never_overtaken(sqlite: Database) -> None:
         assert connection.scalar(text("SELECT value FROM counter")) == 200
 
 
-def test_a_reader_sees_one_snapshot(sqlite: Database) -> None:
+def test_a_reader_sees_one_snapshot(database: Database) -> None:
     count = text("SELECT count(*) FROM models")
-    with sqlite.read() as reader:
+    with database.read() as reader:
         assert reader.scalar(count) == 0
-        with sqlite.write() as writer:
+        with database.write() as writer:
             writer.execute(
                 text(
                     "INSERT INTO models (name, version, digest, bytes, signature, metadata, created_at) "
@@ -255,7 +256,7 @@ def test_a_reader_sees_one_snapshot(sqlite: Database) -> None:
                 )
             )
         assert reader.scalar(count) == 0
-    with sqlite.read() as reader:
+    with database.read() as reader:
         assert reader.scalar(count) == 1
 
 

@@ -107,10 +107,10 @@ def test_places_that_are_counted_together_are_those_that_are_counted_alone(datab
         assert place == queries.queue_position(connection, late[0], 200.0)
 
 
-def test_a_queue_is_counted_once_for_all_who_ask(database: Database) -> None:
-    fill(database, 3000)
-    places, found = Places(database), all_jobs(database)
-    with statements(database) as asked:
+def test_a_queue_is_counted_once_for_all_who_ask(sqlite: Database) -> None:
+    fill(sqlite, 3000)
+    places, found = Places(sqlite), all_jobs(sqlite)
+    with statements(sqlite) as asked:
         for job in found[:300]:
             assert places.of([job], 1e9) == {job.id: int(job.id[4:])}
         time.sleep(1.0)  # and as long as nothing is committed
@@ -118,9 +118,9 @@ def test_a_queue_is_counted_once_for_all_who_ask(database: Database) -> None:
     assert len(asked) == 1
 
 
-def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at_most(database: Database) -> None:
-    fill(database, 30_000)
-    with database.read() as connection:
+def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at_most(sqlite: Database) -> None:
+    fill(sqlite, 30_000)
+    with sqlite.read() as connection:
         front, middle, back = (queries.get(connection, f"job-{number:06d}") for number in (10, NEAR, 29_999))
         assert queries.queue_position(connection, front, 1e9, NEAR) == 10
         assert queries.queue_position(connection, middle, 1e9, NEAR) == NEAR
@@ -135,19 +135,19 @@ def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at
     assert near[0] * 20 < whole
 
 
-def test_jobs_that_are_not_due_make_no_poll_read_the_whole_queue(database: Database) -> None:
-    fill(database, 30_000, run_after=2e11)
-    with database.read() as connection:
+def test_jobs_that_are_not_due_make_no_poll_read_the_whole_queue(sqlite: Database) -> None:
+    fill(sqlite, 30_000, run_after=2e11)
+    with sqlite.read() as connection:
         back = queries.get(connection, "job-029999")
         assert queries.queue_position(connection, back, 1e9, NEAR) is None
         whole = steps(connection, lambda: queries.queue_position(connection, back, 1e9))
         assert steps(connection, lambda: queries.queue_position(connection, back, 1e9, NEAR)) * 8 < whole
 
 
-def test_equal_jobs_that_queue_make_no_predict_read_them_all(database: Database) -> None:
-    fill(database, 30_000, request_digest="d")
-    fill(database, 1, id="aaa", state="completed", request_digest="e")
-    with database.read() as connection:
+def test_equal_jobs_that_queue_make_no_predict_read_them_all(sqlite: Database) -> None:
+    fill(sqlite, 30_000, request_digest="d")
+    fill(sqlite, 1, id="aaa", state="completed", request_digest="e")
+    with sqlite.read() as connection:
         assert queries.find_equal(connection, "d") is None
         found = queries.find_equal(connection, "e")
         assert found is not None
@@ -216,12 +216,12 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
-def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(database: Database) -> None:
-    ids = fill(database, 1000)
+def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(sqlite: Database) -> None:
+    ids = fill(sqlite, 1000)
     followed = [ids[-1 - number % 50] for number in range(150)]
 
     async def follow_all() -> None:
-        following = Following(database, Settings(), Places(database), asyncio.Event(), job_events)
+        following = Following(sqlite, Settings(), Places(sqlite), asyncio.Event(), job_events)
         latest: dict[int, JobEvents] = {}
 
         async def follow(number: int) -> None:
@@ -233,12 +233,12 @@ def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(data
         await until(lambda: len(latest) == 150)
         assert len({id(told) for told in latest.values()}) == 50  # one body for each job
         await asyncio.sleep(0.6)
-        with statements(database) as asked:
+        with statements(sqlite) as asked:
             await asyncio.sleep(1.2)
         assert asked == []
         before = dict(latest)
-        with statements(database) as asked:
-            with database.write() as connection:
+        with statements(sqlite) as asked:
+            with sqlite.write() as connection:
                 connection.execute(update(job_rows).where(job_rows.c.id == ids[0]).values(state="running"))
             await until(lambda: all(latest[number].tag != before[number].tag for number in range(150)))
         assert len(asked) < 6  # the commit itself among them

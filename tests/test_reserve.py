@@ -28,42 +28,42 @@ def test_a_reserve_is_made_at_the_start_and_takes_its_space(tmp_path: Path) -> N
     assert status.st_blocks * 512 >= status.st_size
 
 
-def test_what_frees_space_gets_more_and_more_of_the_reserve_which_is_made_whole_again(database: Database) -> None:
-    assert database.refill_reserve()
-    whole, seen = size(database), []
+def test_what_frees_space_gets_more_and_more_of_the_reserve_which_is_made_whole_again(sqlite: Database) -> None:
+    assert sqlite.refill_reserve()
+    whole, seen = size(sqlite), []
 
     def delete(_: Connection) -> str:
-        seen.append(size(database))
+        seen.append(size(sqlite))
         if seen[-1] > whole // 2:
             raise InsufficientStorage("full")
         return "deleted"
 
-    assert database.write_freeing(delete) == "deleted"
+    assert sqlite.write_freeing(delete) == "deleted"
     assert seen[:2] == [whole, whole - reserve.LEAST // 2]
     assert seen == sorted(seen, reverse=True)
-    assert size(database) == whole
+    assert size(sqlite) == whole
 
 
-def test_a_disk_that_stays_full_is_told_and_the_reserve_taken_back(database: Database) -> None:
-    assert database.refill_reserve()
-    whole, seen = size(database), []
+def test_a_disk_that_stays_full_is_told_and_the_reserve_taken_back(sqlite: Database) -> None:
+    assert sqlite.refill_reserve()
+    whole, seen = size(sqlite), []
 
     def delete(_: Connection) -> None:
-        seen.append(size(database))
+        seen.append(size(sqlite))
         raise InsufficientStorage("full")
 
     with pytest.raises(InsufficientStorage):
-        database.write_freeing(delete)
+        sqlite.write_freeing(delete)
     assert (seen[0], seen[-1]) == (whole, 0)
-    assert size(database) == whole
+    assert size(sqlite) == whole
 
 
-def test_other_writers_never_touch_the_reserve(database: Database) -> None:
-    assert database.refill_reserve()
-    whole = size(database)
-    with pytest.raises(InsufficientStorage), database.write():
+def test_other_writers_never_touch_the_reserve(sqlite: Database) -> None:
+    assert sqlite.refill_reserve()
+    whole = size(sqlite)
+    with pytest.raises(InsufficientStorage), sqlite.write():
         raise InsufficientStorage("full")
-    assert size(database) == whole
+    assert size(sqlite) == whole
 
 
 def test_what_takes_space_is_refused_while_the_reserve_is_not_whole(

@@ -50,8 +50,8 @@ def second(busy: bytes) -> float:
 
 
 @pytest.fixture
-def bench(tmp_path: Path, engine: Engine) -> Iterator[Bench]:
-    with opened(tmp_path, tmp_path / "store", engine, chunk_records=10) as bench:
+def bench(database_url: str, tmp_path: Path, engine: Engine) -> Iterator[Bench]:
+    with opened(database_url, tmp_path / "store", engine, chunk_records=10) as bench:
         yield bench
 
 
@@ -361,10 +361,10 @@ def tiny_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_job_waits_while_the_disk_is_full(
-    tmp_path: Path, tiny_disk: Path, engine: Engine, busy: bytes, second: float, capsys: pytest.CaptureFixture[str]
+    database_url: str, tiny_disk: Path, engine: Engine, busy: bytes, second: float, capsys: pytest.CaptureFixture[str]
 ) -> None:
     work: Sequence[float] = [second / 20] * 30
-    with opened(tmp_path, tiny_disk / "store", engine, chunk_records=1) as bench:
+    with opened(database_url, tiny_disk / "store", engine, chunk_records=1) as bench:
         job_id = bench.submit(bench.register("busy", busy), rows_of(*work))
         with bench.worker():
             bench.wait(job_id, lambda job: job.chunks_done >= 2)

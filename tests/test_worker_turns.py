@@ -20,8 +20,8 @@ from batchserve.storage import input_key
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Bench]:
-    with opened(tmp_path, tmp_path / "store", HandEngine(), chunk_records=10) as bench:
+def bench(database_url: str, tmp_path: Path) -> Iterator[Bench]:
+    with opened(database_url, tmp_path / "store", HandEngine(), chunk_records=10) as bench:
         yield bench
 
 

@@ -5,7 +5,10 @@ write transaction begins IMMEDIATE, because one that reads first and writes late
 wrote in between, whatever the busy timeout.
 
 Readers and writers have pools of their own. Writers queue for the one lock, and may take all connections of theirs;
-a reader never waits for a connection, nor in WAL for a lock: the event loop may read inline.
+a reader of SQLite never waits for a connection, nor in WAL for a lock: the event loop may read inline.
+
+PostgreSQL has many writers. What one transaction reads, another may change before the first one writes: statements
+have their guards in WHERE, and where that does not do, a transaction names what it has to itself (`lock`).
 """
 
 import sqlite3
@@ -16,10 +19,10 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -30,8 +33,15 @@ from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptio
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
+CONNECT_TIMEOUT = 5
+"""Seconds until a server that does not answer is unavailable."""
+Subject = Literal["clock", "keys", "models", "schema"]
+"""What a transaction may have to itself. Each has a place of its own among the server's advisory locks."""
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
 _PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+
+# Of PostgreSQL; the second is that of a server that was made a standby.
+_DISK_FULL, _READ_ONLY = "53100", "25006"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +64,16 @@ class Database:
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
         if self._sqlite and (path := make_url(url).database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-        open_engine = _sqlite_engine if self._sqlite else _server_engine
-        self._reads = open_engine(url, max_overflow=-1)  # no more than threads that read at this moment
-        self._writes = open_engine(url).execution_options(batchserve_begin="BEGIN IMMEDIATE")
+        self._reads: Engine
+        self._writes: Engine
+        if self._sqlite:
+            self._reads = _sqlite_engine(url, max_overflow=-1)  # no more than threads that read at this moment
+            self._writes = _sqlite_engine(url).execution_options(batchserve_begin="BEGIN IMMEDIATE")
+        else:
+            self._reads = _server_engine(url, isolation_level="REPEATABLE READ").execution_options(
+                postgresql_readonly=True
+            )
+            self._writes = _server_engine(url, isolation_level="READ COMMITTED")
         self._watcher: sqlite3.Connection | None = None
         self._watching = threading.Lock()
         self._turn = threading.Lock()
@@ -70,12 +87,15 @@ class Database:
             yield connection
 
     @contextmanager
-    def write(self) -> Iterator[Connection]:
+    def write(self, *, exclusive: Subject | None = None) -> Iterator[Connection]:
         """A transaction: committed, durably, when the block ends; rolled back by an exception.
 
-        Raises Unavailable when the database stays locked or does not answer, InsufficientStorage when it is full.
+        `exclusive`: what no other transaction changes or relies on meanwhile, see `lock`. Raises Unavailable when the
+        database stays locked or does not answer, InsufficientStorage when it is full.
         """
         with self._own_turn(), _failures_named(), self._writes.begin() as connection:
+            if exclusive is not None:
+                lock(connection, exclusive)
             yield connection
 
     def write_freeing(self, work: Callable[[Connection], T]) -> T:
@@ -192,6 +212,22 @@ class Database:
         self._writes.dispose()
 
 
+def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> None:
+    """Waits until no other transaction has this lock, and keeps it until the own one ends. Those that share it do not
+    wait for each other, only for one that does not.
+
+    To be taken before what it protects is read, where a transaction acts upon what it has read. Costs nothing on
+    SQLite, which has one writer at a time: a transaction that reads first is never overtaken there.
+    """
+    if connection.dialect.name == "sqlite":
+        return
+    take = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
+    connection.execute(select(take(_LOCKS, get_args(Subject).index(subject))))
+
+
+_LOCKS = 0x6261_7463
+"""Tells our advisory locks from those of others in the same database."""
+
 # Text that is no UTF-8 was not written by us; it must not stop the reading of other rows.
 _text = partial(str, encoding="utf-8", errors="replace")
 
@@ -205,8 +241,22 @@ def _boot_id() -> str:
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else f"boot-{(time.time() - time.monotonic()) // 100:.0f}"
 
 
-def _server_engine(url: str, **pool: Any) -> Engine:
-    return create_engine(url, pool_pre_ping=True, json_serializer=codec.dumps, json_deserializer=codec.loads, **pool)
+def _server_engine(url: str, **options: Any) -> Engine:
+    """A server's connections are counted, and it may hang: a process has 15 at most at each door, waits for none of
+    them and for no answer longer than for SQLite's lock."""
+    limits = f"-c statement_timeout={BUSY_TIMEOUT_MS} -c lock_timeout={BUSY_TIMEOUT_MS}"
+    waits = {"connect_timeout": CONNECT_TIMEOUT, "tcp_user_timeout": BUSY_TIMEOUT_MS, "options": limits}
+    return create_engine(
+        url,
+        connect_args={name: value for name, value in waits.items() if name not in make_url(url).query},
+        pool_size=5,
+        max_overflow=10,
+        pool_timeout=BUSY_TIMEOUT_MS / 1000,
+        pool_pre_ping=True,
+        json_serializer=codec.dumps,
+        json_deserializer=codec.loads,
+        **options,
+    )
 
 
 def _sqlite_engine(url: str, **pool: Any) -> Engine:
@@ -244,8 +294,13 @@ def _is_for_want_of_space(error: BatchserveError) -> bool:
 def _failures_named() -> Iterator[None]:
     try:
         yield
-    except OperationalError as error:
+    except (OperationalError, InternalError) as error:
         cause = error.orig
+        state = getattr(cause, "sqlstate", None)
+        if state == _DISK_FULL:
+            raise InsufficientStorage("the database's disk is full: free some space") from error
+        if isinstance(error, InternalError) and state != _READ_ONLY:
+            raise
         if isinstance(cause, sqlite3.Error):
             if cause.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
                 raise InsufficientStorage("the database's disk is full: free some space") from error

@@ -1,5 +1,6 @@
 """Schema versions. The only door to Alembic."""
 
+import threading
 import time
 from pathlib import Path
 
@@ -7,7 +8,7 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import make_url
+from sqlalchemy import make_url, text
 
 from batchserve.db.connect import Database
 from batchserve.errors import SchemaOutdated, SchemaTooNew, SchemaTooOld
@@ -15,6 +16,7 @@ from batchserve.errors import SchemaOutdated, SchemaTooNew, SchemaTooOld
 _DEVELOPMENT = ("0001", "0002", "0003", "0004")
 """Versions before the first release: no release has had them, and none carries them over."""
 _PACKAGE = Path(__file__).resolve().parent.parent
+_upgrading = threading.Lock()
 
 
 def upgrade(database: Database) -> tuple[str | None, str]:
@@ -30,9 +32,12 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     if before is not None:
         _copy_sqlite(database, before)
     config = _config()
-    with database.write() as connection:
+    # Alembic keeps what it migrates in globals of the process: one thread at a time.
+    with _upgrading, database.write(exclusive="schema") as connection:
+        if connection.dialect.name == "postgresql":
+            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table may take long to change
         config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+        command.upgrade(config, "head")  # which reads the version again, behind the lock
     return before, after
 
 

@@ -79,7 +79,16 @@ def _try(mutant: Mutant, copy: Path) -> Outcome:
 
 def _failing_test(mutant: Mutant, copy: Path) -> str:
     tests = [test for test in mutant.tests if (copy / test.partition("::")[0]).exists()]
-    options = ["-x", "-q", "-p", "no:cacheprovider", "--timeout", "60", "-m", "not faults and not torch"]
+    options = [
+        "-x",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "--timeout",
+        "60",
+        "-m",
+        "not faults and not torch and not postgres",
+    ]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     environment = {"PYTHONPATH": str(copy), "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}
     try:
