@@ -7,7 +7,7 @@ before the jump is old enough, also what is dated in the future.
 
 from sqlalchemy import Connection, insert, select, update
 
-from batchserve.db.connect import Moment
+from batchserve.db.connect import Moment, lock
 from batchserve.db.tables import clock
 
 TOLERANCE = 60.0
@@ -21,6 +21,9 @@ def settled_for(connection: Connection, now: Moment) -> float:
     """Seconds for which the clocks have agreed, as far as the looks so far tell; to be asked often, in a write
     transaction. A new database believes the wall clock."""
     row = connection.execute(select(clock)).mappings().one_or_none()
+    if row is None:  # nearly never: only then may another transaction be the first one as well
+        lock(connection, "clock")
+        row = connection.execute(select(clock)).mappings().one_or_none()
     if row is None:
         values = {"boot": now.clock, "steady": now.steady, "wall": now.wall, "counted": now.wall, "settled": 0.0}
         connection.execute(insert(clock).values(id=1, **values))

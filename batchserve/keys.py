@@ -17,6 +17,7 @@ from contextlib import suppress
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
+from batchserve.db.connect import lock
 from batchserve.db.tables import keys
 from batchserve.domain import EVERY_TENANT, ApiKey, Scope
 from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
@@ -51,6 +52,7 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
         raise InvalidOptions(f"a name is more than a number, which would be taken for an id, got {name!r}")
     if tenant == EVERY_TENANT and scope is not Scope.ADMIN:
         raise InvalidOptions(f"only an admin key may see every tenant ({EVERY_TENANT}): name the tenant of {name!r}")
+    lock(connection, "keys")
     if connection.scalar(select(keys.c.id).where(keys.c.name == name, keys.c.revoked_at.is_(None))) is not None:
         raise Conflict(f"there is a key {name!r} already: revoke it first, or take another name")
     text = generate()

@@ -44,7 +44,7 @@ def register(
     `require` is called with the newest version there is then, and may raise.
     """
     stored = storage.compose(model_key(new.digest), new.artifact)
-    with database.write() as connection:
+    with database.write(exclusive="models") as connection:
         if require is not None:
             require(registry.find_newest(connection, new.name))
         # Of two equal models at the same time, the second finds the first.

@@ -7,6 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, bindparam, exists, func, insert, select, update
 
 from batchserve import rows
+from batchserve.db.connect import lock
 from batchserve.db.tables import jobs, models
 from batchserve.domain import JobState, ModelVersion, Signature
 from batchserve.errors import ModelInUse, ModelNotFound, UnreadableRow
@@ -36,6 +37,7 @@ def add(
     now: float,
 ) -> ModelVersion:
     """Registers the next version. The artifact is in storage already: a version without its bytes never shows."""
+    lock(connection, "models")
     newest = connection.scalar(select(func.max(models.c.version)).where(models.c.name == name)) or 0
     connection.execute(
         insert(models).values(
@@ -120,6 +122,7 @@ def resolve_to_remove(connection: Connection, name: str, version: int) -> ModelV
 
 def delete_if_unused(connection: Connection, model: ModelVersion, now: float) -> None:
     """Removes a version. Raises ModelInUse. The row remains for the jobs that name it."""
+    lock(connection, "models")  # which is shared by all that queue a job for a model
     unfinished = (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
     users = connection.scalar(
         select(func.count()).select_from(jobs).where(jobs.c.model_id == model.id, jobs.c.state.in_(unfinished))

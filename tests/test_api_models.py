@@ -184,9 +184,14 @@ def test_a_version_whose_artifact_is_lost_is_admitted_again(api: Api) -> None:
 
 
 def test_bytes_that_are_registered_while_their_last_version_is_deleted_are_kept(
-    api: Api, monkeypatch: pytest.MonkeyPatch
+    database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The artifact is removed when the registration has stored it anew, and not yet its row."""
+    with running(tmp_path, worker=False, database=database_url) as api:
+        removed_late(api, monkeypatch)
+
+
+def removed_late(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     digest = ok(api.http.put("/v1/models/turning", content=numbered(21)), 201)["digest"]
     artifact = Path(api.settings.storage) / "models" / f"{digest}.onnx"
     stored, answers = threading.Event(), []

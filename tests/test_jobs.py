@@ -515,11 +515,11 @@ def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
 
 def test_only_a_completed_job_answers_for_an_equal_one(database: Database) -> None:
     run(database, "1", FIRST)
-    with database.read() as connection:
+    with database.write() as connection:
         assert queries.find_equal(connection, "r" * 64) is None
     commit(database, FIRST)
     complete(database)
-    with database.read() as connection:
+    with database.write() as connection:
         assert queries.find_equal(connection, "r" * 64) is not None
         assert queries.find_equal(connection, "s" * 64) is None
 

@@ -1,6 +1,5 @@
 """/v1/models: register, look up, and ask a model at once."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Annotated, Any
@@ -136,13 +135,13 @@ async def delete_version(name: Name, version: Version, request: Request, service
     def forget(connection: Connection) -> ModelVersion:
         model = registry.resolve_to_remove(connection, name, version)
         conditional.require(request, _etag(model), exists=True)
-        registry.delete_if_unused(connection, model, time.time())
+        registry.delete_if_unused(connection, model, service.runtime.database.moment(connection).wall)
         return model
 
     def delete() -> None:
-        model = service.runtime.database.write_freeing(forget)
+        model = service.runtime.database.write_freeing(forget, exclusive="models")
         # Again the row first. While this transaction is open, nobody registers these bytes anew.
-        with service.runtime.database.write() as connection:
+        with service.runtime.database.write(exclusive="models") as connection:
             held = holds.any_in_force(connection, service.runtime.database.moment(connection))
             if not held and not registry.has_version(connection, model.digest):
                 service.runtime.storage.delete(model_key(model.digest))

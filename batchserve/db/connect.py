@@ -98,12 +98,12 @@ class Database:
                 lock(connection, exclusive)
             yield connection
 
-    def write_freeing(self, work: Callable[[Connection], T]) -> T:
+    def write_freeing(self, work: Callable[[Connection], T], *, exclusive: Subject | None = None) -> T:
         """A write transaction that removes or ends something. On a full disk it is done in the space of the reserve, so
         `work` may be called several times; only what it has written in the last one counts."""
 
         def written() -> T:
-            with self.write() as connection:
+            with self.write(exclusive=exclusive) as connection:
                 return work(connection)
 
         return self.with_reserve(written)

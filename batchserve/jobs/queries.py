@@ -43,7 +43,8 @@ def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
 
 
 def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAULT_TENANT) -> Job | None:
-    """The latest completed job of a tenant with the same input bytes, model and options."""
+    """The latest completed job of a tenant with the same input bytes, model and options. Its result is not removed
+    before this transaction, of `Database.write()`, ends."""
     values = {"digest": request_digest, "its_tenant": tenant}
     row = connection.execute(_LATEST_EQUAL, values).mappings().one_or_none()
     if row is None:
@@ -225,10 +226,13 @@ _ALIKE = (
     .limit(1000)
     .subquery()
 )
-_EQUAL = JOBS.where(jobs.c.id.in_(select(_ALIKE.c.id).where(_ALIKE.c.state == JobState.COMPLETED)))
+_EQUAL = JOBS.where(
+    jobs.c.id.in_(select(_ALIKE.c.id).where(_ALIKE.c.state == JobState.COMPLETED)), jobs.c.state == JobState.COMPLETED
+).with_for_update(read=True, of=jobs)
 _LATEST_EQUAL = JOBS.where(
-    jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery()
-)
+    jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery(),
+    jobs.c.state == JobState.COMPLETED,  # again: it may have expired while this statement waited for its row
+).with_for_update(read=True, of=jobs)
 _MOST_EQUAL = 100
 """Equal jobs that are looked at when the latest of them cannot be read."""
 _ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)

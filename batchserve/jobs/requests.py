@@ -7,6 +7,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, select, up
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
+from batchserve.db.connect import lock
 from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import DEFAULT_TENANT, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
@@ -80,6 +81,7 @@ def enqueue_if_uploaded(
         "queued_at": now,
     }
     rows.require_written(values)
+    lock(connection, "models", shared=True)
     queued = changed(connection, _ENQUEUE, {"job": job_id, "model": model.id, **values})
     if not queued and get(connection, job_id).state is JobState.UPLOADED:
         raise ModelNotFound(f"the model {model.reference} was deleted")
@@ -119,6 +121,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
 
     Raises JobConflict in any other state, and when its input was removed or the model deleted meanwhile.
     """
+    lock(connection, "models", shared=True)
     retried = changed(
         connection,
         update(jobs)
@@ -169,6 +172,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
     """
     require_failed_rows(job)
     row = connection.execute(select(jobs).where(jobs.c.id == job.id).with_for_update(read=True)).mappings().one()
+    lock(connection, "models", shared=True)
     if not connection.scalar(select(_is_registered(row["model_id"]))):
         raise _model_is_gone(job)
     own = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}

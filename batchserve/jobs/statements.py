@@ -117,9 +117,10 @@ def _job(row: RowMapping, further: Mapping[str, list[RowMapping]]) -> Job:
 
 def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
     """Of rows that may be damaged: results whose keys are none of ours are left to the sweep, and the key of an upload
-    is known."""
+    is known. No other transaction changes them before this one ends; all lock in one order, so that none waits in a
+    circle."""
     query = select(jobs.c.id, jobs.c.state, jobs.c.result_key, jobs.c.errors_key, jobs.c.attempt).where(*guards)
-    found = connection.execute(query).mappings().all()
+    found = connection.execute(query.order_by(jobs.c.id).with_for_update()).mappings().all()
     keys: dict[str, list[str]] = {row["id"]: [] for row in found}
     its_inputs = select(inputs.c.job_id, inputs.c.key).where(inputs.c.job_id.in_(keys), inputs.c.owned)
     for job_id, key in connection.execute(its_inputs.order_by(inputs.c.job_id, inputs.c.number)).all():

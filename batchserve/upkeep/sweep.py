@@ -125,7 +125,7 @@ def _remove_models(database: Database, storage: Storage, before: float) -> int:
     """Removes the artifacts of versions that were deleted while a hold was in force, or just before a crash."""
     removed = 0
     for artifact in _unused_models(database, storage, before):
-        with database.write() as connection:  # while it is open, nobody registers these bytes anew
+        with database.write(exclusive="models") as connection:  # nobody registers these bytes anew meanwhile
             held = holds.any_in_force(connection, database.moment(connection))
             if not held and not registry.has_version(connection, digest_of_model(artifact.key)):
                 storage.delete(artifact.key)

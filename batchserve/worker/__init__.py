@@ -30,6 +30,9 @@ __all__ = ["Worker"]
 
 log = get_logger()
 
+_LONGEST_NAME = 64
+"""Characters of a worker's name that the database keeps."""
+
 _FAILED_CLAIMS = 3
 """In a row, after which a worker says that it cannot claim."""
 _PAUSE_AFTER_FAILURE = 0.2
@@ -42,7 +45,7 @@ class Worker:
         self, runtime: Runtime, notify: Callable[[str], None] | None = None, clock: Clock | None = None
     ) -> None:
         """`notify` is called with the ID of each job whose attempt ends here, from the worker's thread."""
-        self.name = f"{socket.gethostname()}-{os.getpid()}"
+        self.name = f"{socket.gethostname()}-{os.getpid()}"[-_LONGEST_NAME:]  # a host's name differs at its end
         self._runtime, self._database, self._settings = runtime, runtime.database, runtime.settings
         self._notify = notify or _no_notification
         self._clock = clock or Clock(runtime.database)

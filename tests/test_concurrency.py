@@ -1,0 +1,210 @@
+"""Transactions that meet: on every kind of database one of them is as if it had come after the other."""
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import pytest
+from service import ok, running
+from sqlalchemy import Connection, text
+
+from batchserve import clock, keys, registry
+from batchserve.db.connect import Database, Moment
+from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, Scope, ScoredChunk, Signature
+from batchserve.errors import BatchserveError, Conflict, ModelInUse, ModelNotFound, NotFound
+from batchserve.jobs import execution, plan, queries, requests
+
+Act = Callable[[Connection], Any]
+CHUNK = Chunk(0, 10, 0, 100)
+
+
+def meet(database: Database, first: Act, second: Act) -> tuple[Any, Any]:
+    """What two transactions give, or raise, of which the second begins when the first has done all but commit."""
+    acted = threading.Event()
+
+    def earlier() -> Any:
+        try:
+            with database.write() as connection:
+                outcome = first(connection)
+                acted.set()
+                time.sleep(0.3)
+                return outcome
+        finally:
+            acted.set()
+
+    def later() -> Any:
+        assert acted.wait(10)
+        with database.write() as connection:
+            return second(connection)
+
+    def outcome_of(act: Callable[[], Any]) -> Any:
+        try:
+            return act()
+        except BatchserveError as error:
+            return error
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = [pool.submit(outcome_of, act) for act in (earlier, later)]
+        return outcomes[0].result(), outcomes[1].result()
+
+
+def add(connection: Connection, name: str = "iris", digest: str = "d1") -> ModelVersion:
+    return registry.add(connection, name, digest, 1, Signature((), ()), {}, 1.0)
+
+
+def upload(connection: Connection, job_id: str) -> None:
+    requests.create(
+        connection, requests.NewInput(job_id, f"inputs/{job_id}", 1, "s", "csv", Dialect(), None), None, 1.0
+    )
+
+
+def enqueue(connection: Connection, job_id: str, model: ModelVersion) -> bool:
+    return requests.enqueue_if_uploaded(
+        connection, job_id, model, Options("csv"), "r", metadata={}, priority=0, run_after=None, now=2.0
+    )
+
+
+@pytest.fixture
+def model(database: Database) -> ModelVersion:
+    with database.write() as connection:
+        return add(connection)
+
+
+def test_registrations_of_one_name_that_meet_give_two_versions(database: Database) -> None:
+    made = meet(database, lambda c: add(c, digest="d1"), lambda c: add(c, digest="d2"))
+    assert [version.version for version in made] == [1, 2]
+
+
+def test_no_job_is_queued_for_a_model_that_is_being_deleted(database: Database, model: ModelVersion) -> None:
+    with database.write() as connection:
+        upload(connection, "1")
+    deleted, queued = meet(
+        database, lambda c: registry.delete_if_unused(c, model, 3.0), lambda c: enqueue(c, "1", model)
+    )
+    assert deleted is None
+    assert isinstance(queued, ModelNotFound)
+
+
+def test_a_model_for_which_a_job_is_being_queued_is_not_deleted(database: Database, model: ModelVersion) -> None:
+    with database.write() as connection:
+        upload(connection, "1")
+    queued, deleted = meet(
+        database, lambda c: enqueue(c, "1", model), lambda c: registry.delete_if_unused(c, model, 3.0)
+    )
+    assert queued is True
+    assert isinstance(deleted, ModelInUse)
+
+
+def test_a_model_whose_job_is_being_retried_is_not_deleted(database: Database, model: ModelVersion) -> None:
+    with database.write() as connection:
+        upload(connection, "1")
+        enqueue(connection, "1", model)
+        requests.request_cancel(connection, "1", 3.0)
+    retried, deleted = meet(
+        database,
+        lambda c: requests.retry_if_stopped(c, "1", 4.0),
+        lambda c: registry.delete_if_unused(c, model, 5.0),
+    )
+    assert retried.state == "queued"
+    assert isinstance(deleted, ModelInUse)
+
+
+def test_jobs_are_queued_for_one_model_at_the_same_time(database: Database, model: ModelVersion) -> None:
+    with database.write() as connection:
+        for job_id in ("1", "2"):
+            upload(connection, job_id)
+    queued = meet(database, lambda c: enqueue(c, "1", model), lambda c: enqueue(c, "2", model))
+    assert queued == (True, True)
+
+
+def test_a_job_takes_no_result_that_is_being_deleted(database: Database, model: ModelVersion) -> None:
+    complete(database, model, "1")
+    deleted, equal = meet(
+        database, lambda c: requests.delete_if_not_running(c, "1"), lambda c: queries.find_equal(c, "r")
+    )
+    assert deleted.result_key == "results/1-1"
+    assert equal is None
+
+
+def test_a_result_that_is_being_taken_is_named_before_its_job_is_deleted(
+    database: Database, model: ModelVersion
+) -> None:
+    """Or its bytes would be removed: nobody names them yet."""
+    complete(database, model, "1")
+    with database.write() as connection:
+        upload(connection, "2")
+
+    def take(connection: Connection) -> bool:
+        equal = queries.find_equal(connection, "r")
+        assert equal is not None
+        return enqueue(connection, "2", model) and requests.complete_as_equal_if_queued(connection, "2", equal, 5.0)
+
+    def delete(connection: Connection) -> set[str]:
+        requests.delete_if_not_running(connection, "1")
+        return queries.named_results(connection, ["results/1-1"])
+
+    assert meet(database, take, delete) == (True, {"results/1-1"})
+
+
+def complete(database: Database, model: ModelVersion, job_id: str) -> None:
+    with database.write() as connection:
+        upload(connection, job_id)
+        enqueue(connection, job_id, model)
+        execution.claim_due(connection, "w", 30.0, Moment(3.0, 3.0, "c"), 1)
+        plan.add_chunks_if_mine(connection, job_id, 1, [CHUNK], complete=True)
+        plan.commit_chunk_if_mine(connection, job_id, 1, ScoredChunk(CHUNK, 0, 1, "c", 0), 0.5)
+        execution.complete_if_mine(connection, job_id, 1, Result(f"results/{job_id}-1", 1, "a", None, 0), {}, 4.0)
+
+
+def test_of_two_keys_with_one_name_that_meet_one_is_refused(database: Database) -> None:
+    made, refused = meet(
+        database,
+        lambda c: keys.create(c, "ada", Scope.USER, "default", 1.0),
+        lambda c: keys.create(c, "ada", Scope.USER, "default", 1.0),
+    )
+    assert made[0].name == "ada"
+    assert isinstance(refused, Conflict)
+    with database.write() as connection:
+        keys.revoke(connection, "ada", 2.0)
+        with pytest.raises(NotFound):
+            keys.revoke(connection, "ada", 2.0)
+
+
+def test_workers_that_look_at_the_clock_first_together_make_one_row(database: Database) -> None:
+    now = Moment(5.0, 5.0, "c")
+    assert meet(database, lambda c: clock.settled_for(c, now), lambda c: clock.settled_for(c, now)) == (5.0, 5.0)
+
+
+def test_a_host_with_the_longest_of_names_has_a_worker(
+    database_url: str, tmp_path: Path, iris_onnx: Path, iris_csv: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "h" * 64)
+    with running(tmp_path, database=database_url) as api:
+        api.register("iris", iris_onnx)
+        assert api.run(iris_csv.read_bytes(), "iris")["state"] == "completed"
+
+
+def test_registrations_and_deletions_of_one_model_that_meet_are_all_answered(
+    database_url: str, tmp_path: Path, iris_onnx: Path
+) -> None:
+    """The last one decides whether the artifact is there; whatever the order, none is a 500."""
+    content = iris_onnx.read_bytes()
+    with running(tmp_path, worker=False, database=database_url) as api, ThreadPoolExecutor(4) as pool:
+        for number in range(3):
+            put = [pool.submit(api.http.put, f"/v1/models/m{number}", content=content) for _ in range(3)]
+            assert {answer.result().status_code for answer in put} <= {200, 201}
+            gone = [pool.submit(api.http.delete, f"/v1/models/m{number}/versions/1") for _ in range(3)]
+            assert sorted(answer.result().status_code for answer in gone) == [204, 404, 404]
+        assert ok(api.http.put("/v1/models/last", content=content), 201)["version"] == 1
+        assert (tmp_path / "models").is_dir()
+
+
+def test_a_read_changes_nothing(database_url: str) -> None:
+    if database_url.startswith("sqlite"):
+        pytest.skip("SQLite has no transactions that only read")
+    with closing(Database(database_url)) as database, pytest.raises(BatchserveError), database.read() as connection:
+        connection.execute(text("DELETE FROM models"))
