@@ -13,6 +13,7 @@ import orjson
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import (
     ApiKey,
     Attempt,
@@ -223,21 +224,19 @@ def model(row: Row, prefix: str = "") -> ModelVersion:
         return ModelVersion(**values)
 
 
-_signatures: dict[str, Signature] = {}
+_signatures: VersionedCache[str, Signature] = VersionedCache(256)
 
 
 def signature(text: str) -> Signature:
     """Raises ValueError."""
     # Rows with the same text are read at every poll of a job; parsing costs more than the query.
-    known = _signatures.get(text)
+    known = _signatures.get(text, ALWAYS)
     if known is None:
         orjson.loads(text)  # pydantic would take infinities, and NaN
         known = signature_adapter.validate_json(text)
         if known.batch < 1 or known.threads < 1 or (known.records_per_second or 0.0) < 0:
             raise ValueError("expected a signature with a batch and threads of at least 1")
-        if len(_signatures) > 256:
-            _signatures.clear()
-        _signatures[text] = known
+        _signatures.put(text, ALWAYS, known)
     return known
 
 

@@ -434,9 +434,9 @@ def test_kept_answers_to_polls_go_to_their_tenant_alone(guarded: Guarded, monkey
     given = 0
     get = AnswerCache.get
 
-    def counted(self: AnswerCache, tenant: str, path: str, version: int | None) -> Any:
+    def counted(self: AnswerCache, key: tuple[str, str], version: int | None) -> Any:
         nonlocal given
-        answer = get(self, tenant, path, version)
+        answer = get(self, key, version)
         given += answer is not None
         return answer
 

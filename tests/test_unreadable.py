@@ -307,7 +307,7 @@ def test_an_idempotency_key_that_cannot_be_read_is_a_clear_problem(
         ok(api.http.post(**send | {"headers": {"idempotency-key": "another"}}), 202)
         assert unreadable_rows(api, 1)
         with closing(Database(api.settings.database_url)) as database:
-            (row,) = mend_unreadable(database, open_storage(str(tmp_path)), time.time())
+            (row,) = mend_unreadable(database, open_storage(str(tmp_path)))
         assert (row.table, row.key) == ("idempotency_keys", ("default", "mine"))
         ok(api.http.post(**send), 202)
 

@@ -1,13 +1,16 @@
 """Who sends a request, known before anything of it is read: its API key, and what that is for."""
 
 import hashlib
+from functools import partial
 from typing import Annotated, Any
 
 from fastapi import Depends, Request
+from sqlalchemy import Connection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import keys
 from batchserve.api import problems
+from batchserve.db.cache import VersionedCache
 from batchserve.db.connect import Database
 from batchserve.domain import Caller
 from batchserve.domain import Scope as KeyScope
@@ -28,39 +31,47 @@ SECURITY_SCHEMES = {
 
 
 class Keyring:
-    """The keys that were seen, each until anything is committed to the database by anybody: so a revocation counts at
-    once. Keeps nothing where the database has no version."""
+    """The keys that were seen, each until anything is committed to the database: so a revocation counts at once."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
-        self.version: int | None = None
-        """Of the database, at the latest look."""
-        self._callers: dict[str, Caller] = {}
+        self._callers: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
+
+    async def identify(self, authorization: str | None) -> tuple[Caller, int | None]:
+        """Who sends this header, and the version of the database by which that is known.
+
+        Raises Unauthorized, and Unavailable when the database does not answer.
+        """
+        digest, version = _digest(authorization), self._database.version()
+        caller = self._callers.get(digest, version)
+        if caller is None:
+            caller = await self._database.fetch(partial(_look_up, authorization))
+            self._callers.put(digest, version, caller)
+        return caller, version
 
     def caller(self, authorization: str | None) -> Caller:
-        """Raises Unauthorized, and Unavailable when the database does not answer."""
-        version = self._database.version()
-        if version is None or version != self.version:
-            self._callers.clear()
-            self.version = version
-        # Kept by digest: the texts of keys stay in memory no longer than their requests.
-        kept = hashlib.sha256((authorization or "").encode()).hexdigest()
-        caller = self._callers.get(kept)
+        """The same for code that is in a thread already, or may wait."""
+        digest, version = _digest(authorization), self._database.version()
+        caller = self._callers.get(digest, version)
         if caller is None:
-            caller = self._look_up(authorization)
-            if version is not None and len(self._callers) < SIZE:
-                self._callers[kept] = caller
+            with self._database.read() as connection:
+                caller = _look_up(authorization, connection)
+            self._callers.put(digest, version, caller)
         return caller
 
-    def _look_up(self, authorization: str | None) -> Caller:
-        with self._database.read() as connection:
-            if not keys.exist(connection):
-                return Caller()
-            text = _bearer(authorization)
-            key = keys.find(connection, text)
-        if key is None:
-            raise Unauthorized("this API key is not known, or was revoked")
-        return Caller(key.tenant, key.scope)
+
+def _digest(authorization: str | None) -> bytes:
+    """The texts of keys stay in memory no longer than their requests."""
+    return hashlib.sha256((authorization or "").encode()).digest()
+
+
+def _look_up(authorization: str | None, connection: Connection) -> Caller:
+    if not keys.exist(connection):
+        return Caller()
+    key = keys.find(connection, _bearer(authorization))
+    if key is None:
+        raise Unauthorized("this API key is not known, or was revoked")
+    return Caller(key.tenant, key.scope)
 
 
 class AuthMiddleware:
@@ -73,7 +84,7 @@ class AuthMiddleware:
         if scope["type"] == "http" and not is_public(scope["path"]):
             keyring: Keyring = scope["app"].state.keyring
             try:
-                scope["caller"], scope["database_version"] = keyring.caller(_given(scope)), keyring.version
+                scope["caller"], scope["database_version"] = await keyring.identify(_given(scope))
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)
                 return

@@ -1,12 +1,10 @@
 """Answers about jobs, kept while they are true: clients that poll ask the same thing many times a second."""
 
-import time
-from dataclasses import dataclass
-
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve.api import conditional
+from batchserve.db.cache import VersionedCache
 from batchserve.domain import Caller
 
 MAX_AGE = 0.25
@@ -15,40 +13,12 @@ _NOT_HERE = conditional.HEADERS - {b"if-none-match"}
 """Preconditions that may fail: their route tells so."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Kept:
-    answer: Response
-    version: int
-    until: float
-    """On the monotonic clock."""
-
-
-class AnswerCache:
-    """The latest answers by tenant and path, each until anything is committed to the database by anybody, or MAX_AGE
-    seconds.
-
-    So a commit is never missed, and what the clock alone changes (speed, time left, the place in the queue behind
-    jobs that become due) is a quarter of a second old at most. Keeps nothing where the database has no version.
-    """
+class AnswerCache(VersionedCache[tuple[str, str], Response]):
+    """The latest answers by tenant and path. What the clock alone changes (speed, time left, the place in the queue
+    behind jobs that become due) is a quarter of a second old at most."""
 
     def __init__(self) -> None:
-        self._kept: dict[tuple[str, str], _Kept] = {}
-
-    def keep(self, tenant: str, path: str, answer: Response, version: int | None) -> None:
-        """`version`: of the database, before what the answer tells was read."""
-        if version is None:
-            return
-        self._kept.pop((tenant, path), None)
-        self._kept[tenant, path] = _Kept(answer, version, time.monotonic() + MAX_AGE)
-        if len(self._kept) > SIZE:
-            del self._kept[next(iter(self._kept))]  # the oldest
-
-    def get(self, tenant: str, path: str, version: int | None) -> Response | None:
-        """`version`: of the database now."""
-        kept = self._kept.get((tenant, path))
-        if kept is None or kept.until < time.monotonic() or kept.version != version:
-            return None
-        return kept.answer
+        super().__init__(SIZE, MAX_AGE)
 
 
 class CacheMiddleware:
@@ -76,7 +46,7 @@ def _kept_answer(scope: Scope) -> Response | None:
         return None
     answers: AnswerCache = scope["app"].state.answers
     caller: Caller = scope["caller"]
-    answer = answers.get(caller.tenant, scope["path"], scope["database_version"])
+    answer = answers.get((caller.tenant, scope["path"]), scope["database_version"])
     if answer is None or b"if-none-match" not in names:
         return answer
     return conditional.answered(Request(scope), answer.headers["etag"]) or answer

@@ -124,7 +124,7 @@ async def get_job(
     body = await read_body(service, job_id)
     tag = _etag(body)
     answer = job_response(body, 200, {"etag": tag})
-    request.app.state.answers.keep(caller_of(request).tenant, request.scope["path"], answer, version)
+    request.app.state.answers.put((caller_of(request).tenant, request.scope["path"]), version, answer)
     return conditional.answered(request, tag) or answer
 
 

@@ -76,7 +76,7 @@ def mend(storage: Storage = None, database: Database = None, as_json: AsJson = F
 
     settings = settings_of(storage, database)
     with open_database(settings) as opened:
-        mended = mend_unreadable(opened, open_storage(settings.storage), time.time())
+        mended = mend_unreadable(opened, open_storage(settings.storage))
     if as_json:
         print_json([asdict(row) for row in mended])
     for row in mended:

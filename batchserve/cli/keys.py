@@ -1,7 +1,6 @@
 """`batchserve keys ...`: API keys are made and revoked beside the database, never over HTTP."""
 
 import sys
-import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -38,7 +37,7 @@ def create(
         with opened.read() as connection:
             first = not keys.exist(connection)
         with opened.write() as connection:
-            key, text = keys.create(connection, name, scope, tenant, time.time())
+            key, text = keys.create(connection, name, scope, tenant, opened.moment(connection).wall)
     if as_json:
         print_json(_shown(key) | {"key": text})
     else:
@@ -91,7 +90,9 @@ def revoke(
     from batchserve.runtime import open_database
 
     with open_database(settings_of(storage, database)) as opened:
-        key = opened.write_freeing(lambda connection: keys.revoke(connection, reference, time.time()))
+        key = opened.write_freeing(
+            lambda connection: keys.revoke(connection, reference, opened.moment(connection).wall)
+        )
     if as_json:
         print_json(_shown(key))
     say(f"Key [bold]{escape(key.name)}[/] ({key.prefix}...) is revoked.")

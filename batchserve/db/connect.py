@@ -11,6 +11,7 @@ PostgreSQL has many writers. What one transaction reads, another may change befo
 have their guards in WHERE, and where that does not do, a transaction names what it has to itself (`lock`).
 """
 
+import asyncio
 import sqlite3
 import threading
 import time
@@ -85,6 +86,20 @@ class Database:
         """A consistent snapshot. Raises Unavailable when the database does not answer."""
         with _failures_named(), self._reads.connect() as connection:
             yield connection
+
+    async def fetch(self, read: Callable[[Connection], T]) -> T:
+        """What `read` gives of one snapshot, for the event loop. Raises Unavailable when the database does not answer.
+
+        SQLite is read at once: that costs less than a thread, and waits for no writer. A server is asked from a
+        thread, so that one that is slow, or does not answer, stops nothing else.
+        """
+        if self._sqlite:
+            return self._read(read)
+        return await asyncio.to_thread(self._read, read)
+
+    def _read(self, read: Callable[[Connection], T]) -> T:
+        with self.read() as connection:
+            return read(connection)
 
     @contextmanager
     def write(self, *, exclusive: Subject | None = None) -> Iterator[Connection]:

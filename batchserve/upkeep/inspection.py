@@ -236,7 +236,7 @@ def find_unreadable(database: Database) -> Iterator[Unreadable]:
         yield from page
 
 
-def mend_unreadable(database: Database, storage: Storage, now: float) -> list[Unreadable]:
+def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
     """Takes each such row away: a job goes with its bytes, and so does one with a chunk that cannot be read; a key is
     revoked and a model version removed; attempts and idempotency keys are forgotten. Returns those rows."""
     found = list(find_unreadable(database))
@@ -245,9 +245,10 @@ def mend_unreadable(database: Database, storage: Storage, now: float) -> list[Un
             owned = requests.remove_whatever_its_state(connection, job_id)
         if owned is not None:
             retention.remove_bytes(database, storage, owned)
-    ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}
     forgotten = {"attempts": attempts, "idempotency_keys": idempotency_keys}
-    with database.write() as connection:
+    with database.write(exclusive="models") as connection:
+        now = database.moment(connection).wall
+        ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}
         for row in found:
             if row.table in ends:
                 table, values = ends[row.table]

@@ -139,7 +139,7 @@ MUTANTS = (
     ),
     # Visibility and protocol
     Mutant(
-        "a poll sees every commit", "batchserve/api/cache.py", " or kept.version != version", "",
+        "a poll sees every commit", "batchserve/db/cache.py", " or kept[1] != version", "",
         ("tests/test_api_jobs.py",),
     ),
     Mutant(

@@ -1,0 +1,45 @@
+"""What was read from the database, kept while it is true."""
+
+import math
+import threading
+import time
+from typing import Generic, TypeVar
+
+__all__ = ["ALWAYS", "VersionedCache"]
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+ALWAYS = 0
+"""The version of what no commit makes untrue."""
+
+
+class VersionedCache(Generic[K, V]):
+    """The latest `size` values by key, each until the database has another version, or for `max_age` seconds.
+
+    A value is put with the version that the database had before the value was read: so a commit is never missed. One
+    without a version (None, see `Database.version`) is not kept, and none is found for one: where the database cannot
+    tell of commits, everything is read anew. For all threads.
+    """
+
+    def __init__(self, size: int, max_age: float = math.inf) -> None:
+        self._size, self._max_age = size, max_age
+        self._kept: dict[K, tuple[V, int, float]] = {}
+        self._putting = threading.Lock()
+
+    def get(self, key: K, version: int | None) -> V | None:
+        """`version`: of the database now."""
+        kept = self._kept.get(key)
+        if kept is None or kept[1] != version or (kept[2] != math.inf and kept[2] < time.monotonic()):
+            return None
+        return kept[0]
+
+    def put(self, key: K, version: int | None, value: V) -> None:
+        """`version`: of the database, before what the value tells was read."""
+        if version is None:
+            return
+        with self._putting:
+            self._kept.pop(key, None)
+            self._kept[key] = value, version, time.monotonic() + self._max_age
+            if len(self._kept) > self._size:
+                del self._kept[next(iter(self._kept))]  # the oldest

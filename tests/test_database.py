@@ -1,0 +1,159 @@
+"""The doors to the database, the same for every kind of it, and what is kept of what was read there."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, text
+
+from batchserve.db import connect
+from batchserve.db.cache import ALWAYS, VersionedCache
+from batchserve.db.connect import Database, lock
+from batchserve.errors import Unavailable
+
+Sleep = Callable[[Connection], Any]
+HUNG = text("SELECT pg_sleep(20)")
+
+
+@pytest.fixture
+def postgres(request: pytest.FixtureRequest) -> str:
+    """The address of a PostgreSQL database, for what only a server does."""
+    url: str = request.getfixturevalue("postgres_server").migrated()
+    return url
+
+
+# --- reading from the event loop ---
+
+
+def test_the_event_loop_reads_one_snapshot(database: Database) -> None:
+    count = text("SELECT count(*) FROM holds")
+
+    def read(connection: Connection) -> tuple[int, int]:
+        first = connection.scalar(count)
+        with database.write() as other:
+            other.execute(text("INSERT INTO holds (name, until, clock) VALUES ('h', 1.0, 'c')"))
+        return first, connection.scalar(count)
+
+    assert asyncio.run(database.fetch(read)) == (0, 0)
+    assert asyncio.run(database.fetch(lambda connection: connection.scalar(count))) == 1
+
+
+def test_sqlite_is_read_without_a_thread_and_a_server_from_one(database: Database) -> None:
+    reader = asyncio.run(database.fetch(lambda _: threading.get_ident()))
+    assert (reader == threading.get_ident()) == database.url.startswith("sqlite")
+
+
+@pytest.mark.postgres
+def test_the_event_loop_goes_on_while_a_server_does_not_answer(postgres: str) -> None:
+    async def ticks_meanwhile() -> int:
+        hung = asyncio.create_task(database.fetch(lambda connection: connection.execute(text("SELECT pg_sleep(0.5)"))))
+        ticks = 0
+        while not hung.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        return ticks
+
+    with closing(Database(postgres)) as database:
+        assert asyncio.run(ticks_meanwhile()) >= 10
+
+
+# --- limits of a server ---
+
+
+@pytest.mark.postgres
+def test_a_server_that_takes_long_to_answer_is_unavailable(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 200)
+    began = time.monotonic()
+    with closing(Database(postgres)) as database:
+        for door in (database.read, database.write):
+            with pytest.raises(Unavailable), door() as connection:
+                connection.execute(HUNG)
+    assert time.monotonic() - began < 10
+
+
+@pytest.mark.postgres
+def test_who_waits_too_long_for_another_transaction_is_told_so(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with closing(Database(postgres)) as holder, holder.write(exclusive="models"):
+        monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 200)
+        with closing(Database(postgres)) as database:
+            with pytest.raises(Unavailable), database.write(exclusive="models"):
+                pass
+            with pytest.raises(Unavailable), database.write() as connection:
+                lock(connection, "models", shared=True)
+            with database.write(exclusive="keys") as connection:  # another subject
+                assert connection.scalar(text("SELECT 1")) == 1
+
+
+@pytest.mark.postgres
+def test_a_server_that_does_not_take_connections_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "CONNECT_TIMEOUT", 2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        url = f"postgresql+psycopg://u@127.0.0.1:{silent.getsockname()[1]}/d"
+        began = time.monotonic()
+        with closing(Database(url)) as database, pytest.raises(Unavailable), database.read():
+            pass
+        assert time.monotonic() - began < 10
+
+
+@pytest.mark.postgres
+def test_however_many_threads_read_a_server_sees_few_connections(postgres: str) -> None:
+    count = text("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database()")
+
+    def read(_: int) -> int:
+        with database.read() as connection:
+            connection.execute(text("SELECT pg_sleep(0.05)"))
+            seen: int = connection.scalar(count) or 0
+            return seen
+
+    with closing(Database(postgres)) as database, ThreadPoolExecutor(40) as pool:
+        assert 5 <= max(pool.map(read, range(120))) <= 15
+
+
+@pytest.mark.postgres
+def test_the_server_tells_the_time(postgres: str) -> None:
+    with closing(Database(postgres)) as database, database.read() as connection:
+        first, second = database.moment(connection), database.moment(connection)
+    assert first.clock == "database"
+    assert abs(first.wall - time.time()) < 60
+    assert first.wall < second.wall == second.steady
+
+
+# --- what is kept ---
+
+
+def test_what_was_read_is_kept_until_a_commit(sqlite: Database) -> None:
+    cache: VersionedCache[str, int] = VersionedCache(2)
+    cache.put("a", sqlite.version(), 1)
+    assert cache.get("a", sqlite.version()) == 1
+    with sqlite.write() as connection:
+        connection.execute(text("INSERT INTO holds (name, until, clock) VALUES ('h', 1.0, 'c')"))
+    assert cache.get("a", sqlite.version()) is None
+
+
+def test_nothing_is_kept_of_a_database_that_cannot_tell_of_commits() -> None:
+    cache: VersionedCache[str, int] = VersionedCache(2)
+    cache.put("a", None, 1)
+    assert cache.get("a", None) is None
+    cache.put("a", 7, 1)
+    assert cache.get("a", None) is None
+
+
+def test_the_oldest_value_gives_way() -> None:
+    cache: VersionedCache[str, int] = VersionedCache(2)
+    for key, value in (("a", 1), ("b", 2), ("a", 3), ("c", 4)):
+        cache.put(key, ALWAYS, value)
+    assert [cache.get(key, ALWAYS) for key in "abc"] == [3, None, 4]
+
+
+def test_a_value_has_its_age() -> None:
+    cache: VersionedCache[str, int] = VersionedCache(2, max_age=0.05)
+    cache.put("a", ALWAYS, 1)
+    assert cache.get("a", ALWAYS) == 1
+    time.sleep(0.06)
+    assert cache.get("a", ALWAYS) is None
