@@ -14,7 +14,7 @@ from sqlalchemy import Connection, text
 
 from batchserve import clock, keys, registry
 from batchserve.db.connect import Database, Moment
-from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, Scope, ScoredChunk, Signature
+from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, Scope, ScoredChunk, Signature, StoredInput
 from batchserve.errors import BatchserveError, Conflict, ModelInUse, ModelNotFound, NotFound
 from batchserve.jobs import execution, plan, queries, requests
 
@@ -57,9 +57,8 @@ def add(connection: Connection, name: str = "iris", digest: str = "d1") -> Model
 
 
 def upload(connection: Connection, job_id: str) -> None:
-    requests.create(
-        connection, requests.NewInput(job_id, f"inputs/{job_id}", 1, "s", "csv", Dialect(), None), None, 1.0
-    )
+    stored = StoredInput(f"inputs/{job_id}", "csv", Dialect(), 1, "s")
+    requests.create(connection, job_id, [stored], None, 1.0)
 
 
 def enqueue(connection: Connection, job_id: str, model: ModelVersion) -> bool:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, text
 from batchserve.db import connect
 from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.db.connect import Database, lock
-from batchserve.errors import Unavailable
+from batchserve.errors import InvalidOptions, Unavailable
 
 Sleep = Callable[[Connection], Any]
 HUNG = text("SELECT pg_sleep(20)")
@@ -113,6 +113,13 @@ def test_however_many_threads_read_a_server_sees_few_connections(postgres: str) 
 
     with closing(Database(postgres)) as database, ThreadPoolExecutor(40) as pool:
         assert 5 <= max(pool.map(read, range(120))) <= 15
+
+
+@pytest.mark.postgres
+def test_a_value_that_a_server_cannot_hold_is_refused(postgres: str) -> None:
+    row = "INSERT INTO holds (name, until, clock) VALUES (:name, 1.0, 'c')"
+    with closing(Database(postgres)) as database, pytest.raises(InvalidOptions), database.write() as connection:
+        connection.execute(text(row), {"name": "h" * 33})
 
 
 @pytest.mark.postgres

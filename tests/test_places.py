@@ -216,6 +216,10 @@ async def until(done: Callable[[], bool]) -> None:
             await asyncio.sleep(0.01)
 
 
+async def always() -> bool:
+    return True
+
+
 def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(sqlite: Database) -> None:
     ids = fill(sqlite, 1000)
     followed = [ids[-1 - number % 50] for number in range(150)]
@@ -225,7 +229,7 @@ def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(sqli
         latest: dict[int, JobEvents] = {}
 
         async def follow(number: int) -> None:
-            async with aclosing(following.follow(followed[number], lambda: True)) as changes:
+            async with aclosing(following.follow(followed[number], always)) as changes:
                 async for change in changes:
                     latest[number] = change
 
@@ -257,7 +261,7 @@ def test_a_follower_that_comes_later_is_told_at_once_and_a_deleted_job_ends_its_
         told: tuple[list[str], list[str]] = ([], [])
 
         async def follow(job_id: str, into: list[str]) -> None:
-            async with aclosing(following.follow(job_id, lambda: True)) as changes:
+            async with aclosing(following.follow(job_id, always)) as changes:
                 async for change in changes:
                     into += [change.state]
 

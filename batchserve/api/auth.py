@@ -49,16 +49,6 @@ class Keyring:
             self._callers.put(digest, version, caller)
         return caller, version
 
-    def caller(self, authorization: str | None) -> Caller:
-        """The same for code that is in a thread already, or may wait."""
-        digest, version = _digest(authorization), self._database.version()
-        caller = self._callers.get(digest, version)
-        if caller is None:
-            with self._database.read() as connection:
-                caller = _look_up(authorization, connection)
-            self._callers.put(digest, version, caller)
-        return caller
-
 
 def _digest(authorization: str | None) -> bytes:
     """The texts of keys stay in memory no longer than their requests."""
@@ -101,17 +91,17 @@ def _given(scope: Scope) -> str | None:
     return headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None
 
 
-def require_key_still(request: Request, keyring: Keyring) -> None:
+async def require_key_still(request: Request, keyring: Keyring) -> None:
     """For requests that last: raises Unauthorized once the key was revoked with which they began."""
-    caller = keyring.caller(_given(request.scope))
+    caller, _ = await keyring.identify(_given(request.scope))
     if caller != caller_of(request):
         raise Unauthorized("this API key was revoked while the request was under way")
 
 
-def is_key_in_force(request: Request, keyring: Keyring) -> bool:
+async def is_key_in_force(request: Request, keyring: Keyring) -> bool:
     """Whether the key of a request was not revoked, as far as the database tells."""
     try:
-        require_key_still(request, keyring)
+        await require_key_still(request, keyring)
     except Unauthorized:
         return False
     except Unavailable:

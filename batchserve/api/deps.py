@@ -14,7 +14,7 @@ from batchserve.api.events import JobEvents
 from batchserve.api.schemas import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import BadRequest
-from batchserve.idempotency import KeyedRequest, Remembered
+from batchserve.idempotency import KeyedRequest
 from batchserve.service import MAX_WAIT, JobView, Service
 from batchserve.service.following import Following
 
@@ -33,7 +33,7 @@ async def get_following(request: Request) -> Following[JobEvents]:
 
 async def own_job(job_id: str, request: Request) -> str:
     """The ID in the path. Raises JobNotFound for a job of another tenant: behind this door, an ID is proof enough."""
-    (await get_service(request)).require_visible(caller_of(request).tenant, job_id)
+    await (await get_service(request)).require_visible(caller_of(request).tenant, job_id)
     return job_id
 
 
@@ -64,7 +64,7 @@ def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
 
 async def read_body(service: Service, job_id: str) -> JobBody:
     """A job as its clients see it. Raises JobNotFound."""
-    view = service.view(job_id)  # inline: costs less than a thread hop
+    view = await service.view(job_id)
     place = view.place
     if _is_far_back(view):
         place = (await run_in_threadpool(service.places.of, [view.job], view.now))[job_id]
@@ -73,7 +73,7 @@ async def read_body(service: Service, job_id: str) -> JobBody:
 
 def read_body_from_thread(service: Service, job_id: str) -> JobBody:
     """The same for code that is in a thread already."""
-    view = service.view(job_id)
+    view = service.view_from_thread(job_id)
     place = service.places.of([view.job], view.now)[job_id] if _is_far_back(view) else view.place
     return job_body(view.job, view.attempts, place, view.now)
 
@@ -132,12 +132,7 @@ async def replayed(service: Service, keyed: KeyedRequest) -> Response | None:
     """The answer to an earlier request with this key. Raises IdempotencyMismatch when its content was another."""
     if keyed.key is None:
         return None
-
-    def recall() -> Remembered | None:
-        with service.runtime.database.read() as connection:
-            return keyed.recall(connection)
-
-    remembered = await run_in_threadpool(recall)
+    remembered = await service.runtime.database.fetch(keyed.recall)
     if remembered is None:
         return None
     headers = {"idempotency-replayed": "true"}

@@ -100,7 +100,7 @@ async def download(
     """
     if wait:
         await wait_for(request, service, job_id, wait, finished)
-    job = service.read_job(job_id)
+    job = await service.read_job(job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the result of job {job_id} was removed when it expired")
     if job.options is None:
@@ -135,7 +135,7 @@ async def download_errors(
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """NDJSON, or CSV by Accept: record number (from 0), column, code and message. Empty when no record failed."""
-    job = service.read_job(job_id)
+    job = await service.read_job(job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the errors of job {job_id} were removed when it expired")
     if job.state is not JobState.COMPLETED and not partial:
@@ -165,7 +165,7 @@ async def download_errors(
 )  # fmt: skip
 async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
     """The bytes as they were stored at upload (decompressed)."""
-    job = service.read_job(job_id)
+    job = await service.read_job(job_id)
     if job.input_removed_at is not None:
         raise Gone(f"the input of job {job_id} was removed: it was kept no longer")
     stored = job.input
@@ -270,7 +270,7 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
         try:
             status = await run_in_threadpool(path.stat)
         except FileNotFoundError:
-            now = service.read_job(job.id)
+            now = await service.read_job(job.id)
             if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
                 raise
             raise Gone(f"the bytes of job {job.id} have just been removed") from None

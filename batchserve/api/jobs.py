@@ -1,7 +1,6 @@
 """/v1/jobs: what becomes of them."""
 
 import re
-import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
@@ -88,7 +87,7 @@ async def list_jobs(
                     connection, caller.tenant, state=state, model=model, search=q, after=after, limit=most + 1
                 )
                 tried = queries.attempts_of_several(connection, [job.id for job in found if job.attempt])
-            more, now = len(found) > most, time.time()
+                more, now = len(found) > most, service.runtime.database.moment(connection).wall
             places = service.places.of(found, now)
             for job in found[:most]:
                 dated = retention.dated(job, service.runtime.settings)
@@ -117,7 +116,7 @@ async def get_job(
     if_none_match: Annotated[str | None, Header()] = None,  # noqa: ARG001 - `conditional` reads it, and the others
 ) -> Response:
     if seconds := wait or preferred_wait(prefer):
-        before = service.read_job(job_id).state
+        before = (await service.read_job(job_id)).state
         if not before.finished:
             await wait_for(request, service, job_id, seconds, lambda state: state is not before)
     version = service.runtime.database.version()
@@ -130,7 +129,7 @@ async def get_job(
 
 async def existing_job(job_id: OwnJob, service: ServiceDep) -> Job:
     """The job of the path. A deleted one is found out here, before the status of a stream is sent."""
-    return service.read_job(job_id)
+    return await service.read_job(job_id)
 
 
 @router.head("/v1/jobs/{job_id}/events", include_in_schema=False, dependencies=[Depends(existing_job)])
@@ -171,9 +170,11 @@ async def follow_job(
 async def cancel_job(job_id: OwnJob, service: ServiceDep, background: BackgroundTasks) -> Response:
     """At once when it is queued; within seconds when it runs. Finished chunks are kept; a finished job stays so."""
 
+    database = service.runtime.database
+
     def cancel() -> JobBody:
-        service.runtime.database.write_freeing(
-            lambda connection: requests.request_cancel(connection, job_id, time.time())
+        database.write_freeing(
+            lambda connection: requests.request_cancel(connection, job_id, database.moment(connection).wall)
         )
         return read_body_from_thread(service, job_id)
 
@@ -226,8 +227,8 @@ async def retry_job(
         else:
             retried = job_id
             transaction = service.runtime.database.write()
-        now = time.time()
         with transaction as connection:
+            now = service.runtime.database.moment(connection).wall
             if rows == "failed":
                 job = queries.get(connection, job_id)
                 requests.create_retry_of_failed_rows(connection, job, retried, now)

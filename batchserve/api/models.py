@@ -69,7 +69,9 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
     require_name(name)
     require_space(service.runtime)
     runtime = service.runtime
-    _require_preconditions(request, await run_in_threadpool(_newest, service, name))
+    _require_preconditions(
+        request, await runtime.database.fetch(lambda connection: registry.find_newest(connection, name))
+    )
     key = f"uploads/{uuid_utils.uuid7()}"
     body = Body(request, runtime.settings, runtime.settings.model_bytes)
     try:
@@ -79,7 +81,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
             raise ModelRefused("the body is empty: expected an ONNX file")
         with runtime.storage.create(key) as writer:
             stored = await body.store(writer, beginning, blocks)
-        known = await run_in_threadpool(_find, service, name, stored.sha256)
+        known = await runtime.database.fetch(lambda connection: registry.find_digest(connection, name, stored.sha256))
         if known is not None and await run_in_threadpool(has_artifact, service.runtime.storage, stored.sha256):
             return _model_response(known, 200)
         signature, metadata, mended = await _admit(service, caller, key)
@@ -106,7 +108,7 @@ async def list_models(service: ServiceDep, caller: CallerDep) -> Response:
     summary="Show the newest version",
 )  # fmt: skip
 async def get_model(name: Reference, request: Request, service: ServiceDep) -> Response:
-    return _shown(request, service.resolve_model(name))
+    return _shown(request, await service.resolve_model(name))
 
 
 @router.head("/v1/models/{name}/versions", include_in_schema=False)
@@ -124,7 +126,7 @@ async def list_versions(name: Name, service: ServiceDep, caller: CallerDep) -> R
     operation_id="get_version", summary="Show a version",
 )  # fmt: skip
 async def get_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
-    return _shown(request, service.resolve_model(f"{name}@{version}"))
+    return _shown(request, await service.resolve_model(f"{name}@{version}"))
 
 
 @router.delete(
@@ -203,7 +205,7 @@ async def _online_task(
     top_k: int | None = None,
 ) -> scoring.OnlineTask:
     settings = service.runtime.settings
-    model = service.resolve_model(name)
+    model = await service.resolve_model(name)
     body = Body(request, settings, settings.online_bytes)
     media_type, filename = request.headers.get("content-type"), None
     if is_form(media_type):
@@ -262,19 +264,9 @@ def _register(
     return register(service.runtime.database, storage, new, partial(_require_preconditions, request))
 
 
-def _find(service: Service, name: str, digest: str) -> ModelVersion | None:
-    with service.runtime.database.read() as connection:
-        return registry.find_digest(connection, name, digest)
-
-
 def _discard(service: Service, key: str) -> None:
     for suffix in ("", ".onnx"):
         service.runtime.storage.delete(f"{key}{suffix}")
-
-
-def _newest(service: Service, name: str) -> ModelVersion | None:
-    with service.runtime.database.read() as connection:
-        return registry.find_newest(connection, name)
 
 
 def _require_preconditions(request: Request, newest: ModelVersion | None) -> None:

@@ -1,9 +1,9 @@
 """POST /v1/predict: a job -> queued; the answer comes back at once."""
 
-import time
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
@@ -79,10 +79,10 @@ async def predict(
     The beginning of the input is checked against the model's signature now, not in an hour.
     """
     given = {**request.query_params, **await json_object(request, service.runtime.settings)}
-    key = bare_key(idempotency_key)
+    key, database = bare_key(idempotency_key), service.runtime.database
 
     with service.only_one(caller.tenant, key):
-        job = service.read_job(job_id)
+        job = await service.read_job(job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)
@@ -93,15 +93,15 @@ async def predict(
         if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
             model = job.model  # pinned: a version that came or went since does not make this another request
         else:
-            model = service.resolve_model(options.model)
+            model = await service.resolve_model(options.model)
         submitted = options.submission(job.tenant, job_id, job.inputs, model)
         is_new = job.state is JobState.UPLOADED or not submitted.is_of(job)
         if is_new and job.input_removed_at is None:
             await service.check(caller.tenant, submitted)
 
         def commit() -> str:
-            with service.runtime.database.write() as connection:
-                return enqueue_once(connection, submitted, time.time(), keyed)
+            with database.write() as connection:
+                return enqueue_once(connection, submitted, database.moment(connection).wall, keyed)
 
         queued_id = await run_in_threadpool(commit)
         return await _answer(request, service, background, queued_id, preferred_wait(prefer))
@@ -138,7 +138,7 @@ async def upload_and_predict(
             return await predict_uploaded(service, caller, given, key)
     options = parsed(PredictOptions, query)
     with service.only_one(caller.tenant, key):
-        model = service.resolve_model(options.model)
+        model = await service.resolve_model(options.model)
         async with received_input(request, service, delimiter, filename) as received:
             content = idempotency.fingerprint("upload-predict", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
@@ -146,7 +146,11 @@ async def upload_and_predict(
                 return answer
             submitted = options.submission(caller.home, received.job_id, (received.input,), model)
             await service.check(caller.tenant, submitted)
-            await keep(service, received, lambda connection: create(connection, submitted, time.time(), keyed))
+
+            def insert(connection: Connection) -> None:
+                create(connection, submitted, service.runtime.database.moment(connection).wall, keyed)
+
+            await keep(service, received, insert)
         return await _answer(request, service, background, received.job_id, preferred_wait(prefer))
 
 

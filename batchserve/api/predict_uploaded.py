@@ -1,6 +1,5 @@
 """POST /v1/predict?state=uploaded: all inputs that wait for a predict are queued at once."""
 
-import time
 from dataclasses import dataclass, field
 
 from fastapi import Response
@@ -44,7 +43,7 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
     keyed = KeyedRequest(caller.tenant, key, content)
     if (answer := await replayed(service, keyed)) is not None:
         return answer
-    model = service.resolve_model(options.model)
+    model = await service.resolve_model(options.model)
 
     def find() -> list[str]:
         with service.runtime.database.read() as connection:
@@ -65,7 +64,7 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
 
     def remember() -> None:
         with service.runtime.database.write() as connection:
-            keyed.remember(connection, None, 202, time.time(), body)
+            keyed.remember(connection, None, 202, service.runtime.database.moment(connection).wall, body)
 
     if key is not None:
         await run_in_threadpool(remember)
@@ -82,5 +81,5 @@ def _enqueue_fitting(
         else:
             outcome.refused.append(RefusedJob.of(submission.job_id, problem))
     with service.runtime.database.write() as connection:
-        states = enqueue_all(connection, fitting, time.time())
+        states = enqueue_all(connection, fitting, service.runtime.database.moment(connection).wall)
     outcome.states |= states

@@ -1,6 +1,5 @@
 """POST /v1/upload: bytes -> storage, under a job ID."""
 
-import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -104,7 +103,7 @@ async def upload(
     """
     key = bare_key(idempotency_key)
     with service.only_one(caller.tenant, key):
-        version = service.resolve_model(model) if model else None
+        version = await service.resolve_model(model) if model else None
         async with received_input(request, service, delimiter, filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload", str(request.query_params), received.sha256)
@@ -116,7 +115,7 @@ async def upload(
                 await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
 
             def insert(connection: Connection) -> None:
-                now = time.time()
+                now = service.runtime.database.moment(connection).wall
                 requests.create(connection, received.job_id, (new,), version, now, caller.home)
                 keyed.remember(connection, received.job_id, 201, now)
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
-from sqlalchemy.exc import InternalError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DataError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
@@ -322,5 +322,7 @@ def _failures_named() -> Iterator[None]:
             if cause.sqlite_errorcode & 0xFF not in _PASSING:
                 raise
         raise Unavailable("the database does not answer; try again in a moment") from error
+    except DataError as error:  # a server checks lengths and ranges, SQLite does not
+        raise InvalidOptions("a value is longer, or larger, than the database can hold") from error
     except PoolTimeout as error:
         raise Unavailable("the database is busy; try again in a moment") from error

@@ -3,11 +3,15 @@ queue. The API stands on it, and whatever else answers clients; nothing here kno
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+
+from sqlalchemy import Connection
 
 from batchserve import registry, scoring
+from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import Attempt, Job, JobState, ModelVersion
 from batchserve.errors import (
     BatchserveError,
@@ -62,10 +66,10 @@ class Service:
     unreadable: UnreadableCount = field(init=False)
     _keys_under_way: set[tuple[str, str]] = field(default_factory=set)
     """Tenants and their idempotency keys."""
-    _jobs_seen: dict[tuple[str, str], None] = field(default_factory=dict)
+    _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
     """Tenants and the latest jobs that were found to be theirs, and will be as long as they exist."""
-    _models_seen: dict[str, tuple[int, ModelVersion]] = field(default_factory=dict)
-    """What references stood for, with the version of the database: true until anything is committed to it."""
+    _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
+    """What references stood for."""
 
     def __post_init__(self) -> None:
         settings, database = self.runtime.settings, self.runtime.database
@@ -98,43 +102,40 @@ class Service:
         finally:
             self._keys_under_way.discard((tenant, key))
 
-    def require_visible(self, tenant: str, job_id: str) -> None:
+    async def require_visible(self, tenant: str, job_id: str) -> None:
         """Raises JobNotFound for a job that is not there, or is another tenant's."""
-        if (tenant, job_id) in self._jobs_seen:
-            return
-        with self.runtime.database.read() as connection:
-            queries.require_seen(connection, job_id, tenant)
-        self._jobs_seen[tenant, job_id] = None
-        if len(self._jobs_seen) > _JOBS_SEEN:
-            del self._jobs_seen[next(iter(self._jobs_seen))]  # the oldest
+        if self._jobs_seen.get((tenant, job_id), ALWAYS) is None:
+            await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
+            self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
-    def resolve_model(self, reference: str) -> ModelVersion:
+    async def resolve_model(self, reference: str) -> ModelVersion:
         """Raises ModelNotFound."""
         database = self.runtime.database
         version = database.version()
-        kept = self._models_seen.get(reference)
-        if kept is not None and kept[0] == version:
-            return kept[1]
-        with database.read() as connection:
-            model = registry.resolve(connection, reference)
-        if version is not None:
-            if len(self._models_seen) >= _MODELS_SEEN:
-                self._models_seen.clear()
-            self._models_seen[reference] = version, model
+        model = self._models_seen.get(reference, version)
+        if model is None:
+            model = await database.fetch(lambda connection: registry.resolve(connection, reference))
+            self._models_seen.put(reference, version, model)
         return model
 
-    def read_job(self, job_id: str) -> Job:
+    async def read_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
-        with self.runtime.database.read() as connection:
-            return queries.get(connection, job_id)
+        return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
 
-    def view(self, job_id: str) -> JobView:
+    async def view(self, job_id: str) -> JobView:
         """Raises JobNotFound."""
+        return await self.runtime.database.fetch(partial(self._view, job_id))
+
+    def view_from_thread(self, job_id: str) -> JobView:
+        """The same for code that is in a thread already."""
         with self.runtime.database.read() as connection:
-            job = retention.dated(queries.get(connection, job_id), self.runtime.settings)
-            attempts = queries.attempts_of(connection, job_id) if job.attempt else []
-            now = time.time()
-            return JobView(job, attempts, self.places.near(connection, job, now), now)
+            return self._view(job_id, connection)
+
+    def _view(self, job_id: str, connection: Connection) -> JobView:
+        job = retention.dated(queries.get(connection, job_id), self.runtime.settings)
+        attempts = queries.attempts_of(connection, job_id) if job.attempt else []
+        now = self.runtime.database.moment(connection).wall
+        return JobView(job, attempts, self.places.near(connection, job, now), now)
 
     async def check(self, tenant: str, submission: Submission) -> None:
         """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
@@ -166,7 +167,11 @@ class Service:
             return [problem for one in submissions for problem in await self.check_all(tenant, [one])]
 
     async def wait_for(
-        self, job_id: str, seconds: float, until: Callable[[JobState], bool], require_allowed: Callable[[], None]
+        self,
+        job_id: str,
+        seconds: float,
+        until: Callable[[JobState], bool],
+        require_allowed: Callable[[], Awaitable[None]],
     ) -> None:
         """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound,
         and what `require_allowed` raises: it is called now and then while nothing happens.
@@ -177,10 +182,7 @@ class Service:
         pause = _LONGEST_PAUSE if self.notifier.has_worker else 0.01
         while True:
             change = self.notifier.subscribe(job_id)
-            with (
-                self.runtime.database.read() as connection
-            ):  # inline: costs less than a thread hop, waits for no writer
-                state = queries.state_of(connection, job_id)
+            state = await self.runtime.database.fetch(lambda connection: queries.state_of(connection, job_id))
             left = deadline - time.monotonic()
             if until(state) or left <= 0 or self.stopping.is_set():
                 return
@@ -188,5 +190,5 @@ class Service:
                 async with asyncio.timeout(min(pause, left)):
                     await change.wait()
             except TimeoutError:
-                require_allowed()
+                await require_allowed()
             pause = min(pause * 1.5, _LONGEST_PAUSE)

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
@@ -77,7 +77,7 @@ class Following(Generic[S]):
         self._come = asyncio.Event()
         self._looking: asyncio.Task[None] | None = None
 
-    async def follow(self, job_id: str, allowed: Callable[[], bool]) -> AsyncGenerator[S]:
+    async def follow(self, job_id: str, allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[S]:
         """The job now, and whenever it has changed; a slow follower misses what was overtaken. Ends when the job is
         finished or deleted, when it is not `allowed` any more, and when the server stops."""
         followed = self._followed.setdefault(job_id, _Followed())
@@ -88,7 +88,7 @@ class Following(Generic[S]):
             self._looking = asyncio.create_task(self._look())
         told: S | None = None
         try:
-            while not self._stopping.is_set() and allowed():
+            while not self._stopping.is_set() and await allowed():
                 change = followed.change
                 if followed.told is not None and followed.told is not told:
                     told = followed.told
@@ -110,13 +110,13 @@ class Following(Generic[S]):
         next_look = 0.0
         while self._followed and not self._stopping.is_set():
             await self._pause(next_look - time.monotonic())
-            began, now = time.monotonic(), time.time()
+            began = time.monotonic()
             if began < next_look:
                 chosen = {job_id: followed for job_id, followed in self._followed.items() if followed.told is None}
             else:
                 version = self._database.version()
                 tenants = {followed.read[0].tenant for followed in self._followed.values() if followed.read}
-                same = version is not None and version == seen and not self._places.may_have_changed(tenants, now)
+                same = version is not None and version == seen and not self._places.may_have_changed(tenants)
                 chosen = {
                     job_id: followed for job_id, followed in self._followed.items() if not same or followed.told is None
                 }
@@ -124,7 +124,7 @@ class Following(Generic[S]):
             if not chosen:
                 continue
             try:
-                told = await self._tell(chosen, now)
+                told = await self._tell(chosen)
             except Exception:  # the database does not answer, say: the next look is soon
                 log.warning("Followed jobs could not be read", action="follow_error", exc_info=True)
                 seen, told = None, 0
@@ -141,10 +141,10 @@ class Following(Generic[S]):
                 wait.cancel()
         self._come.clear()
 
-    async def _tell(self, chosen: dict[str, _Followed[S]], now: float) -> int:
+    async def _tell(self, chosen: dict[str, _Followed[S]]) -> int:
         """Reads these jobs and tells the followers of those that have changed; returns how many were told."""
         before = {job_id: followed.read for job_id, followed in chosen.items()}
-        changed = await run_in_threadpool(self._read, before, now)
+        changed = await run_in_threadpool(self._read, before)
         told, burst = 0, BURST
         for job_id, found in changed.items():
             followed = chosen[job_id]
@@ -163,7 +163,7 @@ class Following(Generic[S]):
         return told
 
     def _read(
-        self, before: dict[str, tuple[Job, int | None] | None], now: float
+        self, before: dict[str, tuple[Job, int | None] | None]
     ) -> dict[str, tuple[tuple[Job, int | None], S] | None]:
         """What has changed of these jobs; None for one that is not there any more."""
         ids = list(before)
@@ -171,6 +171,7 @@ class Following(Generic[S]):
         for start in range(0, len(ids), TOGETHER):
             some = ids[start : start + TOGETHER]
             with self._database.read() as connection:
+                now = self._database.moment(connection).wall
                 found = {job.id: job for job in queries.get_several(connection, some)}
             places = self._places.of(found.values(), now)
             new = [job for job in found.values() if before[job.id] != (job, places.get(job.id))]

@@ -78,8 +78,10 @@ class Places:
         counts = {tenant: self._count(tenant, now) for tenant in {job.tenant for job in queued}}
         return {job.id: counts[job.tenant].place(job) for job in queued}
 
-    def may_have_changed(self, tenants: Iterable[str], now: float) -> bool:
-        """Whether time alone has moved a job of these tenants, as far as they were counted."""
+    def may_have_changed(self, tenants: Iterable[str]) -> bool:
+        """Whether time alone has moved a job of these tenants, as far as they were counted. To be asked of a database
+        that has a version: it shares the clock of this host."""
+        now = time.time()
         counts = [self._counts.get(tenant) for tenant in tenants]
         return any(count is not None and count.next_due is not None and count.next_due <= now for count in counts)
 

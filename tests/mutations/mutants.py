@@ -264,7 +264,7 @@ MUTANTS = (
         (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not",),
     ),
     Mutant(
-        "a stream ends with its key", "batchserve/service/following.py", " and allowed()", "",
+        "a stream ends with its key", "batchserve/service/following.py", " and await allowed()", "",
         ("tests/test_keys.py::test_streams_and_long_polls_end_when_their_key_is_revoked",),
     ),
     Mutant(
