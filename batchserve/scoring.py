@@ -302,7 +302,7 @@ def _score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk
     errors_bytes = 0
     if scored.errors:
         with store.create(errors_key) as writer:
-            writer.write(_error_lines(scored.errors, reading.records, task, chunk))
+            writer.write(_error_lines(scored.errors, reading.records, task))
             errors_bytes = writer.commit().bytes
     done = ScoredChunk(
         chunk=task.chunk,
@@ -514,13 +514,13 @@ def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
     return array
 
 
-def _error_lines(errors: Iterable[RowError], records: Records, task: ChunkTask, chunk: Chunk) -> bytes:
-    """`chunk`: that of the task, as its input counts the records."""
+def _error_lines(errors: Iterable[RowError], records: Records, task: ChunkTask) -> bytes:
+    """An entry for each failed record, numbered over all inputs of the job, as NDJSON."""
     key = task.options.key
     keys = as_base64(records.select(key))[key] if key is not None and isinstance(records, pl.DataFrame) else None
     lines = []
     for error in errors:
-        line: dict[str, Any] = {"record": chunk.first_record + error.record}
+        line: dict[str, Any] = {"record": task.chunk.first_record + error.record}
         if keys is not None:
             line["key"] = _plain_value(keys, error.record)
         line |= {"column": error.column, "code": error.code, "message": error.message}

@@ -292,7 +292,7 @@ def test_a_key_that_python_has_no_moment_for_is_null_among_the_errors() -> None:
     errors = [RowError(record, "wrong-type", "m", "a") for record in (0, 1)]
     chunk, model = Chunk(0, 2, 0, 2), ModelVersion(1, "m", 1, "d", 1, Signature((), ()))
     task = scoring.ChunkTask(scoring.Input("s", "k", "csv", Dialect()), "j", 1, chunk, model, Options("csv", key="key"))
-    lines = scoring._error_lines(errors, moments.to_frame(), task, chunk).splitlines()  # noqa: SLF001
+    lines = scoring._error_lines(errors, moments.to_frame(), task).splitlines()  # noqa: SLF001
     assert [json.loads(line)["key"] for line in lines] == [None, "1970-01-01T00:00:00"]
 
 

@@ -107,6 +107,11 @@ class ActiveJob:
         source, base = self.inputs[chunk.input], self.bases[chunk.input]
         return scoring.ChunkTask(source, self.id, self.attempt, chunk, self.model, self.options, base)
 
+    def halving(self, chunk: Chunk, before: Chunk | None) -> tuple[scoring.Input, Chunk, Chunk | None, int]:
+        """What `scoring.halve_chunk` takes for a chunk. `before`: the one that is planned before it."""
+        after = before if before is not None and before.input == chunk.input else None
+        return self.inputs[chunk.input], chunk, after, self.bases[chunk.input]
+
     def assemble_task(self, storage: str, parts: tuple[Part, ...], errors: tuple[Part, ...]) -> scoring.AssembleTask:
         dialect = self.inputs[0].dialect
         return scoring.AssembleTask(storage, self.id, self.attempt, self.options.format, dialect, parts, errors)

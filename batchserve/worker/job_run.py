@@ -172,9 +172,8 @@ class JobRun:
         elif crashes == most - 1 and chunk.records > 1 and job.model.signature.mode != "whole":
             with self._runtime.database.read() as connection:
                 before = plan.chunk_before(connection, job.id, chunk.first_record)
-            after = before if before is not None and before.input == chunk.input else None
-            what = (job.inputs[chunk.input], chunk, after, job.bases[chunk.input])
-            call = self._call(partial(self._halved, chunk), scoring.halve_chunk, *what)
+            then = partial(self._halved, chunk)
+            call = self._call(then, scoring.halve_chunk, *job.halving(chunk, before))
             job.chunk_calls[chunk.first_record] = call
         else:
             job.pending.appendleft(chunk)
