@@ -180,8 +180,8 @@ def _result(values: Mapping[str, Any]) -> Result | None:
     key = values["result_key"]
     if key is None:
         return None
-    if values["result_bytes"] is None or values["result_sha256"] is None:
-        raise ValueError("result_bytes: expected the length and the digest of its result")
+    if values["result_bytes"] is None:
+        raise ValueError("result_bytes: expected the length of its result")
     errors = values["errors_key"], values["errors_bytes"] or 0
     return Result(key, values["result_bytes"], values["result_sha256"], *errors)
 

@@ -10,6 +10,7 @@ from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
@@ -261,6 +262,12 @@ def _tag_beside(result: Result, what: str) -> str:
     return f'"{_identity(result.key, result.sha256)}-{what}"'
 
 
+def _opened(path: Path) -> os.stat_result:
+    """The status of a file that could be opened: after the head of the answer it is too late for a 503."""
+    with path.open("rb") as file:
+        return os.fstat(file.fileno())
+
+
 async def _file(request: Request, service: Service, job: Job, stored: _Object, media_type: str, name: str) -> Response:
     """A stored object with ranges: a file of this host, or elsewhere by its own address or through our hands."""
     storage = service.runtime.storage
@@ -268,7 +275,7 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
     path, status = local_path(storage, stored.key), stored.status()
     if path is not None:
         try:
-            status = await run_in_threadpool(path.stat)
+            status = await run_in_threadpool(_opened, path)
         except FileNotFoundError:
             now = await service.read_job(job.id)
             if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):

@@ -440,7 +440,8 @@ MUTANTS = (
     ),
     Mutant(
         "an errors list counts records in the whole input", "batchserve/scoring.py",
-        '{"record": chunk.first_record + error.record}', '{"record": error.record}', ("tests/test_api_download.py",),
+        '{"record": task.chunk.first_record + error.record}', '{"record": error.record}',
+        ("tests/test_api_download.py",),
     ),
     Mutant(
         "a panic of polars is a named error", "batchserve/scoring.py",
