@@ -20,7 +20,7 @@ def seconds_of(text: str) -> float:
     """Seconds of `90`, `90s`, `15m`, `2h` or `1d`. Raises ValueError."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", text.strip())
     if match is None:
-        raise ValueError(f"{text!r} is no duration; expected something like 90s, 15m, 2h or 30d")
+        raise ValueError(f"{text!r} is not a duration; expected for example 90s, 15m, 2h or 30d")
     return float(match[1]) * _UNITS[match[2]]
 
 
@@ -31,81 +31,86 @@ def _duration(given: Any) -> Any:
 
 
 Kept = Annotated[Seconds | None, BeforeValidator(_duration)]
-"""A duration as text (`30d`) or in seconds; None, or an empty text, is for ever."""
+"""A duration as text (`30d`) or in seconds; None, or an empty text, means for ever."""
 
 
 class Settings(BaseSettings):
-    """Configuration of one process. Relative paths are resolved against the working directory once, at start."""
+    """Configuration of one process. Relative paths are resolved against the working directory once, at startup."""
 
     model_config = SettingsConfigDict(
         env_prefix="BATCHSERVE_", env_file=".env", extra="ignore", frozen=True, validate_default=True
     )
 
-    storage: str = Field("storage", description="Where bytes live: the path of a folder.")
+    storage: str = Field("storage", description="Folder for inputs, parts, results and models.")
     database: str = Field(
         "", description="SQLAlchemy address of the database. Empty: `batchserve.db` in the storage folder (SQLite)."
     )
-    engine: str = Field("local", description="Where chunks run: `local` (scoring processes of this host).")
+    engine: str = Field("local", description="Engine that runs chunks: `local` (scoring processes of this host).")
 
     allowed_hosts: str = Field(
         "",
-        description="Hosts by which the server is reached beside loopback: `a.example,*.b.example`; `*` is any.",
+        description="Hosts accepted in requests besides loopback: `a.example,*.b.example`; `*` accepts any.",
     )
 
     processes: int = Field(
-        default_factory=lambda: os.cpu_count() or 1, ge=1, description="Scoring processes. Default: the cores."
+        default_factory=lambda: os.cpu_count() or 1,
+        ge=1,
+        description="Number of scoring processes. Default: the number of cores.",
     )
     process_memory: Bytes = Field(
-        1536 * 2**20, description="Memory that one scoring process may allocate, in bytes (Linux: RLIMIT_DATA)."
+        1536 * 2**20, description="Memory limit of one scoring process, in bytes (Linux: RLIMIT_DATA)."
     )
     process_nice: int = Field(
-        10, ge=0, le=19, description="Niceness of scoring processes, so that the API stays quick while they work."
+        10, ge=0, le=19, description="Niceness of scoring processes, so that the API stays responsive while they work."
     )
-    chunk_bytes: Bytes = Field(16 * 2**20, description="Input bytes in a chunk, at most (one record may be longer).")
-    chunk_records: int = Field(131_072, ge=1, description="Records in a chunk, at most.")
+    chunk_bytes: Bytes = Field(16 * 2**20, description="Most input bytes in a chunk (one record may be longer).")
+    chunk_records: int = Field(131_072, ge=1, description="Most records in a chunk.")
     chunk_seconds: Seconds = Field(
-        2.0, description="Scoring time aimed at for one chunk; slow models get chunks of fewer records."
+        2.0, description="Target scoring time of one chunk; slow models get chunks of fewer records."
     )
-    chunk_timeout: Seconds = Field(600.0, description="Scoring time after which a chunk's process is killed.")
-    admission_timeout: Seconds = Field(60.0, description="Time that registering a model may take.")
-    online_timeout: Seconds = Field(30.0, description="Time that an online prediction may take.")
+    chunk_timeout: Seconds = Field(600.0, description="Scoring time after which the process of a chunk is killed.")
+    admission_timeout: Seconds = Field(60.0, description="Time limit for the admission of a model.")
+    online_timeout: Seconds = Field(30.0, description="Time limit for an online prediction.")
     online_wait: Seconds = Field(
-        15.0, description="Time that a check, registration or online prediction may wait for its turn (503 after it)."
+        15.0, description="Longest wait of a check, registration or online prediction for a process (503 after it)."
     )
     online_calls: int = Field(
         64,
         ge=1,
-        description="Online predictions of one tenant that wait or run, at most; "
-        "as many checks, and conversions (429).",
+        description="Most online predictions of one tenant that wait or run; as many checks and conversions (429).",
     )
-    sessions: int = Field(8, ge=1, description="Models that one scoring process keeps loaded.")
+    sessions: int = Field(8, ge=1, description="Most models that one scoring process keeps loaded.")
 
-    lease: Seconds = Field(30.0, description="Seconds without a heartbeat after which a job is another worker's.")
-    heartbeat: Seconds = Field(10.0, description="Seconds between two renewals of a lease.")
-    rescue: Seconds = Field(5.0, description="Seconds between two looks for jobs whose worker died.")
-    grace: Seconds = Field(20.0, description="Seconds that a worker may use to finish its chunks after SIGTERM.")
+    lease: Seconds = Field(30.0, description="Seconds without a heartbeat after which another worker may claim a job.")
+    heartbeat: Seconds = Field(10.0, description="Renewal interval of leases.")
+    rescue: Seconds = Field(5.0, description="Polling interval for jobs whose worker died.")
+    grace: Seconds = Field(20.0, description="Seconds after SIGTERM in which a worker may finish its chunks.")
     active_jobs: int = Field(
-        64, ge=1, description="Jobs that one worker runs side by side, and one of each tenant that has none running."
+        64, ge=1, description="Jobs that one worker runs concurrently, plus one of each tenant that has none running."
     )
-    poll: Seconds = Field(1.0, description="Seconds between two looks for new jobs and cancel requests.")
-    crashes: int = Field(3, ge=1, description="Crashes at the same chunk, or without progress, that fail a job.")
-    cancel_grace: Seconds = Field(3.0, description="Seconds that a cancelled chunk may go on before it is killed.")
+    poll: Seconds = Field(1.0, description="Polling interval for new jobs and cancel requests.")
+    crashes: int = Field(
+        3, ge=1, description="Crashes on the same chunk, or without progress, after which a job fails."
+    )
+    cancel_grace: Seconds = Field(
+        3.0, description="Seconds that a cancelled chunk may keep running before it is killed."
+    )
 
     upload_bytes: Bytes = Field(64 * 2**30, description="Longest input, in bytes, after decompression.")
     model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
     online_bytes: Bytes = Field(16 * 2**20, description="Longest body of an online prediction, in bytes.")
     head_timeout: Seconds = Field(
-        15.0, description="Seconds in which the head of a request comes, or its connection is closed."
+        15.0, description="Seconds to receive the head of a request before its connection is closed."
     )
-    body_idle: Seconds = Field(15.0, description="Seconds that a body may stall before the request is given up.")
+    body_idle: Seconds = Field(15.0, description="Seconds that a body may stall before the request is aborted.")
     body_rate: int = Field(
-        1024, ge=0, description="Bytes per second that a body brings on average, or is given up after its first minute."
+        1024, ge=0, description="Lowest average rate of a body, in bytes per second, after its first minute."
     )
     send_idle: Seconds = Field(
-        60.0, description="Seconds in which a client takes something of its answer, or is disconnected."
+        60.0, description="Seconds without reading its response after which a client is disconnected."
     )
     send_bytes: Bytes = Field(
-        256 * 2**20, description="Bytes of answers that wait for slow readers; beyond, the most idle are disconnected."
+        256 * 2**20, description="Most unread response bytes of all clients; beyond, the most idle are disconnected."
     )
     image_pixels: int = Field(
         64 * 2**20, ge=1, description="Pixels of the largest image that is decoded; larger ones are row errors."
@@ -114,28 +119,28 @@ class Settings(BaseSettings):
         200, ge=1, description="Largest growth of a gzip or zstd body beyond its first 64 MiB."
     )
     free_bytes: int = Field(
-        256 * 2**20, ge=0, description="Free space that uploads leave on the storage's disk (507 below it)."
+        256 * 2**20, ge=0, description="Free space that uploads must leave on the storage's disk (507 below it)."
     )
     idempotency_hours: float = Field(24.0, gt=0, description="Hours that an Idempotency-Key is remembered.")
     keep_inputs: Kept = Field(
         None,
-        description="How long an input is kept after the end of its job, or unused: `7d`, `12h`. Empty: for ever.",
+        description="Retention of an input after the end of its job, or unused: `7d`, `12h`. Empty: for ever.",
     )
     keep_results: Kept = Field(
-        None, description="How long a job keeps its bytes after its end; then it is expired. Empty: for ever."
+        None, description="Retention of the bytes of a job after its end; then it is expired. Empty: for ever."
     )
     keep_rows: Kept = Field(
-        None, description="How long an expired job is still known, counted from when it expired. Empty: for ever."
+        None, description="Retention of the row of an expired job, from its expiry. Empty: for ever."
     )
     sweep_age: Seconds = Field(
-        3600.0, description="Seconds after which bytes that no job names are removed; longer than any request takes."
+        3600.0, description="Seconds after which unreferenced bytes are removed; longer than any request takes."
     )
 
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="`json`, `console`, or `auto`: console on a terminal."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug, info, warning or error."
+        "info", description="Log level: debug, info, warning or error."
     )
 
     @field_validator("storage")
@@ -159,8 +164,8 @@ class Settings(BaseSettings):
         for entry in filter(None, map(str.strip, hosts.split(","))):
             if not _ALLOWED_HOST.fullmatch(entry):
                 raise ValueError(
-                    f"{entry!r} is no host; expected a name or an address as a browser sends it, without scheme, port "
-                    "and last dot; *.example.com for all below a name; or *"
+                    f"{entry!r} is not a host; expected a name or an address as a browser sends it, without scheme, "
+                    "port and final dot; *.example.com for all below a name; or *"
                 )
         return hosts
 
@@ -182,7 +187,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def database_url(self) -> str:
-        """`database`, or the embedded SQLite file beside the stored bytes."""
+        """`database`, or the embedded SQLite file in the storage folder."""
         if self.database:
             return self.database
         return f"sqlite:///{Path(self.storage) / 'batchserve.db'}"

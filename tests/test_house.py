@@ -128,7 +128,7 @@ def test_contributing_names_the_layers_that_are_checked() -> None:
 
 def test_the_architecture_page_describes_the_layers_that_are_checked() -> None:
     text = (ROOT / "docs" / "architecture.md").read_text()
-    table = text.partition("## Layers")[2].partition("`client` is beside")[0]
+    table = text.partition("## Layers")[2].partition("`client` is outside")[0]
     described = re.findall(r"^\| (.+?) \| .+ \|$", table, re.MULTILINE)[1:]
     assert [layer.replace("\\|", "|") for layer in described] == layers()
 
