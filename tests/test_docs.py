@@ -129,7 +129,7 @@ def test_every_problem_is_documented_with_its_status_and_no_other() -> None:
 
 
 def test_every_format_is_documented_with_its_media_type_and_suffix() -> None:
-    table = rows(section(text_of("docs/formats.md"), "## Which there are"))
+    table = rows(section(text_of("docs/formats.md"), "## Overview"))
     documented = {code(row[0])[0]: (code(row[1])[0], code(row[2])[0]) for row in table}
     assert documented == {name: (format.media_type, format.suffix) for name, format in FORMATS.items()}
 
