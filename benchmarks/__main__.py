@@ -1,4 +1,4 @@
-"""How fast the service is next to the limit of this machine, and to what people use instead.
+"""The speed of the service compared with the limit of this machine and with alternatives.
 
 Prints a table, writes bench.json (after every path, so that a broken-off run leaves what it has), and exits with 1 when
 a goal is missed or the service fails on a path. --full takes about 40 minutes and 20 GB of disk in --folder, and writes

@@ -48,7 +48,7 @@ GOALS = (
         "images*10 thousand images: queued -> completed / slower of decoding and network", 1.15, "at most",
         "queued -> completed / the slower of decoding alone and the network alone",
     ),
-    # Rows per second next to what people use instead.
+    # Rows per second compared with alternatives.
     Goal(
         "CSV -> LR -> CSV*million rows: speed / pandas + joblib", 7, "at least",
         "speed / pandas + joblib, CSV -> LR -> CSV",

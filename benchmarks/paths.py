@@ -1,4 +1,4 @@
-"""From a file to a file: the service next to the limit and to what people use instead."""
+"""From a file to a file: the service compared with the limit and with alternatives."""
 
 import os
 import time
@@ -90,7 +90,7 @@ SCRIPT_PEERS = (
         "pandas_joblib.py", SKLEARN, EVERYWHERE | {NDJSON: MILLION}, pickled=True,
     ),
     Peer(
-        "pandas in chunks", "the same, 100,000 rows at a time; its time is linear, so 1 million rows tell it",
+        "pandas in chunks", "the same, 100,000 rows at a time; its time is linear, so 1 million rows suffice",
         "pandas_chunks.py", SKLEARN, dict.fromkeys(EVERYWHERE, MILLION), pickled=True,
     ),
     Peer(

@@ -25,34 +25,34 @@ OVER_HTTP = {
 TEXT = """\
 # Benchmarks
 
-batchserve next to the limit of one machine, and to what people use instead. Everything here was measured by the
-project's own harness, [benchmarks/](../benchmarks), and can be measured again on yours:
+batchserve compared with the limit of one machine, and with alternatives. All figures were measured by the harness of
+the project, [benchmarks/](../benchmarks), and can be reproduced:
 
 ```bash
 make bench         # 5 minutes: 1 million rows, the scripts, small jobs; exits with 1 when a goal is missed
 make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writes this page
 ```
 
-`.venv/bin/python -m benchmarks --help` tells how to measure parts of it.
+`.venv/bin/python -m benchmarks --help` shows how to measure parts of it.
 
-![Rows per second of batchserve, of the limit and of what people use instead](benchmarks.svg)
+![Rows per second of batchserve, of the limit and of alternatives](benchmarks.svg)
 
 ## How to read it
 
-- Every **ratio** compares two medians of one run on one machine, its programs run in turn. Seconds differ from
-  machine to machine; ratios should not by much.
-- The **limit** of a path is the best pipeline we know inside one process, without any service: one thread reads, two
+- Every **ratio** compares two medians of one run on one machine, whose programs run alternately. Seconds differ from
+  machine to machine; ratios should differ little.
+- The **limit** of a path is the best known pipeline inside one process, without any service: one thread reads, two
   score with ONNX Runtime, one writes, all overlapped, the result synced to disk
   ([benchmarks/limit.py](../benchmarks/limit.py)). **Over HTTP**, nginx's PUT of the input and GET of the result are
   added.
-- **Queued -> completed** is what a client waits for from the predict call on; the input is already stored. Scripts
-  start with their input on disk as well. MLServer and BentoML, whose input travels, are compared with our whole job:
-  upload, predict, wait, download.
-- Imports, the loading of models and the start of servers are not counted, for nobody.
-- **Peak memory** is the resident memory of all processes of a program together; pages that they share count once.
-- The input is an id and 20 floats (with strings: 10 floats and 3 columns of words). The models tell three classes
-  apart: logistic regression (LR), the same behind a scaler and one-hot words (pipeline with strings), a random forest
-  of 100 trees 12 deep, histogram gradient boosting of 100 rounds.
+- **Queued -> completed** is the time from the predict call to the completed job; the input is already stored. Scripts
+  start with their input on disk as well. MLServer and BentoML, which receive their input over HTTP, are compared with
+  the whole job: upload, predict, wait, download.
+- Imports, the loading of models and the start of servers are excluded for all programs.
+- **Peak memory** is the resident memory of all processes of a program together; shared pages count once.
+- The input is an id and 20 floats (with strings: 10 floats and 3 columns of words). The models distinguish three
+  classes: logistic regression (LR), the same after a scaler and one-hot encoding (pipeline with strings), a random
+  forest of 100 trees 12 deep, histogram gradient boosting of 100 rounds.
 - **Images** are test images of CIFAR-10, PNG files in a ZIP archive, resized to 224 x 224 for ResNet-18 with random
   weights of a fixed seed. Their limit decodes and scores in as many processes as there are cores
   ([benchmarks/image_limit.py](../benchmarks/image_limit.py)); decoding alone and the network alone are measured too.
@@ -65,7 +65,7 @@ make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writ
 
 {goals}
 
-## What is missed, and why
+## Missed goals
 
 {missed}
 
@@ -84,9 +84,9 @@ there and extrapolated, because more would take too long or too much memory (see
 
 One flower of iris. First the model alone, inside one process: a logistic regression and a forest of 10 trees, in ONNX
 Runtime and in scikit-learn. Then one JSON record over HTTP on a kept connection, next to a bare Starlette route on the
-same server that hands the values to the same graph in its own process. What lies between the two is the price of what
-that route does not do: the record is matched with the model's columns and checked, its answer has the names and digits
-of a job's result, and all of it happens in a scoring process that may die alone.
+same server that hands the values to the same graph in its own process. The difference is the cost of what that route
+does not do: the record is matched with the model's columns and checked, its response has the names and digits of a
+job's result, and all of it happens in a separate scoring process.
 
 {online}
 
@@ -102,7 +102,7 @@ From 1 to 10 million rows:
 
 ## The alternatives
 
-Each runs in an environment of its own, with its own recommended way to do this; the scripts are in
+Each runs in a separate environment, in the way that its documentation recommends; the scripts are in
 [benchmarks/peers/](../benchmarks/peers).
 
 {alternatives}

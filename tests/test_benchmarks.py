@@ -145,7 +145,7 @@ def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:
     online = "| online, 1 row, 1 client: median / 1.5 ms | 0.0123 ms | 1.5 ms | 0.0082 | at most 1 | yes |"
     assert online in page.partition("## Online predictions")[2].partition("\n## ")[0]
     assert page.count(online) == 1
-    assert report.NOTES.read_text().strip() in page.partition("## What is missed, and why")[2].partition("\n## ")[0]
+    assert report.NOTES.read_text().strip() in page.partition("## Missed goals")[2].partition("\n## ")[0]
     drawn = ElementTree.parse(tmp_path / "benchmarks.svg").getroot()  # noqa: S314
     assert {"limit", "batchserve", "MLServer (HTTP)"} <= {text.text for text in drawn.iter(f"{SVG}text")}
 
