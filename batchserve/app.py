@@ -43,7 +43,7 @@ DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.
 
 1. **upload** stores an input under a job ID
-2. **predict** queues the job and answers at once
+2. **predict** queues the job and responds at once
 3. **download** gives the result, or 404 until it exists
 """
 
@@ -150,7 +150,7 @@ def _add_health(app: FastAPI) -> None:
 
     @app.head("/livez", include_in_schema=False)
     @app.get(
-        "/livez", tags=["health"], operation_id="livez", summary="The process answers",
+        "/livez", tags=["health"], operation_id="livez", summary="The process responds",
         responses={200: _shown(examples.HEALTH)},
     )  # fmt: skip
     async def livez() -> dict[str, str]:
@@ -158,10 +158,10 @@ def _add_health(app: FastAPI) -> None:
 
     @app.head("/readyz", include_in_schema=False)
     @app.get(
-        "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage answer",
+        "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage respond",
         responses={
             200: _shown(examples.READINESS),
-            503: {"description": "Something does not; `checks` says what.", **_shown(examples.UNREADINESS)},
+            503: {"description": "Database or storage fails; see `checks`.", **_shown(examples.UNREADINESS)},
         },
     )  # fmt: skip
     async def readyz(request: Request) -> Response:
@@ -203,7 +203,7 @@ def _check(service: Service) -> dict[str, str]:
         next(iter(runtime.storage.list("models/")), None)
         checks["storage"] = "ok"
     except OSError as error:
-        checks["storage"] = f"{type(error).__name__}: the storage does not answer"
+        checks["storage"] = f"{type(error).__name__}: the storage does not respond"
     if (trouble := service.worker_trouble()) is not None:
         checks["worker"] = trouble
     return checks
@@ -216,7 +216,7 @@ class _JobMetrics(Collector):
         self._runtime, self._unreadable = service.runtime, service.unreadable
 
     def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("batchserve_build", "The release that runs.", {"version": __version__})
+        yield InfoMetricFamily("batchserve_build", "The running release.", {"version": __version__})
         with self._runtime.database.read() as connection:
             by_state = queries.count_by_state(connection)
             rows_ok, rows_failed = queries.count_rows(connection)
@@ -225,11 +225,11 @@ class _JobMetrics(Collector):
         for state in queries.STATES:
             states.add_metric([state], by_state.get(state, 0))
         yield states
-        rows = GaugeMetricFamily("batchserve_rows", "Rows of all jobs that are kept, by outcome.", labels=["outcome"])
+        rows = GaugeMetricFamily("batchserve_rows", "Rows of all stored jobs, by outcome.", labels=["outcome"])
         rows.add_metric(["ok"], rows_ok)
         rows.add_metric(["failed"], rows_failed)
         yield rows
         yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Longest wait of a job that is due.", age)
         yield GaugeMetricFamily(
-            "batchserve_unreadable_rows", "Damaged rows, which batchserve doctor names.", self._unreadable.count()
+            "batchserve_unreadable_rows", "Damaged rows, which batchserve doctor lists.", self._unreadable.count()
         )

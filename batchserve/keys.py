@@ -49,12 +49,12 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
                 f"a {what} has letters, digits, '.', '_', '@' and '-' (at most 64), got {text[:100]!r}"
             )
     if name.isdecimal():
-        raise InvalidOptions(f"a name is more than a number, which would be taken for an id, got {name!r}")
+        raise InvalidOptions(f"a name must not be a number, which would be read as an id, got {name!r}")
     if tenant == EVERY_TENANT and scope is not Scope.ADMIN:
         raise InvalidOptions(f"only an admin key may see every tenant ({EVERY_TENANT}): name the tenant of {name!r}")
     lock(connection, "keys")
     if connection.scalar(select(keys.c.id).where(keys.c.name == name, keys.c.revoked_at.is_(None))) is not None:
-        raise Conflict(f"there is a key {name!r} already: revoke it first, or take another name")
+        raise Conflict(f"a key {name!r} already exists: revoke it first, or choose another name")
     text = generate()
     row = {
         "name": name,

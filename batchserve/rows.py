@@ -284,6 +284,6 @@ def _named(what: str) -> Iterator[None]:
 
 def _unreadable(what: str, reason: str) -> UnreadableRow:
     return UnreadableRow(
-        f"the database's row of {what} cannot be read: {reason}. It is damaged, and was not written like this by "
-        "batchserve: remove it (`batchserve doctor` names the command)"
+        f"the database's row of {what} cannot be read: {reason}. It is damaged, not as written by batchserve: "
+        "remove it (`batchserve doctor` names the command)"
     )

@@ -42,7 +42,7 @@ from batchserve.inference.kernels import Session
 from batchserve.inference.matching import Match, match_input, with_names
 from batchserve.inference.outputs import ResultSchema
 from batchserve.inference.run import run
-from batchserve.inference.session import Sessions, give_back_memory
+from batchserve.inference.session import Sessions, trim_heap
 from batchserve.storage import (
     Piece,
     Span,
@@ -411,7 +411,7 @@ def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]
         writer.commit()
     answer = admitted.signature, admitted.metadata, mended
     del admitted
-    give_back_memory()
+    trim_heap()
     return answer
 
 
@@ -500,7 +500,7 @@ def _result(format: Format, scored: _Scored, passed: pl.DataFrame | None, match:
 def _of_one_size(array: np.ndarray, name: str) -> np.ndarray:
     if array.dtype == object and array.ndim == 1 and any(isinstance(value, list) for value in array):
         raise InvalidOptions(
-            f"{name!r} differs in size between records, which npy and npz cannot hold: ask for parquet"
+            f"{name!r} differs in size between records, which npy and npz cannot hold: request parquet"
         )
     return array
 

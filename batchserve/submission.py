@@ -147,9 +147,7 @@ def _beside(connection: Connection, submission: Submission, now: float) -> Submi
     """The same for another job on the input of one that was queued already: for one that is there, or a new one."""
     job = queries.get(connection, submission.job_id)
     if job.queued_at is None:
-        raise JobConflict(
-            f"job {job.id} is {job.state} and was never queued: upload the input again to predict it anew"
-        )
+        raise JobConflict(f"job {job.id} is {job.state} and was never queued: upload the input again")
     for other in (job, *queries.find_on_input(connection, job.input.key, submission.digest, job.tenant)):
         if submission.is_of(other):
             return replace(submission, job_id=other.id)

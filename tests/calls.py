@@ -8,7 +8,7 @@ from pathlib import Path
 
 from batchserve.db.connect import Database
 from batchserve.errors import InvalidInput
-from batchserve.inference.session import give_back_memory
+from batchserve.inference.session import trim_heap
 from batchserve.jobs import execution
 
 
@@ -66,7 +66,7 @@ def kept_after_freeing(count: int, given_back: bool) -> int:
     held = [bytes(1000) for _ in range(count // 1000)]
     del held
     if given_back:
-        give_back_memory()
+        trim_heap()
     return resident() - before
 
 

@@ -25,14 +25,14 @@ from batchserve.errors import DigestMismatch, InvalidOptions, SchemaOutdated
 from batchserve.jobs import execution
 from batchserve.storage import open_storage
 from batchserve.upkeep import holds
-from batchserve.upkeep.backup import Copied, back_up, restore
+from batchserve.upkeep.backup import CopyReport, back_up, restore
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 CSV = HEADER + "5.1,3.5,1.4,0.2\n"
 SOME_FAIL = CSV + "5.1,3.5,1.4,0.2\n" * 120 + ",,,\n"
 
 
-def take(api: Api, target: Path, *, link: bool = True) -> Copied:
+def take(api: Api, target: Path, *, link: bool = True) -> CopyReport:
     database = Database(api.settings.database_url)
     try:
         return back_up(database, open_storage(api.settings.storage), target, link=link)
@@ -40,7 +40,7 @@ def take(api: Api, target: Path, *, link: bool = True) -> Copied:
         database.close()
 
 
-def put_back(source: Path, folder: Path) -> Copied:
+def put_back(source: Path, folder: Path) -> CopyReport:
     return restore(source, open_storage(str(folder)), folder / "batchserve.db")
 
 
@@ -135,9 +135,9 @@ def test_a_backup_that_fails_leaves_nothing(source: Api, tmp_path: Path, monkeyp
 
 
 def test_a_backup_never_goes_where_something_is_or_into_the_storage(source: Api, taken: Path) -> None:
-    with pytest.raises(InvalidOptions, match="exists already"):
+    with pytest.raises(InvalidOptions, match="already exists"):
         take(source, taken)
-    with pytest.raises(InvalidOptions, match="lies in the storage"):
+    with pytest.raises(InvalidOptions, match="is in the storage"):
         take(source, Path(source.settings.storage) / "results" / "backup")
 
 
@@ -342,7 +342,7 @@ def test_a_list_of_sums_that_was_cut_off_is_noticed(taken: Path, tmp_path: Path)
 
 
 def test_a_folder_that_is_no_backup_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InvalidOptions, match="no backup"):
+    with pytest.raises(InvalidOptions, match="not a backup"):
         put_back(tmp_path, tmp_path / "restored")
 
 

@@ -117,7 +117,7 @@ def test_without_a_server_its_address_and_how_to_start_one_are_told(tmp_path: Pa
     done = runner(tmp_path, NOBODY)("predict", iris_csv, "--model", "iris")
     assert done.returncode == 1
     assert done.stdout == ""
-    assert f"no answer from {NOBODY}" in done.stderr
+    assert f"no response from {NOBODY}" in done.stderr
     assert "batchserve serve" in done.stderr
 
 
@@ -318,7 +318,7 @@ def test_predict_takes_a_folder_of_images_or_several_of_them(
         assert pl.read_ndjson(tmp_path / saved)["file"].to_list() == keys
     refused = run("predict", "photos/1.jpg", "photos/notes.txt", *options)
     assert refused.returncode == 1
-    assert "'photos/notes.txt' is none by its name" in refused.stderr
+    assert "'photos/notes.txt' has no image suffix" in refused.stderr
     for files in (["photos/1.jpg", "photos/3.jpg"], ["photos/1.jpg", "photos"]):
         missing = run("predict", *files, *options)
         assert missing.returncode == 2
@@ -382,7 +382,7 @@ def test_waiting_too_long_exits_with_5_and_a_cancelled_job_with_6(run: Run, iris
     job_id = put_off(iris_csv, server)
     late = run("jobs", "watch", job_id, "--timeout", "1s")
     assert late.returncode == 5
-    assert "goes on" in late.stderr
+    assert "continues" in late.stderr
     assert run("jobs", "cancel", job_id).returncode == 0
     assert run("jobs", "watch", job_id).returncode == 6
     assert json.loads(run("jobs", "retry", job_id, "--json").stdout)["id"] == job_id
@@ -398,7 +398,7 @@ def test_ctrl_c_exits_with_130_and_the_job_goes_on(run: Run, tmp_path: Path, iri
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=20)
     assert process.returncode == 130
-    assert f"The job goes on. Watch it: batchserve jobs watch {job_id}" in stderr
+    assert f"The job continues. Watch it: batchserve jobs watch {job_id}" in stderr
     assert "Traceback" not in stderr
     assert json.loads(run("jobs", "show", job_id, "--json").stdout)["state"] == "queued"
     run("jobs", "cancel", job_id)

@@ -335,9 +335,9 @@ def test_several_images_travel_as_a_zip_by_their_paths_below_their_common_folder
     assert (body.media_type, body.filename) == ("application/zip", None)
     assert members_of(body) == [("b.PNG", b"1"), ("a/c.jpg", b"22")]
     assert members_of(body_of(["photos/a/c.jpg"])) == [("c.jpg", b"22")]
-    with pytest.raises(InvalidInput, match=r"'photos/a/notes\.txt' is none by its name"):
+    with pytest.raises(InvalidInput, match=r"'photos/a/notes\.txt' has no image suffix"):
         body_of(["photos/b.PNG", "photos/a/notes.txt"])
-    with pytest.raises(InvalidInput, match=r"photos/b\.PNG' stands there twice"):
+    with pytest.raises(InvalidInput, match=r"photos/b\.PNG' appears twice"):
         body_of(["photos/b.PNG", "photos/a/c.jpg", tmp_path / "photos" / "b.PNG"])
 
 
@@ -388,7 +388,7 @@ def test_waiting_ends_after_its_timeout_and_says_that_the_job_goes_on() -> None:
     handler = httpx2.MockTransport(lambda _: job_answer(state="running", progress=0.5))
     with Client("http://server", transport=handler) as client:
         job = client.jobs.get("j1")
-        with pytest.raises(WaitTimeout, match=r"j1 is running after 0\.3 s and goes on") as caught:
+        with pytest.raises(WaitTimeout, match=r"j1 is running after 0\.3 s and continues") as caught:
             job.wait(timeout=0.3)
     assert isinstance(caught.value, TimeoutError)
     assert caught.value.job.progress == 0.5

@@ -150,7 +150,7 @@ def _row_error_codes(source: str) -> Iterator[str]:
         match node:
             case ast.Call(func=ast.Name("RowError"), args=[_, ast.Constant(str(found)), *_]):
                 yield found
-            case ast.Call(func=ast.Name("Unfit"), args=[ast.Constant(str(found)), _]):
+            case ast.Call(func=ast.Name("InvalidValue"), args=[ast.Constant(str(found)), _]):
                 yield found
             case ast.Return(value=ast.Tuple([ast.Constant(None), ast.Tuple([ast.Constant(str(found)), _])])):
                 yield found

@@ -187,7 +187,7 @@ def test_bytes_that_no_row_names_are_counted_with_their_size_and_age(site: Site)
     assert (status, findings["orphans"]["status"]) == (0, "ok")  # it may belong to a request that goes on
     status, findings = site.doctor(BATCHSERVE_SWEEP_AGE="0.01")
     assert (status, findings["orphans"]["status"]) == (0, "warn")
-    assert "1 object(s) that no row names take 5.0 kB" in findings["orphans"]["detail"]
+    assert "1 unreferenced object(s) take 5.0 kB" in findings["orphans"]["detail"]
     assert f"results/{orphan.name}, is 0.0 hours old" in findings["orphans"]["detail"]
     assert orphan.exists()
 
@@ -227,7 +227,7 @@ def test_another_schema_is_named_with_the_command(tmp_path: Path, version: str |
     code, findings = Site(tmp_path, Jobs("", "", "", "")).doctor()
     assert code == status
     assert said in findings["database"]["detail"]
-    assert "not looked at" in findings["stored bytes"]["detail"]
+    assert "not checked" in findings["stored bytes"]["detail"]
 
 
 def test_a_clock_behind_the_database_is_noticed(site: Site) -> None:

@@ -268,7 +268,7 @@ def test_scores_of_classes_without_names_are_not_ranked(
     options = {"model": "nameless", "format": "jsonl", "top_k": "1"}
     answer = service.http.post("/v1/predict", content=archive(photographs[:2]), params=options)
     refused = problem(answer, 422, "invalid-options")
-    assert "no probabilities, and no scores of classes that it names" in refused["detail"]
+    assert "no probabilities, and no scores of named classes" in refused["detail"]
 
 
 @pytest.mark.parametrize(
@@ -276,7 +276,7 @@ def test_scores_of_classes_without_names_are_not_ranked(
     [
         (["--image", "imagnet"], "no preset 'imagnet' for images, only 'imagenet', 'img2feat'"),
         (["--image", '{"sise": [1, 1]}'], "unknown field 'sise'"),
-        (["--image", '{"size": [96'], "is no JSON"),
+        (["--image", '{"size": [96'], "is not JSON"),
         (["--image", '{"input": "pixels"}'], "no input 'pixels'; it has 'image'"),
         (["--image", "imagenet"], r"are \[N, 3, 224, 224\], but input 'image' is \[N, 3, 96, 96\]"),
         (["--image", "img2feat:resnet18", "--weights", "none.pth"], "does not exist"),

@@ -107,7 +107,7 @@ def test_the_sample_of_a_file_is_read_when_it_is_asked_for(tmp_path: Path) -> No
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - set(RESULT_FORMATS)))
 def test_images_can_not_be_written(name: str) -> None:
     format = get_format(name)
-    with pytest.raises(InvalidOptions, match=f"which {name} cannot hold: ask for csv, jsonl"):
+    with pytest.raises(InvalidOptions, match=f"which {name} cannot hold: request csv, jsonl"):
         format.write(pl.DataFrame({"a": [1]}))
     with pytest.raises(InvalidOptions, match="a result is a table"):
         format.assemble([], lambda key: io.BytesIO(key.encode()), 0)

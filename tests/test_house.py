@@ -139,7 +139,6 @@ LONGER = {
     "batchserve/scoring.py": "not split yet",
     "batchserve/cli/protocol.py:Protocol": "one state machine, of one connection",
     "batchserve/cli/server.py:serve": "its options, each with its help",
-    "batchserve/cli/jobs.py:predict": "its options, each with its help",
     "batchserve/conversion/torch.py:export_torch": "half of it says what its parameters mean",
 }
 """What may be longer, and why."""

@@ -689,7 +689,7 @@ def test_a_batch_that_needs_too_much_memory_is_not_taken() -> None:
         ("N,192", {"layout": "flat"}, "with a size"),
         ("N,192", {"layout": "nchw"}, "4 axes"),
         ("N,3,H,W", {"resize": "stretch"}, "needs a size"),
-        ("N,3,8,8", {"resize": "stretch", "shortest": 9}, "resize 'crop' alone"),
+        ("N,3,8,8", {"resize": "stretch", "shortest": 9}, "only for resize 'crop'"),
         ("N,3,8,8", {"filter": "bicubic", "antialias": False}, "bilinear or nearest"),
         ("N,3,8,8", {"mean": [0.5, 0.5]}, "mean must have 1 number or 3"),
         ("N,3,8,8", {"std": [1, 0, 1]}, "must not be 0"),

@@ -264,7 +264,7 @@ def test_a_database_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch
     monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 50)
     database, other = (Database(f"sqlite:///{tmp_path / 'batchserve.db'}") for _ in range(2))
     migrate.upgrade(database)
-    with other.write(), pytest.raises(Unavailable, match="does not answer"), database.write():
+    with other.write(), pytest.raises(Unavailable, match="does not respond"), database.write():
         pass
     with database.write(), pytest.raises(Unavailable, match="is busy"), database.write():
         pass

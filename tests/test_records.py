@@ -292,7 +292,7 @@ def test_a_column_without_a_name_is_refused_in_every_format(api: Api, name: str)
         answer = api.http.post(path, content=NAMELESS[name])
         detail = problem(answer, 422, "invalid-input")["detail"]
         assert "name" in detail
-        assert "every column needs one" in detail
+        assert "every column needs a name" in detail
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow", "arrows"])

@@ -24,7 +24,7 @@ from batchserve.storage.local import LocalStorage
 from batchserve.upkeep import holds
 from batchserve.upkeep.objects import named_objects
 from batchserve.upkeep.retention import Expired, dated, expire, forget, remove_unnamed
-from batchserve.upkeep.sweep import Swept, sweep
+from batchserve.upkeep.sweep import SweepReport, sweep
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 SOME_FAIL = CSV + "5.1,3.5,1.4,0.2\n" * 120 + ",,,\n"
@@ -49,7 +49,7 @@ class Site:
     def expire(self, days: float, **keep: Any) -> Expired:
         return expire(self.database, self.storage, self.settings(**keep), self.later(days))
 
-    def sweep(self, days: float = 1) -> Swept:
+    def sweep(self, days: float = 1) -> SweepReport:
         return sweep(self.database, self.storage, 3600.0, self.later(days))
 
     def forget(self, days: float, **keep: Any) -> int:
@@ -406,7 +406,7 @@ def test_nothing_that_a_row_named_is_removed_while_a_hold_is_in_force(site: Site
         assert site.api.http.delete(deleted["links"]["self"]).status_code == 204
         assert site.api.http.delete(registered["links"]["self"]).status_code == 204
         assert site.expire(31, keep_results="30d") == Expired(jobs=1)
-        assert site.sweep() == Swept()
+        assert site.sweep() == SweepReport()
         assert site.forget(400, keep_rows="1d") == 0
         problem(site.api.http.get(over["links"]["result"]), 410, "expired")
         assert site.api.stored() == before
@@ -435,7 +435,7 @@ def test_a_hold_that_lapsed_is_not_passed_off_as_kept(site: Site) -> None:
             now = site.database.moment(connection)
             holds.place(connection, "other", 60.0, replace(now, steady=now.steady + 100))  # forgets those that lapsed
 
-    with pytest.raises(Unavailable, match="begin anew"):
+    with pytest.raises(Unavailable, match="start again"):
         hold()
 
 

@@ -91,7 +91,7 @@ def test_other_columns_than_the_missing_one_are_named_only_where_there_are_any()
     with pytest.raises(SchemaMismatch, match=r"it lacks 'c'\Z"):
         bind(NAMED, ["a", "b"])
     with pytest.raises(
-        SchemaMismatch, match=r"it lacks 'c'; the model does not take its 'd'\. Pass columns to say which"
+        SchemaMismatch, match=r"it lacks 'c'; the model does not take its 'd'\. Pass columns to map them"
     ):
         bind(NAMED, ["a", "b", "d"])
 
@@ -404,7 +404,7 @@ def test_top_k_gives_the_most_probable_classes_in_order() -> None:
 
 
 def test_top_k_beyond_the_classes_or_without_probabilities_is_refused() -> None:
-    with pytest.raises(InvalidOptions, match="knows 3 classes, got 4"):
+    with pytest.raises(InvalidOptions, match="has 3 classes, got 4"):
         ResultSchema(classifier(), 4)
     with pytest.raises(InvalidOptions, match="no probabilities"):
         ResultSchema(Signature(MATRIX.inputs, classifier().outputs[:1]), 1)

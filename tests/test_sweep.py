@@ -10,7 +10,7 @@ from service import Api, ok
 from batchserve.db import migrate
 from batchserve.db.connect import Database
 from batchserve.storage import Storage, open_storage
-from batchserve.upkeep.sweep import Swept, sweep
+from batchserve.upkeep.sweep import SweepReport, sweep
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 HOUR = 3600.0
@@ -31,7 +31,7 @@ class Site:
         for key in keys:
             self.storage.compose(key, [b"left behind"])
 
-    def sweep(self, hours: float = 24) -> Swept:
+    def sweep(self, hours: float = 24) -> SweepReport:
         return sweep(self.database, self.storage, HOUR, self.moment + hours * HOUR)
 
 
@@ -59,7 +59,7 @@ def test_what_no_row_names_is_removed(site: Site, job: dict[str, Any]) -> None:
     site.put(*left)
     partial = Path(site.api.settings.storage) / "results" / ".partial-0f"
     partial.write_bytes(b"half")
-    assert site.sweep() == Swept(partials=1, uploads=2, conversions=1, inputs=1, parts=2, results=3)
+    assert site.sweep() == SweepReport(partials=1, uploads=2, conversions=1, inputs=1, parts=2, results=3)
     assert site.api.stored() == before
     assert site.sweep().total == 0
 
@@ -74,7 +74,7 @@ def test_what_rows_name_stays(site: Site) -> None:
     assert [job["state"] for job in jobs] == ["uploaded", "completed", "failed"]
     before = site.api.stored()
     assert sum(key.startswith("parts/") for key in before) >= 3
-    assert site.sweep() == Swept()
+    assert site.sweep() == SweepReport()
     assert site.api.stored() == before
     again = ok(site.api.http.post(f"{jobs[1]['links']['self']}/retry", json={"rows": "failed"}), 202)
     assert site.api.finished(again["id"])["state"] == "completed"
@@ -93,7 +93,7 @@ def test_a_result_that_another_job_took_over_stays(site: Site) -> None:
 def test_what_is_young_stays(site: Site) -> None:
     left = [f"inputs/{NOBODY}", f"parts/{NOBODY}/000-1", "uploads/01", f"results/{NOBODY}-1"]
     site.put(*left)
-    assert site.sweep(hours=0.9) == Swept()
+    assert site.sweep(hours=0.9) == SweepReport()
     assert site.api.stored().issuperset(left)
     assert site.sweep(hours=24).total == 4
 
@@ -104,14 +104,14 @@ def test_a_new_database_at_the_address_of_an_old_storage_does_not_empty_it(tmp_p
     older = f"inputs/{NOBODY}"
     site.put(older)
     os.utime(folder / older, (1000, 1000))
-    assert site.sweep() == Swept()
+    assert site.sweep() == SweepReport()
     assert older in site.api.stored()
     (folder / older).unlink()
     site.put(f"inputs/{NOBODY}", "uploads/01")
     empty = Database(f"sqlite:///{tmp_path / 'batchserve.db'}")
     migrate.upgrade(empty)
     before = site.api.stored()
-    assert sweep(empty, site.storage, HOUR, site.moment + 24 * HOUR) == Swept()
+    assert sweep(empty, site.storage, HOUR, site.moment + 24 * HOUR) == SweepReport()
     assert site.api.stored() == before
     empty.close()
     assert site.sweep().total == 2

@@ -467,7 +467,7 @@ def test_a_result_of_several_lengths_is_no_npz(lengths: Api) -> None:
 @pytest.fixture(scope="module")
 def fours(service: Api) -> Api:
     notes = service.register("fours", graph(FOURS))["notes"]
-    assert notes == ["Output 'level' is not about single records and was left out."]
+    assert notes == ["Output 'level' is not per record and was dropped."]
     return service
 
 
@@ -496,7 +496,7 @@ def test_a_graph_that_wants_four_records_gives_arrays_of_its_outputs_to_all(four
 def test_several_arrays_are_no_npy_and_that_is_told_at_once(fours: Api) -> None:
     params = {"model": "fours", "format": "npy"}
     answer = fours.http.post("/v1/predict", content=body({"x": MATRIX}, "parquet"), params=params)
-    assert "ask for npz" in problem(answer, 422, "invalid-options")["detail"]
+    assert "request npz" in problem(answer, 422, "invalid-options")["detail"]
 
 
 def test_graphs_of_one_record_of_all_records_and_of_every_type_are_scored(service: Api) -> None:

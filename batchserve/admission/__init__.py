@@ -44,7 +44,7 @@ def admit(data: bytes) -> Admitted:
 
 def _admit(data: bytes) -> Admitted:
     if len(data) > MAX_MODEL_BYTES:
-        raise ModelRefused(f"the model has {len(data):,} bytes, and at most {MAX_MODEL_BYTES:,} are taken")
+        raise ModelRefused(f"the model has {len(data):,} bytes; at most {MAX_MODEL_BYTES:,} are accepted")
     model = unpack(data) if is_bundle(data) else parse(data)
     check_graph(model)
     labels = strip_zipmaps(model)

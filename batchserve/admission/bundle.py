@@ -55,7 +55,7 @@ def _members(archive: ZipFile) -> list[ZipInfo]:
         name = member.orig_filename
         kind = stat.S_IFMT(member.external_attr >> 16)
         if not name or name in (".", "..") or any(sign in name for sign in "/\\\0:"):
-            raise ModelRefused(f"the zip archive has a member {name!r}: only plain file names are taken, no folders")
+            raise ModelRefused(f"the zip archive has a member {name!r}: only plain file names are accepted, no folders")
         if kind not in (0, stat.S_IFREG):
             raise ModelRefused(f"the zip archive has a member {name!r} that is a link or a device")
         if member.flag_bits & 0x1:
@@ -94,7 +94,7 @@ def _add_manifest(model: ModelProto, manifest: bytes | None) -> None:
     try:
         entries = json.loads(manifest)
     except (ValueError, RecursionError) as error:
-        raise ModelRefused(f"{_MANIFEST} is no JSON: {error}") from error
+        raise ModelRefused(f"{_MANIFEST} is not JSON: {error}") from error
     if not isinstance(entries, dict):
         raise ModelRefused(f"{_MANIFEST} must be an object, such as {{'labels': ['no', 'yes']}}")
     metadata = {entry.key: entry.value for entry in model.metadata_props}
@@ -120,14 +120,14 @@ def _slice(tensor: TensorProto, files: dict[str, bytes]) -> bytes:
     place = {entry.key: entry.value for entry in tensor.external_data}
     location = place.get("location", "").removeprefix("./")
     if location not in files:
-        raise ModelRefused(f"tensor {tensor.name!r} stands in {location!r}, which is not in the zip archive")
+        raise ModelRefused(f"tensor {tensor.name!r} is stored in {location!r}, which is not in the zip archive")
     content = files[location]
     try:
         offset = int(place.get("offset", "0"))
         length = int(place.get("length", str(len(content) - offset)))
         expected = prod(tensor.dims) * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelRefused(f"tensor {tensor.name!r} says nonsense of where it stands: {place}") from error
+        raise ModelRefused(f"tensor {tensor.name!r} has an invalid location: {place}") from error
     packed = tensor.data_type in (TensorProto.INT4, TensorProto.UINT4, TensorProto.FLOAT4E2M1)
     inside = 0 <= offset <= offset + length <= len(content)
     if not inside or (length != expected and not packed):

@@ -81,7 +81,7 @@ def parse(data: bytes) -> ModelProto:
     try:
         model = load_model_from_string(data)
     except DecodeError as error:
-        raise ModelRefused(f"expected an ONNX model, got {len(data)} bytes that are none") from error
+        raise ModelRefused(f"expected an ONNX model, got {len(data)} bytes of another format") from error
     if not model.HasField("graph") or not model.graph.node:
         raise ModelRefused(f"expected an ONNX model, got {len(data)} bytes without a graph")
     model.ClearField("training_info")
@@ -161,7 +161,7 @@ def check_graph(model: ModelProto) -> None:
     for tensor in tensors(model):
         if is_external(tensor):
             raise ModelRefused(
-                f"tensor {tensor.name!r} stands in a file outside of the model: upload a zip archive with both"
+                f"tensor {tensor.name!r} is stored in a file outside of the model: upload a zip archive with both"
             )
     for entry in (*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)):
         low, high = OPSETS.get(_domain(entry.domain), (0, 2**31))
@@ -187,7 +187,7 @@ def _check_operator(node: NodeProto, own: set[tuple[str, str]]) -> None:
     if domain == "com.microsoft" and node.op_type in _MICROSOFT:
         return
     raise ModelRefused(
-        f"operator {node.op_type!r} of {domain!r} is not run here: only those of ONNX, of ai.onnx.ml and a list of "
+        f"operator {node.op_type!r} of {domain!r} is not supported: only those of ONNX, of ai.onnx.ml and a list of "
         "com.microsoft"
     )
 

@@ -60,7 +60,7 @@ def _check(spec: Preprocessing) -> None:
     if not all(1 <= side <= _MOST for side in sides):
         _refuse(f"size and shortest must be 1 to {_MOST}, got {', '.join(map(str, sides))}")
     if spec.shortest is not None and spec.resize != "crop":
-        _refuse("shortest is of resize 'crop' alone")
+        _refuse("shortest is only for resize 'crop'")
     if not spec.antialias and spec.filter not in ("bilinear", "nearest"):
         _refuse(f"without antialias the filter is bilinear or nearest, got {spec.filter!r}")
     for name, numbers in (("mean", spec.mean), ("std", spec.std)):
@@ -108,14 +108,16 @@ def _fitted(spec: Preprocessing, tensor: InputTensor) -> Preprocessing:
         height, width = shape[first], shape[first + 1]
         spec = replace(spec, size=(height, width) if height and width else None)
     if spec.resize and spec.size is None:
-        _refuse(f"resize {spec.resize!r} needs a size, since the graph leaves height and width open")
+        _refuse(f"resize {spec.resize!r} needs a size, because height and width of the graph are dynamic")
     return spec
 
 
 def _only_input(inputs: Sequence[InputTensor]) -> str:
     candidates = [tensor.name for tensor in inputs if len(tensor.shape) == 4] or [tensor.name for tensor in inputs]
     if len(candidates) != 1:
-        _refuse(f"input: say which input takes the images; the graph has {listed([tensor.name for tensor in inputs])}")
+        _refuse(
+            f"input: name the one that takes the images; the graph has {listed([tensor.name for tensor in inputs])}"
+        )
     return candidates[0]
 
 

@@ -97,7 +97,7 @@ def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: li
     _check_rows(runs)
     if mode == "rows" and _mixes_records(session, feed, runs):
         mode = "whole"
-        notes.append("A record's result depends on the records beside it, so the input is scored in one run.")
+        notes.append("The result of a record depends on the other records, so the input is scored in one run.")
     rows = _many(session, feed, mode, batch)
     task, outputs = read_outputs(model, metadata, rows, runs, groups, labels)
     if any(None in tensor.shape[1:] for tensor in inputs):
@@ -127,9 +127,9 @@ def _metadata(model: ModelProto) -> dict[str, Any]:
         try:
             value = json.loads(entry.value)
         except (ValueError, RecursionError) as error:
-            raise ModelRefused(f"{entry.key} is no JSON: {error}") from error
+            raise ModelRefused(f"{entry.key} is not JSON: {error}") from error
         if not _is_text(value):
-            raise ModelRefused(f"{entry.key} holds half a character, a lone surrogate")
+            raise ModelRefused(f"{entry.key} holds a lone surrogate")
         if value is not None and not isinstance(value, _METADATA[key]):
             raise ModelRefused(f"{entry.key} must be a {_METADATA[key].__name__}, got {type(value).__name__}")
         if value is not None:
@@ -178,7 +178,7 @@ def _input(entry: ValueInfoProto, shape: tuple[int | None, ...], free: bool, nam
 def _declared_shape(entry: ValueInfoProto) -> tuple[int | None, ...]:
     kind = entry.type.tensor_type
     if not entry.type.HasField("tensor_type"):
-        raise ModelRefused(f"input {entry.name!r} {_kind(entry)}: only tensors are taken")
+        raise ModelRefused(f"input {entry.name!r} {_kind(entry)}: only tensors are accepted")
     if not kind.HasField("shape"):
         raise ModelRefused(f"input {entry.name!r} has no declared shape: export the model with its shapes")
     shape = tuple(size.dim_value if size.dim_value > 0 else None for size in kind.shape.dim)
@@ -205,7 +205,7 @@ def _check_outputs(model: ModelProto) -> None:
         if kind is None or (kind == "tensor_type" and not holder.tensor_type.elem_type):
             continue
         if not holder.HasField("tensor_type"):
-            raise ModelRefused(f"output {entry.name!r} {_kind(entry)}: only tensors and sequences of them are given")
+            raise ModelRefused(f"output {entry.name!r} {_kind(entry)}: only tensors and their sequences are supported")
         element = holder.tensor_type.elem_type
         if element not in DTYPES:
             raise ModelRefused(f"output {entry.name!r} has elements of {_element(element)}, which is not supported")
@@ -219,7 +219,7 @@ def _kind(entry: ValueInfoProto) -> str:
 def _element(kind: int) -> str:
     if kind in TensorProto.DataType.values():
         return TensorProto.DataType.Name(cast("TensorProto.DataType", kind)) if kind else "no type"
-    return f"type {kind}, which is none of ONNX"
+    return f"type {kind}, which is not an ONNX type"
 
 
 def _column_dtype(wanted: ColumnType, tensor: DType) -> ColumnType:
@@ -257,7 +257,7 @@ def _find_feed(
             raise
         except ScoringFailed as error:
             reason = error
-    detail = reason.detail if reason else "no input could be made up"
+    detail = reason.detail if reason else "no input could be generated"
     raise ModelRefused(f"no run on sample records succeeds: {detail}")
 
 
@@ -265,7 +265,7 @@ def _runs(session: Session, feed: Feed, inputs: tuple[InputTensor, ...]) -> tupl
     """The batching mode, its batch, and the outputs for 1, 2 and 3 records, or for a fixed number."""
     declared = {tensor.shape[0] for tensor in inputs if tensor.per_record and tensor.shape[0] is not None}
     if len(declared) > 1:
-        raise ModelRefused(f"the inputs want different numbers of records: {sorted(declared)}")
+        raise ModelRefused(f"the inputs need different numbers of records: {sorted(declared)}")
     if declared:
         batch = declared.pop()
         return "fixed", batch, {batch: session.run(feed.first(batch))}
@@ -347,7 +347,7 @@ def _mend_outputs(model: ModelProto, runs: dict[int, Arrays]) -> tuple[list[str]
 
 def _left_out(model: ModelProto, name: str) -> str:
     graph.drop_output(model, name)
-    return f"Output {name!r} is not about single records and was left out."
+    return f"Output {name!r} is not per record and was dropped."
 
 
 def _in_order(arrays: dict[int, np.ndarray]) -> bool:

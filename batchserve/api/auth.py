@@ -25,7 +25,7 @@ SECURITY_SCHEMES = {
     "key": {
         "type": "http",
         "scheme": "bearer",
-        "description": "An API key, made by `batchserve keys create`. Without any key in the database, none is asked.",
+        "description": "An API key, created by `batchserve keys create`. Not required while the database has no key.",
     }
 }
 
@@ -40,7 +40,7 @@ class Keyring:
     async def identify(self, authorization: str | None) -> tuple[Caller, int | None]:
         """Who sends this header, and the version of the database by which that is known.
 
-        Raises Unauthorized, and Unavailable when the database does not answer.
+        Raises Unauthorized, and Unavailable when the database does not respond.
         """
         digest, version = _digest(authorization), self._database.version()
         caller = self._callers.get(digest, version)
@@ -60,7 +60,7 @@ def _look_up(authorization: str | None, connection: Connection) -> Caller:
         return Caller()
     key = keys.find(connection, _bearer(authorization))
     if key is None:
-        raise Unauthorized("this API key is not known, or was revoked")
+        raise Unauthorized("this API key is unknown or revoked")
     return Caller(key.tenant, key.scope)
 
 
@@ -95,7 +95,7 @@ async def require_key_still(request: Request, keyring: Keyring) -> None:
     """For requests that last: raises Unauthorized once the key was revoked with which they began."""
     caller, _ = await keyring.identify(_given(request.scope))
     if caller != caller_of(request):
-        raise Unauthorized("this API key was revoked while the request was under way")
+        raise Unauthorized("this API key was revoked during the request")
 
 
 async def is_key_in_force(request: Request, keyring: Keyring) -> bool:
@@ -124,7 +124,7 @@ CallerDep = Annotated[Caller, Depends(get_caller)]
 async def require_admin(caller: CallerDep) -> None:
     """Raises Forbidden."""
     if caller.scope is not KeyScope.ADMIN:
-        raise Forbidden(f"this needs an admin key, the one that came has the scope {caller.scope}")
+        raise Forbidden(f"this request needs an admin key; the one sent has the scope {caller.scope}")
 
 
 ADMIN: list[Any] = [Depends(require_admin)]
@@ -137,5 +137,5 @@ def _bearer(authorization: str | None) -> str:
     if scheme.lower() != "bearer":
         raise Unauthorized("an API key is needed: send it as `Authorization: Bearer bs_...`")
     if not keys.is_well_formed(text.strip()):
-        raise Unauthorized("this is no API key: was it cut, or mistyped? One begins with bs_ and has 52 characters")
+        raise Unauthorized("not an API key (truncated or mistyped?): a key begins with bs_ and has 52 characters")
     return text.strip()

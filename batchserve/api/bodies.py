@@ -73,7 +73,7 @@ class Body:
                 self._check_size(decoded)
                 yield piece
         if decoder is not None and not decoder.ended:
-            raise TruncatedBody(f"the compressed body ends in the middle, after {self._received} bytes")
+            raise TruncatedBody(f"the compressed body is truncated after {self._received} bytes")
 
     async def read(self) -> bytes:
         """The whole body, for the small ones."""
@@ -109,7 +109,7 @@ class Body:
                 break
             except TimeoutError:
                 raise RequestTimeout(
-                    f"no byte of the body came for {self._settings.body_idle:g} s (after {self._received} bytes)"
+                    f"no byte of the body arrived for {self._settings.body_idle:g} s (after {self._received} bytes)"
                 ) from None
             except ClientDisconnect:
                 raise self._truncated() from None
@@ -133,7 +133,7 @@ class Body:
     def _check_rate(self, waited: float) -> None:
         if waited > RATE_AFTER and self._received < self._settings.body_rate * waited:
             raise RequestTimeout(
-                f"the body came too slowly: {self._received} bytes in {waited:.0f} s, "
+                f"the body was received too slowly: {self._received} bytes in {waited:.0f} s, "
                 f"expected {self._settings.body_rate} bytes/s or more"
             )
 

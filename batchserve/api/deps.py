@@ -49,8 +49,8 @@ IdempotencyKey = Annotated[
 # The app adds the schema: a `model` here would be documented as application/json.
 _PROBLEM = {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}}
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "What was wrong, what was expected and what came.", "content": _PROBLEM},
-    "5XX": {"description": "Not ready: Retry-After says when to try again. Or our fault.", "content": _PROBLEM},
+    "4XX": {"description": "The problem, the expected and the received value.", "content": _PROBLEM},
+    "5XX": {"description": "Not ready: Retry-After says when to try again. Or a server bug.", "content": _PROBLEM},
 }
 
 

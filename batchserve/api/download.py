@@ -43,12 +43,12 @@ JobFormat = Annotated[
     Query(description=f"Convert: {', '.join(format.name for format in _TABLES)}.", examples=["parquet"]),
 ]
 Partial = Annotated[
-    bool, Query(description="Give what is finished of a job that is not, or not any more: a prefix of the result.")
+    bool, Query(description="Return the finished rows of a job that is not completed: a prefix of the result.")
 ]
 CsvEscape = Annotated[
-    bool, Query(description="CSV for spreadsheets: an apostrophe before each text that they would take for a formula.")
+    bool, Query(description="CSV for spreadsheets: an apostrophe before each text that would be read as a formula.")
 ]
-Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the result before answering 404.")]
+Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the result before responding 404.")]
 FILE: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The file, with ETag, Repr-Digest and ranges.",
@@ -59,7 +59,7 @@ FILE: dict[int | str, dict[str, Any]] = {
             "application/json": {"example": [{"prediction": "setosa", "probability_setosa": 0.98}]},
         },
     },
-    206: {"description": "The range that was asked for."},
+    206: {"description": "The requested range."},
     304: {"description": "The client has it already (If-None-Match)."},
     **PROBLEMS,
 }
@@ -69,7 +69,7 @@ INPUT_FILE: dict[int | str, dict[str, Any]] = {
 }
 FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "One line for each fault of a record.",
+        "description": "One line for each error of a record.",
         "content": {
             "application/x-ndjson": {"example": examples.ERRORS},
             "text/csv": {"example": examples.ERRORS_CSV},
@@ -109,12 +109,12 @@ async def download(
     own = get_format(job.options.format)
     wanted = _negotiate(own, format, accept)
     if csv_escape and wanted.has_types:
-        raise InvalidOptions(f"csv_escape is for CSV, and the result comes in {wanted.name}: ask for format=csv")
+        raise InvalidOptions(f"csv_escape is for CSV, and the result is in {wanted.name}: request format=csv")
     if job.state is not JobState.COMPLETED or job.result is None:
         if not partial:
             raise _not_ready(job)
         if wanted is not own or csv_escape:
-            raise InvalidOptions(f"a partial result comes as it is, in the job's format, {own.name}")
+            raise InvalidOptions(f"a partial result is not converted; it has the format of the job, {own.name}")
         return await _partial_result(service, job, own)
     if wanted is not own or csv_escape:
         return await _converted(request, service, job, job.result, _Conversion(own, wanted, csv_escape))
@@ -168,7 +168,7 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) 
     """The bytes as they were stored at upload (decompressed)."""
     job = await service.read_job(job_id)
     if job.input_removed_at is not None:
-        raise Gone(f"the input of job {job_id} was removed: it was kept no longer")
+        raise Gone(f"the input of job {job_id} was removed at the end of its retention")
     stored = job.input
     format = get_format(stored.format)
     name = stored.filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
@@ -184,8 +184,8 @@ def _as_file(name: str) -> dict[str, str]:
 def _not_ready(job: Job) -> ResultNotReady:
     hints = {
         JobState.UPLOADED: f"POST /v1/predict/{job.id}?model=<name> starts it",
-        JobState.FAILED: "partial=true gives what was finished, the job's `error` says why it stopped",
-        JobState.CANCELLED: "partial=true gives what was finished",
+        JobState.FAILED: "partial=true gives the finished rows, the job's `error` has the reason",
+        JobState.CANCELLED: "partial=true gives the finished rows",
     }
     hint = hints.get(job.state, "try again later, or wait with ?wait=30")
     detail = f"job {job.id} is {job.state}: there is no result; {hint}"
@@ -201,7 +201,7 @@ def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
     if format is not None:
         if get_format(format) not in there:
             names = ", ".join(found.name for found in there)
-            raise NotAcceptable(f"a result in {own.name} cannot be given as {format}; it can be had as {names}")
+            raise NotAcceptable(f"a result in {own.name} is not available as {format}; it is available as {names}")
         return get_format(format)
     if accept is None:
         return own
@@ -209,7 +209,7 @@ def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
     best = max(there, key=lambda found: _quality(ranges, found))  # the first of equals: the job's own
     if not _quality(ranges, best):
         types = ", ".join(found.media_type for found in there)
-        raise NotAcceptable(f"the result cannot be given as {accept[:200]!r}; it can be had as {types}")
+        raise NotAcceptable(f"the result is not available as {accept[:200]!r}; it is available as {types}")
     return best
 
 
@@ -280,7 +280,7 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
             now = await service.read_job(job.id)
             if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
                 raise
-            raise Gone(f"the bytes of job {job.id} have just been removed") from None
+            raise Gone(f"the bytes of job {job.id} were just removed") from None
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)  # as Last-Modified says it, which has no fractions
     if (known := conditional.answered(request, headers["etag"], headers, modified)) is not None:
         return known

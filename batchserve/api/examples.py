@@ -169,7 +169,7 @@ READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "
 UNREADINESS: dict[str, Any] = {
     "status": "unavailable",
     "version": "0.1.0",
-    "checks": {"database": "the database does not answer; try again in a moment", "storage": "ok"},
+    "checks": {"database": "the database does not respond; try again in a moment", "storage": "ok"},
 }
 METRICS = '# HELP batchserve_jobs Jobs by state.\n# TYPE batchserve_jobs gauge\nbatchserve_jobs{state="queued"} 0.0\n'
 EVENTS = (

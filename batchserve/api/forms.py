@@ -70,7 +70,7 @@ class Form:
             async for block in blocks:
                 await run_in_threadpool(self._parser.write, block)
         if not self._ended:
-            raise TruncatedBody(f"the form is cut off: its closing boundary is missing, after {len(self.files)} files")
+            raise TruncatedBody(f"the form is truncated: no closing boundary after {len(self.files)} files")
         # A browser sends one without name and bytes for a field that was left empty.
         self.files = [file for file in self.files if file.name or file.bytes]
 
@@ -121,7 +121,7 @@ class Form:
         if name is None:
             self._fields += 1
             if self._fields > _MAX_FIELDS:
-                raise BadRequest(f"the form has more than {_MAX_FIELDS} fields that are no files")
+                raise BadRequest(f"the form has more than {_MAX_FIELDS} fields that are not files")
             return
         if len(self.files) == MAX_FILES:
             raise BadRequest(f"the form has more than {MAX_FILES} files: send them as a zip")

@@ -199,7 +199,7 @@ RETRY = {
 
 @router.post(
     "/v1/jobs/{job_id}/retry", status_code=202, response_model=JobBody, responses=PROBLEMS,
-    operation_id="retry_job", summary="Go on with a failed or cancelled job", openapi_extra={"requestBody": RETRY},
+    operation_id="retry_job", summary="Resume a failed or cancelled job", openapi_extra={"requestBody": RETRY},
 )  # fmt: skip
 async def retry_job(
     job_id: OwnJob,

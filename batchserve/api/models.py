@@ -62,7 +62,7 @@ RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
 @router.put(
     "/v1/models/{name}", status_code=201, response_model=ModelBody, openapi_extra=MODEL_BODY,
     operation_id="register_model", summary="Register a version of a model", dependencies=ADMIN,
-    responses={200: {"model": ModelBody, "description": "These bytes are a version already."}, **PROBLEMS},
+    responses={200: {"model": ModelBody, "description": "A version of these bytes exists."}, **PROBLEMS},
 )  # fmt: skip
 async def register_model(name: Name, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """The graph is checked, mended and measured in a limited process first; a model that is refused leaves nothing."""

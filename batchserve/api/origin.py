@@ -109,7 +109,7 @@ class Hosts:
             raise BadRequest(f"Host is {_shown(host)!r}: expected one name or address, with or without a port")
         if not self._allows(name):
             raise MisdirectedRequest(
-                f"this server does not answer to the host {name!r}: to allow it, start the server with "
+                f"this server does not accept the host {name!r}: to allow it, start the server with "
                 f"BATCHSERVE_ALLOWED_HOSTS={name} (a list, with commas)"
             )
         if len(self._known) >= SIZE:
@@ -155,7 +155,7 @@ def _require_own_origin(origin: bytes, host: bytes, scheme: str) -> None:
     if default is None or not same or (scheme == "https" and its_scheme == "http"):
         raise CrossOrigin(
             f"a page of {_shown(origin)} sent this request to the host {_shown(host)!r}: expected a page of the same "
-            "origin. A proxy in front of this server has to hand on the Host, with its port"
+            "origin. A proxy in front of this server must forward the Host, with its port"
         )
 
 

@@ -39,7 +39,7 @@ from batchserve.submission import create, enqueue_once
 
 router = APIRouter(tags=["predict"])
 
-Prefer = Annotated[str | None, Header(description="`wait=10`: answer when the job is finished, or after 10 seconds.")]
+Prefer = Annotated[str | None, Header(description="`wait=10`: respond when the job is finished, or after 10 seconds.")]
 Uploaded = Annotated[
     Literal["uploaded"] | None, Query(description="Queue all uploaded jobs instead of an input in the body.")
 ]
@@ -48,7 +48,7 @@ _NOT_OPTIONS = ("delimiter", "filename")
 OPTION_PARAMETERS = query_parameters(PredictOptions)
 OPTIONS_BODY = {
     "required": False,
-    "description": "The options as JSON; one that stands in the query as well is taken from here.",
+    "description": "The options as JSON; they take precedence over those in the query.",
     "content": {
         "application/json": {
             "schema": PredictOptions.model_json_schema() | {"required": []},

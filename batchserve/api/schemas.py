@@ -59,7 +59,7 @@ def _json(value: Any) -> Any:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def plain_text(text: str) -> str:
@@ -112,7 +112,7 @@ TopK = Annotated[
 Inputs = Annotated[
     Annotated[dict[_Name, Shared], Field(max_length=1024)] | None,
     BeforeValidator(_json, json_schema_input_type=dict[str, Shared] | str | None),
-    Field(description="Values of the model's inputs that all records share.", examples=[{"threshold": 0.5}]),
+    Field(description="Values of model inputs that all records share.", examples=[{"threshold": 0.5}]),
 ]
 
 
@@ -134,10 +134,10 @@ class PredictOptions(BaseModel):
     passthrough: Annotated[
         Literal["unused", "all", "none"] | Annotated[list[_Name], Field(max_length=MAX_NAMES)],
         BeforeValidator(_word_or_list, json_schema_input_type=Literal["unused", "all", "none"] | str | list[str]),
-    ] = Field("unused", description="Input columns that travel to the result: those the model does not use, or a list.")
+    ] = Field("unused", description="Input columns copied to the result: those the model does not use, or a list.")
     columns: Columns = None
     key: _Name | None = Field(
-        None, description="Column that names a record: first in the result, and in each row error."
+        None, description="Column that identifies a record: first in the result, and in each row error."
     )
     on_row_error: Literal["continue", "fail"] = Field("continue", description="`fail` ends the job at a failed record.")
     max_errors: float | None = Field(
@@ -149,8 +149,8 @@ class PredictOptions(BaseModel):
     )
     top_k: TopK = None
     inputs: Inputs = None
-    reuse: bool = Field(True, description="Answer from a finished job with equal input, model and options.")
-    priority: int = Field(0, ge=-100, le=100, description="Queued jobs of a higher priority start first.")
+    reuse: bool = Field(True, description="Reuse the result of a completed job with equal input, model and options.")
+    priority: int = Field(0, ge=-100, le=100, description="Queued jobs with a higher priority start first.")
     run_after: datetime | None = Field(
         None, description="Do not start before this time (RFC 3339), of the years 1970 to 2999."
     )
@@ -160,7 +160,7 @@ class PredictOptions(BaseModel):
     ] = Field(
         default_factory=dict,
         max_length=MAX_METADATA,
-        description="At most 16 pairs of your own, of 16 KiB in all, kept with the job.",
+        description="At most 16 pairs of texts, 16 KiB in all, stored with the job.",
     )
 
     @field_validator("format")
@@ -229,13 +229,13 @@ class Problem(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.PROBLEM})
 
     type: str
-    code: str = Field(description="Stable: what a program decides by.")
+    code: str = Field(description="Stable: for programs to decide by.")
     title: str
     status: int
-    detail: str = Field(description="What was wrong, what was expected and what came.")
-    instance: str = Field("", description="Path of the request; none where it was refused before that was read.")
+    detail: str = Field(description="The problem, the expected and the received value.")
+    instance: str = Field("", description="Path of the request; absent if it was refused before the path was read.")
     errors: list[dict[str, Any]] = Field(
-        default_factory=list, description="Single faults: any of row, column, value, expected, message."
+        default_factory=list, description="Single errors: any of row, column, value, expected, message."
     )
 
 
@@ -288,7 +288,7 @@ class JobBody(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.JOB})
 
     id: str
-    tenant: str = Field(description="To whom it belongs: the tenant of the key that made it.")
+    tenant: str = Field(description="The tenant of the key that created it.")
     state: JobState
     reason: str | None
     model: ModelReference | None
@@ -299,7 +299,7 @@ class JobBody(BaseModel):
     cancel_requested: bool
     rows: Rows
     chunks: Chunks
-    progress: float = Field(ge=0, le=1, description="The share that is done, with assembling; 1.0 when completed.")
+    progress: float = Field(ge=0, le=1, description="The share that is done, including assembly; 1.0 when completed.")
     rows_per_s: float | None
     eta_s: float | None
     queue_position: int | None
@@ -320,7 +320,7 @@ class RefusedJob(BaseModel):
     """A job that stays uploaded, since its input does not fit the model."""
 
     id: str
-    problem: dict[str, Any] = Field(description="`code` and `detail` of the problem that its own predict would have.")
+    problem: dict[str, Any] = Field(description="`code` and `detail` of the problem that its predict would return.")
 
     @classmethod
     def of(cls, job_id: str, error: BatchserveError) -> Self:
@@ -333,9 +333,9 @@ class QueuedBody(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.QUEUED})
 
     queued: int = Field(description="Jobs that wait for a worker now.")
-    completed: int = Field(description="Jobs that were answered from an equal job at once.")
+    completed: int = Field(description="Jobs that reused the result of an equal job.")
     refused: list[RefusedJob]
-    jobs: list[str] = Field(description="The ids of the queued and the completed ones, in the order of their upload.")
+    jobs: list[str] = Field(description="The ids of the queued and the completed jobs, in the order of their upload.")
 
 
 class JobList(BaseModel):
@@ -348,7 +348,7 @@ class JobList(BaseModel):
 class ColumnBody(BaseModel):
     name: str
     dtype: str
-    nullable: bool = Field(description="The model itself gives an answer for a missing value.")
+    nullable: bool = Field(description="Whether the model handles missing values itself.")
 
 
 class TensorBody(BaseModel):

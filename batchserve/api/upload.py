@@ -45,7 +45,7 @@ ModelName = Annotated[
 Filename = Annotated[
     Annotated[str, Plain] | None,
     Query(
-        description="Kept as the input's name; Content-Disposition works as well.",
+        description="Stored as the input's name; Content-Disposition works as well.",
         examples=["flights.csv"],
         max_length=4096,
     ),

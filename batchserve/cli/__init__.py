@@ -22,7 +22,7 @@ EXIT_CODES: dict[type[BatchserveError], int] = {
 
 app = typer.Typer(
     help="Asynchronous batch prediction: a file of inputs and an ONNX model give a file of predictions.",
-    epilog="BATCHSERVE_URL and BATCHSERVE_API_KEY say which server the commands talk to. Start with: batchserve demo",
+    epilog="BATCHSERVE_URL and BATCHSERVE_API_KEY select the server and the key. Start with: batchserve demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )

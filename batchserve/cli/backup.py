@@ -11,21 +11,21 @@ from batchserve.cli.server import Database, Storage, settings_of
 from batchserve.cli.terminal import AsJson, print_json, say, size
 
 if TYPE_CHECKING:
-    from batchserve.upkeep.backup import Copied
+    from batchserve.upkeep.backup import CopyReport
 
 MOST_SHOWN = 10
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="The folder to make; best on another disk.")],
+    target: Annotated[Path, typer.Argument(help="The folder to create; preferably on another disk.")],
     copy: Annotated[
-        bool, typer.Option("--copy", help="Copy all bytes, also where hard links would do (on the storage's disk).")
+        bool, typer.Option("--copy", help="Copy all bytes, even where hard links would do (on the storage's disk).")
     ] = False,
     storage: Storage = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Copy the database and all bytes that it names, while the server runs. Exits with 1 if some are damaged."""
+    """Copy the database and all objects that it references, while the server runs. Exits with 1 if some are damaged."""
     from batchserve.db import migrate
     from batchserve.db.connect import Database as Connection
     from batchserve.storage import open_storage
@@ -33,7 +33,7 @@ def backup(
 
     settings = settings_of(storage, database)
     if not Path(settings.storage).is_dir():
-        raise typer.BadParameter(f"{settings.storage} is no folder", param_hint="--storage")
+        raise typer.BadParameter(f"{settings.storage} is not a folder", param_hint="--storage")
     connection = Connection(settings.database_url)
     try:
         migrate.check(connection)
@@ -51,7 +51,7 @@ def restore(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Put a backup into an empty storage; every byte is verified. Then start the server there."""
+    """Restore a backup into an empty storage, verifying every byte. Then start the server there."""
     from sqlalchemy import make_url
 
     from batchserve.storage import open_storage
@@ -66,7 +66,7 @@ def restore(
     show(copied, f"Restored {what} into {settings.storage}.", as_json=as_json)
 
 
-def show(copied: "Copied", sentence: str, *, as_json: bool) -> None:
+def show(copied: "CopyReport", sentence: str, *, as_json: bool) -> None:
     if as_json:
         print_json(asdict(copied))
     else:
@@ -74,5 +74,5 @@ def show(copied: "Copied", sentence: str, *, as_json: bool) -> None:
     if copied.damaged:
         shown = ", ".join(copied.damaged[:MOST_SHOWN])
         more = f" and {len(copied.damaged) - MOST_SHOWN} more" if len(copied.damaged) > MOST_SHOWN else ""
-        say(f"Damaged or missing already: {escape(shown)}{more}. [bold]batchserve doctor --deep[/] says what to do.")
+        say(f"Already damaged or missing: {escape(shown)}{more}. Run [bold]batchserve doctor --deep[/] for the repair.")
         raise typer.Exit(1)

@@ -27,27 +27,27 @@ def convert(
         Path | None,
         typer.Option("--sample", exists=True, help="Records as the model takes them; for img2feat a folder of images."),
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: MODEL.onnx beside it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: MODEL.onnx next to it.")] = None,
     image: Annotated[
         str | None,
-        typer.Option("--image", help="How images become the input: imagenet, img2feat, img2feat:NETWORK, JSON, @FILE."),
+        typer.Option("--image", help="Image preprocessing: imagenet, img2feat,  img2feat:NETWORK, JSON, @FILE."),
     ] = None,
     labels: Annotated[
         Path | None,
-        typer.Option("--labels", exists=True, dir_okay=False, help="Names of the classes: one in a line, or JSON."),
+        typer.Option("--labels", exists=True, dir_okay=False, help="Names of the classes: one per line, or JSON."),
     ] = None,
     softmax: Annotated[
         bool, typer.Option("--softmax", help="The network gives scores: turn them into probabilities.")
     ] = False,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", exists=True, dir_okay=False, help="Weights of img2feat:NETWORK, where offline."),
+        typer.Option("--weights", exists=True, dir_okay=False, help="Weights of img2feat:NETWORK, when offline."),
     ] = None,
-    tolerance: Annotated[float, typer.Option(min=0.0, help="Relative difference that is allowed.")] = 1e-4,
+    tolerance: Annotated[float, typer.Option(min=0.0, help="Allowed relative difference.")] = 1e-4,
     as_json: AsJson = False,
 ) -> None:
-    """Convert a model to ONNX, and prove that both answer alike: a pickled scikit-learn estimator, one on the features
-    of img2feat, or a PyTorch module. Or say of a network that is in ONNX already which images and classes it is for.
+    """Convert a model to ONNX and verify its outputs: a pickled scikit-learn estimator, one on features of img2feat, or
+    a PyTorch module. Or annotate a network in ONNX with its images and classes.
     Loading a pickle or a module runs its code: never do it with a file that you do not trust."""
     from batchserve.conversion.parity import Parity
     from batchserve.errors import ParityFailed
@@ -58,7 +58,7 @@ def convert(
         report = _report(model, sample, target, image, names, softmax, weights, tolerance)
     except ParityFailed as failed:
         print_parity(Parity.from_json(failed.extra["parity"]), as_json)
-        say("[bold red]Error:[/] the graph does not answer like the original; nothing was written.")
+        say("[bold red]Error:[/] the outputs of the graph differ from the original; nothing was written.")
         raise typer.Exit(1) from None
     if report is not None:
         print_parity(report, as_json)
@@ -84,7 +84,7 @@ def _report(
     if network is not None:
         if model.suffix in _ONNX + _TORCH:
             raise typer.BadParameter(
-                f"img2feat:{network} goes before a pickled classifier; for a network itself say img2feat, got {model}",
+                f"img2feat:{network} goes before a pickled classifier; for a network itself use img2feat, got {model}",
                 param_hint="--image",
             )
         return conversion.convert_img2feat(
@@ -92,7 +92,7 @@ def _report(
         ).report
     if model.suffix in _ONNX:
         if target == model:
-            raise typer.BadParameter("say where to write the new file", param_hint="--output")
+            raise typer.BadParameter("name the file to write", param_hint="--output")
         conversion.annotate(model, target, image=_image(image), labels=labels, softmax=softmax)
         return None
     if model.suffix in _TORCH:
@@ -122,7 +122,7 @@ def _image(text: str | None) -> "str | dict[str, Any] | None":
     try:
         description = json.loads(content)
     except ValueError as error:
-        raise typer.BadParameter(f"is no JSON: {error}", param_hint="--image") from None
+        raise typer.BadParameter(f"is not JSON: {error}", param_hint="--image") from None
     if not isinstance(description, dict):
         raise typer.BadParameter('must be an object, such as {"size": [224, 224]}', param_hint="--image")
     return description
@@ -136,7 +136,7 @@ def _labels(path: Path) -> list[str]:
     try:
         return [str(label) for label in json.loads(text)]
     except ValueError as error:
-        raise typer.BadParameter(f"{path} is no JSON: {error}", param_hint="--labels") from None
+        raise typer.BadParameter(f"{path} is not JSON: {error}", param_hint="--labels") from None
 
 
 def _read(path: Path, option: str) -> str:

@@ -57,12 +57,12 @@ class Files:
 
 def demo(
     rows: Annotated[
-        int | None, typer.Option(min=1, help="Score so many rows. Default: all 336,776; more repeats them.")
+        int | None, typer.Option(min=1, help="Number of rows to score. Default: all 336,776; more repeats them.")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Keep the server running until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Score real data through a real server, end to end, with everything left behind to look at."""
+    """Score real data through a real server, end to end, and keep all files for inspection."""
     settings = settings_of(None, None)
     console = Console(stderr=as_json, highlight=False)
     files = Files(Path(settings.storage if "://" not in settings.storage else "storage") / "demo")
@@ -76,7 +76,7 @@ def demo(
     )
     train_and_convert(console, files)
     with serving(files.log) as url, Client(url) as client:
-        console.print(f"[bold]Server[/]    {url}, a process of its own, storage {shown(files.folder.parent)}")
+        console.print(f"[bold]Server[/]    {url}, a separate process, storage {shown(files.folder.parent)}")
         model = client.models.add(files.model, name=MODEL)
         speed = (
             f", measured at {model.data['records_per_second']:,.0f} rows/s" if model.data["records_per_second"] else ""
@@ -198,7 +198,7 @@ def examine(console: Console, files: Files, rows_in: int, job: Job, seconds: flo
 def show_by_hand(console: Console, files: Files, job: Job, url: str, *, running: bool) -> None:
     storage = files.folder.parent
     console.print(
-        f"\n[bold]Where it lies[/]  {shown(files.predictions)} (downloaded), {shown(storage / 'inputs' / job.id)} "
+        f"\n[bold]Files[/]  {shown(files.predictions)} (downloaded), {shown(storage / 'inputs' / job.id)} "
         f"(uploaded), {shown(storage / 'results')}/, {shown(storage / 'models')}/, {shown(storage / 'batchserve.db')}"
     )
     start = "" if running else " (start the server first: [bold]batchserve serve[/])"
@@ -209,7 +209,7 @@ def show_by_hand(console: Console, files: Files, job: Job, url: str, *, running:
         f"curl -o predictions.csv {url}/v1/download/{job.id}",
     ):
         console.print(f"  {line}", markup=False, soft_wrap=True)
-    console.print("The upload answers with the id of a new job; the other two lines name the job that just ran.")
+    console.print("The upload returns the id of a new job; the other two lines use the job that just ran.")
 
 
 def show_next(console: Console, files: Files) -> None:

@@ -51,12 +51,12 @@ def doctor(
     storage: Storage = None,
     database: Database = None,
     deep: Annotated[
-        bool, typer.Option("--deep", help="Compare the digests of all stored bytes, however long.")
+        bool, typer.Option("--deep", help="Compare the digests of all stored bytes, however long it takes.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Check this installation: storage, database, jobs and scoring. Mends nothing; exits with 1 if something has to be
-    mended."""
+    """Check this installation: storage, database, jobs and scoring. Changes nothing; exits with 1 if something needs
+    repair."""
     settings = settings_of(storage, database)
     checks: dict[str, Callable[[Settings], Finding]] = {**CHECKS, "stored bytes": partial(stored_bytes, deep=deep)}
     findings = [examine(name, check, settings) for name, check in checks.items()]
@@ -69,7 +69,7 @@ def doctor(
 
 
 def mend(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
-    """Remove the rows that cannot be read, which `doctor` names. A server may be running."""
+    """Remove unreadable rows, which `doctor` lists. A server may be running."""
     from batchserve.runtime import open_database
     from batchserve.storage import open_storage
     from batchserve.upkeep.inspection import mend_unreadable
@@ -81,7 +81,7 @@ def mend(storage: Storage = None, database: Database = None, as_json: AsJson = F
         print_json([asdict(row) for row in mended])
     for row in mended:
         say(escape(f"{row.fault.place}: {row.reason}"))
-    say(f"{len(mended):,} row(s) that could not be read are removed.")
+    say(f"{len(mended):,} unreadable row(s) removed.")
 
 
 def examine(name: str, check: "Callable[[Settings], Finding]", settings: "Settings") -> Finding:
@@ -89,7 +89,7 @@ def examine(name: str, check: "Callable[[Settings], Finding]", settings: "Settin
     try:
         return check(settings)
     except (BatchserveError, OSError, ImportError) as error:
-        return Finding(name, "fail", str(error), "Mend this first, then look again.")
+        return Finding(name, "fail", str(error), "Repair this first, then check again.")
 
 
 def show(findings: list[Finding]) -> None:
@@ -140,7 +140,7 @@ def storage(settings: "Settings") -> Finding:
 
 def free_space(settings: "Settings") -> Finding:
     if "://" in settings.storage:
-        return Finding("free space", "ok", f"{settings.storage} is no folder of this host")
+        return Finding("free space", "ok", f"{settings.storage} is not a folder of this host")
     free = shutil.disk_usage(settings.storage).free
     detail = f"{size(free)} free, uploads leave {size(settings.free_bytes)}"
     if free < settings.free_bytes:
@@ -160,7 +160,7 @@ def schema(settings: "Settings") -> Finding:
     shown = make_url(settings.database_url).render_as_string(hide_password=True)
     with _database(settings) as connection:
         if connection is None:
-            return Finding("database", "ok", f"{shown} is made by the first `batchserve serve`")
+            return Finding("database", "ok", f"{shown} is created by the first `batchserve serve`")
         try:
             migrate.check(connection)
         except SchemaOutdated as error:
@@ -176,7 +176,7 @@ def database_file(settings: "Settings") -> Finding:
         if connection is None:
             return Finding("database file", "ok", "none yet")
         faults = inspect_database(connection)
-    return _finding("database file", faults, "fail", "its pages, indexes and references are sound")
+    return _finding("database file", faults, "fail", "pages, indexes and references are intact")
 
 
 def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
@@ -190,7 +190,7 @@ def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
             return Finding("stored bytes", "ok", _NOT_YET)
         store = open_storage(settings.storage)
         found = inspection.inspect_objects(connection, store, most_bytes=budget[0], seconds=budget[1])
-    well = f"{found.objects:,} objects are there, as long as their rows say"
+    well = f"{found.objects:,} objects exist, with the lengths in their rows"
     if found.skipped:
         well += f"; the digests of {found.skipped:,} were not compared: --deep does"
     elif found.objects:
@@ -209,13 +209,11 @@ def orphans(settings: "Settings") -> Finding:
             return Finding("orphans", "ok", _NOT_YET)
         found = list(find_orphans(connection, open_storage(settings.storage), settings.sweep_age, now))
     if not found:
-        return Finding("orphans", "ok", "no old bytes that no row names")
+        return Finding("orphans", "ok", "no old unreferenced bytes")
     oldest = min(found, key=lambda entry: entry.modified)
     taken = size(sum(entry.bytes for entry in found))
-    detail = (
-        f"{len(found):,} object(s) that no row names take {taken}; the oldest, {oldest.key}, is {_age(oldest, now)} old"
-    )
-    return Finding("orphans", "warn", detail, "A worker removes them at its start and every hour: batchserve worker")
+    detail = f"{len(found):,} unreferenced object(s) take {taken}; the oldest, {oldest.key}, is {_age(oldest, now)} old"
+    return Finding("orphans", "warn", detail, "A worker removes them at startup and every hour: batchserve worker")
 
 
 def unreadable_rows(settings: "Settings") -> Finding:
@@ -226,7 +224,7 @@ def unreadable_rows(settings: "Settings") -> Finding:
         if connection is None:
             return Finding("rows", "ok", _NOT_YET)
         faults = [row.fault for row in find_unreadable(connection)]
-    return _finding("rows", faults, "fail", "each can be read")
+    return _finding("rows", faults, "fail", "all can be read")
 
 
 def stuck_jobs(settings: "Settings") -> Finding:
@@ -250,7 +248,7 @@ def clock(settings: "Settings") -> Finding:
     return _finding("clock", faults, "warn", "not behind the times in the database")
 
 
-_NOT_YET = "not looked at: there is no database of this schema yet"
+_NOT_YET = "not checked: no database of this schema exists yet"
 
 
 @contextmanager
@@ -292,7 +290,7 @@ def _finding(check: str, faults: "Sequence[Fault]", status: Status, well: str) -
     if not faults:
         return Finding(check, "ok", well)
     count = "1 fault" if len(faults) == 1 else f"{len(faults):,} faults"
-    return Finding(check, status, count, "Each is listed with what mends it.", faults=faults)
+    return Finding(check, status, count, "Each is listed with the command that repairs it.", faults=faults)
 
 
 def _age(entry: "ObjectInfo", now: float) -> str:
@@ -335,10 +333,10 @@ def server(_: "Settings") -> Finding:
     try:
         answer = httpx2.get(f"{url.rstrip('/')}/readyz", headers=headers, timeout=5.0)
     except httpx2.TransportError:
-        return Finding("server", "ok", f"none answers at {url}", "batchserve serve")
+        return Finding("server", "ok", f"no server responds at {url}", "batchserve serve")
     if answer.is_success:
         return Finding("server", "ok", f"ready at {url}")
-    return Finding("server", "fail", f"{url}/readyz answers {answer.status_code}: {answer.text[:200]}", "See its log.")
+    return Finding("server", "fail", f"{url}/readyz responds {answer.status_code}: {answer.text[:200]}", "See its log.")
 
 
 def score_tiny_model(values: list[float]) -> list[float]:

@@ -58,16 +58,14 @@ def _values(text: str) -> dict[str, Any]:
 
 
 def predict(
-    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model that scores.")],
+    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model to score with.")],
     files: Annotated[
         list[str] | None,
         typer.Argument(metavar="FILE...|-", help="The input, a folder of images, or several images; - reads stdin."),
     ] = None,
-    all_uploaded: Annotated[
-        bool, typer.Option("--all-uploaded", help="Instead of a file: queue all inputs that were uploaded.")
-    ] = False,
+    all_uploaded: Annotated[bool, typer.Option("--all-uploaded", help="Instead of a file: queue all uploads.")] = False,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Where the result goes; - writes stdout.")
+        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="File for the result; - is stdout.")
     ] = None,
     format: Annotated[
         str | None, typer.Option(help="Format of the result. Default: the input's, jsonl for images.")
@@ -82,28 +80,25 @@ def predict(
         typer.Option(
             parser=_columns,
             metavar="A,B|JSON",
-            help="The columns that fill a model which does not name its own, or names them otherwise: "
-            '{"its name": "yours"}.',
+            help='The columns to use for a model without column names, or a mapping: {"model name": "input name"}.',
         ),
     ] = None,
     passthrough: Annotated[
-        str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that travel to the result.")
+        str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
     ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="What separates the fields of a CSV: a comma by default, ;, tab or |.")
-    ] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV: a comma by default, ;, tab or |.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
     inputs: Annotated[
-        Any, typer.Option(parser=_values, metavar="JSON", help="Values of the model's inputs that all records share.")
+        Any, typer.Option(parser=_values, metavar="JSON", help="Values of model inputs that all records share.")
     ] = None,
     on_row_error: Annotated[
         OnRowError | None, typer.Option(help="Whether a record that cannot be scored fails the job.")
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Predict a file, or images: upload, score, download. Or queue all that was uploaded."""
+    """Predict a file, or images: upload, score, download. Or queue all uploads."""
     if bool(files) == all_uploaded:
-        raise typer.BadParameter("name a file, or say --all-uploaded", param_hint="FILE")
+        raise typer.BadParameter("name a file, or pass --all-uploaded", param_hint="FILE")
     options: dict[str, Any] = {
         "format": format,
         "columns": columns,
@@ -173,7 +168,7 @@ def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bo
             for job in queued.jobs:
                 print(job.id)
         say(
-            f"{len(queued.jobs) - queued.completed:,} jobs are queued, {queued.completed:,} answered from equal jobs, "
+            f"{len(queued.jobs) - queued.completed:,} jobs are queued, {queued.completed:,} completed from equal jobs, "
             f"{len(queued.refused):,} refused."
         )
         for refused in queued.refused:
@@ -198,7 +193,7 @@ def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bo
 def list_jobs(
     state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this model.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="At most so many.")] = 30,
+    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most jobs to list.")] = 30,
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
@@ -226,7 +221,7 @@ def list_jobs(
 
 @app.command()
 def show(job_id: JobId, as_json: AsJson = False) -> None:
-    """Show all there is to know about a job."""
+    """Show all details of a job."""
     with Client() as client:
         job = client.jobs.get(job_id)
     if as_json:
@@ -260,7 +255,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
 
 @app.command()
 def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False) -> None:
-    """Follow a job to its end. The exit code tells how it ended."""
+    """Follow a job to its end. The exit code gives the outcome."""
     with Client() as client, Bars() as bars:
         job = client.jobs.get(job_id)
         with going_on(job):
@@ -272,7 +267,7 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False) -> No
 
 @app.command()
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
-    """Cancel a job. Its finished chunks stay."""
+    """Cancel a job. Its finished chunks are kept."""
     with Client() as client:
         job = client.jobs.get(job_id).cancel()
     report(job, as_json)
@@ -286,7 +281,7 @@ def retry(
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Go on with a failed or cancelled job where it stopped."""
+    """Resume a failed or cancelled job where it stopped."""
     with Client() as client:
         job = client.jobs.get(job_id)
         report(job.retry_failed_rows() if failed_rows else job.retry(), as_json)
@@ -296,10 +291,10 @@ def retry(
 def download(
     job_id: JobId,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Where it goes; default and -: stdout.")
+        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Output file; default and -: stdout.")
     ] = None,
     format: Annotated[str | None, typer.Option(help="Convert to this format.")] = None,
-    partial: Annotated[bool, typer.Option("--partial", help="What is finished of a job that is not.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="The finished rows of an unfinished job.")] = False,
     errors: Annotated[bool, typer.Option("--errors", help="The records that could not be scored, as JSON.")] = False,
 ) -> None:
     """Download the result of a job."""
@@ -329,7 +324,7 @@ def going_on(job: Job) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        say(f"\nThe job goes on. Watch it: [bold]batchserve jobs watch {job.id}[/]")
+        say(f"\nThe job continues. Watch it: [bold]batchserve jobs watch {job.id}[/]")
         raise typer.Exit(130) from None
 
 
@@ -347,7 +342,7 @@ def summary(job: Job, where: str = "") -> str:
         f", {speed:,.0f} rows/s." if speed else "."
     )
     if job.data.get("reused_from"):
-        text += f" Answered from the equal job {job.data['reused_from']}."
+        text += f" Reused the result of the equal job {job.data['reused_from']}."
     return text + where + (f" Why rows failed: [bold]batchserve jobs download {job.id} --errors[/]" if failed else "")
 
 

@@ -12,21 +12,21 @@ from batchserve.cli.server import Database, Storage, settings_of
 from batchserve.cli.terminal import AsJson, moment, print_json, print_rows, say
 from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, ApiKey, Scope
 
-app = typer.Typer(help="API keys: who may use the server, and which jobs are theirs.", no_args_is_help=True)
+app = typer.Typer(help="API keys: access to the server, and to the jobs of a tenant.", no_args_is_help=True)
 
 
 @app.command()
 def create(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="By which people know it.")],
-    scope: Annotated[Scope, typer.Option(help="What it is for; `admin` also registers models.")] = Scope.USER,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="A name for display.")],
+    scope: Annotated[Scope, typer.Option(help="`user`, or `admin`, which also registers models.")] = Scope.USER,
     tenant: Annotated[
-        str, typer.Option(help="Whose jobs it makes and sees; * (admin only) sees all.")
+        str, typer.Option(help="The tenant whose jobs it creates and sees; * (admin only) sees all.")
     ] = DEFAULT_TENANT,
     storage: Storage = None,
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Make a key and print it, this once. From the first key on, every request needs one."""
+    """Create a key and print it, only this once. From the first key on, every request needs one."""
     from sqlalchemy import make_url
 
     from batchserve import keys
@@ -44,14 +44,14 @@ def create(
         sys.stdout.write(f"{text}\n")
     whose = "of all tenants" if key.tenant == EVERY_TENANT else f"of the tenant {key.tenant}"
     say(f"Key [bold]{escape(key.name)}[/] ({key.scope}) {escape(whose)} is in {escape(where)}.")
-    say("Keep its text: it is not stored, and not shown again.")
+    say("Keep the key: it is not stored, and not shown again.")
     if first:
         say("From now on every request needs a key. Commands read it from BATCHSERVE_API_KEY.")
 
 
 @app.command("list")
 def list_keys(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
-    """List all keys; of each only how it begins."""
+    """List all keys, with their first characters only."""
     from batchserve import keys
     from batchserve.runtime import open_database
 
@@ -85,7 +85,7 @@ def revoke(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """End a key at once and for good. Its jobs stay, and go on."""
+    """Revoke a key, at once and permanently. Its jobs continue."""
     from batchserve import keys
     from batchserve.runtime import open_database
 

@@ -42,7 +42,7 @@ def list_models(as_json: AsJson = False) -> None:
 
 @app.command()
 def show(reference: Reference, as_json: AsJson = False) -> None:
-    """Show what a model takes and gives."""
+    """Show the inputs and outputs of a model."""
     with Client() as client:
         model = client.models.get(reference)
     if as_json:
@@ -70,7 +70,7 @@ def add(
     name: Annotated[str | None, typer.Option("--name", help="Default: the file's name without its suffix.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Register a model; equal bytes give the version there is."""
+    """Register a model; equal bytes return the existing version."""
     with Client() as client, Bars() as bars:
         model = client.models.add(file, name=name or file.stem, on_upload=bars.upload)
     if as_json:
@@ -87,7 +87,7 @@ def add(
 def remove(reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help="The version to remove.")]) -> None:
     """Remove a version that no unfinished job uses."""
     if "@" not in reference:
-        raise typer.BadParameter(f"say which version, as in {reference}@1", param_hint="NAME@VERSION")
+        raise typer.BadParameter(f"name a version, as in {reference}@1", param_hint="NAME@VERSION")
     with Client() as client:
         client.models.remove(reference)
     say(f"Model {escape(reference)} is removed.")

@@ -168,7 +168,7 @@ class Protocol(HttpToolsProtocol):
         if idle:
             min(idle, key=lambda found: found[0])[1].transport.abort()
         else:
-            detail = f"all {self.limits.connections} connections that this server may have are at work; try again soon"
+            detail = f"all {self.limits.connections} connections that this server may have are busy; try again soon"
             self._leave(Refusal(503, "too-many-connections", detail).answer())
 
     def idle_rank(self) -> tuple[int, float] | None:
@@ -306,7 +306,7 @@ class Protocol(HttpToolsProtocol):
         else:
             self._codings += 1
             if value.strip().lower() != b"chunked":
-                detail = f"Transfer-Encoding: only chunked is known here, got {value[:80].decode('latin-1')!r}"
+                detail = f"Transfer-Encoding: only chunked is supported, got {value[:80].decode('latin-1')!r}"
                 raise Refusal(501, "not-implemented", detail)
 
     def on_headers_complete(self) -> None:

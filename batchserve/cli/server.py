@@ -19,7 +19,7 @@ from batchserve.cli.terminal import AsJson, print_json, say
 if TYPE_CHECKING:
     from batchserve.settings import Settings
 
-Storage = Annotated[str | None, typer.Option(help="Where bytes live. Default: BATCHSERVE_STORAGE, else storage/.")]
+Storage = Annotated[str | None, typer.Option(help="Storage folder. Default: BATCHSERVE_STORAGE, else storage/.")]
 Database = Annotated[
     str | None, typer.Option(help="Address of the database. Default: BATCHSERVE_DATABASE, else in the storage folder.")
 ]
@@ -33,9 +33,9 @@ FILES_OF_A_PROCESS = 8
 
 def serve(
     host: Annotated[str, typer.Option(help="The address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 takes a free one.")] = 8000,
-    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run jobs too, or only take them in.")] = True,
-    insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address that others can reach.")] = False,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="The port to listen on; 0 chooses a free one.")] = 8000,
+    worker: Annotated[bool, typer.Option("--worker/--no-worker", help="Run jobs too, or only accept them.")] = True,
+    insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address that other hosts can reach.")] = False,
     storage: Storage = None,
     database: Database = None,
 ) -> None:
@@ -43,9 +43,9 @@ def serve(
     settings = settings_of(storage, database)
     if not (insecure or is_loopback(host) or has_admin_key(settings)):
         raise typer.BadParameter(
-            f"{host} can be reached from other hosts, and whoever reaches it may use it. Make a key first, with "
-            "`batchserve keys create NAME --scope admin`; or listen on 127.0.0.1; or pass --insecure if something in "
-            "front of it checks who comes.",
+            f"{host} can be reached from other hosts, and without keys any client may use it. Create a key first, "
+            "with `batchserve keys create NAME --scope admin`; or listen on 127.0.0.1; or pass --insecure if a proxy "
+            "in front of it controls access.",
             param_hint="--host",
         )
     import uvicorn
@@ -102,7 +102,7 @@ def serve(
 
 
 def worker(storage: Storage = None, database: Database = None) -> None:
-    """Run jobs, beside a `serve --no-worker` on the same database and storage."""
+    """Run jobs, next to a `serve --no-worker` on the same database and storage."""
     from batchserve import logs
     from batchserve.runtime import Runtime
     from batchserve.worker import Worker
@@ -118,7 +118,7 @@ def worker(storage: Storage = None, database: Database = None) -> None:
 
 
 def migrate(database: Database = None, as_json: AsJson = False) -> None:
-    """Bring the database to the schema of this release. An SQLite file is copied first."""
+    """Migrate the database to the schema of this release. An SQLite file is copied first."""
     from batchserve.db import migrate as schema
     from batchserve.db.connect import Database as Connection
 
@@ -136,7 +136,7 @@ def migrate(database: Database = None, as_json: AsJson = False) -> None:
 
 
 def version(as_json: AsJson = False) -> None:
-    """Print the versions of batchserve and of what it stands on."""
+    """Print the versions of batchserve and its dependencies."""
     names = ("batchserve", "onnxruntime", "onnx", "polars", "numpy", "fastapi", "uvicorn", "sqlalchemy")
     versions = {name: version_of(name) for name in names} | {"python": platform.python_version()}
     if as_json:
@@ -210,7 +210,7 @@ def listen(host: str, port: int, send_idle: float) -> socket.socket:
     except OSError as error:
         listener.close()
         raise OSError(
-            f"cannot listen on {host}:{port}: {error.strerror}. Is another server running there? --port takes another."
+            f"cannot listen on {host}:{port}: {error.strerror}. Is another server running? Choose a port with --port."
         ) from None
     listener.set_inheritable(False)
     return listener

@@ -71,7 +71,7 @@ def print_error(error: Exception) -> None:
         if len(error.errors) > MOST_FAULTS:
             say(f"  and {len(error.errors) - MOST_FAULTS:,} more")
     if isinstance(error, ConnectionFailed):
-        say("Start a server with [bold]batchserve serve[/], or name yours in BATCHSERVE_URL.")
+        say("Start a server with [bold]batchserve serve[/], or set BATCHSERVE_URL.")
 
 
 def moment(text: str | None) -> str | None:

@@ -199,7 +199,7 @@ class AsyncJob(JobView):
         while not self.finished:
             left = deadline - time.monotonic()
             if left <= 0:
-                raise WaitTimeout(f"job {self.id} is {self.state} after {timeout:g} s and goes on", job=self)
+                raise WaitTimeout(f"job {self.id} is {self.state} after {timeout:g} s and continues", job=self)
             asked, state = time.monotonic(), self.state
             seconds = min(left, _PROGRESS if on_progress else _LONG_POLL)
             try:
@@ -255,7 +255,7 @@ class AsyncJob(JobView):
     def _completed(self) -> Self:
         if self.state == "failed":
             error = self.error or {}
-            message = error.get("message") or error.get("detail") or "no reason was given"
+            message = error.get("message") or error.get("detail") or "no reason given"
             raise JobFailed(f"job {self.id} failed: {message}", errors=error.get("errors") or (), job=self)
         if self.state == "cancelled":
             raise JobCancelled(f"job {self.id} was cancelled", job=self)
@@ -405,7 +405,7 @@ class Core:
             if failed := job.rows.get("failed"):
                 warnings.warn(
                     f"{failed:,} of {job.rows['total']:,} rows could not be scored and hold nulls; "
-                    f"jobs.get({job.id!r}).errors() tells why",
+                    f"jobs.get({job.id!r}).errors() gives the reasons",
                     stacklevel=2,
                 )
             result = job.result()

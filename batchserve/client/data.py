@@ -157,14 +157,14 @@ def _images_of(paths: Sequence[Path]) -> dict[str, Path]:
     """These images, by their paths below the folder that is common to all."""
     if (other := next((path for path in paths if not _is_image(path)), None)) is not None:
         raise InvalidInput(
-            f"several files are sent as a zip of images, and {str(other)!r} is none by its name: expected {_named()}"
+            f"several files are sent as a zip of images, and {str(other)!r} has no image suffix: expected {_named()}"
         )
     whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - `absolute` leaves `..`, `resolve` no links
     common = os.path.commonpath([path.parent for path in whole])
     images = {path.relative_to(common).as_posix(): path for path in whole}
     if len(images) < len(paths):
         twice = next(path for path in whole if whole.count(path) > 1)
-        raise InvalidInput(f"{str(twice)!r} stands there twice: its records could not be told apart")
+        raise InvalidInput(f"{str(twice)!r} appears twice: its records would be ambiguous")
     return images
 
 

@@ -103,4 +103,4 @@ def _problem(response: httpx2.Response) -> dict[str, Any]:
 
 def _describe(response: httpx2.Response) -> str:
     url = response.request.url.copy_with(query=None)
-    return f"{response.request.method} {url} was answered with {response.status_code} {response.reason_phrase}"
+    return f"{response.request.method} {url} returned {response.status_code} {response.reason_phrase}"

@@ -263,7 +263,7 @@ class Transport:
 
     def _no_answer(self, failure: Exception) -> ConnectionFailed:
         reason = str(failure) or type(failure).__name__
-        return ConnectionFailed(f"no answer from {self.url}: {reason}")
+        return ConnectionFailed(f"no response from {self.url}: {reason}")
 
 
 def _body_headers(body: Body) -> dict[str, str]:

@@ -43,7 +43,7 @@ def load(path: Path) -> tuple[object, str, list[str]]:
             raise ConversionFailed(f"There is no file {path}.") from error
         except Exception as error:  # a pickle may raise anything
             raise ConversionFailed(
-                f"{path} could not be unpickled: {sentence(error)} Load it with the packages that it was trained with."
+                f"{path} could not be unpickled: {sentence(error)} Load it with the packages used for training."
             ) from error
     aged = [w.message for w in caught if isinstance(w.message, InconsistentVersionWarning)]
     notes = [
@@ -208,7 +208,7 @@ def _task(model: object) -> Task:
     from sklearn import base
 
     if not isinstance(model, base.BaseEstimator) or not (hasattr(model, "predict") or hasattr(model, "transform")):
-        raise ConversionFailed(f"{type(model).__name__} is no estimator that can `predict` or `transform` new records.")
+        raise ConversionFailed(f"{type(model).__name__} is not an estimator that can `predict` or `transform` records.")
     if base.is_classifier(model):
         return "classification"
     if base.is_regressor(model):

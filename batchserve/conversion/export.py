@@ -120,7 +120,7 @@ def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx
         hint = ""
         if int(version("protobuf").partition(".")[0]) >= 7:
             hint = (
-                f" protobuf {version('protobuf')} breaks converters; batchserve[sklearn] brings one below 7. {INSTALL}"
+                f" protobuf {version('protobuf')} breaks converters; batchserve[sklearn] needs one below 7. {INSTALL}"
             )
         raise ConversionFailed(f"skl2onnx could not convert the model: {sentence(error)}{hint}") from error
     return tidy(graph)

@@ -57,9 +57,9 @@ def export_img2feat(
     notes: list[str] = []
     if images is None:
         noise = np.random.default_rng(0).integers(0, 256, (MADE_UP, height, width, 3), dtype=np.uint8)
-        images, notes = list(noise), ["No images were given: the graph was proved on noise."]
+        images, notes = list(noise), ["No images were given: the graph was verified on noise."]
     if len(images) == 0:
-        raise ConversionFailed("The sample has no images. Pass some as the model was trained on; 100 are plenty.")
+        raise ConversionFailed("The sample has no images. Pass some like those of the training; 100 are enough.")
     colours = [_rgb(index, image) for index, image in enumerate(images)]
     tensor = InputTensor(INPUT, "float32", (None, 3, height, width), image=preprocessing)
     with quietly(), evaluating(network):
@@ -113,7 +113,7 @@ def _read_images(folder: Path) -> list[Array]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     images = [image for path in files if (image := cv2.imread(str(path))) is not None]
     if not images:
-        raise ConversionFailed(f"The sample {folder} is no folder with images.")
+        raise ConversionFailed(f"The sample {folder} is not a folder with images.")
     return images
 
 

@@ -81,7 +81,7 @@ def _read(path: Path) -> onnx.ModelProto:
     except (OSError, DecodeError, ModelRefused, checker.ValidationError) as error:
         raise ConversionFailed(f"{path} could not be read as an ONNX model: {sentence(error)}") from error
     if not graph.graph.output:
-        raise ConversionFailed(f"{path} is no ONNX model: it has no outputs.")
+        raise ConversionFailed(f"{path} is not an ONNX model: it has no outputs.")
     return graph
 
 
@@ -156,7 +156,7 @@ def append_softmax(graph: onnx.ModelProto) -> None:
     name = "probabilities"
     taken = {value for node in graph.graph.node for value in (*node.input, *node.output)}
     if name in taken:
-        raise ConversionFailed(f"The graph has {name!r} already: leave out softmax.")
+        raise ConversionFailed(f"The graph already has {name!r}: omit softmax.")
     graph.graph.node.append(helper.make_node("Softmax", [scores.name], [name], axis=1))
     sizes = [size.dim_value or size.dim_param or None for size in shape] or [None, None]
     scores.CopyFrom(helper.make_tensor_value_info(name, scores.type.tensor_type.elem_type, sizes))

@@ -46,7 +46,7 @@ class Table:
             case other:
                 raise ConversionFailed(
                     f"Column {column!r} holds {other} values, and a model in ONNX takes numbers and texts. "
-                    "Turn it into numbers before the pipeline, or leave it out."
+                    "Turn it into numbers before the pipeline, or omit it."
                 )
 
     def texts(self) -> list[str]:
@@ -112,7 +112,7 @@ def as_frame(sample: Any) -> tuple["pandas.DataFrame", bool]:
         frame = pandas.DataFrame(array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)).infer_objects()
         frame.columns = [f"x{i}" for i in range(frame.shape[1])]  # the names that scikit-learn gives
     if frame.empty:
-        raise ConversionFailed("The sample is empty. Pass some records as the model was trained on; 1,000 are plenty.")
+        raise ConversionFailed("The sample is empty. Pass some records like those of the training; 1,000 are enough.")
     if not frame.columns.is_unique:
         twice = sorted(set(frame.columns[frame.columns.duplicated()]))
         raise ConversionFailed(f"The sample has columns of the same name: {listed(twice)}.")

@@ -142,7 +142,7 @@ def convert_torch(
         frame, named = as_frame(sample)
         example, columns = frame.to_numpy(np.float32), list(frame.columns) if named else None
     else:
-        raise ConversionFailed("Say what the module takes: images, or a sample of records.")
+        raise ConversionFailed("Specify what the module takes: images, or a sample of records.")
     return export_torch(
         module, example, output, image=image, labels=labels, softmax=softmax, columns=columns, tolerance=tolerance
     )

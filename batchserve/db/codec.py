@@ -41,7 +41,7 @@ def dumps(value: Any) -> str:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         orjson.loads(text)
     except (ValueError, TypeError, RecursionError) as error:  # of orjson for a lone surrogate, too
-        raise Unwritable(f"a value cannot be kept as JSON: {_ascii(error)}") from None
+        raise Unwritable(f"a value cannot be stored as JSON: {_ascii(error)}") from None
     if _SUSPECT.search(text):
         _require_plain(value)
     return text
@@ -101,7 +101,7 @@ def _require_text(text: str) -> None:
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Unwritable(f"a text has a lone surrogate, which is no character: {_ascii(text)}") from None
+            raise Unwritable(f"a text has a lone surrogate, which is not a character: {_ascii(text)}") from None
 
 
 def _ascii(shown: object) -> str:

@@ -83,12 +83,12 @@ class Database:
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
-        """A consistent snapshot. Raises Unavailable when the database does not answer."""
+        """A consistent snapshot. Raises Unavailable when the database does not respond."""
         with _failures_named(), self._reads.connect() as connection:
             yield connection
 
     async def fetch(self, read: Callable[[Connection], T]) -> T:
-        """What `read` gives of one snapshot, for the event loop. Raises Unavailable when the database does not answer.
+        """What `read` gives of one snapshot, for the event loop. Raises Unavailable when the database does not respond.
 
         SQLite is read at once: that costs less than a thread, and waits for no writer. A server is asked from a
         thread, so that one that is slow, or does not answer, stops nothing else.
@@ -216,7 +216,7 @@ class Database:
         """
         source_path = make_url(self.url).database
         if not self._sqlite or source_path is None:
-            raise InvalidOptions("only an SQLite database can be copied from here: use the tools of yours")
+            raise InvalidOptions("only an SQLite database can be copied here: use the tools of your database")
         with closing(sqlite3.connect(source_path)) as source, closing(sqlite3.connect(path)) as target:
             source.backup(target)
 
@@ -321,7 +321,7 @@ def _failures_named() -> Iterator[None]:
                 raise InsufficientStorage("the database's disk is full: free some space") from error
             if cause.sqlite_errorcode & 0xFF not in _PASSING:
                 raise
-        raise Unavailable("the database does not answer; try again in a moment") from error
+        raise Unavailable("the database does not respond; try again in a moment") from error
     except DataError as error:  # a server checks lengths and ranges, SQLite does not
         raise InvalidOptions("a value is longer, or larger, than the database can hold") from error
     except PoolTimeout as error:

@@ -73,7 +73,7 @@ def _refuse_unknown(database: Database, version: str | None) -> None:
     known = {script.revision for script in ScriptDirectory.from_config(_config()).walk_revisions()}
     if version is not None and version not in known:
         raise SchemaTooNew(
-            f"the database is at schema {version}, newer than this release knows ({newest_version()}): "
+            f"the database is at schema {version}, newer than this release supports ({newest_version()}): "
             "run `pip install --upgrade batchserve`"
         )
 

@@ -95,7 +95,7 @@ _FOREIGN = {
     b"BM": "a BMP image (send it as PNG)",
     b"II*\x00": "a TIFF image (send it as PNG)",
     b"MM\x00*": "a TIFF image (send it as PNG)",
-    b"RIFF": "a RIFF file that is no WebP image",
+    b"RIFF": "a RIFF file that is not a WebP image",
     b"%PDF-": "a PDF document",
     b"\x1f\x8b": "gzip data (send it with the header Content-Encoding: gzip)",
     b"\x28\xb5\x2f\xfd": "zstd data (send it with the header Content-Encoding: zstd)",

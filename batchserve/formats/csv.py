@@ -135,7 +135,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
         data += read_up_to(source, _MAX_HEADER + 1 - len(data))
     skipped = len(_BOM) if data.startswith(_BOM) else 0
     if data.startswith(_UTF16):
-        raise InvalidInput("the text is UTF-16, as its first two bytes say; expected UTF-8: save it as UTF-8")
+        raise InvalidInput("the text is UTF-16, as its first two bytes show; expected UTF-8: save it as UTF-8")
     final = len(data) <= _MAX_HEADER and not source.read(1)
     data = data[skipped:]
     found = find_records(data, ord(delimiter), final)
@@ -146,7 +146,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
     if not len(ends):
         if final:
             raise InvalidInput("the input is empty; expected a header line with the column names")
-        raise InvalidInput(f"the header line is longer than {_MAX_HEADER} bytes: does a quotation mark never close?")
+        raise InvalidInput(f"the header line is longer than {_MAX_HEADER} bytes: is a quotation mark never closed?")
     record = data[int(starts[0]) : int(ends[0])]
     _check_text(record, skipped + int(starts[0]))
     fields = parse_fields(record.decode(), delimiter)
@@ -162,7 +162,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
 
 def _check_text(head: bytes, offset: int) -> None:
     if (at := head.find(0)) >= 0:
-        raise InvalidInput(f"byte {offset + at} is NUL, so this is no UTF-8 text: is it UTF-16, or binary?")
+        raise InvalidInput(f"byte {offset + at} is NUL, so this is not UTF-8 text: is it UTF-16, or binary?")
     try:
         head.decode()
     except UnicodeDecodeError as error:
@@ -176,8 +176,8 @@ def _check_names(names: list[str]) -> None:
     check_width(len(names))
     if empty := [number for number, name in enumerate(names, 1) if not name.strip()]:
         raise InvalidInput(
-            f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column needs one "
-            "(pandas writes its index so: use index=False)",
+            f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column needs a name "
+            "(pandas writes its index like this: use index=False)",
             errors=[{"column": number, "message": "no name"} for number in empty[:100]],
         )
     places: dict[str, list[int]] = {}

@@ -133,14 +133,14 @@ def _fault(window: Window, found: Found, delimiter: int, columns: int) -> tuple[
         return field.start, (
             f"has a quotation mark at byte {window.offset + field.start} that opens a field of several lines, and the "
             f"one that closes it, at byte {window.offset + field.stop - 1}, is in the middle of a text: one of them is "
-            "out of place (double those inside of a quoted field)"
+            "misplaced (double those inside of a quoted field)"
         )
     if (at := _swallowing(data, found, spans, delimiter, columns)) is not None:
         field = max(quoted_fields(data[at:], delimiter), key=lambda field: field.stop - field.start)
         lines = data.count(b"\n", at + field.start, at + field.stop)
         return at, (
             f"has a quotation mark at byte {window.offset + at + field.start} that opens a field of {lines + 1} lines, "
-            "nearly all of which look like records: it is out of place, or the input has to come as NDJSON or Parquet"
+            "nearly all of which look like records: it is misplaced, or the input must be sent as NDJSON or Parquet"
         )
     return None
 

@@ -44,7 +44,7 @@ class _InputOnly:
 
     def _refuse(self) -> Never:
         raise InvalidOptions(
-            f"a result is a table, which {self.name} cannot hold: ask for csv, jsonl, json, parquet, arrow, arrows, "
+            f"a result is a table, which {self.name} cannot hold: request csv, jsonl, json, parquet, arrow, arrows, "
             "npy or npz"
         )
 

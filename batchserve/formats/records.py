@@ -158,7 +158,7 @@ def check_names(names: Collection[str]) -> None:
     """Raises InvalidInput for a column without a name."""
     if any(not name.strip() for name in names):
         raise InvalidInput(
-            "the input has a column whose name is empty; every column needs one",
+            "the input has a column with an empty name; every column needs a name",
             errors=[{"column": name, "message": "no name"} for name in names if not name.strip()],
         )
 

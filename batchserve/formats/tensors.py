@@ -28,7 +28,7 @@ from batchserve.storage import Piece, Span
 
 __all__ = ["Npy", "Npz", "vector"]
 
-_NUMBERS_ONLY = "npy holds numbers, the result has text: ask for format=npz, csv or parquet"
+_NUMBERS_ONLY = "npy holds numbers, the result has text: request format=npz, csv or parquet"
 
 
 class Npy:
@@ -83,7 +83,7 @@ class Npy:
         if isinstance(records, pl.DataFrame):
             return npy.array_bytes(_matrix(records))
         if len(records) != 1:
-            raise InvalidOptions(f"npy holds one array, the result has {sorted(records)}: ask for format=npz")
+            raise InvalidOptions(f"npy holds one array, the result has {sorted(records)}: request format=npz")
         (array,) = records.values()
         if array.dtype.kind not in "biuf":
             raise InvalidOptions(_NUMBERS_ONLY)
@@ -241,7 +241,7 @@ def _lone(source: BinaryIO) -> npy.ArrayHeader:
     """The header of an npy input that has a record axis."""
     header = npy.read_header(source, 0, source.seek(0, os.SEEK_END), "the input")
     if not header.shape:
-        raise InvalidInput("the input is an array without axes: expected one record for each place of axis 0")
+        raise InvalidInput("the input is an array without axes: expected one record for each index of axis 0")
     return header
 
 
@@ -303,7 +303,7 @@ def _matrix(frame: pl.DataFrame) -> npt.NDArray[Any]:
 def vector(column: pl.Series) -> npt.NDArray[Any]:
     """A column of numbers or text as npz holds it. Raises InvalidOptions for any other."""
     if column.dtype.is_nested() or column.dtype in (pl.Binary(), pl.Object()):
-        raise InvalidOptions(f"npz holds numbers and text, column {column.name!r} is {column.dtype}: ask for parquet")
+        raise InvalidOptions(f"npz holds numbers and text, column {column.name!r} is {column.dtype}: request parquet")
     if column.dtype.is_float():
         return column.fill_null(float("nan")).to_numpy()
     if column.dtype.is_integer() or column.dtype in (pl.Boolean(), pl.Null()):

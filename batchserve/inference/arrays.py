@@ -11,7 +11,7 @@ from batchserve.domain import DType, InputTensor, RowError
 from batchserve.errors import SchemaMismatch
 from batchserve.formats.schema import numpy_type, shorten
 from batchserve.inference.binding import shape_text
-from batchserve.inference.faults import Faults, Unfit
+from batchserve.inference.faults import InvalidValue, RecordErrors
 
 __all__ = ["Ragged", "array_fault", "holds_arrays", "misfits", "read_arrays"]
 
@@ -66,7 +66,7 @@ def read_arrays(series: pl.Series, tensor: InputTensor) -> tuple[np.ndarray | Ra
     """
     if series.dtype == pl.Null():
         series = series.cast(pl.String())
-    faults = Faults(len(series))
+    faults = RecordErrors(len(series))
     faults.add_missing(series.is_null().to_numpy(), series.name)
     shapes, values = (_from_texts if series.dtype == pl.String() else _from_lists)(series, tensor, faults)
     return _assembled(tensor, ~faults.mask, shapes, values), faults.errors()
@@ -101,17 +101,17 @@ def _too_large(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
 # --- faults ----------------------------------------------------------------------------------------------------------
 
 
-def _hole(tensor: InputTensor) -> Unfit:
-    return Unfit("missing-value", f"expected {_wanted(tensor)}, got one with values missing")
+def _hole(tensor: InputTensor) -> InvalidValue:
+    return InvalidValue("missing-value", f"expected {_wanted(tensor)}, got one with values missing")
 
 
-def _misshapen(tensor: InputTensor, shape: np.ndarray | tuple[int, ...] | None) -> Unfit:
+def _misshapen(tensor: InputTensor, shape: np.ndarray | tuple[int, ...] | None) -> InvalidValue:
     got = "lists of different lengths" if shape is None else shape_text(tuple(shape))
-    return Unfit("wrong-shape", f"expected {_wanted(tensor)}, got {got}")
+    return InvalidValue("wrong-shape", f"expected {_wanted(tensor)}, got {got}")
 
 
-def _unfit(tensor: InputTensor, value: object) -> Unfit:
-    return Unfit("wrong-type", f"expected {_wanted(tensor)}, got {shorten(value)} in it")
+def _invalid(tensor: InputTensor, value: object) -> InvalidValue:
+    return InvalidValue("wrong-type", f"expected {_wanted(tensor)}, got {shorten(value)} in it")
 
 
 def _wanted(tensor: InputTensor) -> str:
@@ -142,7 +142,7 @@ def _inner(kind: pl.List | pl.Array) -> pl.DataType:
     return kind.inner if isinstance(kind.inner, pl.DataType) else kind.inner()
 
 
-def _from_lists(series: pl.Series, tensor: InputTensor, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+def _from_lists(series: pl.Series, tensor: InputTensor, faults: RecordErrors) -> tuple[np.ndarray, np.ndarray]:
     """The shapes and the values of the records without a fault. Nothing here goes from record to record."""
     if fault := _type_fault(tensor, series.dtype):
         raise SchemaMismatch(f"column {series.name!r}: {fault}", errors=[{"column": series.name, "message": fault}])
@@ -169,7 +169,7 @@ def _from_lists(series: pl.Series, tensor: InputTensor, faults: Faults) -> tuple
     wrong = np.flatnonzero(misfits(values, tensor.dtype) & ~faults.mask[owner])[::-1]
     firsts = dict(zip(owner[wrong].tolist(), values[wrong].tolist(), strict=True))
     faults.add_each(
-        np.isin(np.arange(records), owner[wrong]), series.name, lambda record: _unfit(tensor, firsts[record])
+        np.isin(np.arange(records), owner[wrong]), series.name, lambda record: _invalid(tensor, firsts[record])
     )
     return shapes[~faults.mask], values[~faults.mask[owner]]
 
@@ -189,24 +189,24 @@ def _leaves(series: pl.Series, tensor: InputTensor) -> np.ndarray:
 # --- JSON text -------------------------------------------------------------------------------------------------------
 
 
-def _from_texts(series: pl.Series, tensor: InputTensor, faults: Faults) -> tuple[np.ndarray, np.ndarray]:
+def _from_texts(series: pl.Series, tensor: InputTensor, faults: RecordErrors) -> tuple[np.ndarray, np.ndarray]:
     """The shapes and the values of the records without a fault."""
     arrays: list[np.ndarray] = []
     for record, text in enumerate(series.to_list()):
         try:
             if text is not None:
                 arrays.append(_parsed(text, tensor))
-        except Unfit as unfit:
-            faults.add_at(record, series.name, unfit)
+        except InvalidValue as invalid:
+            faults.add_at(record, series.name, invalid)
     shapes = np.array([array.shape for array in arrays], np.int64).reshape(len(arrays), len(tensor.shape) - 1)
     return shapes, np.concatenate([np.empty(0, numpy_type(tensor.dtype)), *(array.reshape(-1) for array in arrays)])
 
 
 def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
-    """The array in a JSON text. Raises Unfit."""
+    """The array in a JSON text. Raises InvalidValue."""
     value = _json(text)
     if not isinstance(value, list):
-        raise Unfit("wrong-type", f"expected {_wanted(tensor)}, got {shorten(text)}")
+        raise InvalidValue("wrong-type", f"expected {_wanted(tensor)}, got {shorten(text)}")
     try:
         array = np.array(value, dtype=object if tensor.dtype == "string" else None)
     except ValueError:
@@ -218,12 +218,12 @@ def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
         array = _from_objects(value, array, tensor)
     wrong = misfits(array, tensor.dtype)
     if wrong.any():
-        raise _unfit(tensor, array[wrong][0].item())
+        raise _invalid(tensor, array[wrong][0].item())
     return _typed(array, tensor)
 
 
 def _from_objects(value: list[object], array: np.ndarray, tensor: InputTensor) -> np.ndarray:
-    """An array in which something is no number: text where text is wanted, or null. Raises Unfit."""
+    """An array in which something is no number: text where text is wanted, or null. Raises InvalidValue."""
     single = np.array(value, dtype=object).reshape(-1).tolist()
     if tensor.nullable and tensor.dtype.startswith("float"):
         single = [float("nan") if one is None else one for one in single]
@@ -232,7 +232,7 @@ def _from_objects(value: list[object], array: np.ndarray, tensor: InputTensor) -
     kinds = (str,) if tensor.dtype == "string" else (bool, int, float)
     for one in single:
         if not isinstance(one, kinds):
-            raise _unfit(tensor, one)
+            raise _invalid(tensor, one)
     if tensor.dtype == "string":
         return array
     numbers: np.ndarray = np.array(single, np.float64).reshape(array.shape)  # of any size

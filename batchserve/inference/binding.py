@@ -54,8 +54,8 @@ def bind(
     twice = [name for name, count in Counter(columns).items() if count > 1]
     if twice:
         raise SchemaMismatch(
-            f"column names must differ: {listed(twice)} stands there more than once",
-            errors=[{"column": name, "message": "the name stands there more than once"} for name in twice],
+            f"column names must differ: {listed(twice)} appears more than once",
+            errors=[{"column": name, "message": "the name appears more than once"} for name in twice],
         )
     mapping: Mapping[str, str] = rename if isinstance(rename, Mapping) else {}
     _check_mapping(signature, mapping, columns)
@@ -112,7 +112,7 @@ def _check_mapping(signature: Signature, mapping: Mapping[str, str], columns: Se
     wanted = [*(column.name for column in signature.columns), *(tensor.name for tensor in _of_arrays(signature))]
     for name, source in mapping.items():
         if name not in wanted:
-            unnamed = "its columns have no names, so pass a list of yours"
+            unnamed = "its columns have no names, so pass a list"
             there = f"it takes {listed(wanted)}" if signature.columns else unnamed
             raise InvalidOptions(f"columns: the model has no column {name!r}; {there}")
         if source not in columns:
@@ -131,7 +131,7 @@ def _chosen(names: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
-        raise InvalidOptions(f"columns: {listed(twice)} stands there more than once")
+        raise InvalidOptions(f"columns: {listed(twice)} appears more than once")
     return names
 
 
@@ -192,7 +192,7 @@ def _find_arrays(
             raise SchemaMismatch(
                 f"input {tensor.name!r} takes an array {shape_text(tensor.shape[1:])} from each record, and no column "
                 f"has its name and holds arrays; the input has {listed(columns)}. Pass columns, as in "
-                f'{{"{tensor.name}": "..."}}, to say which is meant, or send an npy or npz file',
+                f'{{"{tensor.name}": "..."}}, to name one, or send an npy or npz file',
                 errors=[{"column": tensor.name, "message": "the model takes a column of arrays"}],
             )
     return found
@@ -215,7 +215,7 @@ def _missing_columns(
         errors.append({"column": column.name, "expected": column.dtype, "message": message})
     wanted = len({*found, *(column.name for column in missing)})
     others = [name for name in columns if name not in found.values()]
-    unused = f"; the model does not take its {listed(others)}. Pass columns to say which of yours is meant"
+    unused = f"; the model does not take its {listed(others)}. Pass columns to map them"
     for_all = {tensor.name for tensor in signature.inputs if not tensor.per_record}
     shared = [column.name for column in missing if column.name in for_all]
     return SchemaMismatch(

@@ -6,10 +6,10 @@ import numpy as np
 
 from batchserve.domain import RowError
 
-__all__ = ["Faults", "Unfit"]
+__all__ = ["InvalidValue", "RecordErrors"]
 
 
-class Unfit(Exception):
+class InvalidValue(Exception):
     """Why one value cannot be scored: the code and the message of its row error."""
 
     def __init__(self, code: str, message: str) -> None:
@@ -20,7 +20,7 @@ class Unfit(Exception):
         return RowError(record, self.code, self.message, column)
 
 
-class Faults:
+class RecordErrors:
     """The faulty ones of so many records."""
 
     def __init__(self, records: int) -> None:
@@ -31,17 +31,17 @@ class Faults:
         self.mask[error.record] = True
         self._errors.setdefault(error.record, error)
 
-    def add_at(self, record: int, column: str, unfit: Unfit) -> None:
-        self.add(unfit.row_error(record, column))
+    def add_at(self, record: int, column: str, invalid: InvalidValue) -> None:
+        self.add(invalid.row_error(record, column))
 
-    def add_each(self, mask: np.ndarray, column: str, make: Callable[[int], Unfit]) -> None:
+    def add_each(self, mask: np.ndarray, column: str, make: Callable[[int], InvalidValue]) -> None:
         """For all records of the mask; `make` tells what is wrong with one."""
         for record in np.flatnonzero(mask & ~self.mask).tolist():
             self.add_at(record, column, make(record))
 
     def add_missing(self, mask: np.ndarray, column: str) -> None:
-        unfit = Unfit("missing-value", f"no value for {column!r}, and the model needs one")
-        self.add_each(mask, column, lambda _: unfit)
+        invalid = InvalidValue("missing-value", f"no value for {column!r}, and the model needs one")
+        self.add_each(mask, column, lambda _: invalid)
 
     def errors(self) -> list[RowError]:
         """In the order of the records."""

@@ -18,7 +18,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import DType, InputTensor, Preprocessing, RowError
 from batchserve.formats.schema import holds_bytes, numpy_type, shorten
-from batchserve.inference.faults import Unfit
+from batchserve.inference.faults import InvalidValue
 from batchserve.inference.resize import bilinear, nearest
 
 __all__ = [
@@ -99,7 +99,7 @@ class Images:
             pixels = _pixels(self._opened(record), self._spec, self._most_pixels)
             _require_size(self._tensor, pixels.shape[:2])
             if _shape(self._tensor, pixels.shape[:2]) != target.shape:
-                raise Unfit("invalid-image", "the image has another size than its head says")
+                raise InvalidValue("invalid-image", "the image has another size than its head says")
             _normalize(pixels, self._spec, self._tensor.dtype, target)
         if self._blank[record]:
             target[...] = 0
@@ -129,14 +129,14 @@ class Images:
         """Notes the error of an image that cannot be scored."""
         try:
             yield
-        except Unfit as unfit:
+        except InvalidValue as invalid:
             self._blank[record] = True
-            self.errors.append(unfit.row_error(record, self._source.column))
+            self.errors.append(invalid.row_error(record, self._source.column))
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where images come from. `open(record, most_pixels)` reads the head of one, and raises Unfit."""
+    """Where images come from. `open(record, most_pixels)` reads the head of one, and raises InvalidValue."""
 
     open: Callable[[int, int], Image.Image]
     missing: np.ndarray
@@ -175,10 +175,10 @@ def image_fault(kind: pl.DataType | None, values: pl.Series) -> str | None:
         for value in given:
             try:
                 _opened(_encoded(value), IMAGE_PIXELS)
-            except Unfit as unfit:
-                if unfit.code == "image-too-large":
+            except InvalidValue as invalid:
+                if invalid.code == "image-too-large":
                     return None
-                first = first or f"{unfit.message}: {shorten(value)}"
+                first = first or f"{invalid.message}: {shorten(value)}"
             else:
                 return None
     return first
@@ -220,20 +220,20 @@ def _files(series: pl.Series) -> pl.Series:
 
 
 def _encoded(value: Any) -> bytes:
-    """The bytes of an image file. Raises Unfit."""
+    """The bytes of an image file. Raises InvalidValue."""
     if isinstance(value, bytes):
         return value
     if not isinstance(value, str):
-        raise Unfit("invalid-image", f"expected an image, got {shorten(value)}")
+        raise InvalidValue("invalid-image", f"expected an image, got {shorten(value)}")
     text = value[found.end() :] if (found := _DATA_URI.match(value)) else value
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Unfit("invalid-image", "expected an image as base64 or a data URI, got another text") from error
+        raise InvalidValue("invalid-image", "expected an image as base64 or a data URI, got another text") from error
 
 
 def _opened(data: bytes, most_pixels: int) -> Image.Image:
-    """An image of which the head is read and nothing decoded. Raises Unfit."""
+    """An image of which the head is read and nothing decoded. Raises InvalidValue."""
     if size := _webp_size(data):
         _require_pixels(size, most_pixels)  # before its decoder takes the memory of all pixels
     with _reading():
@@ -257,24 +257,26 @@ def _webp_size(data: bytes) -> tuple[int, int] | None:
 def _require_pixels(size: tuple[int, int], most: int) -> None:
     width, height = size
     if width * height > most:
-        raise Unfit("image-too-large", f"the image has {width} x {height} pixels, and at most {most:,} are decoded")
+        raise InvalidValue(
+            "image-too-large", f"the image has {width} x {height} pixels, and at most {most:,} are decoded"
+        )
 
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turns whatever Pillow stumbles over in damaged bytes into Unfit."""
+    """Turns whatever Pillow stumbles over in damaged bytes into InvalidValue."""
     try:
         yield
-    except (MemoryError, Unfit):
+    except (MemoryError, InvalidValue):
         raise
     except Exception as error:  # its parsers raise OSError, SyntaxError, ValueError, struct.error, zlib.error ...
         if isinstance(error, UnidentifiedImageError):
-            raise Unfit("invalid-image", "expected a JPEG, PNG, WebP or GIF image") from error
-        raise Unfit("invalid-image", f"the image cannot be decoded: {str(error)[:200]}") from error
+            raise InvalidValue("invalid-image", "expected a JPEG, PNG, WebP or GIF image") from error
+        raise InvalidValue("invalid-image", f"the image cannot be decoded: {str(error)[:200]}") from error
 
 
 def _pixels(image: Image.Image, spec: Preprocessing, most_pixels: int) -> np.ndarray:
-    """The image [height, width, channels] in bytes, resized; RGB, or gray. Raises Unfit."""
+    """The image [height, width, channels] in bytes, resized; RGB, or gray. Raises InvalidValue."""
     size = _resized_size(spec, *_upright_size(image, spec)) if spec.resize else None
     if size is not None:
         _require_pixels(size[::-1], most_pixels)  # the shortest side of a thin line makes it very long
@@ -432,4 +434,4 @@ def _require_size(tensor: InputTensor, size: tuple[int, ...]) -> None:
     if any(want not in (None, got) for want, got in zip(wanted, size, strict=True)):
         expected, got = (" x ".join("any" if each is None else str(each) for each in sides) for sides in (wanted, size))
         message = f"expected an image of {expected} pixels (height x width), got one of {got}"
-        raise Unfit("wrong-shape", message)
+        raise InvalidValue("wrong-shape", message)

@@ -15,7 +15,7 @@ from batchserve.formats.protocol import Records, Tensors
 from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
-from batchserve.inference.faults import Faults
+from batchserve.inference.faults import RecordErrors
 from batchserve.inference.images import image_fault, images_of_array, images_of_column
 
 __all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "several_values", "shared_inputs"]
@@ -157,7 +157,7 @@ def build_inputs(
     if isinstance(records, pl.DataFrame):
         if binding is None:
             raise SchemaMismatch("the model takes arrays: send an npy or npz file")
-        faults = Faults(records.height)
+        faults = RecordErrors(records.height)
         inputs: Inputs = {}
         for tensor in signature.inputs:
             sources = binding.sources[tensor.name]
@@ -171,7 +171,7 @@ def build_inputs(
                 inputs[tensor.name] = _fill(tensor, sources, records, faults)
         return inputs, faults.mask, faults.errors()
     matched = _match_tensors(signature, records)
-    faults = Faults(max((len(array) for array in records.values() if array.ndim), default=0))
+    faults = RecordErrors(max((len(array) for array in records.values() if array.ndim), default=0))
     inputs = {}
     for tensor in signature.inputs:
         array = matched[tensor.name]
@@ -184,14 +184,14 @@ def build_inputs(
     return inputs, faults.mask, faults.errors()
 
 
-def _fill_array(tensor: InputTensor, series: pl.Series, faults: Faults) -> np.ndarray | Ragged:
+def _fill_array(tensor: InputTensor, series: pl.Series, faults: RecordErrors) -> np.ndarray | Ragged:
     values, errors = read_arrays(series, tensor)
     for error in errors:
         faults.add(error)
     return values
 
 
-def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: Faults) -> np.ndarray:
+def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: RecordErrors) -> np.ndarray:
     columns = columns_of(tensor, sources)
     values = (
         _values(table[source], column, tensor.dtype, faults) for column, source in zip(columns, sources, strict=True)
@@ -207,7 +207,7 @@ def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faul
     return matrix
 
 
-def _values(series: pl.Series, column: Column, dtype: DType, faults: Faults) -> np.ndarray:
+def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordErrors) -> np.ndarray:
     assert column.dtype != "image", "images fill a tensor of their own"
     series, errors = cast_column(series, column.dtype)
     for error in errors:
@@ -245,9 +245,7 @@ def shared_inputs(signature: Signature, given: Mapping[str, Scalar]) -> dict[str
             others = any(name == tensor.name for tensor in signature.inputs)
             own = "takes a value from each record" if others else "is no input of the model"
             takes = ", ".join(f"{tensor.name!r} ({tensor.dtype})" for tensor in shared.values())
-            there = (
-                f"those with one value for all records are {takes}" if shared else "none has one value for all records"
-            )
+            there = f"those with one value for all records are {takes}" if shared else "no input has one"
             raise InvalidOptions(f"inputs: {name!r} {own}; {there}")
         dtype = shared[name].dtype
         try:
@@ -352,7 +350,7 @@ def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, numpy_type(tensor.dtype)) if tensor.per_record else array
 
 
-def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: Faults) -> None:
+def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: RecordErrors) -> None:
     """Numbers beyond the range of the input: a cast would wrap them around, or make them infinite."""
     for index in np.flatnonzero(_beyond_range(tensor, array)).tolist():
         column, message = _misfit(tensor, array[index])
@@ -375,7 +373,7 @@ def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     return np.asarray(misfits(array, tensor.dtype).reshape(len(array), -1).any(axis=1))
 
 
-def _find_nan(tensor: InputTensor, array: np.ndarray, faults: Faults) -> None:
+def _find_nan(tensor: InputTensor, array: np.ndarray, faults: RecordErrors) -> None:
     if array.dtype.kind != "f" or not array.size or not tensor.per_record or not np.isnan(array.min()):
         return
     if tensor.columns is None or tensor.image is not None:

@@ -71,14 +71,14 @@ class Match:
             number = kind.is_numeric() or isinstance(kind, pl.Boolean | pl.Null)
             if not number and (format.holds == "array" or kind.is_nested() or isinstance(kind, pl.Binary)):
                 what = f"{format.name} cannot hold column {name!r}, which is {kind}"
-                message = f"{what}: ask for parquet, or for passthrough=none"
+                message = f"{what}: request parquet, or passthrough=none"
                 raise SchemaMismatch(message, errors=[{"column": name, "message": message}])
         if format.holds == "arrays":
             return
         if pl.String() in columns.values():
-            raise InvalidOptions("this model gives text, which npy cannot hold: ask for csv, jsonl, parquet or arrow")
+            raise InvalidOptions("this model gives text, which npy cannot hold: request csv, jsonl, parquet or arrow")
         if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
-            raise InvalidOptions("npy holds one array, and this result has several: ask for npz, parquet or arrow")
+            raise InvalidOptions("npy holds one array, and this result has several: request npz, parquet or arrow")
 
     def read(self, format: Format, source: BinaryIO, chunk: Chunk) -> tuple[Reading, pl.DataFrame | None]:
         """The records of a chunk in the types of the model, and of these what travels along (None: arrays).
@@ -176,6 +176,6 @@ def _require_columns(names: Sequence[str], options: Options) -> None:
         raise SchemaMismatch(
             f"the input has no column {', '.join(map(repr, unknown))}; {there}",
             errors=[
-                {"column": name, "message": "asked for in passthrough or key, not in the input"} for name in unknown
+                {"column": name, "message": "requested in passthrough or key, not in the input"} for name in unknown
             ],
         )

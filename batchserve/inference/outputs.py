@@ -72,10 +72,10 @@ def _ranked(signature: Signature, top_k: int | None) -> tuple[OutputTensor, ...]
     scores = tuple(output for output in several if output.role == "scores" and output.labels)
     ranked = probabilities or scores
     if not ranked:
-        raise InvalidOptions("top_k: the model gives no probabilities, and no scores of classes that it names")
+        raise InvalidOptions("top_k: the model gives no probabilities, and no scores of named classes")
     classes = min(len(output.labels) or _output_width(output) or 0 for output in ranked)
     if top_k > classes:
-        raise InvalidOptions(f"top_k: the model knows {classes} classes, got {top_k}")
+        raise InvalidOptions(f"top_k: the model has {classes} classes, got {top_k}")
     return ranked
 
 

@@ -14,20 +14,20 @@ from batchserve.inference.inputs import Batchwise, Inputs
 from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import check_count
 
-__all__ = ["BATCH_BYTES", "Ran", "run"]
+__all__ = ["BATCH_BYTES", "RunResult", "run"]
 
 BATCH_BYTES = 64 * 2**20
 """More than this the inputs of one batch do not take, unless one record does; where the size of records is open."""
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
-    """What a model gave for every record. A record that made it fail has a row of zeros and stands in `errors`."""
+class RunResult:
+    """The outputs of a model for every record. A record on which it failed has a row of zeros and is in `errors`."""
 
     outputs: Tensors
     errors: list[RowError]
     seconds: float
-    """Time in the model itself, without that for decoding and preparing its inputs."""
+    """Time in the model itself, without decoding and preparing its inputs."""
 
 
 @dataclass(slots=True)
@@ -46,7 +46,7 @@ def run(
     records: int,
     make_room: Callable[[], bool] = lambda: False,
     failed: np.ndarray | None = None,
-) -> Ran:
+) -> RunResult:
     """Runs the model over all records, batch by batch; a batch that fails is bisected to name its bad records.
 
     Records of different sizes are grouped for it; outputs return in the order of the records. `make_room` is called
@@ -84,7 +84,7 @@ def run(
         finally:
             seconds += perf_counter() - started
     joined = _joined(blocks, signature, records if order is None else len(order))
-    return Ran(joined if order is None else _put_back(joined, order, records), errors, seconds)
+    return RunResult(joined if order is None else _put_back(joined, order, records), errors, seconds)
 
 
 # --- batches ---------------------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
 
-__all__ = ["OnnxSession", "Sessions", "give_back_memory", "open_session"]
+__all__ = ["OnnxSession", "Sessions", "open_session", "trim_heap"]
 
 _FAILURES = (
     *(states.Fail, states.InvalidArgument, states.InvalidGraph, states.InvalidProtobuf, states.NoSuchFile),
@@ -124,7 +124,7 @@ class Sessions:
                 while self._sessions and len(self._sessions) >= self.capacity:
                     self._sessions.popitem(last=False)
                 self._sessions[key] = open_session(load(), threads, kernel)
-                give_back_memory()
+                trim_heap()
             self._sessions.move_to_end(key)
             return self._sessions[key]
 
@@ -137,9 +137,9 @@ class Sessions:
             return bool(others)
 
 
-def give_back_memory() -> None:
-    """Hands to the system what lies free on the heap: reading a graph takes several times its size for a moment, and
-    glibc would keep that, in every process that loads the model."""
+def trim_heap() -> None:
+    """Returns free heap memory to the system: reading a graph temporarily takes several times its size, and glibc would
+    keep that memory in every process that loads the model."""
     with suppress(AttributeError, OSError):  # another C library
         ctypes.CDLL(None).malloc_trim(0)
 

@@ -164,8 +164,8 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
         or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock),
     )
     error = WorkerCrashed(
-        f"{crashes} workers in a row died while they ran this job, without finishing a chunk. Look at their logs and "
-        "memory, then retry the job: it goes on where it stopped."
+        f"{crashes} workers in a row died while they ran this job, without finishing a chunk. Check their logs and "
+        "memory, then retry the job: it resumes where it stopped."
     )
 
     ended = finish(
@@ -196,7 +196,7 @@ def _finish_mine(
     """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard says no."""
     mine = {"job": job_id, "mine": attempt}
     if not finish(connection, _END if guarded is None else guarded, state, now, {**values, **mine}):
-        raise LeaseLost(f"attempt {attempt} may not end job {job_id} as {state}: it is not the job's attempt any more")
+        raise LeaseLost(f"attempt {attempt} may not end job {job_id} as {state}: it is not its current attempt")
     _end_attempt(connection, job_id, attempt, state.value, values.get("error"), now)
 
 

@@ -158,8 +158,8 @@ def require_failed_rows(job: Job) -> None:
     _require_input(job)
     if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
         raise JobConflict(
-            f"job {job.id} is {job.state} with {job.rows_failed} failed records of its own: failed records can be "
-            "scored again when a job is completed and some failed"
+            f"job {job.id} is {job.state} with {job.rows_failed} failed records: only the failed records of a "
+            "completed job can be scored again"
         )
 
 
@@ -253,7 +253,7 @@ def _is_registered(model_id: Any) -> ColumnElement[bool]:
 
 def _require_input(job: Job) -> None:
     if job.input_removed_at is not None:
-        raise JobConflict(f"job {job.id} cannot be retried: its input was removed; upload it again to predict it anew")
+        raise JobConflict(f"job {job.id} cannot be retried: its input was removed; upload it again")
 
 
 def _model_is_gone(job: Job) -> JobConflict:

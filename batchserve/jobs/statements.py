@@ -68,7 +68,7 @@ def require_mine(
 ) -> None:
     mine = (jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.attempt == attempt)
     if not changed(connection, update(jobs).where(*mine, *guards).values(**values)):
-        raise LeaseLost(f"attempt {attempt} may not {verb} job {job_id}: it is not the job's attempt any more")
+        raise LeaseLost(f"attempt {attempt} may not {verb} job {job_id}: it is not its current attempt")
 
 
 def due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:

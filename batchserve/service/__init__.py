@@ -94,7 +94,7 @@ class Service:
             return
         if (tenant, key) in self._keys_under_way:
             raise IdempotencyInProgress(
-                f"a request with the Idempotency-Key {key!r} is under way: wait for its answer", retry_after=1
+                f"a request with the Idempotency-Key {key!r} is in progress: wait for its response", retry_after=1
             )
         self._keys_under_way.add((tenant, key))
         try:

@@ -142,7 +142,7 @@ async def _unless_left(future: Future[T], leaving: Leaving | None) -> T:
         await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         if outcome.done():
             return await outcome
-        raise BadRequest("the client left before its answer was there")
+        raise BadRequest("the client disconnected before its response was ready")
     finally:
         left.cancel()
         outcome.cancel()

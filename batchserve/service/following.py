@@ -125,7 +125,7 @@ class Following(Generic[S]):
                 continue
             try:
                 told = await self._tell(chosen)
-            except Exception:  # the database does not answer, say: the next look is soon
+            except Exception:  # the database does not respond, say: the next look is soon
                 log.warning("Followed jobs could not be read", action="follow_error", exc_info=True)
                 seen, told = None, 0
             next_look = max(next_look, began + SHARE * (time.monotonic() - began + told * SENDING))

@@ -71,8 +71,8 @@ class Turns:
         with self._lock:
             if self._places[place] >= self._most:
                 raise TooManyRequests(
-                    f"{self._most} {lane.value} of tenant {tenant!r} are under way, and no more are let in: "
-                    "wait for their answers",
+                    f"{self._most} {lane.value} of tenant {tenant!r} are in progress, which is the limit: "
+                    "wait for their responses",
                     retry_after=1,
                 )
             self._places[place] += 1

@@ -1,1 +1,1 @@
-"""What keeps the service in order over the years: bytes that are kept or removed, backups, and looks for damage."""
+"""Long-term maintenance: retention, sweeps, backups and checks for damage."""

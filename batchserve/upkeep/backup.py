@@ -31,7 +31,7 @@ _BLOCK = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
+class CopyReport:
     """What a backup, or a restore, has copied. `linked` of the objects are hard links, which take no space.
 
     `damaged`: keys of what rows name and was not there, or is not as the rows say. That was so before.
@@ -43,7 +43,7 @@ class Copied:
     damaged: tuple[str, ...]
 
 
-def back_up(database: Database, storage: Storage, target: Path, *, link: bool = True) -> Copied:
+def back_up(database: Database, storage: Storage, target: Path, *, link: bool = True) -> CopyReport:
     """Makes a backup beside a running server, which loses nothing by it but deletes later.
 
     `link`: by hard links where `target` is on the file system of the storage. Raises InvalidOptions when there is
@@ -51,9 +51,9 @@ def back_up(database: Database, storage: Storage, target: Path, *, link: bool = 
     """
     target = target.resolve()
     if target.exists():
-        raise InvalidOptions(f"{target} exists already: name a folder that does not")
+        raise InvalidOptions(f"{target} already exists: name a new folder")
     if isinstance(storage, OnDisk) and target.is_relative_to(storage.root.resolve()):
-        raise InvalidOptions(f"{target} lies in the storage: name a folder elsewhere, best on another disk")
+        raise InvalidOptions(f"{target} is in the storage: name a folder elsewhere, preferably on another disk")
     partial = target.parent / f".partial-{target.name}-{secrets.token_hex(4)}"
     try:
         copied = _fill(partial, database, storage, link=link)
@@ -65,7 +65,7 @@ def back_up(database: Database, storage: Storage, target: Path, *, link: bool = 
     return copied
 
 
-def restore(source: Path, storage: Storage, database: Path) -> Copied:
+def restore(source: Path, storage: Storage, database: Path) -> CopyReport:
     """Puts a backup into an empty storage, and its database at a path. Every byte is compared with `SHA256SUMS`.
 
     The database comes last: without it nobody sees the rest. Raises InvalidOptions when there is something already, or
@@ -91,10 +91,10 @@ def restore(source: Path, storage: Storage, database: Path) -> Copied:
     finally:
         opened.close()
     size = sum(stored.bytes for stored in restored.values())
-    return Copied(len(restored), size, 0, tuple(sorted(damaged)))
+    return CopyReport(len(restored), size, 0, tuple(sorted(damaged)))
 
 
-def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> Copied:
+def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> CopyReport:
     target = open_storage(str(folder))
     taken: dict[str, Stored] = {}
     damaged: set[str] = set()
@@ -121,7 +121,7 @@ def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> 
     with target.create(SUMS) as writer:
         writer.write(lines.encode())
         writer.commit()
-    return Copied(len(taken), sum(stored.bytes for stored in taken.values()), linked, tuple(sorted(damaged)))
+    return CopyReport(len(taken), sum(stored.bytes for stored in taken.values()), linked, tuple(sorted(damaged)))
 
 
 def _named_in_copy(path: Path) -> Iterator[tuple[str, str | None]]:
@@ -141,10 +141,10 @@ def _read_sums(source: Path) -> dict[str, str]:
     try:
         lines = (source / SUMS).read_text().splitlines()
     except (FileNotFoundError, NotADirectoryError):
-        raise InvalidOptions(f"{source} is no backup: it has no {SUMS}") from None
+        raise InvalidOptions(f"{source} is not a backup: it has no {SUMS}") from None
     sums = {key: sha256 for sha256, _, key in (line.partition("  ") for line in lines)}
     if DATABASE not in sums:
-        raise DigestMismatch(f"{source / SUMS} names no {DATABASE}: the backup is not whole")
+        raise DigestMismatch(f"{source / SUMS} names no {DATABASE}: the backup is incomplete")
     return sums
 
 

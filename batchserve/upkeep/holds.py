@@ -1,8 +1,8 @@
-"""Holds: while one is in force, no bytes are removed that a row has named, so that they can be copied in peace.
+"""Deletion holds: while one is active, referenced objects are not deleted, so that a backup can copy them.
 
-Whoever removes bytes first changes their row, and then looks for a hold: in the snapshot that tells that no row names
-them any more, or later. So what is removed in spite of a hold was forgotten before the hold began. What is spared is
-swept when the hold is over.
+A deletion updates the row first, and then checks for a hold: in the snapshot that shows that no row references the
+object, or later. So an object that is deleted in spite of a hold was unreferenced before the hold began. Objects that a
+hold has kept are swept after it.
 """
 
 import secrets
@@ -76,4 +76,4 @@ def _keep(database: Database, name: str, lapse: float, ended: threading.Event) -
 def _renew(database: Database, name: str, lapse: float) -> None:
     with database.write() as connection:
         if not renew_if_in_force(connection, name, lapse, database.moment(connection)):
-            raise Unavailable(f"this process was stopped for more than {lapse:g} s: begin anew")
+            raise Unavailable(f"this process was stopped for more than {lapse:g} s: start again")

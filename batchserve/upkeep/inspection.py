@@ -1,6 +1,6 @@
-"""Looks for what is not as it should be, and changes nothing: the checks of `batchserve doctor` on rows and bytes.
+"""Read-only checks of rows and bytes for `batchserve doctor`.
 
-Safe beside a running server: what seems wrong is looked at again, because jobs end and are deleted meanwhile.
+They can run while a server runs: a finding is checked again, because jobs end and are deleted meanwhile.
 """
 
 import hashlib
@@ -127,7 +127,7 @@ def inspect_database(database: Database) -> list[Fault]:
             dangling = connection.exec_driver_sql("PRAGMA foreign_key_check").all()
     except (DatabaseError, Unavailable) as error:
         reason = str(error.orig) if isinstance(error, DatabaseError) else str(error.__cause__ or error)
-        return [Fault(database.url, "a sound file", reason, mend)]
+        return [Fault(database.url, "an intact file", reason, mend)]
     faults = [Fault(database.url, "integrity_check: ok", line, mend) for line in broken if line != "ok"]
     faults += [Fault(f"{table}, row {row}", f"a row in {parent}", "none", mend) for table, row, parent, *_ in dangling]
     return faults
@@ -180,23 +180,23 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
         waits = queries.longest_waits(connection, now.wall)
     start = "batchserve worker (or serve)"
     faults = [
-        Fault(f"job {job_id}", f"a lease that {worker} renews", "a lease that lapsed: no worker takes it up", start)
+        Fault(f"job {job_id}", f"a lease that {worker} renews", "a lease that lapsed: no worker rescues the job", start)
         for job_id, worker in abandoned
     ]
     # A worker, however busy, takes one job of each tenant of which none is running (execution.claim_due).
     faults += [
         Fault("queue", "due jobs that are started",
               f"one of {tenant} has waited for {waited:.0f} s, and no worker runs any of this tenant",
-              f"{start}; if one runs already, look at its log: it cannot claim")
+              f"{start}; if one is running, check its log: it cannot claim jobs")
         for tenant, waited in waits.items() if waited > patience and tenant not in held
     ]  # fmt: skip
     faults += [
-        Fault(f"job {job_id}", "the end of a cancelled job", "it runs on", f"restart the worker {worker}")
+        Fault(f"job {job_id}", "the end of a cancelled job", "it keeps running", f"restart the worker {worker}")
         for job_id, worker in uncancelled
     ]
     faults += [
         Fault(f"job {job_id}", "attempts that end", f"{count} lost with their worker",
-              f"look at the worker's log and memory; batchserve jobs cancel {job_id}")
+              f"check the worker's log and memory; batchserve jobs cancel {job_id}")
         for job_id, count in repeated
     ]  # fmt: skip
     return faults
@@ -216,17 +216,17 @@ class Unreadable:
     @property
     def fault(self) -> Fault:
         place = f"{self.table}, {' '.join(map(str, self.key))}"
-        return Fault(place, "a row that can be read", self.reason, _UNREADABLE_MENDS[self.table].format(*self.key))
+        return Fault(place, "a readable row", self.reason, _UNREADABLE_MENDS[self.table].format(*self.key))
 
 
 _UNREADABLE_MENDS = {
     "jobs": "batchserve jobs rm {0} (or `batchserve mend`, which removes all such rows)",
-    "inputs": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file anew",
-    "chunks": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file anew",
+    "inputs": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file again",
+    "chunks": "batchserve jobs rm {0} (or `batchserve mend`), and predict the file again",
     "attempts": "batchserve mend (the job keeps its other attempts)",
     "models": "batchserve mend (which removes this version), then: batchserve models add",
     "keys": "batchserve mend (which revokes this key), then: batchserve keys create",
-    "idempotency_keys": "batchserve mend (which forgets this key)",
+    "idempotency_keys": "batchserve mend (which deletes this key)",
 }
 
 

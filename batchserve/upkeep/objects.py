@@ -149,7 +149,7 @@ def _of_job(row: RowMapping, further: Sequence[RowMapping]) -> list[NamedObject]
 
 def _job_mend(job_id: str, state: str) -> str:
     first = f"batchserve jobs cancel {job_id}; " if state in UNFINISHED else ""
-    return f"restore it from a backup, or: {first}batchserve jobs rm {job_id}, and predict the file anew"
+    return f"restore it from a backup, or: {first}batchserve jobs rm {job_id}, and predict the file again"
 
 
 def _read(row: rows.Row, further: Sequence[rows.Row] = ()) -> object:

@@ -1,6 +1,6 @@
-"""How long bytes are kept, and how they are removed: the row first, then the bytes.
+"""Retention of bytes, and their removal: the row first, then the bytes.
 
-Bytes without a row are swept, a row without bytes would be a lie. Several workers may do this at the same time.
+Bytes without a row are swept; a row without bytes would be invalid. Several workers may do this concurrently.
 """
 
 import math

@@ -1,4 +1,4 @@
-"""Bytes that nobody will ever ask for: what killed processes left behind, removed when it is old enough."""
+"""Removes unreferenced bytes, the leftovers of killed processes, once they are old enough."""
 
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -20,7 +20,7 @@ _LOOKUP = 500
 
 
 @dataclass(frozen=True, slots=True)
-class Swept:
+class SweepReport:
     """How many objects were removed, by their kind."""
 
     partials: int = 0
@@ -37,7 +37,7 @@ class Swept:
         return sum(astuple(self))
 
 
-def sweep(database: Database, storage: Storage, older_than: float, now: float) -> Swept:
+def sweep(database: Database, storage: Storage, older_than: float, now: float) -> SweepReport:
     """Removes what was not touched for `older_than` seconds and that no row names. `now`: seconds since the epoch.
 
     Bytes come before their row, so `older_than` is longer than a request may take. What is older than the oldest job
@@ -46,7 +46,7 @@ def sweep(database: Database, storage: Storage, older_than: float, now: float) -
     """
     before = now - older_than
     orphans = _Orphans(database, storage, _since(database, before), before)
-    return Swept(
+    return SweepReport(
         partials=remove_partials(storage, before),
         uploads=orphans.remove("uploads/"),
         conversions=orphans.remove("conversions/"),

@@ -160,10 +160,10 @@ class Worker:
         try:
             action()
         except Unavailable:
-            log.warning("Database does not answer", action="database_unavailable", worker=self.name)
+            log.warning("Database does not respond", action="database_unavailable", worker=self.name)
             self._clock.wait(self._stopping, _PAUSE_AFTER_FAILURE)
         except Exception:
-            log.exception("Worker goes on after an error", action="worker_error", worker=self.name)
+            log.exception("Worker continues after an error", action="worker_error", worker=self.name)
 
     def _dispatch(self) -> None:
         """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
@@ -230,15 +230,15 @@ class Worker:
             return execution.claim_due(connection, self.name, self._settings.lease, now, most)
 
     def _begin_or_fail(self, job: Job) -> None:
-        """One job that cannot be begun, such as one whose chunks cannot be read, keeps no other from it."""
+        """One job that cannot be started, such as one whose chunks cannot be read, keeps no other from it."""
         try:
             self._begin(job)
         except Unavailable:
             raise  # its lease lapses, and it is claimed anew
         except Exception as error:
             named = error if isinstance(error, BatchserveError) else None
-            log.error("Job cannot be begun", action="job_error", job_id=job.id, exc_info=None if named else error)
-            found = named or UnreadableRow(f"job {job.id} cannot be begun; the worker's log has the details")
+            log.error("Job cannot be started", action="job_error", job_id=job.id, exc_info=None if named else error)
+            found = named or UnreadableRow(f"job {job.id} cannot be started; the worker's log has the details")
             with suppress(LeaseLost):
                 self._context.transitions.write_end(execution.fail_if_mine, job.id, job.attempt, found)
             self._notify(job.id)

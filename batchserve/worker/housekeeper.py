@@ -30,7 +30,7 @@ class Housekeeper:
             try:
                 self.tidy()
             except Exception:
-                log.exception("Sweep has failed; the next one will come", action="sweep_error")
+                log.exception("Sweep has failed; it will run again", action="sweep_error")
             if self._clock.wait(ended, pause):
                 return
 
@@ -40,7 +40,7 @@ class Housekeeper:
         now, settled = database.write_freeing(self._settled)
         expired = expire(database, storage, settings, now, settled)
         if expired.total:
-            log.info("Bytes are kept no longer", action="expire", jobs=expired.jobs, inputs=expired.inputs)
+            log.info("Expired bytes are removed", action="expire", jobs=expired.jobs, inputs=expired.inputs)
         # Bytes that are written just now may be dated by a clock that was set since.
         swept = sweep(database, storage, settings.sweep_age, now) if settled >= settings.sweep_age else None
         if swept is not None and swept.total:

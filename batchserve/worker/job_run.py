@@ -241,7 +241,7 @@ class JobRun:
     def lose(self) -> None:
         """Another attempt has the job: nothing more is written."""
         if not self.is_over:
-            log.warning("Lease is lost: another worker has the job", action="lease_lost", job_id=self.id,
+            log.warning("Lease is lost: another worker owns the job", action="lease_lost", job_id=self.id,
                         attempt=self.attempt)  # fmt: skip
             self._drop()
 
@@ -315,7 +315,7 @@ class JobRun:
         elif isinstance(error, BatchserveError):
             self._fail(error)
         else:
-            log.error("Job meets an unexpected error", action="job_error", job_id=job.id, exc_info=error)
+            log.error("Job has an unexpected error", action="job_error", job_id=job.id, exc_info=error)
             self._fail(BatchserveError(f"unexpected {type(error).__name__}; the worker's log has the details"))
         return True
 

@@ -502,7 +502,7 @@ MUTANTS = (
         ("tests/test_unreadable.py",),
     ),
     Mutant(
-        "a job that cannot be begun keeps no other from it",
+        "a job that cannot be started keeps no other from it",
         WORKER,
         "self._begin_or_fail(job)\n",
         "self._begin(job)\n",

@@ -336,7 +336,7 @@ def read_metadata(source: BinaryIO, start: int, size: int) -> bytes:
     if continuation != _CONTINUATION:
         raise InvalidInput(
             f"expected an Arrow message at byte {start}, got {prefix.hex(' ')} "
-            "(messages without the mark ff ff ff ff were written before Arrow 0.15: write the data anew)"
+            "(messages without the mark ff ff ff ff were written before Arrow 0.15: write the data again)"
         )
     if not 8 <= length <= _METADATA_LIMIT:
         raise InvalidInput(f"the Arrow message at byte {start} is damaged: it claims {length} bytes of metadata")
@@ -362,7 +362,7 @@ def _blocks(footer: bytes, table: Flat, field: int) -> list[int]:
 
 def _in_order(places: list[int]) -> list[int]:
     if any(a >= b for a, b in pairwise([0, *places])):
-        raise InvalidInput("the record batches of the Arrow file do not stand in their order: write the file anew")
+        raise InvalidInput("the record batches of the Arrow file are not in order: write the file again")
     return places
 
 

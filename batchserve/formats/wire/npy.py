@@ -72,7 +72,7 @@ def read_header(stream: IO[bytes], start: int, stop: int, what: str) -> ArrayHea
         shape, fortran, dtype = read(stream)
     except _HEADER_ERRORS as error:
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InvalidInput(f"{what} is no npy array: {reason}") from error
+        raise InvalidInput(f"{what} is not an npy array:  {reason}") from error
     if version >= (3, 0) and dtype.names:
         # Version 3 is version 2 with field names in UTF-8, which were just read as Latin-1.
         dtype.names = tuple(name.encode("latin-1").decode() for name in dtype.names)
