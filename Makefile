@@ -20,8 +20,11 @@ setup: $(VENV)/.dev ## Make .venv with everything needed for development
 demo: $(VENV)/.demo ## Score real data through a real server, end to end
 	@$(BIN)/batchserve demo
 
+# Two processes, each with files of its own: half of a test is waiting for processes that it starts.
+SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+
 test: $(VENV)/.dev ## Run the tests, without the slow ones
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
 test-postgres: $(VENV)/.dev ## Run on PostgreSQL what runs on every kind of database; starts a server of its own
 	@$(BIN)/python -m pytest -m 'postgres and not slow and not faults' -rs
