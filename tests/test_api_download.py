@@ -258,7 +258,7 @@ def test_the_query_wins_over_accept(api: Api, job: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("accept", ["image/png", "text/csv;q=0", "application/x-npy", "", "nonsense;;q=;"])
-def test_what_can_not_be_given_is_answered_with_what_can(api: Api, job: dict[str, Any], accept: str) -> None:
+def test_what_cannot_be_given_is_answered_with_what_can(api: Api, job: dict[str, Any], accept: str) -> None:
     detail = problem(api.http.get(job["links"]["result"], headers={"accept": accept}), 406, "not-acceptable")["detail"]
     assert all(media_type in detail for media_type in TYPES.values())
 

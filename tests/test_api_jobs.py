@@ -366,7 +366,7 @@ def test_a_search_takes_wildcards_literally(api: Api) -> None:
         "model=iris@99999999999999999999999",
     ],
 )  # fmt: skip
-def test_a_filter_that_can_not_be_is_named(api: Api, query: str) -> None:
+def test_a_filter_that_cannot_be_is_named(api: Api, query: str) -> None:
     body = problem(api.http.get(f"/v1/jobs?{query}"), 422, "invalid-options")
     assert query.partition("=")[0] in body["detail"]
 

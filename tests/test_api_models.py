@@ -146,7 +146,7 @@ def test_the_versions_of_a_pinned_name_are_those_of_the_model(api: Api) -> None:
 
 
 @pytest.mark.parametrize("path", ["rose/versions/1", "iris/versions/7"])
-def test_an_unknown_version_can_not_be_deleted(api: Api, path: str) -> None:
+def test_an_unknown_version_cannot_be_deleted(api: Api, path: str) -> None:
     problem(api.http.delete(f"/v1/models/{path}"), 404, "model-not-found")
 
 

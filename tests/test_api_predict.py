@@ -178,7 +178,7 @@ def test_a_repeated_predict_gives_the_job_also_when_its_model_was_deleted(
     problem(api.http.post(url, params={"model": "fading@9"}), 404, "model-not-found")
 
 
-def test_a_job_that_was_cancelled_before_it_was_queued_can_not_be_predicted(idle_api: Api) -> None:
+def test_a_job_that_was_cancelled_before_it_was_queued_cannot_be_predicted(idle_api: Api) -> None:
     job = idle_api.upload(CSV)
     ok(idle_api.http.post(job["links"]["cancel"]), 202)
     detail = problem(idle_api.http.post(f"/v1/predict/{job['id']}?model=iris"), 409, "job-conflict")["detail"]
@@ -530,7 +530,7 @@ def test_top_k_ranks_the_classes(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("model", "top_k"), [("iris", 4), ("petals", 1)])
-def test_a_top_k_that_can_not_be_is_refused_before_anything_runs(api: Api, model: str, top_k: int) -> None:
+def test_a_top_k_that_cannot_be_is_refused_before_anything_runs(api: Api, model: str, top_k: int) -> None:
     with api.unchanged():
         answer = api.http.post(f"/v1/predict?model={model}&top_k={top_k}", content=CSV)
         assert "top_k" in problem(answer, 422, "invalid-options")["detail"]
@@ -602,7 +602,7 @@ def test_a_number_for_each_record_may_come_as_npy(api: Api, flowers: pl.DataFram
         np.testing.assert_allclose(found.ravel(), table["prediction"].to_numpy(), rtol=1e-5)
 
 
-def test_text_can_not_be_asked_for_as_npy(api: Api) -> None:
+def test_text_cannot_be_asked_for_as_npy(api: Api) -> None:
     with api.unchanged():
         answer = api.http.post("/v1/predict?model=iris&format=npy", content=CSV)
         assert "npy" in problem(answer, 422, "invalid-options")["detail"]

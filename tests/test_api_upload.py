@@ -731,7 +731,7 @@ def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
 
 
 @pytest.mark.parametrize("path", ["/v1/upload", "/v1/predict?model=iris"])
-def test_an_upload_whose_row_can_not_be_written_leaves_nothing(
+def test_an_upload_whose_row_cannot_be_written_leaves_nothing(
     tmp_path: Path, iris_onnx: Path, path: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 50)

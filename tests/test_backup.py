@@ -327,7 +327,7 @@ def test_a_damaged_backup_is_refused_and_leaves_nothing(source: Api, tmp_path: P
 
 
 @pytest.mark.parametrize("name", ["../outside", "/outside", "inputs/../../outside"])
-def test_a_backup_can_not_write_outside_of_the_storage(taken: Path, tmp_path: Path, name: str) -> None:
+def test_a_backup_cannot_write_outside_of_the_storage(taken: Path, tmp_path: Path, name: str) -> None:
     with (taken / "SHA256SUMS").open("a") as sums:
         sums.write(f"{'0' * 64}  {name}\n")
     with pytest.raises(DigestMismatch, match="not a storage key"):

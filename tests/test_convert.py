@@ -99,7 +99,7 @@ def test_a_mixed_pipeline_gets_one_input_for_each_column_that_it_uses() -> None:
     assert inputs(conversion).keys() == {"area", "City_Name", "rooms", "zone", "garden"}
 
 
-def test_names_that_onnx_can_not_spell_are_kept_in_the_metadata() -> None:
+def test_names_that_onnx_cannot_spell_are_kept_in_the_metadata() -> None:
     frame = houses().rename(columns={"rooms": "label", "area": "straße ($)"})
     frame["City_Name"] = frame["City Name"]
     columns = make_column_transformer(
@@ -579,13 +579,13 @@ def test_a_date_is_no_number() -> None:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        ({"weights": [1, 2]}, "dict is no estimator"),
-        (DBSCAN().fit(X), "DBSCAN is no estimator that can `predict` or `transform`"),
+        ({"weights": [1, 2]}, "dict is not an estimator"),
+        (DBSCAN().fit(X), "DBSCAN is not an estimator that can `predict` or `transform`"),
         (LogisticRegression(), "NotFittedError"),
     ],
     ids=["dict", "transductive", "unfitted"],
 )
-def test_what_can_not_predict_is_refused(model: Any, reason: str) -> None:
+def test_what_cannot_predict_is_refused(model: Any, reason: str) -> None:
     with pytest.raises(ConversionFailed, match=reason):
         convert(model, X)
 

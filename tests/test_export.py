@@ -284,7 +284,7 @@ def test_scores_of_classes_without_names_are_not_ranked(
         (["--labels", "NETWORK"], "cannot be read as text"),
     ],
 )
-def test_what_can_not_be_meant_is_refused(network: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_what_cannot_be_meant_is_refused(network: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     target = tmp_path / "out.onnx"
     done = run(network, *(str(network) if text == "NETWORK" else text for text in arguments), "-o", target)
     assert done.exit_code != 0

@@ -249,7 +249,7 @@ def test_a_column_of_lists_for_a_number_names_the_column(format: Format) -> None
 
 
 @any_table
-def test_tensors_can_not_be_a_table(format: Format) -> None:
+def test_tensors_cannot_be_a_table(format: Format) -> None:
     with pytest.raises(InvalidOptions, match="npz"):
         format.write({"x": np.zeros((2, 2))})
 

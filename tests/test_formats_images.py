@@ -105,7 +105,7 @@ def test_the_sample_of_a_file_is_read_when_it_is_asked_for(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", sorted(set(FORMATS) - set(RESULT_FORMATS)))
-def test_images_can_not_be_written(name: str) -> None:
+def test_images_cannot_be_written(name: str) -> None:
     format = get_format(name)
     with pytest.raises(InvalidOptions, match=f"which {name} cannot hold: request csv, jsonl"):
         format.write(pl.DataFrame({"a": [1]}))

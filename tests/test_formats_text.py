@@ -246,7 +246,7 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
         (b",".join(b"c%d" % n for n in range(16_385)) + b"\n", "has 16385 columns; at most 16384"),
     ],
 )
-def test_a_header_that_can_not_name_columns_is_refused(data: bytes, message: str) -> None:
+def test_a_header_that_cannot_name_columns_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         get_format("csv").header(io.BytesIO(data))
 

@@ -367,7 +367,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("name", BROKEN)
-def test_what_can_not_be_decoded_is_an_error_in_its_place(name: str) -> None:
+def test_what_cannot_be_decoded_is_an_error_in_its_place(name: str) -> None:
     data, code = BROKEN[name]
     target = tensor(Preprocessing("stretch", (8, 8)))
     images, _ = images_of_column(pl.Series("photo", [saved(dots()), data, saved(dots())]), target)
@@ -703,7 +703,7 @@ def test_preprocessing_that_makes_no_sense_is_refused(shape: str, image: dict[st
         admit(model(shape, image=image))
 
 
-def test_pixels_that_an_integer_can_not_hold_are_refused() -> None:
+def test_pixels_that_an_integer_cannot_hold_are_refused() -> None:
     with pytest.raises(ModelRefused, match="-128 to 127, which uint8 cannot hold"):
         admit(model("N,3,8,8", "uint8", mean=[128]))
 
@@ -855,7 +855,7 @@ def test_a_picture_may_be_the_key_of_the_errors(service: Api) -> None:
     assert [(error["record"], error["key"]) for error in service.errors(job)] == [(1, "aGVsbG8=")]
 
 
-def test_what_npy_and_npz_can_not_hold_is_refused_before_it_is_queued(service: Api) -> None:
+def test_what_npy_and_npz_cannot_hold_is_refused_before_it_is_queued(service: Api) -> None:
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as members:
         members.writestr("a.png", PICTURES[0])

@@ -253,7 +253,7 @@ def test_the_newest_version_answers_as_soon_as_it_is_registered(api: Api) -> Non
         (b"PAR1" + bytes(100), 422, "invalid-input"),
     ],
 )
-def test_an_online_body_that_can_not_be_read_is_a_problem(
+def test_an_online_body_that_cannot_be_read_is_a_problem(
     api: Api, verb: str, body: bytes, status: int, code: str
 ) -> None:
     with api.unchanged():

@@ -214,7 +214,7 @@ def test_a_shared_value_that_the_model_does_not_take_is_refused_at_once(
         assert message in json.dumps(refused, ensure_ascii=False)
 
 
-def test_a_column_that_can_not_hold_the_arrays_is_refused_before_the_job_is_queued(service: Api) -> None:
+def test_a_column_that_cannot_hold_the_arrays_is_refused_before_the_job_is_queued(service: Api) -> None:
     given = records(2)
     flat = given | {"pixels": given["pixels"].reshape(2, 6)}
     for format in ("parquet", "jsonl", "csv"):

@@ -455,7 +455,7 @@ def test_a_host_without_the_extra_takes_onnxruntime(forest: bytes, monkeypatch: 
     assert_same(session.run({"input": HOLES}), expected)
 
 
-def test_where_compiled_code_can_not_be_kept_it_is_compiled_again(forest: bytes, tmp_path: Path) -> None:
+def test_where_compiled_code_cannot_be_kept_it_is_compiled_again(forest: bytes, tmp_path: Path) -> None:
     (tmp_path / "forest.onnx").write_bytes(forest)
     program = (
         "import sys, pathlib, numpy, batchserve.inference.session as session\n"
