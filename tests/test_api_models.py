@@ -380,7 +380,7 @@ def test_a_call_that_finds_no_free_process_is_given_up(tmp_path: Path) -> None:
 
     async def call_three() -> list[int | BaseException]:
         with Runtime.open(settings) as runtime:
-            calls = Calls(runtime.engine, most=64, patience=settings.online_wait)
+            calls = Calls(runtime.interactive, most=64, patience=settings.online_wait)
             place = Place("default", Lane.ONLINE)
             await calls.run(place, double, 1, seconds=60)  # starts the processes
             long = [asyncio.create_task(calls.run(place, pid_after, 4.0, seconds=20)) for _ in range(2)]
