@@ -270,8 +270,8 @@ def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
     for thread in threads:
         thread.join(30)
     assert statuses == [202] * 20
-    assert len(times) > 50
-    assert max(times) < 1
+    assert len(times) > 30
+    assert max(times) < 3  # the lock is held for five seconds
 
 
 def test_a_long_poll_ends_when_the_state_changes(idle_api: Api) -> None:

@@ -225,6 +225,10 @@ def test_backups_under_load_restore_with_all_that_was_acknowledged(tmp_path: Pat
             loading = threading.Thread(target=load)
             loading.start()
             wanted: list[set[str]] = []
+            deadline = time.monotonic() + 60
+            while not ok(http.get("/v1/jobs", params={"state": "completed"}))["jobs"]:
+                assert time.monotonic() < deadline, "no job is completed"
+                time.sleep(0.1)
             for number in range(3):
                 time.sleep(2.0)
                 before = set(acknowledged)

@@ -18,6 +18,8 @@ from batchserve.jobs.ends import Ended, ending, error_values, finish, result_val
 from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
 from batchserve.jobs.statements import JOBS_OF, due, job_from_row, require_mine
 
+_chance = random.Random()  # noqa: S311 - not the one of the process, whose state belongs to others
+
 
 def is_due(connection: Connection, now: float, most: int = 1) -> bool:
     """Whether `claim_due` would find a job, or nearly so. Costs less than to claim in vain, and waits for no lock."""
@@ -37,7 +39,7 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
     claimed: list[str] = []
     while running:
         room = most - len(claimed)
-        tenant, its_running = min(running.items(), key=lambda entry: (entry[1], random.random()))  # noqa: S311
+        tenant, its_running = min(running.items(), key=lambda entry: (entry[1], _chance.random()))
         if room <= 0 and its_running:
             break
         share = max(room, 1) if len(running) == 1 else 1  # with nobody to take turns with, all at once
