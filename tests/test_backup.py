@@ -194,7 +194,7 @@ SLOW = {
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(180)
+@pytest.mark.timeout(400)
 def test_backups_under_load_restore_with_all_that_was_acknowledged(tmp_path: Path, iris_onnx: Path) -> None:
     """Jobs come, run, end, are deleted and swept while three backups are taken by a command of its own. In each, every
     job that was acknowledged before is there, runs to its end, and gives the result of an undisturbed run."""

@@ -1,6 +1,7 @@
 """What comes over a connection before the application sees it, and what is left unread: bounds of a real server."""
 
 import json
+import re
 import resource
 import signal
 import socket
@@ -246,6 +247,24 @@ def test_pipelined_requests_are_answered_in_their_order(service: Service) -> Non
     assert places == sorted(places)
     assert answers.count(b"HTTP/1.1 404") == 200
     assert answers.endswith(b'"}')
+
+
+def test_what_is_no_request_is_refused_after_the_answers_to_those_before_it(service: Service) -> None:
+    """Also when all of them came in one piece, behind the end of a chunked body."""
+    chunked = b"POST /v1/jobs/1/retry HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
+    asked = [b"GET /v1/jobs/%d HTTP/1.1\r\n" % number + HOST + b"\r\n" for number in range(2, 5)]
+    for cut in (len(chunked), len(chunked) - 5):
+        whole = chunked + b"".join(asked) + b"\0 / HTTP/1.1\r\n\r\n"
+        with connect(service) as connection:
+            connection.sendall(whole[:cut])
+            time.sleep(0.1)
+            connection.sendall(whole[cut:])
+            answers = everything(connection)
+        assert re.findall(rb"HTTP/1.1 (\d+)", answers) == [b"404"] * 4 + [b"400"]
+        assert [answers.index(b"/v1/jobs/%d" % number) for number in range(1, 5)] == sorted(
+            answers.index(b"/v1/jobs/%d" % number) for number in range(1, 5)
+        )
+    assert "write_eof" not in service.log.read_text()
 
 
 @pytest.mark.slow

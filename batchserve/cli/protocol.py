@@ -418,7 +418,8 @@ class Protocol(HttpToolsProtocol):
 
     def _go_on(self) -> None:
         if self._refusal is not None:
-            self._leave(self._refusal)
+            if self._running is None or self._running.response_complete:  # else after that answer
+                self._leave(self._refusal)
             return
         held, self._held, self._waits = self._held, b"", False
         self.flow.holding = False
