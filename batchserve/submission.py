@@ -137,13 +137,13 @@ def enqueue_once(
     deleted meanwhile.
     """
     if enqueue(connection, submission, now) is None:
-        submission = _beside(connection, submission, now)
+        submission = _on_same_input(connection, submission, now)
     if request is not None:
         request.remember(connection, submission.job_id, 202, now)
     return submission.job_id
 
 
-def _beside(connection: Connection, submission: Submission, now: float) -> Submission:
+def _on_same_input(connection: Connection, submission: Submission, now: float) -> Submission:
     """The same for another job on the input of one that was queued already: for one that is there, or a new one."""
     job = queries.get(connection, submission.job_id)
     if job.queued_at is None:
@@ -151,10 +151,10 @@ def _beside(connection: Connection, submission: Submission, now: float) -> Submi
     for other in (job, *queries.find_on_input(connection, job.input.key, submission.digest, job.tenant)):
         if submission.is_of(other):
             return replace(submission, job_id=other.id)
-    beside = replace(submission, job_id=str(uuid_utils.uuid7()))
-    requests.create_beside(connection, beside.job_id, job, now)
-    enqueue(connection, beside, now)
-    return beside
+    another = replace(submission, job_id=str(uuid_utils.uuid7()))
+    requests.create_on_inputs_of(connection, another.job_id, job, now)
+    enqueue(connection, another, now)
+    return another
 
 
 def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: float) -> dict[str, JobState]:

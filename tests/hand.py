@@ -49,7 +49,7 @@ class HandClock(Clock):
 
 @dataclass(eq=False)
 class HandCall:
-    """A call that runs in this process when it is told to."""
+    """A call that runs in this process when a test runs it."""
 
     function: Callable[..., Any]
     args: tuple[Any, ...]
@@ -78,8 +78,6 @@ class HandCall:
 class HandEngine:
     """Keeps calls until a test runs them."""
 
-    interactive = 1
-
     def __init__(self, capacity: int = 2) -> None:
         self.capacity = capacity
         self.submitted: deque[HandCall] = deque()
@@ -88,9 +86,6 @@ class HandEngine:
         call = HandCall(function, args, urgent)
         self.submitted.append(call)
         return call
-
-    def submit_interactive(self, function: Callable[..., Any], *args: Any, timeout: float) -> HandCall:
-        return self.submit(function, *args, timeout=timeout)
 
     def close(self) -> None:
         """There is nothing to end."""

@@ -418,7 +418,7 @@ def test_what_is_known_of_the_chunks_is_merged() -> None:
 def test_two_jobs_read_one_input_which_is_named_until_both_have_given_it_up(database: Database) -> None:
     upload(database, "1")
     with database.write() as connection:
-        requests.create_beside(connection, "2", queries.get(connection, "1"), wall(1))
+        requests.create_on_inputs_of(connection, "2", queries.get(connection, "1"), wall(1))
         assert queries.get(connection, "2").inputs == queries.get(connection, "1").inputs
         assert queries.get(connection, "2").state is JobState.UPLOADED
         assert requests.delete_if_not_running(connection, "1").inputs == ("inputs/1",)
@@ -428,11 +428,11 @@ def test_two_jobs_read_one_input_which_is_named_until_both_have_given_it_up(data
         assert expired.inputs == ("inputs/1",)
         assert queries.named_inputs(connection, ["inputs/1"]) == set()
         with pytest.raises(JobConflict, match="its input was removed"):
-            requests.create_beside(connection, "3", queries.get(connection, "2"), wall(7))
+            requests.create_on_inputs_of(connection, "3", queries.get(connection, "2"), wall(7))
         gone = queries.get(connection, "2")
         requests.delete_if_not_running(connection, "2")
         with pytest.raises(JobNotFound):
-            requests.create_beside(connection, "3", gone, wall(8))
+            requests.create_on_inputs_of(connection, "3", gone, wall(8))
 
 
 def test_several_inputs_are_read_as_they_were_given_and_borrowed_ones_stay_with_their_owner(

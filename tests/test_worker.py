@@ -107,7 +107,7 @@ def test_what_is_known_of_a_job_is_what_is_known_of_its_chunks(bench: Bench, bus
 def test_the_inputs_of_a_job_are_scored_in_their_order_each_in_chunks_of_its_own(
     bench: Bench, busy: bytes, records: int
 ) -> None:
-    """Also inputs that are borrowed, whose length nobody knows before; records are counted over all of them."""
+    """Also inputs that are borrowed, whose length is not known before; records are counted over all of them."""
     model = bench.register("busy", busy)
     work: list[list[float | None]] = [[*range(15)], [15, None], [*range(17, 40)]]
     stored = [bench.store(f"lake/{number}", rows_of(*part)) for number, part in enumerate(work)]

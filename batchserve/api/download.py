@@ -145,7 +145,7 @@ async def download_errors(
     headers = _as_file(f"{job_id}-errors.{'csv' if is_table else 'jsonl'}")
     if job.state is JobState.COMPLETED and job.result is not None:  # from now on it is what it is
         variant = f"errors{'-csv' if is_table else ''}{'-escaped' if csv_escape else ''}"
-        headers["etag"] = _tag_beside(job.result, variant)
+        headers["etag"] = _derived_tag(job.result, variant)
     if (known := conditional.answered(request, headers.get("etag"), headers)) is not None:
         return known
     parts = (
@@ -257,7 +257,7 @@ def _identity(key: str, sha256: str | None) -> str:
     return sha256 or key.replace("/", "-")
 
 
-def _tag_beside(result: Result, what: str) -> str:
+def _derived_tag(result: Result, what: str) -> str:
     """The ETag of what is made of a result: converted, or its errors."""
     return f'"{_identity(result.key, result.sha256)}-{what}"'
 
@@ -349,7 +349,7 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
     wanted = conversion.wanted
     name = f"{job.id}.{wanted.suffix.lstrip('.')}"
     headers = {
-        "etag": _tag_beside(result, f"{wanted.name}{'-escaped' if conversion.escape else ''}"),
+        "etag": _derived_tag(result, f"{wanted.name}{'-escaped' if conversion.escape else ''}"),
         "vary": "accept",
         "content-disposition": f'attachment; filename="{name}"',
     }

@@ -1,8 +1,8 @@
 """Records of JSON as a table: its columns, its values by polars or one by one, and the lines that are written of it.
 
-The columns are the keys of the first 100 records and those that the model asks for; a key that first appears later and
-that nobody asks for is dropped. So are the types of columns that the model does not ask for: every chunk of an input
-gets the same, from its first records. A column whose values there are of several types, or arrays or objects, comes as
+The columns are the keys of the first 100 records and those that the model takes; any other key that first appears later
+is dropped. The types of columns that the model does not take come from the first records, too: every chunk of an input
+gets the same. A column whose values there are of several types, or arrays or objects, comes as
 JSON text.
 
 A key that stands twice makes a record faulty. polars keeps the first of two values in silence, so the fast road counts

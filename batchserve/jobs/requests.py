@@ -40,7 +40,7 @@ def create(
     connection.execute(_ADD_INPUTS, _input_rows(job_id, stored))
 
 
-def create_beside(connection: Connection, job_id: str, other: Job, now: float) -> None:
+def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: float) -> None:
     """-> uploaded: a new job on the inputs of another, which are kept until neither needs them.
 
     Raises JobNotFound and JobConflict when the other job, or its input, was removed meanwhile.
