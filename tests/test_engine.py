@@ -189,7 +189,9 @@ def test_a_signal_without_a_name_is_told_by_its_number(engine: Engine) -> None:
 def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(opened: Opened, tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with opened(tmp_path, processes=1) as engine:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), hard))  # noqa: PTH208
+        free = os.dup(0)  # the lowest number that is not in use
+        os.close(free)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))
         try:
             failing = engine.submit(calls.double, 1, timeout=TIMEOUT)
             with pytest.raises(ScoringCrashed, match="no scoring process could be used"):

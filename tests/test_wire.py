@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-from commands import FAST, Service
+from commands import FAST, Service, lowest_free_descriptor
 
 MIB = 1 << 20
 SEND_IDLE = 2.0
@@ -404,7 +404,7 @@ def test_without_a_descriptor_the_server_neither_spins_nor_ends(small: Service) 
     with httpx2.Client(base_url=small.url, timeout=10) as client, ExitStack() as waiting:
         job = upload(small, 100)
         assert client.get(f"/v1/download/{job}/input").is_success
-        resource.prlimit(pid, resource.RLIMIT_NOFILE, (small.files(), before[1]))
+        resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), before[1]))
         try:
             for _ in range(20):
                 waiting.enter_context(connect(small))
@@ -412,7 +412,9 @@ def test_without_a_descriptor_the_server_neither_spins_nor_ends(small: Service) 
             for _ in range(10):
                 time.sleep(0.2)
                 assert client.get("/livez").is_success
-            resource.prlimit(pid, resource.RLIMIT_NOFILE, (small.files(), before[1]))  # the loop keeps one for itself
+            resource.prlimit(
+                pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), before[1])
+            )  # the loop keeps one for itself
             for refused in (client.post("/v1/upload", content=b"a\n1\n"), client.get(f"/v1/download/{job}/input")):
                 assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
                 assert refused.headers["retry-after"]
