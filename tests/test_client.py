@@ -27,8 +27,8 @@ from batchserve.client import (
     JobFailed,
     WaitTimeout,
 )
-from batchserve.client.data import body_of, format_of, polars_of
-from batchserve.client.transport import BLOCK, Body, pause_before, seconds_to_wait
+from batchserve.client.data import content_of, format_of, polars_of
+from batchserve.client.transport import BLOCK, Content, pause_before, seconds_to_wait
 from batchserve.conversion import convert
 from batchserve.errors import (
     BatchserveError,
@@ -260,13 +260,13 @@ def test_a_file_is_sent_in_blocks_with_its_length_and_reports(tmp_path: Path) ->
 def test_a_compressed_file_keeps_the_type_of_what_is_inside(tmp_path: Path) -> None:
     path = tmp_path / "a.csv.gz"
     path.write_bytes(b"\x1f\x8b")
-    body = body_of(path)
+    body = content_of(path)
     assert (body.media_type, body.encoding) == ("text/csv", "gzip")
 
 
 def test_frames_of_both_libraries_travel_as_equal_arrow() -> None:
     columns = {"x": [1.5, None, 3.0], "name": ["a", None, "ü"], "n": [1, 2, 3], "yes": [True, False, True]}
-    from_polars, from_pandas = body_of(pl.DataFrame(columns)), body_of(pd.DataFrame(columns))
+    from_polars, from_pandas = content_of(pl.DataFrame(columns)), content_of(pd.DataFrame(columns))
     assert from_polars.media_type == from_pandas.media_type == "application/vnd.apache.arrow.file"
     frames = [polars_of(b"".join(body.blocks())) for body in (from_polars, from_pandas)]
     assert frames[0].equals(frames[1])
@@ -277,7 +277,7 @@ def test_categories_and_dates_of_pandas_survive() -> None:
     frame = pd.DataFrame(
         {"c": pd.Categorical(["u", "v", None]), "d": pd.to_datetime(pd.Series(["2026-01-01", None, "2026-01-03"]))}
     )
-    sent = polars_of(b"".join(body_of(frame).blocks()))
+    sent = polars_of(b"".join(content_of(frame).blocks()))
     assert sent["c"].to_list() == ["u", "v", None]
     assert sent["d"].is_null().to_list() == [False, True, False]
     assert sent["d"].dtype.is_temporal()
@@ -285,7 +285,7 @@ def test_categories_and_dates_of_pandas_survive() -> None:
 
 def test_arrays_travel_as_npy_and_mappings_of_arrays_as_npz() -> None:
     array = np.arange(6, dtype=np.float32).reshape(3, 2)
-    one, several = body_of(array), body_of({"left": array, "right": array + 1})
+    one, several = content_of(array), content_of({"left": array, "right": array + 1})
     assert one.media_type == "application/x-npy"
     assert np.array_equal(np.load(io.BytesIO(b"".join(one.blocks()))), array)
     assert several.media_type == "application/x-npz"
@@ -293,7 +293,7 @@ def test_arrays_travel_as_npy_and_mappings_of_arrays_as_npz() -> None:
 
 
 def test_records_travel_as_json() -> None:
-    body = body_of([{"a": 1}, {"a": None}])
+    body = content_of([{"a": 1}, {"a": None}])
     assert body.media_type == "application/json"
     assert json.loads(b"".join(body.blocks())) == [{"a": 1}, {"a": None}]
 
@@ -308,22 +308,22 @@ def images_in(folder: Path) -> dict[str, bytes]:
     return {name: files[name] for name in ("a/b/a.webp", "a/c.jpg", "b.PNG")}
 
 
-def members_of(body: Body) -> list[tuple[str, bytes]]:
-    with zipfile.ZipFile(io.BytesIO(b"".join(body.blocks()))) as archive:
+def members_of(content: Content) -> list[tuple[str, bytes]]:
+    with zipfile.ZipFile(io.BytesIO(b"".join(content.blocks()))) as archive:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 
 def test_a_folder_travels_as_a_zip_of_its_images_in_order(tmp_path: Path) -> None:
     images = images_in(tmp_path / "photos")
-    body = body_of(tmp_path / "photos")
+    body = content_of(tmp_path / "photos")
     assert (body.media_type, body.filename) == ("application/zip", "photos.zip")
     assert members_of(body) == members_of(body) == list(images.items())
-    assert b"".join(body.blocks()) == b"".join(body_of(str(tmp_path / "photos")).blocks())
+    assert b"".join(body.blocks()) == b"".join(content_of(str(tmp_path / "photos")).blocks())
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         InvalidInput, match=r"there are no images in .*/empty': expected files named \*\.jpg, \*\.jpeg, "
     ):
-        body_of(tmp_path / "empty")
+        content_of(tmp_path / "empty")
 
 
 def test_several_images_travel_as_a_zip_by_their_paths_below_their_common_folder(
@@ -331,28 +331,28 @@ def test_several_images_travel_as_a_zip_by_their_paths_below_their_common_folder
 ) -> None:
     images_in(tmp_path / "photos")
     monkeypatch.chdir(tmp_path)
-    body = body_of(["photos/b.PNG", Path("photos/a/../a/c.jpg")])
+    body = content_of(["photos/b.PNG", Path("photos/a/../a/c.jpg")])
     assert (body.media_type, body.filename) == ("application/zip", None)
     assert members_of(body) == [("b.PNG", b"1"), ("a/c.jpg", b"22")]
-    assert members_of(body_of(["photos/a/c.jpg"])) == [("c.jpg", b"22")]
+    assert members_of(content_of(["photos/a/c.jpg"])) == [("c.jpg", b"22")]
     with pytest.raises(InvalidInput, match=r"'photos/a/notes\.txt' has no image suffix"):
-        body_of(["photos/b.PNG", "photos/a/notes.txt"])
+        content_of(["photos/b.PNG", "photos/a/notes.txt"])
     with pytest.raises(InvalidInput, match=r"photos/b\.PNG' appears twice"):
-        body_of(["photos/b.PNG", "photos/a/c.jpg", tmp_path / "photos" / "b.PNG"])
+        content_of(["photos/b.PNG", "photos/a/c.jpg", tmp_path / "photos" / "b.PNG"])
 
 
 def test_a_large_folder_travels_in_blocks(tmp_path: Path) -> None:
     content = bytes(range(256)) * (BLOCK // 512)
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(content)
-    sizes = [len(block) for block in body_of(tmp_path).blocks()]
+    sizes = [len(block) for block in content_of(tmp_path).blocks()]
     assert len(sizes) == 3
     assert max(sizes) < 2 * BLOCK
 
 
 def test_what_cannot_be_sent_is_named() -> None:
     with pytest.raises(TypeError, match="cannot send a int: expected a path"):
-        body_of(7)  # type: ignore[arg-type]
+        content_of(7)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

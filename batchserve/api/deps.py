@@ -15,7 +15,7 @@ from batchserve.api.schemas import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import BadRequest
 from batchserve.idempotency import KeyedRequest
-from batchserve.service import MAX_WAIT, JobView, Service
+from batchserve.service import MAX_WAIT, JobSnapshot, Service
 from batchserve.service.following import Following
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -78,7 +78,7 @@ def read_body_from_thread(service: Service, job_id: str) -> JobBody:
     return job_body(view.job, view.attempts, place, view.now)
 
 
-def _is_far_back(view: JobView) -> bool:
+def _is_far_back(view: JobSnapshot) -> bool:
     return view.job.state is JobState.QUEUED and view.place is None
 
 

@@ -16,7 +16,7 @@ from rich.markup import escape
 from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, print_rows, say, size
 from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
-from batchserve.client.core import Options, beside
+from batchserve.client.core import JobOptions, beside
 from batchserve.client.data import format_of
 from batchserve.client.errors import JobError, WaitTimeout
 from batchserve.domain import JobState
@@ -108,7 +108,7 @@ def predict(
         "inputs": inputs,
         "on_row_error": on_row_error,
     }
-    given: Options = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
+    given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
         _predict_file(files, model, output, wait is not False, timeout, as_json, given)
     elif output or delimiter:
@@ -124,7 +124,7 @@ def _predict_file(
     wait: bool,
     timeout: float | None,
     as_json: bool,
-    options: Options,
+    options: JobOptions,
 ) -> None:
     piped = files == [STREAM]
     paths = [Path(file) for file in files]
@@ -155,7 +155,7 @@ def _predict_file(
         say(f"Job {job.id} is {job.state}. Watch it: [bold]batchserve jobs watch {job.id}[/]")
 
 
-def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bool, options: Options) -> None:
+def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bool, options: JobOptions) -> None:
     """Exits with the code of the first job that did not complete; with 1 when an input was refused."""
     deadline = None if timeout is None else time.monotonic() + timeout
     errors: list[JobError] = []

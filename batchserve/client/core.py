@@ -16,8 +16,8 @@ from urllib.parse import quote
 from batchserve.client.bars import Bars
 from batchserve.client.data import (
     arrays_of,
-    body_of,
-    bytes_body,
+    bytes_content,
+    content_of,
     format_of,
     holds_arrays,
     library_of,
@@ -28,7 +28,7 @@ from batchserve.client.data import (
     structured_of,
 )
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
-from batchserve.client.transport import Call, Transport
+from batchserve.client.transport import Request, Transport
 from batchserve.client.views import JobView, Model, Queued
 from batchserve.errors import Unavailable
 
@@ -53,7 +53,7 @@ _COLLECTIVE = 300.0
 _PAGE = 200
 
 
-class Options(TypedDict, total=False):
+class JobOptions(TypedDict, total=False):
     """What `POST /v1/predict` takes besides the model; docs/api.md explains each."""
 
     format: str
@@ -85,7 +85,7 @@ class OnlineOptions(ValidateOptions, total=False):
     top_k: int
 
 
-class PredictOptions(Options, total=False):
+class PredictOptions(JobOptions, total=False):
     """What `predict` takes besides the model."""
 
     output: str | os.PathLike[str] | None
@@ -108,8 +108,10 @@ class AsyncResult:
     async def iter_bytes(self, *, format: str | None = None) -> AsyncGenerator[bytes]:
         """The bytes as they come, at most some MiB at a time."""
         params = {"format": format or self._format, "partial": True if self._partial else None}
-        call = Call(method="GET", path=f"/v1/download/{self._job.id}", params=query(params), headers={"Accept": "*/*"})
-        async for block in self._transport.download(call):
+        request = Request(
+            method="GET", path=f"/v1/download/{self._job.id}", params=query(params), headers={"Accept": "*/*"}
+        )
+        async for block in self._transport.download(request):
             yield block
 
     async def iter_rows(self) -> AsyncGenerator[dict[str, Any]]:
@@ -182,7 +184,7 @@ class AsyncJob(JobView):
         self._transport = transport
 
     async def refresh(self) -> Self:
-        return await self._ask(Call(method="GET", path=f"/v1/jobs/{self.id}"))
+        return await self._ask(Request(method="GET", path=f"/v1/jobs/{self.id}"))
 
     async def wait(
         self,
@@ -204,7 +206,7 @@ class AsyncJob(JobView):
             seconds = min(left, _PROGRESS if on_progress else _LONG_POLL)
             try:
                 await self._ask(
-                    Call(method="GET", path=f"/v1/jobs/{self.id}", params={"wait": seconds}, patience=seconds)
+                    Request(method="GET", path=f"/v1/jobs/{self.id}", params={"wait": seconds}, patience=seconds)
                 )
                 heard = time.monotonic()
             except (ConnectionFailed, Unavailable):
@@ -218,35 +220,35 @@ class AsyncJob(JobView):
 
     async def cancel(self) -> Self:
         """Asks for the end of the job. Finished chunks stay; the state follows within seconds."""
-        return await self._ask(Call(method="POST", path=f"/v1/jobs/{self.id}/cancel"))
+        return await self._ask(Request(method="POST", path=f"/v1/jobs/{self.id}/cancel"))
 
     async def retry(self) -> Self:
         """Goes on with the unfinished chunks of a failed or cancelled job."""
-        return await self._ask(Call(method="POST", path=f"/v1/jobs/{self.id}/retry"))
+        return await self._ask(Request(method="POST", path=f"/v1/jobs/{self.id}/retry"))
 
     async def retry_failed_rows(self) -> "AsyncJob":
         """A new job that scores the failed records of this completed one again; its result is the merged one."""
-        call = Call(
+        request = Request(
             method="POST",
             path=f"/v1/jobs/{self.id}/retry",
-            body=bytes_body(b'{"rows":"failed"}', "application/json"),
+            content=bytes_content(b'{"rows":"failed"}', "application/json"),
         )
-        return AsyncJob(self._transport, await self._transport.json(call))
+        return AsyncJob(self._transport, await self._transport.json(request))
 
     async def errors(self) -> list[dict[str, Any]]:
         """The records that could not be scored so far: number (from 0), column, code and message of each."""
-        call = Call(
+        request = Request(
             method="GET",
             path=f"/v1/download/{self.id}/errors",
             params=query({"partial": None if self.state == "completed" else True}),
             headers={"Accept": "application/x-ndjson"},
         )
-        content = b"".join([block async for block in self._transport.download(call)])
+        content = b"".join([block async for block in self._transport.download(request)])
         return [json.loads(line) for line in content.splitlines() if line.strip()]
 
     async def delete(self) -> None:
         """Removes the job with its input and result."""
-        await self._transport.json(Call(method="DELETE", path=f"/v1/jobs/{self.id}"))
+        await self._transport.json(Request(method="DELETE", path=f"/v1/jobs/{self.id}"))
 
     def result(self, format: str | None = None, *, partial: bool = False) -> AsyncResult:
         """The result, by default in the format that the job was asked for. `partial`: what is finished so far."""
@@ -261,8 +263,8 @@ class AsyncJob(JobView):
             raise JobCancelled(f"job {self.id} was cancelled", job=self)
         return self
 
-    async def _ask(self, call: Call) -> Self:
-        self._data = await self._transport.json(call)
+    async def _ask(self, request: Request) -> Self:
+        self._data = await self._transport.json(request)
         return self
 
 
@@ -286,7 +288,7 @@ class AsyncJobs:
         after = None
         while True:
             params = query({"state": state, "model": model, "q": q, "limit": _PAGE, "after": after})
-            page = await self._transport.json(Call(method="GET", path="/v1/jobs", params=params))
+            page = await self._transport.json(Request(method="GET", path="/v1/jobs", params=params))
             for data in page["jobs"]:
                 yield AsyncJob(self._transport, data)
             after = page.get("next")
@@ -304,38 +306,40 @@ class AsyncModels:
         self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None
     ) -> Model:
         """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes: the version there is."""
-        call = Call(method="PUT", path=_model_path(name), body=body_of(model), patience=_ADMISSION, on_upload=on_upload)
-        return Model(await self._transport.json(call))
+        request = Request(
+            method="PUT", path=_model_path(name), content=content_of(model), patience=_ADMISSION, on_upload=on_upload
+        )
+        return Model(await self._transport.json(request))
 
     async def get(self, name: str) -> Model:
         """The newest version of `name`, or the one that `name@version` says."""
-        return Model(await self._transport.json(Call(method="GET", path=_model_path(name))))
+        return Model(await self._transport.json(Request(method="GET", path=_model_path(name))))
 
     async def list(self) -> "builtins.list[Model]":
         """The newest version of every model."""
-        page = await self._transport.json(Call(method="GET", path="/v1/models"))
+        page = await self._transport.json(Request(method="GET", path="/v1/models"))
         return [Model(data) for data in page["models"]]
 
     async def remove(self, name: str) -> None:
         """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""
         name, _, version = name.partition("@")
-        await self._transport.json(Call(method="DELETE", path=f"{_model_path(name)}/versions/{quote(version)}"))
+        await self._transport.json(Request(method="DELETE", path=f"{_model_path(name)}/versions/{quote(version)}"))
 
     async def predict(
         self, name: str, data: "Data", **options: Unpack[OnlineOptions]
     ) -> "builtins.list[dict[str, Any]]":
         """Predictions at once, without a job, for up to one chunk of records. One that could not be scored holds
         nulls."""
-        answer = await self._transport.json(_online_call(name, "predict", data, options))
+        answer = await self._transport.json(_online_request(name, "predict", data, options))
         return list(answer["prediction"])
 
     async def validate(self, name: str, data: "Data", **options: Unpack[ValidateOptions]) -> dict[str, Any]:
         """Whether a sample fits the model. Raises SchemaMismatch with every difference."""
-        return dict(await self._transport.json(_online_call(name, "validate", data, options)) or {})
+        return dict(await self._transport.json(_online_request(name, "validate", data, options)) or {})
 
 
-def _online_call(name: str, verb: str, data: "Data", options: Mapping[str, Any]) -> Call:
-    return Call(method="POST", path=f"{_model_path(name)}/{verb}", params=query(options), body=body_of(data))
+def _online_request(name: str, verb: str, data: "Data", options: Mapping[str, Any]) -> Request:
+    return Request(method="POST", path=f"{_model_path(name)}/{verb}", params=query(options), content=content_of(data))
 
 
 class Core:
@@ -357,20 +361,20 @@ class Core:
         return await self._send("/v1/upload", data, {"delimiter": delimiter}, on_upload)
 
     async def submit(
-        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[Options]
+        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[JobOptions]
     ) -> AsyncJob:
-        """Starts a prediction and returns its job at once. `data`: what `body_of` takes, or an uploaded job."""
+        """Starts a prediction and returns its job at once. `data`: what `content_of` takes, or an uploaded job."""
         params = {"model": model, **options}
         if isinstance(data, JobView):
-            call = Call(method="POST", path=f"/v1/predict/{data.id}", params=query(params))
-            return AsyncJob(self._transport, await self._transport.json(call))
+            request = Request(method="POST", path=f"/v1/predict/{data.id}", params=query(params))
+            return AsyncJob(self._transport, await self._transport.json(request))
         return await self._send("/v1/predict", data, params, on_upload)
 
-    async def predict_uploaded(self, model: str, **options: Unpack[Options]) -> Queued[AsyncJob]:
+    async def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[AsyncJob]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
         params = query({"state": "uploaded", "model": model, **options})
         answer = await self._transport.json(
-            Call(method="POST", path="/v1/predict", params=params, patience=_COLLECTIVE)
+            Request(method="POST", path="/v1/predict", params=params, patience=_COLLECTIVE)
         )
         jobs = [AsyncJob(self._transport, {"id": id, "state": "queued"}) for id in answer["jobs"]]
         return Queued(jobs, answer["completed"], answer["refused"])
@@ -389,7 +393,7 @@ class Core:
         output: str | os.PathLike[str] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - see `wait`
         progress: bool | None = None,
-        **options: Unpack[Options],
+        **options: Unpack[JobOptions],
     ) -> Any:
         """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
         array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
@@ -418,16 +422,16 @@ class Core:
         await self._transport.wire.close()
 
     async def _send(self, path: str, data: "Data", params: Mapping[str, Any], on_upload: OnUpload | None) -> AsyncJob:
-        body = body_of(data)
-        call = Call(
+        content = content_of(data)
+        request = Request(
             method="POST",
             path=path,
-            params=query({**params, "filename": body.filename}),
-            body=body,
+            params=query({**params, "filename": content.filename}),
+            content=content,
             on_upload=on_upload,
             patience=60.0,
         )
-        return AsyncJob(self._transport, await self._transport.json(call))
+        return AsyncJob(self._transport, await self._transport.json(request))
 
 
 def query(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
-from batchserve.client.transport import BLOCK, Body
+from batchserve.client.transport import BLOCK, Content
 from batchserve.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ _ENCODINGS = {".gz": "gzip", ".zst": "zstd"}
 _RECORDS_IN_BATCH = 65_536
 
 
-def body_of(data: "Data") -> Body:
+def content_of(data: "Data") -> Content:
     """The body that carries `data`: a path (`str` too), bytes, a binary file, a DataFrame of pandas or polars, an array
     or a mapping of arrays of numpy, one record (a mapping) or a list of records (mappings, or lists of values). Files
     are read block by block.
@@ -77,7 +77,7 @@ def body_of(data: "Data") -> Body:
     if holds_paths(data):
         return _of_images(_images_of([Path(path) for path in data]))  # type: ignore[arg-type]
     if isinstance(data, bytes | bytearray | memoryview):
-        return bytes_body(bytes(data), UNKNOWN)
+        return bytes_content(bytes(data), UNKNOWN)
     if hasattr(data, "read"):
         return _of_file(data)
     match library_of(data):
@@ -90,7 +90,7 @@ def body_of(data: "Data") -> Body:
     if holds_arrays(data):
         return _of_arrays(data)  # type: ignore[arg-type]
     if isinstance(data, Mapping | Sequence):
-        return bytes_body(json.dumps(data).encode(), "application/json")
+        return bytes_content(json.dumps(data).encode(), "application/json")
     raise TypeError(
         f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a DataFrame, a numpy array, "
         "a list of records or of paths"
@@ -112,14 +112,14 @@ def holds_paths(data: object) -> bool:
     return isinstance(data, list | tuple) and bool(data) and all(isinstance(item, str | os.PathLike) for item in data)
 
 
-def bytes_body(content: bytes, media_type: str) -> Body:
+def bytes_content(content: bytes, media_type: str) -> Content:
     view = memoryview(content)
 
     def blocks() -> Iterator[bytes]:
         for start in range(0, len(view), BLOCK):
             yield bytes(view[start : start + BLOCK])
 
-    return Body(blocks, media_type, len(content))
+    return Content(blocks, media_type, len(content))
 
 
 def holds_arrays(data: object) -> bool:
@@ -131,7 +131,7 @@ def library_of(data: object) -> str:
     return type(data).__module__.partition(".")[0]
 
 
-def _of_path(path: Path) -> Body:
+def _of_path(path: Path) -> Content:
     suffixes = [suffix.lower() for suffix in path.suffixes]
     encoding = _ENCODINGS.get(suffixes[-1]) if suffixes else None
     suffix = suffixes[-2] if encoding and len(suffixes) > 1 else "".join(suffixes[-1:])
@@ -140,7 +140,7 @@ def _of_path(path: Path) -> Body:
         with path.open("rb") as file:
             yield from _read(file)
 
-    return Body(blocks, MEDIA_TYPES.get(suffix, UNKNOWN), path.stat().st_size, encoding, path.name)
+    return Content(blocks, MEDIA_TYPES.get(suffix, UNKNOWN), path.stat().st_size, encoding, path.name)
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
@@ -176,7 +176,7 @@ def _named() -> str:
     return ", ".join(f"*{suffix}" for suffix, media_type in MEDIA_TYPES.items() if media_type.startswith("image/"))
 
 
-def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Body:
+def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Content:
     """A zip, made while it is sent. Equal images give equal bytes."""
 
     def blocks() -> Iterator[bytes]:
@@ -188,7 +188,7 @@ def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Body:
                     yield sink.taken()
         yield sink.taken()
 
-    return Body(blocks, MEDIA_TYPES[".zip"], filename=filename)
+    return Content(blocks, MEDIA_TYPES[".zip"], filename=filename)
 
 
 class _Sink:
@@ -210,12 +210,12 @@ class _Sink:
         return b"".join(blocks)
 
 
-def _of_file(file: Any) -> Body:
+def _of_file(file: Any) -> Content:
     name = getattr(file, "name", None)
     filename = Path(name).name if isinstance(name, str) else None
     media_type = MEDIA_TYPES.get(Path(filename or "").suffix.lower(), UNKNOWN)
     if not file.seekable():
-        return Body(lambda: _read(file), media_type, filename=filename, repeatable=False)
+        return Content(lambda: _read(file), media_type, filename=filename, repeatable=False)
     start = file.tell()
     length = file.seek(0, os.SEEK_END) - start
 
@@ -223,7 +223,7 @@ def _of_file(file: Any) -> Body:
         file.seek(start)
         return _read(file)
 
-    return Body(blocks, media_type, length, filename=filename)
+    return Content(blocks, media_type, length, filename=filename)
 
 
 def _read(file: BinaryIO) -> Iterator[bytes]:
@@ -231,22 +231,22 @@ def _read(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _of_polars(frame: "pl.DataFrame") -> Body:
+def _of_polars(frame: "pl.DataFrame") -> Content:
     buffer = io.BytesIO()
     frame.write_ipc(buffer, compression="zstd", record_batch_size=_RECORDS_IN_BATCH)
-    return bytes_body(buffer.getvalue(), MEDIA_TYPES[".arrow"])
+    return bytes_content(buffer.getvalue(), MEDIA_TYPES[".arrow"])
 
 
-def _of_array(array: Any) -> Body:
+def _of_array(array: Any) -> Content:
     import numpy as np
 
-    return bytes_body(_written(lambda file: np.save(file, array, allow_pickle=False)), MEDIA_TYPES[".npy"])
+    return bytes_content(_written(lambda file: np.save(file, array, allow_pickle=False)), MEDIA_TYPES[".npy"])
 
 
-def _of_arrays(arrays: Mapping[str, Any]) -> Body:
+def _of_arrays(arrays: Mapping[str, Any]) -> Content:
     import numpy as np
 
-    return bytes_body(_written(lambda file: np.savez(file, allow_pickle=False, **arrays)), MEDIA_TYPES[".npz"])
+    return bytes_content(_written(lambda file: np.savez(file, allow_pickle=False, **arrays)), MEDIA_TYPES[".npz"])
 
 
 def _written(write: Callable[[BinaryIO], None]) -> bytes:

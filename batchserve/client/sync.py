@@ -16,9 +16,9 @@ from batchserve.client.core import (
     AsyncModels,
     AsyncResult,
     Core,
+    JobOptions,
     OnlineOptions,
     OnUpload,
-    Options,
     PredictOptions,
     ValidateOptions,
 )
@@ -211,12 +211,12 @@ class Client:
         return Job(now(self._twin.upload(data, delimiter=delimiter, on_upload=on_upload)))
 
     def submit(
-        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[Options]
+        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[JobOptions]
     ) -> Job:
         """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job."""
         return Job(now(self._twin.submit(data, model, on_upload=on_upload, **options)))
 
-    def predict_uploaded(self, model: str, **options: Unpack[Options]) -> Queued[Job]:
+    def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[Job]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
         queued = now(self._twin.predict_uploaded(model, **options))
         return Queued([Job(job) for job in queued.jobs], queued.completed, queued.refused)

@@ -28,8 +28,8 @@ _LONGEST_PAUSE = 120.0
 
 
 @dataclass(frozen=True, slots=True)
-class Body:
-    """The bytes of a request. `blocks` begins anew at each call, unless the body is not `repeatable`."""
+class Content:
+    """The bytes of a request. `blocks` begins anew at each request, unless the body is not `repeatable`."""
 
     blocks: Callable[[], Iterator[bytes]]
     media_type: str
@@ -40,14 +40,14 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Request:
     """One request, to be sent as often as it takes."""
 
     method: str
     path: str
     params: Mapping[str, Any] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
-    body: Body | None = None
+    content: Content | None = None
     patience: float = 0.0
     """Seconds that the server may take for its answer, on top of the client's timeout."""
     on_upload: Callable[[int, int | None], None] | None = None
@@ -180,24 +180,24 @@ class Transport:
         self.max_retries = max_retries
         self.timeout = timeout
 
-    async def json(self, call: Call) -> Any:
+    async def json(self, request: Request) -> Any:
         """The JSON of the answer; None if it has no body."""
-        response = await self.send(call)
+        response = await self.send(request)
         try:
             content = await self.wire.read(response)
         finally:
             await self.wire.end(response)
         return response.json() if content else None
 
-    async def send(self, call: Call) -> httpx2.Response:
+    async def send(self, request: Request) -> httpx2.Response:
         """The answer, its body not yet read. Raises the BatchserveError that the server named, or ConnectionFailed."""
         # One key for all tries: the server runs at most one of them.
-        key = {"Idempotency-Key": str(uuid.uuid4())} if call.method == "POST" else {}
+        key = {"Idempotency-Key": str(uuid.uuid4())} if request.method == "POST" else {}
         retries = 0
         while True:
             retry_after = None
             try:
-                response = await self.wire.send(self._request(call, key))
+                response = await self.wire.send(self._request(request, key))
             except (httpx2.TransportError, httpx2.InvalidURL) as failure:
                 error: BatchserveError = self._no_answer(failure)
                 again = isinstance(failure, httpx2.TransportError) and not isinstance(
@@ -211,22 +211,22 @@ class Transport:
                 again = may_be_retried(response.status_code, error)
                 retry_after = seconds_to_wait(response.headers.get("Retry-After"))
             pause = pause_before(retries, retry_after)
-            repeatable = call.body is None or call.body.repeatable
+            repeatable = request.content is None or request.content.repeatable
             if not (again and repeatable and retries < self.max_retries and pause <= _LONGEST_PAUSE):
                 raise error
             retries += 1
             await self.wire.sleep(pause)
 
-    async def download(self, call: Call) -> AsyncGenerator[bytes]:
+    async def download(self, request: Request) -> AsyncGenerator[bytes]:
         """The blocks of a body. A broken connection is continued where it broke; the digest is checked at the end."""
         digest = hashlib.sha256()
         expected = etag = None
         position = breaks = 0
         while True:
-            headers = {"Accept-Encoding": "identity", **call.headers}
+            headers = {"Accept-Encoding": "identity", **request.headers}
             if position:
                 headers |= {"Range": f"bytes={position}-", "If-Range": str(etag)}
-            response = await self.send(Call(method="GET", path=call.path, params=call.params, headers=headers))
+            response = await self.send(Request(method="GET", path=request.path, params=request.params, headers=headers))
             if not position:
                 etag, expected = response.headers.get("ETag"), response.headers.get("Repr-Digest")
             elif response.status_code != httpx2.codes.PARTIAL_CONTENT:
@@ -248,17 +248,17 @@ class Transport:
         if expected and expected != f"sha-256=:{base64.b64encode(digest.digest()).decode()}:":
             raise DigestMismatch(f"the download from {self.url} is damaged: expected {expected}, got other bytes")
 
-    def _request(self, call: Call, key: Mapping[str, str]) -> httpx2.Request:
-        headers = {"Accept": "application/json", **key, **call.headers}
-        if call.body is not None:
-            headers |= _body_headers(call.body)
+    def _request(self, request: Request, key: Mapping[str, str]) -> httpx2.Request:
+        headers = {"Accept": "application/json", **key, **request.headers}
+        if request.content is not None:
+            headers |= _content_headers(request.content)
         return self.wire.http.build_request(
-            call.method,
-            self.url + call.path,
-            params=call.params,
+            request.method,
+            self.url + request.path,
+            params=request.params,
             headers=headers,
-            content=None if call.body is None else self.wire.content(_upload(call, call.body)),
-            timeout=httpx2.Timeout(self.timeout, read=self.timeout + call.patience),
+            content=None if request.content is None else self.wire.content(_upload(request, request.content)),
+            timeout=httpx2.Timeout(self.timeout, read=self.timeout + request.patience),
         )
 
     def _no_answer(self, failure: Exception) -> ConnectionFailed:
@@ -266,22 +266,22 @@ class Transport:
         return ConnectionFailed(f"no response from {self.url}: {reason}")
 
 
-def _body_headers(body: Body) -> dict[str, str]:
-    headers = {"Content-Type": body.media_type}
-    if body.length is not None:
-        headers["Content-Length"] = str(body.length)
-    if body.encoding is not None:
-        headers["Content-Encoding"] = body.encoding
+def _content_headers(content: Content) -> dict[str, str]:
+    headers = {"Content-Type": content.media_type}
+    if content.length is not None:
+        headers["Content-Length"] = str(content.length)
+    if content.encoding is not None:
+        headers["Content-Encoding"] = content.encoding
     return headers
 
 
-def _upload(call: Call, body: Body) -> Iterator[bytes]:
+def _upload(request: Request, content: Content) -> Iterator[bytes]:
     done = 0
-    for block in body.blocks():
+    for block in content.blocks():
         yield block
         done += len(block)
-        if call.on_upload is not None:
-            call.on_upload(done, body.length)
+        if request.on_upload is not None:
+            request.on_upload(done, content.length)
 
 
 def may_be_retried(status: int, error: BatchserveError) -> bool:

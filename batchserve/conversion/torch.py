@@ -212,7 +212,7 @@ def evaluating(module: "torch.nn.Module") -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Call:
+class ModuleCall:
     """A module and the arguments that it is called with: by the names of the graph's inputs, in their order."""
 
     module: "torch.nn.Module"
@@ -237,7 +237,7 @@ class Call:
         tensors = tuple(self.take(count).values())
         return (tensors, {}) if self.keywords is None else ((), dict(zip(self.keywords, tensors, strict=True)))
 
-    def resized(self, axes: Mapping[str, Mapping[int, str]], factor: float) -> "Call":
+    def resized(self, axes: Mapping[str, Mapping[int, str]], factor: float) -> "ModuleCall":
         """The same call with these axes of its inputs that many times as long."""
         inputs = dict(self.inputs)
         for name in axes.keys() & inputs.keys():
@@ -264,7 +264,7 @@ class Call:
 
 def make_call(
     module: "torch.nn.Module", example: Any, input_names: Sequence[str] | None = None, takes_images: bool = False
-) -> Call:
+) -> ModuleCall:
     """Raises ConversionFailed for an example without records, and for names that do not fit it."""
     import torch
 
@@ -281,7 +281,7 @@ def make_call(
     names = list(input_names or keywords or (["image"] if takes_images else _parameters(module, len(tensors))))
     if len(names) != len(tensors):
         raise ConversionFailed(f"The example has {len(tensors)} tensors, and {len(names)} names: {listed(names)}.")
-    return Call(module, dict(zip(names, tensors, strict=True)), keywords, len(tensors[0]))
+    return ModuleCall(module, dict(zip(names, tensors, strict=True)), keywords, len(tensors[0]))
 
 
 def _parameters(module: "torch.nn.Module", count: int) -> list[str]:
@@ -322,7 +322,7 @@ def _output_names(outputs: Arrays, names: Sequence[str] | None) -> list[str]:
 
 
 def trace(
-    call: Call,
+    call: ModuleCall,
     names: Sequence[str],
     dynamic: Mapping[str, Mapping[int, str]],
     opset: int = OPSET,
@@ -347,7 +347,7 @@ def trace(
         append_softmax(graph)
     session = _session(graph)
 
-    def difference(other: Call, count: int) -> str | None:
+    def difference(other: ModuleCall, count: int) -> str | None:
         return _difference(session, graph, other, count, softmax, tolerance)
 
     if not difference(call, TRACED):  # else it never agrees, and the report says by how much
@@ -356,7 +356,9 @@ def trace(
     return graph
 
 
-def _export(call: Call, names: Sequence[str], axes: Mapping[str, Mapping[int, str]], opset: int) -> onnx.ModelProto:
+def _export(
+    call: ModuleCall, names: Sequence[str], axes: Mapping[str, Mapping[int, str]], opset: int
+) -> onnx.ModelProto:
     import torch
 
     positional, named = call.arguments(TRACED)
@@ -382,7 +384,7 @@ def _export(call: Call, names: Sequence[str], axes: Mapping[str, Mapping[int, st
     return tidy(graph)
 
 
-def _check_counts(call: Call, difference: Callable[[Call, int], str | None]) -> None:
+def _check_counts(call: ModuleCall, difference: Callable[[ModuleCall, int], str | None]) -> None:
     """Raises ConversionFailed when the graph agrees with the module only for the number that it was traced with."""
     for count in COUNTS:
         if reason := difference(call, count):
@@ -392,7 +394,7 @@ def _check_counts(call: Call, difference: Callable[[Call, int], str | None]) -> 
 
 
 def _check_sizes(
-    call: Call, difference: Callable[[Call, int], str | None], dynamic: Mapping[str, Mapping[int, str]]
+    call: ModuleCall, difference: Callable[[ModuleCall, int], str | None], dynamic: Mapping[str, Mapping[int, str]]
 ) -> None:
     """Raises ConversionFailed when the graph agrees with the module only for the sizes of the example. Sizes that the
     module does not take itself are not tried."""
@@ -410,7 +412,7 @@ def _check_sizes(
 
 
 def _difference(
-    session: Session, graph: onnx.ModelProto, call: Call, count: int, softmax: bool, tolerance: float
+    session: Session, graph: onnx.ModelProto, call: ModuleCall, count: int, softmax: bool, tolerance: float
 ) -> str | None:
     """How the graph answers so many records otherwise than the module, in words."""
     expected = _with_softmax(call.outputs(count), softmax)
@@ -426,7 +428,7 @@ def _difference(
     return None
 
 
-def _answers(graph: onnx.ModelProto, call: Call, count: int, softmax: bool) -> tuple[Arrays, Arrays]:
+def _answers(graph: onnx.ModelProto, call: ModuleCall, count: int, softmax: bool) -> tuple[Arrays, Arrays]:
     """What the graph and the module give for so many records, by the names of the graph's outputs."""
     try:
         got = _run(_session(graph), graph, call, count)
@@ -442,7 +444,7 @@ def _session(graph: onnx.ModelProto) -> Session:
         raise ConversionFailed(f"ONNX Runtime does not load the exported graph: {error.detail}") from error
 
 
-def _run(session: Session, graph: onnx.ModelProto, call: Call, count: int) -> Arrays:
+def _run(session: Session, graph: onnx.ModelProto, call: ModuleCall, count: int) -> Arrays:
     kept = {entry.name for entry in graph.graph.input}  # the exporter drops an input that nothing depends on
     feeds = {name: x.detach().cpu().numpy() for name, x in call.take(count).items() if name in kept}
     return session.run(feeds)

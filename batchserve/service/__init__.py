@@ -30,7 +30,7 @@ from batchserve.submission import Submission
 from batchserve.upkeep import retention
 from batchserve.upkeep.inspection import UnreadableCount
 
-__all__ = ["MAX_WAIT", "JobView", "Service"]
+__all__ = ["MAX_WAIT", "JobSnapshot", "Service"]
 
 MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
@@ -39,7 +39,7 @@ _MODELS_SEEN = 256
 
 
 @dataclass(frozen=True, slots=True)
-class JobView:
+class JobSnapshot:
     """A job and what is said of it beside its row."""
 
     job: Job
@@ -122,20 +122,20 @@ class Service:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
 
-    async def view(self, job_id: str) -> JobView:
+    async def view(self, job_id: str) -> JobSnapshot:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch(partial(self._view, job_id))
 
-    def view_from_thread(self, job_id: str) -> JobView:
+    def view_from_thread(self, job_id: str) -> JobSnapshot:
         """The same for code that is in a thread already."""
         with self.runtime.database.read() as connection:
             return self._view(job_id, connection)
 
-    def _view(self, job_id: str, connection: Connection) -> JobView:
+    def _view(self, job_id: str, connection: Connection) -> JobSnapshot:
         job = retention.dated(queries.get(connection, job_id), self.runtime.settings)
         attempts = queries.attempts_of(connection, job_id) if job.attempt else []
         now = self.runtime.database.moment(connection).wall
-        return JobView(job, attempts, self.places.near(connection, job, now), now)
+        return JobSnapshot(job, attempts, self.places.near(connection, job, now), now)
 
     async def check(self, tenant: str, submission: Submission) -> None:
         """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""

@@ -58,7 +58,7 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-class Call(Generic[T]):
+class EndedCall(Generic[T]):
     """A call that has ended; see `engines.Call`."""
 
     def __init__(self, future: "Future[T]") -> None:
@@ -79,7 +79,7 @@ class EngineOfThisProcess:
     def __init__(self, dies_before: Callable[..., object] | None = None) -> None:
         self._dies_before = dies_before
 
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:  # noqa: ARG002
+    def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> EndedCall[T]:  # noqa: ARG002
         if function is self._dies_before:
             os.kill(os.getpid(), signal.SIGKILL)
         future: Future[T] = Future()
@@ -87,7 +87,7 @@ class EngineOfThisProcess:
             future.set_result(function(*args))
         except Exception as error:  # noqa: BLE001 - handed on, as every engine does
             future.set_exception(error)
-        return Call(future)
+        return EndedCall(future)
 
     def close(self) -> None:
         """There is nothing to end."""

@@ -25,7 +25,7 @@ __all__ = [
     "END",
     "MAGIC",
     "OFFSET_WIDTHS",
-    "Column",
+    "Field",
     "Flat",
     "Footer",
     "Kind",
@@ -104,7 +104,7 @@ class Message:
 
 
 @dataclass(frozen=True, slots=True)
-class Column:
+class Field:
     """How one top-level column is laid out: `width` in bits of a fixed-width value, None where values are not fixed."""
 
     kind: int
@@ -118,7 +118,7 @@ class Schema:
     """The schema as a message of its own, ready to begin a stream."""
 
     message: bytes
-    columns: tuple[Column, ...]
+    columns: tuple[Field, ...]
 
     @property
     def has_dictionaries(self) -> bool:
@@ -366,7 +366,7 @@ def _in_order(places: list[int]) -> list[int]:
     return places
 
 
-def _column(field: Flat) -> Column:
+def _column(field: Flat) -> Field:
     kind = field.number(2, "Uint8")
     children = len(field.tables(5))
     encoding = field.table(4)
@@ -378,7 +378,7 @@ def _column(field: Flat) -> Column:
         width = _width(kind, field)
     if width is not None and width < 1:
         raise struct.error(f"a value of {width} bits")
-    return Column(kind, width, children, encoding is not None)
+    return Field(kind, width, children, encoding is not None)
 
 
 def _width(kind: int, field: Flat) -> int | None:

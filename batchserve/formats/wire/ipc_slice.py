@@ -10,7 +10,7 @@ from batchserve.formats.wire.ipc import (
     BODY_LIMIT,
     DAMAGE,
     OFFSET_WIDTHS,
-    Column,
+    Field,
     Flat,
     Kind,
     Message,
@@ -78,7 +78,7 @@ class _Slicer:
             else:
                 struct.pack_into("<q", self._metadata, place, value)
 
-    def _cut_column(self, column: Column) -> None:
+    def _cut_column(self, column: Field) -> None:
         if self._node >= self._node_count:
             self._damaged("a column is missing")
         node = self._nodes + 16 * self._node
