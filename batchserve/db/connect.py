@@ -292,7 +292,14 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql(connection.get_execution_options().get("batchserve_begin", "BEGIN"))
+        # By the driver: through SQLAlchemy it would take longer than many a read.
+        statement = connection.get_execution_options().get("batchserve_begin", "BEGIN")
+        driver = connection.connection.driver_connection
+        assert isinstance(driver, sqlite3.Connection)
+        try:
+            driver.execute(statement).close()
+        except sqlite3.OperationalError as error:
+            raise OperationalError(statement, None, error) from error
 
     return engine
 

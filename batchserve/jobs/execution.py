@@ -100,8 +100,8 @@ def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease
 
 
 def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
-    """Which of these jobs a client wants cancelled."""
-    return set(connection.scalars(_CANCEL_REQUESTS, {"job_ids": list(job_ids)}))
+    """Which of these running jobs are to be cancelled."""
+    return set(connection.scalars(_CANCEL_REQUESTS)).intersection(job_ids)
 
 
 def complete_if_mine(
@@ -251,9 +251,8 @@ _CLAIM = (
 )
 _BEGIN_ATTEMPT = insert(attempts)
 _END_ATTEMPT = update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
-_CANCEL_REQUESTS = select(jobs.c.id).where(
-    jobs.c.id.in_(bindparam("job_ids", expanding=True)), jobs.c.cancel_requested_at.is_not(None)
-)
+# Of all workers: a list of jobs in the statement would be rendered anew for each of its lengths.
+_CANCEL_REQUESTS = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_not(None))
 _END = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
 _CANCEL_IF_ASKED = _END.where(jobs.c.cancel_requested_at.is_not(None))
 _COMPLETE = _END.where(
