@@ -5,6 +5,7 @@ import base64
 import binascii
 import hashlib
 import re
+import sys
 import time
 import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
@@ -12,7 +13,6 @@ from typing import Any, Protocol
 
 import anyio
 import orjson
-import zstandard
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
@@ -30,6 +30,11 @@ from batchserve.errors import (
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import Stored, Writer, free_bytes
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
 
 BLOCK = 1 << 20
 _OPTIONS_BYTES = 1 << 20
@@ -254,30 +259,29 @@ class _Gzip:
 
 
 class _Zstd:
-    # One zstd block of 4 bytes may stand for 128 KiB: slices this small grow to 32 MiB at the most.
+    # As for gzip: what follows a frame is copied, so it is handed over in slices.
     _SLICE = 1024
 
     def __init__(self) -> None:
         self.ended = False
-        self._decompressor = zstandard.ZstdDecompressor()
-        self._frame = self._decompressor.decompressobj()
+        self._frame = zstd.ZstdDecompressor()
 
     def decode(self, block: bytes) -> Iterator[bytes]:
         gathered = bytearray()
         for start in range(0, len(block), self._SLICE):
             data = block[start : start + self._SLICE]
-            while data:
+            while data or not (self._frame.eof or self._frame.needs_input):
                 if self._frame.eof:
-                    self._frame = self._decompressor.decompressobj()
+                    self._frame = zstd.ZstdDecompressor()
                 try:
-                    gathered += self._frame.decompress(data)
-                except zstandard.ZstdError as error:
+                    gathered += self._frame.decompress(data, BLOCK)
+                except zstd.ZstdError as error:
                     raise BadRequest(f"the body is not valid zstd: {error}") from None
                 data = self._frame.unused_data if self._frame.eof else b""
-                self.ended = self._frame.eof
-            if len(gathered) >= BLOCK:
-                yield bytes(gathered)
-                gathered.clear()
+                if len(gathered) >= BLOCK:
+                    yield bytes(gathered)
+                    gathered.clear()
+            self.ended = self._frame.eof
         if gathered:
             yield bytes(gathered)
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import zstandard
+from packing import zstd
 from PIL import Image
 
 from fuzz.case import Headers
@@ -134,7 +134,7 @@ def wrapped(random: Random, format: str, data: bytes) -> tuple[Headers, bytes]:
         name = f"input.{'jpg' if format == 'jpeg' else format}"
         return (("content-type", "multipart/form-data; boundary=edge"),), form([(name, data)])
     if way in ("gzip", "zstd"):
-        packed = gzip.compress(data, mtime=0) if way == "gzip" else zstandard.compress(data)
+        packed = gzip.compress(data, mtime=0) if way == "gzip" else zstd.compress(data)
         return (*typed, ("content-encoding", way)), packed
     if way == "quiet":
         return (typed if format == "tsv" else ()), gzip.compress(data, mtime=0)
