@@ -235,7 +235,7 @@ def test_options_come_by_query_and_by_body_and_the_body_wins(idle_api: Api) -> N
 @pytest.mark.parametrize(
     ("query", "parameter", "said"),
     [
-        ("colour=blue", "colour", "there is no such option"),
+        ("colour=blue", "colour", "there is no such parameter"),
         ("format=xlsx", "format", "csv, jsonl, json, parquet, arrow, arrows, npy, npz, got 'xlsx'"),
         ("top_k=0", "top_k", "greater than or equal to 1"),
         ("priority=101", "priority", "less than or equal to 100, got '101'"),

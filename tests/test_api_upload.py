@@ -680,8 +680,28 @@ def test_a_second_request_with_a_key_under_way_is_told_to_wait(server: str) -> N
     assert again["id"] == job["id"]
 
 
-def test_an_unknown_query_parameter_does_no_harm(api: Api) -> None:
-    assert api.upload(CSV, colour="blue")["state"] == "uploaded"
+@pytest.mark.parametrize(
+    ("method", "path", "known"),
+    [
+        ("GET", "/v1/jobs?stat=failed", "after, limit, model, q, state"),
+        ("HEAD", "/v1/jobs?stat=failed", ""),
+        ("GET", "/v1/jobs/none?stat=failed", "wait"),
+        ("GET", "/v1/models?stat=failed", "none"),
+        ("POST", "/v1/upload?stat=failed", "delimiter, filename, model"),
+        ("POST", "/v1/jobs/none/cancel?stat=failed", "none"),
+        ("DELETE", "/v1/jobs/none?stat=failed", "none"),
+    ],
+)
+def test_an_unknown_query_parameter_is_refused_with_those_that_exist(
+    api: Api, method: str, path: str, known: str
+) -> None:
+    answer = api.http.request(method, path)
+    assert answer.status_code == 422
+    if known:
+        fault = problem(answer, 422, "invalid-options")["errors"][0]
+        assert fault["parameter"] == "stat"
+        assert fault["value"] == "'failed'"
+        assert known in fault["message"]
 
 
 def test_the_job_is_the_same_json_everywhere(api: Api) -> None:

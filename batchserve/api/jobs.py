@@ -33,6 +33,7 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.events import tag_of
+from batchserve.api.routes import Route
 from batchserve.api.schemas import MAX_REFERENCE, JobBody, JobList, Plain, job_body
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
@@ -43,7 +44,7 @@ from batchserve.storage import Span, Storage, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
 
-router = APIRouter(tags=["jobs"])
+router = APIRouter(tags=["jobs"], route_class=Route)
 
 EVENTS_SHOWN = {"responses": {"200": {"content": {"text/event-stream": {"example": examples.EVENTS}}}}}
 SLICE = 50

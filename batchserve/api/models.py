@@ -16,6 +16,7 @@ from batchserve.api.auth import ADMIN, CallerDep
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, ServiceDep, parsed
 from batchserve.api.forms import form_file, is_form
+from batchserve.api.routes import Route
 from batchserve.api.schemas import (
     ModelBody,
     ModelList,
@@ -36,7 +37,7 @@ from batchserve.service.turns import Lane
 from batchserve.storage import Span, model_key
 from batchserve.upkeep import holds
 
-router = APIRouter(tags=["models"])
+router = APIRouter(tags=["models"], route_class=Route)
 
 Name = Annotated[str, Path(description="Letters, digits, `.`, `_` and `-`.", examples=["iris"])]
 Reference = Annotated[str, Path(description="`name` (its newest version) or `name@version`.", examples=["iris"])]

@@ -24,6 +24,7 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.predict_uploaded import predict_uploaded
+from batchserve.api.routes import Route
 from batchserve.api.schemas import JobBody, PredictOptions, QueuedBody, query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
@@ -37,7 +38,7 @@ from batchserve.idempotency import KeyedRequest
 from batchserve.service import Service
 from batchserve.submission import create, enqueue_once
 
-router = APIRouter(tags=["predict"])
+router = APIRouter(tags=["predict"], route_class=Route)
 
 Prefer = Annotated[str | None, Header(description="`wait=10`: respond when the job is finished, or after 10 seconds.")]
 Uploaded = Annotated[
