@@ -98,6 +98,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
     problems.install(app)
     app.add_middleware(CacheMiddleware)
     app.add_middleware(AuthMiddleware)
+    app.add_middleware(problems.ErrorMiddleware)
     # Before all others: the last one added comes first.
     app.add_middleware(OriginMiddleware, allowed=settings.allowed_hosts, listens_on=host, policies=_add_docs(app))
     for module in (upload, predict, download, job_routes, models):

@@ -642,7 +642,7 @@ def test_a_job_ends_by_its_own_limit_of_row_errors(api: Api, options: dict[str, 
     if state == "failed":
         assert (job["reason"], job["error"]["code"]) == ("too-many-row-errors", "too-many-row-errors")
         assert "3 record" in job["error"]["message"]
-        assert f"/v1/download/{job['id']}/errors?partial=true" in job["error"]["message"]
+        assert "the errors list of the job names them" in job["error"]["message"]
 
 
 def test_a_record_that_makes_the_run_fail_is_found_and_the_others_are_scored(api: Api) -> None:

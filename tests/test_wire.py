@@ -5,9 +5,10 @@ import re
 import resource
 import signal
 import socket
+import sqlite3
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -80,6 +81,19 @@ def is_alive(connection: socket.socket) -> bool:
     while not answer.endswith(b'"}') and (block := connection.recv(65536)):
         answer += block
     return status_of(answer) == 200
+
+
+def test_a_connection_goes_on_after_an_unexpected_error(tmp_path: Path) -> None:
+    with served(tmp_path, "--no-worker") as service, connect(service) as connection:
+        with closing(sqlite3.connect(tmp_path / "storage" / "batchserve.db")) as database:
+            database.execute("ALTER TABLE jobs RENAME TO lost")
+        connection.sendall(b"GET /v1/jobs HTTP/1.1\r\n" + HOST + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"}"):
+            answer += connection.recv(65536)
+        assert status_of(answer) == 500
+        assert b"internal-error" in answer
+        assert is_alive(connection)
 
 
 def status_of(answer: bytes) -> int:

@@ -12,6 +12,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.routing import Match
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchserve.errors import BatchserveError, Unavailable, presentable
 from batchserve.logs import get_logger
@@ -85,18 +86,38 @@ def install(app: FastAPI) -> None:
         response.headers.update(error.headers or {})
         return response
 
-    @app.exception_handler(OSError)
-    async def without_descriptors(request: Request, error: OSError) -> Response:
-        if error.errno not in (errno.EMFILE, errno.ENFILE):
-            return await unexpected(request, error)
-        return answer(request, Unavailable("too many files are open; try again in a moment", retry_after=1))
 
-    @app.exception_handler(Exception)
-    async def unexpected(request: Request, error: Exception) -> Response:
-        log.error(
-            "Request meets an unexpected error", action="request_error", path=request.scope["path"], exc_info=error
-        )
-        return problem(request, 500, "internal-error", "an unexpected error; the server's log has the details")
+class ErrorMiddleware:
+    """Answers unexpected errors, and leaves the connection as after any other answer: Starlette would raise them once
+    more, upon which the server closes a connection that the client has been told it may use again.
+
+    Comes before all that may fail. An answer that has begun is broken off.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        begun = False
+
+        async def send_noted(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_noted)
+        except Exception as error:
+            if begun or scope["type"] != "http":
+                raise
+            await _unexpected(Request(scope), error)(scope, receive, send)
+
+
+def _unexpected(request: Request, error: Exception) -> Response:
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return answer(request, Unavailable("too many files are open; try again in a moment", retry_after=1))
+    log.error("Request meets an unexpected error", action="request_error", path=request.scope["path"], exc_info=error)
+    return problem(request, 500, "internal-error", "an unexpected error; the server's log has the details")
 
 
 def _not_allowed(request: Request) -> Response:

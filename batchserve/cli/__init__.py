@@ -5,11 +5,13 @@ job was cancelled, 130 Ctrl-C.
 """
 
 import sys
+from typing import Annotated
 
 import typer
 
+from batchserve import __version__
 from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, server
-from batchserve.cli.terminal import print_error
+from batchserve.cli.terminal import print_error, print_json, wants_json
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError
 
@@ -25,6 +27,7 @@ app = typer.Typer(
     epilog="BATCHSERVE_URL and BATCHSERVE_API_KEY select the server and the key. Start with: batchserve demo",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command()(demo.demo)
 app.command()(server.serve)
@@ -42,11 +45,28 @@ app.command()(convert.convert)
 app.command()(server.version)
 
 
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        print(f"batchserve {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """What every command has before its name."""
+
+
 def main() -> None:
     """Runs the command that the arguments name, and exits with its code."""
     try:
         app()
     except BatchserveError as error:
+        if wants_json():
+            print_json({"error": error.to_json()})
         print_error(error)
         sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
     except OSError as error:

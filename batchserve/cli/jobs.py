@@ -3,8 +3,6 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from enum import StrEnum
 from itertools import islice
 from pathlib import Path
@@ -20,10 +18,12 @@ from batchserve.client.core import JobOptions, beside
 from batchserve.client.data import format_of
 from batchserve.client.errors import JobError, WaitTimeout
 from batchserve.domain import JobState
+from batchserve.errors import JobNotFound
 
 app = typer.Typer(help="Jobs: one prediction of one input by one model version.", no_args_is_help=True)
 
-JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id.")]
+JobId = Annotated[str, typer.Argument(metavar="JOB", help="The job's id, or the beginning of it.")]
+ID_LENGTH = 36
 Timeout = Annotated[
     float | None, typer.Option(parser=duration, metavar="DURATION", help="How long to wait, as in 90s, 15m, 2h.")
 ]
@@ -55,6 +55,14 @@ def _values(text: str) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise typer.BadParameter(f"expected a JSON object, as in '{{\"threshold\": 0.5}}', got {text!r}")
     return values
+
+
+def _pairs(texts: list[str]) -> dict[str, str]:
+    """The option `--metadata`."""
+    pairs = dict(text.partition("=")[::2] for text in texts if "=" in text)
+    if len(pairs) < len(texts):
+        raise typer.BadParameter(f"expected NAME=VALUE, each name once, got {texts}", param_hint="--metadata")
+    return pairs
 
 
 def predict(
@@ -91,9 +99,26 @@ def predict(
     inputs: Annotated[
         Any, typer.Option(parser=_values, metavar="JSON", help="Values of model inputs that all records share.")
     ] = None,
+    key: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="The column that identifies a record in the errors list.")
+    ] = None,
     on_row_error: Annotated[
         OnRowError | None, typer.Option(help="Whether a record that cannot be scored fails the job.")
     ] = None,
+    max_errors: Annotated[
+        float | None,
+        typer.Option(min=0, help="Failed records that the job survives: a count, or below 1 a share of all."),
+    ] = None,
+    priority: Annotated[int | None, typer.Option(help="-100 to 100; higher ones start first.")] = None,
+    run_after: Annotated[
+        str | None, typer.Option(metavar="TIME", help="Not before this time, as in 2026-12-01T02:00:00Z.")
+    ] = None,
+    metadata: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="Shown with the job; may be repeated.")
+    ] = None,
+    reuse: Annotated[
+        bool, typer.Option("--reuse/--no-reuse", help="Whether the result of an equal job may be the answer.")
+    ] = True,
     as_json: AsJson = False,
 ) -> None:
     """Predict a file, or images: upload, score, download. Or queue all uploads."""
@@ -106,7 +131,13 @@ def predict(
         "delimiter": delimiter,
         "top_k": top_k,
         "inputs": inputs,
+        "key": key,
         "on_row_error": on_row_error,
+        "max_errors": max_errors,
+        "priority": priority,
+        "run_after": run_after,
+        "metadata": _pairs(metadata) if metadata else None,
+        "reuse": None if reuse else False,
     }
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
@@ -135,16 +166,20 @@ def _predict_file(
         raise typer.BadParameter(f"there is no file {str(missing[0])!r}", param_hint="FILE")
     if as_json and target == STREAM and wait:
         raise typer.BadParameter("--json and a result on stdout exclude each other: name a file with -o")
-    if target and target != STREAM and (by_suffix := format_of(Path(target))):
+    folder = Path(target) if target and target != STREAM and (target.endswith("/") or Path(target).is_dir()) else None
+    if folder is not None and piped:
+        raise typer.BadParameter("the result of stdin needs the name of a file, got a folder", param_hint="--output")
+    if target and target != STREAM and folder is None and (by_suffix := format_of(Path(target))):
         options.setdefault("format", by_suffix)
     where = ""
     with Client() as client:
-        with Bars() as bars:
-            job = client.submit(source, model, on_upload=bars.upload, **options)
-            if wait:
-                with going_on(job):
-                    job.wait(timeout, on_progress=bars.scoring)
-                where = deliver(job.result(), target or str(beside(paths[0], job.result().suffix)), bars)
+        job = _submit(client, source, model, options)
+        if wait:
+            wait_for(job, timeout)
+            if folder is not None or target is None:
+                target = str(_default_target(paths[0], job.result().suffix, folder))
+            with Bars() as bars:
+                where = deliver(job.result(), target, bars)
         if as_json:
             print_json(job.data)
         if wait:
@@ -153,6 +188,24 @@ def _predict_file(
         if not as_json:
             print(job.id)
         say(f"Job {job.id} is {job.state}. Watch it: [bold]batchserve jobs watch {job.id}[/]")
+
+
+def _submit(client: Client, source: Any, model: str, options: JobOptions) -> Job:
+    try:
+        with Bars() as bars:
+            return client.submit(source, model, on_upload=bars.upload, **options)
+    except KeyboardInterrupt:
+        say("\nThe upload was interrupted. Whether its job is queued: [bold]batchserve jobs list[/]")
+        raise typer.Exit(130) from None
+
+
+def _default_target(path: Path, suffix: str, folder: Path | None) -> Path:
+    """Where the result of a file goes: beside it, or under the same name into a folder, which is made."""
+    target = beside(path, suffix)
+    if folder is None:
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / target.name
 
 
 def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bool, options: JobOptions) -> None:
@@ -175,8 +228,7 @@ def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bo
             say(f"  Job {refused['id']} stays uploaded: {escape(refused['problem']['detail'])}")
         for job in queued.jobs if wait else ():
             try:
-                with going_on(job):
-                    job.wait(None if deadline is None else max(0.0, deadline - time.monotonic()))
+                wait_for(job, None if deadline is None else max(0.0, deadline - time.monotonic()), shown=False)
             except JobError as error:
                 errors.append(error)
                 if isinstance(error, WaitTimeout):
@@ -223,7 +275,7 @@ def list_jobs(
 def show(job_id: JobId, as_json: AsJson = False) -> None:
     """Show all details of a job."""
     with Client() as client:
-        job = client.jobs.get(job_id)
+        job = find(client, job_id)
     if as_json:
         print_json(job.data)
         return
@@ -256,10 +308,9 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
 @app.command()
 def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False) -> None:
     """Follow a job to its end. The exit code gives the outcome."""
-    with Client() as client, Bars() as bars:
-        job = client.jobs.get(job_id)
-        with going_on(job):
-            job.wait(timeout, on_progress=bars.scoring)
+    with Client() as client:
+        job = find(client, job_id)
+        wait_for(job, timeout)
     if as_json:
         print_json(job.data)
     say(summary(job))
@@ -269,7 +320,7 @@ def watch(job_id: JobId, timeout: Timeout = None, as_json: AsJson = False) -> No
 def cancel(job_id: JobId, as_json: AsJson = False) -> None:
     """Cancel a job. Its finished chunks are kept."""
     with Client() as client:
-        job = client.jobs.get(job_id).cancel()
+        job = find(client, job_id).cancel()
     report(job, as_json)
 
 
@@ -283,7 +334,7 @@ def retry(
 ) -> None:
     """Resume a failed or cancelled job where it stopped."""
     with Client() as client:
-        job = client.jobs.get(job_id)
+        job = find(client, job_id)
         report(job.retry_failed_rows() if failed_rows else job.retry(), as_json)
 
 
@@ -299,7 +350,7 @@ def download(
 ) -> None:
     """Download the result of a job."""
     with Client() as client:
-        job = client.jobs.get(job_id)
+        job = find(client, job_id)
         if errors:
             print_json(job.errors())
         else:
@@ -310,21 +361,38 @@ def download(
 
 
 @app.command("rm")
-def remove(job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs' ids.")]) -> None:
+def remove(
+    job_ids: Annotated[list[str], typer.Argument(metavar="JOB...", help="The jobs' ids, or their beginnings.")],
+) -> None:
     """Remove jobs with their inputs and results."""
     with Client() as client:
         for job_id in job_ids:
-            client.jobs.delete(job_id)
-            say(f"Job {job_id} is removed.")
+            # By its whole id also a job that cannot be shown any more.
+            found = job_id if len(job_id) >= ID_LENGTH else find(client, job_id).id
+            client.jobs.delete(found)
+            say(f"Job {found} is removed.")
 
 
-@contextmanager
-def going_on(job: Job) -> Iterator[None]:
-    """Says at Ctrl-C that the job does not end with the command."""
+def find(client: Client, reference: str) -> Job:
+    """The job of an id, or of the beginning of one. Raises JobNotFound, and BadParameter when several begin so."""
+    if len(reference) >= ID_LENGTH:
+        return client.jobs.get(reference)
+    found = list(islice((job for job in client.jobs.list(q=reference) if job.id.startswith(reference)), 4))
+    if not found:
+        raise JobNotFound(f"there is no job whose id begins with {reference!r}")
+    if len(found) > 1:
+        ids = ", ".join(job.id for job in found[:3]) + (", ..." if len(found) > 3 else "")
+        raise typer.BadParameter(f"the ids of several jobs begin with {reference!r}: {ids}", param_hint="JOB")
+    return found[0].refresh()
+
+
+def wait_for(job: Job, timeout: float | None, *, shown: bool | None = None) -> None:
+    """Waits with a bar. Ctrl-C ends the command and not the job, and says so below the bar."""
     try:
-        yield
+        with Bars(shown) as bars:
+            job.wait(timeout, on_progress=bars.scoring)
     except KeyboardInterrupt:
-        say(f"\nThe job continues. Watch it: [bold]batchserve jobs watch {job.id}[/]")
+        say(f"\nJob {job.id} continues. Follow it with:\n[bold]batchserve jobs watch {job.id}[/]")
         raise typer.Exit(130) from None
 
 

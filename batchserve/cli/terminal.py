@@ -11,12 +11,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from batchserve.client.errors import ConnectionFailed
+from batchserve.client.errors import ConnectionFailed, JobError, WaitTimeout
 from batchserve.errors import BatchserveError
 
 MOST_FAULTS = 10
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+_wants_json = False
+
+
+def _note_json(wanted: bool) -> bool:
+    global _wants_json  # noqa: PLW0603 - of the one command of this process
+    _wants_json = wanted
+    return wanted
+
+
+def wants_json() -> bool:
+    """Whether the command was called with --json: then its error is JSON, too."""
+    return _wants_json
+
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.", callback=_note_json)]
 
 
 def duration(text: str) -> float:
@@ -51,7 +65,8 @@ def print_rows(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
 def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str | None = None) -> Table:
     made = Table(title=title, title_justify="left", title_style="bold", box=None, header_style="bold", pad_edge=False)
     for column in columns:
-        made.add_column(column, overflow="fold")
+        # An ID is there to be copied: on a narrow terminal the other columns give way.
+        made.add_column(column, overflow="fold", no_wrap=column == "id", min_width=36 if column == "id" else None)
     for row in rows:
         made.add_row(*(escape(_cell(value)) for value in row))
     return made
@@ -70,8 +85,20 @@ def print_error(error: Exception) -> None:
             say(f"  {escape(_fault(fault))}")
         if len(error.errors) > MOST_FAULTS:
             say(f"  and {len(error.errors) - MOST_FAULTS:,} more")
+    if isinstance(error, JobError):
+        say(_next_step(error))
     if isinstance(error, ConnectionFailed):
         say("Start a server with [bold]batchserve serve[/], or set BATCHSERVE_URL.")
+
+
+def _next_step(error: JobError) -> str:
+    """The command to go on with."""
+    job = error.job
+    if isinstance(error, WaitTimeout):
+        return f"Follow it: [bold]batchserve jobs watch {job.id}[/]"
+    if job.rows.get("failed"):
+        return f"Why records failed: [bold]batchserve jobs download {job.id} --errors[/]"
+    return f"All about it: [bold]batchserve jobs show {job.id}[/]"
 
 
 def moment(text: str | None) -> str | None:

@@ -139,7 +139,7 @@ class ActiveJob:
     def too_many_row_errors(self) -> TooManyRowErrors | None:
         """The error that ends the job by its own options, if there is one."""
         failed, options = self.rows_failed, self.options
-        see = f"GET /v1/download/{self.id}/errors?partial=true lists them"
+        see = "the errors list of the job names them"
         if failed and options.on_row_error == "fail":
             return TooManyRowErrors(f"{failed} record(s) could not be scored and on_row_error is 'fail'; {see}")
         if options.max_errors is None:

@@ -239,8 +239,13 @@ MUTANTS = (
     ),
     Mutant(
         "a request for which no file can be opened is refused", PROBLEMS,
-        "if error.errno not in (errno.EMFILE, errno.ENFILE):", "if True:",
+        "error.errno in (errno.EMFILE, errno.ENFILE):", "False:",
         (f"{WIRE}::test_without_a_descriptor_the_server_neither_spins_nor_ends",),
+    ),
+    Mutant(
+        "a connection goes on after an unexpected error", PROBLEMS,
+        'if begun or scope["type"] != "http":', "if True:",
+        (f"{WIRE}::test_a_connection_goes_on_after_an_unexpected_error",),
     ),
     Mutant(
         "a request has one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
