@@ -16,7 +16,7 @@ from typing import BinaryIO
 
 import uuid_utils
 
-from batchserve import registry, scoring
+from batchserve import registry
 from batchserve.admission import admit
 from batchserve.db.connect import Database
 from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, StoredInput
@@ -25,6 +25,7 @@ from batchserve.formats import sniff
 from batchserve.jobs import queries
 from batchserve.registration import NewModel, register, require_name
 from batchserve.runtime import open_database
+from batchserve.scoring.checks import check_input
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, open_storage
 from batchserve.submission import Queueing, Submission, clean_filename, create, default_options, naming_bytes
@@ -89,7 +90,7 @@ class Direct:
         options = options or default_options(new.format, model)
         submission = Submission(tenant, job_id, (new,), model, options, queueing or Queueing())
         try:
-            scoring.check_input(submission.source(self._storage.address), model, options)
+            check_input(submission.source(self._storage.address), model, options)
         except BaseException:
             self._storage.delete(new.key)
             raise

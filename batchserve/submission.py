@@ -22,7 +22,7 @@ from batchserve.formats import RESULT_FORMATS
 from batchserve.idempotency import KeyedRequest
 from batchserve.inference.outputs import ResultSchema
 from batchserve.jobs import queries, requests
-from batchserve.scoring import Input
+from batchserve.scoring.inputs import Input
 
 __all__ = [
     "Queueing",

@@ -15,7 +15,6 @@ import orjson
 from hand import HandCall, HandClock, HandEngine
 from uuid_utils import uuid7
 
-from batchserve import scoring
 from batchserve.db.connect import Database
 from batchserve.direct import Direct
 from batchserve.domain import (
@@ -30,6 +29,8 @@ from batchserve.domain import (
 from batchserve.engines import Engine
 from batchserve.jobs import queries, requests
 from batchserve.runtime import Runtime
+from batchserve.scoring.inputs import Input
+from batchserve.scoring.planning import PlanTask
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, open_storage, parts_prefix
 from batchserve.submission import Queueing, Submission, create
@@ -94,9 +95,9 @@ class Bench:
             create(connection, submitted, time.time())
         return job_id
 
-    def plan_task(self, stored: StoredInput) -> scoring.PlanTask:
-        source = scoring.Input.of(self.runtime.settings.storage, stored)
-        return scoring.PlanTask(source, None, ChunkLimits(records=4), 100)
+    def plan_task(self, stored: StoredInput) -> PlanTask:
+        source = Input.of(self.runtime.settings.storage, stored)
+        return PlanTask(source, None, ChunkLimits(records=4), 100)
 
     def get(self, job_id: str) -> Job:
         with self.database.read() as connection:

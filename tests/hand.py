@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
-from batchserve import scoring
 from batchserve.db.connect import Database, Moment
+from batchserve.scoring.chunks import ChunkTask
 from batchserve.worker.clock import Clock
 
 T = TypeVar("T")
@@ -72,7 +72,7 @@ class HandCall:
     def first_record(self) -> int | None:
         """Of the chunk that it scores."""
         task = self.args[0] if self.args else None
-        return task.chunk.first_record if isinstance(task, scoring.ChunkTask) else None
+        return task.chunk.first_record if isinstance(task, ChunkTask) else None
 
 
 class HandEngine:

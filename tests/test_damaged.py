@@ -16,12 +16,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchserve import scoring
 from batchserve.admission import admit
-from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError, Signature
+from batchserve.domain import ChunkLimits, Dialect, ModelVersion, Options, RowError
 from batchserve.errors import BatchserveError, InvalidInput
 from batchserve.formats import get_format
 from batchserve.formats.wire import thrift
+from batchserve.scoring.checks import check_input
+from batchserve.scoring.chunks import ChunkTask, score_chunk
+from batchserve.scoring.inputs import Input
+from batchserve.scoring.planning import PlanTask, plan_chunks
+from batchserve.scoring.results import error_lines
 from batchserve.storage import input_key, model_key, open_storage
 
 RECORDS = 300
@@ -183,15 +187,12 @@ class Bench:
         with store.create(key) as writer:
             writer.write(data)
             writer.commit()
-        task = scoring.Input(self.address, key, format, Dialect())
+        task = Input(self.address, key, format, Dialect())
         version, options = self.models[model], Options(result)
         try:
-            scoring.check_input(task, version, options)
-            planned = scoring.plan_chunks(scoring.PlanTask(task, None, limits, 10_000))
-            done = [
-                scoring.score_chunk(scoring.ChunkTask(task, job, 1, chunk, version, options))
-                for chunk in planned.chunks
-            ]
+            check_input(task, version, options)
+            planned = plan_chunks(PlanTask(task, None, limits, 10_000))
+            done = [score_chunk(ChunkTask(task, job, 1, chunk, version, options)) for chunk in planned.chunks]
         finally:
             for stored in list(store.list("")):
                 if not stored.key.startswith("models/"):
@@ -290,9 +291,7 @@ def test_moments_that_no_calendar_has_travel_or_end_the_job_by_name(bench: Bench
 def test_a_key_that_python_has_no_moment_for_is_null_among_the_errors() -> None:
     moments = pl.Series("key", [2**62, 0], dtype=pl.Int64).cast(pl.Datetime("us"))
     errors = [RowError(record, "wrong-type", "m", "a") for record in (0, 1)]
-    chunk, model = Chunk(0, 2, 0, 2), ModelVersion(1, "m", 1, "d", 1, Signature((), ()))
-    task = scoring.ChunkTask(scoring.Input("s", "k", "csv", Dialect()), "j", 1, chunk, model, Options("csv", key="key"))
-    lines = scoring._error_lines(errors, moments.to_frame(), task).splitlines()  # noqa: SLF001
+    lines = error_lines(errors, moments.to_frame(), 0, "key").splitlines()
     assert [json.loads(line)["key"] for line in lines] == [None, "1970-01-01T00:00:00"]
 
 

@@ -137,7 +137,7 @@ def test_every_format_is_documented_with_its_media_type_and_suffix() -> None:
 def test_every_code_of_a_row_error_is_documented_and_no_other() -> None:
     documented = {code(row[0])[0] for row in rows(section(text_of("docs/formats.md"), "## Row errors"))}
     package = ROOT / "batchserve"
-    sources = [package / "scoring.py", *package.glob("formats/*.py"), *package.glob("inference/*.py")]
+    sources = [source for room in ("formats", "inference", "scoring") for source in package.glob(f"{room}/*.py")]
     raised = {kind for source in sources for kind in _row_error_codes(source.read_text(encoding="utf-8"))}
     # A failure at one record has the code of the exception.
     assert documented == raised | {errors.ScoringFailed.code, errors.OutOfMemory.code}

@@ -16,10 +16,10 @@ from pathlib import Path
 import calls
 import pytest
 
-from batchserve import scoring
 from batchserve.allowance import Allowance, allowance
 from batchserve.engines import Call, Engine, Interactive, open_engine, open_interactive
 from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
+from batchserve.scoring.chunks import warm_up
 from batchserve.settings import Settings
 
 TIMEOUT = 30.0
@@ -138,7 +138,7 @@ def test_a_scoring_process_has_the_allowance_of_its_host(
 def test_a_scoring_process_imports_nothing_that_only_the_server_needs(opened: Opened, tmp_path: Path) -> None:
     heavy = "fastapi", "onnx", "pydantic", "sqlalchemy", "typer"
     with opened(tmp_path, processes=1) as engine:
-        engine.submit(scoring.warm_up, timeout=TIMEOUT).future.result(TIMEOUT)
+        engine.submit(warm_up, timeout=TIMEOUT).future.result(TIMEOUT)
         imported = engine.submit(eval, "set(__import__('sys').modules)", timeout=TIMEOUT).future.result(TIMEOUT)
     assert "polars" in imported
     assert not imported.intersection(heavy)

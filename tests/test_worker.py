@@ -17,12 +17,12 @@ import pytest
 from bench import SHORT, TIMEOUT, Bench, answers, doubled, opened, rows_in, rows_of
 from uuid_utils import uuid7
 
-from batchserve import scoring
 from batchserve.admission import admit
 from batchserve.domain import Chunk, JobState, ScoredChunk
 from batchserve.engines import Engine, open_engine
 from batchserve.jobs import execution, plan
 from batchserve.runtime import Runtime
+from batchserve.scoring.planning import plan_chunks
 from batchserve.settings import Settings
 from batchserve.storage import model_key
 from batchserve.worker.limits import chunk_limits
@@ -128,8 +128,8 @@ def test_a_job_of_several_inputs_goes_on_where_its_worker_died(bench: Bench, bus
     job_id = bench.queue(str(uuid7()), model, stored)
     with bench.database.write() as connection:
         execution.claim_due(connection, "dead", 0.1, bench.database.moment(connection), 1)
-        first = scoring.plan_chunks(bench.plan_task(stored[0]))
-        second = scoring.plan_chunks(replace(bench.plan_task(stored[1]), number=1, base=10))
+        first = plan_chunks(bench.plan_task(stored[0]))
+        second = plan_chunks(replace(bench.plan_task(stored[1]), number=1, base=10))
         plan.add_chunks_if_mine(connection, job_id, 1, [*first.chunks, *second.chunks], complete=False)
     with bench.worker(chunk_records=4):
         job = bench.wait(job_id)

@@ -10,12 +10,13 @@ from bench import Bench, HandWorker, answers, doubled, opened, rows_of
 from hand import HandCall, HandEngine
 from sqlalchemy import update
 
-from batchserve import idempotency, scoring
+from batchserve import idempotency
 from batchserve.db.connect import Moment
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import JobState, ModelVersion
 from batchserve.errors import InsufficientStorage, ScoringCrashed, ScoringTimeout
 from batchserve.jobs import execution, plan
+from batchserve.scoring.small import score_small
 from batchserve.storage import input_key
 
 
@@ -53,7 +54,7 @@ def test_a_small_job_does_not_wait_for_a_huge_one(bench: Bench, busy: ModelVersi
     small = bench.submit(busy, rows_of(1))
     hand.worker.wake()
     hand.worker.turn()  # takes the wake-up
-    assert any(call.function is scoring.score_small and call.urgent for call in hand.calls())
+    assert any(call.function is score_small and call.urgent for call in hand.calls())
     assert bench.get(huge).chunks_done == 0
     assert under_way
     assert bench.get(small).state is JobState.RUNNING

@@ -18,7 +18,6 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import scoring
 from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
@@ -31,6 +30,10 @@ from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_forma
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
 from batchserve.jobs import plan
+from batchserve.scoring.assembly import assembled_pieces, stored_parts
+from batchserve.scoring.conversion import ConvertTask, convert_chunk
+from batchserve.scoring.inputs import Input
+from batchserve.scoring.planning import Planned, PlanTask, plan_chunks
 from batchserve.service import Service
 from batchserve.service.turns import Lane, Place
 from batchserve.storage import Span, local_path
@@ -306,7 +309,7 @@ def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[P
             break
         prefix.append(committed)
         expected += committed.chunk.records
-    return scoring.stored_parts(job.id, prefix)[0], scoring.stored_parts(job.id, done)[1]
+    return stored_parts(job.id, prefix)[0], stored_parts(job.id, done)[1]
 
 
 async def _partial_result(service: Service, job: Job, own: Format) -> Response:
@@ -315,7 +318,7 @@ async def _partial_result(service: Service, job: Job, own: Format) -> Response:
         raise _not_ready(job)
     rows = sum(part.records for part in parts)
     total = str(job.rows_planned) if job.planned else "*"
-    pieces = scoring.assembled_pieces(service.runtime.storage, own.name, job.dialect, parts)
+    pieces = assembled_pieces(service.runtime.storage, own.name, job.dialect, parts)
     headers = {
         "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
         "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
@@ -335,14 +338,12 @@ class _Conversion:
     def dialect(self, job: Job) -> Dialect:
         return job.dialect if self.wanted is self.own else Dialect()
 
-    def task(self, job: Job, source: scoring.Input, chunk: Chunk, key: str) -> scoring.ConvertTask:
+    def task(self, job: Job, source: Input, chunk: Chunk, key: str) -> ConvertTask:
         """Of one chunk, to be written under `key`. Raises UnreadableRow where the job's model cannot be read."""
         if job.model is None or job.options is None:
             raise UnreadableRow(f"the model of job {job.id} cannot be read: its result comes as {self.own.name} only")
         dialect = self.dialect(job)
-        return scoring.ConvertTask(
-            source, chunk, job.model, job.options.top_k, self.wanted.name, dialect, key, self.escape
-        )
+        return ConvertTask(source, chunk, job.model, job.options.top_k, self.wanted.name, dialect, key, self.escape)
 
 
 async def _converted(request: Request, service: Service, job: Job, result: Result, conversion: _Conversion) -> Response:
@@ -359,23 +360,21 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
     await run_in_threadpool(require_space, service.runtime)  # its parts lie there while they are sent
-    source = scoring.Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect)
+    source = Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect)
     settings = service.runtime.settings
-    task = scoring.PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
+    task = PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
     with ExitStack() as held:
         place = held.enter_context(service.calls.place(caller_of(request).tenant, Lane.LONG))
         async with service.calls.long_turn(place, settings.online_wait):
             seconds = settings.chunk_timeout
-            planned = await service.calls.run(
-                place, scoring.plan_chunks, task, seconds=seconds, leaving=request.receive
-            )
+            planned = await service.calls.run(place, plan_chunks, task, seconds=seconds, leaving=request.receive)
             blocks = _convert(service, place, source, planned, job, conversion)
             first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
         return Stream(blocks, wanted.media_type, headers, first, lambda: service.calls.long_turn(place), held.pop_all())
 
 
 def _convert(
-    service: Service, place: Place, source: scoring.Input, planned: scoring.Planned, job: Job, conversion: _Conversion
+    service: Service, place: Place, source: Input, planned: Planned, job: Job, conversion: _Conversion
 ) -> Generator[bytes]:
     folder = f"conversions/{secrets.token_hex(8)}/"
     storage = service.runtime.storage
@@ -392,8 +391,8 @@ def _convert(
 def _converted_parts(
     service: Service,
     place: Place,
-    source: scoring.Input,
-    planned: scoring.Planned,
+    source: Input,
+    planned: Planned,
     job: Job,
     conversion: _Conversion,
     folder: str,
@@ -402,7 +401,7 @@ def _converted_parts(
     seconds = service.runtime.settings.chunk_timeout
     for chunk in planned.chunks:
         task = conversion.task(job, source, chunk, f"{folder}{chunk.first_record:015d}")
-        yield service.calls.run_from_thread(place, scoring.convert_chunk, task, seconds=seconds)
+        yield service.calls.run_from_thread(place, convert_chunk, task, seconds=seconds)
 
 
 def _errors_csv(blocks: Iterator[bytes], escape: bool) -> Generator[bytes]:

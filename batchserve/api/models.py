@@ -10,7 +10,7 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import registry, scoring
+from batchserve import registry
 from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep
 from batchserve.api.bodies import Body, require_space
@@ -32,6 +32,8 @@ from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed
 from batchserve.formats import sniff
 from batchserve.registration import NewModel, has_artifact, register, require_name
+from batchserve.scoring import online
+from batchserve.scoring.admission import admit_model
 from batchserve.service import Service
 from batchserve.service.turns import Lane
 from batchserve.storage import Span, model_key
@@ -167,12 +169,12 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
         task = await _online_task(name, request, service, options, options.top_k)
         seconds = service.runtime.settings.online_timeout
-        online = await service.calls.run(place, scoring.predict_online, task, seconds=seconds, leaving=request.receive)
+        answer = await service.calls.run(place, online.predict_online, task, seconds=seconds, leaving=request.receive)
     body = {
-        "prediction": orjson.Fragment(b"[%b]" % b",".join(online.lines.splitlines())),
-        "errors": [_error(error) for error in online.errors],
+        "prediction": orjson.Fragment(b"[%b]" % b",".join(answer.lines.splitlines())),
+        "errors": [_error(error) for error in answer.errors],
         "model": _reference(task.model),
-        "inference_ms": round(online.inference_ms, 3),
+        "inference_ms": round(answer.inference_ms, 3),
     }
     return Response(orjson.dumps(body), media_type="application/json")
 
@@ -189,7 +191,7 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:
         task = await _online_task(name, request, service, options)
         seconds = service.runtime.settings.online_timeout
-        errors = await service.calls.run(place, scoring.validate_online, task, seconds=seconds, leaving=request.receive)
+        errors = await service.calls.run(place, online.validate_online, task, seconds=seconds, leaving=request.receive)
     body = {
         "valid": not errors,
         "errors": [_error(error) for error in errors],
@@ -204,7 +206,7 @@ async def _online_task(
     service: Service,
     options: ValidateOptions,
     top_k: int | None = None,
-) -> scoring.OnlineTask:
+) -> online.OnlineTask:
     settings = service.runtime.settings
     model = await service.resolve_model(name)
     body = Body(request, settings, settings.online_bytes)
@@ -217,7 +219,7 @@ async def _online_task(
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
     format, dialect = sniff(content, media_type, filename, options.delimiter)
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
-    return scoring.OnlineTask(
+    return online.OnlineTask(
         storage=settings.storage,
         body=content,
         format=format.name,
@@ -234,7 +236,7 @@ async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature,
         with service.calls.place(caller.tenant, Lane.LONG) as place:
             async with service.calls.long_turn(place, settings.online_wait):
                 seconds = settings.admission_timeout
-                return await service.calls.run(place, scoring.admit_model, settings.storage, key, seconds=seconds)
+                return await service.calls.run(place, admit_model, settings.storage, key, seconds=seconds)
     except ScoringFailed as error:
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from batchserve import registry, scoring
+from batchserve import registry
 from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import Attempt, Job, JobState, ModelVersion
 from batchserve.errors import (
@@ -22,6 +22,7 @@ from batchserve.errors import (
 )
 from batchserve.jobs import queries
 from batchserve.runtime import Runtime
+from batchserve.scoring.checks import check_input, check_inputs
 from batchserve.service.calls import Calls
 from batchserve.service.notifier import JobNotifier
 from batchserve.service.places import Places
@@ -144,7 +145,7 @@ class Service:
         with self.calls.place(tenant, Lane.CHECK) as place:
             await self.calls.run(
                 place,
-                scoring.check_input,
+                check_input,
                 source,
                 submission.model,
                 submission.options,
@@ -160,7 +161,7 @@ class Service:
         try:
             with self.calls.place(tenant, Lane.LONG) as place:
                 async with self.calls.long_turn(place):
-                    return await self.calls.run(place, scoring.check_inputs, inputs, model, seconds=seconds)
+                    return await self.calls.run(place, check_inputs, inputs, model, seconds=seconds)
         except (ScoringCrashed, ScoringTimeout, OutOfMemory) as error:
             if len(submissions) == 1:
                 return [error]

@@ -13,12 +13,13 @@ from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from batchserve import clock as clocks
-from batchserve import idempotency, scoring
+from batchserve import idempotency
 from batchserve.domain import Chunk, Job
 from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
 from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
+from batchserve.scoring.chunks import warm_up
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
 from batchserve.worker.housekeeper import Housekeeper
@@ -105,7 +106,7 @@ class Worker:
         """Works until `stop`. Survives every error of a single job."""
         log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
         for _ in range(self._runtime.engine.capacity):
-            self._runtime.engine.submit(scoring.warm_up, timeout=60.0)
+            self._runtime.engine.submit(warm_up, timeout=60.0)
         keepers = [
             threading.Thread(target=self.leases.run, args=[self._ended], name="heartbeat", daemon=True),
             threading.Thread(target=self.housekeeper.run, args=[self._ended], name="housekeeper", daemon=True),

@@ -5,11 +5,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchserve import scoring
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk, merge_facts
 from batchserve.engines import Call
 from batchserve.errors import TooManyRowErrors, UnreadableRow
 from batchserve.formats.protocol import Part
+from batchserve.scoring.assembly import AssembleTask
+from batchserve.scoring.chunks import ChunkTask
+from batchserve.scoring.inputs import Input
+from batchserve.scoring.planning import Planned, PlanTask
 from batchserve.settings import Settings
 from batchserve.worker.limits import SMALL_JOB_BYTES, UNLIMITED, chunk_limits, even_limits
 
@@ -22,7 +25,7 @@ class ActiveJob:
 
     id: str
     attempt: int
-    inputs: tuple[scoring.Input, ...]
+    inputs: tuple[Input, ...]
     bases: dict[int, int]
     """The number of the first record of each input, as far as they are planned."""
     model: ModelVersion
@@ -71,7 +74,7 @@ class ActiveJob:
         return cls(
             id=job.id,
             attempt=job.attempt,
-            inputs=tuple(scoring.Input.of(settings.storage, stored) for stored in job.inputs),
+            inputs=tuple(Input.of(settings.storage, stored) for stored in job.inputs),
             bases=bases,
             model=job.model,
             options=job.options,
@@ -96,31 +99,31 @@ class ActiveJob:
         """0 to 1 over the whole input; the last hundredth is for assembling."""
         return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
 
-    def plan_task(self, window: int) -> scoring.PlanTask:
+    def plan_task(self, window: int) -> PlanTask:
         """For the next chunks. A first look is short, so that scoring begins at once."""
         number, last = max(self.bases), self.last_planned
         after = last if last is not None and last.input == number else None
         most = 64 if last else window
-        return scoring.PlanTask(self.inputs[number], after, self.limits, most, number, self.bases[number])
+        return PlanTask(self.inputs[number], after, self.limits, most, number, self.bases[number])
 
-    def chunk_task(self, chunk: Chunk) -> scoring.ChunkTask:
+    def chunk_task(self, chunk: Chunk) -> ChunkTask:
         source, base = self.inputs[chunk.input], self.bases[chunk.input]
-        return scoring.ChunkTask(source, self.id, self.attempt, chunk, self.model, self.options, base)
+        return ChunkTask(source, self.id, self.attempt, chunk, self.model, self.options, base)
 
-    def halving(self, chunk: Chunk, before: Chunk | None) -> tuple[scoring.Input, Chunk, Chunk | None, int]:
-        """What `scoring.halve_chunk` takes for a chunk. `before`: the one that is planned before it."""
+    def halving(self, chunk: Chunk, before: Chunk | None) -> tuple[Input, Chunk, Chunk | None, int]:
+        """What `planning.halve_chunk` takes for a chunk. `before`: the one that is planned before it."""
         after = before if before is not None and before.input == chunk.input else None
         return self.inputs[chunk.input], chunk, after, self.bases[chunk.input]
 
-    def assemble_task(self, storage: str, parts: tuple[Part, ...], errors: tuple[Part, ...]) -> scoring.AssembleTask:
+    def assemble_task(self, storage: str, parts: tuple[Part, ...], errors: tuple[Part, ...]) -> AssembleTask:
         dialect = self.inputs[0].dialect
-        return scoring.AssembleTask(storage, self.id, self.attempt, self.options.format, dialect, parts, errors)
+        return AssembleTask(storage, self.id, self.attempt, self.options.format, dialect, parts, errors)
 
-    def is_planned_by(self, planned: scoring.Planned) -> bool:
+    def is_planned_by(self, planned: Planned) -> bool:
         """Whether the plan of the whole job is complete with these chunks."""
         return planned.complete and max(self.bases) == len(self.inputs) - 1
 
-    def add_planned(self, planned: scoring.Planned) -> None:
+    def add_planned(self, planned: Planned) -> None:
         number = max(self.bases)
         self.planned = self.is_planned_by(planned)
         self.share_planned = (number + planned.share) / len(self.inputs)

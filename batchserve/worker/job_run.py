@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from batchserve import scoring
 from batchserve.domain import Chunk, Result, ScoredChunk, merge_facts
 from batchserve.engines import Call
 from batchserve.errors import (
@@ -24,6 +23,10 @@ from batchserve.errors import (
 from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
+from batchserve.scoring.assembly import assemble_result, stored_parts
+from batchserve.scoring.chunks import score_chunk
+from batchserve.scoring.planning import Planned, halve_chunk, plan_chunks
+from batchserve.scoring.small import Small, score_small
 from batchserve.storage import parts_prefix
 from batchserve.upkeep.retention import remove_unnamed
 from batchserve.worker.active_job import ActiveJob
@@ -104,27 +107,27 @@ class JobRun:
         task = job.plan_task(self._context.window)
         if job.is_small:
             what = (task, job.id, job.attempt, job.model, job.options)
-            job.planning = self._call(self._done_small, scoring.score_small, *what, urgent=True)
+            job.planning = self._call(self._done_small, score_small, *what, urgent=True)
         else:
-            job.planning = self._call(self._planned, scoring.plan_chunks, task, urgent=True)
+            job.planning = self._call(self._planned, plan_chunks, task, urgent=True)
 
-    def _planned(self, future: Future[scoring.Planned]) -> None:
+    def _planned(self, future: Future[Planned]) -> None:
         self._job.planning = None
         if not self._has_failed(future):
             self._add_planned(future.result())
 
-    def _add_planned(self, planned: scoring.Planned) -> None:
+    def _add_planned(self, planned: Planned) -> None:
         self._write(plan.add_chunks_if_mine, planned.chunks, self._job.is_planned_by(planned))
         self._job.add_planned(planned)
 
-    def _done_small(self, future: Future[scoring.Planned | scoring.Small]) -> None:
+    def _done_small(self, future: Future[Planned | Small]) -> None:
         """Plan, chunk and result of a small job, in one transaction."""
         job = self._job
         job.planning, job.is_small = None, False
         if self._has_failed(future):
             return
         done = future.result()
-        if isinstance(done, scoring.Planned):
+        if isinstance(done, Planned):
             self._add_planned(done)
             return
         job.add_scored(done.scored)
@@ -140,7 +143,7 @@ class JobRun:
         chunk = job.pending.popleft()
         task = job.chunk_task(chunk)
         # The first chunk of a job goes before others: a small job does not wait behind a huge one.
-        call = self._call(partial(self._scored, chunk), scoring.score_chunk, task, urgent=chunk.first_record == 0)
+        call = self._call(partial(self._scored, chunk), score_chunk, task, urgent=chunk.first_record == 0)
         job.chunk_calls[chunk.first_record] = call
         return True
 
@@ -173,7 +176,7 @@ class JobRun:
             with self._runtime.database.read() as connection:
                 before = plan.chunk_before(connection, job.id, chunk.first_record)
             then = partial(self._halved, chunk)
-            call = self._call(then, scoring.halve_chunk, *job.halving(chunk, before))
+            call = self._call(then, halve_chunk, *job.halving(chunk, before))
             job.chunk_calls[chunk.first_record] = call
         else:
             job.pending.appendleft(chunk)
@@ -204,11 +207,11 @@ class JobRun:
         except UnreadableRow as error:
             self._fail(error)
             return
-        parts, errors = scoring.stored_parts(job.id, done)
+        parts, errors = stored_parts(job.id, done)
         then = partial(self._assembled, merge_facts(job.facts, *(committed.facts for committed in done)))
         task = job.assemble_task(self._settings.storage, parts, errors)
         seconds = self._settings.chunk_timeout + sum(part.bytes for part in parts) / _MIN_COPY_RATE
-        job.assembling = self._call(then, scoring.assemble_result, task, urgent=True, timeout=seconds)
+        job.assembling = self._call(then, assemble_result, task, urgent=True, timeout=seconds)
 
     def _assembled(self, facts: Mapping[str, Any], future: Future[Result]) -> None:
         self._job.assembling = None

@@ -28,11 +28,12 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.testclient import TestClient
 
-from batchserve import logs, scoring
+from batchserve import logs
 from batchserve.app import create_app
 from batchserve.domain import Job, JobState
 from batchserve.jobs import execution, queries, requests
 from batchserve.runtime import Runtime
+from batchserve.scoring import assembly
 from batchserve.service.calls import Calls
 from batchserve.settings import Settings
 from batchserve.upkeep.sweep import sweep
@@ -182,7 +183,7 @@ def submit(site: Site, tell: Told, count: int, rows: int = 60) -> None:
 
 def run(site: Site, tell: Told, dies_before: str = "") -> None:
     """A worker until no job is unfinished. A job that fails is told, and tried again."""
-    function = getattr(scoring, dies_before) if dies_before else None
+    function = getattr(assembly, dies_before) if dies_before else None
     with site.runtime(EngineOfThisProcess(function)) as runtime:
 
         def look(job_id: str) -> None:

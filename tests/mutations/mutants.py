@@ -443,12 +443,12 @@ MUTANTS = (
         ("tests/test_one_answer.py",),
     ),
     Mutant(
-        "an errors list counts records in the whole input", "batchserve/scoring.py",
-        '{"record": task.chunk.first_record + error.record}', '{"record": error.record}',
+        "an errors list counts records in the whole input", "batchserve/scoring/results.py",
+        '{"record": first_record + error.record}', '{"record": error.record}',
         ("tests/test_api_download.py",),
     ),
     Mutant(
-        "a panic of polars is a named error", "batchserve/scoring.py",
+        "a panic of polars is a named error", "batchserve/scoring/faults.py",
         "(pl.exceptions.PolarsError, pl.exceptions.PanicException) as error", "ZeroDivisionError as error",
         ("tests/test_damaged.py::test_moments_that_no_calendar_has_travel_or_end_the_job_by_name",),
     ),

@@ -1,0 +1,75 @@
+"""From the records of one chunk or request to what the model answers for each."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+
+import numpy as np
+
+from batchserve.allowance import allowance
+from batchserve.domain import RowError, Signature
+from batchserve.formats.protocol import Reading, Tensors
+from batchserve.inference.images import Images
+from batchserve.inference.inputs import build_inputs
+from batchserve.inference.kernels import Session
+from batchserve.inference.matching import Match
+from batchserve.inference.run import run
+from batchserve.scoring.sessions import keep_only
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Outputs of the graph for every record; those that `failed` hold no answer and stand in `errors`."""
+
+    outputs: Tensors
+    failed: np.ndarray
+    errors: list[RowError]
+    model_seconds: float
+    """Time in the model itself, without that for decoding and preparing its inputs."""
+
+
+def score(session: Session, match: Match, reading: Reading, records: int) -> Scored:
+    """What the model answers for each record. The first cause of each failed one is among the errors."""
+    pixels = allowance().image_pixels
+    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, pixels)
+    # A value that only travels along and does not fit is told, but fails nothing.
+    unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
+    for error in unread:
+        failed[error.record] = True
+    if not failed.all():
+        match.require_shared(inputs)
+    images = [array for array in inputs.values() if isinstance(array, Images)]
+    if match.signature.mode == "whole":  # which can be decoded must be known before the run
+        for error in chain.from_iterable(array.check() for array in images):
+            failed[error.record] = True
+    room = partial(keep_only, session)
+    ran = run(session, match.signature, {**inputs, **match.shared}, records, room, failed)
+    undecoded = [error for array in images for error in array.errors]
+    for error in (*undecoded, *ran.errors):
+        failed[error.record] = True
+    unanswered = list(_without_answer(match.signature, ran.outputs, failed))
+    for error in unanswered:
+        failed[error.record] = True
+    # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
+    errors, told = list(reading.errors), {error.record for error in unread}
+    for consequence in (missing, undecoded, ran.errors, unanswered):
+        errors += [error for error in consequence if error.record not in told]
+        told |= {error.record for error in consequence}
+    return Scored(ran.outputs, failed, in_order(errors), ran.seconds)
+
+
+def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) -> Iterator[RowError]:
+    """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up."""
+    for output in signature.outputs:
+        array = outputs[output.name]
+        if output.role == "probabilities" and array.dtype.kind == "f" and np.isnan(array.min(initial=0)):
+            lost = np.isnan(array).any(axis=tuple(range(1, array.ndim))) & ~failed
+            for record in np.flatnonzero(lost).tolist():
+                message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
+                yield RowError(record, "not-a-number", message)
+
+
+def in_order(errors: Iterable[RowError]) -> list[RowError]:
+    """By record; those of one record as they came."""
+    return sorted(errors, key=lambda error: error.record)

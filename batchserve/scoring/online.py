@@ -1,0 +1,82 @@
+"""The records of one request body are scored or checked while its client waits."""
+
+import io
+from dataclasses import dataclass
+
+import polars as pl
+
+from batchserve.allowance import allowance
+from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
+from batchserve.errors import PayloadTooLarge
+from batchserve.formats import get_format
+from batchserve.formats.protocol import Reading
+from batchserve.inference.images import Images
+from batchserve.inference.inputs import build_inputs
+from batchserve.inference.matching import Match, match_input, with_names
+from batchserve.scoring.answers import in_order, score
+from batchserve.scoring.faults import by_name
+from batchserve.scoring.results import result_of
+from batchserve.scoring.sessions import session_for
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineTask:
+    storage: str
+    body: bytes
+    format: str
+    dialect: Dialect
+    model: ModelVersion
+    options: Options
+    records: int
+    """Records that one request may hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Online:
+    """The answer to an online request: a record for each that came, and the errors of those that failed."""
+
+    lines: bytes
+    """The records as NDJSON: inputs and outputs of each."""
+    errors: tuple[RowError, ...]
+    inference_ms: float
+    """Time that the model alone took."""
+
+
+@by_name
+def predict_online(task: OnlineTask) -> Online:
+    """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
+    match, reading, passed, chunk = _online_input(task)
+    session = session_for(task.storage, task.model)
+    scored = score(session, match, reading, chunk.records)
+    jsonl = get_format("jsonl")
+    result = result_of(jsonl, scored, passed, match)
+    return Online(jsonl.write(result), tuple(scored.errors), 1000 * scored.model_seconds)
+
+
+@by_name
+def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
+    """Reads and checks the records of one request body against the model's signature, without scoring them.
+
+    One error for each value that does not fit, where a job would stop at the first of a record."""
+    match, reading, _, _ = _online_input(task)
+    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, allowance().image_pixels)
+    undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
+    unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
+    errors = [error for error in missing + undecoded if (error.record, error.column) not in unread]
+    return tuple(in_order(reading.errors + errors))
+
+
+def _online_input(task: OnlineTask) -> tuple[Match, Reading, pl.DataFrame | None, Chunk]:
+    """How the records of a request meet the model, once that is checked; the records, what travels along, and where
+    they are."""
+    source = io.BytesIO(task.body)
+    format = get_format(task.format, with_names(task.dialect, task.model, task.options))
+    match = match_input(format.header(source), task.model, task.options)
+    match.check()
+    chunks = format.plan(source, None, ChunkLimits(bytes=2**62, records=task.records))
+    chunk, more = next(chunks), next(chunks, None)
+    if more is not None:
+        raise PayloadTooLarge(
+            f"an online request may hold {task.records} records; upload the file and predict it as a job"
+        )
+    return match, *match.read(format, source, chunk), chunk

@@ -1,0 +1,83 @@
+"""From answers to the records of a result, and to the entries of its errors list."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import orjson
+import polars as pl
+
+from batchserve.domain import RowError
+from batchserve.errors import InvalidOptions
+from batchserve.formats.protocol import Format, Records
+from batchserve.formats.schema import as_base64
+from batchserve.formats.tensors import vector
+from batchserve.inference.matching import Match
+from batchserve.scoring.answers import Scored
+
+
+def result_of(format: Format, scored: Scored, passed: pl.DataFrame | None, match: Match) -> Records:
+    """A row for each record, null or blank where it failed: what travels along, then the outputs of the model."""
+    if format.holds == "arrays" and match.options.top_k is None and passed is None:
+        return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
+    outputs = match.result().frame(scored.outputs)
+    if scored.failed.any():
+        keep = pl.Series(~scored.failed)
+        outputs = outputs.select(
+            pl.when(keep).then(pl.col(name)).otherwise(None).alias(name) for name in outputs.columns
+        )
+    if passed is not None:
+        inputs = [
+            column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
+        ]
+        outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
+    lists = match.result().lists if format.holds != "table" else {}
+    if not lists:
+        return outputs
+    return {
+        column.name: _blanked(_of_one_size(scored.outputs[lists[name]], name), scored.failed)
+        if (name := column.name) in lists
+        else vector(column)
+        for column in outputs
+    }
+
+
+def _of_one_size(array: np.ndarray, name: str) -> np.ndarray:
+    if array.dtype == object and array.ndim == 1 and any(isinstance(value, list) for value in array):
+        raise InvalidOptions(
+            f"{name!r} differs in size between records, which npy and npz cannot hold: request parquet"
+        )
+    return array
+
+
+def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
+    """The array with the rows that failed made empty: NaN, "" or 0. The errors list tells them from real zeros."""
+    if not failed.any():
+        return array
+    array = array.copy()
+    array[failed] = np.nan if array.dtype.kind == "f" else "" if array.dtype.kind in "OU" else 0
+    return array
+
+
+def error_lines(errors: Iterable[RowError], records: Records, first_record: int, key: str | None) -> bytes:
+    """An entry for each failed record, numbered over all inputs of the job, as NDJSON.
+
+    `key`: the column that identifies a record.
+    """
+    keys = as_base64(records.select(key))[key] if key is not None and isinstance(records, pl.DataFrame) else None
+    lines = []
+    for error in errors:
+        line: dict[str, Any] = {"record": first_record + error.record}
+        if keys is not None:
+            line["key"] = _plain_value(keys, error.record)
+        line |= {"column": error.column, "code": error.code, "message": error.message}
+        lines.append(orjson.dumps(line, default=str, option=orjson.OPT_APPEND_NEWLINE))
+    return b"".join(lines)
+
+
+def _plain_value(column: pl.Series, place: int) -> Any:
+    """A value as Python has it; None for what it has not, such as years beyond 9999."""
+    try:
+        return column[place]
+    except (ValueError, OverflowError, pl.exceptions.PanicException):
+        return None

@@ -1,0 +1,29 @@
+"""The sessions of a process: models that are loaded once for many chunks."""
+
+from batchserve.allowance import allowance
+from batchserve.domain import ModelVersion
+from batchserve.inference.kernels import Session
+from batchserve.inference.session import Sessions
+from batchserve.scoring.inputs import storage_at
+from batchserve.storage import model_key
+
+_sessions = Sessions(capacity=1)
+"""The models that this process keeps loaded, as many as it may."""
+
+
+def session_for(storage: str, model: ModelVersion) -> Session:
+    """The model of a version, loaded from this storage unless it is kept, with the threads that it may have here."""
+
+    def load() -> bytes:
+        with storage_at(storage).open(model_key(model.digest)) as artifact:
+            return artifact.read()
+
+    allowed = allowance()
+    _sessions.capacity = allowed.sessions
+    threads = min(model.signature.threads, allowed.threads or model.signature.threads)
+    return _sessions.get(model.digest, threads, load, model.signature.kernel)
+
+
+def keep_only(session: Session) -> bool:
+    """Unloads all other models. Whether there were any."""
+    return _sessions.keep_only(session)
