@@ -28,7 +28,7 @@ from batchserve.api.deps import PROBLEMS
 from batchserve.api.events import job_events
 from batchserve.api.links import add_links
 from batchserve.api.origin import OriginMiddleware
-from batchserve.api.schemas import Problem
+from batchserve.api.schemas.problems import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
 from batchserve.jobs import queries

@@ -24,7 +24,7 @@ from service import Api, encoded, ok, problem, running
 from sqlalchemy import Engine, event, update
 
 from batchserve.api.cache import SIZE
-from batchserve.api.schemas import job_body
+from batchserve.api.schemas.jobs import job_body
 from batchserve.db import tables
 from batchserve.db.connect import Database
 from batchserve.domain import Attempt, Job, JobState, StoredInput

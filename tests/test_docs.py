@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from batchserve import errors
-from batchserve.api.schemas import PredictOptions
+from batchserve.api.schemas.options import PredictOptions
 from batchserve.app import create_app
 from batchserve.cli import app as command_line
 from batchserve.errors import BatchserveError

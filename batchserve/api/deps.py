@@ -11,7 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve.api.auth import caller_of, require_key_still
 from batchserve.api.events import JobEvents
-from batchserve.api.schemas import JobBody, job_body
+from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import BadRequest
 from batchserve.idempotency import KeyedRequest

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from fastapi.sse import ServerSentEvent
 
-from batchserve.api.schemas import JobBody, job_body
+from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import Attempt, Job
 
 __all__ = ["JobEvents", "job_events", "tag_of"]

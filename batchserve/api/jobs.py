@@ -34,7 +34,8 @@ from batchserve.api.deps import (
 )
 from batchserve.api.events import tag_of
 from batchserve.api.routes import Route
-from batchserve.api.schemas import MAX_REFERENCE, JobBody, JobList, Plain, job_body
+from batchserve.api.schemas.jobs import JobBody, JobList, job_body
+from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest

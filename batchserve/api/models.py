@@ -17,16 +17,8 @@ from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, ServiceDep, parsed
 from batchserve.api.forms import form_file, is_form
 from batchserve.api.routes import Route
-from batchserve.api.schemas import (
-    ModelBody,
-    ModelList,
-    OnlineBody,
-    OnlineOptions,
-    ValidateOptions,
-    ValidationBody,
-    model_body,
-    query_parameters,
-)
+from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
+from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query_parameters
 from batchserve.api.upload import INPUT_BODY
 from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed

@@ -25,7 +25,8 @@ from batchserve.api.deps import (
 )
 from batchserve.api.predict_uploaded import predict_uploaded
 from batchserve.api.routes import Route
-from batchserve.api.schemas import JobBody, PredictOptions, QueuedBody, query_parameters
+from batchserve.api.schemas.jobs import JobBody, QueuedBody
+from batchserve.api.schemas.options import PredictOptions, query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
     Delimiter,

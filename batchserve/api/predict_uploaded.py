@@ -7,7 +7,8 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
 from batchserve.api.deps import replayed
-from batchserve.api.schemas import PredictOptions, QueuedBody, RefusedJob
+from batchserve.api.schemas.jobs import QueuedBody, RefusedJob
+from batchserve.api.schemas.options import PredictOptions
 from batchserve.domain import Caller, JobState
 from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest

@@ -24,7 +24,8 @@ from batchserve.api.deps import (
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
 from batchserve.api.routes import Route
-from batchserve.api.schemas import MAX_REFERENCE, JobBody, Plain
+from batchserve.api.schemas.jobs import JobBody
+from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import StoredInput
 from batchserve.errors import InvalidInput
 from batchserve.formats import FORMATS, get_format, sniff

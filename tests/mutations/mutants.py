@@ -31,7 +31,7 @@ JSON, JSONL = "batchserve/formats/json.py", "batchserve/formats/jsonl.py"
 LINES, SCHEMA = "batchserve/formats/json_table.py", "batchserve/formats/schema.py"
 ARCHIVE, FORMS = "batchserve/formats/wire/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
-CODEC, SCHEMAS = "batchserve/db/codec.py", "batchserve/api/schemas.py"
+CODEC, OPTIONS = "batchserve/db/codec.py", "batchserve/api/schemas/options.py"
 PROTOCOL, WIRE = "batchserve/cli/protocol.py", "tests/test_wire.py"
 
 MUTANTS = (
@@ -528,21 +528,21 @@ MUTANTS = (
     ),
     Mutant(
         "max_errors is finite",
-        SCHEMAS,
+        OPTIONS,
         "        le=MAX_COUNT,\n        allow_inf_nan=False,\n",
         "",
         ("tests/test_options_property.py",),
     ),
     Mutant(
         "a job is put off within the calendar",
-        SCHEMAS,
+        OPTIONS,
         "not RUN_AFTER[0] <= moment < RUN_AFTER[1]",
         "False",
         ("tests/test_options_property.py",),
     ),
     Mutant(
         "metadata is bounded in bytes",
-        SCHEMAS,
+        OPTIONS,
         "        if size > METADATA_BYTES:\n",
         "        if False:\n",
         ("tests/test_options_property.py",),

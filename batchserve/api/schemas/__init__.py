@@ -1,0 +1,1 @@
+"""HTTP bodies as the OpenAPI document describes them, and how they are made from the domain."""

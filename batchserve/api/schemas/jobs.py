@@ -1,0 +1,217 @@
+"""Bodies about jobs, and how they are made from the domain."""
+
+from datetime import datetime
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from batchserve.api import examples
+from batchserve.api.schemas.models import ModelReference, model_reference
+from batchserve.api.schemas.values import time_of, time_or_none
+from batchserve.domain import Attempt, Job, JobState
+from batchserve.errors import BatchserveError
+from batchserve.formats import FORMATS
+
+
+class InputBody(BaseModel):
+    bytes: int | None = Field(description="Null: not known before it was read, as of an input that is borrowed.")
+    sha256: str | None
+    media_type: str
+    format: str
+    filename: str | None
+    rows: int | None = Field(description="Records, known when planning is done.")
+
+
+class Rows(BaseModel):
+    total: int | None
+    ok: int
+    failed: int
+
+
+class Chunks(BaseModel):
+    total: int | None
+    done: int
+
+
+class ResultBody(BaseModel):
+    bytes: int
+    sha256: str | None = Field(description="Null where the storage put the result together without reading its bytes.")
+    media_type: str
+    format: str
+    rows: int
+
+
+class AttemptBody(BaseModel):
+    number: int
+    worker: str
+    started_at: datetime
+    finished_at: datetime | None
+    outcome: str | None
+    error: dict[str, Any] | None
+
+
+class JobBody(BaseModel):
+    """A job. `state` is one of uploaded, queued, running, completed, failed, cancelled, expired."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.JOB})
+
+    id: str
+    tenant: str = Field(description="The tenant of the key that created it.")
+    state: JobState
+    reason: str | None
+    model: ModelReference | None
+    input: InputBody
+    options: dict[str, Any]
+    attempt: int
+    attempts: list[AttemptBody]
+    cancel_requested: bool
+    rows: Rows
+    chunks: Chunks
+    progress: float = Field(ge=0, le=1, description="The share that is done, including assembly; 1.0 when completed.")
+    rows_per_s: float | None
+    eta_s: float | None
+    queue_position: int | None
+    result: ResultBody | None
+    reused_from: str | None
+    error: dict[str, Any] | None
+    notes: list[str]
+    created_at: datetime
+    queued_at: datetime | None
+    started_at: datetime | None
+    finished_at: datetime | None
+    expires_at: datetime | None
+    metadata: dict[str, str]
+    links: dict[str, str]
+
+
+class RefusedJob(BaseModel):
+    """A job that stays uploaded, since its input does not fit the model."""
+
+    id: str
+    problem: dict[str, Any] = Field(description="`code` and `detail` of the problem that its predict would return.")
+
+    @classmethod
+    def of(cls, job_id: str, error: BatchserveError) -> Self:
+        return cls(id=job_id, problem={"code": error.code, "detail": error.detail})
+
+
+class QueuedBody(BaseModel):
+    """What became of the uploaded jobs that one request queued."""
+
+    model_config = ConfigDict(json_schema_extra={"example": examples.QUEUED})
+
+    queued: int = Field(description="Jobs that wait for a worker now.")
+    completed: int = Field(description="Jobs that reused the result of an equal job.")
+    refused: list[RefusedJob]
+    jobs: list[str] = Field(description="The ids of the queued and the completed jobs, in the order of their upload.")
+
+
+class JobList(BaseModel):
+    model_config = ConfigDict(json_schema_extra={"example": examples.JOBS})
+
+    jobs: list[JobBody]
+    next: str | None = Field(description="Value of `after` for the next page; null on the last one.")
+
+
+def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
+    rate, eta = _speed(job, attempts, now)
+    return JobBody(
+        id=job.id,
+        tenant=job.tenant,
+        state=job.state,
+        reason=job.reason,
+        model=model_reference(job.model) if job.model else None,
+        input=InputBody(
+            bytes=job.input.bytes,
+            sha256=job.input.sha256,
+            media_type=FORMATS[job.input.format].media_type,
+            format=job.input.format,
+            filename=job.input.filename,
+            rows=job.rows_planned if job.planned else None,
+        ),
+        options=_options(job),
+        attempt=job.attempt,
+        attempts=[_attempt(attempt) for attempt in attempts],
+        cancel_requested=job.cancel_requested_at is not None,
+        rows=Rows(total=job.rows_planned if job.planned else None, ok=job.rows_ok, failed=job.rows_failed),
+        chunks=Chunks(total=job.chunks_total if job.planned else None, done=job.chunks_done),
+        progress=job.progress,
+        rows_per_s=rate,
+        eta_s=eta,
+        queue_position=queue_position,
+        result=_result(job),
+        reused_from=job.reused_from,
+        error=job.error,
+        notes=list(job.notes),
+        created_at=time_of(job.created_at),
+        queued_at=time_or_none(job.queued_at),
+        started_at=time_or_none(job.started_at),
+        finished_at=time_or_none(job.finished_at),
+        expires_at=time_or_none(job.expires_at),
+        metadata=job.metadata,
+        links=_links(job),
+    )
+
+
+def _options(job: Job) -> dict[str, Any]:
+    if job.options is None:
+        return {}
+    return {
+        "format": job.options.format,
+        "passthrough": job.options.passthrough,
+        "columns": job.options.columns,
+        "key": job.options.key,
+        "on_row_error": job.options.on_row_error,
+        "max_errors": job.options.max_errors,
+        "top_k": job.options.top_k,
+        "inputs": job.options.inputs,
+        "priority": job.priority,
+        "run_after": time_or_none(job.run_after),
+    }
+
+
+def _result(job: Job) -> ResultBody | None:
+    if job.state is not JobState.COMPLETED or job.result is None or job.options is None:
+        return None
+    return ResultBody(
+        bytes=job.result.bytes,
+        sha256=job.result.sha256,
+        media_type=FORMATS[job.options.format].media_type,
+        format=job.options.format,
+        rows=job.rows_done,
+    )
+
+
+def _speed(job: Job, attempts: list[Attempt], now: float) -> tuple[float | None, float | None]:
+    """Rows per second in the last attempt, and the seconds that are left at that pace."""
+    rows = job.rows_done - attempts[-1].rows_before if attempts else 0
+    if rows <= 0:
+        return None, None
+    attempt = attempts[-1]
+    elapsed = max((attempt.finished_at or now) - attempt.started_at, 1e-3)
+    running = job.state is JobState.RUNNING and job.progress > 0
+    gained = job.progress * rows / job.rows_done
+    return round(rows / elapsed, 1), round((1 - job.progress) * elapsed / gained, 1) if running else None
+
+
+def _links(job: Job) -> dict[str, str]:
+    download, self_ = f"/v1/download/{job.id}", f"/v1/jobs/{job.id}"
+    return {
+        "self": self_,
+        "input": f"{download}/input",
+        "result": download,
+        "errors": f"{download}/errors",
+        "events": f"{self_}/events",
+        "cancel": f"{self_}/cancel",
+    }
+
+
+def _attempt(attempt: Attempt) -> AttemptBody:
+    return AttemptBody(
+        number=attempt.number,
+        worker=attempt.worker,
+        started_at=time_of(attempt.started_at),
+        finished_at=time_or_none(attempt.finished_at),
+        outcome=attempt.outcome,
+        error=attempt.error,
+    )
