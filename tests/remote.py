@@ -1,11 +1,13 @@
 """A stand-in for an object store: a folder behind it, and nothing of what only a disk can do."""
 
-import io
+import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import BinaryIO
 
 from batchserve.storage import Composed, ObjectInfo, Piece, Storage, Writer, open_storage
+from batchserve.storage.ranged import RangedObject
 
 
 class RemoteStorage:
@@ -16,16 +18,20 @@ class RemoteStorage:
         self.address = address
         self._folder: Storage = open_storage(address)
         self._site = site
+        self.fetched: Counter[str] = Counter()
+        """Bytes that were read of each object."""
 
     def create(self, key: str) -> AbstractContextManager[Writer]:
         return self._folder.create(key)
 
     def open(self, key: str) -> BinaryIO:
         with self._folder.open(key) as file:
-            return io.BytesIO(file.read())
+            return RangedObject(self, key, os.fstat(file.fileno()).st_size).open()
 
     def read(self, key: str, start: int, stop: int) -> bytes:
-        return self._folder.read(key, start, stop)
+        data = self._folder.read(key, start, stop)
+        self.fetched[key] += len(data)
+        return data
 
     def url(self, key: str) -> str | None:
         return f"{self._site}/{key}" if self._site else None

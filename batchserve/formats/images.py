@@ -19,6 +19,7 @@ from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
 from batchserve.formats.records import MAX_RECORD, read_span
 from batchserve.formats.wire.archive import check_directory, find_directory, read_member, walk
+from batchserve.storage.ranged import RangedReader
 
 __all__ = ["Image", "Zip"]
 
@@ -182,14 +183,17 @@ def _binary(images: Sequence[bytes | None]) -> pl.Series:
 
 
 def _lazily(source: BinaryIO, read: Callable[[BinaryIO], Records]) -> Callable[[], Records]:
-    """`read` for when it is asked for, if the source is a real file, which can be opened again; else done now."""
+    """`read` for when it is asked for, if the source can be opened again: a real file, or one that is fetched by range.
+    Else done now."""
+    if isinstance(source, RangedReader):
+        return partial(_read_again, source.stored.open, read)
     name = getattr(source, "name", None)
     if isinstance(name, str) and Path(name).is_file():
-        return partial(_read_again, Path(name), read)
+        return partial(_read_again, lambda: Path(name).open("rb"), read)
     records = read(source)
     return lambda: records
 
 
-def _read_again(path: Path, read: Callable[[BinaryIO], Records]) -> Records:
-    with path.open("rb") as source:
+def _read_again(open: Callable[[], BinaryIO], read: Callable[[BinaryIO], Records]) -> Records:
+    with open() as source:
         return read(source)

@@ -3,9 +3,11 @@
 import io
 import os
 import struct
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from functools import partial
-from itertools import chain
+from contextlib import contextmanager
+from functools import lru_cache, partial
+from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -18,6 +20,7 @@ from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Reco
 from batchserve.formats.records import check_names, check_width, table
 from batchserve.formats.wire import thrift
 from batchserve.storage import Piece, Span
+from batchserve.storage.ranged import RangedObject, RangedReader
 
 __all__ = ["Parquet"]
 
@@ -25,12 +28,17 @@ _MAGIC = b"PAR1"
 _MAX_ROWS = 2**31 - 1
 """Rows of a row group; more are taken for damage."""
 _FOOTER_LIMIT = 256 * 2**20
+_GAP = 256 * 2**10
+"""Bytes between two stretches that are fetched along: another request would take longer."""
+_MOST_KEPT = 128 * 2**20
+"""Bytes of row groups that a process keeps for the next chunk of them."""
 
 # Fields of the structs in https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift
 _SCHEMA, _NUM_ROWS, _ROW_GROUPS = 2, 3, 4  # FileMetaData
 _COLUMNS, _TOTAL_BYTE_SIZE, _GROUP_ROWS, _GROUP_OFFSET, _ORDINAL = 1, 2, 3, 5, 7  # RowGroup
 _CHUNK_OFFSET, _META_DATA, _PAGE_INDEX = 2, 3, (4, 5, 6, 7)  # ColumnChunk
-_META_DATA_OFFSETS = (9, 10, 11, 14)  # ColumnMetaData: data page, index page, dictionary page, bloom filter
+_PATH, _COMPRESSED_SIZE, _DATA_PAGE, _DICTIONARY_PAGE = 3, 7, 9, 11  # ColumnMetaData
+_META_DATA_OFFSETS = (_DATA_PAGE, 10, _DICTIONARY_PAGE, 14)  # of them: also index page, bloom filter
 _MAX_ORDINAL = 2**15 - 1
 
 
@@ -40,7 +48,8 @@ class Parquet:
     Every chunk of a file unpacks the dictionaries of its row group anew, so chunks get twice the size: there is no text
     beside the values, and one takes less memory than one of CSV.
 
-    A real file is handed to polars by its path, so only the pages of a slice are read; any other source is read whole.
+    A real file is handed to polars by its path, so only the pages of a slice are read. Of an object that is fetched by
+    range, each process fetches the footer once, and the row groups of a slice. Any other source is read whole.
     """
 
     name = "parquet"
@@ -60,7 +69,7 @@ class Parquet:
         check_width(len(columns))
         check_names(list(columns))
         # For a few records polars unpacks whole pages and dictionaries.
-        if isinstance(given, Path):
+        if isinstance(given, Path | RangedObject):
             return Header(dict(columns), partial(_slice, given, 0, records, None))
         sample = _slice(given, 0, records, None)
         return Header(dict(columns), lambda: sample)
@@ -141,20 +150,22 @@ class Parquet:
             position += stop - len(_MAGIC)
         if count != records:
             raise ValueError(f"expected {records} records in the parts, got {count}")
-        merged = {
-            **footer,
-            _NUM_ROWS: (thrift.I64, count),
-            _ROW_GROUPS: (thrift.LIST, (thrift.STRUCT, groups)),
-        }
-        data = thrift.dump(merged)
-        yield data + struct.pack("<I", len(data)) + _MAGIC
+        yield _footer_of(footer, count, groups)
 
 
-def _scan(given: Path | BinaryIO) -> pl.LazyFrame:
+_Given = Path | RangedObject | BinaryIO
+
+
+def _scan(given: _Given | bytes) -> pl.LazyFrame:
+    """Of an object that is fetched by range: its columns, no records."""
+    if isinstance(given, RangedObject):
+        given = _fetch_excerpt(given, range(0), None)
     return pl.scan_parquet(given, glob=False, hive_partitioning=False)
 
 
-def _slice(given: Path | BinaryIO, start: int, records: int, columns: Sequence[str] | None) -> pl.DataFrame:
+def _slice(given: _Given | bytes, start: int, records: int, columns: Sequence[str] | None) -> pl.DataFrame:
+    if isinstance(given, RangedObject):
+        given, start = _excerpt(given, start, records, columns)
     with decoding("the Parquet input"):
         scan = _scan(given).slice(start, records)
         if columns is not None:
@@ -164,7 +175,9 @@ def _slice(given: Path | BinaryIO, start: int, records: int, columns: Sequence[s
     return plain(frame)
 
 
-def _for_polars(source: BinaryIO) -> Path | BinaryIO:
+def _for_polars(source: BinaryIO) -> _Given:
+    if isinstance(source, RangedReader):
+        return source.stored
     name = getattr(source, "name", None)
     if isinstance(name, str) and Path(name).is_file():
         return Path(name)
@@ -172,8 +185,105 @@ def _for_polars(source: BinaryIO) -> Path | BinaryIO:
     return source
 
 
+# --- objects that are fetched by range -------------------------------------------------------------------------------
+
+
+def _excerpt(stored: RangedObject, start: int, records: int, columns: Sequence[str] | None) -> tuple[bytes, int]:
+    """A Parquet file of the row groups that a slice touches, and where the slice begins in it.
+
+    Chunks that cut a row group share it: a process fetches it for the first of them, and keeps it up to the last.
+    """
+    with _damage_named():
+        touched, first, last = _touched(_fetch_footer(stored), start, start + records)
+        is_cut = first < start or last > start + records
+        size = sum(end - begin for begin, end in _stretches(stored, touched, columns))
+        fetch = _keep_excerpt if is_cut and size <= _MOST_KEPT else _fetch_excerpt
+        data = fetch(stored, touched, None if columns is None else tuple(columns))
+    if is_cut and last <= start + records:
+        _keep_excerpt.cache_clear()
+    return data, start - first
+
+
+def _touched(footer: thrift.Struct, start: int, stop: int) -> tuple[range, int, int]:
+    """The row groups that have some of the records `start` to `stop`, and which records they have."""
+    ends = list(accumulate(int(group[_GROUP_ROWS][1]) for group in footer[_ROW_GROUPS][1][1]))
+    if stop <= start or not ends or start >= ends[-1]:
+        return range(0), start, start
+    begin, end = bisect_right(ends, start), bisect_left(ends, min(stop, ends[-1])) + 1
+    return range(begin, end), ends[begin - 1] if begin else 0, ends[end - 1]
+
+
+def _fetch_excerpt(stored: RangedObject, numbers: range, columns: Sequence[str] | None) -> bytes:
+    """A Parquet file of some row groups. `columns`: the bytes of others may be missing (None: of none)."""
+    footer = _fetch_footer(stored)
+    shift = len(_MAGIC) - min((start for start, _ in _stretches(stored, numbers, None)), default=0)
+    groups = [_moved(footer[_ROW_GROUPS][1][1][number], shift, place) for place, number in enumerate(numbers)]
+    file = io.BytesIO()
+    file.write(_MAGIC)
+    for start, stop in _stretches(stored, numbers, columns):
+        file.seek(start + shift)
+        file.write(stored.read(start, stop))
+    file.write(_footer_of(footer, sum(int(group[_GROUP_ROWS][1]) for group in groups), groups))
+    return file.getvalue()
+
+
+_keep_excerpt = lru_cache(maxsize=1)(_fetch_excerpt)
+
+
+def _stretches(stored: RangedObject, numbers: range, columns: Sequence[str] | None) -> list[tuple[int, int]]:
+    """The bytes to fetch for columns of row groups, in order. Raises ValueError when they are not in the object."""
+    groups = _fetch_footer(stored)[_ROW_GROUPS][1][1]
+    roots = None if columns is None else {name.encode() for name in columns}
+    found: list[tuple[int, int]] = []
+    for number in numbers:
+        for column in groups[number][_COLUMNS][1][1]:
+            metadata = column[_META_DATA][1]
+            if roots is None or metadata[_PATH][1][1][0] in roots:
+                found.append(_span_of(metadata, stored.size))
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(found):
+        if merged and start <= merged[-1][1] + _GAP:
+            start, stop = merged[-1][0], max(merged.pop()[1], stop)
+        merged.append((start, stop))
+    return merged
+
+
+def _span_of(metadata: thrift.Struct, size: int) -> tuple[int, int]:
+    start, length = int(metadata[_DATA_PAGE][1]), int(metadata[_COMPRESSED_SIZE][1])
+    if _DICTIONARY_PAGE in metadata:
+        start = min(start, int(metadata[_DICTIONARY_PAGE][1]) or start)
+    if start < 0 or length < 0 or start + length > size:
+        raise ValueError(f"the values of a column are in bytes {start} to {start + length} of {size}")
+    return start, start + length
+
+
+@lru_cache(maxsize=2)
+def _fetch_footer(stored: RangedObject) -> thrift.Struct:
+    """Of the objects that are read now: every chunk asks for it, and the bytes of an object never change."""
+    with stored.open() as source:
+        return _parse_footer(source)
+
+
+# --- footers ---------------------------------------------------------------------------------------------------------
+
+
 def _read_footer(source: BinaryIO) -> thrift.Struct:
     """FileMetaData. Raises InvalidInput when there is none, or when it contradicts itself."""
+    return _fetch_footer(source.stored) if isinstance(source, RangedReader) else _parse_footer(source)
+
+
+def _footer_of(footer: thrift.Struct, records: int, groups: Sequence[thrift.Struct | thrift.Encoded]) -> bytes:
+    """The end of a file like that of `footer`, with other row groups."""
+    changed = {
+        **footer,
+        _NUM_ROWS: (thrift.I64, records),
+        _ROW_GROUPS: (thrift.LIST, (thrift.STRUCT, groups)),
+    }
+    data = thrift.dump(changed)
+    return data + struct.pack("<I", len(data)) + _MAGIC
+
+
+def _parse_footer(source: BinaryIO) -> thrift.Struct:
     size = source.seek(0, os.SEEK_END)
     source.seek(0)
     if (magic := source.read(4)) != _MAGIC:
@@ -188,16 +298,23 @@ def _read_footer(source: BinaryIO) -> thrift.Struct:
     if length > min(size - 12, _FOOTER_LIMIT):
         raise InvalidInput(f"the footer of the Parquet file is damaged: it claims {length} of {size} bytes")
     source.seek(size - 8 - length)
-    try:
+    with _damage_named():
         footer = thrift.load(source.read(length))
         rows, expected = sum(rows for rows, _ in _row_groups(footer)), _num_rows(footer)
-    except (thrift.ThriftError, LookupError, TypeError, ValueError) as error:
-        raise InvalidInput(f"the footer of the Parquet file is damaged: {error}") from error
     if rows != expected:
         raise InvalidInput(
             f"the footer of the Parquet file is damaged: expected {expected} records in its row groups, got {rows}"
         )
     return footer
+
+
+@contextmanager
+def _damage_named() -> Iterator[None]:
+    """What fails in a footer of odd fields is damage of the input."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError) as error:
+        raise InvalidInput(f"the footer of the Parquet file is damaged: {error}") from error
 
 
 def _num_rows(footer: thrift.Struct) -> int:

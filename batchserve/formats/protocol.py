@@ -72,9 +72,10 @@ Holds = Literal["table", "array", "arrays"]
 class Format(Protocol):
     """One file format, bound to the dialect that its files are read and written in (`get_format`).
 
-    Sources are seekable binary files, opened by the caller; a real file has `name`. Any method raises InvalidInput,
-    naming the place (line, record, column, byte), what was expected and what came, when the file as a whole cannot
-    be read. A fault of a single record is never raised: it is a RowError in the Reading.
+    Sources are seekable binary files, opened by the caller; a real file has `name`, and of a `RangedReader` only what
+    is read is fetched. Any method raises InvalidInput, naming the place (line, record, column, byte), what was expected
+    and what came, when the file as a whole cannot be read. A fault of a single record is never raised: it is a RowError
+    in the Reading.
     """
 
     @property

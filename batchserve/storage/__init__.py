@@ -96,7 +96,8 @@ class Storage(Protocol):
         ...
 
     def open(self, key: str) -> BinaryIO:
-        """A seekable reader. A folder gives a real file (with `name` and `fileno`). Raises FileNotFoundError."""
+        """A seekable reader. A folder gives a real file (with `name` and `fileno`), any other store a
+        `ranged.RangedReader`, which fetches only what is read. Raises FileNotFoundError."""
         ...
 
     def read(self, key: str, start: int, stop: int) -> bytes:

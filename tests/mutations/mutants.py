@@ -453,6 +453,14 @@ MUTANTS = (
         ("tests/test_damaged.py::test_moments_that_no_calendar_has_travel_or_end_the_job_by_name",),
     ),
     Mutant(
+        "a row group that chunks cut is fetched once", "batchserve/formats/parquet.py",
+        "fetch = _keep_excerpt if is_cut and", "fetch = _keep_excerpt if False and", ("tests/test_ranged.py",),
+    ),
+    Mutant(
+        "of an object without a file a chunk fetches its row groups", "batchserve/formats/parquet.py",
+        "        return source.stored\n", "        return io.BytesIO(source.read())\n", ("tests/test_ranged.py",),
+    ),
+    Mutant(
         "values nested in a Parquet footer have a largest depth", "batchserve/formats/wire/thrift.py",
         '        if depth > _DEPTH:\n            raise ThriftError("values',
         '        if False:\n            raise ThriftError("values',

@@ -8,6 +8,7 @@ import zlib
 from array import array
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import IO, BinaryIO
 from zipfile import ZIP_DEFLATED, ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
@@ -16,6 +17,7 @@ import numpy as np
 from batchserve.errors import InvalidInput
 from batchserve.formats.records import check_width, read_span, read_up_to
 from batchserve.storage import Piece
+from batchserve.storage.ranged import RangedObject, RangedReader
 
 __all__ = [
     "Directory",
@@ -125,7 +127,19 @@ class Directory:
 
 
 def find_directory(source: BinaryIO) -> Directory:
-    """Reads the end of an archive. Raises InvalidInput where there is none: the archive is cut off, or is none."""
+    """Where the directory is, by the end of an archive. Raises InvalidInput where there is none: it is cut off, or no
+    archive."""
+    return _fetch_end(source.stored) if isinstance(source, RangedReader) else _read_end(source)
+
+
+@lru_cache(maxsize=32)
+def _fetch_end(stored: RangedObject) -> Directory:
+    """Every chunk asks for it, and the bytes of an object never change."""
+    with stored.open() as source:
+        return _read_end(source)
+
+
+def _read_end(source: BinaryIO) -> Directory:
     size = source.seek(0, os.SEEK_END)
     begin = max(0, size - _END.size - _MAX_COMMENT)
     tail = read_span(source, begin, size)
