@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
@@ -22,9 +23,10 @@ from batchserve.db.connect import Database
 from batchserve.db.tables import jobs as table
 from batchserve.domain import Options
 from batchserve.errors import UnreadableRow
-from batchserve.jobs import queries, requests
+from batchserve.jobs import execution, queries, requests
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
+from batchserve.upkeep import inspection
 from batchserve.upkeep.backup import back_up
 from batchserve.upkeep.inspection import UnreadableCount, find_unreadable, inspect_jobs, mend_unreadable
 from batchserve.upkeep.retention import expire
@@ -89,14 +91,19 @@ def poison(api: Api, job_id: str, change: str) -> None:
         sql(folder_of(api), f"UPDATE jobs SET {change} WHERE id = ?", job_id)  # noqa: S608
 
 
-def unreadable_rows(api: Api, expected: int) -> bool:
-    """Whether readyz and the metrics come to count so many: they rest between two looks."""
-    deadline = time.monotonic() + 20
+@pytest.fixture(autouse=True, scope="module")
+def restless() -> Iterator[None]:
+    """Every question is a look: on a machine under load a look is long, and its rest many times as long."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inspection, "_REST", 0.0)
+        patch.setattr(inspection, "_SHORT_REST", 0.0)
+        yield
+
+
+def wait_for_unreadable_rows(api: Api, expected: int) -> None:
+    """Until readyz and the metrics count so many."""
     while counted(api) != {expected}:
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.05)
-    return True
+        time.sleep(0.02)
 
 
 def counted(api: Api) -> set[float]:
@@ -144,11 +151,11 @@ def test_a_row_that_cannot_be_read_fails_alone_and_can_be_removed(shared: Api, c
     for path in ("cancel", "retry"):
         problem(idle.http.post(f"/v1/jobs/{poisoned}/{path}"), 409, "unreadable-row")
     problem(idle.http.get(f"/v1/download/{poisoned}"), 409, "unreadable-row")
-    assert unreadable_rows(idle, 1)
+    wait_for_unreadable_rows(idle, 1)
     ok(idle.http.post(f"/v1/jobs/{before}/cancel"), 202)
     assert idle.http.delete(f"/v1/jobs/{poisoned}").status_code == 204
     problem(idle.http.get(f"/v1/jobs/{poisoned}"), 404, "job-not-found")
-    assert unreadable_rows(idle, 0)
+    wait_for_unreadable_rows(idle, 0)
     assert not [key for key in idle.stored() if poisoned in key]
 
 
@@ -163,7 +170,7 @@ def test_workers_pass_rows_that_cannot_be_read_and_end_them(tmp_path: Path, iris
         assert {api.finished(job_id)["state"] for job_id in due} == {"completed"}
         assert api.run(CSV, "iris")["state"] == "completed"
         assert listed(api) >= set(due)
-        assert unreadable_rows(api, len(poisoned) - 2)  # two had an error that is no error, and got another
+        wait_for_unreadable_rows(api, len(poisoned) - 2)  # two had an error that is no error, and got another
     with closing(sqlite3.connect(tmp_path / "batchserve.db")) as connection:
         connection.text_factory = bytes
         ends = dict(connection.execute("SELECT state, count(*) FROM jobs WHERE reason = 'unreadable-row' GROUP BY 1"))
@@ -251,9 +258,9 @@ def test_a_model_that_cannot_be_read_fails_alone_and_can_be_removed(
         problem(api.http.post("/v1/predict?model=iris", content=CSV), 409, "unreadable-row")
         assert api.job(done["id"])["state"] == "completed"  # its result is as good as before
         assert api.result(done).content
-        assert unreadable_rows(api, 1)
+        wait_for_unreadable_rows(api, 1)
         assert api.http.delete("/v1/models/iris/versions/1").status_code == 204
-        assert unreadable_rows(api, 0)
+        wait_for_unreadable_rows(api, 0)
         api.register("iris", iris_onnx)
         assert api.run(CSV, "iris")["state"] == "completed"
 
@@ -279,7 +286,7 @@ def test_an_attempt_that_cannot_be_read_is_left_out(tmp_path: Path, iris_onnx: P
         job = api.run(CSV, "iris")
         sql(tmp_path, f"UPDATE attempts SET {change}")  # noqa: S608
         assert api.job(job["id"])["attempts"] == []
-        assert unreadable_rows(api, 1)
+        wait_for_unreadable_rows(api, 1)
 
 
 def test_a_job_whose_chunks_cannot_be_read_ends_and_holds_up_no_other(tmp_path: Path, iris_onnx: Path) -> None:
@@ -305,7 +312,7 @@ def test_an_idempotency_key_that_cannot_be_read_is_a_clear_problem(
         sql(tmp_path, f"UPDATE idempotency_keys SET {change}")  # noqa: S608
         problem(api.http.post(**send), 409, "unreadable-row")
         ok(api.http.post(**send | {"headers": {"idempotency-key": "another"}}), 202)
-        assert unreadable_rows(api, 1)
+        wait_for_unreadable_rows(api, 1)
         with closing(Database(api.settings.database_url)) as database:
             (row,) = mend_unreadable(database, open_storage(str(tmp_path)))
         assert (row.table, row.key) == ("idempotency_keys", ("default", "mine"))
@@ -357,7 +364,8 @@ def test_the_doctor_names_the_row_and_its_command_removes_it(
             assert list(find_unreadable(database)) == []
 
 
-def test_a_look_at_many_rows_ends_in_the_end(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_look_at_many_rows_ends_in_the_end(tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inspection, "_LOOK", 0.0)
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
         job_id = queued(api)
@@ -369,10 +377,11 @@ def test_a_look_at_many_rows_ends_in_the_end(tmp_path: Path, iris_onnx: Path) ->
         assert listed(api, limit=200) == {job_id}
         with closing(Database(api.settings.database_url)) as database:
             count = UnreadableCount(database)
-            deadline = time.monotonic() + 60
-            while count.count() < 2500:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
+            counts = [count.count()]
+            while len(counts) < 2 or counts[-1] > counts[-2]:
+                counts.append(count.count())
+        assert counts[-1] == 2500
+        assert len(counts) > 2, "no look was cut short"
 
 
 # --- a worker that cannot claim --------------------------------------------------------------------------------------
@@ -383,21 +392,28 @@ def test_a_worker_that_cannot_claim_makes_the_service_unready_and_claims_make_it
 ) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)
-        with monkeypatch.context() as broken:
+        is_due, failed, succeeded = execution.is_due, threading.Semaphore(0), threading.Semaphore(0)
 
-            def raises(*_: Any) -> None:
-                raise RuntimeError("secret")
+        def raises(*_: Any) -> bool:
+            failed.release()
+            raise RuntimeError("secret")
 
-            broken.setattr("batchserve.jobs.execution.is_due", raises)
-            deadline = time.monotonic() + 30
-            while (answer := api.http.get("/readyz")).status_code != 503:
-                assert time.monotonic() < deadline
-                time.sleep(0.05)
-            assert "could not claim" in answer.json()["checks"]["worker"]
-            assert "secret" not in answer.text
-        while (answer := api.http.get("/readyz")).status_code != 200:
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
+        def tells(*given: Any) -> bool:
+            succeeded.release()
+            return is_due(*given)
+
+        monkeypatch.setattr(execution, "is_due", raises)
+        for _ in range(10):  # at the tenth try, nine have failed
+            failed.acquire()
+        answer = api.http.get("/readyz")
+        assert answer.status_code == 503
+        assert "could not claim" in answer.json()["checks"]["worker"]
+        assert "secret" not in answer.text
+        monkeypatch.setattr(execution, "is_due", tells)
+        for _ in range(2):  # at the second try, one has succeeded
+            succeeded.acquire()
+        answer = api.http.get("/readyz")
+        assert answer.status_code == 200
         assert "worker" not in answer.json()["checks"]
         assert api.run(CSV, "iris")["state"] == "completed"
 
