@@ -1,1 +1,1 @@
-"""Examples, each a folder with a README and a command of its own; what they share stands here."""
+"""Examples, each a folder with a README and a script; modules that several of them use are here."""

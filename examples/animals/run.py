@@ -22,8 +22,8 @@ parser.add_argument("--images", type=int, default=1_000, help="to score, of the 
 parser.add_argument("--train", type=int, default=2_000, help="to train on, of the 50,000 others")
 chosen = parser.parse_args()
 
-# 1. The network. img2feat takes weights that were trained on ImageNet from a hub; so that this runs without one, a seed
-#    makes them here: the features are worth less, and all else is the same. With a way out: load_cnn("alexnet").
+# 1. The network. img2feat downloads weights that were trained on ImageNet. To run without that download, this example
+#    uses random weights from a seed: the features are worse, and all else is the same. With it: load_cnn("alexnet").
 torch.manual_seed(0)
 torch.save(import_torchvision().models.alexnet(weights=None).state_dict(), "alexnet.pth")
 cnn = load_cnn("alexnet", weights=Path("alexnet.pth"))
@@ -36,13 +36,13 @@ print(f"Features of {len(known):,} images: {len(known) / (time.perf_counter() - 
 scaler = StandardScaler().fit(features)
 classifier = LogisticRegression(C=0.01, max_iter=1_000).fit(scaler.transform(features), known_classes)
 
-# 3. One graph of all three steps. It knows how images are prepared, and is proved on some before it is written.
+# 3. One graph of all three steps. It declares how images are prepared, and is compared on some before it is written.
 conversion = batchserve.export_img2feat(
     cnn, classifier, scaler.mean_, scaler.scale_, CLASSES, "animals.onnx", images=list(known[:100])
 )
 print(f"Exported: {conversion.report.label_flips} of {conversion.report.rows} labels differ")
 
-# 4. What comes in: a zip of PNG files, in folders or not.
+# 4. The input: a zip of PNG files, in folders or not.
 new, new_classes = images("test", chosen.images), labels("test", chosen.images)
 with zipfile.ZipFile("animals.zip", "w") as archive:
     for number, pixels in enumerate(new):

@@ -1,6 +1,6 @@
-"""No API in between: this process stores an input and inserts its job, a worker scores it, `read.py` reads the result.
+"""Without the API: this process stores an input and inserts its job, a worker scores it, `read.py` reads the result.
 
-All three know the same storage and database, which BATCHSERVE_STORAGE and BATCHSERVE_DATABASE name.
+All three use the storage and the database of the settings, BATCHSERVE_STORAGE and BATCHSERVE_DATABASE.
 """
 
 import subprocess
@@ -27,21 +27,21 @@ with Direct.open() as direct:
     job_id = direct.submit(Path("patients.csv"), model, Options("parquet", key="patient"))
 print(f"Process 1, the client: queued job {job_id} for {model.reference}; no server runs")
 
-# 3. A worker scores: one here, as many as you like on a database that they all reach.
+# 3. A worker scores it. Any number of workers can share a database.
 with (
     Path("worker.log").open("wb") as log,
     subprocess.Popen([sys.executable, "-m", "batchserve", "worker"], stderr=log) as worker,
 ):
     print("Process 2, batchserve worker: started")
 
-    # 4. Another process reads; all that it is given is the ID.
+    # 4. Another process reads the result; it is given only the ID.
     try:
         reader = Path(__file__).with_name("read.py")
         subprocess.run([sys.executable, reader, job_id, "predictions.parquet"], check=True, timeout=120)
     finally:
         worker.terminate()
 
-# 5. The answers are those of scikit-learn, row for row.
+# 5. The predictions equal those of scikit-learn, row by row.
 scored = pl.read_parquet("predictions.parquet")
 print(scored.head(3))
 difference = np.abs(scored["prediction"].to_numpy() / estimator.predict(diabetes.data) - 1).max()

@@ -1,4 +1,4 @@
-"""A network of PyTorch with its real weights: the five best of 1,000 classes, for photographs inside JSON."""
+"""A PyTorch network with pretrained weights: the five most probable of 1,000 classes, for photographs inside JSON."""
 
 import base64
 import io
@@ -23,7 +23,7 @@ network = EfficientNet.from_pretrained(
 )
 classes = import_torchvision().models.EfficientNet_B0_Weights.IMAGENET1K_V1.meta["categories"]
 
-# 2. Export. `image` says how a photograph becomes the input; `softmax` turns scores into probabilities.
+# 2. Export. `image` declares how a photograph becomes the input; `softmax` turns scores into probabilities.
 conversion = batchserve.export_torch(
     network,
     torch.rand(4, 3, 224, 224) * 2 - 1,
@@ -53,7 +53,7 @@ Path("photographs.jsonl").write_text("".join(json.dumps(record) + "\n" for recor
 with Client() as client:
     client.models.add("imagenet.onnx", name="imagenet")
 
-    # 4. `top_k` keeps the most probable classes; the images do not travel to the result.
+    # 4. `top_k` keeps the most probable classes; the images are not copied to the result.
     scored = list(client.submit("photographs.jsonl", model="imagenet", top_k=5).wait().result().iter_rows())
     for row in scored:
         best = ", ".join(f"{row[f'label_{rank}']} {row[f'probability_{rank}']:.2f}" for rank in range(1, 6))

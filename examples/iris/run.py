@@ -11,7 +11,7 @@ import batchserve
 from batchserve import Client
 from batchserve.errors import SchemaMismatch
 
-# 1. Train, as ever.
+# 1. Train as usual.
 iris = load_iris(as_frame=True)
 flowers, species = iris.data, iris.target_names[iris.target]
 model = make_pipeline(StandardScaler(), LogisticRegression()).fit(flowers, species)
@@ -34,7 +34,7 @@ with Client() as client:
     assert (scored["prediction"] == model.predict(flowers)).all()
     assert difference < 1e-6
 
-    # 5. A table that does not fit is refused before anything runs, with the names.
+    # 5. A table that does not fit is refused before anything runs; the error names the columns.
     renamed = flowers.rename(columns={"petal width (cm)": "petal widht (cm)"})
     try:
         client.predict(renamed, model="iris")
@@ -47,7 +47,7 @@ with Client() as client:
     again = client.predict(renamed, model="iris", columns={"petal width (cm)": "petal widht (cm)"})
     assert (again["prediction"] == scored["prediction"]).all()
 
-    # 6. A record that does not fit stops nothing: its row is empty, and has a reason.
+    # 6. A record that does not fit does not stop the job: its row is empty, and the errors list has the reason.
     rows = pl.DataFrame(
         {
             "plant": ["p1", "p2", "p3", "p4"],

@@ -1,4 +1,4 @@
-"""How long one row takes: inside the three usual formats of a model, and over HTTP."""
+"""How long one row takes: in process with the three usual formats of a model, and over HTTP."""
 
 import subprocess
 import sys
@@ -28,7 +28,7 @@ COLD = {
     ".onnx": "import onnxruntime; onnxruntime.InferenceSession(file).run(None, {'input': rows})",
     ".pt": "import torch; torch.jit.load(file)(torch.tensor(rows))",
 }
-"""What a new process does to answer its first row."""
+"""The code that scores the first row in a new process, by the suffix of the file."""
 
 
 def open_pickle(path: Path) -> Answer:
@@ -71,7 +71,7 @@ def save_torchscript(model: LogisticRegression, path: Path) -> None:
 
 
 def seconds(call: Callable[[], Any], repeats: int = 500) -> list[float]:
-    """Of each call, after a few to warm up."""
+    """The seconds of each call, after five calls to warm up."""
     taken = []
     for _ in range(repeats + 5):
         started = time.perf_counter()
@@ -81,13 +81,13 @@ def seconds(call: Callable[[], Any], repeats: int = 500) -> list[float]:
 
 
 def cold_seconds(path: Path, rows: np.ndarray) -> float:
-    """From the first import to the first answer, in a process of its own."""
+    """The seconds from the first import to the first answer in a new process."""
     code = f"file, rows = {str(path)!r}, {rows.tolist()}; {COLD[path.suffix]}"
     timed = f"import time; started = time.perf_counter(); {code}; print(time.perf_counter() - started)"
     return float(subprocess.run([sys.executable, "-c", timed], check=True, capture_output=True).stdout)
 
 
-# 1. Two models, in every format that each can have.
+# 1. Two models, each in every format that it can be saved in.
 iris = load_iris(as_frame=True)
 flowers = iris.data.to_numpy(np.float32, copy=True)
 models = {
@@ -97,13 +97,13 @@ models = {
 for name, model in models.items():
     joblib.dump(model, f"{name}.joblib")
     batchserve.convert(model, iris.data, f"{name}.onnx")
-if find_spec("torch"):  # a forest has no twin in PyTorch
+if find_spec("torch"):  # PyTorch has no equivalent of a forest
     save_torchscript(models["regression"], Path("regression.pt"))
 
 
-# 2. The formats side by side: the same probabilities, at another price.
+# 2. The formats compared: the same probabilities, in different times.
 def compare(path: Path) -> float:
-    """Prints a line about one file; gives the seconds of one row."""
+    """Prints a line about one file; returns the seconds of one row."""
     answer = OPEN[path.suffix](path)
     assert np.abs(answer(flowers) - models[path.stem].predict_proba(flowers)).max() < 1e-5
     many = np.resize(flowers, (10_000, 4))
@@ -125,8 +125,8 @@ assert one_row["forest.onnx"] < one_row["forest.joblib"]
 
 
 # 3. One row over HTTP: one connection, one request after the other.
-def ask(http: httpx2.Client, name: str) -> None:
-    """Prints a line about one model, 500 times asked."""
+def measure(http: httpx2.Client, name: str) -> None:
+    """Prints a line about one model, measured with 500 requests."""
     alone: list[float] = []
 
     def call() -> None:
@@ -144,7 +144,7 @@ record = iris.data.iloc[0].to_dict()
 with Client() as client, httpx2.Client(base_url=client.url) as http:
     for name in models:
         client.models.add(f"{name}.onnx", name=name)
-        ask(http, name)
+        measure(http, name)
 
         # 4. One code path: a job gives the same row the same answer.
         [now] = client.models.predict(name, [record])

@@ -1,4 +1,4 @@
-"""Text in, text and sentiment out: TF-IDF and logistic regression on real reviews of films."""
+"""Text in, text and sentiment out: TF-IDF and logistic regression on real film reviews."""
 
 import numpy as np
 from sklearn.compose import make_column_transformer
@@ -10,7 +10,7 @@ import batchserve
 from batchserve import Client
 from examples.reviews import reviews
 
-# 1. Train on 10,000 reviews; 5,000 others are the test. The text is a column, named as in the files to come.
+# 1. Train on 10,000 reviews and test on 5,000 others. The text is a column, named as in the files to be scored.
 table = reviews()
 train, test = table[:10_000], table[10_000:15_000]
 model = make_pipeline(
@@ -19,7 +19,7 @@ model = make_pipeline(
 )
 model.fit(train[["text"]], train["sentiment"])
 
-# 2. Convert: words are found in the same way in the graph, so nothing but the text is sent.
+# 2. Convert: the graph splits texts into words itself, so the client sends only the text.
 conversion = batchserve.convert(model, test[["text"]].head(500), "sentiment.onnx")
 print(f"Converted: {conversion.report.label_flips} of {conversion.report.rows} labels differ")
 
@@ -29,14 +29,14 @@ test[["source", "text"]].to_csv("reviews.csv", index=False)
 with Client() as client:
     client.models.add("sentiment.onnx", name="sentiment")
 
-    # 4. Text in, text and sentiment out: `passthrough` names the columns that travel to the result.
+    # 4. Text in, text and sentiment out: `passthrough` names the columns that are copied to the result.
     job = client.submit("reviews.csv", model="sentiment", passthrough=["text"], format="parquet").wait()
     scored = job.result().to_polars()
     print(f"\nScored {len(scored):,} reviews at {job.data['rows_per_s']:,.0f} a second: {scored.columns}")
     for row in scored.select("prediction", "probability_positive", "text").head(3).rows():
         print(f"{row[0]:9} {row[1]:.2f}  {row[2][:80]!r}")
 
-    # 5. What is served is what was trained.
+    # 5. The served predictions equal those of the trained model.
     expected = model.predict(test[["text"]])
     served = scored["prediction"].to_numpy()
     accuracy, expected_accuracy = np.mean(served == test["sentiment"]), np.mean(expected == test["sentiment"])
