@@ -44,7 +44,7 @@ def remove_uploads(api: Api) -> None:
             api.http.delete(f"/v1/jobs/{job['id']}")
 
 
-def test_all_uploaded_inputs_are_queued_but_those_that_do_not_fit_or_are_meant_for_another_model(day: Api) -> None:
+def test_all_uploaded_inputs_are_queued_except_those_that_do_not_fit_or_name_another_model(day: Api) -> None:
     done = day.run(rows(5.0), "iris")
     fitting = [day.upload(rows(4 + i / 10, 3)) for i in range(3)]
     named = day.upload(rows(6.0), model="iris")
@@ -73,7 +73,7 @@ def test_all_uploaded_inputs_are_queued_but_those_that_do_not_fit_or_are_meant_f
     assert collect(day, "petals")["jobs"] == [other["id"]]
 
 
-def test_nothing_that_waits_is_an_answer_too_and_options_hold_for_all(day: Api) -> None:
+def test_without_uploads_nothing_is_queued_and_options_apply_to_all(day: Api) -> None:
     assert collect(day) == {"queued": 0, "completed": 0, "refused": [], "jobs": []}
     ids = [day.upload(rows(4 + i / 10))["id"] for i in range(2)]
     answer = collect(day, format="jsonl", metadata='{"night": "1"}', passthrough="none")
@@ -83,14 +83,14 @@ def test_nothing_that_waits_is_an_answer_too_and_options_hold_for_all(day: Api) 
         assert (job["result"]["format"], job["metadata"]) == ("jsonl", {"night": "1"})
 
 
-def test_equal_inputs_that_are_queued_together_are_each_answered(day: Api) -> None:
+def test_equal_inputs_that_are_queued_together_are_each_scored(day: Api) -> None:
     ids = [day.upload(rows(5.0))["id"] for _ in range(3)]
     assert collect(day)["jobs"] == ids
     results = {day.result(day.finished(job_id)).content for job_id in ids}
     assert len(results) == 1
 
 
-def test_options_that_suit_no_input_queue_nothing(day: Api) -> None:
+def test_options_that_are_invalid_for_every_input_queue_nothing(day: Api) -> None:
     ids = [day.upload(rows(5.0))["id"] for _ in range(2)]
     refusals: tuple[dict[str, str | int], ...]
     refusals = ({"inputs": '{"x": 1}'}, {"top_k": 9}, {"format": "npy"}, {"fromat": "csv"}, {"delimiter": ";"})
@@ -105,7 +105,7 @@ def test_options_that_suit_no_input_queue_nothing(day: Api) -> None:
     assert {day.job(job_id)["state"] for job_id in ids} == {"uploaded"}
 
 
-def test_a_repeated_request_with_its_key_has_the_first_answer(day: Api) -> None:
+def test_a_repeated_request_with_its_key_gets_the_first_response(day: Api) -> None:
     first_id = day.upload(rows(5.0))["id"]
     params = {"state": "uploaded", "model": "iris"}
     first = day.http.post("/v1/predict", params=params, headers={"idempotency-key": "night-1"})
@@ -124,7 +124,7 @@ def test_a_repeated_request_with_its_key_has_the_first_answer(day: Api) -> None:
     assert collect(day, headers={"idempotency-key": "night-2"})["jobs"] == [later_id]
 
 
-def test_lost_bytes_of_an_input_are_told_and_hold_nobody_up(day: Api) -> None:
+def test_an_input_whose_bytes_are_lost_is_reported_and_the_others_are_queued(day: Api) -> None:
     lost, kept = day.upload(rows(5.0))["id"], day.upload(rows(6.0))["id"]
     (Path(day.settings.storage) / "inputs" / lost).unlink()
     answer = collect(day)
@@ -177,7 +177,9 @@ def test_hundreds_are_queued_in_the_order_of_their_upload(guarded: Api) -> None:
 
 
 @pytest.mark.slow
-def test_a_server_that_is_killed_between_two_parts_goes_on_with_the_rest(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_server_that_is_killed_between_two_transactions_continues_with_the_rest(
+    tmp_path: Path, iris_onnx: Path
+) -> None:
     """The request has a key: what was remembered is the answer that was given, and no part of it."""
     params, key = {"state": "uploaded", "model": "iris"}, {"idempotency-key": "night"}
 
@@ -222,7 +224,7 @@ def test_a_server_that_is_killed_between_two_parts_goes_on_with_the_rest(tmp_pat
 
 
 @pytest.mark.slow
-def test_inputs_that_no_process_can_check_are_told_one_by_one(tmp_path: Path, iris_onnx: Path) -> None:
+def test_inputs_that_no_process_can_check_are_refused_one_by_one(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, worker=False, online_timeout=0.001) as api:
         api.register("iris", iris_onnx)
         ids = [api.upload(rows(5.0))["id"] for _ in range(2)]

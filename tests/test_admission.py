@@ -125,7 +125,7 @@ def test_decision_values_are_scores_and_not_probabilities() -> None:
     assert list(ResultSchema(admitted.signature).columns) == ["prediction", "score_0", "score_1", "score_2"]
 
 
-def test_clusters_and_outliers_are_told_apart() -> None:
+def test_clusterings_and_outlier_detectors_are_distinguished() -> None:
     clusters = admit(fitted(KMeans(3, n_init=1, random_state=0))).signature
     assert clusters.task == "clustering"
     assert list(ResultSchema(clusters).columns) == ["prediction", "score_0", "score_1", "score_2"]
@@ -143,7 +143,7 @@ def test_a_regressor_gives_a_prediction_for_each_target() -> None:
     np.testing.assert_allclose(frame.to_numpy(), targets, atol=1e-3)
 
 
-def test_targets_that_a_network_stacks_are_put_side_by_side() -> None:
+def test_targets_that_a_network_stacks_are_reshaped_to_columns() -> None:
     estimator = MLPRegressor(hidden_layer_sizes=(8,), max_iter=500, solver="lbfgs", random_state=0)
     admitted = admit(fitted(estimator, IRIS[:, :3]))
     assert admitted.signature.outputs[0].shape == (None, 3)
@@ -151,7 +151,7 @@ def test_targets_that_a_network_stacks_are_put_side_by_side() -> None:
     assert any("reshaped" in note for note in admitted.signature.notes)
 
 
-def test_labels_that_lie_on_axis_1_are_put_on_axis_0() -> None:
+def test_labels_on_axis_1_are_moved_to_axis_0() -> None:
     estimator = QuadraticDiscriminantAnalysis()
     admitted = admit(fitted(estimator, SPECIES, zipmap=False))
     assert scored(admitted, {"": IRIS})["prediction"].to_list() == estimator.predict(IRIS).tolist()
@@ -189,7 +189,7 @@ def test_one_probability_for_each_of_several_labels_is_named_by_target() -> None
     ]
 
 
-def test_the_true_shape_counts_where_a_declared_one_lies() -> None:
+def test_the_measured_shape_counts_where_the_declared_one_is_wrong() -> None:
     estimator: Any = LGBMClassifier(n_estimators=3, verbose=-1).fit(IRIS, SPECIES)
     model = convert_lightgbm(estimator, initial_types=[("X", FloatTensorType([None, 4]))], zipmap=False)
     label = model.graph.output[0]
@@ -217,7 +217,7 @@ def test_a_pipeline_of_mixed_columns_takes_its_columns_by_name() -> None:
     assert frame["prediction"].to_list() == [0, 1, 0, 1]
 
 
-def test_the_locale_of_a_text_model_is_mended_and_said() -> None:
+def test_the_locale_of_a_text_model_is_repaired_with_a_note() -> None:
     texts = ["good film", "bad film", "good book", "bad book"]
     pipeline = make_pipeline(TfidfVectorizer(), LogisticRegression()).fit(texts, [1, 0, 1, 0])
     model = converted(pipeline, [("text", TextInput([None, 1]))], zipmap=False)
@@ -264,7 +264,7 @@ def test_a_graph_for_a_fixed_number_of_records_runs_in_that_batch() -> None:
     assert (signature.mode, signature.batch) == ("fixed", 4)
 
 
-def test_a_graph_that_accepts_one_number_of_records_only_is_found_out() -> None:
+def test_a_graph_that_accepts_only_one_number_of_records_is_detected() -> None:
     graph = "g (float[N,2] x) => (float[M,2] y) { s = Constant<value=int64[2]{8,2}>() y = Reshape(x, s) }"
     signature = admit_written(graph).signature
     assert (signature.mode, signature.batch) == ("fixed", 8)
@@ -304,7 +304,7 @@ def test_free_dimensions_of_an_image_input_are_guessed_for_the_probe() -> None:
     assert signature.mode == "rows"
 
 
-def test_a_size_that_the_probe_guessed_stays_open() -> None:
+def test_a_size_that_the_probe_guessed_stays_dynamic() -> None:
     admitted = admit_written("g (float[N,K] x) => (float[N,K] y) { y = Neg(x) }")
     assert admitted.signature.outputs[0].shape == (None, None)
     frame = scored(admitted, pl.DataFrame({"a": [1.0], "b": [2.0], "c": [3.0]}))
@@ -396,7 +396,7 @@ NEG = "g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"
         (b"PK\x03\x04 broken", "zip archive cannot be read"),
     ],
 )
-def test_what_is_no_model_is_named(data: bytes, reason: str) -> None:
+def test_a_file_that_is_not_a_model_is_refused_by_its_type(data: bytes, reason: str) -> None:
     with pytest.raises(ModelRefused, match=reason):
         admit(data)
 
@@ -447,7 +447,7 @@ EXTERNAL = [with_external_initializer, with_external_attribute, with_external_su
 
 
 @pytest.mark.parametrize("make", EXTERNAL)
-def test_data_outside_of_the_model_is_refused_wherever_it_stands(make: Any) -> None:
+def test_data_outside_of_the_model_is_refused_wherever_it_is_referenced(make: Any) -> None:
     with pytest.raises(ModelRefused, match="outside of the model"):
         admit(make().SerializeToString())
 
@@ -495,7 +495,7 @@ def test_an_operator_set_that_is_too_new_is_refused_with_the_versions_that_run()
         admit(written(NEG, '"":28').SerializeToString())
 
 
-def test_a_newer_file_format_is_lowered_and_said() -> None:
+def test_a_newer_file_format_is_lowered_with_a_note() -> None:
     model = written(NEG)
     model.ir_version = 14
     admitted = admit(model.SerializeToString())
@@ -503,7 +503,7 @@ def test_a_newer_file_format_is_lowered_and_said() -> None:
     assert any("IR 14" in note for note in admitted.signature.notes)
 
 
-def test_an_input_of_a_kind_that_no_file_holds_is_refused() -> None:
+def test_an_input_of_a_type_that_no_file_can_hold_is_refused() -> None:
     with pytest.raises(ModelRefused, match="COMPLEX64"):
         admit_written("g (complex64[N] x) => (complex64[N] y) { y = Identity(x) }")
 
@@ -543,7 +543,7 @@ WEIGHTS = np.array([10, 20], dtype=np.float32).tobytes()
 
 
 @pytest.mark.parametrize("make", EXTERNAL)
-def test_a_bundle_brings_the_data_along(make: Any) -> None:
+def test_a_bundle_contains_the_external_data(make: Any) -> None:
     admitted = admit(bundle(make(), {"weights.bin": WEIGHTS}))
     inputs = {"x": np.zeros((1, 2), np.float32)}
     if "c" in [tensor.name for tensor in admitted.signature.inputs]:
@@ -567,7 +567,7 @@ def test_the_manifest_of_a_bundle_is_metadata() -> None:
 
 
 @pytest.mark.parametrize("name", ["../weights.bin", "/etc/weights.bin", "a/weights.bin", "a\\b", "..", "C:weights"])
-def test_a_bundle_member_that_is_no_plain_name_is_refused(name: str) -> None:
+def test_a_bundle_member_without_a_plain_name_is_refused(name: str) -> None:
     with pytest.raises(ModelRefused, match="only plain file names"):
         admit(bundle(written(NEG), {name: b""}))
 
@@ -588,7 +588,7 @@ def test_a_link_in_a_bundle_is_refused() -> None:
         admit(stream.getvalue())
 
 
-def test_two_bundle_members_of_one_name_are_refused() -> None:
+def test_two_bundle_members_with_one_name_are_refused() -> None:
     stream = io.BytesIO(bundle(written(NEG), {"weights.bin": b"1"}))
     with zipfile.ZipFile(stream, "a") as archive, pytest.warns(UserWarning, match="Duplicate"):
         archive.writestr("weights.bin", b"2")
@@ -646,7 +646,7 @@ def test_a_session_never_reads_tensors_from_the_working_directory(tmp_path: Any,
         open_session(with_external_initializer().SerializeToString())
 
 
-def test_the_session_used_longest_ago_is_given_up() -> None:
+def test_the_least_recently_used_session_is_closed() -> None:
     loads: list[str] = []
 
     def load(name: str) -> bytes:
@@ -691,7 +691,7 @@ UNKNOWN = [
 
 
 @pytest.mark.parametrize("kind", UNKNOWN)
-def test_elements_that_no_file_holds_are_refused_with_their_place_and_type(kind: int) -> None:
+def test_element_types_that_no_file_can_hold_are_refused_with_their_place(kind: int) -> None:
     named = kind in TensorProto.DataType.values()
     said = TensorProto.DataType.Name(kind) if named else f"type {kind}, which is not an ONNX type"
     with pytest.raises(ModelRefused, match=f"input 'x' has elements of {said}"):
@@ -708,7 +708,7 @@ def test_an_output_of_unknown_elements_that_is_not_declared_is_refused() -> None
 
 
 @pytest.mark.parametrize("kind", ["sequence_type", "map_type", "optional_type", "sparse_tensor_type", "no type"])
-def test_what_is_no_tensor_is_refused_with_its_place_and_kind(kind: str) -> None:
+def test_a_value_that_is_not_a_tensor_is_refused_with_its_place_and_kind(kind: str) -> None:
     other = onnx.ValueInfoProto(name="x")
     if kind != "no type":
         getattr(other.type, kind).SetInParent()
@@ -720,20 +720,20 @@ def test_what_is_no_tensor_is_refused_with_its_place_and_kind(kind: str) -> None
             admit(casting(value("x", TensorProto.FLOAT), other))
 
 
-def test_a_shape_that_no_array_has_is_refused() -> None:
+def test_an_impossible_shape_is_refused() -> None:
     wide = value("x", TensorProto.FLOAT)
     wide.type.tensor_type.shape.dim[1].dim_value = 2**62
     with pytest.raises(ModelRefused, match=r"input 'x' has the shape .*: more than"):
         admit(casting(wide, value("y", TensorProto.FLOAT)))
 
 
-def test_an_input_of_more_axes_than_arrays_have_is_refused() -> None:
+def test_an_input_of_more_axes_than_an_array_can_have_is_refused() -> None:
     wide = casting(helper.make_tensor_value_info("x", TensorProto.FLOAT, [None] * 303), value("y", TensorProto.FLOAT))
     with pytest.raises(ModelRefused, match="input 'x' has 303 axes, and at most 60 are taken"):
         admit(wide)
 
 
-def test_whatever_a_model_leads_to_it_is_the_model_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_error_that_a_model_causes_refuses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: object) -> None:
         raise ValueError("an array of 303 axes")
 
@@ -767,7 +767,7 @@ def test_a_name_that_is_not_utf_8_is_refused() -> None:
         ("columns", '[{"name":" ","dtype":"float32","input":"x"}]', "empty name"),
     ],
 )
-def test_metadata_that_no_answer_can_hold_is_refused(key: str, text: str, said: str) -> None:
+def test_metadata_that_json_cannot_represent_is_refused(key: str, text: str, said: str) -> None:
     model = onnx.load_model_from_string(casting(value("x", TensorProto.FLOAT), value("y", TensorProto.FLOAT)))
     helper.set_model_props(model, {f"batchserve.{key}": text})
     with pytest.raises(ModelRefused, match=said):

@@ -55,7 +55,7 @@ def remote_api(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Ite
 # --- before there is a result ----------------------------------------------------------------------------------------
 
 
-def test_an_early_download_is_not_found_and_says_where_the_job_stands(idle_api: Api) -> None:
+def test_an_early_download_is_not_found_and_reports_the_state_of_the_job(idle_api: Api) -> None:
     job = idle_api.upload(CSV)
     url = f"/v1/download/{job['id']}"
     answer = idle_api.http.get(url)
@@ -129,7 +129,7 @@ def test_head_works_for_errors_and_conversions(api: Api, job: dict[str, Any]) ->
 
 
 @pytest.mark.parametrize("query", [{}, {"format": "jsonl"}])
-def test_a_client_that_has_the_result_is_told_so(api: Api, job: dict[str, Any], query: dict[str, str]) -> None:
+def test_a_client_that_has_the_result_gets_304(api: Api, job: dict[str, Any], query: dict[str, str]) -> None:
     etag = api.result(job, **query).headers["etag"]
     for tags in (etag, f'"other", {etag}', f"W/{etag}", "*"):
         answer = api.http.get(job["links"]["result"], params=query, headers={"if-none-match": tags})
@@ -160,12 +160,12 @@ def test_a_range_beyond_the_end_is_a_problem_that_says_how_long_the_file_is(api:
 
 
 @pytest.mark.parametrize("header", ["bytes=x-y", "lines=0-1", "bytes", "bytes=", "bytes=9-2"])
-def test_a_range_that_makes_no_sense_is_ignored(api: Api, job: dict[str, Any], header: str) -> None:
+def test_an_invalid_range_is_ignored(api: Api, job: dict[str, Any], header: str) -> None:
     answer = api.http.get(job["links"]["result"], headers={"range": header})
     assert (answer.status_code, len(answer.content)) == (200, job["result"]["bytes"])
 
 
-def test_a_range_of_another_state_of_the_file_is_answered_with_the_whole(api: Api, job: dict[str, Any]) -> None:
+def test_a_range_of_another_version_of_the_file_gets_the_whole_file(api: Api, job: dict[str, Any]) -> None:
     etag = f'"{job["result"]["sha256"]}"'
     headers = {"range": "bytes=0-9"}
     assert api.http.get(job["links"]["result"], headers={**headers, "if-range": etag}).status_code == 206
@@ -173,7 +173,7 @@ def test_a_range_of_another_state_of_the_file_is_answered_with_the_whole(api: Ap
     assert (whole.status_code, len(whole.content)) == (200, job["result"]["bytes"])
 
 
-def test_a_broken_download_goes_on_where_it_stopped(server: str, flowers: pl.DataFrame, iris_onnx: Any) -> None:
+def test_an_interrupted_download_resumes_where_it_stopped(server: str, flowers: pl.DataFrame, iris_onnx: Any) -> None:
     assert httpx2.put(f"{server}/v1/models/ranges", content=iris_onnx.read_bytes()).is_success
     body = encoded(pl.concat([flowers] * 100), "csv")
     answer = httpx2.post(f"{server}/v1/predict?model=ranges", content=body, headers={"prefer": "wait=30"}, timeout=40)
@@ -252,25 +252,27 @@ def test_accept_chooses_the_format(api: Api, job: dict[str, Any], accept: str, m
     assert (answer.status_code, answer.headers["content-type"].partition(";")[0]) == (200, media_type)
 
 
-def test_the_query_wins_over_accept(api: Api, job: dict[str, Any]) -> None:
+def test_the_query_takes_precedence_over_accept(api: Api, job: dict[str, Any]) -> None:
     answer = api.http.get(job["links"]["result"], params={"format": "csv"}, headers={"accept": "application/json"})
     assert answer.headers["content-type"].startswith("text/csv")
 
 
 @pytest.mark.parametrize("accept", ["image/png", "text/csv;q=0", "application/x-npy", "", "nonsense;;q=;"])
-def test_what_cannot_be_given_is_answered_with_what_can(api: Api, job: dict[str, Any], accept: str) -> None:
+def test_a_format_that_is_not_available_is_refused_with_the_available_ones(
+    api: Api, job: dict[str, Any], accept: str
+) -> None:
     detail = problem(api.http.get(job["links"]["result"], headers={"accept": accept}), 406, "not-acceptable")["detail"]
     assert all(media_type in detail for media_type in TYPES.values())
 
 
-def test_an_unknown_format_is_answered_with_the_known_ones(api: Api, job: dict[str, Any]) -> None:
+def test_an_unknown_format_is_refused_with_the_known_ones(api: Api, job: dict[str, Any]) -> None:
     answer = api.http.get(job["links"]["result"], params={"format": "xlsx"})
     assert "csv, jsonl, json, parquet" in problem(answer, 422, "invalid-options")["detail"]
     answer = api.http.get(job["links"]["result"], params={"format": "npy"})
     assert "csv, jsonl, json, parquet" in problem(answer, 406, "not-acceptable")["detail"]
 
 
-def test_arrays_are_not_made_into_tables_on_the_way(api: Api, flowers: pl.DataFrame) -> None:
+def test_arrays_are_not_converted_to_tables(api: Api, flowers: pl.DataFrame) -> None:
     job = api.run(encoded(flowers.drop("flower"), "npz"), "iris")
     detail = problem(api.http.get(f"/v1/download/{job['id']}?format=csv"), 406, "not-acceptable")["detail"]
     assert "npz" in detail
@@ -406,7 +408,7 @@ def test_only_csv_is_escaped(api: Api, formulas: dict[str, Any]) -> None:
 # --- storages without files on this host -----------------------------------------------------------------------------
 
 
-def test_a_result_that_is_no_file_of_this_host_comes_with_its_ranges(remote_api: Api, flowers: pl.DataFrame) -> None:
+def test_a_result_that_is_not_a_file_of_this_host_supports_ranges(remote_api: Api, flowers: pl.DataFrame) -> None:
     job = remote_api.run(encoded(flowers, "csv"), "iris")
     whole = remote_api.result(job)
     assert len(decoded(whole.content, "csv")) == 150
@@ -420,7 +422,7 @@ def test_a_result_that_is_no_file_of_this_host_comes_with_its_ranges(remote_api:
     assert len(decoded(remote_api.result(job, format="parquet").content, "parquet")) == 150
 
 
-def test_a_result_whose_digest_is_not_known_has_a_tag_of_its_own(remote_api: Api, flowers: pl.DataFrame) -> None:
+def test_a_result_whose_digest_is_unknown_has_its_own_etag(remote_api: Api, flowers: pl.DataFrame) -> None:
     job = remote_api.run(encoded(flowers, "csv"), "iris")
     database = Database(remote_api.settings.database_url)
     with database.write() as connection:
@@ -435,7 +437,7 @@ def test_a_result_whose_digest_is_not_known_has_a_tag_of_its_own(remote_api: Api
     assert remote_api.result(job, format="jsonl").headers["etag"] == f'"results-{job["id"]}-1-jsonl"'
 
 
-def test_a_result_that_clients_can_fetch_themselves_is_answered_with_its_address(
+def test_a_download_redirects_to_a_result_that_clients_can_fetch_themselves(
     tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "open_storage", partial(RemoteStorage, site="https://bucket.example"))

@@ -66,7 +66,7 @@ def test_metrics_count_jobs_and_rows(tmp_path: Path, iris_onnx: Path) -> None:
         ("POST", "/livez", 405, "method-not-allowed"),
     ],
 )
-def test_what_no_route_answers_is_a_problem_too(api: Api, method: str, path: str, status: int, code: str) -> None:
+def test_a_path_without_a_route_gets_a_problem(api: Api, method: str, path: str, status: int, code: str) -> None:
     answer = api.http.request(method, path)
     problem(answer, status, code)
     assert status != 405 or answer.headers["allow"]
@@ -77,7 +77,7 @@ def test_the_root_leads_to_the_documentation(api: Api) -> None:
     assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
 
 
-def test_the_metric_to_alert_on_knows_what_is_due(tmp_path: Path, iris_onnx: Path) -> None:
+def test_the_metric_to_alert_on_counts_only_due_jobs(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
         api.http.post("/v1/predict?model=iris&run_after=2099-01-01T00:00:00Z", content=CSV)

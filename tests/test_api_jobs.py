@@ -84,7 +84,7 @@ def started(api: Api, body: bytes) -> dict[str, Any]:
 # --- one job ---------------------------------------------------------------------------------------------------------
 
 
-def test_a_job_tells_its_whole_story(api: Api) -> None:
+def test_a_job_resource_has_its_whole_history(api: Api) -> None:
     job = api.run(CSV, "iris", metadata='{"night": "2026-11-20"}', filename="one.csv")
     assert (job["state"], job["progress"], job["eta_s"], job["queue_position"]) == ("completed", 1.0, None, None)
     assert job["input"]["filename"] == "one.csv"
@@ -113,7 +113,7 @@ def test_a_job_that_has_not_changed_is_not_sent_again(api: Api, idle_api: Api) -
     assert (ok(changed)["state"], changed.headers["retry-after"]) == ("queued", "1")
 
 
-def test_a_queued_job_has_changed_when_its_place_has(idle_api: Api) -> None:
+def test_a_queued_job_changes_with_its_queue_position(idle_api: Api) -> None:
     first, second = queued(idle_api, priority=50), queued(idle_api, priority=50)
 
     def look(etag: str = "") -> httpx2.Response:
@@ -138,7 +138,7 @@ connection.close()
 """
 
 
-def test_a_poll_tells_a_commit_of_another_process_at_once(idle_api: Api) -> None:
+def test_a_poll_shows_a_commit_of_another_process_at_once(idle_api: Api) -> None:
     link = idle_api.upload(CSV)["links"]["self"]
     path = Path(idle_api.settings.storage) / "batchserve.db"
     with subprocess.Popen([sys.executable, "-c", COMMITS, path], stdin=PIPE, stdout=PIPE, text=True) as other:
@@ -152,7 +152,7 @@ def test_a_poll_tells_a_commit_of_another_process_at_once(idle_api: Api) -> None
             assert ok(idle_api.http.get(link))["input"]["filename"] == f"{number}.csv"
 
 
-def test_a_poll_tells_what_time_alone_has_changed(idle_api: Api) -> None:
+def test_a_poll_shows_what_has_changed_by_time_alone(idle_api: Api) -> None:
     """A job of a higher priority becomes due: nobody commits anything, but the other one is further from its turn."""
     first = queued(idle_api, priority=90, run_after=datetime.fromtimestamp(time.time() + 0.5, UTC).isoformat())
     second = queued(idle_api, priority=80)
@@ -165,7 +165,7 @@ def test_a_poll_tells_what_time_alone_has_changed(idle_api: Api) -> None:
         ok(idle_api.http.post(job["links"]["cancel"]), 202)
 
 
-def test_polls_of_a_job_that_stays_as_it_is_read_it_a_few_times_a_second(idle_api: Api) -> None:
+def test_polls_of_an_unchanged_job_read_it_a_few_times_a_second(idle_api: Api) -> None:
     link = idle_api.upload(CSV)["links"]["self"]
     statements: list[str] = []
 
@@ -182,7 +182,7 @@ def test_polls_of_a_job_that_stays_as_it_is_read_it_a_few_times_a_second(idle_ap
     assert len(statements) < 50
 
 
-def test_a_poll_has_one_answer_however_it_asks(idle_api: Api) -> None:
+def test_every_form_of_a_poll_gets_the_same_response(idle_api: Api) -> None:
     job = queued(idle_api)
     link = job["links"]["self"]
     plain = [idle_api.http.get(link) for _ in range(2)]
@@ -206,13 +206,13 @@ def test_a_poll_of_a_deleted_job_is_a_problem_at_once(idle_api: Api) -> None:
     problem(idle_api.http.get(link, headers={"if-none-match": etag}), 404, "job-not-found")
 
 
-def test_polls_of_more_jobs_than_are_kept_tell_each_its_own(idle_api: Api) -> None:
+def test_polls_of_more_jobs_than_the_cache_holds_each_get_their_own_job(idle_api: Api) -> None:
     ids = [idle_api.upload(CSV)["id"] for _ in range(SIZE + 5)]
     for _ in range(2):
         assert [idle_api.job(job_id)["id"] for job_id in ids] == ids
 
 
-def test_a_retry_is_another_job_to_a_cache(idle_api: Api) -> None:
+def test_a_retry_changes_the_etag_of_its_job(idle_api: Api) -> None:
     """It is queued as before, but since another moment."""
     job = queued(idle_api)
     tags = []
@@ -366,7 +366,7 @@ def test_a_search_takes_wildcards_literally(api: Api) -> None:
         "model=iris@99999999999999999999999",
     ],
 )  # fmt: skip
-def test_a_filter_that_cannot_be_is_named(api: Api, query: str) -> None:
+def test_an_invalid_filter_is_named(api: Api, query: str) -> None:
     body = problem(api.http.get(f"/v1/jobs?{query}"), 422, "invalid-options")
     assert query.partition("=")[0] in body["detail"]
 
@@ -384,7 +384,7 @@ def events(text: str) -> list[dict[str, Any]]:
     return found
 
 
-def test_events_tell_each_state_once_and_end_with_the_job(tmp_path: Path, iris_onnx: Path, long_csv: bytes) -> None:
+def test_events_report_each_state_once_and_end_with_the_job(tmp_path: Path, iris_onnx: Path, long_csv: bytes) -> None:
     settings = {"BATCHSERVE_PROCESSES": "1", "BATCHSERVE_CHUNK_RECORDS": "50", "BATCHSERVE_POLL": "0.3"}
     with serving(tmp_path, **settings) as url:
         assert httpx2.put(f"{url}/v1/models/iris", content=iris_onnx.read_bytes()).is_success
@@ -445,7 +445,7 @@ def test_streams_and_long_polls_end_with_their_job_or_their_server(tmp_path: Pat
 
 
 @pytest.mark.slow
-def test_a_stopping_server_claims_nothing_more_while_requests_end(tmp_path: Path) -> None:
+def test_a_stopping_server_claims_no_more_jobs_while_requests_end(tmp_path: Path) -> None:
     with ExitStack() as server:
         url = server.enter_context(serving(tmp_path, BATCHSERVE_GRACE="3", BATCHSERVE_LOG_FORMAT="json"))
         address = urlsplit(url)
@@ -469,20 +469,20 @@ def test_a_stopping_server_claims_nothing_more_while_requests_end(tmp_path: Path
 
 
 @pytest.mark.parametrize("state", ["uploaded", "queued"])
-def test_a_job_that_does_not_run_yet_is_cancelled_at_once(idle_api: Api, state: str) -> None:
+def test_a_job_that_is_not_running_yet_is_cancelled_at_once(idle_api: Api, state: str) -> None:
     job = idle_api.upload(CSV) if state == "uploaded" else queued(idle_api)
     cancelled = ok(idle_api.http.post(job["links"]["cancel"]), 202)
     assert (cancelled["state"], cancelled["cancel_requested"], cancelled["progress"]) == ("cancelled", True, 0.0)
     assert ok(idle_api.http.post(job["links"]["cancel"]), 202) == cancelled
 
 
-def test_cancelling_a_running_job_asks_its_worker(idle_api: Api, claimed: dict[str, Any]) -> None:
+def test_cancelling_a_running_job_is_a_request_to_its_worker(idle_api: Api, claimed: dict[str, Any]) -> None:
     assert claimed["state"] == "running"
     asked = ok(idle_api.http.post(claimed["links"]["cancel"]), 202)
     assert (asked["state"], asked["cancel_requested"], asked["finished_at"]) == ("running", True, None)
 
 
-def test_a_running_job_stops_soon_and_keeps_what_is_done(busy: Api, long_csv: bytes) -> None:
+def test_a_cancelled_job_stops_soon_and_keeps_its_finished_chunks(busy: Api, long_csv: bytes) -> None:
     job = started(busy, long_csv)
     ok(busy.http.post(job["links"]["cancel"]), 202)
     began = time.monotonic()
@@ -508,7 +508,7 @@ def test_cancelling_a_finished_job_changes_nothing(api: Api) -> None:
 # --- retry -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_cancelled_job_goes_on_where_it_stopped(busy: Api, flowers: pl.DataFrame) -> None:
+def test_a_cancelled_job_resumes_where_it_stopped(busy: Api, flowers: pl.DataFrame) -> None:
     body = encoded(pl.concat([flowers] * 30), "csv")
     job = started(busy, body)
     ok(busy.http.post(job["links"]["cancel"]), 202)
@@ -558,7 +558,7 @@ def test_failed_records_are_scored_again_in_a_new_job(api: Api) -> None:
 
 
 @pytest.mark.parametrize("body", [{"rows": "some"}, {"colour": "blue"}, [1], "x"])
-def test_a_retry_that_asks_for_something_else_is_refused(api: Api, body: Any) -> None:
+def test_a_retry_with_an_invalid_body_is_refused(api: Api, body: Any) -> None:
     job = api.run(CSV, "iris")
     problem(api.http.post(f"{job['links']['self']}/retry", json=body), 422, "invalid-options")
 
@@ -567,7 +567,7 @@ def test_a_retry_that_asks_for_something_else_is_refused(api: Api, body: Any) ->
 
 
 @pytest.mark.parametrize("state", ["uploaded", "queued", "cancelled"])
-def test_a_job_that_does_not_run_can_be_deleted(idle_api: Api, state: str) -> None:
+def test_a_job_that_is_not_running_can_be_deleted(idle_api: Api, state: str) -> None:
     before = idle_api.stored()
     job = idle_api.upload(CSV) if state == "uploaded" else queued(idle_api)
     if state == "cancelled":
@@ -580,7 +580,7 @@ def test_a_job_that_does_not_run_can_be_deleted(idle_api: Api, state: str) -> No
     assert idle_api.stored() == before
 
 
-def test_a_finished_job_goes_with_all_its_bytes(api: Api) -> None:
+def test_a_finished_job_is_deleted_with_all_its_bytes(api: Api) -> None:
     before = api.stored()
     jobs_done = [
         api.run(CSV + b",,,\n", "iris"),
@@ -593,7 +593,7 @@ def test_a_finished_job_goes_with_all_its_bytes(api: Api) -> None:
     assert api.stored() == before
 
 
-def test_a_deleted_job_takes_the_results_of_its_earlier_attempts_along(idle_api: Api) -> None:
+def test_deleting_a_job_removes_the_results_of_its_earlier_attempts(idle_api: Api) -> None:
     """An attempt that lost its lease while it put the result together has left its own."""
     job, other = queued(idle_api), queued(idle_api)
     database = Database(idle_api.settings.database_url)
@@ -611,7 +611,7 @@ def test_a_deleted_job_takes_the_results_of_its_earlier_attempts_along(idle_api:
     assert idle_api.http.delete(other["links"]["self"]).status_code == 204
 
 
-def test_a_retry_that_is_refused_at_last_leaves_no_copies(api: Api, iris_onnx: Path) -> None:
+def test_a_refused_retry_of_failed_records_leaves_no_copies(api: Api, iris_onnx: Path) -> None:
     api.register("brief", iris_onnx)
     job = api.run(CSV + b"5.1,3.5,1.4,0.2\n" * 150 + b",,,\n", "brief")
     assert api.http.delete("/v1/models/brief/versions/1").status_code == 204
@@ -627,7 +627,7 @@ def test_a_running_job_is_not_deleted(idle_api: Api, claimed: dict[str, Any]) ->
     assert f"inputs/{claimed['id']}" in idle_api.stored()
 
 
-def test_all_who_wait_for_a_job_hear_of_its_next_change_and_of_no_other() -> None:
+def test_all_waiters_of_a_job_are_notified_of_its_next_change_only() -> None:
     async def wait() -> None:
         notifier = JobNotifier(has_worker=True)
         both = [notifier.subscribe("1"), notifier.subscribe("1")]

@@ -64,7 +64,7 @@ def test_a_model_is_registered_once_and_its_next_bytes_are_a_version(api: Api) -
     assert list(listed) == sorted(listed)
 
 
-def test_a_model_says_what_it_takes_and_gives(api: Api) -> None:
+def test_a_model_lists_its_inputs_and_outputs(api: Api) -> None:
     model = ok(api.http.get("/v1/models/people"))
     assert (model["task"], model["labels"], model["mode"]) == ("classification", ["rare", "regular"], "rows")
     assert [(column["name"], column["dtype"], column["nullable"]) for column in model["columns"]] == [
@@ -85,7 +85,7 @@ def test_a_model_says_what_it_takes_and_gives(api: Api) -> None:
 
 
 @pytest.mark.parametrize("text", [r'{"a": "\ud800"}', "NaN", "[1e999]", "[" * 2000, "no JSON"])
-def test_metadata_that_no_answer_can_hold_as_json_is_shown_as_its_text(api: Api, text: str) -> None:
+def test_metadata_that_json_cannot_represent_is_shown_as_its_text(api: Api, text: str) -> None:
     graph = onnx.load_model_from_string(numbered(11))
     onnx.helper.set_model_props(graph, {"batchserve.remark": text})
     answer = api.http.put("/v1/models/remarked", content=graph.SerializeToString())
@@ -150,7 +150,7 @@ def test_an_unknown_version_cannot_be_deleted(api: Api, path: str) -> None:
     problem(api.http.delete(f"/v1/models/{path}"), 404, "model-not-found")
 
 
-def test_a_version_is_deleted_with_its_artifact_and_its_number_is_not_given_again(api: Api) -> None:
+def test_a_version_is_deleted_with_its_artifact_and_its_number_is_not_reused(api: Api) -> None:
     before = api.stored()
     for number in (6, 7):
         ok(api.http.put("/v1/models/going", content=numbered(number)), 201)
@@ -313,7 +313,7 @@ def hurried(tmp_path: Path) -> Iterator[Api]:
 
 
 @pytest.mark.slow
-def test_an_endless_registration_ends_within_its_time_and_others_go_on(hurried: Api) -> None:
+def test_an_endless_registration_ends_within_its_time_limit_and_others_continue(hurried: Api) -> None:
     waiting = threading.Event()
     answers: list[float] = []
 
@@ -342,7 +342,7 @@ def test_an_endless_registration_ends_within_its_time_and_others_go_on(hurried: 
 
 
 @pytest.mark.slow
-def test_registrations_leave_a_process_to_the_others(hurried: Api) -> None:
+def test_registrations_leave_a_process_for_other_calls(hurried: Api) -> None:
     """Three that never end wait for each other; online predictions are answered meanwhile."""
     with ThreadPoolExecutor(3) as pool:
         began = time.monotonic()
@@ -361,7 +361,7 @@ def test_registrations_leave_a_process_to_the_others(hurried: Api) -> None:
 
 
 @pytest.mark.slow
-def test_a_registration_whose_turn_does_not_come_is_told_to_try_again(tmp_path: Path) -> None:
+def test_a_registration_that_waits_too_long_gets_503_with_retry_after(tmp_path: Path) -> None:
     with running(tmp_path, admission_timeout=4.0, online_wait=1.0) as api, ThreadPoolExecutor(1) as pool:
         first = pool.submit(api.http.put, "/v1/models/endless", content=endless())
         time.sleep(0.5)
@@ -375,7 +375,7 @@ def test_a_registration_whose_turn_does_not_come_is_told_to_try_again(tmp_path: 
 
 
 @pytest.mark.slow
-def test_a_call_that_finds_no_free_process_is_given_up(tmp_path: Path) -> None:
+def test_a_call_that_waits_too_long_for_a_process_is_unavailable(tmp_path: Path) -> None:
     settings = Settings(storage=str(tmp_path), online_wait=0.5)
 
     async def call_three() -> list[int | BaseException]:

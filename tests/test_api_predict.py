@@ -72,7 +72,7 @@ def kill_next_process(known: set[int]) -> int:
         ("PUT", "/v1/models/next", 201),
     ],
 )
-def test_a_good_request_is_not_refused_because_somebody_killed_the_process_that_did_it(
+def test_a_valid_request_is_not_refused_because_its_scoring_process_was_killed(
     tmp_path: Path, iris_onnx: Path, method: str, path: str, status: int
 ) -> None:
     body = iris_onnx.read_bytes() + b"\xa2\x06\x00" if method == "PUT" else CSV  # with a field that onnx does not know
@@ -122,7 +122,7 @@ def test_other_options_make_a_new_job_on_the_same_input_once(idle_api: Api, othe
         assert ok(idle_api.http.post(f"/v1/predict/{beside['id']}?model=iris"), 202)["id"] == queued["id"]
 
 
-def test_two_models_predict_one_upload_and_the_input_goes_with_the_last(api: Api, iris_onnx: Path) -> None:
+def test_two_models_predict_one_upload_and_the_input_is_removed_with_the_last_job(api: Api, iris_onnx: Path) -> None:
     api.register("other", unlike(iris_onnx))
     job = api.upload(CSV)
     first = ok(api.http.post(f"/v1/predict/{job['id']}?model=iris", headers={"prefer": "wait=30"}))
@@ -152,7 +152,9 @@ def test_two_second_predicts_at_once_make_one_job(idle_api: Api) -> None:
     assert len(set(answers)) == 1
 
 
-def test_a_repeated_predict_keeps_its_version_when_a_newer_one_came_meanwhile(idle_api: Api, iris_onnx: Path) -> None:
+def test_a_repeated_predict_keeps_its_version_when_a_newer_one_was_registered_meanwhile(
+    idle_api: Api, iris_onnx: Path
+) -> None:
     idle_api.register("growing", iris_onnx)
     job = idle_api.upload(CSV)
     url = f"/v1/predict/{job['id']}?model=growing"
@@ -193,7 +195,7 @@ def test_a_version_can_be_pinned(api: Api, iris_onnx: Path) -> None:
 
 
 @pytest.mark.parametrize("reference", ["rose", "iris@7", "iris@", "iris@x", "@", "iris@99999999999999999999999", "i/s"])
-def test_an_unknown_model_is_named_with_what_exists(api: Api, reference: str) -> None:
+def test_an_unknown_model_is_named_with_the_existing_ones(api: Api, reference: str) -> None:
     job = api.upload(CSV)
     answer = api.http.post(f"/v1/predict/{job['id']}", params={"model": reference})
     detail = problem(answer, 404, "model-not-found")["detail"]
@@ -213,7 +215,7 @@ def test_an_unknown_job_is_not_found(api: Api, job_id: str) -> None:
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
-def test_options_come_by_query_and_by_body_and_the_body_wins(idle_api: Api) -> None:
+def test_options_come_by_query_and_by_body_and_the_body_takes_precedence(idle_api: Api) -> None:
     job = idle_api.upload(CSV)
     body = {"format": "jsonl", "passthrough": ["sepal width (cm)"], "metadata": {"night": "2026-11-20"}}
     queued = ok(idle_api.http.post(f"/v1/predict/{job['id']}?model=iris&format=csv&priority=3", json=body), 202)
@@ -259,7 +261,7 @@ def test_an_option_that_is_unknown_or_wrong_is_named(idle_api: Api, query: str, 
     assert idle_api.job(job["id"])["state"] == "uploaded"
 
 
-def test_predict_without_a_model_says_so(api: Api) -> None:
+def test_predict_without_a_model_is_refused(api: Api) -> None:
     body = problem(api.http.post(f"/v1/predict/{api.upload(CSV)['id']}"), 422, "invalid-options")
     assert body["detail"] == "model: must be given"
     with api.unchanged():
@@ -301,7 +303,7 @@ def test_prefer_wait_gives_up_after_the_time_it_names(idle_api: Api) -> None:
 
 
 @pytest.mark.parametrize("prefer", ["wait=", "wait=soon", "wait=-1", "handling=strict", ";;,=", "wait"])
-def test_a_preference_that_makes_no_sense_is_ignored(idle_api: Api, prefer: str) -> None:
+def test_an_invalid_preference_is_ignored(idle_api: Api, prefer: str) -> None:
     ok(idle_api.http.post("/v1/predict?model=iris", content=CSV, headers={"prefer": prefer}), 202)
 
 
@@ -319,7 +321,9 @@ def test_a_job_waits_for_its_run_after(api: Api) -> None:
     assert datetime.fromisoformat(done["started_at"]) >= later
 
 
-def test_a_higher_priority_starts_first_and_equals_in_the_order_they_came(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_higher_priority_starts_first_and_equal_ones_in_the_order_of_their_age(
+    tmp_path: Path, iris_onnx: Path
+) -> None:
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
         names = {}
@@ -352,7 +356,7 @@ def test_upload_and_predict_go_in_one_call(api: Api) -> None:
     assert orjson.loads(api.result(job).content)["prediction"] == "setosa"
 
 
-def test_one_call_that_does_not_fit_leaves_nothing(api: Api) -> None:
+def test_one_call_whose_input_does_not_fit_leaves_nothing(api: Api) -> None:
     with api.unchanged():
         problem(api.http.post("/v1/predict?model=iris", content=b"a,b\n1,2\n"), 422, "schema-mismatch")
         problem(api.http.post("/v1/predict?model=iris&colour=blue", content=CSV), 422, "invalid-options")
@@ -383,7 +387,7 @@ def test_predict_sent_again_with_its_key_gives_the_first_answer(api: Api) -> Non
 # --- reuse -----------------------------------------------------------------------------------------------------------
 
 
-def test_an_equal_job_is_answered_from_the_finished_one(api: Api) -> None:
+def test_an_equal_job_reuses_the_result_of_the_finished_one(api: Api) -> None:
     body = CSV + b"6.1,2.9,4.7,1.4\n"
     first = api.run(body, "iris")
     second = api.run(body, "iris", reuse=True)
@@ -448,7 +452,7 @@ def test_a_duplicate_column_is_named(api: Api) -> None:
         assert "'age' in columns 1, 3" in problem(answer, 422, "invalid-input")["detail"]
 
 
-def test_text_in_the_first_rows_of_a_number_is_refused_now(api: Api) -> None:
+def test_text_in_the_first_rows_of_a_numeric_column_is_refused_at_once(api: Api) -> None:
     with api.unchanged():
         answer = api.http.post("/v1/predict?model=people", content="age,city,visits\nold,Bern,7\nyoung,Biel,2\n")
         body = problem(answer, 422, "schema-mismatch")
@@ -467,7 +471,7 @@ def test_columns_choose_and_order_what_a_model_without_names_takes(api: Api, sum
     assert api.result(api.run(body, sums, columns='["c", "a"]')).text == "b,total\n2,13.0\n"
 
 
-def test_columns_say_under_which_names_a_file_has_them(api: Api) -> None:
+def test_a_mapping_of_columns_gives_their_names_in_the_file(api: Api) -> None:
     body = "alter,stadt,visits\n30,Bern,7\n"
     job = api.run(body, "people", columns='{"age": "alter", "city": "stadt"}')
     expected = api.run("age,city,visits\n30,Bern,7\n", "people")
@@ -507,7 +511,7 @@ def test_an_unknown_column_in_passthrough_or_key_is_named(api: Api, options: dic
         assert "'visits'" in detail
 
 
-def test_the_key_stands_in_each_row_error(api: Api) -> None:
+def test_the_key_is_in_each_row_error(api: Api) -> None:
     job = api.run(PEOPLE.replace("Bern", ""), "people", key="name")
     assert api.errors(job) == [
         {"record": 0, "key": "Ada", "column": "city", "code": "missing-value",
@@ -515,7 +519,7 @@ def test_the_key_stands_in_each_row_error(api: Api) -> None:
     ]  # fmt: skip
 
 
-def test_a_passed_column_that_bears_the_name_of_an_output_is_renamed(api: Api) -> None:
+def test_a_pass_through_column_with_the_name_of_an_output_is_renamed(api: Api) -> None:
     body = PEOPLE.replace("name", "prediction")
     table = decoded(api.result(api.run(body, "people")).content, "csv")
     assert table.columns == ["input_prediction", "prediction", "probability_rare", "probability_regular"]
@@ -530,7 +534,7 @@ def test_top_k_ranks_the_classes(api: Api) -> None:
 
 
 @pytest.mark.parametrize(("model", "top_k"), [("iris", 4), ("petals", 1)])
-def test_a_top_k_that_cannot_be_is_refused_before_anything_runs(api: Api, model: str, top_k: int) -> None:
+def test_an_impossible_top_k_is_refused_before_anything_runs(api: Api, model: str, top_k: int) -> None:
     with api.unchanged():
         answer = api.http.post(f"/v1/predict?model={model}&top_k={top_k}", content=CSV)
         assert "top_k" in problem(answer, 422, "invalid-options")["detail"]
@@ -578,7 +582,7 @@ def test_arrays_give_a_result_in_any_table_format(
     assert_frame_equal(table, expected.drop("flower"), check_dtypes=False, rel_tol=1e-6)
 
 
-def test_an_npz_result_holds_each_output_untouched(api: Api, flowers: pl.DataFrame, expected: pl.DataFrame) -> None:
+def test_an_npz_result_holds_each_output_unchanged(api: Api, flowers: pl.DataFrame, expected: pl.DataFrame) -> None:
     job = api.run(encoded(flowers.drop("flower"), "npz"), "iris")
     assert (job["state"], job["result"]["format"]) == ("completed", "npz")
     Path(api.settings.storage, "result.npz").write_bytes(api.result(job).content)
@@ -602,7 +606,7 @@ def test_a_number_for_each_record_may_come_as_npy(api: Api, flowers: pl.DataFram
         np.testing.assert_allclose(found.ravel(), table["prediction"].to_numpy(), rtol=1e-5)
 
 
-def test_text_cannot_be_asked_for_as_npy(api: Api) -> None:
+def test_a_result_with_text_cannot_be_npy(api: Api) -> None:
     with api.unchanged():
         answer = api.http.post("/v1/predict?model=iris&format=npy", content=CSV)
         assert "npy" in problem(answer, 422, "invalid-options")["detail"]

@@ -80,7 +80,7 @@ def test_json_may_be_a_list_of_records_or_wrapped_as_data(api: Api, rows: str) -
     assert api.upload(rows)["input"]["format"] == "json"
 
 
-def test_json_lines_are_told_from_json(api: Api) -> None:
+def test_json_lines_and_json_are_distinguished(api: Api) -> None:
     assert api.upload('{"a": 1}\n{"a": 2}\n')["input"]["format"] == "jsonl"
 
 
@@ -161,7 +161,7 @@ def test_a_form_with_several_files_is_stored_as_a_zip_in_their_order(api: Api) -
     assert again["input"]["sha256"] == job["input"]["sha256"]
 
 
-def test_a_field_for_files_that_was_left_empty_is_no_file(api: Api) -> None:
+def test_an_empty_file_field_of_a_form_is_ignored(api: Api) -> None:
     part = b'--b\r\ncontent-disposition: form-data; name="x"; filename="%b"\r\n\r\n%b\r\n'
     headers = {"content-type": "multipart/form-data; boundary=b"}
     for named, stored in ((b"a.csv", CSV), (b"", CSV)):
@@ -289,7 +289,7 @@ def test_a_big_compressed_body_keeps_every_byte(api: Api) -> None:
 
 
 @pytest.mark.parametrize("header", ["content-digest", "repr-digest"])
-def test_a_digest_that_fits_is_accepted_and_one_that_does_not_is_refused(api: Api, header: str) -> None:
+def test_a_digest_that_matches_is_accepted_and_one_that_does_not_is_refused(api: Api, header: str) -> None:
     ok(api.http.post("/v1/upload", content=CSV, headers={header: digest(CSV)}), 201)
     ok(api.http.post("/v1/upload", content=CSV, headers={header: f"md5=:AAAA:, {digest(CSV)}"}), 201)
     with api.unchanged():
@@ -312,7 +312,7 @@ def test_the_digest_is_that_of_the_body_as_sent(api: Api) -> None:
         )
 
 
-def test_a_digest_that_nobody_could_check_is_refused_before_the_body_is_sent(server: str) -> None:
+def test_a_digest_that_cannot_be_checked_is_refused_before_the_body_is_sent(server: str) -> None:
     address = urlsplit(server)
     head = f"host: localhost\r\nconnection: close\r\nexpect: 100-continue\r\ncontent-length: {len(CSV)}\r\n"
     with socket.create_connection((address.hostname, address.port), 20) as connection:
@@ -390,7 +390,7 @@ def _within(seconds: float, condition: Callable[[], bool]) -> bool:
 
 
 @pytest.mark.parametrize("blocks_come", [False, True], ids=["waiting for the client", "waiting for the disk"])
-def test_a_request_that_is_cancelled_leaves_its_file_open_until_nobody_writes_to_it(
+def test_a_cancelled_request_keeps_its_file_open_until_the_last_write_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks_come: bool
 ) -> None:
     """A number of a closed file may belong to another file a moment later."""
@@ -521,7 +521,7 @@ def test_a_damaged_compressed_body_leaves_nothing(api: Api, body: bytes, encodin
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstd.compress], ids=["gzip", "zstd"])
-def test_a_decompression_bomb_is_given_up_on_the_way(api: Api, compress: Callable[[bytes], bytes]) -> None:
+def test_a_decompression_bomb_is_aborted_while_it_is_received(api: Api, compress: Callable[[bytes], bytes]) -> None:
     bomb = compress(b"a\n" + b"0" * (80 << 20))
     assert len(bomb) < 200_000
     with api.unchanged():
@@ -529,7 +529,7 @@ def test_a_decompression_bomb_is_given_up_on_the_way(api: Api, compress: Callabl
         assert "200 times" in detail
 
 
-def test_an_upload_longer_than_the_limit_is_refused_however_it_comes(tmp_path: Path) -> None:
+def test_an_upload_longer_than_the_limit_is_refused_however_it_is_sent(tmp_path: Path) -> None:
     long = b"a\n" + b"1\n" * 10_000
     with running(tmp_path, worker=False, upload_bytes=10_000) as api:
         ok(api.http.post("/v1/upload", content=long[:10_000]), 201)
@@ -545,7 +545,7 @@ def test_an_upload_longer_than_the_limit_is_refused_however_it_comes(tmp_path: P
             problem(api.http.post("/v1/upload", files=compressed), 413, "payload-too-large")
 
 
-def test_uploads_leave_the_free_space_that_the_settings_ask_for(tmp_path: Path) -> None:
+def test_uploads_leave_as_much_space_free_as_the_settings_require(tmp_path: Path) -> None:
     with running(tmp_path, worker=False, free_bytes=2**60) as api, api.unchanged():
         answer = api.http.post("/v1/upload", content=CSV)
         problem(answer, 507, "insufficient-storage")
@@ -586,7 +586,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("name", HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_file_name_is_metadata_and_nothing_else(api: Api, name: str) -> None:
+def test_a_hostile_file_name_is_only_metadata(api: Api, name: str) -> None:
     before = api.stored()
     job = api.upload(CSV, filename=name)
     kept = job["input"]["filename"] or ""
@@ -655,7 +655,7 @@ def test_a_key_that_is_empty_or_too_long_is_refused(api: Api, key: str, code: st
         problem(api.http.post("/v1/upload", content=CSV, headers={"idempotency-key": key}), 400, code)
 
 
-def test_a_second_request_with_a_key_under_way_is_told_to_wait(server: str) -> None:
+def test_a_second_request_gets_409_while_the_first_one_with_its_key_is_in_progress(server: str) -> None:
     address = urlsplit(server)
     headers = {"idempotency-key": "slow"}
     request = (

@@ -134,14 +134,14 @@ def test_a_backup_that_fails_leaves_nothing(source: Api, tmp_path: Path, monkeyp
     database.close()
 
 
-def test_a_backup_never_goes_where_something_is_or_into_the_storage(source: Api, taken: Path) -> None:
+def test_a_backup_is_never_written_over_something_or_into_the_storage(source: Api, taken: Path) -> None:
     with pytest.raises(InvalidOptions, match="already exists"):
         take(source, taken)
     with pytest.raises(InvalidOptions, match="is in the storage"):
         take(source, Path(source.settings.storage) / "results" / "backup")
 
 
-def test_damage_is_told_and_does_not_stop_a_backup(tmp_path: Path, iris_onnx: Path) -> None:
+def test_damage_is_reported_and_does_not_stop_a_backup(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path / "storage") as api:
         api.register("iris", iris_onnx)
         whole, missing, changed = api.run(CSV, "iris"), api.upload(CSV), api.upload(CSV)
@@ -303,7 +303,7 @@ def test_a_restored_database_has_no_hold(taken: Path, tmp_path: Path) -> None:
     database.close()
 
 
-def test_nothing_is_restored_over_something(taken: Path, tmp_path: Path) -> None:
+def test_a_restore_never_overwrites_something(taken: Path, tmp_path: Path) -> None:
     folder = tmp_path / "restored"
     open_storage(str(folder)).compose("inputs/one", [b"something"])
     with pytest.raises(InvalidOptions, match="is not empty"):
@@ -338,14 +338,14 @@ def test_a_backup_cannot_write_outside_of_the_storage(taken: Path, tmp_path: Pat
         put_back(taken, tmp_path / "restored")
 
 
-def test_a_list_of_sums_that_was_cut_off_is_noticed(taken: Path, tmp_path: Path) -> None:
+def test_a_truncated_list_of_sums_is_detected(taken: Path, tmp_path: Path) -> None:
     sums = taken / "SHA256SUMS"
     lines = sums.read_text().splitlines(keepends=True)
     sums.write_text("".join(lines[:-1]))
     assert put_back(taken, tmp_path / "restored").damaged == (lines[-1].split()[1],)
 
 
-def test_a_folder_that_is_no_backup_is_refused(tmp_path: Path) -> None:
+def test_a_folder_that_is_not_a_backup_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidOptions, match="not a backup"):
         put_back(tmp_path, tmp_path / "restored")
 
@@ -357,7 +357,7 @@ def invoke(*arguments: str) -> Any:
     return CliRunner().invoke(command_line, arguments)
 
 
-def test_the_commands_say_what_they_did(source: Api, tmp_path: Path) -> None:
+def test_the_commands_report_what_they_did(source: Api, tmp_path: Path) -> None:
     made = invoke("backup", str(tmp_path / "backup"), "--storage", source.settings.storage)
     assert made.exit_code == 0, made.output
     assert "Backed up the database and" in made.stderr
@@ -368,7 +368,7 @@ def test_the_commands_say_what_they_did(source: Api, tmp_path: Path) -> None:
         assert answers(api) == answers(source)
 
 
-def test_damage_is_an_exit_status(tmp_path: Path) -> None:
+def test_damage_sets_the_exit_status(tmp_path: Path) -> None:
     with running(tmp_path / "storage") as api:
         job = api.upload(CSV)
         (Path(api.settings.storage) / "inputs" / job["id"]).unlink()
@@ -377,7 +377,7 @@ def test_damage_is_an_exit_status(tmp_path: Path) -> None:
     assert f"inputs/{job['id']}" in made.stderr.replace("\n", "")
 
 
-def test_a_storage_without_a_database_is_no_backup(tmp_path: Path) -> None:
+def test_a_storage_without_a_database_cannot_be_backed_up(tmp_path: Path) -> None:
     (tmp_path / "storage").mkdir()
     made = invoke("backup", str(tmp_path / "backup"), "--storage", str(tmp_path / "storage"))
     assert isinstance(made.exception, SchemaOutdated)

@@ -115,18 +115,18 @@ def test_missing_columns_are_named(api: Api) -> None:
     assert all(repr(name) in body["detail"] for name in names)
 
 
-def test_a_column_that_stands_twice_is_named_with_its_places(api: Api) -> None:
+def test_a_duplicate_column_is_named_with_its_positions(api: Api) -> None:
     body = refused(api, HEADER.replace("sepal width", "sepal length") + ROW, 422, "invalid-input")
     assert "'sepal length (cm)' in columns 1, 2" in body["detail"]
     assert body["errors"][0]["column"] == "sepal length (cm)"
 
 
-def test_a_column_without_a_name_is_counted(api: Api) -> None:
+def test_a_column_without_a_name_is_refused_with_its_position(api: Api) -> None:
     body = refused(api, "," + HEADER + "0," + ROW, 422, "invalid-input")
     assert "no name for column 1" in body["detail"]
 
 
-def test_columns_that_the_model_does_not_take_travel_along(api: Api) -> None:
+def test_columns_that_the_model_does_not_take_pass_through(api: Api) -> None:
     body = f"id,{HEADER.strip()},note\n7,{ROW.strip()},hello\n"
     assert api.result(api.run(body, "iris")).text.splitlines()[1].startswith("7,hello,setosa,")
 
@@ -156,7 +156,7 @@ def test_a_wrong_type_further_down_fails_its_record_alone(api: Api) -> None:
     assert predictions(api, job) == ["setosa"] * 333 + [None] + ["setosa"] * 3
 
 
-def test_a_missing_number_or_nan_is_no_label(api: Api) -> None:
+def test_a_missing_number_or_nan_gets_no_label(api: Api) -> None:
     job = api.run(HEADER + ROW + "nan,3.5,1.4,0.2\n5.1,,1.4,0.2\n5.1,3.5,NaN,0.2\n" + ROW, "iris")
     assert predictions(api, job) == ["setosa", None, None, None, "setosa"]
     assert failures(api, job) == [
@@ -167,7 +167,7 @@ def test_a_missing_number_or_nan_is_no_label(api: Api) -> None:
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf"])
-def test_an_infinite_number_gives_no_label_that_is_made_up(api: Api, value: str) -> None:
+def test_an_infinite_number_gets_no_meaningless_label(api: Api, value: str) -> None:
     job = api.run(HEADER + ROW + f"{value},3.5,1.4,0.2\n" + ROW, "iris")
     assert (job["state"], job["rows"]) == ("completed", {"total": 3, "ok": 2, "failed": 1})
     assert predictions(api, job) == ["setosa", None, "setosa"]
@@ -178,7 +178,7 @@ def test_an_infinite_number_gives_no_label_that_is_made_up(api: Api, value: str)
     assert online["errors"][0]["code"] == code
 
 
-def test_nan_is_no_json(api: Api) -> None:
+def test_nan_is_not_json(api: Api) -> None:
     row = '{"sepal length (cm)": NaN, "sepal width (cm)": 1, "petal length (cm)": 1, "petal width (cm)": 1}'
     body = refused(api, f"[{row}]", 422, "invalid-input")
     assert "character 22" in body["detail"]
@@ -195,13 +195,13 @@ def test_a_line_of_ten_megabytes_is_one_record(api: Api) -> None:
     assert [len(line.partition(",")[0]) for line in api.result(job).text.splitlines()[1:]] == [5, 10_000_000, 5]
 
 
-def test_a_number_of_ten_megabytes_is_no_number(api: Api) -> None:
+def test_a_number_of_ten_megabytes_is_not_a_number(api: Api) -> None:
     job = api.run(HEADER + ROW + "5" * 10_000_000 + ",3.5,1.4,0.2\n", "iris")
     assert (job["state"], job["rows"]["failed"]) == ("completed", 1)
     assert len(api.http.get(job["links"]["errors"]).content) < 1000
 
 
-def test_a_line_without_end_is_named_by_its_record_and_line(api: Api) -> None:
+def test_a_line_that_never_ends_is_refused_with_its_record_and_line(api: Api) -> None:
     job = api.run(HEADER + ROW * 150 + '"' + "x" * (66 << 20), "iris")
     assert (job["state"], job["error"]["code"]) == ("failed", "invalid-input")
     assert "record 150, which begins in line 152 at byte 2470, is longer than 64 MiB" in job["error"]["message"]
@@ -212,7 +212,7 @@ def test_a_header_of_ten_megabytes_is_refused(api: Api) -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_binary_noise_is_no_csv(api: Api, seed: int) -> None:
+def test_binary_noise_is_not_csv(api: Api, seed: int) -> None:
     noise = random.Random(seed).randbytes(20_000)
     with api.unchanged():
         answer = api.http.post("/v1/predict?model=iris", content=noise, headers={"content-type": "text/csv"})
@@ -377,7 +377,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join(("POST /v1/upload HTTP/1.1", "host: localhost", "connection: close", *lines, "", "")).encode()
 
 
-def test_a_body_shorter_than_announced_becomes_no_input(impatient: tuple[str, Path]) -> None:
+def test_a_body_shorter_than_announced_never_becomes_an_input(impatient: tuple[str, Path]) -> None:
     url, storage = impatient
     body = (HEADER + ROW).encode()
     with connected(url) as connection:
@@ -387,7 +387,7 @@ def test_a_body_shorter_than_announced_becomes_no_input(impatient: tuple[str, Pa
 
 
 @pytest.mark.parametrize("path", ["/v1/upload", "/v1/predict?model=iris", "/v1/models/iris/predict", "/v1/models/new"])
-def test_a_body_of_another_length_than_announced_says_both_lengths(api: Api, path: str) -> None:
+def test_a_body_of_another_length_than_announced_is_refused_with_both_lengths(api: Api, path: str) -> None:
     body = (HEADER + ROW).encode()
     method = "PUT" if path.endswith("/new") else "POST"
     with api.unchanged():
@@ -404,7 +404,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_chunked_body_leaves_nothing(imp
     assert ok(httpx2.get(f"{url}/v1/jobs"))["jobs"] == []
 
 
-def test_a_body_that_stalls_is_given_up(impatient: tuple[str, Path]) -> None:
+def test_a_body_that_stalls_is_aborted(impatient: tuple[str, Path]) -> None:
     url, storage = impatient
     with connected(url) as connection:
         began = time.monotonic()
@@ -417,7 +417,7 @@ def test_a_body_that_stalls_is_given_up(impatient: tuple[str, Path]) -> None:
     assert nothing_kept(storage)
 
 
-def test_a_slow_body_that_never_stalls_is_taken(impatient: tuple[str, Path]) -> None:
+def test_a_slow_body_that_never_stalls_is_accepted(impatient: tuple[str, Path]) -> None:
     url, _ = impatient
     body = (HEADER + ROW * 4).encode()
     with connected(url) as connection:
@@ -432,7 +432,9 @@ def test_a_slow_body_that_never_stalls_is_taken(impatient: tuple[str, Path]) -> 
 
 
 @pytest.mark.slow
-def test_a_body_that_drips_is_given_up_after_its_first_minute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_body_that_trickles_is_aborted_after_its_first_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bodies, "RATE_AFTER", 0.5)
 
     async def read(rate: int) -> int:
@@ -466,7 +468,7 @@ def test_a_body_that_is_too_long_is_refused_before_it_is_sent(impatient: tuple[s
     assert nothing_kept(storage)
 
 
-def test_a_body_is_asked_for_when_the_client_waits_for_that(impatient: tuple[str, Path]) -> None:
+def test_a_client_that_expects_100_continue_gets_it(impatient: tuple[str, Path]) -> None:
     url, _ = impatient
     body = (HEADER + ROW).encode()
     with connected(url) as connection:

@@ -43,7 +43,7 @@ def test_a_goal_is_met_on_its_own_side_only() -> None:
     assert [m.missed for m in (slow, quick, behind, ahead)] == [True, False, True, False]
 
 
-def test_a_missed_stretch_goal_is_no_failure() -> None:
+def test_a_missed_stretch_goal_is_not_a_failure() -> None:
     wish = Measurement("CSV -> LR -> CSV, 1 million rows: one call, download / limit over HTTP", 1.1, 1.0, "s")
     assert wish.met is False
     assert not wish.missed
@@ -55,14 +55,14 @@ def test_a_forest_has_the_tighter_goal() -> None:
     assert forest.ratio == 1.1
 
 
-def test_what_has_no_goal_is_shown_and_never_missed() -> None:
+def test_a_measurement_without_a_goal_is_shown_and_never_missed() -> None:
     small = Measurement("CSV -> LR -> CSV, 10 thousand rows: queued -> completed / limit", 3, 1, "s")
     assert small.as_json()["goal"] is None
     assert not small.missed
     assert "3.00" in small.cells()
 
 
-def test_fifteen_times_is_asked_for_at_one_million_rows_and_not_to_be_slower_everywhere() -> None:
+def test_the_goal_is_fifteen_times_at_one_million_rows_and_not_slower_elsewhere() -> None:
     names = [f"CSV -> LR -> CSV, {size}: speed / BentoML" for size in paths.SIZES.values()]
     goals = {name: goal.ratio for name in names if (goal := goal_of(name))}
     assert goals == dict(zip(names, [1, 1, 15, 1], strict=True))
@@ -150,7 +150,7 @@ def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:
     assert {"limit", "batchserve", "MLServer (HTTP)"} <= {text.text for text in drawn.iter(f"{SVG}text")}
 
 
-def test_a_path_that_fails_is_written_down_and_makes_the_run_fail(tmp_path: Path) -> None:
+def test_a_path_that_fails_is_recorded_and_makes_the_run_fail(tmp_path: Path) -> None:
     (tmp_path / "numbers-2000.partial").mkdir()  # where the input would be made
     written = tmp_path / "bench.json"
     options = ["--only", "Parquet -> LR", "--rows", ROWS, "--folder", tmp_path, "--json", written]
@@ -278,7 +278,7 @@ def test_a_chart_has_a_bar_for_every_figure() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_the_benchmarks_run_and_tell_by_their_exit_code_what_is_missed(tmp_path: Path) -> None:
+def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) -> None:
     """With environments made anew: it needs a package index, and nginx or Debian's package of it."""
     written = tmp_path / "bench.json"
     options = ["--rows", str(ROWS), "--repeats", "1", "--seconds", "0.3", "--folder", tmp_path, "--json", written]

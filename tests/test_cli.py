@@ -112,7 +112,7 @@ def test_wrong_usage_exits_with_2_and_writes_nothing_to_stdout(arguments: list[s
     assert "Error" in done.stderr
 
 
-def test_without_a_server_its_address_and_how_to_start_one_are_told(tmp_path: Path, iris_csv: Path) -> None:
+def test_without_a_server_the_error_has_its_address_and_how_to_start_one(tmp_path: Path, iris_csv: Path) -> None:
     done = runner(tmp_path, NOBODY)("predict", iris_csv, "--model", "iris")
     assert done.returncode == 1
     assert done.stdout == ""
@@ -129,7 +129,7 @@ def test_serve_refuses_an_address_that_others_can_reach(host: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("::", False)])
-def test_loopback_addresses_are_known(host: str, *, local: bool) -> None:
+def test_loopback_addresses_are_recognized(host: str, *, local: bool) -> None:
     assert is_loopback(host) is local
 
 
@@ -141,7 +141,7 @@ def test_a_port_that_is_taken_is_named(server: str, tmp_path: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
-def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
+def test_an_invalid_setting_is_named(tmp_path: Path) -> None:
     done = runner(tmp_path, NOBODY)("serve", BATCHSERVE_PROCESSES="many")
     assert done.returncode == 2
     assert "BATCHSERVE_PROCESSES" in done.stderr
@@ -160,7 +160,7 @@ def test_a_setting_that_makes_no_sense_is_named(tmp_path: Path) -> None:
         ("LOG_LEVEL", "loud", "BATCHSERVE_LOG_LEVEL: Input should be 'debug', 'info', 'warning' or 'error'"),
     ],
 )
-def test_settings_that_do_not_fit_are_told_what_would(
+def test_settings_that_contradict_each_other_are_refused_with_valid_values(
     name: str, value: str, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv(f"BATCHSERVE_{name}", value)
@@ -174,7 +174,7 @@ def test_durations_have_units(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
-def test_migrate_makes_the_schema_and_is_idle_the_second_time(tmp_path: Path) -> None:
+def test_migrate_creates_the_schema_and_does_nothing_the_second_time(tmp_path: Path) -> None:
     run = runner(tmp_path, NOBODY)
     url = f"sqlite:///{tmp_path / 'own.db'}"
     first, second = (json.loads(run("migrate", "--database", url, "--json").stdout) for _ in range(2))
@@ -182,7 +182,7 @@ def test_migrate_makes_the_schema_and_is_idle_the_second_time(tmp_path: Path) ->
     assert second == {"before": first["after"], "after": first["after"]}
 
 
-def test_doctor_finds_a_fresh_folder_well(tmp_path: Path) -> None:
+def test_doctor_finds_no_fault_in_a_fresh_folder(tmp_path: Path) -> None:
     done = runner(tmp_path, NOBODY)("doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0
@@ -202,7 +202,7 @@ def test_doctor_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
     assert findings["storage"]["advice"]
 
 
-def test_doctor_sees_a_running_server(run: Run, server: str) -> None:
+def test_doctor_detects_a_running_server(run: Run, server: str) -> None:
     done = run("doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert findings["server"]["detail"] == f"ready at {server}"
@@ -230,7 +230,7 @@ def test_convert_fails_above_the_tolerance_and_writes_nothing(
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_convert_says_what_is_wrong_with_the_option_image(tmp_path: Path, iris_onnx: Path) -> None:
+def test_convert_reports_what_is_wrong_with_the_option_image(tmp_path: Path, iris_onnx: Path) -> None:
     convert = runner(tmp_path, NOBODY)
     absent = convert("convert", iris_onnx, "--image", "@absent.json", "-o", "out.onnx")
     assert (absent.returncode, "there is no file 'absent.json'" in absent.stderr) == (2, True)
@@ -242,7 +242,7 @@ def test_convert_says_what_is_wrong_with_the_option_image(tmp_path: Path, iris_o
 
 
 @pytest.mark.usefixtures("iris_model")
-def test_predict_saves_the_result_beside_the_input(run: Run, tmp_path: Path, iris_csv: Path) -> None:
+def test_predict_saves_the_result_next_to_the_input(run: Run, tmp_path: Path, iris_csv: Path) -> None:
     (tmp_path / "night.csv").write_bytes(iris_csv.read_bytes())
     done = run("predict", "night.csv", "--model", "iris")
     assert done.returncode == 0, done.stderr
@@ -253,7 +253,7 @@ def test_predict_saves_the_result_beside_the_input(run: Run, tmp_path: Path, iri
 
 
 @pytest.mark.usefixtures("iris_model")
-def test_predict_queues_all_that_was_uploaded_and_tells_what_it_refused(run: Run, server: str, iris_csv: Path) -> None:
+def test_predict_queues_all_uploads_and_reports_the_refused_ones(run: Run, server: str, iris_csv: Path) -> None:
     with Client(server) as client:
         for job in list(client.jobs.list(state="uploaded")):
             job.delete()
@@ -366,7 +366,9 @@ def test_a_job_that_fails_exits_with_3_and_its_errors_can_be_read(run: Run, tmp_
 
 
 @pytest.mark.usefixtures("iris_model")
-def test_failed_rows_are_counted_and_the_way_to_see_them_is_told(run: Run, tmp_path: Path, iris: pd.DataFrame) -> None:
+def test_failed_rows_are_counted_and_the_command_to_see_them_is_printed(
+    run: Run, tmp_path: Path, iris: pd.DataFrame
+) -> None:
     bad = iris.astype(object)
     bad.iloc[3, 2] = "long"
     bad.to_csv(tmp_path / "bad.csv", index=False)
@@ -492,7 +494,7 @@ def test_version_and_help_have_their_usual_options(run: Run) -> None:
 
 
 @pytest.mark.usefixtures("iris_model")
-def test_columns_may_be_renamed_and_the_command_to_copy_stands_last(run: Run, tmp_path: Path) -> None:
+def test_columns_may_be_renamed_and_the_command_to_copy_is_printed_last(run: Run, tmp_path: Path) -> None:
     (tmp_path / "one.csv").write_text("sepal length (cm),sepal width (cm),petal length (cm),width\n5.1,3.5,1.4,wide\n")
     columns = '{"petal width (cm)": "width"}'
     refused = run("predict", "one.csv", "--model", "iris", "--columns", columns)
@@ -507,7 +509,7 @@ def test_columns_may_be_renamed_and_the_command_to_copy_stands_last(run: Run, tm
     assert (wrong.returncode, "expected A,B or JSON" in wrong.stderr) == (2, True)
 
 
-def test_a_model_of_arrays_says_their_shapes(run: Run, tmp_path: Path) -> None:
+def test_a_model_of_arrays_shows_their_shapes(run: Run, tmp_path: Path) -> None:
     graph = onnx.parser.parse_model(
         '<ir_version: 8, opset_import: ["": 17]> g (float[N, 2, 3] block, float[N] number) => (float[N, 2, 3] y)'
         "{ y = Identity (block) }"

@@ -146,7 +146,7 @@ def test_the_last_error_is_raised_when_all_retries_failed(no_pauses: list[float]
     assert len(no_pauses) == 3
 
 
-def test_a_server_that_is_not_there_is_named_by_its_address(no_pauses: list[float]) -> None:
+def test_an_unreachable_server_is_named_by_its_address(no_pauses: list[float]) -> None:
     refused = httpx2.ConnectError("Connection refused")
     handler, _ = in_turn(refused, refused, refused)
     with client_of(handler) as client, pytest.raises(ConnectionFailed, match="http://server: Connection refused"):
@@ -168,7 +168,7 @@ def test_a_body_that_can_be_read_once_is_sent_once(no_pauses: list[float]) -> No
     assert no_pauses == []
 
 
-def test_retry_after_is_obeyed(no_pauses: list[float]) -> None:
+def test_retry_after_is_respected(no_pauses: list[float]) -> None:
     later = problem(503, "unavailable", "later")
     later.headers["Retry-After"] = "17"
     handler, _ = in_turn(later, job_answer())
@@ -177,7 +177,7 @@ def test_retry_after_is_obeyed(no_pauses: list[float]) -> None:
     assert no_pauses == [17.0]
 
 
-def test_a_retry_after_of_an_hour_is_told_instead_of_waited_for(no_pauses: list[float]) -> None:
+def test_a_retry_after_of_an_hour_raises_instead_of_waiting(no_pauses: list[float]) -> None:
     later = problem(503, "unavailable", "back at noon")
     later.headers["Retry-After"] = "3600"
     handler, _ = in_turn(later)
@@ -203,7 +203,7 @@ def test_retry_after_may_be_a_date() -> None:
 # Errors
 
 
-def test_a_problem_becomes_the_error_of_its_code_with_all_it_says() -> None:
+def test_a_problem_becomes_the_error_of_its_code_with_all_its_details() -> None:
     faults = [{"column": "petal_width", "expected": "float32", "message": "missing"}]
     handler, _ = in_turn(problem(422, "schema-mismatch", "1 column is missing", errors=faults, model="iris@1"))
     with client_of(handler) as client, pytest.raises(SchemaMismatch, match="1 column is missing") as caught:
@@ -212,7 +212,7 @@ def test_a_problem_becomes_the_error_of_its_code_with_all_it_says() -> None:
     assert caught.value.extra["model"] == "iris@1"
 
 
-def test_an_answer_that_is_no_problem_is_an_api_error_with_status_and_request_id() -> None:
+def test_a_response_that_is_not_a_problem_is_an_api_error_with_status_and_request_id() -> None:
     answer = httpx2.Response(418, text="<html>teapot</html>", headers={"X-Request-ID": "r-7"})
     handler, _ = in_turn(answer)
     with client_of(handler) as client, pytest.raises(APIError, match="418") as caught:
@@ -264,7 +264,7 @@ def test_a_compressed_file_keeps_the_type_of_what_is_inside(tmp_path: Path) -> N
     assert (body.media_type, body.encoding) == ("text/csv", "gzip")
 
 
-def test_frames_of_both_libraries_travel_as_equal_arrow() -> None:
+def test_frames_of_both_libraries_are_sent_as_equal_arrow() -> None:
     columns = {"x": [1.5, None, 3.0], "name": ["a", None, "ü"], "n": [1, 2, 3], "yes": [True, False, True]}
     from_polars, from_pandas = content_of(pl.DataFrame(columns)), content_of(pd.DataFrame(columns))
     assert from_polars.media_type == from_pandas.media_type == "application/vnd.apache.arrow.file"
@@ -283,7 +283,7 @@ def test_categories_and_dates_of_pandas_survive() -> None:
     assert sent["d"].dtype.is_temporal()
 
 
-def test_arrays_travel_as_npy_and_mappings_of_arrays_as_npz() -> None:
+def test_arrays_are_sent_as_npy_and_mappings_of_arrays_as_npz() -> None:
     array = np.arange(6, dtype=np.float32).reshape(3, 2)
     one, several = content_of(array), content_of({"left": array, "right": array + 1})
     assert one.media_type == "application/x-npy"
@@ -292,7 +292,7 @@ def test_arrays_travel_as_npy_and_mappings_of_arrays_as_npz() -> None:
     assert np.array_equal(np.load(io.BytesIO(b"".join(several.blocks())))["right"], array + 1)
 
 
-def test_records_travel_as_json() -> None:
+def test_records_are_sent_as_json() -> None:
     body = content_of([{"a": 1}, {"a": None}])
     assert body.media_type == "application/json"
     assert json.loads(b"".join(body.blocks())) == [{"a": 1}, {"a": None}]
@@ -313,7 +313,7 @@ def members_of(content: Content) -> list[tuple[str, bytes]]:
         return [(name, archive.read(name)) for name in archive.namelist()]
 
 
-def test_a_folder_travels_as_a_zip_of_its_images_in_order(tmp_path: Path) -> None:
+def test_a_folder_is_sent_as_a_zip_of_its_images_in_order(tmp_path: Path) -> None:
     images = images_in(tmp_path / "photos")
     body = content_of(tmp_path / "photos")
     assert (body.media_type, body.filename) == ("application/zip", "photos.zip")
@@ -326,7 +326,7 @@ def test_a_folder_travels_as_a_zip_of_its_images_in_order(tmp_path: Path) -> Non
         content_of(tmp_path / "empty")
 
 
-def test_several_images_travel_as_a_zip_by_their_paths_below_their_common_folder(
+def test_several_images_are_sent_as_a_zip_by_their_paths_below_their_common_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images_in(tmp_path / "photos")
@@ -341,7 +341,7 @@ def test_several_images_travel_as_a_zip_by_their_paths_below_their_common_folder
         content_of(["photos/b.PNG", "photos/a/c.jpg", tmp_path / "photos" / "b.PNG"])
 
 
-def test_a_large_folder_travels_in_blocks(tmp_path: Path) -> None:
+def test_a_large_folder_is_sent_in_blocks(tmp_path: Path) -> None:
     content = bytes(range(256)) * (BLOCK // 512)
     for number in range(5):
         (tmp_path / f"{number}.jpg").write_bytes(content)
@@ -368,14 +368,14 @@ def test_what_cannot_be_sent_is_named() -> None:
         ("a.jpg", None),
     ],
 )
-def test_a_file_name_tells_its_format(name: str, format: str | None) -> None:
+def test_a_file_name_determines_its_format(name: str, format: str | None) -> None:
     assert format_of(Path(name)) == format
 
 
 # Waiting and downloads
 
 
-def test_waiting_bears_with_a_server_that_restarts(no_pauses: list[float]) -> None:
+def test_waiting_tolerates_a_restart_of_the_server(no_pauses: list[float]) -> None:
     refused = httpx2.ConnectError("refused")
     handler, _ = in_turn(job_answer(), *[refused] * 7, job_answer(state="completed", progress=1.0))
     with client_of(handler) as client:
@@ -384,7 +384,7 @@ def test_waiting_bears_with_a_server_that_restarts(no_pauses: list[float]) -> No
     assert no_pauses
 
 
-def test_waiting_ends_after_its_timeout_and_says_that_the_job_goes_on() -> None:
+def test_waiting_ends_after_its_timeout_and_says_that_the_job_continues() -> None:
     handler = httpx2.MockTransport(lambda _: job_answer(state="running", progress=0.5))
     with Client("http://server", transport=handler) as client:
         job = client.jobs.get("j1")
@@ -420,7 +420,7 @@ class Breaking(httpx2.SyncByteStream):
         raise httpx2.ReadError("connection reset")
 
 
-def test_a_broken_download_goes_on_where_it_broke(no_pauses: list[float]) -> None:
+def test_an_interrupted_download_resumes_at_the_missing_byte(no_pauses: list[float]) -> None:
     handler, requests = in_turn(
         job_answer(state="completed"),
         httpx2.Response(200, stream=Breaking(b"a,prediction\n1"), headers={"ETag": '"e1"'}),
@@ -434,7 +434,7 @@ def test_a_broken_download_goes_on_where_it_broke(no_pauses: list[float]) -> Non
     assert len(no_pauses) == 1
 
 
-def test_a_download_that_changed_in_between_is_not_glued_together(no_pauses: list[float]) -> None:
+def test_a_download_that_changed_in_between_is_not_joined(no_pauses: list[float]) -> None:
     handler, _ = in_turn(
         job_answer(state="completed"),
         httpx2.Response(200, stream=Breaking(b"old"), headers={"ETag": '"e1"'}),
@@ -453,7 +453,7 @@ def test_a_damaged_download_leaves_no_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_twin_for_asyncio_retries_and_streams_alike(tmp_path: Path) -> None:
+def test_the_asynchronous_client_retries_and_streams_in_the_same_way(tmp_path: Path) -> None:
     class Pieces(httpx2.AsyncByteStream):
         async def __aiter__(self) -> AsyncIterator[bytes]:
             yield b'{"a": 1}\n{"a"'
@@ -575,7 +575,7 @@ def test_images_come_back_as_the_path_of_the_saved_result(client: Client, review
     assert pl.read_ndjson(saved)["file"].to_list() == list(images)
 
 
-def test_rows_that_cannot_be_scored_are_warned_of_and_listed(client: Client, iris: pd.DataFrame) -> None:
+def test_rows_that_cannot_be_scored_give_a_warning_and_are_listed(client: Client, iris: pd.DataFrame) -> None:
     frame = pl.from_pandas(iris)
     frame[3, "petal length (cm)"] = None
     with pytest.warns(UserWarning, match="1 of 150 rows could not be scored") as caught:
@@ -587,7 +587,7 @@ def test_rows_that_cannot_be_scored_are_warned_of_and_listed(client: Client, iri
     assert error["column"] == "petal length (cm)"
 
 
-def test_a_submitted_job_tells_its_progress_and_gives_its_result_in_any_format(
+def test_a_submitted_job_reports_its_progress_and_gives_its_result_in_any_format(
     client: Client, iris_csv: Path, tmp_path: Path
 ) -> None:
     job = client.submit(iris_csv, model="iris", metadata={"night": "2026-11-20"}, reuse=False)
@@ -622,7 +622,7 @@ def test_a_pipe_of_unknown_length_is_uploaded(client: Client, iris_csv: Path) ->
     assert job.rows["ok"] == 150
 
 
-def test_a_model_tells_its_signature(client: Client, iris: pd.DataFrame) -> None:
+def test_a_model_shows_its_signature(client: Client, iris: pd.DataFrame) -> None:
     signature = client.models.get("iris").signature
     assert [column["name"] for column in signature["columns"]] == list(iris.columns)
     assert set(signature["labels"]) == FLOWERS
@@ -630,7 +630,7 @@ def test_a_model_tells_its_signature(client: Client, iris: pd.DataFrame) -> None
     assert "iris" in [model.name for model in client.models.list()]
 
 
-def test_equal_bytes_are_the_version_there_is(client: Client, iris_onnx: Path) -> None:
+def test_equal_bytes_return_the_existing_version(client: Client, iris_onnx: Path) -> None:
     assert client.models.add(iris_onnx.read_bytes(), name="iris").version == 1
 
 
@@ -704,7 +704,7 @@ def test_failed_rows_are_scored_again_by_a_new_job_and_the_first_result_stays(
     assert again.result().read() == job.result().read()
 
 
-def test_a_listing_goes_on_over_all_pages(client: Client, iris_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_listing_continues_over_all_pages(client: Client, iris_csv: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     submitted = {client.submit(iris_csv, model="iris", metadata={"page": str(n)}).id for n in range(5)}
     monkeypatch.setattr("batchserve.client.core._PAGE", 2)
     listed = [job.id for job in client.jobs.list(model="iris")]
@@ -712,7 +712,9 @@ def test_a_listing_goes_on_over_all_pages(client: Client, iris_csv: Path, monkey
     assert len(listed) == len(set(listed))
 
 
-def test_the_twin_for_asyncio_predicts_and_lists_alike(server: str, client: Client, iris: pd.DataFrame) -> None:
+def test_the_asynchronous_client_predicts_and_lists_in_the_same_way(
+    server: str, client: Client, iris: pd.DataFrame
+) -> None:
     async def run() -> tuple[pl.DataFrame, list[str]]:
         async with AsyncClient(server) as twin:
             out = await twin.predict(pl.from_pandas(iris), model="iris")

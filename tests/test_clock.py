@@ -47,13 +47,13 @@ def clocks(database: Database) -> Clocks:
     return found
 
 
-def test_a_clock_that_was_never_seen_to_jump_is_believed(clocks: Clocks) -> None:
+def test_a_clock_without_an_observed_jump_is_trusted(clocks: Clocks) -> None:
     assert clocks.look() > 10 * YEAR
     assert clocks.run(30 * DAY) > 10 * YEAR
 
 
 @pytest.mark.parametrize("jump", [5 * YEAR, -5 * YEAR, 2 * HOUR, -2 * HOUR, 61.0, -61.0])
-def test_after_a_jump_the_clock_is_believed_for_as_long_as_it_has_run_since(clocks: Clocks, jump: float) -> None:
+def test_after_a_jump_the_clock_is_trusted_for_as_long_as_it_has_run_since(clocks: Clocks, jump: float) -> None:
     clocks.run(DAY)
     clocks.wall += jump
     assert clocks.look() == 0
@@ -63,14 +63,14 @@ def test_after_a_jump_the_clock_is_believed_for_as_long_as_it_has_run_since(cloc
 
 
 @pytest.mark.parametrize("drift", [0.01, -0.01])
-def test_a_clock_that_is_adjusted_is_believed(clocks: Clocks, drift: float) -> None:
+def test_a_clock_that_is_adjusted_is_trusted(clocks: Clocks, drift: float) -> None:
     for _ in range(1000):
         clocks.wall += 60 * (1 + drift)
         clocks.steady += 60
         assert clocks.look() > 10 * YEAR
 
 
-def test_a_night_without_power_is_believed_but_no_jump_that_hides_in_it(clocks: Clocks) -> None:
+def test_a_power_off_of_a_night_is_trusted_but_not_a_jump_during_it(clocks: Clocks) -> None:
     clocks.run(DAY)
     clocks.boot, clocks.steady, clocks.wall = "second", 3.0, clocks.wall + 9 * HOUR
     assert clocks.look() > 10 * YEAR
@@ -80,7 +80,7 @@ def test_a_night_without_power_is_believed_but_no_jump_that_hides_in_it(clocks: 
         assert clocks.run(HOUR) == pytest.approx(HOUR, abs=8 * DAY)
 
 
-def test_looks_write_nothing_while_nothing_is_new(clocks: Clocks) -> None:
+def test_observing_the_clock_writes_nothing_while_nothing_is_new(clocks: Clocks) -> None:
     before = clocks.database.version()
     clocks.run(300, looks=60)
     assert clocks.database.version() == before
@@ -125,7 +125,7 @@ def test_a_jump_removes_nothing_at_once_and_keeps_nothing_for_ever(site: Site, j
     assert not any(key.startswith(("inputs/", "results/")) for key in site.api.stored())
 
 
-def test_what_is_kept_for_ever_is_kept_however_it_is_dated(site: Site) -> None:
+def test_data_without_a_retention_time_is_kept_whatever_its_date(site: Site) -> None:
     site.api.run(CSV, "iris")
     site.api.upload(CSV)
     for jump in (50 * YEAR, -50 * YEAR):

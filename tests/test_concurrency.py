@@ -73,7 +73,7 @@ def model(database: Database) -> ModelVersion:
         return add(connection)
 
 
-def test_registrations_of_one_name_that_meet_give_two_versions(database: Database) -> None:
+def test_concurrent_registrations_of_one_name_give_two_versions(database: Database) -> None:
     made = meet(database, lambda c: add(c, digest="d1"), lambda c: add(c, digest="d2"))
     assert [version.version for version in made] == [1, 2]
 
@@ -120,7 +120,7 @@ def test_jobs_are_queued_for_one_model_at_the_same_time(database: Database, mode
     assert queued == (True, True)
 
 
-def test_a_job_takes_no_result_that_is_being_deleted(database: Database, model: ModelVersion) -> None:
+def test_a_job_does_not_reuse_a_result_that_is_being_deleted(database: Database, model: ModelVersion) -> None:
     complete(database, model, "1")
     deleted, equal = meet(
         database, lambda c: requests.delete_if_not_running(c, "1"), lambda c: queries.find_equal(c, "r")
@@ -129,7 +129,7 @@ def test_a_job_takes_no_result_that_is_being_deleted(database: Database, model: 
     assert equal is None
 
 
-def test_a_result_that_is_being_taken_is_named_before_its_job_is_deleted(
+def test_a_result_that_is_being_reused_is_referenced_before_its_job_is_deleted(
     database: Database, model: ModelVersion
 ) -> None:
     """Or its bytes would be removed: nobody names them yet."""
@@ -159,7 +159,7 @@ def complete(database: Database, model: ModelVersion, job_id: str) -> None:
         execution.complete_if_mine(connection, job_id, 1, Result(f"results/{job_id}-1", 1, "a", None, 0), {}, 4.0)
 
 
-def test_of_two_keys_with_one_name_that_meet_one_is_refused(database: Database) -> None:
+def test_one_of_two_concurrent_keys_with_one_name_is_refused(database: Database) -> None:
     made, refused = meet(
         database,
         lambda c: keys.create(c, "ada", Scope.USER, "default", 1.0),
@@ -173,12 +173,12 @@ def test_of_two_keys_with_one_name_that_meet_one_is_refused(database: Database) 
             keys.revoke(connection, "ada", 2.0)
 
 
-def test_workers_that_look_at_the_clock_first_together_make_one_row(database: Database) -> None:
+def test_workers_that_first_observe_the_clock_together_create_one_row(database: Database) -> None:
     now = Moment(5.0, 5.0, "c")
     assert meet(database, lambda c: clock.settled_for(c, now), lambda c: clock.settled_for(c, now)) == (5.0, 5.0)
 
 
-def test_a_host_with_the_longest_of_names_has_a_worker(
+def test_a_worker_runs_on_a_host_with_the_longest_possible_name(
     database_url: str, tmp_path: Path, iris_onnx: Path, iris_csv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "h" * 64)
@@ -187,7 +187,7 @@ def test_a_host_with_the_longest_of_names_has_a_worker(
         assert api.run(iris_csv.read_bytes(), "iris")["state"] == "completed"
 
 
-def test_registrations_and_deletions_of_one_model_that_meet_are_all_answered(
+def test_concurrent_registrations_and_deletions_of_one_model_are_all_answered(
     database_url: str, tmp_path: Path, iris_onnx: Path
 ) -> None:
     """The last one decides whether the artifact is there; whatever the order, none is a 500."""

@@ -99,7 +99,7 @@ def test_a_mixed_pipeline_gets_one_input_for_each_column_that_it_uses() -> None:
     assert inputs(conversion).keys() == {"area", "City_Name", "rooms", "zone", "garden"}
 
 
-def test_names_that_onnx_cannot_spell_are_kept_in_the_metadata() -> None:
+def test_names_that_are_invalid_in_onnx_are_kept_in_the_metadata() -> None:
     frame = houses().rename(columns={"rooms": "label", "area": "straße ($)"})
     frame["City_Name"] = frame["City Name"]
     columns = make_column_transformer(
@@ -142,7 +142,7 @@ def test_columns_that_the_model_does_not_use_are_dropped_and_the_order_is_the_mo
     assert conversion.report.label_flips == 0
 
 
-def test_a_column_selector_and_a_remainder_are_understood() -> None:
+def test_a_column_selector_and_a_remainder_are_supported() -> None:
     frame = houses().drop(columns="sold")
     by_type = make_column_transformer(
         (OneHotEncoder(), make_column_selector(dtype_exclude=["number", "bool"])), remainder="passthrough"
@@ -213,7 +213,7 @@ def test_words_of_any_script_are_found_and_paired_as_scikit_learn_does(words: li
     assert convert(model, lines).report.differences[0].max_relative < 1e-6
 
 
-def test_a_text_column_may_stand_beside_numbers() -> None:
+def test_a_text_column_may_be_combined_with_numbers() -> None:
     frame = pd.DataFrame(
         {"text": ["Good film", "bad FILM", "fine day"] * 20, "words": [2, 2, 2] * 20, "likes": range(60)}
     )
@@ -248,7 +248,7 @@ def test_an_imputer_of_texts_takes_the_empty_text_for_a_missing_one(missing: Any
     assert conversion.columns[0].nullable
 
 
-def test_an_imputer_that_looks_for_a_text_of_its_own_still_does() -> None:
+def test_an_imputer_with_its_own_placeholder_text_keeps_it() -> None:
     frame = houses()
     frame.loc[::5, "City Name"] = "?"
     texts = make_pipeline(
@@ -259,7 +259,7 @@ def test_an_imputer_that_looks_for_a_text_of_its_own_still_does() -> None:
     assert conversion.report.label_flips == 0
 
 
-def test_an_encoder_that_knows_missing_as_a_category_still_does() -> None:
+def test_an_encoder_with_missing_as_a_category_keeps_it() -> None:
     frame = houses()
     frame["City Name"] = frame["City Name"].astype(object)
     frame.loc[::5, "City Name"] = np.nan
@@ -269,7 +269,7 @@ def test_an_encoder_that_knows_missing_as_a_category_still_does() -> None:
     assert conversion.columns[0].nullable
 
 
-def test_missing_texts_that_the_graph_would_misread_are_left_out_and_said() -> None:
+def test_missing_texts_that_the_graph_would_misread_are_left_out_with_a_note() -> None:
     frame = houses()
     frame["City Name"] = frame["City Name"].astype(object)
     frame.loc[::5, "City Name"] = np.nan
@@ -507,7 +507,7 @@ def test_the_graph_is_one_that_the_server_loads() -> None:
     assert not any(node.op_type == "ZipMap" for node in graph.graph.node)
 
 
-def test_a_sample_travels_along_complete_records_first() -> None:
+def test_a_sample_is_embedded_with_complete_records_first() -> None:
     frame = houses()
     conversion = convert(mixed_pipeline().fit(frame, prices(frame)), frame)
     sample = facts(conversion)["sample"]
@@ -518,7 +518,7 @@ def test_a_sample_travels_along_complete_records_first() -> None:
     assert isinstance(sample[0]["garden"], bool)
 
 
-def test_a_sample_may_stay_at_home() -> None:
+def test_a_sample_can_be_left_out_of_the_graph() -> None:
     conversion = convert(LogisticRegression(max_iter=500).fit(X, Y), X, embed_sample=False)
     assert "sample" not in facts(conversion)
 
@@ -568,7 +568,7 @@ def test_two_columns_of_text_are_one_too_many_for_a_text_model() -> None:
         convert(model, frame)
 
 
-def test_a_date_is_no_number() -> None:
+def test_a_date_is_not_a_number() -> None:
     frame = houses()
     columns = make_column_transformer((OneHotEncoder(), ["sold"]))
     model = make_pipeline(columns, LogisticRegression()).fit(frame, prices(frame))
@@ -585,12 +585,12 @@ def test_a_date_is_no_number() -> None:
     ],
     ids=["dict", "transductive", "unfitted"],
 )
-def test_what_cannot_predict_is_refused(model: Any, reason: str) -> None:
+def test_an_object_that_cannot_predict_is_refused(model: Any, reason: str) -> None:
     with pytest.raises(ConversionFailed, match=reason):
         convert(model, X)
 
 
-def test_an_empty_sample_and_twin_columns_are_refused() -> None:
+def test_an_empty_sample_and_duplicate_columns_are_refused() -> None:
     model = LogisticRegression(max_iter=500).fit(X, Y)
     with pytest.raises(ConversionFailed, match="sample is empty"):
         convert(model, X.head(0))
@@ -598,7 +598,7 @@ def test_an_empty_sample_and_twin_columns_are_refused() -> None:
         convert(model, pd.concat([X, X.iloc[:, 3:]], axis=1))
 
 
-def test_files_that_are_none_are_refused(tmp_path: Path) -> None:
+def test_invalid_files_are_refused(tmp_path: Path) -> None:
     (tmp_path / "model.joblib").write_bytes(b"no pickle")
     (tmp_path / "sample.xlsx").write_bytes(b"PK")
     model = LogisticRegression(max_iter=500).fit(X, Y)

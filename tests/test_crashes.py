@@ -141,7 +141,7 @@ def test_killed_scoring_processes_are_replaced_and_the_result_is_the_same(site: 
     assert job(service.url, job_id)["attempt"] == 1, "a lost scoring process is no lost worker"
 
 
-def test_a_killed_server_goes_on_after_its_restart_and_redoes_no_committed_chunk(
+def test_a_killed_server_continues_after_its_restart_and_redoes_no_committed_chunk(
     site: Site, undisturbed: bytes
 ) -> None:
     service = site.serve()
@@ -172,7 +172,7 @@ def test_a_killed_worker_is_replaced_by_another_one_while_the_server_stays_up(si
     assert service.process.poll() is None
 
 
-def test_two_workers_share_the_jobs_and_neither_does_one_twice(site: Site, undisturbed: bytes) -> None:
+def test_two_workers_share_the_jobs_and_no_job_is_done_twice(site: Site, undisturbed: bytes) -> None:
     service = site.serve("--no-worker")
     job_ids = [site.submit(service.url) for _ in range(4)]
     workers = [site.work(), site.work()]
@@ -183,7 +183,7 @@ def test_two_workers_share_the_jobs_and_neither_does_one_twice(site: Site, undis
     assert logs.count("Job is completed") == len(job_ids)
 
 
-def test_a_paused_worker_that_wakes_up_writes_nothing_any_more(site: Site, undisturbed: bytes) -> None:
+def test_a_paused_worker_that_resumes_writes_nothing(site: Site, undisturbed: bytes) -> None:
     service = site.serve("--no-worker")
     job_id = site.submit(service.url)
     paused = site.work()
@@ -201,7 +201,7 @@ def test_a_paused_worker_that_wakes_up_writes_nothing_any_more(site: Site, undis
     assert other.process.poll() is None
 
 
-def test_a_terminated_server_hands_its_job_back_at_once_and_stops_within_its_grace(
+def test_a_terminated_server_releases_its_job_at_once_and_stops_within_its_grace_time(
     site: Site, undisturbed: bytes
 ) -> None:
     service = site.serve()

@@ -238,7 +238,7 @@ def unforeseen(bench: Bench, name: str, seed: str, count: int) -> list[str]:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_file_that_is_whole_is_scored(bench: Bench, name: str) -> None:
+def test_an_undamaged_file_is_scored(bench: Bench, name: str) -> None:
     format, make = FILES[name]
     if format == "zip":
         with pytest.raises(BatchserveError):  # the models take no images
@@ -249,13 +249,13 @@ def test_a_file_that_is_whole_is_scored(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_ends_by_a_named_error(bench: Bench, name: str) -> None:
+def test_a_damaged_file_raises_a_named_error(bench: Bench, name: str) -> None:
     assert unforeseen(bench, name, "first", 40) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FILES)
-def test_thousands_of_damaged_files_end_by_named_errors(bench: Bench, name: str) -> None:
+def test_thousands_of_damaged_files_raise_named_errors(bench: Bench, name: str) -> None:
     assert unforeseen(bench, name, "second", 400) == []
 
 
@@ -272,7 +272,9 @@ EXTREMES = {
 
 @pytest.mark.parametrize("result", ["csv", "jsonl", "parquet", "arrow"])
 @pytest.mark.parametrize("name", EXTREMES)
-def test_moments_that_no_calendar_has_travel_or_end_the_job_by_name(bench: Bench, name: str, result: str) -> None:
+def test_times_beyond_the_calendar_pass_through_or_fail_the_job_with_a_named_error(
+    bench: Bench, name: str, result: str
+) -> None:
     kind = EXTREMES[name]
     numbers = pl.Series(
         [2**31 - 1] if kind == pl.Date() else [2**62], dtype=pl.Int32 if kind == pl.Date() else pl.Int64
@@ -288,7 +290,7 @@ def test_moments_that_no_calendar_has_travel_or_end_the_job_by_name(bench: Bench
         bench.score(file.getvalue(), "parquet", "table", ChunkLimits(), result)
 
 
-def test_a_key_that_python_has_no_moment_for_is_null_among_the_errors() -> None:
+def test_a_key_with_a_time_that_python_cannot_represent_is_null_in_the_errors_list() -> None:
     moments = pl.Series("key", [2**62, 0], dtype=pl.Int64).cast(pl.Datetime("us"))
     errors = [RowError(record, "wrong-type", "m", "a") for record in (0, 1)]
     lines = error_lines(errors, moments.to_frame(), 0, "key").splitlines()
@@ -326,14 +328,14 @@ def footer_with(field: int, value: tuple[int, Any]) -> bytes:
         pytest.param(footer_with(2, (thrift.I64, 3)), id="a number as the schema"),
     ],
 )
-def test_a_footer_that_is_no_footer_is_refused(bench: Bench, data: bytes) -> None:
+def test_an_invalid_footer_is_refused(bench: Bench, data: bytes) -> None:
     with pytest.raises(InvalidInput):
         bench.score(data, "parquet", "table", ChunkLimits())
 
 
 @pytest.mark.parametrize("code", [0x110000, 0xFFFFFFFF, 0xD800, 0xDFFF])
 @pytest.mark.parametrize("fields", [False, True])
-def test_a_string_of_what_is_no_character_is_refused(code: int, fields: bool) -> None:
+def test_a_string_with_an_invalid_code_point_is_refused(code: int, fields: bool) -> None:
     array = np.array([("ab", 1.0)] * 3, [("text", "U2"), ("a", "f4")]) if fields else np.array(["ab"] * 3)
     data = npy(array).replace("b".encode("utf-32-le"), code.to_bytes(4, "little"), 1)
     with pytest.raises(InvalidInput, match=f"holds {code:#x}, which is no character"):

@@ -50,7 +50,7 @@ def test_sqlite_is_read_without_a_thread_and_a_server_from_one(database: Databas
 
 
 @pytest.mark.postgres
-def test_the_event_loop_goes_on_while_a_server_does_not_answer(postgres: str) -> None:
+def test_the_event_loop_is_not_blocked_by_a_server_that_does_not_respond(postgres: str) -> None:
     async def ticks_meanwhile() -> int:
         hung = asyncio.create_task(database.fetch(lambda connection: connection.execute(text("SELECT pg_sleep(0.5)"))))
         ticks = 0
@@ -78,7 +78,9 @@ def test_a_server_that_takes_long_to_answer_is_unavailable(postgres: str, monkey
 
 
 @pytest.mark.postgres
-def test_who_waits_too_long_for_another_transaction_is_told_so(postgres: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_transaction_that_waits_too_long_for_a_lock_is_unavailable(
+    postgres: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with closing(Database(postgres)) as holder, holder.write(exclusive="models"):
         monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 200)
         with closing(Database(postgres)) as database:
@@ -123,7 +125,7 @@ def test_a_value_that_a_server_cannot_hold_is_refused(postgres: str) -> None:
 
 
 @pytest.mark.postgres
-def test_the_server_tells_the_time(postgres: str) -> None:
+def test_the_time_is_that_of_the_database_server(postgres: str) -> None:
     with closing(Database(postgres)) as database, database.read() as connection:
         first, second = database.moment(connection), database.moment(connection)
     assert first.clock == "database"
@@ -134,7 +136,7 @@ def test_the_server_tells_the_time(postgres: str) -> None:
 # --- what is kept ---
 
 
-def test_what_was_read_is_kept_until_a_commit(sqlite: Database) -> None:
+def test_a_value_that_was_read_is_cached_until_a_commit(sqlite: Database) -> None:
     cache: VersionedCache[str, int] = VersionedCache(2)
     cache.put("a", sqlite.version(), 1)
     assert cache.get("a", sqlite.version()) == 1
@@ -143,7 +145,7 @@ def test_what_was_read_is_kept_until_a_commit(sqlite: Database) -> None:
     assert cache.get("a", sqlite.version()) is None
 
 
-def test_nothing_is_kept_of_a_database_that_cannot_tell_of_commits() -> None:
+def test_nothing_is_cached_without_a_version_of_the_database() -> None:
     cache: VersionedCache[str, int] = VersionedCache(2)
     cache.put("a", None, 1)
     assert cache.get("a", None) is None
@@ -151,14 +153,14 @@ def test_nothing_is_kept_of_a_database_that_cannot_tell_of_commits() -> None:
     assert cache.get("a", None) is None
 
 
-def test_the_oldest_value_gives_way() -> None:
+def test_the_oldest_cached_value_is_evicted() -> None:
     cache: VersionedCache[str, int] = VersionedCache(2)
     for key, value in (("a", 1), ("b", 2), ("a", 3), ("c", 4)):
         cache.put(key, ALWAYS, value)
     assert [cache.get(key, ALWAYS) for key in "abc"] == [3, None, 4]
 
 
-def test_a_value_has_its_age() -> None:
+def test_a_cached_value_expires_after_its_maximum_age() -> None:
     cache: VersionedCache[str, int] = VersionedCache(2, max_age=0.05)
     cache.put("a", ALWAYS, 1)
     assert cache.get("a", ALWAYS) == 1

@@ -63,7 +63,7 @@ def test_a_file_that_is_submitted_directly_has_the_result_that_the_api_gives(
             assert result.read() == api.result(api.run(CSV, "iris", format="jsonl", reuse=False)).content
 
 
-def test_an_equal_job_answers_a_direct_submission_at_once(tmp_path: Path, iris_onnx: Path, table: Path) -> None:
+def test_a_direct_submission_reuses_the_result_of_an_equal_job(tmp_path: Path, iris_onnx: Path, table: Path) -> None:
     with running(tmp_path / "site") as api, Direct.open(api.settings) as direct:
         direct.register("iris", iris_onnx)
         earlier = api.run(CSV, "iris")
@@ -108,15 +108,13 @@ def test_an_input_that_does_not_fit_its_model_leaves_nothing(
     assert stored(settings) == before
 
 
-def test_a_submission_for_a_model_that_is_not_there_leaves_nothing(
-    direct: Direct, settings: Settings, table: Path
-) -> None:
+def test_a_submission_for_a_missing_model_leaves_nothing(direct: Direct, settings: Settings, table: Path) -> None:
     with pytest.raises(ModelNotFound):
         direct.submit(table, "iris")
     assert stored(settings) == []
 
 
-def test_a_job_that_waits_has_no_result_yet(direct: Direct, iris_onnx: Path, table: Path) -> None:
+def test_a_queued_job_has_no_result_yet(direct: Direct, iris_onnx: Path, table: Path) -> None:
     direct.register("iris", iris_onnx)
     job_id = direct.submit(table, "iris@1")
     assert direct.job(job_id).state is JobState.QUEUED

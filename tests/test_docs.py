@@ -103,7 +103,7 @@ def test_every_route_is_documented_and_no_other(operations: dict[str, Any]) -> N
     assert sorted(headings) == sorted(operations)
 
 
-def test_every_parameter_of_a_route_stands_in_its_section(operations: dict[str, Any]) -> None:
+def test_every_parameter_of_a_route_is_in_its_section(operations: dict[str, Any]) -> None:
     options = set(PredictOptions.model_fields)
     for route, operation in operations.items():
         said = section(text_of("docs/api.md"), f"### `{route}`").lower()

@@ -114,7 +114,7 @@ def test_a_sound_installation_has_no_faults_and_stays_as_it_is(site: Site) -> No
     assert {path: path.read_bytes() for path in site.folder.rglob("*") if path.is_file()} == before
 
 
-def test_a_running_server_is_looked_at_without_a_fault(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_running_server_is_checked_without_a_finding(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, chunk_records=10) as api, closing(Database(api.settings.database_url)) as database:
         api.register("iris", iris_onnx)
         store = open_storage(str(tmp_path))
@@ -153,7 +153,7 @@ def test_one_bit_that_has_changed_is_found_by_the_digest(site: Site, kind: str) 
     assert fault.found != fault.expected
 
 
-def test_an_object_that_was_cut_is_found_without_its_digest(site: Site) -> None:
+def test_a_truncated_object_is_found_without_its_digest(site: Site) -> None:
     cut = site.object_of(f"results/{site.jobs.faulty}-*.errors")
     cut.write_bytes(cut.read_bytes()[:-1])
     (fault,) = site.faults(most_bytes=0)
@@ -161,7 +161,7 @@ def test_an_object_that_was_cut_is_found_without_its_digest(site: Site) -> None:
     assert (fault.expected, fault.found) == (f"{cut.stat().st_size + 1} bytes", f"{cut.stat().st_size} bytes")
 
 
-def test_what_the_budget_leaves_out_is_counted_and_deep_looks_at_it(site: Site) -> None:
+def test_objects_beyond_the_budget_are_counted_and_deep_checks_them(site: Site) -> None:
     flip(site.object_of(f"results/{site.jobs.completed}-*"))
     for budget in ({"most_bytes": 0.0}, {"seconds": 0.0}):
         spared = site.inspected(**budget)
@@ -175,13 +175,13 @@ def test_what_the_budget_leaves_out_is_counted_and_deep_looks_at_it(site: Site) 
     assert site.jobs.completed in fault["place"]
 
 
-def test_parts_that_nobody_needs_any_more_are_not_missed(site: Site) -> None:
+def test_parts_that_are_no_longer_needed_are_not_reported_as_missing(site: Site) -> None:
     assert not list(site.folder.glob(f"parts/{site.jobs.completed}/*"))
     assert list(site.folder.glob(f"parts/{site.jobs.faulty}/*"))
     assert site.faults() == []
 
 
-def test_bytes_that_no_row_names_are_counted_with_their_size_and_age(site: Site) -> None:
+def test_bytes_that_no_row_references_are_counted_with_their_size_and_age(site: Site) -> None:
     orphan = site.folder / "results" / f"{NOBODY}-1"
     orphan.write_bytes(b"x" * 5000)
     status, findings = site.doctor()
@@ -207,7 +207,7 @@ def test_a_row_that_refers_to_nothing_is_found(site: Site) -> None:
     assert fault.expected == "a row in jobs"
 
 
-def test_a_damaged_database_is_a_finding_and_no_traceback(site: Site) -> None:
+def test_a_damaged_database_is_a_finding_and_not_a_traceback(site: Site) -> None:
     path = site.folder / "batchserve.db"
     data = bytearray(path.read_bytes())
     for page in range(2, len(data) // 4096):
@@ -231,7 +231,7 @@ def test_another_schema_is_named_with_the_command(tmp_path: Path, version: str |
     assert "not checked" in findings["stored bytes"]["detail"]
 
 
-def test_a_clock_behind_the_database_is_noticed(site: Site) -> None:
+def test_a_clock_behind_the_database_is_detected(site: Site) -> None:
     with closing(Database(f"sqlite:///{site.folder / 'batchserve.db'}")) as database:
         assert inspect_clock(database, time.time()) == []
         (fault,) = inspect_clock(database, time.time() - DAY)
@@ -253,7 +253,7 @@ def leased(site: Site) -> Site:
 
 
 @pytest.mark.parametrize("change", ["lease_until = lease_until - 4000", "lease_clock = 'another boot'"])
-def test_a_lease_that_nobody_takes_over_is_stuck(leased: Site, change: str) -> None:
+def test_a_lapsed_lease_that_is_not_rescued_is_stuck(leased: Site, change: str) -> None:
     leased.sql(f"UPDATE jobs SET {change} WHERE id = ?", leased.jobs.failed)  # noqa: S608
     (fault,) = leased.stuck()
     assert fault.place == f"job {leased.jobs.failed}"
@@ -267,7 +267,7 @@ def test_a_lease_that_has_just_lapsed_is_not_stuck(leased: Site) -> None:
     assert len(leased.stuck(patience=5)) == 1
 
 
-def test_jobs_that_wait_are_stuck_only_while_nobody_runs_any(leased: Site) -> None:
+def test_due_jobs_are_stuck_only_while_no_job_of_the_tenant_runs(leased: Site) -> None:
     leased.sql("UPDATE jobs SET state = 'queued', queued_at = ? WHERE id = ?", time.time() - 300, leased.jobs.uploaded)
     assert leased.stuck() == []
     leased.sql("UPDATE jobs SET state = 'failed' WHERE id = ?", leased.jobs.failed)
@@ -284,7 +284,7 @@ def test_a_cancelled_job_that_runs_on_is_stuck(leased: Site) -> None:
     assert fault.mend == "restart the worker w1"
 
 
-def test_attempts_that_get_lost_again_and_again_are_stuck(leased: Site) -> None:
+def test_attempts_that_are_lost_repeatedly_are_stuck(leased: Site) -> None:
     add = "INSERT INTO attempts (job_id, number, worker, started_at, outcome) VALUES (?, ?, 'w0', 1.0, 'lost')"
     leased.sql(add, leased.jobs.failed, 7)
     assert leased.stuck() == []
@@ -303,7 +303,7 @@ def test_stuck_jobs_are_a_warning_with_the_command(leased: Site) -> None:
 # --- on a terminal ---------------------------------------------------------------------------------------------------
 
 
-def test_people_are_shown_each_fault_with_what_mends_it(site: Site) -> None:
+def test_the_text_output_has_each_fault_with_its_repair(site: Site) -> None:
     site.object_of(f"inputs/{site.jobs.completed}").unlink()
     command = [sys.executable, "-m", "batchserve", "doctor", "--storage", str(site.folder)]
     environment = os.environ | {"BATCHSERVE_URL": "http://127.0.0.1:9", "COLUMNS": "100"}

@@ -77,7 +77,7 @@ def test_a_call_gives_the_value_of_its_function(engine: Engine) -> None:
     assert [call.future.result(TIMEOUT) for call in started] == [2 * number for number in range(20)]
 
 
-def test_an_error_of_ours_comes_back_whole(engine: Engine) -> None:
+def test_a_batchserve_error_comes_back_complete(engine: Engine) -> None:
     call = engine.submit(calls.refuse, "row 3 has no é", timeout=TIMEOUT)
     with pytest.raises(InvalidInput) as raised:
         call.future.result(TIMEOUT)
@@ -91,7 +91,7 @@ def test_any_other_error_comes_back_as_it_was(engine: Engine) -> None:
         engine.submit(calls.fail, "nothing", timeout=TIMEOUT).future.result(TIMEOUT)
 
 
-def test_an_error_that_cannot_travel_harms_no_other_call(engine: Engine) -> None:
+def test_an_error_that_cannot_be_rebuilt_affects_no_other_call(engine: Engine) -> None:
     beside = engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT)
     with pytest.raises(RuntimeError, match="Stubborn: this and that"):
         engine.submit(calls.fail_stubbornly, timeout=TIMEOUT).future.result(TIMEOUT)
@@ -99,7 +99,7 @@ def test_an_error_that_cannot_travel_harms_no_other_call(engine: Engine) -> None
     assert engine.submit(calls.double, 1, timeout=TIMEOUT).future.result(TIMEOUT) == 2
 
 
-def test_calls_run_side_by_side_in_as_many_processes_as_promised(engine: Engine) -> None:
+def test_calls_run_concurrently_in_as_many_processes_as_configured(engine: Engine) -> None:
     assert engine.capacity == 2
     started = [engine.submit(calls.pid_after, 0.3, timeout=TIMEOUT) for _ in range(6)]
     processes = {call.future.result(TIMEOUT) for call in started}
@@ -107,7 +107,7 @@ def test_calls_run_side_by_side_in_as_many_processes_as_promised(engine: Engine)
     assert os.getpid() not in processes
 
 
-def test_the_processes_of_jobs_are_nicer_than_those_of_waiting_clients(
+def test_the_processes_of_jobs_are_nicer_than_those_of_interactive_calls(
     engine: Engine, interactive: Interactive
 ) -> None:
     mine = os.nice(0)
@@ -115,7 +115,7 @@ def test_the_processes_of_jobs_are_nicer_than_those_of_waiting_clients(
     assert interactive.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == mine
 
 
-def test_clients_that_come_one_after_the_other_share_a_process(tmp_path: Path) -> None:
+def test_interactive_calls_one_after_the_other_share_a_process(tmp_path: Path) -> None:
     with closing(open_interactive(Settings(storage=str(tmp_path)))) as interactive:
         calm = [interactive.submit(calls.pid_after, 0.0, timeout=TIMEOUT).future.result(TIMEOUT) for _ in "1234"]
         assert len(set(calm)) == 1
@@ -152,7 +152,7 @@ def test_the_processes_of_jobs_keep_freed_memory_until_it_is_given_back(engine: 
     assert kept > size / 2 > returned
 
 
-def test_an_engine_that_nobody_serves_is_refused(tmp_path: Path) -> None:
+def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidOptions, match="'bogus'"):
         open_engine(Settings(storage=str(tmp_path), engine="bogus"))
 
@@ -168,7 +168,7 @@ def test_an_engine_that_nobody_serves_is_refused(tmp_path: Path) -> None:
         (calls.leave, 3, "exit code 3"),
     ],
 )
-def test_a_process_that_dies_takes_only_its_own_call_along(
+def test_a_process_that_dies_ends_only_its_own_call(
     engine: Engine, function: Callable[[int], None], argument: int, cause: str
 ) -> None:
     beside = engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT)
@@ -180,7 +180,7 @@ def test_a_process_that_dies_takes_only_its_own_call_along(
     assert [call.future.result(TIMEOUT) for call in behind] == [0, 2, 4, 6, 8]
 
 
-def test_a_signal_without_a_name_is_told_by_its_number(engine: Engine) -> None:
+def test_a_signal_without_a_name_is_reported_by_its_number(engine: Engine) -> None:
     with pytest.raises(ScoringCrashed, match="by signal 40"):
         engine.submit(calls.die, 40, timeout=TIMEOUT).future.result(TIMEOUT)
     assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
@@ -202,7 +202,7 @@ def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(op
 
 
 @pytest.mark.slow
-def test_a_late_kill_harms_no_other_call(engine: Engine) -> None:
+def test_a_late_kill_affects_no_other_call(engine: Engine) -> None:
     for _ in range(20):
         killed = engine.submit(calls.pid_after, 0.05, timeout=TIMEOUT)
         beside = [engine.submit(calls.double, number, timeout=TIMEOUT) for number in range(4)]
@@ -211,7 +211,7 @@ def test_a_late_kill_harms_no_other_call(engine: Engine) -> None:
         assert [call.future.result(TIMEOUT) for call in beside] == [0, 2, 4, 6]
 
 
-def test_an_urgent_call_goes_before_those_that_wait(opened: Opened, tmp_path: Path) -> None:
+def test_an_urgent_call_runs_before_those_in_the_queue(opened: Opened, tmp_path: Path) -> None:
     with opened(tmp_path, processes=1) as engine:
         order: list[str] = []
         engine.submit(calls.appear, tmp_path / "running", 0.3, timeout=TIMEOUT)
@@ -298,7 +298,7 @@ def test_a_call_that_is_done_can_be_killed_without_harm(engine: Engine) -> None:
     assert call.future.result(TIMEOUT) == 6
 
 
-def test_a_client_that_waits_is_not_behind_the_chunks_of_jobs(engine: Engine, interactive: Interactive) -> None:
+def test_an_interactive_call_does_not_wait_for_the_chunks_of_jobs(engine: Engine, interactive: Interactive) -> None:
     interactive.submit(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process is there
     busy = [engine.submit(calls.pid_after, 60.0, timeout=TIMEOUT) for _ in range(10)]
     try:

@@ -36,7 +36,7 @@ def printed_words(script: Path) -> Iterator[str]:
                         yield from re.findall(r"[A-Za-z][\w' ]{4,}\w", str(part.value))
 
 
-def test_the_seven_examples_are_there() -> None:
+def test_the_seven_examples_exist() -> None:
     names = [folder.name for folder in FOLDERS]
     assert names == ["animals", "direct", "flights", "imagenet", "iris", "one-row", "sentiment"]
 
@@ -47,7 +47,7 @@ def test_every_example_is_listed_and_no_other() -> None:
     assert sorted(listed) == [(folder.name, folder.name) for folder in FOLDERS]
 
 
-def test_make_knows_which_examples_need_pytorch() -> None:
+def test_the_makefile_lists_the_examples_that_need_pytorch() -> None:
     found = re.search(r"^WITH_TORCH := (.*)$", text_of(ROOT / "Makefile"), re.MULTILINE)
     assert found
     assert set(found[1].split()) == examples.__main__.WITH_TORCH
@@ -59,7 +59,7 @@ def test_the_pages_that_newcomers_read_lead_to_the_examples(page: str) -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.name)
-def test_an_example_says_how_it_is_run_and_what_it_prints(folder: Path) -> None:
+def test_the_readme_of_an_example_has_its_command_and_its_output(folder: Path) -> None:
     readme = text_of(folder / "README.md")
     assert readme.startswith(f"# {folder.name}\n")
     assert f"```bash\nmake examples ONLY={folder.name}\n```" in readme
@@ -69,7 +69,7 @@ def test_an_example_says_how_it_is_run_and_what_it_prints(folder: Path) -> None:
     assert missing == []
 
 
-def test_an_example_that_is_not_there_is_refused_with_those_that_are() -> None:
+def test_an_unknown_example_is_refused_with_the_existing_ones() -> None:
     command = [sys.executable, "-m", "examples", "iris", "tulips"]
     told = subprocess.run(command, check=False, cwd=ROOT, capture_output=True, text=True)
     assert told.returncode == 2

@@ -123,7 +123,7 @@ def test_a_job_on_a_zip_of_images_answers_like_the_network_and_scikit_learn(
     assert max(difference.max_absolute for difference in conversion.report.differences) <= 1e-5
 
 
-def test_a_fused_graph_says_what_it_takes_and_gives(photographs: list[np.ndarray]) -> None:
+def test_a_fused_graph_declares_its_inputs_and_outputs(photographs: list[np.ndarray]) -> None:
     network = networks.alexnet()
     features = features_of(network, prepared(photographs))
     estimator = fitted(features, np.arange(48) % 2)
@@ -176,7 +176,7 @@ def test_a_search_is_fused_as_its_best_estimator(photographs: list[np.ndarray]) 
     assert fuse(network, search, photographs, features, image=STRETCHED, labels=NAMES).report.label_flips == 0
 
 
-def test_features_that_the_network_does_not_give_fail_the_proof(photographs: list[np.ndarray]) -> None:
+def test_features_that_the_network_does_not_give_fail_the_verification(photographs: list[np.ndarray]) -> None:
     network = networks.alexnet()
     features = features_of(network, prepared(photographs))
     estimator = fitted(features, np.arange(48) % 2)
@@ -220,7 +220,7 @@ def network(tmp_path: Path) -> Path:
     return path
 
 
-def test_a_network_is_told_its_images_and_classes_by_the_command_line(
+def test_the_command_line_annotates_a_network_with_its_images_and_classes(
     service: Api, network: Path, photographs: list[np.ndarray], tmp_path: Path
 ) -> None:
     classes = [f"class {number}" for number in range(100)]
@@ -284,7 +284,7 @@ def test_scores_of_classes_without_names_are_not_ranked(
         (["--labels", "NETWORK"], "cannot be read as text"),
     ],
 )
-def test_what_cannot_be_meant_is_refused(network: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
+def test_invalid_arguments_are_refused(network: Path, tmp_path: Path, arguments: list[str], message: str) -> None:
     target = tmp_path / "out.onnx"
     done = run(network, *(str(network) if text == "NETWORK" else text for text in arguments), "-o", target)
     assert done.exit_code != 0
@@ -313,7 +313,7 @@ def test_a_network_in_several_files_becomes_one(network: Path, tmp_path: Path) -
         np.testing.assert_array_equal(features_of(whole, tensor), expected)
 
 
-def test_what_the_graph_says_already_stays(network: Path) -> None:
+def test_existing_metadata_of_a_graph_is_kept(network: Path) -> None:
     graph = with_facts(onnx.load(network), {"targets": ["kind"], "labels": ["old"]})
     onnx.save(graph, network)
     written = facts(annotate(network, labels=range(100)))

@@ -155,7 +155,7 @@ def test_parts_without_records_assemble_to_a_file_without_records(format: Format
 
 
 @any_format
-def test_a_missing_part_is_noticed(format: Format, tmp_path: Path) -> None:
+def test_a_missing_part_is_detected(format: Format, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"expected 21 records.*got 20"):
         assembled(format, [records_of(format, 10)] * 2, tmp_path, 21)
 
@@ -313,7 +313,7 @@ def test_assembled_row_groups_are_those_of_the_parts(tmp_path: Path) -> None:
             assert not chunk.has_column_index
 
 
-def test_statistics_of_assembled_row_groups_answer_predicates(tmp_path: Path) -> None:
+def test_statistics_of_assembled_row_groups_filter_by_predicates(tmp_path: Path) -> None:
     frames = [pl.DataFrame({"x": range(start, start + 100)}) for start in (0, 100, 200)]
     path = assembled(Parquet(), frames, tmp_path, 300)
     metadata = pq.read_metadata(path)

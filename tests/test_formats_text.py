@@ -105,7 +105,7 @@ def test_lines_end_with_lf_or_crlf_and_the_last_one_with_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [1, 7, 1000])
-def test_blank_lines_are_no_records(size: int) -> None:
+def test_blank_lines_are_not_records(size: int) -> None:
     data = b'\xef\xbb\xbf\na,b\n\n\n1,"x\n\ny"\r\n\r\n3,4\n\n'
     assert read("csv", data, limits=ChunkLimits(bytes=size))[0] == [("1", "x\n\ny"), ("3", "4")]
 
@@ -163,7 +163,7 @@ def test_a_record_without_end_is_refused_by_number_and_line() -> None:
 # Faults in CSV
 
 
-def test_a_faulty_record_costs_only_itself() -> None:
+def test_a_faulty_record_fails_alone() -> None:
     data = b'a,b\n1,2\n3\n4,5,6\n"x"y,2\n\xff,3\n7,8\n'
     rows, errors = read("csv", data, {"b": "int64"})
     assert rows == [("1", 2), (None, None), (None, None), (None, None), (None, None), ("7", 8)]
@@ -262,7 +262,7 @@ def test_the_header_names_columns_and_shows_the_first_records() -> None:
 # CSV that we write
 
 
-def test_csv_says_nothing_for_what_is_no_number() -> None:
+def test_nan_and_infinity_are_empty_fields_in_csv() -> None:
     frame = pl.DataFrame({"a": [1.5, float("nan"), float("inf")], "t": ["x,y", "", None], "b": [True, None, False]})
     assert get_format("csv").write(frame) == b'a,t,b\n1.5,"x,y",true\n,"",\n,,false\n'
 
@@ -279,7 +279,7 @@ def test_a_missing_value_in_a_lone_column_stays_a_record() -> None:
     assert read("csv", data, {"p": "float64"}) == ([(None,), (1.5,), (None,)], [])
 
 
-def test_a_header_with_newlines_stands_once_in_an_assembled_csv() -> None:
+def test_a_header_with_newlines_appears_once_in_an_assembled_csv() -> None:
     frames = [
         pl.DataFrame({"a\nb": numbers, "c": "x"}, schema_overrides={"c": pl.String}) for numbers in ([1], [], [2])
     ]
@@ -294,7 +294,7 @@ def test_lines_are_records_and_blank_lines_are_not() -> None:
     assert read("jsonl", data, {"a": "float32"}) == ([(1.0, "x"), (2.0, None), (None, "y")], [])
 
 
-def test_a_faulty_json_record_costs_only_itself() -> None:
+def test_a_faulty_json_record_fails_alone() -> None:
     data = (
         b'{"a":1}\n{"a":2,"a":3}\nxx\n[1]\n{"a":NaN}\n  \n{"a":"\xff"}\n{"a":true}\n{"a":"7"}\n{"a":[1]}\n{"a":1.5}\n'
         b'{"a":300}\n{"a":5.0}\n{"a":6}{"a":7}\n'
@@ -316,7 +316,7 @@ def test_a_faulty_json_record_costs_only_itself() -> None:
     assert errors[3].message.startswith("malformed JSON at character 5 of the record")
 
 
-def test_a_key_that_stands_twice_is_found_in_clean_data() -> None:
+def test_a_duplicate_key_is_found_in_clean_data() -> None:
     lines = [b'{"a":1,"b":2}'] * 5000
     lines[4500] = b'{"a":1,"a":2,"b":2}'
     lines[4600] = b'{"a":1,"a":2}'
@@ -327,7 +327,7 @@ def test_a_key_that_stands_twice_is_found_in_clean_data() -> None:
 
 
 @pytest.mark.parametrize("colon", [":", ": ", " :"])
-def test_nulls_hide_no_key_that_stands_twice(colon: str) -> None:
+def test_nulls_do_not_hide_a_duplicate_key(colon: str) -> None:
     """Enough records, of growing length, that a null or a key lies across every edge of what is looked at together."""
     lines = [f'{{"a"{colon}{record},"b"{colon}{"null" if record % 3 else "7"}}}' for record in range(30_000)]
     types: Types = {"a": "int64", "b": "int64"}
@@ -358,7 +358,7 @@ def test_clean_data_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(parsed) == 100  # those from which the types are inferred
 
 
-def test_half_a_character_is_no_text() -> None:
+def test_a_lone_surrogate_is_not_text() -> None:
     rows, errors = read("jsonl", b'{"a":"\\ud83d\\ude00"}\n{"a":"\\ud83d"}\n{"a":"\\ude00"}\n')
     assert rows == [("😀",), (None,), (None,)]
     assert places(errors) == [(1, "invalid-json", None), (2, "invalid-json", None)]
@@ -397,7 +397,7 @@ def test_every_chunk_has_the_columns_and_types_of_the_first_records() -> None:
     assert both[-1].row(0) == (None, 3.0, None, '{"k":1.5}', "z", None, None)
 
 
-def test_a_late_value_of_another_type_is_a_fault_and_never_lost_in_silence() -> None:
+def test_a_late_value_of_another_type_is_a_fault_and_never_lost_silently() -> None:
     data = b'{"n":1}\n' * 100 + b'{"n":1.5}\n'
     rows, errors = read("jsonl", data)
     assert rows[-1] == (None,)
@@ -499,7 +499,7 @@ def test_many_arrays_are_read_as_objects_are() -> None:
     assert read("json", arrays, types, ChunkLimits(records=3000), NAMED) == read("json", objects, types)
 
 
-def test_arrays_that_nobody_names_are_counted() -> None:
+def test_arrays_without_column_names_get_numbered_ones() -> None:
     header = get_format("json").header(io.BytesIO(b"[[1,2],[3,4]]"))
     assert list(header.columns) == ["column_1", "column_2"]
     assert read("json", b'{"data":[[1,"x"],[2]]}', {}) == (
@@ -550,7 +550,7 @@ def test_a_malformed_document_is_refused_by_byte_and_record(data: bytes, message
     numbers=st.lists(st.floats(width=32) | st.none(), min_size=1, max_size=4),
     wide=st.floats(), whole=st.integers(-(2**63), 2**63 - 1), text=st.text(), name=st.text(),
 )  # fmt: skip
-def test_a_few_records_are_written_as_many_are(
+def test_a_few_records_are_written_in_the_same_way_as_many(
     numbers: list[float | None], wide: float, whole: int, text: str, name: str
 ) -> None:
     """Others write them: orjson a few, polars many."""
@@ -563,7 +563,7 @@ def test_a_few_records_are_written_as_many_are(
 
 
 @pytest.mark.parametrize("name", ["jsonl", "json"])
-def test_json_says_null_for_what_is_no_number(name: str) -> None:
+def test_nan_and_infinity_are_null_in_json(name: str) -> None:
     frame = pl.DataFrame({"a": np.array([0.1, np.nan, np.inf], np.float32), "t": ['"\n', None, "é"]})
     lines = ['{"a":0.1,"t":"\\"\\n"}', '{"a":null,"t":null}', '{"a":null,"t":"é"}']
     expected = "\n".join(lines) + "\n" if name == "jsonl" else "[" + ",\n".join(lines) + "]\n"
@@ -632,7 +632,9 @@ def zip_bytes(member: str) -> bytes:
         (b"[[1,2],", None, None, "json"),
     ],
 )
-def test_the_bytes_tell_the_format(prefix: bytes, content_type: str | None, filename: str | None, name: str) -> None:
+def test_the_bytes_determine_the_format(
+    prefix: bytes, content_type: str | None, filename: str | None, name: str
+) -> None:
     assert sniff(prefix, content_type, filename)[0] is FORMATS[name]
 
 
@@ -663,7 +665,7 @@ def test_the_bytes_tell_the_format(prefix: bytes, content_type: str | None, file
         (b"<x/>", "application/xml", "the media type application/xml is not supported"),
     ],
 )
-def test_bytes_that_are_not_what_was_said_are_refused_by_name(
+def test_bytes_that_contradict_the_declared_type_are_refused_by_name(
     prefix: bytes, content_type: str | None, message: str
 ) -> None:
     with pytest.raises(UnsupportedMedia) as caught:
@@ -672,7 +674,7 @@ def test_bytes_that_are_not_what_was_said_are_refused_by_name(
     assert all(format.media_type in caught.value.detail for format in FORMATS.values())
 
 
-def test_the_delimiter_is_said_by_the_type_the_name_or_the_user() -> None:
+def test_the_delimiter_is_set_by_the_type_the_name_or_the_option() -> None:
     assert sniff(b"a\tb\n", "text/tab-separated-values; charset=utf-8", None)[1] == Dialect("\t")
     assert sniff(b"a\tb\n", None, "a.TSV")[1] == Dialect("\t")
     assert sniff(b"a|b\n", "text/csv", "a.tsv", "|")[1] == Dialect("|")
@@ -707,7 +709,7 @@ def test_formats_that_hold_the_same_values_are_of_one_family() -> None:
     assert [names for names in families.values() if len(names) > 1] == [["jsonl", "json"], ["arrow", "arrows"]]
 
 
-def test_what_a_text_or_an_array_is_the_format_says() -> None:
+def test_each_format_declares_whether_it_holds_text_types_or_arrays() -> None:
     assert [name for name, format in FORMATS.items() if format.is_text] == ["csv", "jsonl", "json"]
     assert [name for name, format in FORMATS.items() if not format.has_types] == ["csv"]
     assert {name: format.holds for name, format in FORMATS.items() if format.holds != "table"} == {
@@ -716,7 +718,7 @@ def test_what_a_text_or_an_array_is_the_format_says() -> None:
     }
 
 
-def test_the_client_takes_a_file_name_for_the_format_that_the_server_gives_it() -> None:
+def test_client_and_server_derive_the_same_format_from_a_file_name() -> None:
     assert {name: format_of(Path(f"result{format.suffix}")) for name, format in RESULT_FORMATS.items()} == {
         name: name for name in RESULT_FORMATS
     }

@@ -132,7 +132,7 @@ def test_a_wrong_account_of_a_job_is_found(
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_server_under_odd_requests_faults_nowhere_and_accounts_for_every_record(tmp_path: Path) -> None:
+def test_a_server_under_odd_requests_has_no_fault_and_accounts_for_every_record(tmp_path: Path) -> None:
     ended = subprocess.run(
         [sys.executable, "-m", "fuzz", "--seconds", "20", "--seed", "9", "--keep", str(tmp_path / "findings")],
         cwd=Path(__file__).parent,

@@ -299,7 +299,7 @@ def test_a_hostile_image_fails_alone(unharmed: Hosts, name: str) -> None:
     assert (json.loads(error)["record"], json.loads(error)["code"]) == (1, code)
 
 
-def test_records_without_an_array_take_no_room_for_one(unharmed: Hosts) -> None:
+def test_records_without_an_array_take_no_memory_for_one(unharmed: Hosts) -> None:
     body = line(x=np.zeros((3, 128, 128), int).tolist()) + b'{"x": "none"}\n' * 9000
     job = unharmed.predict(body, model="arrays").json()
     assert (job["state"], job["rows"]) == ("completed", {"total": 9001, "ok": 1, "failed": 9000}), job["error"]
@@ -321,7 +321,7 @@ def test_nul_far_from_the_beginning_fails_its_record(unharmed: Hosts) -> None:
     assert json.loads(error)["record"] == 100_000
 
 
-def test_a_deep_value_beside_the_records_is_refused(unharmed: Hosts) -> None:
+def test_a_deep_value_next_to_the_records_is_refused(unharmed: Hosts) -> None:
     body = b'{"a":' + b"[" * 100_000 + b"]" * 100_000 + b',"data":[' + line().strip() + b"]}"
     answer = httpx2.post(
         f"{unharmed.url}/v1/predict?model=iris", content=body, headers={"content-type": "application/json"}
@@ -404,7 +404,7 @@ def test_deep_options_are_refused(unharmed: Hosts, depth: int) -> None:
     assert answer.status_code == 422, answer.text[:300]
 
 
-def test_a_range_of_many_pieces_costs_nothing(unharmed: Hosts) -> None:
+def test_a_request_for_many_ranges_is_cheap(unharmed: Hosts) -> None:
     job = unharmed.predict(HEADER + ROW).json()
     ranges = "bytes=" + ",".join(f"{n}-{n}" for n in range(1200))
     began = time.monotonic()

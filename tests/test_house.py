@@ -72,7 +72,7 @@ def test_every_documented_extra_exists() -> None:
     }  # fmt: skip
 
 
-def test_scikit_learn_never_meets_protobuf_7() -> None:
+def test_protobuf_7_is_never_installed_with_scikit_learn() -> None:
     """protobuf 7 breaks the conversion of HistGradientBoosting."""
     protobuf = {str(r.marker): str(r.specifier) for r in declared_dependencies() if r.name == "protobuf"}
     with_scikit_learn = {str(r.marker) for r in declared_dependencies() if r.name == "scikit-learn"}
@@ -90,14 +90,14 @@ def test_scikit_learn_never_meets_protobuf_7() -> None:
         ("pillow", "12.3"),
     ],
 )
-def test_no_release_with_a_known_hole_is_allowed(name: str, floor: str) -> None:
+def test_no_release_with_a_known_vulnerability_is_allowed(name: str, floor: str) -> None:
     assert Version(metadata.version(name)) >= Version(floor)
     declared = next(r for r in declared_dependencies() if r.name == name and r.marker is None)
     lowest = next(s.version for s in declared.specifier if s.operator == ">=")
     assert Version(lowest) >= Version(floor)
 
 
-def test_the_data_directory_is_ignored_but_for_its_readme() -> None:
+def test_the_data_directory_is_ignored_except_for_its_readme() -> None:
     lines = (ROOT / ".gitignore").read_text().splitlines()
     assert lines.index("/storage/*") < lines.index("!/storage/README.md")
     assert (ROOT / "storage" / "README.md").is_file()
@@ -152,7 +152,7 @@ def sizes() -> Iterator[tuple[str, str, int]]:
                 yield kind, f"{place}:{node.name}", (node.end_lineno or 0) - node.lineno + 1
 
 
-def test_modules_classes_and_functions_keep_to_their_size() -> None:
+def test_modules_classes_and_functions_stay_within_their_limits() -> None:
     longer = {place: (kind, lines) for kind, place, lines in sizes() if lines > MOST_LINES[kind]}
     assert {place: size for place, size in longer.items() if place not in LONGER} == {}
     assert set(LONGER) - set(longer) == set(), "these are no exceptions any more"

@@ -159,7 +159,7 @@ def test_a_method_that_a_resource_does_not_have_is_a_405_that_lists_all_that_it_
 
 
 @pytest.mark.parametrize("method", ["PROPFIND", "MKCOL", "PURGE", "BREW"])
-def test_a_method_that_no_resource_knows_is_a_501(api: Api, method: str) -> None:
+def test_a_method_that_no_resource_supports_is_a_501(api: Api, method: str) -> None:
     assert method in problem(api.http.request(method, "/v1/jobs"), 501, "not-implemented")["detail"]
 
 

@@ -276,12 +276,12 @@ def test_each_format_is_decoded_as_pillow_does(kind: str) -> None:
         np.testing.assert_array_equal(channels_last(data), np.asarray(image.convert("RGB")))
 
 
-def test_of_an_animation_the_first_picture_counts() -> None:
+def test_the_first_frame_of_an_animation_is_decoded() -> None:
     data = saved(dots(seed=0), "gif", save_all=True, append_images=[dots(seed=1)])
     np.testing.assert_array_equal(channels_last(data), np.asarray(dots(seed=0).quantize().convert("RGB")))
 
 
-def test_an_image_is_turned_as_its_exif_says_only_where_the_model_wants_it() -> None:
+def test_an_image_is_rotated_by_its_exif_orientation_only_if_the_model_declares_it() -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # it was taken with the camera turned: the top of the scene is on the right
     data = saved(dots(), exif=exif)
@@ -308,7 +308,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
 
 
 @pytest.mark.parametrize("spec", [{"antialias": False}, {"filter": "nearest"}, {"size": (500, 500)}])
-def test_a_jpeg_is_decoded_whole_where_less_would_show(spec: dict[str, Any]) -> None:
+def test_a_jpeg_is_decoded_whole_where_a_difference_would_be_visible(spec: dict[str, Any]) -> None:
     data = saved(smooth(900, 1300), "jpeg")
     chosen = {"resize": "stretch", "size": (100, 100), **spec}
     whole = np.asarray(Image.open(io.BytesIO(data)))[np.newaxis]
@@ -398,7 +398,7 @@ def test_the_limit_of_pixels_is_that_of_the_settings() -> None:
     assert Settings.model_fields["image_pixels"].default == IMAGE_PIXELS
 
 
-def test_a_text_that_is_no_base64_is_an_error() -> None:
+def test_a_text_that_is_not_base64_is_an_error() -> None:
     images, _ = images_of_column(pl.Series(["not base64!", "data:image/png;base64,@@"]), tensor(Preprocessing()))
     images.take(np.arange(1))
     assert [error.code for error in images.check()] == ["invalid-image", "invalid-image"]
@@ -481,7 +481,7 @@ def test_an_array_that_is_prepared_already_is_taken_as_it_is() -> None:
 
 
 @pytest.mark.parametrize("shape", [(5,), (2, 8, 8, 2), (2, 8, 8, 3, 1)])
-def test_bytes_that_are_no_images_are_refused(shape: tuple[int, ...]) -> None:
+def test_bytes_that_are_not_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(SchemaMismatch, match="expected images of uint8"):
         build_inputs(PHOTO, None, {"": np.zeros(shape, np.uint8)})
 
@@ -595,7 +595,7 @@ def test_a_batch_of_large_images_holds_fewer() -> None:
     assert max(held) <= 64 * 2**20
 
 
-def test_a_model_that_must_see_all_images_wants_them_of_one_size() -> None:
+def test_a_model_that_scores_all_images_at_once_needs_them_of_one_size() -> None:
     target = tensor(Preprocessing())
     images, _ = images_of_column(pl.Series([saved(dots(3, 3)), saved(dots(4, 3))]), target)
     with pytest.raises(ScoringFailed, match="differ in size"):
@@ -645,7 +645,7 @@ def test_a_graph_of_images_without_metadata_takes_arrays() -> None:
     assert target.columns is None
 
 
-def test_metadata_that_say_null_say_nothing() -> None:
+def test_null_in_metadata_declares_nothing() -> None:
     (target,) = admit(model("N,3,8,8", image=None)).signature.inputs
     assert target.image is None
 
@@ -656,7 +656,7 @@ def test_the_batch_is_tuned_within_the_memory_of_a_probe() -> None:
     assert signature.records_per_second
 
 
-def test_a_batch_that_needs_too_much_memory_is_not_taken() -> None:
+def test_a_batch_that_needs_too_much_memory_is_not_chosen() -> None:
     """Like a network with large layers: beyond 16 records, this graph takes terabytes."""
     greedy = parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17]> g (float[N,2] x) => (float[N,2] y) {
@@ -698,7 +698,7 @@ def test_a_batch_that_needs_too_much_memory_is_not_taken() -> None:
         ("N,3,8,8", {"input": "y"}, "no input 'y'; it has 'x'"),
     ],
 )
-def test_preprocessing_that_makes_no_sense_is_refused(shape: str, image: dict[str, Any], said: str) -> None:
+def test_invalid_preprocessing_is_refused(shape: str, image: dict[str, Any], said: str) -> None:
     with pytest.raises(ModelRefused, match=f"batchserve.image: .*{said}"):
         admit(model(shape, image=image))
 
@@ -801,7 +801,7 @@ def test_an_archive_a_form_and_single_images_have_equal_answers(service: Api) ->
 
 @pytest.mark.parametrize("name", ["means", "free"])
 @pytest.mark.parametrize("format", ["csv", "jsonl", "parquet", "arrow"])
-def test_what_is_no_picture_is_a_row_error_in_its_place(service: Api, format: str, name: str) -> None:
+def test_a_value_that_is_not_an_image_is_a_row_error_in_its_place(service: Api, format: str, name: str) -> None:
     pictures: list[bytes | None] = list(PICTURES[:12])
     pictures[2:10:2] = [BROKEN["cut"][0], b"hello", bomb(400, 300), None]
     job = service.run(files(pictures)[format], name, key="id")
@@ -836,7 +836,7 @@ def test_a_job_gives_the_same_bytes_again(service: Api) -> None:
     assert first["result"]["sha256"] == second["result"]["sha256"]
 
 
-def test_images_travel_to_the_result_only_when_they_are_named(service: Api) -> None:
+def test_images_are_copied_to_the_result_only_when_they_are_named(service: Api) -> None:
     body = files(list(PICTURES[:3]))["parquet"]
     every = service.run(body, "means", passthrough="all")
     assert decoded(service.result(every).content, "parquet").columns[:2] == ["id", "means_0"]
@@ -867,7 +867,7 @@ def test_what_npy_and_npz_cannot_hold_is_refused_before_it_is_queued(service: Ap
     assert np.load(io.BytesIO(service.result(job).content)).shape == (1, 3)
 
 
-def test_a_picture_that_is_none_changes_no_answer_of_a_model_that_sees_all_at_once(service: Api) -> None:
+def test_an_invalid_image_changes_no_prediction_of_a_model_that_scores_all_at_once(service: Api) -> None:
     body = "means = ReduceMean<axes=[2,3], keepdims=0>(x) all = ReduceMean<axes=[0]>(means) values = Sub(means, all)"
     service.register("centred", model(body=body, gives="float[N,3] values", resize="stretch", size=[4, 4]))
     good: list[bytes | None] = [PICTURES[0], PICTURES[1], PICTURES[2]]
@@ -893,7 +893,7 @@ def test_a_table_without_records_gives_a_result_without_rows(service: Api, model
     assert service.result(job).content.startswith(b"means_0,means_1,means_2\n")
 
 
-def test_a_table_without_images_is_told_what_an_image_is(service: Api) -> None:
+def test_a_table_without_images_is_refused_with_what_an_image_is(service: Api) -> None:
     answer = service.http.post("/v1/predict", content=b"a,b\n1,2\n", params={"model": "means"})
     body = problem(answer, 422, "schema-mismatch")
     assert body["detail"].startswith("the model takes 1 column, of which the input has 0: it lacks 'image'; ")
@@ -902,7 +902,7 @@ def test_a_table_without_images_is_told_what_an_image_is(service: Api) -> None:
     )
 
 
-def test_one_question_gets_the_answer_of_the_job(service: Api) -> None:
+def test_an_online_prediction_equals_that_of_the_job(service: Api) -> None:
     text = base64.b64encode(PICTURES[0]).decode()
     job = service.run(files([PICTURES[0]])["parquet"], "means")
     answer = service.http.post("/v1/models/means/predict", json=[{"image": text}, {"image": "aGVsbG8="}]).json()

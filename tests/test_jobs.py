@@ -405,7 +405,7 @@ def test_events_are_forgotten_by_their_age_the_oldest_first(database: Database) 
     assert [ends(database, str(number)) for number in range(4)] == [[], [], [], []]
 
 
-def test_what_is_known_of_the_chunks_is_merged() -> None:
+def test_facts_about_the_chunks_are_merged() -> None:
     first = {"notes": ["a", "b"], "seconds": {"model": 1.5, "read": 1}, "kind": "x", "whole": False}
     second = {"notes": ["b", "c"], "seconds": {"model": 0.5}, "kind": "y", "whole": True, "more": 1}
     assert merge_facts(first, second) == {
@@ -415,7 +415,7 @@ def test_what_is_known_of_the_chunks_is_merged() -> None:
     assert first["notes"] == ["a", "b"]
 
 
-def test_two_jobs_read_one_input_which_is_named_until_both_have_given_it_up(database: Database) -> None:
+def test_two_jobs_read_one_input_which_is_referenced_until_both_have_released_it(database: Database) -> None:
     upload(database, "1")
     with database.write() as connection:
         requests.create_on_inputs_of(connection, "2", queries.get(connection, "1"), wall(1))
@@ -487,12 +487,12 @@ def test_a_job_is_read_as_it_was_written(database: Database) -> None:
     assert (job.model.reference, job.model.signature) == ("iris@1", SIGNATURE)
 
 
-def test_no_job_has_an_unknown_id(database: Database) -> None:
+def test_an_unknown_id_gives_no_job(database: Database) -> None:
     with pytest.raises(JobNotFound, match="'none'"):
         get(database, "none")
 
 
-def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
+def test_an_equal_job_reuses_the_same_result(database: Database) -> None:
     run(database, "1", FIRST)
     commit(database, FIRST, failed=2)
     complete(database)
@@ -513,7 +513,7 @@ def test_an_equal_job_answers_with_the_same_result(database: Database) -> None:
         assert queries.named_results(connection, [RESULT.key]) == set()
 
 
-def test_only_a_completed_job_answers_for_an_equal_one(database: Database) -> None:
+def test_only_the_result_of_a_completed_job_is_reused(database: Database) -> None:
     run(database, "1", FIRST)
     with database.write() as connection:
         assert queries.find_equal(connection, "r" * 64) is None
@@ -604,7 +604,7 @@ def test_a_lease_of_another_boot_has_lapsed(database: Database) -> None:
     assert rescue(database, -400, clock="boot-2") == (["1"], [])
 
 
-def test_a_wall_clock_that_jumps_moves_no_lease(database: Database) -> None:
+def test_a_wall_clock_that_jumps_changes_no_lease(database: Database) -> None:
     run(database)
     day = 86_400
     for jump in (-day, day):
@@ -627,7 +627,7 @@ def test_a_job_that_kills_its_workers_fails_after_three(database: Database) -> N
         assert [attempt.outcome for attempt in queries.attempts_of(connection, "1")] == ["lost"] * 3
 
 
-def test_a_worker_that_finishes_a_chunk_clears_the_job_of_its_crashes(database: Database) -> None:
+def test_a_worker_that_finishes_a_chunk_resets_the_crashes_of_its_job(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     for number in (1, 2):
         rescue(database, 100 * number)
@@ -654,7 +654,7 @@ def test_a_released_job_is_due_at_once(database: Database) -> None:
 # --- cancelling ------------------------------------------------------------------------------------------------------
 
 
-def test_a_running_job_is_asked_to_stop(database: Database) -> None:
+def test_a_cancel_of_a_running_job_is_recorded_as_a_request(database: Database) -> None:
     run(database)
     run(database, "2")
     with database.write() as connection:
@@ -668,7 +668,7 @@ def test_a_running_job_is_asked_to_stop(database: Database) -> None:
         assert execution.cancel_requests(connection, []) == set()
 
 
-def test_a_cancel_request_outlives_the_worker_that_was_asked(database: Database) -> None:
+def test_a_cancel_request_outlives_the_worker_that_held_the_job(database: Database) -> None:
     """Nobody might claim the job again for hours, and it would seem to queue."""
     for name, leave in [("1", "release"), ("2", "crash")]:
         run(database, name)
@@ -780,7 +780,7 @@ def test_a_job_completes_when_every_record_has_its_row(database: Database) -> No
 
 
 @pytest.mark.parametrize("account", ["rows_ok = rows_ok - 1", "rows_failed = 1", "chunks_total = 2"])
-def test_a_job_whose_account_does_not_add_up_does_not_complete(database: Database, account: str) -> None:
+def test_a_job_whose_counts_do_not_add_up_does_not_complete(database: Database, account: str) -> None:
     run(database, "1", FIRST)
     commit(database, FIRST)
     with database.write() as connection:
@@ -799,7 +799,7 @@ def test_a_job_without_a_complete_plan_does_not_complete(database: Database) -> 
         complete(database)
 
 
-def test_a_failed_job_tells_why(database: Database) -> None:
+def test_a_failed_job_has_its_reason(database: Database) -> None:
     run(database)
     with database.write() as connection:
         execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much", errors=[{"row": 3}], limit=7), wall(8))
@@ -936,7 +936,7 @@ def test_a_search_finds_a_part_of_a_name_or_of_metadata(database: Database, sear
     assert page(database, search=search) == found
 
 
-def test_a_queued_job_knows_how_many_are_ahead(database: Database) -> None:
+def test_the_queue_position_counts_the_jobs_ahead(database: Database) -> None:
     for name, second, priority in [("a", 1, 0), ("b", 1, 0), ("c", 2, 0), ("d", 9, 5), ("e", 0, -1)]:
         queue(database, name, second=second, priority=priority)
     with database.read() as connection:
@@ -951,7 +951,7 @@ def test_a_queued_job_knows_how_many_are_ahead(database: Database) -> None:
         assert queries.queue_position(connection, queries.get(connection, "a"), wall(9)) == 0
 
 
-def test_a_job_that_is_not_due_is_ahead_of_nobody(database: Database) -> None:
+def test_a_job_that_is_not_due_is_ahead_of_no_other(database: Database) -> None:
     queue(database, "1", second=1, run_after=wall(100), priority=9)
     queue(database, "2", second=2)
     with database.read() as connection:
@@ -975,7 +975,7 @@ def test_jobs_and_rows_are_counted(database: Database) -> None:
         assert queries.longest_wait(connection, wall(10)) == 4.0
 
 
-def test_a_job_waits_from_when_it_could_be_started(database: Database) -> None:
+def test_the_wait_of_a_job_begins_when_it_is_due(database: Database) -> None:
     def waited(second: float) -> float:
         with database.read() as connection:
             return queries.longest_wait(connection, wall(second))
@@ -991,7 +991,7 @@ def test_a_job_waits_from_when_it_could_be_started(database: Database) -> None:
     assert waited(112) == 7.0
 
 
-def test_an_attempt_knows_what_was_done_before_it(database: Database) -> None:
+def test_an_attempt_records_the_progress_before_it(database: Database) -> None:
     run(database, "1", FIRST, SECOND)
     commit(database, FIRST, failed=3)
     with database.write() as connection:
@@ -1001,7 +1001,7 @@ def test_an_attempt_knows_what_was_done_before_it(database: Database) -> None:
         assert [attempt.rows_before for attempt in queries.attempts_of(connection, "1")] == [0, 10]
 
 
-def test_the_results_that_jobs_name_are_told_from_others(database: Database) -> None:
+def test_referenced_results_are_distinguished_from_others(database: Database) -> None:
     run(database, "1", FIRST)
     commit(database, FIRST, failed=1)
     with database.write() as connection:

@@ -139,7 +139,7 @@ def test_a_key_has_256_random_bits_a_prefix_and_a_checksum() -> None:
         assert len({value >> bit & 1 for value in values}) == 2, bit
 
 
-def test_a_mistyped_key_is_known_by_its_checksum() -> None:
+def test_a_mistyped_key_is_detected_by_its_checksum() -> None:
     key = keys.generate()
     assert keys.is_well_formed(key)
     other = {place: key[:place] + ("1" if key[place] == "0" else "0") + key[place + 1 :] for place in range(3, 52)}
@@ -160,7 +160,7 @@ def test_only_the_digest_of_a_key_is_stored(database: Database) -> None:
     assert (made.prefix, made.tenant, made.scope) == (text[:9], "red", Scope.USER)
 
 
-def test_a_revoked_key_is_found_no_more_and_its_name_is_free(database: Database) -> None:
+def test_a_revoked_key_is_no_longer_found_and_its_name_is_free(database: Database) -> None:
     with database.write() as connection:
         assert not keys.exist(connection)
         first, text = keys.create(connection, "night", Scope.ADMIN, "default", 5.0)
@@ -203,7 +203,7 @@ def test_names_and_tenants_are_short_words_and_only_administrators_see_all(
 # --- who comes in ----------------------------------------------------------------------------------------------------
 
 
-def test_every_route_but_the_public_ones_asks_for_a_key(guarded: Guarded) -> None:
+def test_every_route_except_the_public_ones_requires_a_key(guarded: Guarded) -> None:
     asked = 0
     for method, path, operation in operations(guarded):
         url = path.format(job_id=guarded.job["id"], name="iris", version="1")
@@ -239,13 +239,13 @@ def test_every_route_but_the_public_ones_asks_for_a_key(guarded: Guarded) -> Non
         "Bearer bs_é",
     ],
 )
-def test_what_is_no_key_of_ours_is_refused(header: str, guarded: Guarded) -> None:
+def test_an_invalid_key_is_refused(header: str, guarded: Guarded) -> None:
     answer = guarded.api.http.get("/v1/jobs", headers=[(b"authorization", header.encode())])
     body = problem(answer, 401, "unauthorized")
     assert not header or len(header) < 8 or header[7:] not in body["detail"]
 
 
-def test_a_key_in_the_address_counts_for_nothing(guarded: Guarded) -> None:
+def test_a_key_in_the_address_is_ignored(guarded: Guarded) -> None:
     for name in ("key", "api_key", "access_token", "token"):
         problem(guarded.api.http.get("/v1/jobs", params={name: guarded.admin}), 401, "unauthorized")
 
@@ -279,7 +279,7 @@ def test_administration_needs_an_admin_key(guarded: Guarded, iris_onnx: Path) ->
         ("POST", "/v1/jobs/{foreign}/retry", "red", 404),
     ],
 )
-def test_who_is_refused_is_refused_before_one_byte_of_the_body_is_read(
+def test_a_request_is_refused_before_any_byte_of_its_body_is_read(
     method: str, path: str, key: str | None, status: int, guarded: Guarded
 ) -> None:
     read = 0
@@ -312,7 +312,7 @@ def test_the_scheme_is_bearer_in_any_case(guarded: Guarded) -> None:
         ok(guarded.api.http.get("/v1/jobs", headers={"authorization": header}))
 
 
-def test_without_any_key_all_is_open_and_the_first_one_closes_it(tmp_path: Path) -> None:
+def test_without_keys_every_route_is_open_and_the_first_key_closes_them(tmp_path: Path) -> None:
     with running(tmp_path, worker=False) as api:
         job = api.upload(CSV)
         assert job["tenant"] == "default"
@@ -322,7 +322,7 @@ def test_without_any_key_all_is_open_and_the_first_one_closes_it(tmp_path: Path)
         assert ok(api.http.get(job["links"]["self"], headers=bearer(key)))["id"] == job["id"]
 
 
-def test_a_revocation_counts_at_once_and_to_revoke_the_last_key_opens_nothing(tmp_path: Path) -> None:
+def test_a_revocation_takes_effect_at_once_and_revoking_the_last_key_opens_nothing(tmp_path: Path) -> None:
     with running(tmp_path, worker=False) as api:
         key = make_key(api, "only")
         with as_(api, key):
@@ -375,7 +375,7 @@ def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) ->
         database.close()
 
 
-def test_a_job_of_another_tenant_is_told_from_none_on_no_route(guarded: Guarded) -> None:
+def test_a_job_of_another_tenant_looks_like_a_missing_one_on_every_route(guarded: Guarded) -> None:
     """Every route with the ID of a job, those of tomorrow included."""
     with as_(guarded.api, guarded.blue):
         before = ok(guarded.api.http.get("/v1/jobs"))
@@ -403,7 +403,7 @@ def test_a_job_of_another_tenant_is_told_from_none_on_no_route(guarded: Guarded)
         assert guarded.api.result(guarded.blues).content
 
 
-def test_its_own_job_answers_a_tenant_on_every_route_that_reads(guarded: Guarded) -> None:
+def test_a_tenant_reads_its_own_job_on_every_route(guarded: Guarded) -> None:
     """The other half of the test above: 404 is not all that these routes can say."""
     for method, path, _ in operations(guarded):
         if "{job_id}" in path and method == "GET":
@@ -411,7 +411,7 @@ def test_its_own_job_answers_a_tenant_on_every_route_that_reads(guarded: Guarded
             assert guarded.api.http.get(url, headers=bearer(guarded.red)).status_code == 200, path
 
 
-def test_a_list_holds_the_jobs_of_the_tenant_alone(guarded: Guarded) -> None:
+def test_a_list_holds_only_the_jobs_of_the_tenant(guarded: Guarded) -> None:
     for key, own, foreign in ((guarded.red, "red", "blue"), (guarded.blue, "blue", "red")):
         found = ok(guarded.get(key, "/v1/jobs"))["jobs"]
         assert found
@@ -430,7 +430,7 @@ def test_an_administrator_of_a_tenant_sees_no_other_and_one_of_all_sees_all(guar
         assert guarded.api.upload(CSV)["tenant"] == "default"
 
 
-def test_kept_answers_to_polls_go_to_their_tenant_alone(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cached_responses_to_polls_go_only_to_their_tenant(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
     given = 0
     get = AnswerCache.get
 
@@ -450,7 +450,7 @@ def test_kept_answers_to_polls_go_to_their_tenant_alone(guarded: Guarded, monkey
     assert given >= 2  # some answers were kept ones
 
 
-def test_an_idempotency_key_is_the_tenants_own(guarded: Guarded) -> None:
+def test_idempotency_keys_are_separate_for_each_tenant(guarded: Guarded) -> None:
     answers = [
         guarded.api.http.post("/v1/upload", content=CSV, headers=bearer(key) | {"idempotency-key": "night"})
         for key in (guarded.red, guarded.blue, guarded.red, guarded.all)
@@ -465,7 +465,7 @@ def test_an_idempotency_key_is_the_tenants_own(guarded: Guarded) -> None:
     assert reds["id"] not in problem(other, 422, "idempotency-mismatch")["detail"]
 
 
-def test_an_idempotency_key_that_another_tenant_is_using_is_no_conflict(database: Database) -> None:
+def test_an_idempotency_key_that_another_tenant_is_using_does_not_conflict(database: Database) -> None:
     with database.write() as connection:
         idempotency.remember(connection, "k", "f", "job", 201, 10.0, "red")
         assert idempotency.recall(connection, "k", "other", "blue") is None
@@ -474,7 +474,7 @@ def test_an_idempotency_key_that_another_tenant_is_using_is_no_conflict(database
         assert idempotency.recall(connection, "k", "other", "blue") == idempotency.Remembered("job-2", 202)
 
 
-def test_an_equal_result_is_reused_within_a_tenant_alone(guarded: Guarded) -> None:
+def test_an_equal_result_is_reused_only_within_a_tenant(guarded: Guarded) -> None:
     ran = {}
     for name, key in (("red", guarded.red), ("blue", guarded.blue), ("all", guarded.all)):
         with as_(guarded.api, key):
@@ -500,7 +500,7 @@ def test_a_retry_belongs_to_the_tenant_of_its_job(guarded: Guarded) -> None:
     problem(guarded.get(guarded.blue, retried["links"]["self"]), 404, "job-not-found")
 
 
-def test_a_job_is_required_to_be_seen(database: Database) -> None:
+def test_a_job_must_be_visible_to_the_tenant(database: Database) -> None:
     with database.write() as connection:
         requests.create(connection, "1", [StoredInput("inputs/1", "csv")], None, 1.0, "red")
         queries.require_seen(connection, "1", "red")
@@ -562,7 +562,7 @@ def test_a_tenant_without_a_running_job_gets_one_beyond_the_limit(database: Data
     assert claimed(database, 0) == []
 
 
-def test_equals_take_turns_by_chance(database: Database) -> None:
+def test_equal_tenants_take_turns_at_random(database: Database) -> None:
     """None is always second when each job has ended before the next claim."""
     fill(database, "a", 100)
     fill(database, "b", 100)
@@ -584,7 +584,7 @@ def test_each_job_is_claimed_once_by_workers_that_claim_together(database: Datab
     assert sorted(found) == sorted(f"{tenant}-{number:05d}" for tenant in "ab" for number in range(40))
 
 
-def test_a_claim_reads_the_front_of_the_queue_alone(database: Database) -> None:
+def test_a_claim_reads_only_the_front_of_the_queue(database: Database) -> None:
     """A claim of a queue of 10,000 takes as little as one of a short queue, up to a factor for noise."""
     fastest = []
     for tenant, count in (("few", 50), ("many", 10_000)):
@@ -598,7 +598,7 @@ def test_a_claim_reads_the_front_of_the_queue_alone(database: Database) -> None:
     assert fastest[1] < 2.5 * fastest[0]
 
 
-def test_the_place_in_the_queue_is_that_among_the_tenants_own(database: Database) -> None:
+def test_the_queue_position_counts_only_jobs_of_the_tenant(database: Database) -> None:
     fill(database, "many", 50)
     fill(database, "few", 3, since=1e6)
     with database.read() as connection:
@@ -692,7 +692,7 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_an_address_that_others_can_reach_is_served_with_an_admin_key_alone(
+def test_an_address_that_others_can_reach_is_served_only_with_an_admin_key(
     tmp_path: Path, start_server: Callable[..., AbstractContextManager[str]]
 ) -> None:
     everywhere = "0.0.0.0"  # noqa: S104 - refused, or with keys

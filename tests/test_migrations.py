@@ -114,7 +114,7 @@ def test_the_migrations_name_constraints_and_defaults_as_the_code_does(sqlite: D
     made.dispose()
 
 
-def test_alembic_goes_back_and_forth_by_its_own_command(tmp_path: Path) -> None:
+def test_alembic_upgrades_and_downgrades_by_its_own_command(tmp_path: Path) -> None:
     """`alembic upgrade head`, as those who write migrations run it."""
     environment = {"BATCHSERVE_STORAGE": str(tmp_path), "PATH": ""}
     seen = []
@@ -145,7 +145,7 @@ def test_a_newer_database_is_refused_with_the_command_to_run(database: Database)
 
 
 @pytest.mark.parametrize("version", ["0001", "0002", "0003", "0004"])
-def test_a_database_of_before_the_first_release_is_refused_with_what_to_do(empty: Database, version: str) -> None:
+def test_a_database_from_before_the_first_release_is_refused_with_what_to_do(empty: Database, version: str) -> None:
     """Those tables are not these, whatever their names: nothing of such a database is read or changed."""
     with empty.write() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
@@ -159,7 +159,7 @@ def test_a_database_of_before_the_first_release_is_refused_with_what_to_do(empty
     assert migrate.current_version(empty) == version
 
 
-def test_later_versions_have_no_name_that_a_refused_one_has_had(empty: Database) -> None:
+def test_later_versions_never_reuse_the_name_of_a_refused_one(empty: Database) -> None:
     migrate.upgrade(empty)
     assert int(migrate.newest_version()) > 4
 
@@ -223,7 +223,7 @@ def test_a_row_that_refers_to_nothing_is_refused(database: Database) -> None:
         connection.execute(text(row))
 
 
-def test_a_write_that_reads_first_is_never_overtaken(sqlite: Database) -> None:
+def test_a_write_that_reads_first_sees_no_concurrent_change(sqlite: Database) -> None:
     """Without BEGIN IMMEDIATE, one of two such transactions fails at once, whatever the busy timeout."""
     with sqlite.write() as connection:
         connection.execute(text("CREATE TABLE counter (value INTEGER)"))
@@ -274,7 +274,7 @@ def test_a_database_that_stays_locked_is_unavailable(tmp_path: Path, monkeypatch
     other.close()
 
 
-def test_a_database_in_a_folder_that_is_not_there_makes_it(tmp_path: Path) -> None:
+def test_the_missing_folder_of_a_database_is_created(tmp_path: Path) -> None:
     database = Database(f"sqlite:///{tmp_path / 'a' / 'b' / 'batchserve.db'}")
     migrate.upgrade(database)
     assert (tmp_path / "a" / "b" / "batchserve.db").exists()

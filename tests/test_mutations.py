@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.mechanism.replace(" ", "-"))
-def test_a_mechanism_stands_where_the_list_says_and_can_be_taken_out(mutant: Mutant) -> None:
+def test_a_mechanism_is_where_the_list_says_and_can_be_removed(mutant: Mutant) -> None:
     whole = (ROOT / mutant.file).read_text()
     assert whole.count(mutant.before) == 1
     compile(whole.replace(mutant.before, mutant.after), mutant.file, "exec")

@@ -158,7 +158,7 @@ def test_a_form_holds_one_file(api: Api) -> None:
     assert "one file" in problem(api.http.post(PREDICT, files=two), 422, "invalid-options")["detail"]
 
 
-def test_an_image_is_sent_as_it_is_or_as_base64_and_does_not_come_back(api: Api) -> None:
+def test_an_image_is_sent_as_it_is_or_as_base64_and_is_not_returned(api: Api) -> None:
     api.register(
         "hues",
         model(
@@ -261,7 +261,7 @@ def test_an_online_body_that_cannot_be_read_is_a_problem(
 
 
 @pytest.mark.parametrize("verb", ["predict", "validate"])
-def test_a_record_that_does_not_fit_is_told_with_fields_and_counts(api: Api, verb: str) -> None:
+def test_a_record_that_does_not_fit_is_refused_with_fields_and_counts(api: Api, verb: str) -> None:
     url = f"/v1/models/iris/{verb}"
     short = {name: value for name, value in ROW.items() if name != "petal width (cm)"}
     lacking = problem(api.http.post(url, json=[{**short, "petal widht (cm)": 0.2}]), 422, "schema-mismatch")
@@ -283,7 +283,7 @@ def test_a_record_that_does_not_fit_is_told_with_fields_and_counts(api: Api, ver
 
 
 @pytest.mark.parametrize("verb", ["predict", "validate"])
-def test_an_unknown_model_is_not_asked(api: Api, verb: str) -> None:
+def test_a_model_that_is_unknown_is_not_found(api: Api, verb: str) -> None:
     problem(api.http.post(f"/v1/models/rose/{verb}", json=[ROW]), 404, "model-not-found")
 
 

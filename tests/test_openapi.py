@@ -170,7 +170,7 @@ def test_the_swagger_page_needs_no_other_host(api: Api) -> None:
     assert "//" not in page.replace("<!DOCTYPE", "")
 
 
-def test_an_answer_with_a_job_or_a_model_links_to_all_that_goes_on_with_it(api: Api, document: dict[str, Any]) -> None:
+def test_a_response_with_a_job_or_a_model_links_to_its_operations(api: Api, document: dict[str, Any]) -> None:
     found = {operation["operationId"]: (method, path) for method, path, operation in operations(document)}
     linked = {
         operation["operationId"]: {

@@ -224,12 +224,12 @@ def test_a_value_beyond_its_bounds_is_named_and_leaves_nothing(served: Api, opti
 
 @pytest.mark.parametrize("name", ["q", "after", "model"])
 @pytest.mark.parametrize("value", ["a\0", "a" * 2000])
-def test_a_list_says_what_it_cannot_be_asked_for(served: Api, name: str, value: str) -> None:
+def test_an_invalid_parameter_of_a_list_is_refused(served: Api, name: str, value: str) -> None:
     problem(served.http.get(f"/v1/jobs?{query_of({name: value})}"), 422, "invalid-options")
 
 
 @pytest.mark.parametrize("moment", [datetime(1970, 1, 1, tzinfo=UTC), datetime(2999, 12, 31, 23, 59, 59, tzinfo=UTC)])
-def test_a_job_may_be_put_off_to_the_ends_of_the_range(served: Api, moment: datetime) -> None:
+def test_run_after_may_be_at_either_end_of_its_range(served: Api, moment: datetime) -> None:
     answer = served.http.post("/v1/predict", params={"model": "iris", "run_after": moment.isoformat()}, content=CSV)
     job_id = answer.json()["id"]
     assert answer.json()["options"]["run_after"].startswith(str(moment.year))
@@ -246,7 +246,7 @@ def test_metadata_up_to_its_bound_is_kept(served: Api) -> None:
 
 
 @pytest.mark.parametrize("charset", ["undefined", "idna", "punycode", "hex", "a\0b", "utf-16", "no-such"])
-def test_a_file_name_in_an_odd_encoding_is_no_error_of_ours(served: Api, charset: str) -> None:
+def test_a_file_name_in_an_odd_encoding_is_not_a_server_error(served: Api, charset: str) -> None:
     header = f"attachment; filename*={charset}''a%ffb%00".encode("latin-1")
     answer = served.http.post("/v1/upload", content=CSV, headers=[(b"content-disposition", header)])
     assert checked(answer).status_code in (201, 400, 422)

@@ -83,7 +83,7 @@ def refused(api: Api, headers: Mapping[str, str], expected: int, code: str) -> N
 @pytest.mark.parametrize(
     "host", ["evil.example", "evil.example:8000", "localhost.evil.example", "127.0.0.1.evil.example"]
 )
-def test_a_name_that_leads_here_by_dns_reaches_nothing(site: Api, host: str) -> None:
+def test_a_foreign_name_that_resolves_to_this_server_reaches_nothing(site: Api, host: str) -> None:
     refused(
         site, {"host": host, "sec-fetch-site": "same-origin", "origin": f"http://{host}"}, 421, "misdirected-request"
     )
@@ -112,13 +112,13 @@ def test_loopback_is_reached_by_all_its_names(site: Api, host: str) -> None:
      "http://localhost", "local%68ost", "localhost\\", "localhost\t", "lo calhost", "\xe9", "a" * 300,
      "\u217cocalhost"],
 )  # fmt: skip
-def test_what_only_looks_like_a_host_of_ours_is_none(site: Api, host: str) -> None:
+def test_a_host_that_only_resembles_an_allowed_one_is_refused(site: Api, host: str) -> None:
     answer = site.http.get("/v1/jobs", headers={b"host": host.encode("utf-8")})
     assert (answer.status_code, answer.json()["code"]) in ((400, "bad-request"), (421, "misdirected-request"))
 
 
 @pytest.mark.parametrize("name", ["x-forwarded-host", "forwarded", "x-host", "x-original-host", "x-forwarded-server"])
-def test_no_other_header_speaks_for_the_host(site: Api, name: str) -> None:
+def test_no_other_header_replaces_the_host(site: Api, name: str) -> None:
     assert status(site.http, "evil.example", **{name: "host=localhost" if name == "forwarded" else "localhost"}) == 421
     assert status(site.http, OWN, **{name: "evil.example"}) == 200
 
@@ -148,7 +148,7 @@ def test_a_setting_that_names_no_host_is_refused(entry: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3"])  # noqa: S104 - nothing listens there
-def test_a_server_that_others_reach_is_reached_by_addresses_but_by_no_name(tmp_path: Path, host: str) -> None:
+def test_a_server_on_a_public_address_accepts_addresses_but_no_names(tmp_path: Path, host: str) -> None:
     """A container, a port that is forwarded, the probe of a cluster: there is no DNS between."""
     with listening(tmp_path, host) as http:
         for address in ("10.1.2.3:8000", "192.168.1.7", "[fd00::7]:8000", "127.0.0.1", "localhost"):
@@ -162,7 +162,7 @@ def test_a_server_that_listens_on_a_name_is_reached_by_it(tmp_path: Path) -> Non
         assert (status(http, "gpu-7.lan:8000"), status(http, "gpu-8.lan")) == (200, 421)
 
 
-def test_any_number_of_hosts_is_told_apart(tmp_path: Path) -> None:
+def test_any_number_of_hosts_is_checked_correctly(tmp_path: Path) -> None:
     with listening(tmp_path, "127.0.0.1", "*.lab.example") as http:
         for number in range(600):
             assert status(http, f"h{number}.lab.example") == 200
@@ -244,7 +244,7 @@ def test_a_link_of_another_site_may_be_followed_to_what_is_only_read(site: Api) 
     ],
     ids=str,
 )
-def test_programs_and_pages_of_this_server_go_on_working(site: Api, headers: dict[str, str]) -> None:
+def test_programs_and_pages_of_this_server_keep_working(site: Api, headers: dict[str, str]) -> None:
     job = ok(site.http.post("/v1/upload", content=CSV, headers=headers), 201)
     assert site.http.delete(job["links"]["self"], headers=headers).status_code == 204
 
@@ -255,7 +255,7 @@ def test_plain_http_is_another_origin_than_https(site: Api) -> None:
     problem(https.post("/v1/upload", content=CSV, headers={"origin": "http://localhost"}), 403, "cross-origin")
 
 
-def test_a_key_changes_nothing_about_that(tmp_path: Path) -> None:
+def test_a_key_does_not_exempt_from_the_rule(tmp_path: Path) -> None:
     """The rule needs no look at the database, and no exception."""
     with running(tmp_path, worker=False) as api:
         database = Database(api.settings.database_url)
@@ -271,7 +271,7 @@ def test_a_key_changes_nothing_about_that(tmp_path: Path) -> None:
 # --- answers ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_answer_is_for_this_origin_alone_and_is_what_it_says(site: Api) -> None:
+def test_every_response_is_restricted_to_this_origin_and_not_sniffed(site: Api) -> None:
     job = site.upload('<script>alert(1)</script>\n"<svg onload=alert(1)>"\n', filename="page.html")
     answers = [
         site.http.get("/docs"),
@@ -295,7 +295,7 @@ def test_every_answer_is_for_this_origin_alone_and_is_what_it_says(site: Api) ->
         assert not any(name.startswith("access-control-") for name in answer.headers)
 
 
-def test_what_users_sent_is_saved_and_never_shown(tmp_path: Path, iris_onnx: Path) -> None:
+def test_user_data_is_sent_as_an_attachment_and_never_shown(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, chunk_records=100) as api:
         api.register("iris", iris_onnx)
         job = api.run(CSV + "<script>,,,\n", "iris")
@@ -306,7 +306,7 @@ def test_what_users_sent_is_saved_and_never_shown(tmp_path: Path, iris_onnx: Pat
         assert listed.headers["content-disposition"].endswith('-errors.csv"')
 
 
-def test_the_page_of_the_documentation_runs_its_own_scripts_alone(site: Api) -> None:
+def test_the_page_of_the_documentation_runs_only_its_own_scripts(site: Api) -> None:
     page = site.http.get("/docs")
     policy = page.headers["content-security-policy"]
     (script,) = re.findall(r"<script>(.*?)</script>", page.text, re.DOTALL)
@@ -318,7 +318,7 @@ def test_the_page_of_the_documentation_runs_its_own_scripts_alone(site: Api) -> 
         assert source.startswith("/docs/static/")
 
 
-def test_no_answer_repeats_a_host(tmp_path: Path) -> None:
+def test_no_response_repeats_a_host(tmp_path: Path) -> None:
     """Even one that is allowed: a redirect is followed with everything that was sent."""
     with listening(tmp_path, "127.0.0.1", "*") as http:
         job = ok(http.post("/v1/upload", content=CSV), 201)["id"]

@@ -79,7 +79,7 @@ def steps(connection: Connection, work: Callable[[], object]) -> int:
     return len(taken)
 
 
-def test_places_that_are_counted_together_are_those_that_are_counted_alone(database: Database) -> None:
+def test_positions_that_are_counted_together_equal_those_counted_alone(database: Database) -> None:
     """Priorities, jobs of one moment, jobs that are not due, and jobs that came after the count."""
     chance = random.Random(3)
     queued = {
@@ -107,7 +107,7 @@ def test_places_that_are_counted_together_are_those_that_are_counted_alone(datab
         assert place == queries.queue_position(connection, late[0], 200.0)
 
 
-def test_a_queue_is_counted_once_for_all_who_ask(sqlite: Database) -> None:
+def test_a_queue_is_counted_once_for_all_requests(sqlite: Database) -> None:
     fill(sqlite, 3000)
     places, found = Places(sqlite), all_jobs(sqlite)
     with statements(sqlite) as asked:
@@ -118,7 +118,7 @@ def test_a_queue_is_counted_once_for_all_who_ask(sqlite: Database) -> None:
     assert len(asked) == 1
 
 
-def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at_most(sqlite: Database) -> None:
+def test_the_position_of_a_job_reads_those_before_it_and_at_most_a_thousand(sqlite: Database) -> None:
     fill(sqlite, 30_000)
     with sqlite.read() as connection:
         front, middle, back = (queries.get(connection, f"job-{number:06d}") for number in (10, NEAR, 29_999))
@@ -135,7 +135,7 @@ def test_the_place_of_a_job_takes_a_look_at_those_before_it_and_at_a_thousand_at
     assert near[0] * 20 < whole
 
 
-def test_jobs_that_are_not_due_make_no_poll_read_the_whole_queue(sqlite: Database) -> None:
+def test_no_poll_reads_the_whole_queue_because_of_jobs_that_are_not_due(sqlite: Database) -> None:
     fill(sqlite, 30_000, run_after=2e11)
     with sqlite.read() as connection:
         back = queries.get(connection, "job-029999")
@@ -144,7 +144,7 @@ def test_jobs_that_are_not_due_make_no_poll_read_the_whole_queue(sqlite: Databas
         assert steps(connection, lambda: queries.queue_position(connection, back, 1e9, NEAR)) * 8 < whole
 
 
-def test_equal_jobs_that_queue_make_no_predict_read_them_all(sqlite: Database) -> None:
+def test_no_predict_reads_all_queued_jobs_that_are_equal(sqlite: Database) -> None:
     fill(sqlite, 30_000, request_digest="d")
     fill(sqlite, 1, id="aaa", state="completed", request_digest="e")
     with sqlite.read() as connection:
@@ -220,7 +220,7 @@ async def always() -> bool:
     return True
 
 
-def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(sqlite: Database) -> None:
+def test_event_streams_share_one_poll_and_read_nothing_while_nothing_is_committed(sqlite: Database) -> None:
     ids = fill(sqlite, 1000)
     followed = [ids[-1 - number % 50] for number in range(150)]
 
@@ -253,7 +253,7 @@ def test_followers_share_one_look_and_none_looks_while_nothing_is_committed(sqli
     asyncio.run(follow_all())
 
 
-def test_a_follower_that_comes_later_is_told_at_once_and_a_deleted_job_ends_its_followers(database: Database) -> None:
+def test_a_later_event_stream_gets_the_state_at_once_and_a_deleted_job_ends_its_streams(database: Database) -> None:
     ids = fill(database, 3)
 
     async def follow_two() -> tuple[list[str], list[str]]:

@@ -108,7 +108,7 @@ def spoiled(places: Mapping[int, str]) -> bytes:
         ({7: '7,5" pipe,t', 500: '500,"\r",t\r501,3,t'}, "record 500, .* has a carriage return at byte"),
     ],
 )
-def test_what_swallows_records_is_refused_by_record_and_byte(places: dict[int, str], said: str) -> None:
+def test_a_value_that_swallows_records_is_refused_by_record_and_byte(places: dict[int, str], said: str) -> None:
     data = spoiled(places)
     for limits in (ChunkLimits(), ChunkLimits(records=100)):
         with pytest.raises(InvalidInput, match=said) as caught:
@@ -170,7 +170,7 @@ def test_a_job_whose_quotation_mark_never_closes_fails_with_record_and_byte(api:
         (HEADER + (ROW * 3).replace("\n", "\r"), "record 0, .* has a carriage return at byte"),
     ],
 )
-def test_where_the_beginning_shows_it_predict_refuses(api: Api, body: str, said: str) -> None:
+def test_predict_refuses_an_input_whose_beginning_shows_the_fault(api: Api, body: str, said: str) -> None:
     with api.unchanged():
         answer = api.http.post("/v1/predict?model=iris", content=body)
         detail = problem(answer, 422, "invalid-input")["detail"]
@@ -215,7 +215,7 @@ def is_json(line: bytes) -> bool:
         return False
 
 
-def test_a_line_of_blanks_is_no_record_in_many_either() -> None:
+def test_a_line_of_blanks_is_not_a_record_among_many_either() -> None:
     lines = [f'{{"a":{number}}}' for number in range(10_000)]
     lines[5000:5000] = ["   ", "\t", " \r"]
     records, errors = counted("jsonl", "\n".join(lines).encode(), ChunkLimits(records=6000), {"a": "float32"})
@@ -296,7 +296,7 @@ def test_a_column_without_a_name_is_refused_in_every_format(api: Api, name: str)
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow", "arrows"])
-def test_a_column_that_is_there_twice_is_refused_in_typed_files(api: Api, format: str) -> None:
+def test_a_duplicate_column_is_refused_in_typed_files(api: Api, format: str) -> None:
     for path in ("/v1/predict?model=iris", "/v1/models/iris/predict"):
         answer = api.http.post(path, content=typed(format, "sepal length (cm)"))
         assert answer.status_code == 422, answer.text

@@ -70,7 +70,7 @@ def test_an_unknown_model_is_named(database: Database, reference: str) -> None:
         resolve(database, reference)
 
 
-def test_an_unknown_model_is_answered_with_those_there_are(database: Database) -> None:
+def test_an_unknown_model_is_refused_with_the_existing_ones(database: Database) -> None:
     with pytest.raises(ModelNotFound, match="none is registered yet"):
         resolve(database, "rose")
     delete(database, add(database, "gone", "d0"))
@@ -82,7 +82,7 @@ def test_an_unknown_model_is_answered_with_those_there_are(database: Database) -
         registry.versions(connection, "gone")
 
 
-def test_an_unknown_version_is_answered_with_those_there_are(database: Database) -> None:
+def test_an_unknown_version_is_refused_with_the_existing_ones(database: Database) -> None:
     add(database, "wine", "d0")
     delete(database, add(database, "iris", "d1"))
     add(database, "iris", "d2")
@@ -104,7 +104,7 @@ def test_a_deleted_version_is_gone_and_its_number_is_never_used_again(database: 
     assert add(database, "iris", "d2").version == 3
 
 
-def test_an_artifact_goes_with_the_last_version_that_has_it(database: Database) -> None:
+def test_an_artifact_is_removed_with_the_last_version_that_has_it(database: Database) -> None:
     iris, wine = add(database, "iris", "d1"), add(database, "wine", "d1")
     assert delete(database, iris) is True
     assert delete(database, wine) is False
@@ -145,7 +145,7 @@ def test_signatures_are_read_by_many_threads_while_others_are_forgotten(database
 # --- idempotency keys ---
 
 
-def test_a_key_is_answered_as_the_first_time(database: Database) -> None:
+def test_a_repeated_key_gets_the_first_response(database: Database) -> None:
     content = idempotency.fingerprint("POST", "/v1/upload", "a" * 64)
     with database.write() as connection:
         assert idempotency.recall(connection, "k", content) is None
@@ -162,7 +162,7 @@ def test_a_key_that_comes_with_other_content_is_refused(database: Database) -> N
         idempotency.recall(connection, "k", idempotency.fingerprint("b"))
 
 
-def test_a_fingerprint_tells_where_one_part_ends() -> None:
+def test_a_fingerprint_separates_its_parts() -> None:
     assert idempotency.fingerprint("ab", "c") != idempotency.fingerprint("a", "bc")
     assert idempotency.fingerprint("a", "b") == idempotency.fingerprint("a", "b")
 

@@ -38,7 +38,7 @@ def test_a_commit_has_a_short_subject_and_a_body(message: str, fault: str | None
     assert found is None if fault is None else fault in found
 
 
-def test_the_hooks_run_what_is_there() -> None:
+def test_the_hooks_run_programs_that_exist() -> None:
     entries = re.findall(r"entry: (\S+)", (ROOT / ".pre-commit-config.yaml").read_text())
     assert set(entries) == {".venv/bin/ruff", ".ci/commit_subject.py", "make"}
     assert (ROOT / ".ci" / "commit_subject.py").stat().st_mode & 0o100
@@ -85,7 +85,7 @@ def test_a_release_names_what_is_missing(
     assert fault in found[0]
 
 
-def test_a_release_wants_its_changes_committed_and_its_tag_free(repository: Path) -> None:
+def test_a_release_needs_its_changes_committed_and_its_tag_free(repository: Path) -> None:
     (repository / "left").write_text("behind")
     git(repository, "tag", "v0.2.0")
     committed, free = script("release").faults("0.2.0", repository)

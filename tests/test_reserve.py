@@ -28,7 +28,7 @@ def test_a_reserve_is_made_at_the_start_and_takes_its_space(tmp_path: Path) -> N
     assert status.st_blocks * 512 >= status.st_size
 
 
-def test_what_frees_space_gets_more_and_more_of_the_reserve_which_is_made_whole_again(sqlite: Database) -> None:
+def test_writes_that_free_space_get_more_and_more_of_the_reserve_which_is_refilled(sqlite: Database) -> None:
     assert sqlite.refill_reserve()
     whole, seen = size(sqlite), []
 
@@ -44,7 +44,7 @@ def test_what_frees_space_gets_more_and_more_of_the_reserve_which_is_made_whole_
     assert size(sqlite) == whole
 
 
-def test_a_disk_that_stays_full_is_told_and_the_reserve_taken_back(sqlite: Database) -> None:
+def test_a_disk_that_stays_full_raises_and_the_reserve_is_taken_back(sqlite: Database) -> None:
     assert sqlite.refill_reserve()
     whole, seen = size(sqlite), []
 
@@ -66,7 +66,7 @@ def test_other_writers_never_touch_the_reserve(sqlite: Database) -> None:
     assert size(sqlite) == whole
 
 
-def test_what_takes_space_is_refused_while_the_reserve_is_not_whole(
+def test_requests_that_need_space_are_refused_while_the_reserve_is_not_refilled(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with running(tmp_path, worker=False) as api:

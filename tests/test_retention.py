@@ -94,7 +94,7 @@ def get(site: Site, path: str, status: int = 200) -> Any:
 # --- deletion ---------------------------------------------------------------------------------------------------------
 
 
-def test_deleting_a_job_takes_no_look_at_the_results_of_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_deleting_a_job_does_not_list_the_results_of_others(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job = site.api.run(CSV, "iris")
     listed: list[str] = []
     whole_list = LocalStorage.list
@@ -113,7 +113,7 @@ def test_deleting_a_job_takes_no_look_at_the_results_of_others(site: Site, monke
 # --- expiry ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_finished_job_loses_its_bytes_when_its_time_is_over_and_is_still_known(site: Site) -> None:
+def test_a_finished_job_loses_its_bytes_after_its_retention_time_and_is_still_listed(site: Site) -> None:
     job = site.api.run(SOME_FAIL, "iris")
     assert (job["state"], job["rows"]["failed"], job["expires_at"]) == ("completed", 1, None)
     assert site.expire(29, keep_results="30d") == Expired()
@@ -157,7 +157,7 @@ def test_without_settings_of_its_own_an_unused_input_is_kept_as_long_as_a_result
     assert site.expire(2, keep_results="1d") == Expired(jobs=1)
 
 
-def test_nothing_expires_unless_it_is_asked_for(site: Site) -> None:
+def test_nothing_expires_without_a_setting(site: Site) -> None:
     site.api.upload(CSV)
     site.api.run(CSV, "iris")
     before = site.objects()
@@ -183,7 +183,7 @@ def test_unfinished_jobs_never_expire(tmp_path: Path, iris_onnx: Path) -> None:
         site.database.close()
 
 
-def test_a_job_tells_when_it_will_expire(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_job_shows_when_it_will_expire(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, keep_inputs=3600.0, keep_results=2 * DAY) as api:
         api.register("iris", iris_onnx)
         uploaded, done = api.upload(CSV), api.run(CSV, "iris")
@@ -198,7 +198,7 @@ def test_a_job_tells_when_it_will_expire(tmp_path: Path, iris_onnx: Path) -> Non
     assert dated(replace(kept[done["id"]], state=JobState.RUNNING, finished_at=None), api.settings).expires_at is None
 
 
-def test_a_worker_expires_what_is_over_by_itself(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_worker_expires_jobs_past_their_retention_time(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, keep_results=0.2, keep_rows=0.2, sweep_age=0.2) as api:
         api.register("iris", iris_onnx)
         job = ok(api.http.post("/v1/predict", content=CSV, params={"model": "iris"}, headers={"prefer": "wait=30"}))
@@ -211,7 +211,7 @@ def test_a_worker_expires_what_is_over_by_itself(tmp_path: Path, iris_onnx: Path
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
-def test_an_input_may_go_before_the_result(site: Site) -> None:
+def test_an_input_may_be_removed_before_the_result(site: Site) -> None:
     job = site.api.run(SOME_FAIL, "iris")
     assert site.expire(8, keep_inputs="7d", keep_results="30d") == Expired(inputs=1)
     assert site.expire(8, keep_inputs="7d", keep_results="30d") == Expired()
@@ -299,7 +299,7 @@ def test_several_workers_expire_each_job_once(site: Site) -> None:
     assert site.objects() == set()
 
 
-def test_a_job_of_any_number_of_parts_can_go(site: Site) -> None:
+def test_a_job_of_any_number_of_parts_can_be_deleted(site: Site) -> None:
     """More than SQLite takes in one statement."""
     job = site.api.run(CSV, "iris")
     (kept,) = (key for key in site.objects() if key.startswith("results/"))
@@ -307,9 +307,7 @@ def test_a_job_of_any_number_of_parts_can_go(site: Site) -> None:
     assert get(site, job["links"]["result"]).content
 
 
-def test_a_download_that_is_overtaken_is_told_that_the_bytes_are_gone(
-    site: Site, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_download_that_is_overtaken_by_the_expiry_gets_410(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     job = site.api.run(CSV, "iris")
     storage = site.api.http.app.state.service.runtime.storage  # type: ignore[attr-defined]
     path = storage.path
@@ -326,7 +324,7 @@ def test_a_download_that_is_overtaken_is_told_that_the_bytes_are_gone(
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 
-def test_the_row_of_an_expired_job_goes_when_its_own_time_is_over(site: Site) -> None:
+def test_the_row_of_an_expired_job_is_deleted_after_its_own_retention_time(site: Site) -> None:
     old, young = site.api.run(CSV, "iris"), site.api.upload(CSV)
     site.expire(31, keep_results="30d", keep_inputs="90d")
     assert site.forget(31 + 364, keep_rows="365d") == 0
@@ -335,7 +333,7 @@ def test_the_row_of_an_expired_job_goes_when_its_own_time_is_over(site: Site) ->
     assert site.api.job(young["id"])["state"] == "uploaded"
 
 
-def test_no_row_goes_before_a_sweep_could_find_its_bytes(site: Site) -> None:
+def test_no_row_is_deleted_before_a_sweep_could_find_its_bytes(site: Site) -> None:
     site.api.run(CSV, "iris")
     site.expire_rows_alone(1)
     assert site.forget(1, keep_rows="1s") == 0
@@ -379,7 +377,7 @@ def test_a_borrowed_input_is_read_and_never_removed(site: Site) -> None:
     site.storage.delete("lake/table.csv")
 
 
-def test_an_input_of_two_jobs_goes_with_the_later_of_them(site: Site) -> None:
+def test_an_input_of_two_jobs_is_removed_with_the_later_of_them(site: Site) -> None:
     first = site.api.run(SOME_FAIL, "iris")
     second = ok(site.api.http.post(f"/v1/predict/{first['id']}?model=iris&passthrough=none&reuse=false"), 202)
     done = site.api.finished(second["id"])
@@ -396,7 +394,7 @@ def test_an_input_of_two_jobs_goes_with_the_later_of_them(site: Site) -> None:
 # --- holds -----------------------------------------------------------------------------------------------------------
 
 
-def test_nothing_that_a_row_named_is_removed_while_a_hold_is_in_force(site: Site, iris_onnx: Path) -> None:
+def test_no_object_that_a_row_referenced_is_removed_while_a_hold_is_active(site: Site, iris_onnx: Path) -> None:
     deleted, over, orphan = (site.api.run(SOME_FAIL, "iris") for _ in range(3))
     registered = ok(site.api.http.put("/v1/models/other", content=iris_onnx.read_bytes() + b"\x72\x00"), 201)
     with site.database.write() as connection:
@@ -429,7 +427,7 @@ def test_a_hold_whose_holder_died_lapses(site: Site) -> None:
         assert not holds.renew_if_in_force(connection, "killed", 60.0, now)
 
 
-def test_a_hold_that_lapsed_is_not_passed_off_as_kept(site: Site) -> None:
+def test_a_lapsed_hold_is_not_reported_as_active(site: Site) -> None:
     def hold() -> None:
         with holds.held(site.database, 5.0), site.database.write() as connection:
             now = site.database.moment(connection)
@@ -442,7 +440,9 @@ def test_a_hold_that_lapsed_is_not_passed_off_as_kept(site: Site) -> None:
 # --- space -----------------------------------------------------------------------------------------------------------
 
 
-def test_what_would_fill_the_disk_is_refused_and_what_frees_it_is_not(tmp_path: Path, iris_onnx: Path) -> None:
+def test_requests_that_need_space_are_refused_below_the_limit_and_those_that_free_it_are_not(
+    tmp_path: Path, iris_onnx: Path
+) -> None:
     """Uploads, one-call predictions, models, conversions and retries of failed records; not downloads and deletes."""
     with running(tmp_path, chunk_records=100) as api:
         api.register("iris", iris_onnx)
@@ -482,7 +482,7 @@ def test_a_duration_is_read_from_the_environment(
 
 
 @pytest.mark.parametrize("text", ["a week", "-1d", "0", "0d", "nan"])
-def test_a_duration_that_makes_no_sense_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+def test_an_invalid_duration_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("BATCHSERVE_KEEP_INPUTS", text)
     with pytest.raises(ValidationError, match="keep_inputs"):
         Settings()

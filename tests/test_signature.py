@@ -69,11 +69,11 @@ def test_a_space_counts_as_an_underscore() -> None:
     assert bind(MIXED, ["age", "City Name", "visits"]).sources["City_Name"] == ("City Name",)
 
 
-def test_an_exact_name_wins_over_one_that_is_alike() -> None:
+def test_an_exact_name_takes_precedence_over_a_similar_one() -> None:
     assert bind(MIXED, ["age", "City Name", "City_Name", "visits"]).sources["City_Name"] == ("City_Name",)
 
 
-def test_two_columns_that_are_alike_fill_nothing() -> None:
+def test_two_columns_with_similar_names_fill_nothing() -> None:
     with pytest.raises(SchemaMismatch, match="lacks 'City_Name'"):
         bind(MIXED, ["age", "City Name", "City-Name", "visits"])
 
@@ -104,7 +104,7 @@ def test_a_value_for_all_records_that_is_missing_may_come_as_an_option() -> None
         bind(Signature((*NAMED.inputs, threshold), ()), ["a", "b", "c"])
 
 
-def test_a_column_name_that_stands_there_twice_is_refused() -> None:
+def test_a_duplicate_column_name_is_refused() -> None:
     with pytest.raises(SchemaMismatch, match="'age'"):
         bind(MIXED, ["age", "City_Name", "visits", "age"])
 
@@ -113,7 +113,7 @@ def test_a_matrix_without_names_takes_all_columns_in_file_order() -> None:
     assert bind(MATRIX, ["p", "q", "r"]).sources == {"X": ("p", "q", "r")}
 
 
-def test_a_wrong_count_of_columns_says_what_was_seen_and_wanted() -> None:
+def test_a_wrong_number_of_columns_is_refused_with_both_numbers() -> None:
     with pytest.raises(SchemaMismatch, match=r"takes 3 columns .* has 4 .*'id', 'p'.*Pass columns"):
         bind(MATRIX, ["id", "p", "q", "r"])
 

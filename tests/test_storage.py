@@ -65,7 +65,9 @@ def sha256(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("blocks", [(), (b"",), (b"one", b"two"), (BLOCK, b"x", BLOCK)], ids=len)
-def test_an_object_holds_what_was_written_and_says_so(storage: Storage, blocks: tuple[bytes, ...]) -> None:
+def test_an_object_holds_the_written_bytes_and_reports_their_length_and_digest(
+    storage: Storage, blocks: tuple[bytes, ...]
+) -> None:
     whole = b"".join(blocks)
     assert put(storage, "inputs/a", *blocks) == Stored(len(whole), sha256(whole))
     assert get(storage, "inputs/a") == whole
@@ -78,7 +80,7 @@ def test_a_memoryview_can_be_written(storage: Storage) -> None:
     assert get(storage, "inputs/a") == BLOCK[3:70_000]
 
 
-def test_nothing_shows_before_the_commit(storage: Storage) -> None:
+def test_nothing_is_visible_before_the_commit(storage: Storage) -> None:
     with storage.create("inputs/a") as writer:
         writer.write(BLOCK)
         assert keys(storage) == []
@@ -192,7 +194,7 @@ def test_a_prefix_is_any_beginning_of_a_key(storage: Storage, prefix: str, found
     assert keys(storage, prefix) == found
 
 
-def test_a_listing_tells_when_an_object_came(storage: Storage) -> None:
+def test_a_listing_has_the_time_of_each_object(storage: Storage) -> None:
     put(storage, "inputs/a", b"1")
     put(storage, "inputs/b", b"1")
     first, second = storage.list("inputs/")
@@ -238,7 +240,7 @@ def test_nothing_composes_to_an_empty_object(storage: Storage) -> None:
 
 
 @pytest.mark.parametrize("missing", [Span("parts/none", 0, 1), Span("parts/x", 2, 4)], ids=["object", "bytes"])
-def test_a_composition_of_what_is_not_there_leaves_nothing(storage: Storage, missing: Span) -> None:
+def test_a_composition_of_missing_objects_leaves_nothing(storage: Storage, missing: Span) -> None:
     put(storage, "parts/x", b"123")
     with pytest.raises((FileNotFoundError, EOFError)):
         storage.compose("results/x", [b"head", missing])
@@ -336,7 +338,7 @@ def test_what_killed_writers_left_is_removed_when_it_is_old(folder: Path) -> Non
     assert not any(path.exists() for path in (*left, folder / "parts"))
 
 
-def test_a_folder_knows_the_digest_of_what_it_composed(folder: Path) -> None:
+def test_a_folder_reports_the_digest_of_what_it_composed(folder: Path) -> None:
     storage = open_storage(str(folder))
     put(storage, "parts/x/1", BLOCK)
     whole = b"head\n" + BLOCK[10:]
@@ -344,13 +346,13 @@ def test_a_folder_knows_the_digest_of_what_it_composed(folder: Path) -> None:
     assert composed == Stored(len(whole), sha256(whole))
 
 
-def test_a_folder_knows_its_free_space(folder: Path) -> None:
+def test_a_folder_reports_its_free_space(folder: Path) -> None:
     free = free_bytes(open_storage(str(folder)))
     assert free is not None
     assert 0 < free <= shutil.disk_usage(folder).total
 
 
-def test_an_empty_folder_goes_with_its_last_object(folder: Path) -> None:
+def test_an_empty_folder_is_removed_with_its_last_object(folder: Path) -> None:
     storage = open_storage(str(folder))
     put(storage, "parts/x/1", b"1")
     storage.delete("parts/x/1")
@@ -446,7 +448,7 @@ with storage.create("inputs/a") as writer:
 """
 
 
-def test_the_disk_begins_with_a_big_object_before_the_commit(folder: Path, tmp_path: Path) -> None:
+def test_a_big_object_is_flushed_to_disk_in_pieces_before_the_commit(folder: Path, tmp_path: Path) -> None:
     """Every 16 MiB, without gaps; and fsync is still asked whether all of it is there."""
     if shutil.which("strace") is None or sys.platform != "linux":
         pytest.skip("strace is not installed")
@@ -466,7 +468,7 @@ def test_the_disk_begins_with_a_big_object_before_the_commit(folder: Path, tmp_p
     ]
 
 
-def test_a_failed_fsync_is_never_tried_again(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_fsync_is_never_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After it, the system may have thrown the bytes away and say that all is well (promise D3)."""
     storage = open_storage(str(folder))
     put(storage, "inputs/a", b"first")

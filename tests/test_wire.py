@@ -132,7 +132,7 @@ ENDLESS: dict[str, tuple[bytes, bytes, int]] = {
 
 
 @pytest.mark.parametrize("shape", ENDLESS)
-def test_what_is_no_body_and_does_not_end_is_refused(service: Service, shape: str) -> None:
+def test_endless_bytes_outside_of_a_body_are_refused(service: Service, shape: str) -> None:
     start, more, status = ENDLESS[shape]
     before = service.memory()
     with connect(service) as connection:
@@ -153,7 +153,7 @@ def test_what_is_no_body_and_does_not_end_is_refused(service: Service, shape: st
     assert service.memory() - before < 24 * MIB
 
 
-def test_a_head_of_ordinary_length_passes_whatever_the_pieces_it_comes_in(service: Service) -> None:
+def test_a_head_of_ordinary_length_is_accepted_in_pieces_of_any_size(service: Service) -> None:
     request = GET + b"".join(b"x-%d: %s\r\n" % (number, b"y" * 400) for number in range(100)) + b"\r\n"
     assert len(request) < 65536
     with connect(service) as connection:
@@ -189,7 +189,7 @@ AMBIGUOUS: dict[str, tuple[bytes, int]] = {
 
 
 @pytest.mark.parametrize("shape", AMBIGUOUS)
-def test_what_two_servers_could_read_as_two_requests_is_refused_and_left(service: Service, shape: str) -> None:
+def test_a_request_that_servers_could_frame_differently_is_refused_and_closed(service: Service, shape: str) -> None:
     request, status = AMBIGUOUS[shape]
     answer = answer_to(service, request + GET + b"\r\n")
     head, _, body = answer.partition(b"\r\n\r\n")
@@ -226,7 +226,7 @@ def test_an_upgrade_with_a_body_is_ignored_and_the_body_read(service: Service, f
     assert httpx2.get(f"{service.url}{newest['links']['input']}").content == content
 
 
-def test_a_trailer_does_not_pass_for_a_header(service: Service) -> None:
+def test_a_trailer_never_becomes_a_header(service: Service) -> None:
     job = upload(service, 100)
     tag = httpx2.get(f"{service.url}/v1/jobs/{job}").headers["etag"].encode()
     request = b"GET /v1/jobs/%s HTTP/1.1\r\n" % job.encode() + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n"
@@ -263,7 +263,7 @@ def test_pipelined_requests_are_answered_in_their_order(service: Service) -> Non
     assert answers.endswith(b'"}')
 
 
-def test_what_is_no_request_is_refused_after_the_answers_to_those_before_it(service: Service) -> None:
+def test_an_invalid_request_is_refused_after_the_responses_to_those_before_it(service: Service) -> None:
     """Also when all of them came in one piece, behind the end of a chunked body."""
     chunked = b"POST /v1/jobs/1/retry HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     asked = [b"GET /v1/jobs/%d HTTP/1.1\r\n" % number + HOST + b"\r\n" for number in range(2, 5)]
@@ -315,7 +315,7 @@ def test_a_refused_request_is_answered_after_those_before_it(service: Service) -
 
 
 @pytest.mark.slow
-def test_a_client_that_takes_nothing_is_disconnected_and_a_slow_one_is_not(impatient: Service) -> None:
+def test_a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not(impatient: Service) -> None:
     job = upload(impatient, 16 * MIB)
     request = b"GET /v1/download/%s/input HTTP/1.1\r\nConnection: close\r\n" % job.encode() + HOST + b"\r\n"
     files = impatient.files()
@@ -333,7 +333,7 @@ def test_a_client_that_takes_nothing_is_disconnected_and_a_slow_one_is_not(impat
 
 
 @pytest.mark.slow
-def test_answers_that_wait_for_readers_have_bounds_together_and_their_memory_returns(tmp_path: Path) -> None:
+def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_path: Path) -> None:
     with served(tmp_path, "--no-worker", BATCHSERVE_SEND_BYTES=str(16 * MIB)) as service, ExitStack() as silent:
         job = upload(service, 16 * MIB)
         assert httpx2.get(f"{service.url}/v1/download/{job}/input", timeout=30).is_success
@@ -350,7 +350,7 @@ def test_answers_that_wait_for_readers_have_bounds_together_and_their_memory_ret
         until(lambda: service.memory() - before < 128 * MIB)
 
 
-def test_an_answer_is_no_longer_made_when_its_client_has_gone(impatient: Service) -> None:
+def test_a_response_is_no_longer_produced_when_its_client_has_disconnected(impatient: Service) -> None:
     """Also when the client has asked for more before it left."""
     job = upload(impatient, 100)
     files = impatient.files()
@@ -375,7 +375,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
-def test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not(small: Service) -> None:
+def test_idle_connections_are_closed_for_new_ones_and_busy_ones_are_not(small: Service) -> None:
     job = upload(small, 16 * MIB)
     with connect(small, takes=65536) as download, connect(small) as kept, ExitStack() as idle:
         assert is_alive(kept)
@@ -392,7 +392,7 @@ def test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not(small
         assert len(everything(download)) > 16 * MIB - 100
 
 
-def test_a_connection_too_many_is_told_to_come_again(small: Service) -> None:
+def test_a_connection_beyond_the_limit_gets_503_with_retry_after(small: Service) -> None:
     job = upload(small, 100)
     with ExitStack() as streams:
         followers = []
@@ -412,7 +412,7 @@ def test_a_connection_too_many_is_told_to_come_again(small: Service) -> None:
         until(lambda: status_of(answer_to(small, GET + b"Connection: close\r\n\r\n")) == 200)
 
 
-def test_without_a_descriptor_the_server_neither_spins_nor_ends(small: Service) -> None:
+def test_without_a_free_descriptor_the_server_neither_spins_nor_ends(small: Service) -> None:
     pid = small.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     with httpx2.Client(base_url=small.url, timeout=10) as client, ExitStack() as waiting:

@@ -91,7 +91,7 @@ def test_a_result_is_stored_as_its_job_says_and_its_parts_are_gone(bench: Bench,
     assert bench.outcomes(job_id) == ["completed"]
 
 
-def test_what_is_known_of_a_job_is_what_is_known_of_its_chunks(bench: Bench, busy: bytes) -> None:
+def test_the_facts_of_a_job_are_those_of_its_chunks(bench: Bench, busy: bytes) -> None:
     model = bench.register("busy", busy)
     job_id = bench.submit(model, rows_of(*range(40)))
     with bench.worker(chunk_records=10):
@@ -122,7 +122,7 @@ def test_the_inputs_of_a_job_are_scored_in_their_order_each_in_chunks_of_its_own
         assert {one.chunk.input for one in plan.done_chunks(connection, job_id)} == {0, 1, 2}
 
 
-def test_a_job_of_several_inputs_goes_on_where_its_worker_died(bench: Bench, busy: bytes) -> None:
+def test_a_job_of_several_inputs_resumes_where_its_worker_died(bench: Bench, busy: bytes) -> None:
     model = bench.register("busy", busy)
     stored = [bench.store(f"inputs/of-{number}", rows_of(*range(10 * number, 10 * number + 10))) for number in range(3)]
     job_id = bench.queue(str(uuid7()), model, stored)
@@ -168,7 +168,7 @@ def test_two_workers_share_the_jobs(bench: Bench, busy: bytes, second: float) ->
 HOLES = [1.0, None, 3.0, None, *range(4, 40)]  # 40 records, 2 of them without a value
 
 
-def test_a_record_that_cannot_be_scored_leaves_a_hole_and_a_reason(bench: Bench, busy: bytes) -> None:
+def test_a_record_that_cannot_be_scored_gives_an_empty_row_and_a_reason(bench: Bench, busy: bytes) -> None:
     job_id = bench.submit(bench.register("busy", busy), rows_of(*HOLES), key="id")
     with bench.worker():
         job = bench.wait(job_id)

@@ -133,7 +133,7 @@ def test_a_scoring_process_that_dies_costs_one_try(bench: Bench, busy: ModelVers
     assert bench.get(job_id).attempt == 1
 
 
-def test_planning_that_dies_is_tried_again(bench: Bench, busy: ModelVersion) -> None:
+def test_planning_that_dies_is_retried(bench: Bench, busy: ModelVersion) -> None:
     hand = bench.by_hand()
     job_id = bench.submit(busy, rows_of(*range(30)))
     (planning,) = hand.calls()
@@ -145,7 +145,7 @@ def test_planning_that_dies_is_tried_again(bench: Bench, busy: ModelVersion) -> 
 # --- cancelling ---
 
 
-def test_a_running_job_is_cancelled_and_keeps_what_is_done(bench: Bench, busy: ModelVersion) -> None:
+def test_a_running_job_is_cancelled_and_keeps_its_finished_chunks(bench: Bench, busy: ModelVersion) -> None:
     hand = bench.by_hand(chunk_records=1)
     job_id = bench.submit(busy, rows_of(*range(20)))
     calls = hand.chunks()
@@ -178,7 +178,7 @@ def test_a_chunk_that_does_not_end_is_killed_by_a_cancel_after_its_grace(bench: 
 # --- stopping, and going on ---
 
 
-def test_another_worker_goes_on_where_one_stopped(bench: Bench, busy: ModelVersion) -> None:
+def test_another_worker_continues_where_one_stopped(bench: Bench, busy: ModelVersion) -> None:
     undisturbed = bench.submit(busy, rows_of(*range(40)))
     bench.by_hand(chunk_records=2).work()
     stopped = bench.submit(busy, rows_of(*range(40)))
@@ -271,7 +271,7 @@ def test_a_lease_that_another_attempt_has_ends_the_run_at_the_next_heartbeat(ben
     assert all(call.future.cancelled() for call in calls)
 
 
-def test_a_worker_whose_own_leases_lapse_takes_its_jobs_up_again(
+def test_a_worker_whose_own_leases_lapse_resumes_its_jobs(
     bench: Bench, busy: ModelVersion, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """It could not reach the database for a while: its heartbeat comes too late."""
@@ -298,9 +298,7 @@ def test_a_lease_that_is_renewed_does_not_lapse(bench: Bench, busy: ModelVersion
     assert bench.outcomes(job_id) == ["completed"]
 
 
-def test_a_heartbeat_that_fails_is_tried_again(
-    bench: Bench, busy: ModelVersion, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_heartbeat_that_fails_is_retried(bench: Bench, busy: ModelVersion, monkeypatch: pytest.MonkeyPatch) -> None:
     """The database's disk is full for a moment. The lease lasts for several heartbeats."""
     hand = bench.by_hand(chunk_records=1)
     job_id = bench.submit(busy, rows_of(*range(20)))
@@ -319,7 +317,7 @@ def test_a_heartbeat_that_fails_is_tried_again(
     assert (bench.get(job_id).state, bench.outcomes(job_id)) == (JobState.COMPLETED, ["completed"])
 
 
-def test_a_job_of_a_dead_worker_is_taken_up_when_its_lease_has_lapsed(bench: Bench, busy: ModelVersion) -> None:
+def test_a_job_of_a_dead_worker_is_resumed_when_its_lease_has_lapsed(bench: Bench, busy: ModelVersion) -> None:
     hand = bench.by_hand(rescue=5.0)
     job_id = bench.submit(busy, rows_of(*range(30)))
     with bench.database.write() as connection:
@@ -333,7 +331,7 @@ def test_a_job_of_a_dead_worker_is_taken_up_when_its_lease_has_lapsed(bench: Ben
     assert answers(bench.result(job_id)) == doubled(*range(30))
 
 
-def test_a_job_of_an_earlier_boot_is_taken_up_at_once(bench: Bench, busy: ModelVersion) -> None:
+def test_a_job_of_an_earlier_boot_is_resumed_at_once(bench: Bench, busy: ModelVersion) -> None:
     hand = bench.by_hand()
     job_id = bench.submit(busy, rows_of(1))
     with bench.database.write() as connection:

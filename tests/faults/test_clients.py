@@ -81,14 +81,14 @@ def seconds_until_closed(url: str, behave: Callable[[socket.socket], None]) -> f
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: shape.__name__)
-def test_a_slow_client_is_left_within_its_deadline(
+def test_a_slow_client_is_disconnected_within_its_deadline(
     service: Service, shape: Callable[[socket.socket], None], tried: Counter[str]
 ) -> None:
     assert 0.9 * DEADLINE < seconds_until_closed(service.url, shape) < 3 * DEADLINE
     tried["slow clients"] += 1
 
 
-def test_good_clients_are_served_beside_a_hundred_slow_ones(service: Service, tried: Counter[str]) -> None:
+def test_good_clients_are_served_alongside_a_hundred_slow_ones(service: Service, tried: Counter[str]) -> None:
     with ThreadPoolExecutor(100) as pool, httpx2.Client(base_url=service.url, timeout=10) as good:
         slow = [pool.submit(seconds_until_closed, service.url, SHAPES[number % len(SHAPES)]) for number in range(100)]
         waits = []
@@ -104,7 +104,7 @@ def test_good_clients_are_served_beside_a_hundred_slow_ones(service: Service, tr
     tried["slow clients"] += len(slow)
 
 
-def test_a_client_that_thinks_between_two_requests_keeps_its_connection(service: Service) -> None:
+def test_a_client_that_pauses_between_two_requests_keeps_its_connection(service: Service) -> None:
     """The deadline is for a head that has begun."""
     address = urlsplit(service.url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
@@ -116,7 +116,7 @@ def test_a_client_that_thinks_between_two_requests_keeps_its_connection(service:
             time.sleep(1.5 * DEADLINE)
 
 
-def test_what_is_acknowledged_while_a_server_is_told_to_stop_is_there_after_it(
+def test_requests_that_are_acknowledged_during_a_shutdown_survive_it(
     tmp_path: Path, iris_onnx: Path, tried: Counter[str]
 ) -> None:
     acknowledged: set[str] = set()

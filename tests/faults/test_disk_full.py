@@ -67,7 +67,7 @@ def test_an_upload_that_does_not_fit_is_refused_and_leaves_nothing(api: Api, tri
     tried["full disks"] += 1
 
 
-def test_uploads_are_refused_while_nothing_fits_and_taken_again_after(
+def test_uploads_are_refused_while_nothing_fits_and_accepted_afterwards(
     api: Api, disk: Path, tried: Counter[str]
 ) -> None:
     before = api.upload(TABLE)

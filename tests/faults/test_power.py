@@ -124,7 +124,7 @@ class Acknowledged:
         assert all(len(digests) == 1 for digests in by_input.values())
 
 
-def test_what_was_acknowledged_before_the_power_was_cut_is_there_after_it(
+def test_everything_acknowledged_before_a_power_cut_survives_it(
     disk: Disk, tmp_path: Path, iris_onnx: Path, tried: Counter[str]
 ) -> None:
     seed = int(os.environ.get("FAULTS_SEED", time.time_ns() % 10**6))

@@ -57,7 +57,7 @@ def cancelled(api: Api, job: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize("kibibytes", [2048, 4096, 32768])
-def test_what_frees_space_is_done_on_a_full_disk(
+def test_operations_that_free_space_work_on_a_full_disk(
     tmp_path: Path, iris_onnx: Path, kibibytes: int, tried: Counter[str]
 ) -> None:
     with mounted(tmp_path / "disk", kibibytes) as disk, running(disk / "storage", **SETTINGS) as api:
@@ -147,7 +147,7 @@ def test_a_running_job_that_waits_for_space_is_cancelled(tmp_path: Path, iris_on
     tried["full disks"] += 1
 
 
-def test_bytes_that_expire_go_on_a_full_disk(tmp_path: Path, tried: Counter[str]) -> None:
+def test_expired_bytes_are_removed_on_a_full_disk(tmp_path: Path, tried: Counter[str]) -> None:
     with mounted(tmp_path / "disk", 2048) as disk, running(disk / "storage", keep_inputs=0.5, worker=False) as api:
         for _ in range(5):
             api.upload(TABLE)

@@ -111,7 +111,9 @@ def test_a_kill_at_any_call_loses_nothing_that_was_acknowledged(scene: Scene, tr
 
 
 @pytest.mark.parametrize("effect", [IO_ERROR, FULL], ids=["EIO", "ENOSPC"])
-def test_a_call_that_fails_is_told_and_the_next_try_succeeds(scene: Scene, effect: str, tried: Counter[str]) -> None:
+def test_a_call_that_fails_is_reported_and_the_next_try_succeeds(
+    scene: Scene, effect: str, tried: Counter[str]
+) -> None:
     for fault, ended, recovered in _everywhere(scene, effect, tried, f"{effect}s"):
         assert ended.is_done, f"{fault}: {ended}"
         for refused in ended.all("refused"):

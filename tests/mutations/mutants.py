@@ -235,12 +235,12 @@ MUTANTS = (
     ),
     Mutant(
         "trailers do not become headers", PROTOCOL, "        if self._chunked or self._replays:  # a trailer",
-        "        if self._replays:  # a trailer", (f"{WIRE}::test_a_trailer_does_not_pass_for_a_header",),
+        "        if self._replays:  # a trailer", (f"{WIRE}::test_a_trailer_never_becomes_a_header",),
     ),
     Mutant(
         "a request for which no file can be opened is refused", PROBLEMS,
         "error.errno in (errno.EMFILE, errno.ENFILE):", "False:",
-        (f"{WIRE}::test_without_a_descriptor_the_server_neither_spins_nor_ends",),
+        (f"{WIRE}::test_without_a_free_descriptor_the_server_neither_spins_nor_ends",),
     ),
     Mutant(
         "a connection goes on after an unexpected error", PROBLEMS,
@@ -249,7 +249,7 @@ MUTANTS = (
     ),
     Mutant(
         "a request has one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
-        "if False:", (f"{WIRE}::test_what_two_servers_could_read_as_two_requests_is_refused_and_left",),
+        "if False:", (f"{WIRE}::test_a_request_that_servers_could_frame_differently_is_refused_and_closed",),
     ),
     Mutant(
         "pipelined requests wait for their turn", PROTOCOL, "            if self.pipeline:\n",
@@ -257,16 +257,16 @@ MUTANTS = (
     ),
     Mutant(
         "who takes nothing is disconnected", PROTOCOL, "        elif now - self.progress >= self.limits.send_idle:\n",
-        "        elif False:\n", (f"{WIRE}::test_a_client_that_takes_nothing_is_disconnected_and_a_slow_one_is_not",),
+        "        elif False:\n", (f"{WIRE}::test_a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not",),
     ),
     Mutant(
         "unread answers have bounds together", PROTOCOL, "        if waiting <= self.send_bytes:\n            return\n",
         "        return\n",
-        (f"{WIRE}::test_answers_that_wait_for_readers_have_bounds_together_and_their_memory_returns",),
+        (f"{WIRE}::test_unread_responses_are_bounded_in_total_and_their_memory_is_freed",),
     ),
     Mutant(
         "idle connections make room", PROTOCOL, "        if idle:\n", "        if False:\n",
-        (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_working_ones_are_not",),
+        (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_busy_ones_are_not",),
     ),
     Mutant(
         "a stream ends with its key", "batchserve/service/following.py", " and await allowed()", "",
@@ -450,7 +450,7 @@ MUTANTS = (
     Mutant(
         "a panic of polars is a named error", "batchserve/scoring/faults.py",
         "(pl.exceptions.PolarsError, pl.exceptions.PanicException) as error", "ZeroDivisionError as error",
-        ("tests/test_damaged.py::test_moments_that_no_calendar_has_travel_or_end_the_job_by_name",),
+        ("tests/test_damaged.py::test_times_beyond_the_calendar_pass_through_or_fail_the_job_with_a_named_error",),
     ),
     Mutant(
         "a row group that chunks cut is fetched once", "batchserve/formats/parquet.py",
