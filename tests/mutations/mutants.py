@@ -51,7 +51,7 @@ MUTANTS = (
         ("tests/test_storage.py",),
     ),
     Mutant(
-        "a file whose fsync failed is thrown away", LOCAL, "            os.fsync(self._fd)\n",
+        "a file whose fsync failed is discarded", LOCAL, "            os.fsync(self._fd)\n",
         "            with suppress(OSError):\n                os.fsync(self._fd)\n", ("tests/test_storage.py",),
     ),
     Mutant(
@@ -71,7 +71,7 @@ MUTANTS = (
         "            committing = True\n", "", ("tests/test_api_upload.py", "tests/test_api_models.py"),
     ),
     Mutant(
-        "the sweep leaves what is young", "batchserve/upkeep/sweep.py",
+        "the sweep keeps recent objects", "batchserve/upkeep/sweep.py",
         "partials=remove_partials(storage, before),\n        uploads=orphans.remove(",
         "partials=0,\n        uploads=_Orphans(database, storage, 0.0, now).remove(",
         ("tests/test_sweep.py",),
@@ -106,17 +106,17 @@ MUTANTS = (
         "    jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,\n", "", ("tests/test_jobs.py",),
     ),
     Mutant(
-        "outputs are counted", "batchserve/inference/run.py",
+        "the rows of an output are counted", "batchserve/inference/run.py",
         "            check_count(outputs, batch.stop - batch.start)\n", "",
         ("tests/test_worker.py", "tests/test_api_predict.py", "tests/test_bad_input.py"),
     ),
     Mutant(
-        "progress never goes back", PLAN,
+        "progress never decreases", PLAN,
         '"progress": case((jobs.c.progress < progress, progress), else_=jobs.c.progress)', '"progress": progress',
         ("tests/test_jobs.py",),
     ),
     Mutant(
-        "results of grouped records return to their places", RUN, "        placed[name][order] = array\n",
+        "results of grouped records return to the order of the input", RUN, "        placed[name][order] = array\n",
         "        placed[name][: len(array)] = array\n", ("tests/test_images.py", "tests/test_tensors.py"),
     ),
     Mutant(
@@ -143,29 +143,29 @@ MUTANTS = (
         ("tests/test_api_jobs.py",),
     ),
     Mutant(
-        "a key is remembered in the transaction of the work", "batchserve/idempotency.py",
+        "a key is stored in the transaction of the work", "batchserve/idempotency.py",
         "        if self.key is not None:\n", "        if False:\n", ("tests/test_api_predict.py",),
     ),
     Mutant(
-        "a body shorter than announced is no input", BODIES,
+        "a body shorter than announced never becomes an input", BODIES,
         "        if declared is not None and int(declared) != self._received:\n", "        if False:\n",
         ("tests/test_bad_input.py",),
     ),
     Mutant(
-        "a body that does not match its digest is no input", BODIES,
+        "a body that does not match its digest never becomes an input", BODIES,
         "            if self._hash is not None and expected != self._hash.digest():\n", "            if False:\n",
         ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "a form without its end is no input", FORMS, "        if not self._ended:\n", "        if False:\n",
+        "a form without its end never becomes an input", FORMS, "        if not self._ended:\n", "        if False:\n",
         ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "no two files of a form have one name", FORMS, "        while name in taken:\n", "        while False:\n",
+        "no two files of a form have the same name", FORMS, "        while name in taken:\n", "        while False:\n",
         ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "the key of a request about several jobs is remembered", "batchserve/api/predict_uploaded.py",
+        "the key of a request about several jobs is stored", "batchserve/api/predict_uploaded.py",
         "    if key is not None:\n", "    if False:\n", ("tests/test_accumulate.py",),
     ),
     # Going on
@@ -180,7 +180,7 @@ MUTANTS = (
         ("tests/test_worker_turns.py",),
     ),
     Mutant(
-        "jobs of dead workers are looked for", WORKER, "            self._guarded(self._rescue)\n", "",
+        "jobs of dead workers are rescued", WORKER, "            self._guarded(self._rescue)\n", "",
         ("tests/test_worker_turns.py",),
     ),
     Mutant(
@@ -197,7 +197,8 @@ MUTANTS = (
         "wait([pipe, process.sentinel], None)", ("tests/test_engine.py",),
     ),
     Mutant(
-        "the processes of jobs are nicer", PROCESS, "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
+        "the processes of jobs have a higher niceness", PROCESS,
+        "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
     ),
     Mutant(
         "one chunk of each job in turn", WORKER, "            self._turns.rotate(-1)\n", "",
@@ -215,22 +216,23 @@ MUTANTS = (
         ("tests/test_worker_turns.py",),
     ),
     Mutant(
-        "uploads leave some space free", BODIES,
+        "uploads leave free space", BODIES,
         "    if free is not None and free < runtime.settings.free_bytes:\n", "    if False:\n",
         ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "a body that stalls is given up", BODIES, "asyncio.timeout(self._settings.body_idle)",
+        "a body that stalls is aborted", BODIES, "asyncio.timeout(self._settings.body_idle)",
         "asyncio.timeout(None)", ("tests/test_bad_input.py",),
     ),
     Mutant(
-        "a body that drips is given up", BODIES, "            self._check_rate(waited)\n", "",
+        "a body that trickles is aborted", BODIES, "            self._check_rate(waited)\n", "",
         ("tests/test_bad_input.py",),
     ),
     # Connections
-    Mutant("bytes that are no body are counted", PROTOCOL, "        self._spent += len(piece)\n", "", (WIRE,)),
+    Mutant("bytes outside of a body are counted", PROTOCOL, "        self._spent += len(piece)\n", "", (WIRE,)),
     Mutant(
-        "a target has a largest length", PROTOCOL, "        if len(self.url) > TARGET_BYTES:\n", "        if False:\n",
+        "the length of a target is limited", PROTOCOL,
+        "        if len(self.url) > TARGET_BYTES:\n", "        if False:\n",
         (WIRE,),
     ),
     Mutant(
@@ -248,7 +250,7 @@ MUTANTS = (
         (f"{WIRE}::test_a_connection_goes_on_after_an_unexpected_error",),
     ),
     Mutant(
-        "a request has one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
+        "a request names exactly one host", PROTOCOL, 'if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):',
         "if False:", (f"{WIRE}::test_a_request_that_servers_could_frame_differently_is_refused_and_closed",),
     ),
     Mutant(
@@ -256,41 +258,43 @@ MUTANTS = (
         "            if False:\n", (f"{WIRE}::test_pipelined_requests_are_answered_in_their_order",),
     ),
     Mutant(
-        "who takes nothing is disconnected", PROTOCOL, "        elif now - self.progress >= self.limits.send_idle:\n",
+        "a client that reads nothing is disconnected", PROTOCOL,
+        "        elif now - self.progress >= self.limits.send_idle:\n",
         "        elif False:\n", (f"{WIRE}::test_a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not",),
     ),
     Mutant(
-        "unread answers have bounds together", PROTOCOL, "        if waiting <= self.send_bytes:\n            return\n",
+        "unread responses are limited in total", PROTOCOL,
+        "        if waiting <= self.send_bytes:\n            return\n",
         "        return\n",
         (f"{WIRE}::test_unread_responses_are_bounded_in_total_and_their_memory_is_freed",),
     ),
     Mutant(
-        "idle connections make room", PROTOCOL, "        if idle:\n", "        if False:\n",
+        "idle connections are closed for new ones", PROTOCOL, "        if idle:\n", "        if False:\n",
         (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_busy_ones_are_not",),
     ),
     Mutant(
-        "a stream ends with its key", "batchserve/service/following.py", " and await allowed()", "",
+        "a stream ends when its key is revoked", "batchserve/service/following.py", " and await allowed()", "",
         ("tests/test_keys.py::test_streams_and_long_polls_end_when_their_key_is_revoked",),
     ),
     Mutant(
-        "a body has a largest length", BODIES, "        if decoded > self._limit:\n", "        if False:\n",
+        "the length of a body is limited", BODIES, "        if decoded > self._limit:\n", "        if False:\n",
         ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "a compressed body grows within bounds", BODIES,
+        "the expansion of a compressed body is limited", BODIES,
         "decoded > self._received * self._settings.decompression_ratio", "False", ("tests/test_api_upload.py",),
     ),
     Mutant(
-        "an archive unpacks within bounds", ARCHIVE,
+        "the expansion of an archive is limited", ARCHIVE,
         "    if size > max(_RATIO_FREE, _MAX_RATIO * directory.stop):\n", "    if False:\n",
         ("tests/test_hostile.py", "tests/test_formats_images.py"),
     ),
     Mutant(
-        "two members of an archive have two names", ARCHIVE, "    if len(counted) < len(hashes):\n", "    if False:\n",
+        "duplicate names in an archive are refused", ARCHIVE, "    if len(counted) < len(hashes):\n", "    if False:\n",
         ("tests/test_formats_images.py",),
     ),
     Mutant(
-        "an image has a largest number of pixels", IMAGES, "    if width * height > most:\n", "    if False:\n",
+        "the pixels of an image are limited", IMAGES, "    if width * height > most:\n", "    if False:\n",
         ("tests/test_images.py",),
     ),
     Mutant(
@@ -301,31 +305,33 @@ MUTANTS = (
         "a tenant leaves one process to others", TURNS, "max(1, slots - 1)", "slots", ("tests/test_turns.py",),
     ),
     Mutant(
-        "the tenant of which fewest calls run comes next", TURNS,
+        "the tenant with the fewest running calls comes next", TURNS,
         "min(able, key=lambda name: self._running[name])", "able[0]", ("tests/test_turns.py",),
     ),
     Mutant(
-        "a tenant has so many calls under way and no more", TURNS, "self._places[place] >= self._most", "False",
+        "the calls of a tenant in progress are limited", TURNS, "self._places[place] >= self._most", "False",
         ("tests/test_turns.py",),
     ),
     Mutant(
-        "a call ends when its client leaves", "batchserve/service/calls.py",
+        "a call ends when its client disconnects", "batchserve/service/calls.py",
         "    if leaving is None or (await", "    if True or (await", ("tests/test_turns.py",),
     ),
     Mutant(
-        "a queue is counted once for all who ask", "batchserve/service/places.py",
+        "a queue is counted once for all requests", "batchserve/service/places.py",
         "count.version == self._database.version()", "False", ("tests/test_places.py",),
     ),
     Mutant(
-        "time alone may move a place", "batchserve/service/places.py", "        return not due and", "        return",
+        "a queue position may change by time alone", "batchserve/service/places.py",
+        "        return not due and", "        return",
         ("tests/test_places.py",),
     ),
     Mutant(
-        "the place of one job is looked for nearby", QUERIES, "*guards).limit(bindparam(\"most\"))", "*guards)",
+        "the position of one job reads a limited number of jobs", QUERIES,
+        "*guards).limit(bindparam(\"most\"))", "*guards)",
         ("tests/test_places.py",),
     ),
     Mutant(
-        "followers look only when something was committed", "batchserve/service/following.py",
+        "event streams read only after a commit", "batchserve/service/following.py",
         "same = version is not None and", "same = False and", ("tests/test_places.py",),
     ),
     Mutant(
@@ -359,28 +365,29 @@ MUTANTS = (
         "    _SLICE = 1024\n", "    _SLICE = BLOCK\n", ("tests/test_http.py",),
     ),
     Mutant(
-        "an answer links to what goes on with it", "batchserve/app.py", "        add_links(document)\n", "",
+        "a response links to the operations on its resource", "batchserve/app.py", "        add_links(document)\n", "",
         ("tests/test_openapi.py",),
     ),
     # Web browsers
     Mutant(
-        "a host has to be one of ours", ORIGIN, "            self._hosts.require(host)\n", "            pass\n",
+        "a host must be allowed", ORIGIN, "            self._hosts.require(host)\n", "            pass\n",
         ("tests/test_origin.py",),
     ),
     Mutant(
-        "an origin has to be that of the request", ORIGIN, "        if origin is not None:\n", "        if False:\n",
+        "an origin must be that of the request", ORIGIN, "        if origin is not None:\n", "        if False:\n",
         ("tests/test_origin.py",),
     ),
     Mutant(
-        "what a browser says of the site of a page counts", ORIGIN, "        if site is not None and",
+        "the Sec-Fetch-Site of a browser is checked", ORIGIN, "        if site is not None and",
         "        if False and", ("tests/test_origin.py",),
     ),
     Mutant(
-        "a header that decides comes once", ORIGIN, "        if len(headers) != len(scope",
+        "a header that decides must be unique", ORIGIN, "        if len(headers) != len(scope",
         "        if 0 and len(scope", ("tests/test_origin.py",),
     ),
     Mutant(
-        "answers are sealed", ORIGIN, ", *seal]", "]", ("tests/test_origin.py",),
+        "responses carry the headers that restrict them to their origin", ORIGIN,
+        ", *seal]", "]", ("tests/test_origin.py",),
     ),
     Mutant(
         "no redirect repeats a host", "batchserve/app.py", "redirect_slashes=False", "redirect_slashes=True",
@@ -388,15 +395,15 @@ MUTANTS = (
     ),
     # Full disks
     Mutant(
-        "what frees space may use the reserve", CONNECT,
+        "writes that free space may use the reserve", CONNECT,
         "            return self._in_reserve(self._reserve, act, error)\n", "            raise\n",
         ("tests/test_reserve.py",),
     ),
     Mutant(
-        "the reserve is made whole again", CONNECT, "            reserve.refill()\n", "", ("tests/test_reserve.py",),
+        "the reserve is refilled", CONNECT, "            reserve.refill()\n", "", ("tests/test_reserve.py",),
     ),
     Mutant(
-        "what takes space waits for the reserve", BODIES, "    if not runtime.database.refill_reserve():\n",
+        "requests that need space wait for the reserve", BODIES, "    if not runtime.database.refill_reserve():\n",
         "    if False:\n", ("tests/test_reserve.py",),
     ),
     # Records and values
@@ -421,7 +428,7 @@ MUTANTS = (
         ("tests/test_records.py",),
     ),
     Mutant(
-        "a line of spaces is no record", LINES, "    if blank := [", "    if blank := False and [",
+        "a line of spaces is not a record", LINES, "    if blank := [", "    if blank := False and [",
         ("tests/test_records.py",),
     ),
     Mutant(
@@ -434,7 +441,7 @@ MUTANTS = (
         ("tests/test_one_answer.py",),
     ),
     Mutant(
-        "what polars reads as infinity is looked at again", TABLE,
+        "values that polars reads as infinity are read again as text", TABLE,
         "        return None  # polars reads infinity", "        pass  #", ("tests/test_one_answer.py",),
     ),
     Mutant(
@@ -461,7 +468,7 @@ MUTANTS = (
         "        return source.stored\n", "        return io.BytesIO(source.read())\n", ("tests/test_ranged.py",),
     ),
     Mutant(
-        "values nested in a Parquet footer have a largest depth", "batchserve/formats/wire/thrift.py",
+        "the nesting in a Parquet footer is limited", "batchserve/formats/wire/thrift.py",
         '        if depth > _DEPTH:\n            raise ThriftError("values',
         '        if False:\n            raise ThriftError("values',
         ("tests/test_damaged.py",),
@@ -472,21 +479,21 @@ MUTANTS = (
     ),
     # Rows
     Mutant(
-        "JSON that could not be read again is not written",
+        "JSON that cannot be read back is not written",
         CODEC,
         "ensure_ascii=False, allow_nan=False)\n        orjson.loads(text)\n",
         "ensure_ascii=False)\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
-        "a text that could not be read again is not written",
+        "a text that cannot be read back is not written",
         CODEC,
         "        if isinstance(value, str):\n            _require_text(value)\n        return value\n",
         "        return value\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
-        "JSON that is none is a value",
+        "invalid JSON is read as a value",
         CODEC,
         "    except ValueError:\n        return UNREADABLE\n",
         "    except ZeroDivisionError:\n        return UNREADABLE\n",
@@ -507,14 +514,14 @@ MUTANTS = (
         ("tests/test_unreadable.py",),
     ),
     Mutant(
-        "what a predict writes is read first",
+        "a predict is read back before it is committed",
         REQUESTS,
         "    rows.require_written(values)\n",
         "",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
-        "a job that cannot be started keeps no other from it",
+        "a job that cannot be started blocks no other",
         WORKER,
         "self._begin_or_fail(job)\n",
         "self._begin(job)\n",
@@ -542,7 +549,7 @@ MUTANTS = (
         ("tests/test_options_property.py",),
     ),
     Mutant(
-        "a job is put off within the calendar",
+        "run_after is limited to the calendar",
         OPTIONS,
         "not RUN_AFTER[0] <= moment < RUN_AFTER[1]",
         "False",
@@ -557,7 +564,7 @@ MUTANTS = (
     ),
     # Clocks
     Mutant(
-        "a jump of the wall clock is noticed", "batchserve/clock.py", "<= TOLERANCE else counted",
+        "a jump of the wall clock is detected", "batchserve/clock.py", "<= TOLERANCE else counted",
         "<= 1e99 else counted", ("tests/test_clock.py",),
     ),
     Mutant(
