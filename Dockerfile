@@ -7,7 +7,7 @@ COPY constraints.txt ./
 COPY pyproject.toml README.md LICENSE ./
 COPY migrations migrations
 COPY batchserve batchserve
-# [trees], 210 MB of numba and LLVM: forests and boosted trees several times as fast.
+# [trees], 210 MB of numba and LLVM, scores forests and boosted trees several times as fast.
 RUN python -m venv /opt/batchserve \
     && python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
     && /opt/batchserve/bin/pip install --no-cache-dir --constraint constraints.txt "$(echo /wheels/*.whl)[trees]"
@@ -32,6 +32,6 @@ STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=5s --start-period=30s --retries=3 \
     CMD ["python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/livez', timeout=4)"]
 ENTRYPOINT ["batchserve"]
-# Inside a container loopback reaches nobody, so it must listen on every address. That needs an admin key in the
-# database, or the word --insecure from whoever starts it: see docker-compose.yml.
+# Loopback of a container is not reachable from outside, so the server must listen on every address. That requires an
+# admin key in the database, or the option --insecure: see docker-compose.yml.
 CMD ["serve", "--host", "0.0.0.0", "--port", "8000"]

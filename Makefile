@@ -7,7 +7,7 @@ VENV := .venv
 TORCH := .venv-torch
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
-# Old pips build a source distribution in a way that later ones dropped, and say so at length.
+# Old versions of pip build a source distribution in a way that was dropped later, with a long warning.
 export PIP_USE_PEP517 := 1
 # The environment follows these files; a change of either brings it up to date on the next command.
 PINS := pyproject.toml constraints.txt
@@ -20,19 +20,19 @@ setup: $(VENV)/.dev ## Make .venv with everything needed for development
 demo: $(VENV)/.demo ## Score real data through a real server, end to end
 	@$(BIN)/batchserve demo
 
-# Two processes, each with files of its own: half of a test is waiting for processes that it starts.
+# Two processes, which run different files: a test spends half of its time waiting for processes that it starts.
 SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
 
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
 
-test-postgres: $(VENV)/.dev ## Run on PostgreSQL what runs on every kind of database; starts a server of its own
+test-postgres: $(VENV)/.dev ## Run the tests of every kind of database on PostgreSQL; starts its own server
 	@$(BIN)/python -m pytest -m 'postgres and not slow and not faults' -rs
 
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
 	@$(BIN)/python -m pytest -m 'slow and not postgres'
 
-test-faults: $(VENV)/.dev ## Kill, starve and cut off the service at every point; best as root, with strace, xfsprogs, faketime
+test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime
 	@$(BIN)/python -m pytest -m 'faults and not postgres' -rs
 
 test-torch: ## Run the tests with PyTorch and img2feat, in .venv-torch (2 GB, made on first use); needs npm
@@ -41,11 +41,11 @@ test-torch: ## Run the tests with PyTorch and img2feat, in .venv-torch (2 GB, ma
 
 ONLY ?=
 WITH_TORCH := animals imagenet one-row
-examples: $(VENV)/.dev ## Run the examples, each beside a server of its own; ONLY=iris runs one
+examples: $(VENV)/.dev ## Run the examples, each with its own server; ONLY=iris runs one
 	@$(if $(filter $(or $(ONLY),$(WITH_TORCH)),$(WITH_TORCH)),$(MAKE) --silent VENV=$(TORCH) $(TORCH)/.torch)
 	@$(BIN)/python -m examples $(ONLY)
 
-test-mutations: $(VENV)/.dev ## Take one mechanism out at a time: does a test fail for each?
+test-mutations: $(VENV)/.dev ## Remove one mechanism at a time and check that a test fails
 	@PYTHONPATH=tests $(BIN)/python -m mutations
 
 SECONDS ?= 60
@@ -53,7 +53,7 @@ chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what 
 	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS)
 
 SEED ?=
-fuzz: $(VENV)/.dev ## Send odd inputs, options, models and HTTP for SECONDS=60, and count what was not as promised
+fuzz: $(VENV)/.dev ## Send malformed inputs, options, models and HTTP for SECONDS=60, and count faults
 	@PYTHONPATH=tests $(BIN)/python -m fuzz --seconds $(SECONDS) $(if $(SEED),--seed $(SEED))
 
 lint: $(VENV)/.dev ## Check format, lint rules, types and layers
@@ -66,7 +66,7 @@ lint: $(VENV)/.dev ## Check format, lint rules, types and layers
 hooks: $(VENV)/.dev ## Check format, rules and subjects at each commit, types and layers at each push
 	@$(BIN)/pre-commit install --hook-type pre-commit --hook-type commit-msg --hook-type pre-push
 
-format: $(VENV)/.dev ## Format the code and mend what ruff can mend
+format: $(VENV)/.dev ## Format the code and fix what ruff can fix
 	$(BIN)/ruff format
 	$(BIN)/ruff check --fix
 
@@ -86,7 +86,7 @@ wheel: $(VENV)/.dev ## Build the wheel into dist/
 ci: ## Run all checks of continuous integration
 	@.ci/run
 
-constraints: ## Write constraints.txt anew with the latest versions
+constraints: ## Rewrite constraints.txt with the latest versions
 	@$(MAKE) --no-print-directory clean
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/bin/python
 	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,s3]'
@@ -112,7 +112,7 @@ $(VENV)/.demo: $(PINS) | $(BIN)/python
 	@$(PIP) install --constraint constraints.txt --editable '.[demo]'
 	@touch $@
 
-# The development environment has all that the demo needs.
+# The development environment includes the requirements of the demo.
 $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve and its development tools into $(VENV) (about 1 minute) ...'
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,s3]'

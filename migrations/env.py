@@ -17,6 +17,6 @@ def run(connection: Connection) -> None:
 given = context.config.attributes.get("connection")
 if given is not None:
     run(given)
-else:  # `alembic` itself, for those who write migrations
+else:  # started by the command `alembic`, for authors of migrations
     with Database(Settings().database_url).write() as opened:
         run(opened)
