@@ -1,1 +1,1 @@
-"""How fast the service is, as ratios measured in one run, with peak memory beside time."""
+"""Measures the speed of the service, as ratios within one run, and its peak memory."""

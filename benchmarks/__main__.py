@@ -1,8 +1,8 @@
 """The speed of the service compared with the limit of this machine and with alternatives.
 
-Prints a table, writes bench.json (after every path, so that a broken-off run leaves what it has), and exits with 1 when
-a goal is missed or the service fails on a path. --full takes about 40 minutes and 20 GB of disk in --folder, and writes
-docs/benchmarks.md at its end. It may run in pieces, which --report puts together:
+Prints a table, writes bench.json (after every path, so that an aborted run keeps its figures), and exits with 1 when a
+goal is missed or the service fails on a path. --full takes about 40 minutes and 20 GB of disk in --folder, and writes
+docs/benchmarks.md at its end. It may run in pieces, which --report combines:
 
   python -m benchmarks --full --only 'CSV -> LR' --json lr.json
   python -m benchmarks --full --only Parquet --only small --json rest.json
@@ -37,7 +37,7 @@ def main() -> None:
     if given.report:
         report.write(given.docs, Results.read(given.report), given.folder)
         return
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # servers and files do not stay behind
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # stops servers and removes files
     bench = Bench(
         folder=given.folder.resolve(),
         peers=SCRIPT_PEERS + (SYSTEM_PEERS if given.full else ()),
@@ -101,7 +101,7 @@ def _measure(bench: Bench, sizes: list[int], given: argparse.Namespace) -> Resul
 def _parts(
     bench: Bench, sizes: list[int], given: argparse.Namespace
 ) -> Iterator[tuple[str, Iterable[Measurement | Gap]]]:
-    """What is to be measured, each part under the name that its failure gets."""
+    """The parts to be measured, each with the name under which its failure is reported."""
 
     def wanted(title: str) -> bool:
         return not given.only or any(text in title for text in given.only)

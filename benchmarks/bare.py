@@ -1,4 +1,4 @@
-"""The least that a route can do: what status polls and online predictions are compared with."""
+"""Routes that do the minimum, with which status polls and online predictions are compared."""
 
 import os
 from functools import cache
@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 MODEL = "BENCHMARK_MODEL"
-"""The environment variable with the path of the graph behind /predict."""
+"""The environment variable with the path of the graph that /predict runs."""
 
 
 async def status(_request: Request) -> JSONResponse:
@@ -20,7 +20,7 @@ async def status(_request: Request) -> JSONResponse:
 
 
 async def predict(request: Request) -> Response:
-    """The values of each record to ONNX Runtime, inside of this process: nothing is checked, named or isolated."""
+    """Passes the values of each record to ONNX Runtime in this process, without checks, names or isolation."""
     records = orjson.loads(await request.body())
     matrix = np.array([list(record.values()) for record in records], np.float32)
     labels, probabilities = _session().run(None, {"input": matrix})

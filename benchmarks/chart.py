@@ -20,7 +20,7 @@ def bars(
     ours: str,
     shown: Callable[[float], str] = "{:.2f}".format,
 ) -> str:
-    """Horizontal bars: one block for every group, each on a scale of its own; the bar named `ours` stands out."""
+    """Horizontal bars: one block for every group, each with its own scale; the bar named `ours` is highlighted."""
     drawn: list[str] = []
     top = 52
     for name, group in groups.items():

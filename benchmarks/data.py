@@ -1,4 +1,4 @@
-"""Inputs and models of the benchmarks: made from fixed seeds, kept in a folder between runs."""
+"""Inputs and models of the benchmarks, generated from fixed seeds and kept in a folder between runs."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,7 +34,7 @@ class Model:
 
 
 def model(folder: Path, name: str) -> Model:
-    """One of `ESTIMATORS`, trained on the first rows of its table to tell three classes apart."""
+    """One of `ESTIMATORS`, trained on the first rows of its table to distinguish three classes."""
     made = Model(name, folder / f"{name}.joblib", folder / f"{name}.onnx")
     if not made.graph.exists():
         estimator, kind = ESTIMATORS[name]
@@ -84,7 +84,7 @@ def _write_jsonl(path: Path, blocks: Iterator[pl.DataFrame]) -> None:
 
 
 def _write_parquet(path: Path, blocks: Iterator[pl.DataFrame]) -> None:
-    """As pandas and pyarrow write it when asked for nothing else."""
+    """Writes the table as pandas and pyarrow do by default."""
     first = next(blocks).to_arrow()
     with pq.ParquetWriter(path, first.schema) as writer:
         writer.write_table(first)

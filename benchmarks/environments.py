@@ -1,4 +1,4 @@
-"""What the benchmarks need besides the project: environments for the peers, and nginx; all in one folder."""
+"""Requirements of the benchmarks outside of the project: environments for the peers, and nginx, in one folder."""
 
 import hashlib
 import platform
@@ -15,7 +15,7 @@ INSTALL_TIMEOUT = 600
 
 
 class Unavailable(Exception):
-    """A peer or tool that this machine cannot have, or that failed; the message says why."""
+    """A peer or tool is not available on this machine, or failed; the message has the reason."""
 
 
 def python_with(folder: Path, name: str, requirements: Sequence[str], *, pinned: bool) -> Path:
@@ -34,7 +34,7 @@ def python_with(folder: Path, name: str, requirements: Sequence[str], *, pinned:
 
 
 def versions(folder: Path, name: str, requirements: Sequence[str], *, pinned: bool) -> dict[str, str]:
-    """What stands in that environment for these requirements; nothing where it was not made."""
+    """The versions installed in that environment for these requirements; empty if it does not exist."""
     home = _home(folder, name, requirements, pinned=pinned)
     path = [str(packages) for packages in home.glob("lib/python*/site-packages")]
     wanted = [re.split(r"[\[=<>]", requirement)[0] for requirement in requirements]

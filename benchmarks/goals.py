@@ -1,4 +1,4 @@
-"""What the project wants to reach on two cores: every goal is a ratio of two figures of one run."""
+"""The goals of the project on two cores, each a ratio of two figures of one run."""
 
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -7,9 +7,9 @@ from typing import Literal
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """For measurements whose name matches the pattern; the first goal that matches counts.
+    """A goal for the measurements whose name matches the pattern; the first goal that matches counts.
 
-    `ratio` is ours / reference. A stretch goal is shown, and its miss is no failure.
+    `ratio` is ours / reference. A stretch goal is shown, but missing it is not a failure.
     """
 
     pattern: str

@@ -1,4 +1,4 @@
-"""Figures of one run after the other, as lines of JSON: what became faster, and what slower, on which machine."""
+"""The figures of all runs, as lines of JSON, to compare them over time on each machine."""
 
 import json
 import os
@@ -33,7 +33,7 @@ def append(results: Results, path: Path) -> None:
 
 
 def _revision() -> str:
-    """Of the code that was measured, marked when it has changes that are not committed."""
+    """The revision of the measured code, marked if it has uncommitted changes."""
     command = ["git", "describe", "--always", "--dirty"]
     done = subprocess.run(command, cwd=ROOT, check=False, capture_output=True, text=True)
     return done.stdout.strip() or "unknown"

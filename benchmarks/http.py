@@ -1,4 +1,4 @@
-"""Lean HTTP clients, so that servers are measured and not the client: files one after another, and many small calls."""
+"""Minimal HTTP clients, so that the server is measured and not the client, for files and for many small calls."""
 
 import asyncio
 import http.client
@@ -20,7 +20,7 @@ _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 
 
 def send(url: str, method: str, body: Path | None = None, headers: Mapping[str, str] | None = None) -> bytes:
-    """One request on a connection of its own; the body is a file. Raises Unavailable for a status of 400 and more."""
+    """Sends one request with a file as its body on a new connection. Raises Unavailable for a status of 400 or more."""
     with _Connection(url) as connection:
         if body is None:
             return connection.exchange(method, None, headers or {}).read()
@@ -30,7 +30,7 @@ def send(url: str, method: str, body: Path | None = None, headers: Mapping[str, 
 
 
 def fetch(url: str, target: Path | None = None) -> int:
-    """GET into a file, or to nowhere; gives the bytes received. Raises as `send` does."""
+    """Downloads into a file, or discards the body; returns the number of bytes. Raises as `send` does."""
     block = memoryview(bytearray(BLOCK))
     received = 0
     with _Connection(url) as connection, (target or Path("/dev/null")).open("wb") as file:
@@ -62,7 +62,7 @@ class _Connection:
 
 
 class Calls(asyncio.Protocol):
-    """Requests over one kept connection, one at a time. For servers that answer with a Content-Length."""
+    """Sends requests over one persistent connection, one at a time, to servers that send a Content-Length."""
 
     def __init__(self) -> None:
         self._received = bytearray()
@@ -76,7 +76,7 @@ class Calls(asyncio.Protocol):
         return calls
 
     async def call(self, request: bytes) -> bytes:
-        """The body of the answer. Raises Unavailable for a status of 400 and more."""
+        """The body of the response. Raises Unavailable for a status of 400 or more."""
         assert self._transport is not None
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
@@ -115,7 +115,7 @@ def request(method: str, target: str, body: bytes = b"", headers: Mapping[str, s
 
 
 async def latencies(url: str, wanted: bytes, *, seconds: float, clients: int) -> list[float]:
-    """Seconds of every call while `clients` repeat it as fast as answers come."""
+    """The seconds of every call while `clients` repeat it as fast as responses arrive."""
     deadline = time.perf_counter() + seconds
     taken: list[float] = []
 

@@ -1,7 +1,7 @@
-"""The limit of images: the best pipeline known on this machine, with no service around it.
+"""The limit for images: the best known pipeline on this machine, without a service.
 
 As many processes as there are cores; each decodes and prepares its share of the images, in batches, and runs the
-network on them. Started as a script in an environment of its own:
+network on them. Started as a script in a separate environment:
 
   python image_limit.py MODEL ARCHIVE OUTPUT decode|network|both
 
@@ -28,7 +28,7 @@ from PIL import Image
 SIZE = 224
 BATCH = 8
 SHARE = 64
-"""Images that a process takes at once."""
+"""Images in one batch of a process."""
 MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 FACTOR, SHIFT = 1 / (255 * STD), -MEAN / STD
@@ -94,7 +94,7 @@ def _start(model: Path, archive: Path, what: str) -> None:
 
 
 def _ready(_number: int) -> None:
-    """Every process has loaded the model when all of these came back."""
+    """When all of these calls have returned, every process has loaded the model."""
     time.sleep(0.2)
 
 

@@ -1,4 +1,4 @@
-"""Photographs in an archive through a network: the service next to decoding alone, the network alone, and both."""
+"""Photographs in an archive, scored by a network: the service compared with decoding, the network, and both."""
 
 import io
 import os
@@ -28,9 +28,9 @@ ALONE = {"decode": "decoding alone", "network": "the network alone"}
 
 
 def measure(bench: Bench, count: int) -> Iterator[Measurement | Gap]:
-    """The first `count` test images of CIFAR-10, each a PNG file in a ZIP archive, through ResNet-18.
+    """Scores the first `count` test images of CIFAR-10, PNG files in a ZIP archive, with ResNet-18.
 
-    Raises Unavailable when they cannot be had, or the service or the limit fails.
+    Raises Unavailable when the images are not available, or the service or the limit fails.
     """
     title = f"{TITLE}, {SIZES.get(count, f'{count} images')}"
     source, model = _archive(bench.folder, count), _model(bench.folder)
@@ -49,7 +49,7 @@ def measure(bench: Bench, count: int) -> Iterator[Measurement | Gap]:
                 bench.say(f"{title}: run {repeat + 1} of {repeats}")
                 for what, timings in limits.items():
                     reference = folder / f"{what}.jsonl"
-                    os.sync()  # what one program wrote does not slow the next one
+                    os.sync()  # writes of one program must not slow down the next one
                     taken, peaks = processes.timed_script(
                         python, LIMIT, model, source, reference, what, timeout=LIMIT_TIMEOUT
                     )
@@ -104,8 +104,8 @@ def _model(folder: Path) -> Path:
 
 
 def _check_equal(expected: Path, got: Path) -> None:
-    """The service names the same files, and nearly everywhere the same class: it resizes by the same formula, but
-    float32 sums differ in their order. Raises Unavailable."""
+    """Checks that the service names the same files and, almost everywhere, the same class: it resizes by the same
+    formula, but float32 sums differ in their order. Raises Unavailable."""
     limit, ours = pl.read_ndjson(expected), pl.read_ndjson(got)
     if ours.height != limit.height or not (ours["file"] == limit["file"]).all():
         raise Unavailable(f"{ours.height} records, the limit has {limit.height}; or their files differ")

@@ -1,8 +1,8 @@
-"""The limit: the best in-process pipeline known on this machine, with no service around it.
+"""The limit: the best known pipeline inside one process on this machine, without a service.
 
 One thread reads, two score with ONNX Runtime, one writes; all overlap through short queues. polars reads and
-writes, but where another library is faster: duckdb reads big NDJSON, pyarrow writes Parquet.
-Started as a script in an environment of its own: python limit.py MODEL INPUT OUTPUT prints the seconds from the first
+writes, except where another library is faster: duckdb reads big NDJSON, pyarrow writes Parquet.
+Started as a script in a separate environment: python limit.py MODEL INPUT OUTPUT prints the seconds from the first
 byte read to the last byte synced. Imports and the loading of the model are not counted.
 """
 
@@ -59,7 +59,7 @@ def _results(scored: "Queue[Future[pl.DataFrame] | None]") -> Iterator[pl.DataFr
 
 
 class Scorer:
-    """A session, shared by the threads, and the columns that it wants."""
+    """A session, shared by the threads, and the columns that it takes."""
 
     def __init__(self, model: Path) -> None:
         options = onnxruntime.SessionOptions()
@@ -74,7 +74,7 @@ class Scorer:
         }
 
     def score(self, frame: pl.DataFrame) -> pl.DataFrame:
-        """The columns that the model does not take, with its outputs."""
+        """The columns that the model does not take, followed by its outputs."""
         inputs = self._inputs(frame)
         parts = [
             self._session.run(None, {name: tensor[at : at + SLICE] for name, tensor in inputs.items()})
@@ -92,7 +92,7 @@ class Scorer:
 
 
 def _column(series: pl.Series) -> np.ndarray:
-    """Shape (n, 1). Strings become Python objects once per distinct value, not once per record."""
+    """An array of shape (n, 1). Strings become Python objects once per distinct value, not once per record."""
     if series.dtype != pl.Categorical:
         return series.to_numpy().reshape(-1, 1)
     encoded = series.to_arrow()

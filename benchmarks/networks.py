@@ -18,7 +18,7 @@ IMAGENET = {
 
 
 class Layers:
-    """A graph that grows at its end, from images [N, 3, size, size] on, with weights of a fixed seed."""
+    """A graph on images [N, 3, size, size] to which layers are appended, with weights of a fixed seed."""
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -51,7 +51,7 @@ class Layers:
         self.add("MaxPool", kernel_shape=[size] * 2, strides=[stride] * 2, pads=[pad] * 4)
 
     def residual(self, channels: int, stride: int) -> None:
-        """Two convolutions, and a way around them."""
+        """Two convolutions with a skip connection."""
         start, before = self.last, self.channels
         self.convolve(channels, stride=stride)
         inner = self.convolve(channels, relu=False)

@@ -27,7 +27,7 @@ http {{
 
 @contextmanager
 def available(folder: Path, say: Callable[[str], None]) -> Iterator[str | None]:
-    """The address of an nginx that keeps its files for the block; None where there is none. `folder`: as elsewhere."""
+    """The address of an nginx that keeps its files for the block; None if nginx is not available."""
     try:
         program = environments.nginx(folder)
     except Unavailable as error:

@@ -1,4 +1,4 @@
-"""Online predictions of one row: what the model takes inside ONNX Runtime, and what a client waits for over HTTP."""
+"""Online predictions of one row: the time of the model inside ONNX Runtime, and the latency over HTTP."""
 
 import json
 import statistics
@@ -24,13 +24,13 @@ from benchmarks.results import Gap, Measurement
 
 TITLE = "online predictions"
 PREFIX = "online, 1 row, "
-"""Of the names of all figures."""
+"""The beginning of the names of all figures."""
 CLIENTS = 8
 RUNS = 200
-"""In one timing of a model; its figure is the median of REPEATS."""
+"""Calls in one timing of a model; its figure is the median of REPEATS timings."""
 REPEATS = 9
 ROUNDS = 3
-"""Of requests to ours and to the floor, in turn."""
+"""Loads of requests, sent to our server and to the bare route in turn."""
 ESTIMATORS: dict[str, Callable[[], Any]] = {
     "logistic regression": lambda: LogisticRegression(max_iter=300),
     "10-tree forest": lambda: RandomForestClassifier(10, random_state=0),
@@ -61,7 +61,7 @@ def _train(kind: str, folder: Path) -> Trained:
     flowers = load_iris(as_frame=True)
     graph = folder / f"{kind.replace(' ', '-')}.onnx"
     convert(ESTIMATORS[kind]().fit(flowers.data, flowers.target_names[flowers.target]), flowers.data, graph)
-    # Without names, as a script would call it: scikit-learn takes 40 microseconds more to compare them.
+    # Without column names, as a script would call it: scikit-learn takes 40 microseconds more to compare them.
     values = flowers.data.to_numpy()
     return Trained(ESTIMATORS[kind]().fit(values, flowers.target), values[:1].astype(np.float32), graph)
 

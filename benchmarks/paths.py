@@ -29,7 +29,7 @@ SIZES = {
 PEER_TIMEOUT = 170.0
 LIMIT_TIMEOUT = 300.0
 FEW = 10_000
-"""Rows below which the peers are left out: trials of the harness."""
+"""Below this number of rows, which only trials of the harness use, the peers are left out."""
 MEMORY_GOAL = 900 * MB
 PROCESS_GOAL = 600 * MB
 
@@ -44,7 +44,7 @@ class TablePath:
 
     @property
     def format(self) -> str:
-        """Of the result, as the service calls it."""
+        """The format of the result, as named by the service."""
         return self.target.removeprefix(".")
 
 
@@ -60,9 +60,9 @@ PATHS = (
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Peer:
-    """A script that scores a file in an environment of its own.
+    """A script that scores a file in a separate environment.
 
-    `most`: the most rows that it is given on a path; for more, its time is that of `most`, extrapolated.
+    `most`: the largest number of rows that it is run with on a path; for more rows, its time is extrapolated.
     `pinned`: with the project's versions. `remote`: files travel over HTTP, as in our whole job.
     """
 
@@ -122,7 +122,7 @@ LIMIT_REQUIREMENTS = ("duckdb==2.0.0", "numpy", "onnx", "onnxruntime", "polars",
 
 @dataclass
 class Bench:
-    """How thoroughly, where, and what was told meanwhile.
+    """How thoroughly to measure, where, and the messages of the run.
 
     Without `repeats` all programs run three times; above 1 million rows ours and the limit twice, the peers once.
     Unless `thorough`, the peers run once at any size.
@@ -134,7 +134,7 @@ class Bench:
     repeats: int | None = None
     thorough: bool = False
     unavailable: dict[str, str] = field(default_factory=dict)
-    """Why a peer has no environment, by its name."""
+    """The reason why a peer has no environment, by its name."""
 
     def our_repeats(self, rows: int) -> int:
         return self.repeats or (3 if rows <= MILLION else 2)
@@ -145,12 +145,12 @@ class Bench:
 
 @dataclass
 class Timings:
-    """Seconds of every repeat and the peak memory in bytes."""
+    """The seconds of every repeat, and the peak memory in bytes."""
 
     seconds: list[float] = field(default_factory=list)
     peak: int = 0
     largest: int = 0
-    """Peak memory in bytes of the process that took most."""
+    """The peak memory of the largest process, in bytes."""
 
     def add(self, seconds: float, peak: int = 0, largest: int = 0) -> None:
         self.seconds.append(seconds)
@@ -163,7 +163,7 @@ class Timings:
 
 
 def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | Gap]:
-    """Everything about one path at one size, interleaved: each repeat runs every program once.
+    """All measurements of one path at one size, interleaved: each repeat runs every program once.
 
     Raises Unavailable when the service or the limit fails.
     """
@@ -181,7 +181,7 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | 
             for repeat in range(bench.our_repeats(rows)):
                 bench.say(f"{title}: run {repeat + 1} of {bench.our_repeats(rows)}")
                 reference = folder / f"limit{path.target}"
-                os.sync()  # what one program wrote does not slow the next one
+                os.sync()  # writes of one program must not slow down the next one
                 taken, peaks = processes.timed_script(
                     python, LIMIT, model.graph, source, reference, timeout=LIMIT_TIMEOUT
                 )
@@ -302,7 +302,7 @@ def _run_peers(
 
 
 def _python(bench: Bench, peer: Peer) -> Path:
-    """What does not install is tried once. Raises Unavailable."""
+    """An environment that cannot be installed is tried only once. Raises Unavailable."""
     if peer.name in bench.unavailable:
         raise Unavailable(bench.unavailable[peer.name])
     try:
@@ -313,7 +313,7 @@ def _python(bench: Bench, peer: Peer) -> Path:
 
 
 def _check_equal(expected: Path, got: Path) -> None:
-    """The service's result has the rows and the labels of the limit's. Raises Unavailable."""
+    """Checks that the result of the service has the rows and labels of the limit's. Raises Unavailable."""
     scan: dict[str, Callable[[Path], pl.LazyFrame]]
     scan = {".csv": pl.scan_csv, ".jsonl": pl.scan_ndjson, ".parquet": pl.scan_parquet}
     summed = pl.len().alias("rows"), pl.col("id", "prediction").cast(pl.Int64).sum()

@@ -1,4 +1,4 @@
-"""Programs under measurement: servers and scripts, with the peak memory of every process that they start."""
+"""The measured programs: servers and scripts, with the peak memory of every process that they start."""
 
 import os
 import re
@@ -17,21 +17,21 @@ from benchmarks.environments import Unavailable
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
 STEP = 1.01
-"""Growth of resident memory at which the shares of the processes are looked at."""
+"""Growth of resident memory after which the shares of the processes are read again."""
 
 
 @dataclass
 class Peaks:
-    """Peak memory in bytes, of the sum over all processes; and the processes that were seen.
+    """The peak of the memory of all processes together, in bytes, and the observed processes.
 
-    It is resident memory, but what several processes share is divided among them (PSS): together it counts once.
+    It is resident memory, in which shared pages are divided among their processes (PSS), so that they count once.
     """
 
     together: int = 0
     largest: int = 0
-    """Of the process that took most."""
+    """The peak memory of the largest process."""
     seen: dict[int, str] = field(default_factory=dict)
-    """When each process began, by its id: an id alone may be another process's tomorrow."""
+    """The start time of each process by its id, because an id may be reused."""
 
 
 @contextmanager
@@ -44,7 +44,7 @@ def watched(root: int, pause: float = 0.05) -> Iterator[Peaks]:
         while not ended.wait(pause):
             family = _family(root)
             resident = sum(map(_resident, family))
-            # The system walks all pages to tell who shares them: done every time, it would slow down what is measured.
+            # The system walks all pages to find those that are shared: each time, that would slow down the program.
             if resident > STEP * highest:
                 highest = resident
                 shares = [_share(pid) for pid in family]
@@ -71,7 +71,7 @@ class Server:
 
 @contextmanager
 def batchserve(folder: Path) -> Iterator[Server]:
-    """The real server with its defaults, its data in `folder`, ready to answer."""
+    """The real server with its defaults and its data in `folder`, when it is ready."""
     with started([sys.executable, "-m", "batchserve", "serve", "--port", "0"], folder) as server:
         yield server
 
@@ -90,7 +90,7 @@ def bare(folder: Path, **environment: str) -> Iterator[Server]:
 
 @contextmanager
 def started(command: Sequence[str], folder: Path, **environment: str) -> Iterator[Server]:
-    """A server that says in its output at which address of this host it answers; its working directory is `folder`."""
+    """A server that prints the address at which it listens; its working directory is `folder`."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
     with (
@@ -108,7 +108,7 @@ def started(command: Sequence[str], folder: Path, **environment: str) -> Iterato
 
 
 def timed_script(python: Path, script: Path, *arguments: object, timeout: float) -> tuple[float, Peaks]:
-    """The seconds that a script prints as its last line, and its memory. What it leaves behind is ended.
+    """The seconds that a script prints as its last line, and its memory. Its remaining processes are killed.
 
     Raises Unavailable when it fails or takes longer than `timeout` seconds.
     """
@@ -171,7 +171,7 @@ def _resident(pid: int) -> int:
 
 
 def _share(pid: int) -> int:
-    """PSS in bytes."""
+    """The PSS of a process in bytes."""
     try:
         found = re.search(r"^Pss: +(\d+) kB", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.MULTILINE)
     except OSError:
@@ -180,7 +180,7 @@ def _share(pid: int) -> int:
 
 
 def _began(pid: int) -> str:
-    """In ticks since the machine started; empty when there is no such process."""
+    """The start time in ticks since boot; empty if the process does not exist."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -168,7 +168,7 @@ def _goal_row(goal: Goal, entries: Sequence[Measurement | Gap]) -> tuple[str, ..
 
 
 def _missed(results: Results) -> str:
-    """What the figures say, and what somebody found out about it."""
+    """The missed goals, and the notes about their causes."""
     rows = [
         (entry.name, "failed" if isinstance(entry, Gap) else ratio_text(entry.ratio), str(goal_of(entry.name) or ""))
         for entry in results.missed
@@ -189,7 +189,7 @@ def _files(results: Results) -> Iterable[str]:
 
 
 def _programs(results: Results, path: TablePath, size: str) -> str:
-    """Everything that did this path at this size: first from file to file, then over HTTP."""
+    """All programs that were measured on this path at this size: first from file to file, then over HTTP."""
     title = f"{path.title}, {size}: "
     found = {entry.name.removeprefix(title): entry for entry in results.measured if entry.name.startswith(title)}
     rows = _rows(size)

@@ -1,4 +1,4 @@
-"""What was measured, as a table and as bench.json."""
+"""The measurements, as a table and as bench.json."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,9 +15,9 @@ MB = 1_000_000
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """Ours and the reference of one run, in the same unit.
+    """The figures of batchserve and of the reference in one run, in the same unit.
 
-    With the peak memory of each in bytes, if watched, and with how many repeats each figure is the median of.
+    With the peak memory of each in bytes, if measured, and the number of repeats of which each figure is the median.
     """
 
     name: str
@@ -66,7 +66,7 @@ MORE = ("unit", "our_peak", "reference_peak", "our_repeats", "reference_repeats"
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """A measurement that could not be made, and why. With `ours` the service itself failed, which is a goal missed."""
+    """A measurement that failed, and the reason. With `ours` the service itself failed, which is a missed goal."""
 
     name: str
     error: str
@@ -89,12 +89,12 @@ class Gap:
 
 @dataclass
 class Results:
-    """Measurements and gaps by name; what comes later takes the place of what was there."""
+    """Measurements and gaps by name; a later one replaces an earlier one."""
 
     entries: dict[str, Measurement | Gap] = field(default_factory=dict)
 
     def add(self, entries: Iterable[Measurement | Gap]) -> None:
-        """One after the other, so that those before an error are kept."""
+        """Adds them one by one, so that those before an error are kept."""
         for entry in entries:
             self.entries[entry.name] = entry
 
@@ -117,7 +117,7 @@ class Results:
 
     @classmethod
     def read(cls, paths: Sequence[Path]) -> Self:
-        """What `write` wrote, in one or several runs."""
+        """Reads the files that `write` wrote in one or several runs."""
         results = cls()
         for path in paths:
             results.add(map(_entry, json.loads(path.read_text())))
@@ -138,10 +138,10 @@ def _entry(written: dict[str, Any]) -> Measurement | Gap:
 
 
 def ratio_text(ratio: float) -> str:
-    """Two decimals, and three digits that count of the smallest."""
+    """Two decimals, or three significant digits of small ratios."""
     return f"{ratio:.2f}" if ratio >= 0.1 else figure(ratio)
 
 
 def figure(number: float) -> str:
-    """Three digits that count."""
+    """Three significant digits."""
     return f"{float(f'{number:.3g}'):,.0f}" if abs(number) >= 100 else f"{number:.3g}"

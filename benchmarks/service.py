@@ -11,7 +11,7 @@ from benchmarks.environments import Unavailable
 from benchmarks.http import fetch, send
 
 WAIT = {"prefer": "wait=60"}
-# Without it, the second job with the same input would be answered from the first one's result.
+# Otherwise a second job with the same input would reuse the result of the first one.
 AGAIN = "reuse=false"
 
 
@@ -38,7 +38,7 @@ def upload(url: str, source: Path) -> str:
 
 
 def three_calls(url: str, model: str, source: Path, result: Path, format: str = "csv") -> Steps:
-    """Upload, predict and wait, download. The job is deleted, unmeasured."""
+    """Measures upload, predict with wait, and download. The job is deleted, which is not measured."""
     moments = [time.perf_counter()]
     job_id = upload(url, source)
     moments.append(time.perf_counter())
@@ -51,7 +51,7 @@ def three_calls(url: str, model: str, source: Path, result: Path, format: str = 
 
 
 def one_call(url: str, model: str, source: Path, result: Path, format: str = "csv") -> float:
-    """Seconds of predict with a body, and download. The job is deleted, unmeasured."""
+    """The seconds of predict with a body and of download. The job is deleted, which is not measured."""
     started = time.perf_counter()
     job_id = _finished(url, _json(send(f"{url}/v1/predict?{_query(model, format)}", "POST", source, WAIT)))
     fetch(f"{url}/v1/download/{job_id}", result)

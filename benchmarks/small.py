@@ -1,4 +1,4 @@
-"""Small things: jobs of few records, status polls, transfers."""
+"""Jobs of few records, status polls and transfers."""
 
 import asyncio
 import json
@@ -22,7 +22,7 @@ CLIENTS = 16
 MODEL = "logistic"
 TRANSFERS = ("upload: MB/s / nginx PUT", "download: MB/s / nginx GET")
 TRANSFERRED = 5
-"""Repeats."""
+"""The number of repeats."""
 
 JobCalls = Callable[[Calls, bytes], Awaitable[bytes]]
 
@@ -71,7 +71,7 @@ async def _one_call(calls: Calls, content: bytes) -> bytes:
 
 
 async def _load(url: str, content: bytes, job: JobCalls, *, seconds: float, clients: int) -> list[float]:
-    """Seconds of every job, while `clients` do one after the other."""
+    """The seconds of every job, while each of `clients` runs one job after the other."""
     deadline = time.perf_counter() + seconds
     taken: list[float] = []
     rows = content.count(b"\n")
@@ -95,7 +95,7 @@ def _polls(bench: Bench, url: str, bare: str, seconds: float, rows: int) -> Iter
     asked, plain = request("GET", f"/v1/jobs/{job_id}"), request("GET", "/status")
 
     def both() -> tuple[list[float], list[float]]:
-        """Interleaved: two short loads of each."""
+        """Two short loads of each program, interleaved."""
         ours, theirs = [], []
         for _ in range(2):
             theirs += run(latencies(bare, plain, seconds=seconds / 2, clients=CLIENTS))
@@ -121,7 +121,7 @@ def _polls(bench: Bench, url: str, bare: str, seconds: float, rows: int) -> Iter
 
 @contextmanager
 def _big_jobs(url: str, source: Path) -> Iterator[None]:
-    """One big job after the other while the block runs."""
+    """Runs one big job after the other during the block."""
     ended = threading.Event()
 
     def jobs() -> None:

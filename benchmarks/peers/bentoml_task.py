@@ -1,4 +1,4 @@
-"""BentoML: the CSV to a task endpoint, its status polled, the scored rows back as JSON and written as CSV.
+"""BentoML: the CSV is sent to a task endpoint, its status is polled, the scored rows return as JSON and become CSV.
 Starting the server is not counted.
 
 usage: python bentoml_task.py MODEL.onnx INPUT.csv OUTPUT.csv

@@ -1,5 +1,5 @@
-"""MLServer: the CSV as V2 requests of 1,000 rows, `mlserver infer` against a server with an ONNX model. Counted are the
-conversion and the command; starting the server is not.
+"""MLServer: the CSV is sent as V2 requests of 1,000 rows, with `mlserver infer`, to a server with an ONNX model. The
+conversion and the command are counted; starting the server is not.
 
 usage: python mlserver_infer.py MODEL.onnx INPUT.csv OUTPUT.jsonl
 """

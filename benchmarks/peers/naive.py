@@ -1,4 +1,4 @@
-"""The naive design: the csv module, the model loaded for the job, one row after the other.
+"""The naive design: the csv module, the model loaded for each job, one row at a time.
 
 usage: python naive.py MODEL.onnx INPUT.csv OUTPUT.csv
 """

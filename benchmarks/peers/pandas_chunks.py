@@ -1,4 +1,4 @@
-"""What is done when memory is short: the same with pandas, 100,000 rows after the other.
+"""The usual script if memory is short: pandas with 100,000 rows at a time.
 
 usage: python pandas_chunks.py MODEL.joblib INPUT OUTPUT
 """

@@ -1,5 +1,5 @@
-"""What many do: read the whole file with pandas, predict with the pickled estimator, write the whole file.
-The loading of the estimator, which imports scikit-learn, is not counted.
+"""The usual script: read the whole file with pandas, predict with the pickled estimator, write the whole file.
+Loading the estimator, which imports scikit-learn, is not counted.
 
 usage: python pandas_joblib.py MODEL.joblib INPUT OUTPUT
 """

@@ -1,4 +1,4 @@
-"""What a reader of both manuals writes: polars for the whole file, one call of ONNX Runtime with its defaults.
+"""The script that both manuals suggest: polars for the whole file, one call of ONNX Runtime with its defaults.
 
 usage: python polars_onnxruntime.py MODEL.onnx INPUT OUTPUT
 """
