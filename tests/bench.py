@@ -1,4 +1,4 @@
-"""What tests of a worker share: a database and a storage with what a client does with them, and models that double."""
+"""Fixtures of the worker tests: a database and a storage with the actions of a client, and models that double."""
 
 import csv
 import io
@@ -50,7 +50,7 @@ SHORT: dict[str, Any] = {
 
 
 class Bench:
-    """A database and a storage of their own, and what a client does with them."""
+    """A separate database and storage, with the actions of a client."""
 
     def __init__(self, settings: Settings, database: Database, storage: Storage, engine: Engine) -> None:
         self.runtime = Runtime(settings, database, storage, engine, interactive=engine)
@@ -71,7 +71,7 @@ class Bench:
             assert not thread.is_alive(), "the worker did not stop"
 
     def by_hand(self, **settings: Any) -> "HandWorker":
-        """A worker whose time and calls are the test's."""
+        """A worker whose clock and calls are controlled by the test."""
         return HandWorker(self, **settings)
 
     def register(self, name: str, model: bytes) -> ModelVersion:
@@ -131,7 +131,7 @@ class Bench:
         return [orjson.loads(line) for line in self.read(job.result.errors_key if job.result else None).splitlines()]
 
     def parts(self, job_id: str) -> dict[str, float]:
-        """The parts of a job and when they were written."""
+        """The parts of a job, each with its modification time."""
         return {entry.key: entry.modified for entry in self.storage.list(parts_prefix(job_id))}
 
     def outcomes(self, job_id: str) -> list[str | None]:
@@ -140,7 +140,7 @@ class Bench:
 
 
 class HandWorker:
-    """Runs turn by turn in the thread of the test; no second passes but those that a test, or a wait, lets pass."""
+    """Runs turn by turn in the thread of the test; time passes only when the test, or a wait, advances it."""
 
     def __init__(self, bench: Bench, **settings: Any) -> None:
         calm = {"lease": 60.0, "rescue": 5.0, "poll": 1.0, "cancel_grace": 5.0, "grace": 10.0}
@@ -151,12 +151,12 @@ class HandWorker:
         self.worker = Worker(runtime, self.notified.append, self.clock)
 
     def calls(self) -> list[HandCall]:
-        """What is handed to the engine in one turn, or was before."""
+        """The calls that are handed to the engine in this turn or were handed to it before."""
         self.worker.turn()
         return self.engine.take()
 
     def chunks(self) -> list[HandCall]:
-        """The same when the jobs are planned: chunks that are to be scored."""
+        """The same when the jobs are planned: the calls of chunks to be scored."""
         for _ in range(10):
             calls = self.calls()
             if any(call.first_record is not None for call in calls):
@@ -166,7 +166,7 @@ class HandWorker:
         raise AssertionError("no chunk is handed out")
 
     def work(self, *calls: HandCall) -> None:
-        """Runs these calls, and all that come of them, until there are no more."""
+        """Runs these calls, and all calls that follow from them, until none is left."""
         waiting = list(calls)
         idle = 0
         while idle < 3:
@@ -200,7 +200,7 @@ def rows_in(content: bytes) -> list[dict[str, str]]:
 
 
 def answers(content: bytes) -> list[tuple[str, float | None]]:
-    """Record ID and prediction of each row."""
+    """The record ID and the prediction of each row."""
     rows = [list(row.values()) for row in rows_in(content)]
     assert all(len(row) == 2 for row in rows)
     return [(name, float(value) if value else None) for name, value in rows]

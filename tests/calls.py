@@ -1,4 +1,4 @@
-"""Functions that tests call in other processes, which find them by the name of this module."""
+"""Functions that tests call in other processes, which import them from this module by name."""
 
 import os
 import signal
@@ -54,14 +54,14 @@ def leave(status: int) -> None:
 
 
 def allocate(count: int) -> int:
-    """Takes that many bytes, and touches each page of them."""
+    """Allocates that many bytes and touches each page of them."""
     held = bytearray(count)
     held[::4096] = b"x" * len(held[::4096])
     return len(held)
 
 
 def kept_after_freeing(count: int, given_back: bool) -> int:
-    """How many more bytes are resident than before, when that many were taken in small blocks and freed again."""
+    """The growth of resident memory, in bytes, after that many bytes were allocated in small blocks and freed."""
     before = resident()
     held = [bytes(1000) for _ in range(count // 1000)]
     del held
@@ -75,7 +75,7 @@ def resident() -> int:
 
 
 def appear(path: Path, seconds: float) -> None:
-    """Writes its process ID to `path`, stays for a while, and says so when it was left to end."""
+    """Writes its process ID to `path` and sleeps for a while; creates a `.done` file if it was not killed meanwhile."""
     path.write_text(str(os.getpid()))
     time.sleep(seconds)
     path.with_suffix(".done").touch()
@@ -97,7 +97,7 @@ def claim_all(url: str, worker: str) -> list[str]:
 
 
 def serve_calls(folder: Path) -> None:
-    """An engine of a process of its own, with two calls under way; for tests that end this process."""
+    """An engine in a separate process, with two calls in progress; for tests that kill this process."""
     from batchserve.engines import open_engine, open_interactive
     from batchserve.settings import Settings
 

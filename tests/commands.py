@@ -1,4 +1,4 @@
-"""Commands of batchserve in processes of their own, for tests that kill them."""
+"""Commands of batchserve in separate processes, for tests that kill them."""
 
 import os
 import re
@@ -23,13 +23,13 @@ FAST = {
 
 
 def lowest_free_descriptor(pid: int) -> int:
-    """Of another process. With it as the limit, no file can be opened there: a limit is on numbers, not on how many."""
+    """The lowest free file descriptor of another process. With it as the limit, that process can open no file."""
     used = {int(path.name) for path in Path(f"/proc/{pid}/fd").iterdir()}
     return next(number for number in count() if number not in used)
 
 
 class Service:
-    """A `batchserve` command in a process of its own, on the data of one folder."""
+    """A `batchserve` command in a separate process, on the data of one folder."""
 
     def __init__(
         self, folder: Path, *arguments: str, settings: Mapping[str, str] = FAST, open_files: int | None = None
@@ -52,7 +52,7 @@ class Service:
         raise AssertionError(f"{pattern!r} did not come:\n{self.log.read_text()[-4000:]}")
 
     def scoring_processes(self, nicer: int = 10) -> list[int]:
-        """Those that score chunks of jobs; with `nicer=0`, also those for clients that wait."""
+        """The processes that score chunks of jobs; with `nicer=0`, also those for interactive calls."""
         nice = min(os.getpriority(os.PRIO_PROCESS, self.process.pid) + nicer, 19)
         found = []
         for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
@@ -64,7 +64,7 @@ class Service:
         return found
 
     def memory(self) -> int:
-        """Bytes of the server's own process that lie in memory."""
+        """The resident memory of the server process, in bytes."""
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 

@@ -1,4 +1,4 @@
-"""What tests share: databases, a real server process, and a real model with its data."""
+"""Shared fixtures: databases, a real server process, and a real model with its data."""
 
 import os
 import re
@@ -32,7 +32,7 @@ START_TIMEOUT = 60.0
 
 @contextmanager
 def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
-    """A server on a free port with all its data in `folder`; gives its address when it is ready."""
+    """A server on a free port with all its data in `folder`; yields its address when it is ready."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
     command = [sys.executable, "-m", "batchserve", "serve", "--port", "0", *arguments]
@@ -70,7 +70,7 @@ def _is_ready(url: str) -> bool:
 
 @pytest.fixture(scope="session")
 def start_server() -> Callable[..., AbstractContextManager[str]]:
-    """`serving`, for tests that need a server of their own: a folder, arguments of `serve`, settings."""
+    """`serving`, for tests that need a separate server: a folder, arguments of `serve`, settings."""
     return serving
 
 
@@ -90,7 +90,7 @@ def iris() -> pd.DataFrame:
 
 @pytest.fixture(scope="session")
 def iris_onnx(iris: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A classifier of flowers by name, converted with its columns."""
+    """A classifier of flowers with named classes, converted with its columns."""
     names = load_iris().target_names[load_iris().target]
     model = make_pipeline(StandardScaler(), LogisticRegression()).fit(iris, names)
     path = tmp_path_factory.mktemp("models") / "iris.onnx"
@@ -107,7 +107,7 @@ def iris_csv(iris: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.Server]:
-    """A PostgreSQL server that all tests share. Continuous integration does without none."""
+    """A PostgreSQL server that all tests share. Continuous integration fails without one."""
     try:
         with postgres.serving() as server:
             yield server
@@ -119,7 +119,7 @@ def postgres_server() -> Iterator[postgres.Server]:
 
 @pytest.fixture(scope="session")
 def sqlite_template(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An SQLite file with this release's schema: to copy it takes a millisecond, to migrate one 200."""
+    """An SQLite file with this release's schema: copying it takes a millisecond, migrating one takes 200."""
     folder = tmp_path_factory.mktemp("template")
     with closing(Database(sqlite_address(folder))) as made:
         migrate.upgrade(made)
@@ -145,7 +145,7 @@ def database(database_url: str) -> Iterator[Database]:
 
 @pytest.fixture
 def sqlite(sqlite_template: Path, tmp_path: Path) -> Iterator[Database]:
-    """The same, for what only SQLite does."""
+    """The same on SQLite, for behaviour that only SQLite has."""
     shutil.copy(sqlite_template, tmp_path)
     with closing(Database(sqlite_address(tmp_path))) as opened:
         yield opened

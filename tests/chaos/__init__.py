@@ -1,4 +1,4 @@
-"""A service under kill -9, and clients that write down what it has acknowledged.
+"""A service under kill -9, and clients that record what it has acknowledged.
 
     python -m chaos --seconds 60        # with tests/ on the path; `make chaos`
 

@@ -1,4 +1,4 @@
-"""Runs the service under kill -9 for a while, and says what was lost. Exit status 0: nothing."""
+"""Runs the service under kill -9 for a while and reports what was lost. Exit status 0: nothing."""
 
 import argparse
 import random
@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long clients work and processes are killed")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of inputs and kills")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the services end with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the services end with this process
     say(f"seed {arguments.seed}: {arguments.seconds:g} s, {CLIENTS} clients; again with --seed {arguments.seed}")
     folder = Path(tempfile.mkdtemp(prefix="batchserve-chaos-"))
     verdict, site = run(folder, arguments.seconds, arguments.seed)
@@ -46,7 +46,7 @@ def main() -> int:
 
 
 def run(folder: Path, seconds: float, seed: int) -> tuple[Verdict, Site]:
-    """The data of the service lies in `folder`/service, the history beside it."""
+    """The data of the service is in `folder`/service, the history in `folder`."""
     (folder / "service").mkdir()
     site = Site(folder / "service")
     history = History(folder / "history.jsonl")

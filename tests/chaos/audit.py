@@ -1,4 +1,4 @@
-"""The end of a run: what was acknowledged is compared with what is there."""
+"""The end of a run: everything acknowledged is compared with the stored data."""
 
 import base64
 import sqlite3
@@ -22,7 +22,7 @@ Job = dict[str, Any]
 
 @dataclass
 class Verdict:
-    """Counts of what went wrong, each with a sentence, and of what there was to go wrong."""
+    """The counts of faults, each with a sentence, and the counts of what was checked."""
 
     acknowledged: int = 0
     lost: int = 0
@@ -51,7 +51,7 @@ class Verdict:
 
 
 def wait_for_all(url: str, seconds: float, verdict: Verdict) -> None:
-    """Gives the jobs time to end; those that do not are stuck."""
+    """Waits for the jobs to end; those that do not end in time are stuck."""
     deadline = time.monotonic() + seconds
     while waiting := [job["id"] for state in ("queued", "running") for job in listed(url, state=state)]:
         if time.monotonic() > deadline:
@@ -75,7 +75,7 @@ def listed(url: str, **query: str) -> Iterator[Job]:
 
 @dataclass
 class Told:
-    """What the history says of one job."""
+    """The entries of the history about one job."""
 
     token: str
     events: set[str] = field(default_factory=set)
@@ -83,7 +83,7 @@ class Told:
 
 
 def audit(url: str, path: Path, verdict: Verdict) -> None:
-    """Every line of the history against every job of the service."""
+    """Compares every line of the history with every job of the service."""
     inputs, told = _read_history(path, verdict)
     found = {job["id"]: job for job in listed(url)}
     jobs_of: defaultdict[str, list[str]] = defaultdict(list)
@@ -104,7 +104,7 @@ def audit(url: str, path: Path, verdict: Verdict) -> None:
 
 
 def _read_history(path: Path, verdict: Verdict) -> tuple[dict[str, Input], dict[str, Told]]:
-    """The inputs that were sent, by token, and what was told of each job."""
+    """The inputs that were sent, by token, and the responses about each job."""
     inputs: dict[str, Input] = {}
     told: dict[str, Told] = {}
     for event in history.events(path):
@@ -142,7 +142,7 @@ def _check_acknowledged(job_id: str, known: Told, job: Job | None, verdict: Verd
 
 
 def _check_content(http: httpx2.Client, job: Job, input: Input, digests: set[str], verdict: Verdict) -> None:
-    """The bytes of a job: its input as it was sent; its result whole, right, and the same each time."""
+    """Checks the bytes of a job: its input as it was sent; its result complete, correct, and the same each time."""
     job_id = job["id"]
     stored = http.get(f"/v1/download/{job_id}/input").raise_for_status().content
     verdict.expect(stored == input.body(), f"the input of job {job_id} has changed")

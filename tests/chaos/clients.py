@@ -1,4 +1,4 @@
-"""Clients that submit, wait, cancel, delete and download, and tell the history what they were told."""
+"""Clients that submit, wait, cancel, delete and download, and record all responses in the history."""
 
 import random
 import threading
@@ -17,16 +17,16 @@ from chaos.inputs import FORMATS, Input
 
 MODEL = "busy"
 COMMON = [Input(seed, 300, format, faulty=True) for seed, format in enumerate(FORMATS)]
-"""Inputs that many clients send: their jobs share a result."""
+"""Inputs that several clients send, so that their jobs share a result."""
 _UNFINISHED = ("uploaded", "queued", "running")
 
 
 class GaveUp(Exception):
-    """The run is over, or nobody can say whether a request without an Idempotency-Key was heard."""
+    """The run has ended, or it is unknown whether a request without an Idempotency-Key was received."""
 
 
 class Client:
-    """Submits one job after the other until `stopping`, each in a way of its own."""
+    """Submits one job after the other until `stopping`, each in a random way."""
 
     def __init__(self, number: int, seed: int, url: str, history: History, stopping: threading.Event) -> None:
         self.thread = threading.Thread(target=self._run, name=f"client-{number}", daemon=True)
@@ -90,7 +90,7 @@ class Client:
         job = self._post("/v1/upload", key, content=input.body(), params={"filename": token}, expected=(201,))
         job_id = str(job["id"])
         self._history.tell("stored", token=token, job=job_id)
-        # Needs no key: it may be repeated as it is.
+        # Needs no key, because it may be repeated as it is.
         params = {"model": MODEL, "reuse": input in COMMON}
         self._answer("POST", f"/v1/predict/{job_id}", params=params, expected=(200, 202))
         self._history.tell("queued", token=token, job=job_id)
@@ -119,20 +119,20 @@ class Client:
         self._history.tell("cancelled", job=job_id)
 
     def _retry(self, job_id: str) -> None:
-        """409: it was completed before it was cancelled, or still runs."""
+        """Retries a job. A 409 means that it was completed before the cancel, or is still running."""
         key = {"Idempotency-Key": str(uuid.UUID(int=self._random.getrandbits(128)))}
         answer = self._answer("POST", f"/v1/jobs/{job_id}/retry", headers=key, expected=(202, 409))
         if answer.status_code == 202:
             self._history.tell("retried", job=job_id)
 
     def _delete(self, job_id: str) -> None:
-        """404: an answer to an earlier try was lost."""
+        """Deletes a job. A 404 means that the response to an earlier try was lost."""
         self._history.tell("deleting", job=job_id)
         self._answer("DELETE", f"/v1/jobs/{job_id}", expected=(204, 404))
         self._history.tell("deleted", job=job_id)
 
     def _post(self, path: str, key: str | None, **request: Any) -> Mapping[str, Any]:
-        """With a key, every third answer is thrown away and asked for again."""
+        """With a key, every third response is discarded and the request repeated."""
         if key is not None:
             request["headers"] = {"Idempotency-Key": key}
             if self._random.random() < 0.33:
@@ -168,7 +168,7 @@ class Client:
 
 
 def _asks_to_come_back(answer: httpx2.Response) -> bool:
-    """503, or 409 while a request with the same key is under way."""
+    """Whether it is a 503, or a 409 while a request with the same key is in progress."""
     return answer.status_code == 503 or (
         answer.status_code == 409 and orjson.loads(answer.content).get("code") == "idempotency-in-progress"
     )
@@ -177,7 +177,7 @@ def _asks_to_come_back(answer: httpx2.Response) -> bool:
 def run_clients(
     count: int, seed: int, url: str, history: History, seconds: float, meanwhile: Callable[[float], None]
 ) -> None:
-    """Lets clients work for a while. Raises what one of them raised."""
+    """Runs clients for a while. Raises the exception of a client that failed."""
     stopping = threading.Event()
     clients = [Client(number, seed, url, history, stopping) for number in range(count)]
     for client in clients:

@@ -1,4 +1,4 @@
-"""What clients have tried and what was acknowledged to them, in a file outside of the system under test."""
+"""The requests of clients and what was acknowledged, in a file outside of the system under test."""
 
 import threading
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ ACKNOWLEDGED = ("stored", "queued", "cancelled", "deleted", "retried", "read")
 
 
 class History:
-    """Lines of JSON, each written when its answer is there and before anything else is done."""
+    """Lines of JSON, each written when its response has arrived and before anything else is done."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

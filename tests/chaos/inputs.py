@@ -1,4 +1,4 @@
-"""Inputs that are made from a few numbers, and what has to become of them."""
+"""Inputs that are generated from a few numbers, and their expected results."""
 
 import io
 from collections.abc import Callable
@@ -16,7 +16,7 @@ _FAULTY_EVERY = 97
 
 @dataclass(frozen=True)
 class Findings:
-    """Records of a result that are missing or wrong, and records that are there more than once."""
+    """The records of a result that are missing or wrong, and those that appear more than once."""
 
     lost: int = 0
     duplicated: int = 0
@@ -61,7 +61,7 @@ class Input:
                 return target.getvalue()
 
     def compare(self, content: bytes) -> Findings:
-        """What is wrong with a result: each record once, in order, with its prediction."""
+        """The faults of a result, which must have each record once, in order, with its prediction."""
         read: dict[str, Callable[[io.BytesIO], pl.DataFrame]] = {
             "csv": pl.read_csv,
             "jsonl": lambda file: pl.read_ndjson(file, infer_schema_length=None),

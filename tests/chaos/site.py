@@ -1,4 +1,4 @@
-"""The processes of the run: killed by one hand, started again by the other."""
+"""The processes of the run, which a killer ends and a supervisor restarts."""
 
 import os
 import random
@@ -48,7 +48,7 @@ class Site:
         return self.folder / "storage" / "batchserve.db"
 
     def start(self) -> None:
-        """Starts what does not run."""
+        """Starts the processes that are not running."""
         for name, command in self.commands.items():
             service = self.services.get(name)
             if service is None or service.process.poll() is not None:
@@ -57,7 +57,7 @@ class Site:
                     service.log.unlink()
 
     def wait_until_ready(self, seconds: float = 60.0) -> None:
-        """The server answers, and every worker has begun."""
+        """Waits until the server responds and every worker has started."""
         deadline = time.monotonic() + seconds
         while not self._is_ready():
             assert time.monotonic() < deadline, self.services["server"].log.read_text()[-4000:]
@@ -74,7 +74,7 @@ class Site:
             return False
 
     def disturb(self, seconds: float, seed: int) -> None:
-        """Kills something every few seconds, and starts again what has ended."""
+        """Kills a process every few seconds, and restarts those that have ended."""
         chance = random.Random(seed)
         end = time.monotonic() + seconds
         next_kill = time.monotonic() + chance.uniform(*PAUSE)
@@ -86,7 +86,7 @@ class Site:
             time.sleep(0.1)
 
     def _kill(self, chance: random.Random) -> None:
-        """The next kind, each once in a round; a round has an order of its own."""
+        """The next kind of process to kill: each once in a round, in a random order."""
         if not self._round:
             self._round = chance.sample(KINDS, len(KINDS))
         server, worker = self.services["server"], self.services[chance.choice(("worker 1", "worker 2"))]
@@ -97,13 +97,13 @@ class Site:
                 "scoring process": chance.choice((worker, server)).scoring_processes(nicer=0),
             }
             kind = self._round[-1]
-            if victims[kind]:  # what starts has no scoring process yet: it waits for its turn
+            if victims[kind]:  # a process that is starting has no scoring process yet: it is killed later
                 os.kill(chance.choice(victims[kind]), signal.SIGKILL)
                 self.kills[kind] += 1
                 self._round.pop()
 
     def stop(self) -> None:
-        """All at once, and none is left."""
+        """Kills all of them at once."""
         for service in self.services.values():
             service.process.terminate()
         for service in self.services.values():

@@ -1,4 +1,4 @@
-"""Where the tests of faults keep their data, and how many faults they tried, told at the end."""
+"""The data folder of the tests of faults, and the number of faults they tried, reported at the end."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 @pytest.fixture(scope="module")
 def fast_folder() -> Iterator[Path]:
-    """A folder in memory, where there is one: a killed process leaves the same there, and fsync costs nothing."""
+    """A folder in memory if possible: a killed process leaves the same files there, and fsync costs nothing."""
     memory = Path("/dev/shm")  # noqa: S108 - the folder in it is made for us alone
     folder = Path(tempfile.mkdtemp(prefix="batchserve-faults-", dir=memory if os.access(memory, os.W_OK) else None))
     yield folder

@@ -1,4 +1,4 @@
-"""Processes that take one step of the service each (steps.py), with a tracer that makes their system calls fail."""
+"""Processes that each run one step of the service (steps.py), with a tracer that makes their system calls fail."""
 
 import multiprocessing
 import os
@@ -21,15 +21,15 @@ import orjson
 from faults import steps
 
 CALLS = ("fsync", "fdatasync", "rename", "write", "pwrite64", "copy_file_range", "unlink", "rmdir")
-"""The system calls by which anything of the service comes to the disk, or leaves it."""
+"""The system calls by which the service writes to the disk or removes something from it."""
 TIMEOUT = 60.0
 _children = threading.Lock()
-"""Two threads must not ask for the end of the same process."""
+"""Two threads must not wait for the same process."""
 
 
 @dataclass(frozen=True)
 class Fault:
-    """What happens at the `number`-th call of a name, counted from the begin of a step: `signal=KILL`, `error=EIO`."""
+    """The fault at the `number`-th call of a name, counted from the beginning of a step: `signal=KILL`, `error=EIO`."""
 
     call: str
     number: int
@@ -41,7 +41,7 @@ class Fault:
 
 @dataclass
 class Ended:
-    """A step that has ended, by itself or not."""
+    """A step that has ended, regularly or not."""
 
     exitcode: int
     events: list[dict[str, Any]]
@@ -64,7 +64,7 @@ class Ended:
 
 
 class Step:
-    """A process that is ready to take one step, and does so from `begin` on."""
+    """A process that is ready to run one step, and starts it at `begin`."""
 
     def __init__(self, name: str, storage: Path, **arguments: Any) -> None:
         self._channel, theirs = socket.socketpair()
@@ -104,7 +104,7 @@ class Step:
 
 @cache
 def _forks() -> multiprocessing.context.ForkServerContext:
-    """A server that has imported the steps, and forks. Threads do not survive a fork: it has none that matter."""
+    """A server that has imported the steps, and forks. Threads do not survive a fork, but it has none that matter."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([steps.__name__])
     path = os.environ.get("PYTHONPATH")
@@ -124,7 +124,7 @@ def _forks() -> multiprocessing.context.ForkServerContext:
 
 
 def take(name: str, storage: Path, **arguments: Any) -> Ended:
-    """A step that nobody disturbs."""
+    """A step without faults."""
     ended = Step(name, storage, **arguments).begin().end()
     assert ended.is_done, f"{name} ended with {ended.exitcode}: {ended.events[-1].get('error', ended.events)}"
     return ended
@@ -142,7 +142,7 @@ def take_traced(name: str, storage: Path, fault: Fault | None, **arguments: Any)
 
 @contextmanager
 def traced(thread: int, log: Path, fault: Fault | None = None) -> Iterator[Path]:
-    """Counts begin here, start-up is behind; and are those of one thread, so that they are the same in every run."""
+    """Counts begin after the start-up, and are those of one thread, so that they are the same in every run."""
     command = ["strace", "-y", "-s", "0", "-o", str(log), "-p", str(thread), "-e", f"trace={','.join(CALLS)}"]
     if fault is not None:
         command += ["-e", f"inject={fault.call}:{fault.effect}:when={fault.number}"]
@@ -159,7 +159,7 @@ def traced(thread: int, log: Path, fault: Fault | None = None) -> Iterator[Path]
 def disk_calls(trace: list[str], storage: Path) -> list[tuple[str, int]]:
     """The calls that touched a file of the storage: name, and number among the calls of that name, as strace counts.
 
-    Others of a name wake up threads, say.
+    Other calls of that name wake up threads, for example.
     """
     numbers: Counter[str] = Counter()
     found = []

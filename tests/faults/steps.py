@@ -1,7 +1,7 @@
-"""Steps of the service, each in a process of its own that a test may kill, starve of space, or run beside others.
+"""Steps of the service, each in a separate process that a test may kill, run without disk space, or run concurrently.
 
 The processes are forked from one that has imported everything already. A step opens what it needs, begins when its test
-says so, and tells what was acknowledged over a socket: `send`, and no `write` that could be taken for one of a file.
+says so, and reports what was acknowledged over a socket, with `send`: a `write` would be counted as one to a file.
 """
 
 import contextlib
@@ -70,7 +70,7 @@ class EndedCall(Generic[T]):
 
 
 class EngineOfThisProcess:
-    """Calls functions at once and in the caller's thread, so that a trace of one process shows all of a job, in order.
+    """Calls functions at once in the thread of the caller, so that one process has the trace of a whole job, in order.
 
     `dies_before`: the function whose call ends this process.
     """
@@ -102,7 +102,7 @@ class Site:
 
     @contextlib.contextmanager
     def api(self) -> Iterator[TestClient]:
-        """Without a worker. All that it stores is written by one thread."""
+        """A service without a worker, all of whose writes are made by one thread."""
         app = create_app(self.settings, worker=False)
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as http:
             service = app.state.service
@@ -122,14 +122,14 @@ async def _one_thread() -> None:
 
 
 class Told:
-    """What a step tells its test: events, each a name and what belongs to it."""
+    """The events that a step sends to its test, each a name with its data."""
 
     def __init__(self, channel: socket.socket) -> None:
         self._channel = channel
         self._begun = False
 
     def wait(self, http: TestClient | None = None) -> None:
-        """All is open, and a fault may come: the step begins when the test says so, the first time that it waits.
+        """Everything is open, and a fault may occur: at the first wait, the step begins when the test says so.
 
         Its calls come from this thread; those of a service from the one that writes for it.
         """
@@ -146,7 +146,7 @@ class Told:
 
 
 def prepare(site: Site, tell: Told, model: str, content: str = "", is_run: bool = False) -> None:
-    """A model and a finished job, of which nothing may be lost; and, if asked for, a second job, queued or finished."""
+    """A model and a finished job, which must not be lost; and, if requested, a second job, queued or finished."""
     tell.wait()
     with site.api() as http:
         _ok(http.put("/v1/models/iris", content=Path(model).read_bytes()), 201)
@@ -160,7 +160,7 @@ def prepare(site: Site, tell: Told, model: str, content: str = "", is_run: bool 
 
 
 def upload(site: Site, tell: Told) -> None:
-    """Upload and predict, each told when it is acknowledged, and tried again when it is refused."""
+    """Upload and predict, each reported when it is acknowledged, and retried when it is refused."""
     with site.api() as http:
         tell.wait(http)
         job = _insist(tell, lambda: http.post("/v1/upload", content=LONG), (201,)).json()
@@ -170,7 +170,7 @@ def upload(site: Site, tell: Told) -> None:
 
 
 def submit(site: Site, tell: Told, count: int, rows: int = 60) -> None:
-    """Queues so many jobs, each asked for once, and tells the statuses that came."""
+    """Queues that many jobs, with one request each, and reports the statuses of the responses."""
     with site.api() as http:
         tell.wait(http)
         for number in range(count):
@@ -182,7 +182,7 @@ def submit(site: Site, tell: Told, count: int, rows: int = 60) -> None:
 
 
 def run(site: Site, tell: Told, dies_before: str = "") -> None:
-    """A worker until no job is unfinished. A job that fails is told, and tried again."""
+    """Runs a worker until no job is unfinished. A job that fails is reported, and retried."""
     function = getattr(assembly, dies_before) if dies_before else None
     with site.runtime(EngineOfThisProcess(function)) as runtime:
 
@@ -203,14 +203,14 @@ def run(site: Site, tell: Told, dies_before: str = "") -> None:
 
 
 def rescue(site: Site, tell: Told) -> None:
-    """Time goes by, and the jobs of dead workers are queued again."""
+    """Advances the time, so that the jobs of dead workers are queued again."""
     tell.wait()
     with site.runtime() as runtime:
         _let_leases_lapse(runtime)
 
 
 def help_out(site: Site, tell: Told) -> None:
-    """A worker, one of several, until no job is unfinished."""
+    """Runs one of several workers until no job is unfinished."""
     with site.runtime() as runtime:
         worker = Worker(runtime, lambda _: None)
         tell.wait()
@@ -228,7 +228,7 @@ def help_out(site: Site, tell: Told) -> None:
 
 
 def delete(site: Site, tell: Told, job_id: str) -> None:
-    """Until the job is gone: 204, or 404 when a try that was refused had gone so far."""
+    """Deletes until the job is gone: 204, or 404 if an earlier try that was refused had deleted it."""
     with site.api() as http:
         tell.wait(http)
         _insist(tell, lambda: http.delete(f"/v1/jobs/{job_id}"), (204, 404))
@@ -236,7 +236,7 @@ def delete(site: Site, tell: Told, job_id: str) -> None:
 
 
 def recover(site: Site, tell: Told) -> None:
-    """What a restart finds, then what is there when its worker and its sweep are done."""
+    """Reports what a restart finds, then what exists after its worker and its sweep."""
     tell.wait()
     with site.runtime() as runtime, runtime.database.read() as connection:
         integrity = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
@@ -281,7 +281,7 @@ def _all(connection: Connection) -> list[Job]:
 
 
 def _jobs(http: TestClient) -> dict[str, dict[str, Any]]:
-    """Every job as its clients find it: input, result and errors by their digests, None for what is not there."""
+    """Every job as its clients see it: input, result and errors list by their digests, None for missing ones."""
     found: dict[str, dict[str, Any]] = {}
     for job in _ok(http.get("/v1/jobs", params={"limit": 100}))["jobs"]:
         parts = {"input": f"/v1/download/{job['id']}/input", "result": f"/v1/download/{job['id']}"}
@@ -300,7 +300,7 @@ def _queue(http: TestClient, content: str) -> str:
 
 
 def _insist(tell: Told, ask: Callable[[], httpx2.Response], wanted: tuple[int, ...]) -> httpx2.Response:
-    """Asks until it is granted, at most three times; tells how it was refused."""
+    """Repeats a request until it succeeds, at most three times; reports how it was refused."""
     for _ in range(3):
         answer = ask()
         if answer.status_code in wanted:
@@ -329,7 +329,7 @@ def _broken_references(connection: Connection) -> list[Any]:
 
 
 def perform(step: str, storage: str, channel: socket.socket, arguments: dict[str, Any]) -> None:
-    """What a forked process does: takes its step, and says that it is done."""
+    """The main function of a forked process: runs its step and reports its end."""
     if sys.platform == "linux":  # a tracer need not be an ancestor
         pr_set_ptracer, anyone = 0x59616D61, -1
         ctypes.CDLL(None).prctl(pr_set_ptracer, ctypes.c_ulong(anyone), 0, 0, 0)

@@ -27,7 +27,7 @@ HOST = b"POST /v1/upload HTTP/1.1\r\nhost: localhost\r\n"
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Service]:
-    """A server whose patience ends after a second."""
+    """A server with time limits of one second."""
     patience = {"BATCHSERVE_HEAD_TIMEOUT": str(DEADLINE), "BATCHSERVE_BODY_IDLE": str(DEADLINE)}
     service = Service(tmp_path_factory.mktemp("clients"), "serve", "--port", "0", settings=FAST | patience)
     try:
@@ -47,7 +47,7 @@ def half_a_head(connection: socket.socket) -> None:
 
 
 def a_line_each_moment(connection: socket.socket) -> None:
-    """Never stops, and never ends its head."""
+    """Sends bytes for ever, and never ends its head."""
     connection.sendall(HOST)
     for number in range(20):
         time.sleep(DEADLINE / 4)
@@ -105,7 +105,7 @@ def test_good_clients_are_served_alongside_a_hundred_slow_ones(service: Service,
 
 
 def test_a_client_that_pauses_between_two_requests_keeps_its_connection(service: Service) -> None:
-    """The deadline is for a head that has begun."""
+    """The deadline applies only to a head that has begun."""
     address = urlsplit(service.url)
     connection = http.client.HTTPConnection(str(address.hostname), address.port, timeout=10)
     with closing(connection):
@@ -128,7 +128,7 @@ def test_requests_that_are_acknowledged_during_a_shutdown_survive_it(
             while not stopping.is_set():
                 try:
                     answer = client.post("/v1/predict", params={"model": "iris", "reuse": False}, content=LONG)
-                except httpx2.TransportError:  # the server has gone
+                except httpx2.TransportError:  # the server has stopped
                     return
                 statuses[answer.status_code] += 1
                 if answer.is_success:

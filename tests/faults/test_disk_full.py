@@ -1,4 +1,4 @@
-"""A disk without space: what is refused leaves nothing, what runs waits, and all goes on alone when there is space."""
+"""A disk without space: refused requests leave nothing, jobs wait, and continue by themselves when there is space."""
 
 import os
 import subprocess
@@ -43,7 +43,7 @@ def api(disk: Path, iris_onnx: Path) -> Iterator[Api]:
 
 @contextmanager
 def full(disk: Path) -> Iterator[None]:
-    """Not a byte is left."""
+    """Fills the disk to the last byte."""
     ballast = disk / "ballast"
     with ballast.open("wb", buffering=0) as file:
         for block in (MEBI, 4096, 1):

@@ -1,6 +1,6 @@
 """Many workers and writers on one database, and a wall clock that jumps.
 
-A worker that is paused for longer than its lease and wakes up: tests/test_crashes.py.
+A worker that is paused for longer than its lease and resumes: tests/test_crashes.py.
 """
 
 import os
@@ -50,7 +50,7 @@ def storage(prepared: Path) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path) -> dict[str, Any]:
-    """The jobs as one worker leaves them."""
+    """The jobs after a run of one worker without faults."""
     copy = prepared.with_name("alone")
     shutil.copytree(prepared, copy)
     take("run", copy)
@@ -126,7 +126,7 @@ def test_eight_writers_wait_for_a_lock_that_is_held_for_three_seconds(storage: P
 
 @pytest.fixture
 def clock(tmp_path: Path) -> Path:
-    """A file that says how far off the wall clock is."""
+    """A file with the offset of the wall clock."""
     if shutil.which("faketime") is None:
         pytest.skip("faketime is not installed")
     path = tmp_path / "clock"
@@ -141,7 +141,7 @@ def test_a_wall_clock_that_jumps_by_a_day_neither_stalls_nor_repeats_a_job(
         ["faketime", "-f", "+0", "printenv", "LD_PRELOAD"], check=True, capture_output=True, text=True
     )
     faked = {
-        # Longer than any wait for a processor, and far shorter than a jump.
+        # Longer than any wait for a processor core, and far shorter than a jump.
         "BATCHSERVE_LEASE": "20",
         "BATCHSERVE_HEARTBEAT": "2",
         "LD_PRELOAD": library.stdout.strip(),

@@ -1,4 +1,4 @@
-"""Power cuts: a file system that forgets, from one moment on, all that was not on its disk."""
+"""Power cuts: a file system that loses, from one moment on, all that was not on its disk."""
 
 import hashlib
 import os
@@ -28,7 +28,7 @@ CLIENTS = 4
 
 
 class Disk:
-    """An ext4 of its own in a file, mounted in a folder."""
+    """A separate ext4 in a file, mounted in a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.image, self.folder = folder / "disk.img", folder / "disk"
@@ -43,7 +43,7 @@ class Disk:
         self._run("mount", "-o", "loop", str(self.image), str(self.folder))
 
     def cut_power(self) -> None:
-        """Nothing reaches the disk any more, not even what is in the journal's memory."""
+        """From now on nothing reaches the disk, not even the part of the journal that is in memory."""
         self._run("xfs_io", "-x", "-c", "shutdown", str(self.folder))
 
     def unmount(self) -> None:
@@ -74,7 +74,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
 
 
 class Acknowledged:
-    """What clients were told, kept where no power is cut."""
+    """The responses that clients received, kept on another disk."""
 
     def __init__(self) -> None:
         self.inputs: dict[str, str] = {}
@@ -84,7 +84,7 @@ class Acknowledged:
         """Digests of the results that were downloaded."""
 
     def collect(self, url: str, number: int, stopped: threading.Event) -> None:
-        """One client, until its server does not answer any more."""
+        """Runs one client until its server no longer responds."""
         with httpx2.Client(base_url=url, timeout=5) as client:
             try:
                 while not stopped.is_set():
@@ -104,7 +104,7 @@ class Acknowledged:
                 return
 
     def require_all(self, url: str) -> None:
-        """Everything that was acknowledged is there, whole; what was queued completes; equal inputs, equal results."""
+        """Everything acknowledged exists completely, queued jobs complete, and equal inputs have equal results."""
         by_input: dict[str, set[str]] = defaultdict(set)
         with httpx2.Client(base_url=url, timeout=60) as client:
             for job_id, sha256 in self.inputs.items():

@@ -1,4 +1,4 @@
-"""On a disk that is full to the last byte, what frees space is still written: deletes, cancels, a start for them."""
+"""On a disk that is full to the last byte, writes that free space still succeed: deletes, cancels, a start."""
 
 import os
 import signal
@@ -27,7 +27,7 @@ SETTINGS: dict[str, Any] = {"chunk_records": 100, "rescue": 0.2, "worker": False
 
 @contextmanager
 def mounted(folder: Path, kibibytes: int) -> Iterator[Path]:
-    """A disk of that size at a new folder."""
+    """A disk of that size, mounted at a new folder."""
     if os.geteuid() != 0:
         pytest.skip("only root mounts a small disk")
     folder.mkdir()
@@ -42,7 +42,7 @@ def mounted(folder: Path, kibibytes: int) -> Iterator[Path]:
 
 
 def fill(disk: Path, name: str = "ballast") -> Path:
-    """Takes every byte that is left, also what is given back meanwhile."""
+    """Occupies every free byte, also those that are freed meanwhile."""
     ballast = disk / name
     with ballast.open("ab", buffering=0) as file, suppress(OSError):
         while True:
@@ -69,7 +69,7 @@ def test_operations_that_free_space_work_on_a_full_disk(
         assert cancelled(api, queued) == "cancelled"
         assert cancelled(api, uploads[0]) == "cancelled"
         for job in uploads:
-            fill(disk)  # somebody else takes at once what was freed
+            fill(disk)  # another program uses the freed space at once
             assert api.http.delete(job["links"]["self"]).status_code == 204
         fill(disk)
         assert api.http.delete(model["links"]["self"]).status_code == 204
@@ -107,7 +107,7 @@ def test_database_and_storage_may_be_on_two_disks(
 
 
 def test_a_server_starts_on_a_full_disk_and_frees_it(tmp_path: Path, tried: Counter[str]) -> None:
-    """After a crash as well: the log of the database is read again, for which there has to be space."""
+    """After a crash as well: replaying the log of the database needs space."""
     with mounted(tmp_path / "disk", 4096) as disk:
         settings = FAST | {"BATCHSERVE_STORAGE": str(disk / "storage"), "BATCHSERVE_FREE_BYTES": "0"}
         for number in (signal.SIGKILL, signal.SIGTERM):
@@ -152,7 +152,7 @@ def test_expired_bytes_are_removed_on_a_full_disk(tmp_path: Path, tried: Counter
         for _ in range(5):
             api.upload(TABLE)
         fill(disk)
-        with running(disk / "storage", keep_inputs=0.5, sweep_age=0.2):  # a worker beside it
+        with running(disk / "storage", keep_inputs=0.5, sweep_age=0.2):  # a worker next to the server
             deadline = time.monotonic() + 30
             while any(key.startswith("inputs/") for key in api.stored()):
                 assert time.monotonic() < deadline

@@ -1,4 +1,4 @@
-"""Every call by which a step comes to the disk is the last one of its process once, and fails once."""
+"""Every system call by which a step writes to the disk is once the last one of its process, and once fails."""
 
 import os
 import re
@@ -22,7 +22,7 @@ KILL, IO_ERROR, FULL = "signal=KILL", "error=EIO", "error=ENOSPC"
 
 @dataclass
 class Scene:
-    """A storage before a step, and what the step makes of it when nobody disturbs it."""
+    """A storage before a step, and its state after the step without faults."""
 
     step: str
     storage: Path
@@ -39,7 +39,7 @@ class Scene:
         return [Fault(call, number, effect) for call, number in calls]
 
     def take(self, fault: Fault | None) -> tuple[Ended, Ended]:
-        """The step on a copy of the storage; what it told, and what a restart finds."""
+        """Runs the step on a copy of the storage; returns what it reported, and what a restart finds."""
         name = f"{fault.call}-{fault.number}" if fault else "undisturbed"
         copy = self.storage.with_name(f"{self.storage.name}-{name}")
         shutil.copytree(self.storage, copy)
@@ -94,12 +94,12 @@ def _copied(storage: Path, name: str) -> Path:
 
 
 def _everywhere(scene: Scene, effect: str, tried: Counter[str], name: str) -> list[tuple[Fault, Ended, Ended]]:
-    """The step once for each of its calls, with a fault there."""
+    """Runs the step once for each of its calls, with a fault at that call."""
     faults = scene.faults(effect)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ended = [(fault, *both) for fault, both in zip(faults, pool.map(scene.take, faults), strict=True)]
     met = [entry for entry in ended if entry[1].met_its_fault]
-    # How often a log of SQLite's is written differs by one or two from run to run.
+    # The number of writes to SQLite's log differs by one or two from run to run.
     assert len(met) >= 0.9 * len(faults) > 5, f"{len(met)} of {len(faults)} faults"
     tried[f"{name} ({scene.storage.name})"] += len(met)
     return met
@@ -154,7 +154,7 @@ def _require_nothing_lost(scene: Scene, ended: Ended, recovered: Ended, fault: s
 
 
 def _require_no_orphans(recovered: Ended, after: dict[str, dict[str, Any]], fault: str) -> None:
-    """What is left after the sweep belongs to a job, or is the model."""
+    """Checks that each object left after the sweep belongs to a job, or is the model."""
     for name in recovered.the("files")["names"]:
         kind, _, rest = name.partition("/")
         owner = re.match(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}", rest)
@@ -163,7 +163,7 @@ def _require_no_orphans(recovered: Ended, after: dict[str, dict[str, Any]], faul
 
 
 def _require_no_sync_again(trace: list[str], fault: str) -> None:
-    """Of an object. SQLite writes its log anew, from where the failed transaction began."""
+    """No object is synced again after a failed sync. SQLite's log may be, as it is rewritten from that point on."""
     failed: set[str] = set()
     for line in trace:
         if (synced := re.search(r"f(?:data)?sync\(\d+<(.*/\.partial-\w+)>", line)) is not None:

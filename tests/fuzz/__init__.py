@@ -1,4 +1,4 @@
-"""A service under odd and hostile requests, and a count of every answer, job and account that is not as promised.
+"""A service under odd and hostile requests, and a count of every response, job and count that breaks a promise.
 
     python -m fuzz --seconds 60        # with tests/ on the path; `make fuzz`
 

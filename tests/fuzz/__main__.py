@@ -1,4 +1,4 @@
-"""Sends odd and hostile requests to a server for a while, and says what was not as promised. Exit status 0: nothing."""
+"""Sends odd and hostile requests to a server for a while, and reports broken promises. Exit status 0: none."""
 
 import argparse
 import json
@@ -29,7 +29,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, help="where cases with findings are kept; default: a temporary folder")
     parser.add_argument("--replay", type=Path, help="send the case of this file again, to a fresh server")
     arguments = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends with us
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the server ends with this process
     work = Path(tempfile.mkdtemp(prefix="batchserve-fuzz-"))
     found = Found(arguments.keep or work / "findings", arguments.seed)
     registered()  # made once, before the time begins
@@ -51,7 +51,7 @@ def main() -> int:
 
 
 def run(work: Path, found: Found, seconds: float, kinds: Collection[str]) -> str:
-    """A server that is stuck is replaced by a fresh one, so that one fault does not hide the others."""
+    """A server that is stuck is replaced by a new one, so that one fault does not hide the others."""
     rounds: list[Round] = []
     left = seconds
     while not rounds or left > SHORTEST:

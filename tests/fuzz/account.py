@@ -1,4 +1,4 @@
-"""How many records an input holds, counted without the product: what it says of a job is compared with this."""
+"""Counts the records of an input independently of batchserve, to compare the counts of its jobs with them."""
 
 import io
 import json
@@ -7,11 +7,11 @@ from typing import Any, NoReturn
 import numpy as np
 
 UNREADABLE = -1
-"""It ends within a quoted field: no account of it is right."""
+"""The input ends within a quoted field, so no count is correct."""
 
 
 def count(format: str, data: bytes, delimiter: str = ",") -> int | None:
-    """None where the count is a matter of opinion."""
+    """The number of records; None where it is ambiguous."""
     if format == "csv":
         return csv_records(data, delimiter)
     if format == "jsonl":
@@ -99,7 +99,7 @@ def npy_records(data: bytes) -> int | None:
 
 
 def rows_of(format: str, data: bytes, delimiter: str = ",") -> list[dict[str, Any]] | int:
-    """The rows of a result, or their number where they have no names. Raises ValueError where it is damaged."""
+    """The rows of a result, or their number if it has no column names. Raises ValueError if it is damaged."""
     if format == "csv":
         return _csv_rows(data, delimiter)
     if format == "jsonl":

@@ -1,4 +1,4 @@
-"""What is sent: a case is a few requests in their order, and what must become of them. It can be kept in a file."""
+"""A case: a few requests in their order, and their expected outcome. It can be stored in a file."""
 
 import base64
 import json
@@ -19,26 +19,26 @@ class Step:
     headers: Headers = ()
     body: bytes = b""
     tenant: str = ""
-    """Whose key is sent; empty: none."""
+    """The owner of the key that is sent; empty: none."""
     must: tuple[int, ...] = ()
-    """The statuses that are right; empty: any but those of a fault."""
+    """The expected statuses; empty: any except those of a fault."""
     seconds: float = 0.0
-    """After so long the client hangs up; 0: it reads all."""
+    """Seconds after which the client disconnects; 0: it reads everything."""
     raw: tuple[bytes, ...] = ()
-    """Sent instead, as it is, with a pause between two pieces. `{key}` is replaced, and an answer may be missing."""
+    """Sent instead, unchanged, with a pause between pieces. `{key}` is replaced; the response may be missing."""
 
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What is known of a job beforehand."""
+    """The facts about a job that are known beforehand."""
 
     total: int | None = None
     failed: tuple[int, ...] | None = None
-    """The records that fail, no others."""
+    """Exactly the records that fail."""
     answers: Mapping[str, str] = field(default_factory=dict)
     """The prediction for each record that has a value in the column `id`, by that value."""
     refusable: bool = False
-    """It may be refused as a whole; else it must be completed."""
+    """Whether the job may be refused as a whole; otherwise it must be completed."""
     delimiter: str = ","
 
 

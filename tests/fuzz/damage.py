@@ -1,4 +1,4 @@
-"""Models that are damaged in their bytes, or whole and wrong in what they say."""
+"""Models with damaged bytes, or with valid bytes and wrong declarations."""
 
 from collections.abc import Callable
 from random import Random
@@ -21,7 +21,7 @@ NAMES = ("", "x", "label", "é", "a b", "\u202e", "n" * 3000, "../x", "a\0b")
 
 
 def damaged(random: Random) -> Case:
-    """Registered under a name of its own, asked, and removed."""
+    """A model is registered under a new name, called and removed."""
     source = random.choice(sorted(_ASK))
     whole = registered()[source]
     way = random.choice(("bytes", "graph", "graph", "graph", "bundle"))
@@ -58,7 +58,7 @@ def _changed(random: Random, whole: bytes) -> tuple[bytes, str]:
         change = random.choice(CHANGES)
         try:
             change(random, model)
-        except IndexError:  # a change before this one has left nothing to choose from
+        except IndexError:  # an earlier change has left nothing to choose from
             continue
         notes.append(change.__name__.strip("_"))
     content: bytes = model.SerializeToString()

@@ -1,4 +1,4 @@
-"""The next case of a thread, made of its random numbers alone."""
+"""Generates the next case of a thread from its random numbers only."""
 
 from collections.abc import Callable, Collection
 from random import Random
@@ -10,11 +10,11 @@ from fuzz.mutate import mutate
 from fuzz.seeds import Seed, seeds, wrapped
 
 ONLINE = 4
-"""Damaged inputs in one case, where each costs a request only."""
+"""The number of damaged inputs in one case, where each takes only one request."""
 
 
 def spoiled(random: Random) -> Case:
-    """An input that is damaged in its bytes, with or without what wraps it."""
+    """An input whose bytes are damaged, before or after it is compressed or wrapped."""
     seed = random.choice(seeds())
     delimiter = "tab" if seed.format == "tsv" else ","
     data = seed.data
@@ -53,7 +53,7 @@ def _note(seed: Seed) -> str:
 
 
 def foreign(random: Random) -> Case:
-    """The job of one tenant, asked for by the other in every way."""
+    """The job of one tenant, requested by the other on every route."""
     owner, other = random.choice((("blue", "red"), ("red", "blue")))
     chosen = {"model": "iris", "reuse": random.choice(("true", "false")), "metadata": '{"mine": "secret"}'}
     steps = [Step("POST", f"/v1/predict?{query(chosen)}", (("prefer", "wait=5"),), options.BODY, owner)]
@@ -99,7 +99,7 @@ _BODIES = (
 
 
 def malformed(random: Random) -> Case:
-    """HTTP that is none, or contradicts itself; the client may leave early."""
+    """HTTP that is invalid or contradicts itself; the client may disconnect early."""
     head = random.choice(_LINES) + b"".join(random.sample(_HEADS, random.randint(1, 4)))
     whole = head + (b"\r\n" if random.random() < 0.9 else b"") + random.choice(_BODIES)
     if random.random() < 0.2:

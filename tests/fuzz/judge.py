@@ -1,4 +1,4 @@
-"""What is wrong with an answer, or with what became of a job. Every sentence is a finding; none: all is well."""
+"""The faults of a response, or of the outcome of a job. Every sentence is a finding."""
 
 import json
 import re
@@ -41,7 +41,7 @@ def _of_problem(step: Step, answer: Answer) -> Iterator[str]:
         if not _is_by_the_book(step, answer, code):
             yield f"{answer.status} {code}"
         return
-    if step.method == "HEAD" or step.raw:  # a head that is none is not answered by the application
+    if step.method == "HEAD" or step.raw:  # an invalid head is not answered by the application
         return
     if not isinstance(problem, dict) or problem.get("status") != answer.status or not problem.get("detail"):
         yield f"{answer.status} without a problem: {answer.media_type} {answer.body[:200]!r}"
@@ -58,7 +58,7 @@ def _is_by_the_book(step: Step, answer: Answer, code: object) -> bool:
 
 
 def _of_body(answer: Answer) -> Iterator[str]:
-    """JSON that strict readers can read, and no error in it that is ours."""
+    """The response must be JSON that strict readers can read, without an error of the server."""
     try:
         body = json.loads(answer.body, parse_constant=account._refuse)  # noqa: SLF001
         json.dumps(body, ensure_ascii=False).encode()
@@ -77,7 +77,7 @@ def _of_error(error: Any) -> Iterator[str]:
 
 
 def of_online(claim: Claim, answer: Answer) -> Iterator[str]:
-    """The account of an online prediction."""
+    """The counts of an online prediction."""
     if answer.status != 200:
         if not claim.refusable and answer.status != 503:
             yield f"refused, and its records are good: {answer.status} {answer.body[:300]!r}"
@@ -91,7 +91,7 @@ def of_online(claim: Claim, answer: Answer) -> Iterator[str]:
 
 
 def of_job(case: Case, job: Job, sent: bytes, result: Answer | None, errors: Answer | None) -> Iterator[str]:
-    """The account of a job that has ended, with its input and what was downloaded."""
+    """The counts of a job that has ended, with its input and its downloads."""
     claim = case.claim or Claim()
     if job["state"] == "failed":
         code = (job["error"] or {}).get("code")
@@ -159,7 +159,7 @@ def _of_result(claim: Claim, job: Job, answer: Answer) -> Iterator[str]:
 
 
 def _of_rows(claim: Claim, rows: list[dict[str, Any]]) -> Iterator[str]:
-    """Every record in its place, with its own answer, or none if it failed."""
+    """Every record must be in its place, with its own prediction, or none if it failed."""
     failed = set(claim.failed or ())
     if not claim.answers or len(rows) != claim.total:
         return

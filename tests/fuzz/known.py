@@ -1,4 +1,4 @@
-"""Inputs whose right account is known because they are made of records that are: so many, of which these fail."""
+"""Inputs whose correct counts are known, because they are generated from records whose outcome is known."""
 
 import json
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ def known(random: Random) -> Case:
     records, faults = _records(random, format, total)
     data, note, refusable = _written(random, format, records, faults)
     answers = {str(place): label for place, label in enumerate(_labels(records)) if place not in faults}
-    total += note == "empty key"  # a record more
+    total += note == "empty key"  # one more record
     known_total = None if note == "unclosed quotation mark" else total
     claim = Claim(known_total, None if refusable else tuple(sorted(faults)), {} if refusable else answers, refusable)
     headers, body = wrapped(random, format, data)
@@ -86,7 +86,7 @@ def counts(random: Random) -> Case:
 
 
 def kinds(faults: Mapping[int, str]) -> str:
-    """For reading: the faults that are in it."""
+    """For readers: the faults in this input."""
     return "+".join(sorted(set(faults.values())))
 
 
@@ -102,7 +102,7 @@ def _delivery(random: Random, headers: Any, body: bytes, options: Mapping[str, s
 
 
 def _records(random: Random, format: str, total: int) -> tuple[list[Record], dict[int, str]]:
-    """Records by id, and the faults that some of them are to have; the first is good, and most are."""
+    """Records by id, and the faults of some of them; the first record and most others are good."""
     chosen = [random.randrange(len(flowers())) for _ in range(total)]
     records = [
         {"id": place, **dict(zip(COLUMNS, flowers()[flower][0], strict=True)), "_flower": flower}
@@ -119,7 +119,7 @@ def _labels(records: list[Record]) -> list[str]:
 
 
 def _written(random: Random, format: str, records: list[Record], faults: Mapping[int, str]) -> tuple[bytes, str, bool]:
-    """The file, what is odd about it as a whole, and whether it may be refused for that."""
+    """The file, its oddity as a whole, and whether it may be refused for that."""
     if format == "csv":
         return _csv(random, records, faults)
     if format in ("jsonl", "json"):

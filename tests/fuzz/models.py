@@ -1,4 +1,4 @@
-"""The models that are asked: flowers, people, counts, arrays with a value that all records share, and pictures."""
+"""The models of a run: flowers, people, counts, arrays with a value that all records share, and images."""
 
 from functools import cache
 
@@ -43,7 +43,7 @@ pictures (float[N, 1, 4, 4] x) => (float[N] mean)
 
 @cache
 def flowers() -> tuple[tuple[tuple[float, ...], str], ...]:
-    """Measures of a flower, and what the model says of it."""
+    """The measures of a flower, and the prediction of the model for it."""
     frame, _, classifier = _iris()
     said = classifier.predict(frame)
     return tuple((tuple(map(float, row)), str(label)) for row, label in zip(frame.to_numpy(), said, strict=True))

@@ -1,4 +1,4 @@
-"""Damage to bytes: flipped, cut, doubled, spliced, with tokens and lengths that hurt."""
+"""Damage to bytes: flipped, cut, doubled, spliced, with dangerous tokens and lengths."""
 
 import struct
 from collections.abc import Callable

@@ -46,7 +46,7 @@ TEXTS = ("", " ", "\0", "a\0b", "\ud800", "a\udfffb", "\u202e", "\u2028", "\ufff
          '{"threshold":NaN}', '{"threshold":[1,2]}', '{"threshold":null}', '{"threshold":"\\ud800"}',
          '{"threshold":' + "9" * 400 + "}", "iris@0", "iris@99999999999999999999", "iris@", "@", "a=b;c", "\r\n", "\t",
          "*", "\x7f", "\x1b[31m", "2026-11-20T02:00:00Z")  # fmt: skip
-# As they stand in JSON: what json.dumps cannot write as well.
+# As JSON text, including values that json.dumps cannot write.
 LITERALS = ("null", "true", "false", "NaN", "Infinity", "-Infinity", "1e400", "-1e400", "1e308", "-0.0", "1.5", "-1",
             "0", "1", "2", "9223372036854775808", "-9223372036854775809", "9" * 400, "[]", "{}", "[[]]", "[null]",
             "[1,2]", '[""]', '{"":""}', '{"a":null}', '{"a":{"b":[1]}}', '""', '"\\u0000"', '"\\ud800"', '["\\ud800"]',
@@ -104,7 +104,7 @@ OTHERS = (
     ("GET", "/docs"), ("GET", "/"),
 )  # fmt: skip
 ENOUGH = 0.3
-"""Seconds that an event stream is read."""
+"""Seconds for which an event stream is read."""
 
 
 _SWEPT_TEXTS = ("", "\0", "\ud800", "[", "{}", "null", "x" * 5000, "[" * 3000, '{"a":"\\ud800"}', '{"a":NaN}',
@@ -115,7 +115,7 @@ _SWEPT_LITERALS = ("null", "NaN", "Infinity", "1e400", "-1e400", "9" * 400, "922
 _OPTIONS = ("format", "passthrough", "columns", "key", "on_row_error", "inputs", "metadata", "model")
 _NUMERIC = ("max_errors", "priority", "top_k")
 _IN_ONE = 4
-"""Values in one case: what follows all of them costs as much as a value."""
+"""The number of values in one case: the checks after all of them take as long as one value."""
 
 
 def sweep() -> Iterator[Case]:
@@ -149,7 +149,7 @@ def batched(values: list[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
 
 
 def in_query(random: Random) -> Case:
-    """An input and options in one call, then what the options may have spoiled."""
+    """An input and options in one call, then checks of what the options may have damaged."""
     tenant = random.choice(("blue", "red"))
     steps = []
     for _ in range(_IN_ONE):
@@ -179,7 +179,7 @@ def in_body(random: Random) -> Case:
 
 
 def on_job(random: Random) -> Case:
-    """A finished job, or one for later, asked for in odd ways."""
+    """A finished or delayed job, requested in odd ways."""
     tenant = random.choice(("blue", "red"))
     options = {"model": "iris", "reuse": "false"}
     if random.random() < 0.2:
@@ -203,7 +203,7 @@ def on_job(random: Random) -> Case:
 
 
 def elsewhere(random: Random) -> Case:
-    """Any route with any options, also those that are not there."""
+    """Any route with any options, existing or not."""
     tenant = random.choice(("blue", "red", "admin", ""))
     method, path = random.choice(OTHERS)
     if random.random() < 0.15:
@@ -230,7 +230,7 @@ def elsewhere(random: Random) -> Case:
 
 
 def _aftermath(tenant: str) -> tuple[Step, ...]:
-    """Whatever was asked: the lists of the tenant can be read."""
+    """After any request, the lists of the tenant must be readable."""
     return (
         Step("GET", "/v1/jobs?limit=5", tenant=tenant, must=(200,)),
         Step("GET", "/v1/jobs?state=queued&limit=5", tenant=tenant, must=(200,)),

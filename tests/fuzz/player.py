@@ -1,4 +1,4 @@
-"""Plays cases against a site, follows their jobs to the end, and keeps what was found."""
+"""Sends cases to a site, follows their jobs to the end, and records the findings."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from fuzz.site import TENANTS, Site
 from fuzz.wire import Answer, send
 
 FOLLOWED = 8.0
-"""Seconds that a case waits for its job; then it is looked at again at the end of the run."""
+"""Seconds that a case waits for its job; after that, it is checked again at the end of the run."""
 _ID = re.compile(rb"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _NUMBER = re.compile(r"\d+|'[^']*'|\"[^\"]*\"|\[[^]]*\]")
 KEPT_OF_EACH = 3
@@ -60,9 +60,9 @@ class Player:
     site: Site
     found: Found
     owners: dict[bytes, str] = field(default_factory=dict)
-    """Jobs that were acknowledged, and whose they are."""
+    """The acknowledged jobs and their tenants."""
     waiting: list[tuple[Case, str, str, bytes]] = field(default_factory=list)
-    """Cases with jobs that have not ended, the tenant, and what was sent."""
+    """The cases with unfinished jobs, with the tenant and the sent bytes."""
 
     def play(self, case: Case) -> list[Answer]:
         self.found.kinds[case.kind] += 1
@@ -99,7 +99,7 @@ class Player:
         return answer
 
     def _job_of(self, step: Step, answer: Answer) -> str | None:
-        """The job that an answer makes known, if there is one."""
+        """The job in a response, if there is one."""
         if answer.status not in (200, 201, 202) or step.method != "POST" or step.tenant not in TENANTS:
             return None
         body = judge.parsed(answer.body)
@@ -118,7 +118,7 @@ class Player:
         wait = 0
         while True:
             answer = self.send(case, Step("GET", f"/v1/jobs/{job}?wait={wait}", tenant=tenant), job)
-            wait = 2  # the first answer says whether there is anything to wait for
+            wait = 2  # the first response shows whether there is a job to wait for
             if answer.status == 404:
                 return  # it was deleted by the case
             read = judge.parsed(answer.body)
@@ -146,7 +146,7 @@ class Player:
             self.found.add(sentence, case, _class(case))
 
     def finish(self, seconds: float) -> None:
-        """After the last case: every job ends, but those that are for later, which are cancelled."""
+        """After the last case every job must end; delayed jobs are cancelled."""
         waiting, self.waiting = self.waiting, []
         for case, job, tenant, _ in waiting:
             read = judge.parsed(self.send(case, Step("GET", f"/v1/jobs/{job}", tenant=tenant), job).body)
@@ -160,12 +160,12 @@ class Player:
 
 
 def is_for_later(job: Mapping[str, Any]) -> bool:
-    """It waits for a time that was asked for."""
+    """Whether the job waits for its `run_after`."""
     return job.get("state") == "queued" and (job.get("options") or {}).get("run_after") is not None
 
 
 def _class(case: Case) -> str:
-    """What stands before the colon of its note tells cases apart."""
+    """The class of a case: the text before the colon of its note."""
     return f"{case.kind} {case.note.partition(':')[0]}".strip()
 
 

@@ -24,11 +24,11 @@ CANARY_SECONDS = 30.0
 GROWTH = 200 * 2**20
 """Bytes that the server may grow by, once it is warm."""
 WARM = 0.3
-"""Share of the time after which it is."""
+"""The share of the time after which the server is warm."""
 SWEPT = 0.5
-"""Share of the cases that are of the sweep, until it is through."""
+"""The share of cases that are taken from the sweep, until all of them were sent."""
 FEW_CASES = 100
-"""So few do not warm a server; its growth says nothing."""
+"""With fewer cases a server is not warm, and its growth is not meaningful."""
 
 
 @dataclass
@@ -45,7 +45,7 @@ class Round:
     _recent: deque[Case] = field(default_factory=lambda: deque(maxlen=40))
 
     def run(self, seconds: float, name: str) -> None:
-        """Returns when the time is over, or nothing goes on any more."""
+        """Returns when the time is over, or when no case makes progress any more."""
         site = Site(self.folder)
         try:
             site.open()
@@ -58,7 +58,7 @@ class Round:
                 sending.append(pool.submit(self._send_canaries, player, end))
                 warm = self._warmed(site, seconds)
             for thread in sending:
-                thread.result()  # an error of this program is none of the server's, and no success either
+                thread.result()  # an error of this program is not a fault of the server, and not a success either
             if warm is not None and site.runs:
                 self.growth = site.resident() - warm
             self._finish(player)
@@ -90,7 +90,7 @@ class Round:
             self.played += 1
 
     def _warmed(self, site: Site, seconds: float) -> int | None:
-        """What the server has in memory when it is warm."""
+        """The memory of the server when it is warm."""
         self.stopped.wait(seconds * WARM)
         return site.resident() if site.runs and self.played >= FEW_CASES else None
 
@@ -102,7 +102,7 @@ class Round:
             self.stopped.wait(CANARY_PAUSE)
 
     def _canary(self, player: Player, tenant: str) -> None:
-        """A small job of known records: it ends, and gives the same bytes each time."""
+        """A small job of known records, which must end and give the same bytes each time."""
         case = canary(tenant)
         answer = player.play(case)[0]
         job = judge.parsed(answer.body) or {}
@@ -145,7 +145,7 @@ class Round:
             self.found.add(sentence, at="doctor")
 
     def _list_all(self, player: Player) -> None:
-        """Page by page, whatever is in it; nothing is left that should go on."""
+        """Reads the list page by page; no job may be left that should have ended."""
         for tenant in TENANTS:
             after = ""
             while True:
@@ -171,7 +171,7 @@ def canary(tenant: str) -> Case:
 
 
 def _summary(line: str) -> str:
-    """The exception at the end of a traceback, which stands in one line of JSON, and where of ours it came from."""
+    """The exception at the end of a traceback, which is one line of JSON, and the place in our code that raised it."""
     try:
         text = str(json.loads(line).get("exception") or line)
     except ValueError:

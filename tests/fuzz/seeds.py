@@ -1,4 +1,4 @@
-"""Good inputs of every format, from which the damaged ones are made."""
+"""Valid inputs of every format, from which the damaged ones are generated."""
 
 import base64
 import gzip

@@ -1,4 +1,4 @@
-"""The server of a run: a process of its own on a fresh folder, with keys and models."""
+"""The server of a run: a separate process on an empty folder, with keys and models."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ SETTINGS = FAST | {
 }
 TENANTS = ("blue", "red")
 DOCTOR = ("storage", "database", "database file", "stored bytes", "stuck jobs")
-"""Its checks of what a run has made; the others are of the host."""
+"""The checks of doctor that concern the data of a run; the others concern the host."""
 
 
 class Site:
@@ -44,7 +44,7 @@ class Site:
         self.keys: dict[str, str] = {}
 
     def open(self) -> None:
-        """Returns when it is ready, with keys in force and all models."""
+        """Returns when the server is ready, with active keys and all models."""
         self.url = self.service.wait_for(r" at (http://[^\s\"]+)")[1]
         self.port = int(self.url.rpartition(":")[2])
         with open_database(Settings(storage=str(self.folder / "storage"))) as database:
@@ -62,17 +62,17 @@ class Site:
         return self.service.process.poll() is None
 
     def resident(self) -> int:
-        """Bytes that the server has in memory."""
+        """The resident memory of the server, in bytes."""
         pages = Path(f"/proc/{self.service.process.pid}/statm").read_text().split()[1]
         return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
     def faults_in_log(self) -> list[str]:
-        """Its lines that tell of an error of ours."""
+        """The lines of the log with an error of the server."""
         lines = self.service.log.read_text(errors="replace").splitlines()
         return [line for line in lines if "Traceback" in line or "internal-error" in line]
 
     def examined(self) -> list[str]:
-        """What `batchserve doctor` finds."""
+        """The findings of `batchserve doctor`."""
         environment = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
         done = subprocess.run(
             [sys.executable, "-m", "batchserve", "doctor", "--deep", "--json"],
@@ -89,7 +89,7 @@ class Site:
         ]
 
     def close(self) -> bool:
-        """Whether it ended when it was asked to."""
+        """Whether the server ended after SIGTERM."""
         self.service.process.send_signal(signal.SIGTERM)
         try:
             return self.service.process.wait(40) in (0, -signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""One request over a socket of its own, written byte by byte: no client library corrects it."""
+"""One request over a new socket, written byte by byte, so that no client library corrects it."""
 
 import socket
 import time
@@ -10,7 +10,7 @@ from http.client import HTTPException, HTTPResponse
 from fuzz.case import Step
 
 SECONDS = 75.0
-"""In which any request is answered."""
+"""Seconds in which any request must be answered."""
 RAW_SECONDS = 2.0
 MOST = 16 * 2**20
 
@@ -18,11 +18,11 @@ MOST = 16 * 2**20
 @dataclass(frozen=True, slots=True)
 class Answer:
     status: int
-    """0: none came."""
+    """The status; 0: there was no response."""
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
     failure: str = ""
-    """Why none came, or why it is not whole."""
+    """The reason why there is no response, or an incomplete one."""
 
     @property
     def media_type(self) -> str:
@@ -58,7 +58,7 @@ def _pieces(step: Step, port: int, keys: dict[str, str], job: str) -> list[bytes
 
 
 def _method(raw: Sequence[bytes]) -> str:
-    """Of the first of raw requests: the answer to HEAD has the length of a body, and none."""
+    """The method of the first of raw requests: the response to HEAD has the length of a body, but no body."""
     return b"".join(raw).lstrip().partition(b" ")[0].decode("latin-1")
 
 
