@@ -9,7 +9,7 @@ from batchserve.inference.session import open_session
 
 
 def busy() -> bytes:
-    """Doubles its input, and turns a loop as often as the largest value of the batch says."""
+    """Doubles its input, and runs a loop as many times as the largest value of the batch."""
     body = helper.make_graph(
         [
             helper.make_node("MatMul", ["state", "state"], ["product"]),
@@ -40,7 +40,7 @@ def busy() -> bytes:
 
 
 def greedy() -> bytes:
-    """Doubles its input, and takes as many MiB of memory as the largest value of the batch says."""
+    """Doubles its input, and allocates as many MiB of memory as the largest value of the batch."""
     return _model(
         [
             helper.make_node("ReduceMax", ["work"], ["most"], keepdims=0),
@@ -58,7 +58,7 @@ def greedy() -> bytes:
 
 
 def large(size: int) -> bytes:
-    """Doubles its input, and holds a constant of so many bytes."""
+    """Doubles its input, and holds a constant of that many bytes."""
     return _model(
         [
             helper.make_node("Mul", ["work", "two"], ["twice"]),
@@ -84,7 +84,7 @@ def forgetful() -> bytes:
 
 
 def centred() -> bytes:
-    """x -> x - mean(x): it must see all records at once. Records take memory by their number squared."""
+    """x -> x - mean(x), which needs all records at once. Its memory grows with the square of their number."""
     return _model(
         [
             helper.make_node("Transpose", ["work"], ["row"], perm=[1, 0]),
@@ -100,7 +100,7 @@ def centred() -> bytes:
 
 
 def turns_per_second(model: bytes) -> float:
-    """How often `busy` turns on this machine, so that tests can ask for a time."""
+    """The number of loops of `busy` per second on this machine, with which tests can request a duration."""
     session = open_session(model)
     started = time.perf_counter()
     session.run({"work": np.array([[20_000]], np.float32)})

@@ -1,4 +1,4 @@
-"""A worker that a test drives by hand: time passes, and calls end, when the test says so."""
+"""A worker that a test controls step by step: time passes, and calls end, when the test says so."""
 
 import threading
 from collections import deque
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class HandClock(Clock):
-    """Stands still; waiting moves it on by as long as the wait, in no time."""
+    """A clock that stands still; a wait advances it by the length of the wait, without delay."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)
@@ -91,7 +91,7 @@ class HandEngine:
         """There is nothing to end."""
 
     def take(self) -> list[HandCall]:
-        """The calls that are under way, in the order in which they came; they are the test's from now on."""
+        """Takes the calls in progress, in the order of their submission; from then on the test controls them."""
         taken = [call for call in self.submitted if not call.future.cancelled()]
         self.submitted.clear()
         return taken

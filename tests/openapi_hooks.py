@@ -1,4 +1,4 @@
-"""What schemathesis is told besides the OpenAPI document: how NDJSON is written, and names of jobs that exist.
+"""Information for schemathesis besides the OpenAPI document: how NDJSON is written, and IDs of existing jobs.
 
 Loaded by its command (SCHEMATHESIS_HOOKS), not by pytest. OPENAPI_JOBS: the IDs of finished jobs.
 """
@@ -27,7 +27,7 @@ def ndjson(_: schemathesis.SerializationContext, value: Any) -> bytes:
 
 @schemathesis.hook
 def map_path_parameters(context: schemathesis.HookContext, path_parameters: dict[str, Any] | None) -> Any:
-    """Two of three made-up names become those of something that is there, or all that is behind 404 stays unseen."""
+    """Two of three generated names are replaced by existing ones; otherwise most requests would end with a 404."""
     choice = zlib.crc32(repr(path_parameters).encode(errors="surrogatepass"))
     deletes = context.operation is not None and context.operation.method.upper() in ("PUT", "DELETE")
     if path_parameters is None or deletes or choice % 3 == 0:
@@ -38,7 +38,7 @@ def map_path_parameters(context: schemathesis.HookContext, path_parameters: dict
 
 @schemathesis.hook
 def map_query(_: schemathesis.HookContext, query: dict[str, Any] | None) -> Any:
-    """Nobody waits for long, or most of the time would be spent so."""
+    """Limits waits, which would otherwise take most of the time."""
     if query is None or not isinstance(query.get("wait"), int | float) or isinstance(query["wait"], bool):
         return query
     return query | {"wait": min(query["wait"], 0.2)}
@@ -46,7 +46,7 @@ def map_query(_: schemathesis.HookContext, query: dict[str, Any] | None) -> Any:
 
 @schemathesis.hook
 def map_case(context: schemathesis.HookContext, case: Any) -> Any:
-    """Every other input is one that the model takes, or no job would go further than its upload."""
+    """Every second input is one that the model takes; otherwise no job would get beyond its upload."""
     named = context.operation is not None and context.operation.definition.raw.get("operationId")
     if (
         named in ("upload", "upload_and_predict", "predict")

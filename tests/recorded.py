@@ -1,4 +1,4 @@
-"""Jobs whose results are recorded byte for byte: what they score, and the digests of what comes back.
+"""Jobs whose results are recorded byte for byte: their inputs, and the digests of their results.
 
 The model computes in numbers that every processor holds exactly, so the bytes depend on this code and the pinned
 libraries alone. After a change of results that is meant, or of a library that writes them, record them anew:
@@ -23,11 +23,11 @@ TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
 ARRAYS = ("npy", "npz")
 RECORDS = 1000
 CHUNK_RECORDS = 128
-"""So that each result is assembled from eight parts."""
+"""Small enough that each result is assembled from eight parts."""
 
 
 def table_model() -> bytes:
-    """score = a / 4 + n, and the city as it came."""
+    """score = a / 4 + n, and the city unchanged."""
     return _model(
         [
             helper.make_node("Mul", ["a", "quarter"], ["part"]),
@@ -59,7 +59,7 @@ def _model(nodes: list[NodeProto], inputs: dict[str, int], outputs: dict[str, in
 
 
 def table(format: str) -> bytes:
-    """Records with every kind of value that a result carries on, some of which cannot be scored."""
+    """Records with every kind of value that a result can contain, some of which cannot be scored."""
     cities = ["Bern", "Zürich", 'the "old" town', "left, right", "two\nlines", "= 1 + 1", "東京", " spaces "]
     frame = pl.DataFrame(
         {
@@ -80,7 +80,7 @@ def array(format: str) -> bytes:
 
 
 def digests(api: Api) -> Iterator[tuple[str, str]]:
-    """Of each result and errors list: what it is of, and its SHA-256."""
+    """The name and the SHA-256 of each result and errors list."""
     api.register("exact-table", table_model())
     api.register("exact-array", array_model())
     for given, wanted in product(TABLES, TABLES):

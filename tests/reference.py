@@ -1,6 +1,6 @@
-"""The life of jobs as the documents promise it, in memory and in one thread: what the database is compared with.
+"""The life of jobs as documented, in memory and in one thread, with which the database is compared.
 
-Each method says whether the change is allowed, and makes it if so. Nothing here knows of rows, guards or SQL.
+Each method returns whether the change is allowed, and makes it if so. There are no rows, guards or SQL.
 """
 
 from dataclasses import dataclass, field, replace
@@ -170,7 +170,7 @@ class ReferenceJob:
         self._end(JobState.CANCELLED if self.cancel_requested else JobState.QUEUED)
 
     def rescue(self, steady: float, clock: str, crashes: int) -> None:
-        """What becomes of it when its lease has lapsed."""
+        """Its state after its lease has lapsed."""
         if self.lease is None or (self.lease[0] >= steady and self.lease[1] == clock):
             return
         if self.cancel_requested:

@@ -1,4 +1,4 @@
-"""A stand-in for an object store: a folder behind it, and nothing of what only a disk can do."""
+"""A substitute for an object store: it stores in a folder, without the features that only a disk has."""
 
 import os
 from collections import Counter
@@ -11,10 +11,10 @@ from batchserve.storage.ranged import RangedObject
 
 
 class RemoteStorage:
-    """Its objects are no files, it is on no disk, and it composes without a look at the bytes."""
+    """Its objects are not files, it is on no disk, and it composes objects without reading the bytes."""
 
     def __init__(self, address: str, site: str | None = None) -> None:
-        """`site`: where clients find the objects themselves; None: nowhere."""
+        """`site`: the address where clients can fetch the objects themselves; None: nowhere."""
         self.address = address
         self._folder: Storage = open_storage(address)
         self._site = site

@@ -1,4 +1,4 @@
-"""The service inside the test process: a client of the ASGI app, and a view of what it keeps."""
+"""The service inside the test process: a client of the ASGI app, and access to its stored data."""
 
 import io
 import time
@@ -42,7 +42,7 @@ class Api:
         return job
 
     def run(self, body: bytes | str, model: str, **options: Any) -> dict[str, Any]:
-        """A job that has ended, whatever its end. Never the result of an earlier one, unless `reuse` is asked for."""
+        """A job that has ended, in whatever state. It never reuses an earlier result, unless `reuse` is given."""
         params = {"model": model, "reuse": False, **options}
         answer = self.http.post("/v1/predict", content=body, params=params, headers={"prefer": "wait=30"})
         job: dict[str, Any] = ok(answer, 200)
@@ -53,7 +53,7 @@ class Api:
         return job
 
     def finished(self, job_id: str) -> dict[str, Any]:
-        """The job when it has ended; at most 20 seconds from now."""
+        """The job when it has ended, within 20 seconds."""
         deadline = time.monotonic() + 20
         while (job := self.job(job_id))["state"] in ("uploaded", "queued", "running"):
             assert time.monotonic() < deadline, job
@@ -82,13 +82,13 @@ class Api:
         return {name for name in names if not name.startswith("batchserve.db")}
 
     def kept(self) -> tuple[object, ...]:
-        """What a refused request must not change: objects, the newest job, models."""
+        """The state that a refused request must not change: objects, the newest job, models."""
         newest = self.http.get("/v1/jobs", params={"limit": 1})
         return (self.stored(), newest.json(), self.http.get("/v1/models").json())
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
-        """Asserts that the block leaves nothing: no object, no job, no model; and that the service goes on."""
+        """Asserts that the block leaves no object, job or model, and that the service continues to work."""
         before = self.kept()
         yield
         assert self.kept() == before
@@ -138,7 +138,7 @@ def ok(answer: httpx2.Response, status: int = 200) -> Any:
 
 
 def problem(answer: httpx2.Response, status: int, code: str) -> dict[str, Any]:
-    """The problem in an answer, after a check of what all problems share."""
+    """The problem in a response, after a check of the fields that all problems have."""
     assert answer.status_code == status, answer.text
     assert answer.headers["content-type"] == "application/problem+json"
     body: dict[str, Any] = answer.json()
@@ -181,7 +181,7 @@ def reviews_onnx() -> bytes:
 
 @pytest.fixture(scope="session")
 def petals_onnx(iris: pd.DataFrame) -> bytes:
-    """A regressor: the width of a petal from three other measures."""
+    """A regressor that predicts the width of a petal from three other measures."""
     columns = list(iris.columns[:3])
     return convert(Ridge().fit(iris[columns], iris[iris.columns[3]]), iris[columns]).onnx
 
@@ -208,13 +208,13 @@ def api(
 
 @pytest.fixture(scope="session")
 def flowers(iris: pd.DataFrame) -> pl.DataFrame:
-    """What the model iris takes, and a column that it does not."""
+    """A table with the columns of the model iris, and one that it does not take."""
     return pl.from_pandas(iris).with_row_index("flower")
 
 
 @pytest.fixture(scope="session")
 def idle_api(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
-    """A service without a worker, with the model iris: what is queued stays queued."""
+    """A service without a worker, with the model iris: queued jobs stay queued."""
     with running(tmp_path_factory.mktemp("idle"), worker=False) as api:
         api.register("iris", iris_onnx)
         yield api

@@ -1,4 +1,4 @@
-"""Inputs that are collected and scored at once, at the day's end: `POST /v1/predict?state=uploaded`."""
+"""Inputs that are collected and scored together: `POST /v1/predict?state=uploaded`."""
 
 import sqlite3
 import threading
@@ -32,7 +32,7 @@ def collect(api: Api, model: str = "iris", headers: dict[str, str] | None = None
 
 @pytest.fixture
 def day(api: Api) -> Iterator[Api]:
-    """The service of all tests, without the uploads of others."""
+    """The service that all tests share, without the uploads of other tests."""
     remove_uploads(api)
     yield api
     remove_uploads(api)
@@ -134,7 +134,7 @@ def test_an_input_whose_bytes_are_lost_is_reported_and_the_others_are_queued(day
 
 @pytest.fixture
 def guarded(tmp_path: Path, iris_onnx: Path) -> Iterator[Api]:
-    """A service of its own, for keys."""
+    """A separate service, for keys."""
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
         yield api
@@ -180,7 +180,7 @@ def test_hundreds_are_queued_in_the_order_of_their_upload(guarded: Api) -> None:
 def test_a_server_that_is_killed_between_two_transactions_continues_with_the_rest(
     tmp_path: Path, iris_onnx: Path
 ) -> None:
-    """The request has a key: what was remembered is the answer that was given, and no part of it."""
+    """The request has a key: the whole response is stored, never a part of it."""
     params, key = {"state": "uploaded", "model": "iris"}, {"idempotency-key": "night"}
 
     @contextmanager

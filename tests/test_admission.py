@@ -1,4 +1,4 @@
-"""Admission: which models are let in, what is mended in them, and what is learnt of them by running."""
+"""Admission: which models are accepted, how they are repaired, and what is measured by running them."""
 
 import io
 import json
@@ -48,7 +48,7 @@ OPSETS = {"": 17, "ai.onnx.ml": 3}
 
 
 def converted(estimator: Any, types: Any = None, **options: Any) -> ModelProto:
-    """A trained estimator as ONNX. The converter warns of much that is not at stake here."""
+    """A trained estimator as ONNX. Warnings of the converter do not matter here."""
     sample = IRIS[:1] if types is None else None
     chosen = {id(estimator): options} if options else None
     with warnings.catch_warnings():
@@ -176,7 +176,7 @@ def test_a_forest_with_several_targets_is_split_by_target() -> None:
     admitted = admit(fitted(estimator, np.c_[SPECIES, (SPECIES + 1) % 3], zipmap=False))
     frame = scored(admitted, {"": IRIS})
     second = frame.select("probability_2_0", "probability_2_1", "probability_2_2").to_numpy()
-    # A value within rounding of a threshold goes another way in float32.
+    # A value within rounding of a threshold takes another branch in float32.
     assert np.isclose(second, estimator.predict_proba(IRIS)[1], atol=1e-5).mean() > 0.98
 
 
@@ -668,7 +668,7 @@ def test_the_least_recently_used_session_is_closed() -> None:
 
 
 def value(name: str, kind: int) -> onnx.ValueInfoProto:
-    """The declaration of a matrix of two columns, of any type there is or is not."""
+    """The declaration of a matrix of two columns, of any type, existing or not."""
     entry = onnx.ValueInfoProto(name=name)
     entry.type.tensor_type.elem_type = kind
     for size in ("N", 2):

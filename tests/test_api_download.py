@@ -38,7 +38,7 @@ def job(api: Api, flowers: pl.DataFrame) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def people(api: Api) -> dict[str, Any]:
-    """A finished job of three people, one of whom could not be scored."""
+    """A finished job of three records, one of which could not be scored."""
     return api.run(PEOPLE, "people", passthrough="all", key="id")
 
 
@@ -339,7 +339,7 @@ def test_the_finished_prefix_of_a_failed_job_is_given_on_request_and_marked(
         assert_frame_equal(table, whole[:rows])
     problem(api.http.get(job["links"]["errors"]), 404, "result-not-ready")
     errors = api.http.get(job["links"]["errors"], params={"partial": "true"})
-    assert [error["record"] for error in decoded(errors.content, "jsonl").to_dicts()] == [555]  # behind a gap, too
+    assert [error["record"] for error in decoded(errors.content, "jsonl").to_dicts()] == [555]  # also after a gap
 
 
 def test_a_partial_result_is_not_converted(api: Api) -> None:
@@ -362,7 +362,7 @@ FORMULAS = ["=1+1", "+A1", "-A1", "@SUM(A1)", "\tx", "-5", "+1.5e3", "x=1", ""]
 
 @pytest.fixture(scope="module")
 def formulas(api: Api) -> dict[str, Any]:
-    """A job whose input has formulas in its texts and in the name of a column; a number with its own digits; and a
+    """A job whose input has formulas in its texts and in the name of a column, a number with unusual digits, and a
     record that fails, with a formula for its key."""
     names = ["=cmd", *("sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"), "note"]
     rows = [[text, "5.10", "3.5", "1.4", "0.2", "1.50"] for text in FORMULAS]

@@ -59,7 +59,7 @@ def claimed(idle_api: Api) -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def busy(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
-    """A service with one scoring process and chunks of 20 records: a job of some thousands runs for a while."""
+    """A service with one scoring process and chunks of 20 records, so that a job of some thousands runs for a while."""
     with running(tmp_path_factory.mktemp("busy"), processes=1, chunk_records=20) as api:
         api.register("iris", iris_onnx)
         yield api
@@ -153,7 +153,7 @@ def test_a_poll_shows_a_commit_of_another_process_at_once(idle_api: Api) -> None
 
 
 def test_a_poll_shows_what_has_changed_by_time_alone(idle_api: Api) -> None:
-    """A job of a higher priority becomes due: nobody commits anything, but the other one is further from its turn."""
+    """A job of a higher priority becomes due: nothing is committed, but the other job is further back in the queue."""
     first = queued(idle_api, priority=90, run_after=datetime.fromtimestamp(time.time() + 0.5, UTC).isoformat())
     second = queued(idle_api, priority=80)
     position = second["queue_position"]
@@ -213,7 +213,7 @@ def test_polls_of_more_jobs_than_the_cache_holds_each_get_their_own_job(idle_api
 
 
 def test_a_retry_changes_the_etag_of_its_job(idle_api: Api) -> None:
-    """It is queued as before, but since another moment."""
+    """It is queued as before, but since another time."""
     job = queued(idle_api)
     tags = []
     for _ in range(2):
@@ -243,7 +243,7 @@ def test_the_speed_is_that_of_the_last_attempt() -> None:
 
 @pytest.mark.slow
 def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
-    """Twenty cancels wait for another process that holds the lock, and have all connections for writing."""
+    """Twenty cancels wait for another process that holds the lock, and occupy all connections for writing."""
     job = queued(idle_api)
     statuses: list[int] = []
 
@@ -460,7 +460,7 @@ def test_a_stopping_server_claims_no_more_jobs_while_requests_end(tmp_path: Path
             while '"worker_stop"' not in (tmp_path / "server.log").read_text():
                 assert time.monotonic() - began < 3
                 time.sleep(0.05)
-            assert not ending.done()  # the upload may still come to its end
+            assert not ending.done()  # the upload may still finish
             ending.result()
         assert 2 < time.monotonic() - began < 6
 
@@ -594,7 +594,7 @@ def test_a_finished_job_is_deleted_with_all_its_bytes(api: Api) -> None:
 
 
 def test_deleting_a_job_removes_the_results_of_its_earlier_attempts(idle_api: Api) -> None:
-    """An attempt that lost its lease while it put the result together has left its own."""
+    """An attempt that lost its lease while it assembled the result has left a result."""
     job, other = queued(idle_api), queued(idle_api)
     database = Database(idle_api.settings.database_url)
     with database.write() as connection:
@@ -636,6 +636,6 @@ def test_all_waiters_of_a_job_are_notified_of_its_next_change_only() -> None:
         await asyncio.wait_for(asyncio.gather(*(change.wait() for change in both)), 5)
         assert not other.is_set()
         assert not notifier.subscribe("1").is_set()
-        notifier.notify("3")  # nobody waits
+        notifier.notify("3")  # there is no waiter
 
     asyncio.run(wait())

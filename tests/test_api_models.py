@@ -36,7 +36,7 @@ def graph(text: str = DOUBLE) -> onnx.ModelProto:
 
 
 def numbered(number: int) -> bytes:
-    """Models that compute the same and differ in their bytes."""
+    """Models that give the same predictions and differ in their bytes."""
     model = graph()
     model.doc_string = f"number {number}"
     return bytes(model.SerializeToString())
@@ -186,7 +186,7 @@ def test_a_version_whose_artifact_is_lost_is_admitted_again(api: Api) -> None:
 def test_bytes_that_are_registered_while_their_last_version_is_deleted_are_kept(
     database_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The artifact is removed when the registration has stored it anew, and not yet its row."""
+    """The artifact is removed when the registration has stored it again, but not yet its row."""
     with running(tmp_path, worker=False, database=database_url) as api:
         removed_late(api, monkeypatch)
 
@@ -306,7 +306,7 @@ def test_a_model_that_is_refused_leaves_nothing_and_says_why(api: Api, what: str
 
 @pytest.fixture
 def hurried(tmp_path: Path) -> Iterator[Api]:
-    """A service that gives a registration three seconds."""
+    """A service with a time limit of three seconds for a registration."""
     with running(tmp_path, admission_timeout=3.0, processes=1) as api:
         ok(api.http.put("/v1/models/double", content=numbered(10)), 201)  # starts the processes
         yield api
@@ -343,7 +343,7 @@ def test_an_endless_registration_ends_within_its_time_limit_and_others_continue(
 
 @pytest.mark.slow
 def test_registrations_leave_a_process_for_other_calls(hurried: Api) -> None:
-    """Three that never end wait for each other; online predictions are answered meanwhile."""
+    """Three endless registrations run one at a time; online predictions are answered meanwhile."""
     with ThreadPoolExecutor(3) as pool:
         began = time.monotonic()
         endings = [pool.submit(hurried.http.put, f"/v1/models/endless-{n}", content=endless()) for n in range(3)]
@@ -394,7 +394,7 @@ def test_a_call_that_waits_too_long_for_a_process_is_unavailable(tmp_path: Path)
             return pids
 
     pids = asyncio.run(call_three())
-    assert all(isinstance(pid, int) for pid in pids)  # the calls of others went on
+    assert all(isinstance(pid, int) for pid in pids)  # the other calls continued
 
 
 def test_a_model_longer_than_the_limit_is_refused(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_predict_queues_the_job_and_answers_at_once(idle_api: Api) -> None:
 
 
 def kill_next_process(known: set[int]) -> int:
-    """Kills the first scoring process that starts from now on, in the middle of its start."""
+    """Kills the next scoring process while it is starting."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         for process in multiprocessing.active_children():
@@ -80,7 +80,7 @@ def test_a_valid_request_is_not_refused_because_its_scoring_process_was_killed(
     with running(tmp_path, worker=False) as api, ThreadPoolExecutor() as pool:
         api.register("iris", iris_onnx)
         for process in set(multiprocessing.active_children()) - others:
-            process.kill()  # the next call starts one anew
+            process.kill()  # the next call starts a new one
             os.waitid(os.P_PID, process.pid or 0, os.WEXITED | os.WNOWAIT)
         known = {process.pid or 0 for process in multiprocessing.active_children()}
         killed = pool.submit(kill_next_process, known)
@@ -566,7 +566,7 @@ def test_any_table_gives_a_result_in_any_table_format(
     answer = api.result(job)
     assert answer.headers["content-type"].partition(";")[0] == job["result"]["media_type"]
     table = decoded(answer.content, wanted)
-    if given == "csv":  # a CSV says no types: what passes through is text
+    if given == "csv":  # a CSV has no types: columns that pass through are text
         table = table.with_columns(pl.col("flower").cast(pl.Int64))
     assert_frame_equal(table, expected, check_dtypes=False, rel_tol=1e-6)
 

@@ -372,7 +372,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_big_body_leaves_nothing(tmp_pat
 
 
 def _bytes_in(folder: Path) -> int:
-    """Of the files that are there; one may be removed while they are counted."""
+    """The size of the existing files, any of which may be removed while they are counted."""
     total = 0
     for path in folder.glob("*"):
         with suppress(FileNotFoundError):
@@ -393,7 +393,7 @@ def _within(seconds: float, condition: Callable[[], bool]) -> bool:
 def test_a_cancelled_request_keeps_its_file_open_until_the_last_write_has_ended(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, blocks_come: bool
 ) -> None:
-    """A number of a closed file may belong to another file a moment later."""
+    """The descriptor of a closed file may belong to another file a moment later."""
     writing, go_on = threading.Event(), threading.Event()
     failures: list[BaseException] = []
     received = 0
@@ -718,7 +718,7 @@ def test_the_job_is_the_same_json_everywhere(api: Api) -> None:
 def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
     tmp_path: Path, iris_onnx: Path, path: str
 ) -> None:
-    """Its thread goes on: the job is there a moment later, and so must be its input."""
+    """Its thread continues: a moment later the job exists, and its input must exist, too."""
     app = create_app(Settings(storage=str(tmp_path), free_bytes=0), worker=False)
     model, inputs = iris_onnx.read_bytes(), tmp_path / "inputs"
 
@@ -729,7 +729,7 @@ def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
             other.execute("BEGIN IMMEDIATE")  # the commit of the request has to wait
             request = asyncio.create_task(client.post(path, content=CSV))
             await asyncio.sleep(1.5)
-            assert len(list(inputs.iterdir())) == 1  # it is stored, and has no row
+            assert len(list(inputs.iterdir())) == 1  # it is stored, but has no row yet
             request.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await request

@@ -1,4 +1,4 @@
-"""A backup taken under load restores to a state in which nothing is missing that was acknowledged."""
+"""A backup taken under load restores everything that was acknowledged before it."""
 
 import hashlib
 import shutil
@@ -62,7 +62,7 @@ def answers(api: Api) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
-    """A service with jobs in many states. Nothing changes it."""
+    """A service with jobs in many states, which no test changes."""
     with running(tmp_path_factory.mktemp("source"), chunk_records=100) as api:
         api.register("iris", iris_onnx)
         api.upload(CSV)
@@ -196,8 +196,8 @@ SLOW = {
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_backups_under_load_restore_with_all_that_was_acknowledged(tmp_path: Path, iris_onnx: Path) -> None:
-    """Jobs come, run, end, are deleted and swept while three backups are taken by a command of its own. In each, every
-    job that was acknowledged before is there, runs to its end, and gives the result of an undisturbed run."""
+    """Jobs are created, run, end, are deleted and swept while a separate command takes three backups. In each, every
+    job that was acknowledged before exists, runs to its end, and gives the result of an undisturbed run."""
     (tmp_path / "live").mkdir()
     live = Service(tmp_path / "live", "serve", "--port", "0", settings=SLOW)
     servers = [live]
@@ -256,7 +256,7 @@ def test_backups_under_load_restore_with_all_that_was_acknowledged(tmp_path: Pat
             assert len(results.keys() & expected.keys()) > 1
             assert all(expected.get(job_id, sha256) == sha256 for job_id, sha256 in results.items())
             server.end()
-        assert "completed" in states  # whether one ran just then is chance; what becomes of it has a test of its own
+        assert "completed" in states  # whether one ran just then is chance; a separate test covers running jobs
     finally:
         stop.set()
         for server in servers:

@@ -1,4 +1,4 @@
-"""What comes in wrong is answered with its place, what was expected and what came; and the server goes on."""
+"""Malformed input is refused with its place, the expected and the received value; and the server continues."""
 
 import asyncio
 import json
@@ -30,7 +30,7 @@ OUTPUTS = ["prediction", "probability_setosa", "probability_versicolor", "probab
 
 @pytest.fixture(autouse=True)
 def goes_on(request: pytest.FixtureRequest) -> Iterator[None]:
-    """After whatever came: the server is alive, and the next job works."""
+    """Asserts that the server is alive, and that the next job works."""
     yield
     if "api" in request.fixturenames:
         api: Api = request.getfixturevalue("api")
@@ -39,7 +39,7 @@ def goes_on(request: pytest.FixtureRequest) -> Iterator[None]:
 
 
 def refused(api: Api, body: bytes | str, status: int, code: str, model: str = "iris", **headers: str) -> dict[str, Any]:
-    """The problem of a body that is refused in one call and in two, and leaves nothing when it is."""
+    """The problem of a body that is refused in one call and in two, and leaves nothing."""
     with api.unchanged():
         answer = api.http.post("/v1/predict", params={"model": model}, content=body, headers=headers)
         return problem(answer, status, code)
@@ -339,7 +339,7 @@ def test_a_repeated_predict_and_an_early_download(api: Api, idle_api: Api) -> No
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[tuple[str, Path]]:
-    """A server process that gives up bodies which stall for half a second, and its storage."""
+    """A server process that aborts bodies which stall for half a second, and its storage."""
     folder = tmp_path_factory.mktemp("impatient")
     settings = {"BODY_IDLE": "0.5", "UPLOAD_BYTES": "1000000", "CHUNK_RECORDS": "1000"}
     with serving(folder, **{f"BATCHSERVE_{name}": value for name, value in settings.items()}) as url:
@@ -349,7 +349,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iter
 
 @contextmanager
 def connected(url: str) -> Iterator[socket.socket]:
-    """A connection whose requests are written by hand; afterwards the server still works and has kept nothing."""
+    """A connection with hand-written requests; afterwards the server still works and has stored nothing."""
     address = urlsplit(url)
     with socket.create_connection((address.hostname, address.port), 20) as connection:
         yield connection
@@ -357,7 +357,7 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def nothing_kept(storage: Path) -> bool:
-    """Whether, within two seconds, no input is left: what a client that leaves has sent is removed behind its back."""
+    """Whether no input is left within two seconds: the bytes of a disconnected client are removed in the background."""
     deadline = time.monotonic() + 2
     while any(path.is_file() for path in storage.glob("inputs/*")):
         if time.monotonic() > deadline:
@@ -438,7 +438,7 @@ def test_a_body_that_trickles_is_aborted_after_its_first_minute(
     monkeypatch.setattr(bodies, "RATE_AFTER", 0.5)
 
     async def read(rate: int) -> int:
-        """A body of 20 bytes in two seconds."""
+        """Sends a body of 20 bytes in two seconds."""
         left = 20
 
         async def receive() -> Message:
@@ -499,7 +499,7 @@ def test_a_client_that_leaves_in_the_middle_of_a_conversion_leaves_nothing(
     path = job["links"]["result"]
     for _ in range(3):
         with connected(url) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # or the system takes it all
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)  # otherwise the kernel buffers all of it
             connection.sendall(f"GET {path}?format=json HTTP/1.1\r\nhost: localhost\r\n\r\n".encode())
             assert connection.recv(100).startswith(b"HTTP/1.1 200")
     deadline = time.monotonic() + 5

@@ -1,4 +1,4 @@
-"""The harness of the benchmarks measures what it says; how fast anything is, is not tested here."""
+"""The harness of the benchmarks measures correctly; speed itself is not tested here."""
 
 import json
 import re
@@ -69,7 +69,7 @@ def test_the_goal_is_fifteen_times_at_one_million_rows_and_not_slower_elsewhere(
 
 
 def test_every_goal_is_that_of_a_measurement_in_the_code() -> None:
-    """What a goal compares stands in the harness as it stands in the goal."""
+    """The names in a goal are those that the harness uses."""
     written = "".join(path.read_text() for path in (ROOT / "benchmarks").glob("*.py") if path.name != "goals.py")
     for goal in GOALS:
         compared = goal.pattern.strip("*").rpartition(" / ")[2]
@@ -279,7 +279,7 @@ def test_a_chart_has_a_bar_for_every_figure() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) -> None:
-    """With environments made anew: it needs a package index, and nginx or Debian's package of it."""
+    """With new environments: it needs a package index, and nginx or its Debian package."""
     written = tmp_path / "bench.json"
     options = ["--rows", str(ROWS), "--repeats", "1", "--seconds", "0.3", "--folder", tmp_path, "--json", written]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""The command line, as processes against a real server: what stands on stdout, what on stderr, and the exit codes."""
+"""The command line, as processes against a real server: the output on stdout and stderr, and the exit codes."""
 
 import json
 import os
@@ -33,7 +33,7 @@ NOBODY = "http://127.0.0.1:9"
 
 @pytest.fixture
 def run(server: str, tmp_path: Path) -> Run:
-    """Runs `batchserve` with these arguments, in a folder of its own."""
+    """Runs `batchserve` with these arguments, in an empty folder."""
     return runner(tmp_path, server)
 
 
@@ -300,7 +300,7 @@ def test_the_suffix_of_the_output_chooses_its_format(run: Run, tmp_path: Path, i
 def test_predict_takes_a_folder_of_images_or_several_of_them(
     run: Run, tmp_path: Path, server: str, reviews_onnx: bytes
 ) -> None:
-    """By a model that reads their names."""
+    """The model scores the names of the files."""
     with Client(server) as client:
         client.models.add(reviews_onnx, name="reviews")
     for name in ("photos/b/2.png", "photos/1.jpg", "photos/notes.txt"):

@@ -1,4 +1,4 @@
-"""The Python client. Where a fault of the network is needed, a transport makes it; all else talks to a real server."""
+"""The Python client. A transport simulates faults of the network; all other tests use a real server."""
 
 import asyncio
 import io
@@ -46,7 +46,7 @@ Handler = Callable[[httpx2.Request], httpx2.Response]
 
 @pytest.fixture
 def no_pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Makes the pauses before retries last no time; returns them."""
+    """Makes the pauses before retries take no time; returns them."""
     pauses: list[float] = []
     monkeypatch.setattr("batchserve.client.transport.time.sleep", pauses.append)
     return pauses
@@ -57,7 +57,7 @@ def client_of(handler: Handler, **arguments: Any) -> Client:
 
 
 def in_turn(*answers: httpx2.Response | Exception) -> tuple[Handler, list[httpx2.Request]]:
-    """A server that gives these answers one after the other, and the requests it got, bodies read."""
+    """A server that sends these responses in turn, and the requests that it received, with their bodies read."""
     requests: list[httpx2.Request] = []
     following = iter(answers)
 
@@ -299,7 +299,7 @@ def test_records_are_sent_as_json() -> None:
 
 
 def images_in(folder: Path) -> dict[str, bytes]:
-    """Files of images, and others beside them."""
+    """Image files, and other files next to them."""
     files = {"b.PNG": b"1", "a/c.jpg": b"22", "a/b/a.webp": b"", "a/notes.txt": b"4"}
     files |= {".hidden.png": b"3", "a/.trash/d.png": b"5"}
     for name, content in files.items():
@@ -562,7 +562,7 @@ def test_a_path_comes_back_as_the_path_of_the_saved_result(client: Client, iris_
 
 
 def test_images_come_back_as_the_path_of_the_saved_result(client: Client, reviews_onnx: bytes, tmp_path: Path) -> None:
-    """By a model that reads their names: what a zip is can be seen without one that reads images."""
+    """The model scores the names of the files, so no model of images is needed."""
     images = images_in(tmp_path / "photos")
     client.models.add(reviews_onnx, name="reviews")
     columns = {"text": "file"}

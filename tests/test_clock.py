@@ -1,4 +1,4 @@
-"""A wall clock that jumps by years removes nothing early, keeps nothing for ever, and repeats no work."""
+"""After a jump of the wall clock by years nothing is removed early, kept for ever, or done twice."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ START = 1_700_000_000.0
 
 
 class Clocks:
-    """A host whose wall clock is set, and its looks at both clocks."""
+    """A host whose wall clock can be set, and its observations of both clocks."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
@@ -162,7 +162,7 @@ def test_a_worker_that_sees_a_jump_neither_forgets_keys_nor_removes_bytes(
         while not _has_seen_a_jump(site.database):
             assert time.monotonic() < deadline
             time.sleep(0.02)
-        time.sleep(2.5)  # two looks for what is over
+        time.sleep(2.5)  # two checks for expired data
         repeated = http.post("/v1/predict?model=iris", content=CSV, headers=headers)
         assert (repeated.headers["idempotency-replayed"], repeated.json()["id"]) == ("true", first["id"])
         assert api.job(first["id"])["state"] == "completed"
@@ -185,7 +185,7 @@ def test_keys_are_forgotten_by_their_age_and_those_of_a_wrong_clock_with_them(da
 
 
 def test_a_job_that_is_to_start_at_a_time_starts_when_the_wall_clock_says_so(site: Site) -> None:
-    """Whatever the clock did before: the time was meant by the clock on the wall."""
+    """Regardless of earlier jumps: `run_after` refers to the wall clock."""
     later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + DAY))
     job = ok(site.api.http.post("/v1/predict", params={"model": "iris", "run_after": later}, content=CSV), 202)
     with site.database.read() as connection:

@@ -1,4 +1,4 @@
-"""Transactions that meet: on every kind of database one of them is as if it had come after the other."""
+"""Concurrent transactions: on every kind of database the outcome is as if one had run after the other."""
 
 import threading
 import time
@@ -23,7 +23,7 @@ CHUNK = Chunk(0, 10, 0, 100)
 
 
 def meet(database: Database, first: Act, second: Act) -> tuple[Any, Any]:
-    """What two transactions give, or raise, of which the second begins when the first has done all but commit."""
+    """The results or exceptions of two transactions, the second of which begins just before the first one commits."""
     acted = threading.Event()
 
     def earlier() -> Any:
@@ -132,7 +132,7 @@ def test_a_job_does_not_reuse_a_result_that_is_being_deleted(database: Database,
 def test_a_result_that_is_being_reused_is_referenced_before_its_job_is_deleted(
     database: Database, model: ModelVersion
 ) -> None:
-    """Or its bytes would be removed: nobody names them yet."""
+    """Otherwise its bytes would be removed, because no row references them yet."""
     complete(database, model, "1")
     with database.write() as connection:
         upload(connection, "2")
@@ -190,7 +190,7 @@ def test_a_worker_runs_on_a_host_with_the_longest_possible_name(
 def test_concurrent_registrations_and_deletions_of_one_model_are_all_answered(
     database_url: str, tmp_path: Path, iris_onnx: Path
 ) -> None:
-    """The last one decides whether the artifact is there; whatever the order, none is a 500."""
+    """The last one determines whether the artifact exists; in any order, none gives a 500."""
     content = iris_onnx.read_bytes()
     with running(tmp_path, worker=False, database=database_url) as api, ThreadPoolExecutor(4) as pool:
         for number in range(3):

@@ -1,4 +1,4 @@
-"""What `convert` promises: the graph answers like the estimator, or the user hears why not."""
+"""The promise of `convert`: the graph predicts like the estimator, or the user gets the reason why not."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def inputs(conversion: Conversion) -> dict[str, tuple[int, list[int]]]:
 
 
 def houses(rows: int = 400) -> pd.DataFrame:
-    """Mixed columns as they come: a name with a blank, numbers with holes, integers that are names, booleans."""
+    """Mixed columns of real tables: a name with a blank, missing numbers, integers that are categories, booleans."""
     rng = np.random.default_rng(0)
     frame = pd.DataFrame(
         {
@@ -93,7 +93,7 @@ def test_a_mixed_pipeline_gets_one_input_for_each_column_that_it_uses() -> None:
         ("area", "float32"),
         ("City Name", "string"),
         ("rooms", "float32"),
-        ("zone", "int64"),  # a category: float32 could not tell 10,000,001 from its neighbours at twice the size
+        ("zone", "int64"),  # a category: float32 cannot distinguish 10,000,001 from its neighbours at twice the size
         ("garden", "float32"),
     ]
     assert inputs(conversion).keys() == {"area", "City_Name", "rooms", "zone", "garden"}

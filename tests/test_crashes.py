@@ -1,4 +1,4 @@
-"""End to end, with real processes that are killed in the middle of a job: nothing is lost, nothing is done twice."""
+"""End to end, with real processes that are killed in the middle of a job: nothing is lost or done twice."""
 
 import os
 import signal
@@ -20,7 +20,7 @@ RECORDS = 300_000
 
 
 class Site:
-    """A folder with its data, the services on it, and the undisturbed answer to compare with."""
+    """A folder with its data, the services on it, and the result of an undisturbed run to compare with."""
 
     def __init__(self, folder: Path, model: Path, table: Path) -> None:
         self.folder, self.model, self.table = folder, model, table
@@ -39,7 +39,7 @@ class Site:
         return service
 
     def submit(self, url: str) -> str:
-        """A job that is queued; gives its ID."""
+        """Queues a job and returns its ID."""
         answer = httpx2.put(f"{url}/v1/models/flowers", content=self.model.read_bytes(), timeout=60)
         answer.raise_for_status()
         answer = httpx2.post(f"{url}/v1/upload", content=self.table.read_bytes(), timeout=60)
@@ -73,7 +73,7 @@ def site(tmp_path: Path, iris_onnx: Path, table: Path) -> Iterator[Site]:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path, table: Path) -> Iterator[bytes]:
-    """The result of a run that nobody disturbs."""
+    """The result of an undisturbed run."""
     site = Site(tmp_path_factory.mktemp("undisturbed"), iris_onnx, table)
     try:
         service = site.serve()
@@ -116,7 +116,7 @@ def result(url: str, job_id: str) -> bytes:
 
 
 def pause(service: Service, database: Path) -> None:
-    """Stops a process between two of its transactions: one that sleeps inside of one keeps SQLite's only lock."""
+    """Stops a process between two transactions: one that is stopped inside a transaction holds SQLite's only lock."""
     while True:
         service.process.send_signal(signal.SIGSTOP)
         opened = sqlite3.connect(database, timeout=0.1, isolation_level=None)

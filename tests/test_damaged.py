@@ -1,4 +1,4 @@
-"""Damaged files end by a named error, in checking, planning and scoring; never by one that nobody foresaw."""
+"""Damaged files raise a named error in checking, planning and scoring, and never an unexpected one."""
 
 import io
 import json
@@ -119,7 +119,7 @@ FILES: dict[str, tuple[str, Callable[[], bytes]]] = {
 
 
 def head(format: str, data: bytes) -> tuple[int, int]:
-    """Where the bytes that describe the others are."""
+    """The range of the bytes that describe the others: the header or the footer."""
     match format:
         case "parquet":
             return len(data) - 8 - int.from_bytes(data[-8:-4], "little"), len(data)
@@ -165,7 +165,7 @@ def damaged(data: bytes, chance: random.Random, where: tuple[int, int]) -> bytes
 
 @dataclass
 class Bench:
-    """Checks, plans and scores inputs as the worker has it done, in this process."""
+    """Checks, plans and scores inputs in this process, with the tasks of the worker."""
 
     address: str
     models: dict[str, ModelVersion]
@@ -180,7 +180,7 @@ class Bench:
         self.models[name] = ModelVersion(1, name, 1, digest, len(graph), admitted.signature)
 
     def score(self, data: bytes, format: str, model: str, limits: ChunkLimits, result: str = "jsonl") -> int:
-        """The records that were scored. Raises whatever the three steps raise."""
+        """The number of scored records. Raises any exception of the three steps."""
         self.inputs += 1
         job = str(self.inputs)
         store, key = open_storage(self.address), input_key(job)
@@ -220,7 +220,7 @@ def model_for(name: str) -> str:
 
 
 def unforeseen(bench: Bench, name: str, seed: str, count: int) -> list[str]:
-    """What became of mutants of a file that is no named error and no complete score."""
+    """The outcomes of mutants of a file that are neither a named error nor a complete score."""
     format, make = FILES[name]
     data = make()
     found = []

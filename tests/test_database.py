@@ -1,4 +1,4 @@
-"""The doors to the database, the same for every kind of it, and what is kept of what was read there."""
+"""Access to the database, the same for every kind, and the cache of values that were read."""
 
 import asyncio
 import socket
@@ -23,7 +23,7 @@ HUNG = text("SELECT pg_sleep(20)")
 
 @pytest.fixture
 def postgres(request: pytest.FixtureRequest) -> str:
-    """The address of a PostgreSQL database, for what only a server does."""
+    """The address of a PostgreSQL database, for behaviour that only a server has."""
     url: str = request.getfixturevalue("postgres_server").migrated()
     return url
 

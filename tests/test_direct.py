@@ -1,4 +1,4 @@
-"""Registering, submitting and reading without a server, as a process of its own does."""
+"""Registering, submitting and reading in a process without a server."""
 
 from collections.abc import Iterator
 from pathlib import Path

@@ -29,7 +29,7 @@ def text_of(name: str) -> str:
 
 
 def section(text: str, heading: str) -> str:
-    """What stands under a heading, up to the next one of its level or above."""
+    """The text under a heading, up to the next one of its level or above."""
     level = len(heading) - len(heading.lstrip("#"))
     found = re.search(rf"^{re.escape(heading)}$(.*?)(?=^#{{1,{level}}} |\Z)", text, re.MULTILINE | re.DOTALL)
     assert found, f"there is no heading {heading!r}"
@@ -144,7 +144,7 @@ def test_every_code_of_a_row_error_is_documented_and_no_other() -> None:
 
 
 def _row_error_codes(source: str) -> Iterator[str]:
-    """Constant codes that `RowError(record, code, ...)` is made with, and those that are handed on before, in a pair or
+    """Constant codes with which `RowError(record, code, ...)` is made, and those that are passed to it, in a pair or
     in an exception of the module."""
     for node in ast.walk(ast.parse(source)):
         match node:
@@ -188,7 +188,7 @@ def test_the_exit_codes_are_those_of_the_command_line() -> None:
 
 
 def anchors(page: Path) -> set[str]:
-    """The anchors that a forge makes of the headings of a page."""
+    """The anchors that a forge generates for the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", without_fences(page.read_text(encoding="utf-8")), re.MULTILINE)
     return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
@@ -218,7 +218,7 @@ def test_every_test_that_a_promise_names_exists() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_examples_are_well_formed(page: Path) -> None:
-    """Their output was pasted from a run; here only what a shell or Python would refuse is found."""
+    """Only syntax is checked, of shell and Python; the output was pasted from a run."""
     for language, content in fences(page.read_text(encoding="utf-8")):
         if language == "python":
             compile(content, str(page), "exec")
@@ -230,7 +230,7 @@ def test_examples_are_well_formed(page: Path) -> None:
 
 
 def commands_of(language: str, content: str) -> str:
-    """What was typed: of a console, the lines behind `$ ` and those that go on after a backslash."""
+    """The commands: in a console, the lines after `$ ` and their continuations after a backslash."""
     if language == "bash":
         return content
     typed, more = [], False

@@ -1,4 +1,4 @@
-"""Each thing that `batchserve doctor` looks for, broken by hand."""
+"""Every fault that `batchserve doctor` looks for, made by hand."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NOBODY = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
 
 
 class Jobs(NamedTuple):
-    """IDs of one job each: without a fault, with a record that failed, stopped by that record, not yet predicted."""
+    """The IDs of four jobs: without a fault, with a failed record, failed by that record, not yet predicted."""
 
     completed: str
     faulty: str
@@ -36,7 +36,7 @@ class Jobs(NamedTuple):
 
 @dataclass(frozen=True)
 class Site:
-    """An installation that a server has left."""
+    """An installation whose server has stopped."""
 
     folder: Path
     jobs: Jobs
@@ -87,12 +87,12 @@ def left(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Site:
 
 @pytest.fixture
 def site(left: Site, tmp_path: Path) -> Site:
-    """A copy, to be broken."""
+    """A copy, to be damaged."""
     return Site(Path(shutil.copytree(left.folder, tmp_path / "storage")), left.jobs)
 
 
 def flip(path: Path) -> None:
-    """Changes one bit in the middle, and nothing that a listing shows."""
+    """Changes one bit in the middle, which no listing shows."""
     times = path.stat()
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -185,7 +185,7 @@ def test_bytes_that_no_row_references_are_counted_with_their_size_and_age(site: 
     orphan = site.folder / "results" / f"{NOBODY}-1"
     orphan.write_bytes(b"x" * 5000)
     status, findings = site.doctor()
-    assert (status, findings["orphans"]["status"]) == (0, "ok")  # it may belong to a request that goes on
+    assert (status, findings["orphans"]["status"]) == (0, "ok")  # it may belong to a request in progress
     status, findings = site.doctor(BATCHSERVE_SWEEP_AGE="0.01")
     assert (status, findings["orphans"]["status"]) == (0, "warn")
     assert "1 unreferenced object(s) take 5.0 kB" in findings["orphans"]["detail"]

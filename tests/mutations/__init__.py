@@ -1,1 +1,1 @@
-"""Does the suite notice when a mechanism of a promise is taken out? `make test-mutations`."""
+"""Checks that a test fails when a mechanism of a promise is removed: `make test-mutations`."""

@@ -1,7 +1,7 @@
-"""Takes one mechanism out at a time, in a copy of the project, and shows that a test fails for each.
+"""Removes one mechanism at a time, in a copy of the project, and checks that a test fails for each.
 
-`make test-mutations` tries all of them and exits with 1 when one is not missed by any test. In tests/,
-`python -m mutations TEXT` tries those whose mechanism has this text; `--write` puts the table into docs/promises.md.
+`make test-mutations` tries all of them and exits with 1 when the removal of one fails no test. In tests/,
+`python -m mutations TEXT` tries those whose name contains this text; `--write` writes the table to docs/promises.md.
 """
 
 import argparse
@@ -59,7 +59,7 @@ def _copy_project(target: Path) -> None:
 
 
 def _try(mutant: Mutant, copy: Path) -> Outcome:
-    """Raises ValueError when the text to replace does not stand in its file exactly once: the list is out of date."""
+    """Raises ValueError when the text to replace is not in its file exactly once: the list is out of date."""
     file = copy / mutant.file
     whole = file.read_text()
     if (found := whole.count(mutant.before)) != 1:

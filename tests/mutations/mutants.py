@@ -1,13 +1,13 @@
-"""The mechanisms, each with the edit that takes it out and the tests that have to fail without it."""
+"""The mechanisms, each with the edit that removes it and the tests that must fail without it."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Mutant:
-    """`before` stands exactly once in `file`; with `after` in its place the mechanism is gone.
+    """`before` occurs exactly once in `file`; replacing it by `after` removes the mechanism.
 
-    `tests`: what pytest is asked to run, one of which at least has to fail.
+    `tests`: the tests that pytest runs, at least one of which must fail.
     """
 
     mechanism: str
@@ -168,7 +168,7 @@ MUTANTS = (
         "the key of a request about several jobs is stored", "batchserve/api/predict_uploaded.py",
         "    if key is not None:\n", "    if False:\n", ("tests/test_accumulate.py",),
     ),
-    # Going on
+    # Recovery and concurrency
     Mutant(
         "a lease of another boot has lapsed", EXECUTION,
         "or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock)", "jobs.c.lease_until < now.steady",
