@@ -1,4 +1,4 @@
-"""Scoring processes: what comes back from them, what they may not harm, and when they end."""
+"""Scoring processes: their results, their isolation, and when they end."""
 
 import os
 import platform
@@ -35,14 +35,14 @@ def local_engine(folder: Path, **settings: int) -> AbstractContextManager[Engine
 
 @pytest.fixture(scope="module", params=[local_engine], ids=["local"])
 def opened(request: pytest.FixtureRequest) -> Opened:
-    """How an engine of each kind is opened; a new kind adds its own."""
+    """How an engine of each kind is opened; a new kind is added here."""
     found: Opened = request.param
     return found
 
 
 @pytest.fixture(scope="module")
 def engine(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Two processes; tests leave no call behind."""
+    """An engine of two processes; tests leave no call in progress."""
     with opened(tmp_path_factory.mktemp("engine"), processes=2, process_memory=512 * 2**20) as engine:
         yield engine
 
@@ -226,7 +226,7 @@ def test_an_urgent_call_runs_before_those_in_the_queue(opened: Opened, tmp_path:
 
 
 def test_an_idle_process_that_is_killed_is_replaced(engine: Engine) -> None:
-    """By the system when memory is short, say."""
+    """For example by the system when memory is short."""
     started = [engine.submit(calls.pid_after, 0.3, timeout=TIMEOUT) for _ in range(2)]
     idle = {call.future.result(TIMEOUT) for call in started}
     for pid in idle:
@@ -248,7 +248,7 @@ def test_a_call_that_takes_too_long_is_killed(engine: Engine, tmp_path: Path) ->
 
 def test_the_time_in_the_queue_does_not_count(engine: Engine) -> None:
     for call in [engine.submit(calls.pid_after, 0.3, timeout=TIMEOUT) for _ in range(2)]:
-        call.future.result(TIMEOUT)  # both processes are there: to start one may take as long on a busy host
+        call.future.result(TIMEOUT)  # both processes have started, which may take as long on a busy host
     started = [engine.submit(calls.pid_after, 0.5, timeout=1.5) for _ in range(8)]
     assert len([call.future.result(TIMEOUT) for call in started]) == 8
 
@@ -299,7 +299,7 @@ def test_a_call_that_is_done_can_be_killed_without_harm(engine: Engine) -> None:
 
 
 def test_an_interactive_call_does_not_wait_for_the_chunks_of_jobs(engine: Engine, interactive: Interactive) -> None:
-    interactive.submit(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process is there
+    interactive.submit(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process has started
     busy = [engine.submit(calls.pid_after, 60.0, timeout=TIMEOUT) for _ in range(10)]
     try:
         started = time.monotonic()
@@ -330,7 +330,7 @@ def test_closing_ends_every_call_and_process(opened: Opened, tmp_path: Path) -> 
 
 @contextmanager
 def engine_elsewhere(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", list[int]]]:
-    """A server-like process with one call in each pool; and the IDs of the processes that run them."""
+    """A process like a server with one call in each pool, and the IDs of the processes that run them."""
     command = [sys.executable, str(Path(calls.__file__)), str(folder)]
     with subprocess.Popen(command, start_new_session=True) as process:
         files = [folder / "batch", folder / "interactive"]
@@ -350,7 +350,7 @@ def test_scoring_processes_die_with_a_server_that_was_killed(tmp_path: Path) -> 
 
 
 def test_ctrl_c_on_a_terminal_leaves_scoring_processes_alone(tmp_path: Path) -> None:
-    """It goes to the whole group; the server decides what becomes of the chunks."""
+    """The signal goes to the whole process group; the server decides whether chunks are finished."""
     with engine_elsewhere(tmp_path) as (process, children):
         os.killpg(process.pid, signal.SIGINT)
         assert until((tmp_path / "interrupted").exists)

@@ -1,6 +1,6 @@
-"""Estimators of many kinds, all the way: converted, admitted, and scored from a table as the server does it.
+"""Estimators of many kinds, end to end: converted, admitted, and scored from a table as by the server.
 
-Whatever the signature of the graph, the result must be what the estimator itself says about the same records.
+For any signature of the graph, the result must equal the predictions of the estimator for the same records.
 """
 
 from collections.abc import Callable
@@ -85,7 +85,7 @@ Case = tuple[Any, pd.DataFrame]
 
 
 def fitted(model: Any, load: Callable[..., Any], names: bool = False, rows: int = 400) -> Case:
-    """An estimator fitted to one of scikit-learn's data sets, in the precision that ONNX has."""
+    """An estimator fitted to one of scikit-learn's data sets, in the precision of ONNX."""
     data = load(as_frame=True)
     x, y = data.data.astype("float32").head(rows), data.target.head(rows)
     return model.fit(x, data.target_names[y] if names else y), x
@@ -295,7 +295,7 @@ def is_about_numbers(model: Any) -> bool:
 
 
 def numbers_of(model: Any, x: Any) -> np.ndarray[Any, Any]:
-    """What the estimator says in numbers, as [n, k]."""
+    """The numeric predictions of the estimator, as [n, k]."""
     methods = ["predict"] if is_about_numbers(model) and hasattr(model, "predict") else []
     methods += ["predict_proba", "decision_function", "transform"]
     numbers = getattr(model, next(method for method in methods if hasattr(model, method)))(x)

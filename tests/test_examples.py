@@ -1,4 +1,4 @@
-"""Examples and what is written about them. Running them is for `make examples`, which continuous integration does."""
+"""The examples and their pages. `make examples` runs the examples, also in continuous integration."""
 
 import ast
 import re
@@ -20,14 +20,14 @@ def text_of(path: Path) -> str:
 
 
 def output_in(readme: str) -> str:
-    """What the first fence of text in a README shows."""
+    """The content of the first text fence of a README."""
     found = re.search(r"^prints.*?^```text\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
     assert found, "the README does not say what the example prints"
     return found[1]
 
 
 def printed_words(script: Path) -> Iterator[str]:
-    """The words that every run of a script prints, whatever its figures are."""
+    """The words that every run of a script prints, regardless of its figures."""
     for node in ast.walk(ast.parse(text_of(script))):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "print":
             for text in node.args:

@@ -1,4 +1,4 @@
-"""Networks: a fused pipeline answers like its parts, and a graph says which images and classes it is for."""
+"""Networks: a fused pipeline predicts like its parts, and a graph declares its images and classes."""
 
 import io
 import json
@@ -43,7 +43,7 @@ STRETCHED = {
     "std": [0.229, 0.224, 0.225],
     "reverse": True,
 }
-"""As img2feat, for smaller images."""
+"""The preset of img2feat, for smaller images."""
 NAMES = ("temple", "flower")
 
 
@@ -63,7 +63,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
 
 
 def archive(images: list[np.ndarray]) -> bytes:
-    """A zip of PNG files, which lose nothing."""
+    """A zip of PNG files, which are lossless."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as files:
         for number, image in enumerate(images):
@@ -214,7 +214,7 @@ def run(*arguments: object) -> Any:
 
 @pytest.fixture
 def network(tmp_path: Path) -> Path:
-    """A network that gives scores of 100 classes, as a file that says nothing of itself."""
+    """A network that gives scores of 100 classes, as a file without metadata."""
     path = tmp_path / "network.onnx"
     onnx.save(networks.classifier(100), path)
     return path

@@ -80,7 +80,7 @@ def tensors(format: Format, source: BinaryIO, chunk: Chunk) -> dict[str, np.ndar
 
 
 def assembled(format: Format, frames: Sequence[Records], folder: Path, records: int) -> Path:
-    """The file that a folder storage composes of parts with these records."""
+    """The file that a folder storage composes from parts with these records."""
     storage = open_storage(str(folder))
     parts = []
     for number, part in enumerate(frames):
@@ -101,7 +101,7 @@ def assert_contiguous(chunks: list[Chunk], records: int) -> None:
     assert chunks[-1].first_record + chunks[-1].records == records
 
 
-# What all formats promise
+# Promises of all formats
 
 
 @any_format
@@ -181,7 +181,7 @@ def test_noise_behind_the_magic_is_refused(format: Format) -> None:
 
 @any_format
 def test_damaged_bytes_never_raise_anything_but_invalid_input(format: Format) -> None:
-    """Damage in the values themselves can go unnoticed: no format here has checksums that must be kept."""
+    """Damage in the values themselves can go undetected, because no format here has mandatory checksums."""
     data = bytearray(format.write(records_of(format, 40)))
     random = np.random.default_rng(2)
     refused = 0
@@ -351,7 +351,7 @@ def test_foreign_parquet_parts_with_bloom_filters_and_page_indexes_assemble(tmp_
 
 
 def test_the_sample_of_a_parquet_file_is_read_when_it_is_asked_for(tmp_path: Path) -> None:
-    """All processes that score want the columns; only the check of an input wants values, and unpacks pages."""
+    """All scoring processes need the columns; only the check of an input needs values, and unpacks pages."""
     path = tmp_path / "damaged.parquet"
     frame(100).write_parquet(path)
     damaged = bytearray(path.read_bytes())
@@ -406,7 +406,7 @@ def test_a_slice_of_a_giant_row_group_takes_little_memory(tmp_path: Path) -> Non
 
 
 def growth_while_reading(module: str, format: str, path: Path) -> int:
-    """MiB by which the peak of a process grows that reads three chunks of 10,000 records far apart."""
+    """The growth of the peak memory, in MiB, of a process that reads three chunks of 10,000 records far apart."""
     script = f"""
 import resource
 from batchserve.domain import ChunkLimits
@@ -430,7 +430,7 @@ print(peak() - before)
 
 
 def foreign(table: pa.Table, format: Format, rows: int | None = None, **options: Any) -> io.BytesIO:
-    """The table as pyarrow writes it, in record batches of so many rows."""
+    """The table as pyarrow writes it, in record batches of that many rows."""
     buffer = io.BytesIO()
     new = pa.ipc.new_file if format.name == "arrow" else pa.ipc.new_stream
     with new(buffer, table.schema, options=pa.ipc.IpcWriteOptions(**options)) as writer:

@@ -48,7 +48,7 @@ def zipped(members: dict[str, bytes], method: int = zipfile.ZIP_DEFLATED, commen
 
 
 def records_of(data: bytes, limits: ChunkLimits | None = None) -> tuple[list[tuple[str, bytes | None]], list[RowError]]:
-    """All records of an archive, chunk by chunk, after its header was found good."""
+    """All records of an archive, chunk by chunk, after its header has been checked."""
     source = io.BytesIO(data)
     assert ZIP.header(source).columns == {"file": pl.String(), "image": pl.Binary()}
     found: list[tuple[str, bytes | None]] = []
@@ -123,7 +123,7 @@ def test_an_image_fills_no_column_of_numbers() -> None:
 
 
 def streamed(members: dict[str, bytes]) -> bytes:
-    """As a program writes that cannot go back: sizes follow the data."""
+    """An archive as written by a program that cannot seek: the sizes follow the data."""
 
     class Pipe(io.RawIOBase):
         def __init__(self) -> None:
@@ -144,7 +144,7 @@ def streamed(members: dict[str, bytes]) -> bytes:
 
 
 def zip64(members: dict[str, bytes]) -> bytes:
-    """With ZIP64 in all places, as if all were large."""
+    """An archive with ZIP64 in all places, as if all members were large."""
     target = io.BytesIO()
     limit, zipfile.ZIP64_LIMIT = zipfile.ZIP64_LIMIT, 10  # type: ignore[misc]
     try:
@@ -196,7 +196,7 @@ limits = st.builds(ChunkLimits, bytes=st.integers(1, 200), records=st.integers(1
 def test_chunks_of_any_limits_hold_every_file_once_and_in_order(
     members: list[tuple[str, bytes | None]], limits: ChunkLimits, other: ChunkLimits, method: int
 ) -> None:
-    """A member without bytes is a folder."""
+    """A member without bytes is written as a folder."""
     data = zipped({name if data is not None else f"{name}/": data or b"" for name, data in members}, method)
     files = [(name, data) for name, data in members if data is not None]
     if not files:
@@ -243,7 +243,7 @@ def test_only_the_columns_that_are_asked_for_are_read() -> None:
 
 
 def test_a_chunk_of_a_large_archive_reads_little_of_it(tmp_path: Path) -> None:
-    """Of 100,000 members, a hundred: neither the others nor their entries."""
+    """The chunk has a hundred of 100,000 members; neither the others nor their entries are read."""
     data = picture()
     path = tmp_path / "many.zip"
     members = (StoredMember(f"{i:06d}.png", len(data), zlib.crc32(data), [data]) for i in range(100_000))
@@ -276,7 +276,7 @@ def test_a_chunk_of_a_large_archive_reads_little_of_it(tmp_path: Path) -> None:
 
 
 def entries(data: bytes) -> Iterator[tuple[str, int, int]]:
-    """Name, place of the bytes and place of the entry of each member."""
+    """The name, the position of the bytes and the position of the entry of each member."""
     source = io.BytesIO(data)
     directory = find_directory(source)
     begin = 0
@@ -287,7 +287,7 @@ def entries(data: bytes) -> Iterator[tuple[str, int, int]]:
 
 
 def damaged(method: int, damage: Callable[[bytearray, int, int], None]) -> bytes:
-    """Three pictures, of which the second is damaged in its bytes or its entry."""
+    """Three images, of which the second is damaged in its bytes or its entry."""
     data = bytearray(zipped({name: picture(seed=seed) for seed, name in enumerate(("a", "b", "c"))}, method))
     _, content, entry = list(entries(bytes(data)))[1]
     damage(data, content, entry)
@@ -369,7 +369,7 @@ def doubled() -> bytes:
 
 
 def overlapping() -> bytes:
-    """Two thousand members of 1 MiB that are all the same few bytes."""
+    """Two thousand members of 1 MiB that share the same few bytes."""
     data = zipped({"evil": bytes(2**20)})
     directory = find_directory(io.BytesIO(data))
     entry = data[directory.start : directory.stop]

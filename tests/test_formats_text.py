@@ -1,4 +1,4 @@
-"""CSV, NDJSON and JSON: what is a record, what is a fault, and what comes back out. Which bytes are which format."""
+"""CSV, NDJSON and JSON: records, faults and written results; and the detection of formats from bytes."""
 
 import io
 import json
@@ -328,7 +328,7 @@ def test_a_duplicate_key_is_found_in_clean_data() -> None:
 
 @pytest.mark.parametrize("colon", [":", ": ", " :"])
 def test_nulls_do_not_hide_a_duplicate_key(colon: str) -> None:
-    """Enough records, of growing length, that a null or a key lies across every edge of what is looked at together."""
+    """The records grow in length, so that a null or a key crosses every border of the blocks that are read together."""
     lines = [f'{{"a"{colon}{record},"b"{colon}{"null" if record % 3 else "7"}}}' for record in range(30_000)]
     types: Types = {"a": "int64", "b": "int64"}
     rows, errors = read("jsonl", "\n".join(lines).encode(), types)
@@ -339,7 +339,7 @@ def test_nulls_do_not_hide_a_duplicate_key(colon: str) -> None:
 
 
 def test_clean_data_is_read_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nulls, escapes and columns that nobody asked for are no reason to look at each record alone."""
+    """Nulls, escapes and unused columns are no reason to read each record separately."""
     lines = [f'{{"a":{record},"b":{"null" if record % 3 else "7"},"t":"x\\n{record}"}}' for record in range(30_000)]
     data = "\n".join(lines).encode()
     source, format = io.BytesIO(data), get_format("jsonl")
@@ -553,7 +553,7 @@ def test_a_malformed_document_is_refused_by_byte_and_record(data: bytes, message
 def test_a_few_records_are_written_in_the_same_way_as_many(
     numbers: list[float | None], wide: float, whole: int, text: str, name: str
 ) -> None:
-    """Others write them: orjson a few, polars many."""
+    """orjson writes a few records, polars writes many."""
     few = pl.DataFrame({
         f"a{name}": pl.Series(numbers, dtype=pl.Float32()), "f": [wide] * len(numbers), "i": [whole] * len(numbers),
         "t": [text] * len(numbers), "b": [True, None, False, None][: len(numbers)],

@@ -1,4 +1,4 @@
-"""The fuzz program: its own counts and judgements, and a short run; `make fuzz SECONDS=600` is the long one."""
+"""The fuzz program: its counts and judgements, and a short run; `make fuzz SECONDS=600` is the long one."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Files made to hurt: each ends in a problem, a failed job or a row error, and no process takes more than its limit."""
+"""Hostile files: each ends in a problem, a failed job or a row error, and no process exceeds its memory limit."""
 
 import io
 import json
@@ -29,13 +29,13 @@ FLOWER = dict(zip(COLUMNS, (5.1, 3.5, 1.4, 0.2), strict=True))
 MEMORY = 700 * 2**20
 """What a scoring process may allocate."""
 OVERHEAD = 400 * 2**20
-"""What it maps besides: libraries, and files that the system can drop."""
+"""Additional memory that it maps: libraries, and files that the system can drop."""
 SERVER_GROWTH = 100 * 2**20
 
 
 @dataclass
 class Hosts:
-    """A server with small limits, and the largest memory that any of its processes was seen with, in bytes."""
+    """A server with small limits, and the largest observed memory of any of its processes, in bytes."""
 
     url: str
     pid: int
@@ -73,7 +73,7 @@ def means(shape: str, image: str | None = None) -> bytes:
 
 
 def resident_peak(pid: int) -> int:
-    """The most that a process has had in memory, in bytes; 0 when it is gone."""
+    """The peak resident memory of a process, in bytes; 0 when it has ended."""
     with suppress(OSError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
             if line.startswith("VmHWM:"):
@@ -106,7 +106,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator
 
 @pytest.fixture
 def unharmed(hosts: Hosts) -> Iterator[Hosts]:
-    """The server, which afterwards is the same process, has not grown, and scores the next job."""
+    """The server. After the test it must be the same process, must not have grown, and must score the next job."""
     before = resident_peak(hosts.pid)
     yield hosts
     assert resident_peak(hosts.pid) - before < SERVER_GROWTH
@@ -151,7 +151,7 @@ def flowers(rows: int, **more: Any) -> pa.Table:
 
 
 def claiming(shape: str) -> bytes:
-    """A npy file whose header tells of more than there is."""
+    """An npy file whose header declares more bytes than it has."""
     text = f"{{'descr': '<f8', 'fortran_order': False, 'shape': {shape}, }}".encode()
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text + bytes(80)
 
@@ -166,7 +166,7 @@ def shrunken(data: bytes, claim: int) -> bytes:
 
 
 def overlapping(data: bytes, times: int) -> bytes:
-    """An archive of members that are all the same bytes."""
+    """An archive of members that share the same bytes."""
     one = archive(("0000.png", data))
     start, end = one.index(b"PK\1\2"), one.index(b"PK\5\6")
     entries = b"".join(one[start:end].replace(b"0000", b"%04d" % i) for i in range(times))
@@ -222,7 +222,7 @@ REFUSED: dict[str, tuple[Callable[[], bytes], int, str]] = {
 def test_a_hostile_file_is_refused(unharmed: Hosts, name: str) -> None:
     make, status, said = REFUSED[name]
     answer = unharmed.predict(make())
-    if answer.status_code == 200:  # nothing is wrong with its beginning
+    if answer.status_code == 200:  # its beginning is valid
         job = answer.json()
         assert job["state"] == "failed", job
         detail = job["error"]["message"]
@@ -270,7 +270,7 @@ def test_a_hostile_record_fails_alone(unharmed: Hosts, name: str) -> None:
 
 
 def png(width: int, height: int, *more: tuple[bytes, bytes]) -> bytes:
-    """A gray PNG that says it has this size, and has the pixels of one of 4 x 4."""
+    """A gray PNG whose header declares this size, with the pixels of a 4 x 4 image."""
     size = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
     chunks = [(b"IHDR", size), *more, (b"IDAT", zlib.compress(bytes(20))), (b"IEND", b"")]
     return b"\x89PNG\r\n\x1a\n" + b"".join(

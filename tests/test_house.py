@@ -1,4 +1,4 @@
-"""The promises of pyproject.toml, constraints.txt and the layout of the code."""
+"""Checks of pyproject.toml, constraints.txt and the layout of the code."""
 
 import ast
 import re
@@ -25,7 +25,7 @@ def constraints() -> list[Requirement]:
 
 
 def declared_dependencies() -> list[Requirement]:
-    """Every requirement of the distribution as installed, those of the extras included."""
+    """All requirements of the installed distribution, including those of the extras."""
     requirements = metadata.requires("batchserve")
     assert requirements is not None
     return [Requirement(requirement) for requirement in requirements]
@@ -44,7 +44,7 @@ def test_constraints_are_exact_and_name_no_place() -> None:
 
 def test_constraints_meet_every_declared_dependency() -> None:
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in constraints()}
-    outside = {"batchserve", "ray"}  # installed by choice, too big to be pinned for everyone
+    outside = {"batchserve", "ray"}  # optional, and too big to be pinned for all users
     for requirement in declared_dependencies():
         name = canonicalize_name(requirement.name)
         if name not in outside:
@@ -106,7 +106,7 @@ def test_the_data_directory_is_ignored_except_for_its_readme() -> None:
 
 
 def test_loading_onnxruntime_leaves_no_telemetry_behind(tmp_path: Path) -> None:
-    """onnxruntime >= 1.29 writes a device ID into HOME and calls its maker, unless it is told not to before import."""
+    """onnxruntime >= 1.29 writes a device ID to HOME and sends telemetry, unless that is disabled before its import."""
     command = [sys.executable, "-c", "import batchserve.inference.session, onnxruntime"]
     subprocess.run(command, env={"HOME": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1"}, cwd=ROOT, check=True)
     assert list(tmp_path.iterdir()) == []
@@ -139,7 +139,7 @@ LONGER = {
     "batchserve/cli/server.py:serve": "its options, each with its help",
     "batchserve/conversion/torch.py:export_torch": "half of it says what its parameters mean",
 }
-"""What may be longer, and why."""
+"""What may be longer, with the reason."""
 
 
 def sizes() -> Iterator[tuple[str, str, int]]:

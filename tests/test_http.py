@@ -1,4 +1,4 @@
-"""What HTTP itself asks of a server: preconditions, HEAD, methods, paths, compressed bodies of many members."""
+"""Requirements of HTTP itself: preconditions, HEAD, methods, paths, compressed bodies of many members."""
 
 import gzip
 import time
@@ -84,7 +84,7 @@ def test_a_converted_result_has_preconditions_of_its_own(api: Api, done: dict[st
 
 def test_a_job_has_a_weak_tag_in_lists_and_in_kept_answers_alike(api: Api, done: dict[str, Any]) -> None:
     url = done["links"]["self"]
-    for _ in range(3):  # the answer is kept after the first
+    for _ in range(3):  # the response is cached after the first request
         etag = api.http.get(url).headers["etag"]
         for tags in (etag, f'"a", {etag}', etag.removeprefix("W/"), "*"):
             assert api.http.get(url, headers={"if-none-match": tags}).status_code == 304

@@ -67,7 +67,7 @@ def tensor(
 
 
 def prepared(data: bytes, target: InputTensor) -> np.ndarray:
-    """What the model gets of one image that is good."""
+    """The values that the model gets for one valid image."""
     images, missing = images_of_column(pl.Series("image", [data]), target)
     array = images.take(np.array([0]))
     assert not missing.any()
@@ -90,7 +90,7 @@ def model(
     gives: str = "float[N,M] values",
     **image: Any,
 ) -> bytes:
-    """A graph that gives what it gets, as one row for each image."""
+    """A graph that returns its input, as one row for each image."""
     text = f'<ir_version: 8, opset_import: ["" : 17]> g ({dtype}[{shape}] x) => ({gives}) {{ {body} }}'
     graph = parser.parse_model(text)
     if "image" in image:
@@ -147,7 +147,7 @@ def test_pixels_are_scaled_and_normalized_and_laid_out(dtype: DType, order: Any,
 
 
 def test_single_precision_is_that_of_training_code() -> None:
-    """What img2feat computes: bytes / 255 - mean, / std, and rounded once."""
+    """The formula of img2feat: bytes / 255 - mean, / std, and rounded once."""
     image = dots(32, 32)
     spec = Preprocessing(scale=1 / 255, mean=MEAN, std=STD)
     expected = (np.asarray(image) / 255 - MEAN) / STD
@@ -215,7 +215,7 @@ def test_a_crop_beyond_the_image_is_black() -> None:
 
 
 def test_without_antialias_pixels_between_are_skipped() -> None:
-    """These are the answers of cv2.resize (OpenCV 5.0)."""
+    """The expected values are those of cv2.resize (OpenCV 5.0)."""
     row = np.array([[0, 10, 200, 30, 255, 60, 7]], np.uint8)
     image = Image.fromarray(np.repeat(row[:, :, np.newaxis], 3, axis=2))
     spec: dict[str, Any] = {"resize": "stretch", "antialias": False}
@@ -239,7 +239,7 @@ def test_without_antialias_pixels_between_are_skipped() -> None:
 @pytest.mark.parametrize("name", ["bilinear", "nearest"])
 @pytest.mark.parametrize("order", ["bgr", "gray"])
 def test_without_antialias_images_are_resized_bit_for_bit_as_by_opencv(order: Any, name: Any) -> None:
-    cv2 = pytest.importorskip("cv2")  # it comes along with img2feat
+    cv2 = pytest.importorskip("cv2")  # it is installed with img2feat
     interpolation = cv2.INTER_LINEAR if name == "bilinear" else cv2.INTER_NEAREST
     random = np.random.default_rng(0)
     for turn in range(100):
@@ -300,7 +300,7 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
     small, whole = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     draft = small.draft(None, (200, 200))
     assert draft is not None
-    assert small.size == (325, 225)  # a sixteenth of the work, and more than twice the size that is wanted
+    assert small.size == (325, 225)  # a sixteenth of the work, and more than twice the required size
     reduced = small.resize((100, 100), Image.Resampling.BILINEAR, draft[1])
     np.testing.assert_array_equal(got, np.asarray(reduced))
     exact = np.asarray(whole.resize((100, 100), Image.Resampling.BILINEAR)).astype(int)
@@ -339,7 +339,7 @@ def test_equal_images_in_every_wrapping_are_equal_inputs() -> None:
 
 
 def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
-    """A small PNG whose head promises very many pixels."""
+    """A small PNG whose header declares very many pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -349,7 +349,7 @@ def bomb(width: int = 30_000, height: int = 30_000) -> bytes:
 
 
 def webp_bomb() -> bytes:
-    """The head of a WebP file of 16,384 x 16,384 pixels, whose decoder would take 2 GiB at once."""
+    """The header of a WebP file of 16,384 x 16,384 pixels, whose decoder would allocate 2 GiB at once."""
     canvas = bytes(4) + (16_383).to_bytes(3, "little") * 2
     body = b"WEBPVP8X" + struct.pack("<I", len(canvas)) + canvas
     return b"RIFF" + struct.pack("<I", len(body)) + body
@@ -544,7 +544,7 @@ def test_records_that_make_the_model_fail_are_found_without_decoding_them_again(
     taken: list[int] = []
 
     class Counted:
-        """Images that note which of them were decoded."""
+        """Images that record which of them were decoded."""
 
         images = images_of_array(pixels, target)
         shapes = images.shapes
@@ -657,7 +657,7 @@ def test_the_batch_is_tuned_within_the_memory_of_a_probe() -> None:
 
 
 def test_a_batch_that_needs_too_much_memory_is_not_chosen() -> None:
-    """Like a network with large layers: beyond 16 records, this graph takes terabytes."""
+    """Like a network with large layers, this graph needs terabytes beyond 16 records."""
     greedy = parser.parse_model(
         """<ir_version: 8, opset_import: ["" : 17]> g (float[N,2] x) => (float[N,2] y) {
             rows = Shape<start=0, end=1>(x) few = Constant<value_ints=[16]>() none = Constant<value_ints=[0]>()
@@ -725,7 +725,7 @@ NAMES = [f"p{number}" for number in range(len(PICTURES))]
 
 
 def files(pictures: list[bytes | None]) -> dict[str, bytes]:
-    """The same pictures in every format that holds them."""
+    """The same images in every format that can hold them."""
     texts = [None if one is None else base64.b64encode(one).decode() for one in pictures]
     uris = [None if text is None else f"data:image/png;base64,{text}" for text in texts]
     names = NAMES[: len(pictures)]
@@ -766,7 +766,7 @@ def test_equal_pictures_in_every_format_have_equal_answers(service: Api) -> None
 
 
 def test_an_archive_a_form_and_single_images_have_equal_answers(service: Api) -> None:
-    """The archive has a folder, a member that is no picture, and one that is damaged."""
+    """The archive has a folder, a member that is not an image, and one that is damaged."""
     pictures = PICTURES[:9]
     archive = io.BytesIO()
     with zipfile.ZipFile(archive, "w") as members:

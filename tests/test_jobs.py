@@ -1,4 +1,4 @@
-"""The states of a job and what guards them, on every kind of database."""
+"""The states of a job and their guards, on every kind of database."""
 
 import multiprocessing
 from collections.abc import Callable
@@ -40,7 +40,7 @@ RESULT = Result("results/1-1", 123, "a" * 64, None, 0)
 
 
 def at(seconds: float, clock: str = "boot-1") -> Moment:
-    """That many seconds after the tests' beginning of time, by both clocks."""
+    """That many seconds after the start time of the tests, by both clocks."""
     return Moment(1_700_000_000.0 + seconds, 500.0 + seconds, clock)
 
 
@@ -128,7 +128,7 @@ def get(database: Database, job_id: str = "1") -> Job:
 
 
 def everything(database: Database) -> list[list[Any]]:
-    """All rows about jobs, to see that nothing was changed."""
+    """All rows about jobs, to check that nothing was changed."""
     with database.read() as connection:
         return [
             [dict(row) for row in connection.execute(select(table).order_by(*table.primary_key)).mappings()]
@@ -183,7 +183,7 @@ ACTIONS: dict[str, Action] = {
 }
 MINE = [name for name in ACTIONS if name.endswith("_if_mine")]
 
-# What each action makes of a job that was uploaded, ...; an action that is not named changes nothing.
+# The state to which each action leads a job that was uploaded, ...; an action that is not listed changes nothing.
 LEGAL: dict[str, dict[str, JobState | None]] = {
     "uploaded": {
         "enqueue_if_uploaded": JobState.QUEUED,
@@ -249,7 +249,7 @@ LEGAL: dict[str, dict[str, JobState | None]] = {
 
 
 def bring_to(database: Database, state: str) -> None:
-    """Brings job 1 to a state, beside an equal job that is completed."""
+    """Brings job 1 to a state; an equal job is completed."""
     run(database, "equal", FIRST)
     with database.write() as connection:
         plan.commit_chunk_if_mine(connection, "equal", 1, scored(FIRST), 0.9)
@@ -313,7 +313,7 @@ def test_a_transition_happens_from_its_states_and_from_no_other(database: Databa
 
 @pytest.mark.parametrize("action", MINE)
 def test_a_stale_attempt_changes_nothing(database: Database, action: str) -> None:
-    """Attempt 1 was paused for longer than its lease; attempt 2 has the job when it wakes."""
+    """Attempt 1 was paused for longer than its lease; attempt 2 owns the job when it resumes."""
     bring_to(database, "running")
     if action == "complete_if_mine":
         commit(database, SECOND)  # only the attempt is wrong
@@ -599,7 +599,7 @@ def test_a_lease_lasts_until_its_last_renewal_runs_out(database: Database) -> No
 
 
 def test_a_lease_of_another_boot_has_lapsed(database: Database) -> None:
-    """The steady clock begins anew with each boot: the lease would seem to last for days."""
+    """The steady clock starts again at each boot, so the lease would seem to last for days."""
     run(database)
     assert rescue(database, -400, clock="boot-2") == (["1"], [])
 
@@ -669,7 +669,7 @@ def test_a_cancel_of_a_running_job_is_recorded_as_a_request(database: Database) 
 
 
 def test_a_cancel_request_outlives_the_worker_that_held_the_job(database: Database) -> None:
-    """Nobody might claim the job again for hours, and it would seem to queue."""
+    """The job might not be claimed again for hours, and would seem to be queued."""
     for name, leave in [("1", "release"), ("2", "crash")]:
         run(database, name)
         with database.write() as connection:
@@ -755,7 +755,7 @@ def test_the_halves_of_a_chunk_take_its_place_and_its_crashes(database: Database
         assert plan.pending_chunks(connection, "1") == [left, right, SECOND]
         assert [plan.count_crash_if_mine(connection, "1", 1, record) for record in (0, 5, 10)] == [3, 3, 1]
     with pytest.raises(LeaseLost):
-        commit(database, FIRST)  # the whole was still scored somewhere
+        commit(database, FIRST)  # another process still scored the whole chunk
     job = get(database)
     assert (job.chunks_total, job.rows_planned) == (3, 15)
 
@@ -861,7 +861,7 @@ def test_a_job_is_not_queued_for_a_model_that_was_deleted_meanwhile(database: Da
         requests.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request)
     assert everything(database) == before
     assert enqueue(database, "1")
-    with database.write() as connection:  # an earlier request stands, whatever became of its model since
+    with database.write() as connection:  # an earlier request remains valid, even if its model was deleted since
         assert requests.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request) is False
 
 
@@ -986,7 +986,7 @@ def test_the_wait_of_a_job_begins_when_it_is_due(database: Database) -> None:
     assert waited(104) == 0.0
     with database.write() as connection:
         execution.release_if_mine(connection, "1", 1, wall(110))
-    assert waited(112) == 2.0  # since it was given back
+    assert waited(112) == 2.0  # since it was released
     queue(database, "2", second=105)
     assert waited(112) == 7.0
 

@@ -1,4 +1,4 @@
-"""API keys and tenants: nobody comes in without a key, and nobody sees the jobs of another tenant."""
+"""API keys and tenants: no request is served without a key, and no tenant sees the jobs of another."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @contextmanager
 def as_(api: Api, key: str | None) -> Iterator[Api]:
-    """The client of the service sends this key."""
+    """Makes the client of the service send this key."""
     before = dict(api.http.headers)
     if key is not None:
         api.http.headers["authorization"] = f"Bearer {key}"
@@ -78,7 +78,7 @@ def as_(api: Api, key: str | None) -> Iterator[Api]:
 
 @dataclass(frozen=True)
 class Guarded:
-    """A service with keys: an administrator's and one of each of two tenants; and a finished job of each."""
+    """A service with an admin key and a key of each of two tenants, and a finished job of each tenant."""
 
     api: Api
     admin: str
@@ -135,7 +135,7 @@ def test_a_key_has_256_random_bits_a_prefix_and_a_checksum() -> None:
             value = 62 * value + digits.index(digit)
         values.append(value)
     assert max(values) < 2**256
-    for bit in range(256):  # none is constant: that chance is 2**-199
+    for bit in range(256):  # no bit is constant: by chance one is with a probability of 2**-199
         assert len({value >> bit & 1 for value in values}) == 2, bit
 
 
@@ -327,7 +327,7 @@ def test_a_revocation_takes_effect_at_once_and_revoking_the_last_key_opens_nothi
         key = make_key(api, "only")
         with as_(api, key):
             job = api.upload(CSV)
-            for _ in range(3):  # kept by now: key, and answer
+            for _ in range(3):  # by now the key and the response are cached
                 ok(api.http.get(job["links"]["self"]))
             revoke_key(api, "only")
             problem(api.http.get(job["links"]["self"]), 401, "unauthorized")
@@ -368,7 +368,7 @@ def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) ->
                 keys.revoke(connection, "ours", time.time())
             list(ended)
             assert [poll.result() for poll in polls] == [401, 401]
-            assert time.monotonic() - began < 12  # far from the end of their waits, and of the stream
+            assert time.monotonic() - began < 12  # long before the end of their waits, and of the stream
             assert kept.result() == 200
             assert httpx2.delete(f"{url}/v1/jobs/{job}", headers=theirs).status_code == 204
             list(goes_on)
@@ -376,7 +376,7 @@ def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) ->
 
 
 def test_a_job_of_another_tenant_looks_like_a_missing_one_on_every_route(guarded: Guarded) -> None:
-    """Every route with the ID of a job, those of tomorrow included."""
+    """Every route with the ID of a job, including routes that are added later."""
     with as_(guarded.api, guarded.blue):
         before = ok(guarded.api.http.get("/v1/jobs"))
     asked = 0
@@ -404,7 +404,7 @@ def test_a_job_of_another_tenant_looks_like_a_missing_one_on_every_route(guarded
 
 
 def test_a_tenant_reads_its_own_job_on_every_route(guarded: Guarded) -> None:
-    """The other half of the test above: 404 is not all that these routes can say."""
+    """The counterpart of the test above: these routes do not always respond 404."""
     for method, path, _ in operations(guarded):
         if "{job_id}" in path and method == "GET":
             url = path.format(job_id=guarded.job["id"])
@@ -447,7 +447,7 @@ def test_cached_responses_to_polls_go_only_to_their_tenant(guarded: Guarded, mon
         problem(guarded.get(guarded.blue, path), 404, "job-not-found")
         problem(guarded.api.http.get(path), 401, "unauthorized")
         assert ok(guarded.get(guarded.all, path))["tenant"] == "red"
-    assert given >= 2  # some answers were kept ones
+    assert given >= 2  # some responses were cached
 
 
 def test_idempotency_keys_are_separate_for_each_tenant(guarded: Guarded) -> None:
@@ -563,7 +563,7 @@ def test_a_tenant_without_a_running_job_gets_one_beyond_the_limit(database: Data
 
 
 def test_equal_tenants_take_turns_at_random(database: Database) -> None:
-    """None is always second when each job has ended before the next claim."""
+    """No tenant is always second when each job has ended before the next claim."""
     fill(database, "a", 100)
     fill(database, "b", 100)
     assert sorted(claimed(database, 0)) == ["a-00000", "b-00000"]
@@ -573,7 +573,7 @@ def test_equal_tenants_take_turns_at_random(database: Database) -> None:
         first.append(job_id[0])
         with database.write() as connection:
             execution.release_if_mine(connection, job_id, queries.get(connection, job_id).attempt, 1.0)
-    assert set(first) == {"a", "b"}  # that chance is 1 - 2**-39
+    assert set(first) == {"a", "b"}  # with a probability of 1 - 2**-39
 
 
 def test_each_job_is_claimed_once_by_workers_that_claim_together(database: Database) -> None:
@@ -585,7 +585,7 @@ def test_each_job_is_claimed_once_by_workers_that_claim_together(database: Datab
 
 
 def test_a_claim_reads_only_the_front_of_the_queue(database: Database) -> None:
-    """A claim of a queue of 10,000 takes as little as one of a short queue, up to a factor for noise."""
+    """A claim from a queue of 10,000 takes as long as one from a short queue, up to a factor for noise."""
     fastest = []
     for tenant, count in (("few", 50), ("many", 10_000)):
         fill(database, tenant, count)
@@ -606,7 +606,7 @@ def test_the_queue_position_counts_only_jobs_of_the_tenant(database: Database) -
 
 
 def test_ten_thousand_queued_jobs_delay_a_job_of_another_tenant_by_little(tmp_path: Path, iris_onnx: Path) -> None:
-    """A worker that is full of jobs of one tenant takes one of another beside them."""
+    """A worker with the maximum of jobs of one tenant runs one of another in addition."""
     with running(tmp_path, processes=1, active_jobs=2, chunk_records=10) as api:
         api.register("iris", iris_onnx)
         many, few = make_key(api, "many", tenant="many"), make_key(api, "few", tenant="few")

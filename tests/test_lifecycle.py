@@ -1,6 +1,6 @@
 """The life of jobs under any order of events: clients, workers, crashes, pauses and clocks, against a reference.
 
-Hypothesis draws the events and shrinks a failure to its shortest story. Failures end with the seed that replays them.
+Hypothesis draws the events and shrinks a failure to its shortest sequence. Failures end with the seed to repeat them.
 """
 
 import random
@@ -71,7 +71,7 @@ SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
 
 @dataclass
 class Hold:
-    """What a worker believes of a job that it has claimed, true or not any more."""
+    """The state of a claimed job as known to its worker, which may be out of date."""
 
     worker: str
     job_id: str
@@ -87,7 +87,7 @@ class Hold:
 
     @property
     def progress(self) -> float:
-        """What its worker believes. It may go back when the plan grows: records are not of equal length."""
+        """The progress as known to its worker. It may decrease when the plan grows: records differ in length."""
         return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
 
     def next_chunks(self, most: int) -> list[Chunk]:
@@ -101,7 +101,7 @@ class Hold:
 
 
 class JobLife(RuleBasedStateMachine):
-    """Clients and workers on one database. Every rule does what API or worker do, and tells the reference."""
+    """Clients and workers on one database. Every rule acts like the API or a worker, and updates the reference."""
 
     def __init__(self, database: Database) -> None:
         super().__init__()
@@ -139,7 +139,7 @@ class JobLife(RuleBasedStateMachine):
         return self.jobs[data.draw(st.sampled_from(sorted(self.jobs)), "job")]
 
     def a_hold(self, data: st.DataObject) -> Hold:
-        """Of a worker that is awake, whoever has the job by now."""
+        """A run of a worker that is not paused, whichever attempt owns the job by now."""
         held = self.live_holds()
         index = data.draw(st.integers(0, len(held) - 1), "hold")
         return held[index]
@@ -169,7 +169,7 @@ class JobLife(RuleBasedStateMachine):
     @precondition(has_room)
     @rule(content=st.sampled_from(sorted(CONTENTS)), key=KEYS, race=st.booleans())
     def upload(self, content: str, key: str | None, race: bool) -> None:
-        """`race`: another process answers this key between our look and our write."""
+        """`race`: another process handles this key between our read and our write."""
         asked = idempotency.fingerprint("upload", content)
         refused = IdempotencyInProgress if race and key in self.keys else None
         if refused is None and self.replayed(key, asked):
@@ -278,7 +278,7 @@ class JobLife(RuleBasedStateMachine):
                 self.fail_by(hold)
 
     def commit_again(self, hold: Hold) -> None:
-        """A chunk counts once, whoever brings it a second time."""
+        """A chunk counts once, even if another worker commits it a second time."""
         for scored in hold.done:
             self.write(
                 lambda connection: plan.commit_chunk_if_mine(connection, hold.job_id, hold.attempt, scored, 1.0),  # noqa: B023 - called at once
@@ -305,7 +305,7 @@ class JobLife(RuleBasedStateMachine):
                 self.split_by(hold, chunk)
 
     def complete_too_early(self, hold: Hold) -> None:
-        """No job is completed while a record has no row, whatever its worker believes."""
+        """No job is completed while a record has no row, whatever its worker assumes."""
         job = self.jobs.get(hold.job_id)
         if job is None or not job.is_of(hold.attempt) or not job.is_whole:
             result = self.result_of(hold)
@@ -338,18 +338,18 @@ class JobLife(RuleBasedStateMachine):
     @rule(what=st.sampled_from(["pause", "pause", "crash", "terminate"]), number=st.integers(0, 3),
           cancelled=st.booleans(), seconds=st.sampled_from([3 * LEASE, 0.0]), steps=st.integers(0, 3))  # fmt: skip
     def disturb_worker(self, what: str, number: int, cancelled: bool, seconds: float, steps: int) -> None:
-        """Then time goes by. `cancelled`: a client has just cancelled one of its jobs."""
+        """Pauses, crashes or terminates a worker; then time passes. `cancelled`: one of its jobs was just cancelled."""
         worker = self.awake[number % len(self.awake)]
         its_jobs = [self.jobs[hold.job_id] for hold in self.holds if hold.worker == worker and hold.job_id in self.jobs]
         if cancelled and its_jobs:
             self.cancel(its_jobs[0])
         match what:
-            case "pause":  # it will know nothing of it when it wakes
+            case "pause":  # it is not aware of it when it resumes
                 self.awake.remove(worker)
                 self.asleep.append(worker)
             case "crash":
                 self.replace_worker(worker)
-            case "terminate":  # it gives its jobs back
+            case "terminate":  # it releases its jobs
                 for hold in [hold for hold in self.holds if hold.worker == worker]:
                     self.release_by(hold)
                 self.replace_worker(worker)
@@ -360,7 +360,7 @@ class JobLife(RuleBasedStateMachine):
     def disturb_all(self, what: str, seconds: float, steps: int) -> None:
         """Then time goes by."""
         match what:
-            case "boot":  # everybody dies, and the uptime begins anew
+            case "boot":  # all processes end, and the uptime starts again
                 self.boot, self.steady = self.boot + 1, 10.0
                 for worker in self.awake + self.asleep:
                     self.replace_worker(worker)
@@ -377,7 +377,7 @@ class JobLife(RuleBasedStateMachine):
     @precondition(lambda self: self.asleep)
     @rule(what=st.sampled_from(["work", "renew", "complete", "complete small", "cancel", "fail", "release"]))
     def wake_worker(self, what: str) -> None:
-        """It goes on with what it was at, as if no time had gone by."""
+        """It continues where it was paused, as if no time had passed."""
         worker = self.asleep.pop(0)
         self.awake.append(worker)
         for hold in [hold for hold in self.holds if hold.worker == worker]:
@@ -491,9 +491,9 @@ class JobLife(RuleBasedStateMachine):
         assert under_way == ([row["attempt"]] if row["state"] == JobState.RUNNING else [])
 
     def teardown(self) -> None:
-        """No job is stuck: whatever happened, one worker that stays alive brings every job to its end."""
+        """No job is stuck: after any events, one worker that stays alive brings every job to its end."""
         if sys.exc_info()[0] is not None:
-            return  # a rule or an invariant has failed: that is the story to tell
+            return  # a rule or an invariant has failed: report that failure
         for worker in self.awake + self.asleep:
             self.replace_worker(worker)
         self.steady += LEASE + 1
@@ -546,7 +546,7 @@ class JobLife(RuleBasedStateMachine):
             self.cancel_by(holds[job_id])
 
     def rescue(self) -> None:
-        """As every worker does, every few seconds."""
+        """Rescues jobs, as every worker does every few seconds."""
         before = {job_id: job.state for job_id, job in self.jobs.items()}
         for job in self.jobs.values():
             job.rescue(self.steady, self.now.clock, CRASHES)

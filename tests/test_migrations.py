@@ -28,7 +28,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
 def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The address of a database in which nothing was done yet, of every kind."""
+    """The address of an empty database, of every kind."""
     if request.param == "sqlite":
         return sqlite_address(tmp_path)
     server: Server = request.getfixturevalue("postgres_server")
@@ -146,7 +146,7 @@ def test_a_newer_database_is_refused_with_the_command_to_run(database: Database)
 
 @pytest.mark.parametrize("version", ["0001", "0002", "0003", "0004"])
 def test_a_database_from_before_the_first_release_is_refused_with_what_to_do(empty: Database, version: str) -> None:
-    """Those tables are not these, whatever their names: nothing of such a database is read or changed."""
+    """Its tables differ even if their names are equal: nothing of such a database is read or changed."""
     with empty.write() as connection:
         connection.execute(text("CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL)"))
         connection.execute(text("INSERT INTO alembic_version VALUES (:version)"), {"version": version})
@@ -196,7 +196,7 @@ def test_a_migration_that_fails_changes_nothing(
 
 
 def release_next_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: str) -> None:
-    """Makes this the release after ours, with one migration more."""
+    """Makes this the next release, with one more migration."""
     package = tmp_path / "batchserve"
     shutil.copytree(ROOT / "migrations", package / "migrations", ignore=shutil.ignore_patterns("__pycache__"))
     (package / "migrations" / "versions" / "9000_next.py").write_text(

@@ -1,4 +1,4 @@
-"""The list of mechanisms that `make test-mutations` takes out is up to date."""
+"""The list of mechanisms that `make test-mutations` removes is up to date."""
 
 from pathlib import Path
 

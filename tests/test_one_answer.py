@@ -1,4 +1,4 @@
-"""One record, one answer: the same value has the same outcome in every format, in a job and online."""
+"""The same value has the same outcome in every format, in a job and online."""
 
 import io
 import json
@@ -27,7 +27,7 @@ MEDIA = {
     "npz": "application/x-npz",
 }
 GOOD = 250
-"""Records before the one in question, and as many behind it: so it is in no sample."""
+"""The number of records before and after the tested one, so that it is in no sample."""
 
 
 def doubling(dtype: str) -> bytes:
@@ -83,7 +83,7 @@ def written(values: list[str], format: str) -> bytes | None:
 
 
 def outcomes(api: Api, model: str, value: str, good: int = GOOD) -> dict[str, Any]:
-    """What becomes of a record with this value among good ones, by format: its error, or None where it is scored."""
+    """The outcome of a record with this value among valid ones, by format: its error, or None if it is scored."""
     found: dict[str, Any] = {}
     for format in FORMATS:
         body = written(["1"] * good + [value] + ["2"] * good, format)

@@ -1,4 +1,4 @@
-"""Online predictions: every way to send a few records, and the same answers as those of a job."""
+"""Online predictions: every way to send a few records, and the same predictions as those of a job."""
 
 import base64
 import gzip
@@ -54,7 +54,7 @@ def records(api: Api, iris: pd.DataFrame, flowers: pl.DataFrame) -> dict[str, pl
 
 
 def assert_same(api: Api, model: str, body: bytes, **query: Any) -> dict[str, Any]:
-    """The answer to a body, whose records are those of a job to the byte, and its errors, too."""
+    """The response to a body, whose predictions and errors equal those of a job, byte for byte."""
     answer = api.http.post(f"/v1/models/{model}/predict", content=body, params=query)
     job = api.run(body, model, format="jsonl", passthrough="all", **query)
     assert job["state"] == "completed", job["error"]
@@ -85,7 +85,7 @@ def test_arrays_get_the_answers_of_a_job(api: Api, flowers: pl.DataFrame, format
 
 @pytest.mark.parametrize("name", ["iris", "people", "reviews"])
 def test_a_record_alone_is_answered_as_among_many(api: Api, records: dict[str, pl.DataFrame], name: str) -> None:
-    """A few records are read and written in other ways than many."""
+    """A few records are read and written by other code than many."""
     many = pl.concat([records[name]] * 3)
     lines = api.result(api.run(encoded(many, "jsonl"), name, passthrough="all")).content.splitlines()
     for index in (0, 1, 7, 58):

@@ -88,7 +88,7 @@ def test_no_reference_of_the_document_is_dead(document: dict[str, Any]) -> None:
 
 def test_the_example_of_a_job_has_the_shape_of_a_job(api: Api, document: dict[str, Any]) -> None:
     def shape(value: Any) -> Any:
-        """The names of what is there; the document leaves out what is null."""
+        """The names of the existing fields; the document leaves out null fields."""
         if isinstance(value, dict):
             return {name: shape(child) for name, child in value.items() if child is not None}
         return type(value).__name__

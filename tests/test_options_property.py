@@ -1,4 +1,4 @@
-"""Any value of any type, in every option, query, header and body: a 2xx or a 4xx, and the queue goes on."""
+"""Any value of any type, in every option, query, header and body, gets a 2xx or a 4xx, and the queue continues."""
 
 import json
 from collections.abc import Iterator
@@ -29,7 +29,7 @@ ODD = [
 ]  # fmt: skip
 
 texts = st.sampled_from(ODD) | st.text(max_size=40) | st.floats().map(str) | st.integers().map(str)
-"""As they come in a query: text that is UTF-8."""
+"""Values in a query: text that is UTF-8."""
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | texts | st.text(st.characters(), max_size=10)
@@ -38,7 +38,7 @@ values = st.recursive(
                                                                 max_size=4),
     max_leaves=8,
 )  # fmt: skip
-"""As they come in JSON."""
+"""Values in JSON."""
 
 OPTIONS = sorted(PredictOptions.model_fields)
 QUERIES = {
@@ -66,7 +66,7 @@ def served(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterato
 
 @pytest.fixture(autouse=True)
 def queue_that_goes_on(served: Api) -> Iterator[None]:
-    """Whatever a test has sent: a job that comes now completes."""
+    """After any request of a test, a new job completes."""
     yield
     assert served.run(CSV, "iris")["state"] == "completed"
 
@@ -76,7 +76,7 @@ def query_of(pairs: dict[str, str]) -> str:
 
 
 def encoded(value: Any) -> bytes:
-    """JSON as careless clients write it: with NaN, infinities and lone surrogates."""
+    """JSON as written by careless clients: with NaN, infinities and lone surrogates."""
     return json.dumps(value).encode()
 
 
@@ -89,7 +89,7 @@ def checked(answer: httpx2.Response) -> httpx2.Response:
 
 
 def still_works(api: Api, *answers: httpx2.Response) -> None:
-    """Each job that was made is shown; and lists are."""
+    """Each created job can be shown, and so can lists."""
     for answer in answers:
         if answer.status_code in (200, 201, 202) and "id" in (body := answer.json()):
             shown = ok(api.http.get(f"/v1/jobs/{body['id']}"))

@@ -1,4 +1,4 @@
-"""No web page of a stranger, in the browser of somebody who reaches this server, can use it or show what it answers."""
+"""No foreign web page, in the browser of a user who can reach this server, can use it or show its responses."""
 
 import base64
 import hashlib
@@ -27,7 +27,7 @@ OWN = urlsplit(URL).netloc
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
-    """Without keys, as a user runs it on a computer of their own."""
+    """A server without keys, as a user runs it on a personal computer."""
     with running(tmp_path_factory.mktemp("origin"), worker=False) as api:
         api.register("iris", iris_onnx)
         yield api
@@ -45,7 +45,7 @@ def status(http: TestClient, host: str, **headers: str) -> int:
 
 
 def attacks(api: Api) -> list[tuple[str, str, str | None]]:
-    """A request of every kind that reads, makes, changes or removes something."""
+    """A request of every kind that reads, creates, changes or removes something."""
     job = api.upload(CSV)["id"]
     return [
         ("GET", "/v1/jobs", None),
@@ -70,7 +70,7 @@ def attacks(api: Api) -> list[tuple[str, str, str | None]]:
 
 
 def refused(api: Api, headers: Mapping[str, str], expected: int, code: str) -> None:
-    """Each of the attacks, with these headers, is answered with one problem and changes nothing."""
+    """Each of the attacks, with these headers, gets the same problem and changes nothing."""
     tried = attacks(api)
     with api.unchanged():
         for method, path, content in tried:
@@ -149,7 +149,7 @@ def test_a_setting_that_names_no_host_is_refused(entry: str) -> None:
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.1.2.3"])  # noqa: S104 - nothing listens there
 def test_a_server_on_a_public_address_accepts_addresses_but_no_names(tmp_path: Path, host: str) -> None:
-    """A container, a port that is forwarded, the probe of a cluster: there is no DNS between."""
+    """A container, a forwarded port, the probe of a cluster: no DNS is involved."""
     with listening(tmp_path, host) as http:
         for address in ("10.1.2.3:8000", "192.168.1.7", "[fd00::7]:8000", "127.0.0.1", "localhost"):
             assert status(http, address) == 200, address
@@ -256,7 +256,7 @@ def test_plain_http_is_another_origin_than_https(site: Api) -> None:
 
 
 def test_a_key_does_not_exempt_from_the_rule(tmp_path: Path) -> None:
-    """The rule needs no look at the database, and no exception."""
+    """The rule does not read the database, and has no exception."""
     with running(tmp_path, worker=False) as api:
         database = Database(api.settings.database_url)
         with database.write() as connection:
@@ -281,7 +281,7 @@ def test_every_response_is_restricted_to_this_origin_and_not_sniffed(site: Api) 
         site.http.get("/", follow_redirects=False),
         site.http.get("/v1/jobs"),
         site.http.get(job["links"]["self"]),
-        site.http.get(job["links"]["self"]),  # a kept answer
+        site.http.get(job["links"]["self"]),  # a cached response
         site.http.get(job["links"]["input"]),
         site.http.get("/v1/jobs", headers={"host": "evil.example"}),
         site.http.post("/v1/upload", headers={"origin": "null"}),
@@ -319,7 +319,7 @@ def test_the_page_of_the_documentation_runs_only_its_own_scripts(site: Api) -> N
 
 
 def test_no_response_repeats_a_host(tmp_path: Path) -> None:
-    """Even one that is allowed: a redirect is followed with everything that was sent."""
+    """Not even an allowed one: a redirect is followed with everything that was sent."""
     with listening(tmp_path, "127.0.0.1", "*") as http:
         job = ok(http.post("/v1/upload", content=CSV), 201)["id"]
         paths = ["/", "/docs", "/docs/", "/docs/static", "/openapi.json", "/v1/jobs", "/v1/jobs/", f"/v1/jobs/{job}",

@@ -1,4 +1,4 @@
-"""Places in the queue, lists and event streams cost little, however many jobs queue and however many clients look."""
+"""Queue positions, lists and event streams are cheap, however many jobs are queued and however many clients poll."""
 
 import asyncio
 import os
@@ -49,7 +49,7 @@ def fill(database: Database, count: int, **values: Any) -> list[str]:
 
 @contextmanager
 def statements(database: Database) -> Iterator[list[str]]:
-    """All that is asked of a database meanwhile, but for the beginnings and ends of transactions."""
+    """All statements that a database runs meanwhile, except those that begin and end transactions."""
     found: list[str] = []
 
     def note(connection: Connection, _cursor: object, statement: str, *_: object) -> None:
@@ -70,7 +70,7 @@ def all_jobs(database: Database) -> list[Job]:
 
 
 def steps(connection: Connection, work: Callable[[], object]) -> int:
-    """How many thousands of steps SQLite takes for this."""
+    """The thousands of steps that SQLite takes for a call."""
     taken = []
     driver: Any = connection.connection.driver_connection
     driver.set_progress_handler(lambda: taken.append(1), 1000)
@@ -96,7 +96,7 @@ def test_positions_that_are_counted_together_equal_those_counted_alone(database:
             return {job.id: queries.queue_position(connection, job, now) for job in found}
 
     assert places.of(found, 100.0) == alone(100.0)
-    time.sleep(0.5)  # that count holds no more
+    time.sleep(0.5)  # that count is no longer valid
     assert places.of(found, 200.0) == alone(200.0) != alone(100.0)  # time alone has passed
     fill(database, 1, id="late", priority=0, queued_at=1e9)
     late = [job for job in all_jobs(database) if job.id == "late"]

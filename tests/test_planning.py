@@ -1,4 +1,4 @@
-"""Every format keeps every record: whatever the table and the limits, chunks hold all records once and in order."""
+"""No format loses a record: for any table and any limits, chunks hold all records once and in order."""
 
 import csv
 import io
@@ -28,13 +28,13 @@ NAMES = list(TYPES)
 
 @dataclass(frozen=True)
 class Variety:
-    """What a writer is free to choose."""
+    """The choices of a writer."""
 
     delimiter: str
     newline: str
     blank_lines: bool
     wide: bool
-    """All quoted, indented, escaped: whatever the format has."""
+    """Whether to quote, indent or escape everything, depending on the format."""
     group: int
     """Records of a row group or record batch."""
 
@@ -143,7 +143,7 @@ WRITERS: dict[str, Callable[[list[Row], Variety], bytes]] = {
 
 
 def expected(name: str, table: list[Row]) -> list[Any]:
-    """The table in the words of `listed`."""
+    """The table in the form of `listed`."""
     if name == "npy":
         return [tuple(row) for row in matrix(table).tolist()]
     if name == "npz":
@@ -179,7 +179,7 @@ def read_all(format: Format, source: BinaryIO, chunks: list[Chunk]) -> list[Any]
 
 
 def composed(pieces: list[Piece], objects: dict[str, bytes]) -> bytes:
-    """What a storage makes of pieces."""
+    """The bytes that a storage composes from pieces."""
     return b"".join(p if isinstance(p, bytes) else objects[p.key][p.start : p.stop] for p in pieces)
 
 
@@ -249,7 +249,7 @@ def test_assembled_parts_hold_every_record_once_and_in_order(
 
 
 class Trickle(io.BytesIO):
-    """A source that gives less than asked for, as a network does."""
+    """A source that returns fewer bytes than requested, like a network."""
 
     step = 7
 

@@ -1,4 +1,4 @@
-"""No record vanishes: as many are read as an independent reader counts, or the input is refused by record and byte."""
+"""No record is lost: the number equals that of an independent reader, or the input is refused by record and byte."""
 
 import csv
 import io
@@ -26,7 +26,7 @@ ROW = "5.1,3.5,1.4,0.2\n"
 def counted(
     name: str, data: bytes, limits: ChunkLimits | None = None, types: Mapping[str, DType] | None = None
 ) -> tuple[int, list[RowError]]:
-    """How many records are planned and read, and the faulty ones."""
+    """The numbers of planned and read records, and the faulty ones."""
     format, source = get_format(name), io.BytesIO(data)
     records, errors = 0, []
     for chunk in format.plan(source, None, limits or ChunkLimits()):
@@ -90,7 +90,7 @@ LINES = [f"{number},{number * 2},t{number}" for number in range(5000)]
 
 
 def spoiled(places: Mapping[int, str]) -> bytes:
-    """A table of 5000 records in which these lines stand in the place of others."""
+    """A table of 5000 records in which these lines replace others."""
     lines = [places.get(number, line) for number, line in enumerate(LINES)]
     return ("a,b,c\n" + "\n".join(lines) + "\n").encode()
 
@@ -131,7 +131,7 @@ def test_a_long_text_in_quotation_marks_is_one_record(newline: str) -> None:
 def test_lines_that_end_with_carriage_returns_alone_are_refused(end: str, records: int) -> None:
     data = end.join(["a,b", *["1,2"] * records, ""]).encode()
     if end == "\r" and not records:
-        assert counted("csv", data) == (0, [])  # the last line may end as it likes
+        assert counted("csv", data) == (0, [])  # the last line may end in any way
         return
     with pytest.raises(InvalidInput, match="the header line has a carriage return at byte 3, with no line feed"):
         get_format("csv").header(io.BytesIO(data))

@@ -125,7 +125,7 @@ def test_a_version_that_an_unfinished_job_uses_is_not_deleted(database: Database
 
 
 def test_signatures_are_read_by_many_threads_while_others_are_forgotten(database: Database) -> None:
-    """The signatures that are kept parsed are thrown away when there are too many."""
+    """Parsed signatures are cached, and evicted when there are too many."""
     names = [f"m{number}" for number in range(300)]
     with database.write() as connection:
         for name in names:

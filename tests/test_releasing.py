@@ -1,4 +1,4 @@
-"""What a commit and a release have to be: the checks in .ci, on repositories of their own."""
+"""The checks of commits and releases in .ci, on temporary repositories."""
 
 import importlib.util
 import re
@@ -46,7 +46,7 @@ def test_the_hooks_run_programs_that_exist() -> None:
 
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
-    """One that is ready for version 0.2.0."""
+    """A repository that is ready for version 0.2.0."""
     (tmp_path / "batchserve").mkdir()
     (tmp_path / "batchserve" / "__init__.py").write_text('__version__ = "0.2.0"\n')
     (tmp_path / "CHANGELOG.md").write_text("# Changelog\n\n## [Unreleased]\n\n## [0.2.0] - 2027-01-31\n\n- A line.\n")

@@ -1,4 +1,4 @@
-"""Bytes are kept as long as the settings say, and as long as anybody may ask for them; the row goes first."""
+"""Bytes are kept for their retention time, and as long as a row references them; the row is changed first."""
 
 import threading
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ DAY = 86400.0
 
 
 class Site:
-    """A service with its storage and its database, looked at later."""
+    """A service with its storage and its database, at a later time."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -56,7 +56,7 @@ class Site:
         return forget(self.database, self.settings(**keep), self.later(days))
 
     def expire_rows_alone(self, days: float) -> list[statements.Owned]:
-        """As a process does that is killed before it removes the bytes."""
+        """Acts like a process that is killed before it removes the bytes."""
         with self.database.write() as connection:
             over = {"ended_before": self.later(days), "uploaded_before": self.later(days)}
             return expiry.expire_if_over(
@@ -268,7 +268,7 @@ def test_a_result_that_expired_is_never_reused(site: Site) -> None:
 
 
 def test_a_crash_between_row_and_bytes_leaves_nothing_for_ever(site: Site) -> None:
-    """Even the input of the oldest job, which was there before its row."""
+    """Also the input of the oldest job, which existed before its row."""
     job = site.api.run(SOME_FAIL, "iris")
     kept = site.objects()
     assert [expired.id for expired in site.expire_rows_alone(31)] == [job["id"]]
@@ -300,7 +300,7 @@ def test_several_workers_expire_each_job_once(site: Site) -> None:
 
 
 def test_a_job_of_any_number_of_parts_can_be_deleted(site: Site) -> None:
-    """More than SQLite takes in one statement."""
+    """More parts than SQLite accepts in one statement."""
     job = site.api.run(CSV, "iris")
     (kept,) = (key for key in site.objects() if key.startswith("results/"))
     remove_unnamed(site.database, site.storage, [*(f"parts/{job['id']}/{n}" for n in range(33_000)), kept])
@@ -357,7 +357,7 @@ def test_the_event_of_an_end_is_forgotten_after_a_week_and_with_its_job(site: Si
 
 
 def test_a_borrowed_input_is_read_and_never_removed(site: Site) -> None:
-    """Nor is it backed up: it belongs to others. Its length and digest need not be known."""
+    """It is not backed up either, because it is not owned. Its length and digest may be unknown."""
     site.storage.compose("lake/table.csv", [SOME_FAIL.encode()])
     stored, job_id = StoredInput("lake/table.csv", "csv", owned=False), "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
     with site.database.write() as connection:
@@ -464,7 +464,7 @@ def test_requests_that_need_space_are_refused_below_the_limit_and_those_that_fre
         assert http.get(unused["links"]["input"]).content
         assert ok(http.post("/v1/models/iris/predict", content=CSV))["prediction"]
         queued = http.post(f"/v1/predict/{unused['id']}", params={"model": "iris"}, headers={"prefer": "wait=30"})
-        assert queued.json()["state"] == "completed"  # what was taken in is finished: the mark leaves room for it
+        assert queued.json()["state"] == "completed"  # accepted jobs are finished: the limit reserves space for them
         assert http.delete(done["links"]["self"]).status_code == 204
 
 

@@ -1,4 +1,4 @@
-"""Requests made of the OpenAPI document, in the hundreds: valid, invalid, and in the order of a job's life."""
+"""Hundreds of requests generated from the OpenAPI document: valid, invalid, and in the order of a job's life."""
 
 import os
 import re
@@ -67,7 +67,7 @@ def test_a_running_server_with_keys_answers_as_its_openapi_document_says(
 def requests_made_of(
     url: str, key: str, phases: str, jobs: list[str], folder: Path
 ) -> subprocess.CompletedProcess[str]:
-    """What schemathesis says when its time is over."""
+    """The output of schemathesis when its time is over."""
     command = [str(Path(sys.executable).with_name("schemathesis")), "run", f"{url}/openapi.json"]
     options = {"--checks": CHECKS, "--phases": phases, "--max-time": str(SECONDS), "--seed": "1",
                "--request-timeout": "30", "--header": f"Authorization: Bearer {key}"}  # fmt: skip
@@ -101,7 +101,7 @@ def register(url: str, admin: str, model: Path) -> None:
 
 
 def jobs_in(url: str, key: str) -> list[str]:
-    """IDs of jobs of a tenant that have ended, well or not."""
+    """The IDs of jobs of a tenant that have ended, in whatever state."""
     query = {"model": "iris", "reuse": "false"}
     bodies = [(CSV, {}), (CSV, {"format": "parquet"}), (FAULTY, {}), (FAULTY, {"on_row_error": "fail"})]
     headers = bearer(key) | {"prefer": "wait=30"}

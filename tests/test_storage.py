@@ -1,4 +1,4 @@
-"""The contract of a storage, over every backend; then what only a folder promises."""
+"""The contract of a storage, for every backend; then the promises that only a folder makes."""
 
 import hashlib
 import os
@@ -28,14 +28,14 @@ def remote_storage(tmp_path: Path) -> Storage:
 
 @pytest.fixture(params=[folder_storage, remote_storage], ids=["folder", "remote"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
-    """An empty storage of each kind; a new backend adds how one is made."""
+    """An empty storage of each kind; a new backend is added here."""
     made: Storage = request.param(tmp_path)
     return made
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """The root of a folder storage, for what only a folder can show."""
+    """The root of a folder storage, for tests of the files themselves."""
     path = tmp_path / "store"
     path.mkdir()
     return path
@@ -268,7 +268,7 @@ def test_a_key_that_could_leave_the_storage_is_refused(storage: Storage, key: st
 
 
 def test_concurrent_creators_and_deleters_lose_nothing(storage: Storage) -> None:
-    """Deleters take a folder away with its last object just when a creator needs it."""
+    """Deleters remove a folder with its last object just when a creator needs it."""
     stop = threading.Event()
 
     def come_and_go(name: int) -> None:
@@ -407,7 +407,7 @@ print("acknowledged", flush=True)
 
 
 def test_bytes_and_names_are_on_the_disk_before_a_commit_returns(folder: Path, tmp_path: Path) -> None:
-    """The order that a power cut needs: folders made and synced, bytes synced, renamed, the name synced."""
+    """The order that survives a power cut: folders created and synced, bytes synced, renamed, the name synced."""
     if shutil.which("strace") is None:
         pytest.skip("strace is not installed")
     trace = tmp_path / "trace"
@@ -449,7 +449,7 @@ with storage.create("inputs/a") as writer:
 
 
 def test_a_big_object_is_flushed_to_disk_in_pieces_before_the_commit(folder: Path, tmp_path: Path) -> None:
-    """Every 16 MiB, without gaps; and fsync is still asked whether all of it is there."""
+    """Every 16 MiB, without gaps; fsync still confirms at the end that everything is on disk."""
     if shutil.which("strace") is None or sys.platform != "linux":
         pytest.skip("strace is not installed")
     trace = tmp_path / "trace"
@@ -469,7 +469,7 @@ def test_a_big_object_is_flushed_to_disk_in_pieces_before_the_commit(folder: Pat
 
 
 def test_a_failed_fsync_is_never_retried(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After it, the system may have thrown the bytes away and say that all is well (promise D3)."""
+    """After a failure, the system may have discarded the bytes and report success."""
     storage = open_storage(str(folder))
     put(storage, "inputs/a", b"first")
     synced = []

@@ -1,4 +1,4 @@
-"""What killed processes leave behind is removed when it is old, and nothing else."""
+"""Leftovers of killed processes are removed when they are old, and nothing else is."""
 
 import os
 from pathlib import Path
@@ -18,7 +18,7 @@ NOBODY = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
 
 
 class Site:
-    """A storage and its database, seen a day from now."""
+    """A storage and its database, a day later."""
 
     def __init__(self, api: Api) -> None:
         self.api = api
@@ -44,7 +44,7 @@ def job(api: Api) -> dict[str, Any]:
 def site(api: Api, job: dict[str, Any]) -> Site:
     assert job["state"] == "completed"
     found = Site(api)
-    found.sweep()  # what other tests left
+    found.sweep()  # leftovers of other tests
     return found
 
 
@@ -99,7 +99,7 @@ def test_recent_objects_stay(site: Site) -> None:
 
 
 def test_a_new_database_at_the_address_of_an_old_storage_does_not_empty_it(tmp_path: Path, site: Site) -> None:
-    """Its first job is younger than all that lies there."""
+    """Its first job is younger than all objects in the storage."""
     folder = Path(site.api.settings.storage)
     older = f"inputs/{NOBODY}"
     site.put(older)

@@ -1,4 +1,4 @@
-"""Records that are no rows of numbers: arrays, several inputs, integers, text, and values that all records share."""
+"""Records other than rows of numbers: arrays, several inputs, integers, text, and values that all records share."""
 
 import io
 import json
@@ -40,7 +40,7 @@ mixed (int64[N, 4] tokens, uint8[N, 2, 3] pixels, string[N, 2] words, float thre
     level = Identity (threshold)
 }
 """
-"""Inputs of four types and ranks, outputs of four; `level` says nothing of single records."""
+"""Inputs and outputs of four types and ranks; `level` is not an output per record."""
 
 
 def graph(text: str) -> bytes:
@@ -312,7 +312,7 @@ def test_large_integers_are_kept_exactly_or_refused() -> None:
     assert values[0].tolist() == [2**63 - 1, 1]
     assert [(error.record, error.code) for error in errors] == [(1, "wrong-type")]
     _, errors = read_arrays(pl.Series("x", ["[9007199254740993, 1.0]", "[3.0, 1]", "[-1e30, 1]"]), tensor)
-    assert [error.record for error in errors] == [0, 2]  # beside a fraction, JSON numbers are floats
+    assert [error.record for error in errors] == [0, 2]  # next to a fraction, JSON numbers are floats
 
 
 def test_a_missing_number_in_an_array_reaches_a_model_that_takes_it_as_nan() -> None:
@@ -476,7 +476,7 @@ MATRIX = np.arange(27, dtype=np.float32).reshape(9, 3)
 
 @pytest.mark.parametrize("given", ["npy", "npz", "parquet", "csv"])
 def test_a_graph_of_four_records_gives_arrays_of_its_outputs_to_all(fours: Api, given: str) -> None:
-    """The last run is filled up, and the default result of an array is one that can hold arrays."""
+    """The last run is padded, and the default format of the result can hold arrays."""
     columns = pl.DataFrame(MATRIX, schema=["a", "b", "c"], orient="row")
     target = io.BytesIO()
     np.save(target, MATRIX)
@@ -544,7 +544,7 @@ def test_graphs_of_one_record_of_all_records_and_of_every_type_are_scored(servic
 
 @pytest.fixture(scope="module")
 def magika_onnx(tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """A network that tells types of files from 2,048 of their bytes: int32 [N, 2048] -> float32 [N, 214]."""
+    """A network that detects types of files from 2,048 of their bytes: int32 [N, 2048] -> float32 [N, 214]."""
     folder = tmp_path_factory.mktemp("magika")
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", str(folder), "magika==1.0.3"]
     if subprocess.run(command, check=False, capture_output=True, timeout=100).returncode:

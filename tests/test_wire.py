@@ -1,4 +1,4 @@
-"""What comes over a connection before the application sees it, and what is left unread: bounds of a real server."""
+"""Limits of a real server on connections: bytes before the application sees them, and unread responses."""
 
 import json
 import re
@@ -36,7 +36,7 @@ def served(folder: Path, *arguments: str, open_files: int | None = None, **setti
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """A server that waits long for a head, so that only bounds on bytes can end it."""
+    """A server with a long time limit for a head, so that only limits on bytes can end it."""
     with served(tmp_path_factory.mktemp("wire"), "--no-worker") as service:
         yield service
 
@@ -50,7 +50,7 @@ def impatient(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
 
 
 def connect(service: Service, *, takes: int | None = None) -> socket.socket:
-    """A connection whose kernel takes few bytes that are not read, if it is told so."""
+    """A connection, optionally with a small receive buffer in the kernel."""
     address = urlsplit(service.url)
     connection = socket.socket()
     connection.settimeout(30)
@@ -61,7 +61,7 @@ def connect(service: Service, *, takes: int | None = None) -> socket.socket:
 
 
 def everything(connection: socket.socket) -> bytes:
-    """What comes until the server closes the connection."""
+    """The bytes received until the server closes the connection."""
     came = []
     with suppress(ConnectionError):
         while block := connection.recv(65536):
@@ -137,12 +137,12 @@ def test_endless_bytes_outside_of_a_body_are_refused(service: Service, shape: st
     before = service.memory()
     with connect(service) as connection:
         sent = 0
-        with suppress(ConnectionError):  # refused, and left
+        with suppress(ConnectionError):  # refused, and closed
             connection.sendall(start)
             while sent < 64 * MIB:
                 connection.sendall(more)
                 sent += len(more)
-        assert sent < 16 * MIB  # what lay in buffers of the kernel, far from all
+        assert sent < 16 * MIB  # at most the content of kernel buffers, far less than all of it
     with connect(service) as connection:
         connection.sendall(start + more * (66_000 // len(more) + 1))
         *_, last = everything(connection).split(b"HTTP/1.1 ")
@@ -207,7 +207,7 @@ def test_http_1_0_needs_no_host_and_an_upgrade_without_a_body_is_ignored(service
 @pytest.mark.parametrize("pause", [0.0, 0.05])
 @pytest.mark.parametrize("framing", ["length", "chunks"])
 def test_an_upgrade_with_a_body_is_ignored_and_the_body_read(service: Service, framing: str, pause: float) -> None:
-    """Java's HttpClient asks for HTTP/2 in this way."""
+    """Java's HttpClient requests HTTP/2 in this way."""
     content = b"a,b\n1,2\n"
     ask = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABk\r\n"
     bodies = {
@@ -264,7 +264,7 @@ def test_pipelined_requests_are_answered_in_their_order(service: Service) -> Non
 
 
 def test_an_invalid_request_is_refused_after_the_responses_to_those_before_it(service: Service) -> None:
-    """Also when all of them came in one piece, behind the end of a chunked body."""
+    """Also when all of them came in one piece, after the end of a chunked body."""
     chunked = b"POST /v1/jobs/1/retry HTTP/1.1\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n0\r\n\r\n"
     asked = [b"GET /v1/jobs/%d HTTP/1.1\r\n" % number + HOST + b"\r\n" for number in range(2, 5)]
     for cut in (len(chunked), len(chunked) - 5):
@@ -302,7 +302,7 @@ def test_requests_whose_answers_are_not_read_take_no_memory(impatient: Service) 
             most = max(most, impatient.memory())
         assert httpx2.get(f"{impatient.url}/livez", timeout=10).is_success
         assert most - before < 96 * MIB
-        # Also while their clients are still there; but a quiet stream of events has nothing to be taken.
+        # Also while their clients are still connected; but a quiet event stream has no unread bytes.
         until(lambda: impatient.files() <= files + 20)  # some of them of the database
 
 
@@ -343,7 +343,7 @@ def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_pat
             silent.enter_context(connect(service, takes=4096)).sendall(request)
         assert httpx2.get(f"{service.url}/v1/download/{job}/input", timeout=30).is_success
         assert service.memory() - before < 256 * MIB  # 400 blocks of 1 MiB do not fit
-        until(lambda: service.files() < files + 600)  # some wait on, each with a file; the others were disconnected
+        until(lambda: service.files() < files + 600)  # some keep waiting, each with a file; others were closed
         assert service.files() > files
         silent.close()
         until(lambda: service.files() <= files)
@@ -351,7 +351,7 @@ def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_pat
 
 
 def test_a_response_is_no_longer_produced_when_its_client_has_disconnected(impatient: Service) -> None:
-    """Also when the client has asked for more before it left."""
+    """Also when the client has sent another request before it disconnected."""
     job = upload(impatient, 100)
     files = impatient.files()
     with connect(impatient) as connection:
@@ -386,7 +386,7 @@ def test_idle_connections_are_closed_for_new_ones_and_busy_ones_are_not(small: S
             if number % 2:
                 connection.sendall(GET)
             if number % 16 == 0:
-                assert is_alive(kept)  # after one request it is missed more than those without
+                assert is_alive(kept)  # it has had a request: those without one are closed first
                 assert httpx2.get(f"{small.url}/readyz", timeout=10).is_success
         assert small.files() < OPEN_FILES
         assert len(everything(download)) > 16 * MIB - 100
@@ -428,7 +428,7 @@ def test_without_a_free_descriptor_the_server_neither_spins_nor_ends(small: Serv
                 assert client.get("/livez").is_success
             resource.prlimit(
                 pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), before[1])
-            )  # the loop keeps one for itself
+            )  # the event loop keeps one descriptor
             for refused in (client.post("/v1/upload", content=b"a\n1\n"), client.get(f"/v1/download/{job}/input")):
                 assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
                 assert refused.headers["retry-after"]

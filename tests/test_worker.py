@@ -32,7 +32,7 @@ FOREVER = 1e12
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
-    """Starting processes takes longer than most tests: they share two."""
+    """Starting processes takes longer than most tests, so they share two."""
     engine = open_engine(Settings(storage=str(tmp_path_factory.mktemp("engine")), **SHORT))
     yield engine
     engine.close()
@@ -107,7 +107,7 @@ def test_the_facts_of_a_job_are_those_of_its_chunks(bench: Bench, busy: bytes) -
 def test_the_inputs_of_a_job_are_scored_in_their_order_each_in_chunks_of_its_own(
     bench: Bench, busy: bytes, records: int
 ) -> None:
-    """Also inputs that are borrowed, whose length is not known before; records are counted over all of them."""
+    """Also borrowed inputs, whose length is not known beforehand; records are counted over all of them."""
     model = bench.register("busy", busy)
     work: list[list[float | None]] = [[*range(15)], [15, None], [*range(17, 40)]]
     stored = [bench.store(f"lake/{number}", rows_of(*part)) for number, part in enumerate(work)]
@@ -241,7 +241,7 @@ def test_a_record_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None
 
 
 def test_a_record_is_scored_alike_whatever_model_ran_before_it(tmp_path: Path) -> None:
-    """A process keeps models loaded, and what they hold is missing to the next one."""
+    """A process keeps models loaded, and their memory is not available to the next one."""
     large = graphs.large(150 * 2**20)
     chosen = Settings(storage=str(tmp_path / "store"), **(SHORT | {"processes": 1, "process_memory": 1000 * 2**20}))
     with Runtime.open(chosen) as runtime:
@@ -280,7 +280,7 @@ def test_a_scoring_process_that_is_killed_costs_one_try(bench: Bench, busy: byte
 
 
 def scoring_process() -> int:
-    """The child of this process that works hardest just now."""
+    """The child of this process that uses the most CPU time at the moment."""
     children = Path(f"/proc/{os.getpid()}/task").glob("*/children")
     processes = [int(pid) for listed in children for pid in listed.read_text().split()]
 
@@ -329,7 +329,7 @@ def test_a_lease_is_kept_for_as_long_as_its_job_runs(bench: Bench, busy: bytes, 
 
 def test_a_worker_removes_at_its_start_what_a_crash_left_behind(bench: Bench, busy: bytes) -> None:
     bench.submit(bench.register("busy", busy), rows_of(1))
-    time.sleep(0.05)  # files are dated by a coarse clock, and what seems older than the first job stays
+    time.sleep(0.05)  # files are dated by a coarse clock, and those that seem older than the first job stay
     with bench.storage.create("uploads/orphan") as writer:
         writer.write(b"of no job")
         writer.commit()

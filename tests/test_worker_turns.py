@@ -1,4 +1,4 @@
-"""The worker turn by turn: its clock stands still, and its calls end as each test wants. Nothing here waits."""
+"""The worker turn by turn: each test controls its clock and the ends of its calls, so nothing waits."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -36,7 +36,7 @@ def scored(calls: list[HandCall]) -> int:
 
 
 def crash(hand: HandWorker, error: Exception, *, at: int) -> None:
-    """Lets the call for the chunk that begins at this record fail; the others run."""
+    """Makes the call for the chunk that begins at this record fail; the others run."""
     for call in hand.chunks():
         if call.first_record == at:
             call.fail(error)
@@ -53,7 +53,7 @@ def test_a_small_job_does_not_wait_for_a_huge_one(bench: Bench, busy: ModelVersi
     under_way = hand.chunks()
     small = bench.submit(busy, rows_of(1))
     hand.worker.wake()
-    hand.worker.turn()  # takes the wake-up
+    hand.worker.turn()  # consumes the wake-up
     assert any(call.function is score_small and call.urgent for call in hand.calls())
     assert bench.get(huge).chunks_done == 0
     assert under_way
@@ -274,7 +274,7 @@ def test_a_lease_that_another_attempt_has_ends_the_run_at_the_next_heartbeat(ben
 def test_a_worker_whose_own_leases_lapse_resumes_its_jobs(
     bench: Bench, busy: ModelVersion, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It could not reach the database for a while: its heartbeat comes too late."""
+    """It could not reach the database for a while, so its heartbeat is too late."""
     hand = bench.by_hand(chunk_records=1)
     job_id = bench.submit(busy, rows_of(*range(20)))
     for call in hand.chunks():
