@@ -12,7 +12,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+(rc\d+)?")
 
 
 def faults(version: str, root: Path = ROOT) -> Iterator[str]:
-    """What stands in the way of the tag `v{version}`."""
+    """The reasons why the tag `v{version}` cannot be set."""
     if not _VERSION.fullmatch(version):
         yield f"expected a version such as 1.2.3 or 1.2.3rc1, got {version!r}"
         return

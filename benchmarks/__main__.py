@@ -89,7 +89,7 @@ def _measure(bench: Bench, sizes: list[int], given: argparse.Namespace) -> Resul
     for name, entries in _parts(bench, sizes, given):
         try:
             results.add(entries)
-        except Exception as error:  # noqa: BLE001 one path less is no reason to lose the others
+        except Exception as error:  # noqa: BLE001 a failed path must not stop the others
             if not isinstance(error, Unavailable):
                 console.print_exception()
             results.add([Gap(name, f"{type(error).__name__}: {error}", ours=True)])

@@ -254,7 +254,7 @@ def _chart(results: Results) -> str:
                     speeds[match["peer"] + (" (HTTP)" if match["peer"] in REMOTE else "")] = entry.reference
             groups[path.title] = speeds
     return chart.bars(
-        "Rows per second from file to file, 1 million rows (each path on a scale of its own)",
+        "Rows per second from file to file, 1 million rows (each path with its own scale)",
         groups,
         ours="batchserve",
         shown=figure,

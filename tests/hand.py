@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class HandClock(Clock):
-    """A clock that stands still; a wait advances it by the length of the wait, without delay."""
+    """A clock that advances only by waits, by their length and without delay."""
 
     def __init__(self, database: Database) -> None:
         super().__init__(database)

@@ -1,4 +1,4 @@
-"""zstd of the standard library, or what stands in for it before Python 3.14."""
+"""zstd of the standard library, or its backport before Python 3.14."""
 
 import sys
 

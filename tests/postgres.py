@@ -20,7 +20,7 @@ from batchserve.db.connect import Database
 _UNPRIVILEGED = "nobody"
 """The user that runs the server when root runs the tests, because PostgreSQL refuses root."""
 _TEMPLATE = "migrated"
-_MEMORY = Path("/dev/shm")  # noqa: S108 - each server makes a folder of its own in it
+_MEMORY = Path("/dev/shm")  # noqa: S108 - each server creates a new folder in it
 _numbers = count()
 
 

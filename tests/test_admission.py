@@ -379,7 +379,7 @@ def test_metadata_of_another_shape_is_refused() -> None:
         admit(with_metadata(model, labels={"a": 1}))
 
 
-# --- what is refused ---
+# --- refused models ---
 
 
 NEG = "g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }"
@@ -664,7 +664,7 @@ def test_the_least_recently_used_session_is_closed() -> None:
     assert loads[-2:] == ["b", "b"]
 
 
-# --- what no file holds, and texts that are none ---------------------------------------------------------------------
+# --- unsupported types and invalid texts -----------------------------------------------------------------------------
 
 
 def value(name: str, kind: int) -> onnx.ValueInfoProto:

@@ -232,7 +232,7 @@ def test_a_version_in_use_is_not_deleted(idle_api: Api, iris_onnx: Path) -> None
     assert idle_api.job(job["id"])["model"]["name"] == "used"
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused models --------------------------------------------------------------------------------------------------
 
 
 def external(location: str) -> bytes:

@@ -432,7 +432,7 @@ def test_the_same_bytes_with_another_delimiter_are_another_input(api: Api) -> No
     assert second["reused_from"] is None
 
 
-# --- what does not fit -----------------------------------------------------------------------------------------------
+# --- inputs that do not fit ------------------------------------------------------------------------------------------
 
 
 def test_missing_columns_are_named_with_their_types_and_close_names(api: Api) -> None:

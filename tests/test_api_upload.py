@@ -55,7 +55,7 @@ def digest(data: bytes) -> str:
     return f"sha-256=:{base64.b64encode(hashlib.sha256(data).digest()).decode()}:"
 
 
-# --- what is taken ---------------------------------------------------------------------------------------------------
+# --- accepted bodies -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("declared", [True, False], ids=["declared", "sniffed"])
@@ -320,7 +320,7 @@ def test_a_digest_that_cannot_be_checked_is_refused_before_the_body_is_sent(serv
         assert connection.recv(65536).startswith(b"HTTP/1.1 400")
 
 
-# --- big bodies: one block is written while the next one comes -------------------------------------------------------
+# --- big bodies: one block is written while the next is received -----------------------------------------------------
 
 BIG = b"a,b\n" + b"".join(b"%d,%d\n" % (i, i * 7919 % 104729) for i in range(400_000))
 
@@ -467,7 +467,7 @@ def test_an_upload_for_an_unknown_model_names_those_that_exist(api: Api) -> None
         assert all(f" {name}" in body["detail"] for name in ("iris", "people", "petals", "reviews"))
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused bodies --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

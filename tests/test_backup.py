@@ -79,7 +79,7 @@ def taken(source: Api, tmp_path: Path) -> Path:
     return tmp_path / "backup"
 
 
-# --- taking one ------------------------------------------------------------------------------------------------------
+# --- taking a backup -------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("link", [True, False])
@@ -156,7 +156,7 @@ def test_damage_is_reported_and_does_not_stop_a_backup(tmp_path: Path, iris_onnx
         assert api.result(whole).content == result
 
 
-# --- beside a server that works --------------------------------------------------------------------------------------
+# --- during writes ---------------------------------------------------------------------------------------------------
 
 
 def test_what_is_deleted_while_a_backup_is_taken_is_in_it(

@@ -53,7 +53,7 @@ def predictions(api: Api, job: dict[str, Any]) -> list[str | None]:
     return decoded(api.result(job).content, "csv")["prediction"].to_list()
 
 
-# --- nothing, or almost nothing --------------------------------------------------------------------------------------
+# --- empty inputs ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -321,7 +321,7 @@ def test_a_wrong_content_type_is_named(api: Api, media_type: str, said: str) -> 
     assert "text/csv" in body["detail"]
 
 
-# --- the wrong moment ------------------------------------------------------------------------------------------------
+# --- requests at the wrong time --------------------------------------------------------------------------------------
 
 
 def test_a_repeated_predict_and_an_early_download(api: Api, idle_api: Api) -> None:

@@ -138,7 +138,7 @@ def test_killed_scoring_processes_are_replaced_and_the_result_is_the_same(site: 
         killed += 1
     assert result(service.url, job_id) == undisturbed
     assert killed == 3
-    assert job(service.url, job_id)["attempt"] == 1, "a lost scoring process is no lost worker"
+    assert job(service.url, job_id)["attempt"] == 1, "a lost scoring process is not a lost worker"
 
 
 def test_a_killed_server_continues_after_its_restart_and_redoes_no_committed_chunk(

@@ -232,7 +232,7 @@ def unforeseen(bench: Bench, name: str, seed: str, count: int) -> list[str]:
             bench.score(wrong, format, model_for(name), limits)
         except (BatchserveError, MemoryError):
             continue
-        except BaseException as error:  # noqa: BLE001 - a panic of Rust is no Exception
+        except BaseException as error:  # noqa: BLE001 - a panic of Rust is not an Exception
             found.append(f"{number}: {type(error).__name__}: {error}"[:200])
     return found
 
@@ -259,7 +259,7 @@ def test_thousands_of_damaged_files_raise_named_errors(bench: Bench, name: str) 
     assert unforeseen(bench, name, "second", 400) == []
 
 
-# --- whole files with values that few have ---------------------------------------------------------------------------
+# --- valid files with rare values ------------------------------------------------------------------------------------
 
 EXTREMES = {
     "milliseconds": pl.Datetime("ms"),
@@ -297,7 +297,7 @@ def test_a_key_with_a_time_that_python_cannot_represent_is_null_in_the_errors_li
     assert [json.loads(line)["key"] for line in lines] == [None, "1970-01-01T00:00:00"]
 
 
-# --- those that mutation found, and what is like them ----------------------------------------------------------------
+# --- files that mutation found, and similar ones ---------------------------------------------------------------------
 
 
 def with_footer(footer: bytes) -> bytes:

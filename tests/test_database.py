@@ -133,7 +133,7 @@ def test_the_time_is_that_of_the_database_server(postgres: str) -> None:
     assert first.wall < second.wall == second.steady
 
 
-# --- what is kept ---
+# --- the cache ---
 
 
 def test_a_value_that_was_read_is_cached_until_a_commit(sqlite: Database) -> None:

@@ -100,7 +100,7 @@ def flip(path: Path) -> None:
     os.utime(path, (times.st_atime, times.st_mtime))
 
 
-# --- all is well -----------------------------------------------------------------------------------------------------
+# --- no findings -----------------------------------------------------------------------------------------------------
 
 
 def test_a_sound_installation_has_no_faults_and_stays_as_it_is(site: Site) -> None:

@@ -69,7 +69,7 @@ def is_written(path: Path) -> bool:
     return path.exists() and path.read_text() != ""
 
 
-# --- what comes back ---
+# --- results ---
 
 
 def test_a_call_gives_the_value_of_its_function(engine: Engine) -> None:
@@ -144,7 +144,7 @@ def test_a_scoring_process_imports_nothing_that_only_the_server_needs(opened: Op
     assert not imported.intersection(heavy)
 
 
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library keeps what it wants")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can retain and trim freed memory")
 def test_the_processes_of_jobs_keep_freed_memory_until_it_is_given_back(engine: Engine) -> None:
     size = 48 * 2**20
     kept = engine.submit(calls.kept_after_freeing, size, False, timeout=TIMEOUT).future.result(TIMEOUT)
@@ -157,7 +157,7 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
         open_engine(Settings(storage=str(tmp_path), engine="bogus"))
 
 
-# --- what one call does to the others ---
+# --- isolation of calls ---
 
 
 @pytest.mark.parametrize(

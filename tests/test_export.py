@@ -203,7 +203,7 @@ def test_images_that_do_not_fit_the_network_are_refused(photographs: list[np.nda
         fuse(network, estimator, photographs, features, image="img2feat")
 
 
-# --- what a network that is in ONNX already can be told ---------------------------------------------------------------
+# --- annotating a network in ONNX ------------------------------------------------------------------------------------
 
 SCORES = {"scale": 1 / 255, "resize": "stretch", "size": [SIZE, SIZE]}
 

@@ -116,7 +116,7 @@ def unharmed(hosts: Hosts) -> Iterator[Hosts]:
     assert (job["state"], job["rows"]) == ("completed", {"total": 1, "ok": 1, "failed": 0})
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused files ---------------------------------------------------------------------------------------------------
 
 
 def archive(*members: tuple[str, bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -235,7 +235,7 @@ def test_a_hostile_file_is_refused(unharmed: Hosts, name: str) -> None:
     assert len(detail) < 1000
 
 
-# --- what fails one record ------------------------------------------------------------------------------------------
+# --- records that fail alone -----------------------------------------------------------------------------------------
 
 
 def line(**values: Any) -> bytes:
@@ -249,7 +249,7 @@ FAILING: dict[str, tuple[bytes, str]] = {
     "eight million quotation marks": (HEADER + ROW + b'"' * 8_000_002 + b"x\n" + ROW, "malformed-quote"),
     "a number beyond all floats": (line() + line().replace(b"5.1", b"1e999") + line(), "wrong-type"),
     "a number of 5,000 digits": (line() + line().replace(b"5.1", b"9" * 5000) + line(), "wrong-type"),
-    "a key that stands twice": (line() + b'{"%b": 1, %b' % (COLUMNS[0].encode(), line()[1:]) + line(), "duplicate-key"),
+    "a duplicate key": (line() + b'{"%b": 1, %b' % (COLUMNS[0].encode(), line()[1:]) + line(), "duplicate-key"),
     "a value of 100,000 brackets": (line() + line(x=0).replace(b"0}", b"[" * 100_000 + b"]" * 100_000 + b"}") + line(),
                                     "invalid-json"),
     "half a character": (line() + line(x=0).replace(b"0}", b'"\\ud800"}') + line(), "invalid-json"),
@@ -330,7 +330,7 @@ def test_a_deep_value_next_to_the_records_is_refused(unharmed: Hosts) -> None:
     assert "malformed JSON at byte 5" in answer.json()["detail"]
 
 
-# --- what is small and becomes large ---------------------------------------------------------------------------------
+# --- expansion -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -365,7 +365,7 @@ def test_a_parquet_file_of_fifty_million_equal_records_is_read_in_pieces(unharme
     assert httpx2.delete(url).status_code == 204
 
 
-# --- what stands around the file -------------------------------------------------------------------------------------
+# --- requests around the file ----------------------------------------------------------------------------------------
 
 
 def test_a_form_of_many_parts_is_refused(unharmed: Hosts) -> None:

@@ -116,7 +116,7 @@ MEANS = partial(
 """A graph that gives the mean of each channel."""
 
 
-# --- what the model gets ---------------------------------------------------------------------------------------------
+# --- the input of the model ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("reverse", [False, True])
@@ -335,7 +335,7 @@ def test_equal_images_in_every_wrapping_are_equal_inputs() -> None:
     assert inputs[0].std() > 0
 
 
-# --- what is no image ------------------------------------------------------------------------------------------------
+# --- invalid images --------------------------------------------------------------------------------------------------
 
 
 def bomb(width: int = 30_000, height: int = 30_000) -> bytes:

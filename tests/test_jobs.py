@@ -875,7 +875,7 @@ def test_a_deleted_job_leaves_no_row(database: Database) -> None:
     assert everything(database) == [[], [], [], []]
 
 
-# --- what clients ask ------------------------------------------------------------------------------------------------
+# --- queries ---------------------------------------------------------------------------------------------------------
 
 
 def page(database: Database, **filters: Any) -> list[str]:

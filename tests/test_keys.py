@@ -115,7 +115,7 @@ def operations(guarded: Guarded) -> Iterator[tuple[str, str, dict[str, Any]]]:
             yield method.upper(), path, operation
 
 
-# --- what a key is ---------------------------------------------------------------------------------------------------
+# --- the format of a key ---------------------------------------------------------------------------------------------
 
 
 def test_a_key_has_256_random_bits_a_prefix_and_a_checksum() -> None:
@@ -200,7 +200,7 @@ def test_names_and_tenants_are_short_words_and_only_administrators_see_all(
         assert keys.list_all(connection) == []
 
 
-# --- who comes in ----------------------------------------------------------------------------------------------------
+# --- authentication --------------------------------------------------------------------------------------------------
 
 
 def test_every_route_except_the_public_ones_requires_a_key(guarded: Guarded) -> None:
@@ -234,7 +234,7 @@ def test_every_route_except_the_public_ones_requires_a_key(guarded: Guarded) -> 
         "Basic YTpi",
         "Bearer bs_short",
         f"Bearer {'x' * 100_000}",
-        pytest.param(f"Bearer {keys.generate()}", id="a key that nobody has"),
+        pytest.param(f"Bearer {keys.generate()}", id="an unknown key"),
         pytest.param(f"Basic {keys.generate()}", id="a key by another scheme"),
         "Bearer bs_é",
     ],

@@ -399,7 +399,7 @@ class JobLife(RuleBasedStateMachine):
 
     @rule(seconds=st.sampled_from([1.0, HEARTBEAT, LEASE, 3 * LEASE]), steps=st.integers(0, 3))
     def wait(self, seconds: float, steps: int) -> None:
-        """Workers that are awake keep their leases, take that many steps for each job, and look for what is due."""
+        """Active workers renew their leases, take that many steps for each job, and check for due work."""
         while seconds > 0:
             step = min(seconds, HEARTBEAT)
             seconds, self.wall, self.steady = seconds - step, self.wall + step, self.steady + step

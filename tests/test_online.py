@@ -32,7 +32,7 @@ def model(graph: str, **metadata: str) -> bytes:
     return bytes(made.SerializeToString())
 
 
-# --- the same row, the same answer -----------------------------------------------------------------------------------
+# --- the same predictions as a job -----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -235,7 +235,7 @@ def test_the_newest_version_answers_as_soon_as_it_is_registered(api: Api) -> Non
     assert ok(api.http.post("/v1/models/changing/predict", json=[[10]]))["model"]["version"] == 1
 
 
-# --- what is refused -------------------------------------------------------------------------------------------------
+# --- refused requests ------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("verb", ["predict", "validate"])

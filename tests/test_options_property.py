@@ -183,7 +183,7 @@ def test_each_odd_value_in_each_place_is_answered_and_stops_nothing(served: Api)
         still_works(served)
 
 
-# --- what is refused, and says why -----------------------------------------------------------------------------------
+# --- refusals with a reason ------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

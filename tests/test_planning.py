@@ -285,7 +285,7 @@ def test_half_of_the_records_is_half_of_the_way_in_every_format(name: str) -> No
     chunks = list(format.plan(source, None, ChunkLimits(2**30, 4)))
     half = sum(chunk.records for chunk in chunks[:5])
     assert (len(chunks), half) == (10, 20)
-    assert chunks[4].stop / format.end(source) == pytest.approx(0.5, abs=0.25)  # beside a header and a footer
+    assert chunks[4].stop / format.end(source) == pytest.approx(0.5, abs=0.25)  # next to a header and a footer
 
 
 @pytest.mark.parametrize(

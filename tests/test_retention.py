@@ -264,7 +264,7 @@ def test_a_result_that_expired_is_never_reused(site: Site) -> None:
     assert get(site, second["links"]["result"]).content
 
 
-# --- crashes and company ---------------------------------------------------------------------------------------------
+# --- crashes and several workers -------------------------------------------------------------------------------------
 
 
 def test_a_crash_between_row_and_bytes_leaves_nothing_for_ever(site: Site) -> None:

@@ -264,7 +264,7 @@ def test_a_key_that_could_leave_the_storage_is_refused(storage: Storage, key: st
         storage.compose(key, [])
 
 
-# --- many at once ---
+# --- concurrency ---
 
 
 def test_concurrent_creators_and_deleters_lose_nothing(storage: Storage) -> None:

@@ -375,7 +375,7 @@ def test_records_without_an_array_share_one_blank() -> None:
     finally:
         tracemalloc.stop()
     assert (len(values), len(errors)) == (20_001, 20_000)
-    assert peak < 50 * 2**20  # as arrays of their own they would take 800 MB
+    assert peak < 50 * 2**20  # as separate arrays they would take 800 MB
     assert not isinstance(values, np.ndarray)
     assert values.take(np.array([0, 7])).tolist() == [[1.0] * 10_000, [0.0] * 10_000]
 

@@ -283,7 +283,7 @@ def test_nodes_may_have_any_numbers_in_any_order() -> None:
         target_nodeids=[0, 9, 7],
         target_weights=[3.0, 1.0, 2.0],
     )
-    # ONNX Runtime wants numbers below the count of nodes; it is asked for the same tree.
+    # ONNX Runtime needs numbers below the count of nodes: it gets the same tree with such numbers.
     assert kernel(model).run({"x": ROWS})["y"][:, 0].tolist() == values_of(regressor())
 
 
@@ -354,8 +354,8 @@ UNKNOWN: dict[str, Callable[[], ModelProto]] = {
     ),
     "a leaf with two weights": lambda: regressor(target_nodeids=[3, 3, 2]),
     "a weight at a branch": lambda: regressor(target_nodeids=[3, 4, 1]),
-    "a weight that is no number": lambda: regressor((1.0, NAN, 3.0)),
-    "a threshold that is no number": lambda: regressor(nodes_values=[NAN, 0.0, 0.0, 0.0, 0.0]),
+    "a weight that is not a number": lambda: regressor((1.0, NAN, 3.0)),
+    "a threshold that is not a number": lambda: regressor(nodes_values=[NAN, 0.0, 0.0, 0.0, 0.0]),
     "a target that there is not": lambda: regressor(target_ids=[0, 0, 1]),
     "a column that there is not": lambda: regressor(nodes_featureids=[0, 2, 0, 0, 0]),
     "a column before the first": lambda: regressor(nodes_featureids=[0, -1, 0, 0, 0]),
@@ -398,7 +398,7 @@ def test_bytes_that_are_not_a_model_have_no_trees() -> None:
     assert load_trees(b"\xff" * 100) is None
 
 
-# --- the seam --------------------------------------------------------------------------------------------------------
+# --- sessions --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

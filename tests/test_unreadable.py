@@ -36,19 +36,19 @@ from batchserve.worker import Worker
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
 POISONS = {
-    "options are no JSON": 'options = \'{"format": "csv", "max_errors": Infinity}\'',
+    "options are not JSON": 'options = \'{"format": "csv", "max_errors": Infinity}\'',
     "options are cut off": "options = '{\"format\": '",
     "options are a list": "options = '[1]'",
     "options have no format": "options = '{\"top_k\": 1}'",
     "options have an unknown format": 'options = \'{"format": "xls"}\'',
     "options are a number": "options = 5",
     "options are bytes": "options = x'ff00'",
-    "metadata is no JSON": "metadata = '{\"a\": NaN}'",
+    "metadata is not JSON": "metadata = '{\"a\": NaN}'",
     "metadata has a number": "metadata = '{\"a\": 1}'",
     "metadata has a lone surrogate": 'metadata = \'{"a": "\\ud800"}\'',
-    "error is no JSON": "error = 'boom'",
+    "error is not JSON": "error = 'boom'",
     "error is nested too deeply": 'error = \'{"a": ' + "[" * 600 + "]" * 600 + "}'",
-    "facts are no JSON": "facts = '['",
+    "facts are not JSON": "facts = '['",
     "facts are a list": "facts = '[1]'",
     "notes are numbers": """facts = '{"notes": [1]}'""",
     "created never": "created_at = 'yesterday'",
@@ -234,10 +234,10 @@ def test_a_backup_contains_all_that_can_be_read(tmp_path: Path, iris_onnx: Path)
 # --- rows of other tables --------------------------------------------------------------------------------------------
 
 MODEL_POISONS = {
-    "a signature that is no JSON": "signature = '{'",
+    "a signature that is not JSON": "signature = '{'",
     "a signature with an infinity": 'signature = replace(signature, \'"batch":\', \'"x":1e999,"batch":\')',
     "a signature without a batch": 'signature = \'{"inputs": [], "outputs": [], "batch": 0}\'',
-    "metadata that is no JSON": "metadata = 'x'",
+    "metadata that is not JSON": "metadata = 'x'",
     "a time that is none": "created_at = 'now'",
 }
 
@@ -446,7 +446,7 @@ def test_the_doctor_reports_a_tenant_whose_jobs_are_not_claimed_although_others_
         assert (fault.place, "another" in fault.found) == ("queue", True)
 
 
-# --- what is written can be read -------------------------------------------------------------------------------------
+# --- validation of writes --------------------------------------------------------------------------------------------
 
 
 def write_both(connection: Connection, value: Any) -> None:

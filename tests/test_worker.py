@@ -317,7 +317,7 @@ def test_a_chunk_that_does_not_end_is_killed_by_a_cancel(bench: Bench, busy: byt
         assert [answers(bench.result(bench.wait(name).id)) for name in after] == [doubled(n) for n in range(4)]
 
 
-# --- the keepers beside the jobs ---
+# --- leases and housekeeping ---
 
 
 def test_a_lease_is_kept_for_as_long_as_its_job_runs(bench: Bench, busy: bytes, second: float) -> None:
@@ -386,7 +386,7 @@ def fill(path: Path) -> None:
             return
 
 
-# --- all of it together ---
+# --- the runtime ---
 
 
 def test_a_runtime_opens_what_a_worker_needs(tmp_path: Path, busy: bytes) -> None:

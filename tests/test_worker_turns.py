@@ -175,7 +175,7 @@ def test_a_chunk_that_does_not_end_is_killed_by_a_cancel_after_its_grace(bench: 
     assert all(call.future.cancelled() for call in calls)
 
 
-# --- stopping, and going on ---
+# --- stopping and resuming ---
 
 
 def test_another_worker_continues_where_one_stopped(bench: Bench, busy: ModelVersion) -> None:

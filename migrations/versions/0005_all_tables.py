@@ -1,6 +1,6 @@
 """All tables of the first release
 
-The versions 0001 to 0004 were those of its development: `db.migrate` refuses them, and later ones go on at 0006.
+The versions 0001 to 0004 were used during development: `db.migrate` refuses them, and later ones continue with 0006.
 """
 
 from collections.abc import Sequence

@@ -90,7 +90,7 @@ def audit(url: str, path: Path, verdict: Verdict) -> None:
     for job_id, job in found.items():
         jobs_of[job["input"]["filename"]].append(job_id)
     for token, job_ids in jobs_of.items():
-        verdict.expect(token in inputs, f"job {job_ids[0]} was submitted by nobody")
+        verdict.expect(token in inputs, f"job {job_ids[0]} was submitted by no client")
         if len(job_ids) > 1:
             verdict.double(f"{token} made the jobs {job_ids}", len(job_ids) - 1)
     for job_id, known in told.items():
@@ -138,7 +138,7 @@ def _check_acknowledged(job_id: str, known: Told, job: Job | None, verdict: Verd
     if state in ("failed", "expired"):
         verdict.lose(f"job {job_id} is {state}: {job['error']}")
     if state == "cancelled":
-        verdict.expect("cancelling" in known.events, f"job {job_id} was cancelled by nobody")
+        verdict.expect("cancelling" in known.events, f"job {job_id} was cancelled by no client")
 
 
 def _check_content(http: httpx2.Client, job: Job, input: Input, digests: set[str], verdict: Verdict) -> None:

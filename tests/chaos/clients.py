@@ -45,7 +45,7 @@ class Client:
                         self._one_job()
                     except GaveUp:
                         continue
-        except BaseException as error:  # noqa: BLE001 - told at the end of the run
+        except BaseException as error:  # noqa: BLE001 - reported at the end of the run
             self.error = error
 
     def _one_job(self) -> None:

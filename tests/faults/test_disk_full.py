@@ -91,7 +91,7 @@ def test_a_running_job_waits_for_space_and_completes_by_itself(api: Api, disk: P
         waiting = api.job(job["id"])
         assert waiting["state"] == "running", waiting
         time.sleep(1)
-        assert api.job(job["id"])["chunks"] == waiting["chunks"], "nothing goes on without space"
+        assert api.job(job["id"])["chunks"] == waiting["chunks"], "no job continues without space"
     done = api.finished(job["id"])
     assert (done["state"], done["attempt"]) == ("completed", 1), done
     assert done["result"]["sha256"] == undisturbed["result"]["sha256"]

@@ -129,7 +129,7 @@ def _require_nothing_lost(scene: Scene, ended: Ended, recovered: Ended, fault: s
     integrity = recovered.the("integrity")
     assert (integrity["says"], integrity["foreign_keys"]) == (["ok"], 0), fault
     half = {key for key, sha256 in recovered.the("visible")["objects"].items() if sha256 not in scene.contents}
-    assert not half, f"{fault}: {half} hold what nobody wrote"
+    assert not half, f"{fault}: {half} hold bytes that were never written"
 
     found, after = recovered.the("found")["jobs"], recovered.the("jobs")["jobs"]
     for job_id, job in found.items():

@@ -93,7 +93,7 @@ def npy_records(data: bytes) -> int | None:
         version = np.lib.format.read_magic(file)
         read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape: tuple[int, ...] = read(file)[0]
-    except Exception:  # noqa: BLE001 - whatever numpy says of damaged bytes: there is no claim
+    except Exception:  # noqa: BLE001 - numpy may raise anything for damaged bytes: no count
         return None
     return shape[0] if shape else None
 

@@ -60,7 +60,7 @@ _AGES = {
 
 
 def counts(random: Random) -> Case:
-    """Integers beyond their range, or none, beside floats that are too large."""
+    """Integers beyond their range, or missing, and floats that are too large."""
     format = random.choice(TABLES)
     family = format if format == "csv" else "json" if format in ("json", "jsonl") else "frame"
     total = random.randint(2, MOST_RECORDS)
@@ -202,7 +202,7 @@ def _json(random: Random, format: str, records: list[Record], faults: Mapping[in
     whole = f"[{between.join(lines)}]"
     if random.random() < 0.3:
         whole = f'{{"data": {whole}, "note": "of the night"}}'
-    # A number beyond all floats is no JSON to some readers: then all of the array is refused.
+    # A number beyond all floats is not JSON for some readers: then the whole array is refused.
     return whole.encode(), "", "larger" in faults.values()
 
 
