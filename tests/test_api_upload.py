@@ -685,18 +685,24 @@ def test_a_second_request_gets_409_while_the_first_one_with_its_key_is_in_progre
     [
         ("GET", "/v1/jobs?stat=failed", "after, limit, model, q, state"),
         ("HEAD", "/v1/jobs?stat=failed", ""),
-        ("GET", "/v1/jobs/none?stat=failed", "wait"),
         ("GET", "/v1/models?stat=failed", "none"),
         ("POST", "/v1/upload?stat=failed", "delimiter, filename, model"),
-        ("POST", "/v1/jobs/none/cancel?stat=failed", "none"),
-        ("DELETE", "/v1/jobs/none?stat=failed", "none"),
+        ("GET", "/v1/jobs/{job}?stat=failed", "wait"),
+        ("GET", "/v1/jobs/{job}/events?stat=failed", "none"),
+        ("GET", "/v1/download/{job}?stat=failed", "csv_escape, format, partial, wait"),
+        ("GET", "/v1/download/{job}/input?stat=failed", "none"),
+        ("POST", "/v1/jobs/{job}/cancel?stat=failed", "none"),
+        ("POST", "/v1/jobs/{job}/retry?stat=failed", "none"),
+        ("DELETE", "/v1/jobs/{job}?stat=failed", "none"),
     ],
 )
 def test_an_unknown_query_parameter_is_refused_with_those_that_exist(
     api: Api, method: str, path: str, known: str
 ) -> None:
-    answer = api.http.request(method, path)
+    job = api.upload(CSV)["id"]
+    answer = api.http.request(method, path.format(job=job))
     assert answer.status_code == 422
+    assert api.job(job)["state"] == "uploaded"
     if known:
         fault = problem(answer, 422, "invalid-options")["errors"][0]
         assert fault["parameter"] == "stat"

@@ -364,7 +364,9 @@ def test_the_doctor_names_the_row_and_its_command_removes_it(
             assert list(find_unreadable(database)) == []
 
 
-def test_a_check_of_many_rows_counts_all_of_them_in_the_end(tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_check_of_many_rows_counts_all_of_them_in_the_end(
+    tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(inspection, "_LOOK", 0.0)
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)

@@ -110,7 +110,7 @@ def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
 def upload(service: Service, size: int) -> str:
     """The id of a job with an input of `size` bytes."""
     body = b"a\n" + b"1234567\n" * (size // 8)
-    made = httpx2.post(f"{service.url}/v1/upload", content=body[:size], params={"format": "csv"}, timeout=60)
+    made = httpx2.post(f"{service.url}/v1/upload", content=body[:size], timeout=60)
     assert made.status_code == 201, made.text
     return str(made.json()["id"])
 
@@ -236,9 +236,7 @@ def test_a_trailer_never_becomes_a_header(service: Service) -> None:
 
 def test_chunks_with_small_extensions_and_trailers_are_read(service: Service) -> None:
     chunks = b"".join(b"8;n=%d\r\n1234567\n\r\n" % number for number in range(20_000))
-    head = (
-        b"POST /v1/upload?format=csv HTTP/1.1\r\nConnection: close\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
-    )
+    head = b"POST /v1/upload HTTP/1.1\r\nConnection: close\r\n" + HOST + b"Transfer-Encoding: chunked\r\n\r\n"
     answer = answer_to(service, head + b"2\r\na\n\r\n" + chunks + b"0\r\nx: y\r\n\r\n")
     assert status_of(answer) == 201
     assert json.loads(answer.partition(b"\r\n\r\n")[2])["input"]["bytes"] == 2 + 8 * 20_000

@@ -11,6 +11,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve.api.auth import caller_of, require_key_still
 from batchserve.api.events import JobEvents
+from batchserve.api.parameters import require_documented
 from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import BadRequest
@@ -22,6 +23,14 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 async def get_service(request: Request) -> Service:  # as a plain function it would take a thread, for each request
+    """The service of this application, for routes under /v1. Behind keys and the ID in a path, it comes to the query:
+    raises RequestValidationError for parameters that the route does not document."""
+    if request.scope["query_string"]:
+        require_documented(request)
+    return service_of(request)
+
+
+def service_of(request: Request) -> Service:
     service: Service = request.app.state.service
     return service
 
@@ -33,7 +42,7 @@ async def get_following(request: Request) -> Following[JobEvents]:
 
 async def own_job(job_id: str, request: Request) -> str:
     """The ID in the path. Raises JobNotFound for a job of another tenant: behind this door, an ID is proof enough."""
-    await (await get_service(request)).require_visible(caller_of(request).tenant, job_id)
+    await service_of(request).require_visible(caller_of(request).tenant, job_id)
     return job_id
 
 

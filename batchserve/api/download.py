@@ -23,7 +23,6 @@ from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, wait_for
 from batchserve.api.files import File, Remote, Stream, blocks_of
-from batchserve.api.routes import Route
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
@@ -38,7 +37,7 @@ from batchserve.service import Service
 from batchserve.service.turns import Lane, Place
 from batchserve.storage import Span, local_path
 
-router = APIRouter(tags=["download"], route_class=Route)
+router = APIRouter(tags=["download"])
 
 _TABLES = [format for format in RESULT_FORMATS.values() if format.holds == "table"]
 

@@ -33,7 +33,6 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.events import tag_of
-from batchserve.api.routes import Route
 from batchserve.api.schemas.jobs import JobBody, JobList, job_body
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import Job, JobState
@@ -45,7 +44,7 @@ from batchserve.storage import Span, Storage, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
 
-router = APIRouter(tags=["jobs"], route_class=Route)
+router = APIRouter(tags=["jobs"])
 
 EVENTS_SHOWN = {"responses": {"200": {"content": {"text/event-stream": {"example": examples.EVENTS}}}}}
 SLICE = 50

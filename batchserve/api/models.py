@@ -16,7 +16,6 @@ from batchserve.api.auth import ADMIN, CallerDep
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, ServiceDep, parsed
 from batchserve.api.forms import form_file, is_form
-from batchserve.api.routes import Route
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
 from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query_parameters
 from batchserve.api.upload import INPUT_BODY
@@ -31,7 +30,7 @@ from batchserve.service.turns import Lane
 from batchserve.storage import Span, model_key
 from batchserve.upkeep import holds
 
-router = APIRouter(tags=["models"], route_class=Route)
+router = APIRouter(tags=["models"])
 
 Name = Annotated[str, Path(description="Letters, digits, `.`, `_` and `-`.", examples=["iris"])]
 Reference = Annotated[str, Path(description="`name` (its newest version) or `name@version`.", examples=["iris"])]

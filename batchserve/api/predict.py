@@ -24,7 +24,6 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.predict_uploaded import predict_uploaded
-from batchserve.api.routes import Route
 from batchserve.api.schemas.jobs import JobBody, QueuedBody
 from batchserve.api.schemas.options import PredictOptions, query_parameters
 from batchserve.api.upload import (
@@ -39,7 +38,7 @@ from batchserve.idempotency import KeyedRequest
 from batchserve.service import Service
 from batchserve.submission import create, enqueue_once
 
-router = APIRouter(tags=["predict"], route_class=Route)
+router = APIRouter(tags=["predict"])
 
 Prefer = Annotated[str | None, Header(description="`wait=10`: respond when the job is finished, or after 10 seconds.")]
 Uploaded = Annotated[

@@ -23,7 +23,6 @@ from batchserve.api.deps import (
     replayed,
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
-from batchserve.api.routes import Route
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import StoredInput
@@ -35,7 +34,7 @@ from batchserve.service import Service
 from batchserve.storage import input_key
 from batchserve.submission import Submission, clean_filename, default_options, naming_bytes
 
-router = APIRouter(tags=["upload"], route_class=Route)
+router = APIRouter(tags=["upload"])
 
 Delimiter = Annotated[
     str | None, Query(description="Of a CSV: `,` (default), `;`, `tab` or `|`.", examples=[";"], max_length=8)
