@@ -1,7 +1,5 @@
-"""What this process may use of its host to score.
-
-A scoring process is told when it starts, by the host that it runs on: tasks may come from another host, whose cores and
-memory say nothing of this one's, so they carry none of it.
+"""Resource limits of this process for scoring. The host of a scoring process sets them at its start: tasks carry none,
+since they may come from another host with other cores and memory.
 """
 
 from dataclasses import dataclass
@@ -9,7 +7,7 @@ from dataclasses import dataclass
 __all__ = ["IMAGE_PIXELS", "Allowance", "allow", "allowance"]
 
 IMAGE_PIXELS = 64 * 2**20
-"""Of the largest image that is decoded, unless the settings say otherwise."""
+"""Default pixels of the largest image that is decoded."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,18 +15,17 @@ class Allowance:
     sessions: int = 8
     """Models that the process keeps loaded."""
     image_pixels: int = IMAGE_PIXELS
-    """Of the largest image that it decodes."""
+    """Pixels of the largest image that it decodes."""
     threads: int | None = None
-    """Intra-op threads of a session at most; None: as many as are fastest alone. Where every core has a process at
-    work, several threads in each would take turns at the cores: ResNet-18 then took 1.17 instead of 1.04 times the
-    limit."""
+    """Intra-op threads of a session at most; None: as many as are fastest alone. Where every core has a busy process,
+    several threads in each would compete for the cores: ResNet-18 then took 1.17 instead of 1.04 times the limit."""
 
 
 _allowances = [Allowance()]
 
 
 def allow(given: Allowance) -> None:
-    """From now on this process has these."""
+    """Sets the limits of this process."""
     _allowances[:] = [given]
 
 

@@ -33,12 +33,12 @@ from batchserve.submission import Queueing, Submission, clean_filename, create, 
 __all__ = ["Direct"]
 
 _BEGINNING = 2**16
-"""Bytes from which the format of an input is told."""
+"""Bytes from which the format of an input is detected."""
 
 
 class Direct:
-    """A storage and a database, as a process on this host reaches them. For models and inputs that are trusted: they
-    are read in this process, without its limits on memory and time, and without API keys and quotas."""
+    """Direct access to a storage and a database from a process on this host. For trusted models and inputs: they are
+    read in this process, without limits on memory and time, API keys or quotas."""
 
     def __init__(self, database: Database, storage: Storage) -> None:
         self._database, self._storage = database, storage
@@ -46,7 +46,7 @@ class Direct:
     @classmethod
     @contextmanager
     def open(cls, settings: Settings | None = None) -> Iterator["Direct"]:
-        """Those that the settings name; by default those of the environment, as every command takes them.
+        """Opens the storage and database of the settings, by default of the environment.
 
         Raises SchemaOutdated or SchemaTooNew.
         """
@@ -56,9 +56,8 @@ class Direct:
             yield cls(database, storage)
 
     def register(self, name: str, model: Path | bytes) -> ModelVersion:
-        """Registers an ONNX model, or a zip of one and its external data; equal bytes give the version that there is.
-
-        Raises InvalidOptions for a name that no model may have, and ModelRefused.
+        """Registers an ONNX model, or a zip of one and its external data; equal bytes return the existing version.
+        Raises InvalidOptions for an invalid name, and ModelRefused.
         """
         require_name(name)
         content = model.read_bytes() if isinstance(model, Path) else model
@@ -77,10 +76,11 @@ class Direct:
         delimiter: str | None = None,
         tenant: str = DEFAULT_TENANT,
     ) -> str:
-        """Stores an input and queues its job; gives the ID of the job. `model`: a version, or `name` or `name@version`.
+        """Stores an input and queues its job; returns the ID of the job. `model`: a version, or `name` or
+        `name@version`.
 
-        The input is checked as the API checks one, and nothing is kept of one that does not fit. Raises SchemaMismatch,
-        InvalidInput, InvalidOptions, UnsupportedMedia, ModelNotFound and InsufficientStorage.
+        The input is checked as by the API; one that does not fit is not kept. Raises SchemaMismatch, InvalidInput,
+        InvalidOptions, UnsupportedMedia, ModelNotFound and InsufficientStorage.
         """
         if isinstance(model, str):
             with self._database.read() as connection:

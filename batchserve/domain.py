@@ -1,4 +1,4 @@
-"""The words of the product as frozen dataclasses. Imports nothing of ours.
+"""The domain as frozen dataclasses. Imports no other module of batchserve.
 
 States of a job and their legal transitions:
 
@@ -16,16 +16,16 @@ from typing import Any, Literal
 
 
 class JobState(StrEnum):
-    """Where a job stands; each state is a promise to its client. Whoever writes an end writes its event (jobs.ends)."""
+    """State of a job; each is a promise to its client. An end state is written together with its event (jobs.ends)."""
 
     UPLOADED = "uploaded"
     """The input is stored durably. Nothing runs until a predict."""
     QUEUED = "queued"
-    """Accepted for good: a worker will take it, also after a crash or restart."""
+    """Accepted durably: a worker will claim it, also after a crash or restart."""
     RUNNING = "running"
     """A worker holds the lease; committed chunks are never scored again."""
     COMPLETED = "completed"
-    """The result is whole, has one row for each record, and never changes."""
+    """The result is complete, has one row for each record, and never changes."""
     FAILED = "failed"
     """`error` says what happened; finished chunks stay downloadable with `partial=true`; retry goes on from there."""
     CANCELLED = "cancelled"
@@ -39,23 +39,23 @@ class JobState(StrEnum):
 
 
 DEFAULT_TENANT = "default"
-"""To whom everything belongs where there are no keys."""
+"""The tenant of all jobs where there are no keys."""
 EVERY_TENANT = "*"
-"""The tenant of an administrator's key that sees the jobs of all."""
+"""The tenant of an admin key that sees the jobs of all tenants."""
 
 
 class Scope(StrEnum):
     """What an API key is for."""
 
     ADMIN = "admin"
-    """All of `user`, and to register and remove models and read the metrics."""
+    """As `user`; also registers and removes models and reads the metrics."""
     USER = "user"
-    """To run jobs, and ask models."""
+    """Runs jobs and online predictions."""
 
 
 @dataclass(frozen=True, slots=True)
 class ApiKey:
-    """What is known of a key. Its text is nowhere; `prefix` is how it begins. Times: seconds since the epoch."""
+    """An API key. Its text is not stored, only its first characters, `prefix`. Times: seconds since the epoch."""
 
     id: int
     name: str
@@ -68,14 +68,14 @@ class ApiKey:
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """On whose behalf a request comes, and what it may do."""
+    """The authenticated origin of a request: its tenant and scope."""
 
     tenant: str = DEFAULT_TENANT
     scope: Scope = Scope.ADMIN
 
     @property
     def home(self) -> str:
-        """The tenant of what it makes."""
+        """The tenant of what it creates."""
         return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
 
 
@@ -92,12 +92,12 @@ class Chunk:
     start: int
     stop: int
     input: int = 0
-    """Which of the job's inputs it is of, counted from 0."""
+    """Number of its input in the job, counted from 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkLimits:
-    """How large a chunk may grow: planning closes it at whichever limit comes first, but never inside a record."""
+    """Limits of a chunk: planning closes it at the first one reached, but never inside a record."""
 
     bytes: int = 16 * 2**20
     records: int = 131_072
@@ -115,7 +115,7 @@ class RowError:
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """What the bytes of a table do not say themselves."""
+    """Properties of a table that its bytes do not specify."""
 
     delimiter: str = ","
     columns: tuple[str, ...] = ()
@@ -124,18 +124,18 @@ class Dialect:
 
 @dataclass(frozen=True, slots=True)
 class StoredInput:
-    """Bytes that a job reads. Several jobs may name the same: an object is removed with the last of them."""
+    """Bytes that a job reads. Several jobs may reference one object: it is removed with the last of them."""
 
     key: str
-    """Of the object in the storage. It says nothing of the job."""
+    """Key of the object in the storage, independent of the job."""
     format: str
     dialect: Dialect = Dialect()
     bytes: int | None = None
-    """None: not known before it is read, and so is the digest."""
+    """None: unknown until it is read, as is the digest."""
     sha256: str | None = None
     filename: str | None = None
     owned: bool = True
-    """False: borrowed. The object belongs to others: it is read, and never removed nor backed up."""
+    """False: borrowed. The object is read, but never removed nor backed up."""
 
 
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
@@ -147,7 +147,7 @@ ColumnType = DType | Literal["image"]
 Scalar = bool | int | float | str
 
 Kernel = Literal["onnxruntime", "trees"]
-"""What computes a model: ONNX Runtime, or our own walk down the trees where that gives the same and is faster."""
+"""What computes a model: ONNX Runtime, or the built-in tree kernel where it gives the same and is faster."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,8 +167,8 @@ class Column:
 class Preprocessing:
     """How an image becomes an input tensor, in this order: decode, resize, channels, scale, normalize, layout.
 
-    Stands in the metadata of a model as `batchserve.image`. Of a decoded pixel p (0 to 255) of channel i the model
-    gets (p * scale - mean[i]) / std[i], where i counts the channels in `order`.
+    Stored in a model's metadata as `batchserve.image`. Of a decoded pixel p (0 to 255) of channel i the model gets (p *
+    scale - mean[i]) / std[i], where i counts the channels in `order`.
     """
 
     resize: Literal["stretch", "crop"] | None = None
@@ -187,11 +187,11 @@ class Preprocessing:
     """One number for each channel, or one for all; () is 0."""
     std: tuple[float, ...] = ()
     reverse: bool = False
-    """Whether the channels are put in reverse after they were normalized."""
+    """Whether the channels are reversed after normalization."""
     layout: Literal["nchw", "nhwc", "flat"] = "nchw"
     """flat: one row of values for each image, in the order height, width, channel."""
     exif: bool = False
-    """Whether an image is turned first, as its EXIF orientation says: cv2.imread does that, torchvision does not."""
+    """Whether an image is first rotated by its EXIF orientation: cv2.imread does that, torchvision does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,23 +216,22 @@ class InputTensor:
 
 @dataclass(frozen=True, slots=True)
 class OutputTensor:
-    """One output of the ONNX graph, with the shape that a probe run gave (declared shapes lie)."""
+    """One output of the ONNX graph, with the shape of a probe run (declared shapes may be wrong)."""
 
     name: str
     dtype: DType
     shape: tuple[int | None, ...]
     role: Literal["label", "probabilities", "scores", "value"] = "value"
     labels: tuple[str, ...] = ()
-    """What the columns of axis 1 stand for: classes of probabilities and scores, targets of a label or a value."""
+    """What the columns of axis 1 mean: classes of probabilities and scores, targets of a label or a value."""
     group: str | None = None
-    """The target of a multi-output model that this output speaks of; it stands in the names of the columns."""
+    """The target of a multi-output model that this output predicts; part of the column names."""
 
 
 @dataclass(frozen=True)
 class Signature:
-    """What a model version takes and gives, and how it is best run. Made at admission, stored with the version.
-
-    It travels with every call into a scoring process, so it is pickled once, and each process unpickles it once.
+    """Inputs and outputs of a model version, and how it runs best. Made at admission, stored with the version. It is
+    sent with every call into a scoring process, so it is pickled once, and unpickled once by each process.
     """
 
     inputs: tuple[InputTensor, ...]
@@ -252,7 +251,7 @@ class Signature:
     sample: tuple[dict[str, Any], ...] = ()
     """A few records that are known to score, for examples and probe runs."""
     notes: tuple[str, ...] = ()
-    """What admission changed or noticed, in sentences for the user."""
+    """Changes and findings of admission, in sentences for the user."""
 
     @property
     def columns(self) -> tuple[Column, ...]:
@@ -293,7 +292,7 @@ class ModelVersion:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How a job is to be predicted, fixed when it is queued. docs/api.md describes each for users."""
+    """Options of a prediction, fixed when its job is queued. docs/api.md describes each for users."""
 
     format: str
     """Format of the result."""
@@ -310,7 +309,7 @@ class Options:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at a job, by one worker."""
+    """One attempt at a job, by one worker."""
 
     number: int
     worker: str
@@ -319,12 +318,12 @@ class Attempt:
     outcome: str | None = None
     error: dict[str, Any] | None = None
     rows_before: int = 0
-    """Rows that were done when it began."""
+    """Rows that were done at its start."""
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One prediction of one input by one model version, as the database holds it. Times: seconds since the epoch."""
+    """A prediction of inputs by one model version, as stored in the database. Times: seconds since the epoch."""
 
     id: str
     state: JobState
@@ -353,7 +352,7 @@ class Job:
     request_digest: str | None = None
     error: dict[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of its rows besides their counts, as `merge_facts` gives it of its chunks."""
+    """Facts about its rows besides their counts, merged from its chunks by `merge_facts`."""
     queued_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -364,12 +363,12 @@ class Job:
 
     @property
     def input(self) -> StoredInput:
-        """The first of its inputs; of a job that came by HTTP, the only one."""
+        """The first input; of a job submitted over HTTP, the only one."""
         return self.inputs[0]
 
     @property
     def dialect(self) -> Dialect:
-        """Of the result, where its format has one."""
+        """Delimiter of the result, where its format has one."""
         return self.input.dialect
 
     @property
@@ -378,14 +377,13 @@ class Job:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What its user should know, in sentences."""
+        """Notes for its user, in sentences."""
         return tuple(self.facts.get("notes", ()))
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredChunk:
-    """What scoring a chunk left in storage: a part with a row for each record, `rows_failed` of them null rows with an
-    error."""
+    """A scored chunk: its part has a row for each record, `rows_failed` of them null rows with an error."""
 
     chunk: Chunk
     rows_failed: int
@@ -393,12 +391,12 @@ class ScoredChunk:
     part_sha256: str
     errors_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of its rows besides: `notes`, the `model_seconds` that they took. See `merge_facts`."""
+    """Further facts about its rows: `notes`, and the `model_seconds` that they took. See `merge_facts`."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommittedChunk:
-    """A chunk whose part counts: that of one attempt, once and for all."""
+    """A chunk with its committed part, of exactly one attempt."""
 
     chunk: Chunk
     attempt: int
@@ -412,7 +410,7 @@ class CommittedChunk:
 class Result:
     """An assembled result and its list of failed records (None when none failed).
 
-    `sha256`: None where the storage put it together and does not know (`Storage.compose`).
+    `sha256`: None where the storage does not know it (`Storage.compose`).
     """
 
     key: str
@@ -423,8 +421,8 @@ class Result:
 
 
 def merge_facts(*known: Mapping[str, Any]) -> dict[str, Any]:
-    """What is known of several chunks, as what is known of them all: numbers add up, lists have each entry once and in
-    order, objects are merged entry by entry. Of other values the last one counts."""
+    """Merges the facts of several chunks: numbers are added, lists united in order, objects merged entry by entry; of
+    other values the last one counts."""
     merged: dict[str, Any] = {}
     for facts in known:
         for name, value in facts.items():

@@ -1,4 +1,4 @@
-"""Every error that a user can meet, each with a stable code.
+"""Every user-visible error, each with a stable code.
 
 BatchserveError
 ├── BadRequest 400 bad-request
@@ -55,7 +55,7 @@ from typing import Any, ClassVar
 
 
 class BatchserveError(Exception):
-    """The base of all; `code` and `status` belong to the class and never change."""
+    """Base class; `code` and `status` belong to the class and never change."""
 
     code: ClassVar[str] = "internal-error"
     status: ClassVar[int] = 500
@@ -71,7 +71,7 @@ class BatchserveError(Exception):
         return _rebuild, (type(self), self.detail, self.errors, self.extra)
 
     def to_json(self) -> dict[str, Any]:
-        """The error as stored on a job: code, message and, where there are any, single faults."""
+        """The error as stored on a job: code, message and, if any, individual faults."""
         body: dict[str, Any] = {"code": self.code, "message": self.detail, **self.extra}
         if self.errors:
             body["errors"] = self.errors
@@ -80,7 +80,7 @@ class BatchserveError(Exception):
 
 
 def presentable(value: Any, depth: int = 32) -> Any:
-    """The value as JSON can carry it to any reader: an error that quotes odd input must not fail by that itself."""
+    """The value in a form that JSON can encode: an error that quotes odd input must not fail to be reported."""
     if isinstance(value, str):
         return value.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
     if value is None or isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**64):
@@ -94,7 +94,7 @@ def presentable(value: Any, depth: int = 32) -> Any:
     return presentable(_shown.repr(value))
 
 
-_shown = Repr()  # ends where a value is nested so deeply, or so long, that `repr` would not
+_shown = Repr()  # bounded, unlike `repr`, for values that are deeply nested or long
 
 
 def _rebuild(
@@ -160,7 +160,7 @@ class ModelInUse(Conflict):
 
 
 class UnreadableRow(Conflict):
-    """A row of the database that is not as any release of ours writes it. It fails alone, and may be removed."""
+    """A database row that no release of batchserve writes. It fails alone, and may be removed."""
 
     code = "unreadable-row"
 

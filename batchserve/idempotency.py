@@ -1,7 +1,7 @@
 """Idempotency-Key: the same POST sent twice does its work once, also across a crash between commit and answer.
 
-The key is remembered in the transaction of the work itself. A second request with the key and the same content gets
-the job of the first; with other content it is refused. Each tenant has keys of its own.
+The key is remembered in the transaction of the work itself. A second request with the key and the same content gets the
+job of the first; with other content it is refused. Keys are per tenant.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
 
 @dataclass(frozen=True, slots=True)
 class Remembered:
-    """The status of the first answer, and the job that it told of; or the answer itself, if that was about several."""
+    """The status of the first response and its job; or the response itself, if it was about several jobs."""
 
     job_id: str | None
     status: int
@@ -28,7 +28,7 @@ class Remembered:
 
 @dataclass(frozen=True, slots=True)
 class KeyedRequest:
-    """A request of a tenant and its idempotency key; without one, it is not remembered."""
+    """A tenant's request and its idempotency key; without a key, it is not remembered."""
 
     tenant: str
     key: str | None
@@ -36,7 +36,7 @@ class KeyedRequest:
     """Its fingerprint."""
 
     def recall(self, connection: Connection) -> Remembered | None:
-        """What it was answered with before. Raises as `recall` does."""
+        """Its earlier response. Raises as `recall` does."""
         return None if self.key is None else recall(connection, self.key, self.content, self.tenant)
 
     def remember(
@@ -48,12 +48,12 @@ class KeyedRequest:
 
 
 def fingerprint(*content: str) -> str:
-    """What makes two requests the same: method, path, query and the digest of the body."""
+    """Identifies equal requests: method, path, query and the digest of the body."""
     return hashlib.sha256("\0".join(content).encode()).hexdigest()
 
 
 def recall(connection: Connection, key: str, content: str, tenant: str = DEFAULT_TENANT) -> Remembered | None:
-    """What this key was answered with. Raises IdempotencyMismatch when that was other content, and UnreadableRow."""
+    """The response to this key. Raises IdempotencyMismatch when its content was different, and UnreadableRow."""
     query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key)
     row = connection.execute(query).mappings().one_or_none()
     if row is None:
@@ -76,7 +76,7 @@ def remember(
     tenant: str = DEFAULT_TENANT,
     answer: str | None = None,
 ) -> None:
-    """Raises IdempotencyInProgress when another process has just answered this key: ask again."""
+    """Raises IdempotencyInProgress when another process has just answered this key."""
     row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now}
     row |= {"tenant": tenant, "answer": answer}
     try:
@@ -88,6 +88,6 @@ def remember(
 
 
 def forget_older(connection: Connection, before: float, after: float = math.inf) -> int:
-    """Removes keys that were remembered before a moment, or are dated `after` another; returns how many."""
-    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
+    """Removes keys that were remembered before a moment, or `after` another; returns their number."""
+    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, unlike the times in rows
     return connection.execute(delete(keys).where(or_(keys.c.created_at < early, keys.c.created_at > late))).rowcount

@@ -1,10 +1,10 @@
-"""API keys: who may send requests, and for which tenant. The database knows a key only by its SHA-256.
+"""API keys: authentication, and the tenant of a request. The database knows a key only by its SHA-256.
 
-A key is `bs_`, 256 random bits and a CRC-32 of both, in base 62. The checksum tells a key that was cut or mistyped, or
-that lies in a file where it should not be, without asking the database; it protects nothing.
+A key is `bs_`, 256 random bits and a CRC-32 of both, in base 62. The checksum detects a truncated or mistyped key, or
+one leaked into a file, without a query; it is not a protection.
 
-A key is looked up by its digest. How long that takes may tell how far two digests agree; but who does not know a key
-cannot choose the digest of a guess, so this leads to no key, and nothing else needs to be compared in constant time.
+A key is looked up by its digest. Its timing may reveal how far two digests agree; but an attacker cannot choose the
+digest of a guess, so this leads to no key, and nothing else needs a comparison in constant time.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 
 
 def generate() -> str:
-    """A new key, which nobody can guess."""
+    """A new, unguessable key."""
     body = _PREFIX + _base62(secrets.randbits(256), _RANDOM)
     return body + _checksum(body)
 
 
 def is_well_formed(key: str) -> bool:
-    """Whether this may be a key at all: its parts are there, and its checksum is right."""
+    """Whether a text is well-formed as a key, with the right checksum."""
     return _WELL_FORMED.fullmatch(key) is not None and _checksum(key[:-_CHECKSUM]) == key[-_CHECKSUM:]
 
 
 def create(connection: Connection, name: str, scope: Scope, tenant: str, now: float) -> tuple[ApiKey, str]:
-    """A new key, and its text, which is nowhere else. Raises InvalidOptions, and Conflict when the name is taken."""
+    """A new key, and its text, which is not stored. Raises InvalidOptions, and Conflict when the name is taken."""
     for what, text in (("name", name), ("tenant", tenant)):
         if not (_NAME.fullmatch(text) or (what == "tenant" and text == EVERY_TENANT)):
             raise InvalidOptions(
@@ -71,7 +71,7 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
 
 
 def find(connection: Connection, text: str) -> ApiKey | None:
-    """The key with this text, unless it was revoked. One that cannot be read opens nothing."""
+    """The key with this text, unless it was revoked. An unreadable row grants nothing."""
     row = connection.execute(_OF_DIGEST, {"of_digest": _digest(text)}).mappings().one_or_none()
     try:
         return rows.key(row) if row is not None else None
@@ -80,7 +80,7 @@ def find(connection: Connection, text: str) -> ApiKey | None:
 
 
 def list_all(connection: Connection) -> list[ApiKey]:
-    """In the order of their making, those that were revoked included, but for those that cannot be read."""
+    """All keys in the order of their creation, revoked ones included; unreadable rows are skipped."""
     found = []
     for row in connection.execute(_KEYS.order_by(keys.c.id)).mappings().all():
         with suppress(UnreadableRow):
@@ -89,7 +89,7 @@ def list_all(connection: Connection) -> list[ApiKey]:
 
 
 def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
-    """Ends a key, by ID or name, for good and at once. Raises NotFound when no key that is valid goes by that."""
+    """Revokes a key, by ID or name, permanently and immediately. Raises NotFound when no valid key matches."""
     by_id = keys.c.id == int(reference) if reference.isdecimal() and len(reference) < 10 else keys.c.name == reference
     ended = connection.execute(
         update(keys).where(by_id, keys.c.revoked_at.is_(None)).values(revoked_at=now).returning(*keys.c)
@@ -101,12 +101,12 @@ def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
 
 
 def exist(connection: Connection) -> bool:
-    """Whether there was ever a key. Then every request needs one: to revoke the last one opens nothing."""
+    """Whether a key was ever created. Then every request needs one, even after the last is revoked."""
     return connection.scalar(_ANY) is not None
 
 
 def has_admin(connection: Connection) -> bool:
-    """Whether some valid key is an administrator's."""
+    """Whether there is a valid admin key."""
     return connection.scalar(_ANY.where(keys.c.scope == Scope.ADMIN, keys.c.revoked_at.is_(None))) is not None
 
 
@@ -128,7 +128,7 @@ def _base62(number: int, length: int) -> str:
 
 
 _FIELDS = frozenset(ApiKey.__dataclass_fields__)
-# Asked for each request, or nearly so: built once.
+# Executed for nearly every request: built once.
 _KEYS = select(*(column for column in keys.c if column.name in _FIELDS))
 _OF_DIGEST = _KEYS.where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None))
 _ANY = select(keys.c.id).limit(1)

@@ -1,4 +1,4 @@
-"""Registration: how an admitted model becomes a version, whoever asks for it."""
+"""Registration: turns an admitted model into a version."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -21,16 +21,16 @@ class NewModel:
 
     name: str
     digest: str
-    """The SHA-256 of what its author gave."""
+    """The SHA-256 of the artifact as submitted."""
     bytes: int
     signature: Signature
     metadata: dict[str, str]
     artifact: Sequence[Piece]
-    """What is to be run, which may differ from that."""
+    """The graph to run, which may differ from the artifact."""
 
 
 def require_name(name: str) -> None:
-    """Raises InvalidOptions for a name that no model may have."""
+    """Raises InvalidOptions for an invalid model name."""
     if _NAME.fullmatch(name) is None:
         raise InvalidOptions(f"a model's name has letters, digits, '.', '_' and '-' (at most 128), got {name[:200]!r}")
 
@@ -38,16 +38,14 @@ def require_name(name: str) -> None:
 def register(
     database: Database, storage: Storage, new: NewModel, require: Callable[[ModelVersion | None], None] | None = None
 ) -> ModelVersion:
-    """Stores the artifact, then adds the row of the next version: a row never lacks its bytes. Equal bytes give the
-    version that there is.
-
-    `require` is called with the newest version there is then, and may raise.
+    """Stores the artifact, then adds the row of the next version: a row never lacks its bytes. Equal bytes return the
+    existing version. `require` is called with the newest version before the insert, and may raise.
     """
     stored = storage.compose(model_key(new.digest), new.artifact)
     with database.write(exclusive="models") as connection:
         if require is not None:
             require(registry.find_newest(connection, new.name))
-        # Of two equal models at the same time, the second finds the first.
+        # Of two concurrent registrations of equal bytes, the second finds the first.
         model = registry.find_digest(connection, new.name, new.digest)
         if model is None:
             now = database.moment(connection).wall

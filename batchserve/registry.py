@@ -1,4 +1,4 @@
-"""Model versions: a row for what is known of each, an artifact in storage for its graph."""
+"""Model versions: a row of metadata for each, and an artifact in storage."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -36,7 +36,7 @@ def add(
     metadata: dict[str, str],
     now: float,
 ) -> ModelVersion:
-    """Registers the next version. The artifact is in storage already: a version without its bytes never shows."""
+    """Registers the next version. The artifact is in storage already: a version without its bytes is never visible."""
     lock(connection, "models")
     newest = connection.scalar(select(func.max(models.c.version)).where(models.c.name == name)) or 0
     connection.execute(
@@ -59,7 +59,7 @@ def find_newest(connection: Connection, name: str) -> ModelVersion | None:
 
 
 def resolve(connection: Connection, reference: str) -> ModelVersion:
-    """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, naming what there is."""
+    """`name` gives the newest version, `name@version` that one. Raises ModelNotFound, which names the existing ones."""
     name, at, version = reference.partition("@")
     if "\0" in name:
         raise ModelNotFound(f"no model {reference[:200]!r}: a name has letters, digits, '.', '_' and '-'")
@@ -75,7 +75,7 @@ def resolve(connection: Connection, reference: str) -> ModelVersion:
 
 
 def _there(connection: Connection, name: str) -> str:
-    """What there is instead of a model that is not there: its other versions, or other models."""
+    """The alternatives to a missing model: its other versions, or other models."""
     of_name = (models.c.name == name) & models.c.deleted_at.is_(None)
     numbers = connection.scalars(
         select(models.c.version).where(of_name).order_by(models.c.version.desc()).limit(20)
@@ -110,8 +110,8 @@ def versions(connection: Connection, name: str) -> list[ModelVersion]:
 
 
 def resolve_to_remove(connection: Connection, name: str, version: int) -> ModelVersion:
-    """The same for one version, which may be one that cannot be read: then it is given without what is not needed to
-    remove it. Raises ModelNotFound."""
+    """The same for one version. An unreadable one is returned with only what its removal needs. Raises
+    ModelNotFound."""
     try:
         return resolve(connection, f"{name}@{version}")
     except UnreadableRow:
@@ -122,7 +122,7 @@ def resolve_to_remove(connection: Connection, name: str, version: int) -> ModelV
 
 def delete_if_unused(connection: Connection, model: ModelVersion, now: float) -> None:
     """Removes a version. Raises ModelInUse. The row remains for the jobs that name it."""
-    lock(connection, "models")  # which is shared by all that queue a job for a model
+    lock(connection, "models")  # the lock that queueing a job for a model shares
     unfinished = (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
     users = connection.scalar(
         select(func.count()).select_from(jobs).where(jobs.c.model_id == model.id, jobs.c.state.in_(unfinished))
@@ -150,7 +150,7 @@ def unused_digests(connection: Connection) -> set[str]:
 
 
 def _readable(found: Sequence[RowMapping]) -> list[ModelVersion]:
-    """Without those that cannot be read: they hide no other."""
+    """Unreadable rows are skipped: they hide no other."""
     readable = []
     for row in found:
         with suppress(UnreadableRow):

@@ -1,8 +1,8 @@
-"""What a row must be to be read: types, ranges and words that some release of ours writes.
+"""Validation of rows: types, ranges and words that releases of batchserve write.
 
-The database may hold others: written by hand, damaged by a disk, or let through by a fault of ours. Such a row is
-refused here with UnreadableRow, by everything that reads it, and no other row is. The columns of a row are named as in
-the domain; statements and joins are the matter of the modules that read them.
+The database may hold others: written by hand, damaged by a disk, or let through by a bug. Every reader refuses such a
+row with UnreadableRow, and no other row is affected. The columns of a row are named as in the domain; statements and
+joins belong to the modules that read them.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,7 +40,7 @@ __all__ = [
 Row = Mapping[Any, Any]
 
 EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.0
-"""The years 1 to 9999, which a calendar can show."""
+"""The years 1 to 9999, which `datetime` can represent."""
 
 signature_adapter = TypeAdapter(Signature)
 options_adapter = TypeAdapter(Options)
@@ -76,7 +76,7 @@ _Facts = Annotated[dict[str, Any] | None, AfterValidator(_known)]
 
 
 def _read_options(value: Any) -> Options | None:
-    """`{}` is what an uploaded job has."""
+    """An uploaded job has `{}`."""
     if not value and not isinstance(value, dict) and value is not None:
         raise ValueError("expected a JSON object")
     if not value:
@@ -96,7 +96,8 @@ _JOB_TYPES: dict[str, Any] = {
 
 
 def _columns(kind: type, own: Mapping[str, Any], leave: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The types of a domain's fields as rows hold them: times in a calendar, counts from 0 to what a column holds."""
+    """The types of a domain's fields as rows hold them: times that `datetime` can represent, counts from 0 to the
+    largest that a column holds."""
     strict: dict[Any, Any] = {float: Time, float | None: Time | None, int: _Count, int | None: _Count | None}
     types = {name: strict.get(hint, hint) for name, hint in get_type_hints(kind).items() if name not in leave}
     return types | dict(own)
@@ -138,7 +139,7 @@ _remembered_row = _adapter(
 
 
 def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] = ()) -> Job:
-    """`further`: the rows of its inputs behind the first, which its own row holds. Raises UnreadableRow."""
+    """`further`: the rows of its inputs after the first, which is in the job's row. Raises UnreadableRow."""
     with _named(f"job {row['id']!r}"):
         values = _job_row.validate_python({name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
@@ -187,7 +188,7 @@ def _result(values: Mapping[str, Any]) -> Result | None:
 
 
 def require_written(values: Mapping[str, Any]) -> None:
-    """Raises UnreadableRow unless `job` would take these columns: asked before they are committed."""
+    """Raises UnreadableRow unless `job` would accept these columns: checked before the commit."""
     with _named("what was to be written"):
         _some_of_job.validate_python(values)
         _read_options(values.get("options"))
@@ -215,7 +216,7 @@ def committed_chunk(row: Row) -> CommittedChunk:
 
 
 def model(row: Row, prefix: str = "") -> ModelVersion:
-    """`prefix`: of its columns where they were joined to others. Raises UnreadableRow."""
+    """`prefix`: of its columns in a join. Raises UnreadableRow."""
     values = {name: row[prefix + name] for name in ModelVersion.__dataclass_fields__}
     with _named(f"model {values['name']}@{values['version']}"):
         text = values["signature"]
@@ -247,7 +248,7 @@ def key(row: Row) -> ApiKey:
 
 
 def remembered(row: Row) -> dict[str, Any]:
-    """What an idempotency key stands for. Raises UnreadableRow."""
+    """The remembered response of an idempotency key. Raises UnreadableRow."""
     with _named(f"Idempotency-Key {row['key']!r}"):
         values = _remembered_row.validate_python({name: row[name] for name in ("job_id", "status", "answer")})
         if (values["job_id"] is None) == (values["answer"] is None):
@@ -258,7 +259,7 @@ def remembered(row: Row) -> dict[str, Any]:
 
 
 def fault_of(read: Callable[[Row], object], row: Row) -> str | None:
-    """Why a row cannot be read by this function; None when it can."""
+    """Why this function cannot read a row; None when it can."""
     try:
         read(row)
     except UnreadableRow as error:

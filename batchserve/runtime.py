@@ -1,4 +1,4 @@
-"""What API, worker and command line share: the settings, and what they address."""
+"""The resources that API, worker and command line share, opened from the settings."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -17,14 +17,14 @@ class Runtime:
     database: Database
     storage: Storage
     engine: Engine
-    """For the chunks of jobs."""
+    """Runs the chunks of jobs."""
     interactive: Interactive
-    """For clients that wait: always on this host."""
+    """Runs interactive calls: always on this host."""
 
     @classmethod
     @contextmanager
     def open(cls, settings: Settings) -> Iterator["Runtime"]:
-        """Opens all of it, migrating an embedded database first, and closes them again.
+        """Opens all resources, migrating an embedded database first, and closes them.
 
         Raises SchemaOutdated (a database that the settings name is migrated by hand), SchemaTooNew or SchemaTooOld.
         """
@@ -45,7 +45,7 @@ def open_database(settings: Settings) -> Iterator[Database]:
     try:
         if not settings.database:
             database.with_reserve(lambda: migrate.upgrade(database))
-        database.with_reserve(lambda: migrate.check(database))  # what frees space has to start on a full disk, too
+        database.with_reserve(lambda: migrate.check(database))  # what frees space must start on a full disk, too
         yield database
     finally:
         database.close()

@@ -31,7 +31,7 @@ def _duration(given: Any) -> Any:
 
 
 Kept = Annotated[Seconds | None, BeforeValidator(_duration)]
-"""A duration as text (`30d`) or in seconds; None, or an empty text, means for ever."""
+"""A duration as text (`30d`) or in seconds; None or an empty text means unlimited."""
 
 
 class Settings(BaseSettings):
@@ -154,7 +154,7 @@ class Settings(BaseSettings):
         storage = others.data.get("storage", "")
         if not database and "://" in storage:
             raise ValueError(
-                f"the storage {storage} is no folder, so it cannot hold an embedded database: set BATCHSERVE_DATABASE"
+                f"the storage {storage} is not a folder and cannot hold an embedded database: set BATCHSERVE_DATABASE"
             )
         return database
 
@@ -182,7 +182,7 @@ class Settings(BaseSettings):
 
     @property
     def process_threads(self) -> int:
-        """Cores for each scoring process while all of them work."""
+        """Cores for each scoring process while all of them are busy."""
         return max(1, (os.cpu_count() or 1) // self.processes)
 
     @cached_property

@@ -1,7 +1,5 @@
-"""Submission: how a stored input and a model become a job in the queue, whoever asks for it.
-
-The API stands on this, and so does a process that writes to storage and database itself (`batchserve.direct`). First
-the bytes, then the row: a job never lacks its input.
+"""Submission: turns a stored input and a model into a queued job. Used by the API and by processes that write to
+storage and database themselves (`batchserve.direct`). First the bytes, then the row: a job never lacks its input.
 """
 
 import hashlib
@@ -40,23 +38,23 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True)
 class Queueing:
-    """How a job enters the queue: nothing that changes its result."""
+    """How a job enters the queue; none of it changes the result."""
 
     priority: int = 0
     run_after: float | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
     reuse: bool = True
-    """Whether a finished job with equal input, model and options is its answer."""
+    """Whether the result of an equal finished job is reused."""
 
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """One prediction that is asked for: of which inputs, by which model, how, and for which tenant."""
+    """A requested prediction: its inputs, model, options and tenant."""
 
     tenant: str
-    """Of the job, which an administrator of all may submit."""
+    """The tenant of the job, which an administrator of all tenants may submit."""
     job_id: str
-    """Of the job that was uploaded, or is created."""
+    """The ID of the uploaded job, or of the one to create."""
     inputs: tuple[StoredInput, ...]
     model: ModelVersion
     options: Options
@@ -65,23 +63,24 @@ class Submission:
     """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
 
     def __post_init__(self) -> None:
-        # Bytes that were not read yet equal none: the job stands for them.
+        # Bytes that were not read yet equal no others: the job ID replaces their digest.
         read_as = [[one.sha256 or self.job_id, one.format, one.dialect.delimiter] for one in self.inputs]
         what = [read_as, self.model.digest, rows.options_adapter.dump_python(self.options, mode="json")]
         object.__setattr__(self, "digest", hashlib.sha256(orjson.dumps(what)).hexdigest())
 
     def source(self, storage: str) -> Input:
-        """The first input as scoring processes read it from the storage at this address."""
+        """The first input, for scoring processes that open the storage at this address."""
         return Input.of(storage, self.inputs[0])
 
     def is_of(self, job: Job) -> bool:
-        """Whether it is what a job was queued for."""
+        """Whether a job was queued for this submission."""
         before = (job.request_digest, job.priority, job.run_after, job.metadata)
         return before == (self.digest, self.queueing.priority, self.queueing.run_after, self.queueing.metadata)
 
 
 def default_format(input_format: str, model: ModelVersion) -> str:
-    """Of a result: the input's, but for images, and for what one npy array cannot hold: text, and several arrays."""
+    """The default format of a result: the input's, except for images and for what one npy array cannot hold (text,
+    several arrays)."""
     if input_format not in RESULT_FORMATS:
         return "jsonl"
     if RESULT_FORMATS[input_format].holds != "array":
@@ -97,7 +96,7 @@ def default_options(input_format: str, model: ModelVersion) -> Options:
 
 
 def clean_filename(name: str | None) -> str | None:
-    """The client's name for the file: kept to be shown, never part of a path."""
+    """The client's name for the file: for display only, never part of a path."""
     if name is None:
         return None
     shown = "".join(char for char in unicodedata.normalize("NFC", name) if char.isprintable())
@@ -106,10 +105,9 @@ def clean_filename(name: str | None) -> str | None:
 
 @contextmanager
 def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Connection]:
-    """A write transaction whose rows name bytes that are stored already. `undo` is called if they surely do not.
-
-    A commit that failed may have happened: then the bytes stay. Bytes without a row are swept one day, a row
-    without bytes would be a lie.
+    """A write transaction whose rows name bytes that are stored already. `undo` is called if it certainly did not
+    commit. A failed commit may have happened: then the bytes stay. Bytes without a row are swept later; a row without
+    bytes would be invalid.
     """
     committing = False
     try:
@@ -122,7 +120,7 @@ def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Conne
 
 
 def create(connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None) -> None:
-    """Creates the job of an input that has none yet, and queues it."""
+    """Creates and queues the job of a new input."""
     requests.create(connection, submission.job_id, submission.inputs, submission.model, now, submission.tenant)
     enqueue_once(connection, submission, now, request)
 
@@ -130,8 +128,8 @@ def create(connection: Connection, submission: Submission, now: float, request: 
 def enqueue_once(
     connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None
 ) -> str:
-    """Queues an uploaded job, or completes it by an equal one; gives its ID. For an input that was predicted otherwise
-    before, that is a new job on it; once is enough, however often either is asked for.
+    """Queues an uploaded job, or completes it from an equal one; returns its ID. An input that was predicted otherwise
+    before gets a new job. Idempotent in both cases.
 
     Raises JobConflict when the job was never queued, or its input was removed, and ModelNotFound when the model was
     deleted meanwhile.
@@ -144,7 +142,7 @@ def enqueue_once(
 
 
 def _on_same_input(connection: Connection, submission: Submission, now: float) -> Submission:
-    """The same for another job on the input of one that was queued already: for one that is there, or a new one."""
+    """The submission for an existing or new job on the input of one that was queued before."""
     job = queries.get(connection, submission.job_id)
     if job.queued_at is None:
         raise JobConflict(f"job {job.id} is {job.state} and was never queued: upload the input again")
@@ -158,7 +156,7 @@ def _on_same_input(connection: Connection, submission: Submission, now: float) -
 
 
 def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: float) -> dict[str, JobState]:
-    """Queues those of several uploaded jobs that are there and `uploaded` still; gives the state of each by its ID."""
+    """Queues those of several jobs that exist and are still `uploaded`; returns the state of each by its ID."""
     states: dict[str, JobState] = {}
     for submission in submissions:
         with suppress(JobNotFound):  # deleted meanwhile
@@ -168,7 +166,7 @@ def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: 
 
 
 def enqueue(connection: Connection, submission: Submission, now: float) -> JobState | None:
-    """Queues an uploaded job, or completes it by an equal one; gives its state. None: it is not `uploaded` any more.
+    """Queues an uploaded job, or completes it from an equal one; returns its state. None: it is no longer `uploaded`.
 
     Raises ModelNotFound when the model was deleted meanwhile.
     """

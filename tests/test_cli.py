@@ -154,7 +154,7 @@ def test_an_invalid_setting_is_named(tmp_path: Path) -> None:
         (
             "STORAGE",
             "s3://bucket/jobs",
-            "BATCHSERVE_DATABASE: the storage s3://bucket/jobs is no folder",
+            "BATCHSERVE_DATABASE: the storage s3://bucket/jobs is not a folder",
         ),
         ("LOG_FORMAT", "xml", "BATCHSERVE_LOG_FORMAT: Input should be 'auto', 'console' or 'json'"),
         ("LOG_LEVEL", "loud", "BATCHSERVE_LOG_LEVEL: Input should be 'debug', 'info', 'warning' or 'error'"),

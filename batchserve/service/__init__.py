@@ -1,5 +1,5 @@
-"""What serving adds to storage and database: calls into scoring processes in turns, waiting for jobs, places in the
-queue. The API stands on it, and whatever else answers clients; nothing here knows HTTP."""
+"""The service layer over storage and database: fair calls into scoring processes, waiting for jobs, queue places. It
+does not depend on HTTP; the API is built on it."""
 
 import asyncio
 import time
@@ -41,26 +41,26 @@ _MODELS_SEEN = 256
 
 @dataclass(frozen=True, slots=True)
 class JobSnapshot:
-    """A job and what is said of it beside its row."""
+    """A job and the facts that its row does not hold."""
 
     job: Job
     attempts: list[Attempt]
     place: int | None
-    """In the queue; None where it does not queue, or is too far back to be looked for in passing."""
+    """Place in the queue; None for a job that is not queued, or is too far back to be counted in passing."""
     now: float
-    """As of when that is true."""
+    """When the place was true."""
 
 
 @dataclass(slots=True)
 class Service:
-    """The runtime, and what the clients of this process share."""
+    """The runtime, and the state that requests of this process share."""
 
     runtime: Runtime
     wake_worker: Callable[[], None]
     stop_worker: Callable[[], None]
     notifier: JobNotifier
     worker_trouble: Callable[[], str | None] = lambda: None
-    """Why the worker of this process claims no job, if it does not."""
+    """Why the worker of this process claims no jobs; None when it does."""
     stopping: asyncio.Event = field(default_factory=asyncio.Event)
     calls: Calls = field(init=False)
     places: Places = field(init=False)
@@ -68,9 +68,9 @@ class Service:
     _keys_under_way: set[tuple[str, str]] = field(default_factory=set)
     """Tenants and their idempotency keys."""
     _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
-    """Tenants and the latest jobs that were found to be theirs, and will be as long as they exist."""
+    """Pairs of tenant and job whose ownership was verified; it holds as long as the job exists."""
     _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
-    """What references stood for."""
+    """Model versions by reference."""
 
     def __post_init__(self) -> None:
         settings, database = self.runtime.settings, self.runtime.database
@@ -79,17 +79,18 @@ class Service:
         self.unreadable = UnreadableCount(database)
 
     async def wake(self) -> None:
-        """For background tasks: one that is no coroutine would take a thread."""
+        """A coroutine, because a background task of another kind would take a thread."""
         self.wake_worker()
 
     def stop(self) -> None:
-        """The worker claims nothing more, streams and long polls end. Comes before the wait for all requests."""
+        """Stops claiming and ends streams and long polls. Precedes the wait for all requests."""
         self.stopping.set()
         self.stop_worker()
 
     @contextmanager
     def only_one(self, tenant: str, key: str | None) -> Iterator[None]:
-        """One request with an idempotency key at a time. Raises IdempotencyInProgress for a second one meanwhile."""
+        """Admits one request for an idempotency key at a time. Raises IdempotencyInProgress for a concurrent second
+        one."""
         if key is None:
             yield
             return
@@ -104,7 +105,7 @@ class Service:
             self._keys_under_way.discard((tenant, key))
 
     async def require_visible(self, tenant: str, job_id: str) -> None:
-        """Raises JobNotFound for a job that is not there, or is another tenant's."""
+        """Raises JobNotFound for a missing job and for another tenant's."""
         if self._jobs_seen.get((tenant, job_id), ALWAYS) is None:
             await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
@@ -128,7 +129,7 @@ class Service:
         return await self.runtime.database.fetch(partial(self._view, job_id))
 
     def view_from_thread(self, job_id: str) -> JobSnapshot:
-        """The same for code that is in a thread already."""
+        """The same for callers in a thread."""
         with self.runtime.database.read() as connection:
             return self._view(job_id, connection)
 
@@ -153,7 +154,7 @@ class Service:
             )
 
     async def check_all(self, tenant: str, submissions: list[Submission]) -> list[BatchserveError | None]:
-        """What is wrong with each of several inputs for one model. Raises InvalidOptions when the options suit none,
+        """The problem of each of several inputs for one model. Raises InvalidOptions when the options suit none,
         Unavailable, and TooManyRequests."""
         settings = self.runtime.settings
         inputs = [(submission.source(settings.storage), submission.options) for submission in submissions]
@@ -174,10 +175,9 @@ class Service:
         until: Callable[[JobState], bool],
         require_allowed: Callable[[], Awaitable[None]],
     ) -> None:
-        """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound,
-        and what `require_allowed` raises: it is called now and then while nothing happens.
-
-        The worker of this process notifies of its changes; those of others are polled for, often at first.
+        """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound, and
+        what `require_allowed` raises: it is called periodically. Changes by the worker of this process are notified;
+        those by other workers are polled for, often at first.
         """
         deadline = time.monotonic() + min(seconds, MAX_WAIT)
         pause = _LONGEST_PAUSE if self.notifier.has_worker else 0.01

@@ -1,4 +1,4 @@
-"""Calls in interactive scoring processes: each when it is the turn of its tenant."""
+"""Calls in interactive scoring processes, scheduled fairly by tenant."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -18,34 +18,31 @@ T = TypeVar("T")
 Leaving = Callable[[], Awaitable[Any]]
 """Waits until a client has left."""
 _QUICK = 0.1
-"""Seconds that a call takes before it is watched whether its client is still there."""
+"""Seconds that a call runs before its client is watched for a disconnect."""
 
 
 class Calls:
-    """What is done for clients that wait: short calls, long calls, and reads of many rows."""
+    """Interactive work: short calls, long calls, and reads of many rows."""
 
     def __init__(self, processes: Interactive, most: int, patience: float) -> None:
-        """`most`: calls of each lane that are let in for one tenant. `patience`: seconds that a call waits for a
-        process."""
+        """`most`: calls that a tenant may have in each lane. `patience`: seconds that a call waits for a process."""
         self._processes, self._patience = processes, patience
         self._all = Turns(processes.capacity, most)
         self._long = Turns(1, most)
         self._reads = Turns(2, most)
-        """One of a tenant at a time, so that their work leaves time for the event loop."""
+        """One at a time for each tenant, so that reads leave time for the event loop."""
 
     def place(self, tenant: str, lane: Lane) -> AbstractContextManager[Place]:
-        """Lets a call of a tenant in. Raises TooManyRequests."""
+        """Admits a call of a tenant. Raises TooManyRequests."""
         return (self._long if lane is Lane.LONG else self._all).place(tenant, lane)
 
     async def run(
         self, place: Place, function: Callable[..., T], *args: Any, seconds: float, leaving: Leaving | None = None
     ) -> T:
-        """Calls a function in an interactive scoring process, when it is the turn of this place. Ends it when the
-        server stops, and when the client leaves, if that can be watched.
-
-        A call whose process dies is made once more: something may have killed it, for no fault of the call. Raises
-        ScoringCrashed when that dies, too, ScoringTimeout after `seconds` of running, Unavailable when no process was
-        free in time, and what the function raises.
+        """Calls a function in an interactive scoring process when the turn of this place comes. Cancels it when the
+        server stops, and when the client disconnects, if that can be watched. A call whose process dies is retried
+        once: the crash may not be its fault. Raises ScoringCrashed when the second process dies, too, ScoringTimeout
+        after `seconds` of running, Unavailable when no process was free in time, and what the function raises.
         """
         try:
             return await self._run(place, function, args, seconds, leaving)
@@ -63,7 +60,7 @@ class Calls:
             raise
 
     def run_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
-        """The same for code that is in a thread already, and may block it."""
+        """The same for callers in a thread, which it blocks."""
         try:
             return self._run_from_thread(place, function, *args, seconds=seconds)
         except ScoringCrashed:
@@ -80,10 +77,8 @@ class Calls:
 
     @asynccontextmanager
     async def long_turn(self, place: Place, wait: float | None = None) -> AsyncIterator[None]:
-        """The turn of calls that may take long, of one client at a time, for a place in the lane LONG.
-
-        There are more interactive processes: checks and online predictions always find another one. Raises Unavailable
-        when its turn has not come after `wait` seconds.
+        """The turn of long calls for a place in the lane LONG, one client at a time. Checks and online predictions use
+        the other interactive processes. Raises Unavailable when its turn has not come after `wait` seconds.
         """
         turn = await self._turn(self._long, place, wait)
         try:
@@ -101,7 +96,7 @@ class Calls:
                 turn.end()
 
     def _begin(self, turn: Turn, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> Call[T]:
-        """A call that runs now, and ends its turn when its process is free again, however that comes about."""
+        """A running call, which ends its turn when its process is free again."""
         try:
             call: Call[T] = self._processes.submit(function, *args, timeout=seconds)
         except BaseException:
@@ -132,7 +127,7 @@ class Calls:
 
 
 async def _unless_left(future: Future[T], leaving: Leaving | None) -> T:
-    """What a future gives. Raises BadRequest when the client has left before."""
+    """The value of a future. Raises BadRequest when the client disconnects first."""
     outcome = asyncio.wrap_future(future)
     if leaving is None or (await asyncio.wait([outcome], timeout=_QUICK))[0]:
         return await outcome

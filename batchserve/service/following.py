@@ -1,4 +1,4 @@
-"""Jobs that clients follow: one look at the database for all followers, one body for each job."""
+"""Jobs that clients follow: one poll of the database for all followers, one body for each job."""
 
 import asyncio
 import time
@@ -22,17 +22,17 @@ __all__ = ["PAUSE", "Following", "Shown"]
 log = get_logger()
 
 PAUSE = 0.25
-"""Seconds between two looks, at least."""
+"""Shortest polling interval, in seconds."""
 SHARE = 10
-"""So many times as long as it took to look and tell, nobody looks again: following takes a tenth of a core."""
+"""The pause after a poll, as a multiple of its duration: following takes a tenth of a core."""
 TOGETHER = 250
-"""Jobs that are read in one query."""
+"""Jobs read in one query."""
 SENDING = 0.0003
-"""Seconds that one event to one follower takes, about."""
+"""Approximate seconds to send one event to one follower."""
 ALLOWED_FOR = 1.0
-"""Seconds for which a follower who is told nothing is not asked again whether that is allowed."""
+"""Seconds for which the permission of a follower without events is not checked again."""
 BURST = 50
-"""Followers that are told at once: other requests have their turn in between."""
+"""Followers notified in one batch; other requests run in between."""
 
 
 class Shown(Protocol):
@@ -40,7 +40,7 @@ class Shown(Protocol):
 
     @property
     def tag(self) -> str:
-        """Stands for all that is shown."""
+        """Identifies the shown content."""
         ...
 
     @property
@@ -49,23 +49,22 @@ class Shown(Protocol):
 
 S = TypeVar("S", bound=Shown)
 Show = Callable[[Job, list[Attempt], int | None, float], S]
-"""Makes what followers see of a job, its attempts, its place in the queue, and as of when that is true."""
+"""Renders a job, its attempts and its place in the queue as of a moment."""
 
 
 @dataclass(eq=False, slots=True)
 class _Followed(Generic[S]):
     followers: int = 0
     read: tuple[Job, int | None] | None = None
-    """What was read last: the job and its place."""
+    """The latest read: the job and its place."""
     told: S | None = None
     gone: bool = False
     change: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class Following(Generic[S]):
-    """Looks while anybody follows a job: when anything was committed, and time alone may have moved a job.
-
-    Without a version of the database, it looks each time. All other work is in a thread.
+    """Polls while jobs are followed: after a commit, and when time alone may have moved a job. Without a database
+    version, every poll reads. All other work is in a thread.
     """
 
     def __init__(
@@ -78,8 +77,8 @@ class Following(Generic[S]):
         self._looking: asyncio.Task[None] | None = None
 
     async def follow(self, job_id: str, allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[S]:
-        """The job now, and whenever it has changed; a slow follower misses what was overtaken. Ends when the job is
-        finished or deleted, when it is not `allowed` any more, and when the server stops."""
+        """The job now, and after each change; a slow follower misses intermediate states. Ends when the job is finished
+        or deleted, when it is not `allowed` any more, and when the server stops."""
         followed = self._followed.setdefault(job_id, _Followed())
         followed.followers += 1
         if followed.told is None:
@@ -105,7 +104,7 @@ class Following(Generic[S]):
                 del self._followed[job_id]
 
     async def _look(self) -> None:
-        """Until nobody follows any more, or the server stops."""
+        """Runs until no follower is left, or the server stops."""
         seen: int | None = None
         next_look = 0.0
         while self._followed and not self._stopping.is_set():
@@ -125,7 +124,7 @@ class Following(Generic[S]):
                 continue
             try:
                 told = await self._tell(chosen)
-            except Exception:  # the database does not respond, say: the next look is soon
+            except Exception:  # such as a database that does not respond: the next poll is soon
                 log.warning("Followed jobs could not be read", action="follow_error", exc_info=True)
                 seen, told = None, 0
             next_look = max(next_look, began + SHARE * (time.monotonic() - began + told * SENDING))
@@ -133,7 +132,7 @@ class Following(Generic[S]):
             followed.change.set()
 
     async def _pause(self, seconds: float) -> None:
-        """Until it is time for the next look, a follower has come or the server stops."""
+        """Waits until the next poll is due, a follower joins or the server stops."""
         if not self._come.is_set() and seconds > 0:
             waits = [asyncio.ensure_future(event.wait()) for event in (self._come, self._stopping)]
             await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
@@ -142,7 +141,7 @@ class Following(Generic[S]):
         self._come.clear()
 
     async def _tell(self, chosen: dict[str, _Followed[S]]) -> int:
-        """Reads these jobs and tells the followers of those that have changed; returns how many were told."""
+        """Reads these jobs and notifies the followers of changed ones; returns how many were notified."""
         before = {job_id: followed.read for job_id, followed in chosen.items()}
         changed = await run_in_threadpool(self._read, before)
         told, burst = 0, BURST
@@ -165,7 +164,7 @@ class Following(Generic[S]):
     def _read(
         self, before: dict[str, tuple[Job, int | None] | None]
     ) -> dict[str, tuple[tuple[Job, int | None], S] | None]:
-        """What has changed of these jobs; None for one that is not there any more."""
+        """The changed jobs; None for a deleted one."""
         ids = list(before)
         changed: dict[str, tuple[tuple[Job, int | None], S] | None] = {}
         for start in range(0, len(ids), TOGETHER):

@@ -8,9 +8,8 @@ __all__ = ["JobNotifier"]
 
 
 class JobNotifier:
-    """Wakes what waits for a job when the worker of this process, if it `has_worker`, has ended an attempt at it.
-
-    Nothing is notified of attempts that begin, and of what workers of other processes do: poll for these, too.
+    """Wakes the waiters of a job when the worker of this process, if it `has_worker`, has ended an attempt. Starts of
+    attempts and the workers of other processes notify of nothing: poll for these, too.
     """
 
     def __init__(self, *, has_worker: bool) -> None:
@@ -19,9 +18,9 @@ class JobNotifier:
         self._waiting: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     def notify(self, job_id: str) -> None:
-        """From any thread."""
+        """Safe from any thread."""
         if job_id in self._waiting:
-            with suppress(RuntimeError):  # the loop has ended, and with it all that waited
+            with suppress(RuntimeError):  # the loop has ended, and with it all waiters
                 self._loop.call_soon_threadsafe(self._wake, job_id)
 
     def subscribe(self, job_id: str) -> asyncio.Event:

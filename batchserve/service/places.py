@@ -1,4 +1,4 @@
-"""The places of queued jobs, counted once for all who ask."""
+"""The places of queued jobs, counted once for all requests."""
 
 import threading
 import time
@@ -16,11 +16,11 @@ from batchserve.jobs import queries
 __all__ = ["NEAR", "Places"]
 
 NEAR = 1000
-"""Queued jobs that may be read for the place of one; further back, places are taken from a count of the whole queue."""
+"""Queued jobs that are read for a single place; further back, places come from a count of the whole queue."""
 SHARE = 10
-"""A count holds for this many times as long as it took: so counting takes a tenth of a core, however long the queue."""
+"""Validity of a count, as a multiple of its duration: counting takes a tenth of a core, however long the queue."""
 UNUSED = 30.0
-"""Seconds after which a count that nobody asked for is forgotten."""
+"""Seconds after which an unused count is dropped."""
 
 
 @dataclass(slots=True)
@@ -43,13 +43,13 @@ class _Count:
     """By priority, the highest first."""
     total: int = 0
     next_due: float | None = None
-    """When the first of the jobs that are not due will be: then other places change though nobody commits."""
+    """When the next delayed job becomes due: then places change without a commit."""
     holds_until: float = 0.0
     """On the monotonic clock."""
     asked_at: float = 0.0
 
     def place(self, job: Job) -> int:
-        """How many due jobs were ahead of this one, whether it was counted itself or has come since."""
+        """Number of due jobs ahead of this one, whether or not it was in the count."""
         line = self.lines.get(job.priority)
         if line is None:
             return next((line.before for priority, line in self.lines.items() if priority < job.priority), self.total)
@@ -59,8 +59,8 @@ class _Count:
 
 
 class Places:
-    """A tenant's queue is counted when somebody asks, anything was committed since the last count, and that count no
-    longer holds. So a place is as old as ten such counts at most: 2 s with 100,000 queued jobs, nothing with a few."""
+    """A tenant's queue is counted on request, when the last count is no longer valid and a commit has followed it. So a
+    place is as old as ten counts at most: 2 s with 100,000 queued jobs, nothing with a few."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -69,7 +69,8 @@ class Places:
         self._lock = threading.Lock()
 
     def near(self, connection: Connection, job: Job, now: float) -> int | None:
-        """The place of a job as of now. None when it does not queue, and when it is too far back to look in passing."""
+        """The place of a job as of now. None when it is not queued, and when it is too far back to be counted in
+        passing."""
         return queries.queue_position(connection, job, now, NEAR)
 
     def of(self, found: Iterable[Job], now: float) -> dict[str, int]:
@@ -79,8 +80,8 @@ class Places:
         return {job.id: counts[job.tenant].place(job) for job in queued}
 
     def may_have_changed(self, tenants: Iterable[str]) -> bool:
-        """Whether time alone has moved a job of these tenants, as far as they were counted. To be asked of a database
-        that has a version: it shares the clock of this host."""
+        """Whether time alone has moved a counted job of these tenants. For a database that has a version: it shares the
+        clock of this host."""
         now = time.time()
         counts = [self._counts.get(tenant) for tenant in tenants]
         return any(count is not None and count.next_due is not None and count.next_due <= now for count in counts)
@@ -91,7 +92,7 @@ class Places:
         kept = self._counts.get(tenant)
         if kept is not None and self._holds(kept, now):
             return self._used(kept)
-        # While one counts, the others take the count before; without any, they wait for it.
+        # While one thread counts, the others use the previous count; without one, they wait.
         if not lock.acquire(blocking=kept is None):
             assert kept is not None
             return self._used(kept)

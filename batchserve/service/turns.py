@@ -1,4 +1,4 @@
-"""Whose turn it is: clients that wait for an answer share a few scoring processes, tenant by tenant."""
+"""Fair scheduling of interactive calls over a few scoring processes, by tenant."""
 
 import threading
 from collections import Counter, deque
@@ -14,10 +14,10 @@ __all__ = ["Lane", "Place", "Turn", "Turns"]
 
 
 class Lane(Enum):
-    """What a call is for. The calls of a tenant are counted for each lane, so that none fills another."""
+    """The kind of a call. A tenant's calls are limited for each lane, so that none starves another."""
 
     CHECK = "checks"
-    """Of an input that is to be queued: milliseconds. Before the tenant's other calls."""
+    """Checks of inputs to be queued: milliseconds. They precede the tenant's other calls."""
     ONLINE = "online predictions"
     LONG = "long calls"
     READ = "lists"
@@ -25,7 +25,7 @@ class Lane(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """A client that was let in: it counts, whether it still sends its body, waits or runs."""
+    """An admitted client, which counts while it sends its body, waits or runs."""
 
     tenant: str
     lane: Lane
@@ -41,16 +41,15 @@ class Turn:
         self.given: Future[None] = Future()
 
     def end(self) -> None:
-        """Leaves the queue, or gives the process to the next one. Once only counts; from any thread."""
+        """Leaves the queue, or passes the process on. Idempotent; safe from any thread."""
         self._turns.end(self)
 
 
 class Turns:
-    """`slots` calls run at a time. The next one is of the tenant of which fewest run, between equals of the one that
-    has waited for its turn longest; the calls of a tenant go in the order in which they came, checks first.
-
-    A tenant never takes the last slot while it holds the others: whatever it asks, others find one that is free, or
-    wait for no more than one call that runs. At most `most` calls of each lane are let in for one tenant.
+    """`slots` calls run concurrently. The next is of the tenant with the fewest running calls, among equals of the one
+    that has waited longest; a tenant's calls run in the order of their arrival, checks first. A tenant never takes the
+    last slot while it holds the others: other tenants find a free one, or wait for one call at most. A tenant may have
+    `most` calls in each lane.
     """
 
     def __init__(self, slots: int, most: int) -> None:
@@ -62,7 +61,7 @@ class Turns:
         self._running: Counter[str] = Counter()
         self._taken: set[Turn] = set()
         self._waiting: dict[str, tuple[deque[Turn], deque[Turn]]] = {}
-        """Checks and other calls of each tenant that waits; one that was just served is at the end."""
+        """Checks and other calls of each waiting tenant; the one served last is at the end."""
 
     @contextmanager
     def place(self, tenant: str, lane: Lane) -> Iterator[Place]:
@@ -85,7 +84,7 @@ class Turns:
                     del self._places[place]
 
     def ask(self, place: Place) -> Turn:
-        """A turn, whose `given` is done when it has come: at once where a slot is free."""
+        """A turn whose `given` completes when a slot is assigned: immediately where one is free."""
         turn = Turn(self, place)
         with self._lock:
             checks, others = self._waiting.setdefault(place.tenant, (deque(), deque()))
@@ -118,7 +117,7 @@ class Turns:
             turn = (queues[0] or queues[1]).popleft()
             self._waiting[tenant] = queues
             self._forget_if_empty(tenant)
-            if turn.given.set_running_or_notify_cancel():  # else nobody waits for it any more
+            if turn.given.set_running_or_notify_cancel():  # otherwise its waiter is gone
                 self._free -= 1
                 self._running[tenant] += 1
                 self._taken.add(turn)

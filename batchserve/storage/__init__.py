@@ -1,6 +1,6 @@
-"""Bytes. Inputs, parts, results and model artifacts live behind seven methods; rows about them live in the database.
+"""Bytes. Inputs, parts, results and model artifacts are stored through seven methods; their rows are in the database.
 
-Keys are functions of server-made IDs, never of anything a client sent.
+Keys derive from server-generated IDs, never from client input.
 """
 
 from collections.abc import Iterable, Iterator
@@ -28,15 +28,15 @@ __all__ = [
 ]
 
 ERRORS_SUFFIX = ".errors"
-"""Of the errors list of a part or a result."""
+"""Suffix of the key of a part's or a result's errors list."""
 
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """What a composition left: its length in bytes, and the SHA-256 of them in hex.
+    """A composed object: its length in bytes and its SHA-256 in hex.
 
-    None where the store put the object together out of others and no bytes were read, as an object store does. It is
-    never the digest of anything else, such as of the digests of parts: docs/decisions/digest-of-a-result.md.
+    The digest is None where the store composed the object without reading its bytes, as an object store does. It is
+    never the digest of anything else, such as of part digests: docs/decisions/digest-of-a-result.md.
     """
 
     bytes: int
@@ -45,7 +45,7 @@ class Composed:
 
 @dataclass(frozen=True, slots=True)
 class Stored(Composed):
-    """What a finished write left. Its bytes went through our hands, so the digest is always known."""
+    """A written object. Its bytes passed through this process, so the digest is always known."""
 
     sha256: str
 
@@ -60,7 +60,7 @@ class Span:
 
 
 Piece = bytes | Span
-"""A stretch of a composed object: literal bytes, or a span of an object that is already stored."""
+"""A piece of a composed object: literal bytes, or a span of a stored object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,12 +73,12 @@ class ObjectInfo:
 
 
 class Writer(Protocol):
-    """An object on its way in. Nobody sees it until `commit` returns."""
+    """An object being written. It is invisible until `commit` returns."""
 
     def write(self, data: bytes | memoryview) -> None: ...
 
     def commit(self) -> Stored:
-        """Makes the object durable and visible under its key, then says what it holds."""
+        """Makes the object durable and visible under its key; returns its length and digest."""
         ...
 
 
@@ -86,7 +86,7 @@ class Storage(Protocol):
     """Seven methods over immutable objects; every backend passes tests/test_storage.py."""
 
     address: str
-    """What `open_storage` was called with, so that a scoring process can open the same store."""
+    """The argument of `open_storage`, by which a scoring process opens the same store."""
 
     def create(self, key: str) -> AbstractContextManager[Writer]:
         """A writer for `key`. Leaving the block without a commit, or with an exception, leaves nothing behind.
@@ -105,7 +105,7 @@ class Storage(Protocol):
         ...
 
     def url(self, key: str) -> str | None:
-        """Where a client fetches the object itself, without our credentials, for the next minutes. None: only here."""
+        """A URL that serves the object without credentials for some minutes. None: the store has no such URLs."""
         ...
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
@@ -113,32 +113,30 @@ class Storage(Protocol):
         ...
 
     def delete(self, key: str) -> None:
-        """Removes the object; one that does not exist is no error."""
+        """Removes the object; a missing one is not an error."""
         ...
 
     def compose(self, key: str, pieces: Iterable[Piece]) -> Composed:
-        """Writes one object from pieces, durably, as `create` does; spans are copied by the system where it can.
-
-        A folder knows the digest of what it composed; an object store may not.
+        """Writes one object from pieces, durably, as `create` does; spans are copied by the operating system where
+        possible. A folder computes the digest; an object store may not.
         """
         ...
 
 
 @runtime_checkable
 class OnDisk(Protocol):
-    """What a storage on a disk of this host can do besides. No other backend has to."""
+    """Additional operations of a storage on a local disk; other backends need not have them."""
 
     root: Path
-    """The folder of all. Temporary files of any length belong there: their bytes count among those of the storage."""
+    """The root folder. Temporary files of any length belong there: they count as bytes of the storage."""
 
     def path(self, key: str) -> Path:
-        """The file of an object, whether it is there or not."""
+        """The path of an object, whether or not it exists."""
         ...
 
     def link(self, key: str, file: Path) -> bool:
-        """Makes a file, which never changes, an object of this storage too: durably, without a copy of its bytes.
-
-        False where that cannot be done, as between two disks.
+        """Links an immutable file as an object, durably and without copying. False where that is impossible, as between
+        two disks.
         """
         ...
 
@@ -147,15 +145,14 @@ class OnDisk(Protocol):
         ...
 
     def remove_partials(self, before: float) -> int:
-        """Removes what writers that were killed left behind: not written to since `before`, in seconds since the epoch.
-
-        Returns how many there were.
+        """Removes files of killed writers, not written to since `before` (seconds since the epoch); returns their
+        number.
         """
         ...
 
 
 def local_path(storage: Storage, key: str) -> Path | None:
-    """The file of an object; None in a storage that has no files on this host."""
+    """The path of an object; None in a storage without files on this host."""
     return storage.path(key) if isinstance(storage, OnDisk) else None
 
 
@@ -165,17 +162,17 @@ def free_bytes(storage: Storage) -> int | None:
 
 
 def scratch_folder(storage: Storage) -> str | None:
-    """See `OnDisk`. None: where the system has its temporary files."""
+    """See `OnDisk`. None: the system's folder for temporary files."""
     return str(storage.root) if isinstance(storage, OnDisk) else None
 
 
 def remove_partials(storage: Storage, before: float) -> int:
-    """See `OnDisk`. An object store forgets what was not committed."""
+    """See `OnDisk`. An object store discards uncommitted objects itself."""
     return storage.remove_partials(before) if isinstance(storage, OnDisk) else 0
 
 
 def open_storage(address: str) -> Storage:
-    """The storage at an address: a folder's path. Raises InvalidOptions for any other."""
+    """The storage at an address, which is the path of a folder. Raises InvalidOptions for any other."""
     if "://" in address:
         raise InvalidOptions(f"BATCHSERVE_STORAGE is {address!r}; expected the path of a folder")
     from batchserve.storage.local import LocalStorage
@@ -201,7 +198,8 @@ def errors_part_key(job_id: str, first_record: int, attempt: int) -> str:
 
 
 def result_key(job_id: str, attempt: int) -> str:
-    """Each attempt has its own, found by its number and never listed: docs/decisions/flat-keys-of-results.md."""
+    """Each attempt has its own result, addressed by its number and never listed:
+    docs/decisions/flat-keys-of-results.md."""
     return f"results/{job_id}-{attempt}"
 
 
@@ -210,7 +208,7 @@ def errors_key(job_id: str, attempt: int) -> str:
 
 
 def model_key(digest: str) -> str:
-    """The model as admitted; its name is the digest of what was uploaded."""
+    """Key of an admitted model, named by the digest of the upload."""
     return f"models/{digest}.onnx"
 
 

@@ -1,4 +1,4 @@
-"""What files on a disk need of whoever writes them: durable folders, and a name for a disk that is full."""
+"""Durable folders, and the error of a full disk."""
 
 import errno
 import os
@@ -24,7 +24,7 @@ def make_folder(folder: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes durable which files there are in a folder."""
+    """Syncs the entries of a folder."""
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(fd)
@@ -34,7 +34,7 @@ def sync_folder(folder: Path) -> None:
 
 @contextmanager
 def full_disk_named() -> Iterator[None]:
-    """Raises InsufficientStorage where the system says that a disk is full."""
+    """Raises InsufficientStorage where the operating system reports a full disk."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Objects as files of one folder. A file appears under its key whole and durable, or not at all."""
+"""Objects as files of one folder. A file appears under its key complete and durable, or not at all."""
 
 import ctypes
 import errno
@@ -17,7 +17,7 @@ from batchserve.storage.disk import full_disk_named, make_folder, sync_folder
 TEMPORARY = ".partial-"
 _BLOCK = 1 << 20
 _WRITE_BACK = 16 << 20
-"""Bytes after which a writer has the disk begin."""
+"""Bytes after which a writer starts writeback."""
 
 
 class LocalStorage:
@@ -42,7 +42,7 @@ class LocalStorage:
         path = self.path(key)
         try:
             return path.open("rb")
-        except IsADirectoryError:  # a folder is only a stretch of a key, no object
+        except IsADirectoryError:  # a folder is a key prefix, not an object
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(path)) from None
 
     def read(self, key: str, start: int, stop: int) -> bytes:
@@ -55,7 +55,7 @@ class LocalStorage:
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         for key in sorted(key for key in self._keys(prefix.rpartition("/")[0]) if key.startswith(prefix)):
-            with suppress(FileNotFoundError):  # deleted while we look
+            with suppress(FileNotFoundError):  # deleted meanwhile
                 status = (self.root / key).stat()
                 yield ObjectInfo(key, status.st_size, status.st_mtime)
 
@@ -63,7 +63,7 @@ class LocalStorage:
         path = self.path(key)
         path.unlink(missing_ok=True)
         folder = path.parent
-        while folder != self.root:  # a folder goes with its last object
+        while folder != self.root:  # an empty folder is removed
             try:
                 folder.rmdir()
             except OSError:
@@ -100,7 +100,7 @@ class LocalStorage:
         removed = 0
         for key in self._files(""):
             path = self.root / key
-            with suppress(FileNotFoundError):  # its writer has just ended
+            with suppress(FileNotFoundError):  # its writer has just finished
                 if path.name.startswith(TEMPORARY) and path.stat().st_mtime < before:
                     self.delete(key)
                     removed += 1
@@ -108,7 +108,7 @@ class LocalStorage:
 
     def _open_writer(self, target: Path) -> "FileWriter":
         while True:
-            with suppress(FileNotFoundError):  # a delete took the empty folder away in between
+            with suppress(FileNotFoundError):  # a concurrent delete removed the empty folder
                 make_folder(target.parent)
                 return FileWriter(target)
 
@@ -127,7 +127,7 @@ class LocalStorage:
 
 
 class FileWriter:
-    """Bytes on their way into a file. A failed fsync is never tried again: the file is thrown away (promise D3)."""
+    """A file being written. A failed fsync is never retried: the file is discarded (promise D3)."""
 
     def __init__(self, target: Path) -> None:
         self._target = target
@@ -151,8 +151,8 @@ class FileWriter:
         self._write_back()
 
     def copy(self, source: BinaryIO, start: int, stop: int) -> None:
-        """Appends bytes `start` to `stop` of an open file. The system copies; a thread beside reads only to hash, while
-        more is copied and synced."""
+        """Appends bytes `start` to `stop` of an open file. The operating system copies; a thread reads only to hash,
+        while more is copied and synced."""
         position = start
         while position < stop:
             copied = _copy_range(source.fileno(), self._fd, stop - position, position)
@@ -175,7 +175,7 @@ class FileWriter:
         return Stored(self._bytes, self._hash.hexdigest())
 
     def abandon(self) -> None:
-        """Leaves nothing behind of a write that was not committed; does nothing after a commit."""
+        """Removes the file of an uncommitted write; does nothing after a commit."""
         if self._beside is not None:  # it reads the file
             self._beside.shutdown(cancel_futures=True)
         if self._fd >= 0:
@@ -197,14 +197,14 @@ class FileWriter:
         self._hashing.clear()
 
     def _write_back(self) -> None:
-        """Has the disk begin with what is new, or a commit would find all of a big file still waiting in memory."""
+        """Starts writeback of new bytes; otherwise a commit would find all of a big file still in the page cache."""
         if self._bytes - self._begun >= _WRITE_BACK:
             _start_write_back(self._fd, self._begun, self._bytes - self._begun)
             self._begun = self._bytes
 
 
 def _start_write_back(fd: int, offset: int, count: int) -> None:
-    """Waits for nothing and promises nothing: whether all is well is for fsync to say. Linux only; else a no-op."""
+    """Does not wait and reports no errors, which fsync does. Linux only; elsewhere a no-op."""
     if _sync_file_range is not None:
         _sync_file_range(fd, offset, count, _SYNC_FILE_RANGE_WRITE)
 
@@ -226,6 +226,6 @@ def _copy_range(source: int, target: int, count: int, offset: int) -> int:
 
 
 def _unless_missing(error: OSError) -> None:
-    """Folders come and go while they are listed; any other failure must not look like an empty folder."""
+    """Folders may vanish while they are listed; any other failure must not look like an empty folder."""
     if not isinstance(error, FileNotFoundError | NotADirectoryError):
         raise error
