@@ -1,4 +1,4 @@
-"""What was read from the database, kept while it is true."""
+"""Values read from the database, cached while they are valid."""
 
 import math
 import threading
@@ -11,15 +11,15 @@ K = TypeVar("K")
 V = TypeVar("V")
 
 ALWAYS = 0
-"""The version of what no commit makes untrue."""
+"""The version of values that no commit invalidates."""
 
 
 class VersionedCache(Generic[K, V]):
     """The latest `size` values by key, each until the database has another version, or for `max_age` seconds.
 
-    A value is put with the version that the database had before the value was read: so a commit is never missed. One
-    without a version (None, see `Database.version`) is not kept, and none is found for one: where the database cannot
-    tell of commits, everything is read anew. For all threads.
+    A value is put with the version that the database had before the value was read: so a commit is never missed.
+    Without a version (None, see `Database.version`) nothing is cached: such a database does not report commits.
+    Thread-safe.
     """
 
     def __init__(self, size: int, max_age: float = math.inf) -> None:
@@ -28,14 +28,14 @@ class VersionedCache(Generic[K, V]):
         self._putting = threading.Lock()
 
     def get(self, key: K, version: int | None) -> V | None:
-        """`version`: of the database now."""
+        """`version`: the current one of the database."""
         kept = self._kept.get(key)
         if kept is None or kept[1] != version or (kept[2] != math.inf and kept[2] < time.monotonic()):
             return None
         return kept[0]
 
     def put(self, key: K, version: int | None, value: V) -> None:
-        """`version`: of the database, before what the value tells was read."""
+        """`version`: of the database before the value was read."""
         if version is None:
             return
         with self._putting:

@@ -1,8 +1,8 @@
-"""What is written to the database can be read again, and what cannot be read is a value like others.
+"""Everything written to the database can be read again, and an unreadable value is a value like others.
 
-JSON goes through `dumps` and `loads`, texts and times through the column types below. Whatever one side refuses, so
-does the other: infinities, NaN, lone surrogates, the character NUL, integers beyond 64 bits. A value that was written
-otherwise (by hand, by an older release, by a failing disk) is read as `UNREADABLE`, so that it fails its own row only.
+JSON goes through `dumps` and `loads`, texts and times through the column types below. Both sides refuse the same
+values: infinities, NaN, lone surrogates, the character NUL, integers beyond 64 bits. A value that was not written by
+them (but by hand, an older release or a failing disk) is read as `UNREADABLE`, so that it fails its own row only.
 """
 
 import json
@@ -23,7 +23,7 @@ _SUSPECT = re.compile(r"\\u0000|[0-9]{19}")
 
 
 class Unwritable(InvalidOptions, DontWrapMixin):
-    """A value that the database would not give back as it was. The transaction is rolled back."""
+    """A value that the database could not return unchanged. The transaction is rolled back."""
 
 
 class _Unreadable:
@@ -32,11 +32,11 @@ class _Unreadable:
 
 
 UNREADABLE: Final = _Unreadable()
-"""Stands for JSON that is none. It has no type that any column may have."""
+"""Replaces invalid JSON. No column has values of its type."""
 
 
 def dumps(value: Any) -> str:
-    """JSON in which texts stand as users write them, so that a search finds them. Raises Unwritable."""
+    """JSON with unescaped texts, so that a search finds them. Raises Unwritable."""
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         orjson.loads(text)
@@ -48,7 +48,7 @@ def dumps(value: Any) -> str:
 
 
 def loads(text: str | bytes) -> Any:
-    """The value; UNREADABLE for what `dumps` never writes."""
+    """The value; UNREADABLE for JSON that `dumps` never writes."""
     try:
         return orjson.loads(text)
     except ValueError:
@@ -80,7 +80,7 @@ class Number(TypeDecorator[float]):
 
 
 def _require_plain(value: Any) -> None:
-    """Raises Unwritable for a NUL or an integer beyond 64 bits, which JSON has and other readers do not."""
+    """Raises Unwritable for a NUL or an integer beyond 64 bits, which JSON allows and other readers do not."""
     if isinstance(value, str):
         _require_text(value)
     elif isinstance(value, int) and not -(2**63) <= value < 2**64:
@@ -96,12 +96,12 @@ def _require_plain(value: Any) -> None:
 
 def _require_text(text: str) -> None:
     if "\0" in text:
-        raise Unwritable(f"a text has the character NUL: {_ascii(text)}")
+        raise Unwritable(f"a text contains the character NUL: {_ascii(text)}")
     if not text.isascii():
         try:
             text.encode()
         except UnicodeEncodeError:
-            raise Unwritable(f"a text has a lone surrogate, which is not a character: {_ascii(text)}") from None
+            raise Unwritable(f"a text contains a lone surrogate, which is not a character: {_ascii(text)}") from None
 
 
 def _ascii(shown: object) -> str:

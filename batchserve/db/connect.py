@@ -1,14 +1,14 @@
-"""Connections to SQLite or PostgreSQL, behind two doors: `read` and `write`.
+"""Connections to SQLite or PostgreSQL, through two methods: `read` and `write`.
 
 SQLite runs WAL with `synchronous=FULL`: with NORMAL, acknowledged commits were lost in simulated power cuts. Every
 write transaction begins IMMEDIATE, because one that reads first and writes later fails at once when another process
 wrote in between, whatever the busy timeout.
 
-Readers and writers have pools of their own. Writers queue for the one lock, and may take all connections of theirs;
-a reader of SQLite never waits for a connection, nor in WAL for a lock: the event loop may read inline.
+Readers and writers have separate pools. Writers queue for the one lock, and may use up their pool; a reader of SQLite
+waits neither for a connection nor, in WAL, for a lock: the event loop may read inline.
 
-PostgreSQL has many writers. What one transaction reads, another may change before the first one writes: statements
-have their guards in WHERE, and where that does not do, a transaction names what it has to itself (`lock`).
+PostgreSQL has many writers. What one transaction reads, another may change before the first one writes: statements have
+guards in WHERE, and where these do not suffice, a transaction names what it locks (`lock`).
 """
 
 import asyncio
@@ -35,19 +35,19 @@ T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT = 5
-"""Seconds until a server that does not answer is unavailable."""
+"""Seconds after which a server that does not answer counts as unavailable."""
 Subject = Literal["clock", "keys", "models", "schema"]
-"""What a transaction may have to itself. Each has a place of its own among the server's advisory locks."""
+"""Names of exclusive locks. Each has its own number among the server's advisory locks."""
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
-_PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
+_TRANSIENT_ERRORS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
-# Of PostgreSQL; the second is that of a server that was made a standby.
+# Codes of PostgreSQL; the second is of a server that was made a standby.
 _DISK_FULL, _READ_ONLY = "53100", "25006"
 
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A point in time. Users see `wall`; leases are measured in `steady` seconds, on a clock that nobody sets.
+    """A point in time. Users see `wall`; leases are measured in `steady` seconds, on a monotonic clock.
 
     `clock` names that clock: for SQLite the boot of the host, so that a lease of an earlier boot has lapsed.
     """
@@ -58,7 +58,7 @@ class Moment:
 
 
 class Database:
-    """One database, shared by all threads of a process. Holds no open connection that another process could inherit."""
+    """One database, shared by all threads of a process. Keeps no open connection that another process could inherit."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -68,7 +68,7 @@ class Database:
         self._reads: Engine
         self._writes: Engine
         if self._sqlite:
-            self._reads = _sqlite_engine(url, max_overflow=-1)  # no more than threads that read at this moment
+            self._reads = _sqlite_engine(url, max_overflow=-1)  # at most one for each reading thread
             self._writes = _sqlite_engine(url).execution_options(batchserve_begin="BEGIN IMMEDIATE")
         else:
             self._reads = _server_engine(url, isolation_level="REPEATABLE READ").execution_options(
@@ -88,10 +88,11 @@ class Database:
             yield connection
 
     async def fetch(self, read: Callable[[Connection], T]) -> T:
-        """What `read` gives of one snapshot, for the event loop. Raises Unavailable when the database does not respond.
+        """The result of a read of one snapshot, for the event loop. Raises Unavailable when the database does not
+        respond.
 
-        SQLite is read at once: that costs less than a thread, and waits for no writer. A server is asked from a
-        thread, so that one that is slow, or does not answer, stops nothing else.
+        SQLite is read inline: that costs less than a thread, and waits for no writer. A server is queried from a
+        thread, so that a slow or hanging one blocks nothing else.
         """
         if self._sqlite:
             return self._read(read)
@@ -103,10 +104,9 @@ class Database:
 
     @contextmanager
     def write(self, *, exclusive: Subject | None = None) -> Iterator[Connection]:
-        """A transaction: committed, durably, when the block ends; rolled back by an exception.
-
-        `exclusive`: what no other transaction changes or relies on meanwhile, see `lock`. Raises Unavailable when the
-        database stays locked or does not answer, InsufficientStorage when it is full.
+        """A transaction: committed durably when the block ends, rolled back by an exception. `exclusive`: what it
+        locks, see `lock`. Raises Unavailable when the database stays locked or does not answer, InsufficientStorage
+        when it is full.
         """
         with self._own_turn(), _failures_named(), self._writes.begin() as connection:
             if exclusive is not None:
@@ -114,8 +114,8 @@ class Database:
             yield connection
 
     def write_freeing(self, work: Callable[[Connection], T], *, exclusive: Subject | None = None) -> T:
-        """A write transaction that removes or ends something. On a full disk it is done in the space of the reserve, so
-        `work` may be called several times; only what it has written in the last one counts."""
+        """A write transaction that removes or ends something. On a full disk it uses the space of the reserve, so
+        `work` may be called several times; only the last call is committed."""
 
         def written() -> T:
             with self.write(exclusive=exclusive) as connection:
@@ -124,17 +124,17 @@ class Database:
         return self.with_reserve(written)
 
     def with_reserve(self, act: Callable[[], T]) -> T:
-        """Does something, if the disk is full again with more and more of the reserve. Raises what it raises."""
+        """Runs a function, on a full disk again with more and more of the reserve. Raises what it raises."""
         try:
             return act()
         except (InsufficientStorage, Unavailable) as error:
-            if self._reserve is None or not _is_for_want_of_space(error):
+            if self._reserve is None or not _is_out_of_space(error):
                 raise
             return self._in_reserve(self._reserve, act, error)
 
     def _in_reserve(self, reserve: Reserve, act: Callable[[], T], error: BatchserveError) -> T:
         try:
-            self._checkpoint("PASSIVE")  # a log that is written back begins anew in the space that it has
+            self._checkpoint("PASSIVE")  # a checkpointed log restarts within its own space
             with reserve.slices() as slices:
                 for _ in slices:
                     try:
@@ -147,14 +147,14 @@ class Database:
             reserve.refill()
 
     def refill_reserve(self) -> bool:
-        """Makes the reserve whole, as far as there is space. False while it is not: then nothing should be begun that
-        takes space. Cheap, to be called often."""
+        """Refills the reserve as far as there is space. False while it is incomplete: then no work that takes space
+        should start. Cheap, to be called often."""
         return self._reserve is None or self._reserve.refill()
 
     def _checkpoint(self, mode: str) -> None:
-        """Writes the log of SQLite back into the database as far as readers and space allow."""
-        # A connection of the pool, which stays open: with the last one SQLite removes its log, and may have no space to
-        # begin another.
+        """Checkpoints SQLite's log as far as readers and space allow."""
+        # A connection of the pool, which stays open: when the last one closes, SQLite removes its log, and may have no
+        # space for a new one.
         with suppress(sqlite3.Error, SQLAlchemyError), closing(self._reads.raw_connection()) as pooled:
             cursor = pooled.cursor()
             try:
@@ -166,7 +166,7 @@ class Database:
 
     @contextmanager
     def _own_turn(self) -> Iterator[None]:
-        """Writers of this process take turns here: those that meet at SQLite's lock sleep for milliseconds."""
+        """Serializes writers of this process: those that contend for SQLite's lock sleep for milliseconds."""
         if not self._sqlite:
             yield
             return
@@ -178,15 +178,14 @@ class Database:
             self._turn.release()
 
     def version(self) -> int | None:
-        """While it stays the same, nobody has committed anything: no thread, and no other process.
-
-        Takes microseconds and waits for no writer. None when this database cannot tell: then read.
+        """While it stays the same, no thread and no other process has committed anything. Takes microseconds and waits
+        for no writer. None when this database has no such version: then read.
         """
         if not self._sqlite:
             return None
         with self._watching:
             try:
-                # A version means something on one connection only, and leaves out the commits of that connection.
+                # A version is valid on one connection only, and leaves out the commits of that connection.
                 if self._watcher is None:
                     self._watcher = self._own_connection()
                 version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
@@ -195,7 +194,7 @@ class Database:
         return version
 
     def _own_connection(self) -> sqlite3.Connection:
-        """A connection that belongs to no pool."""
+        """A connection outside the pools."""
         pooled = self._reads.raw_connection()
         connection = pooled.driver_connection
         assert isinstance(connection, sqlite3.Connection)
@@ -203,16 +202,16 @@ class Database:
         return connection
 
     def moment(self, connection: Connection) -> Moment:
-        """Now, by clocks that all users of this database share: SQLite is one host, others have their own clock."""
+        """Now, by clocks that all users of this database share: those of the host for SQLite, those of the server for
+        others."""
         if self._sqlite:
             return Moment(time.time(), time.clock_gettime(_UPTIME), _boot_id())
         now = float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0.0)
         return Moment(now, now, "database")
 
     def copy_to(self, path: Path) -> None:
-        """Copies an SQLite database as of one moment, while others read and write it.
-
-        Raises InvalidOptions for another kind: those have tools of their own.
+        """Copies a snapshot of an SQLite database during reads and writes. Raises InvalidOptions for other databases,
+        which have their own tools.
         """
         source_path = make_url(self.url).database
         if not self._sqlite or source_path is None:
@@ -228,11 +227,8 @@ class Database:
 
 
 def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> None:
-    """Waits until no other transaction has this lock, and keeps it until the own one ends. Those that share it do not
-    wait for each other, only for one that does not.
-
-    To be taken before what it protects is read, where a transaction acts upon what it has read. Costs nothing on
-    SQLite, which has one writer at a time: a transaction that reads first is never overtaken there.
+    """Takes this lock until the transaction ends. Shared holders wait only for an exclusive one. Take it before reading
+    what it protects, where a transaction acts upon what it has read. A no-op on SQLite, which has one writer at a time.
     """
     if connection.dialect.name == "sqlite":
         return
@@ -241,9 +237,9 @@ def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> N
 
 
 _LOCKS = 0x6261_7463
-"""Tells our advisory locks from those of others in the same database."""
+"""Distinguishes batchserve's advisory locks from others in the same database."""
 
-# Text that is no UTF-8 was not written by us; it must not stop the reading of other rows.
+# Text that is not UTF-8 was not written by batchserve; it must not prevent the reading of other rows.
 _text = partial(str, encoding="utf-8", errors="replace")
 
 _UPTIME = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -252,13 +248,13 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 @cache
 def _boot_id() -> str:
-    # Without Linux's boot ID, the moment of the boot (to 100 s, wall clocks are adjusted) tells boots apart.
+    # Without Linux's boot ID, the time of the boot (to 100 s, wall clocks are adjusted) distinguishes boots.
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else f"boot-{(time.time() - time.monotonic()) // 100:.0f}"
 
 
 def _server_engine(url: str, **options: Any) -> Engine:
-    """A server's connections are counted, and it may hang: a process has 15 at most at each door, waits for none of
-    them and for no answer longer than for SQLite's lock."""
+    """A server limits its connections, and may hang: a process has at most 15 in each pool, waits for none of them, and
+    for an answer no longer than for SQLite's lock."""
     limits = f"-c statement_timeout={BUSY_TIMEOUT_MS} -c lock_timeout={BUSY_TIMEOUT_MS}"
     waits = {"connect_timeout": CONNECT_TIMEOUT, "tcp_user_timeout": BUSY_TIMEOUT_MS, "options": limits}
     return create_engine(
@@ -286,13 +282,13 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
     @event.listens_for(engine, "connect")
     def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
         connection.text_factory = _text
-        connection.isolation_level = None  # the driver begins nothing by itself: `begin` below does
+        connection.isolation_level = None  # the driver starts no transaction: `begin` below does
         for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # By the driver: through SQLAlchemy it would take longer than many a read.
+        # By the driver: through SQLAlchemy it would take longer than many reads.
         statement = connection.get_execution_options().get("batchserve_begin", "BEGIN")
         driver = connection.connection.driver_connection
         assert isinstance(driver, sqlite3.Connection)
@@ -304,8 +300,8 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
     return engine
 
 
-def _is_for_want_of_space(error: BatchserveError) -> bool:
-    """Whether more space may help. SQLite has no code of its own for quotas and for files that cannot be made."""
+def _is_out_of_space(error: BatchserveError) -> bool:
+    """Whether more space may help. SQLite has no specific codes for quotas and for files that cannot be created."""
     if isinstance(error, InsufficientStorage):
         return True
     cause = getattr(error.__cause__, "orig", None)
@@ -326,7 +322,7 @@ def _failures_named() -> Iterator[None]:
         if isinstance(cause, sqlite3.Error):
             if cause.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
                 raise InsufficientStorage("the database's disk is full: free some space") from error
-            if cause.sqlite_errorcode & 0xFF not in _PASSING:
+            if cause.sqlite_errorcode & 0xFF not in _TRANSIENT_ERRORS:
                 raise
         raise Unavailable("the database does not respond; try again in a moment") from error
     except DataError as error:  # a server checks lengths and ranges, SQLite does not

@@ -1,4 +1,4 @@
-"""Schema versions. The only door to Alembic."""
+"""Schema versions. The only module that uses Alembic."""
 
 import threading
 import time
@@ -14,7 +14,7 @@ from batchserve.db.connect import Database
 from batchserve.errors import SchemaOutdated, SchemaTooNew, SchemaTooOld
 
 _DEVELOPMENT = ("0001", "0002", "0003", "0004")
-"""Versions before the first release: no release has had them, and none carries them over."""
+"""Versions before the first release, which cannot be migrated."""
 _PACKAGE = Path(__file__).resolve().parent.parent
 _upgrading = threading.Lock()
 
@@ -22,8 +22,8 @@ _upgrading = threading.Lock()
 def upgrade(database: Database) -> tuple[str | None, str]:
     """Brings the schema to this release's version; returns the versions before and after.
 
-    An existing SQLite file is copied first, beside itself, as `batchserve.db.before-<version>-<time>`.
-    Raises SchemaTooNew, and SchemaTooOld.
+    An existing SQLite file is first copied to the same folder, as `batchserve.db.before-<version>-<time>`. Raises
+    SchemaTooNew, and SchemaTooOld.
     """
     before, after = current_version(database), newest_version()
     if before == after:
@@ -32,7 +32,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     if before is not None:
         _copy_sqlite(database, before)
     config = _config()
-    # Alembic keeps what it migrates in globals of the process: one thread at a time.
+    # Alembic keeps its state in globals of the process: one thread at a time.
     with _upgrading, database.write(exclusive="schema") as connection:
         if connection.dialect.name == "postgresql":
             connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table may take long to change
@@ -42,7 +42,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
 
 
 def check(database: Database) -> None:
-    """Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, with what to do, unless the schema is this release's."""
+    """Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, with advice, unless the schema is this release's."""
     version = current_version(database)
     _refuse_unknown(database, version)
     if version != newest_version():
@@ -79,7 +79,7 @@ def _refuse_unknown(database: Database, version: str | None) -> None:
 
 
 def _config() -> Config:
-    inside = _PACKAGE / "migrations"  # in a wheel; in a checkout the folder stands beside the package
+    inside = _PACKAGE / "migrations"  # in a wheel; in a checkout the folder is next to the package
     config = Config()
     config.set_main_option("script_location", str(inside if inside.is_dir() else _PACKAGE.parent / "migrations"))
     return config

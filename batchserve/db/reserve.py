@@ -1,7 +1,7 @@
-"""A reserve of disk space beside an SQLite database, so that what frees space can be written when nothing else can.
+"""A reserve of disk space for an SQLite database, so that deletions can be written on a full disk.
 
-It is a file that takes its blocks for good. Who deletes or cancels on a full disk gives back a slice of it and writes
-at once; when there is space again it is made whole. Meanwhile, what takes space is refused.
+It is a file with allocated blocks. A deletion or cancellation on a full disk frees a slice of it and writes into that;
+when there is space again, the reserve is refilled. Meanwhile, work that takes space is refused.
 """
 
 import errno
@@ -14,7 +14,7 @@ from pathlib import Path
 MOST = 8 << 20
 LEAST = 256 << 10
 _SHARE = 64
-"""Of the whole disk, the reserve takes one part in so many."""
+"""Divisor of the disk's size that gives the size of the reserve."""
 _STEP = 64 << 10
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -26,7 +26,7 @@ class Reserve:
         self.path = database.with_name(f"{database.name}-reserve")
 
     def target(self) -> int:
-        """Bytes of a whole reserve: little on a small disk."""
+        """Size of a complete reserve: less on a small disk."""
         status = os.statvfs(self.path.parent)
         return min(MOST, max(LEAST, status.f_blocks * status.f_frsize // _SHARE // _STEP * _STEP))
 
@@ -40,9 +40,8 @@ class Reserve:
         return self.bytes() >= self.target()
 
     def refill(self) -> bool:
-        """Takes what is missing, as far as there is space, unless somebody needs a slice just now. True: it is whole.
-
-        Costs one look at the file when it is whole.
+        """Refills the reserve as far as there is space, unless a slice is in use. True: it is complete. Costs one
+        `stat` when it is.
         """
         if self.is_whole():
             return True
@@ -52,12 +51,12 @@ class Reserve:
                 size += count
             os.ftruncate(file, size)
             return size >= target
-        return False  # in use just now, or not to be had
+        return False  # in use, or not accessible
 
     @contextmanager
     def slices(self) -> Iterator[Iterator[int]]:
-        """An iterator that gives back a slice at each step, each twice as large as the one before, until there is none:
-        what others take in that moment is never all. Nobody refills meanwhile."""
+        """Frees a slice at each step, each twice as large as the previous one, until none is left: concurrent writers
+        cannot take all of it. Refilling is blocked meanwhile."""
         with self._opened(fcntl.LOCK_EX) as file:
             yield _slices(file)
 
@@ -76,16 +75,16 @@ def _slices(file: int) -> Iterator[int]:
     while size > 0:
         size -= min(count, size)
         os.ftruncate(file, size)
-        os.fsync(file)  # some file systems free blocks with their journal
+        os.fsync(file)  # some file systems free blocks when they write their journal
         yield size
         count *= 2
 
 
 def _take(file: int, offset: int, count: int) -> bool:
-    """Extends the file by blocks that are its own. False when the disk is full."""
+    """Extends the file by allocated blocks. False when the disk is full."""
     try:
         if not _allocate(file, offset, count):
-            written = os.pwrite(file, os.urandom(count), offset)  # nothing that a file system could squeeze
+            written = os.pwrite(file, os.urandom(count), offset)  # incompressible
             os.fsync(file)
             return written == count
     except OSError as error:
@@ -96,7 +95,7 @@ def _take(file: int, offset: int, count: int) -> bool:
 
 
 def _allocate(file: int, offset: int, count: int) -> bool:
-    """False where the system, or this file system, cannot."""
+    """False where the operating system or the file system does not support it."""
     if not hasattr(os, "posix_fallocate"):
         return False
     try:

@@ -1,7 +1,7 @@
 """The tables as SQLAlchemy Core. Alembic's migrations create them; tests/test_migrations.py keeps the two equal.
 
-Times are seconds since the epoch. JSON columns hold what is only ever read whole. What may stand in a column is checked
-on its way in (`db.codec`).
+Times are seconds since the epoch. JSON columns hold what is only ever read whole. Values are checked when they are
+written (`db.codec`).
 """
 
 from sqlalchemy import (
@@ -46,7 +46,7 @@ models = Table(
     Column("metadata", JSON, nullable=False),
     Column("created_at", Number, nullable=False),
     Column("deleted_at", Number),
-    # Of the artifact as it is stored: what was uploaded, mended. Null for a model of an older release.
+    # Of the stored artifact: the upload as repaired at admission. Null for a model of an older release.
     Column("artifact_sha256", Words(64)),
     UniqueConstraint("name", "version"),
     Index(None, "name", "digest"),
@@ -59,7 +59,7 @@ jobs = Table(
     Column("state", Words(16), nullable=False),
     Column("reason", Words(64)),
     Column("model_id", Integer, ForeignKey("models.id")),
-    # How many inputs it has (table inputs).
+    # Number of its inputs (table inputs).
     Column("inputs_total", Integer, nullable=False, server_default=text("1")),
     # The request, fixed at predict.
     Column("options", JSON, nullable=False),
@@ -67,14 +67,14 @@ jobs = Table(
     Column("metadata", JSON, nullable=False),
     Column("priority", Integer, nullable=False, server_default=text("0")),
     Column("run_after", Number),
-    # Who works on it, and until when.
+    # Its lease: the worker, and the expiry.
     Column("attempt", Integer, nullable=False, server_default=text("0")),
     Column("crashes", Integer, nullable=False, server_default=text("0")),
     Column("worker", Words(64)),
     Column("lease_until", Number),
     Column("lease_clock", Words(64)),
     Column("cancel_requested_at", Number),
-    # What is planned and done.
+    # Progress of planning and scoring.
     Column("planned", Boolean, nullable=False, server_default=false()),
     Column("rows_planned", BigInteger, nullable=False, server_default=text("0")),
     Column("rows_ok", BigInteger, nullable=False, server_default=text("0")),
@@ -82,7 +82,7 @@ jobs = Table(
     Column("chunks_total", Integer, nullable=False, server_default=text("0")),
     Column("chunks_done", Integer, nullable=False, server_default=text("0")),
     Column("progress", Number, nullable=False, server_default=text("0")),
-    # The result, there once and for all when the state is completed.
+    # The result, final when the state is completed.
     Column("result_key", Words(255)),
     Column("result_bytes", BigInteger),
     Column("result_sha256", Words(64)),
@@ -90,16 +90,16 @@ jobs = Table(
     Column("errors_bytes", BigInteger),
     Column("reused_from", Words(36)),
     Column("error", JSON),
-    # What is known of its rows besides their counts, merged from its chunks.
+    # Facts about its rows besides their counts, merged from its chunks.
     Column("facts", JSON),
     Column("created_at", Number, nullable=False),
     Column("queued_at", Number),
     Column("started_at", Number),
     Column("finished_at", Number),
-    # When all bytes were removed; and when those of the input were, which may be earlier.
+    # When all bytes were removed, and those of the input, possibly earlier.
     Column("expires_at", Number),
     Column("input_removed_at", Number),
-    # Who may see it.
+    # Visibility.
     Column("tenant", Words(64), nullable=False, server_default="default"),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
@@ -107,23 +107,23 @@ jobs = Table(
     Index(None, "result_key"),
 )
 
-# The queue of each tenant in its order: a claim reads no more jobs than it takes.
+# The queue of each tenant in order: a claim reads no more jobs than it takes.
 Index("ix_jobs_turn", jobs.c.state, jobs.c.tenant, jobs.c.priority.desc(), jobs.c.queued_at)
 
-# What jobs read, in its order. Several may name one object: it goes with the last of them.
+# Inputs of jobs, in order. Several may reference one object: it is removed with the last of them.
 inputs = Table(
     "inputs",
     metadata,
     Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("key", Words(255), nullable=False),
-    # Null: not known before the job has read it.
+    # Null: unknown before the job has read it.
     Column("bytes", BigInteger),
     Column("sha256", Words(64)),
     Column("format", Words(16), nullable=False),
     Column("delimiter", Words(1), nullable=False),
     Column("filename", Words(255)),
-    # Whether its bytes go with the jobs that name it; others are borrowed.
+    # Whether its bytes are removed with the jobs that reference it; others are borrowed.
     Column("owned", Boolean, nullable=False, server_default=true()),
     Index(None, "key"),
 )
@@ -134,12 +134,12 @@ chunks = Table(
     Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("first_record", BigInteger, primary_key=True, autoincrement=False),
     Column("records", BigInteger, nullable=False),
-    # The number of the input that it is of, and where in it.
+    # The number of its input, and the position in it.
     Column("input", Integer, nullable=False, server_default=text("0")),
     Column("start", BigInteger, nullable=False),
     Column("stop", BigInteger, nullable=False),
     Column("crashes", Integer, nullable=False, server_default=text("0")),
-    # The attempt whose part counts; null while the chunk is to be scored.
+    # The attempt whose part is committed; null while the chunk is not scored.
     Column("attempt", Integer),
     Column("part_bytes", BigInteger),
     Column("part_sha256", Words(64)),
@@ -155,22 +155,22 @@ attempts = Table(
     Column("number", Integer, primary_key=True, autoincrement=False),
     Column("worker", Words(64), nullable=False),
     Column("started_at", Number, nullable=False),
-    # Rows that earlier attempts had done, so that the speed of this one can be told.
+    # Rows done by earlier attempts, to compute the speed of this one.
     Column("rows_before", BigInteger, nullable=False, server_default=text("0")),
     Column("finished_at", Number),
     Column("outcome", Words(16)),
     Column("error", JSON),
 )
 
-# One row for each end of a job, written with it, for those who tell others: they read them in the order of the IDs, of
-# which none is given twice. Kept for a while, and no longer than the job.
+# An outbox: one row for each end of a job, written in its transaction and read in the order of the IDs, which are never
+# reused. Kept for a while, and no longer than the job.
 events = Table(
     "events",
     metadata,
     Column("id", Integer, primary_key=True),
     Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), nullable=False),
     Column("tenant", Words(64), nullable=False),
-    # The state that the job has come to.
+    # The end state of the job.
     Column("state", Words(16), nullable=False),
     Column("at", Number, nullable=False),
     Index(None, "job_id"),
@@ -182,7 +182,7 @@ idempotency_keys = Table(
     metadata,
     Column("key", Words(255), nullable=False),
     Column("fingerprint", Words(64), nullable=False),
-    # The job of the answer; of one about several jobs, the answer itself.
+    # The job of the response; of one about several jobs, the response itself.
     Column("job_id", Words(36)),
     Column("status", Integer, nullable=False),
     Column("created_at", Number, nullable=False),
@@ -199,7 +199,7 @@ keys = Table(
     Column("name", Words(128), nullable=False),
     Column("tenant", Words(64), nullable=False),
     Column("scope", Words(16), nullable=False),
-    # SHA-256 of the key, which itself is nowhere; and how it begins, to be recognised by its owner.
+    # SHA-256 of the key, which itself is not stored; and its first characters, for display.
     Column("digest", Words(64), nullable=False),
     Column("prefix", Words(16), nullable=False),
     Column("created_at", Number, nullable=False),
@@ -216,7 +216,8 @@ holds = Table(
     Column("clock", Words(64), nullable=False),
 )
 
-# One row: both clocks at the latest look, the seconds counted until then, and since which count they have agreed.
+# One row: both clocks at the latest reading, the seconds counted until then, and the count since which they have
+# agreed.
 clock = Table(
     "clock",
     metadata,
