@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from batchserve.errors import InvalidOptions
 
-if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
+if TYPE_CHECKING:  # scoring processes import this module, and do not need pydantic
     from batchserve.settings import Settings
 
 __all__ = ["Call", "Engine", "Interactive", "open_engine", "open_interactive"]
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 class Call(Protocol[T]):
-    """A function call on its way. `future` ends with the value, or with a BatchserveError:
+    """A submitted function call. `future` completes with the value, or with a BatchserveError:
 
     ScoringCrashed (the process died), ScoringTimeout (it was killed), OutOfMemory, or what the function raised.
     """
@@ -23,42 +23,42 @@ class Call(Protocol[T]):
     future: Future[T]
 
     def kill(self) -> None:
-        """Ends the call now, with its process; other calls go on. Its future ends as cancelled."""
+        """Ends the call and its process immediately; other calls continue. Its future ends as cancelled."""
         ...
 
 
 class Engine(Protocol):
-    """Where a worker has the chunks of its jobs scored, on this host or on others."""
+    """Scores the chunks of a worker's jobs, on this host or on others."""
 
     capacity: int
     """Calls that run at the same time."""
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:
-        """Calls a module-level function, in the order of the submissions; urgent ones before others."""
+        """Calls a module-level function, in the order of submission; urgent calls first."""
         ...
 
     def close(self) -> None:
-        """Kills what runs and ends the processes."""
+        """Kills running calls and ends the processes."""
         ...
 
 
 class Interactive(Protocol):
-    """Where the API has what a client waits for computed: on this host, and never behind a worker's chunks."""
+    """Runs the calls that a client waits for: on this host, and never queued behind a worker's chunks."""
 
     capacity: int
     """Calls that run at the same time."""
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
-        """Calls a module-level function, in the order of the submissions."""
+        """Calls a module-level function, in the order of submission."""
         ...
 
     def close(self) -> None:
-        """Kills what runs and ends the processes."""
+        """Kills running calls and ends the processes."""
         ...
 
 
 def open_engine(settings: "Settings") -> Engine:
-    """The engine of the settings. Raises InvalidOptions for any address but that of a kind that there is."""
+    """The engine of the settings. Raises InvalidOptions for an unknown kind."""
     if settings.engine != "local":
         raise InvalidOptions(f"BATCHSERVE_ENGINE is {settings.engine!r}; expected 'local'")
     from batchserve.engines.local import LocalEngine
@@ -68,7 +68,7 @@ def open_engine(settings: "Settings") -> Engine:
 
 
 def open_interactive(settings: "Settings") -> Interactive:
-    """Processes of this host, whatever engine scores the chunks."""
+    """Processes of this host, independent of the engine for chunks."""
     from batchserve.engines.local import LocalEngine
     from batchserve.engines.process import interactive_limits
 
@@ -76,5 +76,5 @@ def open_interactive(settings: "Settings") -> Interactive:
 
 
 _INTERACTIVE = 3
-"""Processes for clients that wait: two for one tenant, so that a model under admission does not block its other calls,
-and one that it leaves to others."""
+"""Number of interactive processes: two for one tenant, so that an admission does not block its other calls, and one
+that it leaves to others."""

@@ -1,8 +1,8 @@
-"""Scoring processes on this host: spawned, limited in memory, niced, killed without harming each other.
+"""Scoring processes on this host: spawned, limited in memory, niced, killed independently.
 
 A slot is one process, one pipe and one thread that waits for it. Slots share nothing but the queue of calls, so a
-process can be killed at any moment, in the middle of a message too, and only its own call is lost. The process pools
-of kept libraries share a pipe and a lock between their processes, and end other calls, or all, when one dies.
+process can be killed at any moment, in the middle of a message too, and only its own call is lost. The process pools of
+maintained libraries share a pipe and a lock between their processes, and end other calls, or all, when one dies.
 """
 
 import multiprocessing
@@ -40,12 +40,12 @@ class LocalCall(Generic[T]):
         with self._lock:
             self._killed = True
             if self._process is not None:
-                self._process.kill()  # its slot sees the end, and ends the future
+                self._process.kill()  # its slot notices the end, and ends the future
             else:
                 self.future.cancel()
 
     def begin(self, process: BaseProcess) -> bool:
-        """Whether the call is still wanted; from now on, killing it kills this process."""
+        """Assigns the call to this process, which a kill then ends. False when the call was cancelled."""
         with self._lock:
             if self._killed or self.future.cancelled():
                 self.future.cancel()
@@ -55,7 +55,7 @@ class LocalCall(Generic[T]):
             return True
 
     def detach(self) -> bool:
-        """From now on, killing the call harms no process. Whether it was killed before."""
+        """Detaches the call from its process. Returns whether it was killed before."""
         with self._lock:
             self._process = None
             return self._killed
@@ -64,7 +64,7 @@ class LocalCall(Generic[T]):
         if self._killed:
             self.future.cancel()
         if not self.future.set_running_or_notify_cancel():
-            return  # killed, or whoever waited has left
+            return  # killed, or cancelled by its waiter
         if error is not None:
             self.future.set_exception(error)
         else:
@@ -72,12 +72,12 @@ class LocalCall(Generic[T]):
 
 
 _Queue = PriorityQueue[tuple[bool, int, LocalCall[Any] | None]]
-"""Calls by urgency (False comes first) and number."""
+"""Queued calls by urgency (False comes first) and number."""
 
 
 class LocalEngine:
-    """Slots that take calls from one queue. One starts when all others have a call: `serve --no-worker` scores no
-    chunks, and clients that come one after the other need one process."""
+    """Slots that take calls from one queue. A slot starts when all others are busy: `serve --no-worker` scores no
+    chunks, and sequential clients need one process."""
 
     def __init__(self, processes: int, limits: ProcessLimits) -> None:
         self.capacity, self._limits = processes, limits
@@ -113,7 +113,7 @@ class LocalEngine:
 
 
 class _Slot:
-    """One process at a time, and the thread that hands it one call at a time."""
+    """One process at a time, and the thread that sends it one call at a time."""
 
     def __init__(self, queue: "_Queue", limits: ProcessLimits) -> None:
         self._queue, self._limits = queue, limits
@@ -129,10 +129,10 @@ class _Slot:
                 if not call.begin(process):
                     continue
                 outcome, error = _exchange(call, process, pipe)
-                # What is left of the process is not to be trusted; and a kill may hit it late.
+                # The state of the process is unknown, and a kill may still reach it.
                 if call.detach() or isinstance(error, ScoringTimeout | ScoringCrashed | OutOfMemory):
                     self._retire()
-            except Exception as unforeseen:  # noqa: BLE001 - no files or memory left, say: the call ends, the slot goes on
+            except Exception as unforeseen:  # noqa: BLE001 - no files or memory left, say: the call fails, the slot continues
                 call.detach()
                 self._retire()
                 outcome, error = None, ScoringCrashed(f"no scoring process could be used ({unforeseen})")
@@ -141,7 +141,7 @@ class _Slot:
         self._retire()
 
     def _ready(self) -> "tuple[BaseProcess, Connection[Any, Any]]":
-        """A process that lives: one that died while it had nothing to do cost nobody anything."""
+        """A live process: one that died while idle is replaced."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._retire()
             self._process, self._pipe = _started(self._limits)
@@ -166,7 +166,7 @@ def _started(limits: ProcessLimits) -> "tuple[BaseProcess, Connection[Any, Any]]
         ours.close()
         raise
     finally:
-        theirs.close()  # or the end of the process would not be the end of the pipe
+        theirs.close()  # or the pipe would stay open after the process has ended
     return process, ours
 
 
@@ -188,7 +188,7 @@ def _exchange(
 
 
 def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
-    """What a scoring process does: one call after the other, until its server closes the pipe."""
+    """The main loop of a scoring process: answers calls until the server closes the pipe."""
     prepare_process(limits)
     with suppress(EOFError, OSError):
         while True:
@@ -197,7 +197,7 @@ def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
             try:
                 function, arguments = pickle.loads(message)  # noqa: S301 - from our own server
                 outcome = function(*arguments)
-            except Exception as raised:  # noqa: BLE001 - handed on to whoever waits
+            except Exception as raised:  # noqa: BLE001 - sent to the waiter
                 error = raised
             pipe.send_bytes(_answer(outcome, error))
 
@@ -206,7 +206,7 @@ def _answer(outcome: Any, error: Exception | None) -> bytes:
     try:
         answer = pickle.dumps((outcome, error))
         pickle.loads(answer)  # noqa: S301 - an error may pickle and yet not come back
-    except Exception as unfit:  # noqa: BLE001 - one that cannot travel is told in words
+    except Exception as unfit:  # noqa: BLE001 - one that cannot be pickled is sent as text
         told = error or unfit
         return pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}")))
     return answer

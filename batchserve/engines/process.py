@@ -1,6 +1,5 @@
-"""What makes a process a scoring process, whichever engine starts it: its limits, and what becomes of it at the end.
-
-The limits are those of the host that scores. An engine of other hosts takes them from the settings there.
+"""Setup of a scoring process for any engine: its limits, and its end. The limits are those of the host that scores; an
+engine of other hosts takes them from the settings there.
 """
 
 import ctypes
@@ -24,45 +23,45 @@ __all__ = ["ProcessLimits", "interactive_limits", "prepare_process", "scoring_li
 
 @dataclass(frozen=True, slots=True)
 class ProcessLimits:
-    """What a scoring process may take of its host. `keeps_freed`: of memory, also what it has freed; for chunk after
-    chunk."""
+    """Resource limits of a scoring process. `retain_heap`: freed memory is kept for the next chunk."""
 
     memory: int
     nice: int
-    keeps_freed: bool
+    retain_heap: bool
     allowance: Allowance
 
 
 def scoring_limits(settings: "Settings") -> ProcessLimits:
-    """Of a process for chunks on the host of the settings: its cores are shared among all that work."""
+    """Limits of a process for chunks on the host of the settings, which share its cores."""
     allowance = Allowance(settings.sessions, settings.image_pixels, settings.process_threads)
-    return ProcessLimits(settings.process_memory, settings.process_nice, keeps_freed=True, allowance=allowance)
+    return ProcessLimits(settings.process_memory, settings.process_nice, retain_heap=True, allowance=allowance)
 
 
 def interactive_limits(settings: "Settings") -> ProcessLimits:
-    """Of a process for clients that wait: as nice as the server, with as many threads as a model is fastest with."""
+    """Limits of an interactive process: the niceness of the server, and the threads with which a model is fastest."""
     allowance = Allowance(settings.sessions, settings.image_pixels)
-    return ProcessLimits(settings.process_memory, nice=0, keeps_freed=False, allowance=allowance)
+    return ProcessLimits(settings.process_memory, nice=0, retain_heap=False, allowance=allowance)
 
 
 def prepare_process(limits: ProcessLimits) -> None:
-    """Makes this process a scoring process. Runs before polars and onnxruntime are imported: they read it then."""
+    """Turns this process into a scoring process. Runs before the imports of polars and onnxruntime, which read the
+    limits."""
     os.environ["POLARS_MAX_THREADS"] = "1"  # the processes are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's business, which then ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the server handles Ctrl-C, and ends this process
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     allow(limits.allowance)
     os.nice(limits.nice)
     if sys.platform == "linux":
-        if limits.keeps_freed:
-            _keep_freed_memory()
+        if limits.retain_heap:
+            _retain_heap()
         resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _keep_freed_memory() -> None:
-    """Chunks follow each other, and each would ask the system anew for the pages that the one before gave back: a
-    tenth of the time of a CSV chunk. glibc keeps blocks of up to 32 MiB (its most) instead; others have no mallopt."""
+def _retain_heap() -> None:
+    """Otherwise each chunk would request the pages again that the previous one released: a tenth of the time of a CSV
+    chunk. glibc keeps blocks of up to 32 MiB (its maximum); other C libraries have no mallopt."""
     trim_threshold, top_pad, mmap_threshold = -1, -2, -3
     with suppress(AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
@@ -71,7 +70,7 @@ def _keep_freed_memory() -> None:
 
 
 def _end_with_parent() -> None:
-    """A server that was killed takes its scoring processes along: nobody would ever read what they score."""
+    """Ends this process when its server is killed: its results could not be read."""
     if parent := multiprocessing.parent_process():
         parent.join()
         os._exit(1)
