@@ -1,4 +1,5 @@
-"""The Python client. `Client` blocks, `AsyncClient` is its twin for asyncio; both need a server and nothing of it."""
+"""The Python client. `Client` blocks, `AsyncClient` is its counterpart for asyncio; both need only the address of a
+server."""
 
 from batchserve.client.aio import AsyncClient
 from batchserve.client.core import AsyncJob, AsyncResult

@@ -14,7 +14,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def settings_of(url: str | None, api_key: str | None) -> tuple[str, dict[str, str]]:
-    """The address and the headers that a client uses, from its arguments or from the environment."""
+    """A client's address and headers, from its arguments or the environment."""
     url = url or os.environ.get("BATCHSERVE_URL") or DEFAULT_URL
     api_key = api_key or os.environ.get("BATCHSERVE_API_KEY")
     headers = {"User-Agent": f"batchserve-python/{version('batchserve')}"}

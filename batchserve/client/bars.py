@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class Bars:
-    """A bar for each stage of a prediction. Off, every method does nothing."""
+    """A bar for each stage of a prediction. Every method does nothing when bars are off."""
 
     def __init__(self, shown: bool | None = None) -> None:
         """`shown`: None means on if stderr is a terminal."""
@@ -49,7 +49,7 @@ class Bars:
         self._bytes("download", done, total)
 
     def scoring(self, job: JobView) -> None:
-        """The job's state, rows and speed as the server tells them."""
+        """Shows the job's state, rows and speed as reported by the server."""
         rows = job.rows
         done, total = (rows.get("ok") or 0) + (rows.get("failed") or 0), rows.get("total")
         notes = [f"{done:,}/{total:,} rows" if total is not None else job.state]

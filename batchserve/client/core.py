@@ -1,4 +1,5 @@
-"""Everything the clients do, once, as coroutines. `AsyncClient` is this; `Client` runs it without an event loop."""
+"""The clients, implemented once as coroutines. `AsyncClient` uses them directly; `Client` runs them without an event
+loop."""
 
 import builtins
 import functools
@@ -41,20 +42,20 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 OnUpload = Callable[[int, int | None], None]
-"""Is told the bytes sent so far and their total, if that is known."""
+"""Called with the bytes sent so far and their total, if known."""
 
 _LONG_POLL = 30.0
 _PROGRESS = 0.3
 _OUTAGE = 30.0
-"""Seconds for which a waiting client bears with a server that does not answer: a restart takes less."""
+"""Seconds for which a waiting client tolerates a server that does not answer: a restart takes less."""
 _ADMISSION = 300.0
 _COLLECTIVE = 300.0
-"""Seconds that a server may take to look at thousands of inputs."""
+"""Seconds that a server may take to check thousands of inputs."""
 _PAGE = 200
 
 
 class JobOptions(TypedDict, total=False):
-    """What `POST /v1/predict` takes besides the model; docs/api.md explains each."""
+    """Options of `POST /v1/predict`; docs/api.md explains each."""
 
     format: str
     passthrough: str | list[str]
@@ -72,7 +73,7 @@ class JobOptions(TypedDict, total=False):
 
 
 class ValidateOptions(TypedDict, total=False):
-    """What `POST /v1/models/{name}/validate` takes."""
+    """Options of `POST /v1/models/{name}/validate`."""
 
     columns: list[str] | dict[str, str]
     inputs: dict[str, bool | int | float | str]
@@ -80,13 +81,13 @@ class ValidateOptions(TypedDict, total=False):
 
 
 class OnlineOptions(ValidateOptions, total=False):
-    """What `POST /v1/models/{name}/predict` takes."""
+    """Options of `POST /v1/models/{name}/predict`."""
 
     top_k: int
 
 
 class PredictOptions(JobOptions, total=False):
-    """What `predict` takes besides the model."""
+    """Options of `predict`."""
 
     output: str | os.PathLike[str] | None
     """Where to save the result of a path."""
@@ -97,7 +98,7 @@ class PredictOptions(JobOptions, total=False):
 
 
 class AsyncResult:
-    """The result of a job. Nothing is downloaded before it is asked for."""
+    """The result of a job. Downloaded on demand."""
 
     def __init__(self, transport: Transport, job: JobView, *, format: str | None, partial: bool) -> None:
         self._transport = transport
@@ -131,7 +132,7 @@ class AsyncResult:
     async def save(
         self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
     ) -> Path:
-        """Writes the result to `path`, in the format that its suffix names. The file appears when it is whole."""
+        """Writes the result to `path`, in the format of its suffix. The file appears when it is complete."""
         path = Path(path)
         format = self._format or format_of(path)
         stored = self._job.data.get("result") or {}
@@ -168,7 +169,7 @@ class AsyncResult:
 
     @property
     def suffix(self) -> str:
-        """How the name of a file with this result ends, with the dot."""
+        """The suffix of a file with this result, with the dot."""
         return f".{self._format or self._stored_format or 'bin'}"
 
     @property
@@ -177,7 +178,7 @@ class AsyncResult:
 
 
 class AsyncJob(JobView):
-    """A job on the server. Its properties tell what the server said last; `refresh` asks again."""
+    """A job on the server. Its properties hold the last response; `refresh` updates them."""
 
     def __init__(self, transport: Transport, data: Mapping[str, Any]) -> None:
         super().__init__(data)
@@ -219,11 +220,11 @@ class AsyncJob(JobView):
         return self._completed()
 
     async def cancel(self) -> Self:
-        """Asks for the end of the job. Finished chunks stay; the state follows within seconds."""
+        """Requests cancellation. Finished chunks stay; the state follows within seconds."""
         return await self._ask(Request(method="POST", path=f"/v1/jobs/{self.id}/cancel"))
 
     async def retry(self) -> Self:
-        """Goes on with the unfinished chunks of a failed or cancelled job."""
+        """Resumes the unfinished chunks of a failed or cancelled job."""
         return await self._ask(Request(method="POST", path=f"/v1/jobs/{self.id}/retry"))
 
     async def retry_failed_rows(self) -> "AsyncJob":
@@ -251,7 +252,7 @@ class AsyncJob(JobView):
         await self._transport.json(Request(method="DELETE", path=f"/v1/jobs/{self.id}"))
 
     def result(self, format: str | None = None, *, partial: bool = False) -> AsyncResult:
-        """The result, by default in the format that the job was asked for. `partial`: what is finished so far."""
+        """The result, by default in the format of the job. `partial`: the rows finished so far."""
         return AsyncResult(self._transport, self, format=format, partial=partial)
 
     def _completed(self) -> Self:
@@ -278,13 +279,13 @@ class AsyncJobs:
         return await AsyncJob(self._transport, {"id": id}).refresh()
 
     async def delete(self, id: str) -> None:
-        """Removes a job with its input and result, also one that cannot be shown any more."""
+        """Removes a job with its input and result, even if it cannot be shown any more."""
         await AsyncJob(self._transport, {"id": id}).delete()
 
     async def list(
         self, *, state: str | None = None, model: str | None = None, q: str | None = None
     ) -> AsyncGenerator[AsyncJob]:
-        """All jobs that fit, newest first; further pages are fetched as they are needed."""
+        """All matching jobs, newest first; further pages are fetched on demand."""
         after = None
         while True:
             params = query({"state": state, "model": model, "q": q, "limit": _PAGE, "after": after})
@@ -305,14 +306,15 @@ class AsyncModels:
     async def add(
         self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None
     ) -> Model:
-        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes: the version there is."""
+        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes return the existing
+        version."""
         request = Request(
             method="PUT", path=_model_path(name), content=content_of(model), patience=_ADMISSION, on_upload=on_upload
         )
         return Model(await self._transport.json(request))
 
     async def get(self, name: str) -> Model:
-        """The newest version of `name`, or the one that `name@version` says."""
+        """The newest version of `name`, or exactly `name@version`."""
         return Model(await self._transport.json(Request(method="GET", path=_model_path(name))))
 
     async def list(self) -> "builtins.list[Model]":
@@ -328,7 +330,7 @@ class AsyncModels:
     async def predict(
         self, name: str, data: "Data", **options: Unpack[OnlineOptions]
     ) -> "builtins.list[dict[str, Any]]":
-        """Predictions at once, without a job, for up to one chunk of records. One that could not be scored holds
+        """Predicts synchronously, without a job, up to one chunk of records. One that could not be scored holds
         nulls."""
         answer = await self._transport.json(_online_request(name, "predict", data, options))
         return list(answer["prediction"])
@@ -343,7 +345,7 @@ def _online_request(name: str, verb: str, data: "Data", options: Mapping[str, An
 
 
 class Core:
-    """The calls that a client has."""
+    """The methods of a client."""
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
@@ -395,7 +397,7 @@ class Core:
         progress: bool | None = None,
         **options: Unpack[JobOptions],
     ) -> Any:
-        """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
+        """Predicts and waits. Returns the type of its input: a DataFrame for a DataFrame (with its index), a structured
         array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
         path of the saved result (`output`, or `<name>.predictions.<suffix>` beside it, or the first of several).
 
@@ -453,7 +455,7 @@ def _model_path(reference: str) -> str:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """Where the result of a file goes if nobody says: `<name>.predictions<suffix>` in the same folder."""
+    """Default path for the result of a file: `<name>.predictions<suffix>` in the same folder."""
     path = path if path.name else path.resolve()  # `.` and `..` have no name
     return path.with_name(f"{path.name.split('.')[0] or path.stem}.predictions{suffix}")
 

@@ -1,4 +1,4 @@
-"""What users hand in, as the body of a request; and results in the form users want. Heavy libraries come in lazily."""
+"""Converts users' data into request bodies, and results into users' types. Heavy libraries are imported lazily."""
 
 import io
 import json
@@ -44,7 +44,7 @@ MEDIA_TYPES = {
     ".onnx": "application/octet-stream",
 }
 UNKNOWN = "application/octet-stream"
-"""The server looks at the bytes."""
+"""The server detects the format."""
 
 _FORMATS = {
     ".csv": "csv",
@@ -59,7 +59,7 @@ _FORMATS = {
     ".npy": "npy",
     ".npz": "npz",
 }
-"""Of results, by the suffix of a file."""
+"""Formats of results by file suffix."""
 _ENCODINGS = {".gz": "gzip", ".zst": "zstd"}
 _RECORDS_IN_BATCH = 65_536
 
@@ -69,7 +69,7 @@ def content_of(data: "Data") -> Content:
     or a mapping of arrays of numpy, one record (a mapping) or a list of records (mappings, or lists of values). Files
     are read block by block.
 
-    A folder of images, or a list of their paths, becomes a zip. Raises InvalidInput where one is no image by its name.
+    A folder of images, or a list of their paths, becomes a zip. Raises InvalidInput for one without an image suffix.
     """
     if isinstance(data, str | os.PathLike):
         path = Path(data)
@@ -98,12 +98,12 @@ def content_of(data: "Data") -> Content:
 
 
 def format_of(path: Path) -> str | None:
-    """The `format` option that a file name asks for; None if it tells none."""
+    """The `format` option for a file name; None if its suffix is unknown."""
     return _FORMATS.get(path.suffix.lower())
 
 
 def path_of(data: object) -> Path | None:
-    """Where `data` is, of several paths the first; None for what is no path."""
+    """The path of `data`, of several the first; None if it is not a path."""
     first = data[0] if holds_paths(data) else data  # type: ignore[index]
     return Path(first) if isinstance(first, str | os.PathLike) else None
 
@@ -144,8 +144,7 @@ def _of_path(path: Path) -> Content:
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
-    """The images in a folder and all below it, by their paths in it, in order. What is hidden stays behind, and so does
-    what lies in a hidden folder."""
+    """The images in a folder and all below it, by their paths in it, in order. Hidden files and folders are skipped."""
     found = ((path.relative_to(folder), path) for path in folder.rglob("*") if _is_image(path) and path.is_file())
     images = {name.as_posix(): path for name, path in found if not any(part.startswith(".") for part in name.parts)}
     if not images:
@@ -177,7 +176,7 @@ def _named() -> str:
 
 
 def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Content:
-    """A zip, made while it is sent. Equal images give equal bytes."""
+    """A zip, written while it is sent. Equal images give equal bytes."""
 
     def blocks() -> Iterator[bytes]:
         sink = _Sink()
@@ -192,7 +191,7 @@ def _of_images(images: Mapping[str, Path], filename: str | None = None) -> Conte
 
 
 class _Sink:
-    """What is written and not taken yet. It cannot go back, so sizes follow the data."""
+    """A buffer of written bytes that were not yet taken. It is not seekable, so sizes follow the data."""
 
     def __init__(self) -> None:
         self._blocks: list[bytes] = []
@@ -256,7 +255,7 @@ def _written(write: Callable[[BinaryIO], None]) -> bytes:
 
 
 def _polars_of_pandas(frame: "pd.DataFrame") -> "pl.DataFrame":
-    """Column by column, which needs no pyarrow. The index stays behind; NaN, NaT and None become null."""
+    """Column by column, which needs no pyarrow. The index is dropped; NaN, NaT and None become null."""
     import numpy as np
     import polars as pl
 
@@ -278,7 +277,7 @@ def polars_of(content: bytes) -> "pl.DataFrame":
 
 
 def pandas_of(content: bytes) -> "pd.DataFrame":
-    """The frame that an Arrow file holds, without a need for pyarrow: null is NaN in numbers, None in text."""
+    """The frame that an Arrow file holds, read without pyarrow: null is NaN in numbers, None in text."""
     import pandas as pd
 
     frame = polars_of(content)

@@ -1,4 +1,4 @@
-"""What a call can raise besides the errors that the server itself names (those are classes of `batchserve.errors`).
+"""Errors of the client, besides those that the server names (classes of `batchserve.errors`).
 
 BatchserveError
 ├── APIError                    the server refused, with a code or a status that has no class of its own
@@ -28,7 +28,7 @@ _STANDARD = frozenset({"type", "title", "status", "detail", "code", "errors", "i
 
 
 class APIError(BatchserveError):
-    """An answer of 4xx or 5xx."""
+    """A response with status 4xx or 5xx."""
 
     code = "api-error"
 
@@ -38,7 +38,7 @@ class APIError(BatchserveError):
 
     @property
     def problem(self) -> Mapping[str, Any]:
-        """The RFC 9457 problem; empty if the answer was none (a proxy's page, for example)."""
+        """The RFC 9457 problem; empty if the response had none (a proxy's page, for example)."""
         return self.extra["problem"]  # type: ignore[no-any-return]
 
     @property
@@ -55,7 +55,7 @@ class ConnectionFailed(BatchserveError):
 
 
 class JobError(BatchserveError):
-    """What ended the wait for a job."""
+    """The wait for a job ended without a result."""
 
     @property
     def job(self) -> JobView:
@@ -76,7 +76,7 @@ class WaitTimeout(JobError, TimeoutError):
 
 
 def error_of(response: httpx2.Response) -> BatchserveError:
-    """The error that an answer of 4xx or 5xx stands for. The body must have been read."""
+    """The error of a response with status 4xx or 5xx. The body must have been read."""
     problem = _problem(response)
     request_id = problem.get("request_id") or response.headers.get("X-Request-ID")
     detail = str(problem.get("detail") or problem.get("title") or _describe(response))

@@ -1,4 +1,4 @@
-"""The blocking client: every call runs its twin of `core` to the end."""
+"""The blocking client: every method runs its counterpart in `core` to completion."""
 
 import builtins
 import os
@@ -37,7 +37,7 @@ T = TypeVar("T")
 
 
 class Result:
-    """The result of a job. Nothing is downloaded before it is asked for."""
+    """The result of a job. Downloaded on demand."""
 
     def __init__(self, twin: AsyncResult) -> None:
         self._twin = twin
@@ -57,7 +57,7 @@ class Result:
     def save(
         self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
     ) -> Path:
-        """Writes the result to `path`, in the format that its suffix names. The file appears when it is whole."""
+        """Writes the result to `path`, in the format of its suffix. The file appears when it is complete."""
         return now(self._twin.save(path, on_download=on_download))
 
     def to_polars(self) -> "pl.DataFrame":
@@ -76,12 +76,12 @@ class Result:
 
     @property
     def suffix(self) -> str:
-        """How the name of a file with this result ends, with the dot."""
+        """The suffix of a file with this result, with the dot."""
         return self._twin.suffix
 
 
 class Job(JobView):
-    """A job on the server. Its properties tell what the server said last; `refresh` asks again."""
+    """A job on the server. Its properties hold the last response; `refresh` updates them."""
 
     def __init__(self, twin: AsyncJob) -> None:
         super().__init__({})
@@ -104,12 +104,12 @@ class Job(JobView):
         return self
 
     def cancel(self) -> Self:
-        """Asks for the end of the job. Finished chunks stay; the state follows within seconds."""
+        """Requests cancellation. Finished chunks stay; the state follows within seconds."""
         now(self._twin.cancel())
         return self
 
     def retry(self) -> Self:
-        """Goes on with the unfinished chunks of a failed or cancelled job."""
+        """Resumes the unfinished chunks of a failed or cancelled job."""
         now(self._twin.retry())
         return self
 
@@ -126,7 +126,7 @@ class Job(JobView):
         now(self._twin.delete())
 
     def result(self, format: str | None = None, *, partial: bool = False) -> Result:
-        """The result, by default in the format that the job was asked for. `partial`: what is finished so far."""
+        """The result, by default in the format of the job. `partial`: the rows finished so far."""
         return Result(self._twin.result(format, partial=partial))
 
 
@@ -140,11 +140,11 @@ class Jobs:
         return Job(now(self._twin.get(id)))
 
     def delete(self, id: str) -> None:
-        """Removes a job with its input and result, also one that cannot be shown any more."""
+        """Removes a job with its input and result, even if it cannot be shown any more."""
         now(self._twin.delete(id))
 
     def list(self, *, state: str | None = None, model: str | None = None, q: str | None = None) -> Iterator[Job]:
-        """All jobs that fit, newest first; further pages are fetched as they are needed."""
+        """All matching jobs, newest first; further pages are fetched on demand."""
         return map(Job, each_now(self._twin.list(state=state, model=model, q=q)))
 
 
@@ -155,11 +155,12 @@ class Models:
         self._twin = twin
 
     def add(self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None) -> Model:
-        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes: the version there is."""
+        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes return the existing
+        version."""
         return now(self._twin.add(model, name=name, on_upload=on_upload))
 
     def get(self, name: str) -> Model:
-        """The newest version of `name`, or the one that `name@version` says."""
+        """The newest version of `name`, or exactly `name@version`."""
         return now(self._twin.get(name))
 
     def list(self) -> "builtins.list[Model]":
@@ -171,7 +172,7 @@ class Models:
         now(self._twin.remove(name))
 
     def predict(self, name: str, data: "Data", **options: Unpack[OnlineOptions]) -> "builtins.list[dict[str, Any]]":
-        """Predictions at once, without a job, for up to one chunk of records. One that could not be scored holds
+        """Predicts synchronously, without a job, up to one chunk of records. One that could not be scored holds
         nulls."""
         return now(self._twin.predict(name, data, **options))
 
@@ -183,8 +184,8 @@ class Models:
 class Client:
     """A client of a batchserve server.
 
-    `url` and `api_key` default to BATCHSERVE_URL (else http://127.0.0.1:8000) and BATCHSERVE_API_KEY. Requests that
-    may succeed later are tried up to `1 + max_retries` times; `timeout` is in seconds for each read, write and connect.
+    `url` and `api_key` default to BATCHSERVE_URL (else http://127.0.0.1:8000) and BATCHSERVE_API_KEY. Transient
+    failures are retried up to `max_retries` times; `timeout` is in seconds for each read, write and connect.
     """
 
     def __init__(
@@ -228,7 +229,7 @@ class Client:
     def predict(self, data: T, model: str, **options: Unpack[PredictOptions]) -> T: ...
 
     def predict(self, data: Any, model: str, **options: Unpack[PredictOptions]) -> Any:
-        """Predicts and waits. Gives back what it was given: a DataFrame for a DataFrame (with its index), a structured
+        """Predicts and waits. Returns the type of its input: a DataFrame for a DataFrame (with its index), a structured
         array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
         path of the saved result (`output`, or `<name>.predictions.<suffix>` beside it, or the first of several).
 
@@ -249,7 +250,7 @@ class Client:
 
 
 def _settled(waiting: Coroutine[Any, Any, T]) -> T:
-    """The value of `waiting`; an error's job becomes one whose methods block."""
+    """The value of `waiting`; the job of an error becomes one with blocking methods."""
     try:
         return now(waiting)
     except JobError as error:

@@ -1,7 +1,7 @@
 """Requests with retries, over a blocking or an asyncio connection.
 
-All logic of the client is written once, as coroutines over a `Wire`. `AsyncWire` suspends as usual. `BlockingWire` does
-its work before it returns, so a coroutine over it never suspends and `now` runs it to its end without an event loop.
+All logic of the client is written once, as coroutines over a `Wire`. `AsyncWire` suspends as usual. `BlockingWire`
+blocks, so a coroutine over it never suspends and `now` runs it to completion without an event loop.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ _LONGEST_PAUSE = 120.0
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of a request. `blocks` begins anew at each request, unless the body is not `repeatable`."""
+    """The bytes of a request. `blocks` restarts for each attempt, unless the body is not `repeatable`."""
 
     blocks: Callable[[], Iterator[bytes]]
     media_type: str
@@ -41,7 +41,7 @@ class Content:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """One request, to be sent as often as it takes."""
+    """One request, sent once or more."""
 
     method: str
     path: str
@@ -49,13 +49,13 @@ class Request:
     headers: Mapping[str, str] = field(default_factory=dict)
     content: Content | None = None
     patience: float = 0.0
-    """Seconds that the server may take for its answer, on top of the client's timeout."""
+    """Seconds allowed for the response, on top of the client's timeout."""
     on_upload: Callable[[int, int | None], None] | None = None
-    """Called with the bytes sent so far and their total, if that is known."""
+    """Called with the bytes sent so far and their total, if known."""
 
 
 class Wire(Protocol):
-    """What the client needs of the world outside."""
+    """I/O operations of the client."""
 
     @property
     def http(self) -> httpx2.Client | httpx2.AsyncClient: ...
@@ -66,7 +66,7 @@ class Wire(Protocol):
     async def end(self, response: httpx2.Response) -> None: ...
     async def sleep(self, seconds: float) -> None: ...
     async def call(self, function: Callable[[], T]) -> T:
-        """Runs a function that may block on files."""
+        """Runs a function that may block on file I/O."""
         ...
 
     async def close(self) -> None: ...
@@ -172,7 +172,7 @@ async def _close(values: AsyncGenerator[Any]) -> None:
 
 
 class Transport:
-    """Sends calls until they succeed, fail for good, or have been tried `1 + max_retries` times."""
+    """Sends calls until they succeed, fail permanently, or have been tried `1 + max_retries` times."""
 
     def __init__(self, wire: Wire, url: str, *, max_retries: int, timeout: float) -> None:
         self.wire = wire
@@ -181,7 +181,7 @@ class Transport:
         self.timeout = timeout
 
     async def json(self, request: Request) -> Any:
-        """The JSON of the answer; None if it has no body."""
+        """The JSON of the response; None if it has no body."""
         response = await self.send(request)
         try:
             content = await self.wire.read(response)
@@ -190,8 +190,8 @@ class Transport:
         return response.json() if content else None
 
     async def send(self, request: Request) -> httpx2.Response:
-        """The answer, its body not yet read. Raises the BatchserveError that the server named, or ConnectionFailed."""
-        # One key for all tries: the server runs at most one of them.
+        """The response with its body unread. Raises the BatchserveError that the server named, or ConnectionFailed."""
+        # One key for all attempts: the server processes at most one.
         key = {"Idempotency-Key": str(uuid.uuid4())} if request.method == "POST" else {}
         retries = 0
         while True:
@@ -218,7 +218,7 @@ class Transport:
             await self.wire.sleep(pause)
 
     async def download(self, request: Request) -> AsyncGenerator[bytes]:
-        """The blocks of a body. A broken connection is continued where it broke; the digest is checked at the end."""
+        """The blocks of a body. A broken download is resumed where it broke; the digest is checked at the end."""
         digest = hashlib.sha256()
         expected = etag = None
         position = breaks = 0
@@ -246,7 +246,7 @@ class Transport:
                 await self.wire.end(response)
             await self.wire.sleep(pause_before(breaks - 1, None))
         if expected and expected != f"sha-256=:{base64.b64encode(digest.digest()).decode()}:":
-            raise DigestMismatch(f"the download from {self.url} is damaged: expected {expected}, got other bytes")
+            raise DigestMismatch(f"the download from {self.url} is damaged: its digest is not {expected}")
 
     def _request(self, request: Request, key: Mapping[str, str]) -> httpx2.Request:
         headers = {"Accept": "application/json", **key, **request.headers}
@@ -285,7 +285,7 @@ def _upload(request: Request, content: Content) -> Iterator[bytes]:
 
 
 def may_be_retried(status: int, error: BatchserveError) -> bool:
-    """Whether the same request may have success later."""
+    """Whether the same request may succeed later."""
     if status == httpx2.codes.CONFLICT:
         return isinstance(error, IdempotencyInProgress)
     return status in (408, 429) or (status >= 500 and status not in _NEVER_RETRIED)
@@ -293,7 +293,7 @@ def may_be_retried(status: int, error: BatchserveError) -> bool:
 
 def pause_before(retries: int, retry_after: float | None) -> float:
     """Seconds to wait: half a second, doubled by each retry, at most 8, with jitter; never less than `retry_after`."""
-    pause: float = min(8.0, 0.5 * 2**retries) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is no secret
+    pause: float = min(8.0, 0.5 * 2**retries) * random.uniform(0.5, 1.0)  # noqa: S311 - jitter is not a secret
     return max(pause, retry_after or 0.0)
 
 

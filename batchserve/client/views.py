@@ -1,4 +1,4 @@
-"""What the server says about jobs and models, with names instead of keys."""
+"""Typed views of the server's descriptions of jobs and models."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ FINISHED = frozenset({"completed", "failed", "cancelled", "expired"})
 
 
 class JobView:
-    """A job as the server last described it."""
+    """A job as of the last response."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = dict(data)
@@ -43,7 +43,7 @@ class JobView:
 
     @property
     def rows(self) -> dict[str, int | None]:
-        """`total`, `ok` and `failed`; `total` is None as long as it is not known."""
+        """`total`, `ok` and `failed`; `total` is None while unknown."""
         return dict(self.data.get("rows") or {})
 
     @property
@@ -64,14 +64,14 @@ class JobView:
 
 @dataclass(frozen=True, slots=True)
 class Queued(Generic[J]):
-    """What became of the uploaded inputs that one call queued."""
+    """The outcome of one call that queues uploaded inputs."""
 
     jobs: list[J]
-    """Those that were queued, or completed by an equal job, in the order of their upload."""
+    """Jobs that were queued, or completed from an equal job, in the order of their upload."""
     completed: int
-    """How many of them are completed already."""
+    """Number of already completed ones."""
     refused: list[dict[str, Any]]
-    """Those that stay uploaded, since they do not fit: `id` and `problem` (`code`, `detail`) of each."""
+    """Jobs that stay uploaded because they do not fit: `id` and `problem` (`code`, `detail`) of each."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +100,6 @@ class Model:
 
     @property
     def signature(self) -> dict[str, Any]:
-        """What it takes (`columns`, `inputs`), what it gives (`outputs`, `result_columns`, `labels`) and its `task`."""
+        """Its inputs (`columns`, `inputs`), outputs (`outputs`, `result_columns`, `labels`) and `task`."""
         names = ("task", "columns", "inputs", "outputs", "result_columns", "labels")
         return {name: self.data[name] for name in names}
