@@ -70,11 +70,11 @@ def resolve(connection: Connection, reference: str) -> ModelVersion:
     else:
         found = find_newest(connection, name)
     if found is None:
-        raise ModelNotFound(f"no model {reference[:200]!r}; {_there(connection, name)}")
+        raise ModelNotFound(f"no model {reference[:200]!r}; {_alternatives(connection, name)}")
     return found
 
 
-def _there(connection: Connection, name: str) -> str:
+def _alternatives(connection: Connection, name: str) -> str:
     """The alternatives to a missing model: its other versions, or other models."""
     of_name = (models.c.name == name) & models.c.deleted_at.is_(None)
     numbers = connection.scalars(

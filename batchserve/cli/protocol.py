@@ -177,7 +177,7 @@ class Protocol(HttpToolsProtocol):
             return None
         if self._ignored is not None:
             return 0, 0.0
-        if not self._at_rest() or self.pipeline:
+        if not self._is_idle() or self.pipeline:
             return None
         if self._deadline is not None:
             return 1, self._deadline.when()
@@ -185,7 +185,7 @@ class Protocol(HttpToolsProtocol):
             return None
         return 2, self.timeout_keep_alive_task.when()
 
-    def _at_rest(self) -> bool:
+    def _is_idle(self) -> bool:
         """Whether no answer is owed to what was read."""
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
@@ -202,15 +202,15 @@ class Protocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._waits or self.pipeline:
-            self._put_off(data)
+            self._defer(data)
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._deadline is None and self._at_rest():
+        if self._deadline is None and self._is_idle():
             self._await_head()
         self._take(data)
 
-    def _put_off(self, data: bytes) -> None:
+    def _defer(self, data: bytes) -> None:
         if self._ignored is None:
             self._hold(self._held + data)
             return
@@ -378,7 +378,7 @@ class Protocol(HttpToolsProtocol):
         """Answers, after what was asked before, and reads nothing more."""
         self.logger.warning("Request was refused: %s", refusal.detail)
         cycle = self.cycle
-        if self._at_rest():
+        if self._is_idle():
             self._leave(b"" if self._chunked else refusal.answer())
         elif self._chunked and not self.pipeline:  # the fault is in the body of the request that runs
             answer = b"" if cycle.response_started else refusal.answer()

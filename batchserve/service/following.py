@@ -57,7 +57,7 @@ class _Followed(Generic[S]):
     followers: int = 0
     read: tuple[Job, int | None] | None = None
     """The latest read: the job and its place."""
-    told: S | None = None
+    notified: S | None = None
     gone: bool = False
     change: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -74,25 +74,25 @@ class Following(Generic[S]):
         self._show = show
         self._followed: dict[str, _Followed[S]] = {}
         self._come = asyncio.Event()
-        self._looking: asyncio.Task[None] | None = None
+        self._polling: asyncio.Task[None] | None = None
 
     async def follow(self, job_id: str, allowed: Callable[[], Awaitable[bool]]) -> AsyncGenerator[S]:
         """The job now, and after each change; a slow follower misses intermediate states. Ends when the job is finished
         or deleted, when it is not `allowed` any more, and when the server stops."""
         followed = self._followed.setdefault(job_id, _Followed())
         followed.followers += 1
-        if followed.told is None:
+        if followed.notified is None:
             self._come.set()
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._look())
-        told: S | None = None
+        if self._polling is None or self._polling.done():
+            self._polling = asyncio.create_task(self._poll())
+        notified: S | None = None
         try:
             while not self._stopping.is_set() and await allowed():
                 change = followed.change
-                if followed.told is not None and followed.told is not told:
-                    told = followed.told
-                    yield told
-                elif followed.gone or (told is not None and told.finished):
+                if followed.notified is not None and followed.notified is not notified:
+                    notified = followed.notified
+                    yield notified
+                elif followed.gone or (notified is not None and notified.finished):
                     return
                 else:
                     with suppress(TimeoutError):
@@ -103,31 +103,33 @@ class Following(Generic[S]):
             if not followed.followers:
                 del self._followed[job_id]
 
-    async def _look(self) -> None:
+    async def _poll(self) -> None:
         """Runs until no follower is left, or the server stops."""
         seen: int | None = None
-        next_look = 0.0
+        next_poll = 0.0
         while self._followed and not self._stopping.is_set():
-            await self._pause(next_look - time.monotonic())
+            await self._pause(next_poll - time.monotonic())
             began = time.monotonic()
-            if began < next_look:
-                chosen = {job_id: followed for job_id, followed in self._followed.items() if followed.told is None}
+            if began < next_poll:
+                chosen = {job_id: followed for job_id, followed in self._followed.items() if followed.notified is None}
             else:
                 version = self._database.version()
                 tenants = {followed.read[0].tenant for followed in self._followed.values() if followed.read}
                 same = version is not None and version == seen and not self._places.may_have_changed(tenants)
                 chosen = {
-                    job_id: followed for job_id, followed in self._followed.items() if not same or followed.told is None
+                    job_id: followed
+                    for job_id, followed in self._followed.items()
+                    if not same or followed.notified is None
                 }
-                seen, next_look = version, began + PAUSE
+                seen, next_poll = version, began + PAUSE
             if not chosen:
                 continue
             try:
-                told = await self._tell(chosen)
+                notified = await self._notify(chosen)
             except Exception:  # such as a database that does not respond: the next poll is soon
                 log.warning("Followed jobs could not be read", action="follow_error", exc_info=True)
-                seen, told = None, 0
-            next_look = max(next_look, began + SHARE * (time.monotonic() - began + told * SENDING))
+                seen, notified = None, 0
+            next_poll = max(next_poll, began + SHARE * (time.monotonic() - began + notified * SENDING))
         for followed in self._followed.values():
             followed.change.set()
 
@@ -140,26 +142,26 @@ class Following(Generic[S]):
                 wait.cancel()
         self._come.clear()
 
-    async def _tell(self, chosen: dict[str, _Followed[S]]) -> int:
+    async def _notify(self, chosen: dict[str, _Followed[S]]) -> int:
         """Reads these jobs and notifies the followers of changed ones; returns how many were notified."""
         before = {job_id: followed.read for job_id, followed in chosen.items()}
         changed = await run_in_threadpool(self._read, before)
-        told, burst = 0, BURST
+        notified, burst = 0, BURST
         for job_id, found in changed.items():
             followed = chosen[job_id]
             if found is None:
                 followed.gone = True
             else:
                 followed.read, body = found
-                if followed.told is None or body.tag != followed.told.tag:
-                    followed.told = body
+                if followed.notified is None or body.tag != followed.notified.tag:
+                    followed.notified = body
             followed.change.set()
             followed.change = asyncio.Event()
-            told += followed.followers
-            if told >= burst:
-                burst = told + BURST
+            notified += followed.followers
+            if notified >= burst:
+                burst = notified + BURST
                 await asyncio.sleep(0)
-        return told
+        return notified
 
     def _read(
         self, before: dict[str, tuple[Job, int | None] | None]

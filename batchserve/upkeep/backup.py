@@ -1,8 +1,8 @@
-"""A backup: the database of one moment, and the bytes that its rows name.
+"""A backup: a snapshot of the database, and the bytes that its rows reference.
 
-The database is copied first, for bytes never change; a hold spares them while they are copied. A backup is a folder
-that looks like a storage, with `SHA256SUMS` beside the rest, which `sha256sum -c` understands. It gets its name when it
-is whole.
+The database is copied first, for bytes never change; a deletion hold keeps them while they are copied. A backup is a
+folder with the layout of a storage and a file `SHA256SUMS` for `sha256sum -c`. It is renamed to its target when it is
+complete.
 """
 
 import hashlib
@@ -32,9 +32,8 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CopyReport:
-    """What a backup, or a restore, has copied. `linked` of the objects are hard links, which take no space.
-
-    `damaged`: keys of what rows name and was not there, or is not as the rows say. That was so before.
+    """The outcome of a backup or a restore. `linked` of the objects are hard links, which take no space. `damaged`:
+    keys of objects that were already missing, or differ from their rows.
     """
 
     objects: int
@@ -44,10 +43,10 @@ class CopyReport:
 
 
 def back_up(database: Database, storage: Storage, target: Path, *, link: bool = True) -> CopyReport:
-    """Makes a backup beside a running server, which loses nothing by it but deletes later.
+    """Makes a backup while a server runs, which only delays its deletions.
 
-    `link`: by hard links where `target` is on the file system of the storage. Raises InvalidOptions when there is
-    something at the target already, or it lies in the storage.
+    `link`: by hard links where `target` is on the file system of the storage. Raises InvalidOptions when the target
+    exists, or is in the storage.
     """
     target = target.resolve()
     if target.exists():
@@ -68,8 +67,8 @@ def back_up(database: Database, storage: Storage, target: Path, *, link: bool = 
 def restore(source: Path, storage: Storage, database: Path) -> CopyReport:
     """Puts a backup into an empty storage, and its database at a path. Every byte is compared with `SHA256SUMS`.
 
-    The database comes last: without it nobody sees the rest. Raises InvalidOptions when there is something already, or
-    no backup; DigestMismatch when the backup is damaged, and then leaves nothing behind.
+    The database comes last: without it the rest is invisible. Raises InvalidOptions when the storage is not empty, or
+    the source is not a backup; DigestMismatch when the backup is damaged, and then removes what it copied.
     """
     sums = _read_sums(source)
     if database.exists() or next(iter(storage.list("")), None) is not None:
@@ -125,7 +124,7 @@ def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> 
 
 
 def _named_in_copy(path: Path) -> Iterator[tuple[str, str | None]]:
-    """What the rows of a copied database name. Our own hold is not for those who restore it."""
+    """The objects that a copied database references. Removes this backup's hold from the copy."""
     copy = Database(f"sqlite:///{path}")
     try:
         with copy.write() as connection:
@@ -134,7 +133,7 @@ def _named_in_copy(path: Path) -> Iterator[tuple[str, str | None]]:
     finally:
         copy.close()
     with closing(sqlite3.connect(path)) as connection:
-        connection.execute("PRAGMA journal_mode=DELETE")  # one file, with no log beside it
+        connection.execute("PRAGMA journal_mode=DELETE")  # one file, without a log
 
 
 def _read_sums(source: Path) -> dict[str, str]:
@@ -149,7 +148,7 @@ def _read_sums(source: Path) -> dict[str, str]:
 
 
 def _verified(backup: Storage, key: str, sha256: str, target: Storage, name: str) -> Stored:
-    """Copies an object out of a backup. Raises DigestMismatch when it is not what it was."""
+    """Copies an object out of a backup. Raises DigestMismatch when it has changed."""
     try:
         with backup.open(key) as source:
             stored = _copied(source, target, name)

@@ -1,7 +1,7 @@
 """Deletion holds: while one is active, referenced objects are not deleted, so that a backup can copy them.
 
 A deletion updates the row first, and then checks for a hold: in the snapshot that shows that no row references the
-object, or later. So an object that is deleted in spite of a hold was unreferenced before the hold began. Objects that a
+object, or later. So an object that is deleted despite a hold was unreferenced before the hold began. Objects that a
 hold has kept are swept after it.
 """
 
@@ -18,15 +18,14 @@ from batchserve.db.tables import holds
 from batchserve.errors import Unavailable
 
 LAPSE = 60.0
-"""Seconds after which a hold that nobody renews is over: its holder died."""
+"""Seconds after which an unrenewed hold lapses: its holder died."""
 _RENEWAL = 10.0
 
 
 @contextmanager
 def held(database: Database, lapse: float = LAPSE) -> Iterator[None]:
-    """Nothing that a row names when the block begins is removed before the block ends.
-
-    Raises Unavailable at the end when that cannot be said, because the hold lapsed in between.
+    """Keeps every object that is referenced at the start of the block until its end. Raises Unavailable at the end when
+    the hold lapsed in between.
     """
     name = secrets.token_hex(16)
     with database.write() as connection:
@@ -45,7 +44,7 @@ def held(database: Database, lapse: float = LAPSE) -> Iterator[None]:
 
 
 def place(connection: Connection, name: str, seconds: float, now: Moment) -> None:
-    """Begins a hold that lapses after `seconds` unless it is renewed. Forgets those that have lapsed."""
+    """Begins a hold that lapses after `seconds` unless it is renewed. Deletes lapsed ones."""
     connection.execute(delete(holds).where(~_in_force(now)))
     connection.execute(insert(holds).values(name=name, until=now.steady + seconds, clock=now.clock))
 
@@ -61,7 +60,7 @@ def any_in_force(connection: Connection, now: Moment) -> bool:
 
 
 def _in_force(now: Moment) -> ColumnElement[bool]:
-    """A hold of another boot of the host has lapsed, whatever it says."""
+    """A hold of another boot of the host has always lapsed."""
     return and_(holds.c.until >= now.steady, holds.c.clock == now.clock)
 
 
@@ -69,7 +68,7 @@ def _keep(database: Database, name: str, lapse: float, ended: threading.Event) -
     while not ended.wait(min(_RENEWAL, lapse / 4)):
         try:
             _renew(database, name, lapse)
-        except Unavailable:  # busy for now; the end will tell whether it was too long
+        except Unavailable:  # busy for now; the end of the block checks whether it was too long
             continue
 
 

@@ -1,6 +1,6 @@
 """Read-only checks of rows and bytes for `batchserve doctor`.
 
-They can run while a server runs: a finding is checked again, because jobs end and are deleted meanwhile.
+They can run while a server runs: findings are verified again, because jobs end and are deleted meanwhile.
 """
 
 import hashlib
@@ -28,11 +28,11 @@ from batchserve.upkeep.objects import UNFINISHED, WHOLE, NamedObject, objects_by
 
 BUDGET_BYTES = 2**30
 BUDGET_SECONDS = 10.0
-"""What is digested at most, unless all is asked for."""
+"""Most bytes whose digests are computed, unless all are requested."""
 PATIENCE = 60.0
-"""Seconds beyond all that is planned (a lease, a rescue, a poll) after which a job counts as stuck."""
+"""Seconds beyond all regular delays (a lease, a rescue, a poll) after which a job counts as stuck."""
 REPEATS = 2
-"""Lost attempts at an unfinished job that are no accident any more."""
+"""Lost attempts at an unfinished job that count as a fault."""
 CLOCK_TOLERANCE = 60.0
 
 _PAGE = 500
@@ -41,7 +41,7 @@ _BLOCK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One thing that is not as it should be: where, what was expected, what is there, and what mends it."""
+    """One fault: its place, what was expected, what was found, and its repair."""
 
     place: str
     expected: str
@@ -51,7 +51,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Inspected:
-    """What a look at the stored objects has found. Of the `objects`, `skipped` have a digest that was not compared."""
+    """The result of checking the stored objects. `skipped` of the `objects` have a digest that was not compared."""
 
     objects: int
     skipped: int
@@ -62,10 +62,9 @@ class Inspected:
 
 
 def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, seconds: float) -> Inspected:
-    """Whether the objects that rows name are there, as long as the rows say, and with the SHA-256 of the rows.
-
-    Digests are compared until `most_bytes` are read or `seconds` have passed: those of models first, then of the parts
-    from which jobs go on, then of inputs and results, the newest first. Existence and length are looked at always.
+    """Checks that referenced objects exist with the length and SHA-256 of their rows. Digests are compared until
+    `most_bytes` are read or `seconds` have passed: those of models first, then of the parts from which jobs resume,
+    then of inputs and results, the newest first. Existence and length are always checked.
     """
     deadline = time.monotonic() + seconds
     left = most_bytes
@@ -87,7 +86,7 @@ def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, 
 
 
 def _difference_of_length(storage: Storage, expected: NamedObject) -> tuple[str, str] | None:
-    """What was expected and what there is, if that is not the same."""
+    """What was expected and what was found, if they differ."""
     try:
         with storage.open(expected.key) as source:
             size = source.seek(0, 2)
@@ -116,7 +115,7 @@ def _difference_of_digest(storage: Storage, key: str, expected: str) -> tuple[st
 
 
 def inspect_database(database: Database) -> list[Fault]:
-    """What SQLite's own checks find; nothing on other databases, which check their pages themselves."""
+    """Findings of SQLite's integrity checks; none on other databases, which check their pages themselves."""
     if not database.url.startswith("sqlite"):
         return []
     mend = "stop the server and restore the database from a backup"
@@ -134,8 +133,8 @@ def inspect_database(database: Database) -> list[Fault]:
 
 
 def inspect_clock(database: Database, now: float) -> list[Fault]:
-    """Whether the wall clock is behind what the database has seen already. No job is lost by it: leases do not use
-    it; but times, expiry and the order of jobs are wrong."""
+    """Checks that the wall clock is not behind the times in the database. No job is lost by that, since leases do not
+    use it; but times, expiry and the order of jobs are wrong."""
     seen = (jobs.c.created_at, jobs.c.finished_at, attempts.c.started_at)
     with database.read() as connection:
         plausible = (select(func.max(moment)).where(moment.between(rows.EARLIEST, rows.LATEST)) for moment in seen)
@@ -154,9 +153,9 @@ def _shown(moment: float) -> str:
 
 
 def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
-    """Jobs that nobody goes on with: running with a lease that lapsed `patience` seconds ago or on another boot,
-    queued and due for that long while no worker runs any of their tenant, cancelled for that long without an end; and
-    jobs whose attempts get lost again and again."""
+    """Stuck jobs: running with a lease that lapsed `patience` seconds ago or on another boot, queued and due for that
+    long while no worker runs any of their tenant, cancelled for that long without an end; and jobs whose attempts are
+    lost repeatedly."""
     with database.read() as connection:
         now = database.moment(connection)
         mine = jobs.c.lease_clock == now.clock
@@ -207,7 +206,7 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A row that is not as any release writes it: its table, its primary key, and what is wrong with it."""
+    """A row that no release writes: its table, its primary key, and the fault."""
 
     table: str
     key: tuple[Any, ...]
@@ -237,8 +236,8 @@ def find_unreadable(database: Database) -> Iterator[Unreadable]:
 
 
 def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
-    """Takes each such row away: a job goes with its bytes, and so does one with a chunk that cannot be read; a key is
-    revoked and a model version removed; attempts and idempotency keys are forgotten. Returns those rows."""
+    """Removes each unreadable row: a job, also one with an unreadable chunk, with its bytes; a key is revoked and a
+    model version removed; attempts and idempotency keys are deleted. Returns those rows."""
     found = list(find_unreadable(database))
     for job_id in {row.key[0] for row in found if row.table in ("jobs", "inputs", "chunks")}:
         with database.write() as connection:
@@ -260,10 +259,8 @@ def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
 
 
 class UnreadableCount:
-    """How many rows cannot be read, as the latest look at all rows has found. Safe from any thread.
-
-    A look goes on for some milliseconds whenever it is asked, and rests for longer: a small database is looked at as a
-    whole at once, a huge one little by little.
+    """Number of unreadable rows in the latest scan. Safe from any thread. Each request scans for some milliseconds,
+    then pauses for longer: a small database is scanned in one go, a huge one little by little.
     """
 
     def __init__(self, database: Database) -> None:
@@ -279,14 +276,14 @@ class UnreadableCount:
             began = time.monotonic()
             if began >= self._rests_until:
                 try:
-                    self._look(began + _LOOK)
-                except (DatabaseError, BatchserveError):  # other checks tell of a database that does not answer
+                    self._scan(began + _SCAN)
+                except (DatabaseError, BatchserveError):  # other checks report a database that does not answer
                     self._pages = None
                 rest = _REST if self._pages is not None else _SHORT_REST
                 self._rests_until = time.monotonic() + rest * (time.monotonic() - began)
             return max(self._total, self._found)
 
-    def _look(self, until: float) -> None:
+    def _scan(self, until: float) -> None:
         if self._pages is None:
             version = self._database.version()
             if version is not None and version == self._version:
@@ -299,12 +296,12 @@ class UnreadableCount:
         self._pages, self._total, self._found = None, self._found, 0
 
 
-_LOOK, _SHORT_REST, _REST = 0.05, 2.0, 20.0
-"""Seconds of a look, and how many times as long it rests after it has seen all, or before it goes on."""
+_SCAN, _SHORT_REST, _REST = 0.05, 2.0, 20.0
+"""Seconds of a scan, and its pauses as multiples of that: after a complete scan, and before it continues."""
 
 
 def _read_first(row: rows.Row) -> object:
-    """A job with its first input alone: the others, which are counted, are read by themselves."""
+    """A job with its first input only: the others, which are counted, are read separately."""
     further = row["inputs_there"] - 1
     if further > 0 and row["inputs_total"] == 1 + further:
         row = {**row, "inputs_total": 1}
@@ -327,11 +324,11 @@ _READERS: tuple[tuple[Table, Select[Any], Callable[[rows.Row], object]], ...] = 
     (keys, select(keys).where(keys.c.revoked_at.is_(None)), rows.key),
     (idempotency_keys, select(idempotency_keys), rows.remembered),
 )
-"""What is read of each table, and how. A job comes with the first of its inputs."""
+"""Columns and reader of each table. A job comes with the first of its inputs."""
 
 
 def _unreadable_pages(database: Database) -> Iterator[list[Unreadable]]:
-    """In short transactions, each with the rows of a page that cannot be read."""
+    """The unreadable rows of each page, read in short transactions."""
     for table, of_table, read in _READERS:
         key = list(table.primary_key)
         query = of_table.order_by(*key).limit(_PAGE)

@@ -1,4 +1,4 @@
-"""The objects that rows name: what a backup copies, and what an inspection looks for."""
+"""The objects that rows reference: a backup copies them, an inspection checks them."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,7 +21,8 @@ _PAGE = 500
 
 @dataclass(frozen=True, slots=True)
 class NamedObject:
-    """An object that a row names; None where the row does not tell. `mend`: for when it is missing or damaged."""
+    """An object that a row references; None for what the row does not specify. `mend`: the repair when it is missing or
+    damaged."""
 
     key: str
     bytes: int | None
@@ -31,7 +32,7 @@ class NamedObject:
 
 
 NamingRow = tuple[list[NamedObject], Callable[[], list[NamedObject]]]
-"""The objects that a row names, and a way to ask it again."""
+"""The objects that a row references, and a way to read them again."""
 
 
 _GOING_ON = and_(
@@ -41,11 +42,11 @@ _GOING_ON = and_(
         and_(jobs.c.state == JobState.COMPLETED, jobs.c.rows_failed > 0, jobs.c.input_removed_at.is_(None)),
     ),
 )
-"""Jobs whose parts are for a resume, a retry or a partial result."""
+"""Jobs whose parts serve a resume, a retry or a partial result."""
 
 
 def named_objects(database: Database) -> Iterator[tuple[str, str | None]]:
-    """The key of every object that a row names, once for each, with its SHA-256 where the row tells it."""
+    """The key of every referenced object, once for each, with its SHA-256 where the row has it."""
     for named, _ in objects_by_row(database):
         yield from ((expected.key, expected.sha256) for expected in named)
 
@@ -69,8 +70,8 @@ WHOLE = select(jobs, *INPUT_COLUMNS).select_from(WITH_FIRST_INPUT)
 
 
 def _jobs(database: Database, *guards: ColumnElement[bool]) -> Iterator[tuple[RowMapping, Sequence[RowMapping]]]:
-    """Those that can be read, with their further inputs, the newest first, in short transactions: a long one would keep
-    SQLite from tidying its log."""
+    """The readable ones with their further inputs, the newest first, in short transactions: a long one would keep
+    SQLite from checkpointing its log."""
     query = WHOLE.where(*guards).order_by(jobs.c.id.desc()).limit(_PAGE)
     page: list[RowMapping] = []
     while not page or len(page) == _PAGE:
@@ -100,9 +101,8 @@ def _ask_job(database: Database, job_id: str) -> list[NamedObject]:
 
 
 def _ask_parts(database: Database, job_id: str) -> list[NamedObject]:
-    """Of an unfinished or stopped job, all; of a completed one those that a retry of its failed records takes over.
-
-    Jobs that share a result have no parts, nor have those that were done in one call.
+    """All parts of an unfinished or stopped job; of a completed one those that a retry of its failed records reuses.
+    Jobs that share a result, or were done in one call, have none.
     """
     is_done = and_(chunks.c.job_id == jobs.c.id, chunks.c.attempt.is_not(None))
     query = select(chunks, jobs.c.state).join(jobs, is_done).where(jobs.c.id == job_id, _GOING_ON)

@@ -24,11 +24,12 @@ from batchserve.upkeep import holds
 _BATCH = 100
 """Jobs in one transaction."""
 _KEEP_EVENTS = 7 * 86400.0
-"""Seconds for which it is known that a job has ended, so that others may be told."""
+"""Seconds for which the event of a job's end is kept."""
 _LOOKUP = 500
-"""Keys asked for in one query."""
+"""Keys looked up in one query."""
 _ATTEMPTS = 1000
-"""At a job, whose results are removed with it. A row that says more is damaged: the sweep finds what it left."""
+"""Most attempts at a job whose results are removed with it. A row that claims more is damaged: the sweep finds the
+rest."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Expired:
 
 
 def dated(job: Job, settings: Settings) -> Job:
-    """The job with the time at which it expires by these settings; None while it is unfinished, or kept for ever."""
+    """The job with its expiry under these settings; None while it is unfinished, or kept forever."""
     if job.state is JobState.EXPIRED:
         return job
     seconds = _keep_uploads(settings) if job.state is JobState.UPLOADED else settings.keep_results
@@ -53,9 +54,8 @@ def dated(job: Job, settings: Settings) -> Job:
 
 
 def expire(database: Database, storage: Storage, settings: Settings, now: float, settled: float = math.inf) -> Expired:
-    """Removes the bytes of jobs whose time is over, and the inputs whose time is. The rows remain.
-
-    `settled`: seconds for which `now` is to be believed (see `clock`); what is kept for longer than that stays.
+    """Removes the bytes of jobs past their retention, and of inputs past theirs. The rows remain. `settled`: seconds
+    for which `now` is trusted (see `clock`); bytes with a longer retention stay.
     """
     after = now + clock.TOLERANCE
     over = {
@@ -84,8 +84,8 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
 def forget(database: Database, settings: Settings, now: float, settled: float = math.inf) -> int:
     """Deletes old events, and the rows of jobs that expired long ago; returns how many of these.
 
-    To be called after a sweep of the same moment: what a crash left of their bytes is gone, so nobody needs the row to
-    find it. While a hold spares bytes from the sweep, no row goes either.
+    To be called after a sweep of the same moment: leftover bytes of a crash are gone then, so the row is not needed to
+    find them. While a hold keeps bytes from the sweep, rows stay, too.
     """
     _forget_events(database, now, settled)
     if settings.keep_rows is None or max(settings.keep_rows, settings.sweep_age) > settled:
@@ -113,10 +113,8 @@ def _forget_events(database: Database, now: float, settled: float) -> None:
 
 
 def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:
-    """After its row was deleted: input, parts, and the results of all its attempts.
-
-    Also of attempts that lost their lease; and the result that it took from an equal job. What another job names
-    stays.
+    """Removes the bytes of a job whose row was deleted: input, parts, and the results of all its attempts, lost ones
+    too; and the result that it shares with an equal job. Objects that another job references stay.
     """
     attempts = range(1, min(job.attempt, _ATTEMPTS) + 1)
     results = [key(job.id, attempt) for attempt in attempts for key in (result_key, errors_key)]
@@ -124,9 +122,8 @@ def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:
 
 
 def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) -> None:
-    """Removes what a job has given up: all but inputs and results that another job names.
-
-    While a hold is in force nothing is removed: the sweep does it later.
+    """Removes the objects that a job has released, except inputs and results that another job references. While a hold
+    is in force nothing is removed: the sweep does it later.
     """
     for start in range(0, len(keys), _LOOKUP):
         asked = keys[start : start + _LOOKUP]
@@ -147,7 +144,7 @@ def _in_batches(
     give_up: Callable[[Connection, list[str]], list[Owned]],
     given_up_by: Callable[[Storage, Owned], list[str]],
 ) -> int:
-    """Lets all jobs that are found give up bytes, and removes these. The look takes no lock from writers."""
+    """Releases and removes the bytes of all jobs found. The query does not block writers."""
     given_up = 0
     while True:
         with database.read() as connection:
@@ -156,7 +153,7 @@ def _in_batches(
             return given_up
         changed = database.write_freeing(partial(_given, give_up, found))
         if not changed:
-            return given_up  # others did it, or these IDs are not readable: the next look is the next sweep's
+            return given_up  # another process did it, or these IDs are unreadable: left to the next sweep
         remove_unnamed(database, storage, [key for job in changed for key in given_up_by(storage, job)])
         given_up += len(changed)
 
@@ -168,13 +165,14 @@ def _given(
 
 
 def _bytes_of(storage: Storage, job: Owned) -> list[str]:
-    """Inputs and parts of a job, and the result that it names."""
+    """Inputs and parts of a job, and the result that it references."""
     results = [key for key in (job.result_key, job.errors_key) if key is not None]
     return [*job.inputs, *_parts_of(storage, job), *results]
 
 
 def _inputs_of(storage: Storage, job: Owned) -> list[str]:
-    """With the inputs of a completed job go the parts, which are for a retry. Others have no result but these."""
+    """A completed job loses its parts with its inputs: they serve a retry. Of other jobs the parts are the only
+    result."""
     return [*job.inputs, *(_parts_of(storage, job) if job.state == JobState.COMPLETED else ())]
 
 
@@ -183,10 +181,10 @@ def _parts_of(storage: Storage, job: Owned) -> list[str]:
 
 
 def _keep_uploads(settings: Settings) -> float | None:
-    """How long an input is kept that no predict has taken."""
+    """Retention of an input without a predict."""
     return settings.keep_results if settings.keep_inputs is None else settings.keep_inputs
 
 
 def _before(keep: float | None, now: float, settled: float) -> float:
-    """The moment before which things are over; that of the epoch when nothing ever is, or the clock is not settled."""
+    """The moment before which the retention has passed; the epoch when it is unlimited, or the clock is not settled."""
     return 0.0 if keep is None or keep > settled else now - keep

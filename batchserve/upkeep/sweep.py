@@ -16,15 +16,15 @@ from batchserve.storage import ObjectInfo, Storage, digest_of_model, remove_part
 from batchserve.upkeep import holds
 
 _LOOKUP = 500
-"""Keys asked for in one query."""
+"""Keys looked up in one query."""
 
 
 @dataclass(frozen=True, slots=True)
 class SweepReport:
-    """How many objects were removed, by their kind."""
+    """Number of removed objects by kind."""
 
     partials: int = 0
-    """Objects whose writer was killed."""
+    """Files of killed writers."""
     uploads: int = 0
     conversions: int = 0
     inputs: int = 0
@@ -38,11 +38,12 @@ class SweepReport:
 
 
 def sweep(database: Database, storage: Storage, older_than: float, now: float) -> SweepReport:
-    """Removes what was not touched for `older_than` seconds and that no row names. `now`: seconds since the epoch.
+    """Removes objects that no row references and that were not touched for `older_than` seconds. `now`: seconds since
+    the epoch.
 
-    Bytes come before their row, so `older_than` is longer than a request may take. What is older than the oldest job
-    stays: a new database, at the address of an old storage, must not empty it. While a hold is in force, only what
-    never had a row is removed.
+    Bytes come before their row, so `older_than` is longer than a request may take. Objects older than the oldest job
+    stay: a new database must not empty an old storage. While a hold is in force, only objects that never had a row are
+    removed.
     """
     before = now - older_than
     orphans = _Orphans(database, storage, _since(database, before), before)
@@ -58,7 +59,7 @@ def sweep(database: Database, storage: Storage, older_than: float, now: float) -
 
 
 def find_orphans(database: Database, storage: Storage, older_than: float, now: float) -> Iterator[ObjectInfo]:
-    """What `sweep` would remove, but for objects whose writer was killed."""
+    """The objects that `sweep` would remove, except files of killed writers."""
     before = now - older_than
     orphans = _Orphans(database, storage, _since(database, before), before)
     for prefix in _NEEDED:
@@ -67,11 +68,11 @@ def find_orphans(database: Database, storage: Storage, older_than: float, now: f
 
 
 def _since(database: Database, before: float) -> float:
-    """When the oldest job was begun; `before`, so that nothing is an orphan, if there is none."""
+    """The creation of the oldest job; `before`, so that nothing is an orphan, if there is none."""
     with database.read() as connection:
         oldest = connection.scalars(select(jobs.c.id).order_by(jobs.c.id).limit(_LOOKUP))
         for job_id in oldest:
-            with suppress(ValueError):  # an ID that is none of ours
+            with suppress(ValueError):  # not an ID of batchserve
                 return _made_at(job_id)
     return before
 
@@ -84,12 +85,12 @@ class _Orphans:
     before: float
 
     def find(self, prefix: str) -> Iterator[ObjectInfo]:
-        """The objects under a prefix that no row needs."""
+        """The unneeded objects under a prefix."""
         for entries in self._old(prefix):
             keys = [entry.key for entry in entries]
             with self.database.read() as connection:
                 needed = _NEEDED[prefix](connection, keys)
-                if prefix in _HELD and holds.any_in_force(connection, self.database.moment(connection)):
+                if prefix in _PROTECTED_BY_HOLDS and holds.any_in_force(connection, self.database.moment(connection)):
                     continue
             yield from (entry for entry in entries if entry.key not in needed)
 
@@ -107,12 +108,12 @@ class _Orphans:
 
 
 def _none_needed(_: Connection, __: list[str]) -> set[str]:
-    """What is under way is removed when it is done, by whoever began it; there are no rows."""
+    """Uploads under way have no rows; their request removes them."""
     return set()
 
 
 def _needed_parts(connection: Connection, keys: list[str]) -> set[str]:
-    """All but those of expired jobs, and of completed ones whose failed records, if any, nobody can retry."""
+    """All but the parts of expired jobs, and of completed ones without failed records to retry."""
     owners = {key: key.split("/")[1] for key in keys}
     unfinished_or_stopped = jobs.c.state.not_in((JobState.COMPLETED, JobState.EXPIRED))
     retriable = and_(jobs.c.state == JobState.COMPLETED, jobs.c.rows_failed > 0, jobs.c.input_removed_at.is_(None))
@@ -122,10 +123,10 @@ def _needed_parts(connection: Connection, keys: list[str]) -> set[str]:
 
 
 def _remove_models(database: Database, storage: Storage, before: float) -> int:
-    """Removes the artifacts of versions that were deleted while a hold was in force, or just before a crash."""
+    """Removes artifacts of versions deleted while a hold was in force, or just before a crash."""
     removed = 0
     for artifact in _unused_models(database, storage, before):
-        with database.write(exclusive="models") as connection:  # nobody registers these bytes anew meanwhile
+        with database.write(exclusive="models") as connection:  # no concurrent registration of these bytes
             held = holds.any_in_force(connection, database.moment(connection))
             if not held and not registry.has_version(connection, digest_of_model(artifact.key)):
                 storage.delete(artifact.key)
@@ -134,7 +135,7 @@ def _remove_models(database: Database, storage: Storage, before: float) -> int:
 
 
 def _unused_models(database: Database, storage: Storage, before: float) -> list[ObjectInfo]:
-    """Only digests that this database has known: others may belong to another one."""
+    """Only digests known to this database: others may belong to another one."""
     with database.read() as connection:
         unused = registry.unused_digests(connection)
     listed = storage.list("models/") if unused else ()
@@ -142,9 +143,8 @@ def _unused_models(database: Database, storage: Storage, before: float) -> list[
 
 
 def _made_at(job_id: str) -> float:
-    """When the server made the ID of a job (UUIDv7): before the first byte of its input.
-
-    A second earlier, for files are dated by a coarse clock.
+    """When the ID of a job (UUIDv7) was generated, before the first byte of its input; one second earlier, since file
+    times are coarse.
     """
     return (UUID(job_id).int >> 80) / 1000 - 1.0
 
@@ -156,6 +156,6 @@ _NEEDED: dict[str, Callable[[Connection, list[str]], set[str]]] = {
     "parts/": _needed_parts,
     "results/": named_results,
 }
-"""For the objects under each prefix, those of which a row has need."""
-_HELD = ("inputs/", "parts/", "results/")
-"""What rows may name: nothing of it is removed while a hold is in force."""
+"""For each prefix, the query for the needed ones of some objects."""
+_PROTECTED_BY_HOLDS = ("inputs/", "parts/", "results/")
+"""Prefixes whose objects are not removed while a hold is in force."""
