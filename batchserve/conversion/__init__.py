@@ -1,8 +1,8 @@
-"""From what was trained to an ONNX graph that answers like it: scikit-learn, PyTorch, img2feat.
+"""Conversion of trained models to equivalent ONNX graphs: scikit-learn, PyTorch, img2feat.
 
-Runs where the pickle is trusted: on the machine of whoever trained the model, never on the server. The graph carries
-what a server needs to know beside it, as JSON texts in its `metadata_props` under `batchserve.*`: `columns`, `image`,
-`labels`, `targets`, `task`, `sample`, `parity`, `versions` and `training_digest`.
+Runs where the pickle is trusted: on the machine of the model's author, never on the server. The graph carries the
+metadata that a server needs, as JSON texts in its `metadata_props` under `batchserve.*`: `columns`, `image`, `labels`,
+`targets`, `task`, `sample`, `parity`, `versions` and `training_digest`.
 """
 
 import sys
@@ -54,7 +54,7 @@ def convert(
     embed_sample: bool = True,
     target_opset: int | None = None,
 ) -> Conversion:
-    """Convert a fitted estimator to ONNX, and prove on `sample` that both give the same answers.
+    """Convert a fitted estimator to ONNX, and verify on `sample` that both give the same outputs.
 
     `model`: the estimator, or the path of its pickle (joblib or pickle), which is loaded here: trust it.
     `sample`: records as the estimator takes them, a thousand or so; a path is read as CSV, Parquet or NDJSON. Columns
@@ -64,19 +64,19 @@ def convert(
 
     Raises ConversionFailed when there is no converter or the sample does not fit, and ParityFailed (the report is in
     `extra["parity"]`) when more than 0.1 % of the labels differ, or one record in a hundred by more than `tolerance`,
-    relative to max(1, |expected|). With `output` the graph is written there, after it passed.
+    relative to max(1, |expected|). With `output` the verified graph is written there.
     """
     for package in ("sklearn", "skl2onnx", "pandas"):
         if find_spec(package) is None:
             raise ConversionFailed(f"The conversion needs {package}. {INSTALL}")
     with warnings.catch_warnings():
-        # Estimators and converters warn about their own internals; what matters shows in the parity run.
+        # Estimators and converters warn about their own internals; the parity run shows what matters.
         warnings.simplefilter("ignore")
         digest: str | None = None
         notes: list[str] = []
         if isinstance(model, Path | str):
             model, digest, notes = load(Path(model))
-        model = getattr(model, "best_estimator_", model)  # a search answers by its best estimator
+        model = getattr(model, "best_estimator_", model)  # a search predicts with its best estimator
         table = choose_columns(model, *as_frame(sample))
         reference = ask(model, table)
         conversion = _first_that_passes(
@@ -107,7 +107,7 @@ def convert(
 def _first_that_passes(
     model: Any, reference: Reference, *, tolerance: float, target_opset: int, notes: Sequence[str]
 ) -> Conversion:
-    """Convert with each layout until one answers like the estimator; else the first that at least runs."""
+    """Convert with each layout until one is equivalent to the estimator; else the first that at least runs."""
     conversions: list[Conversion] = []
     failures: list[ConversionFailed] = []
     for layout in layouts(model, reference.table):

@@ -1,4 +1,4 @@
-"""Runs a graph on the sample and sets its answers beside the estimator's."""
+"""Runs a graph on the sample and compares its outputs with the estimator's."""
 
 from collections.abc import Callable, Sequence
 
@@ -20,7 +20,7 @@ BATCH = 8192
 def check(
     graph: onnx.ModelProto, layout: Sequence[GraphInput], reference: Reference, tolerance: float, notes: Sequence[str]
 ) -> tuple[Parity, tuple[Column, ...]]:
-    """The report, and the columns that the graph takes: nullable where a missing text was answered alike."""
+    """The report, and the columns that the graph takes: nullable where both agree on a missing text."""
 
     def feed(rows: slice) -> Arrays:
         table = reference.table.take(rows)
@@ -60,7 +60,7 @@ def _agree(expected: Answers, got: Answers, tolerance: float) -> bool:
 def answers(
     graph: onnx.ModelProto, feed: Callable[[slice], Arrays], reference: Reference, batch: int = BATCH
 ) -> tuple[Answers, Answers, list[str]]:
-    """What the estimator and the graph say of the same records, and notes on what cannot be compared.
+    """Outputs of the estimator and the graph for the same records, and notes on what cannot be compared.
 
     `feed`: the inputs of the graph for a range of the reference's records, at most `batch` of them.
     """
@@ -101,7 +101,7 @@ def _by_record(name: str, value: Array, n: int) -> dict[str, Array]:
 
 
 def _align(reference: Reference, numbers: dict[str, Array]) -> tuple[list[str], list[Array], list[Array], list[str]]:
-    """Pair the graph's numeric outputs with the estimator's: names, expected, got, and notes on what has no pair."""
+    """Pair the graph's numeric outputs with the estimator's: names, expected, got, and notes on unpaired outputs."""
     names: list[str] = []
     expected: list[Array] = []
     got: list[Array] = []
@@ -112,9 +112,9 @@ def _align(reference: Reference, numbers: dict[str, Array]) -> tuple[list[str], 
     for (name, ours), theirs in zip(numbers.items(), reference.numbers, strict=True):
         width = theirs.shape[1]
         if width == 1 and ours.shape[1] == 2:
-            ours = ours[:, 1:]  # a score for each of two classes against one for the second
+            ours = ours[:, 1:]  # scores of both classes against one of the second
         elif len(numbers) > 1 and ours.shape[1] > width:
-            ours = ours[:, :width]  # forests fill up to the target with the most classes
+            ours = ours[:, :width]  # forests pad to the target with the most classes
         if ours.shape[1] != width:
             notes.append(f"{name} was not compared: it has {ours.shape[1]} columns, {reference.method} {width}.")
             continue

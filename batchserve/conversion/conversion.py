@@ -1,4 +1,4 @@
-"""What every conversion gives: a graph that says what it takes, and the proof that it answers like its original."""
+"""The result of every conversion: a self-describing graph, and its parity with the original."""
 
 import json
 import os
@@ -17,27 +17,27 @@ from batchserve.domain import Column
 from batchserve.errors import ConversionFailed, ParityFailed
 
 MAX_IR = 10
-"""Far below what ONNX Runtime loads, so that older ones do too."""
+"""Far below the newest that ONNX Runtime loads, for older releases."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """A converted model: the bytes of the graph, how well it agrees with the original, and what it takes."""
+    """A converted model: the bytes of the graph, its parity with the original, and its inputs."""
 
     onnx: bytes
     report: Parity
     columns: tuple[Column, ...]
-    """Empty: the inputs have no columns of their own."""
+    """Empty: the inputs have no named columns."""
     task: Task | None
     """None: not known."""
 
     def save(self, path: Path | str) -> Path:
-        """Write the graph; a reader of `path` sees the old file or the whole new one, never a part."""
+        """Write the graph; a reader of `path` sees the old or the complete new file."""
         return write(self.onnx, Path(path))
 
 
 def write(data: bytes, path: Path) -> Path:
-    """Write a file at once: a reader of `path` sees the old one or the whole new one, never a part."""
+    """Write a file atomically: a reader of `path` sees the old or the complete new one."""
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -59,7 +59,7 @@ def check_parity(report: Parity, hint: str) -> None:
 
 
 def tidy(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """The graph in a file format that older runtimes read too, with each operator set named once."""
+    """The graph in a file format that older runtimes read, with each operator set listed once."""
     graph.ir_version = min(graph.ir_version, MAX_IR)
     set_opsets(graph, opsets(graph))  # skl2onnx lists some domains twice
     return graph

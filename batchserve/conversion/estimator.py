@@ -1,4 +1,4 @@
-"""What conversion has to know about a scikit-learn estimator: its parts, its columns, its task and its answers."""
+"""Inspection of scikit-learn estimators: parts, columns, task and outputs."""
 
 import hashlib
 import warnings
@@ -26,11 +26,11 @@ NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
     "outliers": ("decision_function", "score_samples"),
     "transform": ("transform",),
 }
-"""Which method of the estimator the numbers in the graph's outputs stand for; the first that it has."""
+"""Methods of the estimator that the graph's numeric outputs may correspond to; the first that it has counts."""
 
 
 def load(path: Path) -> tuple[object, str, list[str]]:
-    """The estimator of a pickle, the SHA-256 of its bytes, and what scikit-learn has to say about its age."""
+    """The estimator of a pickle, the SHA-256 of its bytes, and scikit-learn's warning about its version."""
     import joblib
     from sklearn.exceptions import InconsistentVersionWarning
 
@@ -57,7 +57,7 @@ def load(path: Path) -> tuple[object, str, list[str]]:
 
 
 def parts(model: object) -> Iterator[Any]:
-    """The estimator and all estimators that it is made of, at any depth."""
+    """The estimator and all its parts, at any depth."""
     from sklearn.base import BaseEstimator
 
     if isinstance(model, BaseEstimator):
@@ -66,12 +66,12 @@ def parts(model: object) -> Iterator[Any]:
     elif isinstance(model, list | tuple):
         for item in model:
             yield from parts(item)
-    elif type(model).__name__ == "_CalibratedClassifier":  # holds an estimator without being one
+    elif type(model).__name__ == "_CalibratedClassifier":  # contains an estimator without being one
         yield from parts(list(vars(model).values()))
 
 
 def _head(model: object) -> object:
-    """The step that sees the records first."""
+    """The first step."""
     from sklearn.pipeline import Pipeline
 
     while isinstance(model, Pipeline):
@@ -95,7 +95,7 @@ def package(part: object) -> str:
 
 
 def choose_columns(model: object, frame: "pandas.DataFrame", named: bool) -> Table:
-    """The columns that the model takes, by name where it knows names, else by their number."""
+    """The columns that the model takes, by name where it has names, else by count."""
     if _takes_texts(model):
         table = Table(frame, "texts", named)
         texts = table.texts()
@@ -110,7 +110,7 @@ def choose_columns(model: object, frame: "pandas.DataFrame", named: bool) -> Tab
     if not named and frame.shape[1] == count:
         return Table(frame.set_axis(names, axis=1) if names else frame, "frame" if names else "matrix", bool(names))
     if names:
-        # LightGBM puts underscores where a name has blanks.
+        # LightGBM replaces blanks in names by underscores.
         own = {column.replace(" ", "_"): column for column in frame.columns}
         chosen = [name if name in frame.columns else own.get(name, name) for name in names]
         missing = [name for name in chosen if name not in frame.columns]
@@ -136,7 +136,7 @@ def _takes_texts(model: object) -> bool:
 
 
 def _used_names(model: object) -> list[str]:
-    """The columns that the model was trained on, less those that a ColumnTransformer at its head drops."""
+    """The columns that the model was trained on, without those that a ColumnTransformer at its head drops."""
     from sklearn.compose import ColumnTransformer
 
     names = [str(name) for name in getattr(model, "feature_names_in_", ())]
@@ -156,7 +156,7 @@ def _by_name(columns: Any) -> bool:
 
 
 def _selected(columns: Any, names: Sequence[str]) -> list[str]:
-    """The names that a ColumnTransformer's choice stands for: a name, names, positions, a slice or a mask."""
+    """The names selected by a ColumnTransformer: by a name, names, positions, a slice or a mask."""
     if not _by_name(columns):
         return [str(name) for name in np.atleast_1d(np.asarray(names, dtype=object)[columns])]
     if isinstance(columns, slice):
@@ -167,7 +167,7 @@ def _selected(columns: Any, names: Sequence[str]) -> list[str]:
 
 
 def encoded_columns(model: object, names: Sequence[str]) -> set[str]:
-    """The columns that go into an encoder of categories, for which 3 is a name and not a number."""
+    """The columns of categorical encoders, for which 3 is a name and not a number."""
     from sklearn.compose import ColumnTransformer
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
@@ -215,12 +215,12 @@ def _task(model: object) -> Task:
         return "regression"
     if base.is_outlier_detector(model):
         return "outliers"
-    # Mixtures are no clusterers by type, but what they predict is a cluster.
+    # Mixtures are not clusterers by type, but predict clusters.
     return "clustering" if hasattr(model, "predict") else "transform"
 
 
 def known_differences(model: object) -> list[str]:
-    """Where a converter is known to differ without saying so."""
+    """Notes on known silent differences of converters."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.model_selection import TunedThresholdClassifierCV
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -244,7 +244,7 @@ def known_differences(model: object) -> list[str]:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the estimator itself says about the sample."""
+    """The estimator's own outputs for the sample."""
 
     task: Task
     table: Table
@@ -254,12 +254,12 @@ class Reference:
     """[n] or [n, targets]"""
     method: str
     numbers: tuple[Array, ...]
-    """What `method` gives, one array [n, k] for each target."""
+    """Outputs of `method`, one array [n, k] for each target."""
     notes: tuple[str, ...] = ()
 
 
 def ask(model: Any, table: Table) -> Reference:
-    """Ask for all records, or for those without missing values when the model refuses the others."""
+    """Predict all records, or those without missing values when the model refuses the others."""
     task = _task(model)
     complete = ~table.without(table.columns)
     try:
@@ -271,7 +271,7 @@ def ask(model: Any, table: Table) -> Reference:
         table = table.take(complete)
         note = f"{(~complete).sum()} of {len(complete)} records have missing values, which the model refuses: left out."
         return Reference(task, table, np.flatnonzero(complete), *_answers(model, task, table), notes=(note,))
-    except Exception as error:  # estimators refuse in many ways
+    except Exception as error:  # estimators raise many types
         raise ConversionFailed(f"The estimator itself cannot predict the sample: {sentence(error)}") from error
 
 

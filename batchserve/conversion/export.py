@@ -1,4 +1,4 @@
-"""From an estimator to an ONNX graph: which inputs it gets, and what the converters have to be told."""
+"""Export of an estimator to ONNX: its inputs, and the options of the converters."""
 
 import copy
 import re
@@ -17,12 +17,12 @@ from batchserve.conversion.sample import INSTALL, Array, Table, listed, sentence
 from batchserve.errors import ConversionFailed
 
 ML_OPSET = 3
-"""Version of the operators of machine learning that the converters are asked for."""
+"""Version of the ai.onnx.ml operators that the converters target."""
 
 
 @dataclass(frozen=True)
 class GraphInput:
-    """An input of the graph to be: float32, int64 or string, [n, k] or [n], filled by these columns."""
+    """An input of the future graph: float32, int64 or string, [n, k] or [n], filled by these columns."""
 
     name: str
     dtype: Literal["float32", "int64", "string"]
@@ -41,7 +41,7 @@ class GraphInput:
 
 
 def convertible(model: Any) -> Any:
-    """A copy whose answers are the same, in the words that the converters understand."""
+    """An equivalent copy with parameters that the converters understand."""
     from sklearn.ensemble import VotingClassifier
     from sklearn.impute import SimpleImputer
     from sklearn.preprocessing import OneHotEncoder
@@ -56,12 +56,12 @@ def convertible(model: Any) -> Any:
             case OneHotEncoder() if hasattr(part, "categories_"):
                 part.categories_ = [_with_empty_for_missing(categories) for categories in part.categories_]
             case _ if package(part) == "xgboost" and hasattr(part, "get_booster"):
-                part.get_booster().feature_names = None  # the converter wants f0, f1 ... or none
+                part.get_booster().feature_names = None  # the converter requires f0, f1 ... or none
     return model
 
 
 def _fills_texts(imputer: Any) -> bool:
-    """Whether it fills in texts for None or NaN, and not for a text such as "?"."""
+    """Whether it imputes texts for None or NaN, and not for a text such as "?"."""
     statistics = getattr(imputer, "statistics_", np.empty(0))
     return statistics.dtype == object and not isinstance(imputer.missing_values, str)
 
@@ -116,7 +116,7 @@ def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx
             f"{step} has no ONNX converter. Replace that step, or register a converter before you call convert: "
             f"skl2onnx.update_registered_converter({step}, ...)."
         ) from error
-    except Exception as error:  # converters raise whatever comes to hand
+    except Exception as error:  # converters raise any type
         hint = ""
         if int(version("protobuf").partition(".")[0]) >= 7:
             hint = (
@@ -129,7 +129,7 @@ def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx
 def _options(model: object) -> dict[int, dict[str, Any]]:
     """Converter options for each part: tensors instead of ZipMap, plain scores, a locale that every host has.
 
-    Scalers divide as scikit-learn does: to multiply by 1/scale rounds differently, and trees behind it then split
+    Scalers divide as scikit-learn does: multiplying by 1/scale rounds differently, and later trees then split
     otherwise.
     """
     from skl2onnx._supported_operators import sklearn_operator_name_map
@@ -141,7 +141,7 @@ def _options(model: object) -> dict[int, dict[str, Any]]:
     options: dict[int, dict[str, Any]] = {}
     for part in parts(model):
         if isinstance(part, Pipeline):
-            continue  # skl2onnx would hand its options to the last step, whether that knows them or not
+            continue  # skl2onnx would pass its options to the last step, even if that does not accept them
         alias = sklearn_operator_name_map.get(type(part))
         allowed = (get_converter(alias).get_allowed_options() or {}) if alias else {}
         chosen: dict[str, Any] = {"zipmap": False} if is_classifier(part) and "zipmap" in allowed else {}
@@ -159,8 +159,8 @@ def _options(model: object) -> dict[int, dict[str, Any]]:
 def _token_expression(vectorizer: Any) -> str | None:
     """The pattern of a word in the graph's dialect (RE2), whose own `\\w` ends at the first umlaut.
 
-    Without it, the converter also counts words of one letter, which the usual pattern leaves out, into pairs of
-    words. None, the converter's own way, for anything but words of a least length.
+    Without it, the converter also counts words of one letter, which the usual pattern leaves out, into pairs of words.
+    None, the converter's default, for anything but words of a minimal length.
     """
     if vectorizer.analyzer != "word" or vectorizer.tokenizer is not None:
         return None
@@ -169,7 +169,7 @@ def _token_expression(vectorizer: Any) -> str | None:
 
 
 def _register_boosters(model: object) -> None:
-    """Teach skl2onnx the LightGBM and XGBoost estimators that are in the model."""
+    """Register the converters of the model's LightGBM and XGBoost estimators with skl2onnx."""
     packages = boosters(model)
     if not packages:
         return

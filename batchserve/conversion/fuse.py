@@ -1,4 +1,4 @@
-"""A network that gives features, and the fitted estimator that reads them, as one graph."""
+"""Fuses a feature network and the estimator fitted on its features into one graph."""
 
 import warnings
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ from batchserve.inference.images import images_of_array
 from batchserve.inference.kernels import Arrays
 
 BATCH = 32
-"""Images in a run: each takes as much memory as thousands of rows of a table."""
+"""Images in a run: each takes as much memory as thousands of table rows."""
 
 
 def fuse(
@@ -52,17 +52,16 @@ def fuse(
     packages: Sequence[str] = (),
     notes: Sequence[str] = (),
 ) -> Conversion:
-    """One graph of both, from images to what the estimator says of them.
+    """One graph from images to the outputs of the estimator.
 
-    `network`: a graph from images [N, ...] to features [N, d] or [N, d, 1, 1]; it gets them as `image` says.
+    `network`: a graph from images [N, ...] to features [N, d] or [N, d, 1, 1]; it gets them preprocessed by `image`.
     `images`: a sample to prove the graph on, uint8 [height, width, 3] in RGB; `features` [n, d] are what the original
-    network gives for them.
-    `labels`: names for the classes of the estimator, in the order of its `classes_`; the answers are these names then.
-    `packages`: whose versions go into the metadata.
+    network gives for them. `labels`: names for the classes of the estimator, in the order of its `classes_`; the
+    answers are these names then. `packages`: whose versions go into the metadata.
 
     Raises ConversionFailed and ParityFailed.
     """
-    estimator = getattr(estimator, "best_estimator_", estimator)  # a search answers by its best estimator
+    estimator = getattr(estimator, "best_estimator_", estimator)  # a search predicts with its best estimator
     reference, graph = _head(estimator, features, opsets(network).get("", 0))
     if labels is not None:
         reference = _rename_classes(graph, estimator, reference, labels)
@@ -99,7 +98,7 @@ def prepare(images: Sequence[Array], tensor: InputTensor) -> Array:
 
 
 def _head(estimator: Any, features: Array, opset: int) -> tuple[Reference, onnx.ModelProto]:
-    """What the estimator says of the features, and its graph."""
+    """The estimator's outputs for the features, and its graph."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as in convert
         reference = ask(estimator, choose_columns(estimator, *as_frame(features)))
@@ -114,7 +113,7 @@ def join(network: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
             f"The network must have one output, and has {len(network.graph.output)}; "
             f"the estimator one input, and has {len(head.graph.input)}."
         )
-    # The converter declares the lowest versions that do; what it writes holds for the one that it was asked for.
+    # The converter declares the lowest sufficient versions; its output is valid for the requested one.
     versions = opsets(head) | {"ai.onnx.ml": ML_OPSET} | opsets(network)
     network = compose.add_prefix(network, "network/", rename_inputs=False)
     head = compose.add_prefix(head, "head/", rename_outputs=False)
@@ -130,7 +129,7 @@ def join(network: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _rename_classes(head: onnx.ModelProto, estimator: Any, reference: Reference, labels: Sequence[object]) -> Reference:
-    """Lets the label output, which is the first, give these names; what the estimator says, in the same names."""
+    """Maps the first output, the labels, to these names; returns the estimator's outputs in the same names."""
     classes = getattr(estimator, "classes_", None)
     if reference.labels is None or classes is None or isinstance(classes, list) or reference.labels.ndim > 1:
         raise ConversionFailed("labels are for a classifier with one target.")

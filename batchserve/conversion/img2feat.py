@@ -41,12 +41,11 @@ def export_img2feat(
     """Export a network of img2feat and the estimator that was fitted on its features as one graph that takes images.
 
     `cnn`: an `img2feat.CNN`, or any torch module from images [N, 3, height, width], prepared as img2feat does, to
-    features [N, d] or [N, d, 1, 1]; a module gets images of 224 x 224.
-    `classifier`: a fitted scikit-learn classifier, regressor or pipeline; it gets (features - mean) / scale.
-    `mean`, `scale`: [d] each, of a StandardScaler; None where nothing is standardized, or the pipeline does it.
-    `labels`: names for the classes, in the order of `classifier.classes_`; the answers are these names then.
-    `images`: a sample to prove the graph on, as img2feat takes them: uint8 [height, width, 3] in BGR, of any sizes.
-    Without it, the proof is done on noise.
+    features [N, d] or [N, d, 1, 1]; a module gets images of 224 x 224. `classifier`: a fitted scikit-learn classifier,
+    regressor or pipeline; it gets (features - mean) / scale. `mean`, `scale`: [d] each, of a StandardScaler; None where
+    nothing is standardized, or the pipeline does it. `labels`: names for the classes, in the order of
+    `classifier.classes_`; the answers are these names then. `images`: a sample to prove the graph on, as img2feat takes
+    them: uint8 [height, width, 3] in BGR, of any sizes. Without it, parity is measured on noise.
 
     Raises ConversionFailed, and ParityFailed as `convert` does: the graph must answer `images` as img2feat and
     scikit-learn together do. With `output` the graph is written there, after it passed.
@@ -107,7 +106,7 @@ def convert_img2feat(
 
 
 def _read_images(folder: Path) -> list[Array]:
-    """What OpenCV reads of the files in a folder, at any depth."""
+    """The images that OpenCV reads from a folder, at any depth."""
     import cv2
 
     files = sorted(path for path in folder.rglob("*") if path.is_file())
@@ -118,7 +117,7 @@ def _read_images(folder: Path) -> list[Array]:
 
 
 def _rgb(index: int, image: Array) -> Array:
-    """An image of OpenCV, which has BGR."""
+    """An image of OpenCV, in BGR."""
     if np.ndim(image) != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ConversionFailed(
             f"Image {index} is {np.asarray(image).dtype} {list(np.shape(image))}, not uint8 [height, width, 3]."
@@ -132,7 +131,7 @@ def _network(cnn: Any) -> "tuple[torch.nn.Module, tuple[int, int]]":
 
     if isinstance(cnn, torch.nn.Module):
         return cnn, (224, 224)
-    network = getattr(cnn, "_CNN__network", None)  # img2feat keeps it to itself
+    network = getattr(cnn, "_CNN__network", None)  # a private attribute of img2feat
     if not isinstance(network, torch.nn.Module):
         raise ConversionFailed(f"{type(cnn).__name__} is neither an img2feat.CNN nor a torch.nn.Module.")
     width, height = cnn.img_size
@@ -149,7 +148,7 @@ def _features(network: "torch.nn.Module", tensor: Array) -> Array:
 
 
 def _standardized(classifier: Any, mean: Array | None, scale: Array | None, width: int) -> Any:
-    """The estimator behind a StandardScaler with these figures."""
+    """The estimator after a StandardScaler with these parameters."""
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
@@ -179,10 +178,10 @@ def require_img2feat() -> None:
 def load_cnn(name: str, *, weights: Path | None = None, size: tuple[int, int] = (224, 224)) -> Any:
     """`img2feat.CNN(name)`, with the weights that torchvision downloads or has in its cache.
 
-    `weights`: a file of weights for torchvision's network instead, where there is no way out to download them.
-    `size`: width and height of the images that the network gets.
+    `weights`: a file of weights for torchvision's network instead, where they cannot be downloaded. `size`: width and
+    height of the images that the network gets.
 
-    Raises ConversionFailed when there is no such network, or its weights cannot be had.
+    Raises ConversionFailed when there is no such network, or its weights are unavailable.
     """
     require_img2feat()
     import_torchvision()
@@ -194,7 +193,7 @@ def load_cnn(name: str, *, weights: Path | None = None, size: tuple[int, int] = 
     with _weights_of(name.lower(), weights), quietly():
         try:
             return CNN(name, img_size=size)
-        except Exception as error:  # network, files, pickles, img2feat's own slips
+        except Exception as error:  # errors of network, files, pickles or img2feat itself
             raise ConversionFailed(
                 f"img2feat could not build {name!r}: {sentence(error)} If its weights cannot be downloaded from here, "
                 "pass a file of them."
@@ -202,10 +201,10 @@ def load_cnn(name: str, *, weights: Path | None = None, size: tuple[int, int] = 
 
 
 def import_torchvision() -> Any:
-    """torchvision, also beside a torch that its compiled operators do not fit, such as one for CPUs alone.
+    """torchvision, even with a torch that its compiled operators do not match, such as a CPU-only one.
 
-    Such a torchvision fails to import, though nothing of its networks needs the operators: their names are declared,
-    and the import succeeds.
+    Such a torchvision fails to import, although its networks do not need the operators: declaring their names makes the
+    import succeed.
     """
     import torch
 
@@ -222,12 +221,12 @@ def import_torchvision() -> Any:
 
 
 _DECLARED: list[Any] = []
-"""The declarations last as long as this does."""
+"""Keeps the declarations alive."""
 
 
 @contextmanager
 def _weights_of(name: str, weights: Path | None) -> Iterator[None]:
-    """Lets torch.hub find the file where it keeps what it downloaded for this network."""
+    """Places the file in the torch.hub cache as the download of this network."""
     if weights is None:
         yield
         return
@@ -248,4 +247,4 @@ def _weights_of(name: str, weights: Path | None) -> Iterator[None]:
 
 
 _TORCHVISION = {"mobilenet": "mobilenet_v2"}
-"""What torchvision calls a network of img2feat, where that differs."""
+"""torchvision's names of img2feat's networks, where they differ."""

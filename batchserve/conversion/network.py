@@ -1,4 +1,4 @@
-"""What a network says of itself beside its graph: how images become its input, the names of its classes."""
+"""Metadata of a network: the preprocessing of its images, the names of its classes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -40,7 +40,7 @@ PRESETS: dict[str, Preprocessing] = {
 """imagenet: as torchvision evaluates its networks. img2feat: as its class CNN prepares what cv2.imread reads."""
 
 Image = Preprocessing | Mapping[str, Any] | str
-"""How images become the input: as it stands in docs/models.md, or the name of a preset."""
+"""Preprocessing of images, as in docs/models.md, or the name of a preset."""
 
 
 def annotate(
@@ -51,12 +51,12 @@ def annotate(
     labels: Sequence[object] | None = None,
     softmax: bool = False,
 ) -> bytes:
-    """Let a network that is in ONNX already say what it takes and gives. Gives the bytes of the new file.
+    """Annotate a network in ONNX with its inputs and outputs. Returns the bytes of the new file.
 
-    `model`: an .onnx file, whose tensors may stand in files beside it, or a zip bundle; they end up in one file.
-    `image`: how images become its input: a preset of PRESETS, or what docs/models.md says of `batchserve.image`.
-    `labels`: its classes, in the order of the values of its first output.
-    `softmax`: the first output holds scores, and gives way to the probabilities that softmax makes of them.
+    `model`: an .onnx file, whose tensors may be in separate files, or a zip bundle; they end up in one file. `image`:
+    how images become its input: a preset of PRESETS, or what docs/models.md says of `batchserve.image`. `labels`: its
+    classes, in the order of the values of its first output. `softmax`: the first output holds scores, and gives way to
+    the probabilities that softmax makes of them.
 
     Raises ConversionFailed.
     """
@@ -89,9 +89,8 @@ def _read(path: Path) -> onnx.ModelProto:
 
 
 def image_input(graph: onnx.ModelProto, image: Image) -> InputTensor:
-    """The input of the graph that takes images in this way: the one that is named, else the only one that could.
-
-    Raises ConversionFailed for an unknown preset, for a description that is none, and for one that does not fit.
+    """The input of the graph that takes such images: the named one, else the only possible one. Raises ConversionFailed
+    for an unknown preset, and for an invalid or unsuitable description.
     """
     constants = {tensor.name for tensor in graph.graph.initializer}
     inputs = [_input(entry) for entry in graph.graph.input if entry.name not in constants]
@@ -108,7 +107,7 @@ def image_facts(tensor: InputTensor) -> dict[str, Any]:
 
 
 def preprocessing(image: Image) -> Preprocessing:
-    """Raises ConversionFailed for an unknown preset, and for a description that is none."""
+    """Raises ConversionFailed for an unknown preset, and for an invalid description."""
     try:
         return read_preprocessing({name: value for name, value in _described(image).items() if name != "input"})
     except ModelRefused as error:

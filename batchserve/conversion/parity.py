@@ -1,4 +1,4 @@
-"""How well a converted graph agrees with its original on the sample."""
+"""Parity of a converted graph and its original on the sample."""
 
 import math
 from collections.abc import Sequence
@@ -8,13 +8,13 @@ from typing import Any, Self
 import numpy as np
 
 MAX_FLIPS = 0.001
-"""The share of records whose label may differ."""
+"""Tolerated share of records with a different label."""
 WORST_ROWS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class Answers:
-    """What one side gives for n records: `labels` [n] or [n, targets], `numbers` by name, each [n, k]."""
+    """Outputs of one side for n records: `labels` [n] or [n, targets], `numbers` by name, each [n, k]."""
 
     labels: np.ndarray[Any, Any] | None
     numbers: dict[str, np.ndarray[Any, Any]]
@@ -53,7 +53,7 @@ class WorstRow:
 
 @dataclass(frozen=True, slots=True)
 class Parity:
-    """The report: what was compared, how far it differs, and whether that is good enough."""
+    """The report: the compared outputs, their differences, and whether they are tolerable."""
 
     rows: int
     label_flips: int

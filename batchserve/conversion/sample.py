@@ -1,4 +1,4 @@
-"""The sample that a conversion is proved on: read, typed and cut to what the model takes."""
+"""The sample that verifies a conversion: read, typed and reduced to the model's columns."""
 
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -22,16 +22,16 @@ Kind = Literal["bool", "int", "float", "string"]
 
 @dataclass(frozen=True)
 class Table:
-    """The records of the sample, only with the columns that the model takes, in its order."""
+    """The records of the sample, with only the model's columns, in its order."""
 
     frame: "pandas.DataFrame"
     form: Literal["frame", "matrix", "texts"]
-    """What the estimator is called with: a DataFrame, an array [n, k], or a list of texts."""
+    """The estimator's argument: a DataFrame, an array [n, k], or a list of texts."""
     named: bool = True
-    """Whether the columns have names of their own; without, any k columns will do."""
+    """Whether the columns have names; without, any k columns fit."""
 
     def kind(self, column: str) -> Kind:
-        """What a column holds, missing values aside. Raises ConversionFailed for anything that ONNX has no word for."""
+        """The type of a column's values. Raises ConversionFailed for types that ONNX does not have."""
         match self._inferred(column):
             case "boolean" | "integer" if self.frame[column].isna().any():
                 return "float"
@@ -69,7 +69,7 @@ class Table:
         return np.asarray(frame.astype(dtype))
 
     def native(self) -> Any:
-        """The records as the estimator takes them."""
+        """The records in the form that the estimator takes."""
         if self.form == "frame":
             return self.frame
         return self.frame.iloc[:, 0].tolist() if self.form == "texts" else self.frame.to_numpy()
@@ -110,7 +110,7 @@ def as_frame(sample: Any) -> tuple["pandas.DataFrame", bool]:
     else:
         array = np.asarray(sample)
         frame = pandas.DataFrame(array.reshape(len(array), -1) if array.ndim else array.reshape(1, 1)).infer_objects()
-        frame.columns = [f"x{i}" for i in range(frame.shape[1])]  # the names that scikit-learn gives
+        frame.columns = [f"x{i}" for i in range(frame.shape[1])]  # scikit-learn's default names
     if frame.empty:
         raise ConversionFailed("The sample is empty. Pass some records like those of the training; 1,000 are enough.")
     if not frame.columns.is_unique:
@@ -138,7 +138,7 @@ def _read(path: Path) -> "polars.DataFrame":
 
 
 def sentence(error: Exception) -> str:
-    """The first line of a foreign message, to be quoted in ours."""
+    """The first line of another library's message, for quoting."""
     lines = str(error).strip().splitlines() or [""]
     return f"{type(error).__name__}: {lines[0].rstrip('.')}."
 

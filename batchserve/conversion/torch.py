@@ -1,4 +1,4 @@
-"""From a PyTorch module to an ONNX graph that answers like it, whatever the number of records."""
+"""Conversion of a PyTorch module to an equivalent ONNX graph for any number of records."""
 
 import inspect
 import io
@@ -39,11 +39,11 @@ if TYPE_CHECKING:
 INSTALL = "Install it with: pip install 'batchserve[torch]'"
 OPSET = 17
 TRACED = 2
-"""Records that the graph is traced with: one would hide which axes are of size 1 by chance."""
+"""Records to trace the graph with: a single one would hide which axes have size 1 by chance."""
 MADE_UP = 8
-"""Records to prove a conversion on, when none are given."""
+"""Records to verify a conversion with, when none are given."""
 COUNTS = (1, 3)
-"""Other numbers of records that the graph has to answer like the module."""
+"""Other numbers of records for which the graph must match the module."""
 
 _FROZEN = (
     "Take sizes from x.shape or x.size() as they are (int(...), len(...), range(...) and Python loops freeze them), or "
@@ -67,7 +67,7 @@ def export_torch(
     tolerance: float = 1e-4,
     target_opset: int = OPSET,
 ) -> Conversion:
-    """Export a PyTorch module to ONNX, and prove on `example` that both give the same answers.
+    """Export a PyTorch module to ONNX, and verify on `example` that both give the same outputs.
 
     `example`: what the module is called with: a tensor, several of them, or a dict of its keyword arguments, as torch
     or NumPy arrays. Axis 0 of the first is the record axis; an input whose axis 0 differs, or that has none, is shared
@@ -149,7 +149,7 @@ def convert_torch(
 
 
 def _noise(image: Preprocessing) -> Array:
-    """A few inputs as of images, float32, in the size and layout that the module takes."""
+    """A few random image inputs, float32, in the size and layout that the module takes."""
     if image.size is None:
         raise ConversionFailed('The images need a size, as in {"size": [224, 224]}.')
     channels = 1 if image.order == "gray" else 3
@@ -184,7 +184,7 @@ def load_module(path: Path) -> "torch.nn.Module":
 
 @contextmanager
 def quietly() -> Iterator[None]:
-    """Without what networks and exporters print and warn of on their way; what matters shows in the runs."""
+    """Suppresses output and warnings of networks and exporters; the verification shows what matters."""
     with redirect_stdout(io.StringIO()), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
@@ -192,7 +192,7 @@ def quietly() -> Iterator[None]:
 
 @contextmanager
 def evaluating(module: "torch.nn.Module") -> Iterator[None]:
-    """The module as it predicts: every part in its mode for evaluation, without gradients; afterwards as before."""
+    """The module in evaluation mode, without gradients; restored afterwards."""
     import torch
 
     modes = [(part, part.training) for part in module.modules()]
@@ -213,7 +213,7 @@ def evaluating(module: "torch.nn.Module") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class ModuleCall:
-    """A module and the arguments that it is called with: by the names of the graph's inputs, in their order."""
+    """A module and its call arguments, by the names of the graph's inputs, in their order."""
 
     module: "torch.nn.Module"
     inputs: "dict[str, torch.Tensor]"
@@ -227,7 +227,7 @@ class ModuleCall:
         return tensor.ndim == 0 or len(tensor) != self.count
 
     def take(self, count: int) -> "dict[str, torch.Tensor]":
-        """The inputs for so many records, the example's over and over."""
+        """The inputs for so many records, repeating the example's."""
         import torch
 
         rows = torch.arange(count) % self.count
@@ -247,11 +247,11 @@ class ModuleCall:
         return replace(self, inputs=inputs)
 
     def outputs(self, count: int) -> Arrays:
-        """What the module gives for so many records. Raises ConversionFailed when it does not take them."""
+        """Outputs of the module for so many records. Raises ConversionFailed when it fails."""
         positional, named = self.arguments(count)
         try:
             found = self.module(*positional, **named)
-        except Exception as error:  # modules raise whatever comes to hand
+        except Exception as error:  # modules raise any type
             raise ConversionFailed(f"The module itself does not take {count} records: {sentence(error)}") from error
         arrays = {name: tensor.detach().cpu().numpy() for name, tensor in _tensors("output", found)}
         for name, array in arrays.items():
@@ -292,7 +292,7 @@ def _parameters(module: "torch.nn.Module", count: int) -> list[str]:
 
 
 def _tensors(name: str, value: Any) -> "Iterator[tuple[str, torch.Tensor]]":
-    """The tensors in what a module gives, with a name for each: of the keys, or of the places."""
+    """The tensors in a module's output, named by their keys or positions."""
     import torch
 
     match value:
@@ -332,8 +332,8 @@ def trace(
 ) -> onnx.ModelProto:
     """The graph of a module that is in its mode for evaluation, with all weights inside. `names` are its outputs.
 
-    Raises ConversionFailed, for one when it answers like the module only for the number of records that it was traced
-    with, or for the sizes of `dynamic` axes.
+    Raises ConversionFailed, also when it matches the module only for the traced number of records or sizes of `dynamic`
+    axes.
     """
     unknown = dynamic.keys() - call.inputs.keys() - set(names)
     if unknown:
@@ -350,7 +350,7 @@ def trace(
     def difference(other: ModuleCall, count: int) -> str | None:
         return _difference(session, graph, other, count, softmax, tolerance)
 
-    if not difference(call, TRACED):  # else it never agrees, and the report says by how much
+    if not difference(call, TRACED):  # otherwise it never agrees, and the report shows by how much
         _check_counts(call, difference)
         _check_sizes(call, difference, dynamic)
     return graph
@@ -376,16 +376,16 @@ def _export(
                 opset_version=opset,
                 dynamo=False,
             )
-        except Exception as error:  # the exporter raises whatever comes to hand
+        except Exception as error:  # the exporter raises any type
             raise ConversionFailed(f"torch.onnx could not export the module: {sentence(error)}") from error
-        graph: onnx.ModelProto = onnx.load(path)  # with the tensors that torch wrote to files beside it
+        graph: onnx.ModelProto = onnx.load(path)  # with the tensors that torch wrote to separate files
     if len(graph.graph.output) != len(names):
         raise ConversionFailed(f"The module has {len(names)} outputs, the graph {len(graph.graph.output)}.")
     return tidy(graph)
 
 
 def _check_counts(call: ModuleCall, difference: Callable[[ModuleCall, int], str | None]) -> None:
-    """Raises ConversionFailed when the graph agrees with the module only for the number that it was traced with."""
+    """Raises ConversionFailed when the graph matches the module only for the traced number of records."""
     for count in COUNTS:
         if reason := difference(call, count):
             raise ConversionFailed(
@@ -414,7 +414,7 @@ def _check_sizes(
 def _difference(
     session: Session, graph: onnx.ModelProto, call: ModuleCall, count: int, softmax: bool, tolerance: float
 ) -> str | None:
-    """How the graph answers so many records otherwise than the module, in words."""
+    """How the graph's outputs for so many records differ from the module's, in words."""
     expected = _with_softmax(call.outputs(count), softmax)
     try:
         got = _run(session, graph, call, count)
@@ -429,7 +429,7 @@ def _difference(
 
 
 def _answers(graph: onnx.ModelProto, call: ModuleCall, count: int, softmax: bool) -> tuple[Arrays, Arrays]:
-    """What the graph and the module give for so many records, by the names of the graph's outputs."""
+    """Outputs of the graph and the module for so many records, by the graph's names."""
     try:
         got = _run(_session(graph), graph, call, count)
     except ScoringFailed as error:
