@@ -46,7 +46,7 @@ def backup(
 
 
 def restore(
-    source: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The folder that `backup` made.")],
+    source: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder created by `backup`.")],
     storage: Storage = None,
     database: Database = None,
     as_json: AsJson = False,

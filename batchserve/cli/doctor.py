@@ -1,4 +1,4 @@
-"""`batchserve doctor`: does everything work here that a server needs, and if not, what to do."""
+"""`batchserve doctor`: checks everything that a server needs, with advice for each fault."""
 
 import math
 import os
@@ -31,14 +31,14 @@ if TYPE_CHECKING:
 LITTLE_SPACE = 2 * 2**30
 SLOW_FSYNC = 0.1
 MOST_SHOWN = 10
-"""Faults of one check that a person is shown; `--json` has them all."""
+"""Most faults of one check in the text output; `--json` has them all."""
 Status = Literal["ok", "warn", "fail"]
 _STYLES = {"ok": "green", "warn": "yellow", "fail": "bold red"}
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a check has found. `advice` says what to do unless all is well; each of the `faults` has its own."""
+    """The finding of a check. `advice` is the repair, if one is needed; each of the `faults` has its own."""
 
     check: str
     status: Status
@@ -85,7 +85,7 @@ def mend(storage: Storage = None, database: Database = None, as_json: AsJson = F
 
 
 def examine(name: str, check: "Callable[[Settings], Finding]", settings: "Settings") -> Finding:
-    """The finding of a check; whatever it stumbles over is one."""
+    """The finding of a check; an exception becomes a finding, too."""
     try:
         return check(settings)
     except (BatchserveError, OSError, ImportError) as error:
@@ -180,7 +180,7 @@ def database_file(settings: "Settings") -> Finding:
 
 
 def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
-    """Whether what rows name is there, and is what it was."""
+    """Checks that referenced objects exist unchanged."""
     from batchserve.storage import open_storage
     from batchserve.upkeep import inspection
 
@@ -199,7 +199,7 @@ def stored_bytes(settings: "Settings", *, deep: bool = False) -> Finding:
 
 
 def orphans(settings: "Settings") -> Finding:
-    """What a worker's sweep would remove now."""
+    """Reports what a worker's sweep would remove now."""
     from batchserve.storage import open_storage
     from batchserve.upkeep.sweep import find_orphans
 
@@ -217,7 +217,7 @@ def orphans(settings: "Settings") -> Finding:
 
 
 def unreadable_rows(settings: "Settings") -> Finding:
-    """Whether each row is as some release writes it."""
+    """Checks that each row can be read."""
     from batchserve.upkeep.inspection import find_unreadable
 
     with _current_database(settings) as connection:
@@ -253,7 +253,7 @@ _NOT_YET = "not checked: no database of this schema exists yet"
 
 @contextmanager
 def _database(settings: "Settings") -> "Iterator[Connection | None]":
-    """The database; None for an SQLite file that does not exist, which is not made."""
+    """The database; None for a missing SQLite file, which is not created."""
     from sqlalchemy import make_url
     from sqlalchemy.exc import DatabaseError
 
@@ -340,7 +340,7 @@ def server(_: "Settings") -> Finding:
 
 
 def score_tiny_model(values: list[float]) -> list[float]:
-    """x + 1 by ONNX Runtime. Runs in a scoring process."""
+    """Computes x + 1 with ONNX Runtime, in a scoring process."""
     import numpy as np
     import onnx
     from onnx import TensorProto, helper

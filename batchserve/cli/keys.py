@@ -1,4 +1,4 @@
-"""`batchserve keys ...`: API keys are made and revoked beside the database, never over HTTP."""
+"""`batchserve keys ...`: API keys are created and revoked in the database directly, never over HTTP."""
 
 import sys
 from dataclasses import asdict
@@ -85,7 +85,7 @@ def revoke(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """Revoke a key, at once and permanently. Its jobs continue."""
+    """Revoke a key, immediately and permanently. Its jobs continue."""
     from batchserve import keys
     from batchserve.runtime import open_database
 

@@ -94,7 +94,7 @@ def remove(reference: Annotated[str, typer.Argument(metavar="NAME@VERSION", help
 
 
 def _arrays(model: Model) -> list[dict[str, Any]]:
-    """The inputs of the graph that no named columns fill: with arrays, or with columns in their order."""
+    """The inputs of the graph without named columns: they take arrays, or columns in file order."""
     return [tensor for tensor in model.signature["inputs"] if tensor["columns"] is None]
 
 

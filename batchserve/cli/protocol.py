@@ -1,5 +1,5 @@
-"""HTTP/1.1 as uvicorn speaks it, within bounds: uvicorn has none for the time and bytes of a head, for what surrounds
-the chunks of a body, for pipelined requests, for answers that are not read and for the number of connections."""
+"""uvicorn's HTTP/1.1 protocol with limits that it lacks: on the time and bytes of a head, on the framing of chunked
+bodies, on pipelined requests, unread responses and the number of connections."""
 
 import asyncio
 import ctypes
@@ -15,19 +15,21 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 HEAD_BYTES = 64 * 1024
-"""Of a head, of trailers, and of anything else that is no body. A client of ours sends less than 1 KiB."""
+"""Most bytes of a head, of trailers, and of anything else outside of bodies. batchserve's client sends less than 1
+KiB."""
 TARGET_BYTES = 16 * 1024
 HEADERS = 256
 PIPELINED = 16
-"""Requests that were read while the one before them is answered; one at a time, unless their heads come in pieces."""
+"""Most requests read while the previous one is answered; one at a time, unless their heads come in pieces."""
 LINGER, LINGER_BYTES = 2.0, 1 << 20
-"""A refusal is lost when its connection is closed with bytes unread: that long, so many of them are still taken."""
+"""A refusal is lost when its connection is closed with unread bytes: so they are read for this long, up to this
+many."""
 COUNTED = 128 * 1024
-"""Bytes of an unread answer, at least: its block lies in memory until all of it is taken."""
+"""Least bytes counted for an unread response: its block stays in memory until all of it is sent."""
 SPARED = 1.0
-"""Seconds that a client may take nothing however many wait."""
+"""Seconds that a client may read nothing, under any load."""
 WORTH_A_TRIM = 8 << 20
-"""Unread bytes whose memory the C library is told to give back; it would keep it for answers to come."""
+"""Unread bytes after which the heap is trimmed; the C library would keep the memory for later responses."""
 _LIBC = ctypes.CDLL(None)
 _END_OF_HEAD = b"\r\n\r\n"
 _METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,64} ")
@@ -36,25 +38,25 @@ _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect"))
 
 @dataclass(slots=True)
 class Limits:
-    """What all connections of a server share."""
+    """State shared by all connections of a server."""
 
     head_timeout: float
     send_idle: float
-    """Seconds in which a client takes something of its answer, or is disconnected."""
+    """Seconds without reading its response after which a client is disconnected."""
     send_bytes: int
-    """Bytes of answers that wait for their readers, at most."""
+    """Most unread response bytes."""
     connections: int
     unread: dict["Protocol", int] = field(default_factory=dict)
-    """The connections on which an answer waits for its reader, with its bytes when that began."""
+    """The connections with an unread response, and its bytes when that began."""
     peak: int = 0
-    """Of the bytes that waited, since memory was given back."""
+    """Bytes that were unread, since the heap was last trimmed."""
 
     def wait_for(self, reader: "Protocol", unsent: int, now: float) -> None:
         self.unread[reader] = max(unsent, COUNTED)
         self.shed(now)
 
     def shed(self, now: float) -> None:
-        """Disconnects the clients that have taken nothing for longest, until the others fit."""
+        """Disconnects the clients that have been idle longest, until the others fit."""
         waiting = sum(self.unread.values())
         self.peak = max(self.peak, waiting)
         if waiting <= self.send_bytes:
@@ -67,7 +69,7 @@ class Limits:
 
 
 class Refusal(Exception):
-    """What is wrong with a request, as it is answered before the application sees it."""
+    """An invalid request, answered before the application sees it."""
 
     def __init__(self, status: int, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -91,7 +93,7 @@ class Refusal(Exception):
 
 
 class _Flow(FlowControl):
-    """Reads nothing more while there are bytes that wait for their turn, whatever the running request asks for."""
+    """Pauses reading while there are deferred bytes, even if the running request resumes it."""
 
     holding = False
 
@@ -101,17 +103,17 @@ class _Flow(FlowControl):
 
 
 class Protocol(HttpToolsProtocol):
-    """Closes a connection on which no whole head comes within `head_timeout` seconds: counted from its begin, and from
-    the first byte after a response. What follows a head has deadlines of its own (`api.bodies`).
+    """Closes a connection on which no whole head comes within `head_timeout` seconds: counted from the opening, and
+    from the first byte after a response. Bodies have separate deadlines (`api.bodies`).
 
-    Of pipelined requests the next is read when the one before it is answered. Until then its bytes are held as they
-    came, one read of the socket at most.
+    A pipelined request is parsed when the previous one is answered. Until then its bytes are kept unparsed, one socket
+    read at most.
     """
 
     limits: ClassVar[Limits]
     flow: _Flow
 
-    __slots__ = (  # beside the 30 names of uvicorn; with more of those, each is found slower
+    __slots__ = (  # besides uvicorn's 30 slots; more of those would slow down each access
         "_chunked", "_codings", "_deadline", "_drained", "_framing", "_held", "_hosts", "_ignored", "_left", "_length",
         "_refusal", "_replays", "_running", "_spent", "_unsent", "_waits", "progress",
     )  # fmt: skip
@@ -121,24 +123,24 @@ class Protocol(HttpToolsProtocol):
         self._deadline: asyncio.TimerHandle | None = None
         self._running: RequestResponseCycle | None = None
 
-        # Bytes that were parsed since the latest head or byte of a body was complete.
+        # Bytes parsed since the latest complete head or body byte.
         self._spent = 0
-        # What the head said so far of its body.
+        # The framing headers of the current head.
         self._length = self._hosts = self._codings = 0
-        # Bytes that are missing of the body; or that it comes in chunks, and has not ended.
+        # Missing bytes of the body; or that it is chunked and incomplete.
         self._left, self._chunked = 0, False
 
-        # How the body is framed that the parser leaves out, for an Upgrade is asked for; and whether that head is read.
+        # The framing of a body that the parser skips because of an Upgrade; and whether that head is complete.
         self._framing, self._replays = b"", False
 
-        # Whether what comes is not parsed now: answers come first, or the request was refused.
+        # Whether received bytes are not parsed now: responses come first, or the request was refused.
         self._waits = False
         self._held = b""
         self._refusal: bytes | None = None
-        # Bytes that came after a refusal.
+        # Bytes received after a refusal.
         self._ignored: int | None = None
 
-        # When the client took something of an answer, or there was nothing to take.
+        # When the client last read some of a response, or had nothing to read.
         self.progress = 0.0
         self._unsent, self._drained = 0, False
 
@@ -156,13 +158,13 @@ class Protocol(HttpToolsProtocol):
         self.limits.unread.pop(self, None)
         self.pipeline.clear()
         self._held = b""
-        if self._running is not None:  # uvicorn tells only the latest that was read
+        if self._running is not None:  # uvicorn only notifies the latest request read
             self._running.disconnected = not self._running.response_complete
             self._running.message_event.set()
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        """Closes the connection that is missed least, else refuses this one."""
+        """Closes the most dispensable connection, else refuses this one."""
         others = (other for other in self.connections if isinstance(other, Protocol) and other is not self)
         idle = [(rank, other) for other in others if (rank := other.idle_rank()) is not None]
         if idle:
@@ -172,7 +174,7 @@ class Protocol(HttpToolsProtocol):
             self._leave(Refusal(503, "too-many-connections", detail).answer())
 
     def idle_rank(self) -> tuple[int, float] | None:
-        """Least for what is closed first; None for a connection that is at work, or closes already."""
+        """Priority for closing, least first; None for a connection that is busy or closing."""
         if self.transport.is_closing():
             return None
         if self._ignored is not None:
@@ -186,7 +188,7 @@ class Protocol(HttpToolsProtocol):
         return 2, self.timeout_keep_alive_task.when()
 
     def _is_idle(self) -> bool:
-        """Whether no answer is owed to what was read."""
+        """Whether all requests read were answered."""
         return self.cycle is None or self.cycle.response_complete  # type: ignore[redundant-expr]  # None at first
 
     def _await_head(self) -> None:
@@ -234,18 +236,18 @@ class Protocol(HttpToolsProtocol):
             size = self._parsable(data, at)
 
     def _parsable(self, data: bytes, at: int) -> int:
-        """The bytes that can be parsed at once without a second request in them, or too much that is no body."""
+        """The bytes that can be parsed without reaching a second request, or exceeding the limit outside of bodies."""
         if self._left:
             return min(self._left, len(data) - at)
         end = -1 if self._chunked else data.find(_END_OF_HEAD, at)
         return min((len(data) if end < 0 else end + len(_END_OF_HEAD)) - at, HEAD_BYTES + 1 - self._spent)
 
     def _parse(self, piece: bytes | memoryview) -> bool:
-        """False when nothing more may follow."""
+        """False when the connection must end."""
         self._spent += len(piece)
         try:
             self.parser.feed_data(piece)
-        except httptools.HttpParserUpgrade as upgrade:  # we know no other protocol, and go on with this one
+        except httptools.HttpParserUpgrade as upgrade:  # no other protocol is supported: continue with HTTP/1.1
             rest = piece[upgrade.args[0] :]
             self._spent = 0
             if self._framing:
@@ -261,8 +263,8 @@ class Protocol(HttpToolsProtocol):
         return True
 
     def _read_body_anew(self) -> None:
-        """Puts a parser where the other one left out a body: behind a head of the same framing, without an Upgrade.
-        Java's client asks for HTTP/2 in this way with each request."""
+        """Replaces the parser that skipped a body by one that has read a head of the same framing without an Upgrade.
+        Java's client requests HTTP/2 in this way with each request."""
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._replays, framing, self._framing = True, self._framing, b""
@@ -298,9 +300,9 @@ class Protocol(HttpToolsProtocol):
         self.headers.append((name, value))
 
     def _frame(self, name: bytes, value: bytes) -> None:
-        """What decides where a request ends."""
+        """The headers that determine the end of a request."""
         if name == b"content-length":
-            self._length = int(value)  # digits: the parser has seen to it
+            self._length = int(value)  # digits, as verified by the parser
         elif name == b"expect":
             self.expect_100_continue = value.lower() == b"100-continue"
         else:
@@ -322,7 +324,7 @@ class Protocol(HttpToolsProtocol):
         if not self.url.startswith(b"/"):
             self._take_host_of_target()
         length, chunked = self._length, bool(self._codings)
-        if (length or chunked) and self.parser.should_upgrade():  # the parser leaves out the body
+        if (length or chunked) and self.parser.should_upgrade():  # the parser skips the body
             self._framing = b"transfer-encoding: chunked" if chunked else b"content-length: %d" % length
         self._head_has_come()
         super().on_headers_complete()
@@ -330,7 +332,7 @@ class Protocol(HttpToolsProtocol):
         self._left, self._chunked = length, chunked
 
     def _take_host_of_target(self) -> None:
-        """Of a target in absolute form the host counts, whatever the header says (RFC 9112, 3.2.2)."""
+        """The host of a target in absolute form overrides the header (RFC 9112, 3.2.2)."""
         try:
             target = httptools.parse_url(self.url)
         except httptools.HttpParserInvalidURLError:
@@ -341,7 +343,7 @@ class Protocol(HttpToolsProtocol):
             self.headers[:] = [(b"host", host), *(header for header in self.headers if header[0] != b"host")]
 
     def _require_unambiguous(self, version: str) -> None:
-        """Raises Refusal for what two servers in a row might read as two different requests."""
+        """Raises Refusal for ambiguous framing (request smuggling)."""
         if version not in ("1.0", "1.1"):
             raise Refusal(505, "http-version-not-supported", f"expected HTTP/1.1 or HTTP/1.0, got HTTP/{version}")
         if self._hosts > 1 or (self._hosts == 0 and version == "1.1"):
@@ -375,12 +377,12 @@ class Protocol(HttpToolsProtocol):
         return Refusal(431, "head-too-large", f"a request has at most {HEAD_BYTES} bytes before its body")
 
     def _refuse(self, refusal: Refusal) -> None:
-        """Answers, after what was asked before, and reads nothing more."""
+        """Answers after the previous requests, and stops reading."""
         self.logger.warning("Request was refused: %s", refusal.detail)
         cycle = self.cycle
         if self._is_idle():
             self._leave(b"" if self._chunked else refusal.answer())
-        elif self._chunked and not self.pipeline:  # the fault is in the body of the request that runs
+        elif self._chunked and not self.pipeline:  # the fault is in the body of the running request
             answer = b"" if cycle.response_started else refusal.answer()
             cycle.disconnected = True
             cycle.message_event.set()
@@ -392,7 +394,7 @@ class Protocol(HttpToolsProtocol):
             self._hold(b"")
 
     def _leave(self, answer: bytes) -> None:
-        """Says a last word. What still comes is thrown away for a moment, lest the word is lost with it."""
+        """Sends a final response. Further bytes are read and discarded for a moment, so that it is not lost."""
         self._ignored = 0
         self._waits, self._held, self._refusal = True, b"", None
         self.flow.holding = False
@@ -441,7 +443,7 @@ class Protocol(HttpToolsProtocol):
         self.limits.unread.pop(self, None)
 
     def look(self, now: float) -> None:
-        """Disconnects a client that has taken nothing of its answer for too long; also of one that is ended."""
+        """Disconnects a client that has read nothing of its response for too long, even of a complete one."""
         unsent = self.transport.get_write_buffer_size()
         if self._drained or not unsent or unsent < self._unsent:
             self.progress = now
@@ -451,7 +453,7 @@ class Protocol(HttpToolsProtocol):
 
 
 def look_after(connections: Iterable[Any], limits: Limits) -> None:
-    """To be called each moment in the loop: disconnects clients that do not read, and gives back what they took."""
+    """To be called periodically in the loop: disconnects clients that do not read, and trims the heap."""
     loop = asyncio.get_running_loop()
     now = loop.time()
     for connection in list(connections):

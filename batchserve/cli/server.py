@@ -26,9 +26,9 @@ Database = Annotated[
 
 MOST_FILES = 65_536
 FILES_FOR_THE_SERVER = 64
-"""Its libraries, database, logs and the parts of results that it assembles."""
+"""Open files for libraries, database, logs and the parts of results that are assembled."""
 FILES_OF_A_PROCESS = 8
-"""Its pipes, and the inputs that it is given; two processes more are for clients that wait."""
+"""Open files of each scoring process: pipes and inputs; two more processes are interactive."""
 
 
 def serve(
@@ -76,7 +76,7 @@ def serve(
                 say(f"batchserve {release} at {url} (docs: /docs, storage: {settings.storage})")
 
         async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-            app.state.service.stop()  # now, or the worker's grace would begin when that of the requests ends
+            app.state.service.stop()  # now, or the worker's grace time would only start after that of the requests
             await super().shutdown(sockets)
 
     listener = listen(host, port, settings.send_idle)
@@ -84,7 +84,7 @@ def serve(
     config = uvicorn.Config(
         app,
         http=Protocol,
-        ws="none",  # else an Upgrade leads past the limits of ours
+        ws="none",  # otherwise an Upgrade bypasses these limits
         loop="uvloop",
         lifespan="on",
         log_config=None,
@@ -146,7 +146,7 @@ def version(as_json: AsJson = False) -> None:
 
 
 def settings_of(storage: str | None, database: str | None) -> "Settings":
-    """The settings of the environment, with what the command line says instead."""
+    """The settings of the environment, overridden by the command line."""
     from pydantic import ValidationError
 
     from batchserve.settings import Settings
@@ -163,7 +163,7 @@ def settings_of(storage: str | None, database: str | None) -> "Settings":
 
 
 def has_admin_key(settings: "Settings") -> bool:
-    """Whether every request will need a key, and there is one to begin with. Makes no database."""
+    """Whether every request needs a key, and an admin key exists. Does not create the database."""
     from sqlalchemy import make_url
 
     from batchserve import keys
@@ -180,7 +180,7 @@ def has_admin_key(settings: "Settings") -> bool:
         with connection.read() as transaction:
             return keys.has_admin(transaction)
     except SchemaOutdated:
-        return False  # of a release before the first keys, or not yet migrated by hand
+        return False  # of a release without keys, or not yet migrated
     finally:
         connection.close()
 
@@ -197,8 +197,8 @@ def is_loopback(host: str) -> bool:
 def listen(host: str, port: int, send_idle: float) -> socket.socket:
     """A bound socket. Raises OSError that says which address is taken.
 
-    Its connections end when what was sent is not taken for `send_idle` seconds: bytes that the kernel holds, which
-    the protocol cannot see.
+    Its connections end when sent bytes are not acknowledged for `send_idle` seconds: they are in the kernel, invisible
+    to the protocol.
     """
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
@@ -217,12 +217,12 @@ def listen(host: str, port: int, send_idle: float) -> socket.socket:
 
 
 def most_connections(processes: int) -> int:
-    """What the limit on open files allows, each connection with a file that it reads or writes. Raises the soft limit
-    first: 1,024, as most systems have it, is for programs that use select()."""
+    """The connections that the limit on open files allows, each with a file that it reads or writes. Raises the soft
+    limit first: the usual 1,024 is for programs that use select()."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = MOST_FILES if hard == resource.RLIM_INFINITY else min(hard, MOST_FILES)
     if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):  # not everywhere as many are allowed as the hard limit says
+        with suppress(OSError, ValueError):  # some systems allow fewer than the hard limit
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
             soft = wanted
     files = MOST_FILES if soft == resource.RLIM_INFINITY else min(soft, MOST_FILES)

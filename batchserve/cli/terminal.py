@@ -1,4 +1,4 @@
-"""How the command line speaks: tables and JSON on stdout, sentences on stderr."""
+"""Output of the command line: tables and JSON on stdout, messages on stderr."""
 
 import json
 import sys
@@ -73,12 +73,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
 
 
 def print_facts(facts: Mapping[str, Any]) -> None:
-    """Names and values, one pair in a line. What is None is left out."""
+    """Names and values, one pair per line. None is omitted."""
     print_rows(("", ""), [(name, value) for name, value in facts.items() if value is not None])
 
 
 def print_error(error: Exception) -> None:
-    """What was wrong, the single faults, and what to do."""
+    """Prints an error, its individual faults, and advice."""
     say(f"[bold red]Error:[/] {escape(str(error))}")
     if isinstance(error, BatchserveError):
         for fault in error.errors[:MOST_FAULTS]:
@@ -107,7 +107,7 @@ def moment(text: str | None) -> str | None:
 
 
 def size(count: float | None) -> str | None:
-    """A number of bytes, for people."""
+    """A number of bytes in readable units."""
     if count is None:
         return None
     for unit in ("B", "kB", "MB", "GB"):
