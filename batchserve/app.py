@@ -61,9 +61,8 @@ class _Application(FastAPI):
 
 
 def create_app(settings: Settings | None = None, *, worker: bool = True, host: str = "127.0.0.1") -> FastAPI:
-    """The service. With `worker`, a worker runs in this process group; else run `batchserve worker` beside it.
-
-    `host`: the address that it will listen on, which says under which others it is reached.
+    """The service. With `worker`, a worker runs in this process group; otherwise run `batchserve worker` separately.
+    `host`: the address that it listens on, which determines the accepted hosts.
     """
     settings = settings or Settings()
 
@@ -93,7 +92,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
         title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
         openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
         docs_url=None, redoc_url=None,
-        redirect_slashes=False,  # a redirect would repeat the Host that was sent
+        redirect_slashes=False,  # a redirect would repeat the Host header
     )  # fmt: skip
     problems.install(app)
     app.add_middleware(CacheMiddleware)
@@ -108,11 +107,11 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
 
 
 def _no_worker() -> None:
-    """Workers of other processes look, and stop, for themselves."""
+    """Workers of other processes poll, and stop, independently."""
 
 
 def _add_docs(app: FastAPI) -> dict[str, str]:
-    """Swagger at /docs, with its files served from here: it works without the internet. Returns what it may do."""
+    """Swagger at /docs with locally served files, so that it works offline. Returns its content security policy."""
     files = Path(fastapi_offline.__file__).parent / "static"
     app.mount("/docs/static", StaticFiles(directory=files), name="docs-static")
 
@@ -133,7 +132,7 @@ def _add_docs(app: FastAPI) -> dict[str, str]:
 
 
 def _docs_policy(html: str) -> str:
-    """Scripts of ours alone, and the one in the page; requests to this server alone; in no frame."""
+    """Only local scripts and the inline one; requests only to this server; no frames."""
     scripts = re.findall(r"<script>(.*?)</script>", html, re.DOTALL)
     digests = (base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts)
     own = " ".join(f"'sha256-{digest}'" for digest in digests)
@@ -193,7 +192,7 @@ def _shown(example: object, media_type: str = "application/json") -> dict[str, A
 
 
 def _check(service: Service) -> dict[str, str]:
-    """What the service cannot do without, each `ok` or the reason why not. Of a worker only the latter."""
+    """Required components, each `ok` or the reason why not. A worker is listed only in trouble."""
     checks, runtime = {}, service.runtime
     try:
         migrate.check(runtime.database)
