@@ -1,4 +1,4 @@
-"""How a job ends: every end is written by `finish`, with its event in the same transaction."""
+"""Ends of jobs: each is written by `finish`, with its event in the same transaction."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ class Ended:
 
 
 def ending(*guards: ColumnElement[bool]) -> Update:
-    """The statement by which `finish` ends the jobs that meet all guards."""
+    """The statement by which `finish` ends the jobs that satisfy all guards."""
     return update(jobs).where(*guards).returning(jobs.c.id, jobs.c.tenant, jobs.c.attempt)
 
 
@@ -33,9 +33,9 @@ def finish(
 ) -> list[Ended]:
     """-> an end state, for the jobs that `guarded` (see `ending`) takes, each with an event. Returns these jobs.
 
-    `values`: further columns, and the parameters of `guarded`. What the statement itself sets comes before these.
+    `values`: further columns, and the parameters of `guarded`. Columns that the statement itself sets take precedence.
     """
-    assert state in ENDS, f"{state} is no end"
+    assert state in ENDS, f"{state} is not an end state"
     ended = connection.execute(guarded, {"state": state, "finished_at": now, "lease_until": None, **values}).all()
     if ended:
         rows = [{"job_id": row.id, "tenant": row.tenant, "state": state, "at": now} for row in ended]
@@ -44,7 +44,7 @@ def finish(
 
 
 def result_values(result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """The columns of a completed job: its result, and what is known of its rows."""
+    """The columns of a completed job: its result, and facts about its rows."""
     return {
         "progress": 1.0,
         "result_key": result.key,
@@ -57,15 +57,14 @@ def result_values(result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def error_values(error: BatchserveError) -> dict[str, Any]:
-    """The columns of a failed job: what happened."""
+    """The columns of a failed job: its error."""
     return {"reason": error.code, "error": error.to_json()}
 
 
 def forget_events(connection: Connection, before: float, most: int, after: float) -> int:
     """Deletes the events before a moment, or `after` another, of the `most` oldest; returns how many.
 
-    IDs are given in the order of time: the first event that is to be kept has only later ones behind it, so no index
-    by time is needed.
+    IDs increase with time, so no index by time is needed: all events after the first kept one are later.
     """
     oldest = select(events.c.id).order_by(events.c.id).limit(most).subquery()
     old = (events.c.id.in_(select(oldest.c.id)), outside(events.c.at, before, after))

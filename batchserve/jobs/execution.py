@@ -1,4 +1,4 @@
-"""What workers do with a job: they claim it, keep its lease, and end their attempt at it.
+"""Transitions made by workers: they claim a job, keep its lease, and end their attempt.
 
 A worker's writes name its attempt number, the fencing token: when another attempt owns the job, no row matches and
 LeaseLost is raised, which rolls the transaction back.
@@ -18,11 +18,11 @@ from batchserve.jobs.ends import Ended, ending, error_values, finish, result_val
 from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
 from batchserve.jobs.statements import JOBS_OF, due, job_from_row, require_mine
 
-_chance = random.Random()  # noqa: S311 - not the one of the process, whose state belongs to others
+_chance = random.Random()  # noqa: S311 - separate from the global generator, whose state others use
 
 
 def is_due(connection: Connection, now: float, most: int = 1) -> bool:
-    """Whether `claim_due` would find a job, or nearly so. Costs less than to claim in vain, and waits for no lock."""
+    """Whether `claim_due` would probably find a job. Cheaper than an empty claim, and waits for no lock."""
     if most > 0:
         return connection.scalar(_IS_DUE, {"now": now}) is not None
     return 0 in _waiting_tenants(connection).values()
@@ -30,10 +30,9 @@ def is_due(connection: Connection, now: float, most: int = 1) -> bool:
 
 def claim_due(connection: Connection, worker: str, lease: float, now: Moment, most: int) -> list[Job]:
     """queued -> running for up to `most` jobs that are due, each with a new attempt number and a lease of `lease`
-    seconds; and beyond `most`, for one job of each tenant of which none is running.
-
-    Tenants take turns: the one of which fewer jobs are running comes first, chance decides between equals. The jobs
-    of a tenant go by priority and age. A job that cannot be read ends failed at once, and is never met again.
+    seconds; and beyond `most`, for one job of each tenant without a running one. Tenants with fewer running jobs come
+    first, equals in random order. The jobs of a tenant go by priority and age. An unreadable job fails immediately, and
+    is not claimed again.
     """
     running = _waiting_tenants(connection)
     claimed: list[str] = []
@@ -42,7 +41,7 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
         tenant, its_running = min(running.items(), key=lambda entry: (entry[1], _chance.random()))
         if room <= 0 and its_running:
             break
-        share = max(room, 1) if len(running) == 1 else 1  # with nobody to take turns with, all at once
+        share = max(room, 1) if len(running) == 1 else 1  # a single tenant claims all in one step
         values = {
             "now": now.wall,
             "its_tenant": tenant,
@@ -76,7 +75,7 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
 
 
 def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
-    """The claimed jobs in the order of the queue. Those that cannot be read fail."""
+    """The claimed jobs in the order of the queue. Unreadable ones fail."""
     taken = []
     for row in connection.execute(JOBS_OF, {"job_ids": claimed}).mappings().all():
         try:
@@ -100,7 +99,7 @@ def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease
 
 
 def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
-    """Which of these running jobs are to be cancelled."""
+    """Those of these running jobs whose cancellation was requested."""
     return set(connection.scalars(_CANCEL_REQUESTS)).intersection(job_ids)
 
 
@@ -114,10 +113,9 @@ def complete_if_mine(
     *,
     only: ScoredChunk | None = None,
 ) -> None:
-    """running -> completed. Before this commit the result exists for nobody; after it, it never changes.
-
-    Guarded by the row account as well: every planned record has its row. `only`: the chunk of a job that was planned,
-    scored and assembled in one call, which is planned and committed here too; it must not have been planned before.
+    """running -> completed. Before this commit the result is invisible; after it, it never changes. Also guarded by the
+    row count: every planned record has its row. `only`: the chunk of a job that was done in one call; it is planned and
+    committed here, and must not have been planned before.
     """
     if only is None:
         _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
@@ -147,7 +145,7 @@ def cancel_if_mine(connection: Connection, job_id: str, attempt: int, now: float
 
 
 def release_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
-    """running -> queued, at once and for any worker: this one is stopping. -> cancelled when that was asked for."""
+    """running -> queued, immediately and for any worker: this one is stopping. -> cancelled when that was requested."""
     mine = {"job": job_id, "mine": attempt, "worker": None}
     if not finish(connection, _CANCEL_IF_ASKED, JobState.CANCELLED, now, mine):
         values = {"state": JobState.QUEUED, "worker": None, "lease_until": None}
@@ -156,10 +154,9 @@ def release_if_mine(connection: Connection, job_id: str, attempt: int, now: floa
 
 
 def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[list[str], list[str]]:
-    """running -> queued for jobs whose lease lapsed; -> failed when `crashes` attempts in a row made no progress;
-    -> cancelled when that was asked for.
-
-    Returns the IDs of those queued and those failed. A lease of another boot of the host has lapsed, whatever it says.
+    """running -> queued for jobs whose lease lapsed; -> failed when `crashes` attempts in a row made no progress; ->
+    cancelled when that was requested. Returns the IDs of the queued and the failed ones. A lease of another boot of the
+    host has always lapsed.
     """
     lapsed = and_(
         jobs.c.state == JobState.RUNNING,
@@ -195,7 +192,7 @@ def _finish_mine(
     values: Mapping[str, Any],
     guarded: Update | None = None,
 ) -> None:
-    """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard says no."""
+    """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard fails."""
     mine = {"job": job_id, "mine": attempt}
     if not finish(connection, _END if guarded is None else guarded, state, now, {**values, **mine}):
         raise LeaseLost(f"attempt {attempt} may not end job {job_id} as {state}: it is not its current attempt")
@@ -237,7 +234,7 @@ _NEXT = (
 )
 _CLAIM = (
     update(jobs)
-    # The guard stands in `next`, which locks what it finds. Here again, it would have SQLite read the whole queue.
+    # The guard is in `next`, which locks what it finds. Repeated here, it would make SQLite read the whole queue.
     .where(jobs.c.id.in_(select(_NEXT.c.id)))
     .values(
         state=JobState.RUNNING,
@@ -251,7 +248,7 @@ _CLAIM = (
 )
 _BEGIN_ATTEMPT = insert(attempts)
 _END_ATTEMPT = update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
-# Of all workers: a list of jobs in the statement would be rendered anew for each of its lengths.
+# For all workers: a list of jobs in the statement would be rendered again for each of its lengths.
 _CANCEL_REQUESTS = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_not(None))
 _END = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
 _CANCEL_IF_ASKED = _END.where(jobs.c.cancel_requested_at.is_not(None))

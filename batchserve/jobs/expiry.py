@@ -1,4 +1,4 @@
-"""What retention does: jobs whose time is over expire, give up their input, and are forgotten."""
+"""Transitions of retention: jobs past it expire, release their input, and are deleted."""
 
 import math
 from collections.abc import Collection
@@ -30,9 +30,8 @@ def expire_if_over(
     after: float = math.inf,
 ) -> list[Owned]:
     """completed, failed, cancelled -> expired for those of these jobs that ended before a moment; uploaded -> expired
-    for those that were uploaded before another. A date `after` a third is of a clock that went wrong, and old.
-
-    They name no bytes any more: whoever calls removes them. Returns what the jobs that expired named before.
+    for those that were uploaded before another. A date `after` a third is of a wrong clock, and counts as old. The rows
+    reference no bytes any more: the caller removes them. Returns what the expired jobs referenced.
     """
     over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
     before = owned(connection, *over)
@@ -54,9 +53,8 @@ def find_with_input_over(connection: Connection, ended_before: float, most: int,
 def drop_input_if_over(
     connection: Connection, job_ids: Collection[str], ended_before: float, now: float, after: float = math.inf
 ) -> list[Owned]:
-    """Lets those of these jobs that ended before a moment give up their input, and with it any retry.
-
-    State, result and, of failed and cancelled jobs, the parts stay. Returns what the jobs that had one name.
+    """Releases the inputs of those of these jobs that ended before a moment, which rules out a retry. State, result
+    and, of failed and cancelled jobs, the parts stay. Returns what the affected jobs reference.
     """
     over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
     changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()

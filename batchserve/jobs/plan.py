@@ -15,7 +15,7 @@ from batchserve.jobs.statements import changed, require_mine
 def add_chunks_if_mine(
     connection: Connection, job_id: str, attempt: int, planned: Sequence[Chunk], complete: bool
 ) -> None:
-    """Appends to the plan. A stored chunk never changes its range, so that a resumed job has the same chunks."""
+    """Appends to the plan. Ranges of stored chunks never change, so that a resumed job has the same chunks."""
     require_mine(
         connection,
         job_id,
@@ -65,7 +65,7 @@ def done_chunks(connection: Connection, job_id: str) -> list[CommittedChunk]:
 def commit_chunk_if_mine(
     connection: Connection, job_id: str, attempt: int, scored: ScoredChunk, progress: float
 ) -> None:
-    """Makes a part count, once and for ever. Progress never goes back."""
+    """Commits a part, exactly once. Progress never decreases."""
     done = changed(
         connection,
         update(chunks)
@@ -107,7 +107,7 @@ def count_crash_if_mine(connection: Connection, job_id: str, attempt: int, first
 
 
 def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole: Chunk, halves: list[Chunk]) -> None:
-    """Puts two chunks, with the crashes of the whole, in the place of one that crashed."""
+    """Replaces a crashed chunk by its halves, which keep its crash count."""
     require_mine(connection, job_id, attempt, {"chunks_total": jobs.c.chunks_total + len(halves) - 1}, "split")
     guard = and_(chunks.c.job_id == job_id, chunks.c.first_record == whole.first_record, chunks.c.attempt.is_(None))
     crashes = connection.execute(delete(chunks).where(guard).returning(chunks.c.crashes)).scalar_one_or_none()

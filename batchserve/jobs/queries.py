@@ -1,4 +1,4 @@
-"""What is read of jobs, and of the queue: nothing here changes a row."""
+"""Queries on jobs and the queue; none changes a row."""
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
@@ -36,7 +36,8 @@ def state_of(connection: Connection, job_id: str) -> JobState:
 
 
 def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
-    """Raises JobNotFound unless the job is there, and one of the tenant: a foreign job is told from none by nobody."""
+    """Raises JobNotFound unless the job exists and belongs to the tenant: another tenant's job looks exactly like a
+    missing one."""
     of_job = None if "\0" in job_id else connection.scalar(_TENANT, {"job_id": job_id})
     if of_job is None or tenant not in (of_job, EVERY_TENANT):
         raise JobNotFound(f"no job {job_id!r}")
@@ -56,7 +57,7 @@ def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAUL
 
 
 def find_on_input(connection: Connection, key: str, request_digest: str, tenant: str) -> list[Job]:
-    """The jobs of a tenant on this input with the same model and options that can be read, the newest first."""
+    """The readable jobs of a tenant on this input with the same model and options, the newest first."""
     guards = (inputs.c.key == key, jobs.c.request_digest == request_digest, jobs.c.tenant == tenant)
     return list(readable(connection, connection.execute(JOBS.where(*guards)).mappings().all()))
 
@@ -71,8 +72,8 @@ def list_page(
     after: str | None = None,
     limit: int = 50,
 ) -> list[Job]:
-    """Newest first, but for jobs that cannot be read. `after`: the last ID of the page before. `search`: part of an ID,
-    file name or metadata value."""
+    """Newest first, without unreadable jobs. `after`: the last ID of the previous page. `search`: part of an ID, file
+    name or metadata value."""
     guards: list[ColumnElement[bool]] = []
     if tenant != EVERY_TENANT:
         guards.append(jobs.c.tenant == tenant)
@@ -98,7 +99,7 @@ def list_page(
 
 
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
-    """Those of these jobs that are there and can be read, the oldest first."""
+    """Those of these jobs that exist and can be read, the oldest first."""
     found = connection.execute(JOBS_OF, {"job_ids": list(job_ids)}).mappings().all()
     return sorted(readable(connection, found), key=lambda job: job.id)
 
@@ -113,7 +114,7 @@ def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENAN
 
 
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
-    """In their order, but for those that cannot be read."""
+    """In order, without unreadable ones."""
     found = []
     for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings().all():
         with suppress(UnreadableRow):
@@ -122,7 +123,7 @@ def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
 
 
 def attempts_of_several(connection: Connection, job_ids: Collection[str]) -> dict[str, list[Attempt]]:
-    """The attempts at each of these jobs that can be read, in one query."""
+    """The readable attempts at each of these jobs, in one query."""
     found: dict[str, list[Attempt]] = {job_id: [] for job_id in job_ids}
     if found:
         for row in connection.execute(_ATTEMPTS_OF, {"job_ids": list(found)}).mappings():
@@ -132,17 +133,17 @@ def attempts_of_several(connection: Connection, job_ids: Collection[str]) -> dic
 
 
 def named_results(connection: Connection, keys: Collection[str]) -> set[str]:
-    """Those of these keys, of results and of errors lists, that a job has. Nobody ever names the others."""
+    """Those of these keys of results and errors lists that a job references. The others will never be referenced."""
     if not keys:
         return set()
-    # An errors list goes by its result, whose key has an index.
+    # An errors list is found by its result, whose key has an index.
     results = {key.removesuffix(ERRORS_SUFFIX) for key in keys}
     named = connection.execute(select(jobs.c.result_key, jobs.c.errors_key).where(jobs.c.result_key.in_(results)))
     return {key for row in named for key in row if key is not None}
 
 
 def named_inputs(connection: Connection, keys: Collection[str]) -> set[str]:
-    """Those of these keys, of inputs, that a job has which still keeps its input."""
+    """Those of these keys of inputs that a job references which has kept its input."""
     if not keys:
         return set()
     kept = and_(jobs.c.id == inputs.c.job_id, jobs.c.input_removed_at.is_(None))
@@ -155,19 +156,19 @@ def count_by_state(connection: Connection) -> dict[str, int]:
 
 
 def count_rows(connection: Connection) -> tuple[int, int]:
-    """Rows that were scored, and rows that failed, of all jobs that are kept."""
+    """Scored and failed rows of all stored jobs."""
     ok, failed = connection.execute(select(_plausible_sum(jobs.c.rows_ok), _plausible_sum(jobs.c.rows_failed))).one()
     return int(ok or 0), int(failed or 0)
 
 
 def _plausible_sum(counts: Column[int]) -> ColumnElement[int]:
-    """Without numbers that no job can have, over which a sum would overflow."""
+    """Excludes impossible numbers, with which a sum would overflow."""
     return func.sum(case((counts.between(0, 2**48), counts), else_=0))
 
 
 def queue_position(connection: Connection, job: Job, now: float, most: int = 2**31) -> int | None:
-    """How many queued jobs of its tenant that are due are ahead of this one. None when it does not queue, and when
-    more than `most` queued jobs would have to be read to tell."""
+    """Number of due jobs of its tenant ahead of this one. None when it is not queued, and when counting would read more
+    than `most` queued jobs."""
     if job.state is not JobState.QUEUED:
         return None
     values = {
@@ -183,25 +184,24 @@ def queue_position(connection: Connection, job: Job, now: float, most: int = 2**
 
 
 def queue_of(connection: Connection, tenant: str) -> Iterable[Sequence[Any]]:
-    """The priority, moment of queueing, ID and `run_after` of each queued job of a tenant, in their order."""
+    """The priority, moment of queueing, ID and `run_after` of each queued job of a tenant, in order."""
     return connection.execute(_QUEUE, {"its_tenant": tenant})
 
 
 def longest_wait(connection: Connection, now: float) -> float:
-    """Seconds for which the job that has waited longest could have been started."""
+    """Seconds since the longest-waiting job became startable."""
     return max(longest_waits(connection, now).values(), default=0.0)
 
 
 def longest_waits(connection: Connection, now: float) -> dict[str, float]:
-    """The same for each tenant that has a job which is due.
-
-    A job does not wait before its `run_after`, and waits anew when an attempt gives it back.
+    """The same for each tenant with a due job. A job does not wait before its `run_after`; its wait restarts when an
+    attempt releases it.
     """
     given_back = select(func.max(attempts.c.finished_at)).where(attempts.c.job_id == jobs.c.id).scalar_subquery()
     waits = select(
         jobs.c.tenant, _later(jobs.c.queued_at, jobs.c.run_after).label("since"), given_back.label("given_back")
     )
-    plausible = jobs.c.queued_at.between(rows.EARLIEST, rows.LATEST)  # a job that cannot be read hides no other
+    plausible = jobs.c.queued_at.between(rows.EARLIEST, rows.LATEST)  # an unreadable job hides no other
     waiting = waits.where(*due(now), plausible).subquery()
     oldest = select(waiting.c.tenant, func.min(_later(waiting.c.since, waiting.c.given_back)).label("oldest"))
     found = connection.execute(oldest.group_by(waiting.c.tenant)).mappings()
@@ -218,7 +218,7 @@ def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnEleme
 _JOB = JOBS.where(jobs.c.id == bindparam("job_id"))
 _TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
 _STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
-# Among the latest alone: thousands of equal jobs that queue would be read in the transaction of each predict.
+# Only among the latest: otherwise each predict would read thousands of equal queued jobs in its transaction.
 _ALIKE = (
     select(jobs.c.id, jobs.c.state)
     .where(jobs.c.request_digest == bindparam("digest"), jobs.c.tenant == bindparam("its_tenant"))
@@ -234,7 +234,7 @@ _LATEST_EQUAL = JOBS.where(
     jobs.c.state == JobState.COMPLETED,  # again: it may have expired while this statement waited for its row
 ).with_for_update(read=True, of=jobs)
 _MOST_EQUAL = 100
-"""Equal jobs that are looked at when the latest of them cannot be read."""
+"""Equal jobs that are tried when the latest of them is unreadable."""
 _ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
 _ATTEMPTS_OF = (
     select(attempts)

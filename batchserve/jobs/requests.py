@@ -1,4 +1,4 @@
-"""What clients change: a job is created, queued, cancelled, retried and deleted here."""
+"""Transitions made by clients: creating, queueing, cancelling, retrying and deleting jobs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def create(
     now: float,
     tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """-> uploaded, for inputs that are stored durably. `model`: the one that predict takes when it names none."""
+    """-> uploaded, for inputs that are stored durably. `model`: the default of predict."""
     row = {
         "id": job_id,
         "tenant": tenant,
@@ -68,7 +68,8 @@ def enqueue_if_uploaded(
 ) -> bool:
     """uploaded -> queued. False when the job is in any other state: nothing was changed.
 
-    Raises UnreadableRow for what could not be read again, and ModelNotFound when the model was deleted meanwhile.
+    Raises UnreadableRow for values that could not be read again, and ModelNotFound when the model was deleted
+    meanwhile.
     """
     values = {
         "state": JobState.QUEUED,
@@ -105,7 +106,7 @@ def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job,
 
 
 def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
-    """uploaded, queued -> cancelled at once; running: the worker is asked to stop. No effect on a finished job."""
+    """uploaded, queued -> cancelled immediately; running: requests cancellation. No effect on a finished job."""
     waits = ending(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
     finish(connection, waits, JobState.CANCELLED, now, {"cancel_requested_at": now})
     connection.execute(
@@ -154,7 +155,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
 
 
 def require_failed_rows(job: Job) -> None:
-    """Raises JobConflict unless the job is completed, some of its records failed, and its input is still there."""
+    """Raises JobConflict unless the job is completed with failed records, and its input still exists."""
     _require_input(job)
     if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
         raise JobConflict(
@@ -205,10 +206,8 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
 
 
 def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
-    """Removes the row, and returns what it named. Raises JobConflict while a worker has it: cancel it first.
-
-    A row that cannot be read goes in any state: there is no other way out for it, and a worker that has it finds that
-    it lost its lease.
+    """Deletes the row, and returns what it referenced. Raises JobConflict while a worker runs it: cancel it first. An
+    unreadable row is deleted in any state: nothing else can be done with it, and a worker that runs it loses its lease.
     """
     found = owned(connection, jobs.c.id == job_id)
     if not found:
@@ -225,7 +224,7 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
 
 
 def remove_whatever_its_state(connection: Connection, job_id: str) -> Owned | None:
-    """Removes the row of a job that cannot go on, and returns what it named; None when there is none."""
+    """Deletes the row of a job that cannot continue, and returns what it referenced; None when there is none."""
     found = owned(connection, jobs.c.id == job_id)
     return found[0] if found and changed(connection, delete(jobs).where(jobs.c.id == job_id)) else None
 

@@ -1,7 +1,7 @@
-"""What several of these modules need: the selection of whole jobs, rows as dataclasses, and guards in a WHERE.
+"""Shared by these modules: the selection of complete jobs, rows as dataclasses, and guards in a WHERE.
 
-Building a statement costs more than running it: those of every job and every poll are built once, in each module.
-Parameters with the name of a column are its new value.
+Building a statement costs more than running it: the frequent ones are built once, in each module. Parameters with the
+name of a column are its new value.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,9 +24,9 @@ INPUT_COLUMNS = tuple(
     inputs.c[name].label(f"input_{name}")
     for name in ("key", "bytes", "sha256", "format", "delimiter", "filename", "owned")
 )
-"""As a job that is joined with its first input has them."""
+"""Columns of a job joined with its first input."""
 WITH_FIRST_INPUT = jobs.outerjoin(inputs, and_(inputs.c.job_id == jobs.c.id, inputs.c.number == 0))
-_UNREAD = ("model_id", "crashes", "lease_until", "lease_clock")  # the model comes with its own ID
+_UNREAD = ("model_id", "crashes", "lease_until", "lease_clock")  # the model has an ID, too
 JOBS = (
     select(*(column for column in jobs.c if column.name not in _UNREAD), *INPUT_COLUMNS, *model_columns)
     .select_from(WITH_FIRST_INPUT.outerjoin(models, jobs.c.model_id == models.c.id))
@@ -42,16 +42,16 @@ JOBS_OF = JOBS.where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 
 @dataclass(frozen=True, slots=True)
 class Owned:
-    """The bytes that a job leaves, as its rows name them; `state`: before it was removed, or expired."""
+    """The objects that a removed job referenced; `state`: before it was removed, or expired."""
 
     id: str
     state: str
     inputs: tuple[str, ...]
-    """The keys of those inputs that are not borrowed. Other jobs may have them, too."""
+    """The keys of its inputs that are not borrowed. Other jobs may reference them, too."""
     result_key: str | None
     errors_key: str | None
     attempt: int
-    """The last one. Each may have left a result."""
+    """Number of the last attempt. Each may have left a result."""
 
 
 def changed(connection: Connection, statement: Any, values: Mapping[str, Any] | None = None) -> bool:
@@ -76,8 +76,8 @@ def due(now: Any) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
 
 
 def outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnElement[bool]:
-    """Never when `before` is that of the epoch: then nothing is over, however it is dated."""
-    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, as no time in a row is
+    """Never true when `before` is the epoch: then the retention is unlimited, whatever the date."""
+    early, late = literal(before, Float()), literal(after, Float())  # may be infinite, unlike the times in rows
     return or_(moment < early, and_(moment > late, early > 0.0))
 
 
@@ -87,8 +87,8 @@ def job_from_row(connection: Connection, row: RowMapping) -> Job:
 
 
 def readable(connection: Connection, found: Sequence[RowMapping]) -> Iterator[Job]:
-    """Of rows that are fetched already, as all are that may be refused: a cursor that is left in the middle would keep
-    its connection at an old state of the database."""
+    """From fetched rows, because a row may be refused: an open cursor would keep its connection at an old snapshot of
+    the database."""
     further = further_inputs(connection, found)
     for row in found:
         with suppress(UnreadableRow):
@@ -96,7 +96,7 @@ def readable(connection: Connection, found: Sequence[RowMapping]) -> Iterator[Jo
 
 
 def further_inputs(connection: Connection, found: Sequence[RowMapping]) -> dict[str, list[RowMapping]]:
-    """The inputs behind the first of each of these jobs. Few jobs have any: no statement for the others."""
+    """The further inputs of each of these jobs. Few jobs have any; no statement is run for the others."""
     further: dict[str, list[RowMapping]] = {row["id"]: [] for row in found if row["inputs_total"] != 1}
     if further:
         for row in connection.execute(_FURTHER, {"job_ids": list(further)}).mappings().all():
@@ -116,9 +116,8 @@ def _job(row: RowMapping, further: Mapping[str, list[RowMapping]]) -> Job:
 
 
 def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
-    """Of rows that may be damaged: results whose keys are none of ours are left to the sweep, and the key of an upload
-    is known. No other transaction changes them before this one ends; all lock in one order, so that none waits in a
-    circle."""
+    """From possibly damaged rows: results with foreign keys are left to the sweep, and the key of an upload is known.
+    Locks the rows until this transaction ends, always in one order, to avoid deadlocks."""
     query = select(jobs.c.id, jobs.c.state, jobs.c.result_key, jobs.c.errors_key, jobs.c.attempt).where(*guards)
     found = connection.execute(query.order_by(jobs.c.id).with_for_update()).mappings().all()
     keys: dict[str, list[str]] = {row["id"]: [] for row in found}

@@ -1,7 +1,7 @@
-"""The worker: claims jobs, runs them in turn on the engine, and rescues those of workers that died.
+"""The worker: claims jobs, runs them on the engine, and rescues jobs of dead workers.
 
 One thread owns all state (`Worker.run`); finished calls and wake-ups reach it through a queue. Two more renew leases
-(`leases`) and remove what is kept no longer (`housekeeper`).
+(`leases`) and apply retention (`housekeeper`).
 """
 
 import os
@@ -32,10 +32,10 @@ __all__ = ["Worker"]
 log = get_logger()
 
 _LONGEST_NAME = 64
-"""Characters of a worker's name that the database keeps."""
+"""Most characters of a worker's name in the database."""
 
 _FAILED_CLAIMS = 3
-"""In a row, after which a worker says that it cannot claim."""
+"""Consecutive failed claims after which a worker reports trouble."""
 _PAUSE_AFTER_FAILURE = 0.2
 
 
@@ -46,14 +46,14 @@ class Worker:
         self, runtime: Runtime, notify: Callable[[str], None] | None = None, clock: Clock | None = None
     ) -> None:
         """`notify` is called with the ID of each job whose attempt ends here, from the worker's thread."""
-        self.name = f"{socket.gethostname()}-{os.getpid()}"[-_LONGEST_NAME:]  # a host's name differs at its end
+        self.name = f"{socket.gethostname()}-{os.getpid()}"[-_LONGEST_NAME:]  # host names differ at their end
         self._runtime, self._database, self._settings = runtime, runtime.database, runtime.settings
         self._notify = notify or _no_notification
         self._clock = clock or Clock(runtime.database)
         self._events: SimpleQueue[Callable[[], None]] = SimpleQueue()
         self._runs: dict[str, JobRun] = {}
         self._turns: deque[JobRun] = deque()
-        """The same runs; the first one has the next turn."""
+        """The same runs, in the order of their turns."""
         self._poll_is_due = threading.Event()
         self._stopping = threading.Event()
         self._ended = threading.Event()
@@ -83,14 +83,14 @@ class Worker:
     # --- what other threads call ---
 
     def wake(self) -> None:
-        """There may be a new job, or a cancel request. Safe from any thread, and cheap."""
+        """Signals a new job or a cancel request. Safe from any thread, and cheap."""
         if not self._poll_is_due.is_set():
             self._poll_is_due.set()
             self._events.put(self._poll)
 
     @property
     def trouble(self) -> str | None:
-        """Why no job is claimed; None when claims succeed, or have failed only in passing."""
+        """Why no job is claimed; None when claims succeed, or have failed only briefly."""
         if self._ended.is_set() and not self._stopping.is_set():
             return "the worker has ended: restart the server"
         if self._failed_claims >= _FAILED_CLAIMS:
@@ -103,7 +103,7 @@ class Worker:
         self._events.put(_nothing)
 
     def run(self) -> None:
-        """Works until `stop`. Survives every error of a single job."""
+        """Runs until `stop`. Survives every error of a single job."""
         log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
         for _ in range(self._runtime.engine.capacity):
             self._runtime.engine.submit(warm_up, timeout=60.0)
@@ -126,7 +126,7 @@ class Worker:
     # --- the loop ---
 
     def turn(self) -> None:
-        """Does what is due, hands out what the engine has room for, then waits for events until more is due."""
+        """Does due work, dispatches calls up to the engine's capacity, then waits for events until more work is due."""
         now = self._clock.monotonic()
         if now >= self._next_rescue:
             self._guarded(self._rescue)
@@ -139,7 +139,7 @@ class Worker:
         self._handle_events(min(self._next_poll, self._next_rescue) - self._clock.monotonic())
 
     def give_back(self) -> None:
-        """Lets the chunks under way end within the grace time, then gives all jobs back."""
+        """Waits for running chunks within the grace time, then releases all jobs."""
         log.info("Worker is stopping", action="worker_stopping", worker=self.name, jobs=len(self._runs))
         deadline = self._clock.monotonic() + self._settings.grace
         while any(run.calls for run in self._runs.values()) and self._clock.monotonic() < deadline:
@@ -148,7 +148,7 @@ class Worker:
             self._guarded(run.release)
 
     def _handle_events(self, seconds: float) -> None:
-        """Waits for one event, then takes all that have come."""
+        """Waits for one event, then handles all pending ones."""
         try:
             event = self._clock.next_of(self._events, seconds)
             while True:
@@ -189,16 +189,14 @@ class Worker:
 
     def _tell(self, run: JobRun) -> None:
         self._notify(run.id)
-        self.wake()  # there is room for the next job
+        self.wake()  # capacity for the next job
 
     # --- claims ---
 
     def _poll(self) -> None:
-        """Claims what is due, and learns of cancel requests.
-
-        No more jobs than there is work for, so that other workers find some; but one at each poll, up to the limit of
-        the settings, for a huge job must not keep a small one waiting. Nor may a tenant that has many: beyond the
-        limit, one job of each tenant of which none is running.
+        """Claims due jobs, and reads cancel requests. Claims no more jobs than the engine can use, so that other
+        workers find some; but one at each poll, up to the limit of the settings, so that a huge job does not delay a
+        small one. Nor must a tenant with many jobs: beyond the limit, one job of each tenant without a running one.
         """
         self._poll_is_due.clear()
         room = self._settings.active_jobs - len(self._runs)
@@ -231,11 +229,11 @@ class Worker:
             return execution.claim_due(connection, self.name, self._settings.lease, now, most)
 
     def _begin_or_fail(self, job: Job) -> None:
-        """One job that cannot be started, such as one whose chunks cannot be read, keeps no other from it."""
+        """A job that cannot be started, such as one with unreadable chunks, does not prevent others."""
         try:
             self._begin(job)
         except Unavailable:
-            raise  # its lease lapses, and it is claimed anew
+            raise  # its lease lapses, and it is claimed again
         except Exception as error:
             named = error if isinstance(error, BatchserveError) else None
             log.error("Job cannot be started", action="job_error", job_id=job.id, exc_info=None if named else error)
@@ -245,7 +243,7 @@ class Worker:
             self._notify(job.id)
 
     def _begin(self, job: Job) -> None:
-        if stale := self._runs.get(job.id):  # our own lease lapsed, and we are the next to claim the job
+        if stale := self._runs.get(job.id):  # this worker's own lease lapsed, and it has claimed the job again
             stale.lose()
         active = ActiveJob.begin(job, *self._plan_of(job), self._settings, self._runtime.engine.capacity)
         run = self._runs[job.id] = JobRun(active, self._context)
@@ -254,8 +252,8 @@ class Worker:
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
 
     def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None, dict[int, int]]:
-        """What earlier attempts left: the chunks that are to be scored, the last one that is planned, and where the
-        inputs begin."""
+        """The state left by earlier attempts: unscored chunks, the last planned one, and the first record of each
+        input."""
         if not job.chunks_total:
             return [], None, {0: 0}
         with self._database.read() as connection:
@@ -281,4 +279,4 @@ def _nothing() -> None:
 
 
 def _no_notification(_job_id: str) -> None:
-    """Nothing waits in this process."""
+    """Notifies no waiters in this process."""

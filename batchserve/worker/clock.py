@@ -1,4 +1,4 @@
-"""The time that a worker lives in: a test gives one that it advances by hand."""
+"""The worker's source of time; tests pass one that they advance by hand."""
 
 import threading
 import time
@@ -23,13 +23,13 @@ class Clock:
         return self._database.moment(connection)
 
     def monotonic(self) -> float:
-        """Seconds on a clock of this process that nothing sets."""
+        """Seconds on a monotonic clock of this process."""
         return time.monotonic()
 
     def wait(self, event: threading.Event, seconds: float) -> bool:
-        """Waits for an event; whether it came within so many seconds."""
+        """Waits for an event for so many seconds; returns whether it was set."""
         return event.wait(seconds)
 
     def next_of(self, events: SimpleQueue[T], seconds: float) -> T:
-        """Waits for the next of some events. Raises queue.Empty when none comes within so many seconds."""
+        """Waits for the next of some events. Raises queue.Empty after so many seconds."""
         return events.get(timeout=max(seconds, 0.0))

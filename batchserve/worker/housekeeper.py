@@ -1,4 +1,4 @@
-"""Housekeeping: what is kept no longer is removed, in a thread of its own beside the jobs."""
+"""Housekeeping: applies retention and sweeps, in a separate thread."""
 
 import threading
 
@@ -24,7 +24,7 @@ class Housekeeper:
         self._clock = clock
 
     def run(self, ended: threading.Event) -> None:
-        """At the start and then hourly."""
+        """Runs at the start and then hourly."""
         pause = min(_LONGEST_PAUSE, max(self._settings.sweep_age, self._settings.poll))
         while True:
             try:
@@ -35,13 +35,13 @@ class Housekeeper:
                 return
 
     def tidy(self) -> None:
-        """Removes what is kept no longer, and what a crash left behind."""
+        """Applies retention, and removes leftovers of crashes."""
         database, storage, settings = self._database, self._storage, self._settings
         now, settled = database.write_freeing(self._settled)
         expired = expire(database, storage, settings, now, settled)
         if expired.total:
             log.info("Expired bytes are removed", action="expire", jobs=expired.jobs, inputs=expired.inputs)
-        # Bytes that are written just now may be dated by a clock that was set since.
+        # Recently written bytes may be dated by a clock that was set since.
         swept = sweep(database, storage, settings.sweep_age, now) if settled >= settings.sweep_age else None
         if swept is not None and swept.total:
             log.info("Orphaned bytes are removed", action="sweep", objects=swept.total)
@@ -49,6 +49,6 @@ class Housekeeper:
             log.info("Expired jobs are forgotten", action="forget", jobs=forgotten)
 
     def _settled(self, connection: Connection) -> tuple[float, float]:
-        """The wall clock, and for how long it is to be believed."""
+        """The wall clock, and the seconds for which it is trusted."""
         now = self._clock.moment(connection)
         return now.wall, clocks.settled_for(connection, now)

@@ -1,4 +1,4 @@
-"""Leases: renewed by a thread that does nothing else, so that a slow commit never costs a job."""
+"""Leases: renewed by a dedicated thread, so that a slow commit never loses a job."""
 
 import threading
 from collections.abc import Callable, Iterable
@@ -35,7 +35,7 @@ class LeaseKeeper:
             self.renew()
 
     def renew(self) -> None:
-        """Renews each lease, in a transaction of its own. Survives every error."""
+        """Renews each lease, in a separate transaction. Survives every error."""
         for run in self._held():
             try:
                 with self._database.write() as connection:
@@ -45,5 +45,5 @@ class LeaseKeeper:
                 self._lost(run)
             except Unavailable:
                 log.warning("Lease could not be renewed", action="lease_unavailable", job_id=run.id)
-            except Exception:  # a full disk, say: this thread must not end before the worker does
+            except Exception:  # such as a full disk: this thread must outlive the worker
                 log.exception("Lease could not be renewed", action="lease_error", job_id=run.id)

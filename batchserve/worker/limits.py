@@ -1,4 +1,4 @@
-"""How large the chunks of a job may be."""
+"""Limits of the chunks of a job."""
 
 from dataclasses import replace
 from math import ceil
@@ -11,20 +11,20 @@ __all__ = ["SMALL_JOB_BYTES", "UNLIMITED", "chunk_limits", "even_limits"]
 
 UNLIMITED = 2**62
 _MIN_CHUNK_BYTES = 4 * 2**20
-"""Of a chunk that is worth a call and a part of its own."""
+"""Least bytes of a chunk that justify a separate call and part."""
 _IMAGES = 256
-"""Images in a chunk, at most: those of 32 x 32 pixels take a process a tenth of a second, photographs half a second."""
+"""Most images in a chunk: those of 32 x 32 pixels take a process a tenth of a second, photographs half a second."""
 _SLACK = 16 * 2**10
-"""A chunk ends before the record that would be too much: what that leaves over must not add up to one chunk more."""
+"""Slack of a chunk, which ends before the record that exceeds its limit: the remainders must not add up to another
+chunk."""
 SMALL_JOB_BYTES = 2**20
 """Input bytes up to which a job is done in one call and one transaction; each more would cost more than its scoring."""
 
 
 def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> ChunkLimits:
-    """How large this model's chunks may be: slow models get few records, a model that must see all at once gets all.
-
-    Formats that take less memory for a byte than text get more (`Format.chunk_scale`). Images take much longer to
-    decode than other values to read, whatever the model: small chunks of them keep all processes at work.
+    """Chunk limits for a model: slow models get few records, a model that must see all records gets all. Formats that
+    take less memory per byte than text get more (`Format.chunk_scale`). Images take much longer to decode than other
+    values to read, whatever the model: small chunks of them keep all processes busy.
     """
     if model.signature.mode == "whole":
         return ChunkLimits(bytes=UNLIMITED, records=UNLIMITED)
@@ -40,8 +40,8 @@ def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> 
 def even_limits(limits: ChunkLimits, input_format: str, input_bytes: int, processes: int) -> ChunkLimits:
     """The limits under which a text is cut into chunks of one size, as many for each process.
 
-    So all processes end at the same time: of three chunks for two processes, the third would keep one of them waiting.
-    A chunk is not made smaller than is worth a call and a part of its own.
+    So all processes end at the same time: with three chunks for two processes, one would idle during the third. A chunk
+    is never too small to justify a separate call and part.
     """
     if not FORMATS[input_format].is_text or limits.bytes <= _MIN_CHUNK_BYTES or limits.bytes == UNLIMITED:
         return limits

@@ -1,4 +1,4 @@
-"""Transitions of jobs, written for good: each in one transaction, and again where the database is away."""
+"""Durable transitions of jobs: each in one transaction, retried while the database is unavailable."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -22,7 +22,7 @@ class Transitions:
         self._database, self._clock = database, clock
 
     def write(self, transition: Callable[..., T], *details: object) -> T:
-        """One transition in one transaction. Waits for a database that is away or locked: a lease that lapses
+        """One transition in one transaction. Waits for a database that is unavailable or locked: a lease that lapses
         meanwhile fences the write. Raises LeaseLost."""
         for attempt in stamina.retry_context(on=(Unavailable, InsufficientStorage), attempts=None, timeout=60.0):
             with attempt, self._database.write() as connection:
@@ -30,12 +30,12 @@ class Transitions:
         raise AssertionError("stamina either returns or raises")
 
     def write_end(self, transition: Callable[..., None], *details: object) -> None:
-        """The same for the end of an attempt, which is dated."""
+        """The same for the end of an attempt, with its time."""
 
         def written(connection: Connection) -> None:
             transition(connection, *details, self._clock.moment(connection).wall)
 
-        if transition is execution.cancel_if_mine:  # the client that waits for it wants space
+        if transition is execution.cancel_if_mine:  # a deletion that frees space waits for it
             with suppress(InsufficientStorage):
                 self._database.write_freeing(written)
                 return
