@@ -1,4 +1,4 @@
-"""Who sends a request, known before anything of it is read: its API key, and what that is for."""
+"""Authentication of a request before its body is read: its API key, with tenant and scope."""
 
 import hashlib
 from functools import partial
@@ -17,7 +17,7 @@ from batchserve.domain import Scope as KeyScope
 from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
 
 PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
-"""What tells nobody's data. Everything else needs a key, where there are keys."""
+"""Public paths, which expose no user data. All others need a key, once a key exists."""
 _PUBLIC_FILES = "/docs/static/"
 SIZE = 4096
 
@@ -31,16 +31,15 @@ SECURITY_SCHEMES = {
 
 
 class Keyring:
-    """The keys that were seen, each until anything is committed to the database: so a revocation counts at once."""
+    """Verified keys, each cached until the next commit to the database: so a revocation takes effect immediately."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._callers: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
 
     async def identify(self, authorization: str | None) -> tuple[Caller, int | None]:
-        """Who sends this header, and the version of the database by which that is known.
-
-        Raises Unauthorized, and Unavailable when the database does not respond.
+        """The caller with this header, and the database version for which it was verified. Raises Unauthorized, and
+        Unavailable when the database does not respond.
         """
         digest, version = _digest(authorization), self._database.version()
         caller = self._callers.get(digest, version)
@@ -51,7 +50,7 @@ class Keyring:
 
 
 def _digest(authorization: str | None) -> bytes:
-    """The texts of keys stay in memory no longer than their requests."""
+    """The texts of keys are kept in memory only during their requests."""
     return hashlib.sha256((authorization or "").encode()).digest()
 
 
@@ -65,7 +64,7 @@ def _look_up(authorization: str | None, connection: Connection) -> Caller:
 
 
 class AuthMiddleware:
-    """Lets nobody through who has no key, before one byte of the body is read."""
+    """Refuses requests without a valid key before the body is read."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -92,14 +91,14 @@ def _given(scope: Scope) -> str | None:
 
 
 async def require_key_still(request: Request, keyring: Keyring) -> None:
-    """For requests that last: raises Unauthorized once the key was revoked with which they began."""
+    """For long requests: raises Unauthorized once their key was revoked."""
     caller, _ = await keyring.identify(_given(request.scope))
     if caller != caller_of(request):
         raise Unauthorized("this API key was revoked during the request")
 
 
 async def is_key_in_force(request: Request, keyring: Keyring) -> bool:
-    """Whether the key of a request was not revoked, as far as the database tells."""
+    """Whether the key of a request is still valid, by the current database version."""
     try:
         await require_key_still(request, keyring)
     except Unauthorized:
@@ -128,7 +127,7 @@ async def require_admin(caller: CallerDep) -> None:
 
 
 ADMIN: list[Any] = [Depends(require_admin)]
-"""Dependencies of a route for administrators alone."""
+"""Dependencies of a route for admin keys only."""
 
 
 def _bearer(authorization: str | None) -> str:

@@ -1,4 +1,4 @@
-"""Request bodies on their way into storage: streamed, decompressed, bounded, verified, never held in memory."""
+"""Request bodies: streamed into storage, decompressed, bounded and verified, never held in memory."""
 
 import asyncio
 import base64
@@ -46,7 +46,7 @@ _SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
 class Body:
-    """The body of a request as decoded bytes. Raises a BatchserveError for every way in which it can be wrong."""
+    """The body of a request as decoded bytes. Raises a BatchserveError for every kind of faulty body."""
 
     def __init__(self, request: Request, settings: Settings, limit: int) -> None:
         self._request = request
@@ -58,9 +58,8 @@ class Body:
         self._hash = hashlib.sha256() if self._digests else None  # of the bytes as sent; storage hashes what it keeps
 
     def blocks(self) -> AsyncGenerator[bytes]:
-        """The decoded bytes in blocks of about 1 MiB, after whose last one length and digest are verified.
-
-        gzip and zstd are undone whether Content-Encoding or only the bytes say so: what is stored is the plain file.
+        """The decoded bytes in blocks of about 1 MiB; after the last one length and digest are verified. gzip and zstd
+        are decompressed whether Content-Encoding or only the bytes indicate them: the plain file is stored.
         """
         return self.decoded(self._raw(), self._request.headers.get("content-encoding", "").strip().lower())
 
@@ -81,13 +80,12 @@ class Body:
             raise TruncatedBody(f"the compressed body is truncated after {self._received} bytes")
 
     async def read(self) -> bytes:
-        """The whole body, for the small ones."""
+        """The whole body, for small ones."""
         return b"".join([block async for block in self.blocks()])
 
     async def store(self, writer: Writer, beginning: bytes, rest: AsyncIterator[bytes]) -> Stored:
-        """Writes it all; the caller has looked at the beginning. Durable when it returns.
-
-        A thread hashes and writes one block while the next one comes; none waits for a client.
+        """Writes the whole body, of which the caller has peeked at the beginning. Durable when it returns. A thread
+        hashes and writes one block while the next arrives; no thread waits for a client.
         """
         block = beginning
         writing: asyncio.Task[None] | None = None
@@ -97,14 +95,14 @@ class Body:
                     await _ended(writing)
                 writing = asyncio.create_task(run_in_threadpool(writer.write, block))
                 block = following
-        finally:  # whatever happens: the caller closes the file, so nobody may be writing it
+        finally:  # in any case: the caller closes the file, so no thread may be writing to it
             if writing is not None:
                 await _ended(writing)
         return await run_in_threadpool(_finish, writer, block)
 
     async def _raw(self) -> AsyncIterator[bytes]:
         stream = self._request.stream()
-        waited = 0.0  # for the client only: our own disk may be slow as well
+        waited = 0.0  # only the client's time: the disk may be slow as well
         while True:
             began = time.monotonic()
             try:
@@ -201,7 +199,7 @@ async def _gathered(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 async def _ended(writing: asyncio.Task[None]) -> None:
-    """Waits, and raises what went wrong. A request that is cancelled meanwhile still waits: a thread goes on anyway."""
+    """Waits, and raises the errors. A request that is cancelled meanwhile still waits: its thread continues anyway."""
     with anyio.CancelScope(shield=True):
         await asyncio.wait([writing])
     writing.result()
@@ -213,7 +211,7 @@ def _finish(writer: Writer, last: bytes) -> Stored:
 
 
 class _Decoder(Protocol):
-    """Undoes a compression, in pieces that are small whatever the input: a bomb is noticed before it is in memory."""
+    """Decompresses in pieces of bounded size: a decompression bomb is detected before it is in memory."""
 
     ended: bool
     """Whether the compressed data is complete."""
@@ -232,7 +230,7 @@ class _Gzip:
         self._slice = BLOCK
 
     def decode(self, block: bytes) -> Iterator[bytes]:
-        """Pieces of 1 to 2 MiB, about: each costs its reader a thread hop."""
+        """Pieces of about 1 to 2 MiB: each costs its reader a thread hop."""
         view, gathered = memoryview(block), bytearray()
         while view:
             if self._member.eof:  # a gzip file may hold several members
@@ -303,7 +301,7 @@ def _next_or_empty(pieces: Iterator[bytes]) -> bytes:
 
 
 async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]:
-    """A small JSON object, as options are; no body is an empty one. Raises for anything else."""
+    """A small JSON object, such as options; an empty body is an empty object. Raises for anything else."""
     text = await Body(request, settings, _OPTIONS_BYTES).read()
     if not text.strip():
         return {}
@@ -321,7 +319,7 @@ async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]
 
 def require_space(runtime: Runtime) -> None:
     """Raises InsufficientStorage while less space is free than BATCHSERVE_FREE_BYTES, or while the reserve of the
-    database is not whole: what it gave back is for deletes and cancels."""
+    database is incomplete: its space is for deletions and cancellations."""
     if not runtime.database.refill_reserve():
         raise InsufficientStorage("the database's disk is full: delete jobs, or free some space")
     free = free_bytes(runtime.storage)

@@ -1,4 +1,4 @@
-"""Answers about jobs, kept while they are true: clients that poll ask the same thing many times a second."""
+"""Cached responses about jobs: polling clients send the same request many times a second."""
 
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -10,20 +10,20 @@ from batchserve.domain import Caller
 MAX_AGE = 0.25
 SIZE = 256
 _NOT_HERE = conditional.HEADERS - {b"if-none-match"}
-"""Preconditions that may fail: their route tells so."""
+"""Preconditions that may fail: left to their route."""
 
 
 class AnswerCache(VersionedCache[tuple[str, str], Response]):
-    """The latest answers by tenant and path. What the clock alone changes (speed, time left, the place in the queue
-    behind jobs that become due) is a quarter of a second old at most."""
+    """The latest responses by tenant and path. Values that change with time alone (speed, time left, the place in the
+    queue behind jobs that become due) are a quarter of a second old at most."""
 
     def __init__(self) -> None:
         super().__init__(SIZE, MAX_AGE)
 
 
 class CacheMiddleware:
-    """Gives kept answers to plain polls of callers that are known (AuthMiddleware). All others go on to their route,
-    which answers the same, and keeps it."""
+    """Serves cached responses to plain polls of authenticated callers (AuthMiddleware). All others pass to their route,
+    which fills the cache."""
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
@@ -33,7 +33,7 @@ class CacheMiddleware:
 
 
 def _kept_answer(scope: Scope) -> Response | None:
-    # Only routes of jobs keep answers. A query, or a preference, may ask to wait.
+    # Only routes of jobs fill the cache. A query, or a preference, may ask to wait.
     if (
         scope["type"] != "http"
         or scope["method"] != "GET"

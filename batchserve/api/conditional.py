@@ -13,7 +13,7 @@ from batchserve.errors import PreconditionFailed
 __all__ = ["HEADERS", "answered", "is_conditional", "require"]
 
 HEADERS = frozenset({b"if-match", b"if-unmodified-since", b"if-none-match", b"if-modified-since"})
-"""Those that make a request conditional, as they are in a scope. If-Range only chooses between 206 and 200."""
+"""Headers that make a request conditional, as in an ASGI scope. If-Range only chooses between 206 and 200."""
 _TAG = re.compile(r'(?:W/)?"[\x21\x23-\x7e\x80-\xff]*"')
 _SAFE = ("GET", "HEAD")
 
@@ -21,7 +21,7 @@ _SAFE = ("GET", "HEAD")
 def answered(
     request: Request, etag: str | None, headers: Mapping[str, str] | None = None, modified: datetime | None = None
 ) -> Response | None:
-    """304 with `headers` when the client has this representation already; None when the request is to be answered.
+    """304 with `headers` when the client already has this representation; None when the request must be answered.
 
     `etag` None: there is a representation, without a tag. Raises PreconditionFailed.
     """
@@ -37,14 +37,13 @@ def is_conditional(request: Request) -> bool:
 
 
 def require(request: Request, etag: str | None, *, exists: bool) -> None:
-    """For a request that changes what `etag` stands for, or makes it when it does not exist. Raises
-    PreconditionFailed."""
+    """Checks a request that changes or creates the resource of `etag`. Raises PreconditionFailed."""
     if _unmet(request, etag, None, exists=exists) is not None:
         raise _failed(request, etag)
 
 
 def _unmet(request: Request, etag: str | None, modified: datetime | None, *, exists: bool) -> int | None:
-    """The status that a precondition asks for instead of the method; None: all hold."""
+    """The status of a failed precondition; None: all hold."""
     headers, is_safe = request.headers, request.method in _SAFE
     wanted = _tags(headers, "if-match")
     if wanted is not None:
@@ -62,7 +61,7 @@ def _unmet(request: Request, etag: str | None, modified: datetime | None, *, exi
 
 
 def _tags(headers: Headers, name: str) -> list[str] | None:
-    """The entity tags of a list, or `*`; None without the header. What is no tag matches nothing."""
+    """The entity tags of a list, or `*`; None without the header. An invalid tag matches nothing."""
     if name not in headers:
         return None
     text = ",".join(headers.getlist(name))
@@ -70,7 +69,7 @@ def _tags(headers: Headers, name: str) -> list[str] | None:
 
 
 def _opaque(etag: str | None) -> str | None:
-    """What the weak comparison compares."""
+    """The part of a tag that the weak comparison compares."""
     return etag.removeprefix("W/") if etag is not None else None
 
 
@@ -79,7 +78,7 @@ def _is_weak(etag: str | None) -> bool:
 
 
 def _date(headers: Headers, name: str) -> datetime | None:
-    """A date that is none is ignored, as the RFC says."""
+    """An invalid date is ignored, as by the RFC."""
     try:
         found = parsedate_to_datetime(headers[name])
         return found.astimezone(UTC) if found.tzinfo else found.replace(tzinfo=UTC)

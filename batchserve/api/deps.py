@@ -1,4 +1,4 @@
-"""What routes share: dependencies, and requests and answers in the forms that all of them have."""
+"""Code shared by routes: dependencies, and common forms of requests and responses."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -41,7 +41,8 @@ async def get_following(request: Request) -> Following[JobEvents]:
 
 
 async def own_job(job_id: str, request: Request) -> str:
-    """The ID in the path. Raises JobNotFound for a job of another tenant: behind this door, an ID is proof enough."""
+    """The ID in the path. Raises JobNotFound for a job of another tenant: later code need not check the tenant
+    again."""
     await service_of(request).require_visible(caller_of(request).tenant, job_id)
     return job_id
 
@@ -64,7 +65,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
-    """Raises RequestValidationError, which names each option that is unknown or has a wrong value."""
+    """Raises RequestValidationError, which names each unknown or invalid option."""
     try:
         return kind.model_validate(given)
     except ValidationError as error:
@@ -81,7 +82,7 @@ async def read_body(service: Service, job_id: str) -> JobBody:
 
 
 def read_body_from_thread(service: Service, job_id: str) -> JobBody:
-    """The same for code that is in a thread already."""
+    """The same for callers in a thread."""
     view = service.view_from_thread(job_id)
     place = service.places.of([view.job], view.now)[job_id] if _is_far_back(view) else view.place
     return job_body(view.job, view.attempts, place, view.now)
@@ -138,7 +139,7 @@ def bare_key(key: str | None) -> str | None:
 
 
 async def replayed(service: Service, keyed: KeyedRequest) -> Response | None:
-    """The answer to an earlier request with this key. Raises IdempotencyMismatch when its content was another."""
+    """The response to an earlier request with this key. Raises IdempotencyMismatch when its content was different."""
     if keyed.key is None:
         return None
     remembered = await service.runtime.database.fetch(keyed.recall)

@@ -13,7 +13,7 @@ __all__ = ["JobEvents", "job_events", "tag_of"]
 
 @dataclass(frozen=True, slots=True)
 class JobEvents:
-    """A job as its followers see it, as either event: serialized once for all of them."""
+    """A job in the form of both events, serialized once for all followers."""
 
     tag: str
     state: str
@@ -30,6 +30,6 @@ def job_events(job: Job, attempts: list[Attempt], queue_position: int | None, no
 
 
 def tag_of(body: JobBody) -> str:
-    """Changes with all that the job shows but its speed, which never stands still."""
+    """Changes with everything shown of the job but its speed, which always changes."""
     shown = body.model_dump_json(exclude={"rows_per_s", "eta_s"})
     return f"{body.state.value}-{hashlib.sha256(shown.encode()).hexdigest()[:16]}"

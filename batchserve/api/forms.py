@@ -41,7 +41,7 @@ class FormFile:
 
 
 class Form:
-    """The files of a form, in their order. All wait in one temporary file in `folder`, of which 1 MiB may be in
+    """The files of a form, in their order. All are spooled to one temporary file in `folder`, of which 1 MiB may be in
     memory."""
 
     def __init__(self, boundary: bytes, folder: str | None) -> None:
@@ -71,7 +71,7 @@ class Form:
                 await run_in_threadpool(self._parser.write, block)
         if not self._ended:
             raise TruncatedBody(f"the form is truncated: no closing boundary after {len(self.files)} files")
-        # A browser sends one without name and bytes for a field that was left empty.
+        # A browser sends one without name and bytes for an empty field.
         self.files = [file for file in self.files if file.name or file.bytes]
 
     async def blocks(self, file: FormFile) -> AsyncGenerator[bytes]:
@@ -131,7 +131,7 @@ class Form:
 
     def _data(self, data: bytes, start: int, end: int) -> None:
         if self._file is None:
-            return  # of a field, which nobody asked for
+            return  # of a field, which is ignored
         content = memoryview(data)[start:end]
         self._spool.write(content)
         self._file.bytes += len(content)
@@ -147,10 +147,9 @@ def is_form(content_type: str | None) -> TypeGuard[str]:
 
 @asynccontextmanager
 async def open_form(content_type: str, body: Body, storage: Storage) -> AsyncIterator[Form]:
-    """The files of a form, as long as the block lasts. The limits of the body hold for the form.
-
-    Raises BadRequest for what is no form, TruncatedBody for one without its end, InvalidOptions for one without a file,
-    InsufficientStorage when the storage is full, in whose folder the files wait.
+    """The files of a form, for the time of the block. The limits of the body apply to the form. Raises BadRequest for
+    an invalid form, TruncatedBody for an incomplete one, InvalidOptions for one without a file, InsufficientStorage
+    when the storage is full, in whose folder the files wait.
     """
     _, options = parse_options_header(content_type)
     if not options.get(b"boundary"):
@@ -181,17 +180,17 @@ async def form_file(content_type: str, body: Body, storage: Storage) -> tuple[by
 
 
 def disposition_filename(header: str) -> str | None:
-    """The file name in a Content-Disposition; None where there is none that can be read."""
+    """The file name in a Content-Disposition; None where there is no valid one."""
     message = Message()
     try:
         message["content-disposition"] = header
         return message.get_filename()
-    except (ValueError, LookupError, TypeError):  # an encoding that is none, a parameter that is cut off
+    except (ValueError, LookupError, TypeError):  # an unknown encoding, a truncated parameter
         return None
 
 
 def member_names(names: Iterable[str]) -> Iterator[str]:
-    """Names for members of an archive: no path leads out of it, and none comes twice (`a.jpg`, `a-2.jpg`)."""
+    """Names for members of an archive: no path leads out of it, and none is repeated (`a.jpg`, `a-2.jpg`)."""
     taken: set[str] = set()
     counts: dict[str, int] = {}
     for given in names:
@@ -206,7 +205,7 @@ def member_names(names: Iterable[str]) -> Iterator[str]:
 
 
 def _file_name(disposition: bytes) -> str | None:
-    """What a part says it is called; None for a field that is no file."""
+    """The file name of a part; None for a field that is not a file."""
     _, options = parse_options_header(disposition)
     if b"filename" in options:
         return options[b"filename"].decode(errors="replace")
@@ -227,7 +226,7 @@ def _gathered(pieces: Iterable[Piece]) -> Iterator[bytes]:
     """Blocks of about 1 MiB: many files are small."""
     gathered = bytearray()
     for piece in pieces:
-        assert isinstance(piece, bytes)  # no Span: nothing of a form is in storage yet
+        assert isinstance(piece, bytes)  # not a Span: nothing of a form is in storage yet
         gathered += piece
         if len(gathered) >= BLOCK:
             yield bytes(gathered)

@@ -1,4 +1,4 @@
-"""/v1/jobs: what becomes of them."""
+"""/v1/jobs: list, show, follow, cancel, retry and remove jobs."""
 
 import re
 from collections.abc import AsyncIterator, Callable
@@ -78,7 +78,7 @@ async def list_jobs(
         raise InvalidOptions(f"model: expected name or name@version with a number, got {model!r}")
 
     def read(after: str | None) -> bytes:
-        """In a few reads, so that none brings much more than the page will hold."""
+        """In several reads, so that none fetches much more than the page holds."""
         page: list[bytes] = []
         size, more = 0, True
         while more and len(page) < limit:
@@ -129,7 +129,7 @@ async def get_job(
 
 
 async def existing_job(job_id: OwnJob, service: ServiceDep) -> Job:
-    """The job of the path. A deleted one is found out here, before the status of a stream is sent."""
+    """The job of the path. A deleted one is refused here, before the status of a stream is sent."""
     return await service.read_job(job_id)
 
 
@@ -151,8 +151,8 @@ async def follow_job(
 ) -> AsyncIterator[ServerSentEvent]:
     """`state` when the state changes, `progress` in between; the data is the job. Ends with the finished state.
 
-    An event's ID stands for what it told: reconnecting with Last-Event-ID repeats nothing. The stream also ends when
-    the job is deleted, when the key is revoked, and when the server stops.
+    An event's ID identifies its content: reconnecting with Last-Event-ID repeats nothing. The stream also ends when the
+    job is deleted, when the key is revoked, and when the server stops.
     """
     told = last_event_id
     state = told.partition("-")[0] if told else None
@@ -169,7 +169,8 @@ async def follow_job(
     operation_id="cancel_job", summary="Cancel a job",
 )  # fmt: skip
 async def cancel_job(job_id: OwnJob, service: ServiceDep, background: BackgroundTasks) -> Response:
-    """At once when it is queued; within seconds when it runs. Finished chunks are kept; a finished job stays so."""
+    """Immediate for a queued job, within seconds for a running one. Finished chunks are kept; a finished job does not
+    change."""
 
     database = service.runtime.database
 
@@ -210,9 +211,8 @@ async def retry_job(
     background: BackgroundTasks,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Chunks that are done stay done; the others are scored.
-
-    With `rows: failed`, the answer is a new job: a result never changes, the merged one is the new job's.
+    """Finished chunks are kept; the others are scored. With `rows: failed`, the response is a new job with the merged
+    result: a result never changes.
     """
     rows = parsed(RetryBody, await json_object(request, service.runtime.settings)).rows
     key = bare_key(idempotency_key)
@@ -263,7 +263,7 @@ def _page(bodies: list[bytes], following: str | None) -> bytes:
 
 
 def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable[[], None]) -> None:
-    """Copies what the new job takes over, before any row names it: a row without bytes would be a lie."""
+    """Copies the parts that the new job reuses before a row references them."""
     storage = service.runtime.storage
     with service.runtime.database.read() as connection:
         requests.require_failed_rows(queries.get(connection, job_id))
@@ -276,7 +276,7 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
                 storage.compose(part_key(retry_id, first, attempt), [part])
     except FileNotFoundError:
         discard()
-        with service.runtime.database.read() as connection:  # it was deleted, or expired, meanwhile
+        with service.runtime.database.read() as connection:  # deleted or expired meanwhile
             requests.require_failed_rows(queries.get(connection, job_id))
         raise
     except BaseException:

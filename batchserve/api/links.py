@@ -1,7 +1,7 @@
-"""OpenAPI links: which operations go on with what an answer has made known.
+"""OpenAPI links: the operations that can follow a response.
 
-They follow from the document: an answer with a job leads to each operation with `{job_id}` in its path, one with a
-model to each with `{name}`.
+They are derived from the document: a response with a job leads to each operation with `{job_id}` in its path, one with
+a model to each with `{name}`.
 """
 
 import re
@@ -12,17 +12,17 @@ _KNOWN: dict[str, dict[str, str]] = {
     "#/components/schemas/JobList": {"job_id": "jobs/0/id"},
     "#/components/schemas/ModelBody": {"name": "name", "version": "version"},
 }
-"""The parameters of paths that the body of an answer holds, and where in it."""
+"""The path parameters in the body of a response, and their place in it."""
 _PARAMETER = re.compile(r"\{(\w+)\}")
 
 
 def add_links(document: dict[str, Any]) -> None:
-    """Adds to each response of a known body the links that go on from it."""
+    """Adds its links to each response with a known body."""
     operations = [
         (frozenset(_PARAMETER.findall(path)), operation)
         for path, methods in document["paths"].items()
         for method, operation in methods.items()
-        if method != "put"  # to register goes on from nothing
+        if method != "put"  # registration follows no operation
     ]
     for methods in document["paths"].values():
         for operation in methods.values():
@@ -36,7 +36,7 @@ def add_links(document: dict[str, Any]) -> None:
 
 
 def _known(response: dict[str, Any]) -> list[dict[str, str]]:
-    """What the body of an answer holds; one of several kinds may."""
+    """The schemas of a response body, which may have alternatives."""
     schema = response.get("content", {}).get("application/json", {}).get("schema", {})
     kinds = [schema, *schema.get("anyOf", ())]
     return [_KNOWN[kind["$ref"]] for kind in kinds if kind.get("$ref") in _KNOWN]

@@ -1,4 +1,4 @@
-"""/v1/models: register, look up, and ask a model at once."""
+"""/v1/models: register, look up, and predict online."""
 
 from collections.abc import Callable
 from functools import partial
@@ -59,7 +59,7 @@ RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
     responses={200: {"model": ModelBody, "description": "A version of these bytes exists."}, **PROBLEMS},
 )  # fmt: skip
 async def register_model(name: Name, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
-    """The graph is checked, mended and measured in a limited process first; a model that is refused leaves nothing."""
+    """The graph is checked, mended and measured in a limited process first; a refused model is not stored."""
     require_name(name)
     require_space(service.runtime)
     runtime = service.runtime
@@ -136,7 +136,7 @@ async def delete_version(name: Name, version: Version, request: Request, service
 
     def delete() -> None:
         model = service.runtime.database.write_freeing(forget, exclusive="models")
-        # Again the row first. While this transaction is open, nobody registers these bytes anew.
+        # Again the row first. While this transaction is open, these bytes cannot be registered again.
         with service.runtime.database.write(exclusive="models") as connection:
             held = holds.any_in_force(connection, service.runtime.database.moment(connection))
             if not held and not registry.has_version(connection, model.digest):
@@ -233,7 +233,7 @@ async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature,
 
 
 async def _list(service: Service, caller: Caller, find: Callable[[Connection], list[ModelVersion]]) -> Response:
-    def read() -> str:  # encoded there, too: signatures of thousands of versions
+    def read() -> str:  # encoded in the thread, too: signatures of thousands of versions
         with service.runtime.database.read() as connection:
             found = find(connection)
         return ModelList(models=[model_body(model) for model in found]).model_dump_json()

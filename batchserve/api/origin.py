@@ -1,8 +1,8 @@
-"""Which requests a web browser may send here, and what it may do with the answers: before keys, before any route.
+"""Protection against requests of foreign web pages, before authentication and routing.
 
-A web page of a stranger runs in the browser of a user who can reach this server. It must not reach the server under a
-name of its own (DNS rebinding), nor send it anything from another origin (cross-site requests), nor show what it
-answers. Programs that are no browsers send neither Origin nor Sec-Fetch-Site, and notice nothing.
+A foreign page runs in the browser of a user who can reach this server. It must not reach the server under another name
+(DNS rebinding), nor send cross-site requests, nor show its responses. Programs other than browsers send neither Origin
+nor Sec-Fetch-Site, and are not affected.
 """
 
 import ipaddress
@@ -24,11 +24,11 @@ _PORTS = {"http": 80, "https": 443}
 
 _READ = (b"host", b"origin", b"sec-fetch-site")
 _NOTHING = "default-src 'none'; frame-ancestors 'none'; sandbox"
-"""A page made of what users uploaded runs no script, loads nothing, and has no part in the origin of the server."""
+"""A page of uploaded content runs no script, loads nothing, and is isolated from the server's origin."""
 
 
 class OriginMiddleware:
-    """Answers 421 to a Host that is not ours and 403 to what comes from a page of another origin."""
+    """Answers 421 to a foreign Host and 403 to requests from pages of another origin."""
 
     def __init__(
         self,
@@ -37,8 +37,8 @@ class OriginMiddleware:
         listens_on: str = "127.0.0.1",
         policies: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        """`allowed`: BATCHSERVE_ALLOWED_HOSTS. `listens_on`: the address that clients reach. `policies`: what pages of
-        ours may do in a browser (Content-Security-Policy), by path; all other answers may do nothing."""
+        """`allowed`: BATCHSERVE_ALLOWED_HOSTS. `listens_on`: the address that clients reach. `policies`:
+        Content-Security-Policy by path; all other responses get the strictest one."""
         self._app = app
         self._hosts = Hosts(allowed, listens_on)
         self._seals = {path: _seal(policy) for path, policy in policies.items()}
@@ -85,7 +85,7 @@ class OriginMiddleware:
 
 
 class Hosts:
-    """The hosts under which this server is reached on purpose. DNS has no part in them, or the settings name them."""
+    """The accepted hosts: addresses, which do not depend on DNS, and names in the settings."""
 
     def __init__(self, allowed: str = "", listens_on: str = "127.0.0.1") -> None:
         entries = [entry.strip().lower() for entry in allowed.split(",") if entry.strip()]
@@ -93,15 +93,15 @@ class Hosts:
         self._names = {"localhost", *(entry.strip("[]") for entry in entries if not entry.startswith("*"))}
         self._parents = tuple(entry[1:] for entry in entries if entry.startswith("*."))
         listened = _address(listens_on)
-        # A page from a name of its own is never sent with an address as Host. One that others reach has any number of
-        # those: of this host, of what forwards a port to it, of the probe of a cluster.
+        # A page with DNS rebinding never sends an address as Host. A server that other hosts reach has any number of
+        # addresses: of this host, of a port forwarder, of a cluster's probe.
         self._any_address = not (listened.is_loopback if listened else listens_on.lower() == "localhost")
         if listened is None:
             self._names.add(listens_on.lower().removesuffix("."))
         self._known: set[bytes] = set()
 
     def require(self, host: bytes) -> None:
-        """Raises BadRequest for what is no host, MisdirectedRequest for one that is not ours."""
+        """Raises BadRequest for an invalid host, MisdirectedRequest for a foreign one."""
         if host in self._known:
             return
         name, _ = _parted(host)
@@ -124,7 +124,7 @@ class Hosts:
 
 
 def _parted(host: bytes) -> tuple[str | None, int | None]:
-    """The name, in small letters and without a last dot, and the port of a Host; no name for what is no host."""
+    """The name, in lower case and without a final dot, and the port of a Host; an empty name for an invalid host."""
     found = _HOST.fullmatch(host.decode("latin-1")) if len(host) <= _LONGEST else None
     if found is None or int(found["port"] or 0) > 65535:
         return None, None
@@ -142,9 +142,8 @@ def _address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
 
 
 def _require_own_origin(origin: bytes, host: bytes, scheme: str) -> None:
-    """Raises CrossOrigin unless the page came from the very host and port that the request is sent to.
-
-    A proxy that speaks TLS makes `http` of `https`, never the other way.
+    """Raises CrossOrigin unless the page came from the same host and port as the request. A TLS proxy turns `https`
+    into `http`, never the reverse.
     """
     text = origin.decode("latin-1").lower()
     its_scheme, _, authority = text.partition("://")
@@ -160,7 +159,7 @@ def _require_own_origin(origin: bytes, host: bytes, scheme: str) -> None:
 
 
 def _is_followed_link(scope: Scope) -> bool:
-    """Whether somebody follows a link from another site to something to read, and leaves that site by it."""
+    """Whether the request is a top-level navigation from another site to a readable resource."""
     headers = dict(scope["headers"])
     return (
         scope["method"] in ("GET", "HEAD")
@@ -170,7 +169,7 @@ def _is_followed_link(scope: Scope) -> bool:
 
 
 def _require_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
-    """Raises BadRequest when one of those that we read came twice: which one a browser meant, we cannot know."""
+    """Raises BadRequest when a checked header is repeated, which is ambiguous."""
     counts = Counter(name for name, _ in headers)
     for name in _READ:
         if counts[name] > 1:
@@ -178,7 +177,7 @@ def _require_single(headers: Iterable[tuple[bytes, bytes]]) -> None:
 
 
 def _seal(policy: str) -> list[tuple[bytes, bytes]]:
-    """Headers of an answer: it is for this origin alone, is what it says, and is shown in no frame."""
+    """Response headers: same origin only, no content sniffing, no framing."""
     return [
         (b"cross-origin-resource-policy", b"same-origin"),
         (b"x-content-type-options", b"nosniff"),

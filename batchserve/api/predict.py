@@ -1,4 +1,4 @@
-"""POST /v1/predict: a job -> queued; the answer comes back at once."""
+"""POST /v1/predict: queues a job and responds immediately."""
 
 from typing import Annotated, Any, Literal
 
@@ -92,7 +92,7 @@ async def predict(
         if (answer := await replayed(service, keyed)) is not None:
             return answer
         if job.model is not None and job.queued_at is not None and options.model in _names(job.model):
-            model = job.model  # pinned: a version that came or went since does not make this another request
+            model = job.model  # pinned: versions added or removed since do not make this a different request
         else:
             model = await service.resolve_model(options.model)
         submitted = options.submission(job.tenant, job_id, job.inputs, model)
@@ -127,9 +127,9 @@ async def upload_and_predict(
     """The body is the input. Nothing is stored unless it fits the model.
 
     With `state=uploaded` there is no input: all jobs in that state are queued, but for those that were uploaded for
-    another model. One that does not fit stays uploaded, and the answer tells why.
+    another model. One that does not fit stays uploaded, and the response gives the reason.
     """
-    # Of inputs that were uploaded before, it is too late to name a delimiter or a file: no options there.
+    # Inputs that were uploaded before have their delimiter and file name already.
     no_options = ("state",) if state is not None else _NOT_OPTIONS
     query = {name: value for name, value in request.query_params.items() if name not in no_options}
     key = bare_key(idempotency_key)
@@ -169,6 +169,6 @@ async def _answer(
         headers["preference-applied"] = f"wait={wait:g}"
     body = await read_body(service, job_id)
     if body.state is JobState.QUEUED:
-        # The row is the record of the work; the background task is only the wake-up.
+        # The row records the work; the background task only wakes the worker.
         background.add_task(service.wake)
     return job_response(body, 200 if body.state.finished else 202, headers)

@@ -1,4 +1,4 @@
-"""POST /v1/predict?state=uploaded: all inputs that wait for a predict are queued at once."""
+"""POST /v1/predict?state=uploaded: queues all uploaded inputs."""
 
 from dataclasses import dataclass, field
 
@@ -19,7 +19,7 @@ from batchserve.submission import Submission, enqueue_all
 __all__ = ["predict_uploaded"]
 
 _TOGETHER = 100
-"""Jobs that are checked in one call and queued in one transaction: others get their turn in between."""
+"""Jobs checked in one call and queued in one transaction; other requests run in between."""
 
 
 @dataclass(slots=True)
@@ -37,8 +37,8 @@ class _Outcome:
 async def predict_uploaded(service: Service, caller: Caller, options: PredictOptions, key: str | None) -> Response:
     """Queues all uploaded jobs that the caller sees, but for those that were uploaded for another model.
 
-    A job that does not fit stays uploaded, and the answer lists it. Each job is queued by the verb that queues one; a
-    part of them in each transaction, so that after a crash a repeated call goes on with those that are left.
+    A job that does not fit stays uploaded, and the response lists it. Jobs are queued in several transactions, so that
+    after a crash a repeated call continues with the rest.
     """
     content = idempotency.fingerprint("predict-uploaded", options.model_dump_json())
     keyed = KeyedRequest(caller.tenant, key, content)
@@ -61,7 +61,7 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
             problems = await service.check_all(caller.tenant, submissions)
             await run_in_threadpool(_enqueue_fitting, service, submissions, problems, outcome)
             service.wake_worker()
-    body = await run_in_threadpool(lambda: outcome.body().model_dump_json())  # of thousands of jobs, maybe
+    body = await run_in_threadpool(lambda: outcome.body().model_dump_json())  # possibly of thousands of jobs
 
     def remember() -> None:
         with service.runtime.database.write() as connection:

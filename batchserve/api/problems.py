@@ -20,7 +20,7 @@ from batchserve.logs import get_logger
 log = get_logger()
 RETRY_AFTER = {503: "1", 507: "30"}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
-"""Those that are registered for HTTP itself, in the order in which Allow lists them."""
+"""Methods registered for HTTP itself, in the order of the Allow header."""
 
 
 def problem(request: Request, status: int, code: str, detail: str, **extra: Any) -> Response:
@@ -32,7 +32,7 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
     if status == 416 and "bytes" in extra:
         headers["content-range"] = f"bytes */{extra['bytes']}"
     if status == 408:
-        headers["connection"] = "close"  # nobody waits for the rest of the body
+        headers["connection"] = "close"  # the rest of the body is not read
     body = {
         "type": f"/problems/{code}",
         "code": code,
@@ -53,7 +53,7 @@ def _encoded(body: dict[str, Any]) -> bytes:
 
 
 def answer(request: Request, error: BatchserveError) -> Response:
-    """The problem that an error is to a client; one of ours is logged as well."""
+    """The problem of an error; a server error is logged as well."""
     if error.status >= 500:
         log.error("Request has failed", action="request_error", path=request.scope["path"], code=error.code,
                   detail=error.detail)  # fmt: skip
@@ -121,7 +121,7 @@ def _unexpected(request: Request, error: Exception) -> Response:
 
 
 def _not_allowed(request: Request) -> Response:
-    """501 for a method that no resource knows, 405 with those of this one (Starlette tells those of one route)."""
+    """501 for an unknown method, 405 with the methods of this resource (Starlette lists those of one route only)."""
     if request.method not in _METHODS:
         names = ", ".join(_METHODS)
         return problem(request, 501, "not-implemented", f"there is no method {request.method[:100]}; known are {names}")
@@ -138,7 +138,7 @@ def _not_allowed(request: Request) -> Response:
 
 
 def _fault(fault: Mapping[str, Any]) -> dict[str, Any]:
-    """One fault of pydantic's, in the words of all our errors."""
+    """One fault of pydantic, in the form of other errors."""
     place = [str(part) for part in fault["loc"] if not _SPOKEN_OF_TYPES.match(str(part))]
     message = _MESSAGES.get(fault["type"]) or fault["msg"].removeprefix("Value error, ")
     named = {"parameter": ".".join(place) or str(fault["loc"][0]), "message": message}
@@ -156,11 +156,11 @@ _MESSAGES = {
     "dict_type": "expected a JSON object",
     "string_unicode": "expected a text of whole characters, got a lone surrogate",
 }
-"""Where pydantic speaks of Python, not to a user."""
+"""Replacements of pydantic's messages about Python types."""
 
 
 _SPOKEN_OF_TYPES = re.compile(r"(query|body|path|header|constrained-\w+)$|(list|dict|literal|function-\w+)\[")
-"""In the place of a fault: whence it came, and which alternative of a type it is."""
+"""Elements of a fault's location that name its source or the alternative of a type."""
 
-_shown = Repr()  # ends where a value is nested so deeply that `repr` would not
+_shown = Repr()  # bounded, unlike `repr`, for deeply nested values
 _shown.maxlevel, _shown.maxstring, _shown.maxother = 4, 200, 200

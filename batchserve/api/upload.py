@@ -55,8 +55,8 @@ Filename = Annotated[
 INPUT_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "The bytes of a file (`curl -T`), gzip or zstd compressed or not; or a form with one file of "
-        f"any type. A form with several, at most {MAX_FILES}, is an archive of them: one record for each image.",
+        "description": "The bytes of a file (`curl -T`), plain or compressed by gzip or zstd; or a form with one "
+        f"file of any type. A form with several, at most {MAX_FILES}, is an archive of them: one record per image.",
         "content": {
             "text/csv": {
                 "schema": {"type": "string"},
@@ -97,10 +97,9 @@ async def upload(
     model: ModelName = None,
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """The job is `uploaded`: nothing runs until a predict. 201 means that the bytes are safely on disk.
-
-    The type is taken from the bytes; a Content-Type that contradicts them is refused (415). `curl -T` may PUT. With
-    `model`, the beginning of the input is checked against its signature, and predict need not name it again.
+    """The job is `uploaded`: nothing runs until a predict. 201 means that the bytes are durably on disk. The type is
+    detected from the bytes; a Content-Type that contradicts them is refused (415). `curl -T` may PUT. With `model`, the
+    beginning of the input is checked against its signature, and predict need not name it again.
     """
     key = bare_key(idempotency_key)
     with service.only_one(caller.tenant, key):
@@ -126,7 +125,7 @@ async def upload(
 
 @dataclass(slots=True)
 class Received:
-    """An input in storage that no job has yet. Unless it is `kept`, its bytes are removed again."""
+    """A stored input without a job. Unless it is `kept`, its bytes are removed again."""
 
     job_id: str
     input: StoredInput
@@ -147,7 +146,7 @@ async def received_input(
 
 
 async def keep(service: Service, received: Received, insert: Callable[[Connection], None]) -> None:
-    """Gives an input its row, in one transaction with all that `insert` does."""
+    """Inserts the row of an input in the transaction of `insert`."""
 
     def discard() -> None:
         received.kept = False
@@ -156,12 +155,12 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
         with naming_bytes(service.runtime.database, undo=discard) as connection:
             insert(connection)
 
-    received.kept = True  # from now on: when the request is cancelled, the thread goes on to its commit
+    received.kept = True  # set before the commit: when the request is cancelled, the thread continues
     await run_in_threadpool(commit)
 
 
 async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> Received:
-    """Streams the body into storage, durably, before any row names it. Raises for bytes of no supported type."""
+    """Streams the body into storage, durably, before a row references it. Raises for bytes of an unsupported type."""
     runtime = service.runtime
     require_space(runtime)
     media_type = request.headers.get("content-type")
@@ -181,7 +180,7 @@ async def _receive(request: Request, service: Service, delimiter: str | None, fi
 
 @dataclass(frozen=True, slots=True)
 class _Sent:
-    """The bytes of an input, and what the client says of them."""
+    """The bytes of an input, and the client's description of them."""
 
     blocks: AsyncGenerator[bytes]
     media_type: str | None
