@@ -255,7 +255,7 @@ def test_ragged_rows_fail_alone(api: Api) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ('[{"text": "a", "text": "b"}]', "'text' stands more than once"),
+        ('[{"text": "a", "text": "b"}]', "'text' appears more than once"),
         ('[{"text": "a"}] x', "after the array, which ends at byte 14"),
         ('[{"text": ' + "[" * 10_000 + "]" * 10_000 + "}]", "depth"),
         ('[{"text": "a"}, ', "JSON"),

@@ -276,7 +276,7 @@ def test_predict_queues_all_uploads_and_reports_the_refused_ones(run: Run, serve
 def test_values_of_all_records_are_a_json_object(run: Run, iris_csv: Path) -> None:
     refused = run("predict", iris_csv, "--model", "iris", "--inputs", '{"limit": 1}')
     assert refused.returncode == 1
-    assert "'limit' is no input of the model" in refused.stderr
+    assert "'limit' is not an input of the model" in refused.stderr
 
 
 @pytest.mark.usefixtures("iris_model")

@@ -338,5 +338,5 @@ def test_an_invalid_footer_is_refused(bench: Bench, data: bytes) -> None:
 def test_a_string_with_an_invalid_code_point_is_refused(code: int, fields: bool) -> None:
     array = np.array([("ab", 1.0)] * 3, [("text", "U2"), ("a", "f4")]) if fields else np.array(["ab"] * 3)
     data = npy(array).replace("b".encode("utf-32-le"), code.to_bytes(4, "little"), 1)
-    with pytest.raises(InvalidInput, match=f"holds {code:#x}, which is no character"):
+    with pytest.raises(InvalidInput, match=f"holds {code:#x}, which is not a character"):
         get_format("npy").header(io.BytesIO(data))

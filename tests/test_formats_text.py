@@ -312,7 +312,7 @@ def test_a_faulty_json_record_fails_alone() -> None:
         (10, "wrong-type", "a"),
         (12, "invalid-json", None),
     ]
-    assert errors[0].message == "the key 'a' stands more than once"
+    assert errors[0].message == "the key 'a' appears more than once"
     assert errors[3].message.startswith("malformed JSON at character 5 of the record")
 
 

@@ -194,7 +194,7 @@ def test_jobs_that_differ_only_in_a_shared_value_do_not_share_a_result(service: 
     [
         (
             '{"treshold": 1}',
-            "'treshold' is no input of the model; those with one value for all records are 'threshold' (float32)",
+            "'treshold' is not an input of the model; those with one value for all records are 'threshold' (float32)",
         ),
         ('{"tokens": 1}', "'tokens' takes a value from each record"),
         ('{"threshold": "high"}', "'threshold': expected float32, got 'high'"),

@@ -1,4 +1,4 @@
-"""Decides which models are let in, makes them load and run well, and learns their signature."""
+"""Decides which models are admitted, makes them load and run well, and infers their signature."""
 
 from dataclasses import dataclass
 
@@ -15,16 +15,16 @@ __all__ = ["Admitted", "admit"]
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
-    """A model as it is to be stored and run, which may differ in bytes from what was uploaded."""
+    """A model to store and run, whose bytes may differ from the upload."""
 
     model: bytes
     signature: Signature
     metadata: dict[str, str]
-    """The `batchserve.*` entries of the graph as they stand there, and `producer`."""
+    """The raw `batchserve.*` entries of the graph, and `producer`."""
 
 
 def admit(data: bytes) -> Admitted:
-    """Lets in an ONNX model, or a zip archive of one with its external tensors and a `batchserve.json`.
+    """Admits an ONNX model, or a zip archive of one with its external tensors and a `batchserve.json`.
 
     Raises ModelRefused with the reason. The graph is run, and may be hostile: call this in a process whose time and
     memory are limited. Nothing is unbounded before the first session.

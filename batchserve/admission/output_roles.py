@@ -1,4 +1,4 @@
-"""What the outputs of a model mean: which is the label, which are probabilities, and of which classes and targets.
+"""Roles of a model's outputs: which is the label, which are probabilities, and of which classes and targets.
 
 Read from the metadata, from the graph, and from the values of a probe run.
 """
@@ -32,7 +32,7 @@ def read_outputs(
     """The task of the model and its outputs, with their roles and labels.
 
     `rows`: the outputs of a probe run; `runs`: those for other numbers of records, to tell fixed sizes from free ones.
-    `groups`: output -> the target it speaks of; `known`: output -> class labels that are certain.
+    `groups`: output -> its target; `known`: output -> certain class labels.
     """
     targets = tuple(str(target) for target in metadata.get("targets", ()))
     label = _label_output(metadata, rows)
@@ -105,7 +105,7 @@ def _guess_task(model: ModelProto, outputs: list[OutputTensor], rows: Arrays) ->
 
 
 def _several(targets: tuple[str, ...], array: np.ndarray) -> tuple[str, ...]:
-    """The targets that the columns of a prediction stand for; empty when there is but one."""
+    """The targets of a prediction's columns; empty when there is only one."""
     width = array.shape[1] if array.ndim == 2 else 1
     return tuple(_target(targets, index) for index in range(width)) if width > 1 else ()
 

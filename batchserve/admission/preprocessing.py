@@ -19,14 +19,14 @@ COLUMN = "image"
 """The column that fills an input of images."""
 _CHANNELS = {"rgb": 3, "bgr": 3, "gray": 1}
 _MOST = 2**16
-"""Pixels of a side: more than any network takes, and no product of two overflows."""
+"""Most pixels of a side: more than any network takes, and no product of two overflows."""
 _FIELDS = {field.name for field in fields(Preprocessing)}
 
 
 def with_images(inputs: Sequence[InputTensor], entry: Mapping[str, Any]) -> tuple[InputTensor, ...]:
     """The inputs of a graph, one of which takes images as the metadata entry `batchserve.image` says.
 
-    Raises ModelRefused when the entry is not what it should be, or contradicts the graph.
+    Raises ModelRefused when the entry is invalid, or contradicts the graph.
     """
     name = entry.get("input", _only_input(inputs))
     tensor = next((tensor for tensor in inputs if tensor.name == name), None)
@@ -73,7 +73,7 @@ def _check(spec: Preprocessing) -> None:
 
 
 def _fitted(spec: Preprocessing, tensor: InputTensor) -> Preprocessing:
-    """The Preprocessing with the size that the graph wants. Raises ModelRefused when they contradict each other."""
+    """The Preprocessing with the size of the graph's input. Raises ModelRefused when they contradict each other."""
     if tensor.dtype in ("string", "bool") or not tensor.per_record:
         _refuse(f"input {tensor.name!r} takes {tensor.dtype}, not images: expected numbers with a record axis")
     channels = _CHANNELS[spec.order]

@@ -1,4 +1,4 @@
-"""Learns by running what a model takes and gives: declared shapes lie, and some graphs mix records of a batch.
+"""Infers inputs and outputs of a model from runs: declared shapes may be wrong, and some graphs mix records of a batch.
 
 All runs here are of a few records; the caller bounds time and memory from outside.
 """
@@ -67,7 +67,7 @@ _METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str]] = {
     "image": dict,
     "task": str,
 }
-"""What the graph may say of itself under `batchserve.*` that matters here, and its JSON type."""
+"""The metadata under `batchserve.*` that is used here, with its JSON type."""
 
 Mode = Literal["rows", "fixed", "whole"]
 
@@ -118,7 +118,7 @@ def _serialize(model: ModelProto) -> bytes:
 
 
 def _metadata(model: ModelProto) -> dict[str, Any]:
-    """The `batchserve.*` entries, decoded. Raises ModelRefused for one that is not what it should be."""
+    """The `batchserve.*` entries, decoded. Raises ModelRefused for an invalid one."""
     entries: dict[str, Any] = {}
     for entry in model.metadata_props:
         key = entry.key.removeprefix("batchserve.")
@@ -197,8 +197,8 @@ def _dtype(entry: ValueInfoProto) -> DType:
 
 
 def _check_outputs(model: ModelProto) -> None:
-    """Raises ModelRefused for an output that is declared as what no result holds. ONNX Runtime knows those that are not
-    declared."""
+    """Raises ModelRefused for an output declared with a type that no result holds. ONNX Runtime knows those that are
+    not declared."""
     for entry in model.graph.output:
         kind = entry.type.WhichOneof("value")
         holder = entry.type.sequence_type.elem_type if kind == "sequence_type" else entry.type
@@ -248,7 +248,8 @@ def _named_columns(metadata: Mapping[str, Any]) -> dict[str, list[Column]]:
 def _find_feed(
     session: Session, model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any]
 ) -> tuple[Feed, Mode, int, dict[int, Arrays]]:
-    """The first feed that the model answers, and how. Raises ModelRefused with the last reason when there is none."""
+    """The first feed that the model accepts, and its outputs. Raises ModelRefused with the last reason when there is
+    none."""
     reason: ScoringFailed | None = None
     for feed in feeds(model, inputs, metadata):
         try:
@@ -295,7 +296,7 @@ def _runs(session: Session, feed: Feed, inputs: tuple[InputTensor, ...]) -> tupl
 
 
 def _sequence_parts(model: ModelProto, runs: dict[int, Arrays]) -> dict[str, int]:
-    """Which target the outputs speak of that came as parts of a sequence."""
+    """Targets of the outputs that were parts of a sequence."""
     names = next(iter(runs.values()))
     sequences = [output.name for output in model.graph.output if output.type.HasField("sequence_type")]
     return {
@@ -307,7 +308,7 @@ def _sequence_parts(model: ModelProto, runs: dict[int, Arrays]) -> dict[str, int
 
 
 def _mend_outputs(model: ModelProto, runs: dict[int, Arrays]) -> tuple[list[str], dict[str, int]]:
-    """Rewrites outputs whose records are not on axis 0. Gives what was done, and the targets of outputs that it split.
+    """Rewrites outputs whose records are not on axis 0. Returns the changes made, and the targets of split outputs.
 
     scikit-learn's converters give [1, N] (discriminant analysis), [N * targets, 1] (networks) and
     [targets, N, classes] (forests with several targets).
@@ -379,7 +380,7 @@ def _check_rows(runs: dict[int, Arrays]) -> None:
 
 
 def _mixes_records(session: Session, feed: Feed, runs: dict[int, Arrays]) -> bool:
-    """Whether three records alone give other values than together."""
+    """Whether three records give other values separately than together."""
     singles = [session.run(feed.take(np.array([index]))) for index in range(3)]
     for name, together in runs[3].items():
         if any(single[name].shape != (1, *together.shape[1:]) for single in singles):

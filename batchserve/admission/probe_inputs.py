@@ -1,4 +1,4 @@
-"""Valid inputs for probe runs: the records that came with a model, or made-up ones."""
+"""Valid inputs for probe runs: a model's sample records, or generated ones."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -27,7 +27,7 @@ FREE_SIZES = (8, 224, 64, 32, 128, 3, 1)
 _IMAGE_SIZE = 224
 """The first guess where images may be of any size: a smaller one would be scored unusually fast."""
 PROBE_BYTES = 64 * 2**20
-"""More than this the made-up inputs of one run do not take, unless three records do."""
+"""Most bytes of generated inputs of one run, unless three records take more."""
 
 Fill = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
@@ -46,7 +46,7 @@ class Feed:
         return self.take(np.arange(count))
 
     def varied(self, count: int) -> Arrays:
-        """Records that all differ in their numbers: the same few over and over would be scored unusually fast."""
+        """Records that all differ in their numbers: repeated ones would be scored unusually fast."""
         random = np.random.default_rng(0)
         inputs = self.first(count)
         for name, array in inputs.items():
@@ -133,7 +133,7 @@ def _recorded_feed(inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any])
             ]
         )
         arrays, faulty = _built(signature, binding, table)
-        if faulty.all():  # no record is complete: perhaps the model knows what to do with those
+        if faulty.all():  # no record is complete: perhaps the model handles missing values
             arrays, faulty = _built(_all_nullable(signature), binding, table)
     except (BatchserveError, pl.exceptions.PolarsError, AttributeError, TypeError):
         return None

@@ -1,4 +1,4 @@
-"""Measures in which batches, with how many threads and by which kernel a model scores fastest on this machine."""
+"""Measures the batch size, threads and kernel with which a model scores fastest on this machine."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ TUNING_SECONDS = 1.0
 HARD_RECORDS = 4096
 """Records on which the tree kernel must agree with ONNX Runtime."""
 AGREEMENT = 1e-6
-"""How far their numbers may be apart, relative to max(1, |expected|)."""
+"""Tolerated difference of their numbers, relative to max(1, |expected|)."""
 SINGLE_THREAD_BONUS = 1.1
 """Several scoring processes share the machine: a second thread must be worth more than this."""
 
@@ -83,7 +83,7 @@ def _equal(result: np.ndarray, expected: np.ndarray) -> bool:
         return False
     if expected.dtype.kind != "f":
         return bool((result == expected).all())
-    with np.errstate(invalid="ignore"):  # infinity less infinity is no number, and nothing to agree on
+    with np.errstate(invalid="ignore"):  # infinity minus infinity is NaN, which cannot be compared
         return bool((np.abs(result - expected) <= AGREEMENT * np.maximum(1, np.abs(expected))).all())
 
 

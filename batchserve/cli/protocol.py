@@ -469,4 +469,4 @@ def look_after(connections: Iterable[Any], limits: Limits) -> None:
 def _malformed(error: httptools.HttpParserError, piece: bytes) -> Refusal:
     if isinstance(error, httptools.HttpParserInvalidMethodError) and (method := _METHOD.match(piece)):
         return Refusal(501, "not-implemented", f"there is no method {method[0].strip().decode('latin-1')!r}")
-    return Refusal(400, "bad-request", f"this is no HTTP request: {str(error)[:200] or 'it has no valid target'}")
+    return Refusal(400, "bad-request", f"this is not an HTTP request: {str(error)[:200] or 'it has no valid target'}")

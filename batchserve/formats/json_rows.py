@@ -68,7 +68,7 @@ def parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | N
     except orjson.JSONDecodeError as error:
         return None, ("invalid-json", f"malformed JSON at character {error.pos} of the record: {error.msg}")
     except _DuplicateKeyError as error:
-        return None, ("duplicate-key", f"the key {shorten(error.args[0])} stands more than once")
+        return None, ("duplicate-key", f"the key {shorten(error.args[0])} appears more than once")
     except RecursionError:
         return None, ("invalid-json", "arrays and objects are nested too deeply")
     return row, None

@@ -20,7 +20,7 @@ _EXACT = 2**53 - 1
 
 
 class Ragged:
-    """The arrays of one input that do not lie side by side: their sizes differ, or some records have none that fits.
+    """The arrays of one input that are not contiguous: their sizes differ, or some records have none that fits.
 
     `shapes` [records, axes] are their sizes, `stops` [records] tell where each ends in `values`.
     """
@@ -33,7 +33,7 @@ class Ragged:
         return len(self.shapes)
 
     def take(self, records: np.ndarray) -> np.ndarray:
-        """The arrays of these records, which are all of one size."""
+        """The arrays of these records, which have the same size."""
         shape = self.shapes[records[0]]
         size = shape.prod()
         return np.stack([self._values[stop - size : stop].reshape(shape) for stop in self._stops[records].tolist()])
@@ -60,9 +60,9 @@ def array_fault(tensor: InputTensor, kind: pl.DataType | None, values: pl.Series
 def read_arrays(series: pl.Series, tensor: InputTensor) -> tuple[np.ndarray | Ragged, list[RowError]]:
     """The arrays of a column, with the records on axis 0, and one error for each record that has none that fits.
 
-    Such a record stands there with harmless values, which all of them share: a few bytes must not grow to gigabytes.
-    Ragged: there are such records, or they differ in a size that the model leaves open.
-    Raises SchemaMismatch for a column whose type can hold no such arrays.
+    Such a record gets harmless values, shared by all of them: a few bytes must not grow to gigabytes. Ragged: there are
+    such records, or they differ in a size that the model leaves open. Raises SchemaMismatch for a column whose type can
+    hold no such arrays.
     """
     if series.dtype == pl.Null():
         series = series.cast(pl.String())
@@ -73,7 +73,7 @@ def read_arrays(series: pl.Series, tensor: InputTensor) -> tuple[np.ndarray | Ra
 
 
 def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
-    """Which numbers would not survive a cast to `dtype`. Floats may be rounded, but not to infinity; text is text."""
+    """Mask of the numbers that do not fit `dtype`. Floats may be rounded, but not to infinity."""
     target = numpy_type(dtype)
     if target.kind == "O" or values.dtype.kind == "b" or not values.size:
         return np.zeros(values.shape, bool)
@@ -90,7 +90,7 @@ def misfits(values: np.ndarray, dtype: DType) -> np.ndarray:
 
 
 def _too_large(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
-    """Which finite numbers are infinite as floats of a narrower type."""
+    """Mask of the finite numbers that become infinite in a narrower float type."""
     limit = np.finfo(target).max
     if values.dtype.kind not in "iuf" or (-limit < values.min() and values.max() < limit):
         return np.zeros(values.shape, bool)
@@ -119,7 +119,7 @@ def _wanted(tensor: InputTensor) -> str:
 
 
 def _fits(tensor: InputTensor, shapes: np.ndarray) -> np.ndarray:
-    """Which of these shapes [records, axes] the model takes."""
+    """Mask of the shapes [records, axes] that the model takes."""
     wanted = np.array([-1 if size is None else size for size in tensor.shape[1:]])
     fits: np.ndarray = ((shapes == wanted) | (wanted == -1)).all(axis=1)
     return fits
@@ -175,7 +175,7 @@ def _from_lists(series: pl.Series, tensor: InputTensor, faults: RecordErrors) ->
 
 
 def _leaves(series: pl.Series, tensor: InputTensor) -> np.ndarray:
-    """The values one by one; where one is missing stands NaN, if the model takes floats, or anything."""
+    """The values; a missing one is NaN, if the model takes floats, else arbitrary."""
     if tensor.dtype == "string":
         return series.cast(pl.String()).fill_null("").to_numpy()
     unlike_numpy = isinstance(series.dtype, pl.Null | pl.Decimal | pl.Int128 | pl.UInt128)
@@ -223,7 +223,7 @@ def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
 
 
 def _from_objects(value: list[object], array: np.ndarray, tensor: InputTensor) -> np.ndarray:
-    """An array in which something is no number: text where text is wanted, or null. Raises InvalidValue."""
+    """An array with elements other than numbers: text for a text input, or null. Raises InvalidValue."""
     single = np.array(value, dtype=object).reshape(-1).tolist()
     if tensor.nullable and tensor.dtype.startswith("float"):
         single = [float("nan") if one is None else one for one in single]
@@ -240,7 +240,7 @@ def _from_objects(value: list[object], array: np.ndarray, tensor: InputTensor) -
 
 
 def _json(text: str) -> object:
-    """What a text says in JSON; what is none says itself."""
+    """The value of a JSON text; invalid JSON is returned as it is."""
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:

@@ -13,7 +13,7 @@ from batchserve.errors import InvalidOptions, SchemaMismatch
 __all__ = ["Binding", "bind", "columns_of", "listed", "positions", "shape_text"]
 
 _LISTED = 20
-"""So many names a message lists at most."""
+"""Most names in a message."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,8 +22,7 @@ class Binding:
 
     sources: dict[str, tuple[str, ...]]
     types: dict[str, DType]
-    """File column -> the dtype it is to be read as. Images and arrays are read as the file has them: as bytes, lists
-    or text."""
+    """File column -> the dtype to read it as. Images and arrays are read in the file's type: bytes, lists or text."""
 
     arrays: dict[str, str] = field(default_factory=dict)
     """Input -> the column that fills it with an array from each record; also in `sources`."""
@@ -62,7 +61,7 @@ def bind(
     if rename is not None and not isinstance(rename, Mapping):
         columns = _chosen(rename, columns)
         if len(columns) == 1 and len(signature.columns) == 1:
-            # One column that was asked for and one that is wanted: no name is needed.
+            # One requested and one required column need no name.
             mapping = {signature.columns[0].name: columns[0]}
     named = _find_named(signature, columns, mapping, holds_bytes)
     left = [column for column in columns if column not in named.values()]
@@ -73,7 +72,7 @@ def bind(
 def positions(signature: Signature, given: Collection[str] = ()) -> tuple[str, ...]:
     """Names for the columns of a table that has none, in the order of the inputs but those that are `given` already.
 
-    A column that fills two inputs stands there once. () for a model that takes any number of columns.
+    A column that fills two inputs appears once. () for a model that takes any number of columns.
     """
     names: list[str] = []
     for tensor in signature.inputs:
@@ -173,7 +172,8 @@ def _of_arrays(signature: Signature) -> list[InputTensor]:
 def _find_arrays(
     signature: Signature, columns: Sequence[str], mapping: Mapping[str, str], holds_arrays: Callable[[str], bool]
 ) -> dict[str, str]:
-    """Input -> the file column whose arrays fill it. Raises SchemaMismatch for one that nothing else could fill."""
+    """Input -> the file column whose arrays fill it. Raises SchemaMismatch for an input that no other column could
+    fill."""
     tensors = _of_arrays(signature)
     found: dict[str, str] = {}
     for tensor in tensors:
@@ -187,7 +187,7 @@ def _find_arrays(
         if len(left) == 1:
             found[lacking.pop().name] = left[0]
     for tensor in lacking:
-        # Beside arrays, any number of scalar columns would fill an input of any length: by accident, and unnoticed.
+        # Next to arrays, any number of scalar columns would fill an input of any length by accident.
         if len(tensor.shape) > 2 or (found and tensor.per_record and tensor.shape[1] is None):
             raise SchemaMismatch(
                 f"input {tensor.name!r} takes an array {shape_text(tensor.shape[1:])} from each record, and no column "
@@ -199,8 +199,8 @@ def _find_arrays(
 
 
 def _may_be_alone(tensor: InputTensor, columns: int) -> bool:
-    """Whether the only column with arrays is for this input: not where as many columns fill it one value each, and not
-    where a text like "[a]" may be just that."""
+    """Whether the only column with arrays fills this input: not where as many columns fill it one value each, nor where
+    a text like "[a]" may be plain text."""
     return len(tensor.shape) > 2 or (tensor.dtype != "string" and _width(tensor) != columns)
 
 
@@ -229,7 +229,7 @@ def _missing_columns(
 
 
 def _share_out(tensors: Sequence[InputTensor], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """The columns, cut in file order into as many as each input wants."""
+    """The columns, divided in file order among the inputs."""
     widths = [_width(tensor) for tensor in tensors]
     if len(tensors) == 1 and widths[0] is None and columns:
         return {tensors[0].name: tuple(columns)}
@@ -256,7 +256,7 @@ def _width(tensor: InputTensor) -> int | None:
 
 
 def columns_of(tensor: InputTensor, sources: Sequence[str]) -> tuple[Column, ...]:
-    """What each column of the input is, under the model's name or, where it has none, the file's."""
+    """The type of each column of the input, under the model's name or, without one, the file's."""
     if tensor.columns is not None:
         return tensor.columns
     return tuple(Column(source, tensor.dtype, tensor.nullable) for source in sources)

@@ -1,4 +1,4 @@
-"""Why records cannot be scored: one fault for each, the first that was found."""
+"""Errors of records that cannot be scored: the first one found for each."""
 
 from collections.abc import Callable
 
@@ -10,7 +10,7 @@ __all__ = ["InvalidValue", "RecordErrors"]
 
 
 class InvalidValue(Exception):
-    """Why one value cannot be scored: the code and the message of its row error."""
+    """A value that cannot be scored: the code and the message of its row error."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
@@ -21,7 +21,7 @@ class InvalidValue(Exception):
 
 
 class RecordErrors:
-    """The faulty ones of so many records."""
+    """The errors of so many records."""
 
     def __init__(self, records: int) -> None:
         self.mask = np.zeros(records, bool)
@@ -35,7 +35,7 @@ class RecordErrors:
         self.add(invalid.row_error(record, column))
 
     def add_each(self, mask: np.ndarray, column: str, make: Callable[[int], InvalidValue]) -> None:
-        """For all records of the mask; `make` tells what is wrong with one."""
+        """Adds an error for each record of the mask; `make` builds it."""
         for record in np.flatnonzero(mask & ~self.mask).tolist():
             self.add_at(record, column, make(record))
 
@@ -44,5 +44,5 @@ class RecordErrors:
         self.add_each(mask, column, lambda _: invalid)
 
     def errors(self) -> list[RowError]:
-        """In the order of the records."""
+        """The errors in record order."""
         return [self._errors[record] for record in sorted(self._errors)]

@@ -41,21 +41,20 @@ _FILTERS = {
     "hamming": Image.Resampling.HAMMING,
 }
 _SOURCES = {"rgb": (0, 1, 2), "bgr": (2, 1, 0), "gray": (0,)}
-"""Which channel of a decoded image each channel of an order is."""
+"""Channel of the decoded image for each channel of an order."""
 _GAP = 2
 """A JPEG is decoded at 1/2, 1/4 or 1/8 of its size while that is this many times the size wanted, or more, as Pillow's
 thumbnails are. Photographs are then within 2 of 255 of a full decode, and those of 12 megapixels take a sixth of its
 time; with 1 instead of 2 it is 26 of 255, and a seventh."""
 _UNKNOWN = 224
-"""Height and width of the place of an image that shows none, among images of all sizes."""
+"""Height and width that stand in for an undecodable image, among images of any size."""
 _DATA_URI = re.compile(r"\s*data:[^,]{0,200},", re.IGNORECASE)
 
 
 class Images:
-    """The images that fill one input. They are decoded when they are taken, so that memory holds those of one batch.
-
-    An image that is missing, cannot be decoded, or has not the size that the model takes, is all zeros. `errors` has
-    one of each that was looked at and failed, but for the missing ones.
+    """The images that fill one input. Decoded on access, so that memory holds those of one batch. An image that is
+    missing, cannot be decoded, or has the wrong size for the model, is all zeros. `errors` has an entry for each image
+    that was accessed and failed, except missing ones.
     """
 
     def __init__(self, tensor: InputTensor, source: "_Source", most_pixels: int) -> None:
@@ -77,7 +76,7 @@ class Images:
         return self._shapes
 
     def take(self, records: np.ndarray) -> np.ndarray:
-        """These records as the model takes them [records, ...]; all of them must have one shape."""
+        """The input for these records [records, ...], which must have the same shape."""
         shape = self.shapes[records[0]] if len(records) else self.shapes[:1].reshape(-1)
         batch = np.empty((len(records), *shape), numpy_type(self._tensor.dtype))
         with _decoding():
@@ -86,7 +85,7 @@ class Images:
         return batch
 
     def check(self) -> list[RowError]:
-        """The errors of all images. Every one is decoded, one after the other."""
+        """The errors of all images, which are decoded one by one."""
         for record in range(len(self)):
             self.take(np.array([record]))
         return self.errors
@@ -99,7 +98,7 @@ class Images:
             pixels = _pixels(self._opened(record), self._spec, self._most_pixels)
             _require_size(self._tensor, pixels.shape[:2])
             if _shape(self._tensor, pixels.shape[:2]) != target.shape:
-                raise InvalidValue("invalid-image", "the image has another size than its head says")
+                raise InvalidValue("invalid-image", "the image has a different size than its header says")
             _normalize(pixels, self._spec, self._tensor.dtype, target)
         if self._blank[record]:
             target[...] = 0
@@ -119,14 +118,14 @@ class Images:
                     size = _upright_size(self._opened(record), self._spec)
                     _require_size(self._tensor, size)
                     sizes[record] = size
-        # A place of any size will do for one that cannot be decoded.
+        # One that cannot be decoded may have any size.
         other = next(iter(sizes.values()), image_size(self._tensor, _UNKNOWN))
         shapes = [_shape(self._tensor, sizes.get(record, other)) for record in range(len(self))]
         return np.array(shapes, np.int64).reshape(len(self), len(self._tensor.shape) - 1)
 
     @contextmanager
     def _noting(self, record: int) -> Iterator[None]:
-        """Notes the error of an image that cannot be scored."""
+        """Records the error of an image that cannot be scored."""
         try:
             yield
         except InvalidValue as invalid:
@@ -136,7 +135,7 @@ class Images:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """Where images come from. `open(record, most_pixels)` reads the head of one, and raises InvalidValue."""
+    """The source of images. `open(record, most_pixels)` reads the header of one, and raises InvalidValue."""
 
     open: Callable[[int, int], Image.Image]
     missing: np.ndarray
@@ -205,7 +204,7 @@ def sample_image(tensor: InputTensor, shade: int) -> str:
 
 @contextmanager
 def _decoding() -> Iterator[None]:
-    """Pillow without its warnings, which nobody would read, and without its own limit: `_opened` has ours."""
+    """Pillow without its warnings and without its own limit, which `_opened` replaces."""
     limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
     try:
         with warnings.catch_warnings():
@@ -233,7 +232,7 @@ def _encoded(value: Any) -> bytes:
 
 
 def _opened(data: bytes, most_pixels: int) -> Image.Image:
-    """An image of which the head is read and nothing decoded. Raises InvalidValue."""
+    """An image with its header read and nothing decoded. Raises InvalidValue."""
     if size := _webp_size(data):
         _require_pixels(size, most_pixels)  # before its decoder takes the memory of all pixels
     with _reading():
@@ -264,7 +263,7 @@ def _require_pixels(size: tuple[int, int], most: int) -> None:
 
 @contextmanager
 def _reading() -> Iterator[None]:
-    """Turns whatever Pillow stumbles over in damaged bytes into InvalidValue."""
+    """Turns any exception of Pillow for damaged bytes into InvalidValue."""
     try:
         yield
     except (MemoryError, InvalidValue):
@@ -279,14 +278,14 @@ def _pixels(image: Image.Image, spec: Preprocessing, most_pixels: int) -> np.nda
     """The image [height, width, channels] in bytes, resized; RGB, or gray. Raises InvalidValue."""
     size = _resized_size(spec, *_upright_size(image, spec)) if spec.resize else None
     if size is not None:
-        _require_pixels(size[::-1], most_pixels)  # the shortest side of a thin line makes it very long
+        _require_pixels(size[::-1], most_pixels)  # resizing the shortest side makes a thin line very long
     with _reading():
         box = _drafted(image, spec, size) if size else None
         image.load()
         if spec.exif:
-            with suppress(Exception):  # EXIF that is no EXIF turns nothing
+            with suppress(Exception):  # invalid EXIF is ignored
                 ImageOps.exif_transpose(image, in_place=True)
-        image.info.pop("transparency", None)  # as if there were none: what shines through stays as it is
+        image.info.pop("transparency", None)  # alpha is dropped, not blended
         mode = "L" if spec.order == "gray" else "RGB"
         image = image if image.mode == mode else image.convert(mode)
         if size is not None and spec.antialias:
@@ -315,7 +314,7 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 def _drafted(image: Image.Image, spec: Preprocessing, size: tuple[int, int]) -> tuple[float, ...] | None:
-    """Has a JPEG decoded at a smaller size, where the result is as good; which part of it is the image."""
+    """Selects a reduced JPEG decode where it is as good; returns the box of the image in it."""
     if not spec.antialias or spec.filter == "nearest" or spec.exif or image.format not in ("JPEG", "MPO"):
         return None
     height, width = size
@@ -362,8 +361,8 @@ def _centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def tables(spec: Preprocessing, dtype: DType) -> tuple[tuple[int, np.ndarray | None], ...]:
-    """For each channel of the input: which channel of the decoded image it is, and what the model gets for each of the
-    values 0 to 255; None: themselves.
+    """For each channel of the input: its channel in the decoded image, and the model's value for each of 0 to 255;
+    None: unchanged.
 
     The values are computed in double precision and rounded once, to the dtype of the input; to a whole number for an
     integer. Raises OverflowError when one does not fit.
@@ -380,7 +379,7 @@ def _each(given: tuple[float, ...], channels: int, blank: float) -> tuple[float,
 
 def _table(scale: float, mean: float, std: float, dtype: DType) -> np.ndarray | None:
     pixels = np.arange(256, dtype=np.float64)
-    with np.errstate(over="ignore", invalid="ignore"):  # what is infinite then does not fit
+    with np.errstate(over="ignore", invalid="ignore"):  # infinite values then do not fit
         values = (pixels * scale - mean) / std
     target = numpy_type(dtype)
     if target.kind == "f":

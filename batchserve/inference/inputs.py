@@ -1,4 +1,4 @@
-"""From records to the arrays that a model takes. All functions are pure, and vectorised over the records of a batch."""
+"""Conversion of records to model inputs. All functions are pure, and vectorised over the records of a batch."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,18 +22,18 @@ __all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "several_values
 
 
 class Batchwise(Protocol):
-    """An input that is put together batch by batch: its records differ in size, or are decoded when they are taken."""
+    """An input built batch by batch: its records differ in size, or are decoded on access."""
 
     @property
     def shapes(self) -> np.ndarray:
         """The shape of each record [records, axes]."""
 
     def take(self, records: np.ndarray) -> np.ndarray:
-        """The array of these records, all of one shape [records, ...]."""
+        """The array of these records [records, ...], which have the same shape."""
 
 
 Inputs = dict[str, np.ndarray | Batchwise]
-"""What a model takes, by the name of the input."""
+"""Inputs of a model, by name."""
 
 
 # --- are the types right, before a job is queued? --------------------------------------------------------------------
@@ -45,7 +45,7 @@ def check_types(
     header_columns: Mapping[str, pl.DataType | None],
     sample: Records,
 ) -> None:
-    """Refuses an input that cannot be scored, by its header and first records alone.
+    """Refuses an input that cannot be scored, by its header and first records.
 
     A column with a type must be castable; in a column without one at least one value of the sample must fit. Raises
     SchemaMismatch that lists the columns at fault. Tensors (no binding) are checked for names, shapes and types.
@@ -113,7 +113,7 @@ def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.Da
 
 
 def _fits_plainly(series: pl.Series, dtype: DType) -> bool:
-    """Whether the first value surely fits, without a cast: those of polars take longer than a small job's scoring."""
+    """Whether the first value certainly fits, without a cast: polars' casts take longer than scoring a small job."""
     if dtype == "string":
         return isinstance(series.dtype, pl.String)
     if not isinstance(series.dtype, pl.String) and not series.dtype.is_numeric():
@@ -128,7 +128,7 @@ def _fits_plainly(series: pl.Series, dtype: DType) -> bool:
 
 _DECIMAL = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 _SURE = {"float16": 2.0**15}
-"""Below, a number surely fits; the other floats hold all that has 15 digits."""
+"""Below, a number certainly fits; the other floats hold any with 15 digits."""
 
 
 def _castable(kind: pl.DataType, dtype: DType) -> bool:
@@ -148,9 +148,8 @@ def build_inputs(
 ) -> tuple[Inputs, np.ndarray, list[RowError]]:
     """The inputs for all records, a mask of those that cannot be scored, and one error for each of these.
 
-    A masked record stands in the inputs with harmless values, so that the others can be scored in the same run; its
-    outputs mean nothing. Tensors need no binding.
-    Images are decoded when they are taken, of at most `image_pixels`; those that cannot be are told only then.
+    A masked record gets harmless values, so that the others can be scored in the same run; its outputs are meaningless.
+    Tensors need no binding. Images of at most `image_pixels` are decoded on access, when undecodable ones are reported.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
     """
@@ -197,7 +196,7 @@ def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faul
         _values(table[source], column, tensor.dtype, faults) for column, source in zip(columns, sources, strict=True)
     )
     if not tensor.per_record:
-        given = next(values)  # which tells the faults, too
+        given = next(values)  # which reports the faults, too
         return _one_for_all(tensor, given[~faults.mask])
     if len(tensor.shape) == 1:
         return np.ascontiguousarray(next(values))
@@ -227,7 +226,7 @@ def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordError
 
 
 def _objects(text: pl.Series) -> np.ndarray:
-    """The strings as Python objects; a few that repeat often are made once each."""
+    """The strings as Python objects; frequent ones are created once each."""
     distinct = text.unique()
     if len(distinct) * 16 > len(text):
         return text.to_numpy()
@@ -237,13 +236,13 @@ def _objects(text: pl.Series) -> np.ndarray:
 
 
 def shared_inputs(signature: Signature, given: Mapping[str, Scalar]) -> dict[str, np.ndarray]:
-    """The option `inputs` as arrays. Raises InvalidOptions for what is no value of an input that all records share."""
+    """The option `inputs` as arrays. Raises InvalidOptions for values that do not belong to a shared input."""
     shared = {tensor.name: tensor for tensor in signature.inputs if not tensor.per_record}
     arrays = {}
     for name, value in given.items():
         if name not in shared:
             others = any(name == tensor.name for tensor in signature.inputs)
-            own = "takes a value from each record" if others else "is no input of the model"
+            own = "takes a value from each record" if others else "is not an input of the model"
             takes = ", ".join(f"{tensor.name!r} ({tensor.dtype})" for tensor in shared.values())
             there = f"those with one value for all records are {takes}" if shared else "no input has one"
             raise InvalidOptions(f"inputs: {name!r} {own}; {there}")
@@ -264,7 +263,7 @@ def _one_for_all(tensor: InputTensor, values: np.ndarray) -> np.ndarray:
     if len(values) == 0:
         return np.zeros(shape, numpy_type(tensor.dtype))
     first = values[0]
-    if (values != first).any() and first == first:  # NaN is unlike itself
+    if (values != first).any() and first == first:  # NaN is unequal to itself
         raise several_values(tensor.name)
     return np.full(shape, first, numpy_type(tensor.dtype))
 
@@ -274,8 +273,8 @@ def several_values(name: str) -> SchemaMismatch:
 
 
 def _match_tensors(signature: Signature, arrays: Tensors) -> Tensors:
-    """Input name -> array in the shape of the input and of a type that can be cast to its own. A lone array without a
-    name fills the only input."""
+    """Input name -> array in the shape of the input and of a type that can be cast to its own. A single unnamed array
+    fills the only input."""
     if set(arrays) == {""} and len(signature.inputs) == 1:
         arrays = {signature.inputs[0].name: arrays[""]}
     wanted = [tensor.name for tensor in signature.inputs]
@@ -315,7 +314,7 @@ def _fit(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
 
 
 def _are_pixels(tensor: InputTensor, array: np.ndarray) -> bool:
-    """Whether an array holds images as they would be decoded, and not what the model takes in the end."""
+    """Whether an array holds decoded images, and not preprocessed input of the model."""
     if tensor.image is None or array.dtype != np.uint8:
         return False
     wanted = tensor.shape[1:]
@@ -367,7 +366,7 @@ def _misfit(tensor: InputTensor, record: np.ndarray) -> tuple[str, str]:
 
 
 def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
-    """Which records hold such numbers."""
+    """Mask of records with such numbers."""
     if array.dtype.kind not in "iuf" or not tensor.per_record or array.dtype == numpy_type(tensor.dtype):
         return np.zeros(len(array) if tensor.per_record else 1, dtype=bool)
     return np.asarray(misfits(array, tensor.dtype).reshape(len(array), -1).any(axis=1))

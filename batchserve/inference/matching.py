@@ -1,4 +1,5 @@
-"""How an input meets a model, under the options of a job: which columns fill it, and which travel to the result."""
+"""Matches an input with a model under the options of a job: which columns fill it, and which pass through to the
+result."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,31 +25,31 @@ __all__ = ["Match", "match_input", "with_names"]
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """How the columns of an input meet a model, under the options of a job."""
+    """The match of an input's columns with a model, under the options of a job."""
 
     header: Header
     sample: Callable[[], Records]
-    """The header's, read once."""
+    """The sample of the header, read once."""
     signature: Signature
-    """Of the model, without the inputs that are given in the options."""
+    """The model's signature without the inputs that the options set."""
     shared: Tensors
-    """Those, each one value for all records."""
+    """Inputs set by the options, one value each for all records."""
     options: Options
     binding: Binding
     passed: tuple[str, ...]
-    """The columns that travel to the result, in file order, the key first."""
+    """The columns that pass through to the result, in file order, the key first."""
     result: Callable[[], ResultSchema]
-    """The columns that the model adds to them, made once. Raises InvalidOptions."""
+    """The columns that the model adds, built once. Raises InvalidOptions."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What the user should know of the types, once for a job."""
+        """Notes for the user about types, once for a job."""
         wide = [name for name, kind in self.header.columns.items() if kind == pl.Float64()]
         rounded = [name for name in wide if self.binding.types.get(name) == "float32"]
         return (f"float64 columns were rounded to the model's float32: {', '.join(rounded)}",) if rounded else ()
 
     def kind(self, name: str) -> pl.DataType:
-        """The type that a column has as it travels; where the file has none, that of its first values."""
+        """The type of a passed-through column; in a file without types, that of its first values."""
         if name in self.binding.types:
             return polars_type(self.binding.types[name])
         records = self.sample()
@@ -61,7 +62,8 @@ class Match:
         check_types(self.signature, binding, self.header.columns, self._own(self.sample()))
 
     def require_writable(self) -> None:
-        """Raises InvalidOptions for a `top_k` that the model cannot give, or a result that its format cannot hold."""
+        """Raises InvalidOptions for a `top_k` that the model does not support, or a result that its format cannot
+        hold."""
         columns = self.result().columns
         format = RESULT_FORMATS[self.options.format]
         if format.holds == "table":
@@ -81,9 +83,8 @@ class Match:
             raise InvalidOptions("npy holds one array, and this result has several: request npz, parquet or arrow")
 
     def read(self, format: Format, source: BinaryIO, chunk: Chunk) -> tuple[Reading, pl.DataFrame | None]:
-        """The records of a chunk in the types of the model, and of these what travels along (None: arrays).
-
-        In the same format in and out, values travel as they were written, not as the model rounds them.
+        """The records of a chunk in the types of the model, and their passed-through columns (None: arrays). With equal
+        input and output formats, values pass through as written, not as the model rounds them.
         """
         needed = [name for name in self.header.columns if name in self.passed or name in self.binding.used]
         reading = format.read(source, chunk, self.binding.types, needed or None)
@@ -97,7 +98,7 @@ class Match:
 
     def _written(self, format: Format, source: BinaryIO, chunk: Chunk, columns: Sequence[str]) -> pl.DataFrame:
         records: Records = {}
-        if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be them all: it is as written, too
+        if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be all records: it is as written, too
             records = self.sample()
         if not isinstance(records, pl.DataFrame) or records.height != chunk.records:
             records = format.read(source, chunk, {}, columns).records
@@ -113,11 +114,11 @@ class Match:
         sample, failed, _ = build_inputs(self.signature, self.binding, self._own(self.sample()))
         for name in names if not failed.all() else ():
             first, given = np.asarray(sample[name]), np.asarray(inputs[name])
-            if ((first != given) & ((first == first) | (given == given))).any():  # NaN is unlike itself
+            if ((first != given) & ((first == first) | (given == given))).any():  # NaN is unequal to itself
                 raise several_values(name)
 
     def _own(self, records: Records) -> Records:
-        """Without arrays for which the options have another value."""
+        """Without arrays that the options override."""
         if isinstance(records, pl.DataFrame):
             return records
         return {name: array for name, array in records.items() if name not in self.shared}
@@ -129,11 +130,11 @@ def with_names(dialect: Dialect, model: ModelVersion, options: Options) -> Diale
 
 
 def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
-    """Raises SchemaMismatch for columns that are missing, to the model or to the options."""
+    """Raises SchemaMismatch for missing columns of the model or the options."""
     names = list(header.columns)
     if not names and isinstance(header.sample, pl.DataFrame):
         raise InvalidInput("the input has no records, so its columns are unknown; expected one record or more")
-    # Arrays, a header without columns, fill the inputs by their own names.
+    # Arrays, with a header without columns, fill the inputs by name.
     shared = shared_inputs(model.signature, options.inputs or {})
     own = tuple(tensor for tensor in model.signature.inputs if tensor.name not in shared)
     signature = replace(model.signature, inputs=own) if shared else model.signature

@@ -1,4 +1,4 @@
-"""From the outputs of a model to the columns of a result. All functions are pure, and vectorised over records."""
+"""Conversion of model outputs to result columns. All functions are pure, and vectorised over records."""
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -54,7 +54,7 @@ class ResultSchema:
 
 
 def check_count(outputs: Mapping[str, np.ndarray], records: int) -> None:
-    """Raises ScoringFailed when an output has not exactly one row for each record: misaligned rows are not written."""
+    """Raises ScoringFailed unless each output has exactly one row for each record: misaligned rows are not written."""
     for name, array in outputs.items():
         rows = len(array) if array.ndim else 0
         if rows != records:
@@ -93,7 +93,7 @@ def _names(signature: Signature, output: OutputTensor) -> list[str]:
 
 
 def _output_width(output: OutputTensor) -> int | None:
-    """How many values each record has; None: an array of its own."""
+    """Number of values of each record; None: an array."""
     if len(output.shape) == 1:
         return 1
     return output.shape[1] if len(output.shape) == 2 else None
@@ -149,7 +149,7 @@ def _ranking(signature: Signature, output: OutputTensor, array: np.ndarray, top_
 
 
 def _label_type(signature: Signature, output: OutputTensor) -> DType:
-    """The type of a class label: the one that the model's own label output has."""
+    """The type of class labels: that of the model's label output."""
     if not output.labels:
         return "int64"
     own = [other.dtype for other in signature.outputs if other.role == "label"]

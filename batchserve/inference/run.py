@@ -1,4 +1,4 @@
-"""Runs a model over many records: in batches, in groups of one size, and around records that make it fail."""
+"""Runs a model over many records: in batches of equal size, isolating records that make it fail."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from batchserve.inference.outputs import check_count
 __all__ = ["BATCH_BYTES", "RunResult", "run"]
 
 BATCH_BYTES = 64 * 2**20
-"""More than this the inputs of one batch do not take, unless one record does; where the size of records is open."""
+"""Most bytes of a batch's inputs, unless one record has more; where the size of records is free."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,12 @@ class RunResult:
     outputs: Tensors
     errors: list[RowError]
     seconds: float
-    """Time in the model itself, without decoding and preparing its inputs."""
+    """Time in the model, without decoding and preparing its inputs."""
 
 
 @dataclass(slots=True)
 class _Batch:
-    """Records `start` to `stop`, in the order in which they are run; their inputs, once these were made."""
+    """Records `start` to `stop` in run order, and their inputs once built."""
 
     start: int
     stop: int
@@ -50,8 +50,8 @@ def run(
     """Runs the model over all records, batch by batch; a batch that fails is bisected to name its bad records.
 
     Records of different sizes are grouped for it; outputs return in the order of the records. `make_room` is called
-    when memory is short, and says whether it got any. A model that must see all records at once sees none of those that
-    `failed` already: their harmless values would change the results of the others. Raises ScoringFailed when it fails.
+    when memory is short, and returns whether it freed any. A model that must see all records gets none that `failed`
+    already: their harmless values would change the results of the others. Raises ScoringFailed when it fails.
     """
     order, pending = _plan(signature, inputs, records, failed)
     pending.reverse()
@@ -72,7 +72,7 @@ def run(
             if signature.mode == "whole":
                 raise
             if isinstance(failure, OutOfMemory) and make_room():
-                pending.append(batch)  # other models held the memory: that is not this record's fault
+                pending.append(batch)  # other models held the memory, not this record
             elif batch.stop - batch.start == 1:
                 record = batch.start if order is None else int(order[batch.start])
                 errors.append(RowError(record, failure.code, failure.detail))
@@ -117,7 +117,7 @@ def _whole(varied: Sequence[Batchwise], failed: np.ndarray) -> tuple[np.ndarray 
 
 
 def _by_size(varied: Sequence[Batchwise], records: int) -> tuple[np.ndarray | None, list[int]]:
-    """An order in which records of one size lie together (None: they are all of one), and where each size starts."""
+    """An order that groups records by size (None: all have the same), and where each group starts."""
     shapes = np.hstack([array.shapes for array in varied]) if varied else np.zeros((records, 0), np.int64)
     if not records or (shapes == shapes[0]).all():
         return None, [0]
@@ -136,7 +136,7 @@ def _per_record(signature: Signature) -> set[str]:
 
 
 def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray, *, contiguous: bool) -> Tensors:
-    """The inputs of these records; arrays are not copied where they lie side by side. Raises OutOfMemory."""
+    """The inputs of these records; contiguous arrays are not copied. Raises OutOfMemory."""
     per_record = _per_record(signature)
     batch: Tensors = {}
     try:
@@ -153,7 +153,7 @@ def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray, *, contiguou
 
 
 def _halves(signature: Signature, batch: _Batch) -> list[_Batch]:
-    """The second half and the first: the last one is run next. What was decoded stays so."""
+    """The second half and the first: the last one is run next. Decoded images are kept."""
     per_record = _per_record(signature)
     middle = (batch.start + batch.stop) // 2
     first = middle - batch.start

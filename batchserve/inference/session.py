@@ -1,4 +1,4 @@
-"""The only door to ONNX Runtime: loads graphs that admission let in and runs them."""
+"""The only module that uses ONNX Runtime: loads admitted graphs and runs them."""
 
 import ctypes
 import os
@@ -15,7 +15,7 @@ from batchserve.domain import Kernel
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
-# Its Linux wheels report usage to their maker unless this is set before the import; a server of yours reports nothing.
+# Its Linux wheels send telemetry unless this is set before the import.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as states
@@ -32,7 +32,7 @@ _MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate memory|AllocateRawInterna
 _NOISE = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"Load model from .*? failed:"),
-    # "/build/core/gather.h:110 void onnxruntime::Gather::Compute(...) const " says nothing to a user.
+    # "/build/core/gather.h:110 void onnxruntime::Gather::Compute(...) const " is meaningless to a user.
     re.compile(r"(?:/[\w.+-]+)+\.(?:cc|h|cpp|hpp|cu):\d+ (?:[^\n]*?\)(?: const)?(?:::<lambda\(\)>)? )?"),
     re.compile(r"(?:/[\w.+-]+){2,}"),
 )
@@ -92,7 +92,7 @@ def _open_onnx(model: bytes | Path, threads: int) -> Session:
     # The arena would keep what one record took: after a run that failed for memory, the limit would stay used up.
     options.enable_cpu_mem_arena = False
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # Admission puts all tensors into the graph: whatever still points to a file finds none.
+    # Admission puts all tensors into the graph: remaining references to files are dangling.
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # failures come as exceptions; 3 would print each of them as well
     source = str(model) if isinstance(model, Path) else model
@@ -119,7 +119,7 @@ class Sessions:
         key = digest, threads, kernel
         with self._lock:
             if key not in self._sessions:
-                # Room is made first, so that there are never more models in memory than promised. A session that
+                # Others are evicted first, so that there are never more models in memory than the limit. A session that
                 # another thread still runs lives until that run ends.
                 while self._sessions and len(self._sessions) >= self.capacity:
                     self._sessions.popitem(last=False)
@@ -129,7 +129,7 @@ class Sessions:
             return self._sessions[key]
 
     def keep_only(self, session: Session) -> bool:
-        """Lets go of all other sessions. Whether there were any."""
+        """Evicts all other sessions. Returns whether there were any."""
         with self._lock:
             others = [key for key, held in self._sessions.items() if held is not session]
             for key in others:

@@ -267,7 +267,7 @@ def read_member(source: BinaryIO, member: ZipInfo) -> bytes:
     try:
         source.seek(member.header_offset)
     except (OverflowError, OSError):
-        raise BadZipFile("it is in no place that there is") from None
+        raise BadZipFile("its position is outside of the archive") from None
     header = read_up_to(source, _LOCAL_HEADER)
     if len(header) < _LOCAL_HEADER or not header.startswith(b"PK\3\4"):
         raise BadZipFile("it has no header")
@@ -280,7 +280,7 @@ def read_member(source: BinaryIO, member: ZipInfo) -> bytes:
     except zlib.error as error:
         raise BadZipFile(f"it cannot be unpacked: {error}") from error
     if len(data) != member.file_size:
-        raise BadZipFile(f"it has not the {member.file_size} bytes that the archive says")
+        raise BadZipFile(f"it has not the {member.file_size} bytes that the archive declares")
     if zlib.crc32(data) != member.CRC:
         raise BadZipFile("its checksum is wrong")
     return data

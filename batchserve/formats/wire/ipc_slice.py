@@ -74,7 +74,7 @@ class _Slicer:
             place = table.place(field)
             if place is None:
                 if value:
-                    self._damaged("it does not tell its length")
+                    self._damaged("its length is missing")
             else:
                 struct.pack_into("<q", self._metadata, place, value)
 

@@ -172,5 +172,5 @@ def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
         codes = np.ascontiguousarray(array).reshape(-1).view(np.uint32)
         wrong = (codes > sys.maxunicode) | ((codes >= _SURROGATES.start) & (codes < _SURROGATES.stop))
         if wrong.any():
-            raise InvalidInput(f"a string of the array holds {int(codes[wrong][0]):#x}, which is no character")
+            raise InvalidInput(f"a string of the array holds {int(codes[wrong][0]):#x}, which is not a character")
     return array

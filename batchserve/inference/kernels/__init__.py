@@ -1,4 +1,4 @@
-"""What computes a model. Each kernel gives a Session; those beside ONNX Runtime were proved to give its answers."""
+"""Kernels that run a model. Each gives a Session; all are verified against ONNX Runtime."""
 
 from typing import Protocol
 
@@ -11,10 +11,10 @@ Arrays = dict[str, np.ndarray]
 
 
 class Session(Protocol):
-    """A loaded model. `run` may be called from several threads at once."""
+    """A loaded model. `run` may be called from several threads concurrently."""
 
     def run(self, inputs: Arrays) -> Arrays:
         """The outputs by name. Raises ScoringFailed with the reason, and OutOfMemory."""
 
     def close(self) -> None:
-        """Frees the model; runs that are under way end first. Closing twice does no harm."""
+        """Frees the model after running calls have ended. Idempotent."""

@@ -1,4 +1,5 @@
-"""Compiled tree traversal: the only door to numba, which is optional. Importing this compiles it once for a machine.
+"""Compiled tree traversal: the only module that uses numba, which is optional. Importing this compiles it once for a
+machine.
 
 A node is two words of 32 bits: its threshold; and from the lowest bit its feature, a bit that sends NaN to the true
 child, and where its children stand, counted from the root. The false child stands behind the true one. A leaf has an
@@ -16,9 +17,9 @@ from numba.core.dispatcher import Dispatcher
 __all__ = ["decide_many", "decide_two", "traverse"]
 
 LANES = 64
-"""Rows that walk down a tree side by side: while one waits for its node, the others go on."""
+"""Rows that descend a tree interleaved: while one waits for its node, the others proceed."""
 ROUND = 16
-"""Steps between two looks whether all rows have arrived: few trees are deeper, so few are looked at."""
+"""Steps between checks whether all rows have reached a leaf: few trees are deeper, so few are checked."""
 
 F = TypeVar("F", bound=Callable[..., object])
 
@@ -29,7 +30,7 @@ def _compiled(signature: str) -> "Callable[[F], Dispatcher[F]]":
     def compile_function(function: F) -> "Dispatcher[F]":
         try:
             return njit(signature, nogil=True, error_model="numpy", cache=True)(function)
-        except (RuntimeError, OSError):  # neither folder can be written: every process compiles for itself
+        except (RuntimeError, OSError):  # neither folder is writable: every process compiles separately
             return njit(signature, nogil=True, error_model="numpy")(function)
 
     return compile_function

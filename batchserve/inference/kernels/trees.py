@@ -1,6 +1,7 @@
-"""Tree ensembles without ONNX Runtime, which walks them one row at a time: the same answers, several times as fast.
+"""Tree ensembles without ONNX Runtime, which traverses them row by row: the same outputs, several times as fast.
 
-Reads the graphs that converters make of forests and of boosted trees. What it does not know exactly, it leaves alone.
+Reads the graphs that converters make of forests and of boosted trees. Graphs that it does not know exactly are left to
+ONNX Runtime.
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ __all__ = ["TreeModel", "TreeSession", "hard_records", "load_trees", "open_trees
 
 _CLASSIFIER, _REGRESSOR = "TreeEnsembleClassifier", "TreeEnsembleRegressor"
 BLOCK = 2048
-"""Records that pass all trees before the next ones do, so that they and a tree stay in the cache."""
+"""Records that pass all trees before the next block, so that they and a tree stay in the cache."""
 BLOCK_VALUES = 2**20
 """At most this many values in a block: wide records come fewer at a time."""
 _IDS_PER_NODE = 4
@@ -49,7 +50,7 @@ class Forest:
 
 @dataclass(frozen=True, slots=True)
 class TreeModel:
-    """A graph that is one tree ensemble, between nothing but casts and names."""
+    """A graph of one tree ensemble with only casts and identities around it."""
 
     input: str
     dtype: np.dtype
@@ -69,7 +70,7 @@ class TreeModel:
 
 
 class TreeSession:
-    """A Session of a TreeModel. `run` may be called from several threads at once."""
+    """A Session of a TreeModel. `run` may be called from several threads concurrently."""
 
     def __init__(self, model: TreeModel, traversal: ModuleType) -> None:
         self._model: TreeModel | None = model
@@ -87,7 +88,7 @@ class TreeSession:
         return {name: results[place] for name, place in model.outputs.items()}
 
     def close(self) -> None:
-        """Frees the model; runs that are under way end first. Closing twice does no harm."""
+        """Frees the model after running calls have ended. Idempotent."""
         self._model = None
 
     def _sums(self, model: TreeModel, rows: np.ndarray) -> np.ndarray:
@@ -147,7 +148,7 @@ def open_trees(model: TreeModel) -> TreeSession | None:
 
 
 def hard_records(model: TreeModel, inputs: Arrays) -> Arrays:
-    """These records with values that are hard to get right: thresholds, numbers next to them, NaN and infinity."""
+    """These records with edge cases: thresholds, adjacent numbers, NaN and infinity."""
     random = np.random.default_rng(0)
     rows = inputs[model.input].astype(np.float32)
     features, thresholds = model.forest.splits
@@ -165,7 +166,7 @@ def hard_records(model: TreeModel, inputs: Arrays) -> Arrays:
 
 
 class _Unknown(Exception):
-    """The graph is none of those that are known exactly."""
+    """The graph is not exactly known to this kernel."""
 
 
 def _require(known: object) -> None:
@@ -233,7 +234,7 @@ _NUMBERS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProt
 
 
 def _follow(name: str, source: dict[str, NodeProto], entry: str) -> bool:
-    """Goes back from the ensemble to the input of the graph, and tells whether a cast to float32 lies on the way."""
+    """Walks back from the ensemble to the input of the graph; returns whether a cast to float32 is on the way."""
     cast = False
     while name != entry:
         node = source.get(name)
@@ -261,7 +262,7 @@ def _output(name: str, source: dict[str, NodeProto], ensemble: NodeProto) -> int
 
 @dataclass(frozen=True, slots=True)
 class _Attributes:
-    """What a node says, as arrays. What it does not say is empty."""
+    """The attributes of a node as arrays; missing ones are empty."""
 
     found: dict[str, AttributeProto]
 
@@ -302,7 +303,7 @@ def _ensemble(node: NodeProto, entry: str, dtype: np.dtype, columns: int, output
     _require(len(base) in (0, width))
     weights = attributes.floats("class_weights" if classifier else "target_weights")
     forest = _forest(attributes, "class" if classifier else "target", weights, width, columns)
-    # ONNX Runtime has rules of its own for what no tree speaks of: such a class never wins, such a number stays 0.
+    # ONNX Runtime has special rules for outputs without a leaf: such a class never wins, such a number stays 0.
     silent = not len(forest.weights) and len(np.unique(forest.targets)) < width
     _require(not silent or (classifier and len(base)))
     return TreeModel(
@@ -376,7 +377,7 @@ class _Numbers:
         first = np.append(True, trees[1:] != trees[:-1])
         self.starts = np.flatnonzero(first)
         self.rank = np.cumsum(first) - 1
-        """Which tree a node belongs to, in their order."""
+        """The tree of each node, in order."""
         self._sorted = np.argsort(trees[self.starts])
         self._trees = trees[self.starts][self._sorted]
         _require((np.diff(self._trees) > 0).all() and (nodes >= 0).all())
@@ -388,14 +389,14 @@ class _Numbers:
         _require((self._table >= 0).sum() == count)
 
     def find(self, trees: np.ndarray, nodes: np.ndarray) -> np.ndarray:
-        """Where these nodes stand."""
+        """Positions of these nodes."""
         _require(len(trees) == len(nodes))
         nearest = np.minimum(np.searchsorted(self._trees, trees), len(self._trees) - 1)
         _require((self._trees[nearest] == trees).all())
         return self._within(self._sorted[nearest], nodes)
 
     def children(self, attributes: _Attributes, inner: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Where the true and the false child of each node stands; 0 for leaves."""
+        """Positions of the true and the false child of each node; 0 for leaves."""
         both = []
         for name in ("nodes_truenodeids", "nodes_falsenodeids"):
             nodes = attributes.ints(name)
@@ -447,5 +448,5 @@ def _answers(
     answers[leaf] = np.arange(leaf.sum())
     weights = np.full((int(leaf.sum()), width), np.nan, np.float32)
     weights[answers[leaves], ids] = values
-    _require(not np.isnan(weights).any())  # or a leaf speaks twice of one target
+    _require(not np.isnan(weights).any())  # or a leaf has two weights for one target
     return targets, answers, weights
