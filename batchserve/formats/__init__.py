@@ -1,6 +1,5 @@
-"""File formats: which there are, each bound to a dialect, and which one given bytes are in.
-
-Media types and file names are what a client says; the bytes decide. Whatever contradicts them is refused by name.
+"""File formats, each bound to a dialect, and their detection. Media types and file names are hints of the client; the
+bytes decide. A contradiction is refused by name.
 """
 
 import re
@@ -39,7 +38,7 @@ RESULT_FORMATS: dict[str, Format] = {
     format.name: format
     for format in (Csv(), Jsonl(), Json(), Parquet(), ArrowFile(), ArrowStream(), Npy(), Npz())  # in order of use
 }
-"""Those of tables and arrays, which can be written as well as read."""
+"""Formats of tables and arrays, which can be read and written."""
 _IMAGES = (
     Image("jpeg", "image/jpeg", ".jpg"),
     Image("png", "image/png", ".png"),
@@ -47,12 +46,12 @@ _IMAGES = (
     Image("gif", "image/gif", ".gif"),
 )
 FORMATS: dict[str, Format] = RESULT_FORMATS | {format.name: format for format in (Zip(), *_IMAGES)}
-"""Those of inputs: all. Each is bound to the plain dialect."""
+"""All formats, which inputs may have. Each is bound to the plain dialect."""
 _BOUND: dict[str, Callable[[Dialect], Format]] = {
     "csv": lambda dialect: Csv(dialect.delimiter),
     "json": lambda dialect: Json(dialect.columns),
 }
-"""To another dialect; the bytes of the other formats say all themselves."""
+"""Formats with dialects; the bytes of the others are self-describing."""
 
 _TAB = "text/tab-separated-values"
 _ALIASES = {
@@ -117,7 +116,7 @@ _FOREIGN_ZIPS = {
     b"mimetype": "an OpenDocument or EPUB document",
     b"META-INF/": "a Java archive",
 }
-"""By the name of the first member."""
+"""Kinds of ZIP files by the name of their first member."""
 _DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t"}
 _BOM = b"\xef\xbb\xbf"
 
@@ -143,9 +142,9 @@ def sniff(
 ) -> tuple[Format, Dialect]:
     """The format and dialect of an input that begins with `prefix` (a few KiB are plenty).
 
-    `content_type` and `filename` are what the client said, `delimiter` what the user chose: , ; | or tab. Nothing at
-    all is taken for what was said, or CSV: whether an input may be empty is judged when it is read.
-    Raises UnsupportedMedia that says what the bytes look like, InvalidOptions for another delimiter.
+    `content_type` and `filename` come from the client, `delimiter` from the user: , ; | or tab. Empty bytes have the
+    declared format, or CSV: whether an input may be empty is checked when it is read. Raises UnsupportedMedia that says
+    what the bytes look like, InvalidOptions for another delimiter.
     """
     bare = _bare(content_type or "")
     suffix = PurePath(filename or "").suffix.lower()
@@ -164,7 +163,7 @@ def sniff(
 
 
 def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:
-    """The name of the format that the bytes are in, as far as they say; else what was said, else csv."""
+    """The name of the detected format; else the declared one, else csv."""
     for magic, name in _MAGIC.items():
         if prefix.startswith(magic):
             return name
@@ -180,7 +179,7 @@ def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:
 
 
 def _foreign(prefix: bytes) -> str | None:
-    """What the bytes are, where they are nothing that we read."""
+    """What unsupported bytes look like."""
     # Protocol 2 and later; the frame or the first opcode follows.
     if prefix[:1] == b"\x80" and prefix[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "a Python pickle, which can run any code when it is loaded"

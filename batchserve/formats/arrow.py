@@ -1,4 +1,4 @@
-"""Arrow IPC, as a file and as a stream: cut at record batches, put together by copying their messages."""
+"""Arrow IPC, as a file and as a stream: cut at record batches, assembled by copying their messages."""
 
 import io
 import os
@@ -24,8 +24,8 @@ __all__ = ["ArrowFile", "ArrowStream"]
 
 
 class _Arrow(ABC):
-    """What file and stream share. A chunk's `start` and `stop` are the bytes from its first record-batch message to
-    behind its last one; chunks that are slices of one large batch have the same, and differ in their records.
+    """Base of file and stream. A chunk's `start` and `stop` are the bytes from its first record-batch message to behind
+    its last one; chunks that are slices of one large batch have the same, and differ in their records.
 
     A slice of an uncompressed batch without nested columns costs its own bytes. Any other batch is read as a whole
     for every slice of it, and refused above 256 MiB (unpacked).
@@ -35,7 +35,7 @@ class _Arrow(ABC):
     media_type: str
     suffix: str
     _lead: bytes
-    """What stands before the schema message in the files that we write."""
+    """Bytes before the schema message in written files."""
 
     @abstractmethod
     def _schema(self, source: BinaryIO) -> ipc.Schema: ...
@@ -46,7 +46,7 @@ class _Arrow(ABC):
 
     @abstractmethod
     def _dictionaries(self, source: BinaryIO, stop: int, /) -> Iterator[ipc.Message]:
-        """The dictionaries that a reader must know before it comes to byte `stop`."""
+        """The dictionaries needed to read up to byte `stop`."""
 
     @abstractmethod
     def _contain(self, schema: bytes, pieces: Iterable[tuple[Piece, ipc.Message]]) -> Iterator[Piece]:
@@ -127,7 +127,7 @@ class _Arrow(ABC):
 
     def write(self, records: Records) -> bytes:
         buffer = io.BytesIO()
-        # Everybody reads the oldest level; views and the like are younger than many readers.
+        # Every reader supports the oldest level; views and the like are newer than many readers.
         plain(table(records, self.name)).write_ipc_stream(buffer, compat_level=pl.CompatLevel.oldest())
         schema, *batches = ipc.walk(buffer, 0)
         view = buffer.getvalue()
@@ -168,7 +168,7 @@ class _Arrow(ABC):
         return next(ipc.copies(source, [ipc.read_message(source, len(self._lead))]))
 
     def _resume(self, source: BinaryIO, after: Chunk | None) -> tuple[int, int]:
-        """Where to go on: the place of a message, and the number of the first record behind it."""
+        """Where to continue: the position of a message, and the number of the first record after it."""
         if after is None or not after.records:
             return 0, 0
         done = sum(message.records for message in self._between(source, after.start, after.stop))
@@ -258,7 +258,7 @@ class ArrowFile(_Arrow):
 
 
 def _step(batch: ipc.Message, limits: ChunkLimits) -> int:
-    """How many records of a batch make a chunk."""
+    """Records of a batch in a chunk."""
     return max(1, min(limits.records, limits.bytes * batch.records // (batch.stop - batch.start)))
 
 

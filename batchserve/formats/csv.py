@@ -87,7 +87,7 @@ class Csv:
     def write(self, records: Records) -> bytes:
         frame = as_base64(table(records, self.name))
         frame = pl.DataFrame([_writable(column) for column in frame])
-        # The empty line of a null in a lone column would be no record.
+        # The empty line of a null in a single column would not be a record.
         null = '""' if frame.width == 1 else ""
         return frame.write_csv(separator=self.delimiter, null_value=null).encode()
 
@@ -106,12 +106,12 @@ class Csv:
 
 
 def escape_formula(text: str) -> str:
-    """The text behind an apostrophe if a spreadsheet would take it for a formula. A number is none."""
+    """The text with a leading apostrophe if a spreadsheet would evaluate it as a formula. Numbers stay."""
     return f"'{text}" if re.search(_FORMULA, text) and not re.search(_NUMBER, text) else text
 
 
 def escape_formulas(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with `escape_formula` done to each text, also to the names of the columns."""
+    """The frame with `escape_formula` applied to each text, and to the names of the columns."""
     columns = [_without_formulas(column) if column.dtype == pl.String() else column for column in frame]
     names: list[str] = []
     for name in map(escape_formula, frame.columns):
@@ -192,7 +192,7 @@ def _check_names(names: list[str]) -> None:
 
 
 def _writable(column: pl.Series) -> pl.Series:
-    """The column as CSV can hold it: no NaN and no infinity, lists and structs as JSON text."""
+    """The column in a form that CSV can hold: no NaN and no infinity, lists and structs as JSON text."""
     if column.dtype.is_float():
         finite = np.isfinite(column.to_numpy())
         return column if finite.all() else column.set(pl.Series(~finite), None)

@@ -30,9 +30,9 @@ _QUOTE = ord('"')
 _NEWLINE = ord("\n")
 _RETURN = ord("\r")
 _MOST_LINES = 50
-"""A record of more lines is suspected of holding others."""
+"""A record of more lines is suspected to contain others."""
 _ALIKE = 0.9
-"""It does when so great a share of its lines has as many delimiters as a record."""
+"""Share of its lines with as many delimiters as a record from which on it does."""
 OPEN = "that is never closed"
 LONE_RETURN = (
     "with no line feed behind it: does the file come from an old Mac? Save it with LF or CRLF at the end of each line, "
@@ -42,7 +42,7 @@ LONE_RETURN = (
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What is where in bytes that begin with a record; all offsets in them.
+    """Positions in bytes that begin with a record.
 
     `ends` of records and blank lines, how much they cover (`consumed`), `lines`: behind each newline, also a quoted
     one. `at`: the place in `lines` of each end; None: those of records and lines are the same. `quotes`: all quotation
@@ -59,8 +59,8 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Quoted:
-    """A quoted field: its quotation marks stand at `start` and, if it is `closed`, before `stop`. `well`: a delimiter
-    or the end of the record follows."""
+    """A quoted field: its quotation marks are at `start` and, if it is `closed`, before `stop`. `well`: a delimiter or
+    the end of the record follows."""
 
     start: int
     stop: int
@@ -69,7 +69,8 @@ class Quoted:
 
 
 def scan_records(source: BinaryIO, delimiter: int, columns: int) -> Scan:
-    """How `cut` finds the records of an input of so many columns. It raises InvalidInput, as this module says."""
+    """The function by which `cut` finds the records of an input of so many columns. It raises InvalidInput, as
+    described in this module."""
 
     def scan(window: Window) -> Scanned:
         found = find_records(window.data, delimiter, window.final)
@@ -114,9 +115,9 @@ _NONE = np.empty(0, np.int64)
 
 
 def _fault(window: Window, found: Found, delimiter: int, columns: int) -> tuple[int, str] | None:
-    """Where records cannot be told apart for certain: a byte of the record at fault, and what is wrong with it."""
+    """The first ambiguous record: one of its bytes, and the fault."""
     data = window.data
-    # Beyond the largest record nothing can end the last one.
+    # Beyond the largest record length, nothing can end the last one.
     endless = not window.final and len(data) - found.consumed > MAX_RECORD
     known = len(data) if endless else found.consumed
     if b"\r" in data and (at := lone_return(data, found, delimiter, known)) is not None:
@@ -176,7 +177,7 @@ def _unclosed(data: bytes, found: Found, delimiter: int, endless: bool) -> int |
 
 
 def _malformed(data: bytes, found: Found, spans: Offsets, delimiter: int) -> Quoted | None:
-    """The first field that is malformed and goes over several lines. In one line, it costs but its record."""
+    """The first field that is malformed and goes over several lines. Within one line, it only costs its record."""
     mark = re.escape(bytes([delimiter]))
     well = re.compile(rb'(?:(?:"[^"]*+(?:""[^"]*+)*+"|(?!")[^%b\n]*+)(?:%b|\r?\n|\r?\Z))*+' % (mark, mark))
     for record in np.flatnonzero(spans > 1).tolist():
@@ -190,7 +191,7 @@ def _malformed(data: bytes, found: Found, spans: Offsets, delimiter: int) -> Quo
 
 
 def _swallowing(data: bytes, found: Found, spans: Offsets, delimiter: int, columns: int) -> int | None:
-    """Where the first record begins whose many lines look like records themselves. Of a lone column any text does."""
+    """Start of the first record whose many lines look like records themselves. In a single column any text does."""
     assert found.at is not None
     long = np.flatnonzero(spans > _MOST_LINES)
     if columns < 2 or not len(long):
@@ -199,7 +200,7 @@ def _swallowing(data: bytes, found: Found, spans: Offsets, delimiter: int, colum
     alike = np.diff(np.searchsorted(delimiters, found.lines), prepend=0) == columns - 1
     before = np.concatenate([np.zeros(1, np.int64), np.cumsum(alike)])
     last, first = found.at[long], found.at[long] - spans[long] + 1
-    inner = last - first - 1  # the first and the last one hold other fields, too
+    inner = last - first - 1  # the first and the last one contain other fields, too
     suspect = long[before[last] - before[first + 1] >= _ALIKE * inner]
     if not len(suspect):
         return None
@@ -213,7 +214,7 @@ def quoted_fields(record: bytes, delimiter: int) -> Iterator[Quoted]:
     position, more = 0, b"%c" % delimiter
     while more not in (b"", b"\n"):
         match = field.match(record, position)
-        assert match, "whatever does not end a field belongs to it"
+        assert match, "a quote that does not end a field belongs to it"
         quoted, closing, rest, more = match.groups()
         if quoted is not None:
             yield Quoted(position, match.end(2), bool(closing), bool(closing) and rest in (b"", b"\r"))

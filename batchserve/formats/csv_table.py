@@ -1,8 +1,8 @@
 """Records of CSV as a table.
 
-Three roads, each taken only where the one before failed: polars reads the chunk with its types; polars reads blocks of
-records as text, which is cast; each record of a block is parsed alone, so that only faulty ones are lost. A record has
-the same values on each road.
+Three parsers, each used only where the previous one failed: polars reads the chunk with its types; polars reads blocks
+of records as text, which is cast; each record of a block is parsed alone, so that only faulty ones are lost. All give
+the same values for a record.
 """
 
 import re
@@ -35,7 +35,7 @@ def read_table(
 def _read_regular(
     data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], records: int
 ) -> pl.DataFrame | None:
-    """The table as polars reads it, or None where it cannot, or where it cannot be trusted."""
+    """The table as polars reads it, or None where it fails, or is unreliable."""
     if not records:
         return pl.DataFrame(schema={name: polars_type(types.get(name, "string")) for name in names})
     if not _regular(data, ord(delimiter), records * (len(names) - 1)):
@@ -48,7 +48,7 @@ def _read_regular(
         frame = pl.read_csv(data, has_header=False, schema=schema, separator=delimiter)
     except pl.exceptions.PolarsError:
         return None
-    if frame.height != records:  # polars makes a row of nulls of a blank line, which is no record
+    if frame.height != records:  # polars turns a blank line, which is not a record, into a row of nulls
         return None
     if any(reaches_limits(frame[name]) for name, dtype in types.items() if dtype.startswith("float")):
         return None  # polars reads infinity where a number is too large
@@ -107,7 +107,7 @@ def _read_blocks(
 
 
 def _missing_if_blank(column: pl.Series) -> pl.Series:
-    """A quoted empty field is an empty text, but no number."""
+    """A quoted empty field is an empty text, but not a number."""
     return column.set(column.str.strip_chars() == "", None)
 
 
@@ -139,7 +139,8 @@ def _read_records(
 
 
 def parse_fields(record: str, delimiter: str) -> list[str | None] | None:
-    """The fields of one record: None for an empty one, "" for a quoted empty one. None in all: a quote is malformed."""
+    """The fields of one record: None for an empty one, "" for a quoted empty one. Returns None where a quote is
+    malformed."""
     record = record.removesuffix("\n").removesuffix("\r")
     mark = re.escape(delimiter)
     field = re.compile(f'(?:"([^"]*+(?:""[^"]*+)*+)"|((?!")[^{mark}]*+))({mark}|\\Z)')

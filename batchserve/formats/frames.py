@@ -1,4 +1,4 @@
-"""What the formats with typed columns share: the way from a frame as polars reads it to a Reading."""
+"""Shared by formats with typed columns: conversion of polars' frames to Readings."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,7 +18,7 @@ SAMPLE = 100
 
 @contextmanager
 def decoding(what: str) -> Iterator[None]:
-    """Turns whatever polars raises while it reads damaged bytes into InvalidInput. `what` begins the sentence."""
+    """Turns any exception of polars for damaged bytes into InvalidInput. `what` begins the sentence."""
     try:
         yield
     except (pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError, ValueError, OverflowError) as error:
@@ -27,7 +27,7 @@ def decoding(what: str) -> Iterator[None]:
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with the strings that categoricals and enums stand for."""
+    """The frame with categoricals and enums as strings."""
     return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String()))
 
 

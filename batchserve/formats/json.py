@@ -1,6 +1,5 @@
-"""JSON documents: an array of records, or one record alone.
-
-The records of an array may be arrays themselves: values without names, which get them by their place.
+"""JSON documents: an array of records, or a single record. The records of an array may be arrays themselves: unnamed
+values, which are named by position.
 """
 
 import io
@@ -48,9 +47,9 @@ __all__ = ["Json"]
 
 _BOM = b"\xef\xbb\xbf"
 _MAX_EDGE = 2**20
-"""How much may stand before the array of an `{"data": [...]}`, and after it."""
+"""Most bytes before the array of an `{"data": [...]}`, and after it."""
 _LISTED = 20
-"""So many faults a message lists at most."""
+"""Most faults in a message."""
 _BETWEEN_RECORDS = re.compile(rb"\}\s*,\s*\{|\]\s*,\s*\[")
 
 Bytes = npt.NDArray[np.uint8]
@@ -160,7 +159,7 @@ def _elements(array: Bytes) -> tuple[Offsets, int | None, Mask]:
 
 
 def _escaped(array: Bytes, quotes: Offsets) -> Mask:
-    """Which quotes follow an odd number of backslashes."""
+    """Mask of the quotes after an odd number of backslashes."""
     slashes = np.flatnonzero(array == ord("\\"))
     begins = np.concatenate([np.ones(1, bool), np.diff(slashes) > 1])
     run_start = np.maximum.accumulate(np.where(begins, slashes, 0))
@@ -200,8 +199,8 @@ def _malformed(window: Window, at: int, number: int, what: str) -> InvalidInput:
 
 
 def _array_to_lines(data: bytes) -> bytes:
-    """The elements of a chunk as lines. Between values a newline is whitespace and becomes a space; inside a text it
-    is a fault and becomes another one, that does not end the line."""
+    """The elements of a chunk as lines. Between values a newline is whitespace and becomes a space; inside a text it is
+    a fault and becomes one that does not end the line."""
     array = np.frombuffer(data, np.uint8).copy()
     commas, _, outside = _elements(array)
     newlines = (array == ord("\n")) | (array == ord("\r"))
@@ -213,11 +212,11 @@ def _array_to_lines(data: bytes) -> bytes:
 
 
 _ALONE, _ARRAY, _WRAPPED = b"", b"[", b'{"data":['
-"""What stands around records: nothing, where an object is the only one."""
+"""The bytes around records: none for a single object."""
 
 
 def _beginning(source: BinaryIO) -> tuple[int, bytes]:
-    """Where the first record may begin, and what stands before it."""
+    """Where the first record may begin, and what precedes it."""
     source.seek(0)
     head = read_up_to(source, _MAX_EDGE)
     skipped = len(_BOM) if head.startswith(_BOM) else 0
@@ -257,7 +256,7 @@ def _beginning(source: BinaryIO) -> tuple[int, bytes]:
 
 
 def _is_record(source: BinaryIO, start: int) -> bool:
-    """Whether all from here on is one object, and not one that wraps an array."""
+    """Whether the rest is one object that does not wrap an array."""
     source.seek(start)
     text = read_up_to(source, MAX_RECORD + 1)
     try:
@@ -286,7 +285,7 @@ def _check_tail(source: BinaryIO, closing: int, before: bytes) -> None:
 
 
 def _check_elements(lines: bytes, chunk: Chunk, errors: Iterable[RowError]) -> None:
-    """Raises InvalidInput for an element that is malformed and may hold others: a quotation mark or a bracket that is
+    """Raises InvalidInput for a malformed element that may contain others: a quotation mark or a bracket that is
     missing would make one record of many."""
     malformed = [error for error in errors if error.code == "invalid-json" and error.column is None]
     if not malformed:
@@ -304,7 +303,7 @@ def _check_elements(lines: bytes, chunk: Chunk, errors: Iterable[RowError]) -> N
 
 
 def _is_but_unusual(element: bytes) -> bool:
-    """Whether an element is whole, and refused for such things as NaN, a newline in a text or its depth."""
+    """Whether an element is complete, and only refused for NaN, a newline in a text, its depth or the like."""
     try:
         json.loads(element.decode(errors="replace"), strict=False)
     except RecursionError:
@@ -318,7 +317,7 @@ def _is_but_unusual(element: bytes) -> bool:
 
 
 def _names(lines: bytes, given: Names) -> Names:
-    """Of the values of records that are arrays. () where there are none, or nothing names them."""
+    """Names of the values of records that are arrays. () where there are none, or they are unnamed."""
     if given or not BRACKET.match(lines):
         return given
     try:

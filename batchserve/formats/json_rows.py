@@ -1,4 +1,4 @@
-"""Records of JSON one by one: the value in a line, its faults, and its numbers as they were written."""
+"""JSON records one by one: the value in a line, its faults, and its numbers as written."""
 
 import json
 import math
@@ -23,12 +23,12 @@ __all__ = [
 ]
 
 SPACE = b" \t\r\n"
-"""Of JSON; whatever else is blank is a fault."""
+"""Whitespace of JSON; other blanks are faults."""
 _INT128 = range(-(2**127), 2**127)
 _LARGE = 2.0**63
-"""From here on an integer may be more than orjson has integers for."""
+"""From this length on an integer may exceed those of orjson."""
 _LISTED = 20
-"""So many names a message lists at most."""
+"""Most names in a message."""
 _TOKEN = re.compile(
     rb'"(?:[^"\\]|\\.)*+"|(?<![\w.+-])-?(?:0|[1-9][0-9]*+)(?:\.[0-9]++)?(?:[eE][+-]?[0-9]++)?(?![\w.+-])', re.DOTALL
 )
@@ -36,7 +36,7 @@ _TOKEN = re.compile(
 
 Row = dict[str, Any] | None
 Names = tuple[str, ...]
-"""Of the values of records that are arrays; (): such a record is a fault."""
+"""Names of the values of records that are arrays; (): such a record is a fault."""
 
 
 def parse_records(lines: Iterable[bytes], first: int, names: Names) -> tuple[list[Row], list[RowError]]:
@@ -53,7 +53,7 @@ def parse_records(lines: Iterable[bytes], first: int, names: Names) -> tuple[lis
 def parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | None]:
     """The record in a line, or the code and message of its fault."""
     try:
-        row = loads(line.rstrip(b"\r\n"))  # or its end would count as a character of the record
+        row = loads(line.rstrip(b"\r\n"))  # otherwise its end would count as a character of the record
         if names and isinstance(row, list):
             if len(row) != len(names):
                 return None, ("wrong-length", length_fault(row, names))
@@ -62,7 +62,7 @@ def parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | N
             return None, ("not-an-object", f"expected a JSON object, got {shorten(row)}")
         if any(type(value) is float and abs(value) >= _LARGE for value in row.values()):
             row |= _large_integers(line, row)
-        # orjson keeps the last of two values: look twice where there are more colons than keys.
+        # orjson keeps the last of two values: check again where there are more colons than keys.
         if line.count(b":") > len(row):
             json.loads(line, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
@@ -75,8 +75,7 @@ def parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | N
 
 
 def loads(data: bytes) -> Any:
-    """The value in the bytes; a number too large for any float is the text that it is written as. Raises
-    orjson.JSONDecodeError."""
+    """The value in the bytes; a number too large for any float stays text. Raises orjson.JSONDecodeError."""
     try:
         return orjson.loads(data)
     except orjson.JSONDecodeError as error:
@@ -86,7 +85,7 @@ def loads(data: bytes) -> Any:
 
 
 def _large_integers(line: bytes, row: dict[str, Any]) -> dict[str, Any]:
-    """The integers that orjson has rounded, as they are written; beyond 128 bits they are texts."""
+    """The integers that orjson has rounded, as written; beyond 128 bits they are texts."""
     values = {key: value for key, value in json.loads(line).items() if type(value) is int and type(row[key]) is float}
     return {key: value if value in _INT128 else str(value) for key, value in values.items()}
 

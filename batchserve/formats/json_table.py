@@ -5,8 +5,8 @@ is dropped. The types of columns that the model does not take come from the firs
 gets the same. A column whose values there are of several types, or arrays or objects, comes as
 JSON text.
 
-A key that stands twice makes a record faulty. polars keeps the first of two values in silence, so the fast road counts
-keys (see `_has_other_keys`). It is blind only to a second value that is null, or that a text with `:null` makes up for.
+A duplicate key makes a record faulty. polars silently keeps the first of two values, so the fast path counts keys (see
+`_has_other_keys`). It only misses a second value that is null, or one offset by a text with `:null`.
 
 A few records are read and written without polars' readers and writers, each call of which takes longer than they do.
 """
@@ -43,7 +43,7 @@ __all__ = [
 
 BRACKET = re.compile(rb"\s*\[")
 _FEW = 100
-"""Records that tell the columns and types of an input, and that are quicker read without polars."""
+"""Records that determine the columns and types of an input, and are read faster without polars."""
 SAMPLE = ChunkLimits(records=_FEW)
 _KINDS: dict[type, pl.DataType] = {
     bool: pl.Boolean(),
@@ -57,12 +57,12 @@ _AS_ORJSON_WRITES = {
 }
 """Types whose values polars writes as orjson does, to the byte."""
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
-"""polars makes NUL of half a character, which is no JSON text in UTF-8."""
+"""polars turns a lone surrogate, which is not valid in UTF-8, into NUL."""
 _INT64 = range(-(2**63), 2**63)
 _EXACT = range(-(2**53), 2**53 + 1)
-"""Integers that are float64 without rounding."""
+"""Integers that float64 represents exactly."""
 _BLOCK = 128 * 2**10
-"""Bytes that numpy looks at together."""
+"""Bytes that numpy processes together."""
 
 Bytes = npt.NDArray[np.uint8]
 Columns = dict[str, DType | None]
@@ -125,14 +125,14 @@ def find_lines(data: bytes, final: bool) -> tuple[Offsets, Offsets, int]:
 
 
 def may_be_all(chunk: Chunk) -> bool:
-    """Whether the chunk holds the records that tell the columns, if it is the only one."""
+    """Whether the chunk is the only one and contains the records that determine the columns."""
     return chunk.first_record == 0 and chunk.records <= _FEW and chunk.stop - chunk.start <= SAMPLE.bytes
 
 
 def read_few(
     data: bytes, chunk: Chunk, types: Mapping[str, DType], columns: Sequence[str] | None, names: Names = ()
 ) -> Reading:
-    """All records of an input, which tell their columns themselves."""
+    """All records of an input, which determine their columns."""
     rows, errors = parse_records(split_lines(data), 0, names)
     _check_count(len(rows), chunk)
     schema = columns_of(rows, types)
@@ -154,7 +154,7 @@ def read_lines(data: bytes, chunk: Chunk, schema: Columns, columns: Sequence[str
 
 
 def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | None:
-    """The table as polars reads it, or None where it cannot, or where it cannot be trusted."""
+    """The table as polars reads it, or None where it fails, or is unreliable."""
     if not records:
         return pl.DataFrame(schema={name: polars_type(dtype or "string") for name, dtype in schema.items()})
     if not schema or None in schema.values() or _has_lone_surrogate(data):
@@ -167,7 +167,7 @@ def _read_table(data: bytes, schema: Columns, records: int) -> pl.DataFrame | No
         return None
     cast: list[pl.Series] = []
     for column in frame:
-        # polars gives the JSON text of an array or object, which is no string.
+        # polars gives the JSON text of an array or object, which is not a string.
         if column.dtype == pl.String() and column.str.contains(r"^[\[{]").any():
             return None
         if column.dtype.is_float() and reaches_limits(column):
@@ -190,7 +190,7 @@ def _has_lone_surrogate(data: bytes) -> bool:
 
 
 def _has_other_keys(data: bytes, frame: pl.DataFrame) -> bool:
-    """Whether there may be more keys in the data than values and nulls in the table: some twice, or of no column."""
+    """Whether the data may have more keys than the table has values and nulls: duplicates, or keys without a column."""
     array = np.frombuffer(data, np.uint8)
     keys = sum(_count_keys(block) for _, block in _pair_blocks(array))
     nulls = sum(column.null_count() for column in frame)
@@ -288,7 +288,7 @@ def _column(name: str, values: list[Any], dtype: DType | None, first: int) -> tu
 def _json_texts(name: str, values: list[Any], first: int) -> tuple[list[str | None], list[RowError]]:
     try:
         return [_json_text(value) for value in values], []
-    except TypeError:  # what orjson has read, it may not write: lists in lists in lists
+    except TypeError:  # orjson may not write all that it reads: deeply nested lists
         texts: list[str | None] = []
         errors: list[RowError] = []
         for record, value in enumerate(values, first):
@@ -305,7 +305,7 @@ def _json_text(value: Any) -> str | None:
 
 
 def _as_written_by_polars(value: float) -> str:
-    """The same text as on the fast road: all digits, no exponent."""
+    """The same text as on the fast path: all digits, no exponent."""
     return format(Decimal(repr(value)), "f").removesuffix(".0")
 
 

@@ -39,11 +39,11 @@ __all__ = ["Jsonl"]
 
 _BOM = b"\xef\xbb\xbf"
 _BETWEEN_LINES = re.compile(rb"\}[ \t\r]*\r[ \t\r]*\{")
-"""Of two objects in one line: never part of a value, as no text holds a carriage return."""
+"""Between two objects in one line: never part of a value, as no text contains a carriage return."""
 
 
 class Jsonl:
-    """One JSON object in each line; blank lines, also those of spaces, are no records."""
+    """One JSON object in each line; blank lines, even with spaces, are not records."""
 
     name = "jsonl"
     media_type = "application/x-ndjson"

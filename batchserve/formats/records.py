@@ -1,4 +1,4 @@
-"""Cutting bytes into chunks of whole records, for every format whose records have no length of their own."""
+"""Cutting bytes into chunks of whole records, for formats whose records have no stored length."""
 
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
@@ -35,18 +35,18 @@ __all__ = [
 Offsets = npt.NDArray[np.int64]
 
 BLOCK_RECORDS = 4096
-"""Records that are read together once a chunk turned out not to be clean: a fault slows down only its block."""
+"""Records that are read together after a chunk was found faulty: a fault slows down only its block."""
 MAX_COLUMNS = 16_384
-"""Columns of an input, also arrays of an npz."""
+"""Most columns of an input, or arrays of an npz."""
 MAX_RECORD = 64 * 2**20
-"""Bytes of a record, also of an image."""
+"""Most bytes of a record or an image."""
 _FIRST_READ = 64 * 2**10
 _MAX_READ = 4 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class Window:
-    """Bytes that begin with a record. `offset` and `record` say where in the input; `final`: nothing follows."""
+    """Bytes that begin with a record. `offset` and `record` are its position in the input; `final`: nothing follows."""
 
     data: bytes
     offset: int
@@ -78,7 +78,7 @@ def cut(source: BinaryIO, start: int, scan: Scan, after: Chunk | None, limits: C
     pending = np.empty(0, np.int64)
     done = False
     while not done:
-        source.seek(position + len(rest))  # whoever takes the chunks may read them meanwhile
+        source.seek(position + len(rest))  # the consumer of the chunks may read the source meanwhile
         fresh = source.read(size)
         window = Window(rest + fresh, position, first + len(pending), final=not fresh)
         found = scan(window)
@@ -112,7 +112,7 @@ def _too_long(source: BinaryIO, position: int, record: int) -> InvalidInput:
 
 
 def line_at(source: BinaryIO, position: int) -> int:
-    """The line in which a byte stands, as an editor counts them."""
+    """The number of the line of a byte, as in an editor."""
     source.seek(0)
     line, left = 1, position
     while left and (block := source.read(min(left, _MAX_READ))):
@@ -122,7 +122,7 @@ def line_at(source: BinaryIO, position: int) -> int:
 
 
 def drop_blank(ends: Offsets, data: npt.NDArray[np.uint8]) -> tuple[Offsets, Offsets]:
-    """Starts and ends of the lines that hold more than a line end."""
+    """Starts and ends of the lines that are not empty."""
     starts = np.concatenate([np.zeros(1, np.int64), ends[:-1]]) if len(ends) else ends
     lengths = ends - starts
     if not len(ends) or int(lengths.min()) > 2:
@@ -164,7 +164,7 @@ def check_names(names: Collection[str]) -> None:
 
 
 def check_width(columns: int) -> None:
-    """Raises InvalidInput for more columns than any model takes: each costs memory, in every chunk."""
+    """Raises InvalidInput for too many columns: each costs memory in every chunk."""
     if columns > MAX_COLUMNS:
         raise InvalidInput(f"the input has {columns} columns; at most {MAX_COLUMNS} are allowed")
 
@@ -179,7 +179,7 @@ def read_span(source: BinaryIO, start: int, stop: int) -> bytes:
 
 
 def read_up_to(source: BinaryIO, size: int) -> bytes:
-    """`size` bytes, fewer only at the end of the source: one `read` may give less than asked for."""
+    """`size` bytes, fewer only at the end of the source: a single `read` may return less."""
     data = source.read(size)
     while len(data) < size and (more := source.read(size - len(data))):
         data += more

@@ -1,4 +1,4 @@
-"""Types of columns: how a dtype is called in polars, and how values of any type become values of a dtype."""
+"""Types of columns: the polars type of a dtype, and the cast of values to a dtype."""
 
 import re
 from typing import Any
@@ -40,7 +40,7 @@ _SHOWN = 80
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INFINITY = r"(?i)^[+-]?inf(inity)?$"
 _EXACT = 2**53 - 1
-"""Up to here no two integers are the same float64."""
+"""Up to here distinct integers are distinct as float64."""
 
 
 def polars_type(dtype: DType) -> pl.DataType:
@@ -61,7 +61,7 @@ def holds_bytes(kind: pl.DataType | None) -> bool:
 
 
 def as_base64(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with bytes as base64, also those in lists and structs: texts cannot hold them as they are."""
+    """The frame with bytes as base64, also those in lists and structs: texts cannot hold raw bytes."""
     texts = [_as_base64(pl.col(name), kind).alias(name) for name, kind in frame.schema.items() if _has_bytes(kind)]
     return frame.with_columns(texts) if texts else frame
 
@@ -130,8 +130,8 @@ _LIMITS: dict[pl.DataType, float] = {
 
 
 def shown(value: object, dtype: DType) -> str:
-    """The value that does not fit. All numbers do fit a float but those that are too large: these look the same
-    whatever they were read from."""
+    """The value that does not fit. Only too large numbers do not fit a float: they are shown in the same way for every
+    format."""
     if dtype.startswith("float") and not isinstance(value, bool):
         text = str(value).strip()
         if _DECIMAL.fullmatch(text):
@@ -141,7 +141,7 @@ def shown(value: object, dtype: DType) -> str:
 
 
 def shorten(value: object) -> str:
-    """The value as a message shows it: one line of at most 80 characters."""
+    """The value for a message: one line of at most 80 characters."""
     text = repr(value[:_SHOWN] if isinstance(value, str | bytes) else value)
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}..."
 
@@ -163,7 +163,7 @@ def _cast(series: pl.Series, target: pl.DataType) -> pl.Series:
         return series.cast(target).set((series != 0) & (series != 1), None)
     cast = series.cast(target, strict=False)
     if target.is_integer() and not source.is_integer():
-        # A cast of 1.5 gives 1: only what comes back as it was did fit.
+        # A cast of 1.5 gives 1: a value fits only if it survives a round trip.
         cast = cast.set(cast.cast(source, strict=False) != series, None)
         return cast.set(series.abs() > _EXACT, None) if source.is_float() else cast
     if target.is_float() and reaches_limits(cast):
@@ -180,7 +180,7 @@ def _parse(text: pl.Series, target: pl.DataType) -> pl.Series:
         return text.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=target)
     cast = text.cast(target, strict=False)
     if target.is_float() and reaches_limits(cast):
-        # Through float64, as numbers come that are no text: which are rounded to infinity is then the same.
+        # Through float64, as numbers other than texts come: so the same ones are rounded to infinity.
         number = text.cast(pl.Float64(), strict=False)
         number = number.set(number.is_infinite() & ~text.str.contains(_INFINITY), None)
         return _cast(number, target) if target != number.dtype else number

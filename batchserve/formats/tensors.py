@@ -78,7 +78,7 @@ class Npy:
         return typed(frame, chunk, types, columns)
 
     def write(self, records: Records) -> bytes:
-        """A table becomes a matrix of its columns, float32 when all of them are, else float64; a lone column becomes
+        """A table becomes a matrix of its columns, float32 when all of them are, else float64; a single column becomes
         a vector. Nulls become NaN. Raises InvalidOptions for text, and for more than one array."""
         if isinstance(records, pl.DataFrame):
             return npy.array_bytes(_matrix(records))
@@ -204,7 +204,7 @@ class _Member:
 
 @contextmanager
 def _members(source: BinaryIO) -> Iterator[list[_Member]]:
-    """The arrays of an archive. Raises InvalidInput, also for what comes to light while they are read."""
+    """The arrays of an archive. Raises InvalidInput, also for faults found while reading."""
     try:
         with ZipFile(source) as archive:
             members = []
@@ -301,7 +301,7 @@ def _matrix(frame: pl.DataFrame) -> npt.NDArray[Any]:
 
 
 def vector(column: pl.Series) -> npt.NDArray[Any]:
-    """A column of numbers or text as npz holds it. Raises InvalidOptions for any other."""
+    """A column of numbers or text as an npz array. Raises InvalidOptions for other types."""
     if column.dtype.is_nested() or column.dtype in (pl.Binary(), pl.Object()):
         raise InvalidOptions(f"npz holds numbers and text, column {column.name!r} is {column.dtype}: request parquet")
     if column.dtype.is_float():

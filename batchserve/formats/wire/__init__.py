@@ -1,1 +1,1 @@
-"""Formats down to their bytes: messages, footers and members, found and put together without decoding any values."""
+"""Wire formats: messages, footers and members, parsed and assembled without decoding values."""

@@ -1,4 +1,4 @@
-"""ZIP archives: members of a foreign one are read one by one and never extracted; our own hold stored members."""
+"""ZIP archives: members of uploaded ones are read one by one and never extracted; written ones have stored members."""
 
 import os
 import stat
@@ -38,13 +38,13 @@ _ZIP64 = 0xFFFFFFFF
 _UTF8_NAME = 0x800
 
 _ENTRY = struct.Struct("<4s6H3I5H2I")
-"""Of the central directory; name, extra fields and comment follow."""
+"""Fixed fields of a central directory entry; name, extra fields and comment follow."""
 _END = struct.Struct("<4s4H2IH")
 _END64 = struct.Struct("<4sQ2H2I4Q")
 _LOCATOR64 = struct.Struct("<4sIQI")
 _MAX_COMMENT = 0xFFFF
 _PAGE = 256 * 2**10
-"""Bytes of a directory that are read at once: more than the longest entry has."""
+"""Bytes of a directory that are read together: more than the longest entry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,8 +58,8 @@ class StoredMember:
 
 
 def checked_members(archive: ZipFile) -> list[ZipInfo]:
-    """The members in their order. Raises InvalidInput when one is hostile: names that lead out of a folder or come
-    twice, links, encryption, other methods than stored and deflated, more than 50 bytes from each byte above 64 MiB."""
+    """The members in order. Raises InvalidInput when one is hostile: names that lead out of a folder or come twice,
+    links, encryption, other methods than stored and deflated, more than 50 bytes from each byte above 64 MiB."""
     names: set[str] = set()
     check_width(len(archive.infolist()))
     for member in archive.infolist():
@@ -253,7 +253,7 @@ def check_directory(source: BinaryIO, directory: Directory) -> int:
 
 
 def _check_twins(source: BinaryIO, directory: Directory, hashes: set[int]) -> None:
-    """Two names may have one hash."""
+    """Different names may have equal hashes."""
     names: set[str] = set()
     for member, _ in walk(source, directory):
         if hash(member.orig_filename) in hashes:

@@ -36,7 +36,7 @@ _HEADER_ERRORS = (ValueError, EOFError, OSError, TypeError, KeyError, SyntaxErro
 
 @dataclass(frozen=True, slots=True)
 class ArrayHeader:
-    """What the header of an array says; its values begin at byte `data` of the stream and have `bytes` bytes."""
+    """The header of an array; its values begin at byte `data` of the stream and have `bytes` bytes."""
 
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class ArrayHeader:
 def read_header(stream: IO[bytes], start: int, stop: int, what: str) -> ArrayHeader:
     """The header of the array that stands in bytes `start` to `stop` of a stream; `what` names it in errors.
 
-    Raises InvalidInput for anything that is no array of numbers or strings, or is cut off.
+    Raises InvalidInput for anything but a complete array of numbers or strings.
     """
     stream.seek(start)
     try:
@@ -122,7 +122,7 @@ def array_bytes(array: npt.NDArray[Any]) -> bytes:
 
 
 def blocks(stream: IO[bytes], header: ArrayHeader) -> Iterator[bytes]:
-    """The values of an array as they stand, about 1 MiB of whole values at a time."""
+    """The raw values of an array, about 1 MiB of whole values at a time."""
     stream.seek(header.data)
     block = max(1, _BLOCK // header.dtype.itemsize) * header.dtype.itemsize
     for left in range(header.bytes, 0, -block):
@@ -161,7 +161,7 @@ def _values(stream: IO[bytes], header: ArrayHeader, first: int, count: int) -> n
 
 def native(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """The array in native byte order, bytes as strings. Raises InvalidInput for bytes that are not UTF-8, and for
-    strings of what is no character."""
+    strings with invalid characters."""
     if array.dtype.kind == "S":
         try:
             return np.strings.decode(array, "utf-8")

@@ -1,4 +1,4 @@
-"""Thrift's compact protocol, read and written without knowing what the fields mean.
+"""Thrift's compact protocol, read and written independently of the meaning of fields.
 
 A struct becomes a dict from field number to (wire type, value); writing it gives the same bytes again. The protocol:
 https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
@@ -19,12 +19,12 @@ _FIXED = {DOUBLE: 8, UUID: 16}
 
 
 class ThriftError(ValueError):
-    """The bytes are no struct in the compact protocol."""
+    """The bytes are not a struct in the compact protocol."""
 
 
 @dataclass(frozen=True, slots=True)
 class Encoded:
-    """A struct that is written already: it stands where a Struct may."""
+    """An encoded struct, allowed in place of a Struct."""
 
     data: bytes
 
@@ -91,7 +91,7 @@ class _Reader:
                 raise ThriftError(f"there is no type {kind}")
 
     def _check(self, size: int) -> None:
-        # Every element has at least a byte: a short input cannot ask for much memory.
+        # Every element has at least one byte: a short input cannot claim much memory.
         if size > len(self._data) - self._position:
             raise ThriftError(f"a list of {size} elements does not fit")
 
