@@ -1,4 +1,4 @@
-"""Alembic environment: migrates the connection it is handed, or the database of the settings."""
+"""Alembic environment: migrates the given connection, or the database of the settings."""
 
 from alembic import context
 from sqlalchemy import Connection

@@ -367,7 +367,7 @@ def test_the_doctor_names_the_row_and_its_command_removes_it(
 def test_a_check_of_many_rows_counts_all_of_them_in_the_end(
     tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(inspection, "_LOOK", 0.0)
+    monkeypatch.setattr(inspection, "_SCAN", 0.0)
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
         job_id = queued(api)

@@ -98,7 +98,7 @@ async def download(
     wait: Wait = 0.0,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
-    """404 `result-not-ready` until the job is completed; from then on the same bytes, always; 410 once expired.
+    """404 `result-not-ready` until the job is completed; then always the same bytes; 410 once expired.
 
     The result comes in the format of the job; `format` or Accept converts it on the way, as a stream.
     """
@@ -180,7 +180,7 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) 
 
 
 def _as_file(name: str) -> dict[str, str]:
-    """Headers by which a browser saves what users sent, and never shows it."""
+    """Headers that make a browser save uploaded content instead of showing it."""
     return {"vary": "accept", "content-disposition": f'attachment; filename="{name}"'}
 
 
@@ -198,7 +198,7 @@ def _not_ready(job: Job) -> ResultNotReady:
 
 
 def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
-    """The format to answer in: `format` before Accept before the job's own. Raises NotAcceptable."""
+    """The format of the response: `format` before Accept before the job's own. Raises NotAcceptable."""
     tables = _TABLES if own.holds == "table" else []
     there = [own, *(table for table in tables if table is not own)]
     if format is not None:
@@ -217,7 +217,7 @@ def _negotiate(own: Format, format: str | None, accept: str | None) -> Format:
 
 
 def _media_ranges(accept: str) -> dict[str, float]:
-    """The ranges of an Accept header, each with its quality; names that we know stand there by our media type."""
+    """The ranges of an Accept header, each with its quality; known aliases are replaced by the canonical media type."""
     ranges: dict[str, float] = {}
     for part in accept.split(","):
         name, *parameters = (text.strip().lower() for text in part.split(";"))
@@ -228,14 +228,14 @@ def _media_ranges(accept: str) -> dict[str, float]:
 
 
 def _quality(ranges: Mapping[str, float], format: Format) -> float:
-    """How welcome a format is, 0 to 1; the most specific range counts."""
+    """The quality of a format, 0 to 1; the most specific range counts."""
     names = (format.media_type, f"{format.media_type.partition('/')[0]}/*", "*/*")
     return next((ranges[name] for name in names if name in ranges), 0.0)
 
 
 @dataclass(frozen=True, slots=True)
 class _Object:
-    """What a row says of a stored object. `made_at`: seconds since the epoch."""
+    """A stored object as described by its row. `made_at`: seconds since the epoch."""
 
     key: str
     bytes: int
@@ -250,29 +250,29 @@ class _Object:
         return headers
 
     def status(self) -> os.stat_result:
-        """As a file of this length and age has it."""
+        """The stat result of a file of this length and age."""
         return os.stat_result((0, 0, 0, 0, 0, 0, self.bytes, 0, int(self.made_at), 0))
 
 
 def _identity(key: str, sha256: str | None) -> str:
-    """What tells a stored object from all others: its digest or, where that is not known, its key, whose bytes never
-    change either."""
+    """The identity of a stored object: its digest or, where that is unknown, its key, whose bytes never change
+    either."""
     return sha256 or key.replace("/", "-")
 
 
 def _derived_tag(result: Result, what: str) -> str:
-    """The ETag of what is made of a result: converted, or its errors."""
+    """The ETag of a representation derived from a result: a conversion, or its errors."""
     return f'"{_identity(result.key, result.sha256)}-{what}"'
 
 
 def _opened(path: Path) -> os.stat_result:
-    """The status of a file that could be opened: after the head of the answer it is too late for a 503."""
+    """The status of a file, opened once before the response starts: later it is too late for a 503."""
     with path.open("rb") as file:
         return os.fstat(file.fileno())
 
 
 async def _file(request: Request, service: Service, job: Job, stored: _Object, media_type: str, name: str) -> Response:
-    """A stored object with ranges: a file of this host, or elsewhere by its own address or through our hands."""
+    """A stored object with ranges: a file of this host, a redirect to its URL, or a stream from the store."""
     storage = service.runtime.storage
     headers = {**stored.headers(), "vary": "accept"}
     path, status = local_path(storage, stored.key), stored.status()
@@ -298,8 +298,8 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
 
 
 def _stored_parts(service: Service, job: Job) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
-    """The parts of the chunks that are done without a gap from the first record, and the errors of all that are done:
-    the one that stopped the job may lie behind a gap."""
+    """The parts of done chunks without a gap from the first record, and the errors of all done chunks: the one that
+    stopped the job may be after a gap."""
     with service.runtime.database.read() as connection:
         done = plan.done_chunks(connection, job.id)
     prefix, expected = [], 0
@@ -338,7 +338,7 @@ class _Conversion:
         return job.dialect if self.wanted is self.own else Dialect()
 
     def task(self, job: Job, source: Input, chunk: Chunk, key: str) -> ConvertTask:
-        """Of one chunk, to be written under `key`. Raises UnreadableRow where the job's model cannot be read."""
+        """The task of one chunk, written under `key`. Raises UnreadableRow where the job's model cannot be read."""
         if job.model is None or job.options is None:
             raise UnreadableRow(f"the model of job {job.id} cannot be read: its result comes as {self.own.name} only")
         dialect = self.dialect(job)
@@ -358,7 +358,7 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
         return known
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
-    await run_in_threadpool(require_space, service.runtime)  # its parts lie there while they are sent
+    await run_in_threadpool(require_space, service.runtime)  # holds its parts while they are sent
     source = Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect)
     settings = service.runtime.settings
     task = PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
@@ -368,7 +368,7 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
             seconds = settings.chunk_timeout
             planned = await service.calls.run(place, plan_chunks, task, seconds=seconds, leaving=request.receive)
             blocks = _convert(service, place, source, planned, job, conversion)
-            first = await run_in_threadpool(next, blocks, b"")  # an error so far is a problem, not a broken body
+            first = await run_in_threadpool(next, blocks, b"")  # an error here is a problem, not a broken body
         return Stream(blocks, wanted.media_type, headers, first, lambda: service.calls.long_turn(place), held.pop_all())
 
 
@@ -396,7 +396,7 @@ def _converted_parts(
     conversion: _Conversion,
     folder: str,
 ) -> Generator[Part]:
-    """Each part when the one before it has been sent: a conversion takes one scoring process, never all."""
+    """Each part after the previous one was sent: a conversion uses one scoring process, never all."""
     seconds = service.runtime.settings.chunk_timeout
     for chunk in planned.chunks:
         task = conversion.task(job, source, chunk, f"{folder}{chunk.first_record:015d}")

@@ -403,7 +403,7 @@ def report(job: Job, as_json: bool) -> None:
 
 
 def summary(job: Job, where: str = "") -> str:
-    """A few sentences about a completed job, and `where` its result is. The command to copy stands last."""
+    """Summarizes a completed job, and `where` its result is. The command to copy comes last."""
     total, failed = job.rows.get("total") or 0, job.rows.get("failed") or 0
     speed = job.data.get("rows_per_s")
     text = f"{total:,} row{'' if total == 1 else 's'}, {total - failed:,} ok, {failed:,} failed" + (
@@ -415,7 +415,7 @@ def summary(job: Job, where: str = "") -> str:
 
 
 def deliver(result: Result, target: str, bars: Bars) -> str:
-    """Downloads to a file or to stdout; says where the file is."""
+    """Downloads to a file or to stdout, and reports the path."""
     if target != STREAM:
         return f" Result: [bold]{escape(str(result.save(target, on_download=bars.download)))}[/]"
     for block in result.iter_bytes():

@@ -28,7 +28,7 @@ _SAMPLE_BYTES = 4 * 2**20
 
 
 class _InputOnly:
-    """What formats of images share: they are tables to readers, and have no half that writes."""
+    """Base of image formats: read as tables, never written."""
 
     name: str
     family = "image"
@@ -105,7 +105,7 @@ class Zip(_InputOnly):
     suffix = ".zip"
 
     def header(self, source: BinaryIO) -> Header:
-        """Looks at the whole directory: refuses what is hostile anywhere in it."""
+        """Checks the whole directory, and refuses hostile entries."""
         if not check_directory(source, find_directory(source)):
             raise InvalidInput("the zip archive holds no files: expected images")
 

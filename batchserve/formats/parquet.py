@@ -1,4 +1,4 @@
-"""Parquet: read in slices by polars, put together by copying row groups and writing one footer for all of them."""
+"""Parquet: read in slices by polars, assembled by copying row groups and writing one footer."""
 
 import io
 import os
@@ -26,7 +26,7 @@ __all__ = ["Parquet"]
 
 _MAGIC = b"PAR1"
 _MAX_ROWS = 2**31 - 1
-"""Rows of a row group; more are taken for damage."""
+"""Most rows of a row group; more count as damage."""
 _FOOTER_LIMIT = 256 * 2**20
 _GAP = 256 * 2**10
 """Bytes between two stretches that are fetched along: another request would take longer."""
@@ -46,10 +46,9 @@ class Parquet:
     """Parquet. A chunk's `start` and `stop` are record numbers.
 
     Every chunk of a file unpacks the dictionaries of its row group anew, so chunks get twice the size: there is no text
-    beside the values, and one takes less memory than one of CSV.
-
-    A real file is handed to polars by its path, so only the pages of a slice are read. Of an object that is fetched by
-    range, each process fetches the footer once, and the row groups of a slice. Any other source is read whole.
+    besides the values, and one takes less memory than one of CSV. A real file is passed to polars by its path, so only
+    the pages of a slice are read. Of an object that is fetched by range, each process fetches the footer once, and the
+    row groups of a slice. Any other source is read whole.
     """
 
     name = "parquet"
@@ -121,7 +120,7 @@ class Parquet:
         return buffer.getvalue()
 
     def assemble(self, parts: Iterable[Part], open: Open, records: int) -> Iterator[Piece]:
-        """Row groups are copied as they are; the footer is written anew with all their offsets moved.
+        """Row groups are copied unchanged; the footer is rewritten with shifted offsets.
 
         Page indexes are left out: their entries hold offsets in the file, and readers fall back to the statistics of
         the row groups. Raises SchemaMismatch when parts differ in their schema, ValueError when their records are not
@@ -268,7 +267,7 @@ def _fetch_footer(stored: RangedObject) -> thrift.Struct:
 
 
 def _read_footer(source: BinaryIO) -> thrift.Struct:
-    """FileMetaData. Raises InvalidInput when there is none, or when it contradicts itself."""
+    """FileMetaData. Raises InvalidInput when it is missing or inconsistent."""
     return _fetch_footer(source.stored) if isinstance(source, RangedReader) else _parse_footer(source)
 
 
@@ -344,7 +343,7 @@ def _data_stop(footer: thrift.Struct, source: BinaryIO) -> int:
 
 
 def _moved(group: thrift.Struct, shift: int, ordinal: int) -> thrift.Struct:
-    """A row group that stands `shift` bytes further on and is number `ordinal` of its file."""
+    """A row group moved by `shift` bytes and renumbered to `ordinal`."""
     kind, columns = group[_COLUMNS][1]
     moved = {**group, _COLUMNS: (thrift.LIST, (kind, [_moved_column(column, shift) for column in columns]))}
     _shift(moved, _GROUP_OFFSET, shift)
@@ -366,7 +365,7 @@ def _moved_column(column: thrift.Struct, shift: int) -> thrift.Struct:
 
 
 def _shift(fields: thrift.Struct, field: int, shift: int) -> None:
-    # 0 is what writers put where they tell no offset: nothing stands at the magic.
+    # Writers put 0 for an unknown offset: that is the position of the magic.
     if field in fields and fields[field][1]:
         kind, value = fields[field]
         fields[field] = (kind, value + shift)

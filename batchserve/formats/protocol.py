@@ -1,8 +1,6 @@
-"""What every file format can do: how its bytes are cut into chunks, read, written and put together.
-
-The modules beside this one are interchangeable. Every part that `write` makes
-is a complete file of its format, so a part can be read alone, and `assemble` only copies spans of parts and adds what
-must stand once (a header, brackets, a footer).
+"""The interface of file formats: cutting bytes into chunks, reading, writing and assembling. Its implementations are
+interchangeable. Every part that `write` makes is a complete file of its format, so a part can be read alone, and
+`assemble` only copies spans of parts and adds the parts that a file has once (a header, brackets, a footer).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from batchserve.domain import Chunk, ChunkLimits, DType, RowError
 from batchserve.storage import Piece
 
 Tensors = dict[str, np.ndarray]
-"""Named arrays that share axis 0, the record axis. A lone npy array has the name ""."""
+"""Named arrays that share axis 0, the record axis. A single npy array has the name ""."""
 
 Records = pl.DataFrame | Tensors
 """The records of one chunk."""
@@ -24,11 +22,11 @@ Records = pl.DataFrame | Tensors
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the beginning of an input tells before any planning.
+    """The beginning of an input, read before planning.
 
     `columns`: names in file order, each with its type when the format has types (CSV and JSON: None). Empty for npy.
-    `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types. It is read when it is
-    asked for, also after the source was closed: every process that scores wants the columns, few the sample.
+    `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types. It is read on access,
+    even after the source was closed: every scoring process needs the columns, few the sample.
     """
 
     columns: dict[str, pl.DataType | None]
@@ -66,22 +64,22 @@ class Open(Protocol):
 
 
 Holds = Literal["table", "array", "arrays"]
-"""What a file of a format holds: a table, one array without a name, or arrays by name."""
+"""The content of a file: a table, one unnamed array, or named arrays."""
 
 
 class Format(Protocol):
     """One file format, bound to the dialect that its files are read and written in (`get_format`).
 
     Sources are seekable binary files, opened by the caller; a real file has `name`, and of a `RangedReader` only what
-    is read is fetched. Any method raises InvalidInput, naming the place (line, record, column, byte), what was expected
-    and what came, when the file as a whole cannot be read. A fault of a single record is never raised: it is a RowError
-    in the Reading.
+    is read is fetched. Any method raises InvalidInput, with the position (line, record, column, byte), what was
+    expected and what was found, when the file as a whole cannot be read. A fault of a single record is never raised: it
+    is a RowError in the Reading.
     """
 
     @property
     def name(self) -> str:
         """The word in `?format=`: csv, jsonl, json, parquet, arrow, arrows, npy, npz. Those of images, zip, jpeg, png,
-        webp and gif, are for inputs alone: they refuse to write and to assemble, by InvalidOptions."""
+        webp and gif, are for inputs only: writing and assembling raise InvalidOptions."""
         ...
 
     @property
@@ -92,7 +90,7 @@ class Format(Protocol):
 
     @property
     def family(self) -> str:
-        """The same for formats that hold the same values between other brackets."""
+        """The same for formats that only differ in the framing of values."""
         ...
 
     @property
@@ -105,12 +103,12 @@ class Format(Protocol):
 
     @property
     def has_types(self) -> bool:
-        """Whether a file tells a number from a text that looks like one. CSV does not."""
+        """Whether a file distinguishes numbers from texts that look like numbers. CSV does not."""
         ...
 
     @property
     def chunk_scale(self) -> int:
-        """How many times as large as one of text a chunk may be, by what a process needs for a byte of it."""
+        """Size limit of a chunk relative to one of text, by the memory for each byte."""
         ...
 
     def header(self, source: BinaryIO, /) -> Header: ...
@@ -124,7 +122,7 @@ class Format(Protocol):
         ...
 
     def end(self, source: BinaryIO, /) -> int:
-        """Where the records end, in the unit of `Chunk.stop`: so that it can be told how much is planned."""
+        """Where the records end, in the unit of `Chunk.stop`, to compute the progress of planning."""
         ...
 
     def read(
@@ -138,16 +136,16 @@ class Format(Protocol):
         """The records of a chunk. Columns named in `types` come in the polars type of that dtype; others as the
         format has them (CSV: text as written). `columns`: keep only these (None: all), in file order.
 
-        A value that does not fit its type gives null and a RowError. An empty CSV field, a JSON null or an absent
-        JSON key is null and no error: what a missing value means is the model's business.
+        A value that does not fit its type gives null and a RowError. An empty CSV field, a JSON null or an absent JSON
+        key is null and no error: the model decides what a missing value means.
         """
         ...
 
     def write(self, records: Records, /) -> bytes:
-        """A complete file of these records. The same records give the same bytes, always."""
+        """A complete file of these records. Equal records give equal bytes."""
         ...
 
     def assemble(self, parts: Iterable[Part], open: Open, records: int, /) -> Iterator[Piece]:
-        """The pieces of one file made of all parts in order, `records` records in all. At least one part. Parts are
-        taken lazily, so that a conversion can stream."""
+        """The pieces of one file of all parts in order, `records` records in all. At least one part. Parts are taken
+        lazily, so that a conversion can stream."""
         ...

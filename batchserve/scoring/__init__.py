@@ -1,4 +1,4 @@
-"""What runs in scoring processes: pure functions of storage keys, called by every engine.
+"""The code of scoring processes: pure functions of storage keys, called by every engine.
 
 The server parses no user data and loads no model. Each function takes a task and gives a small answer; everything large
 goes through storage.

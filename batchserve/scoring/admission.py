@@ -6,8 +6,9 @@ from batchserve.scoring.inputs import storage_at
 
 
 def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
-    """Admits an uploaded artifact and stores the mended graph under `key` + `.onnx`; gives what was learnt of it."""
-    from batchserve.admission import admit  # with onnx, which no other call needs
+    """Admits an uploaded artifact and stores the repaired graph under `key` + `.onnx`; returns its signature, metadata
+    and digest."""
+    from batchserve.admission import admit  # imports onnx, which no other call needs
 
     store = storage_at(storage)
     with store.open(key) as source:

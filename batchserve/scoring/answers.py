@@ -20,27 +20,27 @@ from batchserve.scoring.sessions import keep_only
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """Outputs of the graph for every record; those that `failed` hold no answer and stand in `errors`."""
+    """Outputs of the graph for every record; the `failed` ones hold no answer and have an entry in `errors`."""
 
     outputs: Tensors
     failed: np.ndarray
     errors: list[RowError]
     model_seconds: float
-    """Time in the model itself, without that for decoding and preparing its inputs."""
+    """Time in the model, without decoding and preparing its inputs."""
 
 
 def score(session: Session, match: Match, reading: Reading, records: int) -> Scored:
     """What the model answers for each record. The first cause of each failed one is among the errors."""
     pixels = allowance().image_pixels
     inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, pixels)
-    # A value that only travels along and does not fit is told, but fails nothing.
+    # A passed-through value that does not fit is reported, but fails no record.
     unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:
         failed[error.record] = True
     if not failed.all():
         match.require_shared(inputs)
     images = [array for array in inputs.values() if isinstance(array, Images)]
-    if match.signature.mode == "whole":  # which can be decoded must be known before the run
+    if match.signature.mode == "whole":  # which images decode must be known before the run
         for error in chain.from_iterable(array.check() for array in images):
             failed[error.record] = True
     room = partial(keep_only, session)
@@ -51,7 +51,7 @@ def score(session: Session, match: Match, reading: Reading, records: int) -> Sco
     unanswered = list(_without_answer(match.signature, ran.outputs, failed))
     for error in unanswered:
         failed[error.record] = True
-    # The first cause is the cause: what could not be read is missing too, and what is missing may crash.
+    # The first error of a record counts: an unreadable value is also missing, and a missing one may crash.
     errors, told = list(reading.errors), {error.record for error in unread}
     for consequence in (missing, undecoded, ran.errors, unanswered):
         errors += [error for error in consequence if error.record not in told]
@@ -60,7 +60,8 @@ def score(session: Session, match: Match, reading: Reading, records: int) -> Sco
 
 
 def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) -> Iterator[RowError]:
-    """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up."""
+    """Errors of records whose probabilities are NaN, as an infinite input makes them: their label would be
+    arbitrary."""
     for output in signature.outputs:
         array = outputs[output.name]
         if output.role == "probabilities" and array.dtype.kind == "f" and np.isnan(array.min(initial=0)):

@@ -35,7 +35,7 @@ def stored_parts(job_id: str, done: Iterable[CommittedChunk]) -> tuple[tuple[Par
 
 
 def assemble_result(task: AssembleTask) -> Result:
-    """Puts the parts together into the result object, in order, and the error lists beside it."""
+    """Concatenates the parts into the result object, and their error lists into another one."""
     store = storage_at(task.storage)
     key = result_key(task.job_id, task.attempt)
     stored = store.compose(key, assembled_pieces(store, task.format, task.dialect, task.parts))
@@ -45,7 +45,7 @@ def assemble_result(task: AssembleTask) -> Result:
 
 
 def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Sequence[Part]) -> Iterator[Piece]:
-    """The pieces of one file made of all parts. A part is a file of its own: a lone one is the result."""
+    """The pieces of one file made of all parts. A part is a complete file: a single one is the result."""
     if len(parts) == 1:
         return iter([Span(parts[0].key, 0, parts[0].bytes)])
     return get_format(format, dialect).assemble(parts, store.open, sum(part.records for part in parts))

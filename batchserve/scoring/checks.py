@@ -12,7 +12,7 @@ from batchserve.scoring.inputs import Input, header_of
 
 @by_name
 def check_input(task: Input, model: ModelVersion, options: Options) -> None:
-    """Whether the beginning of an input fits the model. Raises SchemaMismatch or InvalidInput, in the first second
+    """Checks the beginning of an input against the model. Raises SchemaMismatch or InvalidInput, in the first second
     instead of an hour later."""
     match = match_input(header_of(replace(task, dialect=with_names(task.dialect, model, options))), model, options)
     match.check()
@@ -20,7 +20,7 @@ def check_input(task: Input, model: ModelVersion, options: Options) -> None:
 
 
 def check_inputs(tasks: Sequence[tuple[Input, Options]], model: ModelVersion) -> list[BatchserveError | None]:
-    """What is wrong with each of several inputs. Raises InvalidOptions when the options do not suit the model."""
+    """The problem of each of several inputs, if any. Raises InvalidOptions when the options do not suit the model."""
 
     def problem(task: Input, options: Options) -> BatchserveError | None:
         try:

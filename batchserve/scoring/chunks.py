@@ -23,7 +23,7 @@ class ChunkTask:
     model: ModelVersion
     options: Options
     base: int = 0
-    """Records in the inputs of the job before this one. A format counts those of its own."""
+    """Records in the job's previous inputs. A format counts only within its input."""
 
 
 def warm_up() -> None:

@@ -28,16 +28,15 @@ class ConvertTask:
     format: str
     dialect: Dialect
     key: str
-    """Of the part that is written."""
+    """Key of the part to write."""
     escape: bool
-    """Whether texts that a spreadsheet would take for formulas are written so that it does not."""
+    """Whether texts that a spreadsheet would evaluate as formulas are escaped."""
 
 
 @by_name
 def convert_chunk(task: ConvertTask) -> Part:
-    """Writes one chunk of a result in another format. What the result's format does not say of types, the model does.
-
-    Between formats without types all is text, so that numbers keep their digits.
+    """Writes one chunk of a result in another format. Types that the result's format lacks come from the model. Between
+    formats without types all is text, so that numbers keep their digits.
     """
     reader, writer_format = task.input.reader, get_format(task.format, task.dialect)
     types = _types_of(task) if reader.has_types or writer_format.has_types else {}
@@ -52,7 +51,7 @@ def convert_chunk(task: ConvertTask) -> Part:
 
 
 def _types_of(task: ConvertTask) -> dict[str, DType]:
-    """The types of the columns of a result: the model's own have those of its signature, the others stay text."""
+    """The types of a result's columns: the model's outputs have those of its signature, the others stay text."""
     there, signature = header_of(task.input).columns, task.model.signature
     taken = {
         column.name: column.dtype for column in signature.columns if column.name in there and column.dtype != "image"

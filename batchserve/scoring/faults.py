@@ -13,7 +13,8 @@ R = TypeVar("R")
 
 
 def by_name(function: Callable[P, R]) -> Callable[P, R]:
-    """What polars raises over the data of a user, also a panic, is a named error: over a date that no calendar has."""
+    """Turns what polars raises over user data, panics too, into a named error: over a date outside the calendar,
+    say."""
 
     @wraps(function)
     def named(*args: P.args, **kwargs: P.kwargs) -> R:

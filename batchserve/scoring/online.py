@@ -28,18 +28,18 @@ class OnlineTask:
     model: ModelVersion
     options: Options
     records: int
-    """Records that one request may hold."""
+    """Most records in one request."""
 
 
 @dataclass(frozen=True, slots=True)
 class Online:
-    """The answer to an online request: a record for each that came, and the errors of those that failed."""
+    """The answer to an online request: one record for each of the request, and the errors of failed ones."""
 
     lines: bytes
     """The records as NDJSON: inputs and outputs of each."""
     errors: tuple[RowError, ...]
     inference_ms: float
-    """Time that the model alone took."""
+    """Time in the model alone."""
 
 
 @by_name
@@ -67,8 +67,8 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
 
 
 def _online_input(task: OnlineTask) -> tuple[Match, Reading, pl.DataFrame | None, Chunk]:
-    """How the records of a request meet the model, once that is checked; the records, what travels along, and where
-    they are."""
+    """The checked binding of a request's records to the model; the records, the passed-through columns, and their
+    chunk."""
     source = io.BytesIO(task.body)
     format = get_format(task.format, with_names(task.dialect, task.model, task.options))
     match = match_input(format.header(source), task.model, task.options)

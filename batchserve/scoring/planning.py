@@ -15,11 +15,11 @@ class PlanTask:
     """None: from the beginning of the input."""
     limits: ChunkLimits
     most: int
-    """Chunks in one answer, at most."""
+    """Most chunks in one answer."""
     number: int = 0
-    """Which input of the job it is."""
+    """Number of the input in the job."""
     base: int = 0
-    """Records in those before it."""
+    """Records in the inputs before it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Planned:
     chunks: tuple[Chunk, ...]
     complete: bool
     share: float
-    """How much of the input is planned, 0 to 1."""
+    """Planned share of the input, 0 to 1."""
 
 
 @by_name
@@ -45,7 +45,7 @@ def plan_chunks(task: PlanTask) -> Planned:
 
 
 def halve_chunk(task: Input, whole: Chunk, after: Chunk | None, base: int = 0) -> list[Chunk]:
-    """Two chunks in the place of one, or the one where it cannot be cut. `after`: the chunk of its input before it.
+    """A chunk split in two, or the same one where it cannot be split. `after`: the chunk of its input before it.
     `base`: the records in the inputs before that."""
     limits = ChunkLimits(bytes=2**62, records=(whole.records + 1) // 2)
     after = moved(after, -base) if after else None
@@ -60,7 +60,7 @@ def halve_chunk(task: Input, whole: Chunk, after: Chunk | None, base: int = 0) -
 
 
 def moved(chunk: Chunk, by: int, number: int | None = None) -> Chunk:
-    """The chunk with its records counted from elsewhere."""
+    """The chunk with its records renumbered."""
     if not by and not number:
         return chunk
     return replace(chunk, first_record=chunk.first_record + by, input=chunk.input if number is None else number)

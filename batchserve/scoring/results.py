@@ -51,7 +51,7 @@ def _of_one_size(array: np.ndarray, name: str) -> np.ndarray:
 
 
 def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
-    """The array with the rows that failed made empty: NaN, "" or 0. The errors list tells them from real zeros."""
+    """The array with failed rows blanked: NaN, "" or 0. The errors list distinguishes them from real zeros."""
     if not failed.any():
         return array
     array = array.copy()
@@ -76,7 +76,7 @@ def error_lines(errors: Iterable[RowError], records: Records, first_record: int,
 
 
 def _plain_value(column: pl.Series, place: int) -> Any:
-    """A value as Python has it; None for what it has not, such as years beyond 9999."""
+    """A value as a Python object; None where Python has none, such as for years beyond 9999."""
     try:
         return column[place]
     except (ValueError, OverflowError, pl.exceptions.PanicException):

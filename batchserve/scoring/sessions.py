@@ -8,7 +8,7 @@ from batchserve.scoring.inputs import storage_at
 from batchserve.storage import model_key
 
 _sessions = Sessions(capacity=1)
-"""The models that this process keeps loaded, as many as it may."""
+"""The models that this process keeps loaded, up to its limit."""
 
 
 def session_for(storage: str, model: ModelVersion) -> Session:

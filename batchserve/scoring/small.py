@@ -11,7 +11,7 @@ from batchserve.storage import errors_key, result_key
 
 @dataclass(frozen=True, slots=True)
 class Small:
-    """A whole job done in one call: its plan of one chunk, and its result."""
+    """A whole job done in one call: its single chunk, and its result."""
 
     planned: Planned
     scored: ScoredChunk
@@ -20,8 +20,8 @@ class Small:
 
 @by_name
 def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, options: Options) -> Planned | Small:
-    """Plans, scores and assembles an input of one chunk in one call. Gives the plan alone when it has more chunks, or
-    when row errors end the job: then its part is wanted."""
+    """Plans, scores and assembles an input of one chunk in one call. Returns the plan alone when it has more chunks, or
+    when row errors end the job: then its part is needed."""
     planned = plan_chunks(task)
     if not planned.complete or len(planned.chunks) != 1:
         return planned

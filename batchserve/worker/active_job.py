@@ -1,4 +1,4 @@
-"""What a worker knows of a job while it holds its lease."""
+"""The state of a job in the worker that holds its lease."""
 
 from collections import deque
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ __all__ = ["ActiveJob"]
 
 @dataclass(slots=True)
 class ActiveJob:
-    """A job, how far it is, and the calls that are under way for it."""
+    """A job, its progress, and its running calls."""
 
     id: str
     attempt: int
@@ -33,7 +33,7 @@ class ActiveJob:
     limits: ChunkLimits
     planned: bool
     is_small: bool
-    """Whether it is worth a try in one call: plan, score and assemble."""
+    """Whether to try it in one call: plan, score and assemble."""
     last_planned: Chunk | None
     pending: deque[Chunk]
     rows_planned: int
@@ -42,14 +42,14 @@ class ActiveJob:
     share_planned: float = 0.0
     planning: Call[Any] | None = None
     chunk_calls: dict[int, Call[Any]] = field(default_factory=dict)
-    """By the first record of their chunk."""
+    """Running calls by the first record of their chunk."""
     assembling: Call[Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What is known of the job before its chunks are."""
+    """Facts about the job that do not come from its chunks."""
     lost_calls: int = 0
     """Planning and assembling calls whose process died."""
     paused_until: float = 0.0
-    """Not before this monotonic time, after the storage was full."""
+    """Earliest monotonic time of the next call, after the storage was full."""
     cancelled_at: float | None = None
 
     @classmethod
@@ -62,10 +62,8 @@ class ActiveJob:
         settings: Settings,
         processes: int,
     ) -> "ActiveJob":
-        """`pending`, `last`, `bases`: the chunks that earlier attempts left to be scored, the last one that they
-        planned, and where the inputs begin.
-
-        Raises UnreadableRow for a job without what a queued one has.
+        """`pending`, `last`, `bases`: the chunks left by earlier attempts, the last planned one, and the first record
+        of each input. Raises UnreadableRow for a job without the values of a queued one.
         """
         if job.model is None or job.options is None:
             raise UnreadableRow(f"the database's row of job {job.id} names no model or no options: remove it")
@@ -96,11 +94,11 @@ class ActiveJob:
 
     @property
     def progress(self) -> float:
-        """0 to 1 over the whole input; the last hundredth is for assembling."""
+        """0 to 1 over the whole input; the last hundredth is assembly."""
         return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
 
     def plan_task(self, window: int) -> PlanTask:
-        """For the next chunks. A first look is short, so that scoring begins at once."""
+        """The task that plans the next chunks. The first one is short, so that scoring begins immediately."""
         number, last = max(self.bases), self.last_planned
         after = last if last is not None and last.input == number else None
         most = 64 if last else window

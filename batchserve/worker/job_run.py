@@ -1,6 +1,6 @@
 """The run of one job: an attempt at it, from the claim to its end.
 
-A run is over when its end is written, or when another attempt holds the lease; whatever comes back later is dropped.
+A run is over when its end is written, or when another attempt holds the lease; later outcomes are dropped.
 """
 
 from collections.abc import Callable, Mapping
@@ -39,25 +39,25 @@ log = get_logger()
 
 _CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
 _MIN_COPY_RATE = 20e6
-"""Bytes of parts that any disk should copy, hash and sync in a second."""
+"""Bytes of parts that every disk should copy, hash and sync in a second."""
 
 
 @dataclass(frozen=True, slots=True)
 class RunContext:
-    """What all runs of a worker share."""
+    """Context shared by all runs of a worker."""
 
     runtime: Runtime
     clock: Clock
     transitions: Transitions
     window: int
-    """Calls under way: one for each process, and the next one for when it comes back."""
+    """Most running calls: one for each process, and one queued behind it."""
     post: Callable[[Callable[[], None]], None]
-    """Has an event handled by the worker's thread, in which runs do all they do."""
+    """Posts an event to the worker's thread, in which runs do all their work."""
     is_stopping: Callable[[], bool]
     over: Callable[["JobRun"], None]
-    """Is called when a run is over, however it ended."""
+    """Called when a run is over."""
     ended: Callable[["JobRun"], None]
-    """Is called afterwards, when the end of the attempt is written."""
+    """Called afterwards, if the end of the attempt was written."""
 
     def call(
         self,
@@ -67,7 +67,7 @@ class RunContext:
         urgent: bool = False,
         timeout: float | None = None,
     ) -> Call[Any]:
-        """Calls a function on the engine; what it comes back with is handled by the worker's thread."""
+        """Calls a function on the engine; its outcome is handled by the worker's thread."""
         seconds = timeout or self.runtime.settings.chunk_timeout
         call = self.runtime.engine.submit(function, *args, timeout=seconds, urgent=urgent)
         call.future.add_done_callback(lambda future: self.post(partial(then, future)))
@@ -75,7 +75,7 @@ class RunContext:
 
 
 class JobRun:
-    """Takes a job through its life: `advance` begins what can begin; what calls come back with is recorded."""
+    """Runs a job from claim to end: `advance` starts what can start; outcomes of calls are recorded."""
 
     def __init__(self, job: ActiveJob, context: RunContext) -> None:
         self._job, self._context = job, context
@@ -90,7 +90,7 @@ class JobRun:
     def advance(self, *, may_score: bool) -> bool:
         """The life of a job: planned piece by piece, scored meanwhile, assembled when all is scored.
 
-        Whether a chunk was handed out for scoring: one at most, for other jobs have their turn.
+        Returns whether a chunk was dispatched: one at most, so that other jobs have their turn.
         """
         if self._is_paused:
             return False
@@ -142,7 +142,7 @@ class JobRun:
             return False
         chunk = job.pending.popleft()
         task = job.chunk_task(chunk)
-        # The first chunk of a job goes before others: a small job does not wait behind a huge one.
+        # The first chunk of a job is urgent, so that a small job does not wait behind a huge one.
         call = self._call(partial(self._scored, chunk), score_chunk, task, urgent=chunk.first_record == 0)
         job.chunk_calls[chunk.first_record] = call
         return True
@@ -165,7 +165,7 @@ class JobRun:
             self._fail(too_many)
 
     def _crashed(self, chunk: Chunk, error: BatchserveError) -> None:
-        """A chunk gets as many tries as the settings say, the last one as two halves."""
+        """A chunk gets as many tries as in the settings, the last one as two halves."""
         job, most = self._job, self._settings.crashes
         crashes = self._write(plan.count_crash_if_mine, chunk.first_record)
         log.warning("Scoring process was lost", action="chunk_crash", job_id=job.id, record=chunk.first_record,
@@ -198,7 +198,7 @@ class JobRun:
         job = self._job
         if not job.planned or job.pending or job.calls:
             return
-        if too_many := job.too_many_row_errors:  # a share of the records is known only now
+        if too_many := job.too_many_row_errors:  # a limit as a share of the records can only be checked now
             self._fail(too_many)
             return
         try:
@@ -218,7 +218,7 @@ class JobRun:
         if self._has_failed(future):
             return
         completed = self._complete(execution.complete_if_mine, future.result(), facts)
-        if completed and not self._job.rows_failed:  # else a retry of the failed records takes over the other parts
+        if completed and not self._job.rows_failed:  # otherwise a retry of the failed records reuses the other parts
             _delete_parts(self._runtime, self.id)
 
     # --- end ---
@@ -228,7 +228,7 @@ class JobRun:
             self._job.cancelled_at = self._context.clock.monotonic()
 
     def end_if_cancelled(self) -> None:
-        """Ends a cancelled job: when its chunks have come back, or by killing those that do not."""
+        """Ends a cancelled job when its chunks have returned; kills those that take too long."""
         job = self._job
         if job.cancelled_at is None:
             return
@@ -237,7 +237,7 @@ class JobRun:
             log.info("Job is cancelled", action="job_cancel", job_id=job.id)
 
     def release(self) -> None:
-        """Gives the job back to the queue."""
+        """Releases the job to the queue."""
         if self._end(execution.release_if_mine):
             log.info("Job is released", action="job_release", job_id=self.id)
 
@@ -291,18 +291,18 @@ class JobRun:
 
     def _come_back(self, then: Callable[[Future[Any]], None], future: Future[Any]) -> None:
         if self.is_over:
-            return  # the attempt was given up while this call ran
+            return  # the attempt was abandoned while this call ran
         try:
             then(future)
         except LeaseLost:
             self.lose()
         except Exception:
-            # What came back could not be recorded. The lease lapses, and the next attempt scores that chunk again.
+            # The outcome could not be recorded. The lease lapses, and the next attempt scores that chunk again.
             self._drop()
             raise
 
     def _has_failed(self, future: Future[Any]) -> bool:
-        """Whether a call gave no value; then the job waits (storage full), tries it again, stops, or is failed."""
+        """Whether a call failed; then the job waits (storage full), retries, stops, or fails."""
         if future.cancelled():
             return True
         job, error = self._job, future.exception()
@@ -327,11 +327,11 @@ class JobRun:
 
 
 def _of_last_try(error: BatchserveError, chunk: Chunk, crashes: int) -> BatchserveError:
-    """The error of a job with a chunk that scoring processes do not survive."""
+    """The error of a job with a chunk that crashes scoring processes."""
     last = chunk.first_record + chunk.records - 1
     return type(error)(
-        f"{error.detail}; this was try {crashes} at records {chunk.first_record} to {last}. Look at these records and "
-        "at the model, or give the scoring processes more memory or time; then retry the job."
+        f"{error.detail}; this was try {crashes} at records {chunk.first_record} to {last}. Check these records and "
+        "the model, or give the scoring processes more memory or time; then retry the job."
     )
 
 

@@ -14,7 +14,7 @@ from batchserve.formats import FORMATS
 
 
 class InputBody(BaseModel):
-    bytes: int | None = Field(description="Null: not known before it was read, as of an input that is borrowed.")
+    bytes: int | None = Field(description="Null: unknown before it was read, as for a borrowed input.")
     sha256: str | None
     media_type: str
     format: str
@@ -35,7 +35,7 @@ class Chunks(BaseModel):
 
 class ResultBody(BaseModel):
     bytes: int
-    sha256: str | None = Field(description="Null where the storage put the result together without reading its bytes.")
+    sha256: str | None = Field(description="Null where the storage composed the result without reading its bytes.")
     media_type: str
     format: str
     rows: int
@@ -67,7 +67,7 @@ class JobBody(BaseModel):
     cancel_requested: bool
     rows: Rows
     chunks: Chunks
-    progress: float = Field(ge=0, le=1, description="The share that is done, including assembly; 1.0 when completed.")
+    progress: float = Field(ge=0, le=1, description="The finished share, including assembly; 1.0 when completed.")
     rows_per_s: float | None
     eta_s: float | None
     queue_position: int | None
@@ -85,7 +85,7 @@ class JobBody(BaseModel):
 
 
 class RefusedJob(BaseModel):
-    """A job that stays uploaded, since its input does not fit the model."""
+    """A job that stays uploaded because its input does not fit the model."""
 
     id: str
     problem: dict[str, Any] = Field(description="`code` and `detail` of the problem that its predict would return.")
@@ -96,7 +96,7 @@ class RefusedJob(BaseModel):
 
 
 class QueuedBody(BaseModel):
-    """What became of the uploaded jobs that one request queued."""
+    """The outcome of one request that queues uploaded jobs."""
 
     model_config = ConfigDict(json_schema_extra={"example": examples.QUEUED})
 
@@ -183,7 +183,7 @@ def _result(job: Job) -> ResultBody | None:
 
 
 def _speed(job: Job, attempts: list[Attempt], now: float) -> tuple[float | None, float | None]:
-    """Rows per second in the last attempt, and the seconds that are left at that pace."""
+    """Rows per second in the last attempt, and the remaining seconds at that speed."""
     rows = job.rows_done - attempts[-1].rows_before if attempts else 0
     if rows <= 0:
         return None, None

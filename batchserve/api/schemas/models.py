@@ -37,7 +37,7 @@ class ModelInputBody(TensorBody):
 
 
 class ModelBody(BaseModel):
-    """A model version: what it takes, what it gives, how it is run."""
+    """A model version: its inputs, its outputs, how it runs."""
 
     model_config = ConfigDict(json_schema_extra={"example": examples.MODEL})
 
@@ -136,6 +136,6 @@ def _tensor(tensor: OutputTensor) -> TensorBody:
 
 def _maybe_json(text: str) -> Any:
     try:
-        return orjson.loads(text)  # which refuses what an answer cannot hold, such as lone surrogates
+        return orjson.loads(text)  # which refuses values that a response cannot hold, such as lone surrogates
     except ValueError:
         return text

@@ -23,9 +23,9 @@ from batchserve.submission import Queueing, Submission, default_format
 MAX_METADATA = 16
 METADATA_BYTES = 16 * 1024
 MAX_COUNT = 2**53
-"""The largest number up to which a float counts every one."""
+"""The largest number up to which a float represents every integer."""
 RUN_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
-"""Between which a job may be put off: with any retention, all its times can be shown."""
+"""Limits of `run_after`: with any retention, all times of the job can be shown."""
 
 
 def _word_or_list(value: Any) -> Any:
@@ -104,7 +104,7 @@ class PredictOptions(BaseModel):
         return pairs
 
     def submission(self, tenant: str, job_id: str, inputs: tuple[StoredInput, ...], model: ModelVersion) -> Submission:
-        """What these options ask of the inputs of a job."""
+        """The submission of a job's inputs with these options."""
         passthrough = self.passthrough
         options = Options(
             format=self.format or default_format(inputs[0].format, model),
@@ -140,7 +140,7 @@ class OnlineOptions(ValidateOptions):
 
 
 def query_parameters(options: type[BaseModel]) -> list[dict[str, Any]]:
-    """Options as the OpenAPI document has parameters of a query, where lists and mappings are texts."""
+    """Options as query parameters of the OpenAPI document, with lists and mappings as text."""
     return [
         {
             "name": name,

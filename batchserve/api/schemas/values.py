@@ -13,7 +13,7 @@ MAX_REFERENCE = 256
 
 
 def plain_text(text: str) -> str:
-    """A text that can be kept and sent again. Raises ValueError for NUL, and for half of a character."""
+    """A text that can be stored and returned. Raises ValueError for NUL and for lone surrogates."""
     if "\0" in text:
         raise ValueError("expected a text without the character NUL")
     if not text.isascii():
@@ -26,7 +26,7 @@ def plain_text(text: str) -> str:
 
 Plain = AfterValidator(plain_text)
 Name = Annotated[str, Field(max_length=MAX_NAME), Plain]
-"""Of a column, or of an input of a model."""
+"""Name of a column or of a model input."""
 
 
 def comma_list(value: Any) -> Any:
@@ -53,7 +53,7 @@ def _no_constant(name: str) -> None:
 
 
 def _scalar(value: Any) -> Any:
-    """One fault for a value that is none of the types, instead of one for each of them."""
+    """One fault for a value of none of the types, instead of one for each type."""
     if not isinstance(value, bool | int | float | str) or (isinstance(value, float) and not math.isfinite(value)):
         raise ValueError("expected a finite number, a text, true or false")
     return plain_text(value) if isinstance(value, str) else value
@@ -66,7 +66,7 @@ Shared = Annotated[
     | Annotated[str, Field(max_length=65_536), Plain],
     BeforeValidator(_scalar),
 ]
-"""A value that all records share, as it may come in JSON: of 64 bits, and finite."""
+"""A JSON value that all records share: at most 64 bits, and finite."""
 
 Columns = Annotated[
     Annotated[list[Name], Field(max_length=MAX_NAMES)]
