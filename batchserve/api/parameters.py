@@ -1,7 +1,6 @@
 """Query parameters that no route documents are refused: a misspelled filter would select everything."""
 
 from collections.abc import Iterator
-from functools import lru_cache
 
 from fastapi import Request
 from fastapi.dependencies.models import Dependant
@@ -21,7 +20,6 @@ def require_documented(request: Request) -> None:
         )
 
 
-@lru_cache
 def _documented(route: APIRoute) -> frozenset[str]:
     described = (route.openapi_extra or {}).get("parameters", ())
     return frozenset((*_declared(route.dependant), *(one["name"] for one in described if one["in"] == "query")))
