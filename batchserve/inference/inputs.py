@@ -369,7 +369,7 @@ def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     """Mask of records with such numbers."""
     if array.dtype.kind not in "iuf" or not tensor.per_record or array.dtype == numpy_type(tensor.dtype):
         return np.zeros(len(array) if tensor.per_record else 1, dtype=bool)
-    return np.asarray(misfits(array, tensor.dtype).reshape(len(array), -1).any(axis=1))
+    return np.asarray(misfits(array, tensor.dtype).any(axis=tuple(range(1, array.ndim))))
 
 
 def _find_nan(tensor: InputTensor, array: np.ndarray, faults: RecordErrors) -> None:

@@ -88,10 +88,11 @@ def read_records(stream: IO[bytes], header: ArrayHeader, first: int, records: in
     """
     shape = (records, *header.shape[1:])
     if header.fortran and len(shape) > 1:
-        rows, columns = header.shape
-        array = np.empty(shape, header.dtype)
-        for column in range(columns):
-            array[:, column] = _values(stream, header, column * rows + first, records)
+        # The values of all records for one place lie together, and the places are in Fortran order, too.
+        places = np.empty((header.values_per_record, records), header.dtype)
+        for place, values in enumerate(places):
+            values[:] = _values(stream, header, place * header.records + first, records)
+        array = places.T.reshape(shape, order="F")
     else:
         per_record = header.values_per_record
         array = _values(stream, header, first * per_record, records * per_record).reshape(shape)
@@ -139,10 +140,6 @@ def _check(header: ArrayHeader, stop: int, what: str) -> None:
             raise InvalidInput(f"{what} has dtype {dtype}: expected numbers, booleans or strings")
     if any(length < 0 for length in header.shape) or (header.shape and header.values_per_record == 0):
         raise InvalidInput(f"{what} has shape {header.shape}: a record would hold no value")
-    if header.fortran and len(header.shape) > 2:
-        raise InvalidInput(
-            f"{what} is in Fortran order with {len(header.shape)} axes: save numpy.ascontiguousarray(array)"
-        )
     if header.data + header.bytes > stop:
         raise InvalidInput(
             f"{what} is cut off: its shape {header.shape} and dtype {dtype} need {header.bytes} bytes, "

@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
-from numba import njit
+from numba import njit, types
 from numba.core.dispatcher import Dispatcher
+from numba.core.typing.templates import Signature
 
 __all__ = ["decide_many", "decide_two", "traverse"]
 
@@ -24,7 +25,16 @@ ROUND = 16
 F = TypeVar("F", bound=Callable[..., object])
 
 
-def _compiled(signature: str) -> "Callable[[F], Dispatcher[F]]":
+def _read(dtype: types.Type, axes: int = 1) -> types.Array:
+    """An array that is only read: what was read from a file cannot be written, and a copy of it would take time."""
+    return types.Array(dtype, axes, "C", readonly=True)
+
+
+def _written(dtype: types.Type, axes: int = 1) -> types.Array:
+    return types.Array(dtype, axes, "C")
+
+
+def _compiled(signature: Signature) -> "Callable[[F], Dispatcher[F]]":
     """Compiles a function when it is defined, and keeps the machine code beside its source or in the user's cache."""
 
     def compile_function(function: F) -> "Dispatcher[F]":
@@ -36,7 +46,13 @@ def _compiled(signature: str) -> "Callable[[F], Dispatcher[F]]":
     return compile_function
 
 
-@_compiled("void(f4[:,::1], u8, u4[::1], f4[::1], u8, u8[::1], i8[::1], u8[::1], u4[::1], f4[:,::1], f4[:,::1])")
+@_compiled(
+    types.void(
+        *(_read(types.float32, 2), types.uint64, _read(types.uint32), _read(types.float32), types.uint64),
+        *(_read(types.uint64), _read(types.int64), _read(types.uint64), _read(types.uint32), _read(types.float32, 2)),
+        _written(types.float32, 2),
+    )
+)
 def traverse(  # noqa: C901 - as several functions it is a quarter slower
     rows: np.ndarray,
     feature: int,
@@ -91,7 +107,12 @@ def traverse(  # noqa: C901 - as several functions it is a quarter slower
                         sums[row, np.uint64(column)] += weights[leaf, np.uint64(column)]
 
 
-@_compiled("void(f4[:,::1], f4, b1, b1, i8[::1], f4[:,::1])")
+@_compiled(
+    types.void(
+        *(_read(types.float32, 2), types.float32, types.boolean, types.boolean),
+        *(_written(types.int64), _written(types.float32, 2)),
+    )
+)
 def decide_two(
     sums: np.ndarray, base: float, positive: bool, logistic: bool, winners: np.ndarray, scores: np.ndarray
 ) -> None:
@@ -112,7 +133,12 @@ def decide_two(
             scores[row, 1] = total
 
 
-@_compiled("void(f4[:,::1], f4[::1], b1, b1, i8[::1])")
+@_compiled(
+    types.void(
+        *(_written(types.float32, 2), _read(types.float32), types.boolean, types.boolean),
+        _written(types.int64),
+    )
+)
 def decide_many(scores: np.ndarray, base: np.ndarray, logistic: bool, softmax: bool, winners: np.ndarray) -> None:
     """The winner among the classes; `scores` [N, classes] are sums before, and what the graph gives after."""
     one = np.float32(1)

@@ -195,7 +195,7 @@ def _rows(model: TreeModel, inputs: Arrays) -> np.ndarray:
             f"got {rows.dtype} of shape {list(rows.shape)}"
         )
     with np.errstate(over="ignore"):  # beyond the largest float32 lies infinity, here as in the graph
-        return np.ascontiguousarray(rows, np.float32)
+        return np.require(rows, np.float32, ("C_CONTIGUOUS", "ALIGNED"))
 
 
 def _next(values: np.ndarray, towards: np.ndarray | np.float32) -> np.ndarray:
