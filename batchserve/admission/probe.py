@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from batchserve.admission import graph
+from batchserve.admission.independence import ALONE, QUANTISED, close, influences, mixes_records, share_fixed
 from batchserve.admission.output_roles import read_outputs
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
@@ -50,9 +51,6 @@ MAX_AXES = 60
 """Of an input: numpy has 64 at most, and some are put in front."""
 FIXED_BATCHES = (4, 8, 16, 32, 64)
 """Guesses for the only number of records that a graph accepts."""
-TOLERANCE = 0.02
-"""A value that moves by less, relative to the largest one, when a batch is cut is the same value: float32 sums, and
-quantisation by batch, are not mixing of records."""
 NULLABLE_COLUMNS = 2048
 """Wider inputs are tried with all columns missing at once."""
 
@@ -85,6 +83,11 @@ def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: li
     started = perf_counter()
     session = open_session(content)
     feed, mode, batch, runs = _find_feed(session, model, inputs, metadata)
+    least = influences(model)
+    if (held := share_fixed(session, feed, inputs, least)) is not None:
+        inputs, feed, shared = held
+        notes.extend(shared)
+        mode, batch, runs = _runs(session, feed, inputs)
     groups = _sequence_parts(model, runs)
     changed, mended_groups = _mend_outputs(model, runs)
     if changed:
@@ -95,8 +98,8 @@ def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: li
         session = open_session(content)
         mode, batch, runs = _runs(session, feed, inputs)
     _check_rows(runs)
-    if mode == "rows" and _mixes_records(session, feed, runs):
-        mode = "whole"
+    mode = _proved(session, feed, inputs, mode, batch, least)
+    if mode == "whole":
         notes.append("The result of a record depends on the other records, so the input is scored in one run.")
     rows = _many(session, feed, mode, batch)
     task, outputs = read_outputs(model, metadata, rows, runs, groups, labels)
@@ -292,6 +295,21 @@ def _runs(session: Session, feed: Feed, inputs: tuple[InputTensor, ...]) -> tupl
     raise failure or ScoringFailed("no run succeeds")
 
 
+def _proved(
+    session: Session, feed: Feed, inputs: tuple[InputTensor, ...], mode: Mode, batch: int, least: float
+) -> Mode:
+    """The mode in which the input is cut only between records that do not influence each other. Raises ModelRefused
+    where it would have to be cut elsewhere."""
+    if mode == "rows":
+        return "whole" if mixes_records(session, feed, inputs, least) else "rows"
+    if batch > 1 and mixes_records(session, feed, inputs, least, batch):
+        raise ModelRefused(
+            f"the graph takes exactly {batch} records in a run, and the result of one depends on the others: export it "
+            "with a free number of records, or for one record"
+        )
+    return mode
+
+
 # --- outputs that do not lie record by record ------------------------------------------------------------------------
 
 
@@ -354,7 +372,7 @@ def _left_out(model: ModelProto, name: str) -> str:
 def _in_order(arrays: dict[int, np.ndarray]) -> bool:
     """Whether the values for one record come first among those for three."""
     width = arrays[1].size
-    return _close(arrays[1].reshape(-1), arrays[3].reshape(-1)[:width])
+    return close(arrays[1].reshape(-1), arrays[3].reshape(-1)[:width], ALONE, QUANTISED)
 
 
 def _with_open_sizes(output: OutputTensor, model: ModelProto) -> OutputTensor:
@@ -377,27 +395,6 @@ def _check_rows(runs: dict[int, Arrays]) -> None:
                 raise ModelRefused(
                     f"output {name!r} has shape {list(array.shape)} for {count} records: each record needs one row"
                 )
-
-
-def _mixes_records(session: Session, feed: Feed, runs: dict[int, Arrays]) -> bool:
-    """Whether three records give other values separately than together."""
-    singles = [session.run(feed.take(np.array([index]))) for index in range(3)]
-    for name, together in runs[3].items():
-        if any(single[name].shape != (1, *together.shape[1:]) for single in singles):
-            return True
-        if together.dtype.kind == "f" or not any(array.dtype.kind == "f" for array in runs[3].values()):
-            alone = np.concatenate([single[name] for single in singles])
-            if not _close(together, alone):
-                return True
-    return False
-
-
-def _close(left: np.ndarray, right: np.ndarray) -> bool:
-    if left.dtype.kind != "f":
-        return bool(np.array_equal(left, right))
-    finite = np.abs(left[np.isfinite(left)])
-    scale = float(finite.max()) if finite.size else 1.0
-    return bool(np.allclose(left, right, rtol=TOLERANCE, atol=TOLERANCE * scale, equal_nan=True))
 
 
 def _many(session: Session, feed: Feed, mode: Mode, batch: int) -> Arrays:

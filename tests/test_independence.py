@@ -1,0 +1,128 @@
+"""Records are cut apart only where a proof says that they do not influence each other."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from batchserve.admission import admit
+from batchserve.domain import Signature
+from batchserve.errors import ModelRefused
+
+RANDOM = np.random.default_rng(0)
+Shape = list[int | str | None]
+
+
+def made(
+    nodes: list[Any],
+    inputs: dict[str, Shape],
+    outputs: dict[str, Shape],
+    constants: dict[str, np.ndarray] | None = None,
+) -> bytes:
+    def entries(shapes: dict[str, Shape]) -> list[Any]:
+        return [helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in shapes.items()]
+
+    held = [numpy_helper.from_array(array, name) for name, array in (constants or {}).items()]
+    graph = helper.make_graph(nodes, "made", entries(inputs), entries(outputs), held)
+    model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    return model.SerializeToString()
+
+
+def weights(*shape: int) -> np.ndarray:
+    return RANDOM.standard_normal(shape).astype(np.float32)
+
+
+def recurrent(kind: str, x: Shape, state: Shape | None = None) -> bytes:
+    """A recurrent net of 4 values in and 8 hidden ones, steps on axis 0; its state is an input if it has a shape."""
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    states = ["h", "c"] if kind == "LSTM" else ["h"]
+    given = states if state is not None else []
+    node = helper.make_node(kind, ["x", "w", "r", "", "", *given], ["all", "last"], hidden_size=8)
+    squeeze = helper.make_node("Squeeze", ["all", "axis"], ["y"])
+    constants = {"w": weights(1, 8 * gates, 4), "r": weights(1, 8 * gates, 8), "axis": np.array([1])}
+    inputs: dict[str, Shape] = {"x": x, **{name: state or [] for name in given}}
+    return made([node, squeeze], inputs, {"y": [None, None, 8]}, constants)
+
+
+def normalised(training: int) -> bytes:
+    node = helper.make_node(
+        "BatchNormalization", ["x", "scale", "bias", "mean", "var"], ["y", "m", "v"][: 1 + 2 * training],
+        training_mode=training,
+    )  # fmt: skip
+    constants = {name: np.ones(3, np.float32) for name in ("scale", "bias", "mean", "var")}
+    return made([node], {"x": ["batch", 3]}, {"y": ["batch", 3]}, constants)
+
+
+def less_the_mean(share: float, shape: Shape) -> bytes:
+    nodes = [
+        helper.make_node("ReduceMean", ["x"], ["mean"], axes=[0]),
+        helper.make_node("Mul", ["mean", "share"], ["part"]),
+        helper.make_node("Sub", ["x", "part"], ["y"]),
+    ]
+    return made(nodes, {"x": shape}, {"y": shape}, {"share": np.array(share, np.float32)})
+
+
+def one_node(operator: str, shape: Shape, **attributes: Any) -> bytes:
+    return made([helper.make_node(operator, ["x"], ["y"], **attributes)], {"x": shape}, {"y": shape})
+
+
+def summed_so_far() -> bytes:
+    node = helper.make_node("CumSum", ["x", "axis"], ["y"])
+    return made([node], {"x": ["N", 3]}, {"y": ["N", 3]}, {"axis": np.array(0)})
+
+
+DEPENDENT: dict[str, Callable[[], bytes]] = {
+    "LSTM over axis 0": lambda: recurrent("LSTM", [None, 1, 4]),
+    "GRU over axis 0": lambda: recurrent("GRU", ["batch", 1, 4]),
+    "LSTM with a state": lambda: recurrent("LSTM", [None, 1, 4], [1, 1, 8]),
+    "GRU with a state": lambda: recurrent("GRU", ["seq", 1, 4], [1, 1, 8]),
+    "batch normalisation in training": lambda: normalised(1),
+    "less the mean": lambda: less_the_mean(1, ["N", 3]),
+    "less a thousandth of the mean": lambda: less_the_mean(0.001, ["N", 3]),
+    "softmax over the records": lambda: one_node("Softmax", ["N", 3], axis=0),
+    "sums so far": summed_so_far,
+}
+
+
+def signature_of(model: bytes) -> Signature:
+    return admit(model).signature
+
+
+@pytest.mark.parametrize("name", DEPENDENT)
+def test_records_that_influence_each_other_are_scored_in_one_run(name: str) -> None:
+    signature = signature_of(DEPENDENT[name]())
+    assert signature.mode == "whole"
+    assert any("depends on the other records" in note for note in signature.notes)
+
+
+def test_a_state_beside_records_that_influence_each_other_is_shared_by_all() -> None:
+    signature = signature_of(recurrent("LSTM", [None, 1, 4], [1, 1, 8]))
+    assert [(tensor.name, tensor.per_record) for tensor in signature.inputs] == [
+        ("x", True), ("h", False), ("c", False)
+    ]  # fmt: skip
+    assert "Input 'h' has one value for all records." in signature.notes
+
+
+INDEPENDENT: dict[str, Callable[[], bytes]] = {
+    "batch normalisation": lambda: normalised(0),
+    "softmax of each record": lambda: one_node("Softmax", ["N", 3], axis=1),
+    "softmax of each record of any length": lambda: one_node("Softmax", ["N", "T"], axis=1),
+    "one step of its own state": lambda: made(
+        [helper.make_node("Add", ["x", "h"], ["y"])], {"x": [None, 8], "h": [1, 8]}, {"y": [None, 8]}
+    ),
+}
+
+
+@pytest.mark.parametrize("name", INDEPENDENT)
+def test_records_that_do_not_influence_each_other_may_be_cut_apart(name: str) -> None:
+    signature = signature_of(INDEPENDENT[name]())
+    assert signature.mode == ("fixed" if "own state" in name else "rows")
+    assert not any("depends" in note for note in signature.notes)
+
+
+def test_a_graph_of_exactly_so_many_records_that_influence_each_other_is_refused() -> None:
+    with pytest.raises(ModelRefused, match="exactly 4 records in a run, and the result of one depends on the others"):
+        admit(less_the_mean(1, [4, 3]))
+    assert signature_of(one_node("Softmax", [4, 3], axis=1)).mode == "fixed"
