@@ -69,7 +69,6 @@ def _score(share: tuple[list[str], str]) -> bytes:
 def _decoded(name: str) -> np.ndarray:
     """[3, 224, 224] float32, normalised plane by plane: several times as fast as all at once."""
     with Image.open(BytesIO(_archive().read(name))) as image:
-        image.draft("RGB", (SIZE, SIZE))
         pixels = np.asarray(image.convert("RGB").resize((SIZE, SIZE), Image.Resampling.BILINEAR))
     planes = np.empty((3, SIZE, SIZE), np.float32)
     for channel in range(3):

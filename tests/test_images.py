@@ -294,9 +294,9 @@ def test_an_image_is_rotated_by_its_exif_orientation_only_if_the_model_declares_
     )
 
 
-def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
+def test_a_large_jpeg_is_decoded_smaller_where_the_model_allows_a_draft() -> None:
     data = saved(smooth(900, 1300), "jpeg", quality=90)
-    got = channels_last(data, resize="stretch", size=(100, 100))
+    got = channels_last(data, resize="stretch", size=(100, 100), draft=True)
     small, whole = Image.open(io.BytesIO(data)), Image.open(io.BytesIO(data))
     draft = small.draft(None, (200, 200))
     assert draft is not None
@@ -307,10 +307,18 @@ def test_a_large_jpeg_is_decoded_smaller_and_looks_the_same() -> None:
     assert np.abs(got - exact).max() <= 2
 
 
+@pytest.mark.parametrize("chosen", ["bilinear", "bicubic", "lanczos", "box", "hamming"])
+def test_a_large_jpeg_is_what_pillow_gives_unless_the_model_allows_a_draft(chosen: Any) -> None:
+    data = saved(smooth(900, 1300), "jpeg", quality=90)
+    whole = Image.open(io.BytesIO(data)).resize((100, 100), Image.Resampling[chosen.upper()])
+    got = channels_last(data, resize="stretch", size=(100, 100), filter=chosen)
+    np.testing.assert_array_equal(got, np.asarray(whole))
+
+
 @pytest.mark.parametrize("spec", [{"antialias": False}, {"filter": "nearest"}, {"size": (500, 500)}])
 def test_a_jpeg_is_decoded_whole_where_a_difference_would_be_visible(spec: dict[str, Any]) -> None:
     data = saved(smooth(900, 1300), "jpeg")
-    chosen = {"resize": "stretch", "size": (100, 100), **spec}
+    chosen = {"resize": "stretch", "size": (100, 100), "draft": True, **spec}
     whole = np.asarray(Image.open(io.BytesIO(data)))[np.newaxis]
     target = tensor(Preprocessing(layout="nhwc", **chosen), (None, None, None, 3), "uint8")
     np.testing.assert_array_equal(channels_last(data, **chosen), images_of_array(whole, target).take(np.arange(1))[0])

@@ -314,8 +314,14 @@ _SIDEWAYS = (5, 6, 7, 8)
 
 
 def _drafted(image: Image.Image, spec: Preprocessing, size: tuple[int, int]) -> tuple[float, ...] | None:
-    """Selects a reduced JPEG decode where it is as good; returns the box of the image in it."""
-    if not spec.antialias or spec.filter == "nearest" or spec.exif or image.format not in ("JPEG", "MPO"):
+    """Selects a reduced JPEG decode where the model allows it; returns the box of the image in it."""
+    if (
+        not spec.draft
+        or not spec.antialias
+        or spec.filter == "nearest"
+        or spec.exif
+        or image.format not in ("JPEG", "MPO")
+    ):
         return None
     height, width = size
     drafted = image.draft(None, (_GAP * width, _GAP * height))
