@@ -198,6 +198,41 @@ class Preprocessing:
 
 
 @dataclass(frozen=True, slots=True)
+class Categories:
+    """The values of a column that an encoder in the model knows."""
+
+    count: int
+    some: tuple[str | float, ...]
+    """The first of them, for messages."""
+    packed: str
+    """All of them: a JSON list of texts or of numbers, compressed by zlib, in base64."""
+
+
+@dataclass(frozen=True, slots=True)
+class Domain:
+    """For which values of a column the model answers like its original; all others are row errors.
+
+    `Column.nullable` and `InputTensor.nullable` say the same of missing values.
+    """
+
+    infinite: bool = True
+    empty: bool = True
+    """Whether the empty text is a value; otherwise it is a missing one."""
+    whole: bool = False
+    """Whether numbers must be whole ones."""
+    low: float | None = None
+    high: float | None = None
+    categories: Categories | None = None
+    """None: no encoder, or one that knows what to do with others."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it limits infinite values at most."""
+        limited = self.whole or self.low is not None or self.high is not None
+        return self.empty and not limited and self.categories is None
+
+
+@dataclass(frozen=True, slots=True)
 class InputTensor:
     """One input of the ONNX graph. `shape[0]` is the record axis when `per_record`; None is a free dimension.
 
@@ -215,6 +250,8 @@ class InputTensor:
     """For an input without column names: whether the model itself gives an answer for NaN anywhere in it."""
     image: Preprocessing | None = None
     """How images fill this input, from one column of type image, or from an uint8 array [N, H, W, C] or [N, H, W]."""
+    domains: tuple[Domain, ...] = ()
+    """Of its columns, in their order; (): nothing is known, and all values are taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,6 +266,8 @@ class OutputTensor:
     """What the columns of axis 1 mean: classes of probabilities and scores, targets of a label or a value."""
     group: str | None = None
     """The target of a multi-output model that this output predicts; part of the column names."""
+    finite: bool = False
+    """Whether the original gives finite numbers only: any other answer is a row error."""
 
 
 @dataclass(frozen=True)

@@ -734,7 +734,7 @@ def test_an_input_of_more_axes_than_an_array_can_have_is_refused() -> None:
 
 
 def test_any_error_that_a_model_causes_refuses_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> None:
+    def broken(*_: object, **__: object) -> None:
         raise ValueError("an array of 303 axes")
 
     monkeypatch.setattr(admission, "describe", broken)

@@ -23,14 +23,14 @@ class Admitted:
     """The raw `batchserve.*` entries of the graph, and `producer`."""
 
 
-def admit(data: bytes) -> Admitted:
+def admit(data: bytes, *, tuned: bool = True) -> Admitted:
     """Admits an ONNX model, or a zip archive of one with its external tensors and a `batchserve.json`.
 
     Raises ModelRefused with the reason. The graph is run, and may be hostile: call this in a process whose time and
-    memory are limited. Nothing is unbounded before the first session.
+    memory are limited. Nothing is unbounded before the first session. `tuned`: whether its speed is measured.
     """
     try:
-        return _admit(data)
+        return _admit(data, tuned)
     except (MemoryError, OutOfMemory) as error:
         raise ModelRefused("the model needs more memory than the limit") from error
     except ScoringFailed as error:
@@ -42,18 +42,23 @@ def admit(data: bytes) -> Admitted:
         raise ModelRefused(f"the model cannot be examined: {type(error).__name__}: {str(error)[:200]}") from error
 
 
-def _admit(data: bytes) -> Admitted:
+def _admit(data: bytes, tuned: bool) -> Admitted:
     if len(data) > MAX_MODEL_BYTES:
         raise ModelRefused(f"the model has {len(data):,} bytes; at most {MAX_MODEL_BYTES:,} are accepted")
     model = unpack(data) if is_bundle(data) else parse(data)
     check_graph(model)
     labels = strip_zipmaps(model)
     notes = [*lower_ir_version(model), *mend_locales(model)]
-    content, signature = describe(model, labels, notes)
+    content, signature = describe(model, labels, notes, tuned=tuned)
     return Admitted(content, signature, _metadata(model))
 
 
 def _metadata(model: ModelProto) -> dict[str, str]:
-    metadata = {entry.key: entry.value for entry in model.metadata_props if entry.key.startswith("batchserve.")}
+    metadata = {
+        entry.key: entry.value
+        for entry in model.metadata_props
+        # The signature has the domains, and categories may be many.
+        if entry.key.startswith("batchserve.") and entry.key != "batchserve.domains"
+    }
     producer = f"{model.producer_name} {model.producer_version}".strip()
     return metadata | ({"producer": producer} if producer else {})

@@ -15,7 +15,9 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from batchserve.admission import graph
+from batchserve.admission.domains import with_domains
 from batchserve.admission.independence import ALONE, QUANTISED, close, influences, mixes_records, share_fixed
+from batchserve.admission.missing import with_nullable
 from batchserve.admission.output_roles import read_outputs
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
@@ -51,26 +53,25 @@ MAX_AXES = 60
 """Of an input: numpy has 64 at most, and some are put in front."""
 FIXED_BATCHES = (4, 8, 16, 32, 64)
 """Guesses for the only number of records that a graph accepts."""
-NULLABLE_COLUMNS = 2048
-"""Wider inputs are tried with all columns missing at once."""
 
-_NULL_AWARE = {"Imputer", "IsNaN"}
-"""Operators, beside tree ensembles, that know what to do with a missing value."""
-
-_METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str]] = {
+_METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str] | type[bool]] = {
     "columns": list,
     "labels": list,
     "targets": list,
     "sample": list,
     "image": dict,
     "task": str,
+    "domains": dict,
+    "finite": bool,
 }
 """The metadata under `batchserve.*` that is used here, with its JSON type."""
 
 Mode = Literal["rows", "fixed", "whole"]
 
 
-def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: list[str]) -> tuple[bytes, Signature]:
+def describe(
+    model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: list[str], *, tuned: bool = True
+) -> tuple[bytes, Signature]:
     """The model's bytes, its outputs mended where they do not lie record by record, and its signature.
 
     `labels` holds the class labels of outputs that are known already. Raises ModelRefused when no run succeeds or
@@ -103,12 +104,15 @@ def describe(model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: li
         notes.append("The result of a record depends on the other records, so the input is scored in one run.")
     rows = _many(session, feed, mode, batch)
     task, outputs = read_outputs(model, metadata, rows, runs, groups, labels)
+    outputs = tuple(replace(output, finite=metadata.get("finite", False)) for output in outputs)
     if any(None in tensor.shape[1:] for tensor in inputs):
         outputs = tuple(_with_open_sizes(output, model) for output in outputs)
     signature = Signature(inputs, outputs, task, mode, batch, notes=tuple(notes))
     _check_names(signature)
-    signature = _with_nullable(signature, model, session, feed)
+    signature = with_nullable(signature, model, session, feed, metadata)
     signature = replace(signature, sample=_sample(signature, metadata, feed))
+    if not tuned:
+        return content, signature
     signature = tune(signature, content, session, feed, perf_counter() - started)
     return content, tune_kernel(signature, model, content, feed)
 
@@ -159,7 +163,8 @@ def _inputs(model: ModelProto, metadata: Mapping[str, Any]) -> tuple[InputTensor
     free = any(shape and shape[0] is None for shape in shapes.values())
     named = _named_columns(metadata)
     inputs = tuple(_input(entry, shapes[entry.name], free, named.get(entry.name)) for entry in entries)
-    return with_images(inputs, metadata["image"]) if "image" in metadata else inputs
+    inputs = with_images(inputs, metadata["image"]) if "image" in metadata else inputs
+    return with_domains(inputs, metadata)
 
 
 def _input(entry: ValueInfoProto, shape: tuple[int | None, ...], free: bool, named: list[Column] | None) -> InputTensor:
@@ -408,67 +413,6 @@ def _check_names(signature: Signature) -> None:
         raise ModelRefused(
             f"two outputs would give columns of the same name: {[output.name for output in signature.outputs]}"
         )
-
-
-# --- missing values --------------------------------------------------------------------------------------------------
-
-
-def _with_nullable(signature: Signature, model: ModelProto, session: Session, feed: Feed) -> Signature:
-    """Marks the number columns for which a missing value still gives an answer that the model was built to give.
-
-    A network can turn NaN into a number by accident, so the graph must hold an operator that knows missing values, or
-    the metadata must say so. What the metadata says of texts stays as it is: there "" stands for a missing one.
-    """
-    aware = any(node.op_type in _NULL_AWARE or node.op_type.startswith("TreeEnsemble") for node in graph.nodes(model))
-    inputs: list[InputTensor] = []
-    for tensor in signature.inputs:
-        if tensor.dtype == "string" or tensor.image is not None:
-            inputs.append(tensor)
-            continue
-        probed = tensor.per_record and tensor.dtype.startswith("float") and len(tensor.shape) <= 2
-        answered = _answers_nan(signature, session, feed, tensor.name) if probed else np.zeros(0, dtype=bool)
-        if tensor.columns is None:
-            inputs.append(replace(tensor, nullable=aware and bool(answered.size and answered.all())))
-            continue
-        columns = (
-            replace(column, nullable=probed and bool(answered[index]) and (aware or column.nullable))
-            for index, column in enumerate(tensor.columns)
-        )
-        inputs.append(replace(tensor, columns=tuple(columns)))
-    return replace(signature, inputs=tuple(inputs))
-
-
-def _answers_nan(signature: Signature, session: Session, feed: Feed, name: str) -> np.ndarray:
-    """For each column of an input whether all float outputs stay numbers when its value is missing."""
-    width = feed.arrays[name][:1].size
-    if not width or signature.mode == "whole":
-        return np.zeros(width, dtype=bool)
-    together = width > NULLABLE_COLUMNS
-    records = 1 if together else width
-    inputs = feed.take(np.zeros(records, dtype=np.int64))
-    flat = inputs[name].reshape(records, -1)
-    if together:
-        flat[:] = np.nan
-    else:
-        flat[np.arange(width), np.arange(width)] = np.nan
-    step = signature.batch if signature.mode == "fixed" else records
-    answers = []
-    try:
-        for start in range(0, records, step):
-            indices = np.minimum(np.arange(start, start + step), records - 1)
-            part = {key: array if key in feed.shared else array[indices] for key, array in inputs.items()}
-            answers.append(_finite(session.run(part), step)[: records - start])
-    except ScoringFailed:
-        return np.zeros(width, dtype=bool)
-    return np.broadcast_to(np.concatenate(answers), width)
-
-
-def _finite(outputs: Arrays, records: int) -> np.ndarray:
-    good = np.ones(records, dtype=bool)
-    for array in outputs.values():
-        if array.dtype.kind == "f":
-            good &= ~np.isnan(array.reshape(records, -1)).any(axis=1)
-    return good
 
 
 # --- sample -----------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from rich.console import Console
@@ -12,6 +12,7 @@ from batchserve.cli.terminal import AsJson, print_json, say, table
 
 if TYPE_CHECKING:
     from batchserve.conversion.parity import Parity
+    from batchserve.conversion.values import Unequal
 
 _ONNX = (".onnx", ".zip")
 _TORCH = (".pt", ".pth", ".torchscript")
@@ -44,6 +45,9 @@ def convert(
         typer.Option("--weights", exists=True, dir_okay=False, help="Weights of img2feat:NETWORK, when offline."),
     ] = None,
     tolerance: Annotated[float, typer.Option(min=0.0, help="Allowed relative difference.")] = 1e-4,
+    unequal: Annotated[
+        str, typer.Option(help="Values answered otherwise than by the original: refuse, or row-error.")
+    ] = "refuse",
     as_json: AsJson = False,
 ) -> None:
     """Convert a model to ONNX and verify its outputs: a pickled scikit-learn estimator, one on features of img2feat, or
@@ -52,10 +56,12 @@ def convert(
     from batchserve.conversion.parity import Parity
     from batchserve.errors import ParityFailed
 
+    if unequal not in ("refuse", "row-error"):
+        raise typer.BadParameter(f"is refuse or row-error, got {unequal}", param_hint="--unequal")
     target = output or model.with_suffix(".onnx")
     names = _labels(labels) if labels is not None else None
     try:
-        report = _report(model, sample, target, image, names, softmax, weights, tolerance)
+        report = _report(model, sample, target, image, names, softmax, weights, tolerance, unequal)
     except ParityFailed as failed:
         print_parity(Parity.from_json(failed.extra["parity"]), as_json)
         say("[bold red]Error:[/] the outputs of the graph differ from the original; nothing was written.")
@@ -74,6 +80,7 @@ def _report(
     softmax: bool,
     weights: Path | None,
     tolerance: float,
+    unequal: str,
 ) -> "Parity | None":
     """Write the graph. None: no original to compare it with."""
     from batchserve import conversion
@@ -106,7 +113,7 @@ def _report(
             )
     if sample is None or sample.is_dir():
         raise typer.BadParameter("name a file of records as the estimator takes them", param_hint="--sample")
-    return conversion.convert(model, sample, target, tolerance=tolerance).report
+    return conversion.convert(model, sample, target, tolerance=tolerance, unequal=cast("Unequal", unequal)).report
 
 
 def _image(text: str | None) -> "str | dict[str, Any] | None":
@@ -155,7 +162,8 @@ def print_parity(report: "Parity", as_json: bool) -> None:
 
 def show_parity(console: Console, report: "Parity") -> None:
     """Prints how far the graph's outputs differ from the original's."""
-    title = f"Parity on {report.rows:,} records: {report.label_flips:,} labels differ"
+    tried = f", {report.values_tried:,} values beyond them tried" if report.values_tried else ""
+    title = f"Parity on {report.rows:,} records: {report.label_flips:,} labels differ{tried}"
     console.print(
         table(
             ("output", "original's", "mean difference", "99 % below", "max", "allowed"),

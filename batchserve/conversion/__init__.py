@@ -7,8 +7,7 @@ metadata that a server needs, as JSON texts in its `metadata_props` under `batch
 
 import sys
 import warnings
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from batchserve.conversion.check import check
-from batchserve.conversion.conversion import Conversion, check_parity, serialize, with_facts
+from batchserve.conversion.conversion import Conversion, check_parity, serialize
 from batchserve.conversion.estimator import (
     Reference,
     ask,
@@ -30,9 +29,11 @@ from batchserve.conversion.estimator import (
 from batchserve.conversion.export import convertible, layouts, to_onnx
 from batchserve.conversion.img2feat import convert_img2feat, export_img2feat
 from batchserve.conversion.network import annotate
+from batchserve.conversion.parity import Parity
 from batchserve.conversion.sample import INSTALL, Array, as_frame, listed
 from batchserve.conversion.torch import convert_torch, export_torch
-from batchserve.errors import ConversionFailed
+from batchserve.conversion.values import Unequal, with_domains
+from batchserve.errors import BatchserveError, ConversionFailed, ParityFailed
 
 if TYPE_CHECKING:
     import pandas
@@ -53,6 +54,7 @@ def convert(
     targets: Sequence[str] | None = None,
     embed_sample: bool = True,
     target_opset: int | None = None,
+    unequal: Unequal = "refuse",
 ) -> Conversion:
     """Convert a fitted estimator to ONNX, and verify on `sample` that both give the same outputs.
 
@@ -64,7 +66,9 @@ def convert(
 
     Raises ConversionFailed when there is no converter or the sample does not fit, and ParityFailed (the report is in
     `extra["parity"]`) when more than 0.1 % of the labels differ, or one record in a hundred by more than `tolerance`,
-    relative to max(1, |expected|). With `output` the verified graph is written there.
+    relative to max(1, |expected|). So it does, naming the case, when a value that the sample does not have (an unknown
+    category, an empty text, a number out of its range) is answered otherwise; with `unequal="row-error"` the server
+    refuses such values instead. With `output` the verified graph is written there.
     """
     for package in ("sklearn", "skl2onnx", "pandas"):
         if find_spec(package) is None:
@@ -79,37 +83,40 @@ def convert(
         model = getattr(model, "best_estimator_", model)  # a search predicts with its best estimator
         table = choose_columns(model, *as_frame(sample))
         reference = ask(model, table)
+        facts = _facts(model, reference, targets) | {
+            "sample": reference.table.records(SAMPLE_RECORDS) if embed_sample else None,
+            "training_digest": digest,
+        }
+
+        def finish(conversion: Conversion) -> Conversion:
+            columns = _column_facts(conversion) if reference.table.named else None
+            return with_domains(model, conversion, facts | {"columns": columns}, reference, tolerance, unequal)
+
         conversion = _first_that_passes(
             convertible(model),
             reference,
             tolerance=tolerance,
             target_opset=target_opset or MAX_OPSET,
             notes=[*notes, *known_differences(model)],
+            finish=finish,
         )
-    report = conversion.report
-    check_parity(
-        report,
-        "Graphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you accept this.",
-    )
-    facts = _facts(model, reference, targets) | {
-        "columns": _column_facts(conversion) if reference.table.named else None,
-        "sample": reference.table.records(SAMPLE_RECORDS) if embed_sample else None,
-        "parity": report.to_json(),
-        "training_digest": digest,
-    }
-    graph = with_facts(onnx.load_model_from_string(conversion.onnx), facts)
-    conversion = replace(conversion, onnx=serialize(graph))
     if output is not None:
         conversion.save(output)
     return conversion
 
 
 def _first_that_passes(
-    model: Any, reference: Reference, *, tolerance: float, target_opset: int, notes: Sequence[str]
+    model: Any,
+    reference: Reference,
+    *,
+    tolerance: float,
+    target_opset: int,
+    notes: Sequence[str],
+    finish: Callable[[Conversion], Conversion],
 ) -> Conversion:
-    """Convert with each layout until one is equivalent to the estimator; else the first that at least runs."""
-    conversions: list[Conversion] = []
-    failures: list[ConversionFailed] = []
+    """Convert with each layout until one answers like the estimator, also beyond the sample (`finish`)."""
+    reports: list[Parity] = []
+    failures: list[BatchserveError] = []
     for layout in layouts(model, reference.table):
         try:
             graph = to_onnx(model, layout, target_opset)
@@ -117,11 +124,18 @@ def _first_that_passes(
         except ConversionFailed as failure:
             failures.append(failure)
             continue
-        conversions.append(Conversion(serialize(graph), report, columns, reference.task))
-        if report.passed:
-            return conversions[-1]
-    if conversions:
-        return conversions[0]
+        if not report.passed:
+            reports.append(report)
+            continue
+        try:
+            return finish(Conversion(serialize(graph), report, columns, reference.task))
+        except (ParityFailed, ConversionFailed) as failure:
+            failures.insert(0, failure)
+    if reports and not any(isinstance(failure, ParityFailed) for failure in failures):
+        check_parity(
+            reports[0],
+            "Graphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you accept this.",
+        )
     raise failures[0]
 
 

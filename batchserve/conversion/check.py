@@ -1,6 +1,6 @@
 """Runs a graph on the sample and compares its outputs with the estimator's."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnx
@@ -65,7 +65,7 @@ def answers(
     `feed`: the inputs of the graph for a range of the reference's records, at most `batch` of them.
     """
     labels, numbers = _run(graph, feed, reference, batch)
-    names, expected, got, notes = _align(reference, numbers)
+    names, expected, got, notes = align(reference, numbers)
     if labels is None and not names:
         raise ConversionFailed(f"No output of the graph can be compared with the estimator. {' '.join(notes)}")
     theirs = Answers(reference.labels, dict(zip(names, expected, strict=True)))
@@ -86,7 +86,18 @@ def _run(
                     outputs.setdefault(key, []).append(block)
     except ScoringFailed as error:
         raise ConversionFailed(f"ONNX Runtime does not run the converted graph: {error}") from error
-    blocks = {name: np.concatenate(values) for name, values in outputs.items()}
+    return _labels_apart({name: np.concatenate(values) for name, values in outputs.items()}, reference)
+
+
+def numbers_by_record(
+    outputs: Mapping[str, Array], reference: Reference, n: int
+) -> tuple[Array | None, dict[str, Array]]:
+    """The outputs of one run over n records: labels, and each numeric output as [n, k]."""
+    blocks = {key: block for name, value in outputs.items() for key, block in _by_record(name, value, n).items()}
+    return _labels_apart(blocks, reference)
+
+
+def _labels_apart(blocks: dict[str, Array], reference: Reference) -> tuple[Array | None, dict[str, Array]]:
     if reference.labels is None:
         return None, blocks
     labels = blocks.pop(next(iter(blocks)))
@@ -100,7 +111,7 @@ def _by_record(name: str, value: Array, n: int) -> dict[str, Array]:
     return {name: value.reshape(n, -1)}
 
 
-def _align(reference: Reference, numbers: dict[str, Array]) -> tuple[list[str], list[Array], list[Array], list[str]]:
+def align(reference: Reference, numbers: dict[str, Array]) -> tuple[list[str], list[Array], list[Array], list[str]]:
     """Pair the graph's numeric outputs with the estimator's: names, expected, got, and notes on unpaired outputs."""
     names: list[str] = []
     expected: list[Array] = []

@@ -144,7 +144,7 @@ def _used_names(model: object) -> list[str]:
     if names and isinstance(head, ColumnTransformer):
         used = [columns for _, step, columns in head.transformers_ if step != "drop"]
         if all(_by_name(columns) for columns in used):  # positions count in all columns
-            chosen = {name for columns in used for name in _selected(columns, names)}
+            chosen = {name for columns in used for name in selected(columns, names)}
             return [name for name in names if name in chosen]
     return names
 
@@ -155,7 +155,7 @@ def _by_name(columns: Any) -> bool:
     return isinstance(columns, str) or all(isinstance(item, str) for item in np.atleast_1d(columns).tolist())
 
 
-def _selected(columns: Any, names: Sequence[str]) -> list[str]:
+def selected(columns: Any, names: Sequence[str]) -> list[str]:
     """The names selected by a ColumnTransformer: by a name, names, positions, a slice or a mask."""
     if not _by_name(columns):
         return [str(name) for name in np.atleast_1d(np.asarray(names, dtype=object)[columns])]
@@ -179,9 +179,9 @@ def encoded_columns(model: object, names: Sequence[str]) -> set[str]:
         name
         for part in parts(model)
         if isinstance(part, ColumnTransformer)
-        for _, step, columns in part.transformers_
+        for _, step, columns in getattr(part, "transformers_", ())  # a template inside of another has none
         if has(step, encoders)
-        for name in _selected(columns, known)
+        for name in selected(columns, known)
     }
 
 
@@ -264,18 +264,19 @@ def ask(model: Any, table: Table) -> Reference:
     complete = ~table.without(table.columns)
     try:
         try:
-            return Reference(task, table, np.arange(len(complete)), *_answers(model, task, table))
+            return Reference(task, table, np.arange(len(complete)), *answers_of(model, task, table))
         except Exception:
             if complete.all() or not complete.any():
                 raise
         table = table.take(complete)
         note = f"{(~complete).sum()} of {len(complete)} records have missing values, which the model refuses: left out."
-        return Reference(task, table, np.flatnonzero(complete), *_answers(model, task, table), notes=(note,))
+        return Reference(task, table, np.flatnonzero(complete), *answers_of(model, task, table), notes=(note,))
     except Exception as error:  # estimators raise many types
         raise ConversionFailed(f"The estimator itself cannot predict the sample: {sentence(error)}") from error
 
 
-def _answers(model: Any, task: Task, table: Table) -> tuple[Array | None, str, tuple[Array, ...]]:
+def answers_of(model: Any, task: Task, table: Table) -> tuple[Array | None, str, tuple[Array, ...]]:
+    """Labels, the name of the method that gives the numbers, and these: one array [n, k] for each target."""
     native, n = table.native(), len(table.frame)
     labels = np.asarray(model.predict(native)) if task not in ("regression", "transform") else None
     method = next((name for name in NUMERIC_METHODS[task] if hasattr(model, name)), "")

@@ -62,6 +62,8 @@ class Parity:
     tolerance: float
     passed: bool
     notes: tuple[str, ...] = ()
+    values_tried: int = 0
+    """So many values that the sample does not have were tried as well, column by column."""
 
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; a difference that is not finite becomes null."""
@@ -81,6 +83,7 @@ class Parity:
             tolerance=data["tolerance"],
             passed=data["passed"],
             notes=tuple(data["notes"]),
+            values_tried=data.get("values_tried", 0),
         )
 
     def __str__(self) -> str:

@@ -9,6 +9,7 @@ from itertools import chain
 
 from batchserve.domain import Column, DType, InputTensor, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
+from batchserve.inference.domains import dtype_to_read
 
 __all__ = ["Binding", "bind", "columns_of", "listed", "positions", "shape_text"]
 
@@ -259,7 +260,7 @@ def columns_of(tensor: InputTensor, sources: Sequence[str]) -> tuple[Column, ...
     """The type of each column of the input, under the model's name or, without one, the file's."""
     if tensor.columns is not None:
         return tensor.columns
-    return tuple(Column(source, tensor.dtype, tensor.nullable) for source in sources)
+    return tuple(Column(source, dtype_to_read(tensor, index), tensor.nullable) for index, source in enumerate(sources))
 
 
 def _plain(name: str) -> str:

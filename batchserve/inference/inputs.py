@@ -9,12 +9,13 @@ import numpy as np
 import polars as pl
 
 from batchserve.allowance import IMAGE_PIXELS
-from batchserve.domain import Column, DType, InputTensor, RowError, Scalar, Signature
+from batchserve.domain import Column, Domain, DType, InputTensor, RowError, Scalar, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
 from batchserve.formats.protocol import Records, Tensors
 from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
+from batchserve.inference.domains import find_infinite, find_outside, find_outside_array
 from batchserve.inference.faults import RecordErrors
 from batchserve.inference.images import image_fault, images_of_array, images_of_column
 
@@ -179,6 +180,8 @@ def build_inputs(
             continue
         _find_misfits(tensor, array, faults)
         _find_nan(tensor, array, faults)
+        if tensor.per_record:
+            find_outside_array(tensor, array, faults)
         inputs[tensor.name] = _typed(tensor, array)
     return inputs, faults.mask, faults.errors()
 
@@ -187,30 +190,41 @@ def _fill_array(tensor: InputTensor, series: pl.Series, faults: RecordErrors) ->
     values, errors = read_arrays(series, tensor)
     for error in errors:
         faults.add(error)
+    if isinstance(values, np.ndarray):
+        find_outside_array(tensor, values, faults)
     return values
 
 
 def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: RecordErrors) -> np.ndarray:
     columns = columns_of(tensor, sources)
+    limited = [None if domain.is_plain else domain for domain in tensor.domains] or [None] * len(columns)
     values = (
-        _values(table[source], column, tensor.dtype, faults) for column, source in zip(columns, sources, strict=True)
+        _values(table[source], column, tensor.dtype, faults, domain)
+        for column, source, domain in zip(columns, sources, limited, strict=True)
     )
     if not tensor.per_record:
         given = next(values)  # which reports the faults, too
         return _one_for_all(tensor, given[~faults.mask])
     if len(tensor.shape) == 1:
-        return np.ascontiguousarray(next(values))
-    matrix = np.empty((table.height, len(columns)), numpy_type(tensor.dtype))
-    for index, column_values in enumerate(values):
-        matrix[:, index] = column_values
+        matrix = np.ascontiguousarray(next(values))
+    else:
+        matrix = np.empty((table.height, len(columns)), numpy_type(tensor.dtype))
+        for index, column_values in enumerate(values):
+            matrix[:, index] = column_values
+    find_infinite(tensor, matrix, columns, faults)
     return matrix
 
 
-def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordErrors) -> np.ndarray:
+def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordErrors, domain: Domain | None) -> np.ndarray:
     assert column.dtype != "image", "images fill a tensor of their own"
     series, errors = cast_column(series, column.dtype)
     for error in errors:
         faults.add(error)
+    if domain is not None:
+        find_outside(series, domain, column.name, faults)
+        series, errors = cast_column(series, dtype)
+        for error in errors:
+            faults.add(error)
     series = series.cast(polars_type(dtype), strict=False)
     if dtype.startswith("float"):
         values = series.to_numpy()

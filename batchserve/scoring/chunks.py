@@ -1,16 +1,17 @@
 """One chunk is read, scored and written as a part."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 from batchserve.domain import Chunk, ModelVersion, Options, ScoredChunk
 from batchserve.formats import get_format
+from batchserve.inference.answers import score
 from batchserve.inference.matching import match_input, with_names
-from batchserve.scoring.answers import score
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of, storage_at
 from batchserve.scoring.planning import moved
 from batchserve.scoring.results import error_lines, result_of
-from batchserve.scoring.sessions import session_for
+from batchserve.scoring.sessions import keep_only, session_for
 from batchserve.storage import Stored, errors_part_key, part_key
 
 
@@ -49,7 +50,7 @@ def score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk,
     with store.open(named.key) as source:
         reading, passed = match.read(named.reader, source, chunk)
     session = session_for(task.input.storage, task.model)
-    scored = score(session, match, reading, chunk.records)
+    scored = score(session, match, reading, chunk.records, partial(keep_only, session))
     result_format = get_format(task.options.format, task.input.dialect)
     result = result_of(result_format, scored, passed, match)
     with store.create(key) as writer:

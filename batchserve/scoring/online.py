@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import dataclass
+from functools import partial
 
 import polars as pl
 
@@ -10,13 +11,13 @@ from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options
 from batchserve.errors import PayloadTooLarge
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Reading
+from batchserve.inference.answers import in_order, score
 from batchserve.inference.images import Images
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.matching import Match, match_input, with_names
-from batchserve.scoring.answers import in_order, score
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.results import result_of
-from batchserve.scoring.sessions import session_for
+from batchserve.scoring.sessions import keep_only, session_for
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, reading, passed, chunk = _online_input(task)
     session = session_for(task.storage, task.model)
-    scored = score(session, match, reading, chunk.records)
+    scored = score(session, match, reading, chunk.records, partial(keep_only, session))
     jsonl = get_format("jsonl")
     result = result_of(jsonl, scored, passed, match)
     return Online(jsonl.write(result), tuple(scored.errors), 1000 * scored.model_seconds)

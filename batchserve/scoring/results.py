@@ -12,8 +12,8 @@ from batchserve.errors import InvalidOptions
 from batchserve.formats.protocol import Format, Records
 from batchserve.formats.schema import as_base64
 from batchserve.formats.tensors import vector
+from batchserve.inference.answers import Scored
 from batchserve.inference.matching import Match
-from batchserve.scoring.answers import Scored
 
 
 def result_of(format: Format, scored: Scored, passed: pl.DataFrame | None, match: Match) -> Records:

@@ -1,21 +1,19 @@
 """From the records of one chunk or request to what the model answers for each."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from itertools import chain
 
 import numpy as np
 
 from batchserve.allowance import allowance
-from batchserve.domain import RowError, Signature
+from batchserve.domain import OutputTensor, RowError, Signature
 from batchserve.formats.protocol import Reading, Tensors
 from batchserve.inference.images import Images
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.kernels import Session
 from batchserve.inference.matching import Match
 from batchserve.inference.run import run
-from batchserve.scoring.sessions import keep_only
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +27,9 @@ class Scored:
     """Time in the model, without decoding and preparing its inputs."""
 
 
-def score(session: Session, match: Match, reading: Reading, records: int) -> Scored:
-    """What the model answers for each record. The first cause of each failed one is among the errors."""
+def score(session: Session, match: Match, reading: Reading, records: int, make_room: Callable[[], bool]) -> Scored:
+    """What the model answers for each record. The first cause of each failed one is among the errors. `make_room`: see
+    `run`."""
     pixels = allowance().image_pixels
     inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, pixels)
     # A passed-through value that does not fit is reported, but fails no record.
@@ -43,8 +42,7 @@ def score(session: Session, match: Match, reading: Reading, records: int) -> Sco
     if match.signature.mode == "whole":  # which images decode must be known before the run
         for error in chain.from_iterable(array.check() for array in images):
             failed[error.record] = True
-    room = partial(keep_only, session)
-    ran = run(session, match.signature, {**inputs, **match.shared}, records, room, failed)
+    ran = run(session, match.signature, {**inputs, **match.shared}, records, make_room, failed)
     undecoded = [error for array in images for error in array.errors]
     for error in (*undecoded, *ran.errors):
         failed[error.record] = True
@@ -60,15 +58,30 @@ def score(session: Session, match: Match, reading: Reading, records: int) -> Sco
 
 
 def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) -> Iterator[RowError]:
-    """Errors of records whose probabilities are NaN, as an infinite input makes them: their label would be
-    arbitrary."""
+    """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up. And
+    those with an infinite number where the original gives finite ones: float32 overflowed."""
     for output in signature.outputs:
         array = outputs[output.name]
-        if output.role == "probabilities" and array.dtype.kind == "f" and np.isnan(array.min(initial=0)):
-            lost = np.isnan(array).any(axis=tuple(range(1, array.ndim))) & ~failed
-            for record in np.flatnonzero(lost).tolist():
-                message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
-                yield RowError(record, "not-a-number", message)
+        lost = _lost(output, array)
+        if lost is None:
+            continue
+        for record in np.flatnonzero(lost & ~failed).tolist():
+            message = f"{output.name} of this record is not a number: is one of its values infinite or too large?"
+            yield RowError(record, "not-a-number", message)
+
+
+def _lost(output: OutputTensor, array: np.ndarray) -> np.ndarray | None:
+    """Which records have no number; None: surely all have one."""
+    axes = tuple(range(1, array.ndim))
+    if array.dtype.kind != "f":
+        return None
+    if output.role == "probabilities":
+        return np.isnan(array).any(axis=axes) if np.isnan(array.min(initial=0)) else None
+    if not output.finite:
+        return None
+    with np.errstate(over="ignore", invalid="ignore"):
+        surely = np.isfinite(array.sum())
+    return None if surely else np.asarray(~np.isfinite(array).all(axis=axes))
 
 
 def in_order(errors: Iterable[RowError]) -> list[RowError]:
