@@ -270,6 +270,25 @@ class OutputTensor:
     """Whether the original gives finite numbers only: any other answer is a row error."""
 
 
+@dataclass(frozen=True, slots=True)
+class ResultChanges:
+    """How the result columns of a version differ from those of the one before it."""
+
+    before: int
+    """That version."""
+    added: dict[str, str]
+    """Column -> its type."""
+    removed: dict[str, str]
+    retyped: dict[str, tuple[str, str]]
+    """Column -> the type before and the type now."""
+
+    def __str__(self) -> str:
+        changed = [f"{name} is {now} instead of {before}" for name, (before, now) in self.retyped.items()]
+        parts = [f"adds {', '.join(self.added)}"] if self.added else []
+        parts += [f"lacks {', '.join(self.removed)}"] if self.removed else []
+        return f"The result has other columns than that of version {self.before}: {'; '.join(parts + changed)}."
+
+
 @dataclass(frozen=True)
 class Signature:
     """Inputs and outputs of a model version, and how it runs best. Made at admission, stored with the version. It is
@@ -293,7 +312,9 @@ class Signature:
     sample: tuple[dict[str, Any], ...] = ()
     """A few records that are known to score, for examples and probe runs."""
     notes: tuple[str, ...] = ()
-    """Changes and findings of admission, in sentences for the user."""
+    """What admission changed or noticed, in sentences for the user."""
+    changes: ResultChanges | None = None
+    """Against the version before; None: its result has the same columns, or there is none."""
 
     @property
     def columns(self) -> tuple[Column, ...]:

@@ -1,6 +1,6 @@
 """Roles of a model's outputs: which is the label, which are probabilities, and of which classes and targets.
 
-Read from the metadata, from the graph, and from the values of a probe run.
+Read from the metadata, from the graph, and only then from the values of a probe run, which may be rounded.
 """
 
 from collections.abc import Mapping
@@ -11,6 +11,7 @@ import numpy as np
 from onnx import ModelProto
 
 from batchserve.admission import graph
+from batchserve.admission.makers import role_by_operator
 from batchserve.domain import DType, OutputTensor
 from batchserve.errors import ModelRefused
 from batchserve.formats.schema import POLARS
@@ -50,7 +51,7 @@ def read_outputs(
         elif array.dtype.kind == "f" and width is not None and (label or labels or graph.is_softmax(model, name)):
             # Without classes of its own, a column beside several labels is about the label in its place.
             by_target = several if group is None and len(several) == width else ()
-            output = replace(output, role=_float_role(name, array), labels=labels or by_target)
+            output = replace(output, role=_float_role(model, metadata, name, array), labels=labels or by_target)
         outputs.append(output)
     task = str(metadata.get("task") or _guess_task(model, outputs, rows))
     if task == "regression":
@@ -81,9 +82,17 @@ def _class_labels(
     return ()
 
 
-def _float_role(name: str, array: np.ndarray) -> Literal["probabilities", "scores"]:
+def _float_role(
+    model: ModelProto, metadata: Mapping[str, Any], name: str, array: np.ndarray
+) -> Literal["probabilities", "scores"]:
+    """What the conversion says, else the operator that makes the numbers; only where both are silent their values."""
+    method = metadata.get("method")
+    if method is not None:
+        return "probabilities" if method == "predict_proba" else "scores"
+    if (known := role_by_operator(model, name)) is not None:
+        return known
     values = array.reshape(len(array), -1)
-    within = bool(np.isfinite(values).all() and (values >= 0).all() and (values <= 1 + 1e-4).all())
+    within = bool(np.isfinite(values).all() and (values >= -1e-4).all() and (values <= 1 + 1e-4).all())
     sums = values.shape[1] > 1 and bool(np.allclose(values.sum(axis=1), 1, atol=1e-3))
     return "probabilities" if within and (sums or "prob" in name.lower()) else "scores"
 

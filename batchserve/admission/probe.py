@@ -63,6 +63,7 @@ _METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str] | type[b
     "task": str,
     "domains": dict,
     "finite": bool,
+    "method": str,
 }
 """The metadata under `batchserve.*` that is used here, with its JSON type."""
 

@@ -133,6 +133,7 @@ MODEL: dict[str, Any] = {
     "threads": 1,
     "records_per_second": 21_700_000.0,
     "notes": [],
+    "changes": None,
     "sample": [_FLOWER],
     "metadata": {"batchserve.task": "classification", "producer": "skl2onnx 1.20.0"},
     "created_at": "2026-11-20T07:25:28.574978Z",

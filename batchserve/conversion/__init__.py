@@ -154,6 +154,7 @@ def _facts(model: object, reference: Reference, targets: Sequence[str] | None) -
     versions |= {name: sys.modules[name].__version__ for name in sorted(boosters(model))}
     return {
         "task": reference.task,
+        "method": reference.method or None,
         "labels": class_labels(model, count) if reference.task == "classification" else None,
         "targets": list(targets) if targets is not None else None,
         "versions": versions,

@@ -1,5 +1,6 @@
 """Bodies about models and online calls, and how they are made from the domain."""
 
+from dataclasses import asdict
 from datetime import datetime
 from typing import Any
 
@@ -36,6 +37,13 @@ class ModelInputBody(TensorBody):
     )
 
 
+class ResultChangesBody(BaseModel):
+    before: int = Field(description="The version before.")
+    added: dict[str, str] = Field(description="Columns that are new, with their types.")
+    removed: dict[str, str] = Field(description="Columns that are gone, with their types.")
+    retyped: dict[str, tuple[str, str]] = Field(description="Columns with another type: the one before, the one now.")
+
+
 class ModelBody(BaseModel):
     """A model version: its inputs, its outputs, how it runs."""
 
@@ -56,6 +64,9 @@ class ModelBody(BaseModel):
     threads: int
     records_per_second: float | None
     notes: list[str]
+    changes: ResultChangesBody | None = Field(
+        default=None, description="How its result columns differ from those of the version before. null: they do not."
+    )
     sample: list[dict[str, Any]]
     metadata: dict[str, Any]
     created_at: datetime
@@ -105,6 +116,7 @@ def model_body(model: ModelVersion) -> ModelBody:
         threads=signature.threads,
         records_per_second=signature.records_per_second,
         notes=list(signature.notes),
+        changes=ResultChangesBody(**asdict(signature.changes)) if signature.changes else None,
         sample=list(signature.sample),
         metadata={name: _maybe_json(text) for name, text in model.metadata.items()},
         created_at=time_of(model.created_at),

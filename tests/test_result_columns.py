@@ -1,0 +1,88 @@
+"""The meaning of an output is decided by what makes it, and a version that changes its columns says so."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from service import running
+from sklearn.datasets import load_iris
+from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
+from sklearn.linear_model import LogisticRegression
+from sklearn.svm import SVC, LinearSVC
+
+from batchserve.admission import admit
+from batchserve.admission.makers import role_by_operator
+from batchserve.admission.output_roles import read_outputs
+from batchserve.conversion import convert
+
+X, Y = load_iris(return_X_y=True)
+X = X.astype("float32")
+
+
+def bare(model: Any, y: Any = Y) -> onnx.ModelProto:
+    """The graph without what the conversion says of it."""
+    graph = onnx.load_model_from_string(convert(model.fit(X, y), X).onnx)
+    del graph.metadata_props[:]
+    return graph
+
+
+@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize(
+    ("model", "role"),
+    [
+        (RandomForestClassifier(10, random_state=0), "probabilities"),
+        (RandomForestClassifier(20, random_state=0), "probabilities"),
+        (GradientBoostingClassifier(n_estimators=3), "probabilities"),
+        (LogisticRegression(max_iter=500), "probabilities"),
+        (LinearSVC(), "scores"),
+        (SVC(), "scores"),
+    ],
+)
+def test_the_operator_decides_whatever_was_rounded_below_zero(model: Any, role: str, two: bool) -> None:
+    graph = bare(model, Y > 0 if two else Y)
+    name = graph.graph.output[1].name
+    assert role_by_operator(graph, name) in (role, None)
+    (_, output) = admit(graph.SerializeToString(), tuned=False).signature.outputs
+    assert output.role == role
+    rows: dict[str, np.ndarray[Any, Any]] = {
+        graph.graph.output[0].name: np.zeros(3, np.int64),
+        name: np.full((3, 3), [1.2, -1.2e-7, -0.2], np.float32),
+    }
+    if role_by_operator(graph, name) is not None:
+        _, outputs = read_outputs(graph, {}, rows, {3: rows}, {}, {})
+        assert outputs[1].role == role
+
+
+def test_a_softmax_behind_casts_and_reshapes_is_found() -> None:
+    nodes = [
+        helper.make_node("Softmax", ["x"], ["p"]),
+        helper.make_node("Cast", ["p"], ["q"], to=1),
+        helper.make_node("Identity", ["q"], ["y"]),
+    ]
+    graph = helper.make_model(helper.make_graph(nodes, "g", [], []))
+    assert role_by_operator(graph, "y") == "probabilities"
+    assert role_by_operator(graph, "x") is None
+
+
+def test_a_version_with_other_result_columns_says_so(tmp_path: Path) -> None:
+    three = convert(LogisticRegression(max_iter=500).fit(X, Y), X).onnx
+    two = convert(LogisticRegression(max_iter=500).fit(X, np.where(Y > 0, "yes", "no")), X).onnx
+    same = convert(LogisticRegression(max_iter=400, C=2).fit(X, Y), X).onnx
+    with running(tmp_path, worker=False) as api:
+        assert api.register("iris", three)["changes"] is None
+        changed = api.register("iris", two)
+        assert changed["changes"] == {
+            "before": 1,
+            "added": {"probability_no": "Float32", "probability_yes": "Float32"},
+            "removed": {f"probability_{label}": "Float32" for label in range(3)},
+            "retyped": {"prediction": ["Int64", "String"]},
+        }
+        assert any("other columns than that of version 1" in note for note in changed["notes"])
+        assert api.http.get("/v1/models/iris").json()["changes"] == changed["changes"]
+        assert api.register("iris", three)["changes"] is None  # the first version again
+    with running(tmp_path / "other", worker=False) as api:
+        api.register("iris", three)
+        assert api.register("iris", same)["changes"] is None
