@@ -115,6 +115,18 @@ def test_a_missing_category_that_the_encoder_knows_is_answered_and_the_empty_tex
     ]
 
 
+def test_the_text_nan_is_not_taken_for_the_missing_category() -> None:
+    frame = cities()
+    frame.loc[::5, "city"] = np.nan
+    encoder = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1, encoded_missing_value=-2)
+    model = fitted(encoder, frame)
+    served = Served(convert(model, frame).onnx)
+    scored = served.score(pl.DataFrame({"city": ["nan", None, "Ulm"], "size": [0.5] * 3}))
+    asked = pd.DataFrame({"city": ["nan", np.nan, "Ulm"], "size": [0.5] * 3})
+    assert not scored.errors
+    assert np.allclose(scored.outputs["probabilities"], model.predict_proba(asked), atol=1e-5)
+
+
 def test_a_missing_number_that_the_graph_routes_otherwise_is_a_row_error() -> None:
     frame = cities()[["size"]]
     model = DecisionTreeClassifier(max_depth=3).fit(frame, frame["size"] > 0.2)

@@ -44,7 +44,7 @@ def convertible(model: Any) -> Any:
     """An equivalent copy with parameters that the converters understand."""
     from sklearn.ensemble import VotingClassifier
     from sklearn.impute import SimpleImputer
-    from sklearn.preprocessing import OneHotEncoder
+    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
 
     model = copy.deepcopy(model)
     for part in parts(model):
@@ -55,6 +55,8 @@ def convertible(model: Any) -> Any:
                 part.missing_values = ""  # ONNX has no other missing text
             case OneHotEncoder() if hasattr(part, "categories_"):
                 part.categories_ = [_with_empty_for_missing(categories) for categories in part.categories_]
+            case OrdinalEncoder() if hasattr(part, "categories_"):
+                part.categories_ = [_with_nan_as_empty(categories) for categories in part.categories_]
             case _ if package(part) == "xgboost" and hasattr(part, "get_booster"):
                 part.get_booster().feature_names = None  # the converter requires f0, f1 ... or none
     return model
@@ -70,6 +72,27 @@ def _with_empty_for_missing(categories: Array) -> Array:
     if categories.dtype == object and any(isinstance(item, str) for item in categories):
         return np.array([item if isinstance(item, str) else "" for item in categories], dtype=object)
     return categories
+
+
+class _Missing(float):
+    """NaN that the converter writes as the empty text, and not as the text "nan"."""
+
+    def __str__(self) -> str:
+        return ""
+
+
+def _with_nan_as_empty(categories: Array) -> Array:
+    """Texts with NaN as the last category: still NaN, so that it gets the encoded_missing_value."""
+    last = categories[-1] if len(categories) else None
+    if (
+        categories.dtype != object
+        or not isinstance(last, float)
+        or not all(isinstance(c, str) for c in categories[:-1])
+    ):
+        return categories
+    values = np.empty(len(categories), dtype=object)
+    values[:] = [*categories[:-1], _Missing("nan")]
+    return values
 
 
 def layouts(model: object, table: Table) -> Iterator[tuple[GraphInput, ...]]:
