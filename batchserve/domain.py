@@ -210,10 +210,7 @@ class Categories:
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """For which values of a column the model answers like its original; all others are row errors.
-
-    `Column.nullable` and `InputTensor.nullable` say the same of missing values.
-    """
+    """For which values of a column the model answers like its original. Of missing ones, see `nullable`."""
 
     infinite: bool = True
     empty: bool = True
@@ -228,8 +225,7 @@ class Domain:
     @property
     def is_plain(self) -> bool:
         """Whether it limits infinite values at most."""
-        limited = self.whole or self.low is not None or self.high is not None
-        return self.empty and not limited and self.categories is None
+        return self.empty and (self.whole, self.low, self.high, self.categories) == (False, None, None, None)
 
 
 @dataclass(frozen=True, slots=True)
