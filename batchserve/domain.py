@@ -411,7 +411,7 @@ class Job:
     request_digest: str | None = None
     error: dict[str, Any] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Facts about its rows besides their counts, merged from its chunks by `merge_facts`."""
+    """Facts about its rows besides their counts, merged from its chunks by `facts.merge_facts`."""
     queued_at: float | None = None
     started_at: float | None = None
     finished_at: float | None = None
@@ -450,7 +450,7 @@ class ScoredChunk:
     part_sha256: str
     errors_bytes: int
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """Further facts about its rows: `notes`, and the `model_seconds` that they took. See `merge_facts`."""
+    """Further facts about its rows: `notes`, and the `model_seconds` that they took. See `facts.merge_facts`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -477,26 +477,3 @@ class Result:
     sha256: str | None
     errors_key: str | None
     errors_bytes: int
-
-
-def merge_facts(*known: Mapping[str, Any]) -> dict[str, Any]:
-    """Merges the facts of several chunks: numbers are added, lists united in order, objects merged entry by entry; of
-    other values the last one counts."""
-    merged: dict[str, Any] = {}
-    for facts in known:
-        for name, value in facts.items():
-            merged[name] = _merged(merged[name], value) if name in merged else value
-    return merged
-
-
-def _merged(first: Any, second: Any) -> Any:
-    match first, second:
-        case dict(), dict():
-            return merge_facts(first, second)
-        case list(), list():
-            return [*first, *(entry for entry in second if entry not in first)]
-        case (bool(), _) | (_, bool()):
-            return second
-        case (int() | float(), int() | float()):
-            return first + second
-    return second

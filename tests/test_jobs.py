@@ -26,9 +26,9 @@ from batchserve.domain import (
     ScoredChunk,
     Signature,
     StoredInput,
-    merge_facts,
 )
 from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
+from batchserve.facts import merge_facts
 from batchserve.jobs import execution, expiry, plan, queries, requests
 from batchserve.jobs.ends import forget_events
 

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk, merge_facts
+from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import TooManyRowErrors, UnreadableRow
+from batchserve.facts import merge_facts
 from batchserve.formats.protocol import Part
 from batchserve.scoring.assembly import AssembleTask
 from batchserve.scoring.chunks import ChunkTask

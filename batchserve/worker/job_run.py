@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from batchserve.domain import Chunk, Result, ScoredChunk, merge_facts
+from batchserve.domain import Chunk, Result, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import (
     BatchserveError,
@@ -20,6 +20,7 @@ from batchserve.errors import (
     ScoringTimeout,
     UnreadableRow,
 )
+from batchserve.facts import merge_facts
 from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
