@@ -27,7 +27,7 @@ from batchserve.client import (
     JobFailed,
     WaitTimeout,
 )
-from batchserve.client.data import content_of, format_of, polars_of
+from batchserve.client.data import content_of, format_of
 from batchserve.client.transport import BLOCK, Content, pause_before, seconds_to_wait
 from batchserve.conversion import convert
 from batchserve.errors import (
@@ -264,11 +264,15 @@ def test_a_compressed_file_keeps_the_type_of_what_is_inside(tmp_path: Path) -> N
     assert (body.media_type, body.encoding) == ("text/csv", "gzip")
 
 
+def sent_frame(body: Content) -> pl.DataFrame:
+    return pl.read_ipc_stream(b"".join(body.blocks()))
+
+
 def test_frames_of_both_libraries_are_sent_as_equal_arrow() -> None:
     columns = {"x": [1.5, None, 3.0], "name": ["a", None, "ü"], "n": [1, 2, 3], "yes": [True, False, True]}
     from_polars, from_pandas = content_of(pl.DataFrame(columns)), content_of(pd.DataFrame(columns))
-    assert from_polars.media_type == from_pandas.media_type == "application/vnd.apache.arrow.file"
-    frames = [polars_of(b"".join(body.blocks())) for body in (from_polars, from_pandas)]
+    assert from_polars.media_type == from_pandas.media_type == "application/vnd.apache.arrow.stream"
+    frames = [sent_frame(body) for body in (from_polars, from_pandas)]
     assert frames[0].equals(frames[1])
     assert frames[1].to_dict(as_series=False) == columns
 
@@ -277,7 +281,7 @@ def test_categories_and_dates_of_pandas_survive() -> None:
     frame = pd.DataFrame(
         {"c": pd.Categorical(["u", "v", None]), "d": pd.to_datetime(pd.Series(["2026-01-01", None, "2026-01-03"]))}
     )
-    sent = polars_of(b"".join(content_of(frame).blocks()))
+    sent = sent_frame(content_of(frame))
     assert sent["c"].to_list() == ["u", "v", None]
     assert sent["d"].is_null().to_list() == [False, True, False]
     assert sent["d"].dtype.is_temporal()

@@ -14,9 +14,10 @@ from rich.markup import escape
 from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, print_rows, say, size
 from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
-from batchserve.client.core import JobOptions, beside
+from batchserve.client.core import JobOptions
 from batchserve.client.data import format_of
 from batchserve.client.errors import JobError, WaitTimeout
+from batchserve.client.results import beside
 from batchserve.domain import JobState
 from batchserve.errors import JobNotFound
 

@@ -2,7 +2,7 @@
 server."""
 
 from batchserve.client.aio import AsyncClient
-from batchserve.client.core import AsyncJob, AsyncResult
+from batchserve.client.core import AsyncJob
 from batchserve.client.errors import (
     APIError,
     AuthenticationFailed,
@@ -12,6 +12,7 @@ from batchserve.client.errors import (
     JobFailed,
     WaitTimeout,
 )
+from batchserve.client.results import AsyncResult
 from batchserve.client.sync import Client, Job, Result
 from batchserve.client.views import Model, Queued
 

@@ -2,42 +2,26 @@
 loop."""
 
 import builtins
-import functools
 import json
 import math
 import os
 import time
-import uuid
 import warnings
-from collections.abc import AsyncGenerator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import quote
 
 from batchserve.client.bars import Bars
-from batchserve.client.data import (
-    arrays_of,
-    bytes_content,
-    content_of,
-    format_of,
-    holds_arrays,
-    library_of,
-    numpy_of,
-    pandas_of,
-    path_of,
-    polars_of,
-    structured_of,
-)
+from batchserve.client.data import bytes_content, content_of, holds_arrays, library_of, path_of
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
-from batchserve.client.transport import Request, Transport
+from batchserve.client.results import AsyncResult, beside
+from batchserve.client.tables import origins_of, table_of
+from batchserve.client.transport import Request, Transport, query
 from batchserve.client.views import JobView, Model, Queued
 from batchserve.errors import Unavailable
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pandas as pd
-    import polars as pl
-
     from batchserve.client.data import Data, Paths
 
 T = TypeVar("T")
@@ -95,86 +79,6 @@ class PredictOptions(JobOptions, total=False):
     """Seconds to wait for the result."""
     progress: bool | None
     """Whether to show bars; None: on a terminal."""
-
-
-class AsyncResult:
-    """The result of a job. Downloaded on demand."""
-
-    def __init__(self, transport: Transport, job: JobView, *, format: str | None, partial: bool) -> None:
-        self._transport = transport
-        self._job = job
-        self._format = format
-        self._partial = partial
-
-    async def iter_bytes(self, *, format: str | None = None) -> AsyncGenerator[bytes]:
-        """The bytes as they come, at most some MiB at a time."""
-        params = {"format": format or self._format, "partial": True if self._partial else None}
-        request = Request(
-            method="GET", path=f"/v1/download/{self._job.id}", params=query(params), headers={"Accept": "*/*"}
-        )
-        async for block in self._transport.download(request):
-            yield block
-
-    async def iter_rows(self) -> AsyncGenerator[dict[str, Any]]:
-        """One mapping per record, in input order, without holding the result in memory."""
-        rest = b""
-        async for block in self.iter_bytes(format="jsonl"):
-            *lines, rest = (rest + block).split(b"\n")
-            for line in lines:
-                yield json.loads(line)
-        if rest.strip():
-            yield json.loads(rest)
-
-    async def read(self, *, format: str | None = None) -> bytes:
-        """The whole result."""
-        return b"".join([block async for block in self.iter_bytes(format=format)])
-
-    async def save(
-        self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
-    ) -> Path:
-        """Writes the result to `path`, in the format of its suffix. The file appears when it is complete."""
-        path = Path(path)
-        format = self._format or format_of(path)
-        stored = self._job.data.get("result") or {}
-        total = stored.get("bytes") if format in (None, self._stored_format) else None
-        run, done = self._transport.wire.call, 0
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("xb") as file:
-                async for block in self.iter_bytes(format=format):
-                    await run(functools.partial(file.write, block))
-                    done += len(block)
-                    if on_download is not None:
-                        on_download(done, total)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
-
-    async def to_polars(self) -> "pl.DataFrame":
-        return polars_of(await self.read(format="arrow"))
-
-    async def to_pandas(self) -> "pd.DataFrame":
-        return pandas_of(await self.read(format="arrow"))
-
-    async def to_numpy(self) -> "np.ndarray[Any, Any]":
-        """A structured array [rows] with a field for each column; the result of an npy job as it is."""
-        if self._stored_format == "npy":
-            return numpy_of(await self.read(format="npy"))
-        return structured_of(await self.read(format="arrow"))
-
-    async def to_arrays(self) -> dict[str, "np.ndarray[Any, Any]"]:
-        """The result of an npz job: one array for each output of the model, under its name."""
-        return arrays_of(await self.read(format="npz"))
-
-    @property
-    def suffix(self) -> str:
-        """The suffix of a file with this result, with the dot."""
-        return f".{self._format or self._stored_format or 'bin'}"
-
-    @property
-    def _stored_format(self) -> str | None:
-        return (self._job.data.get("result") or {}).get("format")
 
 
 class AsyncJob(JobView):
@@ -403,10 +307,11 @@ class Core:
 
         Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
         """
+        table = table_of(data)
         if library_of(data) == "numpy":
-            options.setdefault("format", "arrow")  # npy has no names for columns, and no text
+            options.setdefault("format", "arrows")  # npy has no names for columns, and no text
         with Bars(progress) as bars:
-            job = await self.submit(data, model, on_upload=bars.upload, **options)
+            job = await self.submit(table or data, model, on_upload=bars.upload, **options)
             await job.wait(timeout, on_progress=bars.scoring)
             if failed := job.rows.get("failed"):
                 warnings.warn(
@@ -418,7 +323,20 @@ class Core:
             if (path := path_of(data)) is not None:
                 target = Path(output) if output is not None else beside(path, result.suffix)
                 return await result.save(target, on_download=bars.download)
+            if table is not None:
+                frame = await result.to_polars()
+                return table.restored(frame, await self._origins(job, frame.columns, table.names))
             return await _alike(data, result)
+
+    async def _origins(self, job: AsyncJob, columns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
+        """The columns of a result that passed through, each with its name in the input."""
+        options = job.data.get("options") or {}
+        origins = origins_of(columns, names, options.get("passthrough", "unused"), options.get("key"))
+        if origins and options.get("passthrough") == "unused" and job.model is not None:
+            # One that the model takes does not travel, and one of the result may be called alike.
+            given = (await self.models.get(job.model)).data["result_columns"]
+            return {name: own for name, own in origins.items() if name != own or name not in given}
+        return origins
 
     async def close(self) -> None:
         await self._transport.wire.close()
@@ -436,38 +354,13 @@ class Core:
         return AsyncJob(self._transport, await self._transport.json(request))
 
 
-def query(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Options as a query: None is left out, lists and mappings are JSON."""
-
-    def text(value: Any) -> str:
-        match value:
-            case bool():
-                return "true" if value else "false"
-            case list() | tuple() | dict():
-                return json.dumps(value)
-        return str(value)
-
-    return {name: text(value) for name, value in params.items() if value is not None}
-
-
 def _model_path(reference: str) -> str:
     return f"/v1/models/{quote(reference, safe='@')}"
 
 
-def beside(path: Path, suffix: str) -> Path:
-    """Default path for the result of a file: `<name>.predictions<suffix>` in the same folder."""
-    path = path if path.name else path.resolve()  # `.` and `..` have no name
-    return path.with_name(f"{path.name.split('.')[0] or path.stem}.predictions{suffix}")
-
-
 async def _alike(data: Any, result: AsyncResult) -> Any:
-    match library_of(data):
-        case "polars":
-            return await result.to_polars()
-        case "pandas":
-            return (await result.to_pandas()).set_index(data.index)
-        case "numpy":
-            return await result.to_numpy()
+    if library_of(data) == "numpy":
+        return await result.to_numpy()
     if holds_arrays(data):
         return await result.to_arrays()
     if isinstance(data, bytes | bytearray | memoryview):

@@ -5,9 +5,12 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain, count, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
 
+from batchserve.client.ipc import END, blocks_of
+from batchserve.client.tables import Table, table_of
 from batchserve.client.transport import BLOCK, Content
 from batchserve.errors import InvalidInput
 
@@ -15,8 +18,14 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import polars as pl
+    import pyarrow as pa
 
-    Frame: TypeAlias = pd.DataFrame | pl.DataFrame
+    class ArrowStream(Protocol):
+        """A table of pyarrow, DuckDB, Ibis and others."""
+
+        def __arrow_c_stream__(self, requested_schema: object = None) -> object: ...
+
+    Frame: TypeAlias = pd.DataFrame | pd.Series[Any] | pl.DataFrame | pl.LazyFrame | pl.Series | ArrowStream | Table
     Arrays: TypeAlias = np.ndarray[Any, Any] | Mapping[str, np.ndarray[Any, Any]]
     OnePath: TypeAlias = str | os.PathLike[str]
     Paths: TypeAlias = OnePath | Sequence[OnePath]
@@ -61,13 +70,14 @@ _FORMATS = {
 }
 """Formats of results by file suffix."""
 _ENCODINGS = {".gz": "gzip", ".zst": "zstd"}
-_RECORDS_IN_BATCH = 65_536
+_FEW_BLOCKS = 3
+"""Of a stream of one record batch: its schema, the batch, its end."""
 
 
 def content_of(data: "Data") -> Content:
-    """The body that carries `data`: a path (`str` too), bytes, a binary file, a DataFrame of pandas or polars, an array
-    or a mapping of arrays of numpy, one record (a mapping) or a list of records (mappings, or lists of values). Files
-    are read block by block.
+    """The body that carries `data`: a path (`str` too), bytes, a binary file, a table (of pandas, polars or pyarrow, a
+    structured array, whatever gives an Arrow stream), an array or a mapping of arrays of numpy, one record (a mapping)
+    or a list of records (mappings, or lists of values). Files and tables are read block by block.
 
     A folder of images, or a list of their paths, becomes a zip. Raises InvalidInput for one without an image suffix.
     """
@@ -75,24 +85,21 @@ def content_of(data: "Data") -> Content:
         path = Path(data)
         return _of_images(_images_in(path), f"{path.resolve().name}.zip") if path.is_dir() else _of_path(path)
     if holds_paths(data):
-        return _of_images(_images_of([Path(path) for path in data]))  # type: ignore[arg-type]
+        return _of_images(_images_of([Path(path) for path in data]))  # type: ignore[arg-type,union-attr]
     if isinstance(data, bytes | bytearray | memoryview):
         return bytes_content(bytes(data), UNKNOWN)
     if hasattr(data, "read"):
         return _of_file(data)
-    match library_of(data):
-        case "polars":
-            return _of_polars(data)  # type: ignore[arg-type]
-        case "pandas":
-            return _of_polars(_polars_of_pandas(data))  # type: ignore[arg-type]
-        case "numpy":
-            return _of_array(data)
+    if (table := data if isinstance(data, Table) else table_of(data)) is not None:
+        return _of_table(table)
+    if library_of(data) == "numpy":
+        return _of_array(data)
     if holds_arrays(data):
         return _of_arrays(data)  # type: ignore[arg-type]
     if isinstance(data, Mapping | Sequence):
         return bytes_content(json.dumps(data).encode(), "application/json")
     raise TypeError(
-        f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a DataFrame, a numpy array, "
+        f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a table, a numpy array, "
         "a list of records or of paths"
     )
 
@@ -230,10 +237,14 @@ def _read(file: BinaryIO) -> Iterator[bytes]:
         yield block
 
 
-def _of_polars(frame: "pl.DataFrame") -> Content:
-    buffer = io.BytesIO()
-    frame.write_ipc(buffer, compression="zstd", record_batch_size=_RECORDS_IN_BATCH)
-    return bytes_content(buffer.getvalue(), MEDIA_TYPES[".arrow"])
+def _of_table(table: Table) -> Content:
+    """An Arrow stream, made while it is sent; a short one at once, so that its length is known."""
+    blocks = blocks_of(table.frames())
+    begin = list(islice(blocks, _FEW_BLOCKS))
+    if begin[-1] == END:
+        return bytes_content(b"".join(begin), MEDIA_TYPES[".arrows"])
+    tries = chain([chain(begin, blocks)], (blocks_of(table.frames()) for _ in count()))
+    return Content(lambda: next(tries), MEDIA_TYPES[".arrows"], repeatable=table.repeatable)
 
 
 def _of_array(array: Any) -> Content:
@@ -254,21 +265,6 @@ def _written(write: Callable[[BinaryIO], None]) -> bytes:
     return buffer.getvalue()
 
 
-def _polars_of_pandas(frame: "pd.DataFrame") -> "pl.DataFrame":
-    """Column by column, which needs no pyarrow. The index is dropped; NaN, NaT and None become null."""
-    import numpy as np
-    import polars as pl
-
-    def values(column: "pd.Series[Any]") -> Any:
-        if column.dtype.kind in "biufM" and isinstance(column.dtype, np.dtype):
-            return column.to_numpy()
-        return column.astype(object).where(column.notna(), None).tolist()
-
-    return pl.DataFrame(
-        {str(name): pl.Series(str(name), values(frame[name]), nan_to_null=True) for name in frame.columns}
-    )
-
-
 def polars_of(content: bytes) -> "pl.DataFrame":
     """The frame that an Arrow file holds."""
     import polars as pl
@@ -276,12 +272,23 @@ def polars_of(content: bytes) -> "pl.DataFrame":
     return pl.read_ipc(io.BytesIO(content))
 
 
-def pandas_of(content: bytes) -> "pd.DataFrame":
-    """The frame that an Arrow file holds, read without pyarrow: null is NaN in numbers, None in text."""
+def pandas_of(frame: "pl.DataFrame") -> "pd.DataFrame":
+    """The frame as one of pandas, without a need for pyarrow: integers and booleans with nulls are nullable ones, null
+    is NaN in floats and None in text."""
     import pandas as pd
 
-    frame = polars_of(content)
-    return pd.DataFrame({column.name: column.to_numpy() for column in frame.iter_columns()})
+    from batchserve.client.pandas_table import series_of_polars
+
+    return pd.DataFrame({name: series_of_polars(frame.drop_in_place(name)) for name in frame.columns})
+
+
+def arrow_of(frame: "pl.DataFrame") -> "pa.Table":
+    """The frame as a table of pyarrow. Raises ImportError that says how to install it."""
+    try:
+        import pyarrow  # noqa: F401
+    except ImportError as error:
+        raise ImportError("to_arrow() needs pyarrow: pip install pyarrow") from error
+    return frame.to_arrow()
 
 
 def numpy_of(content: bytes) -> "np.ndarray[Any, Any]":
@@ -290,11 +297,6 @@ def numpy_of(content: bytes) -> "np.ndarray[Any, Any]":
 
     array: np.ndarray[Any, Any] = np.load(io.BytesIO(content), allow_pickle=False)
     return array
-
-
-def structured_of(content: bytes) -> "np.ndarray[Any, Any]":
-    """The columns that an Arrow file holds, as the fields of one array."""
-    return polars_of(content).to_numpy(structured=True)
 
 
 def arrays_of(content: bytes) -> "dict[str, np.ndarray[Any, Any]]":

@@ -14,7 +14,6 @@ from batchserve.client.core import (
     AsyncJob,
     AsyncJobs,
     AsyncModels,
-    AsyncResult,
     Core,
     JobOptions,
     OnlineOptions,
@@ -23,6 +22,7 @@ from batchserve.client.core import (
     ValidateOptions,
 )
 from batchserve.client.errors import JobError
+from batchserve.client.results import AsyncResult
 from batchserve.client.transport import BlockingWire, Transport, each_now, now
 from batchserve.client.views import JobView, Model, Queued
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     import polars as pl
+    import pyarrow as pa
 
     from batchserve.client.data import Data, Paths
 
@@ -60,11 +61,19 @@ class Result:
         """Writes the result to `path`, in the format of its suffix. The file appears when it is complete."""
         return now(self._twin.save(path, on_download=on_download))
 
+    def iter_frames(self) -> "Iterator[pl.DataFrame]":
+        """The records in order, some thousands at a time as frames of polars, without holding the result in memory."""
+        return each_now(self._twin.iter_frames())
+
     def to_polars(self) -> "pl.DataFrame":
         return now(self._twin.to_polars())
 
     def to_pandas(self) -> "pd.DataFrame":
         return now(self._twin.to_pandas())
+
+    def to_arrow(self) -> "pa.Table":
+        """A table of pyarrow, which must be installed."""
+        return now(self._twin.to_arrow())
 
     def to_numpy(self) -> "np.ndarray[Any, Any]":
         """A structured array [rows] with a field for each column; the result of an npy job as it is."""

@@ -7,6 +7,7 @@ blocks, so a coroutine over it never suspends and `now` runs it to completion wi
 import asyncio
 import base64
 import hashlib
+import json
 import random
 import time
 import uuid
@@ -282,6 +283,20 @@ def _upload(request: Request, content: Content) -> Iterator[bytes]:
         done += len(block)
         if request.on_upload is not None:
             request.on_upload(done, content.length)
+
+
+def query(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Options as a query: None is left out, lists and mappings are JSON."""
+
+    def text(value: Any) -> str:
+        match value:
+            case bool():
+                return "true" if value else "false"
+            case list() | tuple() | dict():
+                return json.dumps(value)
+        return str(value)
+
+    return {name: text(value) for name, value in params.items() if value is not None}
 
 
 def may_be_retried(status: int, error: BatchserveError) -> bool:

@@ -8,7 +8,7 @@ import polars as pl
 from batchserve.domain import Chunk, DType, RowError
 from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.formats.protocol import Reading
-from batchserve.formats.schema import cast_column
+from batchserve.formats.schema import cast_column, instance
 
 __all__ = ["SAMPLE", "decoding", "plain", "typed"]
 
@@ -27,8 +27,24 @@ def decoding(what: str) -> Iterator[None]:
 
 
 def plain(frame: pl.DataFrame) -> pl.DataFrame:
-    """The frame with categoricals and enums as strings."""
-    return frame.with_columns(pl.col(pl.Categorical, pl.Enum).cast(pl.String()))
+    """The frame with categoricals and enums as strings, also in lists and structs."""
+    if not any(isinstance(kind, pl.Categorical | pl.Enum) or kind.is_nested() for kind in frame.schema.values()):
+        return frame
+    texts = {name: text for name, kind in frame.schema.items() if (text := _without_categories(kind)) != kind}
+    return frame.cast(texts) if texts else frame  # type: ignore[arg-type]
+
+
+def _without_categories(kind: pl.DataType) -> pl.DataType:
+    match kind:
+        case pl.Categorical() | pl.Enum():
+            return pl.String()
+        case pl.List():
+            return pl.List(_without_categories(instance(kind.inner)))
+        case pl.Array():
+            return pl.Array(_without_categories(instance(kind.inner)), kind.size)
+        case pl.Struct():
+            return pl.Struct({field.name: _without_categories(instance(field.dtype)) for field in kind.fields})
+    return kind
 
 
 def typed(frame: pl.DataFrame, chunk: Chunk, types: Mapping[str, DType], columns: Sequence[str] | None) -> Reading:

@@ -13,6 +13,7 @@ __all__ = [
     "as_base64",
     "cast_column",
     "holds_bytes",
+    "instance",
     "numpy_type",
     "polars_type",
     "reaches_limits",
@@ -69,9 +70,9 @@ def as_base64(frame: pl.DataFrame) -> pl.DataFrame:
 def _has_bytes(kind: pl.DataType) -> bool:
     match kind:
         case pl.Struct():
-            return any(_has_bytes(_instance(field.dtype)) for field in kind.fields)
+            return any(_has_bytes(instance(field.dtype)) for field in kind.fields)
         case pl.List() | pl.Array():
-            return _has_bytes(_instance(kind.inner))
+            return _has_bytes(instance(kind.inner))
     return isinstance(kind, pl.Binary)
 
 
@@ -80,16 +81,16 @@ def _as_base64(values: pl.Expr, kind: pl.DataType) -> pl.Expr:
         case pl.Binary():
             return values.bin.encode("base64")
         case pl.Struct():
-            fields = (_as_base64(pl.field(field.name), _instance(field.dtype)) for field in kind.fields)
+            fields = (_as_base64(pl.field(field.name), instance(field.dtype)) for field in kind.fields)
             return values.struct.with_fields(*fields)
         case pl.List():
-            return values.list.eval(_as_base64(pl.element(), _instance(kind.inner)))
+            return values.list.eval(_as_base64(pl.element(), instance(kind.inner)))
         case pl.Array():
-            return values.arr.eval(_as_base64(pl.element(), _instance(kind.inner)))
+            return values.arr.eval(_as_base64(pl.element(), instance(kind.inner)))
     return values
 
 
-def _instance(kind: Any) -> pl.DataType:
+def instance(kind: Any) -> pl.DataType:
     """polars gives the type inside of another as an instance or as a class."""
     return kind if isinstance(kind, pl.DataType) else kind()
 

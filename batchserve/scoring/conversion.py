@@ -53,6 +53,8 @@ def convert_chunk(task: ConvertTask) -> Part:
 def _types_of(task: ConvertTask) -> dict[str, DType]:
     """The types of a result's columns: the model's outputs have those of its signature, the others stay text."""
     there, signature = header_of(task.input).columns, task.model.signature
+    if task.input.reader.holds == "table" and None not in there.values():
+        return {}  # the file tells the types in which the values came: no other type holds them all
     taken = {
         column.name: column.dtype for column in signature.columns if column.name in there and column.dtype != "image"
     }
