@@ -20,6 +20,7 @@ from batchserve import Client
 from batchserve.client.data import content_of
 from batchserve.conversion import convert
 from batchserve.errors import InvalidInput
+from benchmarks import frames
 
 FEW = settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
 MANY = settings(FEW, max_examples=300)
@@ -477,3 +478,12 @@ def test_many_frames_of_pandas_come_back_equal(client: Client, frame: pd.DataFra
 @given(table=arrow_tables())
 def test_many_tables_of_pyarrow_come_back_equal(client: Client, table: pa.Table) -> None:
     passes_arrow(client, table)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("case", frames.CASES)
+@pytest.mark.usefixtures("client")
+def test_ten_million_rows_take_less_than_a_gigabyte_of_the_client(server: str, case: str) -> None:
+    figures = frames.measured(case, server, frames.ROWS)
+    assert figures["peak_mb"] < 1000, figures

@@ -127,6 +127,8 @@ def _of_dtype(column: pl.Series, dtype: Any) -> Any:
         from batchserve.client.arrow_table import arrow_of
 
         return pd.array(arrow_of(column.to_arrow(), dtype.pyarrow_dtype), dtype=dtype)
+    if getattr(dtype, "storage", None) == "pyarrow":
+        return dtype.__from_arrow__(column.to_arrow())  # a list of Python's texts is several times as large
     if isinstance(dtype, pd.SparseDtype):
         return pd.arrays.SparseArray(column.to_numpy(), dtype=dtype)
     if getattr(dtype, "numpy_dtype", None) is not None and dtype.kind in "biuf":
