@@ -4,9 +4,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from batchserve.client import AsyncClient, Client
+    from batchserve.client.child import local
     from batchserve.conversion import annotate, convert, export_img2feat, export_torch
 
-__all__ = ["AsyncClient", "Client", "__version__", "annotate", "convert", "export_img2feat", "export_torch"]
+__all__ = ["AsyncClient", "Client", "__version__", "annotate", "convert", "export_img2feat", "export_torch", "local"]
 __version__ = "0.1.0"
 
 
@@ -16,6 +17,10 @@ def __getattr__(name: str) -> Any:
         from batchserve import client
 
         return getattr(client, name)
+    if name == "local":
+        from batchserve.client import child
+
+        return child.local
     if name in ("annotate", "convert", "export_img2feat", "export_torch"):
         from batchserve import conversion
 

@@ -20,7 +20,7 @@ import polars as pl
 import pyarrow as pa
 
 from batchserve import Client
-from batchserve.cli.child import serving
+from batchserve.client.child import serving
 from batchserve.conversion import convert
 
 ROWS = 10_000_000

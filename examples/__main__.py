@@ -9,7 +9,7 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from batchserve.cli.child import serving
+from batchserve.client.child import serving
 from batchserve.errors import Unavailable
 
 FOLDER = Path(__file__).resolve().parent

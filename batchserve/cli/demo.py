@@ -14,12 +14,12 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 
-from batchserve.cli.child import serving
 from batchserve.cli.convert import show_parity
 from batchserve.cli.server import settings_of
 from batchserve.cli.terminal import AsJson, print_json, say, size, table
 from batchserve.client import Client, Job
 from batchserve.client.bars import Bars
+from batchserve.client.child import serving
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -2,11 +2,13 @@
 
 import ipaddress
 import math
+import os
 import platform
 import resource
 import signal
 import socket
 import sys
+import threading
 from contextlib import suppress
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -38,6 +40,10 @@ def serve(
     insecure: Annotated[bool, typer.Option("--insecure", help="Allow an address that other hosts can reach.")] = False,
     storage: Storage = None,
     database: Database = None,
+    until_stdin_closes: Annotated[
+        bool,
+        typer.Option("--until-stdin-closes", help="Stop when standard input ends, as with the program that writes it."),
+    ] = False,
 ) -> None:
     """Serve the API, by default with a worker inside."""
     settings = settings_of(storage, database)
@@ -93,6 +99,8 @@ def serve(
         timeout_graceful_shutdown=math.ceil(settings.grace),
     )
     server = Server(config)
+    if until_stdin_closes:
+        threading.Thread(target=stop_when_stdin_closes, daemon=True).start()
     try:
         server.run(sockets=[listener])
     except KeyboardInterrupt:
@@ -160,6 +168,13 @@ def settings_of(storage: str | None, database: str | None) -> "Settings":
             for fault in error.errors()
         )
         raise typer.BadParameter("; ".join(faults)) from None
+
+
+def stop_when_stdin_closes() -> None:
+    """Waits for the end of standard input, then asks this process to stop."""
+    while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python ends
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 def has_admin_key(settings: "Settings") -> bool:

@@ -2,6 +2,7 @@
 loop."""
 
 import builtins
+import functools
 import json
 import math
 import os
@@ -15,6 +16,7 @@ from urllib.parse import quote
 from batchserve.client.bars import Bars
 from batchserve.client.data import bytes_content, content_of, holds_arrays, library_of, path_of
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
+from batchserve.client.graphs import content_of_model
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.tables import origins_of, table_of
 from batchserve.client.transport import Request, Transport, query
@@ -207,13 +209,15 @@ class AsyncModels:
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    async def add(
-        self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None
-    ) -> Model:
-        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes return the existing
-        version."""
+    async def add(self, model: Any, sample: Any = None, *, name: str, on_upload: OnUpload | None = None) -> Model:
+        """Registers a model as the newest version of `name`. Equal bytes return the existing version.
+
+        `model`: the path or the bytes of an ONNX file or a zip bundle, a ModelProto, a Conversion; or a fitted
+        estimator or the path of its pickle, which is converted here and takes its `sample`, as `convert` does.
+        """
+        content = await self._transport.wire.call(functools.partial(content_of_model, model, sample))
         request = Request(
-            method="PUT", path=_model_path(name), content=content_of(model), patience=_ADMISSION, on_upload=on_upload
+            method="PUT", path=_model_path(name), content=content, patience=_ADMISSION, on_upload=on_upload
         )
         return Model(await self._transport.json(request))
 

@@ -163,10 +163,13 @@ class Models:
     def __init__(self, twin: AsyncModels) -> None:
         self._twin = twin
 
-    def add(self, model: str | os.PathLike[str] | bytes, *, name: str, on_upload: OnUpload | None = None) -> Model:
-        """Registers an ONNX file or a zip bundle as the newest version of `name`. Equal bytes return the existing
-        version."""
-        return now(self._twin.add(model, name=name, on_upload=on_upload))
+    def add(self, model: Any, sample: Any = None, *, name: str, on_upload: OnUpload | None = None) -> Model:
+        """Registers a model as the newest version of `name`. Equal bytes return the existing version.
+
+        `model`: the path or the bytes of an ONNX file or a zip bundle, a ModelProto, a Conversion; or a fitted
+        estimator or the path of its pickle, which is converted here and takes its `sample`, as `convert` does.
+        """
+        return now(self._twin.add(model, sample, name=name, on_upload=on_upload))
 
     def get(self, name: str) -> Model:
         """The newest version of `name`, or exactly `name@version`."""
