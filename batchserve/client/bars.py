@@ -1,28 +1,37 @@
-"""Progress bars on stderr, on a terminal only."""
+"""Progress bars: on stderr of a terminal, in a cell of a notebook."""
 
 import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from batchserve.client.notebook import Cell, is_notebook
 from batchserve.client.views import JobView
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
 
+_NOTEBOOK_PAUSE = 0.1
+"""Seconds between two updates of a cell."""
+
+
 class Bars:
     """A bar for each stage of a prediction. Every method does nothing when bars are off."""
 
     def __init__(self, shown: bool | None = None) -> None:
-        """`shown`: None means on if stderr is a terminal."""
-        self._shown = sys.stderr.isatty() if shown is None else shown
+        """`shown`: None means on in a terminal (stderr) or a notebook."""
+        self._shown = (sys.stderr.isatty() or is_notebook()) if shown is None else shown
         self._progress: Progress | None = None
+        self._cell: Cell | None = None
         self._tasks: dict[str, TaskID] = {}
         self._started: dict[str, float] = {}
+        self._updated: dict[str, float] = {}
 
     def __enter__(self) -> Self:
-        if self._shown:
+        if self._shown and is_notebook():
+            self._cell = Cell()
+        elif self._shown:
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
@@ -67,8 +76,18 @@ class Bars:
         self._show(stage, done, total, f"{done / 1e6:,.1f} MB{rate}")
 
     def _show(self, stage: str, done: float, total: float | None, note: str) -> None:
+        if self._cell is not None and self._is_due(stage, done, total):
+            self._cell.show(stage, done, total, note)
         if self._progress is None:
             return
         if stage not in self._tasks:
             self._tasks[stage] = self._progress.add_task(stage, total=total, note=note)
         self._progress.update(self._tasks[stage], completed=done, total=total, note=note)
+
+    def _is_due(self, stage: str, done: float, total: float | None) -> bool:
+        """Whether a notebook is to show it: ten times a second, and the first and last of a stage."""
+        now = time.monotonic()
+        if stage in self._updated and done != total and now - self._updated[stage] < _NOTEBOOK_PAUSE:
+            return False
+        self._updated[stage] = now
+        return True

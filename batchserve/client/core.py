@@ -80,7 +80,7 @@ class PredictOptions(JobOptions, total=False):
     timeout: float | None
     """Seconds to wait for the result."""
     progress: bool | None
-    """Whether to show bars; None: on a terminal."""
+    """Whether to show bars; None: on a terminal or in a notebook."""
 
 
 class AsyncJob(JobView):

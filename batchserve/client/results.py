@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchserve.client.data import arrays_of, arrow_of, format_of, numpy_of, pandas_of, polars_of
 from batchserve.client.ipc import frames_of
+from batchserve.client.notebook import facts_html
 from batchserve.client.transport import Request, Transport, query
 from batchserve.client.views import JobView
 
@@ -103,6 +104,12 @@ class AsyncResult:
     async def to_arrays(self) -> dict[str, "np.ndarray[Any, Any]"]:
         """The result of an npz job: one array for each output of the model, under its name."""
         return arrays_of(await self.read(format="npz"))
+
+    def _repr_html_(self) -> str:
+        stored, rows = self._job.data.get("result") or {}, self._job.rows
+        size = f"{stored['bytes']:,}" if stored.get("bytes") is not None else None
+        facts = {"rows": rows.get("total"), "failed": rows.get("failed"), "format": self._own_format, "bytes": size}
+        return facts_html(f"Result of job {self._job.id}", facts)
 
     @property
     def suffix(self) -> str:

@@ -83,6 +83,9 @@ class Result:
         """The result of an npz job: one array for each output of the model, under its name."""
         return now(self._twin.to_arrays())
 
+    def _repr_html_(self) -> str:
+        return self._twin._repr_html_()
+
     @property
     def suffix(self) -> str:
         """The suffix of a file with this result, with the dot."""

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+from batchserve.client.notebook import facts_html
+
 J = TypeVar("J", bound="JobView")
 
 FINISHED = frozenset({"completed", "failed", "cancelled", "expired"})
@@ -22,6 +24,13 @@ class JobView:
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, state={self.state!r}, progress={self.progress:.0%})"
+
+    def _repr_html_(self) -> str:
+        rows, error = self.rows, self.error or {}
+        counts = ", ".join(f"{count:,} {name}" for name, count in rows.items() if count is not None)
+        reason = error.get("message") or error.get("detail")
+        facts = {"state": self.state, "model": self.model, "progress": f"{self.progress:.0%}", "rows": counts or None}
+        return facts_html(f"Job {self.id}", facts | {"error": reason})
 
     @property
     def id(self) -> str:
@@ -79,6 +88,12 @@ class Model:
     """A registered model version. `data` is the whole description."""
 
     data: Mapping[str, Any]
+
+    def _repr_html_(self) -> str:
+        takes = ", ".join(f"{column['name']} ({column['dtype']})" for column in self.columns)
+        gives = ", ".join(f"{name} ({kind})" for name, kind in self.data["result_columns"].items())
+        facts = {"task": self.data.get("task"), "takes": takes or "columns in file order, or arrays", "gives": gives}
+        return facts_html(f"Model {self.name}@{self.version}", facts | {"digest": self.digest})
 
     @property
     def name(self) -> str:
