@@ -392,6 +392,8 @@ def test_what_does_not_fit_in_a_column_of_mixed_values_costs_its_records(client:
         (pd.DataFrame({"x": [1.0], "i": pd.interval_range(0, 1)}), "'i' holds interval"),
         (pd.DataFrame({"x": [1.0], "z": [1j]}), "'z' holds complex128"),
         (pa.table([[1.0], [2.0]], names=["x", "x"]), "'x' appears more than once"),
+        (pd.DataFrame({"": [1.0], "x": [1.0]}), "empty name"),
+        (pl.DataFrame({"": [1.0], "x": [1.0]}), "empty name"),
         (pa.table({"m": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}), "'m' holds month_day_nano_interval"),
         (pl.DataFrame({"a": pl.Series([[]], dtype=pl.Array(pl.Int8, 0))}), "'a' holds arrays without elements"),
         (np.zeros(1, [("x", "f4"), ("z", "c8")]), "'z' holds complex64"),
@@ -436,6 +438,16 @@ def test_a_result_keeps_its_types_and_digits_in_another_format_with_types(client
     for format, read in (("parquet", pl.read_parquet), ("arrow", pl.read_ipc)):
         kept = read(result.read(format=format)).select(frame.columns)
         assert kept.equals(frame.cast({"c": pl.List(pl.String())}))
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "json", "parquet", "arrow"])
+def test_a_frame_may_ask_for_any_format_of_its_result(client: Client, format: str) -> None:
+    times = pd.date_range("2026-10-25", periods=2, freq="h", tz="Europe/Berlin")
+    out = through(client, pd.DataFrame({"x": [1.0, 2.0], "at": times}, index=["a", "b"]), format=format)
+    assert np.allclose(out["prediction"].astype(float), [2, 4], atol=1e-4)
+    assert list(out.index) == ["a", "b"]
+    if format in ("parquet", "arrow"):
+        assert list(out["at"]) == list(times)
 
 
 def test_a_long_table_travels_in_blocks_and_comes_back_in_order(client: Client) -> None:

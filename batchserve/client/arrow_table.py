@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchserve.client.ipc import cut
-from batchserve.client.tables import Origins, Table, plain, require_unique
+from batchserve.client.tables import Origins, Table, plain, require_names
 from batchserve.errors import InvalidInput
 
 _WIDEST = 38
@@ -29,7 +29,7 @@ class ArrowTable(Table):
         else:
             self._reader = pa.RecordBatchReader.from_stream(data)
         self._schema: pa.Schema = self._reader.schema
-        require_unique(self._schema.names)
+        require_names(self._schema.names)
 
     @property
     def names(self) -> Sequence[str]:

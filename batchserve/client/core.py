@@ -38,6 +38,8 @@ _ADMISSION = 300.0
 _COLLECTIVE = 300.0
 """Seconds that a server may take to check thousands of inputs."""
 _PAGE = 200
+_TYPED = frozenset({"arrow", "arrows", "parquet"})
+"""Formats of results that keep the types of columns that pass through."""
 
 
 class JobOptions(TypedDict, total=False):
@@ -335,6 +337,8 @@ class Core:
     async def _origins(self, job: AsyncJob, columns: Sequence[str], names: Sequence[str]) -> dict[str, str]:
         """The columns of a result that passed through, each with its name in the input."""
         options = job.data.get("options") or {}
+        if options.get("format") not in _TYPED:
+            return {}  # texts, of which some cannot have the types of the input again
         origins = origins_of(columns, names, options.get("passthrough", "unused"), options.get("key"))
         if origins and options.get("passthrough") == "unused" and job.model is not None:
             # One that the model takes does not travel, and one of the result may be called alike.

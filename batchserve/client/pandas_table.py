@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 
-from batchserve.client.tables import Origins, Table, plain, require_unique, series_of, series_of_array, slices
+from batchserve.client.tables import Origins, Table, plain, require_names, series_of, series_of_array, slices
 from batchserve.errors import InvalidInput
 
 _REFUSED = (pd.PeriodDtype, pd.IntervalDtype)
@@ -27,7 +27,7 @@ class PandasTable(Table):
             raise TypeError(f"cannot send a {type(data).__name__} of pandas: expected a DataFrame or Series")
         self._frame: pd.DataFrame = data
         self._names = [str(label) for label in data.columns]
-        require_unique(self._names)
+        require_names(self._names)
         self._places = {name: place for place, name in enumerate(self._names)}
         self._takes = [_taking(data.iloc[:, place], name) for name, place in self._places.items()]
 

@@ -69,11 +69,13 @@ def _of_stream(data: Any) -> Table:
     return ArrowTable(data)
 
 
-def require_unique(names: Sequence[str]) -> None:
-    """Raises InvalidInput that names a column which appears twice."""
+def require_names(names: Sequence[str]) -> None:
+    """Raises InvalidInput that names a column which appears twice, or for one without a name."""
     if len(set(names)) < len(names):
         twice = next(name for name in names if list(names).count(name) > 1)
         raise InvalidInput(f"column {twice!r} appears more than once: rename one, or drop it")
+    if any(not name.strip() for name in names):
+        raise InvalidInput("the table has a column with an empty name; every column needs a name")
 
 
 def origins_of(
@@ -102,6 +104,7 @@ class PolarsTable(Table):
             raise TypeError(f"cannot send a {type(data).__name__} of polars: expected a DataFrame, LazyFrame or Series")
         self._data: pl.DataFrame | pl.LazyFrame = data
         self._schema = data.collect_schema()
+        require_names(self._schema.names())
 
     @property
     def names(self) -> Sequence[str]:
