@@ -122,7 +122,9 @@ def test_a_finished_job_loses_its_bytes_after_its_retention_time_and_is_still_li
     assert site.objects() == set()
     for link in ("result", "errors", "input"):
         problem(site.api.http.get(job["links"][link]), 410, "expired")
-        problem(site.api.http.get(job["links"][link], params={"partial": True}), 410, "expired")
+        problem(site.api.http.get(job["links"][link]), 410, "expired")
+        if link != "input":
+            problem(site.api.http.get(job["links"][link], params={"partial": True}), 410, "expired")
     shown = site.api.job(job["id"])
     assert (shown["state"], shown["result"], shown["rows"]) == ("expired", None, job["rows"])
     assert shown["expires_at"] > shown["finished_at"]
