@@ -163,7 +163,7 @@ def people_onnx() -> bytes:
     regular = ["regular" if visits > 5 else "rare" for visits in people["visits"]]
     columns = make_column_transformer(
         (make_pipeline(SimpleImputer(), StandardScaler()), ["age"]),
-        (OneHotEncoder(handle_unknown="ignore"), ["city"]),
+        (OneHotEncoder(), ["city"]),
         ("passthrough", ["visits"]),
     )
     return convert(make_pipeline(columns, LogisticRegression(max_iter=1000)).fit(people, regular), people).onnx

@@ -172,7 +172,7 @@ def test_an_infinite_number_gets_no_meaningless_label(api: Api, value: str) -> N
     assert (job["state"], job["rows"]) == ("completed", {"total": 3, "ok": 2, "failed": 1})
     assert predictions(api, job) == ["setosa", None, "setosa"]
     ((record, _, code),) = failures(api, job)
-    assert (record, code) == (1, "not-a-number")
+    assert (record, code) == (1, "out-of-range")
     online = ok(api.http.post("/v1/models/iris/predict", content=HEADER + f"{value},3.5,1.4,0.2\n"))
     assert online["prediction"][0]["prediction"] is None
     assert online["errors"][0]["code"] == code

@@ -269,7 +269,7 @@ def test_an_encoder_with_missing_as_a_category_keeps_it() -> None:
     assert conversion.columns[0].nullable
 
 
-def test_missing_texts_that_the_graph_would_misread_are_left_out_with_a_note() -> None:
+def test_missing_texts_that_were_trained_as_a_category_are_scored_like_the_original() -> None:
     frame = houses()
     frame["City Name"] = frame["City Name"].astype(object)
     frame.loc[::5, "City Name"] = np.nan
@@ -278,9 +278,10 @@ def test_missing_texts_that_the_graph_would_misread_are_left_out_with_a_note() -
         HistGradientBoostingClassifier(max_iter=5, min_samples_leaf=2),
     ).fit(frame, frame["City Name"].isna() | (frame["City Name"] == "Ulm"))
     conversion = convert(model, frame)
-    assert conversion.report.rows == 320
-    assert "80 of 400 records lack a text in 'City Name'" in conversion.report.notes[0]
-    assert not conversion.columns[0].nullable
+    assert conversion.report.rows == 400
+    assert conversion.report.label_flips == 0
+    assert conversion.report.notes == ()
+    assert conversion.columns[0].nullable
 
 
 # --- kinds of models -------------------------------------------------------------------------------------------------
