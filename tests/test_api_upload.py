@@ -448,6 +448,19 @@ def test_an_upload_for_a_model_is_checked_and_predict_need_not_name_it(api: Api)
     assert (done["state"], done["model"]["version"], done["rows"]["ok"]) == ("completed", 1, 1)
 
 
+def test_an_upload_for_a_model_is_checked_with_the_columns_of_a_predict(api: Api) -> None:
+    renamed = CSV.replace(b"petal length (cm)", b"length")
+    columns = {"columns": json.dumps({"petal length (cm)": "length"})}
+    job = ok(api.http.post("/v1/upload", params={"model": "iris", **columns}, content=renamed), 201)
+    done = ok(api.http.post(f"/v1/predict/{job['id']}", params=columns, headers={"prefer": "wait=30"}))
+    assert done["rows"]["ok"] == 1
+    with api.unchanged():
+        wrong = {"model": "iris", "columns": json.dumps({"petal length (cm)": "absent"})}
+        problem(api.http.post("/v1/upload", params=wrong, content=renamed), 422, "schema-mismatch")
+        unread = problem(api.http.post("/v1/upload", params=columns, content=renamed), 422, "invalid-options")
+        assert "only with model" in unread["detail"]
+
+
 def test_an_upload_that_does_not_fit_its_model_leaves_nothing(api: Api) -> None:
     with api.unchanged():
         body = problem(

@@ -19,20 +19,22 @@ from batchserve.api.deps import (
     ServiceDep,
     bare_key,
     job_response,
+    parsed,
     read_body,
     replayed,
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
 from batchserve.api.schemas.jobs import JobBody
+from batchserve.api.schemas.options import FitOptions, query_parameters
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
-from batchserve.domain import StoredInput
-from batchserve.errors import InvalidInput
+from batchserve.domain import ModelVersion, Options, StoredInput
+from batchserve.errors import InvalidInput, InvalidOptions
 from batchserve.formats import FORMATS, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.service import Service
 from batchserve.storage import input_key
-from batchserve.submission import Submission, clean_filename, default_options, naming_bytes
+from batchserve.submission import Submission, clean_filename, default_format, naming_bytes
 
 router = APIRouter(tags=["upload"])
 
@@ -82,12 +84,18 @@ INPUT_BODY: dict[str, Any] = {
     }
 }
 
+FIT_PARAMETERS = query_parameters(FitOptions)
+
 
 @router.post(
-    "/v1/upload", status_code=201, response_model=JobBody, responses=PROBLEMS, openapi_extra=INPUT_BODY,
-    operation_id="upload", summary="Store an input under a new job ID",
+    "/v1/upload", status_code=201, response_model=JobBody, responses=PROBLEMS,
+    openapi_extra={**INPUT_BODY, "parameters": FIT_PARAMETERS}, operation_id="upload",
+    summary="Store an input under a new job ID",
 )  # fmt: skip
-@router.put("/v1/upload", status_code=201, response_model=JobBody, responses=PROBLEMS, include_in_schema=False)
+@router.put(
+    "/v1/upload", status_code=201, response_model=JobBody, responses=PROBLEMS,
+    openapi_extra={"parameters": FIT_PARAMETERS}, include_in_schema=False,
+)  # fmt: skip
 async def upload(
     request: Request,
     service: ServiceDep,
@@ -99,9 +107,10 @@ async def upload(
 ) -> Response:
     """The job is `uploaded`: nothing runs until a predict. 201 means that the bytes are durably on disk. The type is
     detected from the bytes; a Content-Type that contradicts them is refused (415). `curl -T` may PUT. With `model`, the
-    beginning of the input is checked against its signature, and predict need not name it again.
+    beginning of the input is checked against its signature, and predict need not name it again;
+    `columns` and `inputs` count for that check, and predict takes them again.
     """
-    key = bare_key(idempotency_key)
+    key, fit = bare_key(idempotency_key), _fit(request, model)
     with service.only_one(caller.tenant, key):
         version = await service.resolve_model(model) if model else None
         async with received_input(request, service, delimiter, filename) as received:
@@ -111,7 +120,7 @@ async def upload(
             if (answer := await replayed(service, keyed)) is not None:
                 return answer
             if version is not None:
-                options = default_options(new.format, version)
+                options = _options(fit, new, version)
                 await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
 
             def insert(connection: Connection) -> None:
@@ -121,6 +130,18 @@ async def upload(
 
             await keep(service, received, insert)
         return job_response(await read_body(service, received.job_id), 201)
+
+
+def _fit(request: Request, model: str | None) -> FitOptions:
+    given = {name: request.query_params[name] for name in FitOptions.model_fields if name in request.query_params}
+    if given and model is None:
+        raise InvalidOptions(f"{', '.join(given)}: only with model, as part of its check")
+    return parsed(FitOptions, given)
+
+
+def _options(fit: FitOptions, new: StoredInput, version: ModelVersion) -> Options:
+    columns = tuple(fit.columns) if isinstance(fit.columns, list) else fit.columns
+    return Options(default_format(new.format, version), columns=columns, inputs=fit.inputs)
 
 
 @dataclass(slots=True)

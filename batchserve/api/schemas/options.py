@@ -121,13 +121,18 @@ class PredictOptions(BaseModel):
         return Submission(tenant, job_id, inputs, model, options, queueing)
 
 
-class ValidateOptions(BaseModel):
-    """How to read the records of an online request, as query parameters."""
+class FitOptions(BaseModel):
+    """How the columns of an input fill those of a model, as query parameters."""
 
     model_config = ConfigDict(extra="forbid")
 
     columns: Columns = None
     inputs: Inputs = None
+
+
+class ValidateOptions(FitOptions):
+    """How to read the records of an online request, as query parameters."""
+
     delimiter: str | None = Field(
         None, description="Of a CSV: `,` (default), `;`, `tab` or `|`.", examples=[";"], max_length=8
     )
