@@ -490,9 +490,14 @@ def test_functions_of_the_model_itself_run() -> None:
     assert admit(model.SerializeToString()).signature.mode == "rows"
 
 
-def test_an_operator_set_that_is_too_new_is_refused_with_the_versions_that_run() -> None:
-    with pytest.raises(ModelRefused, match="version 28, and this server runs 7 to 26"):
-        admit(written(NEG, '"":28').SerializeToString())
+@pytest.mark.parametrize("opset", ['"":28', '"":17, "ai.onnx.ml":9'])
+def test_an_operator_set_that_is_too_new_is_refused_by_onnx_runtime(opset: str) -> None:
+    with pytest.raises(ModelRefused, match=r"ONNX Runtime refuses the model: .*[Oo]pset"):
+        admit(written(NEG, opset).SerializeToString())
+
+
+def test_an_old_operator_set_that_onnx_runtime_runs_is_admitted() -> None:
+    assert [output.name for output in admit_written(NEG, '"":6').signature.outputs] == ["y"]
 
 
 def test_a_newer_file_format_is_lowered_with_a_note() -> None:

@@ -37,10 +37,10 @@ __all__ = [
     "tensors",
 ]
 
-OPSETS = {"": (7, 26), "ai.onnx.ml": (1, 5)}
-"""Versions of the operator sets that ONNX Runtime 1.31 loads."""
 IR_VERSION = 13
 """The newest file format that ONNX Runtime 1.31 loads."""
+
+_DOMAINS = ("", "ai.onnx.ml")
 
 _MICROSOFT = frozenset(
     """
@@ -157,18 +157,11 @@ def _held(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
 
 
 def check_graph(model: ModelProto) -> None:
-    """Refuses what this server does not load: data outside, foreign operators, unknown versions, no way in or out."""
+    """Refuses what this server does not load: data outside, foreign operators, no way in or out."""
     for tensor in tensors(model):
         if is_external(tensor):
             raise ModelRefused(
                 f"tensor {tensor.name!r} is stored in a file outside of the model: upload a zip archive with both"
-            )
-    for entry in (*model.opset_import, *(entry for function in model.functions for entry in function.opset_import)):
-        low, high = OPSETS.get(_domain(entry.domain), (0, 2**31))
-        if not low <= entry.version <= high:
-            raise ModelRefused(
-                f"operator set {_domain(entry.domain) or 'ai.onnx'!r} has version {entry.version}, and this server "
-                f"runs {low} to {high}: export the model again with a version in between"
             )
     own = {(_domain(function.domain), function.name) for function in model.functions}
     for node in nodes(model):
@@ -182,7 +175,7 @@ def check_graph(model: ModelProto) -> None:
 
 def _check_operator(node: NodeProto, own: set[tuple[str, str]]) -> None:
     domain = _domain(node.domain)
-    if domain in OPSETS or (domain, node.op_type) in own:
+    if domain in _DOMAINS or (domain, node.op_type) in own:
         return
     if domain == "com.microsoft" and node.op_type in _MICROSOFT:
         return
@@ -200,7 +193,7 @@ def _domain(name: str) -> str:
 
 
 def lower_ir_version(model: ModelProto) -> list[str]:
-    """Marks a newer file as the newest that can be loaded, and says so. The operator sets are checked apart."""
+    """Marks a newer file as the newest that can be loaded, and says so. ONNX Runtime judges the operator sets."""
     if model.ir_version <= IR_VERSION:
         return []
     note = f"The file format was IR {model.ir_version} and is now IR {IR_VERSION}; the graph is the same."
