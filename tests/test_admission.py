@@ -367,6 +367,13 @@ def test_labels_and_targets_of_several_outputs_come_from_metadata() -> None:
     ]
 
 
+def test_two_outputs_of_one_column_name_are_told_apart_by_the_names_of_the_outputs() -> None:
+    graph = """g (float[N,2] x) => (float[N,2] z, float[N,2] y, float[N] y_0) {
+        z = Neg(x) y = Abs(x) axis = Constant<value=int64[1]{1}>() y_0 = ReduceSum<keepdims=0>(x, axis) }"""
+    signature = admit_written(graph).signature
+    assert list(ResultSchema(signature).columns) == ["z_0", "z_1", "y_y_0", "y_y_1", "y_0_y_0"]
+
+
 def test_columns_that_do_not_fill_the_input_are_refused() -> None:
     model = written("g (float[N,2] x) => (float[N,2] y) { y = Neg(x) }")
     with pytest.raises(ModelRefused, match="names 1 columns"):

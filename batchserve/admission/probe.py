@@ -4,6 +4,7 @@ All runs here are of a few records; the caller bounds time and memory from outsi
 """
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from itertools import product
@@ -27,7 +28,7 @@ from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
 from batchserve.inference.images import sample_image
 from batchserve.inference.kernels import Arrays, Session
-from batchserve.inference.outputs import ResultSchema
+from batchserve.inference.outputs import ResultSchema, column_names
 from batchserve.inference.session import open_session
 
 __all__ = ["describe"]
@@ -108,7 +109,7 @@ def describe(
     outputs = tuple(replace(output, finite=metadata.get("finite", False)) for output in outputs)
     if any(None in tensor.shape[1:] for tensor in inputs):
         outputs = tuple(_with_open_sizes(output, model) for output in outputs)
-    signature = Signature(inputs, outputs, task, mode, batch, notes=tuple(notes))
+    signature = _told_apart(Signature(inputs, outputs, task, mode, batch, notes=tuple(notes)))
     _check_names(signature)
     signature = with_nullable(signature, model, session, feed, metadata)
     signature = replace(signature, sample=_sample(signature, metadata, feed))
@@ -406,6 +407,18 @@ def _check_rows(runs: dict[int, Arrays]) -> None:
 def _many(session: Session, feed: Feed, mode: Mode, batch: int) -> Arrays:
     """Outputs for all examples, where the mode allows it; else for one run."""
     return session.run(feed.first(batch if mode == "fixed" else max(3, feed.examples())))
+
+
+def _told_apart(signature: Signature) -> Signature:
+    """With the names of outputs in their columns, where these would be those of another output as well."""
+    used = Counter(name for output in signature.outputs for name in set(column_names(signature, output)))
+
+    def named(output: OutputTensor) -> OutputTensor:
+        if all(used[name] == 1 for name in column_names(signature, output)):
+            return output
+        return replace(output, group=f"{output.group}_{output.name}" if output.group else output.name)
+
+    return replace(signature, outputs=tuple(named(output) for output in signature.outputs))
 
 
 def _check_names(signature: Signature) -> None:

@@ -36,7 +36,7 @@ class ResultSchema:
             if top_k and output in self._ranked:
                 self.columns.update(_ranking_columns(signature, output, top_k))
                 continue
-            names = _names(signature, output)
+            names = column_names(signature, output)
             self.columns.update(dict.fromkeys(names, _column_type(output)))
             if _listy(output):
                 self.lists[names[0]] = output.name
@@ -49,7 +49,7 @@ class ResultSchema:
             if self._top_k and output in self._ranked:
                 series.extend(_ranking(self._signature, output, array, self._top_k))
             else:
-                series.extend(_series(_names(self._signature, output), output, array))
+                series.extend(_series(column_names(self._signature, output), output, array))
         return pl.DataFrame(series)
 
 
@@ -79,7 +79,8 @@ def _ranked(signature: Signature, top_k: int | None) -> tuple[OutputTensor, ...]
     return ranked
 
 
-def _names(signature: Signature, output: OutputTensor) -> list[str]:
+def column_names(signature: Signature, output: OutputTensor) -> list[str]:
+    """The columns of one output in a result."""
     stem = _STEMS.get(output.role, output.name)
     if output.role == "value" and signature.task == "regression" and output == signature.outputs[0]:
         stem = "prediction"
