@@ -9,7 +9,7 @@ reads results itself, and a worker scores them. No server runs.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +19,7 @@ import uuid_utils
 from batchserve import registry
 from batchserve.admission import admit
 from batchserve.db.connect import Database
-from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, StoredInput
+from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.errors import ResultNotReady
 from batchserve.formats import sniff
 from batchserve.jobs import queries
@@ -28,7 +28,15 @@ from batchserve.runtime import open_database
 from batchserve.scoring.checks import check_input
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, open_storage
-from batchserve.submission import Queueing, Submission, clean_filename, create, default_options, naming_bytes
+from batchserve.submission import (
+    Queueing,
+    Submission,
+    clean_filename,
+    create,
+    default_options,
+    naming_bytes,
+    wanted_columns,
+)
 
 __all__ = ["Direct"]
 
@@ -73,7 +81,7 @@ class Direct:
         options: Options | None = None,
         queueing: Queueing | None = None,
         *,
-        delimiter: str | None = None,
+        read: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
         tenant: str = DEFAULT_TENANT,
     ) -> str:
         """Stores an input and queues its job; returns the ID of the job. `model`: a version, or `name` or
@@ -86,7 +94,8 @@ class Direct:
             with self._database.read() as connection:
                 model = registry.resolve(connection, model)
         job_id = str(uuid_utils.uuid7())
-        new = self._store(job_id, file, delimiter)
+        columns = wanted_columns(model, options.columns if options else None)
+        new = self._store(job_id, file, read, columns)
         options = options or default_options(new.format, model)
         submission = Submission(tenant, job_id, (new,), model, options, queueing or Queueing())
         try:
@@ -110,9 +119,9 @@ class Direct:
             raise ResultNotReady(f"job {job_id} is {job.state} and has no result")
         return self._storage.open(job.result.key)
 
-    def _store(self, job_id: str, file: Path, delimiter: str | None) -> StoredInput:
+    def _store(self, job_id: str, file: Path, read: ReadOptions, columns: Collection[str]) -> StoredInput:
         with file.open("rb") as source:
-            format, dialect = sniff(source.read(_BEGINNING), None, file.name, delimiter)
+            format, dialect = sniff(source.read(_BEGINNING), None, file.name, read, columns)
             source.seek(0)
             with self._storage.create(input_key(job_id)) as writer:
                 while block := source.read(2**20):

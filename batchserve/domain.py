@@ -120,6 +120,16 @@ class Dialect:
     delimiter: str = ","
     columns: tuple[str, ...] = ()
     """Names of the values of JSON records that are arrays, in their order. (): column_1, column_2 and so on."""
+    decimal: str = "."
+    """Between the whole and the fraction of a number in a CSV."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How a client says that an input is to be read. None: as its bytes show, or as most files are."""
+
+    delimiter: str | None = None
+    decimal: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,9 @@ def _adapter(name: str, types: dict[str, Any], *, total: bool = True) -> TypeAda
 _INPUT = {
     f"input_{name}": hint
     for name, hint in _columns(
-        StoredInput, {"format": _Format, "delimiter": Literal[",", ";", "\t", "|"]}, leave=("dialect",)
+        StoredInput,
+        {"format": _Format, "delimiter": Literal[",", ";", "\t", "|"], "decimal": Literal[".", ","]},
+        leave=("dialect",),
     ).items()
 }
 _RESULT = {"result_key": str | None, "result_bytes": _Count | None, "result_sha256": str | None}
@@ -169,7 +171,7 @@ def _input(values: Mapping[str, Any]) -> StoredInput:
     return StoredInput(
         key=values["input_key"],
         format=values["input_format"],
-        dialect=Dialect(values["input_delimiter"]),
+        dialect=Dialect(values["input_delimiter"], decimal=values["input_decimal"]),
         bytes=values["input_bytes"],
         sha256=values["input_sha256"],
         filename=values["input_filename"],

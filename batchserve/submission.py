@@ -4,7 +4,7 @@ storage and database themselves (`batchserve.direct`). First the bytes, then the
 
 import hashlib
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 
@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from batchserve import rows
 from batchserve.db.connect import Database
-from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
+from batchserve.domain import Dialect, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
 from batchserve.formats import RESULT_FORMATS
 from batchserve.idempotency import KeyedRequest
@@ -33,6 +33,7 @@ __all__ = [
     "enqueue_all",
     "enqueue_once",
     "naming_bytes",
+    "wanted_columns",
 ]
 
 
@@ -64,7 +65,7 @@ class Submission:
 
     def __post_init__(self) -> None:
         # Bytes that were not read yet equal no others: the job ID replaces their digest.
-        read_as = [[one.sha256 or self.job_id, one.format, one.dialect.delimiter] for one in self.inputs]
+        read_as = [[one.sha256 or self.job_id, one.format, *_read_as(one.dialect)] for one in self.inputs]
         what = [read_as, self.model.digest, rows.options_adapter.dump_python(self.options, mode="json")]
         object.__setattr__(self, "digest", hashlib.sha256(orjson.dumps(what)).hexdigest())
 
@@ -76,6 +77,13 @@ class Submission:
         """Whether a job was queued for this submission."""
         before = (job.request_digest, job.priority, job.run_after, job.metadata)
         return before == (self.digest, self.queueing.priority, self.queueing.run_after, self.queueing.metadata)
+
+
+def _read_as(dialect: Dialect) -> Iterator[str]:
+    """What the dialect changes. Not the usual decimal mark: jobs of older releases had no other."""
+    yield dialect.delimiter
+    if dialect.decimal != ".":
+        yield dialect.decimal
 
 
 def default_format(input_format: str, model: ModelVersion) -> str:
@@ -93,6 +101,13 @@ def default_format(input_format: str, model: ModelVersion) -> str:
 
 def default_options(input_format: str, model: ModelVersion) -> Options:
     return Options(default_format(input_format, model))
+
+
+def wanted_columns(model: ModelVersion, chosen: Sequence[str] | Mapping[str, str] | None = None) -> frozenset[str]:
+    """The names that a table for the model has, where it names its columns. `chosen`: by the option `columns`."""
+    if isinstance(chosen, Mapping):
+        return frozenset(chosen.get(column.name, column.name) for column in model.signature.columns)
+    return frozenset(chosen or (column.name for column in model.signature.columns))
 
 
 def clean_filename(name: str | None) -> str | None:

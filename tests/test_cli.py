@@ -289,6 +289,21 @@ def test_predict_works_in_a_pipe(run: Run, iris_csv: Path) -> None:
 
 
 @pytest.mark.usefixtures("iris_model")
+def test_decimal_commas_are_read_by_command_and_client(
+    run: Run, server: str, tmp_path: Path, iris: pd.DataFrame
+) -> None:
+    iris.to_csv(tmp_path / "a.csv", index=False, sep=";", decimal=",")
+    done = run("predict", "a.csv", "--model", "iris", "--decimal", ",", "--passthrough", "all")
+    assert done.returncode == 0, done.stderr
+    result = pd.read_csv(tmp_path / "a.predictions.csv", sep=";", decimal=",")
+    assert result[list(iris)].equals(iris)
+    assert result["probability_setosa"].between(0, 1).all()
+    with Client(server) as client:
+        job = client.submit(client.upload(tmp_path / "a.csv", decimal=","), model="iris").wait()
+        assert (job.state, job.rows["ok"]) == ("completed", 150)
+
+
+@pytest.mark.usefixtures("iris_model")
 def test_the_suffix_of_the_output_chooses_its_format(run: Run, tmp_path: Path, iris_csv: Path) -> None:
     done = run("predict", iris_csv, "--model", "iris", "-o", "out.parquet", "--passthrough", "all", "--json")
     job = json.loads(done.stdout)

@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from batchserve.client.data import format_of
-from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, RowError
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, ReadOptions, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch, UnsupportedMedia
 from batchserve.formats import FORMATS, RESULT_FORMATS, Part, by_media_type, get_format, sniff
 from batchserve.formats.schema import cast_column
@@ -677,11 +677,88 @@ def test_bytes_that_contradict_the_declared_type_are_refused_by_name(
 def test_the_delimiter_is_set_by_the_type_the_name_or_the_option() -> None:
     assert sniff(b"a\tb\n", "text/tab-separated-values; charset=utf-8", None)[1] == Dialect("\t")
     assert sniff(b"a\tb\n", None, "a.TSV")[1] == Dialect("\t")
-    assert sniff(b"a|b\n", "text/csv", "a.tsv", "|")[1] == Dialect("|")
-    assert sniff(b"a,b\n", None, None, "tab")[1] == Dialect("\t")
+    assert sniff(b"a|b\n", "text/csv", "a.tsv", ReadOptions("|"))[1] == Dialect("|")
+    assert sniff(b"a,b\n", None, None, ReadOptions("tab"))[1] == Dialect("\t")
     assert sniff(b"a,b\n", "text/csv", None)[1] == Dialect(",")
     with pytest.raises(InvalidOptions, match=r"the delimiter ':' is not supported; expected one of , ; \| tab"):
-        sniff(b"a:b\n", "text/csv", None, ":")
+        sniff(b"a:b\n", "text/csv", None, ReadOptions(":"))
+    with pytest.raises(InvalidOptions, match=r"the decimal 'x' is not supported; expected one of \. ,"):
+        sniff(b"a:b\n", "text/csv", None, ReadOptions(decimal="x"))
+
+
+@pytest.mark.parametrize(
+    ("data", "columns", "delimiter"),
+    [
+        (b"a;b\n1,5;2\n", (), ";"),
+        (b"\xef\xbb\xbfa\tb\r\n1\t2\r\n", (), "\t"),
+        (b"a|b\n1|2\n3|4\n", (), "|"),
+        (b"a;b\n1;2", (), ";"),  # a last record without a newline
+        (b"a;b\n", (), ","),  # a header alone may be one odd name
+        (b"a;b\n", ("a", "b"), ";"),
+        (b"a,b\n1,2\n", (), ","),
+        (b"a,b;c\n1,2\n", (), ","),
+        (b"length, cm;width\n1,5;2\n3,5;4,5\n", (), ";"),
+        (b"length, cm;width, cm\n1,5;2,5\n", (), ","),  # both fit
+        (b"length, cm;width, cm\n1,5;2,5\n", ("width, cm",), ";"),
+        (b'"a;b"\nx\n', (), ","),
+        (b'"a;b",c\n"1;2",3\n', (), ","),
+        (b'"a, b";"c;d"\n"1, 2";"3;4"\n', (), ";"),
+        (b'"a\n;b";c\n1;2\n', (), ";"),
+        (b"text\nto be; or not\nto be; that\n", (), ","),  # one column
+        (b"text; all of it\nto be; or; not\nto be\n", (), ","),
+        (b"text; all\nto be; or not\n", ("text; all",), ","),
+        (b"a;b\n1;2\n3\n", (), ","),  # a record is too short
+        (b"a;b\n1;2\n3\n", ("b",), ";"),
+        (b"a;b|c\n1;2|3\n", ("c",), "|"),
+        (b"a;\xff\n1;2\n", (), ","),
+        (b"", (), ","),
+        (b"\n\na;b\n\n1;2\n", (), ";"),
+        (b"a;b\n" + b"1;2\n" * 50_000, (), ";"),
+    ],
+)
+def test_the_delimiter_is_recognised_by_the_first_records_and_the_columns_of_the_model(
+    data: bytes, columns: tuple[str, ...], delimiter: str
+) -> None:
+    assert sniff(data, "text/csv", None, columns=columns)[1].delimiter == delimiter
+
+
+COMMAS = Dialect(";", decimal=",")
+
+
+@pytest.mark.parametrize("regular", [True, False])
+def test_a_decimal_comma_is_read_and_written_and_a_point_is_none(regular: bool) -> None:
+    data = b"a;n;t;y\n1,5;3,0;1,5;1\n-,5e1; 7 ;x;true\n;;;\n" + (b"" if regular else b"1.500;1.000;1.5;0\nx;1,5;y;2\n")
+    types: Types = {"a": "float32", "n": "int64", "t": "string", "y": "bool"}
+    rows, errors = read("csv", data, types, dialect=COMMAS)
+    assert rows[:3] == [(1.5, 3, "1,5", True), (-5.0, 7, "x", True), (None, None, None, None)]
+    assert rows[3:] == ([] if regular else [(None, None, "1.5", False), (None, None, "y", None)])
+    assert (
+        [(e.record, e.column, e.message) for e in errors] == []
+        if regular
+        else [
+            (3, "a", "expected float32, got '1.500'"),
+            (3, "n", "expected int64, got '1.000'"),
+            (4, "a", "expected float32, got 'x'"),
+            (4, "n", "expected int64, got '1,5'"),
+            (4, "y", "expected bool, got '2'"),
+        ]
+    )
+
+
+def test_decimal_commas_between_commas_are_quoted() -> None:
+    dialect = Dialect(",", decimal=",")
+    frame = pl.DataFrame({"a": [1.5, -2.0], "b": [1, 2]})
+    written = get_format("csv", dialect).write(frame)
+    assert written == b'a,b\n"1,5",1\n"-2,0",2\n'
+    assert read("csv", written, {"a": "float64", "b": "float64"}, dialect=dialect) == ([(1.5, 1.0), (-2.0, 2.0)], [])
+
+
+@given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=20), st.data())
+def test_numbers_with_decimal_commas_are_those_with_points(values: list[float], data: st.DataObject) -> None:
+    frame = pl.DataFrame({"a": values, "b": data.draw(st.lists(st.sampled_from(["x", "1.5"]), min_size=len(values),
+                                                               max_size=len(values)))})  # fmt: skip
+    comma = get_format("csv", COMMAS).write(frame)
+    assert read("csv", comma, {"a": "float64"}, dialect=COMMAS) == (frame.rows(), [])
 
 
 def test_formats_are_found_by_name_and_media_type() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from service import Api, ok, problem, running
 
 from batchserve.api.schemas.options import METADATA_BYTES, OnlineOptions, PredictOptions
+from batchserve.domain import ReadOptions
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
@@ -41,9 +42,10 @@ values = st.recursive(
 """Values in JSON."""
 
 OPTIONS = sorted(PredictOptions.model_fields)
+READ = list(ReadOptions.__dataclass_fields__)
 QUERIES = {
-    "/v1/upload": ["delimiter", "filename", "model"],
-    "/v1/predict": [*OPTIONS, "delimiter", "filename", "state"],
+    "/v1/upload": [*READ, "filename", "model"],
+    "/v1/predict": [*OPTIONS, *READ, "filename", "state"],
     "/v1/models/iris/predict": sorted(OnlineOptions.model_fields),
     "/v1/models/iris/validate": sorted(OnlineOptions.model_fields),
     "/v1/jobs": ["state", "model", "q", "limit", "after"],

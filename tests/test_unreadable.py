@@ -58,6 +58,7 @@ POISONS = {
     "an unknown state": "state = 'lost'",
     "an unknown input format": "inputs: format = 'xls'",
     "an unknown delimiter": "inputs: delimiter = '--'",
+    "an unknown decimal mark": "inputs: decimal = '*'",
     "rows are a text": "rows_planned = 'many'",
     "fewer rows than none": "rows_ok = -1",
     "a progress beyond the end": "progress = 7.0",

@@ -28,6 +28,7 @@ from batchserve.scoring.admission import admit_model
 from batchserve.service import Service
 from batchserve.service.turns import Lane
 from batchserve.storage import Span, model_key
+from batchserve.submission import wanted_columns
 from batchserve.upkeep import holds
 
 router = APIRouter(tags=["models"])
@@ -208,7 +209,7 @@ async def _online_task(
         content = await body.read()
     if not content:
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
-    format, dialect = sniff(content, media_type, filename, options.delimiter)
+    format, dialect = sniff(content, media_type, filename, options.read, wanted_columns(model, options.columns))
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
     return online.OnlineTask(
         storage=settings.storage,

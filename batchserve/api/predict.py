@@ -28,15 +28,15 @@ from batchserve.api.schemas.jobs import JobBody, QueuedBody
 from batchserve.api.schemas.options import PredictOptions, query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
-    Delimiter,
     Filename,
+    Read,
     keep,
     received_input,
 )
-from batchserve.domain import JobState, ModelVersion
+from batchserve.domain import JobState, ModelVersion, ReadOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.service import Service
-from batchserve.submission import create, enqueue_once
+from batchserve.submission import create, enqueue_once, wanted_columns
 
 router = APIRouter(tags=["predict"])
 
@@ -44,7 +44,7 @@ Prefer = Annotated[str | None, Header(description="`wait=10`: respond when the j
 Uploaded = Annotated[
     Literal["uploaded"] | None, Query(description="Queue all uploaded jobs instead of an input in the body.")
 ]
-_NOT_OPTIONS = ("delimiter", "filename")
+_NOT_OPTIONS = (*ReadOptions.__dataclass_fields__, "filename")
 
 OPTION_PARAMETERS = query_parameters(PredictOptions)
 OPTIONS_BODY = {
@@ -118,7 +118,7 @@ async def upload_and_predict(
     service: ServiceDep,
     caller: CallerDep,
     background: BackgroundTasks,
-    delimiter: Delimiter = None,
+    read: Read,
     filename: Filename = None,
     state: Uploaded = None,
     idempotency_key: IdempotencyKey = None,
@@ -140,7 +140,8 @@ async def upload_and_predict(
     options = parsed(PredictOptions, query)
     with service.only_one(caller.tenant, key):
         model = await service.resolve_model(options.model)
-        async with received_input(request, service, delimiter, filename) as received:
+        columns = wanted_columns(model, options.columns)
+        async with received_input(request, service, read, filename, columns) as received:
             content = idempotency.fingerprint("upload-predict", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
             if (answer := await replayed(service, keyed)) is not None:

@@ -1,12 +1,12 @@
 """POST /v1/upload: bytes -> storage, under a job ID."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import uuid_utils
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
@@ -27,20 +27,32 @@ from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.api.schemas.options import FitOptions, query_parameters
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
-from batchserve.domain import ModelVersion, Options, StoredInput
+from batchserve.domain import ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.errors import InvalidInput, InvalidOptions
 from batchserve.formats import FORMATS, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.service import Service
 from batchserve.storage import input_key
-from batchserve.submission import Submission, clean_filename, default_format, naming_bytes
+from batchserve.submission import Submission, clean_filename, default_format, naming_bytes, wanted_columns
 
 router = APIRouter(tags=["upload"])
 
 Delimiter = Annotated[
-    str | None, Query(description="Of a CSV: `,` (default), `;`, `tab` or `|`.", examples=[";"], max_length=8)
+    str | None,
+    Query(description="Of a CSV: `,`, `;`, `tab` or `|`. Default: recognised.", examples=[";"], max_length=8),
 ]
+Decimal = Annotated[
+    str | None, Query(description="Decimal mark of a CSV: `.` (default) or `,`.", examples=[","], max_length=8)
+]
+
+
+async def read_options(delimiter: Delimiter = None, decimal: Decimal = None) -> ReadOptions:
+    """How an input is to be read, as the query says."""
+    return ReadOptions(delimiter, decimal)
+
+
+Read = Annotated[ReadOptions, Depends(read_options)]
 ModelName = Annotated[
     Annotated[str, Plain] | None,
     Query(description="`name` or `name@version`.", examples=["flights"], max_length=MAX_REFERENCE),
@@ -100,7 +112,7 @@ async def upload(
     request: Request,
     service: ServiceDep,
     caller: CallerDep,
-    delimiter: Delimiter = None,
+    read: Read,
     filename: Filename = None,
     model: ModelName = None,
     idempotency_key: IdempotencyKey = None,
@@ -113,7 +125,8 @@ async def upload(
     key, fit = bare_key(idempotency_key), _fit(request, model)
     with service.only_one(caller.tenant, key):
         version = await service.resolve_model(model) if model else None
-        async with received_input(request, service, delimiter, filename) as received:
+        columns = wanted_columns(version, fit.columns) if version else frozenset()
+        async with received_input(request, service, read, filename, columns) as received:
             new = received.input
             content = idempotency.fingerprint("upload", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
@@ -156,9 +169,10 @@ class Received:
 
 @asynccontextmanager
 async def received_input(
-    request: Request, service: Service, delimiter: str | None, filename: str | None
+    request: Request, service: Service, read: ReadOptions, filename: str | None, columns: Collection[str]
 ) -> AsyncIterator[Received]:
-    received = await _receive(request, service, delimiter, filename)
+    """`columns`: the names that a table is expected to have."""
+    received = await _receive(request, service, _Told(read, columns), filename)
     try:
         yield received
     finally:
@@ -180,7 +194,15 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
     await run_in_threadpool(commit)
 
 
-async def _receive(request: Request, service: Service, delimiter: str | None, filename: str | None) -> Received:
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """What is known of an input besides its bytes and the names that came with them."""
+
+    read: ReadOptions
+    columns: Collection[str]
+
+
+async def _receive(request: Request, service: Service, told: _Told, filename: str | None) -> Received:
     """Streams the body into storage, durably, before a row references it. Raises for bytes of an unsupported type."""
     runtime = service.runtime
     require_space(runtime)
@@ -189,14 +211,14 @@ async def _receive(request: Request, service: Service, delimiter: str | None, fi
         filename = disposition_filename(disposition)
     body = Body(request, runtime.settings, runtime.settings.upload_bytes)
     if not is_form(media_type):
-        return await _store(service, body, _Sent(body.blocks(), media_type, filename), delimiter)
+        return await _store(service, body, _Sent(body.blocks(), media_type, filename), told)
     async with open_form(media_type, body, runtime.storage) as form:
         if len(form.files) > 1:
             sent = _Sent(body.decoded(form.archive()), get_format("zip").media_type, None)
         else:
             (file,) = form.files
             sent = _Sent(body.decoded(form.blocks(file)), file.content_type, filename or file.name)
-        return await _store(service, body, sent, delimiter)
+        return await _store(service, body, sent, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,12 +230,12 @@ class _Sent:
     filename: str | None
 
 
-async def _store(service: Service, body: Body, sent: _Sent, delimiter: str | None) -> Received:
+async def _store(service: Service, body: Body, sent: _Sent, told: _Told) -> Received:
     job_id = str(uuid_utils.uuid7())
     beginning = await anext(sent.blocks, b"")
     if not beginning:
         raise InvalidInput("the body is empty: expected a file with a header or records, got 0 bytes")
-    format, dialect = sniff(beginning, sent.media_type, sent.filename, delimiter)
+    format, dialect = sniff(beginning, sent.media_type, sent.filename, told.read, told.columns)
     with service.runtime.storage.create(input_key(job_id)) as writer:
         stored = await body.store(writer, beginning, sent.blocks)
     filename = clean_filename(sent.filename)

@@ -95,7 +95,8 @@ def predict(
     passthrough: Annotated[
         str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
     ] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Delimiter of a CSV: a comma by default, ;, tab or |.")] = None,
+    delimiter: Annotated[str | None, typer.Option(help="Of a CSV: , ; tab or |; recognised by default.")] = None,
+    decimal: Annotated[str | None, typer.Option(help="Decimal mark of a CSV: a point by default, or a comma.")] = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
     inputs: Annotated[
         Any, typer.Option(parser=_values, metavar="JSON", help="Values of model inputs that all records share.")
@@ -130,6 +131,7 @@ def predict(
         "columns": columns,
         "passthrough": passthrough,
         "delimiter": delimiter,
+        "decimal": decimal,
         "top_k": top_k,
         "inputs": inputs,
         "key": key,
@@ -143,8 +145,8 @@ def predict(
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
         _predict_file(files, model, output, wait is not False, timeout, as_json, given)
-    elif output or delimiter:
-        raise typer.BadParameter("--output and --delimiter are for a file", param_hint="--all-uploaded")
+    elif output or delimiter or decimal:
+        raise typer.BadParameter("--output, --delimiter and --decimal are for a file", param_hint="--all-uploaded")
     else:
         _predict_uploaded(model, bool(wait), timeout, as_json, given)
 

@@ -42,7 +42,14 @@ _TYPED = frozenset({"arrow", "arrows", "parquet"})
 """Formats of results that keep the types of columns that pass through."""
 
 
-class JobOptions(TypedDict, total=False):
+class ReadOptions(TypedDict, total=False):
+    """Options of `POST /v1/upload`: how a file is read."""
+
+    delimiter: str
+    decimal: str
+
+
+class JobOptions(ReadOptions, total=False):
     """Options of `POST /v1/predict`; docs/api.md explains each."""
 
     format: str
@@ -57,15 +64,13 @@ class JobOptions(TypedDict, total=False):
     priority: int
     run_after: str
     metadata: dict[str, str]
-    delimiter: str
 
 
-class ValidateOptions(TypedDict, total=False):
+class ValidateOptions(ReadOptions, total=False):
     """Options of `POST /v1/models/{name}/validate`."""
 
     columns: list[str] | dict[str, str]
     inputs: dict[str, bool | int | float | str]
-    delimiter: str
 
 
 class OnlineOptions(ValidateOptions, total=False):
@@ -267,10 +272,10 @@ class Core:
         return self._transport.url
 
     async def upload(
-        self, data: "Data", *, delimiter: str | None = None, on_upload: OnUpload | None = None
+        self, data: "Data", *, on_upload: OnUpload | None = None, **options: Unpack[ReadOptions]
     ) -> AsyncJob:
         """Stores an input; `submit(job, model=...)` predicts it later."""
-        return await self._send("/v1/upload", data, {"delimiter": delimiter}, on_upload)
+        return await self._send("/v1/upload", data, options, on_upload)
 
     async def submit(
         self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[JobOptions]

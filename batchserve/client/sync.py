@@ -19,6 +19,7 @@ from batchserve.client.core import (
     OnlineOptions,
     OnUpload,
     PredictOptions,
+    ReadOptions,
     ValidateOptions,
 )
 from batchserve.client.errors import JobError
@@ -222,9 +223,9 @@ class Client:
     def url(self) -> str:
         return self._twin.url
 
-    def upload(self, data: "Data", *, delimiter: str | None = None, on_upload: OnUpload | None = None) -> Job:
+    def upload(self, data: "Data", *, on_upload: OnUpload | None = None, **options: Unpack[ReadOptions]) -> Job:
         """Stores an input; `submit(job, model=...)` predicts it later."""
-        return Job(now(self._twin.upload(data, delimiter=delimiter, on_upload=on_upload)))
+        return Job(now(self._twin.upload(data, on_upload=on_upload, **options)))
 
     def submit(
         self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[JobOptions]

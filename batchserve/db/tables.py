@@ -125,6 +125,7 @@ inputs = Table(
     Column("filename", Words(255)),
     # Whether its bytes are removed with the jobs that reference it; others are borrowed.
     Column("owned", Boolean, nullable=False, server_default=true()),
+    Column("decimal", Words(1), nullable=False, server_default="."),
     Index(None, "key"),
 )
 

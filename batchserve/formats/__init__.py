@@ -3,15 +3,16 @@ bytes decide. A contradiction is refused by name.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import PurePath
 
 import orjson
 
-from batchserve.domain import Dialect
+from batchserve.domain import Dialect, ReadOptions
 from batchserve.errors import InvalidOptions, UnsupportedMedia
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.csv import Csv
+from batchserve.formats.csv_dialect import recognise_delimiter
 from batchserve.formats.images import Image, Zip
 from batchserve.formats.json import Json
 from batchserve.formats.jsonl import Jsonl
@@ -48,7 +49,7 @@ _IMAGES = (
 FORMATS: dict[str, Format] = RESULT_FORMATS | {format.name: format for format in (Zip(), *_IMAGES)}
 """All formats, which inputs may have. Each is bound to the plain dialect."""
 _BOUND: dict[str, Callable[[Dialect], Format]] = {
-    "csv": lambda dialect: Csv(dialect.delimiter),
+    "csv": lambda dialect: Csv(dialect.delimiter, dialect.decimal),
     "json": lambda dialect: Json(dialect.columns),
 }
 """Formats with dialects; the bytes of the others are self-describing."""
@@ -118,6 +119,7 @@ _FOREIGN_ZIPS = {
 }
 """Kinds of ZIP files by the name of their first member."""
 _DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t"}
+_DECIMALS = {".": ".", ",": ","}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -138,19 +140,26 @@ def by_media_type(media_type: str) -> Format | None:
 
 
 def sniff(
-    prefix: bytes, content_type: str | None, filename: str | None, delimiter: str | None = None
+    prefix: bytes,
+    content_type: str | None,
+    filename: str | None,
+    options: ReadOptions = ReadOptions(),  # noqa: B008 - it is frozen
+    columns: Collection[str] = (),
 ) -> tuple[Format, Dialect]:
     """The format and dialect of an input that begins with `prefix` (a few KiB are plenty).
 
-    `content_type` and `filename` come from the client, `delimiter` from the user: , ; | or tab. Empty bytes have the
-    declared format, or CSV: whether an input may be empty is checked when it is read. Raises UnsupportedMedia that says
-    what the bytes look like, InvalidOptions for another delimiter.
+    `content_type` and `filename` come from the client, `options` from the user, `columns` are the names that a table is
+    expected to have. Empty bytes have the declared format, or CSV: whether an input may be empty is checked when it is
+    read. Raises UnsupportedMedia that says what the bytes look like, InvalidOptions for another delimiter or decimal
+    mark.
     """
     bare = _bare(content_type or "")
     suffix = PurePath(filename or "").suffix.lower()
     declared = None if bare in _SAYS_NOTHING else _MEDIA_TYPES.get(bare, bare)
-    tabs = bare == _TAB or (declared in (None, "csv") and suffix == ".tsv")
-    dialect = Dialect(_delimiter(delimiter) if delimiter is not None else "\t" if tabs else ",")
+    delimiter = None if options.delimiter is None else _chosen("delimiter", options.delimiter, _DELIMITERS)
+    decimal = "." if options.decimal is None else _chosen("decimal", options.decimal, _DECIMALS)
+    if delimiter is None and (bare == _TAB or (declared in (None, "csv") and suffix == ".tsv")):
+        delimiter = "\t"
     if declared is not None and declared not in FORMATS:
         raise _unsupported(f"the media type {bare} is not supported")
     foreign = _foreign(prefix)
@@ -159,7 +168,10 @@ def sniff(
         declared = found  # which is a ZIP, too
     if foreign or (declared is not None and not _agree(declared, found, prefix)):
         raise _unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
-    return FORMATS[declared or found], dialect
+    format = FORMATS[declared or found]
+    if delimiter is None:
+        delimiter = recognise_delimiter(prefix, columns) if format.name == "csv" else ","
+    return format, Dialect(delimiter, decimal=decimal)
 
 
 def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:
@@ -244,10 +256,11 @@ def _agree(declared: str, found: str, prefix: bytes) -> bool:
     return not text or text.startswith((b"{", b"[") if declared == "json" else b"{")
 
 
-def _delimiter(given: str) -> str:
-    if given not in _DELIMITERS:
-        raise InvalidOptions(f"the delimiter {given!r} is not supported; expected one of , ; | tab")
-    return _DELIMITERS[given]
+def _chosen(option: str, given: str, known: Mapping[str, str]) -> str:
+    if given not in known:
+        expected = " ".join(name for name in known if name.isprintable() and "\\" not in name)
+        raise InvalidOptions(f"the {option} {given!r} is not supported; expected one of {expected}")
+    return known[given]
 
 
 def _bare(media_type: str) -> str:

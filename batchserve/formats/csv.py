@@ -12,7 +12,7 @@ from typing import BinaryIO, ClassVar
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Chunk, ChunkLimits, DType
+from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.errors import InvalidInput
 from batchserve.formats.csv_records import (
     LONE_RETURN,
@@ -31,7 +31,7 @@ from batchserve.storage import Piece, Span
 __all__ = ["Csv", "escape_formula", "escape_formulas"]
 
 _FORMULA = r"^[=+\-@\t\r]"
-_NUMBER = r"^[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?$"
+_NUMBER = r"^[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?$"
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _FIRST_READ = 4096
@@ -41,9 +41,10 @@ _SAMPLE = ChunkLimits(records=100)
 
 @dataclass(frozen=True, slots=True)
 class Csv:
-    """`delimiter` between fields; UTF-8 with or without BOM; lines end with LF or CRLF."""
+    """`delimiter` between fields, `decimal` in numbers; UTF-8 with or without BOM; lines end with LF or CRLF."""
 
     delimiter: str = ","
+    decimal: str = "."
 
     name = "csv"
     media_type = "text/csv"
@@ -58,7 +59,7 @@ class Csv:
         names, start = _head(source, self.delimiter)
         first = next(cut(source, start, self._scan(source, names), None, _SAMPLE))
         data = read_span(source, first.start, first.stop)
-        return Header(dict.fromkeys(names), lambda: read_table(data, self.delimiter, names, {}, first)[0])
+        return Header(dict.fromkeys(names), lambda: read_table(data, self._dialect, names, {}, first)[0], self.decimal)
 
     def plan(self, source: BinaryIO, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
         names, start = _head(source, self.delimiter)
@@ -77,7 +78,7 @@ class Csv:
         names, _ = _head(source, self.delimiter)
         types = {name: dtype for name, dtype in types.items() if name in names}
         data = read_span(source, chunk.start, chunk.stop)
-        frame, errors = read_table(data, self.delimiter, names, types, chunk)
+        frame, errors = read_table(data, self._dialect, names, types, chunk)
         if columns is not None:
             wanted = set(columns)
             frame = pl.DataFrame([frame[name] for name in names if name in wanted])
@@ -89,7 +90,8 @@ class Csv:
         frame = pl.DataFrame([_writable(column) for column in frame])
         # The empty line of a null in a single column would not be a record.
         null = '""' if frame.width == 1 else ""
-        return frame.write_csv(separator=self.delimiter, null_value=null).encode()
+        comma = self.decimal == ","
+        return frame.write_csv(separator=self.delimiter, null_value=null, decimal_comma=comma).encode()
 
     def assemble(self, parts: Iterable[Part], open: Open, _records: int) -> Iterator[Piece]:
         parts = iter(parts)
@@ -100,6 +102,10 @@ class Csv:
         for part in parts:
             if part.bytes > body:
                 yield Span(part.key, body, part.bytes)
+
+    @property
+    def _dialect(self) -> Dialect:
+        return Dialect(self.delimiter, decimal=self.decimal)
 
     def _scan(self, source: BinaryIO, names: Sequence[str]) -> Scan:
         return scan_records(source, ord(self.delimiter), len(names))

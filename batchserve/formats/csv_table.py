@@ -7,15 +7,16 @@ the same values for a record.
 
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Chunk, DType, RowError
+from batchserve.domain import Chunk, Dialect, DType, RowError
 from batchserve.errors import InvalidInput
 from batchserve.formats.csv_records import find_records, well_quoted
 from batchserve.formats.records import blocks, drop_blank
-from batchserve.formats.schema import cast_column, polars_type, reaches_limits, shorten
+from batchserve.formats.schema import cast_column, polars_type, reaches_limits, shorten, with_points
 
 __all__ = ["parse_fields", "read_table"]
 
@@ -24,28 +25,30 @@ _NEWLINE = ord("\n")
 
 
 def read_table(
-    data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], chunk: Chunk
+    data: bytes, dialect: Dialect, names: list[str], types: Mapping[str, DType], chunk: Chunk
 ) -> tuple[pl.DataFrame, list[RowError]]:
     """The records of a chunk, whose bytes are `data`, and an error for each that is lost or has a value that does not
     fit. Raises InvalidInput when there are more or fewer than planned."""
-    frame = _read_regular(data, delimiter, names, types, chunk.records)
-    return _read_blocks(data, delimiter, names, types, chunk) if frame is None else (frame, [])
+    frame = _read_regular(data, dialect, names, types, chunk.records)
+    return _read_blocks(data, dialect, names, types, chunk) if frame is None else (frame, [])
 
 
 def _read_regular(
-    data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], records: int
+    data: bytes, dialect: Dialect, names: list[str], types: Mapping[str, DType], records: int
 ) -> pl.DataFrame | None:
     """The table as polars reads it, or None where it fails, or is unreliable."""
     if not records:
         return pl.DataFrame(schema={name: polars_type(types.get(name, "string")) for name in names})
-    if not _regular(data, ord(delimiter), records * (len(names) - 1)):
+    delimiter = dialect.delimiter
+    if not _regular(data, ord(delimiter), records * (len(names) - 1)) or _has_odd_numbers(data, dialect, types):
         return None
     if data.endswith(delimiter.encode()):
         data += b"\n"  # or polars would not see the empty field at the end, and no error where it is one too many
     # Booleans are read as text: polars knows fewer spellings than `cast_column`.
     schema = {n: polars_type("string" if (t := types.get(n, "string")) == "bool" else t) for n in names}
     try:
-        frame = pl.read_csv(data, has_header=False, schema=schema, separator=delimiter)
+        commas = dialect.decimal == "," != delimiter
+        frame = pl.read_csv(data, has_header=False, schema=schema, separator=delimiter, decimal_comma=commas)
     except pl.exceptions.PolarsError:
         return None
     if frame.height != records:  # polars turns a blank line, which is not a record, into a row of nulls
@@ -59,6 +62,14 @@ def _read_regular(
                 return None
             frame = frame.with_columns(cast)
     return frame
+
+
+def _has_odd_numbers(data: bytes, dialect: Dialect, types: Mapping[str, DType]) -> bool:
+    """Whether there may be numbers that polars reads otherwise than `_cast_number`: it takes a point for a decimal mark
+    also where that is a comma and a point groups thousands, and reads no decimal commas between commas."""
+    if dialect.decimal == "." or all(dtype == "string" for dtype in types.values()):
+        return False
+    return dialect.delimiter == "," or b"." in data
 
 
 def _regular(data: bytes, delimiter: int, delimiters: int) -> bool:
@@ -78,9 +89,9 @@ def _regular(data: bytes, delimiter: int, delimiters: int) -> bool:
 
 
 def _read_blocks(
-    data: bytes, delimiter: str, names: list[str], types: Mapping[str, DType], chunk: Chunk
+    data: bytes, dialect: Dialect, names: list[str], types: Mapping[str, DType], chunk: Chunk
 ) -> tuple[pl.DataFrame, list[RowError]]:
-    found = find_records(data, ord(delimiter), final=True)
+    found = find_records(data, ord(dialect.delimiter), final=True)
     starts, ends = drop_blank(found.ends, np.frombuffer(data, np.uint8))
     if len(ends) != chunk.records:
         raise InvalidInput(
@@ -90,20 +101,28 @@ def _read_blocks(
     texts: list[pl.DataFrame] = []
     errors: list[RowError] = []
     for first, block, begins, stops in blocks(data, starts, ends):
-        text = _read_regular(block, delimiter, names, {}, len(stops))
+        text = _read_regular(block, dialect, names, {}, len(stops))
         if text is None:
             lines = (block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True))
-            text, faults = _read_records(lines, delimiter, names, first)
+            text, faults = _read_records(lines, dialect.delimiter, names, first)
             errors += faults
         texts.append(text)
     frame = pl.concat(texts)
     cast: list[pl.Series] = []
     for column in frame:
         dtype = types.get(column.name, "string")
-        series, faults = cast_column(column if dtype == "string" else _missing_if_blank(column), dtype)
+        series, faults = cast_column(column, dtype) if dtype == "string" else _cast_number(column, dtype, dialect)
         cast.append(series)
         errors += faults
     return pl.DataFrame(cast), sorted(errors, key=lambda error: error.record)
+
+
+def _cast_number(column: pl.Series, dtype: DType, dialect: Dialect) -> tuple[pl.Series, list[RowError]]:
+    column = _missing_if_blank(column)
+    if dialect.decimal == ".":
+        return cast_column(column, dtype)
+    series, faults = cast_column(with_points(column), dtype)
+    return series, [replace(e, message=f"expected {dtype}, got {shorten(column[e.record])}") for e in faults]
 
 
 def _missing_if_blank(column: pl.Series) -> pl.Series:

@@ -27,10 +27,12 @@ class Header:
     `columns`: names in file order, each with its type when the format has types (CSV and JSON: None). Empty for npy.
     `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types. It is read on access,
     even after the source was closed: every scoring process needs the columns, few the sample.
+    `decimal`: the decimal mark in these strings; None where numbers are typed.
     """
 
     columns: dict[str, pl.DataType | None]
     read_sample: Callable[[], Records]
+    decimal: str | None = None
 
     @property
     def sample(self) -> Records:

@@ -116,6 +116,11 @@ def cast_column(series: pl.Series, dtype: DType, first: int = 0) -> tuple[pl.Ser
     return cast, errors
 
 
+def with_points(text: pl.Series) -> pl.Series:
+    """Numbers with decimal commas as numbers with points. One that has a point, which may group thousands, is none."""
+    return text.str.replace_all(".", "\0", literal=True).str.replace_all(",", ".", literal=True)
+
+
 def reaches_limits(series: pl.Series) -> bool:
     """Whether a column of floats holds infinity, or a number that is as large as its type can hold."""
     limit = _LIMITS[series.dtype]

@@ -12,7 +12,7 @@ from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import Column, Domain, DType, InputTensor, RowError, Scalar, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
 from batchserve.formats.protocol import Records, Tensors
-from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown
+from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown, with_points
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of, listed, shape_text
 from batchserve.inference.domains import find_infinite, find_outside, find_outside_array
@@ -45,11 +45,13 @@ def check_types(
     binding: Binding | None,
     header_columns: Mapping[str, pl.DataType | None],
     sample: Records,
+    decimal: str | None = None,
 ) -> None:
     """Refuses an input that cannot be scored, by its header and first records.
 
     A column with a type must be castable; in a column without one at least one value of the sample must fit. Raises
-    SchemaMismatch that lists the columns at fault. Tensors (no binding) are checked for names, shapes and types.
+    SchemaMismatch that lists the columns at fault. `decimal`: the decimal mark of
+    numbers that are texts. Tensors (no binding) are checked for names, shapes and types.
     """
     if not isinstance(sample, pl.DataFrame):
         for tensor, array in zip(signature.inputs, _match_tensors(signature, sample).values(), strict=True):
@@ -65,7 +67,7 @@ def check_types(
         return
     if binding is None:
         raise SchemaMismatch("the model takes arrays: send an npy or npz file")
-    faults = list(_column_faults(signature, binding, header_columns, sample))
+    faults = list(_column_faults(signature, binding, header_columns, sample, decimal))
     if faults:
         raise SchemaMismatch(
             "; ".join(f"column {fault['column']!r}: {fault['message']}" for fault in faults[:3])
@@ -75,10 +77,14 @@ def check_types(
 
 
 def _column_faults(
-    signature: Signature, binding: Binding, kinds: Mapping[str, pl.DataType | None], sample: pl.DataFrame
+    signature: Signature,
+    binding: Binding,
+    kinds: Mapping[str, pl.DataType | None],
+    sample: pl.DataFrame,
+    decimal: str | None,
 ) -> Iterator[dict[str, Any]]:
     for name, dtype in binding.types.items():
-        if (fault := _type_fault(name, dtype, kinds.get(name), sample)) is not None:
+        if (fault := _type_fault(name, dtype, kinds.get(name), sample, decimal)) is not None:
             yield fault
     for tensor in signature.inputs:
         name = binding.sources[tensor.name][0]
@@ -91,13 +97,16 @@ def _column_faults(
             yield {"column": name, "expected": expected, "message": message}
 
 
-def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.DataFrame) -> dict[str, Any] | None:
+def _type_fault(
+    name: str, dtype: DType, kind: pl.DataType | None, sample: pl.DataFrame, decimal: str | None
+) -> dict[str, Any] | None:
     if kind is not None and not _castable(kind, dtype):
         return {"column": name, "expected": dtype, "message": f"expected {dtype}, got {kind}"}
     if name not in sample.columns:
         return None
     series = sample[name]
-    if _fits_plainly(series, dtype):
+    commas = decimal == "," and dtype != "string"
+    if not commas and _fits_plainly(series, dtype):
         return None
     given = series.is_not_null() & (series != "") if series.dtype == pl.String() else series.is_not_null()
     rows = given.arg_true()
@@ -105,11 +114,13 @@ def _type_fault(name: str, dtype: DType, kind: pl.DataType | None, sample: pl.Da
         return None
     values = series.gather(rows)
     if _castable(values.dtype, dtype):
-        fitting, _ = cast_column(values, dtype)
+        fitting, _ = cast_column(with_points(values) if commas else values, dtype)
         if fitting.null_count() < len(values):
             return None
     value = shorten(values[0])
     message = f"expected {dtype}, got {value} in record {rows[0]}"
+    if decimal == "." and _COMMA.fullmatch(str(values[0])):
+        message += "; if the comma is a decimal mark, send the option decimal=,"
     return {"row": rows[0], "column": name, "value": value, "expected": dtype, "message": message}
 
 
@@ -127,6 +138,7 @@ def _fits_plainly(series: pl.Series, dtype: DType) -> bool:
     return dtype not in _SURE or abs(float(first)) < _SURE[dtype]
 
 
+_COMMA = re.compile(r"\s*[+-]?[0-9]*,[0-9]+([eE][+-]?[0-9]+)?\s*")
 _DECIMAL = re.compile(r"-?[0-9]{1,15}(\.[0-9]{1,15})?")
 _SURE = {"float16": 2.0**15}
 """Below, a number certainly fits; the other floats hold any with 15 digits."""

@@ -14,7 +14,7 @@ from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats import RESULT_FORMATS
 from batchserve.formats.frames import SAMPLE
 from batchserve.formats.protocol import Format, Header, Reading, Records, Tensors
-from batchserve.formats.schema import holds_bytes, polars_type
+from batchserve.formats.schema import holds_bytes, polars_type, with_points
 from batchserve.inference.arrays import holds_arrays
 from batchserve.inference.binding import Binding, bind, positions
 from batchserve.inference.inputs import Inputs, build_inputs, check_types, several_values, shared_inputs
@@ -59,7 +59,7 @@ class Match:
     def check(self) -> None:
         """Raises SchemaMismatch when the types or first values of the input do not fit."""
         binding = self.binding if self.header.columns else None
-        check_types(self.signature, binding, self.header.columns, self._own(self.sample()))
+        check_types(self.signature, binding, self.header.columns, self._own(self.sample()), self.header.decimal)
 
     def require_writable(self) -> None:
         """Raises InvalidOptions for a `top_k` that the model does not support, or a result that its format cannot
@@ -111,11 +111,18 @@ class Match:
         names = [tensor.name for tensor in self.signature.inputs if not tensor.per_record]
         if not names:
             return
-        sample, failed, _ = build_inputs(self.signature, self.binding, self._own(self.sample()))
+        sample, failed, _ = build_inputs(self.signature, self.binding, self._numbers(self._own(self.sample())))
         for name in names if not failed.all() else ():
             first, given = np.asarray(sample[name]), np.asarray(inputs[name])
             if ((first != given) & ((first == first) | (given == given))).any():  # NaN is unequal to itself
                 raise several_values(name)
+
+    def _numbers(self, sample: Records) -> Records:
+        """A sample with decimal points in columns of numbers."""
+        if self.header.decimal != "," or not isinstance(sample, pl.DataFrame):
+            return sample
+        numbers = (name for name, dtype in self.binding.types.items() if dtype != "string")
+        return sample.with_columns(with_points(sample[name]) for name in numbers if sample[name].dtype == pl.String())
 
     def _own(self, records: Records) -> Records:
         """Without arrays that the options override."""

@@ -239,6 +239,7 @@ def _input_rows(job_id: str, stored: Sequence[StoredInput]) -> list[dict[str, An
             "sha256": one.sha256,
             "format": one.format,
             "delimiter": one.dialect.delimiter,
+            "decimal": one.dialect.decimal,
             "filename": one.filename,
             "owned": one.owned,
         }

@@ -22,7 +22,7 @@ from batchserve.storage import input_key
 ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 INPUT_COLUMNS = tuple(
     inputs.c[name].label(f"input_{name}")
-    for name in ("key", "bytes", "sha256", "format", "delimiter", "filename", "owned")
+    for name in ("key", "bytes", "sha256", "format", "delimiter", "decimal", "filename", "owned")
 )
 """Columns of a job joined with its first input."""
 WITH_FIRST_INPUT = jobs.outerjoin(inputs, and_(inputs.c.job_id == jobs.c.id, inputs.c.number == 0))

@@ -16,7 +16,7 @@ from batchserve.api.schemas.values import (
     comma_list,
     parsed_json,
 )
-from batchserve.domain import ModelVersion, Options, StoredInput
+from batchserve.domain import ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.formats import RESULT_FORMATS
 from batchserve.submission import Queueing, Submission, default_format
 
@@ -134,8 +134,15 @@ class ValidateOptions(FitOptions):
     """How to read the records of an online request, as query parameters."""
 
     delimiter: str | None = Field(
-        None, description="Of a CSV: `,` (default), `;`, `tab` or `|`.", examples=[";"], max_length=8
+        None, description="Of a CSV: `,`, `;`, `tab` or `|`. Default: recognised.", examples=[";"], max_length=8
     )
+    decimal: str | None = Field(
+        None, description="Decimal mark of a CSV: `.` (default) or `,`.", examples=[","], max_length=8
+    )
+
+    @property
+    def read(self) -> ReadOptions:
+        return ReadOptions(self.delimiter, self.decimal)
 
 
 class OnlineOptions(ValidateOptions):
