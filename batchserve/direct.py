@@ -11,6 +11,8 @@ reads results itself, and a worker scores them. No server runs.
 import hashlib
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +23,8 @@ from batchserve.admission import admit
 from batchserve.db.connect import Database
 from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.errors import ResultNotReady
-from batchserve.formats import sniff
+from batchserve.formats import encoding_of, sniff
+from batchserve.formats.encodings import Transcoder
 from batchserve.jobs import queries
 from batchserve.registration import NewModel, register, require_name
 from batchserve.runtime import open_database
@@ -40,8 +43,8 @@ from batchserve.submission import (
 
 __all__ = ["Direct"]
 
-_BEGINNING = 2**16
-"""Bytes from which the format of an input is detected."""
+_BLOCK = 2**20
+"""Bytes that are read at once; the format of an input is detected from the first."""
 
 
 class Direct:
@@ -121,10 +124,14 @@ class Direct:
 
     def _store(self, job_id: str, file: Path, read: ReadOptions, columns: Collection[str]) -> StoredInput:
         with file.open("rb") as source:
-            format, dialect = sniff(source.read(_BEGINNING), None, file.name, read, columns)
-            source.seek(0)
+            blocks = iter(partial(source.read, _BLOCK), b"")
+            beginning = next(blocks, b"")
+            if (encoding := encoding_of(beginning, read)) is not None:
+                blocks = Transcoder(encoding).blocks(chain([beginning], blocks))
+                beginning = next(blocks, b"")
+            format, dialect = sniff(beginning, None, file.name, read, columns)
             with self._storage.create(input_key(job_id)) as writer:
-                while block := source.read(2**20):
+                for block in chain([beginning], blocks):
                     writer.write(block)
                 stored = writer.commit()
         filename = clean_filename(file.name)

@@ -496,7 +496,7 @@ def test_an_upload_for_an_unknown_model_names_those_that_exist(api: Api) -> None
         (CSV, "application/vnd.apache.parquet", "csv"),
         (CSV, "text/html", "text/html"),
         (b'[{"a": 1}]', "text/csv", "json"),
-        ("a,b\n1,2\n".encode("utf-16"), None, "UTF-16"),
+        ("a,b\n1,2\n".encode("utf-16-le"), None, "UTF-16"),
         (b"a,b\n\x00\x01\x02\n", None, "NUL"),
     ],
 )
@@ -699,7 +699,7 @@ def test_a_second_request_gets_409_while_the_first_one_with_its_key_is_in_progre
         ("GET", "/v1/jobs?stat=failed", "after, limit, model, q, state"),
         ("HEAD", "/v1/jobs?stat=failed", ""),
         ("GET", "/v1/models?stat=failed", "none"),
-        ("POST", "/v1/upload?stat=failed", "columns, decimal, delimiter, filename, inputs, model"),
+        ("POST", "/v1/upload?stat=failed", "columns, decimal, delimiter, encoding, filename, inputs, model"),
         ("GET", "/v1/jobs/{job}?stat=failed", "wait"),
         ("GET", "/v1/jobs/{job}/events?stat=failed", "none"),
         ("GET", "/v1/download/{job}?stat=failed", "csv_escape, format, partial, wait"),

@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 from batchserve.client.data import format_of
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType, ReadOptions, RowError
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch, UnsupportedMedia
-from batchserve.formats import FORMATS, RESULT_FORMATS, Part, by_media_type, get_format, sniff
+from batchserve.formats import FORMATS, RESULT_FORMATS, Part, by_media_type, encoding_of, get_format, sniff
+from batchserve.formats.encodings import Transcoder, decode
 from batchserve.formats.schema import cast_column
 from batchserve.storage import Piece
 
@@ -174,7 +175,7 @@ def test_a_faulty_record_fails_alone() -> None:
         (4, "invalid-utf8", None),
     ]
     assert errors[0].message == "expected 2 fields, got 1"
-    assert errors[3].message == "byte 0 of the record (0xff) is not UTF-8"
+    assert errors[3].message.startswith("byte 0 of the record (0xff) is not UTF-8; if the text is Windows-1252")
 
 
 def test_a_short_record_is_found_among_quoted_ones() -> None:
@@ -238,8 +239,8 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
         (b"a,b,a\n", "'a' in columns 1, 3"),
         (b",a,b\n", "no name for column 1; every column needs a name"),
         (b"a,b,\n", "no name for column 3"),
-        ("ä,b\n".encode("latin-1"), r"byte 0 \(0xe4\) is not UTF-8; is the text Windows-1252"),
-        ("a,b\n".encode("utf-16"), "the text is UTF-16"),
+        ("ä,b\n".encode("latin-1"), r"byte 0 \(0xe4\) is not UTF-8; if the text is Windows-1252 or Latin-1"),
+        ("a,b\n".encode("utf-16"), "the text is UTF-16, as its first"),
         ("a,b\n".encode("utf-16-be"), "byte 0 is NUL"),
         (b'"a"x,b\n', "malformed quotation mark"),
         (b"x" * 2**20 + b"yy\n", "longer than 1048576 bytes"),
@@ -660,7 +661,7 @@ def test_the_bytes_determine_the_format(
         (zip_bytes("x.jpg"), "image/jpeg", "look like zip, but they were declared as image/jpeg"),
         (b"\x1f\x8b\x08", "text/csv", "look like gzip data (send it with the header Content-Encoding: gzip), but"),
         (zip_bytes("[Content_Types].xml"), "application/zip", "look like an Excel, Word or PowerPoint document"),
-        ("a,b\n".encode("utf-16"), "text/csv", "look like UTF-16 text (save it as UTF-8)"),
+        ("a,b\n".encode("utf-16"), "text/csv", "look like UTF-16 text (send the option encoding=utf-16)"),
         (b"a,\x00b", "text/csv", "binary data with NUL bytes"),
         (b"<x/>", "application/xml", "the media type application/xml is not supported"),
     ],
@@ -710,7 +711,6 @@ def test_the_delimiter_is_set_by_the_type_the_name_or_the_option() -> None:
         (b"a;b\n1;2\n3\n", (), ","),  # a record is too short
         (b"a;b\n1;2\n3\n", ("b",), ";"),
         (b"a;b|c\n1;2|3\n", ("c",), "|"),
-        (b"a;\xff\n1;2\n", (), ","),
         (b"", (), ","),
         (b"\n\na;b\n\n1;2\n", (), ";"),
         (b"a;b\n" + b"1;2\n" * 50_000, (), ";"),
@@ -723,6 +723,78 @@ def test_the_delimiter_is_recognised_by_the_first_records_and_the_columns_of_the
 
 
 COMMAS = Dialect(";", decimal=",")
+
+
+@pytest.mark.parametrize("data", [
+    b"a,\xe9\n1,2\n",
+    b"a,b\n\xe9,2\n",
+    b"a,b\n\xe9,2\n\xe9t\xe9,2\n5,6\n",
+    "größe,b\nä,1\n".encode("latin-1"),
+    b'{"a": "\xe9"}\n{"a": "\xe9"}\n',
+    b'[{"a": "\xe9"}, {"a": "\xe9"}]',
+])  # fmt: skip
+def test_a_text_in_another_encoding_is_refused_with_the_option(data: bytes) -> None:
+    with pytest.raises(
+        InvalidInput, match=r"byte \d+ \(0x..\) is not UTF-8; if the text is Windows-1252 or Latin-1, send"
+    ):
+        sniff(data, None, None)
+
+
+@pytest.mark.parametrize("data", [
+    b"a,b\n\xe9,2\n3,4\n",  # one damaged record
+    "a,b\né,2\n3,4\n".encode() + b"\xe9,1\n\xe9,1\n",  # UTF-8, two records damaged
+    "a,b\né,2\n3,é".encode()[:-1],  # cut off within a character
+    b'[{"a": "\xe9"}, {"a": "e"}]',
+])  # fmt: skip
+def test_damaged_records_of_a_text_in_utf8_are_left_to_fail_alone(data: bytes) -> None:
+    assert sniff(data, None, None)[0].is_text
+
+
+@pytest.mark.parametrize("name", ["latin-1", "Windows-1252", "utf-16", "utf-16-be", "ISO-8859-15", "koi8-r", "gb18030"])
+@pytest.mark.parametrize("size", [1, 3, 1000])
+def test_a_text_is_made_utf8_block_by_block(name: str, size: int) -> None:
+    text = (
+        "name,тест\n1,2\n"
+        if name in ("koi8-r", "gb18030")
+        else "größe,€\n1,2\n"
+        if "52" in name or "15" in name
+        else "é\n"
+    )
+    sent = text.encode(name)
+    encoding = encoding_of(sent, ReadOptions(encoding=name))
+    assert encoding is not None
+    blocks = (sent[start : start + size] for start in range(0, len(sent), size))
+    assert b"".join(Transcoder(encoding).blocks(blocks)) == text.encode()
+
+
+def test_a_byte_order_mark_says_the_encoding_whatever_the_option() -> None:
+    for name in ("utf-16", "utf-32"):
+        sent = "é\n".encode(name)
+        for options in (ReadOptions(), ReadOptions(encoding="latin-1")):
+            assert decode(sent, encoding_of(sent, options)) == "é\n".encode()
+    assert encoding_of(b"\xef\xbb\xbfa\n", ReadOptions(encoding="latin-1")) is None
+    assert encoding_of(b"PAR1", ReadOptions(encoding="latin-1")) is None
+    assert encoding_of(b"a\n", ReadOptions(encoding="UTF8")) is None
+
+
+@pytest.mark.parametrize(
+    ("sent", "encoding", "message"),
+    [
+        (b"ab\x81", "cp1252", r"the text is not windows-1252: byte 2 \(0x81\) is none of its characters"),
+        (b"a\0\0\xd8a\0", "utf-16-le", r"not utf-16-le: byte 2"),
+        (b"a\0b", "utf-16-le", r"byte 2 \(0x62\) ends within a character"),
+    ],
+)
+def test_bytes_that_are_not_of_the_encoding_are_named(sent: bytes, encoding: str, message: str) -> None:
+    for size in (1, 10):
+        with pytest.raises(InvalidInput, match=message):
+            list(Transcoder(encoding).blocks(sent[start : start + size] for start in range(0, len(sent), size)))
+
+
+def test_an_encoding_that_is_unknown_or_no_encoding_of_texts_is_refused() -> None:
+    for name in ("no-such", "hex", "idna", "unicode_escape", "a\0b", "../x", "utf-7", ""):
+        with pytest.raises(InvalidOptions, match="is not supported; expected one of utf-8, utf-16"):
+            encoding_of(b"a", ReadOptions(encoding=name))
 
 
 @pytest.mark.parametrize("regular", [True, False])

@@ -27,6 +27,7 @@ from batchserve.errors import (
     TruncatedBody,
     UnsupportedMedia,
 )
+from batchserve.formats.encodings import Transcoder
 from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 from batchserve.storage import Stored, Writer, free_bytes
@@ -78,6 +79,19 @@ class Body:
                 yield piece
         if decoder is not None and not decoder.ended:
             raise TruncatedBody(f"the compressed body is truncated after {self._received} bytes")
+
+    async def transcoded(self, beginning: bytes, rest: AsyncIterator[bytes], encoding: str) -> AsyncGenerator[bytes]:
+        """A text in UTF-8. `beginning`: of which the encoding was recognised. Raises InvalidInput."""
+        transcoder, size, block = Transcoder(encoding), 0, beginning
+        while True:
+            text = await run_in_threadpool(transcoder.transcode, block, not block)
+            size += len(text)
+            self._check_size(size)
+            if text:
+                yield text
+            if not block:
+                return
+            block = await anext(rest, b"")
 
     async def read(self) -> bytes:
         """The whole body, for small ones."""

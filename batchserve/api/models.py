@@ -21,7 +21,8 @@ from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query
 from batchserve.api.upload import INPUT_BODY
 from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed
-from batchserve.formats import sniff
+from batchserve.formats import encoding_of, sniff
+from batchserve.formats.encodings import decode
 from batchserve.registration import NewModel, has_artifact, register, require_name
 from batchserve.scoring import online
 from batchserve.scoring.admission import admit_model
@@ -209,6 +210,7 @@ async def _online_task(
         content = await body.read()
     if not content:
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
+    content = decode(content, encoding_of(content, options.read))
     format, dialect = sniff(content, media_type, filename, options.read, wanted_columns(model, options.columns))
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
     return online.OnlineTask(

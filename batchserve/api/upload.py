@@ -29,7 +29,7 @@ from batchserve.api.schemas.options import FitOptions, query_parameters
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.errors import InvalidInput, InvalidOptions
-from batchserve.formats import FORMATS, get_format, sniff
+from batchserve.formats import FORMATS, encoding_of, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.service import Service
@@ -45,11 +45,19 @@ Delimiter = Annotated[
 Decimal = Annotated[
     str | None, Query(description="Decimal mark of a CSV: `.` (default) or `,`.", examples=[","], max_length=8)
 ]
+Encoding = Annotated[
+    str | None,
+    Query(
+        description="Of a text: `utf-8` (default), `latin-1`, `windows-1252`, `utf-16` and others.",
+        examples=["windows-1252"],
+        max_length=32,
+    ),
+]
 
 
-async def read_options(delimiter: Delimiter = None, decimal: Decimal = None) -> ReadOptions:
+async def read_options(delimiter: Delimiter = None, decimal: Decimal = None, encoding: Encoding = None) -> ReadOptions:
     """How an input is to be read, as the query says."""
-    return ReadOptions(delimiter, decimal)
+    return ReadOptions(delimiter, decimal, encoding)
 
 
 Read = Annotated[ReadOptions, Depends(read_options)]
@@ -232,12 +240,16 @@ class _Sent:
 
 async def _store(service: Service, body: Body, sent: _Sent, told: _Told) -> Received:
     job_id = str(uuid_utils.uuid7())
-    beginning = await anext(sent.blocks, b"")
+    blocks = sent.blocks
+    beginning = await anext(blocks, b"")
     if not beginning:
         raise InvalidInput("the body is empty: expected a file with a header or records, got 0 bytes")
+    if (encoding := encoding_of(beginning, told.read)) is not None:
+        blocks = body.transcoded(beginning, blocks, encoding)
+        beginning = await anext(blocks, b"")
     format, dialect = sniff(beginning, sent.media_type, sent.filename, told.read, told.columns)
     with service.runtime.storage.create(input_key(job_id)) as writer:
-        stored = await body.store(writer, beginning, sent.blocks)
+        stored = await body.store(writer, beginning, blocks)
     filename = clean_filename(sent.filename)
     new = StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
     return Received(job_id, new, stored.sha256)

@@ -66,6 +66,19 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     return pairs
 
 
+Columns = Annotated[
+    Any,
+    typer.Option(
+        parser=_columns,
+        metavar="A,B|JSON",
+        help='The columns to use for a model without column names, or a mapping: {"model name": "input name"}.',
+    ),
+]
+Encoding = Annotated[
+    str | None, typer.Option(help="Of a text: utf-8 by default, latin-1, windows-1252, utf-16 and others.")
+]
+
+
 def predict(
     model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model to score with.")],
     files: Annotated[
@@ -84,19 +97,13 @@ def predict(
         typer.Option("--wait/--no-wait", help="Wait for the result (default for a file), or print the job's id."),
     ] = None,
     timeout: Timeout = None,
-    columns: Annotated[
-        Any,
-        typer.Option(
-            parser=_columns,
-            metavar="A,B|JSON",
-            help='The columns to use for a model without column names, or a mapping: {"model name": "input name"}.',
-        ),
-    ] = None,
+    columns: Columns = None,
     passthrough: Annotated[
         str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
     ] = None,
     delimiter: Annotated[str | None, typer.Option(help="Of a CSV: , ; tab or |; recognised by default.")] = None,
     decimal: Annotated[str | None, typer.Option(help="Decimal mark of a CSV: a point by default, or a comma.")] = None,
+    encoding: Encoding = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
     inputs: Annotated[
         Any, typer.Option(parser=_values, metavar="JSON", help="Values of model inputs that all records share.")
@@ -132,6 +139,7 @@ def predict(
         "passthrough": passthrough,
         "delimiter": delimiter,
         "decimal": decimal,
+        "encoding": encoding,
         "top_k": top_k,
         "inputs": inputs,
         "key": key,
@@ -145,8 +153,10 @@ def predict(
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
         _predict_file(files, model, output, wait is not False, timeout, as_json, given)
-    elif output or delimiter or decimal:
-        raise typer.BadParameter("--output, --delimiter and --decimal are for a file", param_hint="--all-uploaded")
+    elif output or delimiter or decimal or encoding:
+        raise typer.BadParameter(
+            "--output, --delimiter, --decimal and --encoding are for a file", param_hint="--all-uploaded"
+        )
     else:
         _predict_uploaded(model, bool(wait), timeout, as_json, given)
 

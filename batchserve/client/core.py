@@ -47,6 +47,7 @@ class ReadOptions(TypedDict, total=False):
 
     delimiter: str
     decimal: str
+    encoding: str
 
 
 class JobOptions(ReadOptions, total=False):

@@ -13,6 +13,7 @@ from batchserve.errors import InvalidOptions, UnsupportedMedia
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.csv import Csv
 from batchserve.formats.csv_dialect import recognise_delimiter
+from batchserve.formats.encodings import encoding_of_mark, known_encoding, require_utf8
 from batchserve.formats.images import Image, Zip
 from batchserve.formats.json import Json
 from batchserve.formats.jsonl import Jsonl
@@ -31,6 +32,7 @@ __all__ = [
     "Records",
     "Tensors",
     "by_media_type",
+    "encoding_of",
     "get_format",
     "sniff",
 ]
@@ -108,8 +110,6 @@ _FOREIGN = {
     b"\xd0\xcf\x11\xe0": "an old Excel or Word document",
     b"FEA1": "a Feather file of version 1",
     b"\x7fELF": "a program",
-    b"\xff\xfe": "UTF-16 text (save it as UTF-8)",
-    b"\xfe\xff": "UTF-16 text (save it as UTF-8)",
 }
 _FOREIGN_ZIPS = {
     b"[Content_Types].xml": "an Excel, Word or PowerPoint document",
@@ -118,6 +118,7 @@ _FOREIGN_ZIPS = {
     b"META-INF/": "a Java archive",
 }
 """Kinds of ZIP files by the name of their first member."""
+_NULS = "binary data with NUL bytes, of no known format"
 _DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t"}
 _DECIMALS = {".": ".", ",": ","}
 _BOM = b"\xef\xbb\xbf"
@@ -137,6 +138,20 @@ def by_media_type(media_type: str) -> Format | None:
     """The format of a media type, whose parameters do not matter; None where it names none of ours."""
     name = _MEDIA_TYPES.get(_bare(media_type))
     return FORMATS[name] if name else None
+
+
+def encoding_of(prefix: bytes, options: ReadOptions) -> str | None:
+    """The codec that makes a text which begins with `prefix` UTF-8: by its byte order mark, else by the option. None:
+    it is UTF-8, or no text at all. `sniff` takes UTF-8.
+
+    Raises InvalidOptions for an encoding that is not supported.
+    """
+    chosen = None if options.encoding is None else known_encoding(options.encoding)
+    if prefix.startswith((*_MAGIC, *_ZIP)) or _is_webp(prefix):
+        return None
+    if (marked := encoding_of_mark(prefix)) is not None:
+        return None if marked == "utf-8" else marked
+    return f"{chosen}-le" if chosen in ("utf-16", "utf-32") else chosen
 
 
 def sniff(
@@ -169,6 +184,8 @@ def sniff(
     if foreign or (declared is not None and not _agree(declared, found, prefix)):
         raise _unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
     format = FORMATS[declared or found]
+    if format.is_text:
+        require_utf8(prefix, b"}" if format.name == "json" else b"\n", has_header=format.name == "csv")
     if delimiter is None:
         delimiter = recognise_delimiter(prefix, columns) if format.name == "csv" else ","
     return format, Dialect(delimiter, decimal=decimal)
@@ -203,7 +220,15 @@ def _foreign(prefix: bytes) -> str | None:
     if prefix[:1] == b"\0" and prefix[4:8] == b"ftyp":
         return "a HEIC or AVIF image or a video (send images as JPEG or PNG)"
     known = prefix.startswith((*_MAGIC, *_ZIP)) or _is_webp(prefix)
-    return "binary data with NUL bytes, of no known format" if b"\x00" in prefix and not known else None
+    if b"\x00" not in prefix or known:
+        return None
+    return "UTF-16 text (send the option encoding=utf-16)" if _is_utf16(prefix) else _NULS
+
+
+def _is_utf16(prefix: bytes) -> bool:
+    """Whether nearly every other byte is NUL, as in European texts."""
+    low, high = sorted((prefix[::2].count(0), prefix[1::2].count(0)))
+    return low == 0 and high >= 0.4 * len(prefix)
 
 
 def _is_webp(prefix: bytes) -> bool:

@@ -23,6 +23,7 @@ from batchserve.formats.csv_records import (
     scan_records,
 )
 from batchserve.formats.csv_table import parse_fields, read_table
+from batchserve.formats.encodings import HINT
 from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
 from batchserve.formats.records import Scan, check_width, cut, drop_blank, read_span, read_up_to, table
 from batchserve.formats.schema import as_base64, shorten
@@ -141,7 +142,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
         data += read_up_to(source, _MAX_HEADER + 1 - len(data))
     skipped = len(_BOM) if data.startswith(_BOM) else 0
     if data.startswith(_UTF16):
-        raise InvalidInput("the text is UTF-16, as its first two bytes show; expected UTF-8: save it as UTF-8")
+        raise InvalidInput("the text is UTF-16, as its first two bytes show, and was not made UTF-8: upload it again")
     final = len(data) <= _MAX_HEADER and not source.read(1)
     data = data[skipped:]
     found = find_records(data, ord(delimiter), final)
@@ -168,14 +169,13 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
 
 def _check_text(head: bytes, offset: int) -> None:
     if (at := head.find(0)) >= 0:
-        raise InvalidInput(f"byte {offset + at} is NUL, so this is not UTF-8 text: is it UTF-16, or binary?")
+        raise InvalidInput(
+            f"byte {offset + at} is NUL, so this is not UTF-8 text; if it is UTF-16, send encoding=utf-16"
+        )
     try:
         head.decode()
     except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"byte {offset + error.start} ({head[error.start]:#04x}) is not UTF-8; is the text Windows-1252 or "
-            "Latin-1? Save it as UTF-8"
-        ) from None
+        raise InvalidInput(f"byte {offset + error.start} ({head[error.start]:#04x}) is not UTF-8; {HINT}") from None
 
 
 def _check_names(names: list[str]) -> None:

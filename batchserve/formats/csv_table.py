@@ -15,6 +15,7 @@ import polars as pl
 from batchserve.domain import Chunk, Dialect, DType, RowError
 from batchserve.errors import InvalidInput
 from batchserve.formats.csv_records import find_records, well_quoted
+from batchserve.formats.encodings import HINT
 from batchserve.formats.records import blocks, drop_blank
 from batchserve.formats.schema import cast_column, polars_type, reaches_limits, shorten, with_points
 
@@ -141,7 +142,7 @@ def _read_records(
         try:
             fields = parse_fields(line.decode(), delimiter)
         except UnicodeDecodeError as error:
-            what = f"byte {error.start} of the record ({line[error.start]:#04x}) is not UTF-8"
+            what = f"byte {error.start} of the record ({line[error.start]:#04x}) is not UTF-8; {HINT}"
             errors.append(RowError(record, "invalid-utf8", what))
         else:
             if fields is None:

@@ -12,8 +12,8 @@ _HEADER = ",".join(("id", *COLUMNS))
 BODY = f"{_HEADER}\n0,5.1,3.5,1.4,0.2\n1,wide,3.5,1.4,0.2\n2,6.1,2.9,4.7,1.4\n".encode()
 NAMES = (
     "model", "format", "passthrough", "columns", "key", "on_row_error", "max_errors", "top_k", "inputs", "reuse",
-    "priority", "run_after", "metadata", "delimiter", "decimal", "filename", "wait", "state", "limit", "after", "q",
-    "partial", "csv_escape", "rows", "unknown", "",
+    "priority", "run_after", "metadata", "delimiter", "decimal", "encoding", "filename", "wait", "state", "limit",
+    "after", "q", "partial", "csv_escape", "rows", "unknown", "",
 )  # fmt: skip
 SENSIBLE: dict[str, tuple[Any, ...]] = {
     "model": ("iris", "iris@1", "people", "arrays"),
@@ -31,6 +31,7 @@ SENSIBLE: dict[str, tuple[Any, ...]] = {
     "metadata": ({"night": "1"}, {}),
     "delimiter": (",", "tab", ";", "|"),
     "decimal": (".", ","),
+    "encoding": ("utf-8", "latin-1", "utf-16"),
     "wait": (0, 0.1),
     "limit": (1, 200),
 }

@@ -139,10 +139,16 @@ class ValidateOptions(FitOptions):
     decimal: str | None = Field(
         None, description="Decimal mark of a CSV: `.` (default) or `,`.", examples=[","], max_length=8
     )
+    encoding: str | None = Field(
+        None,
+        description="Of a text: `utf-8` (default), `latin-1`, `windows-1252`, `utf-16` and others.",
+        examples=["windows-1252"],
+        max_length=32,
+    )
 
     @property
     def read(self) -> ReadOptions:
-        return ReadOptions(self.delimiter, self.decimal)
+        return ReadOptions(self.delimiter, self.decimal, self.encoding)
 
 
 class OnlineOptions(ValidateOptions):
