@@ -37,7 +37,8 @@ BatchserveError
 │   ├── ScoringTimeout scoring-timeout
 │   ├── WorkerCrashed worker-crashed
 │   ├── OutOfMemory out-of-memory
-│   └── TooManyRowErrors too-many-row-errors
+│   ├── TooManyRowErrors too-many-row-errors
+│   └── NoRowScored no-row-scored
 ├── TooManyRequests 429 too-many-requests
 ├── Unavailable 503 unavailable
 ├── InsufficientStorage 507 insufficient-storage
@@ -251,6 +252,10 @@ class OutOfMemory(ScoringFailed):
 
 class TooManyRowErrors(ScoringFailed):
     code = "too-many-row-errors"
+
+
+class NoRowScored(ScoringFailed):
+    code = "no-row-scored"
 
 
 class TooManyRequests(BatchserveError):

@@ -649,6 +649,31 @@ def test_a_job_ends_by_its_own_limit_of_row_errors(api: Api, options: dict[str, 
         assert "the errors list of the job names them" in job["error"]["message"]
 
 
+@pytest.mark.parametrize("records", [1, 30, 250])
+def test_a_job_of_which_no_record_could_be_scored_fails_unless_that_is_allowed(api: Api, records: int) -> None:
+    """In one call, in one chunk and in three."""
+    faulty = CSV.split(b"\n")[0] + b",note\n" + b"5.1,3.5,1.4,,x\n" * records
+    job = api.run(faulty, "iris")
+    assert (job["state"], job["reason"], job["error"]["code"]) == ("failed", "no-row-scored", "no-row-scored")
+    assert job["rows"] == {"total": records, "ok": 0, "failed": records}
+    assert f"max_errors={records}" in job["error"]["message"]
+    listed = api.http.get(f"/v1/download/{job['id']}/errors?partial=true").content.splitlines()
+    assert [orjson.loads(line)["record"] for line in listed] == list(range(records))
+    assert api.http.get(f"/v1/download/{job['id']}").status_code == 404
+    again = ok(api.http.post(f"/v1/jobs/{job['id']}/retry"), 202)
+    assert api.finished(again["id"])["reason"] == "no-row-scored"
+    allowed = api.run(faulty, "iris", max_errors=records)
+    assert (allowed["state"], len(api.errors(allowed))) == ("completed", records)
+    assert api.run(faulty, "iris", max_errors=0.5)["reason"] == "too-many-row-errors"
+    one_good = faulty + b"5.1,3.5,1.4,0.2,x\n"
+    assert api.run(one_good, "iris")["rows"] == {"total": records + 1, "ok": 1, "failed": records}
+
+
+def test_a_job_without_records_is_completed(api: Api) -> None:
+    job = api.run(CSV.split(b"\n")[0] + b"\n", "iris")
+    assert (job["state"], job["rows"]["total"]) == ("completed", 0)
+
+
 def test_a_record_that_makes_the_run_fail_is_found_and_the_others_are_scored(api: Api) -> None:
     text = """<ir_version: 8, opset_import: ["": 17]>
         words (int64[N] number) => (string[N] word) <string[3] known = {"zero", "one", "two"}> {
@@ -666,6 +691,6 @@ def test_a_record_that_makes_the_run_fail_is_found_and_the_others_are_scored(api
         (7, "scoring-failed"),
         (120, "scoring-failed"),
     ]
-    hopeless = api.run("number\n77\n", "words", passthrough="all")
+    hopeless = api.run("number\n77\n", "words", passthrough="all", max_errors=1)
     assert (hopeless["state"], hopeless["rows"]["failed"]) == ("completed", 1)
     assert api.result(hopeless).text == "number,word\n77,\n"

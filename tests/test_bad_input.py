@@ -224,7 +224,7 @@ def test_binary_noise_is_not_csv(api: Api, seed: int) -> None:
 
 def test_noise_after_a_good_header_fails_record_by_record(api: Api) -> None:
     noise = random.Random(7).randbytes(20_000).translate(bytes.maketrans(b'\0\r"', b"\1\1'"))
-    job = api.run((HEADER + ROW).encode() + noise + b"\n" + ROW.encode(), "iris")
+    job = api.run((HEADER + ROW + "é\n").encode() + noise + b"\n" + ROW.encode(), "iris")
     assert job["state"] == "completed"
     assert job["rows"]["ok"] + job["rows"]["failed"] == job["rows"]["total"] > 10
     found = predictions(api, job)

@@ -25,7 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from batchserve import __version__
 from batchserve.cli.server import is_loopback, settings_of
 from batchserve.cli.terminal import duration
-from batchserve.client import Client
+from batchserve.client import Client, JobFailed
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 NOBODY = "http://127.0.0.1:9"
@@ -378,6 +378,24 @@ def test_a_job_that_fails_exits_with_3_and_its_errors_can_be_read(run: Run, tmp_
     job_id = run("jobs", "list", "--state", "failed").stdout.split("\t")[0]
     (error,) = json.loads(run("jobs", "download", job_id, "--errors").stdout)
     assert (error["record"], error["column"]) == (3, "petal length (cm)")
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_a_job_of_which_no_row_was_scored_exits_with_7_and_its_errors_can_be_read(
+    run: Run, server: str, tmp_path: Path, iris: pd.DataFrame
+) -> None:
+    iris.assign(**{iris.columns[0]: ""}).to_csv(tmp_path / "bad.csv", index=False)
+    done = run("predict", "bad.csv", "--model", "iris", "-o", "out.csv")
+    assert done.returncode == 7, done.stderr
+    assert "none of the 150 records could be scored" in done.stderr
+    assert not (tmp_path / "out.csv").exists()
+    with Client(server) as client:
+        job = next(iter(client.jobs.list(state="failed")))
+        assert len(job.errors()) == 150
+        with pytest.raises(JobFailed) as caught:
+            job.wait()
+    assert caught.value.reason == "no-row-scored"
+    assert run("jobs", "watch", job.id).returncode == 7
 
 
 @pytest.mark.usefixtures("iris_model")

@@ -1,7 +1,7 @@
 """The command line. Data goes to stdout; messages, bars and errors go to stderr.
 
 Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, 4 the API key was refused, 5 timeout while waiting, 6 the
-job was cancelled, 130 Ctrl-C.
+job was cancelled, 7 the job failed since no record could be scored, 130 Ctrl-C.
 """
 
 import sys
@@ -13,7 +13,7 @@ from batchserve import __version__
 from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, server
 from batchserve.cli.terminal import print_error, print_json, wants_json
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
-from batchserve.errors import BatchserveError
+from batchserve.errors import BatchserveError, NoRowScored
 
 EXIT_CODES: dict[type[BatchserveError], int] = {
     JobFailed: 3,
@@ -21,6 +21,7 @@ EXIT_CODES: dict[type[BatchserveError], int] = {
     WaitTimeout: 5,
     JobCancelled: 6,
 }
+_NO_ROW_SCORED = 7
 
 app = typer.Typer(
     help="Asynchronous batch prediction: a file of inputs and an ONNX model give a file of predictions.",
@@ -68,7 +69,13 @@ def main() -> None:
         if wants_json():
             print_json({"error": error.to_json()})
         print_error(error)
-        sys.exit(next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1))
+        sys.exit(_exit_code(error))
     except OSError as error:
         print_error(error)
         sys.exit(1)
+
+
+def _exit_code(error: BatchserveError) -> int:
+    if isinstance(error, JobFailed) and error.reason == NoRowScored.code:
+        return _NO_ROW_SCORED
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

@@ -66,6 +66,11 @@ class JobError(BatchserveError):
 class JobFailed(JobError):
     code = "job-failed"
 
+    @property
+    def reason(self) -> str | None:
+        """The code of what happened, such as `no-row-scored`."""
+        return (self.job.error or {}).get("code")
+
 
 class JobCancelled(JobError):
     code = "job-cancelled"

@@ -28,7 +28,8 @@ def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, 
     chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options)
     key, errors = result_key(job_id, attempt), errors_key(job_id, attempt)
     scored, stored = score_into(chunk_task, key, errors)
-    if scored.rows_failed and (options.on_row_error == "fail" or options.max_errors is not None):
+    limited = options.on_row_error == "fail" or options.max_errors is not None
+    if scored.rows_failed and (limited or scored.rows_failed == scored.chunk.records):
         return planned
     listed = errors if scored.errors_bytes else None
     return Small(planned, scored, Result(key, stored.bytes, stored.sha256, listed, scored.errors_bytes))

@@ -7,7 +7,7 @@ from typing import Any
 
 from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk
 from batchserve.engines import Call
-from batchserve.errors import TooManyRowErrors, UnreadableRow
+from batchserve.errors import NoRowScored, TooManyRowErrors, UnreadableRow
 from batchserve.facts import merge_facts
 from batchserve.formats.protocol import Part
 from batchserve.scoring.assembly import AssembleTask
@@ -138,14 +138,18 @@ class ActiveJob:
         self.rows_failed += scored.rows_failed
 
     @property
-    def too_many_row_errors(self) -> TooManyRowErrors | None:
-        """The error that ends the job by its own options, if there is one."""
+    def fatal_row_errors(self) -> TooManyRowErrors | NoRowScored | None:
+        """The error that ends the job for its failed records: by its own options, or when no record is left."""
         failed, options = self.rows_failed, self.options
         see = "the errors list of the job names them"
         if failed and options.on_row_error == "fail":
             return TooManyRowErrors(f"{failed} record(s) could not be scored and on_row_error is 'fail'; {see}")
         if options.max_errors is None:
-            return None
+            if not (failed and self.planned and failed == self.rows_planned):
+                return None
+            none = "the only record" if failed == 1 else f"none of the {failed} records"
+            verb = "could not" if failed == 1 else "could"
+            return NoRowScored(f"{none} {verb} be scored; {see}. The option max_errors={failed} completes such a job")
         most = options.max_errors if options.max_errors >= 1 else options.max_errors * self.rows_planned
         settled = options.max_errors >= 1 or self.planned
         if settled and failed > most:

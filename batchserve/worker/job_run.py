@@ -162,8 +162,8 @@ class JobRun:
         scored = future.result()
         job.add_scored(scored)
         self._write(plan.commit_chunk_if_mine, scored, job.progress)
-        if too_many := job.too_many_row_errors:
-            self._fail(too_many)
+        if fatal := job.fatal_row_errors:
+            self._fail(fatal)
 
     def _crashed(self, chunk: Chunk, error: BatchserveError) -> None:
         """A chunk gets as many tries as in the settings, the last one as two halves."""
@@ -199,8 +199,8 @@ class JobRun:
         job = self._job
         if not job.planned or job.pending or job.calls:
             return
-        if too_many := job.too_many_row_errors:  # a limit as a share of the records can only be checked now
-            self._fail(too_many)
+        if fatal := job.fatal_row_errors:  # a limit as a share of the records can only be checked now
+            self._fail(fatal)
             return
         try:
             with self._runtime.database.read() as connection:
