@@ -9,8 +9,9 @@ reads results itself, and a worker scores them. No server runs.
 """
 
 import hashlib
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -28,6 +29,7 @@ from batchserve.formats.encodings import Transcoder
 from batchserve.jobs import queries
 from batchserve.registration import NewModel, register, require_name
 from batchserve.runtime import open_database
+from batchserve.scoring import unpacking
 from batchserve.scoring.checks import check_input
 from batchserve.settings import Settings
 from batchserve.storage import Storage, input_key, open_storage
@@ -122,7 +124,7 @@ class Direct:
             raise ResultNotReady(f"job {job_id} is {job.state} and has no result")
         return self._storage.open(job.result.key)
 
-    def _store(self, job_id: str, file: Path, read: ReadOptions, columns: Collection[str]) -> StoredInput:
+    def _store(self, job_id: str, file: Path, read: ReadOptions, columns: frozenset[str]) -> StoredInput:
         with file.open("rb") as source:
             blocks = iter(partial(source.read, _BLOCK), b"")
             beginning = next(blocks, b"")
@@ -135,4 +137,20 @@ class Direct:
                     writer.write(block)
                 stored = writer.commit()
         filename = clean_filename(file.name)
-        return StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
+        new = StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
+        return self._unpacked(new, read, columns) if format.name == "zip" else new
+
+    def _unpacked(self, stored: StoredInput, read: ReadOptions, columns: frozenset[str]) -> StoredInput:
+        """The table in a zip in the place of the zip, or that itself."""
+        address, target = self._storage.address, input_key(str(uuid_utils.uuid7()))
+        table: StoredInput | None = None
+        is_images = False
+        try:
+            contents = unpacking.look(address, stored.key)
+            task = unpacking.Unpacking(address, stored.key, target, read, columns, 2**62)
+            table = None if contents.is_images else unpacking.unpack(task, contents)
+            is_images = table is None
+        finally:
+            if not is_images:
+                self._storage.delete(stored.key)
+        return stored if table is None else replace(table, filename=stored.filename)

@@ -699,7 +699,7 @@ def test_a_second_request_gets_409_while_the_first_one_with_its_key_is_in_progre
         ("GET", "/v1/jobs?stat=failed", "after, limit, model, q, state"),
         ("HEAD", "/v1/jobs?stat=failed", ""),
         ("GET", "/v1/models?stat=failed", "none"),
-        ("POST", "/v1/upload?stat=failed", "columns, decimal, delimiter, encoding, filename, inputs, model"),
+        ("POST", "/v1/upload?stat=failed", "columns, decimal, delimiter, encoding, filename, inputs, model, sheet"),
         ("GET", "/v1/jobs/{job}?stat=failed", "wait"),
         ("GET", "/v1/jobs/{job}/events?stat=failed", "none"),
         ("GET", "/v1/download/{job}?stat=failed", "csv_escape, format, partial, wait"),

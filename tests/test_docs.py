@@ -178,10 +178,10 @@ def test_every_command_is_documented_with_its_options_and_no_other() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    from batchserve.cli import EXIT_CODES
+    from batchserve.cli import EXIT_CODES, NO_ROW_SCORED
 
     documented = {int(row[0]) for row in rows(text_of("docs/cli.md")) if row[0].isdecimal()}
-    assert documented == {0, 1, 2, *EXIT_CODES.values(), 130}
+    assert documented == {0, 1, 2, *EXIT_CODES.values(), NO_ROW_SCORED, 130}
 
 
 # --- pages -----------------------------------------------------------------------------------------------------------

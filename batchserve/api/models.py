@@ -24,10 +24,10 @@ from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed
 from batchserve.formats import encoding_of, sniff
 from batchserve.formats.encodings import decode
 from batchserve.registration import NewModel, has_artifact, register, require_name
-from batchserve.scoring import online
+from batchserve.scoring import online, unpacking
 from batchserve.scoring.admission import admit_model
 from batchserve.service import Service
-from batchserve.service.turns import Lane
+from batchserve.service.turns import Lane, Place
 from batchserve.storage import Span, model_key
 from batchserve.submission import wanted_columns
 from batchserve.upkeep import holds
@@ -160,7 +160,7 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
     record. Images do not come back."""
     options = parsed(OnlineOptions, request.query_params)
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
-        task = await _online_task(name, request, service, options, options.top_k)
+        task = await _online_task(name, request, service, place, options, options.top_k)
         seconds = service.runtime.settings.online_timeout
         answer = await service.calls.run(place, online.predict_online, task, seconds=seconds, leaving=request.receive)
     body = {
@@ -182,7 +182,7 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     as it would be for predict."""
     options = parsed(ValidateOptions, request.query_params)
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:
-        task = await _online_task(name, request, service, options)
+        task = await _online_task(name, request, service, place, options)
         seconds = service.runtime.settings.online_timeout
         errors = await service.calls.run(place, online.validate_online, task, seconds=seconds, leaving=request.receive)
     body = {
@@ -197,6 +197,7 @@ async def _online_task(
     name: str,
     request: Request,
     service: Service,
+    place: Place,
     options: ValidateOptions,
     top_k: int | None = None,
 ) -> online.OnlineTask:
@@ -211,12 +212,20 @@ async def _online_task(
     if not content:
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
     content = decode(content, encoding_of(content, options.read))
-    format, dialect = sniff(content, media_type, filename, options.read, wanted_columns(model, options.columns))
+    wanted = wanted_columns(model, options.columns)
+    format, dialect = sniff(content, media_type, filename, options.read, wanted)
+    name_of_format = format.name
+    if name_of_format == "zip":
+        limits = (options.read, wanted, settings.online_bytes)
+        table = await service.calls.run(
+            place, unpacking.unpack_bytes, content, *limits, seconds=settings.online_timeout, leaving=request.receive
+        )
+        content, name_of_format, dialect = table or (content, name_of_format, dialect)
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
     return online.OnlineTask(
         storage=settings.storage,
         body=content,
-        format=format.name,
+        format=name_of_format,
         dialect=dialect,
         model=model,
         options=Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs),

@@ -30,6 +30,7 @@ from batchserve.api.upload import (
     INPUT_BODY,
     Filename,
     Read,
+    Told,
     keep,
     received_input,
 )
@@ -140,8 +141,8 @@ async def upload_and_predict(
     options = parsed(PredictOptions, query)
     with service.only_one(caller.tenant, key):
         model = await service.resolve_model(options.model)
-        columns = wanted_columns(model, options.columns)
-        async with received_input(request, service, read, filename, columns) as received:
+        told = Told(caller.tenant, read, wanted_columns(model, options.columns))
+        async with received_input(request, service, told, filename) as received:
             content = idempotency.fingerprint("upload-predict", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
             if (answer := await replayed(service, keyed)) is not None:

@@ -1,8 +1,8 @@
 """POST /v1/upload: bytes -> storage, under a job ID."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import uuid_utils
@@ -53,11 +53,17 @@ Encoding = Annotated[
         max_length=32,
     ),
 ]
+Sheet = Annotated[
+    Annotated[str, Plain] | None,
+    Query(description="Of an Excel workbook: the first one by default.", examples=["Sheet1"], max_length=256),
+]
 
 
-async def read_options(delimiter: Delimiter = None, decimal: Decimal = None, encoding: Encoding = None) -> ReadOptions:
+async def read_options(
+    delimiter: Delimiter = None, decimal: Decimal = None, encoding: Encoding = None, sheet: Sheet = None
+) -> ReadOptions:
     """How an input is to be read, as the query says."""
-    return ReadOptions(delimiter, decimal, encoding)
+    return ReadOptions(delimiter, decimal, encoding, sheet)
 
 
 Read = Annotated[ReadOptions, Depends(read_options)]
@@ -134,7 +140,7 @@ async def upload(
     with service.only_one(caller.tenant, key):
         version = await service.resolve_model(model) if model else None
         columns = wanted_columns(version, fit.columns) if version else frozenset()
-        async with received_input(request, service, read, filename, columns) as received:
+        async with received_input(request, service, Told(caller.tenant, read, columns), filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
@@ -175,12 +181,21 @@ class Received:
     kept: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is known of an input besides its bytes and the names that came with them."""
+
+    tenant: str
+    read: ReadOptions
+    columns: frozenset[str]
+    """The names that a table is expected to have."""
+
+
 @asynccontextmanager
 async def received_input(
-    request: Request, service: Service, read: ReadOptions, filename: str | None, columns: Collection[str]
+    request: Request, service: Service, told: Told, filename: str | None
 ) -> AsyncIterator[Received]:
-    """`columns`: the names that a table is expected to have."""
-    received = await _receive(request, service, _Told(read, columns), filename)
+    received = await _receive(request, service, told, filename)
     try:
         yield received
     finally:
@@ -202,15 +217,7 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
     await run_in_threadpool(commit)
 
 
-@dataclass(frozen=True, slots=True)
-class _Told:
-    """What is known of an input besides its bytes and the names that came with them."""
-
-    read: ReadOptions
-    columns: Collection[str]
-
-
-async def _receive(request: Request, service: Service, told: _Told, filename: str | None) -> Received:
+async def _receive(request: Request, service: Service, told: Told, filename: str | None) -> Received:
     """Streams the body into storage, durably, before a row references it. Raises for bytes of an unsupported type."""
     runtime = service.runtime
     require_space(runtime)
@@ -219,14 +226,14 @@ async def _receive(request: Request, service: Service, told: _Told, filename: st
         filename = disposition_filename(disposition)
     body = Body(request, runtime.settings, runtime.settings.upload_bytes)
     if not is_form(media_type):
-        return await _store(service, body, _Sent(body.blocks(), media_type, filename), told)
+        return await _store(request, service, body, _Sent(body.blocks(), media_type, filename), told)
     async with open_form(media_type, body, runtime.storage) as form:
         if len(form.files) > 1:
             sent = _Sent(body.decoded(form.archive()), get_format("zip").media_type, None)
         else:
             (file,) = form.files
             sent = _Sent(body.decoded(form.blocks(file)), file.content_type, filename or file.name)
-        return await _store(service, body, sent, told)
+        return await _store(request, service, body, sent, told)
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,7 +245,7 @@ class _Sent:
     filename: str | None
 
 
-async def _store(service: Service, body: Body, sent: _Sent, told: _Told) -> Received:
+async def _store(request: Request, service: Service, body: Body, sent: _Sent, told: Told) -> Received:
     job_id = str(uuid_utils.uuid7())
     blocks = sent.blocks
     beginning = await anext(blocks, b"")
@@ -252,4 +259,18 @@ async def _store(service: Service, body: Body, sent: _Sent, told: _Told) -> Rece
         stored = await body.store(writer, beginning, blocks)
     filename = clean_filename(sent.filename)
     new = StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
-    return Received(job_id, new, stored.sha256)
+    if format.name == "zip":
+        new = await _unpacked(request, service, new, told)
+    assert new.sha256 is not None
+    return Received(job_id, new, new.sha256)
+
+
+async def _unpacked(request: Request, service: Service, stored: StoredInput, told: Told) -> StoredInput:
+    """The table in a zip in the place of the zip, or that itself."""
+    new: StoredInput | None = None
+    try:
+        new = await service.unpack(told.tenant, stored, told.read, told.columns, request.receive)
+    finally:
+        if new is not stored:
+            await run_in_threadpool(service.runtime.storage.delete, stored.key)
+    return replace(new, filename=stored.filename or clean_filename(new.filename))

@@ -21,7 +21,7 @@ EXIT_CODES: dict[type[BatchserveError], int] = {
     WaitTimeout: 5,
     JobCancelled: 6,
 }
-_NO_ROW_SCORED = 7
+NO_ROW_SCORED = 7
 
 app = typer.Typer(
     help="Asynchronous batch prediction: a file of inputs and an ONNX model give a file of predictions.",
@@ -77,5 +77,5 @@ def main() -> None:
 
 def _exit_code(error: BatchserveError) -> int:
     if isinstance(error, JobFailed) and error.reason == NoRowScored.code:
-        return _NO_ROW_SCORED
+        return NO_ROW_SCORED
     return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

@@ -74,6 +74,7 @@ Columns = Annotated[
         help='The columns to use for a model without column names, or a mapping: {"model name": "input name"}.',
     ),
 ]
+Sheet = Annotated[str | None, typer.Option(help="Of an Excel workbook: the first one by default.")]
 Encoding = Annotated[
     str | None, typer.Option(help="Of a text: utf-8 by default, latin-1, windows-1252, utf-16 and others.")
 ]
@@ -104,6 +105,7 @@ def predict(
     delimiter: Annotated[str | None, typer.Option(help="Of a CSV: , ; tab or |; recognised by default.")] = None,
     decimal: Annotated[str | None, typer.Option(help="Decimal mark of a CSV: a point by default, or a comma.")] = None,
     encoding: Encoding = None,
+    sheet: Sheet = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
     inputs: Annotated[
         Any, typer.Option(parser=_values, metavar="JSON", help="Values of model inputs that all records share.")
@@ -140,6 +142,7 @@ def predict(
         "delimiter": delimiter,
         "decimal": decimal,
         "encoding": encoding,
+        "sheet": sheet,
         "top_k": top_k,
         "inputs": inputs,
         "key": key,
@@ -153,9 +156,9 @@ def predict(
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
         _predict_file(files, model, output, wait is not False, timeout, as_json, given)
-    elif output or delimiter or decimal or encoding:
+    elif output or any(name in given for name in ("delimiter", "decimal", "encoding", "sheet")):
         raise typer.BadParameter(
-            "--output, --delimiter, --decimal and --encoding are for a file", param_hint="--all-uploaded"
+            "--output, --delimiter, --decimal, --encoding and --sheet are for a file", param_hint="--all-uploaded"
         )
     else:
         _predict_uploaded(model, bool(wait), timeout, as_json, given)

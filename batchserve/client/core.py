@@ -48,6 +48,7 @@ class ReadOptions(TypedDict, total=False):
     delimiter: str
     decimal: str
     encoding: str
+    sheet: str
 
 
 class JobOptions(ReadOptions, total=False):

@@ -35,6 +35,7 @@ __all__ = [
     "encoding_of",
     "get_format",
     "sniff",
+    "unsupported",
 ]
 
 RESULT_FORMATS: dict[str, Format] = {
@@ -57,6 +58,7 @@ _BOUND: dict[str, Callable[[Dialect], Format]] = {
 """Formats with dialects; the bytes of the others are self-describing."""
 
 _TAB = "text/tab-separated-values"
+_XLSX = "application/vnd.openxmlformats-officedocument.spreadsheetml.sheet"
 _ALIASES = {
     "application/csv": "csv",
     _TAB: "csv",
@@ -68,6 +70,7 @@ _ALIASES = {
     "application/x-parquet": "parquet",
     "application/vnd.apache.x-parquet": "parquet",
     "application/x-zip-compressed": "zip",
+    _XLSX: "zip",
     "image/jpg": "jpeg",
 }
 _MEDIA_TYPES = {format.media_type: format.name for format in FORMATS.values()} | _ALIASES
@@ -76,6 +79,7 @@ _SAYS_NOTHING = {
     "",
     "*/*",
     "application/octet-stream",
+    "application/vnd.ms-excel",  # Windows says it of CSV
     "application/x-www-form-urlencoded",  # curl sends it for -d and --data-binary
     "binary/octet-stream",
     "text/plain",
@@ -99,6 +103,7 @@ _FOREIGN = {
     b"MM\x00*": "a TIFF image (send it as PNG)",
     b"RIFF": "a RIFF file that is not a WebP image",
     b"%PDF-": "a PDF document",
+    b"{\\rtf": "a text document in RTF",
     b"\x1f\x8b": "gzip data (send it with the header Content-Encoding: gzip)",
     b"\x28\xb5\x2f\xfd": "zstd data (send it with the header Content-Encoding: zstd)",
     b"BZh": "bzip2 data",
@@ -106,15 +111,20 @@ _FOREIGN = {
     b"7z\xbc\xaf\x27\x1c": "a 7z archive",
     b"\x89HDF\r\n\x1a\n": "an HDF5 file",
     b"Obj\x01": "an Avro file",
-    b"SQLite format 3\x00": "an SQLite database",
-    b"\xd0\xcf\x11\xe0": "an old Excel or Word document",
-    b"FEA1": "a Feather file of version 1",
+    b"SQLite format 3\x00": "an SQLite database (export the table as CSV or Parquet)",
+    b"\xd0\xcf\x11\xe0": "an old Excel or Word document (save its table as .xlsx or CSV)",
+    b"FEA1": "a Feather file of version 1 (write it with version=2)",
+    b"ORC": "an ORC file (send Parquet)",
+    b"RDX2\n": "an R workspace (write the table as CSV or Parquet)",
+    b"RDX3\n": "an R workspace (write the table as CSV or Parquet)",
+    b"X\n\x00\x00\x00": "an R object in RDS (write the table as CSV or Parquet)",
+    b"$FL2": "an SPSS file (write the table as CSV or Parquet)",
+    b"<stata_dta>": "a Stata file (write the table as CSV or Parquet)",
+    b"MATLAB 5.0 MAT-file": "a MATLAB file (write the table as CSV or Parquet)",
     b"\x7fELF": "a program",
 }
 _FOREIGN_ZIPS = {
-    b"[Content_Types].xml": "an Excel, Word or PowerPoint document",
-    b"_rels/.rels": "an Excel, Word or PowerPoint document",
-    b"mimetype": "an OpenDocument or EPUB document",
+    b"mimetype": "an OpenDocument or EPUB document (save its table as .xlsx or CSV)",
     b"META-INF/": "a Java archive",
 }
 """Kinds of ZIP files by the name of their first member."""
@@ -176,13 +186,13 @@ def sniff(
     if delimiter is None and (bare == _TAB or (declared in (None, "csv") and suffix == ".tsv")):
         delimiter = "\t"
     if declared is not None and declared not in FORMATS:
-        raise _unsupported(f"the media type {bare} is not supported")
+        raise unsupported(f"the media type {bare} is not supported")
     foreign = _foreign(prefix)
     found = foreign or _detect(prefix, declared, suffix)
     if (declared, found) == ("zip", "npz"):
         declared = found  # which is a ZIP, too
     if foreign or (declared is not None and not _agree(declared, found, prefix)):
-        raise _unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
+        raise unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
     format = FORMATS[declared or found]
     if format.is_text:
         require_utf8(prefix, b"}" if format.name == "json" else b"\n", has_header=format.name == "csv")
@@ -211,12 +221,14 @@ def _foreign(prefix: bytes) -> str | None:
     """What unsupported bytes look like."""
     # Protocol 2 and later; the frame or the first opcode follows.
     if prefix[:1] == b"\x80" and prefix[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
-        return "a Python pickle, which can run any code when it is loaded"
+        return "a Python pickle, which can run any code when it is loaded (send a frame as Parquet)"
     for magic, what in _FOREIGN.items():
         if prefix.startswith(magic) and not (magic.isascii() and magic.isalnum() and _is_text(prefix)):
             return None if _is_webp(prefix) else what
     if prefix.startswith(_ZIP) and (first := _first_member(prefix)) in _FOREIGN_ZIPS:
         return _FOREIGN_ZIPS[first]
+    if prefix.removeprefix(_BOM).lstrip()[:9].lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<table")):
+        return "an HTML or XML document (a page with an error, or a table saved as a web page)"
     if prefix[:1] == b"\0" and prefix[4:8] == b"ftyp":
         return "a HEIC or AVIF image or a video (send images as JPEG or PNG)"
     known = prefix.startswith((*_MAGIC, *_ZIP)) or _is_webp(prefix)
@@ -292,6 +304,7 @@ def _bare(media_type: str) -> str:
     return media_type.partition(";")[0].strip().lower()
 
 
-def _unsupported(what: str) -> UnsupportedMedia:
+def unsupported(what: str) -> UnsupportedMedia:
+    """The refusal of bytes, with the media types that are taken."""
     supported = ", ".join(format.media_type for format in FORMATS.values())
     return UnsupportedMedia(f"{what}; expected one of {supported}")

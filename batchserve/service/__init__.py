@@ -8,11 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 
+import uuid_utils
 from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
 
 from batchserve import registry
 from batchserve.db.cache import ALWAYS, VersionedCache
-from batchserve.domain import Attempt, Job, JobState, ModelVersion
+from batchserve.domain import Attempt, Job, JobState, ModelVersion, ReadOptions, StoredInput
 from batchserve.errors import (
     BatchserveError,
     IdempotencyInProgress,
@@ -22,11 +24,13 @@ from batchserve.errors import (
 )
 from batchserve.jobs import queries
 from batchserve.runtime import Runtime
+from batchserve.scoring import unpacking
 from batchserve.scoring.checks import check_input, check_inputs
-from batchserve.service.calls import Calls
+from batchserve.service.calls import Calls, Leaving
 from batchserve.service.notifier import JobNotifier
 from batchserve.service.places import Places
 from batchserve.service.turns import Lane
+from batchserve.storage import input_key
 from batchserve.submission import Submission
 from batchserve.upkeep import retention
 from batchserve.upkeep.inspection import UnreadableCount
@@ -152,6 +156,37 @@ class Service:
                 submission.options,
                 seconds=settings.online_timeout,
             )
+
+    async def unpack(
+        self, tenant: str, stored: StoredInput, read: ReadOptions, columns: frozenset[str], leaving: Leaving
+    ) -> StoredInput:
+        """The table that a stored zip holds, as an input of its own; the zip itself if it is an archive of images.
+
+        Raises InvalidInput, UnsupportedMedia, PayloadTooLarge, and BadRequest when the client disconnects; then no
+        table is stored.
+        """
+        settings = self.runtime.settings
+        with self.calls.place(tenant, Lane.CHECK) as place:
+            contents = await self.calls.run(
+                place, unpacking.look, settings.storage, stored.key, seconds=settings.online_timeout
+            )
+        if contents.is_images:
+            return stored
+        target = input_key(str(uuid_utils.uuid7()))
+        task = unpacking.Unpacking(settings.storage, stored.key, target, read, columns, settings.upload_bytes)
+        table, is_done = None, False
+        try:
+            with self.calls.place(tenant, Lane.LONG) as place:
+                async with self.calls.long_turn(place):
+                    seconds = settings.chunk_timeout
+                    table = await self.calls.run(
+                        place, unpacking.unpack, task, contents, seconds=seconds, leaving=leaving
+                    )
+            is_done = True
+        finally:
+            if not is_done:  # the process may have stored it just before it was killed
+                await run_in_threadpool(self.runtime.storage.delete, target)
+        return stored if table is None else table
 
     async def check_all(self, tenant: str, submissions: list[Submission]) -> list[BatchserveError | None]:
         """The problem of each of several inputs for one model. Raises InvalidOptions when the options suit none,

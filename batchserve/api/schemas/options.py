@@ -145,10 +145,13 @@ class ValidateOptions(FitOptions):
         examples=["windows-1252"],
         max_length=32,
     )
+    sheet: Annotated[str, Plain] | None = Field(
+        None, description="Of an Excel workbook: the first one by default.", examples=["Sheet1"], max_length=256
+    )
 
     @property
     def read(self) -> ReadOptions:
-        return ReadOptions(self.delimiter, self.decimal, self.encoding)
+        return ReadOptions(self.delimiter, self.decimal, self.encoding, self.sheet)
 
 
 class OnlineOptions(ValidateOptions):
