@@ -18,16 +18,16 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_iris
-from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.decomposition import NMF
 from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier, VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
-from sklearn.model_selection import GridSearchCV, TunedThresholdClassifierCV
-from sklearn.multioutput import ClassifierChain, MultiOutputClassifier
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -408,16 +408,58 @@ def test_a_failed_parity_run_writes_no_file(tmp_path: Path) -> None:
 
 
 def test_a_larger_tolerance_accepts_larger_differences_but_no_more_flips() -> None:
-    lda = LinearDiscriminantAnalysis().fit(X, Y == 1)  # its converter is known to give other probabilities
-    with pytest.raises(ParityFailed, match="probabilities of the graph do not"):
-        convert(lda, X)
-    assert convert(lda, X, tolerance=0.5).report.tolerance == 0.5
+    x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
+    model = make_pipeline(StandardScaler(), LinearRegression()).fit(x, np.linspace(0, 1, 400))
+    with pytest.raises(ParityFailed, match="DISAGREES"):
+        convert(model, x)
+    assert convert(model, x, tolerance=0.5).report.tolerance == 0.5
 
 
-def test_an_ignored_threshold_is_named() -> None:
-    model = TunedThresholdClassifierCV(LogisticRegression(), random_state=0).fit(X, Y == 1)
-    with pytest.raises(ParityFailed, match=f"ignores the tuned threshold {model.best_threshold_:.4g}"):
-        convert(model, X)
+@pytest.mark.parametrize("threshold", ["tuned", 0.93])
+def test_a_threshold_decides_the_label_and_leaves_the_probabilities(threshold: str | float) -> None:
+    inner = LogisticRegression()
+    if threshold == "tuned":
+        model = TunedThresholdClassifierCV(inner, scoring="precision", random_state=0).fit(X, Y == 1)
+    else:
+        model = FixedThresholdClassifier(inner, threshold=threshold).fit(X, Y == 1)
+    plain = model.estimator_.predict_proba(X)[:, 1] > 0.5
+    assert (plain != model.predict(X)).any(), "the threshold must matter, or nothing is tested"
+    report = convert(model, X).report
+    assert report.label_flips == 0
+    assert [difference.method for difference in report.differences] == ["predict_proba"]
+
+
+def test_a_forest_fitted_on_float64_splits_at_the_numbers_next_to_its_thresholds_as_it_did() -> None:
+    random = np.random.default_rng(0)
+    x = random.integers(0, 300, (2000, 3)) / 100
+    model = RandomForestClassifier(41, random_state=0).fit(x[:1000], x[:1000].sum(axis=1) % 0.2 > 0.1)
+    report = convert(model, x).report
+    assert report.label_flips == 0
+    assert report.differences[0].max_absolute < 1e-6
+
+
+def test_labels_that_are_truth_values_stay_so() -> None:
+    conversion = convert(RandomForestClassifier(5, random_state=0).fit(X, Y == 1), X)
+    graph = onnx.load_model_from_string(conversion.onnx)
+    assert graph.graph.output[0].type.tensor_type.elem_type == onnx.TensorProto.BOOL
+    assert facts(conversion)["labels"] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        (lambda x: x - x.mean(axis=0), "it mixes its records"),
+        (lambda x: x if x[0, 0] > 1 else -x, "it picks records, not columns"),
+        (lambda x: np.sort(x, axis=1), "it uses np.sort"),
+        (lambda x: np.zeros((len(x), 1)), "it counts its records"),
+        (lambda x: np.asarray([[float(v) for v in row] for row in x]), "it goes over the records one by one"),
+    ],
+    ids=["mean", "branch", "sort", "count", "loop"],
+)
+def test_a_function_that_is_no_graph_is_refused_with_what_it_does(function: Any, reason: str) -> None:
+    model = make_pipeline(FunctionTransformer(function), LogisticRegression(max_iter=500)).fit(X.to_numpy(), Y)
+    with pytest.raises(ConversionFailed, match=f"cannot be written as a graph: {reason}"):
+        convert(model, X.to_numpy())
 
 
 def test_ties_between_neighbours_are_named() -> None:
@@ -539,15 +581,14 @@ class Doubler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 @pytest.mark.parametrize(
     ("model", "step"),
     [
-        (ClassifierChain(LogisticRegression(max_iter=500)), "ClassifierChain"),
+        (NMF(2, max_iter=500), "NMF"),
         (make_pipeline(Doubler(), LogisticRegression(max_iter=500)), "Doubler"),
     ],
     ids=["model", "step"],
 )
 def test_a_step_without_a_converter_is_named_with_what_to_do(model: Any, step: str) -> None:
-    targets = np.stack([Y > 0, Y > 1], axis=1) if step == "ClassifierChain" else Y
     with pytest.raises(ConversionFailed, match=rf"{step} has no ONNX converter.*update_registered_converter\({step}"):
-        convert(model.fit(X, targets), X)
+        convert(model.fit(X, Y), X)
 
 
 def test_a_sample_that_lacks_columns_is_refused_by_name() -> None:

@@ -26,7 +26,7 @@ from batchserve.conversion.estimator import (
     known_differences,
     load,
 )
-from batchserve.conversion.export import convertible, layouts, to_onnx
+from batchserve.conversion.export import answer_truth, convertible, layouts, to_onnx
 from batchserve.conversion.img2feat import convert_img2feat, export_img2feat
 from batchserve.conversion.network import annotate
 from batchserve.conversion.parity import Parity
@@ -120,6 +120,8 @@ def _first_that_passes(
     for layout in layouts(model, reference.table):
         try:
             graph = to_onnx(model, layout, target_opset)
+            if reference.labels is not None and reference.labels.dtype == bool:
+                graph = answer_truth(graph)
             report, columns = check(graph, layout, reference, tolerance, notes)
         except ConversionFailed as failure:
             failures.append(failure)

@@ -82,7 +82,7 @@ def _run(
         for start in range(0, len(reference.rows), batch):
             rows = slice(start, min(start + batch, len(reference.rows)))
             for name, value in session.run(feed(rows)).items():
-                for key, block in _by_record(name, value, rows.stop - start).items():
+                for key, block in _by_record(name, value, rows.stop - rows.start).items():
                     outputs.setdefault(key, []).append(block)
     except ScoringFailed as error:
         raise ConversionFailed(f"ONNX Runtime does not run the converted graph: {error}") from error
@@ -100,7 +100,13 @@ def numbers_by_record(
 def _labels_apart(blocks: dict[str, Array], reference: Reference) -> tuple[Array | None, dict[str, Array]]:
     if reference.labels is None:
         return None, blocks
-    labels = blocks.pop(next(iter(blocks)))
+    name = next(iter(blocks))
+    labels = blocks.pop(name)
+    if labels.size != reference.labels.size:
+        raise ConversionFailed(
+            f"The graph gives {labels.shape[1]} labels for a record in {name!r}, and the estimator "
+            f"{reference.labels.size // len(reference.rows)}: the converter does not fit this estimator."
+        )
     return labels.reshape(reference.labels.shape), blocks
 
 
@@ -108,6 +114,11 @@ def _by_record(name: str, value: Array, n: int) -> dict[str, Array]:
     """An output with the records first: [targets, n, k] is cut into one output for each target."""
     if value.ndim == 3 and value.shape[1] == n:
         return {f"{name}_{i}": target for i, target in enumerate(value)}
+    if len(value) != n and value.size % n:
+        raise ConversionFailed(
+            f"The graph gives {len(value)} rows in {name!r} for {n} records: a step of the model is converted "
+            "otherwise than it works."
+        )
     return {name: value.reshape(n, -1)}
 
 

@@ -79,6 +79,15 @@ def _head(model: object) -> object:
     return model
 
 
+def last_step(model: object) -> object:
+    """The step that gives the answer."""
+    from sklearn.pipeline import Pipeline
+
+    while isinstance(model, Pipeline):
+        model = model.steps[-1][1]
+    return model
+
+
 def has(model: object, kind: Any) -> bool:
     return any(isinstance(part, kind) for part in parts(model))
 
@@ -196,9 +205,11 @@ def class_labels(model: Any, count: int) -> list[Any] | None:
     return _json_labels(np.asarray(classes)) if count == 1 else [[0, 1]] * count
 
 
-def _json_labels(classes: Array) -> list[str | int]:
-    """Integers and texts; the graph gives False and True as 0 and 1, and 1.0 as 1."""
-    return [int(label) for label in classes] if classes.dtype.kind in "biuf" else [str(label) for label in classes]
+def _json_labels(classes: Array) -> list[str | int | bool]:
+    """Truth values, integers and texts; the graph gives 1.0 as 1."""
+    if classes.dtype.kind == "b":
+        return [bool(label) for label in classes]
+    return [int(label) for label in classes] if classes.dtype.kind in "iuf" else [str(label) for label in classes]
 
 
 # --- its answers -----------------------------------------------------------------------------------------------------
@@ -221,25 +232,13 @@ def _task(model: object) -> Task:
 
 def known_differences(model: object) -> list[str]:
     """Notes on known silent differences of converters."""
-    from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-    from sklearn.model_selection import TunedThresholdClassifierCV
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
-    notes = []
-    for part in parts(model):
-        if isinstance(part, TunedThresholdClassifierCV):
-            notes.append(
-                f"TunedThresholdClassifierCV: the graph ignores the tuned threshold {part.best_threshold_:.4g} "
-                "and gives the label of the larger probability."
-            )
-        elif isinstance(part, LinearDiscriminantAnalysis) and len(part.classes_) == 2:
-            notes.append(
-                "LinearDiscriminantAnalysis with two classes: the labels agree, the probabilities of the graph do not. "
-                "A LogisticRegression converts exactly."
-            )
-        elif isinstance(part, KNeighborsClassifier | KNeighborsRegressor):
-            notes.append(f"{type(part).__name__}: neighbours at the same distance may be chosen differently.")
-    return notes
+    return [
+        f"{type(part).__name__}: neighbours at the same distance may be chosen differently."
+        for part in parts(model)
+        if isinstance(part, KNeighborsClassifier | KNeighborsRegressor)
+    ]
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from typing import Any, Literal
 import numpy as np
 import onnx
 
+from batchserve.conversion import converters
 from batchserve.conversion.conversion import tidy
-from batchserve.conversion.estimator import boosters, encoded_columns, has, package, parts
+from batchserve.conversion.estimator import boosters, encoded_columns, has, last_step, package, parts
 from batchserve.conversion.sample import INSTALL, Array, Table, listed, sentence
 from batchserve.errors import ConversionFailed
 
@@ -44,11 +45,15 @@ def convertible(model: Any) -> Any:
     """An equivalent copy with parameters that the converters understand."""
     from sklearn.ensemble import VotingClassifier
     from sklearn.impute import SimpleImputer
+    from sklearn.pipeline import Pipeline
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+    from sklearn.tree import BaseDecisionTree
 
     model = copy.deepcopy(model)
-    for part in parts(model):
+    for part in list(parts(model)):
         match part:
+            case Pipeline():
+                part.steps = [(name, _within(step)) for name, step in part.steps[:-1]] + part.steps[-1:]
             case VotingClassifier():
                 part.flatten_transform = False  # concerns `transform` alone
             case SimpleImputer() if _fills_texts(part):
@@ -57,9 +62,28 @@ def convertible(model: Any) -> Any:
                 part.categories_ = [_with_empty_for_missing(categories) for categories in part.categories_]
             case OrdinalEncoder() if hasattr(part, "categories_"):
                 part.categories_ = [_with_nan_as_empty(categories) for categories in part.categories_]
+            case BaseDecisionTree() if hasattr(part, "tree_"):
+                _round_down(part.tree_.threshold)
             case _ if package(part) == "xgboost" and hasattr(part, "get_booster"):
                 part.get_booster().feature_names = None  # the converter requires f0, f1 ... or none
     return model
+
+
+def _within(step: Any) -> Any:
+    """A step that transforms, although it could predict."""
+    from sklearn.base import ClassifierMixin, ClusterMixin
+
+    from batchserve.conversion.converters.within import TransformOnly
+
+    known = ("LinearDiscriminantAnalysis", "KMeans", "MiniBatchKMeans", "BisectingKMeans", "Birch")
+    predicts = isinstance(step, ClassifierMixin | ClusterMixin) and type(step).__name__ in known
+    return TransformOnly(step) if predicts else step
+
+
+def _round_down(thresholds: Array) -> None:
+    """The next float32 that is not above: what is at most the one is at most the other, for all values in float32."""
+    near = thresholds.astype(np.float32)
+    thresholds[:] = np.where(near > thresholds, np.nextafter(near, np.float32(-np.inf)), near)
 
 
 def _fills_texts(imputer: Any) -> bool:
@@ -120,18 +144,31 @@ def layouts(model: object, table: Table) -> Iterator[tuple[GraphInput, ...]]:
 
 def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx.ModelProto:
     """Raises ConversionFailed, which names the step that has no converter."""
+    return _convert(model, [graph_input.initial_type() for graph_input in layout], target_opset)
+
+
+def _convert(
+    model: Any, initial_types: Sequence[tuple[str, Any]], target_opset: int, raw: bool = False
+) -> onnx.ModelProto:
     from skl2onnx import convert_sklearn
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
     _register_boosters(model)
+
+    def convert_part(part: Any, types: Sequence[tuple[str, Any]], raw: bool) -> onnx.ModelProto:
+        return _convert(part, types, target_opset, raw)
+
+    converters.register(parts(model), convert_part)
     try:
         graph: onnx.ModelProto = convert_sklearn(
             model,
             name=type(model).__name__,
-            initial_types=[graph_input.initial_type() for graph_input in layout],
-            options=_options(model),
+            initial_types=list(initial_types),
+            options=_options(model, raw),
             target_opset={"": target_opset, "ai.onnx.ml": ML_OPSET},
         )
+    except ConversionFailed:
+        raise
     except (MissingConverter, MissingShapeCalculator) as error:
         found = re.search(r"<class '([\w.]+)'>", str(error))
         step = found[1].rpartition(".")[2] if found else "A step of the model"
@@ -149,7 +186,19 @@ def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx
     return tidy(graph)
 
 
-def _options(model: object) -> dict[int, dict[str, Any]]:
+def answer_truth(graph: onnx.ModelProto) -> onnx.ModelProto:
+    """Let the label, which is the first output, be False or True, where the converters have 0 and 1."""
+    label = graph.graph.output[0]
+    number = f"{label.name}__number"
+    for node in graph.graph.node:
+        for names in (node.input, node.output):
+            names[:] = [number if name == label.name else name for name in names]
+    graph.graph.node.append(onnx.helper.make_node("Cast", [number], [label.name], to=onnx.TensorProto.BOOL))
+    label.type.tensor_type.elem_type = onnx.TensorProto.BOOL
+    return graph
+
+
+def _options(model: object, raw: bool) -> dict[int, dict[str, Any]]:
     """Converter options for each part: tensors instead of ZipMap, plain scores, a locale that every host has.
 
     Scalers divide as scikit-learn does: multiplying by 1/scale rounds differently, and later trees then split
@@ -167,8 +216,12 @@ def _options(model: object) -> dict[int, dict[str, Any]]:
             continue  # skl2onnx would pass its options to the last step, even if that does not accept them
         alias = sklearn_operator_name_map.get(type(part))
         allowed = (get_converter(alias).get_allowed_options() or {}) if alias else {}
+        if raw and part is last_step(model) and hasattr(part, "predict_proba") and "raw_scores" not in allowed:
+            raise ConversionFailed(
+                f"The graph of {type(part).__name__} gives probabilities, and its scores are needed."
+            )
         chosen: dict[str, Any] = {"zipmap": False} if is_classifier(part) and "zipmap" in allowed else {}
-        if "raw_scores" in allowed and not hasattr(part, "predict_proba"):
+        if "raw_scores" in allowed and (not hasattr(part, "predict_proba") or (raw and part is last_step(model))):
             chosen["raw_scores"] = True
         if "div" in allowed:
             chosen["div"] = "div"

@@ -57,6 +57,8 @@ class TreeModel:
     columns: int
     outputs: dict[str, int]
     """Output -> which one of the ensemble: 0 the label and 1 the scores of a classifier, 0 the value of a regressor."""
+    truths: frozenset[str]
+    """The outputs that are cast to False and True."""
     forest: Forest
     width: int
     """Targets of a regressor, or sums for classes: one for two classes, k for k."""
@@ -85,7 +87,10 @@ class TreeSession:
             results = self._finish(model, self._sums(model, _rows(model, inputs)))
         except MemoryError as error:
             raise OutOfMemory("the model needs more memory than it may have") from error
-        return {name: results[place] for name, place in model.outputs.items()}
+        return {
+            name: results[place].astype(np.bool_) if name in model.truths else results[place]
+            for name, place in model.outputs.items()
+        }
 
     def close(self) -> None:
         """Frees the model after running calls have ended. Idempotent."""
@@ -225,9 +230,11 @@ def _read(model: ModelProto) -> TreeModel:
     tensor = entry.type.tensor_type
     _require(cast or tensor.elem_type == TensorProto.FLOAT)
     _require(tensor.elem_type in _NUMBERS and len(tensor.shape.dim) == 2 and tensor.shape.dim[1].dim_value > 0)
-    outputs = {output.name: _output(output.name, source, ensemble) for output in graph.output}
+    found = {output.name: _output(output.name, source, ensemble) for output in graph.output}
+    outputs = {name: place for name, (place, _) in found.items()}
+    truths = frozenset(name for name, (_, truth) in found.items() if truth)
     dtype = np.dtype(helper.tensor_dtype_to_np_dtype(tensor.elem_type))
-    return _ensemble(ensemble, entry.name, dtype, tensor.shape.dim[1].dim_value, outputs)
+    return _ensemble(ensemble, entry.name, dtype, tensor.shape.dim[1].dim_value, outputs, truths)
 
 
 _NUMBERS = (TensorProto.FLOAT, TensorProto.DOUBLE, TensorProto.INT32, TensorProto.INT64, TensorProto.BOOL)
@@ -247,14 +254,19 @@ def _follow(name: str, source: dict[str, NodeProto], entry: str) -> bool:
     return cast
 
 
-def _output(name: str, source: dict[str, NodeProto], ensemble: NodeProto) -> int:
-    """Which output of the ensemble this one of the graph is under another name."""
+def _output(name: str, source: dict[str, NodeProto], ensemble: NodeProto) -> tuple[int, bool]:
+    """Which output of the ensemble this one is under another name, and whether it is cast to a truth value."""
+    truth = False
     while name not in ensemble.output:
         node = source.get(name)
-        _require(node and not node.domain and node.op_type == "Identity")
+        _require(node and not node.domain and node.op_type in ("Cast", "Identity"))
         assert node is not None
+        if node.op_type == "Cast":
+            _require(any(attribute.name == "to" and attribute.i == TensorProto.BOOL for attribute in node.attribute))
+            _require(ensemble.op_type == _CLASSIFIER and node.input[0] == ensemble.output[0])
+            truth = True
         name = node.input[0]
-    return list(ensemble.output).index(name)
+    return list(ensemble.output).index(name), truth
 
 
 # --- the ensemble ----------------------------------------------------------------------------------------------------
@@ -283,7 +295,9 @@ class _Attributes:
         return self.found[name].s.decode(errors="replace") if name in self.found else default
 
 
-def _ensemble(node: NodeProto, entry: str, dtype: np.dtype, columns: int, outputs: dict[str, int]) -> TreeModel:
+def _ensemble(
+    node: NodeProto, entry: str, dtype: np.dtype, columns: int, outputs: dict[str, int], truths: frozenset[str]
+) -> TreeModel:
     attributes = _Attributes({attribute.name: attribute for attribute in node.attribute})
     # Thresholds in double precision come as tensors, and are compared in double precision.
     _require(not any(name.endswith("_as_tensor") for name in attributes.found))
@@ -291,6 +305,7 @@ def _ensemble(node: NodeProto, entry: str, dtype: np.dtype, columns: int, output
     transform = attributes.text("post_transform", "NONE")
     aggregate = attributes.text("aggregate_function", "SUM")
     labels = _labels(attributes) if classifier else None
+    _require(not truths or (labels is not None and labels.dtype == np.int64))
     two = labels is not None and len(labels) == 2
     if labels is not None:
         width = 1 if two else len(labels)
@@ -311,6 +326,7 @@ def _ensemble(node: NodeProto, entry: str, dtype: np.dtype, columns: int, output
         dtype=dtype,
         columns=columns,
         outputs=outputs,
+        truths=truths,
         forest=forest,
         width=width,
         base=base if len(base) else np.zeros(width, np.float32),

@@ -1,0 +1,211 @@
+"""Transformers of columns: bins, splines, quantiles, functions, imputers, selections."""
+
+from typing import Any
+
+import numpy as np
+
+from batchserve.conversion.converters.tape import EXAMPLES, Expression, Tape, Untraceable, Value
+from batchserve.conversion.sample import Array
+from batchserve.errors import ConversionFailed
+
+
+def bins(tape: Tape, model: Any) -> Expression:
+    """KBinsDiscretizer: the count of edges, without the outer ones, that are not above the value."""
+    x = tape.merged()
+    columns = []
+    for index, edges in enumerate(model.bin_edges_):
+        inner = np.asarray(edges, dtype=np.float64)[1:-1]
+        place = (x[:, [index]] >= inner).to("f").sum(axis=1, keepdims=True) if len(inner) else x[:, [index]] * 0.0
+        if model.encode == "ordinal":
+            columns.append(place)
+        else:
+            columns.append((np.equal(place, np.arange(model.n_bins_[index], dtype=np.float32))).to("f"))
+    return tape.concat(columns)
+
+
+def spline(tape: Tape, model: Any) -> Expression:
+    """SplineTransformer: in each interval between knots a polynomial, and beyond them what `extrapolation` says."""
+    x = tape.merged()
+    columns = []
+    for index, spline_of in enumerate(model.bsplines_):
+        columns.append(_spline_column(x[:, [index]], spline_of, model))
+    if model.include_bias:
+        return tape.concat(columns)
+    return tape.concat([column[:, : column.shape[1] - 1] for column in columns])
+
+
+def _spline_column(x: Expression, curve: Any, model: Any) -> Expression:
+    degree, knots = curve.k, np.asarray(curve.t, dtype=np.float64)
+    low, high = knots[degree], knots[-degree - 1]
+    count = curve.c.shape[1]
+    match model.extrapolation:
+        case "periodic":
+            period = high - low
+            x = x - np.floor((x - low) / period) * period
+            inner = x
+        case "error":
+            inner = np.where((x < low) | (x > high), np.nan, x)
+        case "constant" | "linear":
+            inner = np.clip(x, low, high)
+        case _:
+            inner = x  # the polynomials of the outer intervals go on
+    from scipy.interpolate import PPoly
+
+    pieces = [PPoly.from_spline((knots, curve.c[:, basis], degree)) for basis in range(count)]
+    starts = np.arange(degree, len(knots) - degree - 1)
+    starts = starts[knots[starts + 1] > knots[starts]]
+    result: Any = None
+    for order, piece in enumerate(starts):
+        offset = inner - knots[piece]
+        powers = np.stack([p.c[:, piece] for p in pieces], axis=1)  # [degree + 1, count], the highest first
+        value: Any = np.zeros(count)
+        for row in powers:
+            value = value * offset + row
+        result = value if order == 0 else np.where(inner >= knots[piece], value, result)
+    if model.extrapolation == "linear":
+        result = _straight(x, result, curve, low, high)
+    return result
+
+
+def _straight(x: Expression, result: Expression, curve: Any, low: float, high: float) -> Expression:
+    slope_low, slope_high = curve(low, nu=1), curve(high, nu=1)
+    return result + (np.minimum(x - low, 0.0) * slope_low) + (np.maximum(x - high, 0.0) * slope_high)
+
+
+def function(tape: Tape, model: Any) -> Expression:
+    """FunctionTransformer: the function is called with a Value, and writes the nodes itself."""
+    x = tape.merged()
+    names = [str(name) for name in getattr(model, "feature_names_in_", [])] or [
+        variable.raw_name for variable in tape.variables
+    ]
+    if model.func is None:
+        return x
+    given = Value(tape, x.name, x.example, names if len(names) == x.shape[1] else ())
+    called = getattr(model.func, "__name__", str(model.func))
+    try:
+        result = model.func(given, **(model.kw_args or {}))
+        if not isinstance(result, Value):
+            raise Untraceable(f"it returns {type(result).__name__}")
+        if result.example.shape[:1] != (EXAMPLES,):
+            raise Untraceable("it does not return a row for each record")
+    except ConversionFailed:
+        raise
+    except Exception as error:  # whatever a function of strangers raises when it gets no array
+        reason = str(error) if isinstance(error, Untraceable) else f"{type(error).__name__}: {error}"
+        raise ConversionFailed(
+            f"The function {called!r} of a FunctionTransformer cannot be written as a graph: {reason}. Use NumPy's "
+            "functions of whole columns (np.log1p, np.where, ...), or apply it before the pipeline."
+        ) from error
+    return result[:, None] if result.ndim == 1 else result
+
+
+def selected(tape: Tape, model: Any) -> Expression:
+    """Selectors of columns."""
+    return tape.merged()[:, np.flatnonzero(model.get_support())]
+
+
+def quantiles(tape: Tape, model: Any) -> Expression:
+    """QuantileTransformer: two interpolations, from below and from above, whose mean is taken."""
+    x = tape.merged()
+    references = np.asarray(model.references_, dtype=np.float64)
+    columns = []
+    for index in range(x.shape[1]):
+        grid = np.asarray(model.quantiles_[:, index], dtype=np.float64)
+        column = x[:, [index]]
+        rising = interpolated(column, grid, references)
+        falling = interpolated(column * -1.0, -grid[::-1], -references[::-1])
+        middle = (rising - falling) * 0.5
+        if model.output_distribution == "normal":
+            middle = np.where(column - 1e-7 < grid[0], 0.0, np.where(column + 1e-7 > grid[-1], 1.0, middle))
+            columns.append(_normal_quantile(middle))
+            continue
+        middle = np.where(np.equal(column, grid[-1]), 1.0, middle)
+        columns.append(np.where(np.equal(column, grid[0]), 0.0, middle))
+    return tape.concat(columns)
+
+
+def interpolated(x: Expression, xs: Array, ys: Array) -> Expression:
+    """np.interp, as a sum of what each interval adds; one without a width adds all at once."""
+    xs, ys = np.asarray(xs, dtype=np.float64), np.asarray(ys, dtype=np.float64)
+    result: Expression = x * 0.0 + float(ys[0])
+    widths, rises = np.diff(xs), np.diff(ys)
+    wide = widths > 0
+    if wide.any():
+        share = np.clip((x - xs[:-1][wide]) / widths[wide], 0.0, 1.0)
+        result = result + (share * rises[wide]).sum(axis=1, keepdims=True)
+    if not wide.all():
+        result = result + ((x >= xs[1:][~wide]).to("f") * rises[~wide]).sum(axis=1, keepdims=True)
+    return result
+
+
+def _normal_quantile(p: Expression) -> Expression:
+    """The inverse of the normal distribution: Acklam's rational approximation, cut as scikit-learn cuts."""
+    from scipy import stats
+
+    low, high = stats.norm.ppf(1e-7 - np.spacing(1)), stats.norm.ppf(1 - (1e-7 - np.spacing(1)))
+    a = [-3.969683028665376e01, 2.209460984245205e02, -2.759285104469687e02, 1.383577518672690e02,
+         -3.066479806614716e01, 2.506628277459239e00]  # fmt: skip
+    b = [-5.447609879822406e01, 1.615858368580409e02, -1.556989798598866e02, 6.680131188771972e01,
+         -1.328068155288572e01, 1.0]  # fmt: skip
+    c = [-7.784894002430293e-03, -3.223964580411365e-01, -2.400758277161838e00, -2.549732539343734e00,
+         4.374664141464968e00, 2.938163982698783e00]  # fmt: skip
+    d = [7.784695709041462e-03, 3.224671290700398e-01, 2.445134137142996e00, 3.754408661907416e00, 1.0]
+    q = p - 0.5
+    r = q * q
+    middle = _polynomial(r, a) * q / _polynomial(r, b)
+    tail = np.sqrt(np.log(np.maximum(np.minimum(p, 1.0 - p), 1e-12)) * -2.0)
+    outer = _polynomial(tail, c) / _polynomial(tail, d)
+    value = np.where(np.abs(q) <= 0.47575, middle, np.where(q < 0, outer, outer * -1.0))
+    return np.clip(value, low, high)
+
+
+def normal_cdf(x: Expression) -> Expression:
+    return (x.tape.node("Erf", x * float(np.sqrt(0.5)), example=x.example) + 1.0) * 0.5
+
+
+def _polynomial(x: Expression, coefficients: list[float]) -> Any:
+    value: Any = coefficients[0]
+    for coefficient in coefficients[1:]:
+        value = x * value + coefficient
+    return value
+
+
+def iterative_imputer(tape: Tape, model: Any) -> Expression:
+    """Fills in by the initial imputer, and then column by column with the fitted regressors, round by round."""
+    if model.sample_posterior or model.add_indicator or isinstance(model.missing_values, str | int):
+        raise ConversionFailed(
+            "IterativeImputer converts with sample_posterior=False, add_indicator=False and NaN for missing values."
+        )
+    x = tape.merged()
+    absent = np.isnan(x)
+    statistics = np.asarray(model.initial_imputer_.statistics_, dtype=np.float64)
+    if np.isnan(statistics).any():
+        raise ConversionFailed("IterativeImputer was fitted on a column that is all missing. Drop that column.")
+    filled = np.where(absent, statistics, x)
+    columns = [filled[:, [index]] for index in range(x.shape[1])]
+    low, high = model._min_value, model._max_value
+    for step in model.imputation_sequence_:
+        others = tape.concat([columns[index] for index in step.neighbor_feat_idx])
+        guess = tape.part(step.estimator, others)[-1].reshape(-1, 1)
+        guess = np.clip(guess, float(low[step.feat_idx]), float(high[step.feat_idx]))
+        columns[step.feat_idx] = np.where(absent[:, [step.feat_idx]], guess, columns[step.feat_idx])
+    return tape.concat(columns)
+
+
+def imputed(tape: Tape, model: Any) -> Expression:
+    """SimpleImputer of numbers with an indicator: the columns filled in, and which values were missing."""
+    x = tape.merged()
+    absent = np.isnan(x)
+    kept = ~np.isnan(np.asarray(model.statistics_, dtype=np.float64))
+    filled = np.where(absent, np.nan_to_num(model.statistics_.astype(np.float64)), x)
+    columns = [filled if kept.all() or model.keep_empty_features else filled[:, np.flatnonzero(kept)]]
+    if model.indicator_ is not None:
+        columns.append(absent.to("f")[:, np.asarray(model.indicator_.features_)])
+    return tape.concat(columns)
+
+
+def fills_numbers_and_indicates(model: Any) -> bool:
+    missing = model.missing_values
+    return (
+        bool(model.add_indicator) and model.statistics_.dtype.kind == "f" and missing is not None and missing != missing
+    )

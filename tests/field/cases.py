@@ -1,0 +1,470 @@
+"""Estimators as people train them, by the kind of their work."""
+
+from collections.abc import Callable
+
+import numpy as np
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.cluster import (
+    DBSCAN,
+    AffinityPropagation,
+    AgglomerativeClustering,
+    Birch,
+    BisectingKMeans,
+    KMeans,
+    MeanShift,
+    MiniBatchKMeans,
+)
+from sklearn.compose import TransformedTargetRegressor, make_column_selector, make_column_transformer
+from sklearn.covariance import EllipticEnvelope
+from sklearn.cross_decomposition import PLSRegression
+from sklearn.decomposition import (
+    NMF,
+    PCA,
+    FactorAnalysis,
+    FastICA,
+    IncrementalPCA,
+    KernelPCA,
+    LatentDirichletAllocation,
+    TruncatedSVD,
+)
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis, QuadraticDiscriminantAnalysis
+from sklearn.dummy import DummyClassifier, DummyRegressor
+from sklearn.ensemble import (
+    AdaBoostClassifier,
+    AdaBoostRegressor,
+    BaggingClassifier,
+    BaggingRegressor,
+    ExtraTreesClassifier,
+    ExtraTreesRegressor,
+    GradientBoostingClassifier,
+    GradientBoostingRegressor,
+    HistGradientBoostingClassifier,
+    HistGradientBoostingRegressor,
+    IsolationForest,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    RandomTreesEmbedding,
+    StackingClassifier,
+    StackingRegressor,
+    VotingClassifier,
+    VotingRegressor,
+)
+from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - lets IterativeImputer be imported
+from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
+from sklearn.feature_selection import (
+    RFE,
+    RFECV,
+    SelectFromModel,
+    SelectKBest,
+    SequentialFeatureSelector,
+    VarianceThreshold,
+)
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
+from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
+from sklearn.kernel_approximation import Nystroem, RBFSampler
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.linear_model import (
+    ARDRegression,
+    BayesianRidge,
+    ElasticNet,
+    ElasticNetCV,
+    GammaRegressor,
+    HuberRegressor,
+    Lars,
+    Lasso,
+    LassoCV,
+    LassoLarsIC,
+    LinearRegression,
+    LogisticRegression,
+    LogisticRegressionCV,
+    OrthogonalMatchingPursuit,
+    Perceptron,
+    PoissonRegressor,
+    QuantileRegressor,
+    RANSACRegressor,
+    Ridge,
+    RidgeClassifier,
+    RidgeClassifierCV,
+    RidgeCV,
+    SGDClassifier,
+    SGDOneClassSVM,
+    SGDRegressor,
+    TheilSenRegressor,
+    TweedieRegressor,
+)
+from sklearn.mixture import BayesianGaussianMixture, GaussianMixture
+from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
+from sklearn.multiclass import OneVsOneClassifier, OneVsRestClassifier, OutputCodeClassifier
+from sklearn.multioutput import ClassifierChain, MultiOutputClassifier, MultiOutputRegressor, RegressorChain
+from sklearn.naive_bayes import BernoulliNB, CategoricalNB, ComplementNB, GaussianNB, MultinomialNB
+from sklearn.neighbors import (
+    KNeighborsClassifier,
+    KNeighborsRegressor,
+    LocalOutlierFactor,
+    NearestCentroid,
+    NeighborhoodComponentsAnalysis,
+    RadiusNeighborsClassifier,
+    RadiusNeighborsRegressor,
+)
+from sklearn.neural_network import MLPClassifier, MLPRegressor
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import (
+    Binarizer,
+    FunctionTransformer,
+    KBinsDiscretizer,
+    MaxAbsScaler,
+    MinMaxScaler,
+    Normalizer,
+    OneHotEncoder,
+    OrdinalEncoder,
+    PolynomialFeatures,
+    PowerTransformer,
+    QuantileTransformer,
+    RobustScaler,
+    SplineTransformer,
+    StandardScaler,
+    TargetEncoder,
+)
+from sklearn.random_projection import GaussianRandomProjection, SparseRandomProjection
+from sklearn.svm import SVC, SVR, LinearSVC, LinearSVR, NuSVC, NuSVR, OneClassSVM
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier
+
+from field.data import (
+    Case,
+    cancer,
+    cancer_bool,
+    codes,
+    counts,
+    diabetes,
+    digits,
+    iris,
+    mixed,
+    mixed_numbers,
+    seeded,
+    standardized,
+    texts,
+    two_labels,
+    two_numbers,
+    wine,
+    yes_and_no,
+)
+
+Cases = dict[str, Callable[[], Case]]
+
+NUMBERS = make_column_selector(dtype_include=["number", "bool"])
+TEXTS = make_column_selector(dtype_exclude=["number", "bool"])
+
+
+def log_and_ratio(x: np.ndarray) -> np.ndarray:
+    """A function of one's own, of NumPy's operations."""
+    return np.column_stack([np.log(x[:, 0] + 1), x[:, 1] / x[:, 2], np.clip(x[:, 3], 0, 1)])
+
+
+CLASSIFIERS: Cases = {
+    "LogisticRegression": lambda: iris(standardized(LogisticRegression())),
+    "LogisticRegression, labels False and True": lambda: cancer_bool(standardized(LogisticRegression())),
+    "LogisticRegressionCV": lambda: cancer(
+        standardized(LogisticRegressionCV(Cs=3, cv=2, use_legacy_attributes=False, scoring="accuracy"))
+    ),
+    "RidgeClassifier": lambda: wine(standardized(RidgeClassifier())),
+    "RidgeClassifierCV": lambda: cancer(standardized(RidgeClassifierCV())),
+    "SGDClassifier, log loss": lambda: cancer(standardized(seeded(SGDClassifier, loss="log_loss"))),
+    "SGDClassifier, hinge": lambda: wine(standardized(seeded(SGDClassifier))),
+    "Perceptron": lambda: iris(standardized(seeded(Perceptron))),
+    "LinearDiscriminantAnalysis": lambda: wine(LinearDiscriminantAnalysis()),
+    "LinearDiscriminantAnalysis, two classes": lambda: cancer(LinearDiscriminantAnalysis()),
+    "QuadraticDiscriminantAnalysis": lambda: iris(QuadraticDiscriminantAnalysis()),
+    "LinearSVC": lambda: wine(standardized(seeded(LinearSVC))),
+    "SVC": lambda: cancer(standardized(SVC())),
+    "SVC, three classes": lambda: wine(standardized(SVC())),
+    "NuSVC": lambda: wine(standardized(NuSVC())),
+    "KNeighborsClassifier": lambda: wine(standardized(KNeighborsClassifier())),
+    "RadiusNeighborsClassifier": lambda: iris(standardized(RadiusNeighborsClassifier(radius=3))),
+    "NearestCentroid": lambda: iris(NearestCentroid()),
+    "GaussianNB": lambda: iris(GaussianNB()),
+    "BernoulliNB": lambda: digits(BernoulliNB(binarize=8)),
+    "MultinomialNB": lambda: digits(MultinomialNB()),
+    "ComplementNB": lambda: digits(ComplementNB()),
+    "CategoricalNB": lambda: codes(CategoricalNB()),
+    "DecisionTreeClassifier": lambda: wine(seeded(DecisionTreeClassifier)),
+    "ExtraTreeClassifier": lambda: wine(seeded(ExtraTreeClassifier)),
+    "RandomForestClassifier": lambda: cancer(seeded(RandomForestClassifier, n_estimators=20)),
+    "RandomForestClassifier, labels False and True": lambda: cancer_bool(
+        seeded(RandomForestClassifier, n_estimators=9)
+    ),
+    "ExtraTreesClassifier": lambda: iris(seeded(ExtraTreesClassifier, n_estimators=20)),
+    "GradientBoostingClassifier": lambda: wine(seeded(GradientBoostingClassifier, n_estimators=10)),
+    "HistGradientBoostingClassifier": lambda: cancer(seeded(HistGradientBoostingClassifier, max_iter=20)),
+    "HistGradientBoostingClassifier, three classes": lambda: wine(seeded(HistGradientBoostingClassifier, max_iter=10)),
+    "AdaBoostClassifier": lambda: iris(seeded(AdaBoostClassifier, n_estimators=10)),
+    "BaggingClassifier": lambda: wine(seeded(BaggingClassifier, n_estimators=5)),
+    "MLPClassifier": lambda: iris(standardized(seeded(MLPClassifier, max_iter=1000))),
+    "GaussianProcessClassifier": lambda: iris(standardized(seeded(GaussianProcessClassifier))),
+    "DummyClassifier": lambda: iris(DummyClassifier(strategy="prior")),
+}
+
+META: Cases = {
+    "CalibratedClassifierCV, sigmoid": lambda: wine(CalibratedClassifierCV(standardized(LinearSVC()), cv=2)),
+    "CalibratedClassifierCV, isotonic": lambda: cancer(
+        CalibratedClassifierCV(seeded(RandomForestClassifier, n_estimators=5), method="isotonic", cv=2)
+    ),
+    "StackingClassifier": lambda: wine(
+        StackingClassifier([("a", GaussianNB()), ("b", standardized(LogisticRegression()))], cv=2)
+    ),
+    "VotingClassifier, soft": lambda: wine(
+        VotingClassifier([("a", GaussianNB()), ("b", standardized(LogisticRegression()))], voting="soft")
+    ),
+    "VotingClassifier, hard": lambda: iris(
+        VotingClassifier([("a", GaussianNB()), ("b", LogisticRegression(max_iter=500)), ("c", SVC())])
+    ),
+    "OneVsRestClassifier": lambda: iris(OneVsRestClassifier(LogisticRegression(max_iter=500))),
+    "OneVsRestClassifier, several labels": lambda: yes_and_no(standardized(OneVsRestClassifier(LogisticRegression()))),
+    "OneVsOneClassifier": lambda: wine(standardized(OneVsOneClassifier(LogisticRegression()))),
+    "OutputCodeClassifier": lambda: iris(seeded(OutputCodeClassifier, estimator=LogisticRegression(max_iter=500))),
+    "GridSearchCV": lambda: iris(GridSearchCV(standardized(SVC()), {"svc__C": [1, 5]}, cv=2)),
+    "FixedThresholdClassifier": lambda: cancer(
+        FixedThresholdClassifier(standardized(LogisticRegression()), threshold=0.9)
+    ),
+    "FixedThresholdClassifier, decision_function": lambda: cancer(
+        FixedThresholdClassifier(standardized(LinearSVC()), threshold=0.7)
+    ),
+    "TunedThresholdClassifierCV": lambda: cancer(
+        TunedThresholdClassifierCV(standardized(LogisticRegression()), scoring="precision", cv=2)
+    ),
+    "MultiOutputClassifier": lambda: two_labels(MultiOutputClassifier(standardized(LogisticRegression()))),
+    "RandomForestClassifier, several targets": lambda: two_labels(seeded(RandomForestClassifier, n_estimators=5)),
+    "ClassifierChain": lambda: yes_and_no(standardized(ClassifierChain(LogisticRegression(), order=[2, 0, 1]))),
+    "ClassifierChain, forests": lambda: yes_and_no(
+        seeded(ClassifierChain, estimator=seeded(RandomForestClassifier, n_estimators=5))
+    ),
+    "KNeighborsClassifier, several labels": lambda: yes_and_no(standardized(KNeighborsClassifier())),
+    "MLPClassifier, several labels": lambda: yes_and_no(standardized(seeded(MLPClassifier, max_iter=500))),
+    "MultiOutputRegressor": lambda: two_numbers(
+        MultiOutputRegressor(seeded(GradientBoostingRegressor, n_estimators=5))
+    ),
+    "RegressorChain": lambda: two_numbers(RegressorChain(Ridge(), order=[1, 0])),
+    "StackingRegressor": lambda: diabetes(StackingRegressor([("a", Ridge()), ("b", LinearRegression())], cv=2)),
+    "VotingRegressor": lambda: diabetes(VotingRegressor([("a", Ridge()), ("b", LinearRegression())])),
+    "TransformedTargetRegressor, log1p": lambda: diabetes(
+        TransformedTargetRegressor(LinearRegression(), func=np.log1p, inverse_func=np.expm1)
+    ),
+    "TransformedTargetRegressor, QuantileTransformer": lambda: diabetes(
+        TransformedTargetRegressor(Ridge(), transformer=QuantileTransformer(n_quantiles=50))
+    ),
+    "TransformedTargetRegressor, StandardScaler": lambda: diabetes(
+        TransformedTargetRegressor(SVR(), transformer=StandardScaler())
+    ),
+}
+
+REGRESSORS: Cases = {
+    "LinearRegression": lambda: diabetes(LinearRegression()),
+    "LinearRegression, several targets": lambda: two_numbers(LinearRegression()),
+    "Ridge": lambda: diabetes(Ridge()),
+    "RidgeCV": lambda: diabetes(RidgeCV()),
+    "Lasso": lambda: diabetes(Lasso()),
+    "LassoCV": lambda: diabetes(LassoCV(cv=2)),
+    "ElasticNet": lambda: diabetes(ElasticNet(alpha=0.01)),
+    "ElasticNetCV": lambda: diabetes(ElasticNetCV(cv=2)),
+    "Lars": lambda: diabetes(Lars()),
+    "LassoLarsIC": lambda: diabetes(LassoLarsIC()),
+    "OrthogonalMatchingPursuit": lambda: diabetes(OrthogonalMatchingPursuit()),
+    "BayesianRidge": lambda: diabetes(BayesianRidge()),
+    "ARDRegression": lambda: diabetes(ARDRegression()),
+    "HuberRegressor": lambda: diabetes(HuberRegressor(max_iter=1000)),
+    "RANSACRegressor": lambda: diabetes(seeded(RANSACRegressor)),
+    "TheilSenRegressor": lambda: diabetes(seeded(TheilSenRegressor, max_subpopulation=500)),
+    "QuantileRegressor": lambda: diabetes(QuantileRegressor(alpha=0.01)),
+    "SGDRegressor": lambda: diabetes(standardized(seeded(SGDRegressor))),
+    "PoissonRegressor": lambda: counts(PoissonRegressor()),
+    "GammaRegressor": lambda: diabetes(GammaRegressor()),
+    "TweedieRegressor": lambda: diabetes(TweedieRegressor(power=1.5)),
+    "KernelRidge": lambda: diabetes(KernelRidge(kernel="rbf")),
+    "SVR": lambda: diabetes(standardized(SVR())),
+    "LinearSVR": lambda: diabetes(standardized(seeded(LinearSVR))),
+    "NuSVR": lambda: diabetes(standardized(NuSVR())),
+    "KNeighborsRegressor": lambda: diabetes(KNeighborsRegressor()),
+    "RadiusNeighborsRegressor": lambda: diabetes(RadiusNeighborsRegressor(radius=0.2)),
+    "GaussianProcessRegressor": lambda: diabetes(GaussianProcessRegressor(RBF() + WhiteKernel(), normalize_y=True)),
+    "MLPRegressor": lambda: diabetes(standardized(seeded(MLPRegressor, max_iter=500))),
+    "DecisionTreeRegressor": lambda: diabetes(seeded(DecisionTreeRegressor, max_depth=6)),
+    "RandomForestRegressor": lambda: diabetes(seeded(RandomForestRegressor, n_estimators=20)),
+    "RandomForestRegressor, several targets": lambda: two_numbers(seeded(RandomForestRegressor, n_estimators=5)),
+    "ExtraTreesRegressor": lambda: diabetes(seeded(ExtraTreesRegressor, n_estimators=20)),
+    "GradientBoostingRegressor": lambda: diabetes(seeded(GradientBoostingRegressor, n_estimators=20)),
+    "HistGradientBoostingRegressor": lambda: diabetes(seeded(HistGradientBoostingRegressor, max_iter=20)),
+    "HistGradientBoostingRegressor, Poisson": lambda: counts(
+        seeded(HistGradientBoostingRegressor, max_iter=20, loss="poisson")
+    ),
+    "HistGradientBoostingRegressor, gamma": lambda: diabetes(
+        seeded(HistGradientBoostingRegressor, max_iter=20, loss="gamma")
+    ),
+    "HistGradientBoostingRegressor, quantile": lambda: diabetes(
+        seeded(HistGradientBoostingRegressor, max_iter=20, loss="quantile", quantile=0.9)
+    ),
+    "AdaBoostRegressor": lambda: diabetes(seeded(AdaBoostRegressor, n_estimators=10)),
+    "BaggingRegressor": lambda: diabetes(seeded(BaggingRegressor, n_estimators=5)),
+    "PLSRegression": lambda: two_numbers(PLSRegression()),
+    "DummyRegressor": lambda: diabetes(DummyRegressor()),
+}
+
+CLUSTERERS_AND_OUTLIERS: Cases = {
+    "KMeans": lambda: iris(seeded(KMeans, n_clusters=3, n_init=1)),
+    "MiniBatchKMeans": lambda: wine(standardized(seeded(MiniBatchKMeans, n_clusters=3, n_init=1))),
+    "BisectingKMeans": lambda: wine(standardized(seeded(BisectingKMeans, n_clusters=4))),
+    "GaussianMixture": lambda: iris(seeded(GaussianMixture, n_components=3)),
+    "BayesianGaussianMixture": lambda: iris(seeded(BayesianGaussianMixture, n_components=3)),
+    "MeanShift": lambda: iris(MeanShift()),
+    "AffinityPropagation": lambda: iris(seeded(AffinityPropagation)),
+    "Birch": lambda: iris(Birch(n_clusters=3)),
+    "DBSCAN": lambda: iris(DBSCAN()),
+    "AgglomerativeClustering": lambda: iris(AgglomerativeClustering()),
+    "IsolationForest": lambda: wine(seeded(IsolationForest, n_estimators=20)),
+    "OneClassSVM": lambda: wine(standardized(OneClassSVM())),
+    "SGDOneClassSVM": lambda: wine(standardized(seeded(SGDOneClassSVM))),
+    "LocalOutlierFactor": lambda: wine(standardized(LocalOutlierFactor(novelty=True))),
+    "EllipticEnvelope": lambda: wine(standardized(seeded(EllipticEnvelope))),
+}
+
+DECOMPOSITIONS_AND_SELECTORS: Cases = {
+    "PCA": lambda: wine(standardized(PCA(3))),
+    "PCA, whitened": lambda: wine(standardized(PCA(3, whiten=True))),
+    "IncrementalPCA": lambda: wine(standardized(IncrementalPCA(3))),
+    "KernelPCA": lambda: wine(standardized(KernelPCA(3, kernel="rbf"))),
+    "TruncatedSVD": lambda: wine(standardized(seeded(TruncatedSVD, n_components=3))),
+    "FastICA": lambda: wine(standardized(seeded(FastICA, n_components=3))),
+    "FactorAnalysis": lambda: wine(standardized(FactorAnalysis(3))),
+    "NMF": lambda: digits(seeded(NMF, n_components=3)),
+    "LatentDirichletAllocation": lambda: digits(seeded(LatentDirichletAllocation, n_components=3)),
+    "GaussianRandomProjection": lambda: wine(standardized(seeded(GaussianRandomProjection, n_components=3))),
+    "SparseRandomProjection": lambda: wine(standardized(seeded(SparseRandomProjection, n_components=3))),
+    "Nystroem": lambda: wine(standardized(make_pipeline(seeded(Nystroem, n_components=20), LogisticRegression()))),
+    "RBFSampler": lambda: wine(standardized(make_pipeline(seeded(RBFSampler, n_components=20), LogisticRegression()))),
+    "NeighborhoodComponentsAnalysis": lambda: wine(
+        standardized(make_pipeline(seeded(NeighborhoodComponentsAnalysis, max_iter=10), KNeighborsClassifier()))
+    ),
+    "RandomTreesEmbedding": lambda: wine(
+        make_pipeline(seeded(RandomTreesEmbedding, n_estimators=5, sparse_output=False), LogisticRegression())
+    ),
+    "LinearDiscriminantAnalysis as a transformer": lambda: wine(
+        make_pipeline(LinearDiscriminantAnalysis(n_components=2), KNeighborsClassifier())
+    ),
+    "KMeans as a transformer": lambda: wine(
+        standardized(make_pipeline(seeded(KMeans, n_clusters=5, n_init=1), LogisticRegression()))
+    ),
+    "SelectKBest": lambda: diabetes(make_pipeline(SelectKBest(k=3), LinearRegression())),
+    "SelectFromModel": lambda: wine(
+        make_pipeline(SelectFromModel(seeded(ExtraTreesClassifier, n_estimators=5)), seeded(DecisionTreeClassifier))
+    ),
+    "RFE": lambda: diabetes(make_pipeline(RFE(Ridge(), n_features_to_select=3), Ridge())),
+    "RFECV": lambda: diabetes(make_pipeline(RFECV(Ridge(), cv=2), Ridge())),
+    "SequentialFeatureSelector": lambda: diabetes(
+        make_pipeline(SequentialFeatureSelector(Ridge(), n_features_to_select=2, cv=2), Ridge())
+    ),
+    "VarianceThreshold": lambda: wine(make_pipeline(VarianceThreshold(0.1), GaussianNB())),
+    "FeatureUnion": lambda: wine(
+        make_pipeline(FeatureUnion([("pca", PCA(2)), ("best", SelectKBest(k=2))]), GaussianNB())
+    ),
+}
+
+ONE_HOT = OneHotEncoder(handle_unknown="ignore")
+FILLED = SimpleImputer(strategy="median")
+
+PREPROCESSING: Cases = {
+    "StandardScaler": lambda: wine(StandardScaler()),
+    "MinMaxScaler": lambda: wine(make_pipeline(MinMaxScaler(clip=True), LogisticRegression())),
+    "MaxAbsScaler": lambda: wine(make_pipeline(MaxAbsScaler(), LogisticRegression())),
+    "RobustScaler": lambda: wine(make_pipeline(RobustScaler(), LogisticRegression())),
+    "Normalizer": lambda: iris(Normalizer()),
+    "Binarizer": lambda: digits(make_pipeline(Binarizer(threshold=8), BernoulliNB())),
+    "PowerTransformer, Yeo-Johnson": lambda: wine(make_pipeline(PowerTransformer(), LogisticRegression())),
+    "PowerTransformer, Box-Cox": lambda: wine(make_pipeline(PowerTransformer("box-cox"), LogisticRegression())),
+    "QuantileTransformer": lambda: wine(make_pipeline(QuantileTransformer(n_quantiles=50), LogisticRegression())),
+    "QuantileTransformer, normal": lambda: wine(
+        make_pipeline(QuantileTransformer(n_quantiles=50, output_distribution="normal"), LogisticRegression())
+    ),
+    "PolynomialFeatures": lambda: diabetes(make_pipeline(PolynomialFeatures(2), Ridge())),
+    "SplineTransformer": lambda: diabetes(make_pipeline(SplineTransformer(), Ridge())),
+    "SplineTransformer, periodic": lambda: diabetes(
+        make_pipeline(SplineTransformer(extrapolation="periodic", n_knots=4), Ridge())
+    ),
+    "KBinsDiscretizer, onehot": lambda: iris(
+        make_pipeline(KBinsDiscretizer(3, quantile_method="averaged_inverted_cdf"), LogisticRegression())
+    ),
+    "KBinsDiscretizer, onehot-dense": lambda: iris(
+        make_pipeline(KBinsDiscretizer(3, encode="onehot-dense", quantile_method="linear"), LogisticRegression())
+    ),
+    "KBinsDiscretizer, ordinal": lambda: iris(
+        make_pipeline(KBinsDiscretizer(4, encode="ordinal", strategy="uniform"), seeded(DecisionTreeClassifier))
+    ),
+    "FunctionTransformer, log1p": lambda: wine(
+        make_pipeline(FunctionTransformer(np.log1p), LogisticRegression(max_iter=500))
+    ),
+    "FunctionTransformer, sqrt": lambda: wine(
+        make_pipeline(FunctionTransformer(np.sqrt), LogisticRegression(max_iter=500))
+    ),
+    "FunctionTransformer, its own function": lambda: digits(
+        make_pipeline(MinMaxScaler((1, 2)), FunctionTransformer(log_and_ratio), LogisticRegression(max_iter=500))
+    ),
+    "FunctionTransformer, None": lambda: iris(make_pipeline(FunctionTransformer(), GaussianNB())),
+    "KNNImputer": lambda: mixed(
+        make_pipeline(make_column_transformer((KNNImputer(), ["distance km", "weight"])), GaussianNB())
+    ),
+    "IterativeImputer": lambda: mixed(
+        make_pipeline(make_column_transformer((seeded(IterativeImputer), ["distance km", "month"])), GaussianNB())
+    ),
+    "SimpleImputer with an indicator": lambda: mixed(
+        make_pipeline(
+            make_column_transformer((SimpleImputer(add_indicator=True), ["distance km", "month"])), GaussianNB()
+        )
+    ),
+    "OneHotEncoder and SimpleImputer": lambda: mixed(
+        make_pipeline(
+            make_column_transformer((make_pipeline(FILLED, StandardScaler()), NUMBERS), (ONE_HOT, TEXTS)),
+            LogisticRegression(),
+        )
+    ),
+    "OneHotEncoder, drop first": lambda: mixed(
+        make_pipeline(
+            make_column_transformer((FILLED, NUMBERS), (OneHotEncoder(drop="first"), TEXTS)),
+            LogisticRegression(max_iter=500),
+        )
+    ),
+    "OneHotEncoder, rare categories": lambda: mixed(
+        make_pipeline(
+            make_column_transformer(
+                (FILLED, NUMBERS), (OneHotEncoder(min_frequency=0.2, handle_unknown="infrequent_if_exist"), TEXTS)
+            ),
+            seeded(RandomForestClassifier, n_estimators=5),
+        )
+    ),
+    "OrdinalEncoder": lambda: mixed(
+        make_pipeline(
+            make_column_transformer(
+                (OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=-1), TEXTS), remainder="passthrough"
+            ),
+            seeded(HistGradientBoostingClassifier, max_iter=10),
+        )
+    ),
+    "TargetEncoder": lambda: mixed_numbers(
+        make_pipeline(
+            make_column_transformer((seeded(TargetEncoder, cv=2), TEXTS), (FILLED, NUMBERS)),
+            seeded(RandomForestRegressor, n_estimators=5),
+        )
+    ),
+}
+
+WORDS: Cases = {
+    "TfidfVectorizer": lambda: texts(TfidfVectorizer(), LogisticRegression()),
+    "TfidfVectorizer, sublinear_tf": lambda: texts(TfidfVectorizer(sublinear_tf=True), LogisticRegression()),
+    "TfidfVectorizer, pairs of words": lambda: texts(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LinearSVC()),
+    "TfidfVectorizer, stop words": lambda: texts(TfidfVectorizer(stop_words="english"), ComplementNB()),
+    "TfidfVectorizer, char": lambda: texts(TfidfVectorizer(analyzer="char", ngram_range=(1, 3)), LinearSVC()),
+    "TfidfVectorizer, char_wb": lambda: texts(TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3)), LinearSVC()),
+    "CountVectorizer": lambda: texts(CountVectorizer(), MultinomialNB()),
+    "CountVectorizer, binary": lambda: texts(CountVectorizer(binary=True), BernoulliNB()),
+    "HashingVectorizer": lambda: texts(HashingVectorizer(n_features=64), LogisticRegression()),
+    "TruncatedSVD of words": lambda: texts(
+        TfidfVectorizer(), seeded(TruncatedSVD, n_components=3), LogisticRegression()
+    ),
+}
