@@ -5,9 +5,19 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from batchserve.client import AsyncClient, Client
     from batchserve.client.child import local
-    from batchserve.conversion import annotate, convert, export_img2feat, export_torch
+    from batchserve.conversion import annotate, chain, convert, export_img2feat, export_torch
 
-__all__ = ["AsyncClient", "Client", "__version__", "annotate", "convert", "export_img2feat", "export_torch", "local"]
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "__version__",
+    "annotate",
+    "chain",
+    "convert",
+    "export_img2feat",
+    "export_torch",
+    "local",
+]
 __version__ = "0.1.0"
 
 
@@ -21,7 +31,7 @@ def __getattr__(name: str) -> Any:
         from batchserve.client import child
 
         return child.local
-    if name in ("annotate", "convert", "export_img2feat", "export_torch"):
+    if name in ("annotate", "chain", "convert", "export_img2feat", "export_torch"):
         from batchserve import conversion
 
         return getattr(conversion, name)

@@ -18,7 +18,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_iris
-from sklearn.decomposition import NMF
 from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier, VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
@@ -581,7 +580,7 @@ class Doubler(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 @pytest.mark.parametrize(
     ("model", "step"),
     [
-        (NMF(2, max_iter=500), "NMF"),
+        (Doubler(), "Doubler"),
         (make_pipeline(Doubler(), LogisticRegression(max_iter=500)), "Doubler"),
     ],
     ids=["model", "step"],

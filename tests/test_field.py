@@ -4,8 +4,9 @@ docs/models.md has the outcome of each; `python -m field --write` in tests/ make
 """
 
 import pytest
+from field.refused import REFUSED
 from field.scored import outcome
-from field.table import GROUPS, documented, row
+from field.table import GROUPS, REFUSED_BEGIN, REFUSED_END, documented, refused_row, row
 
 QUICK = {
     "LogisticRegression",
@@ -15,6 +16,11 @@ QUICK = {
     "TransformedTargetRegressor, log1p",
     "Birch",
     "FastICA",
+    "lightgbm.Booster, pandas categories",
+    "XGBClassifier, enable_categorical",
+    "CatBoostClassifier",
+    "statsmodels Logit",
+    "DictVectorizer",
     "SplineTransformer",
     "FunctionTransformer, its own function",
 }
@@ -37,3 +43,9 @@ def test_every_estimator_that_is_tried_is_in_the_documented_table_and_most_conve
     names = {line.split(" | ")[0].removeprefix("| ") for line in rows}
     assert {name for cases in GROUPS.values() for name in cases} <= names
     assert sum(line.endswith("| equal |") for line in rows) / len(rows) > 0.9
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_refusal_names_the_cause_and_the_way_out_as_documented(name: str) -> None:
+    assert refused_row(name) in documented(REFUSED_BEGIN, REFUSED_END)

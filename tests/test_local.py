@@ -1,6 +1,8 @@
 """A server of one's own, from a program or a notebook: `batchserve.local()`."""
 
+import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -17,7 +19,7 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 import batchserve
-from batchserve.errors import InvalidInput, PayloadTooLarge, Unavailable
+from batchserve.errors import ConversionFailed, InvalidInput, PayloadTooLarge, Unavailable
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,20 @@ def test_models_are_added_in_every_form_that_they_have(
         assert {model.digest for model in added} == {fitted.digest}
         with pytest.raises(InvalidInput, match=r"add\(model, X, name="):
             client.models.add(pipeline, name="every-form")
+
+
+def test_a_folder_of_mlflow_is_added_with_its_sample(pipeline: Pipeline, iris: pd.DataFrame, tmp_path: Path) -> None:
+    columns = json.dumps([{"name": name, "type": "double", "required": True} for name in iris.columns])
+    (tmp_path / "MLmodel").write_text(
+        f"flavors:\n  sklearn:\n    pickled_model: model.pkl\nsignature:\n  inputs: '{columns}'\n"
+    )
+    (tmp_path / "model.pkl").write_bytes(pickle.dumps(pipeline))
+    with batchserve.local() as client:
+        client.models.add(tmp_path, iris, name="folder")
+        scored = client.predict(iris, model="folder")
+        assert scored["prediction"].tolist() == pipeline.predict(iris).tolist()
+        with pytest.raises(ConversionFailed, match="Pass a sample"):
+            client.models.add(tmp_path, name="folder")
 
 
 def test_a_server_ends_with_the_program_that_started_it(tmp_path: Path) -> None:

@@ -22,7 +22,11 @@ _IMG2FEAT = "img2feat:"
 def convert(
     model: Annotated[
         Path,
-        typer.Argument(exists=True, dir_okay=False, metavar="MODEL", help="A pickle that you trust, or a network."),
+        typer.Argument(
+            exists=True,
+            metavar="MODEL",
+            help="A pickle that you trust, a file of skops, LightGBM, XGBoost, CatBoost; an MLflow folder; a network.",
+        ),
     ],
     sample: Annotated[
         Path | None,
@@ -48,18 +52,24 @@ def convert(
     unequal: Annotated[
         str, typer.Option(help="Values answered otherwise than by the original: refuse, or row-error.")
     ] = "refuse",
+    converters: Annotated[
+        list[str] | None,
+        typer.Option("--converters", metavar="MODULE", help="A module that registers converters with skl2onnx."),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Convert a model to ONNX and verify its outputs: a pickled scikit-learn estimator, one on features of img2feat, or
     a PyTorch module. Or annotate a network in ONNX with its images and classes.
     Loading a pickle or a module runs its code: never do it with a file that you do not trust."""
+    from batchserve.conversion.files import import_module_here
     from batchserve.conversion.parity import Parity
     from batchserve.errors import ParityFailed
 
     if unequal not in ("refuse", "row-error"):
         raise typer.BadParameter(f"is refuse or row-error, got {unequal}", param_hint="--unequal")
-    target = output or model.with_suffix(".onnx")
-    names = _labels(labels) if labels is not None else None
+    for module in converters or ():
+        import_module_here(module)
+    target, names = output or model.with_suffix(".onnx"), _labels(labels) if labels is not None else None
     try:
         report = _report(model, sample, target, image, names, softmax, weights, tolerance, unequal)
     except ParityFailed as failed:
@@ -111,7 +121,7 @@ def _report(
             raise typer.BadParameter(
                 "it is for networks (.onnx, .pt), and for estimators with --image img2feat:NETWORK", param_hint=name
             )
-    if sample is None or sample.is_dir():
+    if (sample is None and not model.is_dir()) or (sample is not None and sample.is_dir()):
         raise typer.BadParameter("name a file of records as the estimator takes them", param_hint="--sample")
     return conversion.convert(model, sample, target, tolerance=tolerance, unequal=cast("Unequal", unequal)).report
 

@@ -13,7 +13,7 @@ _PICKLES = {".joblib", ".pickle", ".pkl"}
 
 def content_of_model(model: object, sample: Any = None) -> Content:
     """The body that carries a model: a path or the bytes of an ONNX file or a zip bundle, a ModelProto, what `convert`
-    gives, or what it takes: a fitted estimator or the path of its pickle, together with its sample.
+    gives, or what it takes: a fitted estimator or the path of its file, together with its sample, or an MLflow folder.
 
     Raises InvalidInput for an estimator without a sample, ConversionFailed and ParityFailed as `convert` does.
     """
@@ -26,7 +26,7 @@ def content_of_model(model: object, sample: Any = None) -> Content:
         return bytes_content(model.SerializeToString(), UNKNOWN)
     if isinstance(graph := getattr(model, "onnx", None), bytes):
         return bytes_content(graph, UNKNOWN)
-    if sample is None:
+    if sample is None and (path is None or not path.is_dir()):  # a folder may have records of its own
         what = "model of this file" if path is not None else type(model).__name__
         raise InvalidInput(
             f"a {what} is converted to ONNX first, which needs records as it was trained on: "

@@ -24,13 +24,15 @@ from batchserve.conversion.estimator import (
     choose_columns,
     class_labels,
     known_differences,
-    load,
 )
 from batchserve.conversion.export import answer_truth, convertible, layouts, to_onnx
+from batchserve.conversion.files import Loaded, load
 from batchserve.conversion.img2feat import convert_img2feat, export_img2feat
+from batchserve.conversion.links import chain
+from batchserve.conversion.mlflow import name_columns, sample_of
 from batchserve.conversion.network import annotate
 from batchserve.conversion.parity import Parity
-from batchserve.conversion.sample import INSTALL, Array, as_frame, listed
+from batchserve.conversion.sample import INSTALL, Array, listed
 from batchserve.conversion.torch import convert_torch, export_torch
 from batchserve.conversion.values import Unequal, with_domains
 from batchserve.errors import BatchserveError, ConversionFailed, ParityFailed
@@ -39,15 +41,25 @@ if TYPE_CHECKING:
     import pandas
     import polars
 
-__all__ = ["Conversion", "annotate", "convert", "convert_img2feat", "convert_torch", "export_img2feat", "export_torch"]
+__all__ = [
+    "Conversion",
+    "annotate",
+    "chain",
+    "convert",
+    "convert_img2feat",
+    "convert_torch",
+    "export_img2feat",
+    "export_torch",
+]
 
 MAX_OPSET = 22
+_FLOAT32 = "Graphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you accept this."
 SAMPLE_RECORDS = 8
 
 
 def convert(
     model: object,
-    sample: "pandas.DataFrame | polars.DataFrame | Array | Sequence[str] | Path",
+    sample: "pandas.DataFrame | polars.DataFrame | Array | Sequence[str] | Path | None" = None,
     output: Path | str | None = None,
     *,
     tolerance: float = 1e-4,
@@ -58,9 +70,11 @@ def convert(
 ) -> Conversion:
     """Convert a fitted estimator to ONNX, and verify on `sample` that both give the same outputs.
 
-    `model`: the estimator, or the path of its pickle (joblib or pickle), which is loaded here: trust it.
+    `model`: the estimator, a Booster of LightGBM or XGBoost, or the results of statsmodels; or the path of a pickle
+    (joblib or pickle), a skops file, a file of LightGBM, XGBoost or CatBoost, or a folder of MLflow, which is loaded
+    here: trust it.
     `sample`: records as the estimator takes them, a thousand or so; a path is read as CSV, Parquet or NDJSON. Columns
-    that the model does not use are ignored.
+    that the model does not use are ignored. A folder of MLflow with an input example needs none.
     `targets`: names for the outputs of a model with several of them.
     `embed_sample`: let up to eight records travel with the graph, for examples and probe runs.
 
@@ -70,39 +84,45 @@ def convert(
     category, an empty text, a number out of its range) is answered otherwise; with `unequal="row-error"` the server
     refuses such values instead. With `output` the verified graph is written there.
     """
-    for package in ("sklearn", "skl2onnx", "pandas"):
-        if find_spec(package) is None:
-            raise ConversionFailed(f"The conversion needs {package}. {INSTALL}")
+    _require_packages()
+    from batchserve.conversion.adoption import adopt  # both need scikit-learn
+    from batchserve.conversion.others import adopt_other
+
     with warnings.catch_warnings():
         # Estimators and converters warn about their own internals; the parity run shows what matters.
         warnings.simplefilter("ignore")
-        digest: str | None = None
-        notes: list[str] = []
-        if isinstance(model, Path | str):
-            model, digest, notes = load(Path(model))
-        model = getattr(model, "best_estimator_", model)  # a search predicts with its best estimator
-        table = choose_columns(model, *as_frame(sample))
+        loaded = load(Path(model)) if isinstance(model, Path | str) else Loaded(model, "")
+        if isinstance(loaded.model, onnx.ModelProto):
+            return name_columns(loaded, output)
+        model = getattr(loaded.model, "best_estimator_", loaded.model)  # a search predicts with its best estimator
+        frame, named = sample_of(loaded, sample)
+        model = adopt_other(adopt(model, frame))
+        table = choose_columns(model, frame, named)
         reference = ask(model, table)
-        facts = _facts(model, reference, targets) | {
-            "sample": reference.table.records(SAMPLE_RECORDS) if embed_sample else None,
-            "training_digest": digest,
-        }
+        facts = _facts(model, reference, targets) | {"training_digest": loaded.digest or None}
+        facts["sample"] = reference.table.records(SAMPLE_RECORDS) if embed_sample else None
 
         def finish(conversion: Conversion) -> Conversion:
             columns = _column_facts(conversion) if reference.table.named else None
             return with_domains(model, conversion, facts | {"columns": columns}, reference, tolerance, unequal)
 
         conversion = _first_that_passes(
-            convertible(model),
+            convertible(model, table),
             reference,
             tolerance=tolerance,
             target_opset=target_opset or MAX_OPSET,
-            notes=[*notes, *known_differences(model)],
+            notes=[*loaded.notes, *known_differences(model)],
             finish=finish,
         )
     if output is not None:
         conversion.save(output)
     return conversion
+
+
+def _require_packages() -> None:
+    for package in ("sklearn", "skl2onnx", "pandas"):
+        if find_spec(package) is None:
+            raise ConversionFailed(f"The conversion needs {package}. {INSTALL}")
 
 
 def _first_that_passes(
@@ -134,10 +154,7 @@ def _first_that_passes(
         except (ParityFailed, ConversionFailed) as failure:
             failures.insert(0, failure)
     if reports and not any(isinstance(failure, ParityFailed) for failure in failures):
-        check_parity(
-            reports[0],
-            "Graphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you accept this.",
-        )
+        check_parity(reports[0], _FLOAT32)
     raise failures[0]
 
 

@@ -149,7 +149,11 @@ def frame_of(table: Table, cases: Sequence[Case]) -> "pandas.DataFrame":
     for column in dict.fromkeys(case.column for case in cases):
         series = table.frame[column]
         own = [(place, case.value) for place, case in enumerate(cases) if case.column == column]
-        dtype = series.dtype if all(_fits(series.dtype, value) for _, value in own) else _wider(series, own[0][1])
+        dtype = (
+            series.dtype
+            if all(_fits(series.dtype, value) for _, value in own)
+            else _wider(series, [value for _, value in own])
+        )
         values = frame[column].astype(object).tolist()
         absent = _absent(series)
         for place, value in own:
@@ -165,15 +169,17 @@ def _absent(series: "pandas.Series[Any]") -> Any:
     return absent.iloc[0] if len(absent) and series.dtype.kind == "O" else np.nan
 
 
-def _wider(series: "pandas.Series[Any]", value: Any) -> Any:
+def _wider(series: "pandas.Series[Any]", values: Sequence[Any]) -> Any:
+    """A type for all these values, which are of one type, and those of the series."""
     import pandas
 
     if isinstance(series.dtype, pandas.CategoricalDtype):
         known = list(series.dtype.categories)
-        return pandas.CategoricalDtype(known if value is None or value in known else [*known, value])
-    if isinstance(value, int) and series.dtype.kind in "iub":
+        more = dict.fromkeys(value for value in values if value is not None and value not in known)
+        return pandas.CategoricalDtype([*known, *more])
+    if isinstance(values[0], int) and series.dtype.kind in "iub":
         return np.int64
-    return object if isinstance(value, str) else np.float64
+    return object if isinstance(values[0], str) else np.float64
 
 
 # --- the estimator's answers -----------------------------------------------------------------------------------------

@@ -70,10 +70,15 @@ def _read(step: Any, columns: Path, known: Known) -> None:
     """Add what an encoder knows, or what those know that are inside of a step."""
     from sklearn.preprocessing import LabelEncoder, OneHotEncoder, OrdinalEncoder
 
+    from batchserve.conversion.adoption import Boosted
+
     match step:
         case OneHotEncoder() | OrdinalEncoder():
             for column, categories in zip(columns, step.categories_, strict=False):
                 known.add(column, categories, raises=step.handle_unknown == "error")
+        case Boosted():
+            for place, items in step.categories.items():
+                known.add(columns[place], items, raises=step.refuses_unknown)
         case LabelEncoder():
             known.add(columns[0], step.classes_, raises=True)
         case _:

@@ -1,10 +1,7 @@
 """Inspection of scikit-learn estimators: parts, columns, task and outputs."""
 
-import hashlib
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,6 +16,11 @@ Task = Literal["classification", "regression", "clustering", "outliers", "transf
 
 BOOSTERS = frozenset({"lightgbm", "xgboost"})
 
+TRANSDUCTIVE = (
+    " It labels only the records that it was fitted on. Fit a classifier, such as KNeighborsClassifier, on them and "
+    "its labels_."
+)
+
 NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
     "classification": ("predict_proba", "decision_function"),
     "regression": ("predict",),
@@ -27,30 +29,6 @@ NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
     "transform": ("transform",),
 }
 """Methods of the estimator that the graph's numeric outputs may correspond to; the first that it has counts."""
-
-
-def load(path: Path) -> tuple[object, str, list[str]]:
-    """The estimator of a pickle, the SHA-256 of its bytes, and scikit-learn's warning about its version."""
-    import joblib
-    from sklearn.exceptions import InconsistentVersionWarning
-
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            digest = hashlib.sha256(path.read_bytes()).hexdigest()
-            model = joblib.load(path)
-        except FileNotFoundError as error:
-            raise ConversionFailed(f"There is no file {path}.") from error
-        except Exception as error:  # a pickle may raise anything
-            raise ConversionFailed(
-                f"{path} could not be unpickled: {sentence(error)} Load it with the packages used for training."
-            ) from error
-    aged = [w.message for w in caught if isinstance(w.message, InconsistentVersionWarning)]
-    notes = [
-        f"The pickle was written by scikit-learn {w.original_sklearn_version} and read by {w.current_sklearn_version}."
-        for w in aged[:1]
-    ]
-    return model, digest, notes
 
 
 # --- its parts -------------------------------------------------------------------------------------------------------
@@ -70,7 +48,7 @@ def parts(model: object) -> Iterator[Any]:
         yield from parts(list(vars(model).values()))
 
 
-def _head(model: object) -> object:
+def head_of(model: object) -> object:
     """The first step."""
     from sklearn.pipeline import Pipeline
 
@@ -114,6 +92,8 @@ def choose_columns(model: object, frame: "pandas.DataFrame", named: bool) -> Tab
                 "Pass a sample with that column alone."
             )
         return replace(table, frame=frame[texts])
+    if dicts := _takes_dicts(model, frame):
+        return Table(frame[dicts], "dicts")
     names = _used_names(model)
     count = len(names) or getattr(model, "n_features_in_", frame.shape[1])
     if not named and frame.shape[1] == count:
@@ -144,12 +124,29 @@ def _takes_texts(model: object) -> bool:
     return has(model, CountVectorizer | HashingVectorizer) and not has(model, ColumnTransformer)
 
 
+def _takes_dicts(model: object, frame: "pandas.DataFrame") -> list[str]:
+    """The columns of a model whose records are dicts; empty for any other."""
+    from sklearn.feature_extraction import DictVectorizer
+
+    head = head_of(model)
+    if not isinstance(head, DictVectorizer) or not hasattr(head, "feature_names_"):
+        return []
+    known = set(head.feature_names_) | {name.partition(head.separator)[0] for name in head.feature_names_}
+    columns = [str(column) for column in frame.columns if str(column) in known]
+    lacking = [
+        name for name in head.feature_names_ if name not in columns and name.partition(head.separator)[0] not in columns
+    ]
+    if lacking:
+        raise ConversionFailed(f"The sample lacks columns for {listed(lacking)}. It has {listed(frame.columns)}.")
+    return columns
+
+
 def _used_names(model: object) -> list[str]:
     """The columns that the model was trained on, without those that a ColumnTransformer at its head drops."""
     from sklearn.compose import ColumnTransformer
 
     names = [str(name) for name in getattr(model, "feature_names_in_", ())]
-    head = _head(model)
+    head = head_of(model)
     if names and isinstance(head, ColumnTransformer):
         used = [columns for _, step, columns in head.transformers_ if step != "drop"]
         if all(_by_name(columns) for columns in used):  # positions count in all columns
@@ -181,7 +178,7 @@ def encoded_columns(model: object, names: Sequence[str]) -> set[str]:
     from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, TargetEncoder
 
     encoders = OneHotEncoder | OrdinalEncoder | TargetEncoder
-    if isinstance(_head(model), encoders):
+    if isinstance(head_of(model), encoders):
         return set(names)
     known = [str(name) for name in getattr(model, "feature_names_in_", names)]
     return {
@@ -219,7 +216,10 @@ def _task(model: object) -> Task:
     from sklearn import base
 
     if not isinstance(model, base.BaseEstimator) or not (hasattr(model, "predict") or hasattr(model, "transform")):
-        raise ConversionFailed(f"{type(model).__name__} is not an estimator that can `predict` or `transform` records.")
+        raise ConversionFailed(
+            f"{type(model).__name__} is not an estimator that can `predict` or `transform` records."
+            + (TRANSDUCTIVE if hasattr(model, "labels_") else "")
+        )
     if base.is_classifier(model):
         return "classification"
     if base.is_regressor(model):

@@ -14,6 +14,7 @@ import onnx
 from batchserve.conversion import converters
 from batchserve.conversion.conversion import tidy
 from batchserve.conversion.estimator import boosters, encoded_columns, has, last_step, package, parts
+from batchserve.conversion.refusals import hint, way_out
 from batchserve.conversion.sample import INSTALL, Array, Table, listed, sentence
 from batchserve.errors import ConversionFailed
 
@@ -41,7 +42,7 @@ class GraphInput:
         return cells[:, 0] if self.flat else cells
 
 
-def convertible(model: Any) -> Any:
+def convertible(model: Any, table: Table) -> Any:
     """An equivalent copy with parameters that the converters understand."""
     from sklearn.ensemble import VotingClassifier
     from sklearn.impute import SimpleImputer
@@ -53,7 +54,12 @@ def convertible(model: Any) -> Any:
     for part in list(parts(model)):
         match part:
             case Pipeline():
-                part.steps = [(name, _within(step)) for name, step in part.steps[:-1]] + part.steps[-1:]
+                between = [("zeros", step)] if (step := _zeros_missing(part, table)) is not None else []
+                part.steps = [
+                    *((name, _within(step)) for name, step in part.steps[:-1]),
+                    *between,
+                    part.steps[-1],
+                ]
             case VotingClassifier():
                 part.flatten_transform = False  # concerns `transform` alone
             case SimpleImputer() if _fills_texts(part):
@@ -67,6 +73,21 @@ def convertible(model: Any) -> Any:
             case _ if package(part) == "xgboost" and hasattr(part, "get_booster"):
                 part.get_booster().feature_names = None  # the converter requires f0, f1 ... or none
     return model
+
+
+def _zeros_missing(pipeline: Any, table: Table) -> Any:
+    """A step before an estimator of XGBoost that gets a sparse matrix, whose zeros it takes for missing values."""
+    from scipy.sparse import issparse
+
+    from batchserve.conversion.converters.within import ZerosMissing
+
+    if package(pipeline.steps[-1][1]) != "xgboost" or len(pipeline.steps) < 2:
+        return None
+    try:
+        given = pipeline[:-1].transform(table.native())
+    except Exception:  # noqa: BLE001 - a pipeline within another, which gets something else than the records
+        return None
+    return ZerosMissing(given.shape[1]) if issparse(given) else None
 
 
 def _within(step: Any) -> Any:
@@ -129,6 +150,8 @@ def layouts(model: object, table: Table) -> Iterator[tuple[GraphInput, ...]]:
     if table.form == "texts":
         yield (GraphInput("text", "string", columns),)
         yield (GraphInput("text", "string", columns, flat=True),)
+    elif table.form == "dicts":
+        yield tuple(GraphInput(c, "string" if c in texts else "float32", (c,)) for c in columns)
     elif (has(model, ColumnTransformer) and table.form == "frame") or (texts and len(texts) < len(columns)):
         for exact in (encoded, set()) if encoded else (set(),):
             yield tuple(
@@ -172,17 +195,14 @@ def _convert(
     except (MissingConverter, MissingShapeCalculator) as error:
         found = re.search(r"<class '([\w.]+)'>", str(error))
         step = found[1].rpartition(".")[2] if found else "A step of the model"
-        raise ConversionFailed(
-            f"{step} has no ONNX converter. Replace that step, or register a converter before you call convert: "
-            f"skl2onnx.update_registered_converter({step}, ...)."
-        ) from error
+        raise ConversionFailed(f"{step} has no ONNX converter. {way_out(step)}") from error
     except Exception as error:  # converters raise any type
-        hint = ""
+        more = hint(str(error))
         if int(version("protobuf").partition(".")[0]) >= 7:
-            hint = (
+            more = (
                 f" protobuf {version('protobuf')} breaks converters; batchserve[sklearn] needs one below 7. {INSTALL}"
             )
-        raise ConversionFailed(f"skl2onnx could not convert the model: {sentence(error)}{hint}") from error
+        raise ConversionFailed(f"skl2onnx could not convert the model: {sentence(error)}{more}") from error
     return tidy(graph)
 
 

@@ -103,7 +103,7 @@ def _head(estimator: Any, features: Array, opset: int) -> tuple[Reference, onnx.
         warnings.simplefilter("ignore")  # as in convert
         reference = ask(estimator, choose_columns(estimator, *as_frame(features)))
         layout = next(iter(layouts(estimator, reference.table)))
-        return reference, to_onnx(convertible(estimator), layout, opset)
+        return reference, to_onnx(convertible(estimator, reference.table), layout, opset)
 
 
 def join(network: onnx.ModelProto, head: onnx.ModelProto) -> onnx.ModelProto:

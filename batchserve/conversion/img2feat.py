@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from batchserve.conversion.conversion import Conversion
-from batchserve.conversion.estimator import load
+from batchserve.conversion.files import load
 from batchserve.conversion.fuse import BATCH, fuse, prepare
 from batchserve.conversion.network import PRESETS
 from batchserve.conversion.sample import Array, listed, sentence
@@ -99,7 +99,7 @@ def convert_img2feat(
     `sample`: a folder with images, at any depth.
     """
     require_img2feat()
-    estimator, _, _ = load(path)
+    estimator = load(path).model
     images = _read_images(sample) if sample is not None else None
     cnn = load_cnn(network, weights=weights)
     return export_img2feat(cnn, estimator, labels=labels, output=output, images=images, tolerance=tolerance)

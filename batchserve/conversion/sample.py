@@ -25,8 +25,8 @@ class Table:
     """The records of the sample, with only the model's columns, in its order."""
 
     frame: "pandas.DataFrame"
-    form: Literal["frame", "matrix", "texts"]
-    """The estimator's argument: a DataFrame, an array [n, k], or a list of texts."""
+    form: Literal["frame", "matrix", "texts", "dicts"]
+    """The estimator's argument: a DataFrame, an array [n, k], or a list of texts or of dicts."""
     named: bool = True
     """Whether the columns have names; without, any k columns fit."""
 
@@ -72,6 +72,9 @@ class Table:
         """The records in the form that the estimator takes."""
         if self.form == "frame":
             return self.frame
+        if self.form == "dicts":
+            records = self.frame.astype(object).to_dict("records")
+            return [{str(name): value for name, value in record.items() if value == value} for record in records]
         return self.frame.iloc[:, 0].tolist() if self.form == "texts" else self.frame.to_numpy()
 
     def take(self, rows: Array | slice) -> Self:

@@ -6,8 +6,9 @@ In tests/, `python -m field` prints the table and `python -m field --write` puts
 import argparse
 import re
 
+from field.refused import REFUSED
 from field.scored import EQUAL, outcome
-from field.table import BEGIN, DOCS, END, GROUPS, row
+from field.table import BEGIN, DOCS, END, GROUPS, REFUSED_BEGIN, REFUSED_END, refused_row, row
 
 
 def main() -> None:
@@ -25,8 +26,11 @@ def main() -> None:
     head = f"{equal} of {count} estimators and pipelines convert, and score as the original does:"
     table = "\n".join([BEGIN, "", head, *lines, "", END])
     print(head)
+    refusals = [refused_row(name) for name in REFUSED]
+    second = "\n".join([REFUSED_BEGIN, "", "| what | message |", "|---|---|", *refusals, "", REFUSED_END])
     if given.write:
-        DOCS.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: table, DOCS.read_text(), flags=re.DOTALL))
+        text = re.sub(f"{BEGIN}.*{END}", lambda _: table, DOCS.read_text(), flags=re.DOTALL)
+        DOCS.write_text(re.sub(f"{REFUSED_BEGIN}.*{REFUSED_END}", lambda _: second, text, flags=re.DOTALL))
 
 
 if __name__ == "__main__":

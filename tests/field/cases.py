@@ -1,8 +1,10 @@
 """Estimators as people train them, by the kind of their work."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
+import pytest
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import (
     DBSCAN,
@@ -50,6 +52,7 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.experimental import enable_iterative_imputer  # noqa: F401 - lets IterativeImputer be imported
+from sklearn.feature_extraction import DictVectorizer
 from sklearn.feature_extraction.text import CountVectorizer, HashingVectorizer, TfidfVectorizer
 from sklearn.feature_selection import (
     RFE,
@@ -134,11 +137,15 @@ from field.data import (
     Case,
     cancer,
     cancer_bool,
+    categorical,
+    categorical_classes,
+    categorical_numbers,
     codes,
     counts,
     diabetes,
     digits,
     iris,
+    load,
     mixed,
     mixed_numbers,
     seeded,
@@ -454,7 +461,20 @@ PREPROCESSING: Cases = {
     ),
 }
 
+
+def dicts(model: Any) -> Case:
+    """Records that are dicts; a table has their keys as its columns."""
+    random = np.random.default_rng(0)
+    rooms, city = random.integers(1, 6, 200), random.choice(["Graz", "Wien", "Linz"], 200)
+    records = [{"city": str(place), "rooms": float(count)} for place, count in zip(city, rooms, strict=True)]
+    return model.fit(records, rooms * 2 + (city == "Wien") > 7), records
+
+
 WORDS: Cases = {
+    "DictVectorizer": lambda: dicts(make_pipeline(DictVectorizer(), LogisticRegression())),
+    "DictVectorizer, sparse=False": lambda: dicts(
+        make_pipeline(DictVectorizer(sparse=False), seeded(RandomForestClassifier, n_estimators=5))
+    ),
     "TfidfVectorizer": lambda: texts(TfidfVectorizer(), LogisticRegression()),
     "TfidfVectorizer, sublinear_tf": lambda: texts(TfidfVectorizer(sublinear_tf=True), LogisticRegression()),
     "TfidfVectorizer, pairs of words": lambda: texts(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LinearSVC()),
@@ -466,5 +486,110 @@ WORDS: Cases = {
     "HashingVectorizer": lambda: texts(HashingVectorizer(n_features=64), LogisticRegression()),
     "TruncatedSVD of words": lambda: texts(
         TfidfVectorizer(), seeded(TruncatedSVD, n_components=3), LogisticRegression()
+    ),
+}
+
+
+def lightgbm(kind: str, fit: Callable[..., Case], **options: Any) -> Callable[[], Case]:
+    package = pytest.importorskip("lightgbm")
+    return lambda: fit(getattr(package, kind)(n_estimators=15, verbose=-1, n_jobs=1, **options))
+
+
+def xgboost(kind: str, fit: Callable[..., Case], **options: Any) -> Callable[[], Case]:
+    package = pytest.importorskip("xgboost")
+    return lambda: fit(getattr(package, kind)(n_estimators=15, n_jobs=1, max_depth=4, **options))
+
+
+def boosters(case: Callable[[], Case]) -> Case:
+    """The Booster of an estimator, as its own file stores it."""
+    model, frame = case()
+    return getattr(model, "booster_", None) or model.get_booster(), frame
+
+
+BOOSTED: Cases = {
+    "HistGradientBoostingClassifier, categorical_features='from_dtype'": lambda: categorical(
+        seeded(HistGradientBoostingClassifier, max_iter=20, categorical_features="from_dtype")
+    ),
+    "HistGradientBoostingClassifier, categories, three classes": lambda: categorical_classes(
+        seeded(HistGradientBoostingClassifier, max_iter=10, categorical_features="from_dtype")
+    ),
+    "HistGradientBoostingClassifier, categorical_features by name": lambda: mixed(
+        seeded(HistGradientBoostingClassifier, max_iter=20, categorical_features=["city", "plan"])
+    ),
+    "HistGradientBoostingRegressor, categorical_features by number": lambda: codes(
+        seeded(HistGradientBoostingRegressor, max_iter=20, categorical_features=[0, 2])
+    ),
+    "HistGradientBoostingRegressor, categories and gamma": lambda: categorical(
+        seeded(HistGradientBoostingRegressor, max_iter=20, loss="gamma", categorical_features="from_dtype"), number=True
+    ),
+    "LGBMClassifier": lightgbm("LGBMClassifier", cancer),
+    "LGBMClassifier, three classes": lightgbm("LGBMClassifier", wine),
+    "LGBMClassifier, pandas categories": lightgbm("LGBMClassifier", categorical, min_data_per_group=5),
+    "LGBMClassifier, pandas categories, three classes": lightgbm("LGBMClassifier", categorical_classes),
+    "LGBMClassifier, dart": lightgbm("LGBMClassifier", cancer, boosting_type="dart"),
+    "LGBMRegressor": lightgbm("LGBMRegressor", diabetes),
+    "LGBMRegressor, pandas categories": lightgbm("LGBMRegressor", categorical_numbers, min_data_per_group=5),
+    "LGBMRegressor, Poisson": lightgbm("LGBMRegressor", counts, objective="poisson"),
+    "LGBMRegressor, quantile": lightgbm("LGBMRegressor", diabetes, objective="quantile", alpha=0.9),
+    "lightgbm.Booster, binary": lambda: boosters(lightgbm("LGBMClassifier", cancer)),
+    "lightgbm.Booster, multiclass": lambda: boosters(lightgbm("LGBMClassifier", wine)),
+    "lightgbm.Booster, pandas categories": lambda: boosters(lightgbm("LGBMRegressor", categorical_numbers)),
+    "lightgbm.Booster, Tweedie": lambda: boosters(lightgbm("LGBMRegressor", counts, objective="tweedie")),
+    "XGBClassifier": xgboost("XGBClassifier", cancer),
+    "XGBClassifier, three classes": xgboost("XGBClassifier", wine),
+    "XGBClassifier, enable_categorical": xgboost("XGBClassifier", categorical, enable_categorical=True),
+    "XGBRegressor": xgboost("XGBRegressor", diabetes),
+    "XGBRegressor, Poisson": xgboost("XGBRegressor", counts, objective="count:poisson"),
+    "XGBRegressor, enable_categorical": xgboost(
+        "XGBRegressor", categorical_numbers, enable_categorical=True, max_cat_to_onehot=1
+    ),
+    "XGBRFClassifier": xgboost("XGBRFClassifier", cancer),
+    "XGBClassifier behind a sparse OneHotEncoder": xgboost(
+        "XGBClassifier",
+        lambda model: codes(make_pipeline(OneHotEncoder(), model)),
+    ),
+    "xgboost.Booster, binary": lambda: boosters(xgboost("XGBClassifier", cancer)),
+    "xgboost.Booster, multiclass": lambda: boosters(xgboost("XGBClassifier", wine)),
+    "xgboost.Booster, enable_categorical": lambda: boosters(
+        xgboost("XGBRegressor", categorical_numbers, enable_categorical=True)
+    ),
+    "xgboost.Booster, gamma": lambda: boosters(xgboost("XGBRegressor", diabetes, objective="reg:gamma")),
+}
+
+
+def catboost(kind: str, fit: Callable[..., Case], **options: Any) -> Callable[[], Case]:
+    def case() -> Case:
+        package = pytest.importorskip("catboost")
+        kinds = getattr(package, kind)
+        return fit(kinds(iterations=20, depth=4, verbose=0, thread_count=1, allow_writing_files=False, **options))
+
+    return case
+
+
+def statsmodels(fit: Callable[[Any, Any, Any], Any], two: bool = False) -> Callable[[], Case]:
+    def case() -> Case:
+        package = pytest.importorskip("statsmodels.api")
+        x, y, _ = load("diabetes")
+        exog = package.add_constant(x[["bmi", "bp", "s5"]])
+        return fit(package, (y > 140).astype(int) if two else y, exog), exog
+
+    return case
+
+
+OTHERS: Cases = {
+    "CatBoostClassifier": catboost("CatBoostClassifier", cancer),
+    "CatBoostClassifier, three classes, texts": catboost("CatBoostClassifier", iris),
+    "CatBoostRegressor": catboost("CatBoostRegressor", diabetes),
+    "CatBoostRegressor, Lossguide": catboost("CatBoostRegressor", diabetes, grow_policy="Lossguide"),
+    "CatBoostRegressor, Poisson": catboost("CatBoostRegressor", counts, loss_function="Poisson"),
+    "CatBoostClassifier, cat_features": catboost("CatBoostClassifier", categorical, cat_features=["city", "plan"]),
+    "statsmodels OLS": statsmodels(lambda sm, y, x: sm.OLS(y, x).fit()),
+    "statsmodels Logit": statsmodels(lambda sm, y, x: sm.Logit(y, x).fit(disp=0), two=True),
+    "statsmodels GLM, binomial": statsmodels(
+        lambda sm, y, x: sm.GLM(y, x, family=sm.families.Binomial()).fit(), two=True
+    ),
+    "statsmodels GLM, Poisson": statsmodels(lambda sm, y, x: sm.GLM(y, x, family=sm.families.Poisson()).fit()),
+    "statsmodels GLM, gamma": statsmodels(
+        lambda sm, y, x: sm.GLM(y, x, family=sm.families.Gamma(sm.families.links.Log())).fit()
     ),
 }

@@ -133,6 +133,10 @@ def categorical(model: Any, *, number: bool = False, **options: Any) -> Case:
     return model.fit(frame, target, **options), frame
 
 
+def categorical_numbers(model: Any) -> Case:
+    return categorical(model, number=True)
+
+
 def categorical_classes(model: Any, **options: Any) -> Case:
     frame, price = categories()
     return model.fit(frame, np.array(["low", "mid", "high"])[np.digitize(price, [30, 45])], **options), frame

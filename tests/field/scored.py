@@ -28,7 +28,7 @@ def outcome(case: Callable[[], Any]) -> str:
         warnings.simplefilter("ignore")
         model, records = case()
         try:
-            conversion = convert(model, records)
+            conversion = convert(model, pd.DataFrame(records) if are_dicts(records) else records)
         except (ConversionFailed, ParityFailed) as refused:
             return str(refused).partition("\n")[0]
         assert_equal(model, records, str(conversion.task), score_as_the_server(conversion.onnx, as_table(records)))
@@ -48,9 +48,13 @@ def score_as_the_server(graph: bytes, table: pl.DataFrame) -> pl.DataFrame:
     return ResultSchema(signature).frame(outputs)
 
 
+def are_dicts(records: Any) -> bool:
+    return isinstance(records, list) and isinstance(records[0], dict)
+
+
 def as_table(records: Any) -> pl.DataFrame:
     """The records as a file has them: numbers, texts, truth values, and nothing where a value is missing."""
-    if isinstance(records, list):
+    if isinstance(records, list) and not are_dicts(records):
         records = pd.DataFrame({"text": records})
     frame = pd.DataFrame(records)
     frame.columns = [f"x{column}" if str(column).isdigit() else str(column) for column in frame.columns]
@@ -69,6 +73,12 @@ METHODS: dict[str, tuple[str, ...]] = {
 
 def assert_equal(model: Any, records: Any, task: str, result: pl.DataFrame) -> None:
     """Its labels, and the numbers of the first of its methods that gives any, are those of the original."""
+    if not hasattr(model, "fit") and hasattr(model, "predict"):  # a Booster
+        assert_near(
+            as_matrix(result.drop("prediction") if task == "classification" else result),
+            booster_numbers(model, records),
+        )
+        return
     if task not in ("regression", "transform"):
         labels = [column for column in result.columns if column.startswith("prediction")]
         expected = np.asarray(model.predict(records)).reshape(len(records), -1)
@@ -79,6 +89,14 @@ def assert_equal(model: Any, records: Any, task: str, result: pl.DataFrame) -> N
     method = next((name for name in METHODS[task] if hasattr(model, name)), None)
     if method is not None:
         assert_near(as_matrix(result), as_numbers(getattr(model, method)(records)))
+
+
+def booster_numbers(model: Any, records: Any) -> np.ndarray[Any, Any]:
+    if type(model).__module__.startswith("xgboost"):
+        from xgboost import DMatrix
+
+        records = DMatrix(records, enable_categorical=True)
+    return as_numbers(model.predict(records))
 
 
 def as_numbers(numbers: Any) -> np.ndarray[Any, Any]:

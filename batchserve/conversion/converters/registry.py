@@ -1,15 +1,20 @@
 """Which converter is for which class of scikit-learn."""
 
-from batchserve.conversion.converters import Converter, algebra, meta, transforms, words
+from batchserve.conversion.converters import Converter, algebra, boosted, meta, numbers, transforms, words
 
 CONVERTERS: dict[str, Converter] = {
     "AffinityPropagation": Converter("labels", algebra.nearest_point),
     "BisectingKMeans": Converter("clusterer", algebra.nearest_point),
     "Birch": Converter("clusterer", algebra.nearest_point),
+    "BoostedClassifier": Converter("classifier", boosted.boosted),
+    "BoostedRegressor": Converter("regressor", boosted.boosted),
     "CalibratedClassifierCV": Converter("classifier", meta.calibrated),
+    "CatBoostedClassifier": Converter("classifier", numbers.catboost),
+    "CatBoostedRegressor": Converter("regressor", numbers.catboost),
     "ClassifierChain": Converter("classifier", meta.classifier_chain),
     "ComplementNB": Converter("classifier", algebra.naive_bayes),
     "CountVectorizer": Converter("transformer", words.counts, words.needs_letters),
+    "DictVectorizer": Converter("transformer", words.dicts),
     "DummyClassifier": Converter("classifier", algebra.constant),
     "DummyRegressor": Converter("regressor", algebra.constant),
     "EllipticEnvelope": Converter("clusterer", algebra.elliptic_envelope),
@@ -17,9 +22,12 @@ CONVERTERS: dict[str, Converter] = {
     "FastICA": Converter("transformer", algebra.projection),
     "FixedThresholdClassifier": Converter("classifier", meta.threshold),
     "FunctionTransformer": Converter("transformer", transforms.function),
+    "HistGradientBoostingClassifier": Converter("classifier", boosted.histogram, boosted.beyond_skl2onnx),
+    "HistGradientBoostingRegressor": Converter("regressor", boosted.histogram, boosted.beyond_skl2onnx),
     "IterativeImputer": Converter("transformer", transforms.iterative_imputer),
     "KBinsDiscretizer": Converter("transformer", transforms.bins),
     "KernelRidge": Converter("regressor", algebra.kernel_ridge),
+    "Linear": Converter("regressor", numbers.linear),
     "LinearDiscriminantAnalysis": Converter("classifier", algebra.discriminant),
     "MeanShift": Converter("labels", algebra.nearest_point),
     "MultiOutputClassifier": Converter("classifier", meta.multi_output),
@@ -44,4 +52,5 @@ CONVERTERS: dict[str, Converter] = {
     "TransformOnly": Converter("transformer", algebra.transformed),
     "VotingClassifier": Converter("classifier", meta.vote),
     "VotingRegressor": Converter("regressor", meta.mean_vote),
+    "ZerosMissing": Converter("transformer", transforms.zeros_missing),
 }

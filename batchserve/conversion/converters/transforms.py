@@ -209,3 +209,8 @@ def fills_numbers_and_indicates(model: Any) -> bool:
     return (
         bool(model.add_indicator) and model.statistics_.dtype.kind == "f" and missing is not None and missing != missing
     )
+
+
+def zeros_missing(tape: Tape, model: Any) -> Expression:  # noqa: ARG001 - has nothing to say
+    x = tape.merged()
+    return np.where(np.equal(x, 0.0), np.nan, x)

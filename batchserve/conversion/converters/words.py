@@ -95,3 +95,20 @@ def _letters_within_words(tape: Tape, model: Any) -> Expression:
         max_gram_length=longest, max_skip_count=0, ngram_counts=starts, pool_strings=pool,
         ngram_indexes=[int(index) for _, index in grams],
     )  # fmt: skip
+
+
+def dicts(tape: Tape, model: Any) -> Expression:
+    """DictVectorizer: a column of texts gives one for each of its values, a column of numbers stays."""
+    columns = {variable.raw_name: tape.value(variable) for variable in tape.variables}
+    made: list[Expression] = []
+    for name in model.feature_names_:
+        key, _, value = name.partition(model.separator)
+        if name in columns and columns[name].kind == "f":
+            made.append(np.where(np.isnan(columns[name]), 0.0, columns[name]))
+        elif key in columns and columns[key].kind != "f":
+            column = columns[key]
+            equal = tape.node("Equal", column, tape.constant(np.array(value)), example=np.zeros((EXAMPLES, 1), bool))
+            made.append(equal.to("f"))
+        else:
+            raise ConversionFailed(f"DictVectorizer knows {name!r}, and the sample's column is of another type.")
+    return tape.concat(made)

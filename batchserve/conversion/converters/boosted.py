@@ -1,0 +1,211 @@
+"""Boosted trees: HistGradientBoosting with categories or other links, and what LightGBM and XGBoost store."""
+
+import json
+from typing import Any
+
+import numpy as np
+
+from batchserve.conversion.converters.algebra import label_of, sigmoid
+from batchserve.conversion.converters.ensembles import Leaf, Split, Tree, classifier, encoded, regressor
+from batchserve.conversion.converters.tape import Expression, Tape
+from batchserve.errors import ConversionFailed
+
+# --- scikit-learn ----------------------------------------------------------------------------------------------------
+
+
+def beyond_skl2onnx(model: Any) -> bool:
+    """Whether it has categories, or a link that skl2onnx leaves out."""
+    return model.is_categorical_ is not None or getattr(model, "loss", "") in ("poisson", "gamma")
+
+
+def histogram(tape: Tape, model: Any) -> Any:
+    """HistGradientBoostingClassifier and HistGradientBoostingRegressor."""
+    categorical = np.zeros(model.n_features_in_, bool) if model.is_categorical_ is None else model.is_categorical_
+    places = np.flatnonzero(categorical)
+    encoder = model._preprocessor.named_transformers_["encoder"] if len(places) else None
+    categories = dict(zip(places.tolist(), encoder.categories_, strict=True)) if encoder is not None else {}
+    categories = {place: [item for item in items if item == item] for place, items in categories.items()}
+    # Its own encoder puts the columns with categories first.
+    order = [*places.tolist(), *np.flatnonzero(~categorical).tolist()] if len(places) else None
+    x = encoded(tape, categories, order)
+    trees = [
+        Tree(_histogram_node(predictor, 0), target)
+        for round_ in model._predictors
+        for target, predictor in enumerate(round_)
+    ]
+    base = np.asarray(model._baseline_prediction, dtype=np.float64).reshape(-1).tolist()
+    if hasattr(model, "classes_"):
+        return classifier(tape, x, trees, base, model.classes_, "LOGISTIC" if len(base) == 1 else "SOFTMAX")
+    raw = regressor(tape, x, trees, base)
+    return np.exp(raw) if model.loss in ("poisson", "gamma") else raw
+
+
+def _histogram_node(predictor: Any, place: int) -> Split | Leaf:
+    node = predictor.nodes[place]
+    if node["is_leaf"]:
+        return Leaf(float(node["value"]))
+    yes, no = _histogram_node(predictor, int(node["left"])), _histogram_node(predictor, int(node["right"]))
+    feature, missing = int(node["feature_idx"]), bool(node["missing_go_to_left"])
+    if not node["is_categorical"]:
+        return Split(feature, yes, no, missing, threshold=float(node["num_threshold"]))
+    bits = predictor.raw_left_cat_bitsets[int(node["bitset_idx"])]
+    return Split(feature, yes, no, missing, members=_members(bits))
+
+
+def _members(words: Any) -> frozenset[int]:
+    return frozenset(32 * place + bit for place, word in enumerate(words) for bit in range(32) if int(word) >> bit & 1)
+
+
+# --- LightGBM and XGBoost --------------------------------------------------------------------------------------------
+
+
+def boosted(tape: Tape, model: Any) -> Any:
+    """What `batchserve.conversion.adoption` wraps."""
+    read = _lightgbm if model.package == "lightgbm" else _xgboost
+    return read(tape, model)
+
+
+def _lightgbm(tape: Tape, model: Any) -> Any:
+    dump = model.booster.dump_model()
+    x = encoded(tape, model.categories)
+    zeros: set[int] = set()
+    width = int(dump["num_tree_per_iteration"])
+    trees = [
+        Tree(_lightgbm_node(item["tree_structure"], zeros), place % width)
+        for place, item in enumerate(dump["tree_info"])
+    ]
+    if zeros:
+        chosen = np.isin(np.arange(x.shape[1]), sorted(zeros))
+        x = np.where(chosen & (np.abs(x) <= 1e-35), np.nan, x)
+    if any(infos.get("values") for infos in dump["feature_infos"].values()):
+        x = np.sign(x) * np.floor(np.abs(x)) if not model.categories and _all_categorical(dump) else x
+    name, *options = str(dump.get("objective", "")).split()
+    settings = dict(option.split(":") for option in options if ":" in option)
+    base = [0.0] * width
+    average = bool(dump.get("average_output"))
+    if model.classes_ is not None and name in ("binary", "multiclass") and not average:
+        scale = float(settings.get("sigmoid", 1.0)) if name == "binary" else 1.0
+        trees = [Tree(_scaled(tree.root, scale), tree.target) for tree in trees] if scale != 1.0 else trees
+        return classifier(tape, x, trees, base, model.classes_, "LOGISTIC" if width == 1 else "SOFTMAX")
+    if average:
+        trees = [Tree(_scaled(tree.root, width / len(trees)), tree.target) for tree in trees]
+    raw = regressor(tape, x, trees, base)
+    if model.classes_ is not None:
+        if average:  # forests of LightGBM average the chances of the leaves
+            chances = raw if width > 1 else tape.concat([1.0 - raw, raw])
+        else:  # multiclassova
+            chances = sigmoid(raw * float(settings.get("sigmoid", 1.0)))
+            chances = chances / chances.sum(axis=1, keepdims=True) if width > 1 else chances
+        return label_of(tape, model.classes_, chances.argmax()), chances
+    return raw if average else _lightgbm_link(raw, name, options)
+
+
+def _all_categorical(dump: Any) -> bool:
+    return all(infos.get("values") for infos in dump["feature_infos"].values())
+
+
+def _lightgbm_link(raw: Expression, name: str, options: list[str]) -> Expression:
+    if name in ("poisson", "gamma", "tweedie"):
+        return np.exp(raw)
+    if name == "cross_entropy":
+        return sigmoid(raw)
+    if name == "cross_entropy_lambda":
+        return np.log(1.0 + np.exp(raw))
+    if "sqrt" in options:
+        return np.sign(raw) * raw * raw
+    return raw
+
+
+def _scaled(node: Split | Leaf, factor: float) -> Split | Leaf:
+    if isinstance(node, Leaf):
+        return Leaf(node.value * factor)
+    return Split(
+        node.feature, _scaled(node.yes, factor), _scaled(node.no, factor), node.missing_yes, node.threshold,
+        node.strict, node.members,
+    )  # fmt: skip
+
+
+def _lightgbm_node(node: dict[str, Any], zeros: set[int]) -> Split | Leaf:
+    if "leaf_value" in node:
+        if node.get("leaf_coeff"):
+            raise ConversionFailed("LightGBM's linear_tree has no ONNX converter. Train without it.")
+        return Leaf(float(node["leaf_value"]))
+    yes, no = _lightgbm_node(node["left_child"], zeros), _lightgbm_node(node["right_child"], zeros)
+    feature = int(node["split_feature"])
+    if node["decision_type"] == "==":
+        members = frozenset(int(code) for code in str(node["threshold"]).split("||"))
+        return Split(feature, yes, no, missing_yes=False, members=members)
+    threshold = float(node["threshold"])
+    missing = node["missing_type"]
+    if missing == "Zero":
+        zeros.add(feature)
+    missing_yes = bool(node["default_left"]) if missing != "None" else threshold >= 0  # without a way, NaN is 0
+    return Split(feature, yes, no, missing_yes, threshold=threshold)
+
+
+def _xgboost(tape: Tape, model: Any) -> Any:
+    learner = json.loads(bytes(model.booster.save_raw("json")))["learner"]
+    booster = learner["gradient_booster"]
+    if booster["name"] == "gblinear":
+        raise ConversionFailed("XGBoost's gblinear has no ONNX converter. Use a linear model of scikit-learn.")
+    weights = booster.get("weight_drop")
+    forest = booster["gbtree"]["model"] if "gbtree" in booster else booster["model"]
+    end = model.rounds
+    trees, info = forest["trees"], forest["tree_info"]
+    if end is not None:
+        count = forest["iteration_indptr"][end]
+        trees, info = trees[:count], info[:count]
+    if any(int(tree["tree_param"]["size_leaf_vector"]) > 1 for tree in trees):
+        raise ConversionFailed(
+            "XGBoost's multi_strategy='multi_output_tree' has no ONNX converter. Use 'one_output_per_tree'."
+        )
+    written = [
+        Tree(_scaled(_xgboost_node(tree, 0, _xgboost_members(tree)), weights[place] if weights else 1.0), target)
+        for place, (tree, target) in enumerate(zip(trees, info, strict=True))
+    ]
+    x = encoded(tape, model.categories)
+    if model.missing is not None and model.missing == model.missing:
+        x = np.where(np.equal(x, float(model.missing)), np.nan, x)
+    name = learner["objective"]["name"]
+    parameters = learner["learner_model_param"]
+    width = max(int(parameters["num_class"]), int(parameters.get("num_target", 1)), 1)
+    base = np.atleast_1d(np.asarray(json.loads(parameters["base_score"].lower()), dtype=np.float64))
+    base = np.broadcast_to(_xgboost_margin(base, name), (width,)).tolist()
+    if model.classes_ is not None:
+        return classifier(tape, x, written, base, model.classes_, "LOGISTIC" if width == 1 else "SOFTMAX")
+    raw = regressor(tape, x, written, base)
+    if name in ("reg:logistic", "binary:logistic"):
+        return sigmoid(raw)
+    if name in ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"):
+        return np.exp(raw)
+    return raw
+
+
+def _xgboost_margin(base: Any, name: str) -> Any:
+    if name in ("binary:logistic", "reg:logistic"):
+        return np.log(base / (1 - base))
+    if name in ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"):
+        return np.log(base)
+    return base
+
+
+def _xgboost_members(tree: dict[str, Any]) -> dict[int, frozenset[int]]:
+    """The categories of a node, which go to the right."""
+    rows = zip(tree["categories_nodes"], tree["categories_segments"], tree["categories_sizes"], strict=True)
+    return {node: frozenset(tree["categories"][start : start + size]) for node, start, size in rows}
+
+
+def _xgboost_node(tree: dict[str, Any], place: int, members: dict[int, frozenset[int]]) -> Split | Leaf:
+    left, right = tree["left_children"][place], tree["right_children"][place]
+    if left < 0:
+        return Leaf(_float32(tree["split_conditions"][place]))
+    low, high = _xgboost_node(tree, left, members), _xgboost_node(tree, right, members)
+    feature, missing_low = int(tree["split_indices"][place]), bool(tree["default_left"][place])
+    if place in members:
+        return Split(feature, high, low, not missing_low, members=members[place])
+    return Split(feature, low, high, missing_low, threshold=_float32(tree["split_conditions"][place]), strict=True)
+
+
+def _float32(shortest: float) -> float:
+    """The number in float32 that the file has the shortest digits of."""
+    return float(np.float32(shortest))
