@@ -52,6 +52,20 @@ def test_a_text_file_of_lightgbm_knows_its_categories_and_a_sample_of_texts_will
     assert_as(tmp_path / "model.txt", plain, model.predict(frame))
 
 
+def test_a_category_that_is_a_number_counts_without_its_fraction() -> None:
+    lightgbm = pytest.importorskip("lightgbm")
+    random = np.random.default_rng(0)
+    x = np.column_stack([random.integers(0, 8, 400), random.random(400)])
+    y = np.isin(x[:, 0], [1, 4, 6]) * 2 + x[:, 1]
+    settings = {"objective": "regression", "verbose": -1, "min_data_per_group": 5}
+    booster = lightgbm.train(settings, lightgbm.Dataset(x, y, categorical_feature=[0]), 10)
+    x[::3, 0] += 0.7
+    x[::7, 0] = -0.2
+    x[::11, 0] = 99
+    x[::13, 0] = np.nan
+    assert convert(booster, x).report.differences[0].max_relative < 1e-5
+
+
 def test_a_category_that_is_new_is_a_row_error_with_xgboost_and_missing_with_lightgbm() -> None:
     lightgbm, xgboost = pytest.importorskip("lightgbm"), pytest.importorskip("xgboost")
     frame, price = categories()

@@ -77,8 +77,10 @@ def _lightgbm(tape: Tape, model: Any) -> Any:
     if zeros:
         chosen = np.isin(np.arange(x.shape[1]), sorted(zeros))
         x = np.where(chosen & (np.abs(x) <= 1e-35), np.nan, x)
-    if any(infos.get("values") for infos in dump["feature_infos"].values()):
-        x = np.sign(x) * np.floor(np.abs(x)) if not model.categories and _all_categorical(dump) else x
+    infos = [dump["feature_infos"].get(column, {}) for column in dump["feature_names"]]
+    coded = np.array([bool(info.get("values")) and place not in model.categories for place, info in enumerate(infos)])
+    if coded.any():  # a category that is given as a number counts without its fraction
+        x = np.where(coded, np.sign(x) * np.floor(np.abs(x)), x)
     name, *options = str(dump.get("objective", "")).split()
     settings = dict(option.split(":") for option in options if ":" in option)
     base = [0.0] * width
@@ -98,10 +100,6 @@ def _lightgbm(tape: Tape, model: Any) -> Any:
             chances = chances / chances.sum(axis=1, keepdims=True) if width > 1 else chances
         return label_of(tape, model.classes_, chances.argmax()), chances
     return raw if average else _lightgbm_link(raw, name, options)
-
-
-def _all_categorical(dump: Any) -> bool:
-    return all(infos.get("values") for infos in dump["feature_infos"].values())
 
 
 def _lightgbm_link(raw: Expression, name: str, options: list[str]) -> Expression:
