@@ -69,7 +69,7 @@ def test_a_model_lists_its_inputs_and_outputs(api: Api) -> None:
     assert (model["task"], model["labels"], model["mode"]) == ("classification", ["rare", "regular"], "rows")
     assert [(column["name"], column["dtype"], column["nullable"]) for column in model["columns"]] == [
         ("age", "float32", True),
-        ("city", "string", True),
+        ("city", "string", False),
         ("visits", "float32", False),
     ]
     assert model["result_columns"] == {
