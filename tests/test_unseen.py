@@ -80,7 +80,7 @@ def _fault(served: Served, made: Made, column: str, value: object) -> str | None
     right = _near(result, labels, numbers) | scored.failed
     for moved in base.columns:  # a record on a threshold may fall on either side of it, as float32 rounds
         for factor in (1 - 3e-7, 1 + 3e-7):
-            if not right.all() and frame[moved].dtype.kind == "f":
+            if not right.all() and frame[moved].dtype.kind in "fiu":
                 right |= _near(result, *_answers(made.model, frame.assign(**{moved: frame[moved] * factor})))
     if not right.all():
         place = int(np.flatnonzero(~right)[0])
