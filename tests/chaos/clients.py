@@ -70,7 +70,7 @@ class Client:
         small = self._random.random() < 0.7
         return Input(
             seed=self._random.randrange(2**32),
-            records=self._random.randint(1, 400) if small else self._random.randint(5_000, 40_000),
+            records=self._random.randint(2, 400) if small else self._random.randint(5_000, 40_000),
             format=self._random.choice(FORMATS),
             faulty=self._random.random() < 0.3,
         )
