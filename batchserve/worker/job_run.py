@@ -32,7 +32,7 @@ from batchserve.storage import parts_prefix
 from batchserve.upkeep.retention import remove_unnamed
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
-from batchserve.worker.transitions import Transitions
+from batchserve.worker.transitions import CancelRequested, Transitions
 
 __all__ = ["JobRun", "RunContext"]
 
@@ -89,10 +89,8 @@ class JobRun:
         return self._job.calls
 
     def advance(self, *, may_score: bool) -> bool:
-        """The life of a job: planned piece by piece, scored meanwhile, assembled when all is scored.
-
-        Returns whether a chunk was dispatched: one at most, so that other jobs have their turn.
-        """
+        """The life of a job: planned piece by piece, scored meanwhile, assembled when all is scored. Returns whether a
+        chunk was dispatched: one at most, so that other jobs have their turn."""
         if self._is_paused:
             return False
         self._plan()
@@ -297,6 +295,8 @@ class JobRun:
             then(future)
         except LeaseLost:
             self.lose()
+        except CancelRequested:  # the outcome is not recorded: a retry scores that chunk again
+            self.request_cancel()
         except Exception:
             # The outcome could not be recorded. The lease lapses, and the next attempt scores that chunk again.
             self._drop()
