@@ -25,6 +25,7 @@ from batchserve.direct import Direct
 from batchserve.domain import Options, ReadOptions
 from batchserve.errors import InvalidInput, UnsupportedMedia
 from batchserve.formats.excel import read_workbook
+from batchserve.formats.packed import contents_of, unpacked
 
 PREDICT = "/v1/models/iris/predict"
 
@@ -239,6 +240,20 @@ def test_a_table_that_is_damaged_in_its_zip_or_longer_than_allowed_is_refused(
         assert "'a.csv' of the zip cannot be unpacked" in refused["detail"]
         long = zipped({"a.csv": table * 10})
         problem(api.http.post("/v1/upload", content=long), 413, "payload-too-large")
+
+
+def test_a_zip_that_is_damaged_anywhere_is_refused_or_gives_the_same_table(flowers: pl.DataFrame) -> None:
+    table = encoded(flowers, "csv")
+    whole = zipped({"a.csv": table})
+    outcomes: set[bool | str] = set()
+    for place in range(0, len(whole), 3):
+        source = io.BytesIO(whole[:place] + bytes([whole[place] ^ 0x55]) + whole[place + 1 :])
+        try:
+            contents = contents_of(source)
+            outcomes.add(contents.table is None or b"".join(unpacked(source, contents.table, 2**20)) == table)
+        except (InvalidInput, UnsupportedMedia):
+            outcomes.add("refused")
+    assert outcomes == {True, "refused"}
 
 
 def test_a_zip_that_was_unpacked_is_not_kept(tmp_path: Path, flowers: pl.DataFrame) -> None:

@@ -2,16 +2,16 @@
 
 import json
 import stat
-import zlib
 from io import BytesIO
 from math import prod
 from typing import IO
-from zipfile import BadZipFile, ZipFile, ZipInfo
+from zipfile import ZipFile, ZipInfo
 
 from onnx import ModelProto, TensorProto, helper
 
 from batchserve.admission.graph import is_external, parse, tensors
 from batchserve.errors import ModelRefused
+from batchserve.formats.wire.archive import DAMAGED
 
 __all__ = ["MAX_MODEL_BYTES", "is_bundle", "unpack"]
 
@@ -37,7 +37,7 @@ def unpack(data: bytes) -> ModelProto:
         with ZipFile(BytesIO(data)) as archive:
             members = _members(archive)
             files = _read_all(archive, members)
-    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+    except DAMAGED as error:
         raise ModelRefused(f"the zip archive cannot be read: {error}") from error
     names = [name for name in files if name.endswith(".onnx")]
     if len(names) != 1:

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import BinaryIO
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 from batchserve.errors import InvalidInput, PayloadTooLarge
 from batchserve.formats import unsupported
-from batchserve.formats.wire.archive import check_directory, find_directory, walk
+from batchserve.formats.wire.archive import DAMAGED, check_directory, find_directory, walk
 
 __all__ = ["TABLES", "Contents", "contents_of", "unpacked"]
 
@@ -116,7 +116,7 @@ def unpacked(source: BinaryIO, name: str, most: int) -> Iterator[bytes]:
                 if size > most:
                     raise PayloadTooLarge(f"{name!r} of the zip has more than {most} bytes")
                 yield block
-    except (BadZipFile, EOFError, OSError, NotImplementedError) as error:
+    except DAMAGED as error:
         raise InvalidInput(f"{name!r} of the zip cannot be unpacked: {error}") from None
 
 

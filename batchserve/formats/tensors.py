@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import reduce
 from itertools import chain
 from typing import IO, Any, BinaryIO
-from zipfile import BadZipFile, ZipFile
+from zipfile import ZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -23,7 +23,7 @@ from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records, Tensors
 from batchserve.formats.records import check_names
 from batchserve.formats.wire import npy
-from batchserve.formats.wire.archive import StoredMember, checked_members, member_data, stored_archive
+from batchserve.formats.wire.archive import DAMAGED, StoredMember, checked_members, member_data, stored_archive
 from batchserve.storage import Piece, Span
 
 __all__ = ["Npy", "Npz", "vector"]
@@ -218,7 +218,7 @@ def _members(source: BinaryIO) -> Iterator[list[_Member]]:
                     raise InvalidInput(f"the array {name!r} has fields (dtype {header.dtype}): save one array for each")
                 members.append(_Member(name, stream, header))
             yield members
-    except (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError) as error:
+    except DAMAGED as error:
         raise InvalidInput(f"the npz archive cannot be read, it is damaged or cut off: {error}") from error
 
 

@@ -17,6 +17,8 @@ __all__ = ["dtype_to_read", "find_infinite", "find_outside", "find_outside_array
 
 _SHOWN = 5
 """So many known categories a message names."""
+_MOST_BYTES = 1 << 26
+"""Of all values of one column, unpacked: a model may be made to fill the memory."""
 
 
 def pack(values: Sequence[str | float]) -> Categories:
@@ -28,7 +30,11 @@ def pack(values: Sequence[str | float]) -> Categories:
 @lru_cache(maxsize=256)
 def unpack(packed: str) -> tuple[str | float, ...]:
     """All values of a `Categories.packed`. Raises ValueError."""
-    values = json.loads(zlib.decompress(base64.b64decode(packed, validate=True)))
+    unpacking = zlib.decompressobj()
+    try:
+        values = json.loads(unpacking.decompress(base64.b64decode(packed, validate=True), _MOST_BYTES))
+    except zlib.error as error:
+        raise ValueError(f"categories cannot be unpacked: {error}") from None
     if not isinstance(values, list) or not all(isinstance(value, str | int | float) for value in values):
         raise ValueError("categories must be a list of texts or numbers")
     return tuple(values)
@@ -70,28 +76,26 @@ def _find_unknown(series: pl.Series, categories: Categories, name: str, faults: 
 
 
 def _find_far(series: pl.Series, domain: Domain, name: str, faults: RecordErrors) -> None:
-    def far(limits: str) -> None:
+    def far(outside: pl.Series, limits: str) -> None:
         faults.add_each(
-            _mask(mask),
+            _mask(outside),
             name,
             lambda record: InvalidValue("out-of-range", f"expected {limits} for {name!r}, got {series[record]}"),
         )
 
     if series.dtype.is_float() and not domain.infinite:
-        mask = series.is_infinite()
-        far("a finite number")
+        far(series.is_infinite(), "a finite number")
     if series.dtype.is_float() and domain.whole:
-        mask = series.is_finite() & (series != series.round())
-        far("a whole number")
+        far(series.is_finite() & (series != series.round()), "a whole number")
     if domain.low is None and domain.high is None:
         return
     low, high = -np.inf if domain.low is None else domain.low, np.inf if domain.high is None else domain.high
-    mask = (series < low) | (series > high)
+    outside = (series < low) | (series > high)
     if series.dtype.is_float():
-        mask &= series.is_finite()
+        outside &= series.is_finite()
     below, above = domain.low is not None, domain.high is not None
     limits = f"a number from {low:.15g} to {high:.15g}" if below and above else f"at least {low:.15g}"
-    far(limits if below else f"at most {high:.15g}")
+    far(outside, limits if below else f"at most {high:.15g}")
 
 
 def _mask(outside: pl.Series) -> np.ndarray:

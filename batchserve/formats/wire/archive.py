@@ -20,6 +20,7 @@ from batchserve.storage import Piece
 from batchserve.storage.ranged import RangedObject, RangedReader
 
 __all__ = [
+    "DAMAGED",
     "Directory",
     "StoredMember",
     "check_directory",
@@ -31,6 +32,8 @@ __all__ = [
     "walk",
 ]
 
+DAMAGED = (BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError, OSError)
+"""What `zipfile` raises over archives that are damaged, encrypted, or compressed in a way that it does not know."""
 _MAX_RATIO = 50
 _RATIO_FREE = 64 * 2**20
 _LOCAL_HEADER = 30
