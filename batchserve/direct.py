@@ -146,7 +146,7 @@ class Direct:
         table: StoredInput | None = None
         is_images = False
         try:
-            contents = unpacking.look(address, stored.key)
+            contents = unpacking.inspect(address, stored.key)
             task = unpacking.Unpacking(address, stored.key, target, read, columns, 2**62)
             table = None if contents.is_images else unpacking.unpack(task, contents)
             is_images = table is None

@@ -29,8 +29,8 @@ from batchserve.api.schemas.options import PredictOptions, query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
     Filename,
+    InputHints,
     Read,
-    Told,
     keep,
     received_input,
 )
@@ -141,8 +141,8 @@ async def upload_and_predict(
     options = parsed(PredictOptions, query)
     with service.only_one(caller.tenant, key):
         model = await service.resolve_model(options.model)
-        told = Told(caller.tenant, read, wanted_columns(model, options.columns))
-        async with received_input(request, service, told, filename) as received:
+        hints = InputHints(caller.tenant, read, wanted_columns(model, options.columns))
+        async with received_input(request, service, hints, filename) as received:
             content = idempotency.fingerprint("upload-predict", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
             if (answer := await replayed(service, keyed)) is not None:

@@ -140,7 +140,7 @@ async def upload(
     with service.only_one(caller.tenant, key):
         version = await service.resolve_model(model) if model else None
         columns = wanted_columns(version, fit.columns) if version else frozenset()
-        async with received_input(request, service, Told(caller.tenant, read, columns), filename) as received:
+        async with received_input(request, service, InputHints(caller.tenant, read, columns), filename) as received:
             new = received.input
             content = idempotency.fingerprint("upload", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
@@ -182,7 +182,7 @@ class Received:
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
+class InputHints:
     """What is known of an input besides its bytes and the names that came with them."""
 
     tenant: str
@@ -193,9 +193,9 @@ class Told:
 
 @asynccontextmanager
 async def received_input(
-    request: Request, service: Service, told: Told, filename: str | None
+    request: Request, service: Service, hints: InputHints, filename: str | None
 ) -> AsyncIterator[Received]:
-    received = await _receive(request, service, told, filename)
+    received = await _receive(request, service, hints, filename)
     try:
         yield received
     finally:
@@ -217,7 +217,7 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
     await run_in_threadpool(commit)
 
 
-async def _receive(request: Request, service: Service, told: Told, filename: str | None) -> Received:
+async def _receive(request: Request, service: Service, hints: InputHints, filename: str | None) -> Received:
     """Streams the body into storage, durably, before a row references it. Raises for bytes of an unsupported type."""
     runtime = service.runtime
     require_space(runtime)
@@ -226,14 +226,14 @@ async def _receive(request: Request, service: Service, told: Told, filename: str
         filename = disposition_filename(disposition)
     body = Body(request, runtime.settings, runtime.settings.upload_bytes)
     if not is_form(media_type):
-        return await _store(request, service, body, _Sent(body.blocks(), media_type, filename), told)
+        return await _store(request, service, body, _Sent(body.blocks(), media_type, filename), hints)
     async with open_form(media_type, body, runtime.storage) as form:
         if len(form.files) > 1:
             sent = _Sent(body.decoded(form.archive()), get_format("zip").media_type, None)
         else:
             (file,) = form.files
             sent = _Sent(body.decoded(form.blocks(file)), file.content_type, filename or file.name)
-        return await _store(request, service, body, sent, told)
+        return await _store(request, service, body, sent, hints)
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,31 +245,31 @@ class _Sent:
     filename: str | None
 
 
-async def _store(request: Request, service: Service, body: Body, sent: _Sent, told: Told) -> Received:
+async def _store(request: Request, service: Service, body: Body, sent: _Sent, hints: InputHints) -> Received:
     job_id = str(uuid_utils.uuid7())
     blocks = sent.blocks
     beginning = await anext(blocks, b"")
     if not beginning:
         raise InvalidInput("the body is empty: expected a file with a header or records, got 0 bytes")
-    if (encoding := encoding_of(beginning, told.read)) is not None:
+    if (encoding := encoding_of(beginning, hints.read)) is not None:
         blocks = body.transcoded(beginning, blocks, encoding)
         beginning = await anext(blocks, b"")
-    format, dialect = sniff(beginning, sent.media_type, sent.filename, told.read, told.columns)
+    format, dialect = sniff(beginning, sent.media_type, sent.filename, hints.read, hints.columns)
     with service.runtime.storage.create(input_key(job_id)) as writer:
         stored = await body.store(writer, beginning, blocks)
     filename = clean_filename(sent.filename)
     new = StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
     if format.name == "zip":
-        new = await _unpacked(request, service, new, told)
+        new = await _unpacked(request, service, new, hints)
     assert new.sha256 is not None
     return Received(job_id, new, new.sha256)
 
 
-async def _unpacked(request: Request, service: Service, stored: StoredInput, told: Told) -> StoredInput:
+async def _unpacked(request: Request, service: Service, stored: StoredInput, hints: InputHints) -> StoredInput:
     """The table in a zip in the place of the zip, or that itself."""
     new: StoredInput | None = None
     try:
-        new = await service.unpack(told.tenant, stored, told.read, told.columns, request.receive)
+        new = await service.unpack(hints.tenant, stored, hints.read, hints.columns, request.receive)
     finally:
         if new is not stored:
             await run_in_threadpool(service.runtime.storage.delete, stored.key)

@@ -15,7 +15,7 @@ from batchserve.formats.packed import TABLES, Contents, contents_of, unpacked
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import storage_at
 
-__all__ = ["Unpacking", "look", "unpack", "unpack_bytes"]
+__all__ = ["Unpacking", "inspect", "unpack", "unpack_bytes"]
 
 _WORKBOOK_AS = "parquet"
 """The format in which the table of a workbook is stored: one with types."""
@@ -44,7 +44,7 @@ class _Table:
     blocks: Iterator[bytes]
 
 
-def look(storage: str, key: str) -> Contents:
+def inspect(storage: str, key: str) -> Contents:
     """What a stored zip holds. Raises InvalidInput and UnsupportedMedia."""
     with storage_at(storage).open(key) as source:
         return contents_of(source)

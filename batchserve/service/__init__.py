@@ -168,7 +168,7 @@ class Service:
         settings = self.runtime.settings
         with self.calls.place(tenant, Lane.CHECK) as place:
             contents = await self.calls.run(
-                place, unpacking.look, settings.storage, stored.key, seconds=settings.online_timeout
+                place, unpacking.inspect, settings.storage, stored.key, seconds=settings.online_timeout
             )
         if contents.is_images:
             return stored
