@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from field.scored import as_matrix, assert_near
 from sklearn import datasets
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
@@ -77,7 +78,6 @@ from batchserve.inference.inputs import build_inputs
 from batchserve.inference.outputs import ResultSchema, check_count
 from batchserve.inference.session import open_session
 
-TOLERANCE = 1e-4
 """Relative to max(1, |expected|)."""
 
 Case = tuple[Any, pd.DataFrame]
@@ -301,18 +301,3 @@ def numbers_of(model: Any, x: Any) -> np.ndarray[Any, Any]:
     numbers = getattr(model, next(method for method in methods if hasattr(model, method)))(x)
     numbers = numbers if isinstance(numbers, list) else [numbers]
     return np.column_stack([np.asarray(target, dtype=np.float64) for target in numbers])
-
-
-def as_matrix(result: pl.DataFrame) -> np.ndarray[Any, Any]:
-    """The numbers of a result; an output of many columns comes as lists."""
-    if result.width == 1 and isinstance(result.dtypes[0], pl.List):
-        return np.array(result.to_series().to_list())
-    return result.to_numpy()
-
-
-def assert_near(got: np.ndarray[Any, Any], expected: np.ndarray[Any, Any]) -> None:
-    if expected.shape[1] == 1 and got.shape[1] == 2:
-        got = got[:, 1:]  # one score for the second class, where the graph has one for each
-    assert got.shape == expected.shape
-    difference = np.abs(got - expected) / np.maximum(1, np.abs(expected))
-    assert difference.max() <= TOLERANCE

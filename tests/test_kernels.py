@@ -9,7 +9,7 @@ import orjson
 import polars as pl
 import pytest
 from onnx import TensorProto, helper
-from service import Api, decoded, running
+from service import Api, decoded, encoded, running
 from sklearn.ensemble import RandomForestRegressor
 
 from batchserve import Client
@@ -88,16 +88,7 @@ def body(array: np.ndarray, format: str) -> bytes:
         np.savez(target, x=array)
         return target.getvalue()
     frame = pl.DataFrame({f"x_{column}": values for column, values in enumerate(array.T)})
-    writers: dict[str, Callable[[io.BytesIO], object]] = {
-        "csv": frame.write_csv,
-        "jsonl": frame.write_ndjson,
-        "json": frame.write_json,
-        "parquet": frame.write_parquet,
-        "arrow": frame.write_ipc,
-        "arrows": frame.write_ipc_stream,
-    }
-    writers[format](target)
-    return target.getvalue()
+    return encoded(frame, format)
 
 
 def answers(content: bytes, format: str) -> list[float]:
