@@ -728,6 +728,8 @@ COMMAS = Dialect(";", decimal=",")
     b"a,\xe9\n1,2\n",
     b"a,b\n\xe9,2\n",
     b"a,b\n\xe9,2\n\xe9t\xe9,2\n5,6\n",
+    b"a,b\n" + b"1,2\n" * 8 + b"M\xfcnchen,2\nK\xf6ln,3\n",
+    b"a,b\n" + b"\x83\x65\x83\x58\x83\x67,2\n" * 8,  # Shift JIS
     "größe,b\nä,1\n".encode("latin-1"),
     b'{"a": "\xe9"}\n{"a": "\xe9"}\n',
     b'[{"a": "\xe9"}, {"a": "\xe9"}]',
@@ -743,6 +745,7 @@ def test_a_text_in_another_encoding_is_refused_with_the_option(data: bytes) -> N
     b"a,b\n\xe9,2\n3,4\n",  # one damaged record
     "a,b\né,2\n3,4\n".encode() + b"\xe9,1\n\xe9,1\n",  # UTF-8, two records damaged
     "a,b\né,2\n3,é".encode()[:-1],  # cut off within a character
+    b"a,b\n" + b"1,2\n" * 8 + b"\xff\xfe,2\n" * 3,  # no words in any encoding
     b'[{"a": "\xe9"}, {"a": "e"}]',
 ])  # fmt: skip
 def test_damaged_records_of_a_text_in_utf8_are_left_to_fail_alone(data: bytes) -> None:

@@ -27,6 +27,10 @@ _NAMES = (
 )  # fmt: skip
 """As they are listed. Python's other names of these are taken, too."""
 _CODECS = {codecs.lookup(name).name: name for name in _NAMES}
+_SET_BETWEEN = frozenset(
+    "\u00a0\u00a7\u00ab\u00b0\u00b4\u00b7\u00bb\u2013\u2014\u2018\u2019\u201a\u201c\u201d\u201e\u2022\u2026\u20ac\u00a3"
+)
+"""Signs of European texts: quotation marks, dashes, degrees, currencies."""
 HINT = "if the text is Windows-1252 or Latin-1, send the option encoding=windows-1252 or encoding=latin-1"
 
 
@@ -85,8 +89,9 @@ def encoding_of_mark(prefix: bytes) -> str | None:
 def require_utf8(prefix: bytes, between: bytes = b"\n", *, has_header: bool) -> None:
     """Raises InvalidInput, with the option that helps, for the beginning of a text in another encoding.
 
-    That is shown by the header, or by the records with characters beyond ASCII: none of them is UTF-8. One record among
-    others is merely damaged, and fails alone. `between`: what ends each.
+    That is shown by the header, or by the records with characters beyond ASCII, if none of them is UTF-8, and they are
+    half of all or would be words in Windows-1252. Others are merely damaged and fail alone, as one among others does.
+    `between`: what ends each.
     """
     fault = None if prefix.isascii() else _fault(prefix)
     if fault is None:
@@ -94,8 +99,9 @@ def require_utf8(prefix: bytes, between: bytes = b"\n", *, has_header: bool) -> 
     records = [record for record in prefix.split(between) if record.strip()]
     header = records.pop(0) if has_header else b""
     odd = [record for record in records if not record.isascii()]
-    damaged = len(odd) == 1 < len(records) or any(map(_is_utf8, odd))
-    if not _is_utf8(header) or (odd and not damaged):
+    shown = len(odd) > 1 and (2 * len(odd) >= len(records) or all(map(_has_words, odd)))
+    is_foreign = bool(odd) and (shown or len(records) == 1) and not any(map(_is_utf8, odd))
+    if not _is_utf8(header) or is_foreign:
         raise InvalidInput(f"byte {fault} ({prefix[fault]:#04x}) is not UTF-8; {HINT}")
 
 
@@ -107,6 +113,16 @@ def _fault(prefix: bytes) -> int | None:
         is_cut = error.reason == "unexpected end of data" and error.end == len(prefix)
         return None if is_cut else error.start
     return None
+
+
+def _has_words(text: bytes) -> bool:
+    """Whether Windows-1252 makes words of a text: letters beyond ASCII, and what is set between them. It has a rare
+    letter for 0xff, which is rather a damaged byte."""
+    try:
+        beyond = {char for char in text.decode("windows-1252") if not char.isascii()}
+    except UnicodeDecodeError:
+        return False
+    return "\u00ff" not in beyond and all(char.isalpha() or char in _SET_BETWEEN for char in beyond)
 
 
 def _is_utf8(text: bytes) -> bool:
