@@ -31,10 +31,12 @@ from sklearn.ensemble import (
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from batchserve.admission import admit
+from batchserve.admission.probe_inputs import feeds
+from batchserve.admission.tuning import MEASURED_RECORDS, tune
 from batchserve.conversion import convert
 from batchserve.domain import Signature
 from batchserve.errors import ScoringFailed
-from batchserve.inference.kernels import Arrays, trees
+from batchserve.inference.kernels import Arrays, Session, trees
 from batchserve.inference.kernels.trees import TreeModel, TreeSession, hard_records, load_trees
 from batchserve.inference.session import OnnxSession, Sessions, open_session
 from batchserve.rows import signature_adapter
@@ -243,6 +245,28 @@ def values_of(model: ModelProto) -> list[float]:
     assert_same(results, open_session(model.SerializeToString()).run({"x": ROWS}))
     found: list[float] = results["y"][:, 0].tolist()
     return found
+
+
+class Watched:
+    """A session that keeps the records it was given, by their number in a run."""
+
+    def __init__(self, session: Session) -> None:
+        self.close, self._run = session.close, session.run
+        self.records: dict[int, set[bytes]] = {}
+
+    def run(self, inputs: Arrays) -> Arrays:
+        (array,) = inputs.values()
+        self.records.setdefault(len(array), set()).update(record.tobytes() for record in array)
+        return self._run(inputs)
+
+
+def test_the_batch_is_chosen_by_records_that_differ() -> None:
+    """A few, scored again and again, are scored as fast in small batches as no others are."""
+    content = regressor().SerializeToString()
+    signature = admit(content, tuned=False).signature
+    session = Watched(open_session(content))
+    tune(signature, content, session, next(feeds(regressor(), signature.inputs, {})), spent=10)
+    assert min(len(session.records[batch]) for batch in (1, 8, 64, 1024)) >= MEASURED_RECORDS
 
 
 def test_thresholds_are_compared_exactly_and_nan_fails_every_test() -> None:
