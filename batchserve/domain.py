@@ -311,6 +311,9 @@ class Signature:
     """rows: axis 0 may be cut. fixed: every run takes exactly `batch` records. whole: one run for all records."""
     batch: int = 4096
     """Records in one ONNX Runtime call."""
+    multiple: int = 1
+    """In mode `rows`, runs have a multiple of so many records; the last one is repeated. Some operators give other last
+    digits otherwise, and a record has the same answer online, in a small job and in a large one."""
     threads: int = 1
     """Intra-op threads of the session."""
     kernel: Kernel = "onnxruntime"

@@ -237,7 +237,7 @@ def signature(text: str) -> Signature:
     if known is None:
         orjson.loads(text)  # pydantic would take infinities, and NaN
         known = signature_adapter.validate_json(text)
-        if known.batch < 1 or known.threads < 1 or (known.records_per_second or 0.0) < 0:
+        if min(known.batch, known.multiple, known.threads) < 1 or (known.records_per_second or 0.0) < 0:
             raise ValueError("expected a signature with a batch and threads of at least 1")
         _signatures.put(text, ALWAYS, known)
     return known

@@ -1,4 +1,4 @@
-"""The same value has the same outcome in every format, in a job and online."""
+"""The same value has the same outcome in every format, in a job and online, alone and among others."""
 
 import io
 import json
@@ -11,6 +11,22 @@ import onnx
 import polars as pl
 import pytest
 from service import Api, ok, running
+from sklearn.cluster import KMeans
+from sklearn.datasets import make_classification
+from sklearn.decomposition import PCA
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.naive_bayes import GaussianNB
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neural_network import MLPClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures, QuantileTransformer, StandardScaler
+from sklearn.svm import SVC, SVR, LinearSVC
+
+from batchserve.admission import admit
+from batchserve.conversion import convert
+from batchserve.inference.run import run
+from batchserve.inference.session import open_session
 
 TABLES = ("csv", "jsonl", "json", "parquet", "arrow", "arrows")
 FORMATS = (*TABLES, "npy", "npz", "lists")
@@ -203,3 +219,61 @@ def test_arrays_with_a_number_too_large_fail_alone(tmp_path: Path) -> None:
             (error,) = api.errors(job)
             assert (error["record"], error["column"], error["code"]) == (1, "x", "wrong-type")
             assert shown in error["message"]
+
+
+# --- alone and among others -------------------------------------------------------------------------------------------
+
+X, Y = make_classification(400, 20, n_informative=10, n_classes=3, random_state=0)
+X = X.astype(np.float32)
+OTHERS = np.random.default_rng(1).standard_normal((512, 20)).astype(np.float32)
+ESTIMATORS: list[tuple[Any, int]] = [
+    (LogisticRegression(), 2),
+    (LinearRegression(), 2),
+    (LinearSVC(), 2),
+    (SVR(), 2),
+    (make_pipeline(StandardScaler(), PCA(5), LogisticRegression()), 2),
+    (make_pipeline(PolynomialFeatures(2), Ridge()), 2),
+    (make_pipeline(QuantileTransformer(n_quantiles=50), LogisticRegression()), 2),
+    (MLPClassifier((50,), max_iter=30), 1),
+    (SVC(), 1),
+    (KNeighborsClassifier(), 1),
+    (KMeans(3, n_init="auto"), 1),
+    (GaussianNB(), 1),
+    (HistGradientBoostingClassifier(max_iter=20), 1),
+    (RandomForestRegressor(40, random_state=0), 1),
+]
+"""With the multiple that ONNX Runtime 1.32 needs at least."""
+
+
+@pytest.mark.parametrize(("estimator", "least"), ESTIMATORS, ids=[str(estimator) for estimator, _ in ESTIMATORS])
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_a_record_has_the_same_answer_in_runs_of_any_size(estimator: Any, least: int) -> None:
+    admitted = admit(convert(estimator.fit(X, Y), X, tolerance=0.1).onnx)
+    signature = admitted.signature
+    assert signature.multiple >= least or signature.batch == 1
+    if any("last digits" in note for note in signature.notes):
+        assert "QuantileTransformer" in str(estimator)  # its sums depend on the alignment of a row
+        return
+    (name,) = (tensor.name for tensor in signature.inputs)
+    session = open_session(admitted.model, signature.threads, signature.kernel)
+    together = run(session, signature, {name: OTHERS}, 512).outputs
+    for size in (1, 2, 3, 4, 5, 7, 16, 65, 511):
+        for start in range(0, 512, max(size, 16)):
+            part = OTHERS[start : start + size]
+            outputs = run(session, signature, {name: part}, len(part)).outputs
+            for output, array in outputs.items():
+                np.testing.assert_array_equal(array, together[output][start : start + size], err_msg=f"{size} {start}")
+
+
+def test_a_record_has_the_same_answer_online_in_a_small_job_and_in_a_file(tmp_path: Path) -> None:
+    model = convert(LogisticRegression().fit(X, Y), X, tolerance=0.1).onnx
+    columns = [column.name for column in admit(model, tuned=False).signature.columns] or [str(i) for i in range(20)]
+    lines = pl.DataFrame(OTHERS[:401], columns).write_ndjson().splitlines(keepends=True)
+    with running(tmp_path, chunk_records=200) as api:  # the last chunk has one record
+        api.register("m", model)
+        results = api.result(api.run("".join(lines), "m")).text.splitlines()
+        for record in (0, 7, 400):
+            assert api.result(api.run(lines[record], "m")).text.splitlines() == [results[record]]
+            headers = {"content-type": "application/x-ndjson"}
+            online = ok(api.http.post("/v1/models/m/predict", content=lines[record], headers=headers))
+            assert online["prediction"] == [json.loads(lines[record]) | json.loads(results[record])]

@@ -16,6 +16,7 @@ import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from batchserve.admission import graph
+from batchserve.admission.company import with_multiple
 from batchserve.admission.domains import with_domains
 from batchserve.admission.independence import ALONE, QUANTISED, close, influences, mixes_records, share_fixed
 from batchserve.admission.missing import with_nullable
@@ -116,7 +117,11 @@ def describe(
     if not tuned:
         return content, signature
     signature = tune(signature, content, session, feed, perf_counter() - started)
-    return content, tune_kernel(signature, model, content, feed)
+    signature = tune_kernel(signature, model, content, feed)
+    session = open_session(content, signature.threads, signature.kernel)
+    signature = with_multiple(signature, model, session, feed)
+    session.close()
+    return content, signature
 
 
 def _serialize(model: ModelProto) -> bytes:

@@ -67,7 +67,6 @@ def run(
                 batch.inputs = _take(signature, inputs, chosen, contiguous=order is None)
                 started = perf_counter()
             outputs = _run_batch(session, signature, batch.inputs, batch.stop - batch.start)
-            check_count(outputs, batch.stop - batch.start)
         except ScoringFailed as failure:
             if signature.mode == "whole":
                 raise
@@ -167,16 +166,20 @@ def _halves(signature: Signature, batch: _Batch) -> list[_Batch]:
 
 
 def _run_batch(session: Session, signature: Signature, batch: Tensors, records: int) -> Tensors:
-    if signature.mode != "fixed" or records == signature.batch:
-        return session.run(batch)
-    per_record = _per_record(signature)
-    padded = {
-        name: np.concatenate([array, np.repeat(array[-1:], signature.batch - records, axis=0)])
-        if name in per_record
-        else array
-        for name, array in batch.items()
-    }
-    return {name: array[:records] for name, array in session.run(padded).items()}
+    """Runs as many records as the graph takes or has the same answers for: the last one is repeated."""
+    multiple = {"rows": signature.multiple, "fixed": signature.batch, "whole": 1}[signature.mode]
+    wanted = -(-records // multiple) * multiple
+    if wanted > records:
+        per_record = _per_record(signature)
+        batch = {
+            name: np.concatenate([array, np.repeat(array[-1:], wanted - records, axis=0)])
+            if name in per_record
+            else array
+            for name, array in batch.items()
+        }
+    outputs = session.run(batch)
+    check_count(outputs, wanted)
+    return outputs if wanted == records else {name: array[:records] for name, array in outputs.items()}
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------

@@ -107,8 +107,12 @@ MUTANTS = (
     ),
     Mutant(
         "the rows of an output are counted", "batchserve/inference/run.py",
-        "            check_count(outputs, batch.stop - batch.start)\n", "",
+        "    check_count(outputs, wanted)\n", "",
         ("tests/test_worker.py", "tests/test_api_predict.py", "tests/test_bad_input.py"),
+    ),
+    Mutant(
+        "a record alone has the answer that it has among others", RUN,
+        '"rows": signature.multiple', '"rows": 1', ("tests/test_one_answer.py",),
     ),
     Mutant(
         "progress never decreases", PLAN,
