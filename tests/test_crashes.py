@@ -4,7 +4,7 @@ import os
 import signal
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
@@ -13,6 +13,7 @@ import numpy as np
 import polars as pl
 import pytest
 from commands import Service
+from waiting import until
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -95,20 +96,13 @@ def chunks_done(url: str, job_id: str) -> int:
     return int(chunks["done"])
 
 
-def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not holds():
-        assert time.monotonic() < deadline, "the awaited moment did not come"
-        time.sleep(0.01)
-
-
 def wait_for_chunks(url: str, job_id: str, number: int) -> None:
-    wait_until(lambda: chunks_done(url, job_id) >= number)
+    until(lambda: chunks_done(url, job_id) >= number)
     assert job(url, job_id)["state"] == "running", "the job ended before it could be disturbed"
 
 
 def result(url: str, job_id: str) -> bytes:
-    wait_until(lambda: job(url, job_id)["state"] not in ("queued", "running"), 120)
+    until(lambda: job(url, job_id)["state"] not in ("queued", "running"), 120)
     done = job(url, job_id)
     assert done["state"] == "completed", done
     assert done["rows"] == {"total": RECORDS, "ok": RECORDS, "failed": 0}
@@ -149,7 +143,7 @@ def test_a_killed_server_continues_after_its_restart_and_redoes_no_committed_chu
     wait_for_chunks(service.url, job_id, 30)
     scoring = service.scoring_processes()
     service.end(signal.SIGKILL)
-    wait_until(lambda: not any(Path(f"/proc/{pid}/status").exists() for pid in scoring), 10)
+    until(lambda: not any(Path(f"/proc/{pid}/status").exists() for pid in scoring), 10)
 
     service = site.serve()
     done = chunks_done(service.url, job_id)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import calls
 import pytest
+from waiting import until
 
 from batchserve.allowance import Allowance, allowance
 from batchserve.engines import Call, Engine, Interactive, open_engine, open_interactive
@@ -51,13 +52,6 @@ def engine(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 def interactive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interactive]:
     with closing(open_interactive(Settings(storage=str(tmp_path_factory.mktemp("interactive"))))) as interactive:
         yield interactive
-
-
-def until(condition: Callable[[], bool], seconds: float = TIMEOUT) -> bool:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()) and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return found
 
 
 def is_alive(pid: int) -> bool:
@@ -215,7 +209,7 @@ def test_an_urgent_call_runs_before_those_in_the_queue(opened: Opened, tmp_path:
     with opened(tmp_path, processes=1) as engine:
         order: list[str] = []
         engine.submit(calls.appear, tmp_path / "running", 0.3, timeout=TIMEOUT)
-        assert until(lambda: is_written(tmp_path / "running"))
+        until(lambda: is_written(tmp_path / "running"))
         started = [("waiting", engine.submit(calls.pid_after, 0.0, timeout=TIMEOUT)) for _ in range(3)]
         started += [("urgent", engine.submit(calls.pid_after, 0.0, timeout=TIMEOUT, urgent=True))]
         for name, call in started:
@@ -242,7 +236,7 @@ def test_a_call_that_takes_too_long_is_killed(engine: Engine, tmp_path: Path) ->
     with pytest.raises(ScoringTimeout, match=r"longer than 0.5 s"):
         call.future.result(TIMEOUT)
     pid = int((tmp_path / "slow").read_text())
-    assert until(lambda: not is_alive(pid))
+    until(lambda: not is_alive(pid))
     assert behind.future.result(TIMEOUT) == 8
 
 
@@ -266,12 +260,12 @@ def test_a_call_may_not_take_more_memory_than_the_limit(engine: Engine) -> None:
 
 def test_a_killed_call_ends_with_its_process(engine: Engine, tmp_path: Path) -> None:
     started = [engine.submit(calls.appear, tmp_path / str(number), 60.0, timeout=TIMEOUT) for number in range(2)]
-    assert until(lambda: all(is_written(tmp_path / str(number)) for number in range(2)))
+    until(lambda: all(is_written(tmp_path / str(number)) for number in range(2)))
     doomed, spared = (int((tmp_path / str(number)).read_text()) for number in range(2))
     started[0].kill()
     with pytest.raises(CancelledError):
         started[0].future.result(TIMEOUT)
-    assert until(lambda: not is_alive(doomed))
+    until(lambda: not is_alive(doomed))
     assert is_alive(spared)
     started[1].kill()
     with pytest.raises(CancelledError):
@@ -318,9 +312,9 @@ def test_closing_ends_every_call_and_process(opened: Opened, tmp_path: Path) -> 
         started: list[Call[None]] = [
             engine.submit(calls.appear, tmp_path / str(number), 60.0, timeout=TIMEOUT) for number in range(3)
         ]
-        assert until(lambda: is_written(tmp_path / "0"))
+        until(lambda: is_written(tmp_path / "0"))
     pid = int((tmp_path / "0").read_text())
-    assert until(lambda: not is_alive(pid))
+    until(lambda: not is_alive(pid))
     for call in started:
         with pytest.raises(CancelledError):
             call.future.result(TIMEOUT)
@@ -335,7 +329,7 @@ def engine_elsewhere(folder: Path) -> Iterator[tuple["subprocess.Popen[bytes]", 
     with subprocess.Popen(command, start_new_session=True) as process:
         files = [folder / "batch", folder / "interactive"]
         try:
-            assert until(lambda: all(map(is_written, files)))
+            until(lambda: all(map(is_written, files)))
             yield process, [int(file.read_text()) for file in files]
         finally:
             process.kill()
@@ -345,7 +339,7 @@ def test_scoring_processes_die_with_a_server_that_was_killed(tmp_path: Path) -> 
     with engine_elsewhere(tmp_path) as (process, children):
         assert all(map(is_alive, children))
         process.kill()
-        assert until(lambda: not any(map(is_alive, children)), 5.0)
+        until(lambda: not any(map(is_alive, children)), 5.0)
     assert not list(tmp_path.glob("*.done"))
 
 
@@ -353,7 +347,7 @@ def test_ctrl_c_on_a_terminal_leaves_scoring_processes_alone(tmp_path: Path) -> 
     """The signal goes to the whole process group; the server decides whether chunks are finished."""
     with engine_elsewhere(tmp_path) as (process, children):
         os.killpg(process.pid, signal.SIGINT)
-        assert until((tmp_path / "interrupted").exists)
+        until((tmp_path / "interrupted").exists)
         time.sleep(0.5)
         assert all(map(is_alive, children))
         assert process.poll() is None

@@ -17,6 +17,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from service import Api, ok, problem, running
 from sqlalchemy import Connection
+from waiting import until
 
 from batchserve.db.codec import Unwritable
 from batchserve.db.connect import Database
@@ -395,15 +396,11 @@ def test_a_worker_that_cannot_claim_makes_the_service_unready_and_claims_make_it
 ) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)
-        is_due, failed, succeeded = execution.is_due, threading.Semaphore(0), threading.Semaphore(0)
+        is_due, failed = execution.is_due, threading.Semaphore(0)
 
         def raises(*_: Any) -> bool:
             failed.release()
             raise RuntimeError("secret")
-
-        def tells(*given: Any) -> bool:
-            succeeded.release()
-            return is_due(*given)
 
         monkeypatch.setattr(execution, "is_due", raises)
         for _ in range(10):  # at the tenth try, nine have failed
@@ -412,12 +409,9 @@ def test_a_worker_that_cannot_claim_makes_the_service_unready_and_claims_make_it
         assert answer.status_code == 503
         assert "could not claim" in answer.json()["checks"]["worker"]
         assert "secret" not in answer.text
-        monkeypatch.setattr(execution, "is_due", tells)
-        for _ in range(2):  # at the second try, one has succeeded
-            succeeded.acquire()
-        answer = api.http.get("/readyz")
-        assert answer.status_code == 200
-        assert "worker" not in answer.json()["checks"]
+        monkeypatch.setattr(execution, "is_due", is_due)
+        until(lambda: api.http.get("/readyz").status_code == 200)
+        assert "worker" not in api.http.get("/readyz").json()["checks"]
         assert api.run(CSV, "iris")["state"] == "completed"
 
 

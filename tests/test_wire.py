@@ -7,7 +7,7 @@ import signal
 import socket
 import sqlite3
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,6 +15,7 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 from commands import FAST, Service, lowest_free_descriptor
+from waiting import until
 
 MIB = 1 << 20
 SEND_IDLE = 2.0
@@ -98,13 +99,6 @@ def test_a_connection_goes_on_after_an_unexpected_error(tmp_path: Path) -> None:
 
 def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
-
-
-def until(condition: Callable[[], bool], seconds: float = 30.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def upload(service: Service, size: int) -> str:
