@@ -52,7 +52,7 @@ def test_the_operator_decides_whatever_was_rounded_below_zero(model: Any, role: 
         name: np.full((3, 3), [1.2, -1.2e-7, -0.2], np.float32),
     }
     if role_by_operator(graph, name) is not None:
-        _, outputs = read_outputs(graph, {}, rows, {3: rows}, {}, {})
+        _, outputs = read_outputs(graph, {}, rows, [rows], {}, {})
         assert outputs[1].role == role
 
 

@@ -3,7 +3,7 @@
 Nothing here runs a graph or opens a file.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 
 import numpy as np
 from google.protobuf.message import DecodeError, Message
@@ -13,6 +13,7 @@ from onnx import (
     ModelProto,
     NodeProto,
     TensorProto,
+    TensorShapeProto,
     ValueInfoProto,
     helper,
     load_model_from_string,
@@ -22,12 +23,15 @@ from onnx import (
 from batchserve.errors import ModelRefused
 
 __all__ = [
+    "VARYING",
     "check_graph",
     "class_labels",
+    "declared_axes",
     "drop_output",
     "is_external",
     "is_softmax",
     "lower_ir_version",
+    "makers",
     "mend_locales",
     "nodes",
     "parse",
@@ -35,6 +39,7 @@ __all__ = [
     "split_output",
     "strip_zipmaps",
     "tensors",
+    "unsqueeze_output",
 ]
 
 IR_VERSION = 13
@@ -58,6 +63,11 @@ _MICROSOFT = frozenset(
     """.split()  # noqa: SIM905 - a list of 80 strings is harder to read
 )
 """Operators of com.microsoft that compute and do nothing else: EPContext, for one, loads compiled code."""
+
+VARYING = frozenset(
+    {"Compress", "If", "Loop", "NonMaxSuppression", "NonZero", "Range", "StringSplit", "Tokenizer", "Unique"}
+)
+"""Operators whose output is as long as the values of their input make it."""
 
 _FORMATS = {
     b"\x80": "a Python pickle, which can run any code when it is loaded",
@@ -256,6 +266,25 @@ def reshape_output(model: ModelProto, name: str, shape: Sequence[int]) -> None:
     _forget_shape(_output(model, name))
 
 
+def unsqueeze_output(model: ModelProto, name: str, rank: int) -> None:
+    """Puts an axis of length 1 in front of an output, which has so many axes."""
+    declared = [1, *(size.dim_value or size.dim_param or None for size in declared_axes(model, name))]
+    inner = _rename_inside(model, name)
+    node = helper.make_node("Unsqueeze", [inner], [name])
+    if _opset(model) < 13:
+        node.attribute.append(helper.make_attribute("axes", [0]))
+    else:
+        constant = numpy_helper.from_array(np.array([0], dtype=np.int64), f"{name}__axes")
+        model.graph.initializer.append(constant)
+        node.input.append(constant.name)
+    model.graph.node.append(node)
+    output = _output(model, name)
+    _forget_shape(output)
+    if len(declared) == rank + 1:
+        kind = output.type.tensor_type.elem_type
+        output.CopyFrom(helper.make_tensor_value_info(name, kind, declared))
+
+
 def split_output(model: ModelProto, name: str, count: int) -> list[str]:
     """Replaces an output of `count` slices along axis 0 by as many outputs, and gives their names."""
     parts = [f"{name}_{index}" for index in range(count)]
@@ -273,9 +302,29 @@ def split_output(model: ModelProto, name: str, count: int) -> list[str]:
     return parts
 
 
+def declared_axes(model: ModelProto, name: str) -> Sequence[TensorShapeProto.Dimension]:
+    """The declared axes of an output, which may be wrong; () where none are declared."""
+    return next((entry.type.tensor_type.shape.dim for entry in model.graph.output if entry.name == name), ())
+
+
+def makers(model: ModelProto, operators: Collection[str]) -> set[str]:
+    """The values that these operators make, or that are computed from such."""
+    made: set[str] = set()
+    for node in model.graph.node:  # in the order of their computation
+        inside = any(inner.op_type in operators for inner in _walk([node]))
+        if inside or not made.isdisjoint(node.input):
+            made.update(node.output)
+    return made
+
+
 def drop_output(model: ModelProto, name: str) -> None:
     """Takes an output away."""
     model.graph.output.remove(_output(model, name))
+
+
+def _opset(model: ModelProto) -> int:
+    """The version of ONNX's own operators."""
+    return next((entry.version for entry in model.opset_import if _domain(entry.domain) == ""), 1)
 
 
 def _output(model: ModelProto, name: str) -> ValueInfoProto:

@@ -12,7 +12,7 @@ from batchserve.domain import Column, InputTensor
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
-__all__ = ["ALONE", "QUANTISED", "close", "influences", "mixes_records", "share_fixed"]
+__all__ = ["ALONE", "QUANTISED", "close", "influences", "mixes_records", "share_fixed", "without_half"]
 
 RECORDS = 3
 """So many different records are scored alone and together."""
@@ -37,7 +37,7 @@ def mixes_records(
     another order, beside other records, or in arrays of another size. Raises ScoringFailed and OutOfMemory."""
     if _mixes(session, feed, least, batch):
         return True
-    smaller = _smaller(feed, inputs)
+    smaller = without_half(feed, inputs)
     try:
         return smaller is not None and _mixes(session, smaller, least, batch)
     except OutOfMemory:
@@ -142,7 +142,7 @@ def _different(feed: Feed) -> np.ndarray:
     return np.resize(chosen, max(len(chosen), min(RECORDS, feed.examples()))) if chosen else np.zeros(1, np.int64)
 
 
-def _smaller(feed: Feed, inputs: tuple[InputTensor, ...]) -> Feed | None:
+def without_half(feed: Feed, inputs: tuple[InputTensor, ...]) -> Feed | None:
     """The records cut to half of each size that the graph leaves open; None where it leaves none."""
     cut = {}
     for tensor in inputs:

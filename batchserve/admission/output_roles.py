@@ -3,7 +3,7 @@
 Read from the metadata, from the graph, and only then from the values of a probe run, which may be rounded.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -26,13 +26,13 @@ def read_outputs(
     model: ModelProto,
     metadata: Mapping[str, Any],
     rows: Arrays,
-    runs: dict[int, Arrays],
+    runs: Sequence[Arrays],
     groups: Mapping[str, int],
     known: Mapping[str, tuple[str, ...]],
 ) -> tuple[str, tuple[OutputTensor, ...]]:
     """The task of the model and its outputs, with their roles and labels.
 
-    `rows`: the outputs of a probe run; `runs`: those for other numbers of records, to tell fixed sizes from free ones.
+    `rows`: the outputs of a probe run; `runs`: those of other runs, to tell fixed sizes from free ones.
     `groups`: output -> its target; `known`: output -> certain class labels.
     """
     targets = tuple(str(target) for target in metadata.get("targets", ()))
@@ -123,10 +123,10 @@ def _target(targets: tuple[str, ...], index: int) -> str:
     return targets[index] if index < len(targets) else str(index + 1)
 
 
-def _true_shape(name: str, runs: dict[int, Arrays], array: np.ndarray) -> tuple[int | None, ...]:
-    shapes = [run[name].shape[1:] for run in runs.values()] + [array.shape[1:]]
+def _true_shape(name: str, runs: Sequence[Arrays], array: np.ndarray) -> tuple[int | None, ...]:
+    shapes = [run[name].shape[1:] for run in runs] + [array.shape[1:]]
     if any(len(shape) != len(shapes[0]) for shape in shapes):
-        raise ModelRefused(f"output {name!r} has a rank that changes with the number of records")
+        raise ModelRefused(f"output {name!r} has a rank that changes between runs")
     return None, *(sizes[0] if len(set(sizes)) == 1 else None for sizes in zip(*shapes, strict=True))
 
 

@@ -10,25 +10,25 @@ from dataclasses import replace
 from itertools import product
 from math import prod
 from time import perf_counter
-from typing import Any, Literal, cast
+from typing import Any, cast
 
-import numpy as np
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
-from batchserve.admission import graph
+from batchserve.admission.batching import Batching, find_batching, gives_parts, proved_mode, run_many
 from batchserve.admission.company import with_multiple
 from batchserve.admission.domains import with_domains
-from batchserve.admission.independence import ALONE, QUANTISED, close, influences, mixes_records, share_fixed
+from batchserve.admission.independence import influences, share_fixed
 from batchserve.admission.missing import with_nullable
 from batchserve.admission.output_roles import read_outputs
+from batchserve.admission.output_rows import check_rows, mend_outputs, probe_sizes, sequence_parts, with_open_sizes
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
-from batchserve.admission.tuning import BATCHES, tune, tune_kernel
+from batchserve.admission.tuning import tune, tune_kernel
 from batchserve.domain import Column, ColumnType, DType, InputTensor, OutputTensor, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
 from batchserve.inference.images import sample_image
-from batchserve.inference.kernels import Arrays, Session
+from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import ResultSchema, column_names
 from batchserve.inference.session import open_session
 
@@ -53,8 +53,6 @@ MAX_VALUES = 2**40
 """Of an input whose sizes are declared: so many no array holds."""
 MAX_AXES = 60
 """Of an input: numpy has 64 at most, and some are put in front."""
-FIXED_BATCHES = (4, 8, 16, 32, 64)
-"""Guesses for the only number of records that a graph accepts."""
 
 _METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str] | type[bool]] = {
     "columns": list,
@@ -68,8 +66,6 @@ _METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str] | type[b
     "method": str,
 }
 """The metadata under `batchserve.*` that is used here, with its JSON type."""
-
-Mode = Literal["rows", "fixed", "whole"]
 
 
 def describe(
@@ -86,31 +82,35 @@ def describe(
     content = _serialize(model)
     started = perf_counter()
     session = open_session(content)
-    feed, mode, batch, runs = _find_feed(session, model, inputs, metadata)
+    feed, batching = _find_feed(session, model, inputs, metadata)
     least = influences(model)
     if (held := share_fixed(session, feed, inputs, least)) is not None:
         inputs, feed, shared = held
         notes.extend(shared)
-        mode, batch, runs = _runs(session, feed, inputs)
-    groups = _sequence_parts(model, runs)
-    changed, mended_groups = _mend_outputs(model, runs)
+        batching = find_batching(session, feed, inputs)
+    if gives_parts(session, model, feed, batching):
+        batching = find_batching(session, feed, inputs, most=1)
+        notes.append("The graph gives several rows for some records, so they are scored one at a time.")
+    groups = sequence_parts(model, batching)
+    sizes = probe_sizes(session, model, feed, inputs, batching)
+    changed, mended_groups = mend_outputs(model, batching, sizes)
     if changed:
         notes.extend(changed)
         groups |= mended_groups
         session.close()
         content = _serialize(model)
         session = open_session(content)
-        mode, batch, runs = _runs(session, feed, inputs)
-    _check_rows(runs)
-    mode = _proved(session, feed, inputs, mode, batch, least)
+        batching = find_batching(session, feed, inputs, 1 if batching.one_at_a_time else 3)
+        sizes = probe_sizes(session, model, feed, inputs, batching)
+    check_rows(batching)
+    mode = proved_mode(session, feed, inputs, batching, least)
     if mode == "whole":
         notes.append("The result of a record depends on the other records, so the input is scored in one run.")
-    rows = _many(session, feed, mode, batch)
-    task, outputs = read_outputs(model, metadata, rows, runs, groups, labels)
+    rows = run_many(session, feed, mode, batching.batch)
+    task, outputs = read_outputs(model, metadata, rows, sizes, groups, labels)
     outputs = tuple(replace(output, finite=metadata.get("finite", False)) for output in outputs)
-    if any(None in tensor.shape[1:] for tensor in inputs):
-        outputs = tuple(_with_open_sizes(output, model) for output in outputs)
-    signature = _told_apart(Signature(inputs, outputs, task, mode, batch, notes=tuple(notes)))
+    outputs = with_open_sizes(outputs, model, inputs, sizes)
+    signature = _told_apart(Signature(inputs, outputs, task, mode, batching.batch, notes=tuple(notes)))
     _check_names(signature)
     signature = with_nullable(signature, model, session, feed, metadata)
     signature = replace(signature, sample=_sample(signature, metadata, feed))
@@ -262,13 +262,13 @@ def _named_columns(metadata: Mapping[str, Any]) -> dict[str, list[Column]]:
 
 def _find_feed(
     session: Session, model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any]
-) -> tuple[Feed, Mode, int, dict[int, Arrays]]:
+) -> tuple[Feed, Batching]:
     """The first feed that the model accepts, and its outputs. Raises ModelRefused with the last reason when there is
     none."""
     reason: ScoringFailed | None = None
     for feed in feeds(model, inputs, metadata):
         try:
-            return feed, *_runs(session, feed, inputs)
+            return feed, find_batching(session, feed, inputs)
         except OutOfMemory:
             raise
         except ScoringFailed as error:
@@ -277,141 +277,7 @@ def _find_feed(
     raise ModelRefused(f"no run on sample records succeeds: {detail}")
 
 
-def _runs(session: Session, feed: Feed, inputs: tuple[InputTensor, ...]) -> tuple[Mode, int, dict[int, Arrays]]:
-    """The batching mode, its batch, and the outputs for 1, 2 and 3 records, or for a fixed number."""
-    declared = {tensor.shape[0] for tensor in inputs if tensor.per_record and tensor.shape[0] is not None}
-    if len(declared) > 1:
-        raise ModelRefused(f"the inputs need different numbers of records: {sorted(declared)}")
-    if declared:
-        batch = declared.pop()
-        return "fixed", batch, {batch: session.run(feed.first(batch))}
-    runs: dict[int, Arrays] = {}
-    failure: ScoringFailed | None = None
-    for count in (1, 2, 3):
-        try:
-            runs[count] = session.run(feed.first(count))
-        except OutOfMemory:
-            raise
-        except ScoringFailed as error:
-            failure = error
-    if len(runs) == 3:
-        return "rows", BATCHES[0], runs
-    if runs:
-        batch = min(runs)
-        return "fixed", batch, {batch: runs[batch]}
-    for batch in FIXED_BATCHES:
-        try:
-            return "fixed", batch, {batch: session.run(feed.first(batch))}
-        except ScoringFailed as error:
-            failure = failure or error
-    raise failure or ScoringFailed("no run succeeds")
-
-
-def _proved(
-    session: Session, feed: Feed, inputs: tuple[InputTensor, ...], mode: Mode, batch: int, least: float
-) -> Mode:
-    """The mode in which the input is cut only between records that do not influence each other. Raises ModelRefused
-    where it would have to be cut elsewhere."""
-    if mode == "rows":
-        return "whole" if mixes_records(session, feed, inputs, least) else "rows"
-    if batch > 1 and mixes_records(session, feed, inputs, least, batch):
-        raise ModelRefused(
-            f"the graph takes exactly {batch} records in a run, and the result of one depends on the others: export it "
-            "with a free number of records, or for one record"
-        )
-    return mode
-
-
-# --- outputs that do not lie record by record ------------------------------------------------------------------------
-
-
-def _sequence_parts(model: ModelProto, runs: dict[int, Arrays]) -> dict[str, int]:
-    """Targets of the outputs that were parts of a sequence."""
-    names = next(iter(runs.values()))
-    sequences = [output.name for output in model.graph.output if output.type.HasField("sequence_type")]
-    return {
-        name: int(name.removeprefix(f"{sequence}_"))
-        for sequence in sequences
-        for name in names
-        if name.startswith(f"{sequence}_") and name.removeprefix(f"{sequence}_").isdecimal()
-    }
-
-
-def _mend_outputs(model: ModelProto, runs: dict[int, Arrays]) -> tuple[list[str], dict[str, int]]:
-    """Rewrites outputs whose records are not on axis 0. Returns the changes made, and the targets of split outputs.
-
-    scikit-learn's converters give [1, N] (discriminant analysis), [N * targets, 1] (networks) and
-    [targets, N, classes] (forests with several targets).
-    """
-    done: list[str] = []
-    groups: dict[str, int] = {}
-    own = {output.name for output in model.graph.output}
-    for name in [name for name in next(iter(runs.values())) if name in own]:
-        arrays = {count: run[name] for count, run in runs.items()}
-        if all(array.ndim and len(array) == count for count, array in arrays.items()):
-            continue
-        if len(runs) < 3:
-            # One run alone tells only of a single value whose it is: of the one record, or of all.
-            alone = all(array.size == 1 for array in arrays.values())
-            if alone and 1 in runs:
-                graph.reshape_output(model, name, [-1])
-                done.append(f"Output {name!r} was reshaped to one row for each record.")
-            elif alone and len(own) > 1:
-                done.append(_left_out(model, name))
-                own.remove(name)
-            continue
-        across = all(array.ndim > 1 and array.shape[1] == count for count, array in arrays.items())
-        tall = arrays[1].size and all(array.size == count * arrays[1].size for count, array in arrays.items())
-        if across and len(arrays[1]) > 1 and len(arrays[1]) == len(arrays[2]):
-            parts = graph.split_output(model, name, len(arrays[1]))
-            groups |= {part: index for index, part in enumerate(parts)}
-            done.append(f"Output {name!r} has its records on axis 1 and was split into {len(parts)}.")
-        elif tall and ((across and len(arrays[3]) == 1) or _in_order(arrays)):
-            width = arrays[1].size
-            graph.reshape_output(model, name, [-1] if width == 1 else [-1, width])
-            done.append(f"Output {name!r} was reshaped to one row for each record.")
-        elif len({array.shape for array in arrays.values()}) == 1 and len(own) > 1:
-            done.append(_left_out(model, name))
-            own.remove(name)
-    return done, groups
-
-
-def _left_out(model: ModelProto, name: str) -> str:
-    graph.drop_output(model, name)
-    return f"Output {name!r} is not per record and was dropped."
-
-
-def _in_order(arrays: dict[int, np.ndarray]) -> bool:
-    """Whether the values for one record come first among those for three."""
-    width = arrays[1].size
-    return close(arrays[1].reshape(-1), arrays[3].reshape(-1)[:width], ALONE, QUANTISED)
-
-
-def _with_open_sizes(output: OutputTensor, model: ModelProto) -> OutputTensor:
-    """The output of a model with free dimensions: a size that the graph does not fix came of the probe's guess."""
-    declared = next((entry.type.tensor_type.shape.dim for entry in model.graph.output if entry.name == output.name), ())
-    fixed = [size.dim_value for size in declared]
-    if output.labels or len(output.shape) == 1:
-        return output
-    sizes = (
-        size if axis < len(fixed) and fixed[axis] == size else None
-        for axis, size in enumerate(output.shape[1:], start=1)
-    )
-    return replace(output, shape=(None, *sizes))
-
-
-def _check_rows(runs: dict[int, Arrays]) -> None:
-    for count, run in runs.items():
-        for name, array in run.items():
-            if array.ndim == 0 or len(array) != count:
-                raise ModelRefused(
-                    f"output {name!r} has shape {list(array.shape)} for {count} records: each record needs one row"
-                )
-
-
-def _many(session: Session, feed: Feed, mode: Mode, batch: int) -> Arrays:
-    """Outputs for all examples, where the mode allows it; else for one run."""
-    return session.run(feed.first(batch if mode == "fixed" else max(3, feed.examples())))
+# --- outputs --------------------------------------------------------------------------------------------------------
 
 
 def _told_apart(signature: Signature) -> Signature:

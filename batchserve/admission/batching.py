@@ -1,0 +1,109 @@
+"""How many records a graph takes in a run, and whether the input may be cut between them."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from onnx import ModelProto
+
+from batchserve.admission import graph
+from batchserve.admission.independence import mixes_records
+from batchserve.admission.probe_inputs import Feed
+from batchserve.admission.tuning import BATCHES
+from batchserve.domain import InputTensor
+from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
+from batchserve.inference.kernels import Arrays, Session
+
+__all__ = ["PARTED", "Batching", "Mode", "find_batching", "gives_parts", "proved_mode", "run_many"]
+
+FIXED_BATCHES = (4, 8, 16, 32, 64)
+"""Guesses for the only number of records that a graph accepts."""
+
+PARTED = 8
+"""So many records are run one at a time, to see outputs of several lengths."""
+
+Mode = Literal["rows", "fixed", "whole"]
+
+
+@dataclass(frozen=True, slots=True)
+class Batching:
+    """The mode in which a graph seems to take records, and the outputs of runs of 1, 2 and 3 of them, or of the only
+    number that it takes."""
+
+    mode: Mode
+    batch: int
+    runs: dict[int, Arrays]
+
+    @property
+    def one_at_a_time(self) -> bool:
+        """Whether each run is about a single record: then all that it gives belongs to it."""
+        return self.mode == "fixed" and self.batch == 1
+
+
+def find_batching(session: Session, feed: Feed, inputs: tuple[InputTensor, ...], most: int = 3) -> Batching:
+    """`most`: 1, to take one record at a time where the graph takes any number. Raises ModelRefused where inputs
+    contradict each other, ScoringFailed where no run succeeds, and OutOfMemory."""
+    declared = {tensor.shape[0] for tensor in inputs if tensor.per_record and tensor.shape[0] is not None}
+    if len(declared) > 1:
+        raise ModelRefused(f"the inputs need different numbers of records: {sorted(declared)}")
+    if declared:
+        batch = declared.pop()
+        return Batching("fixed", batch, {batch: session.run(feed.first(batch))})
+    runs: dict[int, Arrays] = {}
+    failure: ScoringFailed | None = None
+    for count in range(1, most + 1):
+        try:
+            runs[count] = session.run(feed.first(count))
+        except OutOfMemory:
+            raise
+        except ScoringFailed as error:
+            failure = error
+    if len(runs) == 3:
+        return Batching("rows", BATCHES[0], runs)
+    if runs:
+        batch = min(runs)
+        return Batching("fixed", batch, {batch: runs[batch]})
+    for batch in FIXED_BATCHES:
+        try:
+            return Batching("fixed", batch, {batch: session.run(feed.first(batch))})
+        except ScoringFailed as error:
+            failure = failure or error
+    raise failure or ScoringFailed("no run succeeds")
+
+
+def proved_mode(
+    session: Session, feed: Feed, inputs: tuple[InputTensor, ...], batching: Batching, least: float
+) -> Mode:
+    """The mode in which the input is cut only between records that do not influence each other. Raises ModelRefused
+    where it would have to be cut elsewhere."""
+    if batching.mode == "rows":
+        return "whole" if mixes_records(session, feed, inputs, least) else "rows"
+    if batching.batch > 1 and mixes_records(session, feed, inputs, least, batching.batch):
+        raise ModelRefused(
+            f"the graph takes exactly {batching.batch} records in a run, and the result of one depends on the others: "
+            "export it with a free number of records, or for one record"
+        )
+    return batching.mode
+
+
+def gives_parts(session: Session, model: ModelProto, feed: Feed, batching: Batching) -> bool:
+    """Whether the rows of an output are those of each record in turn, more of one than of another, as of a detector
+    that lists what it found in all images: one record at a time, all rows are its own. Raises ScoringFailed."""
+    varying = graph.makers(model, graph.VARYING)
+    aligned = all(array.ndim and len(array) == count for count, run in batching.runs.items() for array in run.values())
+    if batching.mode != "rows" or (aligned and not any(output.name in varying for output in model.graph.output)):
+        return False
+    records = max(3, min(PARTED, feed.examples()))
+    runs = [session.run(feed.take(np.array([record]))) for record in range(records)]
+    differ = False
+    for name, together in session.run(feed.first(records)).items():
+        lengths = [len(run[name]) if run[name].ndim else 0 for run in runs]
+        if not together.ndim or sum(lengths) != len(together):
+            return False
+        differ = differ or len(set(lengths)) > 1
+    return differ
+
+
+def run_many(session: Session, feed: Feed, mode: Mode, batch: int) -> Arrays:
+    """Outputs for all examples, where the mode allows it; else for one run."""
+    return session.run(feed.first(batch if mode == "fixed" else max(3, feed.examples())))

@@ -1,0 +1,177 @@
+"""Rewrites outputs that do not lie record by record, and finds which of their sizes are free."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+from onnx import ModelProto
+
+from batchserve.admission import graph
+from batchserve.admission.batching import PARTED, Batching
+from batchserve.admission.independence import ALONE, QUANTISED, close, without_half
+from batchserve.admission.probe_inputs import Feed
+from batchserve.domain import InputTensor, OutputTensor
+from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
+from batchserve.inference.kernels import Arrays, Session
+
+__all__ = ["check_rows", "mend_outputs", "probe_sizes", "sequence_parts", "with_open_sizes"]
+
+
+def sequence_parts(model: ModelProto, batching: Batching) -> dict[str, int]:
+    """Targets of the outputs that were parts of a sequence."""
+    names = next(iter(batching.runs.values()))
+    sequences = [output.name for output in model.graph.output if output.type.HasField("sequence_type")]
+    return {
+        name: int(name.removeprefix(f"{sequence}_"))
+        for sequence in sequences
+        for name in names
+        if name.startswith(f"{sequence}_") and name.removeprefix(f"{sequence}_").isdecimal()
+    }
+
+
+def probe_sizes(
+    session: Session, model: ModelProto, feed: Feed, inputs: tuple[InputTensor, ...], batching: Batching
+) -> list[Arrays]:
+    """Outputs of runs whose sizes may differ: the lengths of some follow the values of a record. Raises OutOfMemory."""
+    runs = list(batching.runs.values())
+    if not batching.one_at_a_time or not (_has_free_sizes(inputs) or graph.makers(model, graph.VARYING)):
+        return runs
+    feeds = [(feed, record) for record in range(1, min(PARTED, feed.examples()))]
+    feeds += [(smaller, 0)] if (smaller := without_half(feed, inputs)) is not None else []
+    for other, record in feeds:
+        try:
+            runs.append(session.run(other.take(np.array([record]))))
+        except OutOfMemory:
+            raise
+        except ScoringFailed:  # a record that this model does not take
+            continue
+    return runs
+
+
+def mend_outputs(model: ModelProto, batching: Batching, sizes: Sequence[Arrays]) -> tuple[list[str], dict[str, int]]:
+    """Rewrites outputs whose records are not on axis 0. Returns the changes made, and the targets of split outputs."""
+    names = {output.name for output in model.graph.output}
+    own = [name for name in next(iter(batching.runs.values())) if name in names]
+    if batching.one_at_a_time:
+        return _give_to_the_record(model, own, sizes), {}
+    if batching.mode == "fixed":
+        return _leave_out(model, own, batching), {}
+    return _put_records_first(model, own, batching.runs)
+
+
+def check_rows(batching: Batching) -> None:
+    """Raises ModelRefused for an output that has not one row for each record."""
+    for count, run in batching.runs.items():
+        for name, array in run.items():
+            if array.ndim == 0 or len(array) != count:
+                raise ModelRefused(
+                    f"output {name!r} has shape {list(array.shape)} for {count} records: each record needs one row"
+                )
+
+
+def with_open_sizes(
+    outputs: tuple[OutputTensor, ...], model: ModelProto, inputs: tuple[InputTensor, ...], sizes: Sequence[Arrays]
+) -> tuple[OutputTensor, ...]:
+    """The outputs without the sizes that came of the probe's guess or of the values of its records."""
+    free = _has_free_sizes(inputs)
+    varying = graph.makers(model, graph.VARYING)
+    return tuple(_with_open_sizes(output, model, sizes, free, output.name in varying) for output in outputs)
+
+
+# --- one record at a time --------------------------------------------------------------------------------------------
+
+
+def _give_to_the_record(model: ModelProto, names: list[str], sizes: Sequence[Arrays]) -> list[str]:
+    """Makes each output the one row of the one record, whatever its axes and lengths are."""
+    varying = graph.makers(model, graph.VARYING)
+    inputs = {size.dim_param for entry in model.graph.input for size in entry.type.tensor_type.shape.dim}
+    done: list[str] = []
+    for name in names:
+        arrays = [run[name] for run in sizes if name in run]
+        first = next(iter(graph.declared_axes(model, name)), None)
+        # Found once in each of these records, as the symbol of its axis says: it may be found twice in another.
+        counted = name in varying and first is not None and bool(first.dim_param) and first.dim_param not in inputs
+        if all(array.ndim and len(array) == 1 for array in arrays) and not counted:
+            continue
+        graph.unsqueeze_output(model, name, arrays[0].ndim)
+        done.append(f"Output {name!r} belongs to the one record of a run, whatever its length.")
+    return done
+
+
+# --- records on another axis -----------------------------------------------------------------------------------------
+
+
+def _leave_out(model: ModelProto, names: list[str], batching: Batching) -> list[str]:
+    """Takes away single values about all records of a run, if there are other outputs."""
+    done: list[str] = []
+    for name in names:
+        array = batching.runs[batching.batch][name]
+        if array.size == 1 and len(done) + 1 < len(names):
+            done.append(_left_out(model, name))
+    return done
+
+
+def _put_records_first(
+    model: ModelProto, names: list[str], runs: dict[int, Arrays]
+) -> tuple[list[str], dict[str, int]]:
+    """scikit-learn's converters give [1, N] (discriminant analysis), [N * targets, 1] (networks) and
+    [targets, N, classes] (forests with several targets)."""
+    done: list[str] = []
+    groups: dict[str, int] = {}
+    kept = len(names)
+    for name in names:
+        arrays = {count: run[name] for count, run in runs.items()}
+        if all(array.ndim and len(array) == count for count, array in arrays.items()):
+            continue
+        across = all(array.ndim > 1 and array.shape[1] == count for count, array in arrays.items())
+        tall = arrays[1].size and all(array.size == count * arrays[1].size for count, array in arrays.items())
+        if across and len(arrays[1]) > 1 and len(arrays[1]) == len(arrays[2]):
+            parts = graph.split_output(model, name, len(arrays[1]))
+            groups |= {part: index for index, part in enumerate(parts)}
+            done.append(f"Output {name!r} has its records on axis 1 and was split into {len(parts)}.")
+        elif tall and ((across and len(arrays[3]) == 1) or _in_order(arrays)):
+            width = arrays[1].size
+            graph.reshape_output(model, name, [-1] if width == 1 else [-1, width])
+            done.append(f"Output {name!r} was reshaped to one row for each record.")
+        elif len({array.shape for array in arrays.values()}) == 1 and kept > 1:
+            done.append(_left_out(model, name))
+            kept -= 1
+    return done, groups
+
+
+def _left_out(model: ModelProto, name: str) -> str:
+    graph.drop_output(model, name)
+    return f"Output {name!r} is not per record and was dropped."
+
+
+def _in_order(arrays: dict[int, np.ndarray]) -> bool:
+    """Whether the values for one record come first among those for three."""
+    width = arrays[1].size
+    return close(arrays[1].reshape(-1), arrays[3].reshape(-1)[:width], ALONE, QUANTISED)
+
+
+# --- sizes -----------------------------------------------------------------------------------------------------------
+
+
+def _has_free_sizes(inputs: tuple[InputTensor, ...]) -> bool:
+    return any(None in tensor.shape[1:] for tensor in inputs)
+
+
+def _with_open_sizes(
+    output: OutputTensor, model: ModelProto, sizes: Sequence[Arrays], free: bool, varying: bool
+) -> OutputTensor:
+    """`free`: whether the model has inputs of any size; `varying`: whether values decide how long this output is."""
+    if output.labels or len(output.shape) == 1:
+        return output
+    declared = graph.declared_axes(model, output.name)
+
+    def is_open(axis: int, size: int | None) -> bool:
+        known = declared[axis] if axis < len(declared) else None
+        if size == 0 or any(run[output.name].shape[axis] == 0 for run in sizes):
+            return True
+        if free:
+            return known is None or known.dim_value != size
+        return varying and known is not None and bool(known.dim_param)
+
+    shape = (None if is_open(axis, size) else size for axis, size in enumerate(output.shape[1:], start=1))
+    return replace(output, shape=(None, *shape))
