@@ -6,13 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from recurrent import Shape, recurrent
 
 from batchserve.admission import admit
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused
-
-RANDOM = np.random.default_rng(0)
-Shape = list[int | str | None]
 
 
 def made(
@@ -28,22 +26,6 @@ def made(
     graph = helper.make_graph(nodes, "made", entries(inputs), entries(outputs), held)
     model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return model.SerializeToString()
-
-
-def weights(*shape: int) -> np.ndarray:
-    return RANDOM.standard_normal(shape).astype(np.float32)
-
-
-def recurrent(kind: str, x: Shape, state: Shape | None = None) -> bytes:
-    """A recurrent net of 4 values in and 8 hidden ones, steps on axis 0; its state is an input if it has a shape."""
-    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
-    states = ["h", "c"] if kind == "LSTM" else ["h"]
-    given = states if state is not None else []
-    node = helper.make_node(kind, ["x", "w", "r", "", "", *given], ["all", "last"], hidden_size=8)
-    squeeze = helper.make_node("Squeeze", ["all", "axis"], ["y"])
-    constants = {"w": weights(1, 8 * gates, 4), "r": weights(1, 8 * gates, 8), "axis": np.array([1])}
-    inputs: dict[str, Shape] = {"x": x, **{name: state or [] for name in given}}
-    return made([node, squeeze], inputs, {"y": [None, None, 8]}, constants)
 
 
 def normalised(training: int) -> bytes:
@@ -100,9 +82,9 @@ def test_records_that_influence_each_other_are_scored_in_one_run(name: str) -> N
 def test_a_state_beside_records_that_influence_each_other_is_shared_by_all() -> None:
     signature = signature_of(recurrent("LSTM", [None, 1, 4], [1, 1, 8]))
     assert [(tensor.name, tensor.per_record) for tensor in signature.inputs] == [
-        ("x", True), ("h", False), ("c", False)
+        ("x", True), ("h0", False), ("c0", False)
     ]  # fmt: skip
-    assert "Input 'h' has one value for all records." in signature.notes
+    assert "Input 'h0' has one value for all records." in signature.notes
 
 
 INDEPENDENT: dict[str, Callable[[], bytes]] = {

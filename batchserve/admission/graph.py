@@ -28,11 +28,14 @@ __all__ = [
     "class_labels",
     "declared_axes",
     "drop_output",
+    "inputs",
     "is_external",
     "is_softmax",
     "lower_ir_version",
     "makers",
     "mend_locales",
+    "move_input",
+    "move_output",
     "nodes",
     "parse",
     "reshape_output",
@@ -163,6 +166,12 @@ def _held(attributes: Iterable[AttributeProto]) -> Iterator[TensorProto]:
             yield from _constants(graph)
 
 
+def inputs(model: ModelProto) -> list[ValueInfoProto]:
+    """The inputs of a run: those without a constant."""
+    constants = {tensor.name for tensor in model.graph.initializer}
+    return [entry for entry in model.graph.input if entry.name not in constants]
+
+
 # --- what may be loaded ----------------------------------------------------------------------------------------------
 
 
@@ -176,8 +185,7 @@ def check_graph(model: ModelProto) -> None:
     own = {(_domain(function.domain), function.name) for function in model.functions}
     for node in nodes(model):
         _check_operator(node, own)
-    constants = {tensor.name for tensor in model.graph.initializer}
-    if all(entry.name in constants for entry in model.graph.input):
+    if not inputs(model):
         raise ModelRefused("the graph has no inputs")
     if not model.graph.output:
         raise ModelRefused("the graph has no outputs")
@@ -283,6 +291,35 @@ def unsqueeze_output(model: ModelProto, name: str, rank: int) -> None:
     if len(declared) == rank + 1:
         kind = output.type.tensor_type.elem_type
         output.CopyFrom(helper.make_tensor_value_info(name, kind, declared))
+
+
+def move_input(model: ModelProto, name: str, axis: int) -> None:
+    """Puts this axis of an input first; the graph computes the same."""
+    entry = next(entry for entry in model.graph.input if entry.name == name)
+    sizes = [size.dim_value or size.dim_param or None for size in entry.type.tensor_type.shape.dim]
+    order = _in_front(axis, len(sizes))
+    inner = _rename_inside(model, name)
+    back = [order.index(place) for place in range(len(order))]
+    model.graph.node.insert(0, helper.make_node("Transpose", [name], [inner], perm=back))
+    kind = entry.type.tensor_type.elem_type
+    entry.CopyFrom(helper.make_tensor_value_info(name, kind, [sizes[place] for place in order]))
+
+
+def move_output(model: ModelProto, name: str, axis: int, rank: int) -> None:
+    """Puts this axis of an output of so many first."""
+    sizes = [size.dim_value or size.dim_param or None for size in declared_axes(model, name)]
+    order = _in_front(axis, rank)
+    inner = _rename_inside(model, name)
+    model.graph.node.append(helper.make_node("Transpose", [inner], [name], perm=order))
+    output = _output(model, name)
+    _forget_shape(output)
+    if len(sizes) == rank:
+        kind = output.type.tensor_type.elem_type
+        output.CopyFrom(helper.make_tensor_value_info(name, kind, [sizes[place] for place in order]))
+
+
+def _in_front(axis: int, rank: int) -> list[int]:
+    return [axis, *(place for place in range(rank) if place != axis)]
 
 
 def split_output(model: ModelProto, name: str, count: int) -> list[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-from onnx import ModelProto
+from onnx import ModelProto, TensorShapeProto
 
 from batchserve.admission import graph
 from batchserve.admission.batching import PARTED, Batching
@@ -48,15 +48,18 @@ def probe_sizes(
     return runs
 
 
-def mend_outputs(model: ModelProto, batching: Batching, sizes: Sequence[Arrays]) -> tuple[list[str], dict[str, int]]:
-    """Rewrites outputs whose records are not on axis 0. Returns the changes made, and the targets of split outputs."""
+def mend_outputs(
+    model: ModelProto, inputs: tuple[InputTensor, ...], batching: Batching, sizes: Sequence[Arrays], *, moved: bool
+) -> tuple[list[str], dict[str, int]]:
+    """Rewrites outputs whose records are not on axis 0. Returns the changes made, and the targets of split outputs.
+    `moved`: whether the records were not on the first axis of the inputs either."""
     names = {output.name for output in model.graph.output}
     own = [name for name in next(iter(batching.runs.values())) if name in names]
     if batching.one_at_a_time:
-        return _give_to_the_record(model, own, sizes), {}
+        return _give_to_the_record(model, own, sizes, moved), {}
     if batching.mode == "fixed":
-        return _leave_out(model, own, batching), {}
-    return _put_records_first(model, own, batching.runs)
+        return _mend_of_fixed(model, own, batching), {}
+    return _put_records_first(model, own, batching.runs, _has_free_sizes(inputs), moved)
 
 
 def check_rows(batching: Batching) -> None:
@@ -81,7 +84,7 @@ def with_open_sizes(
 # --- one record at a time --------------------------------------------------------------------------------------------
 
 
-def _give_to_the_record(model: ModelProto, names: list[str], sizes: Sequence[Arrays]) -> list[str]:
+def _give_to_the_record(model: ModelProto, names: list[str], sizes: Sequence[Arrays], moved: bool) -> list[str]:
     """Makes each output the one row of the one record, whatever its axes and lengths are."""
     varying = graph.makers(model, graph.VARYING)
     inputs = {size.dim_param for entry in model.graph.input for size in entry.type.tensor_type.shape.dim}
@@ -93,6 +96,10 @@ def _give_to_the_record(model: ModelProto, names: list[str], sizes: Sequence[Arr
         counted = name in varying and first is not None and bool(first.dim_param) and first.dim_param not in inputs
         if all(array.ndim and len(array) == 1 for array in arrays) and not counted:
             continue
+        ones = [at for at in range(arrays[0].ndim) if all(array.shape[at] == 1 for array in arrays)]
+        if moved and len(ones) == 1:
+            done.append(_moved(model, name, ones[0], arrays[0].ndim))
+            continue
         graph.unsqueeze_output(model, name, arrays[0].ndim)
         done.append(f"Output {name!r} belongs to the one record of a run, whatever its length.")
     return done
@@ -101,18 +108,24 @@ def _give_to_the_record(model: ModelProto, names: list[str], sizes: Sequence[Arr
 # --- records on another axis -----------------------------------------------------------------------------------------
 
 
-def _leave_out(model: ModelProto, names: list[str], batching: Batching) -> list[str]:
-    """Takes away single values about all records of a run, if there are other outputs."""
+def _mend_of_fixed(model: ModelProto, names: list[str], batching: Batching) -> list[str]:
+    """Of a run of several records: puts the only axis first that is as long, and takes away single values about all of
+    them, if there are other outputs."""
     done: list[str] = []
+    kept = len(names)
     for name in names:
         array = batching.runs[batching.batch][name]
-        if array.size == 1 and len(done) + 1 < len(names):
+        places = [place for place, size in enumerate(array.shape) if size == batching.batch]
+        if len(places) == 1 and places[0]:
+            done.append(_moved(model, name, places[0], array.ndim))
+        elif array.size == 1 and kept > 1:
             done.append(_left_out(model, name))
+            kept -= 1
     return done
 
 
 def _put_records_first(
-    model: ModelProto, names: list[str], runs: dict[int, Arrays]
+    model: ModelProto, names: list[str], runs: dict[int, Arrays], free: bool, moved: bool
 ) -> tuple[list[str], dict[str, int]]:
     """scikit-learn's converters give [1, N] (discriminant analysis), [N * targets, 1] (networks) and
     [targets, N, classes] (forests with several targets)."""
@@ -125,7 +138,10 @@ def _put_records_first(
             continue
         across = all(array.ndim > 1 and array.shape[1] == count for count, array in arrays.items())
         tall = arrays[1].size and all(array.size == count * arrays[1].size for count, array in arrays.items())
-        if across and len(arrays[1]) > 1 and len(arrays[1]) == len(arrays[2]):
+        place = _place_of_records(arrays, graph.declared_axes(model, name), free, moved)
+        if place is not None:
+            done.append(_moved(model, name, place, arrays[1].ndim))
+        elif across and len(arrays[1]) > 1 and len(arrays[1]) == len(arrays[2]):
             parts = graph.split_output(model, name, len(arrays[1]))
             groups |= {part: index for index, part in enumerate(parts)}
             done.append(f"Output {name!r} has its records on axis 1 and was split into {len(parts)}.")
@@ -137,6 +153,26 @@ def _put_records_first(
             done.append(_left_out(model, name))
             kept -= 1
     return done, groups
+
+
+def _place_of_records(
+    arrays: dict[int, np.ndarray], declared: Sequence[TensorShapeProto.Dimension], free: bool, moved: bool
+) -> int | None:
+    """The only axis that is as long as there are records, unless what lies before it is to be split into so many
+    outputs. `free`: whether the model has inputs of any size, so that their number may differ."""
+    ranks = {array.ndim for array in arrays.values()}
+    places = [at for at in range(min(ranks)) if all(array.shape[at] == count for count, array in arrays.items())]
+    if len(ranks) > 1 or len(places) != 1 or arrays[1].size <= 1:
+        return None
+    counted = len(declared) == min(ranks) and declared[0].dim_value > 0
+    if places[0] > 1:
+        return places[0]
+    return places[0] if (free and not counted) or (moved and len(arrays[1]) > 1) else None
+
+
+def _moved(model: ModelProto, name: str, axis: int, rank: int) -> str:
+    graph.move_output(model, name, axis, rank)
+    return f"Output {name!r} of the graph has its records on axis {axis}; here they come first."
 
 
 def _left_out(model: ModelProto, name: str) -> str:

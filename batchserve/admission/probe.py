@@ -5,7 +5,7 @@ All runs here are of a few records; the caller bounds time and memory from outsi
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
 from math import prod
@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from onnx import ModelProto, TensorProto, ValueInfoProto
 
+from batchserve.admission import graph
 from batchserve.admission.batching import Batching, find_batching, gives_parts, proved_mode, run_many
 from batchserve.admission.company import with_multiple
 from batchserve.admission.domains import with_domains
@@ -23,6 +24,7 @@ from batchserve.admission.output_roles import read_outputs
 from batchserve.admission.output_rows import check_rows, mend_outputs, probe_sizes, sequence_parts, with_open_sizes
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
+from batchserve.admission.record_axes import RecordAxis, find_record_axes, put_records_first
 from batchserve.admission.tuning import tune, tune_kernel
 from batchserve.domain import Column, ColumnType, DType, InputTensor, OutputTensor, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
@@ -77,8 +79,10 @@ def describe(
     the outputs do not follow the records, ScoringFailed when the model does not load, OutOfMemory.
     """
     metadata = _metadata(model)
-    inputs = _inputs(model, metadata)
     _check_outputs(model)
+    moved = _records_first(model, metadata)
+    notes.extend(moved)
+    inputs = _inputs(model, metadata)
     content = _serialize(model)
     started = perf_counter()
     session = open_session(content)
@@ -93,7 +97,7 @@ def describe(
         notes.append("The graph gives several rows for some records, so they are scored one at a time.")
     groups = sequence_parts(model, batching)
     sizes = probe_sizes(session, model, feed, inputs, batching)
-    changed, mended_groups = mend_outputs(model, batching, sizes)
+    changed, mended_groups = mend_outputs(model, inputs, batching, sizes, moved=bool(moved))
     if changed:
         notes.extend(changed)
         groups |= mended_groups
@@ -160,12 +164,47 @@ def _is_text(value: Any) -> bool:
     return True
 
 
+# --- records ---------------------------------------------------------------------------------------------------------
+
+
+def _records_first(model: ModelProto, metadata: Mapping[str, Any]) -> list[str]:
+    """Puts the axis of the records first in all inputs, where it is another one; and says so."""
+    described = {str(entry.get("input")) for entry in metadata.get("columns", ()) if isinstance(entry, dict)}
+    described |= {str(metadata["image"].get("input"))} if "image" in metadata else set()
+    axes = find_record_axes(model, described)
+    if not all(found.sure for found in axes) and not _are_records(model, axes, metadata):
+        return []
+    return put_records_first(model, axes)
+
+
+def _are_records(model: ModelProto, axes: Collection[RecordAxis], metadata: Mapping[str, Any]) -> bool:
+    """Whether what lies along these axes does not influence each other, as records must not."""
+    moved = ModelProto()
+    moved.CopyFrom(model)
+    put_records_first(moved, axes)
+    inputs = _inputs(moved, metadata)
+    session = open_session(_serialize(moved))
+    try:
+        feed, batching = _find_feed(session, moved, inputs, metadata)
+        mend_outputs(moved, inputs, batching, probe_sizes(session, moved, feed, inputs, batching), moved=True)
+        session.close()
+        session = open_session(_serialize(moved))
+        batching = find_batching(session, feed, inputs)
+        check_rows(batching)
+        return proved_mode(session, feed, inputs, batching, influences(moved)) != "whole"
+    except OutOfMemory:
+        raise
+    except (ModelRefused, ScoringFailed):
+        return False
+    finally:
+        session.close()
+
+
 # --- inputs ----------------------------------------------------------------------------------------------------------
 
 
 def _inputs(model: ModelProto, metadata: Mapping[str, Any]) -> tuple[InputTensor, ...]:
-    constants = {tensor.name for tensor in model.graph.initializer}
-    entries = [entry for entry in model.graph.input if entry.name not in constants]
+    entries = graph.inputs(model)
     shapes = {entry.name: _declared_shape(entry) for entry in entries}
     free = any(shape and shape[0] is None for shape in shapes.values())
     named = _named_columns(metadata)
