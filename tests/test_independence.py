@@ -1,11 +1,12 @@
 """Records are cut apart only where a proof says that they do not influence each other."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
-from onnx import ModelProto, TensorProto, helper, numpy_helper
+from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from recurrent import Shape, recurrent
 
 from batchserve.admission import admit
@@ -108,3 +109,78 @@ def test_a_graph_of_exactly_so_many_records_that_influence_each_other_is_refused
     with pytest.raises(ModelRefused, match="exactly 4 records in a run, and the result of one depends on the others"):
         admit(less_the_mean(1, [4, 3]))
     assert signature_of(one_node("Softmax", [4, 3], axis=1)).mode == "fixed"
+
+
+# --- where different records are hard to come by ---------------------------------------------------------------------
+
+MIXED = "mean = ReduceMean<axes=[0]>(values) y = Sub(values, mean)"
+APART = "y = Neg(values)"
+
+
+def written(graph: str, sample: list[dict[str, Any]] | None = None) -> bytes:
+    model = parser.parse_model(f'<ir_version: 8, opset_import: ["":17, "ai.onnx.ml":3]> {graph}')
+    entries = {"sample": sample, "columns": [{"name": "a", "dtype": "float32", "input": "x"}]} if sample else {}
+    for key, value in entries.items():
+        entry = model.metadata_props.add()
+        entry.key, entry.value = f"batchserve.{key}", json.dumps(value)
+    return bytes(model.SerializeToString())
+
+
+def looked_up(axis: str, known: int, end: str) -> bytes:
+    """Looks its integers up in a table of so many entries, and fails for others."""
+    table = ",".join(f"{value}.0" for value in range(2, known + 2))
+    return written(f"""g (int64[{axis},2] x) => (float[M,2] y) {{ table = Constant<value_floats=[{table}]>()
+        values = Gather(table, x) {end} }}""")
+
+
+HARD: dict[str, tuple[Callable[[], bytes], str]] = {
+    "one record in the sample": (
+        lambda: written(f"g (float[N,1] x) => (float[N,1] y) {{ values = Neg(x) {MIXED} }}", [{"a": 1.5}]),
+        "whole",
+    ),
+    "one record in the sample, apart": (
+        lambda: written(f"g (float[N,1] x) => (float[N,1] y) {{ values = Neg(x) {APART} }}", [{"a": 1.5}]),
+        "rows",
+    ),
+    "only zeros are taken": (
+        lambda: written(f"""g (float[N,1] x) => (float[N,1] y) {{ table = Constant<value_floats=[5.0, 7.0, 6.0]>()
+            ids = Cast<to=7>(x) half = Add(ids, ids) values = Gather(table, half) {MIXED} }}"""),
+        "whole",
+    ),
+    "only few integers are taken": (lambda: looked_up("N", 2, MIXED), "whole"),
+    "only few integers are taken, apart": (lambda: looked_up("N", 2, APART), "rows"),
+    "a single integer": (lambda: looked_up("N", 1, APART), "whole"),
+    "a single integer, by name": (lambda: looked_up("batch", 1, APART), "rows"),
+    "one category": (
+        lambda: written("""g (string[N,1] x) => (float[N,1] y) { flat = Constant<value_ints=[-1,1]>()
+            hot = ai.onnx.ml.OneHotEncoder<cats_strings=["yes"], zeros=0>(x) values = Reshape(hot, flat)
+            y = ai.onnx.ml.LinearRegressor<coefficients=[2.0], intercepts=[1.0]>(values) }"""),
+        "rows",
+    ),
+    "any text": (
+        lambda: written("""g (string[N,1] x) => (int64[N,1] y) {
+            y = ai.onnx.ml.LabelEncoder<keys_strings=["a"], values_int64s=[1], default_int64=0>(x) }"""),
+        "rows",
+    ),
+    "yes or no": (
+        lambda: written("""g (bool[N,1] x) => (float[N,1] y) { values = Cast<to=1>(x) y = Softmax<axis=1>(values) }"""),
+        "rows",
+    ),
+    "yes or no, mixed": (
+        lambda: written(f"g (bool[N,1] x) => (float[N,1] y) {{ values = Cast<to=1>(x) {MIXED} }}"),
+        "whole",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_records_are_cut_apart_only_if_three_different_ones_agree_or_nothing_else_is_possible(name: str) -> None:
+    make, mode = HARD[name]
+    assert signature_of(make()).mode == mode
+
+
+def test_a_graph_for_which_no_different_records_are_found_says_how_to_give_some() -> None:
+    notes = signature_of(looked_up("N", 1, APART)).notes
+    assert any("Fewer than three different records" in note and "batchserve.sample" in note for note in notes)
+    with pytest.raises(ModelRefused, match=r"exactly 4 records.*not enough different ones"):
+        admit(looked_up("4", 1, APART))

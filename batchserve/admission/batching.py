@@ -7,9 +7,11 @@ import numpy as np
 from onnx import ModelProto
 
 from batchserve.admission import graph
-from batchserve.admission.independence import mixes_records
+from batchserve.admission.independence import influences, mixes_records
 from batchserve.admission.probe_inputs import Feed
+from batchserve.admission.record_axes import has_named_records
 from batchserve.admission.tuning import BATCHES
+from batchserve.admission.variations import RECORDS, are_all, different_records, is_rowwise
 from batchserve.domain import InputTensor
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
@@ -21,6 +23,12 @@ FIXED_BATCHES = (4, 8, 16, 32, 64)
 
 PARTED = 8
 """So many records are run one at a time, to see outputs of several lengths."""
+
+DEPENDS = "The result of a record depends on the other records, so the input is scored in one run."
+UNPROVED = (
+    "Fewer than three different records could be made, too few to prove that they do not influence each other, so the "
+    "input is scored in one run. Add batchserve.sample with three of them."
+)
 
 Mode = Literal["rows", "fixed", "whole"]
 
@@ -63,6 +71,11 @@ def find_batching(session: Session, feed: Feed, inputs: tuple[InputTensor, ...],
     if runs:
         batch = min(runs)
         return Batching("fixed", batch, {batch: runs[batch]})
+    return _guessed(session, feed, failure)
+
+
+def _guessed(session: Session, feed: Feed, failure: ScoringFailed | None) -> Batching:
+    """The only number of records that a graph takes, which its shapes do not say."""
     for batch in FIXED_BATCHES:
         try:
             return Batching("fixed", batch, {batch: session.run(feed.first(batch))})
@@ -72,18 +85,34 @@ def find_batching(session: Session, feed: Feed, inputs: tuple[InputTensor, ...],
 
 
 def proved_mode(
-    session: Session, feed: Feed, inputs: tuple[InputTensor, ...], batching: Batching, least: float
-) -> Mode:
-    """The mode in which the input is cut only between records that do not influence each other. Raises ModelRefused
-    where it would have to be cut elsewhere."""
-    if batching.mode == "rows":
-        return "whole" if mixes_records(session, feed, inputs, least) else "rows"
-    if batching.batch > 1 and mixes_records(session, feed, inputs, least, batching.batch):
+    session: Session,
+    model: ModelProto,
+    feed: Feed,
+    inputs: tuple[InputTensor, ...],
+    batching: Batching,
+) -> tuple[Mode, list[str]]:
+    """The mode in which the input is cut only between records that do not influence each other, and what to say of it.
+    Raises ModelRefused where it would have to be cut elsewhere."""
+    if batching.one_at_a_time:
+        return "fixed", []
+    only = batching.batch if batching.mode == "fixed" else None
+    different = different_records(session, feed, only or 1)
+    if mixes_records(session, different, inputs, influences(model), only):
+        if only is None:
+            return "whole", [DEPENDS]
         raise ModelRefused(
-            f"the graph takes exactly {batching.batch} records in a run, and the result of one depends on the others: "
+            f"the graph takes exactly {only} records in a run, and the result of one depends on the others: "
             "export it with a free number of records, or for one record"
         )
-    return batching.mode
+    enough = different.examples() >= min(RECORDS, only or RECORDS) or are_all(different)
+    if enough or is_rowwise(model) or has_named_records(model):
+        return batching.mode, []
+    if only is None:
+        return "whole", [UNPROVED]
+    raise ModelRefused(
+        f"the graph takes exactly {only} records in a run, and not enough different ones could be made to prove that "
+        "they do not influence each other: add batchserve.sample with three of them, or export it for one record"
+    )
 
 
 def gives_parts(session: Session, model: ModelProto, feed: Feed, batching: Batching) -> bool:

@@ -26,6 +26,7 @@ __all__ = [
     "VARYING",
     "check_graph",
     "class_labels",
+    "constant",
     "declared_axes",
     "drop_output",
     "inputs",
@@ -342,6 +343,18 @@ def split_output(model: ModelProto, name: str, count: int) -> list[str]:
 def declared_axes(model: ModelProto, name: str) -> Sequence[TensorShapeProto.Dimension]:
     """The declared axes of an output, which may be wrong; () where none are declared."""
     return next((entry.type.tensor_type.shape.dim for entry in model.graph.output if entry.name == name), ())
+
+
+def constant(model: ModelProto, name: str) -> np.ndarray | None:
+    """The constant of this name; None where a run computes the value."""
+    for tensor in model.graph.initializer:
+        if tensor.name == name:
+            return numpy_helper.to_array(tensor)
+    for node in model.graph.node:
+        if node.op_type == "Constant" and name in node.output:
+            value = helper.get_attribute_value(node.attribute[0])
+            return numpy_helper.to_array(value) if isinstance(value, TensorProto) else np.asarray(value)
+    return None
 
 
 def makers(model: ModelProto, operators: Collection[str]) -> set[str]:

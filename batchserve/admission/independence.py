@@ -8,14 +8,13 @@ from onnx import ModelProto
 
 from batchserve.admission import graph
 from batchserve.admission.probe_inputs import Feed
+from batchserve.admission.variations import RECORDS, different_records
 from batchserve.domain import Column, InputTensor
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
 __all__ = ["ALONE", "QUANTISED", "close", "influences", "mixes_records", "share_fixed", "without_half"]
 
-RECORDS = 3
-"""So many different records are scored alone and together."""
 ALONE = {"float16": 2e-2, "float32": 5e-3, "float64": 1e-4}
 """How far the values of a record may be apart, relative to the largest one, between runs of different sizes: sums are
 added in another order then. ONNX Runtime was seen to move probabilities of a network by 6e-4."""
@@ -34,7 +33,8 @@ def mixes_records(
     session: Session, feed: Feed, inputs: tuple[InputTensor, ...], least: float, batch: int | None = None
 ) -> bool:
     """Whether records have other answers together than alone (`batch`: the only number that the graph takes), in
-    another order, beside other records, or in arrays of another size. Raises ScoringFailed and OutOfMemory."""
+    another order, beside other records, or in arrays of another size. The records of the feed are all different. Raises
+    ScoringFailed and OutOfMemory."""
     if _mixes(session, feed, least, batch):
         return True
     smaller = without_half(feed, inputs)
@@ -62,6 +62,7 @@ def share_fixed(
     given = {tensor.name: feed.arrays[tensor.name][: tensor.shape[0]] for tensor in fixed}
     arrays = {name: array for name, array in feed.arrays.items() if name not in names}
     shared = Feed(arrays, feed.shared | given)
+    different = different_records(session, shared)
     own = tuple(
         replace(tensor, per_record=False, columns=(Column(tensor.name, tensor.dtype),))
         if tensor.name in names
@@ -69,7 +70,7 @@ def share_fixed(
         for tensor in inputs
     )
     try:
-        if not mixes_records(session, shared, own, least):
+        if not mixes_records(session, different, own, least):
             return None
     except OutOfMemory:
         raise
@@ -88,8 +89,7 @@ def close(left: np.ndarray, right: np.ndarray, tolerances: dict[str, float], lea
 
 
 def _mixes(session: Session, feed: Feed, least: float, batch: int | None) -> bool:
-    chosen = _different(feed)
-    places = np.resize(chosen, batch or RECORDS)
+    places = np.resize(np.arange(feed.examples()), batch or RECORDS)
     together = session.run(feed.take(places))
     rows = len(places)
     backwards = session.run(feed.take(places[::-1]))
@@ -126,20 +126,6 @@ def _compared(outputs: Arrays) -> Iterator[tuple[str, np.ndarray]]:
     """The numbers that decide; labels beside them may flip where two numbers are nearly equal."""
     floats = [(name, array) for name, array in outputs.items() if array.dtype.kind == "f"]
     yield from floats or outputs.items()
-
-
-def _different(feed: Feed) -> np.ndarray:
-    """Which records of the feed to run: three that differ, if there are so many."""
-    chosen: list[int] = []
-    seen: set[bytes] = set()
-    for index in range(feed.examples()):
-        content = b"".join(repr(np.asarray(array[index]).tolist()).encode() for array in feed.arrays.values())
-        if content not in seen:
-            seen.add(content)
-            chosen.append(index)
-        if len(chosen) == RECORDS:
-            break
-    return np.resize(chosen, max(len(chosen), min(RECORDS, feed.examples()))) if chosen else np.zeros(1, np.int64)
 
 
 def without_half(feed: Feed, inputs: tuple[InputTensor, ...]) -> Feed | None:

@@ -87,8 +87,7 @@ def describe(
     started = perf_counter()
     session = open_session(content)
     feed, batching = _find_feed(session, model, inputs, metadata)
-    least = influences(model)
-    if (held := share_fixed(session, feed, inputs, least)) is not None:
+    if (held := share_fixed(session, feed, inputs, influences(model))) is not None:
         inputs, feed, shared = held
         notes.extend(shared)
         batching = find_batching(session, feed, inputs)
@@ -107,9 +106,8 @@ def describe(
         batching = find_batching(session, feed, inputs, 1 if batching.one_at_a_time else 3)
         sizes = probe_sizes(session, model, feed, inputs, batching)
     check_rows(batching)
-    mode = proved_mode(session, feed, inputs, batching, least)
-    if mode == "whole":
-        notes.append("The result of a record depends on the other records, so the input is scored in one run.")
+    mode, reasons = proved_mode(session, model, feed, inputs, batching)
+    notes.extend(reasons)
     rows = run_many(session, feed, mode, batching.batch)
     task, outputs = read_outputs(model, metadata, rows, sizes, groups, labels)
     outputs = tuple(replace(output, finite=metadata.get("finite", False)) for output in outputs)
@@ -191,7 +189,7 @@ def _are_records(model: ModelProto, axes: Collection[RecordAxis], metadata: Mapp
         session = open_session(_serialize(moved))
         batching = find_batching(session, feed, inputs)
         check_rows(batching)
-        return proved_mode(session, feed, inputs, batching, influences(moved)) != "whole"
+        return proved_mode(session, moved, feed, inputs, batching)[0] != "whole"
     except OutOfMemory:
         raise
     except (ModelRefused, ScoringFailed):

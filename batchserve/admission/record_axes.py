@@ -9,7 +9,7 @@ from onnx import ModelProto, NodeProto, ValueInfoProto
 from batchserve.admission import graph
 from batchserve.errors import ModelRefused
 
-__all__ = ["RecordAxis", "find_record_axes", "put_records_first"]
+__all__ = ["RecordAxis", "find_record_axes", "has_named_records", "put_records_first"]
 
 _STEPS = re.compile(r"(^|_)(t|s|l|seq|seqlen|time|steps?|len|length|frames?|tokens?)(_|\d|$)|sequence|timestep|seq_")
 """Names of axes along which one record goes on."""
@@ -62,6 +62,11 @@ def put_records_first(model: ModelProto, axes: Collection[RecordAxis]) -> list[s
             "first, as in every file; the graph was changed to take them so."
         )
     return notes
+
+
+def has_named_records(model: ModelProto) -> bool:
+    """Whether the first axis of all inputs is surely that of records by its name."""
+    return all(axes and _is_batch(axes[0]) for axes in map(_axes, graph.inputs(model)))
 
 
 def _by_name(entry: ValueInfoProto) -> RecordAxis | None:
