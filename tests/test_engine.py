@@ -121,12 +121,15 @@ def test_a_scoring_process_has_the_allowance_of_its_host(
     opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
-    settings = {"sessions": 3, "image_pixels": 1000}
+    settings = {"sessions": 3, "image_pixels": 1000, "process_memory": 2**30}
     with opened(tmp_path, processes=2, **settings) as engine:
         given = engine.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
     with closing(open_interactive(Settings(storage=str(tmp_path), **settings))) as interactive:  # type: ignore[arg-type]
         alone = interactive.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
-    assert (given, alone) == (Allowance(3, 1000, threads=3), Allowance(3, 1000, threads=None))
+    assert (given, alone) == (
+        Allowance(3, 1000, threads=3, memory=2**30),
+        Allowance(3, 1000, threads=None, memory=2**30),
+    )
 
 
 def test_a_scoring_process_imports_nothing_that_only_the_server_needs(opened: Opened, tmp_path: Path) -> None:

@@ -6,7 +6,9 @@ from onnx import ModelProto
 
 from batchserve.admission.bundle import MAX_MODEL_BYTES, is_bundle, unpack
 from batchserve.admission.graph import check_graph, lower_ir_version, mend_locales, parse, strip_zipmaps
+from batchserve.admission.memory import known_need
 from batchserve.admission.probe import describe
+from batchserve.allowance import allowance, out_of_memory
 from batchserve.domain import Signature
 from batchserve.errors import BatchserveError, ModelRefused, OutOfMemory, ScoringFailed
 
@@ -32,7 +34,8 @@ def admit(data: bytes, *, tuned: bool = True) -> Admitted:
     try:
         return _admit(data, tuned)
     except (MemoryError, OutOfMemory) as error:
-        raise ModelRefused("the model needs more memory than the limit") from error
+        known = error if isinstance(error, OutOfMemory) else out_of_memory("the model", allowance())
+        raise ModelRefused(known.detail) from error
     except ScoringFailed as error:
         raise ModelRefused(f"ONNX Runtime refuses the model: {error.detail}") from error
     except BatchserveError:
@@ -49,7 +52,10 @@ def _admit(data: bytes, tuned: bool) -> Admitted:
     check_graph(model)
     labels = strip_zipmaps(model)
     notes = [*lower_ir_version(model), *mend_locales(model)]
-    content, signature = describe(model, labels, notes, tuned=tuned)
+    try:
+        content, signature = describe(model, labels, notes, tuned=tuned)
+    except OutOfMemory as error:
+        raise ModelRefused(f"{error.detail}, with as few records as it takes in a run.{known_need(model)}") from error
     return Admitted(content, signature, _metadata(model))
 
 

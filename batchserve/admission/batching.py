@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from batchserve.admission import graph
 from batchserve.admission.independence import influences, mixes_records
-from batchserve.admission.probe_inputs import Feed
+from batchserve.admission.probe_inputs import Feed, run_within_memory
 from batchserve.admission.record_axes import has_named_records
 from batchserve.admission.tuning import BATCHES
 from batchserve.admission.variations import RECORDS, are_all, different_records, is_rowwise
@@ -41,6 +41,8 @@ class Batching:
     mode: Mode
     batch: int
     runs: dict[int, Arrays]
+    shortage: OutOfMemory | None = None
+    """Why records are taken one at a time."""
 
     @property
     def one_at_a_time(self) -> bool:
@@ -62,8 +64,10 @@ def find_batching(session: Session, feed: Feed, inputs: tuple[InputTensor, ...],
     for count in range(1, most + 1):
         try:
             runs[count] = session.run(feed.first(count))
-        except OutOfMemory:
-            raise
+        except OutOfMemory as error:
+            if 1 not in runs:
+                raise
+            return Batching("fixed", 1, {1: runs[1]}, error)
         except ScoringFailed as error:
             failure = error
     if len(runs) == 3:
@@ -122,10 +126,10 @@ def gives_parts(session: Session, model: ModelProto, feed: Feed, batching: Batch
     aligned = all(array.ndim and len(array) == count for count, run in batching.runs.items() for array in run.values())
     if batching.mode != "rows" or (aligned and not any(output.name in varying for output in model.graph.output)):
         return False
-    records = max(3, min(PARTED, feed.examples()))
+    records, outputs = run_within_memory(session, feed, max(3, min(PARTED, feed.examples())), least=3)
     runs = [session.run(feed.take(np.array([record]))) for record in range(records)]
     differ = False
-    for name, together in session.run(feed.first(records)).items():
+    for name, together in outputs.items():
         lengths = [len(run[name]) if run[name].ndim else 0 for run in runs]
         if not together.ndim or sum(lengths) != len(together):
             return False
@@ -134,5 +138,7 @@ def gives_parts(session: Session, model: ModelProto, feed: Feed, batching: Batch
 
 
 def run_many(session: Session, feed: Feed, mode: Mode, batch: int) -> Arrays:
-    """Outputs for all examples, where the mode allows it; else for one run."""
-    return session.run(feed.first(batch if mode == "fixed" else max(3, feed.examples())))
+    """Outputs for all examples, as far as mode and memory allow it; else for one run."""
+    if mode == "fixed":
+        return session.run(feed.first(batch))
+    return run_within_memory(session, feed, max(3, feed.examples()), least=3)[1]

@@ -1,6 +1,6 @@
 """For which columns a missing value has an answer that the model was built to give."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +11,7 @@ from batchserve.admission import graph
 from batchserve.admission.domains import known_missing
 from batchserve.admission.probe_inputs import Feed
 from batchserve.domain import InputTensor, Signature
-from batchserve.errors import ScoringFailed
+from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
 __all__ = ["with_nullable"]
@@ -74,15 +74,23 @@ def _answers_nan(signature: Signature, session: Session, feed: Feed, name: str) 
     else:
         flat[np.arange(width), np.arange(width)] = np.nan
     step = signature.batch if signature.mode == "fixed" else records
-    answers = []
-    try:
-        for start in range(0, records, step):
-            indices = np.minimum(np.arange(start, start + step), records - 1)
-            part = {key: array if key in feed.shared else array[indices] for key, array in inputs.items()}
-            answers.append(_finite(session.run(part), step)[: records - start])
-    except ScoringFailed:
-        return np.zeros(width, dtype=bool)
-    return np.broadcast_to(np.concatenate(answers), width)
+    while True:
+        try:
+            answers = list(_finite_answers(session, feed, inputs, records, step))
+            return np.broadcast_to(np.concatenate(answers), width)
+        except OutOfMemory:
+            if signature.mode == "fixed" or step == 1:
+                return np.zeros(width, dtype=bool)
+            step //= 2
+        except ScoringFailed:
+            return np.zeros(width, dtype=bool)
+
+
+def _finite_answers(session: Session, feed: Feed, inputs: Arrays, records: int, step: int) -> Iterator[np.ndarray]:
+    for start in range(0, records, step):
+        indices = np.minimum(np.arange(start, start + step), records - 1)
+        part = {key: array if key in feed.shared else array[indices] for key, array in inputs.items()}
+        yield _finite(session.run(part), step)[: records - start]
 
 
 def _finite(outputs: Arrays, records: int) -> np.ndarray:

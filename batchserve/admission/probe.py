@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import product
-from math import prod
+from math import inf, prod
 from time import perf_counter
 from typing import Any, cast
 
@@ -19,6 +19,7 @@ from batchserve.admission.batching import Batching, find_batching, gives_parts, 
 from batchserve.admission.company import with_multiple
 from batchserve.admission.domains import with_domains
 from batchserve.admission.independence import influences, share_fixed
+from batchserve.admission.memory import known_need
 from batchserve.admission.missing import with_nullable
 from batchserve.admission.output_roles import read_outputs
 from batchserve.admission.output_rows import check_rows, mend_outputs, probe_sizes, sequence_parts, with_open_sizes
@@ -94,6 +95,9 @@ def describe(
     if gives_parts(session, model, feed, batching):
         batching = find_batching(session, feed, inputs, most=1)
         notes.append("The graph gives several rows for some records, so they are scored one at a time.")
+    if batching.shortage is not None:
+        few = f"Records are scored one at a time: with two or three in a run {batching.shortage.detail}."
+        notes.append(few + known_need(model))
     groups = sequence_parts(model, batching)
     sizes = probe_sizes(session, model, feed, inputs, batching)
     changed, mended_groups = mend_outputs(model, inputs, batching, sizes, moved=bool(moved))
@@ -300,16 +304,22 @@ def _named_columns(metadata: Mapping[str, Any]) -> dict[str, list[Column]]:
 def _find_feed(
     session: Session, model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any]
 ) -> tuple[Feed, Batching]:
-    """The first feed that the model accepts, and its outputs. Raises ModelRefused with the last reason when there is
-    none."""
+    """The first feed that the model accepts, and its outputs; if one needs too much memory, smaller ones are tried.
+    Raises ModelRefused with the last reason when there is none, and OutOfMemory."""
     reason: ScoringFailed | None = None
+    shortage: OutOfMemory | None = None
+    most: float = inf
     for feed in feeds(model, inputs, metadata):
+        if feed.bytes_per_record() >= most:
+            continue
         try:
             return feed, find_batching(session, feed, inputs)
-        except OutOfMemory:
-            raise
+        except OutOfMemory as error:
+            shortage, most = error, feed.bytes_per_record()
         except ScoringFailed as error:
             reason = error
+    if shortage is not None:
+        raise shortage
     detail = reason.detail if reason else "no input could be generated"
     raise ModelRefused(f"no run on sample records succeeds: {detail}")
 

@@ -11,14 +11,14 @@ import polars as pl
 from onnx import ModelProto, NodeProto, TensorProto
 
 from batchserve.domain import InputTensor, Signature
-from batchserve.errors import BatchserveError, SchemaMismatch
+from batchserve.errors import BatchserveError, OutOfMemory, SchemaMismatch
 from batchserve.formats.schema import numpy_type
 from batchserve.inference.binding import Binding, bind
 from batchserve.inference.images import Images, image_size, images_of_array
 from batchserve.inference.inputs import build_inputs
-from batchserve.inference.kernels import Arrays
+from batchserve.inference.kernels import Arrays, Session
 
-__all__ = ["EXAMPLES", "PROBE_BYTES", "Feed", "feeds"]
+__all__ = ["EXAMPLES", "PROBE_BYTES", "Feed", "feeds", "run_within_memory"]
 
 EXAMPLES = 16
 """Different records in a feed, unless they are large."""
@@ -92,6 +92,18 @@ def feeds(model: ModelProto, inputs: tuple[InputTensor, ...], metadata: Mapping[
             target = arrays if tensor.per_record else shared
             target[tensor.name] = _made_up(tensor, shape, words, random, fill)
         yield Feed(arrays, shared)
+
+
+def run_within_memory(session: Session, feed: Feed, records: int, least: int = 1) -> tuple[int, Arrays]:
+    """A run of so many records, or of half, a quarter and so on, down to `least`, as memory allows. Raises OutOfMemory
+    and ScoringFailed."""
+    while True:
+        try:
+            return records, session.run(feed.first(records))
+        except OutOfMemory:
+            if records == least:
+                raise
+            records = max(least, records // 2)
 
 
 def _made_up_images(

@@ -8,7 +8,7 @@ from time import perf_counter
 import numpy as np
 from onnx import ModelProto
 
-from batchserve.admission.probe_inputs import EXAMPLES, PROBE_BYTES, Feed
+from batchserve.admission.probe_inputs import EXAMPLES, PROBE_BYTES, Feed, run_within_memory
 from batchserve.domain import Signature
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session, trees
@@ -42,11 +42,15 @@ def tune(signature: Signature, content: bytes, session: Session, feed: Feed, spe
             session.close()
             session = open_session(content, threads)
             deadline = perf_counter() + TUNING_SECONDS / 2
-        for batch, rate in _rates(signature, session, feed, deadline):
-            weighed = rate * SINGLE_THREAD_BONUS if threads == 1 else rate
-            if best is None or weighed > best[0]:
-                best = weighed, batch, threads
-                signature = replace(signature, batch=batch, threads=threads, records_per_second=rate)
+        try:
+            for batch, rate in _rates(signature, session, feed, deadline):
+                weighed = rate * SINGLE_THREAD_BONUS if threads == 1 else rate
+                if best is None or weighed > best[0]:
+                    best = weighed, batch, threads
+                    signature = replace(signature, batch=batch, threads=threads, records_per_second=rate)
+        except OutOfMemory:
+            if best is None:
+                raise
     session.close()
     return signature
 
@@ -94,7 +98,7 @@ def _equal(result: np.ndarray, expected: np.ndarray) -> bool:
 def _rates(signature: Signature, session: Session, feed: Feed, deadline: float) -> Iterator[tuple[int, float]]:
     """Batch sizes and the records scored in a second with each, as far as time and memory reach."""
     if signature.mode in ("fixed", "whole"):
-        count = signature.batch if signature.mode == "fixed" else EXAMPLES
+        count = signature.batch if signature.mode == "fixed" else run_within_memory(session, feed, EXAMPLES)[0]
         yield signature.batch, _measure(session, [feed.first(count)], count, deadline)
         return
     records = _records_to_time(session, feed)
@@ -125,10 +129,14 @@ def _cut(inputs: Arrays, feed: Feed, batch: int) -> Iterator[Arrays]:
 
 def _records_to_time(session: Session, feed: Feed) -> Callable[[int], Arrays]:
     """Varied records, unless the model refuses what the variation made of them (a category written as a number)."""
-    try:
-        session.run(feed.varied(EXAMPLES if feed.bytes_per_record() * EXAMPLES < PROBE_BYTES else 1))
-    except ScoringFailed:
-        return feed.first
+    for count in (EXAMPLES, 1) if feed.bytes_per_record() * EXAMPLES < PROBE_BYTES else (1,):
+        try:
+            session.run(feed.varied(count))
+        except OutOfMemory:
+            continue
+        except ScoringFailed:
+            return feed.first
+        break
     return feed.varied
 
 

@@ -19,6 +19,7 @@ from queue import PriorityQueue
 from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
+from batchserve.allowance import out_of_memory
 from batchserve.engines.process import ProcessLimits, prepare_process
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 
@@ -129,6 +130,8 @@ class _Slot:
                 if not call.begin(process):
                     continue
                 outcome, error = _exchange(call, process, pipe)
+                if isinstance(error, MemoryError):
+                    error = out_of_memory("scoring", self._limits.allowance)
                 # The state of the process is unknown, and a kill may still reach it.
                 if call.detach() or isinstance(error, ScoringTimeout | ScoringCrashed | OutOfMemory):
                     self._retire()
@@ -182,8 +185,6 @@ def _exchange(
     except (EOFError, OSError):  # it died, before or in the middle of its answer
         process.join()
         return None, ScoringCrashed(f"the scoring process died ({_cause(process.exitcode)})")
-    if isinstance(error, MemoryError):
-        error = OutOfMemory("scoring needed more memory than BATCHSERVE_PROCESS_MEMORY allows")
     return outcome, error
 
 

@@ -25,7 +25,6 @@ __all__ = ["ProcessLimits", "interactive_limits", "prepare_process", "scoring_li
 class ProcessLimits:
     """Resource limits of a scoring process. `retain_heap`: freed memory is kept for the next chunk."""
 
-    memory: int
     nice: int
     retain_heap: bool
     allowance: Allowance
@@ -33,14 +32,16 @@ class ProcessLimits:
 
 def scoring_limits(settings: "Settings") -> ProcessLimits:
     """Limits of a process for chunks on the host of the settings, which share its cores."""
-    allowance = Allowance(settings.sessions, settings.image_pixels, settings.process_threads)
-    return ProcessLimits(settings.process_memory, settings.process_nice, retain_heap=True, allowance=allowance)
+    allowance = Allowance(
+        settings.sessions, settings.image_pixels, settings.process_threads, memory=settings.process_memory
+    )
+    return ProcessLimits(settings.process_nice, retain_heap=True, allowance=allowance)
 
 
 def interactive_limits(settings: "Settings") -> ProcessLimits:
     """Limits of an interactive process: the niceness of the server, and the threads with which a model is fastest."""
-    allowance = Allowance(settings.sessions, settings.image_pixels)
-    return ProcessLimits(settings.process_memory, nice=0, retain_heap=False, allowance=allowance)
+    allowance = Allowance(settings.sessions, settings.image_pixels, memory=settings.process_memory)
+    return ProcessLimits(nice=0, retain_heap=False, allowance=allowance)
 
 
 def prepare_process(limits: ProcessLimits) -> None:
@@ -54,7 +55,8 @@ def prepare_process(limits: ProcessLimits) -> None:
     if sys.platform == "linux":
         if limits.retain_heap:
             _retain_heap()
-        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))
+        if (memory := limits.allowance.memory) is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -6,6 +6,7 @@ from time import perf_counter
 
 import numpy as np
 
+from batchserve.allowance import allowance, out_of_memory
 from batchserve.domain import RowError, Signature
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.formats.protocol import Tensors
@@ -147,7 +148,7 @@ def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray, *, contiguou
             else:
                 batch[name] = array[chosen[0] : chosen[-1] + 1] if contiguous else array[chosen]
     except MemoryError as error:
-        raise OutOfMemory("the input of the model needs more memory than it may have") from error
+        raise out_of_memory("the input of the model", allowance()) from error
     return batch
 
 

@@ -11,8 +11,9 @@ from threading import Lock
 
 import numpy as np
 
+from batchserve.allowance import allowance, out_of_memory
 from batchserve.domain import Kernel
-from batchserve.errors import OutOfMemory, ScoringFailed
+from batchserve.errors import ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
 # Its Linux wheels send telemetry unless this is set before the import.
@@ -29,6 +30,7 @@ _FAILURES = (
 )
 _GIVEN = re.compile(r"(seq\()?tensor\((float16|float|double|u?int(8|16|32|64)|bool|string)\)\)?")
 _MEMORY = re.compile(r"bad_alloc|[Ff]ailed to allocate memory|AllocateRawInternal|out of memory")
+_SIZE = re.compile(r"buffer of size (\d+)")
 _NOISE = (
     re.compile(r"^\[ONNXRuntimeError\] : \d+ : \w+ : "),
     re.compile(r"Load model from .*? failed:"),
@@ -52,7 +54,7 @@ class OnnxSession:
         try:
             values = self._session.run(None, inputs)
         except MemoryError as error:
-            raise OutOfMemory("the model needs more memory than it may have") from error
+            raise out_of_memory("the model", allowance()) from error
         except _FAILURES as error:
             raise _translate(error) from error
         outputs: Arrays = {}
@@ -72,7 +74,7 @@ def open_session(model: bytes | Path, threads: int = 1, kernel: Kernel = "onnxru
     try:
         return (_open_trees(model) if kernel == "trees" else None) or _open_onnx(model, threads)
     except MemoryError as error:
-        raise OutOfMemory("the model needs more memory than it may have") from error
+        raise out_of_memory("the model", allowance()) from error
     except _FAILURES as error:
         raise _translate(error) from error
 
@@ -155,7 +157,8 @@ def _flatten(name: str, value: object) -> Arrays:
 def _translate(error: Exception) -> ScoringFailed:
     message = str(error)
     if _MEMORY.search(message):
-        return OutOfMemory("the model needs more memory than it may have")
+        size = _SIZE.search(message)
+        return out_of_memory("the model", allowance(), int(size[1]) if size else None)
     for noise in _NOISE:
         message = noise.sub("", message)
     return ScoringFailed(" ".join(message.split())[:1000])

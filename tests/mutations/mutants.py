@@ -129,8 +129,22 @@ MUTANTS = (
     ),
     Mutant(
         "a record that needs too much memory fails alone", RUN,
-        '    except MemoryError as error:\n        raise OutOfMemory("the input', '    except KeyError as error:\n'
-        '        raise OutOfMemory("the input', ("tests/test_hostile.py",),
+        '    except MemoryError as error:\n        raise out_of_memory("the input', '    except KeyError as error:\n'
+        '        raise out_of_memory("the input', ("tests/test_hostile.py",),
+    ),
+    Mutant(
+        "three records that do not fit into memory are scored one at a time", "batchserve/admission/batching.py",
+        "            if 1 not in runs:\n                raise\n", "            raise\n",
+        ("tests/test_model_memory.py",),
+    ),
+    Mutant(
+        "different records are made where a sample has too few", "batchserve/admission/variations.py",
+        "_varied(feed) if len(seen) < RECORDS else ():\n", "():\n", ("tests/test_independence.py",),
+    ),
+    Mutant(
+        "the axis of the records is found by its name", "batchserve/admission/record_axes.py",
+        "    return [found for found in own.values() if found.axis]\n", "    return []\n",
+        ("tests/test_record_axes.py",),
     ),
     Mutant(
         "integers beyond the range of an array are errors", ARRAYS,
@@ -211,7 +225,7 @@ MUTANTS = (
     # Bounds
     Mutant(
         "a scoring process has limited memory", PROCESS,
-        "        resource.setrlimit(resource.RLIMIT_DATA, (limits.memory, limits.memory))\n", "",
+        "            resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))\n", "            pass\n",
         ("tests/test_engine.py",),
     ),
     Mutant(

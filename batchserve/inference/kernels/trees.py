@@ -11,7 +11,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from onnx import AttributeProto, ModelProto, NodeProto, TensorProto, helper, load_model_from_string
 
-from batchserve.errors import OutOfMemory, ScoringFailed
+from batchserve.allowance import allowance, out_of_memory
+from batchserve.errors import ScoringFailed
 from batchserve.inference.kernels import Arrays
 
 __all__ = ["TreeModel", "TreeSession", "hard_records", "load_trees", "open_trees"]
@@ -86,7 +87,7 @@ class TreeSession:
         try:
             results = self._finish(model, self._sums(model, _rows(model, inputs)))
         except MemoryError as error:
-            raise OutOfMemory("the model needs more memory than it may have") from error
+            raise out_of_memory("the model", allowance()) from error
         return {
             name: results[place].astype(np.bool_) if name in model.truths else results[place]
             for name, place in model.outputs.items()
