@@ -49,6 +49,13 @@ GRAPHS = {
 }
 
 
+NAMED = DETECTOR.replace("float[found] scores, int64 count", "int64[found] labels, float[found] scores").replace(
+    "size = Shape(scores) count = Squeeze(size)",
+    "column = Constant<value_ints=[-1]>() labels = Reshape(start, column)",
+)
+"""The same with the outputs that detectors of torchvision have."""
+
+
 def model(text: str) -> bytes:
     return bytes(parser.parse_model(text if text.startswith("<") else f"{HEAD} {text}").SerializeToString())
 
@@ -72,11 +79,18 @@ def test_lengths_that_the_values_of_a_record_decide_are_open() -> None:
     assert (boxes.shape, scores.shape, count.shape) == ((None, None, 4), (None, None), (None,))
 
 
+def test_labels_of_the_parts_of_a_record_are_a_list() -> None:
+    graph = "g (float[N,T,3] x) => (int64[N,T] labels) { labels = ArgMax<axis=2, keepdims=0>(x) }"
+    (labels,) = admit(model(graph), tuned=False).signature.outputs
+    assert (labels.role, labels.shape, labels.labels) == ("value", (None, None), ())
+
+
 @pytest.fixture(scope="module")
 def detectors(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
     with running(tmp_path_factory.mktemp("detectors"), chunk_records=3) as api:
         api.register("detector", model(DETECTOR))
         api.register("batched", model(BATCHED))
+        api.register("named", model(NAMED))
         yield api
 
 
@@ -86,7 +100,7 @@ def alone(text: str) -> list[dict[str, list[object]]]:
     return [{name: array.tolist() for name, array in run.items()} for run in runs]
 
 
-@pytest.mark.parametrize(("name", "text"), [("detector", DETECTOR), ("batched", BATCHED)])
+@pytest.mark.parametrize(("name", "text"), [("detector", DETECTOR), ("batched", BATCHED), ("named", NAMED)])
 @pytest.mark.parametrize("format", ["csv", "parquet", "jsonl"])
 def test_a_detector_gives_each_image_all_that_it_finds_in_it(detectors: Api, name: str, text: str, format: str) -> None:
     job = detectors.run(RAW, name, format=format)

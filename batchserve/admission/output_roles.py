@@ -3,7 +3,7 @@
 Read from the metadata, from the graph, and only then from the values of a probe run, which may be rounded.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
@@ -29,14 +29,16 @@ def read_outputs(
     runs: Sequence[Arrays],
     groups: Mapping[str, int],
     known: Mapping[str, tuple[str, ...]],
+    lists: Collection[str] = (),
 ) -> tuple[str, tuple[OutputTensor, ...]]:
     """The task of the model and its outputs, with their roles and labels.
 
     `rows`: the outputs of a probe run; `runs`: those of other runs, to tell fixed sizes from free ones.
-    `groups`: output -> its target; `known`: output -> certain class labels.
+    `groups`: output -> its target; `known`: output -> certain class labels. `lists`: outputs that are lists of
+    any length for each record, and no classes.
     """
     targets = tuple(str(target) for target in metadata.get("targets", ()))
-    label = _label_output(metadata, rows)
+    label = _label_output(metadata, {name: array for name, array in rows.items() if name not in lists})
     inside = graph.class_labels(model)
     several = _several(targets, rows[label]) if label else ()
     outputs: list[OutputTensor] = []
@@ -46,6 +48,9 @@ def read_outputs(
         group = _target(targets, groups[name]) if name in groups else None
         labels = _class_labels(metadata, groups.get(name), known.get(name, ()) or inside, width)
         output = OutputTensor(name, _array_dtype(name, array), shape, group=group)
+        if name in lists:
+            outputs.append(output)
+            continue
         if name == label:
             output = replace(output, role="label", labels=several)
         elif array.dtype.kind == "f" and width is not None and (label or labels or graph.is_softmax(model, name)):

@@ -14,7 +14,7 @@ from batchserve.domain import InputTensor, OutputTensor
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
-__all__ = ["check_rows", "mend_outputs", "probe_sizes", "sequence_parts", "with_open_sizes"]
+__all__ = ["check_rows", "list_outputs", "mend_outputs", "probe_sizes", "sequence_parts", "with_open_sizes"]
 
 
 def sequence_parts(model: ModelProto, batching: Batching) -> dict[str, int]:
@@ -34,13 +34,16 @@ def probe_sizes(
 ) -> list[Arrays]:
     """Outputs of runs whose sizes may differ: the lengths of some follow the values of a record. Raises OutOfMemory."""
     runs = list(batching.runs.values())
-    if not batching.one_at_a_time or not (_has_free_sizes(inputs) or graph.makers(model, graph.VARYING)):
-        return runs
-    feeds = [(feed, record) for record in range(1, min(PARTED, feed.examples()))]
-    feeds += [(smaller, 0)] if (smaller := without_half(feed, inputs)) is not None else []
-    for other, record in feeds:
+    discrete = any(array.ndim > 1 and array.dtype.kind != "f" for array in runs[0].values())
+    some = np.arange(batching.batch if batching.mode == "fixed" else 1)
+    others = []
+    if batching.one_at_a_time and (_has_free_sizes(inputs) or graph.makers(model, graph.VARYING)):
+        others += [feed.take(np.array([record])) for record in range(1, min(PARTED, feed.examples()))]
+    if (batching.one_at_a_time or discrete) and (smaller := without_half(feed, inputs)) is not None:
+        others.append(smaller.take(some))
+    for other in others:
         try:
-            runs.append(session.run(other.take(np.array([record]))))
+            runs.append(session.run(other))
         except OutOfMemory:
             raise
         except ScoringFailed:  # a record that this model does not take
@@ -77,8 +80,36 @@ def with_open_sizes(
 ) -> tuple[OutputTensor, ...]:
     """The outputs without the sizes that came of the probe's guess or of the values of its records."""
     free = _has_free_sizes(inputs)
+    lists = list_outputs(model, sizes)
+
+    def opened(output: OutputTensor) -> OutputTensor:
+        if output.labels or len(output.shape) == 1:
+            return output
+        declared = _declared_sizes(model, output.name, len(output.shape))
+        shape = (
+            None if axis in lists.get(output.name, ()) or (free and known != size) else size
+            for axis, (size, known) in enumerate(zip(output.shape[1:], declared[1:], strict=True), start=1)
+        )
+        return replace(output, shape=(None, *shape))
+
+    return tuple(map(opened, outputs))
+
+
+def list_outputs(model: ModelProto, sizes: Sequence[Arrays]) -> dict[str, tuple[int, ...]]:
+    """Outputs that are a list for each record, as long as its values or its size make it: name -> the axes of it."""
     varying = graph.makers(model, graph.VARYING)
-    return tuple(_with_open_sizes(output, model, sizes, free, output.name in varying) for output in outputs)
+    lists: dict[str, tuple[int, ...]] = {}
+    for name, array in sizes[0].items():
+        symbols = [size.dim_param for size in graph.declared_axes(model, name)]
+        lengths = [{run[name].shape[axis] for run in sizes if run[name].ndim > axis} for axis in range(array.ndim)]
+        lists[name] = tuple(
+            axis
+            for axis in range(1, array.ndim)
+            if 0 in lengths[axis]
+            or len(lengths[axis]) > 1
+            or (name in varying and len(symbols) == array.ndim and symbols[axis])
+        )
+    return {name: axes for name, axes in lists.items() if axes}
 
 
 # --- one record at a time --------------------------------------------------------------------------------------------
@@ -164,7 +195,8 @@ def _place_of_records(
     places = [at for at in range(min(ranks)) if all(array.shape[at] == count for count, array in arrays.items())]
     if len(ranks) > 1 or len(places) != 1 or arrays[1].size <= 1:
         return None
-    counted = len(declared) == min(ranks) and declared[0].dim_value > 0
+    fixed = [size.dim_value > 0 for at, size in enumerate(declared) if at != places[0]]
+    counted = len(declared) == min(ranks) and all(fixed)
     if places[0] > 1:
         return places[0]
     return places[0] if (free and not counted) or (moved and len(arrays[1]) > 1) else None
@@ -193,21 +225,7 @@ def _has_free_sizes(inputs: tuple[InputTensor, ...]) -> bool:
     return any(None in tensor.shape[1:] for tensor in inputs)
 
 
-def _with_open_sizes(
-    output: OutputTensor, model: ModelProto, sizes: Sequence[Arrays], free: bool, varying: bool
-) -> OutputTensor:
-    """`free`: whether the model has inputs of any size; `varying`: whether values decide how long this output is."""
-    if output.labels or len(output.shape) == 1:
-        return output
-    declared = graph.declared_axes(model, output.name)
-
-    def is_open(axis: int, size: int | None) -> bool:
-        known = declared[axis] if axis < len(declared) else None
-        if size == 0 or any(run[output.name].shape[axis] == 0 for run in sizes):
-            return True
-        if free:
-            return known is None or known.dim_value != size
-        return varying and known is not None and bool(known.dim_param)
-
-    shape = (None if is_open(axis, size) else size for axis, size in enumerate(output.shape[1:], start=1))
-    return replace(output, shape=(None, *shape))
+def _declared_sizes(model: ModelProto, name: str, rank: int) -> list[int | None]:
+    """The declared size of each axis of an output; None where it is free or unknown."""
+    declared = [size.dim_value or None for size in graph.declared_axes(model, name)]
+    return [*declared, *[None] * rank][:rank]

@@ -22,7 +22,14 @@ from batchserve.admission.independence import influences, share_fixed
 from batchserve.admission.memory import known_need
 from batchserve.admission.missing import with_nullable
 from batchserve.admission.output_roles import read_outputs
-from batchserve.admission.output_rows import check_rows, mend_outputs, probe_sizes, sequence_parts, with_open_sizes
+from batchserve.admission.output_rows import (
+    check_rows,
+    list_outputs,
+    mend_outputs,
+    probe_sizes,
+    sequence_parts,
+    with_open_sizes,
+)
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
 from batchserve.admission.record_axes import RecordAxis, find_record_axes, put_records_first
@@ -113,7 +120,7 @@ def describe(
     mode, reasons = proved_mode(session, model, feed, inputs, batching)
     notes.extend(reasons)
     rows = run_many(session, feed, mode, batching.batch)
-    task, outputs = read_outputs(model, metadata, rows, sizes, groups, labels)
+    task, outputs = read_outputs(model, metadata, rows, sizes, groups, labels, list_outputs(model, sizes))
     outputs = tuple(replace(output, finite=metadata.get("finite", False)) for output in outputs)
     outputs = with_open_sizes(outputs, model, inputs, sizes)
     signature = _told_apart(Signature(inputs, outputs, task, mode, batching.batch, notes=tuple(notes)))

@@ -44,7 +44,8 @@ def find_record_axes(model: ModelProto, described: Collection[str]) -> list[Reco
             continue
         linked = [place for place, symbol in enumerate(_axes(entry)) if symbol in symbols]
         if linked:
-            own[entry.name] = RecordAxis(entry.name, linked[0], _axes(entry)[linked[0]], sure=True)
+            symbol = _axes(entry)[linked[0]]
+            own[entry.name] = RecordAxis(entry.name, linked[0], symbol, sure=_is_batch(symbol))
     _require_records(entries, own)
     if not own:
         readers = (*_by_output(model, entries), *_by_reader(model, entries))
