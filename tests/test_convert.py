@@ -14,6 +14,9 @@ import onnx
 import pandas as pd
 import polars as pl
 import pytest
+from skl2onnx import to_onnx
+from skl2onnx._parse import sklearn_parsers_map
+from skl2onnx._supported_operators import sklearn_operator_name_map
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import make_column_selector, make_column_transformer
@@ -651,3 +654,13 @@ def test_invalid_files_are_refused(tmp_path: Path) -> None:
         convert(model, tmp_path / "sample.xlsx")
     with pytest.raises(ConversionFailed, match="could not be read"):
         convert(model, tmp_path / "absent.csv")
+
+
+def test_what_skl2onnx_knows_is_left_as_it_was() -> None:
+    before = dict(sklearn_operator_name_map), dict(sklearn_parsers_map)
+    estimator = MultiOutputClassifier(LogisticRegression(max_iter=500)).fit(X, np.c_[Y, Y % 2])
+    convert(estimator, X)
+    assert (sklearn_operator_name_map, sklearn_parsers_map) == before
+    without_maps = {id(estimator): {"zipmap": False}}
+    own = to_onnx(estimator, X.to_numpy()[:1], options=without_maps, target_opset={"": 17, "ai.onnx.ml": 3})
+    assert own.graph.output

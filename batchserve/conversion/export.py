@@ -3,6 +3,7 @@
 import copy
 import re
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -176,20 +177,20 @@ def _convert(
     from skl2onnx import convert_sklearn
     from skl2onnx.common.exceptions import MissingConverter, MissingShapeCalculator
 
-    _register_boosters(model)
-
     def convert_part(part: Any, types: Sequence[tuple[str, Any]], raw: bool) -> onnx.ModelProto:
         return _convert(part, types, target_opset, raw)
 
-    converters.register(parts(model), convert_part)
     try:
-        graph: onnx.ModelProto = convert_sklearn(
-            model,
-            name=type(model).__name__,
-            initial_types=list(initial_types),
-            options=_options(model, raw),
-            target_opset={"": target_opset, "ai.onnx.ml": ML_OPSET},
-        )
+        with _registry_restored():
+            _register_boosters(model)
+            converters.register(parts(model), convert_part)
+            graph: onnx.ModelProto = convert_sklearn(
+                model,
+                name=type(model).__name__,
+                initial_types=list(initial_types),
+                options=_options(model, raw),
+                target_opset={"": target_opset, "ai.onnx.ml": ML_OPSET},
+            )
     except ConversionFailed:
         raise
     except (MissingConverter, MissingShapeCalculator) as error:
@@ -262,6 +263,21 @@ def _token_expression(vectorizer: Any) -> str | None:
         return None
     word = vectorizer.token_pattern.removeprefix("(?u)").removeprefix(r"\b").removesuffix(r"\b")
     return word.replace(r"\w", r"[\pL\pN_]") if re.fullmatch(r"(\\w)+\+", word) else None
+
+
+@contextmanager
+def _registry_restored() -> Iterator[None]:
+    """What skl2onnx knows afterwards is what it knew before: the program may also use it without batchserve."""
+    from skl2onnx._parse import sklearn_parsers_map
+    from skl2onnx._supported_operators import sklearn_operator_name_map
+
+    before = [(known, dict(known)) for known in (sklearn_operator_name_map, sklearn_parsers_map)]
+    try:
+        yield
+    finally:
+        for known, entries in before:
+            known.clear()
+            known.update(entries)
 
 
 def _register_boosters(model: object) -> None:
