@@ -122,6 +122,8 @@ class Dialect:
     """Names of the values of JSON records that are arrays, in their order. (): column_1, column_2 and so on."""
     decimal: str = "."
     """Between the whole and the fraction of a number in a CSV."""
+    arrays: tuple[str, ...] = ()
+    """Names of the arrays of an npz that hold the records. (): all of them."""
 
 
 @dataclass(frozen=True, slots=True)

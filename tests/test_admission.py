@@ -73,8 +73,10 @@ def admit_written(graph: str, opset: str = '"":17') -> Admitted:
 
 
 def scored(admitted: Admitted, records: pl.DataFrame | dict[str, np.ndarray], top_k: int | None = None) -> pl.DataFrame:
-    """The result columns for these records."""
+    """The result columns for these records; an array without a name is that of the first input."""
     signature = admitted.signature
+    if isinstance(records, dict):
+        records = {name or signature.inputs[0].name: array for name, array in records.items()}
     binding = bind(signature, records.columns) if isinstance(records, pl.DataFrame) else None
     inputs, bad, _ = build_inputs(signature, binding, records)
     arrays = {name: array for name, array in inputs.items() if isinstance(array, np.ndarray)}

@@ -456,7 +456,7 @@ def test_the_column_of_the_images_is_found() -> None:
 
 @pytest.mark.parametrize("columns", [("photo", "face"), ("text", "id"), ()])
 def test_several_columns_that_may_hold_the_images_are_refused(columns: tuple[str, ...]) -> None:
-    with pytest.raises(SchemaMismatch, match="lacks 'image'"):
+    with pytest.raises(SchemaMismatch, match="takes an image from each record"):
         bound(PHOTO, *columns)
 
 
@@ -480,10 +480,10 @@ def test_one_image_among_the_first_records_is_enough() -> None:
 def test_an_array_that_is_prepared_already_is_taken_as_it_is() -> None:
     ready = np.random.default_rng(0).standard_normal((2, 3, 4, 5)).astype(np.float32)
     signature = Signature((tensor(Preprocessing(scale=1 / 255)),), ())
-    inputs, failed, _ = build_inputs(signature, None, {"": ready})
+    inputs, failed, _ = build_inputs(signature, None, {signature.inputs[0].name: ready})
     np.testing.assert_array_equal(inputs["x"], ready)
     ready[1, 0, 0, 0] = np.nan
-    _, failed, errors = build_inputs(signature, None, {"": ready})
+    _, failed, errors = build_inputs(signature, None, {signature.inputs[0].name: ready})
     assert failed.tolist() == [False, True]
     assert errors[0].code == "missing-value"
 
@@ -491,7 +491,7 @@ def test_an_array_that_is_prepared_already_is_taken_as_it_is() -> None:
 @pytest.mark.parametrize("shape", [(5,), (2, 8, 8, 2), (2, 8, 8, 3, 1)])
 def test_bytes_that_are_not_images_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(SchemaMismatch, match="expected images of uint8"):
-        build_inputs(PHOTO, None, {"": np.zeros(shape, np.uint8)})
+        build_inputs(PHOTO, None, {PHOTO.inputs[0].name: np.zeros(shape, np.uint8)})
 
 
 # --- running ---------------------------------------------------------------------------------------------------------
@@ -904,10 +904,11 @@ def test_a_table_without_records_gives_a_result_without_rows(service: Api, model
 def test_a_table_without_images_is_refused_with_what_an_image_is(service: Api) -> None:
     answer = service.http.post("/v1/predict", content=b"a,b\n1,2\n", params={"model": "means"})
     body = problem(answer, 422, "schema-mismatch")
-    assert body["detail"].startswith("the model takes 1 column, of which the input has 0: it lacks 'image'; ")
-    assert body["errors"][0]["message"].endswith(
-        "an image comes as a file, or as bytes, base64 or a data URI in a column"
+    assert body["detail"].startswith(
+        "input 'x' takes an image from each record. The input has 'a', 'b'. Send files of images, "
     )
+    assert "an array (npy, npz) of uint8 [N, height, width, 3], or pass columns" in body["detail"]
+    assert "as bytes, base64 or a data URI in a column" in body["errors"][0]["message"]
 
 
 def test_an_online_prediction_equals_that_of_the_job(service: Api) -> None:

@@ -8,9 +8,9 @@ import pytest
 
 from batchserve.domain import Column, InputTensor, OutputTensor, RowError, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch, ScoringFailed
-from batchserve.formats.protocol import Records
+from batchserve.formats.protocol import ArrayType, Records
 from batchserve.formats.schema import polars_type
-from batchserve.inference.binding import Binding, bind
+from batchserve.inference.binding import Binding, bind, bind_arrays
 from batchserve.inference.inputs import build_inputs, check_types
 from batchserve.inference.outputs import ResultSchema, check_count
 
@@ -207,7 +207,7 @@ def test_an_empty_sample_column_passes() -> None:
 
 def test_arrays_are_checked_for_shape_before_anything_runs() -> None:
     with pytest.raises(SchemaMismatch, match=r"\[N, 3\], got \[5, 4\]"):
-        check_types(MATRIX, None, {}, {"": np.zeros((5, 4), np.float32)})
+        check_types(MATRIX, None, {}, {"X": np.zeros((5, 4), np.float32)})
 
 
 # --- build_inputs from tables ---
@@ -312,8 +312,8 @@ def test_a_scalar_input_takes_the_one_value_of_its_column() -> None:
 # --- build_inputs from arrays ---
 
 
-def test_a_lone_array_fills_the_only_input_and_is_cast() -> None:
-    inputs, bad, _ = built(MATRIX, None, {"": np.arange(6, dtype=np.float64).reshape(2, 3)})
+def test_an_array_is_cast_to_the_type_of_its_input() -> None:
+    inputs, bad, _ = built(MATRIX, None, {"X": np.arange(6, dtype=np.float64).reshape(2, 3)})
     assert inputs["X"].dtype == np.float32
     assert inputs["X"].tolist() == [[0, 1, 2], [3, 4, 5]]
     assert bad.tolist() == [False, False]
@@ -332,21 +332,32 @@ def test_arrays_are_found_by_the_name_of_the_input() -> None:
 
 
 def test_arrays_of_other_names_are_refused() -> None:
-    with pytest.raises(SchemaMismatch, match=r"'age', 'City_Name', 'visits'.*has 'age'"):
-        built(MIXED, None, {"age": np.zeros(2, np.float32)})
+    message = (
+        r"takes the arrays 'age' \(float32 \[N, 1\]\), 'City_Name' \(string \[N, 1\]\), 'visits' \(int64 \[N\]\), "
+        r"and the input has the array 'age' \(float32 \[2\]\)"
+    )
+    with pytest.raises(SchemaMismatch, match=message):
+        bind_arrays(MIXED, {"age": ArrayType(np.dtype(np.float32), (2,))})
+
+
+def test_one_array_without_a_name_fills_one_input_alone() -> None:
+    array = {"": ArrayType(np.dtype(np.float32), (2, 3))}
+    assert bind_arrays(MATRIX, array).arrays == {"X": ""}
+    with pytest.raises(SchemaMismatch, match=r"has one array without a name \(float32 \[2, 3\]\). Send an npz"):
+        bind_arrays(MIXED, array)
 
 
 def test_an_array_of_another_kind_is_refused() -> None:
     with pytest.raises(SchemaMismatch, match="expected int64, got float64") as caught:
-        built(Signature(MIXED.inputs[2:], ()), None, {"": np.zeros(2)})
+        built(Signature(MIXED.inputs[2:], ()), None, {"visits": np.zeros(2)})
     assert caught.value.extra == {"expected": "int64", "got": "float64"}
 
 
 def test_an_integer_that_would_wrap_around_is_an_error_of_its_record() -> None:
     signature = Signature((InputTensor("x", "uint8", (None, 2)),), ())
-    inputs, _, _ = built(signature, None, {"": np.array([[0, 255]])})
+    inputs, _, _ = built(signature, None, {"x": np.array([[0, 255]])})
     assert inputs["x"].dtype == np.uint8
-    arrays = {"": np.array([[0, 255], [0, 256], [-1, 7]])}
+    arrays = {"x": np.array([[0, 255], [0, 256], [-1, 7]])}
     check_types(signature, None, {}, arrays)
     inputs, bad, errors = built(signature, None, arrays)
     assert inputs["x"][0].tolist() == [0, 255]
@@ -356,17 +367,17 @@ def test_an_integer_that_would_wrap_around_is_an_error_of_its_record() -> None:
         (2, "wrong-type", "expected uint8, got -1"),
     ]
     with pytest.raises(SchemaMismatch, match="column 'x': expected uint8, got 256 in record 0"):
-        check_types(signature, None, {}, {"": np.array([[0, 256]])})
+        check_types(signature, None, {}, {"x": np.array([[0, 256]])})
 
 
 def test_nan_in_an_array_is_an_error_of_its_record_unless_the_model_takes_it() -> None:
     array = np.array([[1, 2, 3], [1, np.nan, 3]], dtype=np.float32)
-    _, bad, errors = built(MATRIX, None, {"": array})
+    _, bad, errors = built(MATRIX, None, {"X": array})
     assert bad.tolist() == [False, True]
     assert errors[0].record == 1
     tolerant = Signature((replace(MATRIX.inputs[0], nullable=True),), ())
-    assert not built(tolerant, None, {"": array})[1].any()
-    assert not built(NAMED, None, {"": array})[1].any()  # the column at fault is nullable
+    assert not built(tolerant, None, {"X": array})[1].any()
+    assert not built(NAMED, None, {NAMED.inputs[0].name: array})[1].any()  # the column at fault is nullable
 
 
 # --- outputs ---

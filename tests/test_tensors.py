@@ -354,7 +354,7 @@ def test_which_column_holds_the_arrays_of_an_input() -> None:
 
 def test_a_scalar_column_never_fills_an_input_whose_array_is_missing() -> None:
     tokens, mask = (InputTensor(name, "int64", (None, None)) for name in ("tokens", "mask"))
-    with pytest.raises(SchemaMismatch, match=r"input 'mask' takes an array \[N\] from each record"):
+    with pytest.raises(SchemaMismatch, match=r"input 'mask' takes an array \[N\] of int64 from each record"):
         bind(Signature((tokens, mask), ()), ["id", "tokens"], None, lambda name: name == "tokens")
 
 

@@ -10,8 +10,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from batchserve.domain import Column, InputTensor, Preprocessing
 from batchserve.errors import ModelRefused
-from batchserve.inference.binding import listed, shape_text
 from batchserve.inference.images import tables
+from batchserve.inference.unfilled import listed, shape_text
 
 __all__ = ["COLUMN", "read_preprocessing", "with_images"]
 

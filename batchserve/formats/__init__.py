@@ -54,6 +54,7 @@ FORMATS: dict[str, Format] = RESULT_FORMATS | {format.name: format for format in
 _BOUND: dict[str, Callable[[Dialect], Format]] = {
     "csv": lambda dialect: Csv(dialect.delimiter, dialect.decimal),
     "json": lambda dialect: Json(dialect.columns),
+    "npz": lambda dialect: Npz(dialect.arrays),
 }
 """Formats with dialects; the bytes of the others are self-describing."""
 

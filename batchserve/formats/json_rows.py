@@ -116,5 +116,8 @@ def parse_rows(data: bytes, names: Names = ()) -> list[Row]:
 
 
 def length_fault(values: Sequence[Any], names: Sequence[str]) -> str:
+    if len(names) == 1:
+        hint = f'; a record with an array is an object, as {{"{names[0]}": [...]}}'
+        return f"expected 1 value, for {names[0]!r}, got {len(values)}{hint}"
     lacking = f": there is none for {', '.join(map(repr, names[len(values) :][:_LISTED]))}"
     return f"expected {len(names)} values, got {len(values)}{lacking if len(values) < len(names) else ''}"

@@ -5,7 +5,7 @@ interchangeable. Every part that `write` makes is a complete file of its format,
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import BinaryIO, Literal, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
 import numpy as np
 import polars as pl
@@ -21,10 +21,20 @@ Records = pl.DataFrame | Tensors
 
 
 @dataclass(frozen=True, slots=True)
+class ArrayType:
+    """What an array of a file is."""
+
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    per_record: bool = True
+    """Whether axis 0 is that of the records."""
+
+
+@dataclass(frozen=True, slots=True)
 class Header:
     """The beginning of an input, read before planning.
 
-    `columns`: names in file order, each with its type when the format has types (CSV and JSON: None). Empty for npy.
+    `columns`: names in file order, each with its type when the format has types (CSV and JSON: None). Empty for arrays.
     `sample`: the first records (at most 100), untyped formats as strings (CSV) or as JSON types. It is read on access,
     even after the source was closed: every scoring process needs the columns, few the sample.
     `decimal`: the decimal mark in these strings; None where numbers are typed.
@@ -33,6 +43,8 @@ class Header:
     columns: dict[str, pl.DataType | None]
     read_sample: Callable[[], Records]
     decimal: str | None = None
+    arrays: Mapping[str, ArrayType] = field(default_factory=dict)
+    """Of npy and npz, by name. Empty for tables."""
 
     @property
     def sample(self) -> Records:

@@ -5,7 +5,7 @@ A chunk's `start` and `stop` are record numbers; axis 0 is the record axis.
 
 import os
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
@@ -20,13 +20,13 @@ import polars as pl
 from batchserve.domain import Chunk, ChunkLimits, DType
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats.frames import SAMPLE, typed
-from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records, Tensors
+from batchserve.formats.protocol import ArrayType, Header, Holds, Open, Part, Reading, Records, Tensors
 from batchserve.formats.records import check_names
 from batchserve.formats.wire import npy
 from batchserve.formats.wire.archive import DAMAGED, StoredMember, checked_members, member_data, stored_archive
 from batchserve.storage import Piece, Span
 
-__all__ = ["Npy", "Npz", "vector"]
+__all__ = ["Npy", "Npz", "empty", "frame_of", "vector"]
 
 _NUMBERS_ONLY = "npy holds numbers, the result has text: request format=npz, csv or parquet"
 
@@ -49,7 +49,8 @@ class Npy:
         sample = self.read(source, chunk, {}).records
         if isinstance(sample, pl.DataFrame):
             check_names(sample.columns)
-        return Header(dict(sample.schema) if isinstance(sample, pl.DataFrame) else {}, lambda: sample)
+            return Header(dict(sample.schema), lambda: sample)
+        return Header({}, lambda: sample, arrays={"": ArrayType(array.dtype, array.shape)})
 
     def plan(
         self,
@@ -117,6 +118,9 @@ class Npy:
 class Npz:
     """A ZIP archive of arrays that share axis 0. An array without axes belongs to every record and is in every chunk.
 
+    `arrays` names those that hold the records, if one of them is in the archive: then others may have other lengths, or
+    types that are not read.
+
     Members that were saved with numpy.savez are read at any place; those of numpy.savez_compressed are unpacked from
     their beginning for every chunk.
     """
@@ -130,12 +134,19 @@ class Npz:
     has_types = True
     chunk_scale = 1
 
+    def __init__(self, arrays: Collection[str] = ()) -> None:
+        self._arrays = arrays
+
     def header(self, source: BinaryIO) -> Header:
-        with _members(source) as members:
-            records = _records(members)
-        chunk = Chunk(0, min(records, SAMPLE), 0, min(records, SAMPLE))
-        sample = self.read(source, chunk, {}).records
-        return Header({}, lambda: sample)
+        with _members(source, self._arrays) as members:
+            records = self._records(members)
+            count = min(records, SAMPLE)
+            sample: Tensors = {member.name: member.read(0, min(count, member.length)) for member in members}
+        kinds = {
+            member.name: ArrayType(member.header.dtype, member.header.shape, member.length == records)
+            for member in members
+        }
+        return Header({}, lambda: sample, arrays=kinds)
 
     def plan(
         self,
@@ -143,14 +154,14 @@ class Npz:
         after: Chunk | None,
         limits: ChunkLimits,
     ) -> Iterator[Chunk]:
-        with _members(source) as members:
-            records = _records(members)
-            size = sum(member.header.bytes_per_record for member in members if member.header.shape)
+        with _members(source, self._arrays) as members:
+            records = self._records(members)
+            size = sum(member.header.bytes_per_record for member in members if member.length == records)
         return _cut(records, size, after, limits)
 
     def end(self, source: BinaryIO) -> int:
-        with _members(source) as members:
-            return _records(members)
+        with _members(source, self._arrays) as members:
+            return self._records(members)
 
     def read(
         self,
@@ -159,9 +170,22 @@ class Npz:
         _types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
-        with _members(source) as members:
+        with _members(source, self._arrays) as members:
+            records = self._records(members)
             wanted = [member for member in members if columns is None or member.name in columns]
-            return Reading({member.name: member.read(chunk.start, chunk.records) for member in wanted})
+            return Reading(
+                {
+                    member.name: member.read(chunk.start, chunk.records)
+                    if member.length == records
+                    else member.read(0, member.length)
+                    for member in wanted
+                }
+            )
+
+    def _records(self, members: Sequence["_Member"]) -> int:
+        """The length of the arrays that hold the records."""
+        named = [member for member in members if member.name in self._arrays and member.header.shape]
+        return _common_length(named or members)
 
     def write(self, records: Records) -> bytes:
         """One array for each array or column. Nulls become NaN in numbers and "" in text."""
@@ -196,6 +220,11 @@ class _Member:
     stream: IO[bytes]
     header: npy.ArrayHeader
 
+    @property
+    def length(self) -> int:
+        """Of axis 0; -1 for an array without axes."""
+        return self.header.records if self.header.shape else -1
+
     def read(self, first: int, records: int) -> npt.NDArray[Any]:
         if not self.header.shape:
             return npy.read_scalar(self.stream, self.header)
@@ -203,32 +232,49 @@ class _Member:
 
 
 @contextmanager
-def _members(source: BinaryIO) -> Iterator[list[_Member]]:
-    """The arrays of an archive. Raises InvalidInput, also for faults found while reading."""
+def _members(source: BinaryIO, wanted: Collection[str] = ()) -> Iterator[list[_Member]]:
+    """The arrays of an archive; beside those that are `wanted`, only arrays that can be read. Raises InvalidInput, also
+    for faults found while reading."""
     try:
         with ZipFile(source) as archive:
             members = []
-            for info in checked_members(archive):
+            infos = checked_members(archive)
+            among = any(info.filename.removesuffix(".npy") in wanted for info in infos)
+            for info in infos:
                 if not info.filename.endswith(".npy"):
                     raise InvalidInput(f"the archive has a member {info.filename!r}: expected arrays, named *.npy")
                 stream, start = member_data(source, archive, info)
                 name = info.filename.removesuffix(".npy")
-                header = npy.read_header(stream, start, start + info.file_size, f"the array {name!r}")
-                if header.dtype.names:
-                    raise InvalidInput(f"the array {name!r} has fields (dtype {header.dtype}): save one array for each")
-                members.append(_Member(name, stream, header))
+                try:
+                    header = _plain_header(stream, start, start + info.file_size, name)
+                except InvalidInput:
+                    if name in wanted or not among:
+                        raise
+                else:
+                    members.append(_Member(name, stream, header))
             yield members
     except DAMAGED as error:
         raise InvalidInput(f"the npz archive cannot be read, it is damaged or cut off: {error}") from error
 
 
-def _records(members: Sequence[_Member]) -> int:
-    lengths = {member.name: member.header.records for member in members if member.header.shape}
+def _plain_header(stream: IO[bytes], start: int, stop: int, name: str) -> npy.ArrayHeader:
+    """The header of an array of an archive. Raises InvalidInput for one that is not read."""
+    header = npy.read_header(stream, start, stop, f"the array {name!r}")
+    if header.dtype.names:
+        raise InvalidInput(f"the array {name!r} has fields (dtype {header.dtype}): save one array for each")
+    return header
+
+
+def _common_length(members: Sequence[_Member]) -> int:
+    lengths = {member.name: member.length for member in members if member.header.shape}
     if not lengths:
         raise InvalidInput("the npz archive has no array with a record axis")
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name}: {length}" for name, length in lengths.items())
-        raise InvalidInput(f"the arrays of the npz archive differ in length along axis 0: {listed}")
+        raise InvalidInput(
+            f"the arrays of the npz archive differ in length along axis 0: {listed}; give those that the model takes "
+            "the names of its inputs, or name them by the option columns"
+        )
     return next(iter(lengths.values()))
 
 
@@ -298,6 +344,24 @@ def _matrix(frame: pl.DataFrame) -> npt.NDArray[Any]:
     kind = pl.Float32() if small else pl.Float64()
     columns = [column.cast(kind).fill_null(float("nan")).to_numpy() for column in frame]
     return columns[0] if len(columns) == 1 else np.column_stack(columns)
+
+
+def empty(kind: ArrayType) -> npt.NDArray[Any]:
+    """An array of that type without records."""
+    return np.empty((0, *kind.shape[1:]), np.str_ if kind.dtype.kind in "SU" else kind.dtype.newbyteorder("="))
+
+
+def frame_of(arrays: Tensors) -> pl.DataFrame:
+    """A column for each array, of lists where a record has several values."""
+    columns = []
+    for name, array in arrays.items():
+        text = array.dtype.kind == "U"
+        kind: pl.DataType = pl.String() if text else pl.Series(values=np.empty(0, array.dtype)).dtype
+        for _ in array.shape[1:]:
+            kind = pl.List(kind)
+        values = array.tolist() if text or not array.size else array
+        columns.append(pl.Series(name, values).cast(kind) if len(array) else pl.Series(name, [], dtype=kind))
+    return pl.DataFrame(columns)
 
 
 def vector(column: pl.Series) -> npt.NDArray[Any]:

@@ -10,8 +10,8 @@ import polars as pl
 from batchserve.domain import DType, InputTensor, RowError
 from batchserve.errors import SchemaMismatch
 from batchserve.formats.schema import numpy_type, shorten
-from batchserve.inference.binding import shape_text
 from batchserve.inference.faults import InvalidValue, RecordErrors
+from batchserve.inference.unfilled import shape_text, wanted_array
 
 __all__ = ["Ragged", "array_fault", "holds_arrays", "misfits", "read_arrays"]
 
@@ -102,20 +102,16 @@ def _too_large(values: np.ndarray, target: np.dtype[Any]) -> np.ndarray:
 
 
 def _hole(tensor: InputTensor) -> InvalidValue:
-    return InvalidValue("missing-value", f"expected {_wanted(tensor)}, got one with values missing")
+    return InvalidValue("missing-value", f"expected {wanted_array(tensor)}, got one with values missing")
 
 
 def _misshapen(tensor: InputTensor, shape: np.ndarray | tuple[int, ...] | None) -> InvalidValue:
     got = "lists of different lengths" if shape is None else shape_text(tuple(shape))
-    return InvalidValue("wrong-shape", f"expected {_wanted(tensor)}, got {got}")
+    return InvalidValue("wrong-shape", f"expected {wanted_array(tensor)}, got {got}")
 
 
 def _invalid(tensor: InputTensor, value: object) -> InvalidValue:
-    return InvalidValue("wrong-type", f"expected {_wanted(tensor)}, got {shorten(value)} in it")
-
-
-def _wanted(tensor: InputTensor) -> str:
-    return f"an array {shape_text(tensor.shape[1:])} of {tensor.dtype}"
+    return InvalidValue("wrong-type", f"expected {wanted_array(tensor)}, got {shorten(value)} in it")
 
 
 def _fits(tensor: InputTensor, shapes: np.ndarray) -> np.ndarray:
@@ -135,7 +131,7 @@ def _type_fault(tensor: InputTensor, kind: pl.DataType) -> str | None:
     text = isinstance(leaf, pl.String | pl.Categorical | pl.Enum)
     number = leaf.is_numeric() or isinstance(leaf, pl.Boolean)
     fits = isinstance(leaf, pl.Null) or (text if tensor.dtype == "string" else number)
-    return None if fits and axes == len(tensor.shape) - 1 else f"expected {_wanted(tensor)}, got {kind}"
+    return None if fits and axes == len(tensor.shape) - 1 else f"expected {wanted_array(tensor)}, got {kind}"
 
 
 def _inner(kind: pl.List | pl.Array) -> pl.DataType:
@@ -206,7 +202,7 @@ def _parsed(text: str, tensor: InputTensor) -> np.ndarray:
     """The array in a JSON text. Raises InvalidValue."""
     value = _json(text)
     if not isinstance(value, list):
-        raise InvalidValue("wrong-type", f"expected {_wanted(tensor)}, got {shorten(text)}")
+        raise InvalidValue("wrong-type", f"expected {wanted_array(tensor)}, got {shorten(text)}")
     try:
         array = np.array(value, dtype=object if tensor.dtype == "string" else None)
     except ValueError:

@@ -2,31 +2,30 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from itertools import chain
 
 from batchserve.domain import Column, DType, InputTensor, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
+from batchserve.formats.protocol import ArrayType
 from batchserve.inference.domains import dtype_to_read
+from batchserve.inference.unfilled import Table, hint, listed, too_few_columns, unfilled_by_arrays, unfilled_by_table
 
-__all__ = ["Binding", "bind", "columns_of", "listed", "positions", "shape_text"]
-
-_LISTED = 20
-"""Most names in a message."""
+__all__ = ["Binding", "arrays_of_records", "bind", "bind_arrays", "columns_of", "positions"]
 
 
 @dataclass(frozen=True, slots=True)
 class Binding:
-    """Which columns of a file fill which inputs of a model: the columns of each input, in its order."""
+    """Which columns or arrays of a file fill which inputs of a model: the columns of each input, in its order."""
 
     sources: dict[str, tuple[str, ...]]
     types: dict[str, DType]
     """File column -> the dtype to read it as. Images and arrays are read in the file's type: bytes, lists or text."""
 
     arrays: dict[str, str] = field(default_factory=dict)
-    """Input -> the column that fills it with an array from each record; also in `sources`."""
+    """Input -> the column that fills it with an array from each record, or the array of an npz (npy: ""). Also in
+    `sources`."""
 
     @property
     def used(self) -> tuple[str, ...]:
@@ -64,10 +63,78 @@ def bind(
         if len(columns) == 1 and len(signature.columns) == 1:
             # One requested and one required column need no name.
             mapping = {signature.columns[0].name: columns[0]}
-    named = _find_named(signature, columns, mapping, holds_bytes)
+    table = Table(columns, holds_arrays, holds_bytes)
+    named, missing = _find_named(signature, table, mapping)
     left = [column for column in columns if column not in named.values()]
-    arrays = _find_arrays(signature, left, mapping, holds_arrays)
-    return _join(signature, named, arrays, [column for column in left if column not in arrays.values()])
+    arrays, lacking = _find_arrays(signature, left, mapping, holds_arrays)
+    left = [column for column in left if column not in arrays.values()]
+    if missing or lacking:
+        unnamed = [tensor for tensor in signature.inputs if tensor.columns is None and tensor.name not in arrays]
+        if len(left) < sum(_width(tensor) or 1 for tensor in unnamed):
+            lacking = [tensor for tensor in unnamed if len(tensor.shape) > 1]
+        raise unfilled_by_table(signature, missing, lacking, named, None if unnamed else left, table)
+    return _join(signature, named, arrays, Table(left, holds_arrays, holds_bytes))
+
+
+def bind_arrays(
+    signature: Signature,
+    arrays: Mapping[str, ArrayType],
+    rename: Mapping[str, str] | Sequence[str] | None = None,
+) -> Binding:
+    """How the arrays of an npz or npy fill the inputs: by name; the last input by the only array that is left, or the
+    only one left with its number of axes. `rename` is the option `columns`: a list names the arrays to take, in the
+    order of the inputs; a mapping says {input: array}. An array without a name (npy) fills the only input.
+
+    Raises SchemaMismatch when an input has no array, and InvalidOptions when `rename` does not suit the model.
+    """
+    found = {tensor.name: tensor.name for tensor in signature.inputs if tensor.name in arrays}
+    if "" in arrays:
+        rename = None
+    if isinstance(rename, Mapping):
+        _check_mapping_of_arrays(signature, rename, arrays)
+        found |= rename
+    elif rename is not None:
+        arrays = {name: arrays[name] for name in _chosen(rename, list(arrays))}
+        found = _in_order(signature, list(arrays))
+    lacking = [tensor for tensor in signature.inputs if tensor.name not in found]
+    if len(lacking) == 1:
+        left = [name for name in arrays if name not in found.values()]
+        if len(left) > 1:
+            axes = len(lacking[0].shape)
+            left = [name for name in left if axes > 1 and len(arrays[name].shape) == axes]
+        if len(left) == 1:
+            found[lacking.pop().name] = left[0]
+    if lacking:
+        raise unfilled_by_arrays(signature, [tensor.name for tensor in lacking], arrays)
+    return Binding({name: (source,) for name, source in found.items()}, {}, found)
+
+
+def arrays_of_records(signature: Signature, rename: Mapping[str, str] | Sequence[str] | None) -> tuple[str, ...]:
+    """The names that the arrays of an npz have which fill the inputs record by record."""
+    if rename is not None and not isinstance(rename, Mapping):
+        return tuple(rename)
+    renamed = rename or {}
+    return tuple(renamed.get(tensor.name, tensor.name) for tensor in signature.inputs if tensor.per_record)
+
+
+def _check_mapping_of_arrays(signature: Signature, mapping: Mapping[str, str], arrays: Mapping[str, ArrayType]) -> None:
+    inputs = [tensor.name for tensor in signature.inputs]
+    for name, source in mapping.items():
+        if name not in inputs:
+            raise InvalidOptions(f"columns: the model has no input {name!r} for an array; it takes {listed(inputs)}")
+        if source not in arrays:
+            raise SchemaMismatch(
+                f"columns: there is no {source!r} in the input{hint(source, arrays)}; it has {listed(list(arrays))}",
+                errors=[{"column": source, "message": "is not in the input"}],
+            )
+
+
+def _in_order(signature: Signature, names: Sequence[str]) -> dict[str, str]:
+    """Input -> array: by name where the names are those of the inputs, else in order."""
+    inputs = [tensor.name for tensor in signature.inputs]
+    if set(inputs) <= set(names):
+        return dict(zip(inputs, inputs, strict=True))
+    return dict(zip(inputs, names, strict=False))
 
 
 def positions(signature: Signature, given: Collection[str] = ()) -> tuple[str, ...]:
@@ -89,9 +156,9 @@ def positions(signature: Signature, given: Collection[str] = ()) -> tuple[str, .
     return tuple(dict.fromkeys(names))
 
 
-def _join(signature: Signature, named: dict[str, str], arrays: dict[str, str], left: Sequence[str]) -> Binding:
+def _join(signature: Signature, named: dict[str, str], arrays: dict[str, str], left: Table) -> Binding:
     unnamed = [tensor for tensor in signature.inputs if tensor.columns is None and tensor.name not in arrays]
-    shares = _share_out(unnamed, left)
+    shares = _share_out(unnamed, left, alone=len(unnamed) == len(signature.inputs))
     sources: dict[str, tuple[str, ...]] = {}
     types: dict[str, DType] = {}
     for tensor in signature.inputs:
@@ -117,7 +184,7 @@ def _check_mapping(signature: Signature, mapping: Mapping[str, str], columns: Se
             raise InvalidOptions(f"columns: the model has no column {name!r}; {there}")
         if source not in columns:
             raise SchemaMismatch(
-                f"columns: there is no {source!r} in the input{_hint(source, columns)}; it has {listed(columns)}",
+                f"columns: there is no {source!r} in the input{hint(source, columns)}; it has {listed(columns)}",
                 errors=[{"column": source, "message": "is not in the input"}],
             )
 
@@ -127,7 +194,7 @@ def _chosen(names: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
     if absent:
         raise SchemaMismatch(
             f"columns: there is no {listed(absent)} in the input; it has {listed(columns)}",
-            errors=[{"column": name, "message": f"is not in the input{_hint(name, columns)}"} for name in absent],
+            errors=[{"column": name, "message": f"is not in the input{hint(name, columns)}"} for name in absent],
         )
     twice = [name for name, count in Counter(names).items() if count > 1]
     if twice:
@@ -135,10 +202,9 @@ def _chosen(names: Sequence[str], columns: Sequence[str]) -> Sequence[str]:
     return names
 
 
-def _find_named(
-    signature: Signature, columns: Sequence[str], mapping: Mapping[str, str], holds_bytes: Callable[[str], bool]
-) -> dict[str, str]:
-    """Model column -> file column, for all columns that have names."""
+def _find_named(signature: Signature, table: Table, mapping: Mapping[str, str]) -> tuple[dict[str, str], list[Column]]:
+    """Model column -> file column, for the columns that have names; and those that no column fills."""
+    columns = table.columns
     plain = Counter(_plain(column.name) for column in signature.columns)
     alike: dict[str, list[str]] = {}
     for name in columns:
@@ -157,12 +223,10 @@ def _find_named(
             missing.append(column)
     if [column.dtype for column in missing] == ["image"]:
         left = [name for name in columns if name not in found.values()]
-        likely = [name for name in left if holds_bytes(name)] or left
+        likely = [name for name in left if table.holds_bytes(name)] or left
         if len(likely) == 1:
             found[missing.pop().name] = likely[0]
-    if missing:
-        raise _missing_columns(signature, missing, found, columns)
-    return found
+    return found, missing
 
 
 def _of_arrays(signature: Signature) -> list[InputTensor]:
@@ -172,9 +236,8 @@ def _of_arrays(signature: Signature) -> list[InputTensor]:
 
 def _find_arrays(
     signature: Signature, columns: Sequence[str], mapping: Mapping[str, str], holds_arrays: Callable[[str], bool]
-) -> dict[str, str]:
-    """Input -> the file column whose arrays fill it. Raises SchemaMismatch for an input that no other column could
-    fill."""
+) -> tuple[dict[str, str], list[InputTensor]]:
+    """Input -> the file column whose arrays fill it; and the inputs that no other column could fill."""
     tensors = _of_arrays(signature)
     found: dict[str, str] = {}
     for tensor in tensors:
@@ -187,16 +250,12 @@ def _find_arrays(
         left = [name for name in left if holds_arrays(name)]
         if len(left) == 1:
             found[lacking.pop().name] = left[0]
-    for tensor in lacking:
-        # Next to arrays, any number of scalar columns would fill an input of any length by accident.
-        if len(tensor.shape) > 2 or (found and tensor.per_record and tensor.shape[1] is None):
-            raise SchemaMismatch(
-                f"input {tensor.name!r} takes an array {shape_text(tensor.shape[1:])} from each record, and no column "
-                f"has its name and holds arrays; the input has {listed(columns)}. Pass columns, as in "
-                f'{{"{tensor.name}": "..."}}, to name one, or send an npy or npz file',
-                errors=[{"column": tensor.name, "message": "the model takes a column of arrays"}],
-            )
-    return found
+    # Next to arrays, any number of scalar columns would fill an input of any length by accident.
+    return found, [
+        tensor
+        for tensor in lacking
+        if len(tensor.shape) > 2 or (found and tensor.per_record and tensor.shape[1] is None)
+    ]
 
 
 def _may_be_alone(tensor: InputTensor, columns: int) -> bool:
@@ -205,43 +264,15 @@ def _may_be_alone(tensor: InputTensor, columns: int) -> bool:
     return len(tensor.shape) > 2 or (tensor.dtype != "string" and _width(tensor) != columns)
 
 
-def _missing_columns(
-    signature: Signature, missing: Sequence[Column], found: Mapping[str, str], columns: Sequence[str]
-) -> SchemaMismatch:
-    errors = []
-    for column in missing:
-        message = f"the model takes this column and the input has none of that name{_hint(column.name, columns)}"
-        if column.dtype == "image":
-            message += "; an image comes as a file, or as bytes, base64 or a data URI in a column"
-        errors.append({"column": column.name, "expected": column.dtype, "message": message})
-    wanted = len({*found, *(column.name for column in missing)})
-    others = [name for name in columns if name not in found.values()]
-    unused = f"; the model does not take its {listed(others)}. Pass columns to map them"
-    for_all = {tensor.name for tensor in signature.inputs if not tensor.per_record}
-    shared = [column.name for column in missing if column.name in for_all]
-    return SchemaMismatch(
-        f"the model takes {wanted} column{'s' if wanted > 1 else ''}, of which the input has {len(found)}: it lacks "
-        f"{listed([column.name for column in missing])}{unused if others else ''}"
-        f"{f'. The option inputs gives values that all records share, as {listed(shared)} may be' if shared else ''}",
-        errors=errors,
-        expected=wanted,
-        got=len(found),
-    )
-
-
-def _share_out(tensors: Sequence[InputTensor], columns: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _share_out(tensors: Sequence[InputTensor], table: Table, *, alone: bool) -> dict[str, tuple[str, ...]]:
     """The columns, divided in file order among the inputs."""
+    columns = table.columns
     widths = [_width(tensor) for tensor in tensors]
     if len(tensors) == 1 and widths[0] is None and columns:
         return {tensors[0].name: tuple(columns)}
     wanted = sum(width or 1 for width in widths)
     if wanted != len(columns) and tensors:
-        raise SchemaMismatch(
-            f"the model takes {wanted} columns that have no names, and the input has {len(columns)} to fill them: "
-            f"{listed(columns)}. Pass columns with the {wanted} to take, in order",
-            expected=wanted,
-            got=len(columns),
-        )
+        raise too_few_columns(tensors, None if None in widths else wanted, table, alone=alone)
     shares: dict[str, tuple[str, ...]] = {}
     start = 0
     for tensor, width in zip(tensors, widths, strict=True):
@@ -265,21 +296,3 @@ def columns_of(tensor: InputTensor, sources: Sequence[str]) -> tuple[Column, ...
 
 def _plain(name: str) -> str:
     return re.sub(r"\W", "_", name)
-
-
-def _hint(name: str, columns: Iterable[str]) -> str:
-    lower = {column.lower(): column for column in columns}
-    close = [lower[match] for match in get_close_matches(name.lower(), lower, n=3, cutoff=0.7)]
-    return f" (close: {listed(close)})" if close else ""
-
-
-def listed(names: Sequence[str]) -> str:
-    """Names for a message, the first of many."""
-    shown = ", ".join(repr(name) for name in names[:_LISTED])
-    more = f" and {len(names) - _LISTED} more" if len(names) > _LISTED else ""
-    return f"{shown}{more}" if names else "no columns"
-
-
-def shape_text(shape: Iterable[int | None]) -> str:
-    """A shape for a message; a free dimension is N."""
-    return f"[{', '.join('N' if size is None else str(size) for size in shape)}]"

@@ -14,10 +14,11 @@ from batchserve.errors import InvalidOptions, SchemaMismatch
 from batchserve.formats.protocol import Records, Tensors
 from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown, with_points
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
-from batchserve.inference.binding import Binding, columns_of, listed, shape_text
+from batchserve.inference.binding import Binding, columns_of
 from batchserve.inference.domains import find_infinite, find_outside, find_outside_array
 from batchserve.inference.faults import RecordErrors
 from batchserve.inference.images import image_fault, images_of_array, images_of_column
+from batchserve.inference.unfilled import dtype_text, shape_text, wanted_array
 
 __all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "several_values", "shared_inputs"]
 
@@ -51,7 +52,7 @@ def check_types(
 
     A column with a type must be castable; in a column without one at least one value of the sample must fit. Raises
     SchemaMismatch that lists the columns at fault. `decimal`: the decimal mark of
-    numbers that are texts. Tensors (no binding) are checked for names, shapes and types.
+    numbers that are texts. Tensors, by the names of the inputs, are checked for shapes and types.
     """
     if not isinstance(sample, pl.DataFrame):
         for tensor, array in zip(signature.inputs, _match_tensors(signature, sample).values(), strict=True):
@@ -65,8 +66,7 @@ def check_types(
                     errors=[{"row": 0, "column": column, "expected": tensor.dtype, "message": message}],
                 )
         return
-    if binding is None:
-        raise SchemaMismatch("the model takes arrays: send an npy or npz file")
+    assert binding is not None, "a table is bound"
     faults = list(_column_faults(signature, binding, header_columns, sample, decimal))
     if faults:
         raise SchemaMismatch(
@@ -83,8 +83,17 @@ def _column_faults(
     sample: pl.DataFrame,
     decimal: str | None,
 ) -> Iterator[dict[str, Any]]:
+    unnamed = {
+        source: tensor
+        for tensor in signature.inputs
+        if tensor.columns is None and tensor.name not in binding.arrays
+        for source in binding.sources[tensor.name]
+    }
     for name, dtype in binding.types.items():
         if (fault := _type_fault(name, dtype, kinds.get(name), sample, decimal)) is not None:
+            if (tensor := unnamed.pop(name, None)) is not None:
+                unnamed = {source: other for source, other in unnamed.items() if other != tensor}  # told once
+                fault["message"] += f"; input {tensor.name!r} takes {wanted_array(tensor)}, or a number in each column"
             yield fault
     for tensor in signature.inputs:
         name = binding.sources[tensor.name][0]
@@ -162,13 +171,13 @@ def build_inputs(
     """The inputs for all records, a mask of those that cannot be scored, and one error for each of these.
 
     A masked record gets harmless values, so that the others can be scored in the same run; its outputs are meaningless.
-    Tensors need no binding. Images of at most `image_pixels` are decoded on access, when undecodable ones are reported.
+    Tensors have the names of the inputs and need no binding. Images of at most `image_pixels` are decoded on access,
+    when undecodable ones are reported.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
     """
     if isinstance(records, pl.DataFrame):
-        if binding is None:
-            raise SchemaMismatch("the model takes arrays: send an npy or npz file")
+        assert binding is not None, "a table is bound"
         faults = RecordErrors(records.height)
         inputs: Inputs = {}
         for tensor in signature.inputs:
@@ -183,7 +192,8 @@ def build_inputs(
                 inputs[tensor.name] = _fill(tensor, sources, records, faults)
         return inputs, faults.mask, faults.errors()
     matched = _match_tensors(signature, records)
-    faults = RecordErrors(max((len(array) for array in records.values() if array.ndim), default=0))
+    lengths = [len(records[tensor.name]) for tensor in signature.inputs if tensor.per_record]
+    faults = RecordErrors(max(lengths, default=0))
     inputs = {}
     for tensor in signature.inputs:
         array = matched[tensor.name]
@@ -299,16 +309,7 @@ def several_values(name: str) -> SchemaMismatch:
 
 
 def _match_tensors(signature: Signature, arrays: Tensors) -> Tensors:
-    """Input name -> array in the shape of the input and of a type that can be cast to its own. A single unnamed array
-    fills the only input."""
-    if set(arrays) == {""} and len(signature.inputs) == 1:
-        arrays = {signature.inputs[0].name: arrays[""]}
-    wanted = [tensor.name for tensor in signature.inputs]
-    if set(arrays) != set(wanted):
-        got = [name or "one array without a name" for name in arrays]
-        raise SchemaMismatch(
-            f"the model takes the arrays {listed(wanted)}, and the input has {listed(got)}", expected=wanted, got=got
-        )
+    """Input name -> array in the shape of the input and of a type that can be cast to its own."""
     return {tensor.name: _fit(tensor, arrays[tensor.name]) for tensor in signature.inputs}
 
 
@@ -321,10 +322,7 @@ def _fit(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     if _are_pixels(tensor, array):
         if array.ndim == 3 or (array.ndim == 4 and array.shape[3] in (1, 3, 4)):
             return array
-        raise SchemaMismatch(
-            f"input {tensor.name!r}: expected images of uint8 [N, height, width, channels] or [N, height, width], "
-            f"got {shape_text(array.shape)}"
-        )
+        raise SchemaMismatch(f"input {tensor.name!r}: expected {_PIXELS}, got {shape_text(array.shape)}")
     trailing = tensor.shape[1:]
     if array.ndim and prod(array.shape[1:]) == 1 and all(size in (1, None) for size in trailing) and len(trailing) < 2:
         array = array.reshape(len(array), *(1 for _ in trailing))  # [N] and [N, 1] are the same values
@@ -333,10 +331,17 @@ def _fit(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     )
     if not fits:
         expected, got = shape_text((None, *trailing)), shape_text(array.shape)
+        images = f", or {_PIXELS}" if tensor.image is not None else ""
         raise SchemaMismatch(
-            f"input {tensor.name!r}: expected an array of shape {expected}, got {got}", expected=expected, got=got
+            f"input {tensor.name!r}: expected an array of shape {expected}{images}, got {got}"
+            f"{_other_type(tensor, array)}",
+            expected=expected,
+            got=got,
         )
     return _castable_array(tensor, array)
+
+
+_PIXELS = "images of uint8 [N, height, width, channels] or [N, height, width]"
 
 
 def _are_pixels(tensor: InputTensor, array: np.ndarray) -> bool:
@@ -352,21 +357,28 @@ def _suits(want: int | None, got: int) -> bool:
     return want in (None, got)
 
 
+def _other_type(tensor: InputTensor, array: np.ndarray) -> str:
+    return "" if _has_type(tensor, array) else f" of {dtype_text(array.dtype)}, and the model takes {tensor.dtype}"
+
+
 def _castable_array(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
-    target = numpy_type(tensor.dtype)
-    if tensor.dtype == "string":
-        fits = array.dtype.kind in "UT"
-    elif array.dtype.kind in "iu" and target.kind in "iu":
-        fits = True  # as types; single values may not: `_find_misfits`
-    else:
-        fits = np.can_cast(array.dtype, target, "same_kind")
-    if not fits:
+    if not _has_type(tensor, array):
         raise _wrong_dtype(tensor, array)
     return array
 
 
+def _has_type(tensor: InputTensor, array: np.ndarray) -> bool:
+    """Whether the values of an array can be those of an input, or some of them."""
+    target = numpy_type(tensor.dtype)
+    if tensor.dtype == "string":
+        return array.dtype.kind in "UT"
+    if array.dtype.kind in "iu" and target.kind in "iu":
+        return True  # as types; single values may not: `_find_misfits`
+    return np.can_cast(array.dtype, target, "same_kind")
+
+
 def _wrong_dtype(tensor: InputTensor, array: np.ndarray) -> SchemaMismatch:
-    expected, got = tensor.dtype, str(array.dtype)
+    expected, got = tensor.dtype, dtype_text(array.dtype)
     return SchemaMismatch(f"input {tensor.name!r}: expected {expected}, got {got}", expected=expected, got=got)
 
 

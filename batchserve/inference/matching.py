@@ -15,8 +15,9 @@ from batchserve.formats import RESULT_FORMATS
 from batchserve.formats.frames import SAMPLE
 from batchserve.formats.protocol import Format, Header, Reading, Records, Tensors
 from batchserve.formats.schema import holds_bytes, polars_type, with_points
+from batchserve.formats.tensors import empty, frame_of
 from batchserve.inference.arrays import holds_arrays
-from batchserve.inference.binding import Binding, bind, positions
+from batchserve.inference.binding import Binding, arrays_of_records, bind, bind_arrays, positions
 from batchserve.inference.inputs import Inputs, build_inputs, check_types, several_values, shared_inputs
 from batchserve.inference.outputs import ResultSchema
 
@@ -37,7 +38,7 @@ class Match:
     options: Options
     binding: Binding
     passed: tuple[str, ...]
-    """The columns that pass through to the result, in file order, the key first."""
+    """The columns or arrays that pass through to the result, in file order, the key first."""
     result: Callable[[], ResultSchema]
     """The columns that the model adds, built once. Raises InvalidOptions."""
 
@@ -49,7 +50,9 @@ class Match:
         return (f"float64 columns were rounded to the model's float32: {', '.join(rounded)}",) if rounded else ()
 
     def kind(self, name: str) -> pl.DataType:
-        """The type of a passed-through column; in a file without types, that of its first values."""
+        """The type of a passed-through column or array; in a file without types, that of its first values."""
+        if self.header.arrays:
+            return frame_of({name: empty(self.header.arrays[name])})[name].dtype
         if name in self.binding.types:
             return polars_type(self.binding.types[name])
         records = self.sample()
@@ -71,6 +74,8 @@ class Match:
         for name in self.passed:
             kind = self.kind(name)
             number = kind.is_numeric() or isinstance(kind, pl.Boolean | pl.Null)
+            if self.header.arrays and format.holds == "arrays":
+                continue
             if not number and (format.holds == "array" or kind.is_nested() or isinstance(kind, pl.Binary)):
                 what = f"{format.name} cannot hold column {name!r}, which is {kind}"
                 message = f"{what}: request parquet, or passthrough=none"
@@ -82,14 +87,16 @@ class Match:
         if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
             raise InvalidOptions("npy holds one array, and this result has several: request npz, parquet or arrow")
 
-    def read(self, format: Format, source: BinaryIO, chunk: Chunk) -> tuple[Reading, pl.DataFrame | None]:
-        """The records of a chunk in the types of the model, and their passed-through columns (None: arrays). With equal
+    def read(self, format: Format, source: BinaryIO, chunk: Chunk) -> tuple[Reading, Records]:
+        """The records of a chunk in the types of the model, and their passed-through columns or arrays. With equal
         input and output formats, values pass through as written, not as the model rounds them.
         """
-        needed = [name for name in self.header.columns if name in self.passed or name in self.binding.used]
+        there = self.header.columns or self.header.arrays
+        needed = [name for name in there if name in self.passed or name in self.binding.used]
         reading = format.read(source, chunk, self.binding.types, needed or None)
         if isinstance(reading.records, dict):
-            return replace(reading, records=self._own(reading.records)), None
+            passed_arrays = {name: reading.records[name] for name in self.passed}
+            return replace(reading, records=self._own(reading.records)), passed_arrays
         passed = dict.fromkeys(self.passed, reading.records)
         both = [name for name in self.passed if name in self.binding.used]
         if both and format.family == RESULT_FORMATS[self.options.format].family:
@@ -125,23 +132,23 @@ class Match:
         return sample.with_columns(with_points(sample[name]) for name in numbers if sample[name].dtype == pl.String())
 
     def _own(self, records: Records) -> Records:
-        """Without arrays that the options override."""
+        """Arrays by the names of the inputs that they fill."""
         if isinstance(records, pl.DataFrame):
             return records
-        return {name: array for name, array in records.items() if name not in self.shared}
+        return {name: records[source] for name, source in self.binding.arrays.items()}
 
 
 def with_names(dialect: Dialect, model: ModelVersion, options: Options) -> Dialect:
-    """The dialect with the model's names for columns that have none."""
-    return replace(dialect, columns=positions(model.signature, options.inputs or ()))
+    """The dialect with the model's names for columns that have none, and for the arrays that hold the records."""
+    columns = positions(model.signature, options.inputs or ())
+    return replace(dialect, columns=columns, arrays=arrays_of_records(model.signature, options.columns))
 
 
 def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
     """Raises SchemaMismatch for missing columns of the model or the options."""
-    names = list(header.columns)
+    names = list(header.columns or header.arrays)
     if not names and isinstance(header.sample, pl.DataFrame):
         raise InvalidInput("the input has no records, so its columns are unknown; expected one record or more")
-    # Arrays, with a header without columns, fill the inputs by name.
     shared = shared_inputs(model.signature, options.inputs or {})
     own = tuple(tensor for tensor in model.signature.inputs if tensor.name not in shared)
     signature = replace(model.signature, inputs=own) if shared else model.signature
@@ -159,12 +166,23 @@ def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
     def files(name: str) -> bool:
         return holds_bytes(header.columns[name])
 
-    binding = bind(signature, names, options.columns, holds, files) if names else Binding({}, {})
+    if header.arrays:
+        binding = bind_arrays(signature, header.arrays, options.columns)
+        records = [name for name, array in header.arrays.items() if name and array.per_record and name not in shared]
+        passed = _passed(records, [name for name in records if name not in binding.used], binding, options)
+    else:
+        binding = bind(signature, names, options.columns, holds, files)
+        images = {binding.sources[tensor.name][0] for tensor in signature.inputs if tensor.image}
+        passed = _passed(names, [name for name in names if name not in images], binding, options)
+    return Match(header, sample, signature, shared, options, binding, passed, result)
+
+
+def _passed(names: Sequence[str], every: Sequence[str], binding: Binding, options: Options) -> tuple[str, ...]:
+    """Which of the columns or arrays pass through; `every`: by passthrough=all. Raises SchemaMismatch."""
     _require_columns(names, options)
     match options.passthrough:
         case "all":
-            images = {binding.sources[tensor.name][0] for tensor in signature.inputs if tensor.image and names}
-            passed = [name for name in names if name not in images]
+            passed = list(every)
         case "none":
             passed = []
         case "unused":
@@ -173,14 +191,14 @@ def match_input(header: Header, model: ModelVersion, options: Options) -> Match:
             passed = [name for name in names if name in chosen]
     if options.key is not None:
         passed = [options.key, *(name for name in passed if name != options.key)]
-    return Match(header, sample, signature, shared, options, binding, tuple(passed), result)
+    return tuple(passed)
 
 
 def _require_columns(names: Sequence[str], options: Options) -> None:
     wanted = set(options.passthrough) if isinstance(options.passthrough, tuple) else set()
     wanted |= {options.key} if options.key is not None else set()
     if unknown := sorted(wanted - set(names)):
-        there = f"it has {', '.join(map(repr, names))}" if names else "it holds arrays, which have no columns"
+        there = f"it has {', '.join(map(repr, names))}" if names else "its array has no name and no columns"
         raise SchemaMismatch(
             f"the input has no column {', '.join(map(repr, unknown))}; {there}",
             errors=[

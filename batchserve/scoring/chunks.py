@@ -59,7 +59,8 @@ def score_into(task: ChunkTask, key: str, errors_key: str) -> tuple[ScoredChunk,
     errors_bytes = 0
     if scored.errors:
         with store.create(errors_key) as writer:
-            writer.write(error_lines(scored.errors, reading.records, task.chunk.first_record, task.options.key))
+            keyed = passed if isinstance(passed, dict) else reading.records
+            writer.write(error_lines(scored.errors, keyed, task.chunk.first_record, task.options.key))
             errors_bytes = writer.commit().bytes
     done = ScoredChunk(
         chunk=task.chunk,

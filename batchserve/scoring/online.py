@@ -4,13 +4,11 @@ import io
 from dataclasses import dataclass
 from functools import partial
 
-import polars as pl
-
 from batchserve.allowance import allowance
 from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
 from batchserve.errors import PayloadTooLarge
 from batchserve.formats import get_format
-from batchserve.formats.protocol import Reading
+from batchserve.formats.protocol import Reading, Records
 from batchserve.inference.answers import in_order, score
 from batchserve.inference.images import Images
 from batchserve.inference.inputs import build_inputs
@@ -67,7 +65,7 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
     return tuple(in_order(reading.errors + errors))
 
 
-def _online_input(task: OnlineTask) -> tuple[Match, Reading, pl.DataFrame | None, Chunk]:
+def _online_input(task: OnlineTask) -> tuple[Match, Reading, Records, Chunk]:
     """The checked binding of a request's records to the model; the records, the passed-through columns, and their
     chunk."""
     source = io.BytesIO(task.body)

@@ -1,6 +1,6 @@
 """From answers to the records of a result, and to the entries of its errors list."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -9,31 +9,48 @@ import polars as pl
 
 from batchserve.domain import RowError
 from batchserve.errors import InvalidOptions
-from batchserve.formats.protocol import Format, Records
+from batchserve.formats.protocol import Format, Records, Tensors
 from batchserve.formats.schema import as_base64
-from batchserve.formats.tensors import vector
+from batchserve.formats.tensors import frame_of, vector
 from batchserve.inference.answers import Scored
 from batchserve.inference.matching import Match
 
 
-def result_of(format: Format, scored: Scored, passed: pl.DataFrame | None, match: Match) -> Records:
+def result_of(format: Format, scored: Scored, passed: Records, match: Match) -> Records:
     """A row for each record, null or blank where it failed: what travels along, then the outputs of the model."""
-    if format.holds == "arrays" and match.options.top_k is None and passed is None:
+    if isinstance(passed, dict) and format.holds != "arrays":
+        passed = frame_of(passed)
+    if isinstance(passed, dict):
+        own = _arrays_of(scored, match)
+        return {f"input_{name}" if name in own else name: array for name, array in passed.items()} | own
+    outputs = _columns_of(scored, match)
+    inputs = [
+        column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
+    ]
+    outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
+    lists = match.result().lists if format.holds != "table" else {}
+    return _as_arrays(outputs, lists, scored) if lists else outputs
+
+
+def _arrays_of(scored: Scored, match: Match) -> Tensors:
+    """The outputs of the graph, unless they are ranked."""
+    if match.options.top_k is None:
         return {name: _blanked(array, scored.failed) for name, array in scored.outputs.items()}
+    return _as_arrays(_columns_of(scored, match), match.result().lists, scored)
+
+
+def _columns_of(scored: Scored, match: Match) -> pl.DataFrame:
     outputs = match.result().frame(scored.outputs)
     if scored.failed.any():
         keep = pl.Series(~scored.failed)
         outputs = outputs.select(
             pl.when(keep).then(pl.col(name)).otherwise(None).alias(name) for name in outputs.columns
         )
-    if passed is not None:
-        inputs = [
-            column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
-        ]
-        outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
-    lists = match.result().lists if format.holds != "table" else {}
-    if not lists:
-        return outputs
+    return outputs
+
+
+def _as_arrays(outputs: pl.DataFrame, lists: Mapping[str, str], scored: Scored) -> Tensors:
+    """An array for each column; for one of lists the output that it holds."""
     return {
         column.name: _blanked(_of_one_size(scored.outputs[lists[name]], name), scored.failed)
         if (name := column.name) in lists
@@ -59,12 +76,15 @@ def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
     return array
 
 
-def error_lines(errors: Iterable[RowError], records: Records, first_record: int, key: str | None) -> bytes:
+def error_lines(errors: Iterable[RowError], passed: Records, first_record: int, key: str | None) -> bytes:
     """An entry for each failed record, numbered over all inputs of the job, as NDJSON.
 
-    `key`: the column that identifies a record.
+    `key`: the column or array among those passed through that identifies a record.
     """
-    keys = as_base64(records.select(key))[key] if key is not None and isinstance(records, pl.DataFrame) else None
+    keys = None
+    if key is not None:
+        table = frame_of({key: passed[key]}) if isinstance(passed, dict) else passed.select(key)
+        keys = as_base64(table)[key]
     lines = []
     for error in errors:
         line: dict[str, Any] = {"record": first_record + error.record}

@@ -2,14 +2,15 @@
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk
+from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk, StoredInput
 from batchserve.engines import Call
 from batchserve.errors import NoRowScored, TooManyRowErrors, UnreadableRow
 from batchserve.facts import merge_facts
 from batchserve.formats.protocol import Part
+from batchserve.inference.matching import with_names
 from batchserve.scoring.assembly import AssembleTask
 from batchserve.scoring.chunks import ChunkTask
 from batchserve.scoring.inputs import Input
@@ -73,7 +74,7 @@ class ActiveJob:
         return cls(
             id=job.id,
             attempt=job.attempt,
-            inputs=tuple(Input.of(settings.storage, stored) for stored in job.inputs),
+            inputs=tuple(_input(settings.storage, stored, job.model, job.options) for stored in job.inputs),
             bases=bases,
             model=job.model,
             options=job.options,
@@ -155,3 +156,9 @@ class ActiveJob:
         if settled and failed > most:
             return TooManyRowErrors(f"{failed} records could not be scored, max_errors allows {int(most)}; {see}")
         return None
+
+
+def _input(storage: str, stored: StoredInput, model: ModelVersion, options: Options) -> Input:
+    """An input as the job reads it. Where an npz is cut depends on which of its arrays the model takes."""
+    source = Input.of(storage, stored)
+    return replace(source, dialect=with_names(stored.dialect, model, options)) if stored.format == "npz" else source

@@ -134,6 +134,11 @@ def _check(header: ArrayHeader, stop: int, what: str) -> None:
     dtype = header.dtype
     if dtype.hasobject:
         raise InvalidInput(f"{what} holds Python objects (dtype {dtype}): save it as numbers or strings")
+    if inner := [name for name in dtype.names or () if dtype[name].subdtype]:
+        raise InvalidInput(
+            f"{what} has an array in its field {inner[0]!r}, expected numbers, booleans or strings: "
+            "save an npz with one array for each field"
+        )
     kinds = [dtype[name] for name in dtype.names] if dtype.names else [dtype]
     for kind in kinds:
         if kind.kind not in _NUMBERS or kind.itemsize == 0 or (kind.kind == "f" and kind.itemsize > 8):
