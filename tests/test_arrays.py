@@ -350,3 +350,42 @@ def test_online_records_of_an_archive_have_what_passes_through(service: Api) -> 
     content = npz(x=X[:2], id=np.array([7, 9]))
     answer = service.http.post("/v1/models/net/predict", content=content).json()
     assert [record["id"] for record in answer["prediction"]] == [7, 9]
+
+
+# --- batchserve.sample -----------------------------------------------------------------------------------------------
+
+EMBEDDING = f"""{HEAD} embedding (int64[N, T] tokens, float[N, 2] scale) => (float[N] total)
+<float[12, 1] table = {{{", ".join(str(float(index)) for index in range(12))}}}, int64[1] shift = {{20}}> {{
+    places = Sub (tokens, shift) rows = Gather <axis = 0> (table, places)
+    axes = Constant <value = int64[2] {{1, 2}}> () flat = ReduceSum <keepdims = 0> (rows, axes)
+    last = Constant <value = int64[1] {{1}}> () factor = ReduceSum <keepdims = 0> (scale, last)
+    total = Mul (flat, factor)
+}}"""
+"""Takes tokens from 20 to 31 alone: neither zeros nor ones."""
+TOKENS: list[dict[str, Any]] = [
+    {"tokens": [20, 21, 31], "scale": [1.0, 0.5]},
+    {"tokens": [25, 26], "scale": [1.0, 1.0]},
+    {"tokens": [22, 23, 30], "scale": [2.0, 1.0]},
+    {"tokens": None, "scale": [2.0, 1.0]},
+    {"tokens": [27, 28, 29], "scale": [0.0, 1.0]},
+]
+
+
+def test_a_sample_of_nested_lists_admits_a_model_that_takes_only_such_values(service: Api) -> None:
+    refused = service.http.put("/v1/models/embedding", content=graph(EMBEDDING))
+    assert "no run on sample records succeeds" in problem(refused, 422, "model-refused")["detail"]
+    model = service.register("embedding", graph(EMBEDDING, sample=json.dumps(TOKENS)))
+    assert (model["mode"], model["sample"]) == ("rows", TOKENS)
+    answer = service.http.post(model["links"]["predict"], json=model["sample"]).json()
+    expected = [sum(token - 20 for token in one["tokens"] or ()) * sum(one["scale"]) for one in TOKENS]
+    given = [record["total"] for record in answer["prediction"]]
+    assert given == [None if one["tokens"] is None else total for one, total in zip(TOKENS, expected, strict=True)]
+    job = service.run("".join(f"{json.dumps(one)}\n" for one in TOKENS), "embedding")
+    assert (job["state"], job["rows"]) == ("completed", {"total": 5, "ok": 4, "failed": 1})
+
+
+def test_a_sample_that_does_not_fill_the_arrays_is_no_probe(service: Api) -> None:
+    wrong = json.dumps([{"tokens": [[20]], "scale": [1.0, 0.5]}, {"tokens": "a", "scale": [1.0, 0.5]}])
+    refused = service.http.put("/v1/models/embedding", content=graph(EMBEDDING, sample=wrong))
+    problem(refused, 422, "model-refused")
+    assert service.register("wide", graph(WIDE, sample=json.dumps([{"x": [1, 2]}])))["mode"] == "rows"

@@ -7,15 +7,16 @@ from math import prod
 from typing import Any
 
 import numpy as np
+import orjson
 import polars as pl
 from onnx import ModelProto, NodeProto, TensorProto
 
 from batchserve.domain import InputTensor, Signature
-from batchserve.errors import BatchserveError, OutOfMemory, SchemaMismatch
+from batchserve.errors import BatchserveError, OutOfMemory
 from batchserve.formats.schema import numpy_type
 from batchserve.inference.binding import Binding, bind
 from batchserve.inference.images import Images, image_size, images_of_array
-from batchserve.inference.inputs import build_inputs
+from batchserve.inference.inputs import Batchwise, build_inputs
 from batchserve.inference.kernels import Arrays, Session
 
 __all__ = ["EXAMPLES", "PROBE_BYTES", "Feed", "feeds", "run_within_memory"]
@@ -131,51 +132,69 @@ def _made_up(
 
 
 def _recorded_feed(inputs: tuple[InputTensor, ...], metadata: Mapping[str, Any]) -> Feed | None:
-    """The complete records that came with the model; None when there are none, or they do not fill its inputs."""
+    """The complete records that came with the model, of the commonest size; None when there are none, or they do not
+    fill its inputs."""
     records = metadata.get("sample")
     signature = Signature(inputs, ())
-    if not records or any(tensor.columns is None for tensor in inputs):
+    if not records:
         return None
     try:
-        binding = bind(signature, [column.name for column in signature.columns])
-        table = pl.DataFrame(
-            [
-                pl.Series(column.name, [record.get(column.name) for record in records], strict=False)
-                for column in signature.columns
-            ]
-        )
-        arrays, faulty = _built(signature, binding, table)
-        if faulty.all():  # no record is complete: perhaps the model handles missing values
-            arrays, faulty = _built(_all_nullable(signature), binding, table)
+        nested = [tensor.name for tensor in inputs if tensor.columns is None]
+        names = [*(column.name for column in signature.columns), *nested]
+        table = pl.DataFrame([_recorded(name, records, as_text=name in nested) for name in names])
+        binding = bind(signature, names, holds_arrays=lambda name: name in nested)
+        arrays = _built(signature, binding, table)
+        if not arrays:  # no record is complete: perhaps the model handles missing values
+            arrays = _built(_all_nullable(signature), binding, table)
     except (BatchserveError, pl.exceptions.PolarsError, AttributeError, TypeError):
         return None
-    if faulty.all():
+    if not arrays:
         return None
     shared = {tensor.name: arrays.pop(tensor.name) for tensor in inputs if not tensor.per_record}
-    return Feed({name: array[~faulty] for name, array in arrays.items()}, shared)
+    return Feed(arrays, shared)
 
 
-def _built(signature: Signature, binding: Binding, table: pl.DataFrame) -> tuple[Arrays, np.ndarray]:
-    """The inputs of all records, and which cannot be scored. Raises SchemaMismatch when they differ in size."""
-    arrays: Arrays = {}
+def _recorded(name: str, records: list[Any], *, as_text: bool) -> pl.Series:
+    """The values of a column; those that are arrays as JSON text, as in a CSV."""
+    values = [record.get(name) for record in records]
+    if as_text:
+        texts = [None if value is None else orjson.dumps(value).decode() for value in values]
+        return pl.Series(name, texts, dtype=pl.String())
+    return pl.Series(name, values, strict=False)
+
+
+def _built(signature: Signature, binding: Binding, table: pl.DataFrame) -> Arrays:
+    """The inputs of the records that can be scored, of the commonest size among them; {} where there are none."""
     inputs, faulty, _ = build_inputs(signature, binding, table)
-    for name, array in inputs.items():
-        if isinstance(array, np.ndarray):
-            arrays[name] = array
-            continue
-        if (array.shapes != array.shapes[0]).any():
-            raise SchemaMismatch(f"the sample has values of different sizes for input {name!r}")
-        arrays[name] = array.take(np.arange(table.height))
-        if isinstance(array, Images):
-            faulty[[error.record for error in array.errors]] = True
-    return arrays, faulty
+    for images in inputs.values():
+        if isinstance(images, Images):
+            faulty[[error.record for error in images.check()]] = True
+    varied = [one.shapes for one in inputs.values() if not isinstance(one, np.ndarray)]
+    shapes = np.hstack([np.empty((table.height, 0), int), *varied])
+    whole = np.flatnonzero(~faulty)
+    if not len(whole):
+        return {}
+    sizes, which, counts = np.unique(shapes[whole], axis=0, return_inverse=True, return_counts=True)
+    chosen = whole[which.reshape(-1) == counts.argmax()] if sizes.shape[1] else whole
+    shared = {tensor.name for tensor in signature.inputs if not tensor.per_record}
+    return {name: _taken(array, None if name in shared else chosen) for name, array in inputs.items()}
+
+
+def _taken(array: np.ndarray | Batchwise, records: np.ndarray | None) -> np.ndarray:
+    if not isinstance(array, np.ndarray):
+        return array.take(np.arange(len(array.shapes)) if records is None else records)
+    return array if records is None else array[records]
 
 
 def _all_nullable(signature: Signature) -> Signature:
     return replace(
         signature,
         inputs=tuple(
-            replace(tensor, columns=tuple(replace(column, nullable=True) for column in tensor.columns or ()))
+            replace(
+                tensor,
+                columns=tensor.columns and tuple(replace(column, nullable=True) for column in tensor.columns),
+                nullable=True,
+            )
             for tensor in signature.inputs
         ),
     )
