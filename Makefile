@@ -79,8 +79,8 @@ bench: $(VENV)/.dev ## Measure against the limit of this machine (5 minutes); be
 bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (40 minutes, 20 GB); docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --full --history benchmarks/history.jsonl
 
-wheel: $(VENV)/.dev ## Build the wheel into dist/
-	@$(PIP) wheel --no-deps --wheel-dir dist .
+wheel: $(VENV)/.dev ## Build the wheels of the service and of its client alone into dist/
+	@$(PIP) wheel --no-deps --wheel-dir dist . ./packaging/client
 	@ls dist/*.whl
 
 ci: ## Run all checks of continuous integration

@@ -32,6 +32,9 @@ def __getattr__(name: str) -> Any:
 
         return child.local
     if name in ("annotate", "chain", "convert", "export_img2feat", "export_torch"):
+        from batchserve.client.extras import require_service
+
+        require_service(f"batchserve.{name}")
         from batchserve import conversion
 
         return getattr(conversion, name)

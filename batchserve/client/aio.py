@@ -1,7 +1,7 @@
 """The client for asyncio."""
 
 import os
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
 from typing import Self
 
@@ -17,8 +17,16 @@ def settings_of(url: str | None, api_key: str | None) -> tuple[str, dict[str, st
     """A client's address and headers, from its arguments or the environment."""
     url = url or os.environ.get("BATCHSERVE_URL") or DEFAULT_URL
     api_key = api_key or os.environ.get("BATCHSERVE_API_KEY")
-    headers = {"User-Agent": f"batchserve-python/{version('batchserve')}"}
+    headers = {"User-Agent": f"batchserve-python/{_version()}"}
     return url, headers | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def _version() -> str:
+    """Of the package that includes the client: the whole service, or the client alone."""
+    try:
+        return version("batchserve")
+    except PackageNotFoundError:
+        return version("batchserve-client")
 
 
 class AsyncClient(Core):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from batchserve.client.extras import require_service
 from batchserve.client.sync import Client
 from batchserve.errors import Unavailable
 
@@ -27,8 +28,9 @@ def local(storage: str | os.PathLike[str] | None = None, **settings: object) -> 
 
     `storage`: a folder that keeps models, jobs and results; None: they are gone with the server. `settings`: those of
     docs/settings.md in small letters, as `processes=2`; the others are those of the environment. Raises Unavailable
-    with the end of the server's log if it does not start.
+    with the end of the server's log if it does not start, ImportError where only the client is installed.
     """
+    require_service("a server")
     folder = tempfile.TemporaryDirectory(prefix="batchserve-", ignore_cleanup_errors=True)
     own = Path(folder.name)
     chosen = {f"BATCHSERVE_{name.upper()}": str(value) for name, value in settings.items()}

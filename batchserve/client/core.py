@@ -16,6 +16,7 @@ from urllib.parse import quote
 from batchserve.client.bars import Bars
 from batchserve.client.data import bytes_content, content_of, holds_arrays, library_of, path_of
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
+from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.tables import origins_of, table_of
@@ -322,6 +323,7 @@ class Core:
         """
         table = table_of(data)
         if library_of(data) == "numpy":
+            require_polars("an array, whose result is a structured one,")
             options.setdefault("format", "arrows")  # npy has no names for columns, and no text
         with Bars(progress) as bars:
             job = await self.submit(table or data, model, on_upload=bars.upload, **options)

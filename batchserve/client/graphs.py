@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from batchserve.client.data import UNKNOWN, bytes_content, content_of
+from batchserve.client.extras import require_service
 from batchserve.client.transport import Content
 from batchserve.errors import InvalidInput
 
@@ -32,6 +33,7 @@ def content_of_model(model: object, sample: Any = None) -> Content:
             f"a {what} is converted to ONNX first, which needs records as it was trained on: "
             "models.add(model, X, name=...)"
         )
+    require_service("the conversion of a model")
     from batchserve.conversion import convert
 
     return bytes_content(convert(model if path is None else path, sample).onnx, UNKNOWN)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from batchserve.client.data import arrays_of, arrow_of, format_of, numpy_of, pandas_of, polars_of
+from batchserve.client.extras import require_polars
 from batchserve.client.ipc import frames_of
 from batchserve.client.notebook import facts_html
 from batchserve.client.transport import Request, Transport, query
@@ -77,6 +78,7 @@ class AsyncResult:
 
     async def iter_frames(self) -> "AsyncGenerator[pl.DataFrame]":
         """The records in order, some thousands at a time as frames of polars, without holding the result in memory."""
+        require_polars("a result as a table")
         if self._own_format == "arrow":
             yield polars_of(await self.read(format="arrow"))
             return
@@ -84,6 +86,7 @@ class AsyncResult:
             yield frame
 
     async def to_polars(self) -> "pl.DataFrame":
+        require_polars("a result as a table")
         import polars as pl
 
         return pl.concat([frame async for frame in self.iter_frames()], rechunk=False)

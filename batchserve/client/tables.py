@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TYPE_CHECKING, Any
 
+from batchserve.client.extras import require_polars
 from batchserve.client.ipc import FIRST_BLOCK, cut, records_in_block
 from batchserve.errors import InvalidInput
 
@@ -42,6 +43,8 @@ class Table(ABC):
 
 def table_of(data: object) -> Table | None:
     """None for what is no table. Raises InvalidInput for columns of one name, and of types that cannot be sent."""
+    if is_table(data):
+        require_polars(f"a table (a {type(data).__name__})")
     match type(data).__module__.partition(".")[0]:
         case "polars":
             return PolarsTable(data)
@@ -54,6 +57,13 @@ def table_of(data: object) -> Table | None:
     if hasattr(data, "__arrow_c_stream__"):
         return _of_stream(data)
     return _of_stream(_Batch(data)) if hasattr(data, "__arrow_c_array__") else None
+
+
+def is_table(data: object) -> bool:
+    """Whether `table_of` takes it for a table."""
+    streams = hasattr(data, "__arrow_c_stream__") or hasattr(data, "__arrow_c_array__")
+    fields = getattr(getattr(data, "dtype", None), "names", None) is not None
+    return streams or fields or type(data).__module__.partition(".")[0] in ("pandas", "polars")
 
 
 def _of_stream(data: Any) -> Table:
