@@ -101,6 +101,18 @@ def test_a_server_ends_with_the_program_that_started_it(tmp_path: Path) -> None:
     assert not answers(url)
 
 
+@pytest.mark.parametrize(
+    ("name", "close"),
+    [("proceses", r" \(close: 'processes'"), ("PROCESSES", r" \(close: 'processes'"), ("port", "; docs/settings.md")],
+)
+def test_a_setting_that_does_not_exist_is_refused_before_a_server_starts(
+    name: str, close: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(subprocess, "Popen", None)  # nothing is started
+    with pytest.raises(TypeError, match=rf"local\(\) has no setting '{name}'{close}"):
+        batchserve.local(None, **{name: 2})
+
+
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Unavailable, match="did not start"):

@@ -7,8 +7,9 @@ import sys
 import tempfile
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 from batchserve.client.extras import require_service
@@ -27,10 +28,12 @@ def local(storage: str | os.PathLike[str] | None = None, **settings: object) -> 
     whatever way, takes its server along.
 
     `storage`: a folder that keeps models, jobs and results; None: they are gone with the server. `settings`: those of
-    docs/settings.md in small letters, as `processes=2`; the others are those of the environment. Raises Unavailable
-    with the end of the server's log if it does not start, ImportError where only the client is installed.
+    docs/settings.md in small letters, as `processes=2`; the others are those of the environment. Raises TypeError for a
+    setting that does not exist, Unavailable with the end of the server's log if it does not start, and ImportError
+    where only the client is installed.
     """
     require_service("a server")
+    _require_known(settings)
     folder = tempfile.TemporaryDirectory(prefix="batchserve-", ignore_cleanup_errors=True)
     own = Path(folder.name)
     chosen = {f"BATCHSERVE_{name.upper()}": str(value) for name, value in settings.items()}
@@ -43,6 +46,20 @@ def local(storage: str | os.PathLike[str] | None = None, **settings: object) -> 
         folder.cleanup()
         raise
     return _LocalClient(server, folder)
+
+
+def _require_known(names: Iterable[str]) -> None:
+    from batchserve.settings import Settings
+
+    known = Settings.model_fields
+    for name in names:
+        if name not in known:
+            close = get_close_matches(name.lower(), known, n=3, cutoff=0.6)
+            meant = f" (close: {', '.join(map(repr, close))})" if close else ""
+            raise TypeError(
+                f"local() has no setting {name!r}{meant}; docs/settings.md lists them, which are written here in small "
+                "letters and without BATCHSERVE_"
+            )
 
 
 @contextmanager
