@@ -1,13 +1,15 @@
 """The meaning of an output is decided by what makes it, and a version that changes its columns says so."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
+import onnx.parser
 import pytest
 from onnx import helper
-from service import running
+from service import problem, running
 from sklearn.datasets import load_iris
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
 from sklearn.linear_model import LogisticRegression
@@ -86,3 +88,54 @@ def test_a_version_with_other_result_columns_says_so(tmp_path: Path) -> None:
     with running(tmp_path / "other", worker=False) as api:
         api.register("iris", three)
         assert api.register("iris", same)["changes"] is None
+
+
+# --- several outputs under top_k -------------------------------------------------------------------------------------
+
+TWO_HEADS = """
+<ir_version: 8, opset_import: ["" : 17]>
+g (float[N, 2] x) => (float[N, 3] colour, float[N, 2] size, float[N] OTHER)
+<float[2, 3] a = {1, 0, 2, 0, 1, 0}> {
+    wide = MatMul (x, a)
+    colour = Softmax <axis = 1> (wide)
+    size = Softmax <axis = 1> (x)
+    last = Constant <value = int64[1] {1}> ()
+    OTHER = ReduceSum <keepdims = 0> (x, last)
+}"""
+
+
+def two_heads(other: str) -> bytes:
+    graph = onnx.parser.parse_model(TWO_HEADS.replace("OTHER", other))
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = "batchserve.labels", json.dumps(["red", "green", "blue"])
+    content: bytes = graph.SerializeToString()
+    return content
+
+
+def test_two_outputs_that_top_k_ranks_have_their_names_in_their_columns(tmp_path: Path) -> None:
+    x = np.array([[1, 2], [3, -1], [0, 0.5]], np.float32)
+    records = [{"x": row} for row in x.tolist()]
+    with running(tmp_path) as api:
+        api.register("heads", two_heads("total"))
+        plain = api.http.post("/v1/models/heads/predict", json=records).json()["prediction"]
+        assert set(plain[0]) >= {"probability_red", "probability_0", "total"}
+        ranked = api.http.post("/v1/models/heads/predict?top_k=2", json=records).json()["prediction"]
+        job = api.run("".join(f"{json.dumps(record)}\n" for record in records), "heads", top_k=2, passthrough="none")
+        assert job["state"] == "completed", job["error"]
+        lines = [json.loads(line) for line in api.result(job).text.splitlines()]
+        for given, best, line in zip(plain, ranked, lines, strict=True):
+            assert best | line == best
+            for output, classes in (("colour", ("red", "green", "blue")), ("size", (0, 1))):
+                first, second = sorted(classes, key=lambda label: -given[f"probability_{label}"])[:2]
+                assert (best[f"label_{output}_1"], best[f"label_{output}_2"]) == (first, second)
+                assert best[f"probability_{output}_2"] == pytest.approx(given[f"probability_{second}"])
+            assert best["total"] == given["total"]
+
+
+def test_a_ranking_whose_columns_another_output_has_is_refused_with_the_options(tmp_path: Path) -> None:
+    with running(tmp_path) as api:
+        api.register("heads", two_heads("label_size_1"))
+        answer = api.http.post("/v1/predict?model=heads&top_k=1", content="a,b\n1,2\n")
+        detail = problem(answer, 422, "invalid-options")["detail"]
+        assert detail == "top_k: two columns of the result would be called 'label_size_1'"
+        assert api.run("a,b\n1,2\n", "heads")["state"] == "completed"

@@ -1,7 +1,10 @@
 """Conversion of model outputs to result columns. All functions are pure, and vectorised over records."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import chain
 
 import numpy as np
 import polars as pl
@@ -30,11 +33,11 @@ class ResultSchema:
 
     def __init__(self, signature: Signature, top_k: int | None = None) -> None:
         self._signature, self._top_k = signature, top_k
-        self._ranked = _ranked(signature, top_k)
+        self._ranked = _told_apart(signature, _ranked(signature, top_k), top_k) if top_k is not None else {}
         self.columns, self.lists = {}, {}
         for output in signature.outputs:
-            if top_k and output in self._ranked:
-                self.columns.update(_ranking_columns(signature, output, top_k))
+            if top_k and (ranked := self._ranked.get(output.name)):
+                self.columns.update(_ranking_columns(signature, ranked, top_k))
                 continue
             names = column_names(signature, output)
             self.columns.update(dict.fromkeys(names, _column_type(output)))
@@ -46,8 +49,8 @@ class ResultSchema:
         series: list[pl.Series] = []
         for output in self._signature.outputs:
             array = outputs[output.name]
-            if self._top_k and output in self._ranked:
-                series.extend(_ranking(self._signature, output, array, self._top_k))
+            if self._top_k and (ranked := self._ranked.get(output.name)):
+                series.extend(_ranking(self._signature, ranked, array, self._top_k))
             else:
                 series.extend(_series(column_names(self._signature, output), output, array))
         return pl.DataFrame(series)
@@ -61,10 +64,8 @@ def check_count(outputs: Mapping[str, np.ndarray], records: int) -> None:
             raise ScoringFailed(f"output {name!r} has {rows} rows for {records} records", expected=records, got=rows)
 
 
-def _ranked(signature: Signature, top_k: int | None) -> tuple[OutputTensor, ...]:
+def _ranked(signature: Signature, top_k: int) -> tuple[OutputTensor, ...]:
     """The outputs that `top_k` ranks: the probabilities, or in a model without any the scores of named classes."""
-    if top_k is None:
-        return ()
     if top_k < 1:
         raise InvalidOptions(f"top_k must be at least 1, got {top_k}")
     several = [output for output in signature.outputs if (_output_width(output) or 0) > 1]
@@ -77,6 +78,29 @@ def _ranked(signature: Signature, top_k: int | None) -> tuple[OutputTensor, ...]
     if top_k > classes:
         raise InvalidOptions(f"top_k: the model has {classes} classes, got {top_k}")
     return ranked
+
+
+def _told_apart(signature: Signature, ranked: Sequence[OutputTensor], top_k: int) -> dict[str, OutputTensor]:
+    """The ranked outputs by name: those whose columns are also columns of another have their names in them.
+
+    Raises InvalidOptions where two columns would still have one name.
+    """
+    others = [output for output in signature.outputs if output not in ranked]
+    plain = [name for output in others for name in set(column_names(signature, output))]
+
+    def taken(outputs: Iterable[OutputTensor]) -> Counter[str]:
+        return Counter(chain(plain, *(_ranking_columns(signature, output, top_k) for output in outputs)))
+
+    used = taken(ranked)
+    apart = {
+        output.name: output
+        if all(used[name] == 1 for name in _ranking_columns(signature, output, top_k))
+        else replace(output, group=f"{output.group}_{output.name}" if output.group else output.name)
+        for output in ranked
+    }
+    if twice := [name for name, count in taken(apart.values()).items() if count > 1]:
+        raise InvalidOptions(f"top_k: two columns of the result would be called {twice[0]!r}")
+    return apart
 
 
 def column_names(signature: Signature, output: OutputTensor) -> list[str]:
