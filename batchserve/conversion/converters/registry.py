@@ -54,3 +54,5 @@ CONVERTERS: dict[str, Converter] = {
     "VotingRegressor": Converter("regressor", meta.mean_vote),
     "ZerosMissing": Converter("transformer", transforms.zeros_missing),
 }
+if transforms.scales_in_double():
+    CONVERTERS["StandardScaler"] = Converter("transformer", transforms.scaled)

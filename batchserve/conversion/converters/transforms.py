@@ -1,8 +1,10 @@
 """Transformers of columns: bins, splines, quantiles, functions, imputers, selections."""
 
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
 from batchserve.conversion.converters.tape import EXAMPLES, Expression, Tape, Untraceable, Value
 from batchserve.conversion.sample import Array
@@ -214,3 +216,24 @@ def fills_numbers_and_indicates(model: Any) -> bool:
 def zeros_missing(tape: Tape, model: Any) -> Expression:  # noqa: ARG001 - has nothing to say
     x = tape.merged()
     return np.where(np.equal(x, 0.0), np.nan, x)
+
+
+def scaled(tape: Tape, model: Any) -> Expression:
+    """A StandardScaler that computes in float64 and rounds each step, as scikit-learn does before 1.8: trees behind it
+    split otherwise where all is float32."""
+    x = tape.merged()
+    x = _in_double(tape, "Sub", x, model.mean_) if model.with_mean else x
+    return _in_double(tape, "Div", x, model.scale_) if model.with_std else x
+
+
+def scales_in_double() -> bool:
+    """Whether the scikit-learn that is installed does so."""
+    return tuple(int(part) for part in version("scikit-learn").split(".")[:2]) < (1, 8)
+
+
+def _in_double(tape: Tape, operator: str, x: Expression, numbers: Array) -> Expression:
+    example = np.asarray(x.example, np.float64)
+    wide = tape.node("Cast", x, example=example, to=TensorProto.DOUBLE)
+    constant = tape._initializer(np.asarray(numbers, np.float64), TensorProto.DOUBLE, numbers.tolist())
+    result = tape.node(operator, wide, constant, example=example)
+    return tape.node("Cast", result, example=x.example, to=TensorProto.FLOAT)
