@@ -364,7 +364,7 @@ def test_outputs_keep_the_names_and_the_order_of_the_graph() -> None:
 
 BOTH = {"class_ids": [0, 1, 0], "class_nodeids": [3, 4, 2]}
 UNKNOWN: dict[str, Callable[[], ModelProto]] = {
-    "another test": lambda: regressor(nodes_modes=["BRANCH_EQ", "BRANCH_LT", "LEAF", "LEAF", "LEAF"]),
+    "another test": lambda: regressor(nodes_modes=["BRANCH_GT", "BRANCH_LT", "LEAF", "LEAF", "LEAF"]),
     "the least of the trees": lambda: regressor(aggregate_function="MIN"),
     "a transformed number": lambda: regressor(post_transform="LOGISTIC"),
     "probit": lambda: classifier((0.1, 0.5, 0.9), post_transform="PROBIT"),

@@ -166,9 +166,11 @@ def codes(tape: Tape, column: Expression, categories: Sequence[Any]) -> Expressi
 
 def encoded(tape: Tape, categories: dict[int, Sequence[Any]], order: Sequence[int] | None = None) -> Expression:
     """All columns as one matrix of float32, those with categories as their places; in this order of the columns."""
+    values = [tape.value(variable) for variable in tape.variables]
+    if not categories and order is None:
+        return tape.concat([value.to("f") for value in values])
     columns = []
-    for variable in tape.variables:
-        value = tape.value(variable)
+    for value in values:
         width = value.shape[1] if value.ndim == 2 else 1
         columns += [value] if width == 1 else [value[:, [place]] for place in range(width)]
     coded = [
