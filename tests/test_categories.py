@@ -8,6 +8,8 @@ import onnx
 import pandas as pd
 import polars as pl
 import pytest
+from lightgbm import LGBMClassifier
+from sklearn.cluster import AffinityPropagation
 from sklearn.compose import make_column_transformer
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from sklearn.impute import SimpleImputer
@@ -15,6 +17,7 @@ from sklearn.linear_model import LinearRegression, LogisticRegression
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.tree import DecisionTreeClassifier
+from xgboost import XGBClassifier
 
 from batchserve.admission import admit
 from batchserve.conversion import convert
@@ -104,6 +107,54 @@ def test_an_encoder_that_takes_unknown_values_is_answered_equally(encoder: Any) 
     asked = pd.DataFrame({"city": ["Paris", "Ulm"], "size": [0.5, 0.5]})
     assert not scored.errors
     assert np.allclose(scored.outputs["probabilities"], model.predict_proba(asked), atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("package", ["lightgbm", "sklearn"])
+def test_boosted_trees_for_which_an_unseen_category_is_missing_answer_it_so(package: str) -> None:
+    frame = cities()
+    frame["city"] = frame["city"].astype("category")
+    model: Any = HistGradientBoostingClassifier(max_iter=9, min_samples_leaf=5, categorical_features="from_dtype")
+    if package == "lightgbm":
+        model = LGBMClassifier(n_estimators=9, min_data_per_group=5, verbose=-1, n_jobs=1)
+    model.fit(frame, (frame["city"].astype(str) == "Ulm") | (frame["size"] > 1))
+    served = Served(convert(model, frame).onnx)
+    scored = served.score(pl.DataFrame({"city": ["Paris", None, "Ulm"], "size": [0.5, 0.5, 0.5]}))
+    unknown = pd.Categorical([None], categories=frame["city"].cat.categories)
+    missing = pd.DataFrame({"city": unknown, "size": [np.float32(0.5)]})
+    chances = scored.outputs["probabilities"]
+    assert not scored.failed.any()
+    assert np.allclose(chances[:2], model.predict_proba(missing), atol=1e-5)
+    assert abs(chances[2, 1] - chances[0, 1]) > 0.1
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_xgboost_raises_for_an_unseen_category_and_so_its_row_fails() -> None:
+    """XGBoost 3.2 misses some: of "Paris" it says that it is "Ulm". The row fails all the same."""
+    frame = cities(("Ulm", "Bonn", "Koln"))
+    frame["city"] = frame["city"].astype("category")
+    target = ((frame["city"].astype(str) == "Ulm") | (frame["size"] > 1)).astype(int)
+    model = XGBClassifier(n_estimators=5, n_jobs=1, enable_categorical=True).fit(frame, target)
+    with pytest.raises(ValueError, match="category"):
+        model.predict(frame.assign(city=pd.Categorical(["Zwolle"] * ROWS)))
+    found = errors(model, frame, ["Ulm", "Paris", "Zwolle"])
+    assert [(error.record, error.column, error.code) for error in found] == [
+        (1, "city", "unknown-category"),
+        (2, "city", "unknown-category"),
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_centres_at_the_same_distance_another_may_be_chosen(iris: pd.DataFrame) -> None:
+    """For a sepal width of -0.4 two centres are equally near a record of iris, up to the rounding of the original."""
+    iris = iris.iloc[np.random.default_rng(0).permutation(len(iris))].reset_index(drop=True)
+    model = AffinityPropagation(random_state=0).fit(iris)
+    tied = iris.assign(**{"sepal width (cm)": iris["sepal width (cm)"].min() - np.ptp(iris["sepal width (cm)"])})
+    offsets = tied.to_numpy()[:, None] - model.cluster_centers_
+    nearest = np.sort((offsets**2).sum(axis=2), axis=1)
+    assert (nearest[:, 1] - nearest[:, 0] < 1e-13).any()
+    conversion = convert(model, iris)
+    assert any("centres at the same distance" in note for note in conversion.report.notes)
 
 
 def test_a_missing_category_that_the_encoder_knows_is_answered_and_the_empty_text_is_not_taken_for_it() -> None:

@@ -8,8 +8,10 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx2
+import numpy as np
 import onnx
 import pandas as pd
 import pytest
@@ -119,3 +121,15 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         batchserve.local(storage=tmp_path / "file")
     with pytest.raises(Unavailable, match="BATCHSERVE_PROCESSES"):
         batchserve.local(processes=-1)
+
+
+def test_the_example_of_a_chain_runs_and_answers_as_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parent.parent / "docs" / "python.md").read_text(encoding="utf-8")
+    example = page.partition("### Graphs of several parts")[2].partition("```python\n")[2].partition("```")[0]
+    names: dict[str, Any] = {}
+    exec(example, names)  # noqa: S102 - the page's own example
+    expected = names["model"].predict_proba(names["scaler"].transform(names["X"]))
+    given = names["scored"].filter(like="probability").to_numpy()
+    assert np.allclose(given, expected, atol=1e-5)
+    assert (tmp_path / "whole.onnx").exists()

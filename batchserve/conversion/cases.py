@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from batchserve.conversion.estimator import Task, answers_of
+from batchserve.conversion.estimator import Task, answers_of, equidistant
 from batchserve.conversion.sample import Array, Table, sentence
 
 if TYPE_CHECKING:
@@ -43,6 +43,8 @@ class Said:
     labels: Array | None = None
     numbers: tuple[Array, ...] = ()
     raised: str | None = None
+    tied: Array | None = None
+    """bool [records]: where rounding decides for the estimator too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,14 +190,17 @@ def _wider(series: "pandas.Series[Any]", values: Sequence[Any]) -> Any:
 def _ask(model: Any, task: Task, table: Table, cases: Sequence[Case]) -> Iterator[tuple[Case, Said]]:
     """All at once where the estimator answers; what raises is found by asking for less at a time."""
     try:
-        labels, _, numbers = answers_of(model, task, replace(table, frame=frame_of(table, cases)))
+        asked = replace(table, frame=frame_of(table, cases))
+        labels, _, numbers = answers_of(model, task, asked)
+        tied = equidistant(model, asked)
     except Exception as error:  # noqa: BLE001 - estimators refuse in many ways
         yield from _ask_again(model, task, table, cases, Said(raised=sentence(error)))
         return
     records = len(table.frame)
     for place, case in enumerate(cases):
         rows = slice(place * records, (place + 1) * records)
-        yield case, Said(None if labels is None else labels[rows], tuple(array[rows] for array in numbers))
+        said = tuple(array[rows] for array in numbers)
+        yield case, Said(None if labels is None else labels[rows], said, tied=None if tied is None else tied[rows])
 
 
 def _ask_again(

@@ -30,6 +30,10 @@ NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
 }
 """Methods of the estimator that the graph's numeric outputs may correspond to; the first that it has counts."""
 
+_NEAREST = frozenset({"AffinityPropagation", "MeanShift"})
+_ROUNDED = 1e-12
+"""Relative difference of two numbers in double precision that are equal up to their rounding."""
+
 
 # --- its parts -------------------------------------------------------------------------------------------------------
 
@@ -230,6 +234,25 @@ def _task(model: object) -> Task:
     return "clustering" if hasattr(model, "predict") else "transform"
 
 
+def equidistant(model: Any, table: Table) -> Array | None:
+    """bool [n]: whether the two nearest centres are at the same distance, so that rounding chooses between them.
+
+    None: the model is not a clusterer that gives the nearest centre without its distance.
+    """
+    from sklearn.pipeline import Pipeline
+
+    step: Any = last_step(model)
+    if type(step).__name__ not in _NEAREST or len(step.cluster_centers_) < 2:
+        return None
+    x = table.native()
+    while isinstance(model, Pipeline):
+        x, model = model[:-1].transform(x) if len(model.steps) > 1 else x, model.steps[-1][1]
+    x = np.asarray(x, dtype=np.float64)
+    nearest = np.sort([((x - centre) ** 2).sum(axis=1) for centre in step.cluster_centers_], axis=0)[:2].T
+    tied: Array = nearest[:, 1] - nearest[:, 0] <= _ROUNDED * nearest[:, 1]
+    return tied
+
+
 def known_differences(model: object) -> list[str]:
     """Notes on known silent differences of converters."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -238,6 +261,10 @@ def known_differences(model: object) -> list[str]:
         f"{type(part).__name__}: neighbours at the same distance may be chosen differently."
         for part in parts(model)
         if isinstance(part, KNeighborsClassifier | KNeighborsRegressor)
+    ] + [
+        f"{type(part).__name__}: of centres at the same distance another may be chosen."
+        for part in parts(model)
+        if type(part).__name__ in _NEAREST
     ]
 
 

@@ -16,16 +16,7 @@ WAYS_OUT = {
 }
 """Class of an estimator -> the sentence that follows "has no ONNX converter"."""
 
-HINTS = (
-    (
-        "Only binary classification",
-        (
-            "GaussianProcessClassifier converts with two classes. For more of them wrap it: "
-            "OneVsRestClassifier(GaussianProcessClassifier())."
-        ),
-    ),
-    ("sparse", "A step gives a sparse matrix: pass it sparse_output=False."),
-)
+HINTS = (("sparse", "A step gives a sparse matrix: pass it sparse_output=False."),)
 """A part of what a converter of skl2onnx says -> the way out."""
 
 

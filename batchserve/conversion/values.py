@@ -214,9 +214,12 @@ def _judge(served: Served, group: Group, reference: Reference, records: int, tol
     n = len(group.frame)
     answered = np.repeat([said.raised is None for said in group.said], records)
     expected, got = _aligned(group, reference, scored.outputs, n, records)
-    wrong = _differ(expected, got, tolerance) & answered & ~scored.failed
+    nearest = reference.method == "transform"
+    wrong = _differ(expected, got, tolerance, nearest) & answered & ~scored.failed
     for place, (case, said) in enumerate(zip(group.cases, group.said, strict=True)):
         rows = slice(place * records, (place + 1) * records)
+        if said.tied is not None:
+            wrong[rows] &= ~said.tied
         worst = place * records + int(np.argmax(wrong[rows]))
         yield _Verdict(case, said, scored.failed[rows], wrong[rows], _shown_answer(got, worst))
 
@@ -244,15 +247,18 @@ def _aligned(
     return Answers(labels, dict(zip(names, expected, strict=True))), Answers(ours, dict(zip(names, got, strict=True)))
 
 
-def _differ(expected: Answers, got: Answers, tolerance: float) -> Array:
-    """bool [n]: whether a record has another label, unless the best two are equally good, or another number."""
+def _differ(expected: Answers, got: Answers, tolerance: float, nearest: bool) -> Array:
+    """bool [n]: whether a record has another label, unless the best two are equally good, or another number.
+
+    `nearest`: the numbers are distances, of which the smallest is the best.
+    """
     count = len(expected.labels) if expected.labels is not None else len(next(iter(expected.numbers.values())))
     differ = np.zeros(count, dtype=bool)
     tie = np.zeros(count, dtype=bool)
     for name, values in expected.numbers.items():
         differ |= (distances(values, got.numbers[name])[1] > tolerance).any(axis=1)
         if values.shape[1] > 1:
-            best = np.sort(values, axis=1)[:, -2:]
+            best = np.sort(-values if nearest else values, axis=1)[:, -2:]
             tie |= best[:, 1] - best[:, 0] <= tolerance
         else:
             tie |= np.abs(values[:, 0]) <= tolerance

@@ -63,7 +63,7 @@ from sklearn.feature_selection import (
     VarianceThreshold,
 )
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
-from sklearn.gaussian_process.kernels import RBF, WhiteKernel
+from sklearn.gaussian_process.kernels import RBF, Matern, RationalQuadratic, WhiteKernel
 from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.kernel_ridge import KernelRidge
@@ -208,6 +208,14 @@ CLASSIFIERS: Cases = {
     "BaggingClassifier": lambda: wine(seeded(BaggingClassifier, n_estimators=5)),
     "MLPClassifier": lambda: iris(standardized(seeded(MLPClassifier, max_iter=1000))),
     "GaussianProcessClassifier": lambda: iris(standardized(seeded(GaussianProcessClassifier))),
+    "GaussianProcessClassifier, two classes": lambda: cancer(standardized(seeded(GaussianProcessClassifier))),
+    "GaussianProcessClassifier, a sum of kernels": lambda: iris(
+        seeded(
+            GaussianProcessClassifier,
+            kernel=2.0 * Matern([1, 2, 1, 2]) + WhiteKernel() + RationalQuadratic(),
+            optimizer=None,
+        )
+    ),
     "DummyClassifier": lambda: iris(DummyClassifier(strategy="prior")),
 }
 
@@ -349,6 +357,9 @@ DECOMPOSITIONS_AND_SELECTORS: Cases = {
     "RBFSampler": lambda: wine(standardized(make_pipeline(seeded(RBFSampler, n_components=20), LogisticRegression()))),
     "NeighborhoodComponentsAnalysis": lambda: wine(
         standardized(make_pipeline(seeded(NeighborhoodComponentsAnalysis, max_iter=10), KNeighborsClassifier()))
+    ),
+    "RandomTreesEmbedding, sparse": lambda: wine(
+        make_pipeline(seeded(RandomTreesEmbedding, n_estimators=20), LogisticRegression())
     ),
     "RandomTreesEmbedding": lambda: wine(
         make_pipeline(seeded(RandomTreesEmbedding, n_estimators=5, sparse_output=False), LogisticRegression())

@@ -1,4 +1,4 @@
-"""Boosted trees: HistGradientBoosting with categories or other links, and what LightGBM and XGBoost store."""
+"""Trees of scikit-learn that skl2onnx leaves out, and what LightGBM and XGBoost store."""
 
 import json
 from typing import Any
@@ -54,6 +54,28 @@ def _histogram_node(predictor: Any, place: int) -> Split | Leaf:
 
 def _members(words: Any) -> frozenset[int]:
     return frozenset(32 * place + bit for place, word in enumerate(words) for bit in range(32) if int(word) >> bit & 1)
+
+
+def embedding(tape: Tape, model: Any) -> Any:
+    """RandomTreesEmbedding: for each leaf of each tree whether a record ends in it."""
+    trees: list[Tree] = []
+    width = 0
+    for estimator, leaves in zip(model.estimators_, model.one_hot_encoder_.categories_, strict=True):
+        targets = {int(leaf): width + place for place, leaf in enumerate(leaves)}
+        trees.append(Tree(_embedded(estimator.tree_, 0, targets), 0))
+        width += len(leaves)
+    return regressor(tape, tape.merged(), trees, [0.0] * width)
+
+
+def _embedded(tree: Any, place: int, targets: dict[int, int]) -> Split | Leaf:
+    yes, no = int(tree.children_left[place]), int(tree.children_right[place])
+    if yes == no:
+        known = place in targets
+        return Leaf(1.0 if known else 0.0, targets[place] if known else 0)
+    return Split(
+        int(tree.feature[place]), _embedded(tree, yes, targets), _embedded(tree, no, targets),
+        bool(tree.missing_go_to_left[place]), threshold=float(tree.threshold[place]),
+    )  # fmt: skip
 
 
 # --- LightGBM and XGBoost --------------------------------------------------------------------------------------------

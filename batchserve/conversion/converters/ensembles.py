@@ -15,6 +15,8 @@ Transform = Literal["NONE", "LOGISTIC", "SOFTMAX"]
 @dataclass(frozen=True, slots=True)
 class Leaf:
     value: float
+    target: int | None = None
+    """None: that of its tree."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +66,11 @@ def _write(nodes: _Nodes, tree: Tree, number: int, kind: str) -> None:
         if isinstance(node, Leaf):
             _node(nodes, number, own, "LEAF", 0, 0.0, 0, 0, 0)
             nodes.add(
-                **{f"{kind}_treeids": number, f"{kind}_nodeids": own, f"{kind}_ids": tree.target},
+                **{
+                    f"{kind}_treeids": number,
+                    f"{kind}_nodeids": own,
+                    f"{kind}_ids": tree.target if node.target is None else node.target,
+                },
                 **{f"{kind}_weights": float(np.float32(node.value))},
             )
             continue

@@ -1,6 +1,6 @@
 """Which converter is for which class of scikit-learn."""
 
-from batchserve.conversion.converters import Converter, algebra, boosted, meta, numbers, transforms, words
+from batchserve.conversion.converters import Converter, algebra, boosted, gaussian, meta, numbers, transforms, words
 
 CONVERTERS: dict[str, Converter] = {
     "AffinityPropagation": Converter("labels", algebra.nearest_point),
@@ -22,6 +22,7 @@ CONVERTERS: dict[str, Converter] = {
     "FastICA": Converter("transformer", algebra.projection),
     "FixedThresholdClassifier": Converter("classifier", meta.threshold),
     "FunctionTransformer": Converter("transformer", transforms.function),
+    "GaussianProcessClassifier": Converter("classifier", gaussian.gaussian_process),
     "HistGradientBoostingClassifier": Converter("classifier", boosted.histogram, boosted.beyond_skl2onnx),
     "HistGradientBoostingRegressor": Converter("regressor", boosted.histogram, boosted.beyond_skl2onnx),
     "IterativeImputer": Converter("transformer", transforms.iterative_imputer),
@@ -39,6 +40,7 @@ CONVERTERS: dict[str, Converter] = {
     "RBFSampler": Converter("transformer", algebra.rbf_sampler),
     "RadiusNeighborsClassifier": Converter("classifier", algebra.radius_neighbours),
     "RadiusNeighborsRegressor": Converter("regressor", algebra.radius_neighbours),
+    "RandomTreesEmbedding": Converter("transformer", boosted.embedding),
     "RegressorChain": Converter("regressor", meta.regressor_chain),
     "SequentialFeatureSelector": Converter("transformer", transforms.selected),
     "SimpleImputer": Converter("transformer", transforms.imputed, transforms.fills_numbers_and_indicates),
