@@ -166,6 +166,15 @@ def test_a_missing_category_that_the_encoder_knows_is_answered_and_the_empty_tex
     ]
 
 
+def test_an_empty_text_that_the_original_refuses_is_a_missing_value() -> None:
+    column = pl.Series("city", ["Ulm", "", None])
+    for domain, failed in ((Domain(empty=False), [1]), (Domain(), [])):
+        faults = RecordErrors(len(column))
+        find_outside(column, domain, "city", faults)
+        assert [error.record for error in faults.errors()] == failed
+        assert all(error.code == "missing-value" for error in faults.errors())
+
+
 def test_the_text_nan_is_not_taken_for_the_missing_category() -> None:
     frame = cities()
     frame.loc[::5, "city"] = np.nan

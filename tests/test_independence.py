@@ -56,6 +56,15 @@ def summed_so_far() -> bytes:
     return made([node], {"x": ["N", 3]}, {"y": ["N", 3]}, {"axis": np.array(0)})
 
 
+def times_their_number() -> bytes:
+    nodes = [
+        helper.make_node("Shape", ["x"], ["count"], start=0, end=1),
+        helper.make_node("Cast", ["count"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["x", "number"], ["y"]),
+    ]
+    return made(nodes, {"x": ["N", 3]}, {"y": ["N", 3]})
+
+
 DEPENDENT: dict[str, Callable[[], bytes]] = {
     "LSTM over axis 0": lambda: recurrent("LSTM", [None, 1, 4]),
     "GRU over axis 0": lambda: recurrent("GRU", ["batch", 1, 4]),
@@ -66,6 +75,7 @@ DEPENDENT: dict[str, Callable[[], bytes]] = {
     "less a thousandth of the mean": lambda: less_the_mean(0.001, ["N", 3]),
     "softmax over the records": lambda: one_node("Softmax", ["N", 3], axis=0),
     "sums so far": summed_so_far,
+    "times their number": times_their_number,
 }
 
 
