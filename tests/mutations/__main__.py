@@ -1,7 +1,8 @@
 """Removes one mechanism at a time, in a copy of the project, and checks that a test fails for each.
 
 `make test-mutations` tries all of them and exits with 1 when the removal of one fails no test. In tests/,
-`python -m mutations TEXT` tries those whose name contains this text; `--write` writes the table to docs/promises.md.
+`python -m mutations TEXT` tries those whose name contains this text, `--from TEXT` the first such one and all behind
+it; `--write` writes the rows of those that were tried into the table of docs/promises.md.
 """
 
 import argparse
@@ -35,15 +36,19 @@ class Outcome:
 def main() -> None:
     asked = argparse.ArgumentParser(prog="mutations", description=__doc__.partition("\n")[0])
     asked.add_argument("text", nargs="?", default="", help="only mechanisms with this text")
+    asked.add_argument(
+        "--from", dest="begin", default="", metavar="TEXT", help="the first with this text, and the rest"
+    )
     asked.add_argument("--write", action="store_true", help="write the table into docs/promises.md")
     given = asked.parse_args()
-    chosen = [mutant for mutant in MUTANTS if given.text in mutant.mechanism]
+    begin = next(place for place, mutant in enumerate(MUTANTS) if given.begin in mutant.mechanism)
+    chosen = [mutant for mutant in MUTANTS[begin:] if given.text in mutant.mechanism]
     with tempfile.TemporaryDirectory() as name:
         copy = Path(name)
         _copy_project(copy)
         outcomes = [_try(mutant, copy) for mutant in chosen]
     survivors = [outcome.mutant.mechanism for outcome in outcomes if not outcome.noticed_by]
-    if given.write and not given.text:
+    if given.write:
         _write_table(outcomes)
     print(f"{len(outcomes)} mechanisms taken out, {len(survivors)} not noticed {survivors or ''}")
     raise SystemExit(1 if survivors or not outcomes else 0)
@@ -105,12 +110,14 @@ def _failing_test(mutant: Mutant, copy: Path) -> str:
 
 
 def _write_table(outcomes: list[Outcome]) -> None:
-    told = {
-        outcome.mutant.mechanism: f"`{outcome.noticed_by}`" if outcome.noticed_by else "nothing" for outcome in outcomes
-    }
-    rows = [f"| {mechanism} | {test} |" for mechanism, test in told.items()]
-    table = "\n".join([BEGIN, "", "| taken out | noticed by |", "|---|---|", *rows, "", END])
+    """The rows of those that were not tried stay, as long as they are in the list."""
     text = DOCS.read_text()
+    before = text.partition(BEGIN)[2].partition(END)[0].splitlines()[4:]
+    told = dict(line.strip("| ").split(" | ", 1) for line in before if line)
+    for outcome in outcomes:
+        told[outcome.mutant.mechanism] = f"`{outcome.noticed_by}`" if outcome.noticed_by else "nothing"
+    rows = [f"| {name} | {told[name]} |" for mutant in MUTANTS if (name := mutant.mechanism) in told]
+    table = "\n".join([BEGIN, "", "| taken out | noticed by |", "|---|---|", *rows, "", END])
     DOCS.write_text(re.sub(f"{BEGIN}.*{END}", lambda _: table, text, flags=re.DOTALL))
 
 

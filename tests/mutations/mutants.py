@@ -33,6 +33,11 @@ ARCHIVE, FORMS = "batchserve/formats/wire/archive.py", "batchserve/api/forms.py"
 CONDITIONAL, PROBLEMS = "batchserve/api/conditional.py", "batchserve/api/problems.py"
 CODEC, OPTIONS = "batchserve/db/codec.py", "batchserve/api/schemas/options.py"
 PROTOCOL, WIRE = "batchserve/cli/protocol.py", "tests/test_wire.py"
+DOMAINS, INDEPENDENCE = "batchserve/inference/domains.py", "batchserve/admission/independence.py"
+PACKED, ENCODINGS = "batchserve/formats/packed.py", "batchserve/formats/encodings.py"
+DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.py"
+PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
+FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
 
 MUTANTS = (
     # Durability
@@ -592,5 +597,115 @@ MUTANTS = (
     Mutant(
         "no key is forgotten by a clock that has jumped", WORKER, "if clocks.settled_for(connection, now) >= kept:",
         "if clocks.settled_for(connection, now) >= 0:", ("tests/test_clock.py",),
+    ),
+    # Values that training has not seen
+    Mutant(
+        "an unknown category is an error of its record", DOMAINS,
+        "    if domain.categories is not None:\n        _find", "    if False:\n        _find",
+        ("tests/test_categories.py",),
+    ),
+    Mutant(
+        "an infinite number that the original refuses is an error of its record", DOMAINS,
+        "    if series.dtype.is_float() and not domain.infinite:\n        far(",
+        "    if False:\n        far(", ("tests/test_categories.py",),
+    ),
+    Mutant(
+        "an empty text that the original refuses is an error of its record", DOMAINS,
+        "    if series.dtype == pl.String() and not domain.empty:\n", "    if False:\n", ("tests/test_categories.py",),
+    ),
+    Mutant(
+        "a model that makes up an answer is not converted", "batchserve/conversion/values.py",
+        "        raise ParityFailed(str(refused), parity=report.to_json()) from None\n", "        del report\n",
+        ("tests/test_categories.py",),
+    ),
+    Mutant(
+        "a category that a split does not name goes the other way", FOREST,
+        "            known = values[np.minimum(places, len(values) - 1)] == column\n",
+        "            known = places < len(values)\n", ("tests/test_tree_categories.py",),
+    ),
+    Mutant(
+        "a missing category goes where its split sends it", FOREST,
+        "        through = [starts[sets[nodes.missing[sets]]] + known[nodes.missing[sets]] + 1]\n",
+        "        through = []\n", ("tests/test_tree_categories.py",),
+    ),
+    Mutant(
+        "a category has the code that its graph gives it", COLUMNS,
+        "np.where(keys[places] == column, codes[places], np.float32(self.default))", "codes[places]",
+        ("tests/test_tree_categories.py",),
+    ),
+    # Independence of records
+    Mutant(
+        "records are proved not to influence each other", INDEPENDENCE,
+        "    if _mixes(session, feed, least, batch):\n        return True\n", "", ("tests/test_independence.py",),
+    ),
+    Mutant(
+        "records are compared with themselves alone", INDEPENDENCE, "    return batch is None and any(",
+        "    return False and any(", ("tests/test_independence.py",),
+    ),
+    # Files as they are
+    Mutant(
+        "the delimiter of a CSV is recognised", DIALECT,
+        "    return next((mark for mark in best if _is_table(widths[mark])), best[0])\n", '    return ","\n',
+        ("tests/test_files.py",),
+    ),
+    Mutant(
+        "the columns of the model decide between delimiters", DIALECT, " if found[mark] == max(found.values())]", "]",
+        ("tests/test_files.py",),
+    ),
+    Mutant(
+        "a text in an unknown encoding is refused with the option", ENCODINGS,
+        "    if not _is_utf8(header) or is_foreign:\n", "    if False:\n", ("tests/test_files.py",),
+    ),
+    Mutant(
+        "a byte order mark names the encoding", ENCODINGS, "if prefix.startswith(mark)), None)", "if False), None)",
+        ("tests/test_files.py",),
+    ),
+    Mutant(
+        "a zip of one table is that table", PACKED,
+        "count.named[0] if count.tables or (count.unclear == count.files == 1) else None", "None",
+        ("tests/test_files.py",),
+    ),
+    Mutant(
+        "a zip of a table among others is refused", PACKED, "    _require_one_kind(count)\n    return", "    return",
+        ("tests/test_files.py",),
+    ),
+    Mutant(
+        "the expansion of a zip of a table is limited", PACKED, "                if size > most:\n",
+        "                if False:\n", ("tests/test_files.py",),
+    ),
+    Mutant(
+        "a workbook names each column once", EXCEL, "    if twice:\n", "    if False:\n", ("tests/test_files.py",),
+    ),
+    Mutant(
+        "all rows of a workbook decide the types of its columns", EXCEL, "infer_schema_length=None",
+        "infer_schema_length=10", ("tests/test_files.py",),
+    ),
+    Mutant(
+        "a job of which no row could be scored fails", "batchserve/worker/active_job.py",
+        "            if not (failed and self.planned and failed == self.rows_planned):\n", "            if True:\n",
+        ("tests/test_api_predict.py::test_a_job_of_which_no_record_could_be_scored_fails_unless_that_is_allowed",),
+    ),
+    # Tables and servers of the client
+    Mutant(
+        "nullable integers keep all their digits", PANDAS,
+        "        values = pl.Series(name, column.to_numpy(dtype.numpy_dtype, na_value=dtype.numpy_dtype.type(0)))\n",
+        "        values = pl.Series(name, column.astype(float).to_numpy())\n", ("tests/test_frames.py",),
+    ),
+    Mutant(
+        "a result of pandas has the index of its table", PANDAS, "        frame.index = self._frame.index\n", "",
+        ("tests/test_frames.py",),
+    ),
+    Mutant(
+        "times keep their zone", PANDAS,
+        '        return _in_zone(naive.dt.replace_time_zone("UTC"), str(dtype.tz))\n', "        return naive\n",
+        ("tests/test_frames.py",),
+    ),
+    Mutant(
+        "a local server ends with the program that started it", CHILD, ' "--until-stdin-closes",', "",
+        ("tests/test_local.py",),
+    ),
+    Mutant(
+        "a local server ends with its block", CHILD,
+        "        self._server.stop()\n        self._folder.cleanup()\n", "        pass\n", ("tests/test_local.py",),
     ),
 )  # fmt: skip
