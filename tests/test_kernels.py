@@ -108,6 +108,11 @@ def listed(array: np.ndarray) -> list[float]:
     return values
 
 
+def like(values: list[float]) -> Any:
+    """With as many threads as are fastest, ONNX Runtime adds the trees of a forest in another order."""
+    return pytest.approx(values, rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize(("kernel", "dtype"), CASES)
 def test_a_kernel_scores_its_input_from_a_file_of_any_format(
     service: Api, models: Callable[[Kernel, DType], bytes], kernel: Kernel, dtype: DType
@@ -120,11 +125,11 @@ def test_a_kernel_scores_its_input_from_a_file_of_any_format(
     for format in FORMATS:
         answer = service.http.post(f"/v1/models/{kernel}-{dtype}/predict", content=body(given[:40], format))
         assert answer.status_code == 200, (format, answer.text)
-        assert numbers(answer.json()["prediction"]) == expected[:40], format
+        assert numbers(answer.json()["prediction"]) == like(expected[:40]), format
     for format in FORMATS if dtype == "float32" else ("npy", "npz"):
         job = service.run(body(given, format), f"{kernel}-{dtype}", passthrough="none")
         assert (job["state"], job["rows"]["ok"]) == ("completed", len(X)), (format, job)
-        assert answers(service.result(job).content, format) == expected, format
+        assert answers(service.result(job).content, format) == like(expected), format
 
 
 @pytest.mark.parametrize("kernel", get_args(Kernel))
@@ -219,9 +224,9 @@ def test_the_client_sends_arrays_of_every_type_and_order(
                 client.predict(given, model=name)
             continue
         for data in (given, {"x": given}):
-            assert numbers(client.models.predict(name, data)) == expected, order
+            assert numbers(client.models.predict(name, data)) == like(expected), order
             if "f4" in given.dtype.str or order in ("read-only", "no records"):
-                assert given_back(client.predict(data, model=name)) == expected, order
+                assert given_back(client.predict(data, model=name)) == like(expected), order
 
 
 def test_an_array_of_more_axes_in_fortran_order_is_scored_as_any(service: Api) -> None:
