@@ -261,7 +261,17 @@ CASES: dict[str, Callable[[], Case]] = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = (
+    *("logistic regression", "multi-layer perceptron", "quadratic discriminant", "gaussian mixture", "decision tree"),
+    *("lightgbm classifier", "xgboost classifier", "hist boosted regression", "several labels, forest", "grid search"),
+    *("mixed columns", "mixed columns, forest", "mixed columns, missing texts filled", "tf-idf", "letters"),
+)
+"""The others run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_table_is_scored_as_the_estimator_would(name: str) -> None:
     model, frame = CASES[name]()

@@ -229,6 +229,7 @@ OTHERS = np.random.default_rng(1).standard_normal((512, 20)).astype(np.float32)
 ESTIMATORS: list[tuple[Any, int]] = [
     (LogisticRegression(), 2),
     (LinearRegression(), 2),
+    (RandomForestRegressor(40, random_state=0), 1),
     (LinearSVC(), 2),
     (SVR(), 2),
     (make_pipeline(StandardScaler(), PCA(5), LogisticRegression()), 2),
@@ -240,12 +241,19 @@ ESTIMATORS: list[tuple[Any, int]] = [
     (KMeans(3, n_init="auto"), 1),
     (GaussianNB(), 1),
     (HistGradientBoostingClassifier(max_iter=20), 1),
-    (RandomForestRegressor(40, random_state=0), 1),
 ]
 """With the multiple that ONNX Runtime 1.32 needs at least."""
+QUICK = 3
+"""So many of the first; the others run with the slow tests."""
 
 
-@pytest.mark.parametrize(("estimator", "least"), ESTIMATORS, ids=[str(estimator) for estimator, _ in ESTIMATORS])
+@pytest.mark.parametrize(
+    ("estimator", "least"),
+    [
+        pytest.param(estimator, least, id=str(estimator), marks=[] if number < QUICK else [pytest.mark.slow])
+        for number, (estimator, least) in enumerate(ESTIMATORS)
+    ],
+)
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_record_has_the_same_answer_in_runs_of_any_size(estimator: Any, least: int) -> None:
     admitted = admit(convert(estimator.fit(X, Y), X, tolerance=0.1).onnx)

@@ -133,7 +133,16 @@ def assert_same(results: Arrays, expected: Arrays) -> None:
 # --- the same as ONNX Runtime ----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = (
+    *("forest, three names", "one leaf", "boosting, two classes", "hist boosting, three names", "regression forest"),
+    *("xgboost, three classes", "lightgbm, deep", "two numbers", "xgboost regression"),
+)
+"""The others run with the slow tests."""
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
+)
 def test_the_kernel_gives_what_onnxruntime_gives(name: str) -> None:
     model = admit(converted(CASES[name]())).model
     records = hard_records(loaded(model), {"input": np.resize(X, (3000, 6))})
