@@ -1,10 +1,11 @@
-"""Hand-made ONNX graphs whose cost is driven by their input."""
+"""Hand-made ONNX graphs whose cost is driven by their input, and the comparison of outputs."""
 
 import time
 
 import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
+from batchserve.inference.kernels import Arrays
 from batchserve.inference.session import open_session
 
 
@@ -117,3 +118,14 @@ def _model(nodes: list[NodeProto], constants: dict[str, np.generic | np.ndarray]
     )
     model: ModelProto = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
     return model.SerializeToString()
+
+
+def assert_same(results: Arrays, expected: Arrays) -> None:
+    """Labels equal, numbers within 1e-6; names in order, types and shapes too."""
+    assert list(results) == list(expected)
+    for name, array in expected.items():
+        assert (results[name].dtype, results[name].shape) == (array.dtype, array.shape)
+        if array.dtype.kind == "f":
+            np.testing.assert_allclose(results[name], array, rtol=1e-6, atol=1e-6)
+        else:
+            np.testing.assert_array_equal(results[name], array)

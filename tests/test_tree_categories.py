@@ -9,6 +9,7 @@ import onnx
 import pandas as pd
 import pytest
 import xgboost
+from graphs import assert_same
 from onnx import ModelProto, TensorProto, helper
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 
@@ -77,16 +78,6 @@ def columns(frame: pd.DataFrame) -> Arrays:
         else column.to_numpy().reshape(-1, 1)
         for name, column in frame.items()
     }
-
-
-def assert_same(results: Arrays, expected: Arrays) -> None:
-    assert list(results) == list(expected)
-    for name, array in expected.items():
-        assert (results[name].dtype, results[name].shape) == (array.dtype, array.shape)
-        if array.dtype.kind == "f":
-            np.testing.assert_allclose(results[name], array, rtol=1e-6, atol=1e-6)
-        else:
-            np.testing.assert_array_equal(results[name], array)
 
 
 # --- converted models ------------------------------------------------------------------------------------------------

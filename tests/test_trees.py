@@ -15,6 +15,7 @@ import onnx
 import pandas as pd
 import pytest
 import xgboost
+from graphs import assert_same
 from onnx import ModelProto, TensorProto, helper
 from sklearn.ensemble import (
     AdaBoostClassifier,
@@ -117,17 +118,6 @@ def loaded(model: bytes) -> TreeModel:
     found = load_trees(model)
     assert found is not None
     return found
-
-
-def assert_same(results: Arrays, expected: Arrays) -> None:
-    """Labels equal, numbers within 1e-6; names in order, types and shapes too."""
-    assert list(results) == list(expected)
-    for name, array in expected.items():
-        assert (results[name].dtype, results[name].shape) == (array.dtype, array.shape)
-        if array.dtype.kind == "f":
-            np.testing.assert_allclose(results[name], array, rtol=1e-6, atol=1e-6)
-        else:
-            np.testing.assert_array_equal(results[name], array)
 
 
 # --- the same as ONNX Runtime ----------------------------------------------------------------------------------------
