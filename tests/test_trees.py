@@ -265,7 +265,7 @@ def test_the_batch_is_chosen_by_records_that_differ() -> None:
     signature = admit(content, tuned=False).signature
     session = Watched(open_session(content))
     tune(signature, content, session, next(feeds(regressor(), signature.inputs, {})), spent=10)
-    assert min(len(session.records[batch]) for batch in (1, 8, 64, 1024)) >= MEASURED_RECORDS
+    assert min(len(session.records[batch]) for batch in (1, 8, 64)) >= MEASURED_RECORDS
 
 
 def test_thresholds_are_compared_exactly_and_nan_fails_every_test() -> None:

@@ -19,7 +19,9 @@ __all__ = ["BATCHES", "tune", "tune_kernel"]
 BATCHES = (64, 1024, 4096, 16384)
 SMALL_BATCHES = (1, 8)
 TUNING_SECONDS = 1.0
-MEASURED_RECORDS = 1024
+PASSES_SECONDS = 0.05
+"""For further passes over the records of a batch size."""
+MEASURED_RECORDS = 512
 MEASURED_BYTES = 4 * 2**20
 """Different records that are timed, also in small batches: a processor learns the branches that trees take for a few
 records by heart, and small batches looked three times as fast as they are."""
@@ -143,9 +145,10 @@ def _records_to_time(session: Session, feed: Feed) -> Callable[[int], Arrays]:
 def _measure(session: Session, runs: list[Arrays], records: int, deadline: float) -> float:
     """Records in a second, `records` in each of the runs: the best of at most five passes over these, and of the
     beginning of one when time is short."""
+    enough = min(deadline, perf_counter() + PASSES_SECONDS)
     best = _seconds_per_run(session, runs, deadline)
     for _ in range(4):
-        if perf_counter() + best * len(runs) > deadline:
+        if perf_counter() + best * len(runs) > enough:
             break
         best = min(best, _seconds_per_run(session, runs, deadline))
     return records / best
