@@ -5,11 +5,18 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper, parser
 from recurrent import Shape, recurrent
+from sklearn.compose import ColumnTransformer
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LinearRegression
+from sklearn.pipeline import FeatureUnion, make_pipeline
+from sklearn.preprocessing import OneHotEncoder
 
 from batchserve.admission import admit
+from batchserve.conversion import convert
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused
 
@@ -194,3 +201,14 @@ def test_a_graph_for_which_no_different_records_are_found_says_how_to_give_some(
     assert any("Fewer than three different records" in note and "batchserve.sample" in note for note in notes)
     with pytest.raises(ModelRefused, match=r"exactly 4 records.*not enough different ones"):
         admit(looked_up("4", 1, APART))
+
+
+@pytest.mark.parametrize("kind", [bool, str])
+def test_a_pipeline_of_one_column_of_two_values_is_scored_row_by_row(kind: type) -> None:
+    """There are no three different records, but each operator is known to compute a record from itself."""
+    values = [False, True] if kind is bool else ["no", "yes"]
+    frame = pd.DataFrame({"a": values * 20})
+    encoder = ColumnTransformer([("a", OneHotEncoder(sparse_output=False), ["a"])])
+    model = make_pipeline(FeatureUnion([("all", encoder)]), SelectKBest(k=1), LinearRegression())
+    model.fit(frame, np.arange(40.0) % 3)
+    assert admit(convert(model, frame).onnx, tuned=False).signature.mode == "rows"

@@ -27,6 +27,12 @@ _ROWWISE = frozenset(
     """.split()  # noqa: SIM905 - a list of 50 strings is harder to read
 )
 """Operators that compute each record from itself."""
+_AXIS = {"ArgMax": 0, "ArgMin": 0, "Concat": 0, "LogSoftmax": -1, "Softmax": -1, "Split": 0, "TopK": -1}
+"""Operators that do so unless their axis, by default this one, is that of the records."""
+_AXES = {"Slice": 3, "Squeeze": 1, "Unsqueeze": 1} | dict.fromkeys(
+    ("ReduceL2", "ReduceLogSumExp", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "ReduceSumSquare"), 1
+)
+"""The same with several axes: an attribute or this input."""
 
 
 def different_records(session: Session, feed: Feed, batch: int = 1) -> Feed:
@@ -72,13 +78,24 @@ def _keeps_records(model: ModelProto, node: NodeProto, constants: set[str]) -> b
             return others and not attributes.get("transA") and node.input[0] not in constants
         case "ArrayFeatureExtractor":  # takes from the last axis
             return others and node.input[0] not in constants
-        case "Concat" | "ArgMax":
-            return attributes.get("axis") in (1, -1)
+        case "Gather":  # all records take the same columns
+            return others and node.input[0] not in constants and bool(attributes.get("axis", 0))
+        case kind if kind in _AXIS:
+            return bool(attributes.get("axis", _AXIS[kind]))
+        case kind if kind in _AXES:
+            return _avoids_records(model, node, attributes, _AXES[kind])
         case "Reshape":
             target = graph.constant(model, node.input[1])
             return target is not None and target.size > 0 and int(target.reshape(-1)[0]) == -1
         case _:
             return node.op_type in _ROWWISE
+
+
+def _avoids_records(model: ModelProto, node: NodeProto, attributes: dict[str, object], place: int) -> bool:
+    """Whether a node has axes, by its attribute or by this input of it, and the first is none of them."""
+    given = attributes.get("axes")
+    axes = graph.constant(model, node.input[place]) if given is None and len(node.input) > place else given
+    return axes is not None and 0 not in np.asarray(axes).reshape(-1).tolist()
 
 
 def _is_accepted(session: Session, feed: Feed, batch: int) -> bool:
