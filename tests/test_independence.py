@@ -198,14 +198,14 @@ def test_records_are_cut_apart_only_if_three_different_ones_agree_or_nothing_els
 
 def test_a_graph_for_which_no_different_records_are_found_says_how_to_give_some() -> None:
     notes = signature_of(looked_up("N", 1, APART)).notes
-    assert any("Fewer than three different records" in note and "batchserve.sample" in note for note in notes)
+    assert any("No two different records" in note and "batchserve.sample" in note for note in notes)
     with pytest.raises(ModelRefused, match=r"exactly 4 records.*not enough different ones"):
         admit(looked_up("4", 1, APART))
 
 
 @pytest.mark.parametrize("kind", [bool, str])
 def test_a_pipeline_of_one_column_of_two_values_is_scored_row_by_row(kind: type) -> None:
-    """There are no three different records, but each operator is known to compute a record from itself."""
+    """There are no three different records."""
     values = [False, True] if kind is bool else ["no", "yes"]
     frame = pd.DataFrame({"a": values * 20})
     encoder = ColumnTransformer([("a", OneHotEncoder(sparse_output=False), ["a"])])

@@ -11,7 +11,7 @@ from batchserve.admission.independence import influences, mixes_records
 from batchserve.admission.probe_inputs import Feed, run_within_memory
 from batchserve.admission.record_axes import has_named_records
 from batchserve.admission.tuning import BATCHES
-from batchserve.admission.variations import RECORDS, are_all, different_records, is_rowwise
+from batchserve.admission.variations import different_records, is_rowwise
 from batchserve.domain import InputTensor
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
@@ -26,8 +26,8 @@ PARTED = 8
 
 DEPENDS = "The result of a record depends on the other records, so the input is scored in one run."
 UNPROVED = (
-    "Fewer than three different records could be made, too few to prove that they do not influence each other, so the "
-    "input is scored in one run. Add batchserve.sample with three of them."
+    "No two different records could be made, to prove that they do not influence each other, so the input is scored in "
+    "one run. Add batchserve.sample with three of them."
 )
 
 Mode = Literal["rows", "fixed", "whole"]
@@ -108,8 +108,8 @@ def proved_mode(
             f"the graph takes exactly {only} records in a run, and the result of one depends on the others: "
             "export it with a free number of records, or for one record"
         )
-    enough = different.examples() >= min(RECORDS, only or RECORDS) or are_all(different)
-    if enough or is_rowwise(model) or has_named_records(model):
+    # Three, unless the model takes no third one: it may know two categories.
+    if different.examples() >= min(2, only or 2) or is_rowwise(model) or has_named_records(model):
         return batching.mode, []
     if only is None:
         return "whole", [UNPROVED]

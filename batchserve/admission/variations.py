@@ -10,7 +10,7 @@ from batchserve.admission.probe_inputs import Feed
 from batchserve.errors import ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
-__all__ = ["RECORDS", "are_all", "different_records", "is_rowwise"]
+__all__ = ["RECORDS", "different_records", "is_rowwise"]
 
 RECORDS = 3
 """So many different records are scored alone and together."""
@@ -51,14 +51,6 @@ def different_records(session: Session, feed: Feed, batch: int = 1) -> Feed:
             break
     records = list(seen.values())
     return Feed({name: np.concatenate([record[name] for record in records]) for name in feed.arrays}, feed.shared)
-
-
-def are_all(feed: Feed) -> bool:
-    """Whether there can be no other records than those of the feed: all its values are true or false."""
-    if any(array.dtype != np.bool_ for array in feed.arrays.values()):
-        return False
-    values = sum(int(array[:1].size) for array in feed.arrays.values())
-    return feed.examples() == 1 << values
 
 
 def is_rowwise(model: ModelProto) -> bool:
