@@ -109,7 +109,7 @@ def proved_mode(
             "export it with a free number of records, or for one record"
         )
     # Three, unless the model takes no third one: it may know two categories.
-    if different.examples() >= min(2, only or 2) or is_rowwise(model) or has_named_records(model):
+    if different.examples() > 1 or is_rowwise(model) or has_named_records(model):
         return batching.mode, []
     if only is None:
         return "whole", [UNPROVED]

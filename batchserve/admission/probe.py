@@ -16,7 +16,6 @@ from onnx import ModelProto, TensorProto, ValueInfoProto
 
 from batchserve.admission import graph
 from batchserve.admission.batching import Batching, find_batching, gives_parts, proved_mode, run_many
-from batchserve.admission.company import with_multiple
 from batchserve.admission.domains import with_domains
 from batchserve.admission.independence import influences, share_fixed
 from batchserve.admission.memory import known_need
@@ -33,6 +32,7 @@ from batchserve.admission.output_rows import (
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
 from batchserve.admission.record_axes import RecordAxis, find_record_axes, put_records_first
+from batchserve.admission.run_sizes import with_multiple
 from batchserve.admission.tuning import tune, tune_kernel
 from batchserve.domain import Column, ColumnType, DType, InputTensor, OutputTensor, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed

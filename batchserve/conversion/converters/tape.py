@@ -18,8 +18,15 @@ EXAMPLES = 7
 Expression: TypeAlias = Any
 """A Value, or what NumPy's functions make of it: their type hints know arrays alone."""
 
-_TYPES = {"f": TensorProto.FLOAT, "i": TensorProto.INT64, "u": TensorProto.INT64, "b": TensorProto.BOOL}
-_ARRAYS = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_}
+# By the kind of a NumPy array; "d", which is none, only where it is asked for.
+_TYPES = {
+    "f": TensorProto.FLOAT,
+    "i": TensorProto.INT64,
+    "u": TensorProto.INT64,
+    "b": TensorProto.BOOL,
+    "d": TensorProto.DOUBLE,
+}
+_ARRAYS = {"f": np.float32, "i": np.int64, "u": np.int64, "b": np.bool_, "d": np.float64}
 
 
 class Untraceable(Exception):

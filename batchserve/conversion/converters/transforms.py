@@ -234,6 +234,5 @@ def scales_in_double() -> bool:
 def _in_double(tape: Tape, operator: str, x: Expression, numbers: Array) -> Expression:
     example = np.asarray(x.example, np.float64)
     wide = tape.node("Cast", x, example=example, to=TensorProto.DOUBLE)
-    constant = tape._initializer(np.asarray(numbers, np.float64), TensorProto.DOUBLE, numbers.tolist())
-    result = tape.node(operator, wide, constant, example=example)
+    result = tape.node(operator, wide, tape.constant(numbers, "d"), example=example)
     return tape.node("Cast", result, example=x.example, to=TensorProto.FLOAT)

@@ -43,10 +43,12 @@ def with_multiple(signature: Signature, model: ModelProto, session: Session, fee
 
 
 def _multiple(session: Session, feed: Feed, rate: float) -> int | None:
-    """None: in runs of 16 records there are other answers, too. Compared as far as time and memory reach."""
+    """None: in runs of 16 records there are other answers, too. Compared as far as time and memory reach; 1 where these
+    are too short for four records, since then a second one would cost more than a last digit is worth."""
     deadline = perf_counter() + SECONDS
-    affordable = min(PROBE_BYTES // feed.bytes_per_record(), int(rate * SECONDS / len(FACTORS)))
-    count = max(4, min(RECORDS, affordable))
+    count = min(RECORDS, PROBE_BYTES // feed.bytes_per_record(), int(rate * SECONDS / len(FACTORS)))
+    if count < 4:
+        return 1
     inputs = feed.varied(count)
     together = session.run(inputs)
     for multiple in MULTIPLES:
