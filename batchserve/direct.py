@@ -26,7 +26,7 @@ from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, ReadOp
 from batchserve.errors import ResultNotReady
 from batchserve.formats import encoding_of, sniff
 from batchserve.formats.encodings import Transcoder
-from batchserve.jobs import queries
+from batchserve.jobs import contents, queries
 from batchserve.registration import NewModel, register, require_name
 from batchserve.runtime import open_database
 from batchserve.scoring import unpacking
@@ -122,7 +122,7 @@ class Direct:
         job = self.job(job_id)
         if job.result is None:
             raise ResultNotReady(f"job {job_id} is {job.state} and has no result")
-        return self._storage.open(job.result.key)
+        return contents.opened(self._database, self._storage, job.result.key)
 
     def _store(self, job_id: str, file: Path, read: ReadOptions, columns: frozenset[str]) -> StoredInput:
         with file.open("rb") as source:

@@ -14,6 +14,9 @@ from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any, Literal
 
+Content = bytes
+"""The bytes of a small object."""
+
 
 class JobState(StrEnum):
     """State of a job; each is a promise to its client. An end state is written together with its event (jobs.ends)."""
@@ -150,6 +153,8 @@ class StoredInput:
     filename: str | None = None
     owned: bool = True
     """False: borrowed. The object is read, but never removed nor backed up."""
+    content: Content | None = field(default=None, repr=False, compare=False)
+    """Its bytes, once they are read, where the key is of a row of the database (`storage.is_in_row`)."""
 
 
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
@@ -434,7 +439,6 @@ class Job:
     finished_at: float | None = None
     expires_at: float | None = None
     input_removed_at: float | None = None
-
     tenant: str = DEFAULT_TENANT
 
     @property

@@ -113,7 +113,7 @@ _INPUT = {
     for name, hint in _columns(
         StoredInput,
         {"format": _Format, "delimiter": Literal[",", ";", "\t", "|"], "decimal": Literal[".", ","]},
-        leave=("dialect",),
+        leave=("dialect", "content"),
     ).items()
 }
 _RESULT = {"result_key": str | None, "result_bytes": _Count | None, "result_sha256": str | None}

@@ -63,6 +63,12 @@ class Settings(BaseSettings):
     process_nice: int = Field(
         10, ge=0, le=19, description="Niceness of scoring processes, so that the API stays responsive while they work."
     )
+    inline_bytes: int = Field(
+        64 * 2**10,
+        ge=0,
+        le=2**20,
+        description="Bytes up to which an input or a result is kept in the database, in the transaction of its job.",
+    )
     chunk_bytes: Bytes = Field(16 * 2**20, description="Most input bytes in a chunk (one record may be longer).")
     chunk_records: int = Field(131_072, ge=1, description="Most records in a chunk.")
     chunk_seconds: Seconds = Field(

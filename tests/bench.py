@@ -27,7 +27,7 @@ from batchserve.domain import (
     StoredInput,
 )
 from batchserve.engines import Engine
-from batchserve.jobs import queries, requests
+from batchserve.jobs import contents, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import PlanTask
@@ -119,7 +119,7 @@ class Bench:
 
     def read(self, key: str | None) -> bytes:
         assert key is not None
-        with self.storage.open(key) as source:
+        with contents.opened(self.database, self.storage, key) as source:
             return source.read()
 
     def result(self, job_id: str) -> bytes:

@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,15 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sqlalchemy import select
 from starlette.testclient import TestClient
 
 from batchserve.app import create_app
 from batchserve.conversion import convert
+from batchserve.db.connect import Database
+from batchserve.db.tables import contents
 from batchserve.settings import Settings
+from batchserve.storage import key_in_storage
 
 QUICK: dict[str, Any] = {"processes": 2, "process_nice": 0, "poll": 0.05, "rescue": 0.5, "free_bytes": 0}
 """Settings of a service that reacts at once."""
@@ -76,10 +80,12 @@ class Api:
         return registered
 
     def stored(self) -> set[str]:
-        """The keys of everything in storage."""
+        """The keys of everything in storage, and in rows."""
         files = (path for path in Path(self.settings.storage).rglob("*") if path.is_file())
         names = {path.relative_to(self.settings.storage).as_posix() for path in files}
-        return {name for name in names if not name.startswith("batchserve.db")}
+        with closing(Database(self.settings.database_url)) as database, database.read() as connection:
+            in_rows = connection.scalars(select(contents.c.key)).all()
+        return {name for name in names if not name.startswith("batchserve.db")} | set(map(key_in_storage, in_rows))
 
     def kept(self) -> tuple[object, ...]:
         """The state that a refused request must not change: objects, the newest job, models."""

@@ -441,7 +441,7 @@ def test_a_download_redirects_to_a_result_that_clients_can_fetch_themselves(
     tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(runtime, "open_storage", partial(RemoteStorage, site="https://bucket.example"))
-    with running(tmp_path) as api:
+    with running(tmp_path, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         job = api.run(encoded(flowers, "csv"), "iris")
         answer = api.http.get(job["links"]["result"], follow_redirects=False)

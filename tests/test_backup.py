@@ -63,7 +63,7 @@ def answers(api: Api) -> dict[str, Any]:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
     """A service with jobs in many states, which no test changes."""
-    with running(tmp_path_factory.mktemp("source"), chunk_records=100) as api:
+    with running(tmp_path_factory.mktemp("source"), chunk_records=100, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         api.upload(CSV)
         first = api.run(SOME_FAIL, "iris")
@@ -142,7 +142,7 @@ def test_a_backup_is_never_written_over_something_or_into_the_storage(source: Ap
 
 
 def test_damage_is_reported_and_does_not_stop_a_backup(tmp_path: Path, iris_onnx: Path) -> None:
-    with running(tmp_path / "storage") as api:
+    with running(tmp_path / "storage", inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         whole, missing, changed = api.run(CSV, "iris"), api.upload(CSV), api.upload(CSV)
         folder = Path(api.settings.storage)
@@ -369,7 +369,7 @@ def test_the_commands_report_what_they_did(source: Api, tmp_path: Path) -> None:
 
 
 def test_damage_sets_the_exit_status(tmp_path: Path) -> None:
-    with running(tmp_path / "storage") as api:
+    with running(tmp_path / "storage", inline_bytes=0) as api:
         job = api.upload(CSV)
         (Path(api.settings.storage) / "inputs" / job["id"]).unlink()
     made = invoke("backup", str(tmp_path / "backup"), "--storage", str(tmp_path / "storage"))

@@ -74,7 +74,7 @@ class Site:
 def left(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Site:
     folder = tmp_path_factory.mktemp("left")
     # One process: of two chunks at a time, the first may be scored and not yet committed when the other fails its job.
-    with running(folder, chunk_records=10, processes=1) as api:
+    with running(folder, chunk_records=10, processes=1, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         jobs = Jobs(
             completed=api.run(CSV, "iris")["id"],

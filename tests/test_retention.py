@@ -69,7 +69,7 @@ class Site:
 
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
-    with running(tmp_path_factory.mktemp("kept"), chunk_records=100) as api:
+    with running(tmp_path_factory.mktemp("kept"), chunk_records=100, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         yield api
 

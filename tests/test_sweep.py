@@ -1,11 +1,12 @@
 """Leftovers of killed processes are removed when they are old, and nothing else is."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from service import Api, ok
+from service import Api, ok, running
 from waiting import until
 
 from batchserve.db import migrate
@@ -34,6 +35,14 @@ class Site:
 
     def sweep(self, hours: float = 24) -> SweepReport:
         return sweep(self.database, self.storage, HOUR, self.moment + hours * HOUR)
+
+
+@pytest.fixture(scope="module")
+def api(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
+    """A service that keeps nothing in rows, which have no leftovers."""
+    with running(tmp_path_factory.mktemp("swept"), inline_bytes=0, chunk_records=100) as swept:
+        swept.register("iris", iris_onnx)
+        yield swept
 
 
 @pytest.fixture

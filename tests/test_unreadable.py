@@ -206,7 +206,7 @@ def test_retention_and_the_sweep_continue_despite_rows_that_cannot_be_read(tmp_p
 
 
 def test_a_foreign_id_does_not_stop_the_sweep(tmp_path: Path, iris_onnx: Path) -> None:
-    with running(tmp_path) as api:
+    with running(tmp_path, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         job_id = api.run(CSV, "iris")["id"]
     with closing(sqlite3.connect(tmp_path / "batchserve.db")) as connection, connection:
@@ -222,7 +222,7 @@ def test_a_foreign_id_does_not_stop_the_sweep(tmp_path: Path, iris_onnx: Path) -
 
 def test_a_backup_contains_all_that_can_be_read(tmp_path: Path, iris_onnx: Path) -> None:
     folder = tmp_path / "storage"
-    with running(folder) as api:
+    with running(folder, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         good, bad = api.run(CSV, "iris")["id"], api.run(CSV, "iris")["id"]
         poison(api, bad, "inputs: key = x'00'")

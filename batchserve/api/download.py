@@ -2,6 +2,7 @@
 
 import base64
 import csv
+import functools
 import io
 import os
 import re
@@ -22,20 +23,20 @@ from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, wait_for
-from batchserve.api.files import File, Remote, Stream, blocks_of
+from batchserve.api.files import Content, File, Remote, Stream, blocks_of
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
 from batchserve.formats.csv import escape_formula
 from batchserve.formats.protocol import Format, Part
-from batchserve.jobs import plan
+from batchserve.jobs import contents, plan
 from batchserve.scoring.assembly import assembled_pieces, stored_parts
 from batchserve.scoring.conversion import ConvertTask, convert_chunk
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import Planned, PlanTask, plan_chunks
 from batchserve.service import Service
 from batchserve.service.turns import Lane, Place
-from batchserve.storage import Span, local_path
+from batchserve.storage import Span, is_in_row, local_path
 
 router = APIRouter(tags=["download"])
 
@@ -156,7 +157,8 @@ async def download_errors(
         if job.result is not None and job.result.errors_key is not None
         else (await run_in_threadpool(_stored_parts, service, job))[1]
     )
-    blocks = blocks_of(service.runtime.storage, (Span(part.key, 0, part.bytes) for part in parts))
+    opened = functools.partial(contents.opened, service.runtime.database, service.runtime.storage)
+    blocks = blocks_of(opened, (Span(part.key, 0, part.bytes) for part in parts))
     if is_table:
         return Stream(_errors_csv(blocks, csv_escape), "text/csv", headers)
     return Stream(blocks, "application/x-ndjson", headers)
@@ -271,22 +273,40 @@ def _opened(path: Path) -> os.stat_result:
         return os.fstat(file.fileno())
 
 
+async def _content(service: Service, job: Job, key: str) -> bytes:
+    """An object in a row. Raises Gone when it was removed with its job meanwhile."""
+    try:
+        return await service.runtime.database.fetch(lambda connection: contents.find(connection, key))
+    except FileNotFoundError:
+        raise await _missing(service, job) from None
+
+
+async def _missing(service: Service, job: Job) -> Exception:
+    """The error for a missing object: a fault, unless its job has released it meanwhile. Raises JobNotFound."""
+    now = await service.read_job(job.id)
+    if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
+        return FileNotFoundError(f"an object of job {job.id} is missing")
+    return Gone(f"the bytes of job {job.id} were just removed")
+
+
 async def _file(request: Request, service: Service, job: Job, stored: _Object, media_type: str, name: str) -> Response:
     """A stored object with ranges: a file of this host, a redirect to its URL, or a stream from the store."""
     storage = service.runtime.storage
     headers = {**stored.headers(), "vary": "accept"}
-    path, status = local_path(storage, stored.key), stored.status()
-    if path is not None:
+    path, status, content = None, stored.status(), None
+    if is_in_row(stored.key):
+        content = await _content(service, job, stored.key)
+    elif (path := local_path(storage, stored.key)) is not None:
         try:
             status = await run_in_threadpool(_opened, path)
         except FileNotFoundError:
-            now = await service.read_job(job.id)
-            if (now.state, now.input_removed_at) == (job.state, job.input_removed_at):
-                raise
-            raise Gone(f"the bytes of job {job.id} were just removed") from None
+            raise await _missing(service, job) from None
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)  # as Last-Modified says it, which has no fractions
     if (known := conditional.answered(request, headers["etag"], headers, modified)) is not None:
         return known
+    if content is not None:
+        how: dict[str, Any] = {"headers": headers, "media_type": media_type, "filename": name, "stat_result": status}
+        return Content(content, stored.key, **how)
     if path is None and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
     if path is None:
@@ -322,7 +342,7 @@ async def _partial_result(service: Service, job: Job, own: Format) -> Response:
         "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
         "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
     }
-    return Stream(blocks_of(service.runtime.storage, pieces), own.media_type, headers)
+    return Stream(blocks_of(service.runtime.storage.open, pieces), own.media_type, headers)
 
 
 # --- conversion ------------------------------------------------------------------------------------------------------
@@ -359,7 +379,8 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
     if request.method == "HEAD":
         return Response(headers=headers, media_type=wanted.media_type)
     await run_in_threadpool(require_space, service.runtime)  # holds its parts while they are sent
-    source = Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect)
+    content = await _content(service, job, result.key) if is_in_row(result.key) else None
+    source = Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect, content)
     settings = service.runtime.settings
     task = PlanTask(source, None, ChunkLimits(settings.chunk_bytes, settings.chunk_records), 2**62)
     with ExitStack() as held:
@@ -380,7 +401,7 @@ def _convert(
     parts = _converted_parts(service, place, source, planned, job, conversion, folder)
     wanted = get_format(conversion.wanted.name, conversion.dialect(job))
     try:
-        yield from blocks_of(storage, wanted.assemble(parts, storage.open, job.rows_done))
+        yield from blocks_of(storage.open, wanted.assemble(parts, storage.open, job.rows_done))
     finally:
         parts.close()
         for stored in list(storage.list(folder)):

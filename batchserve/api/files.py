@@ -1,5 +1,6 @@
-"""Answers that are files: of this host, of a storage elsewhere, or made while they are sent."""
+"""Answers that are files: of this host, of a storage elsewhere, in memory, or made while they are sent."""
 
+import io
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from typing import Any
@@ -11,9 +12,10 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import Receive, Scope, Send
 
 from batchserve.errors import RangeNotSatisfiable
+from batchserve.formats.protocol import Open
 from batchserve.storage import Piece, Span, Storage
 
-__all__ = ["BLOCK", "MANY", "SMALL_BLOCK", "File", "Remote", "Stream", "blocks_of"]
+__all__ = ["BLOCK", "MANY", "SMALL_BLOCK", "Content", "File", "Remote", "Stream", "blocks_of"]
 
 BLOCK, SMALL_BLOCK = 1 << 20, 1 << 17
 MANY = 64
@@ -73,8 +75,33 @@ class Remote(File):
         yield _Ranges(self._storage, self._key)
 
 
+class Content(File):
+    """A small object in memory."""
+
+    def __init__(self, content: bytes, key: str, **options: Any) -> None:
+        super().__init__(key, **options)
+        self._content = content
+
+    @asynccontextmanager
+    async def _open_file(self) -> AsyncGenerator[Any]:
+        yield _Held(io.BytesIO(self._content))
+
+
+class _Held:
+    """What FileResponse asks of an open file, of one in memory."""
+
+    def __init__(self, content: io.BytesIO) -> None:
+        self._content = content
+
+    async def seek(self, position: int) -> None:
+        self._content.seek(position)
+
+    async def read(self, size: int) -> bytes:
+        return self._content.read(size)
+
+
 class _Ranges:
-    """What FileResponse asks of an open file."""
+    """The same of an object that is read range by range."""
 
     def __init__(self, storage: Storage, key: str) -> None:
         self._storage, self._key, self._position = storage, key, 0
@@ -124,17 +151,17 @@ class Stream(StreamingResponse):
                     await run_in_threadpool(self._blocks.close)
 
 
-def blocks_of(storage: Storage, pieces: Iterator[Piece]) -> Generator[bytes]:
+def blocks_of(open: Open, pieces: Iterator[Piece]) -> Generator[bytes]:
     """The bytes of a file that is made of pieces."""
     for piece in pieces:
         if isinstance(piece, Span):
-            yield from _read_span(storage, piece)
+            yield from _read_span(open, piece)
         elif piece:
             yield piece
 
 
-def _read_span(storage: Storage, span: Span) -> Iterator[bytes]:
-    with storage.open(span.key) as source:
+def _read_span(open: Open, span: Span) -> Iterator[bytes]:
+    with open(span.key) as source:
         source.seek(span.start)
         left = span.stop - span.start
         while left > 0 and (block := source.read(min(_downloads.block(), left))):

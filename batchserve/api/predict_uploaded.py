@@ -12,7 +12,7 @@ from batchserve.api.schemas.options import PredictOptions
 from batchserve.domain import Caller, JobState
 from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
-from batchserve.jobs import queries
+from batchserve.jobs import contents, queries
 from batchserve.service import Service
 from batchserve.submission import Submission, enqueue_all
 
@@ -53,7 +53,10 @@ async def predict_uploaded(service: Service, caller: Caller, options: PredictOpt
     def read(job_ids: list[str]) -> list[Submission]:
         with service.runtime.database.read() as connection:
             found = queries.get_several(connection, job_ids)
-        return [options.submission(job.tenant, job.id, job.inputs, model) for job in found]
+            its_inputs = [tuple(contents.with_content(connection, one) for one in job.inputs) for job in found]
+        return [
+            options.submission(job.tenant, job.id, inputs, model) for job, inputs in zip(found, its_inputs, strict=True)
+        ]
 
     job_ids, outcome = await run_in_threadpool(find), _Outcome()
     for start in range(0, len(job_ids), _TOGETHER):

@@ -1,5 +1,6 @@
 """POST /v1/upload: bytes -> storage, under a job ID."""
 
+import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
@@ -33,7 +34,7 @@ from batchserve.formats import FORMATS, encoding_of, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.service import Service
-from batchserve.storage import input_key
+from batchserve.storage import input_key, is_in_row, key_in_row
 from batchserve.submission import Submission, clean_filename, default_format, naming_bytes, wanted_columns
 
 router = APIRouter(tags=["upload"])
@@ -173,7 +174,8 @@ def _options(fit: FitOptions, new: StoredInput, version: ModelVersion) -> Option
 
 @dataclass(slots=True)
 class Received:
-    """A stored input without a job. Unless it is `kept`, its bytes are removed again."""
+    """An input without a job: stored already, or small and to be stored with its row. Unless it is `kept`, stored bytes
+    are removed again."""
 
     job_id: str
     input: StoredInput
@@ -199,7 +201,7 @@ async def received_input(
     try:
         yield received
     finally:
-        if not received.kept:
+        if not received.kept and not is_in_row(received.input.key):
             await run_in_threadpool(service.runtime.storage.delete, received.input.key)
 
 
@@ -255,14 +257,26 @@ async def _store(request: Request, service: Service, body: Body, sent: _Sent, hi
         blocks = body.transcoded(beginning, blocks, encoding)
         beginning = await anext(blocks, b"")
     format, dialect = sniff(beginning, sent.media_type, sent.filename, hints.read, hints.columns)
+    filename = clean_filename(sent.filename)
+    if len(beginning) <= service.runtime.settings.inline_bytes and format.name != "zip":
+        if not (following := await anext(blocks, b"")):
+            sha256, key = hashlib.sha256(beginning).hexdigest(), key_in_row(input_key(job_id))
+            small = StoredInput(key, format.name, dialect, len(beginning), sha256, filename, content=beginning)
+            return Received(job_id, small, sha256)
+        blocks = _begun(following, blocks)
     with service.runtime.storage.create(input_key(job_id)) as writer:
         stored = await body.store(writer, beginning, blocks)
-    filename = clean_filename(sent.filename)
     new = StoredInput(input_key(job_id), format.name, dialect, stored.bytes, stored.sha256, filename)
     if format.name == "zip":
         new = await _unpacked(request, service, new, hints)
     assert new.sha256 is not None
     return Received(job_id, new, new.sha256)
+
+
+async def _begun(first: bytes, rest: AsyncIterator[bytes]) -> AsyncGenerator[bytes]:
+    yield first
+    async for block in rest:
+        yield block
 
 
 async def _unpacked(request: Request, service: Service, stored: StoredInput, hints: InputHints) -> StoredInput:

@@ -12,6 +12,7 @@ from sqlalchemy import (
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
     PrimaryKeyConstraint,
     Table,
@@ -127,6 +128,14 @@ inputs = Table(
     Column("owned", Boolean, nullable=False, server_default=true()),
     Column("decimal", Words(1), nullable=False, server_default="."),
     Index(None, "key"),
+)
+
+# The bytes of small inputs and results, by key. Rows of `inputs` and `jobs` reference them.
+contents = Table(
+    "contents",
+    metadata,
+    Column("key", Words(255), primary_key=True),
+    Column("content", LargeBinary, nullable=False),
 )
 
 chunks = Table(

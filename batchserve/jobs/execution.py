@@ -6,6 +6,7 @@ LeaseLost is raised, which rolls the transaction back.
 
 import random
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from sqlalchemy import Connection, Update, and_, bindparam, func, insert, or_, select, update
@@ -14,6 +15,7 @@ from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, jobs
 from batchserve.domain import Job, JobState, Result, ScoredChunk
 from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed
+from batchserve.jobs import contents
 from batchserve.jobs.ends import Ended, ending, error_values, finish, result_values
 from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
 from batchserve.jobs.statements import JOBS_OF, due, job_from_row, require_mine
@@ -112,10 +114,12 @@ def complete_if_mine(
     now: float,
     *,
     only: ScoredChunk | None = None,
+    small: Mapping[str, bytes] = MappingProxyType({}),
 ) -> None:
     """running -> completed. Before this commit the result is invisible; after it, it never changes. Also guarded by the
     row count: every planned record has its row. `only`: the chunk of a job that was done in one call; it is planned and
-    committed here, and must not have been planned before.
+    committed here, and must not have been planned before. `small`: the contents of its result, if it is
+    kept in rows.
     """
     if only is None:
         _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
@@ -132,6 +136,7 @@ def complete_if_mine(
     values = account | result_values(result, facts)
     _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED)
     connection.execute(ADD_CHUNKS, [chunk_values(job_id, only.chunk) | part_values(only, attempt)])
+    contents.add(connection, small)
 
 
 def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: BatchserveError, now: float) -> None:

@@ -8,6 +8,7 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import JobState
+from batchserve.jobs import contents
 from batchserve.jobs.ends import ending, finish
 from batchserve.jobs.statements import ENDED, Owned, outside, owned
 
@@ -42,7 +43,9 @@ def expire_if_over(
     values = {"result_key": None, "errors_key": None, "expires_at": now}
     changed = {job.id for job in finish(connection, expiring, JobState.EXPIRED, now, values)}
     connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
-    return [job for job in before if job.id in changed]
+    expired = [job for job in before if job.id in changed]
+    contents.release(connection, expired)
+    return expired
 
 
 def find_with_input_over(connection: Connection, ended_before: float, most: int, after: float = math.inf) -> list[str]:
@@ -58,7 +61,9 @@ def drop_input_if_over(
     """
     over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
     changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
-    return owned(connection, jobs.c.id.in_(changed))
+    released = owned(connection, jobs.c.id.in_(changed))
+    contents.release(connection, released)
+    return released
 
 
 def delete_expired_before(connection: Connection, before: float, most: int, after: float = math.inf) -> int:

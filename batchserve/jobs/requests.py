@@ -11,6 +11,7 @@ from batchserve.db.connect import lock
 from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import DEFAULT_TENANT, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
+from batchserve.jobs import contents
 from batchserve.jobs.ends import ending, finish, result_values
 from batchserve.jobs.plan import done_chunks
 from batchserve.jobs.queries import get
@@ -25,7 +26,7 @@ def create(
     now: float,
     tenant: str = DEFAULT_TENANT,
 ) -> None:
-    """-> uploaded, for inputs that are stored durably. `model`: the default of predict."""
+    """-> uploaded, for inputs that are stored durably, or small and stored here. `model`: the default of predict."""
     row = {
         "id": job_id,
         "tenant": tenant,
@@ -37,6 +38,7 @@ def create(
         "created_at": now,
     }
     connection.execute(_CREATE, row)
+    contents.add(connection, {one.key: one.content for one in stored if one.content is not None})
     connection.execute(_ADD_INPUTS, _input_rows(job_id, stored))
 
 
@@ -220,13 +222,17 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
         pass
     if not changed(connection, delete(jobs).where(*guards)):
         raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
+    contents.release(connection, found)
     return found[0]
 
 
 def remove_whatever_its_state(connection: Connection, job_id: str) -> Owned | None:
     """Deletes the row of a job that cannot continue, and returns what it referenced; None when there is none."""
     found = owned(connection, jobs.c.id == job_id)
-    return found[0] if found and changed(connection, delete(jobs).where(jobs.c.id == job_id)) else None
+    if not found or not changed(connection, delete(jobs).where(jobs.c.id == job_id)):
+        return None
+    contents.release(connection, found)
+    return found[0]
 
 
 def _input_rows(job_id: str, stored: Sequence[StoredInput]) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from batchserve.db.tables import inputs, jobs, models
 from batchserve.domain import Job, JobState
 from batchserve.errors import LeaseLost, UnreadableRow
 from batchserve.registry import model_columns, model_from_row
-from batchserve.storage import input_key
+from batchserve.storage import input_key, key_in_row, key_in_storage
 
 ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 INPUT_COLUMNS = tuple(
@@ -123,7 +123,8 @@ def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
     keys: dict[str, list[str]] = {row["id"]: [] for row in found}
     its_inputs = select(inputs.c.job_id, inputs.c.key).where(inputs.c.job_id.in_(keys), inputs.c.owned)
     for job_id, key in connection.execute(its_inputs.order_by(inputs.c.job_id, inputs.c.number)).all():
-        keys[job_id].append(key if _is_under("inputs/", key) else input_key(job_id))
+        known = input_key(job_id)
+        keys[job_id] += [key] if _is_under("inputs/", key) else [known, key_in_row(known)]
 
     def named(row: RowMapping, name: str) -> str | None:
         return row[name] if _is_under("results/", row[name]) else None
@@ -142,4 +143,4 @@ def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
 
 
 def _is_under(prefix: str, key: object) -> bool:
-    return isinstance(key, str) and key.startswith(prefix)
+    return isinstance(key, str) and key_in_storage(key).startswith(prefix)

@@ -40,12 +40,11 @@ def convert_chunk(task: ConvertTask) -> Part:
     """
     reader, writer_format = task.input.reader, get_format(task.format, task.dialect)
     types = _types_of(task) if reader.has_types or writer_format.has_types else {}
-    store = storage_at(task.input.storage)
-    with store.open(task.input.key) as source:
+    with task.input.open() as source:
         records = reader.read(source, task.chunk, types).records
     if task.escape and isinstance(records, pl.DataFrame):
         records = escape_formulas(records)
-    with store.create(task.key) as writer:
+    with storage_at(task.input.storage).create(task.key) as writer:
         writer.write(writer_format.write(records))
         return Part(task.key, writer.commit().bytes, task.chunk.records)
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 from functools import lru_cache
+from io import BytesIO
+from typing import BinaryIO
 
 from batchserve.domain import Dialect, StoredInput
 from batchserve.formats import get_format
@@ -17,10 +19,16 @@ class Input:
     key: str
     format: str
     dialect: Dialect
+    content: bytes | None = None
+    """The bytes themselves, of an input that is in a row of the database."""
 
     @classmethod
     def of(cls, storage: str, stored: StoredInput) -> "Input":
-        return cls(storage, stored.key, stored.format, stored.dialect)
+        return cls(storage, stored.key, stored.format, stored.dialect, stored.content)
+
+    def open(self) -> BinaryIO:
+        """Raises FileNotFoundError."""
+        return storage_at(self.storage).open(self.key) if self.content is None else BytesIO(self.content)
 
     @property
     def reader(self) -> Format:
@@ -36,5 +44,5 @@ def storage_at(address: str) -> Storage:
 @lru_cache(maxsize=32)
 def header_of(input: Input) -> Header:
     """What the beginning of an input tells, read once in a process: stored bytes never change."""
-    with storage_at(input.storage).open(input.key) as source:
+    with input.open() as source:
         return input.reader.header(source)

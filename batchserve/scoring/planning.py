@@ -5,7 +5,7 @@ from itertools import islice
 
 from batchserve.domain import Chunk, ChunkLimits
 from batchserve.scoring.faults import by_name
-from batchserve.scoring.inputs import Input, storage_at
+from batchserve.scoring.inputs import Input
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,10 +33,9 @@ class Planned:
 @by_name
 def plan_chunks(task: PlanTask) -> Planned:
     """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
-    store = storage_at(task.input.storage)
     after = moved(task.after, -task.base) if task.after else None
     format = task.input.reader
-    with store.open(task.input.key) as source:
+    with task.input.open() as source:
         planned = islice(format.plan(source, after, task.limits), task.most)
         chunks = tuple(moved(chunk, task.base, task.number) for chunk in planned)
         complete = len(chunks) < task.most
@@ -49,7 +48,7 @@ def halve_chunk(task: Input, whole: Chunk, after: Chunk | None, base: int = 0) -
     `base`: the records in the inputs before that."""
     limits = ChunkLimits(bytes=2**62, records=(whole.records + 1) // 2)
     after = moved(after, -base) if after else None
-    with storage_at(task.storage).open(task.key) as source:
+    with task.open() as source:
         first = moved(next(task.reader.plan(source, after, limits)), base, whole.input)
     if not 0 < first.records < whole.records:
         return [whole]

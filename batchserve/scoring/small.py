@@ -1,12 +1,25 @@
 """A small job is planned, scored and assembled in one call."""
 
+import hashlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchserve.domain import ModelVersion, Options, Result, ScoredChunk
-from batchserve.scoring.chunks import ChunkTask, score_into
+from batchserve.scoring.chunks import ChunkTask, score_rows, store_rows
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.planning import Planned, PlanTask, plan_chunks
-from batchserve.storage import errors_key, result_key
+from batchserve.storage import errors_key, key_in_row, result_key
+
+
+@dataclass(frozen=True, slots=True)
+class SmallTask:
+    plan: PlanTask
+    job_id: str
+    attempt: int
+    model: ModelVersion
+    options: Options
+    inline_bytes: int
+    """Bytes up to which the result comes back instead of being stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,20 +29,29 @@ class Small:
     planned: Planned
     scored: ScoredChunk
     result: Result
+    contents: Mapping[str, bytes]
+    """Of the result, where its keys are of rows in the database: to be added in the transaction of its end."""
 
 
 @by_name
-def score_small(task: PlanTask, job_id: str, attempt: int, model: ModelVersion, options: Options) -> Planned | Small:
+def score_small(task: SmallTask) -> Planned | Small:
     """Plans, scores and assembles an input of one chunk in one call. Returns the plan alone when it has more chunks, or
     when row errors end the job: then its part is needed."""
-    planned = plan_chunks(task)
+    planned = plan_chunks(task.plan)
     if not planned.complete or len(planned.chunks) != 1:
         return planned
-    chunk_task = ChunkTask(task.input, job_id, attempt, planned.chunks[0], model, options)
-    key, errors = result_key(job_id, attempt), errors_key(job_id, attempt)
-    scored, stored = score_into(chunk_task, key, errors)
+    (chunk,), options = planned.chunks, task.options
+    rows = score_rows(ChunkTask(task.plan.input, task.job_id, task.attempt, chunk, task.model, options))
     limited = options.on_row_error == "fail" or options.max_errors is not None
-    if scored.rows_failed and (limited or scored.rows_failed == scored.chunk.records):
+    if rows.failed and (limited or rows.failed == chunk.records):
         return planned
-    listed = errors if scored.errors_bytes else None
-    return Small(planned, scored, Result(key, stored.bytes, stored.sha256, listed, scored.errors_bytes))
+    key, errors = result_key(task.job_id, task.attempt), errors_key(task.job_id, task.attempt)
+    contents = {}
+    if len(rows.content) + len(rows.errors) <= task.inline_bytes:
+        key, errors = key_in_row(key), key_in_row(errors)
+        contents = {key: rows.content} | ({errors: rows.errors} if rows.errors else {})
+        sha256 = hashlib.sha256(rows.content).hexdigest()
+    else:
+        sha256 = store_rows(task.plan.input.storage, rows, key, errors)
+    result = Result(key, len(rows.content), sha256, errors if rows.errors else None, len(rows.errors))
+    return Small(planned, rows.scored(chunk, sha256), result, contents)

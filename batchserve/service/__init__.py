@@ -22,7 +22,7 @@ from batchserve.errors import (
     ScoringCrashed,
     ScoringTimeout,
 )
-from batchserve.jobs import queries
+from batchserve.jobs import contents, queries
 from batchserve.runtime import Runtime
 from batchserve.scoring import unpacking
 from batchserve.scoring.checks import check_input, check_inputs
@@ -127,6 +127,10 @@ class Service:
     async def read_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
+
+    async def read_job_to_check(self, job_id: str) -> Job:
+        """A job with the content of its first input, where that is in a row. Raises JobNotFound."""
+        return await self.runtime.database.fetch(lambda connection: contents.get_with_content(connection, job_id))
 
     async def view(self, job_id: str) -> JobSnapshot:
         """Raises JobNotFound."""

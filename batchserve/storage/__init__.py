@@ -21,12 +21,16 @@ __all__ = [
     "Stored",
     "Writer",
     "free_bytes",
+    "is_in_row",
+    "key_in_row",
+    "key_in_storage",
     "local_path",
     "open_storage",
     "remove_partials",
     "scratch_folder",
 ]
 
+_IN_ROW = "rows/"
 ERRORS_SUFFIX = ".errors"
 """Suffix of the key of a part's or a result's errors list."""
 
@@ -178,6 +182,20 @@ def open_storage(address: str) -> Storage:
     from batchserve.storage.local import LocalStorage
 
     return LocalStorage(address)
+
+
+def key_in_row(key: str) -> str:
+    """The key of the same object if it is small and in a row of the database (`jobs.contents`), not in a storage."""
+    return f"{_IN_ROW}{key}"
+
+
+def is_in_row(key: str) -> bool:
+    return key.startswith(_IN_ROW)
+
+
+def key_in_storage(key: str) -> str:
+    """The key that an object has, or would have, in a storage."""
+    return key.removeprefix(_IN_ROW)
 
 
 def input_key(job_id: str) -> str:

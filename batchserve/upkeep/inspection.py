@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Column, Select, Table, and_, bindparam, delete, func, or_, select, tuple_, update
@@ -20,7 +21,8 @@ from batchserve.db.connect import Database
 from batchserve.db.tables import attempts, chunks, idempotency_keys, inputs, jobs, keys, models
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError, Unavailable
-from batchserve.jobs import queries, requests
+from batchserve.formats.protocol import Open
+from batchserve.jobs import contents, queries, requests
 from batchserve.jobs.statements import INPUT_COLUMNS
 from batchserve.storage import Storage
 from batchserve.upkeep import retention
@@ -68,27 +70,28 @@ def inspect_objects(database: Database, storage: Storage, *, most_bytes: float, 
     """
     deadline = time.monotonic() + seconds
     left = most_bytes
+    open = partial(contents.opened, database, storage)
     objects = skipped = 0
     faults: list[Fault] = []
     for named, ask_again in objects_by_row(database):
         for expected in named:
             objects += 1
-            difference = _difference_of_length(storage, expected)
+            difference = _difference_of_length(open, expected)
             if difference is None and expected.sha256 is not None:
                 if left < (expected.bytes or 0) or time.monotonic() > deadline:
                     skipped += 1
                 else:
-                    difference = _difference_of_digest(storage, expected.key, expected.sha256)
+                    difference = _difference_of_digest(open, expected.key, expected.sha256)
                     left -= expected.bytes or 0
             if difference is not None and expected.key in {named.key for named in ask_again()}:
                 faults.append(Fault(f"{expected.key} of {expected.owner}", *difference, expected.mend))
     return Inspected(objects, skipped, tuple(faults))
 
 
-def _difference_of_length(storage: Storage, expected: NamedObject) -> tuple[str, str] | None:
+def _difference_of_length(open: Open, expected: NamedObject) -> tuple[str, str] | None:
     """What was expected and what was found, if they differ."""
     try:
-        with storage.open(expected.key) as source:
+        with open(expected.key) as source:
             size = source.seek(0, 2)
     except FileNotFoundError:
         return "an object" if expected.bytes is None else f"{expected.bytes} bytes", "no object"
@@ -97,10 +100,10 @@ def _difference_of_length(storage: Storage, expected: NamedObject) -> tuple[str,
     return None
 
 
-def _difference_of_digest(storage: Storage, key: str, expected: str) -> tuple[str, str] | None:
+def _difference_of_digest(open: Open, key: str, expected: str) -> tuple[str, str] | None:
     digest = hashlib.sha256()
     try:
-        with storage.open(key) as source:
+        with open(key) as source:
             while block := source.read(_BLOCK):
                 digest.update(block)
     except FileNotFoundError:

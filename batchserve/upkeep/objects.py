@@ -12,7 +12,7 @@ from batchserve.db.connect import Database
 from batchserve.db.tables import chunks, jobs, models
 from batchserve.domain import JobState
 from batchserve.jobs.statements import INPUT_COLUMNS, WITH_FIRST_INPUT, further_inputs
-from batchserve.storage import errors_part_key, model_key, part_key
+from batchserve.storage import errors_part_key, is_in_row, model_key, part_key
 
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 STOPPED = (JobState.FAILED, JobState.CANCELLED)
@@ -46,9 +46,9 @@ _GOING_ON = and_(
 
 
 def named_objects(database: Database) -> Iterator[tuple[str, str | None]]:
-    """The key of every referenced object, once for each, with its SHA-256 where the row has it."""
+    """The key of every referenced object of the storage, once for each, with its SHA-256 where the row has it."""
     for named, _ in objects_by_row(database):
-        yield from ((expected.key, expected.sha256) for expected in named)
+        yield from ((expected.key, expected.sha256) for expected in named if not is_in_row(expected.key))
 
 
 def objects_by_row(database: Database) -> Iterator[NamingRow]:

@@ -10,16 +10,18 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from queue import Empty, SimpleQueue
 
 from batchserve import clock as clocks
 from batchserve import idempotency
 from batchserve.domain import Chunk, Job
 from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
-from batchserve.jobs import execution, plan
+from batchserve.jobs import contents, execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
 from batchserve.scoring.chunks import warm_up
+from batchserve.storage import is_in_row
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
 from batchserve.worker.housekeeper import Housekeeper
@@ -245,11 +247,19 @@ class Worker:
     def _begin(self, job: Job) -> None:
         if stale := self._runs.get(job.id):  # this worker's own lease lapsed, and it has claimed the job again
             stale.lose()
+        job = self._with_contents(job)
         active = ActiveJob.begin(job, *self._plan_of(job), self._settings, self._runtime.engine.capacity)
         run = self._runs[job.id] = JobRun(active, self._context)
         self._turns.append(run)
         reference = active.model.reference
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
+
+    def _with_contents(self, job: Job) -> Job:
+        """The job with the inputs that are in rows: scoring processes do not read the database."""
+        if not any(is_in_row(stored.key) for stored in job.inputs):
+            return job
+        with self._database.read() as connection:
+            return replace(job, inputs=tuple(contents.with_content(connection, stored) for stored in job.inputs))
 
     def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None, dict[int, int]]:
         """The state left by earlier attempts: unscored chunks, the last planned one, and the first record of each

@@ -15,6 +15,7 @@ from batchserve.scoring.assembly import AssembleTask
 from batchserve.scoring.chunks import ChunkTask
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import Planned, PlanTask
+from batchserve.scoring.small import SmallTask
 from batchserve.settings import Settings
 from batchserve.worker.limits import SMALL_JOB_BYTES, UNLIMITED, chunk_limits, even_limits
 
@@ -105,6 +106,9 @@ class ActiveJob:
         after = last if last is not None and last.input == number else None
         most = 64 if last else window
         return PlanTask(self.inputs[number], after, self.limits, most, number, self.bases[number])
+
+    def small_task(self, plan: PlanTask, settings: Settings) -> SmallTask:
+        return SmallTask(plan, self.id, self.attempt, self.model, self.options, settings.inline_bytes)
 
     def chunk_task(self, chunk: Chunk) -> ChunkTask:
         source, base = self.inputs[chunk.input], self.bases[chunk.input]

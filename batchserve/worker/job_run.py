@@ -105,8 +105,7 @@ class JobRun:
             return
         task = job.plan_task(self._context.window)
         if job.is_small:
-            what = (task, job.id, job.attempt, job.model, job.options)
-            job.planning = self._call(self._done_small, score_small, *what, urgent=True)
+            job.planning = self._call(self._done_small, score_small, job.small_task(task, self._settings), urgent=True)
         else:
             job.planning = self._call(self._planned, plan_chunks, task, urgent=True)
 
@@ -130,7 +129,7 @@ class JobRun:
             self._add_planned(done)
             return
         job.add_scored(done.scored)
-        complete = partial(execution.complete_if_mine, only=done.scored)
+        complete = partial(execution.complete_if_mine, only=done.scored, small=done.contents)
         self._complete(complete, done.result, merge_facts(job.facts, done.scored.facts))
 
     # --- score ---

@@ -69,7 +69,17 @@ MUTANTS = (
     ),
     Mutant(
         "bytes without a row are removed when an upload fails", "batchserve/api/upload.py",
-        "        if not received.kept:\n", "        if False:\n", ("tests/test_api_upload.py",),
+        "        if not received.kept and not is_in_row(received.input.key):\n", "        if False:\n",
+        ("tests/test_api_upload.py",),
+    ),
+    Mutant(
+        "contents in rows end with the last job that needs them", "batchserve/jobs/contents.py",
+        "unnamed = keys - named_inputs(connection, keys - of_results)", "unnamed = keys",
+        ("tests/test_contents.py",),
+    ),
+    Mutant(
+        "contents in rows are removed with their job", "batchserve/jobs/contents.py",
+        "        _delete(connection, unnamed)\n", "", ("tests/test_contents.py",),
     ),
     Mutant(
         "bytes are removed only after a certain rollback", "batchserve/submission.py",

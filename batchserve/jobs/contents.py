@@ -1,0 +1,73 @@
+"""Small inputs and results, whose bytes are in rows of the database. They are written with the rows of their job, and
+removed with the last row that references them, each in one transaction: none is ever without an owner.
+"""
+
+import errno
+import io
+import os
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import replace
+from typing import BinaryIO
+
+from sqlalchemy import Connection, bindparam, delete, insert, select
+
+from batchserve.db.connect import Database
+from batchserve.db.tables import contents
+from batchserve.domain import Job, StoredInput
+from batchserve.jobs.queries import get, named_inputs, named_results
+from batchserve.jobs.statements import Owned
+from batchserve.storage import Storage, is_in_row, key_in_storage
+
+
+def add(connection: Connection, added: Mapping[str, bytes]) -> None:
+    """Adds contents by their keys."""
+    if added:
+        connection.execute(_ADD, [{"key": key, "content": content} for key, content in added.items()])
+
+
+def find(connection: Connection, key: str) -> bytes:
+    """Raises FileNotFoundError."""
+    content = connection.scalar(_CONTENT, {"its_key": key})
+    if content is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
+    return bytes(content)
+
+
+def with_content(connection: Connection, stored: StoredInput) -> StoredInput:
+    """The input with its content, if that is in a row. Raises FileNotFoundError."""
+    if stored.content is not None or not is_in_row(stored.key):
+        return stored
+    return replace(stored, content=find(connection, stored.key))
+
+
+def get_with_content(connection: Connection, job_id: str) -> Job:
+    """A job with the content of its first input, if that is in a row and was not removed. Raises JobNotFound."""
+    job = get(connection, job_id)
+    if job.input_removed_at is not None:
+        return job
+    return replace(job, inputs=(with_content(connection, job.input), *job.inputs[1:]))
+
+
+def opened(database: Database, storage: Storage, key: str) -> BinaryIO:
+    """A reader of an object in a row or in the storage. Raises FileNotFoundError."""
+    if not is_in_row(key):
+        return storage.open(key)
+    with database.read() as connection:
+        return io.BytesIO(find(connection, key))
+
+
+def release(connection: Connection, removed: Iterable[Owned]) -> None:
+    """Deletes the contents that these jobs referenced, unless another job references them."""
+    keys = {key for job in removed for key in (*job.inputs, job.result_key, job.errors_key) if key and is_in_row(key)}
+    if keys:
+        of_results = {key for key in keys if key_in_storage(key).startswith("results/")}
+        unnamed = keys - named_inputs(connection, keys - of_results) - named_results(connection, of_results)
+        _delete(connection, unnamed)
+
+
+def _delete(connection: Connection, keys: Collection[str]) -> None:
+    connection.execute(delete(contents).where(contents.c.key.in_(keys)))
+
+
+_ADD = insert(contents)
+_CONTENT = select(contents.c.content).where(contents.c.key == bindparam("its_key"))
