@@ -26,7 +26,7 @@ from batchserve.domain import (
     Options,
     StoredInput,
 )
-from batchserve.engines import Engine
+from batchserve.engines import Engine, open_interactive
 from batchserve.jobs import contents, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.scoring.inputs import Input
@@ -53,7 +53,7 @@ class Bench:
     """A separate database and storage, with the actions of a client."""
 
     def __init__(self, settings: Settings, database: Database, storage: Storage, engine: Engine) -> None:
-        self.runtime = Runtime(settings, database, storage, engine, interactive=engine)
+        self.runtime = Runtime(settings, database, storage, engine, open_interactive(settings))
         self.database, self.storage = database, storage
 
     @contextmanager

@@ -1,10 +1,15 @@
 """Functions that tests call in other processes, which import them from this module by name."""
 
+import asyncio
+import gc
 import os
+import pickle
 import signal
 import sys
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
+from typing import Any
 
 from batchserve.db.connect import Database
 from batchserve.errors import InvalidInput
@@ -51,6 +56,41 @@ def die(number: int) -> None:
 
 def leave(status: int) -> None:
     os._exit(status)
+
+
+def answer_half(seconds: float) -> None:
+    """Sends the beginning of an answer; the rest does not come, and the process ends after a while."""
+    os.write(_pipe().fileno(), (1000).to_bytes(4) + bytes(500))
+    time.sleep(seconds)
+    os._exit(3)
+
+
+def answer_rubbish() -> None:
+    """Sends an answer that is none."""
+    _pipe().send_bytes(b"rubbish")
+    time.sleep(60)
+
+
+def answer_twice(value: str) -> str:
+    """Sends this value as an answer, and gives it a moment later."""
+    _pipe().send_bytes(pickle.dumps((value, None)))
+    time.sleep(0.2)
+    return value
+
+
+def hang_up() -> None:
+    """Closes the pipe of this process, which continues."""
+    os.close(_pipe().fileno())
+    time.sleep(60)
+
+
+def _pipe() -> "Connection[Any, Any]":
+    """The pipe between this scoring process and its server."""
+    return next(one for one in gc.get_objects() if isinstance(one, Connection))
+
+
+def length(content: bytes) -> int:
+    return len(content)
 
 
 def allocate(count: int) -> int:
@@ -103,10 +143,9 @@ def serve_calls(folder: Path) -> None:
 
     settings = Settings(storage=str(folder), processes=1)
     batch = open_engine(settings).submit(appear, folder / "batch", 30.0, timeout=60.0)
-    interactive = open_interactive(settings).submit(appear, folder / "interactive", 30.0, timeout=60.0)
     signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
+    asyncio.run(open_interactive(settings).run(appear, folder / "interactive", 30.0, seconds=60.0))
     batch.future.result()
-    interactive.future.result()
 
 
 if __name__ == "__main__":

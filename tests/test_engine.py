@@ -18,7 +18,7 @@ import pytest
 from waiting import until
 
 from batchserve.allowance import Allowance, allowance
-from batchserve.engines import Call, Engine, Interactive, open_engine, open_interactive
+from batchserve.engines import Call, Engine, open_engine
 from batchserve.errors import InvalidInput, InvalidOptions, OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 from batchserve.scoring.chunks import warm_up
 from batchserve.settings import Settings
@@ -46,12 +46,6 @@ def engine(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """An engine of two processes; tests leave no call in progress."""
     with opened(tmp_path_factory.mktemp("engine"), processes=2, process_memory=512 * 2**20) as engine:
         yield engine
-
-
-@pytest.fixture(scope="module")
-def interactive(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Interactive]:
-    with closing(open_interactive(Settings(storage=str(tmp_path_factory.mktemp("interactive"))))) as interactive:
-        yield interactive
 
 
 def is_alive(pid: int) -> bool:
@@ -101,20 +95,8 @@ def test_calls_run_concurrently_in_as_many_processes_as_configured(engine: Engin
     assert os.getpid() not in processes
 
 
-def test_the_processes_of_jobs_are_nicer_than_those_of_interactive_calls(
-    engine: Engine, interactive: Interactive
-) -> None:
-    mine = os.nice(0)
-    assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(mine + 10, 19)
-    assert interactive.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == mine
-
-
-def test_interactive_calls_one_after_the_other_share_a_process(tmp_path: Path) -> None:
-    with closing(open_interactive(Settings(storage=str(tmp_path)))) as interactive:
-        calm = [interactive.submit(calls.pid_after, 0.0, timeout=TIMEOUT).future.result(TIMEOUT) for _ in "1234"]
-        assert len(set(calm)) == 1
-        crowd = [interactive.submit(calls.pid_after, 0.5, timeout=TIMEOUT) for _ in range(4)]
-        assert len({call.future.result(TIMEOUT) for call in crowd} | set(calm)) == interactive.capacity
+def test_the_processes_of_jobs_are_nicer_than_the_server(engine: Engine) -> None:
+    assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(os.nice(0) + 10, 19)
 
 
 def test_a_scoring_process_has_the_allowance_of_its_host(
@@ -124,12 +106,7 @@ def test_a_scoring_process_has_the_allowance_of_its_host(
     settings = {"sessions": 3, "image_pixels": 1000, "process_memory": 2**30}
     with opened(tmp_path, processes=2, **settings) as engine:
         given = engine.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
-    with closing(open_interactive(Settings(storage=str(tmp_path), **settings))) as interactive:  # type: ignore[arg-type]
-        alone = interactive.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
-    assert (given, alone) == (
-        Allowance(3, 1000, threads=3, memory=2**30),
-        Allowance(3, 1000, threads=None, memory=2**30),
-    )
+    assert given == Allowance(3, 1000, threads=3, memory=2**30)
 
 
 def test_a_scoring_process_imports_nothing_that_only_the_server_needs(opened: Opened, tmp_path: Path) -> None:
@@ -293,18 +270,6 @@ def test_a_call_that_is_done_can_be_killed_without_harm(engine: Engine) -> None:
     assert call.future.result(TIMEOUT) == 6
     call.kill()
     assert call.future.result(TIMEOUT) == 6
-
-
-def test_an_interactive_call_does_not_wait_for_the_chunks_of_jobs(engine: Engine, interactive: Interactive) -> None:
-    interactive.submit(calls.double, 0, timeout=TIMEOUT).future.result(TIMEOUT)  # the process has started
-    busy = [engine.submit(calls.pid_after, 60.0, timeout=TIMEOUT) for _ in range(10)]
-    try:
-        started = time.monotonic()
-        assert interactive.submit(calls.double, 21, timeout=TIMEOUT).future.result(TIMEOUT) == 42
-        assert time.monotonic() - started < 2.0
-    finally:
-        for call in busy:
-            call.kill()
 
 
 # --- ends ---

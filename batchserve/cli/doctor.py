@@ -1,5 +1,6 @@
 """`batchserve doctor`: checks everything that a server needs, with advice for each fault."""
 
+import asyncio
 import math
 import os
 import shutil
@@ -7,7 +8,7 @@ import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -311,12 +312,12 @@ def scoring(settings: "Settings") -> Finding:
     """Starts a scoring process and lets it score."""
     from batchserve.engines import open_interactive
 
-    engine = open_interactive(settings)
+    async def score() -> list[float]:
+        with closing(open_interactive(settings)) as processes:
+            return await processes.run(score_tiny_model, [1.0, 2.0, 3.0], seconds=60.0)
+
     started = time.perf_counter()
-    try:
-        scored = engine.submit(score_tiny_model, [1.0, 2.0, 3.0], timeout=60.0).future.result()
-    finally:
-        engine.close()
+    scored = asyncio.run(score())
     if scored != [2.0, 3.0, 4.0]:
         return Finding(
             "scoring", "fail", f"expected [2, 3, 4], got {scored}", "pip install --force-reinstall onnxruntime"

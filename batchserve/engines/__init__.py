@@ -43,13 +43,17 @@ class Engine(Protocol):
 
 
 class Interactive(Protocol):
-    """Runs the calls that a client waits for: on this host, and never queued behind a worker's chunks."""
+    """Runs the calls that a client waits for: on this host, and never queued behind a worker's chunks. For one event
+    loop, which writes to the processes and watches them itself: a hop to a thread would take five times as long."""
 
     capacity: int
     """Calls that run at the same time."""
 
-    def submit(self, function: Callable[..., T], *args: Any, timeout: float) -> Call[T]:
-        """Calls a module-level function, in the order of submission."""
+    async def run(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        """The value of a module-level function; calls start in the order of submission. Cancelling a call kills its
+        process; other calls continue. Raises what the function raises, ScoringCrashed (the process died),
+        ScoringTimeout (it was killed after `seconds`), OutOfMemory, and Unavailable after `close`.
+        """
         ...
 
     def close(self) -> None:
@@ -69,10 +73,10 @@ def open_engine(settings: "Settings") -> Engine:
 
 def open_interactive(settings: "Settings") -> Interactive:
     """Processes of this host, independent of the engine for chunks."""
-    from batchserve.engines.local import LocalEngine
+    from batchserve.engines.interactive import InteractiveProcesses
     from batchserve.engines.process import interactive_limits
 
-    return LocalEngine(_INTERACTIVE, interactive_limits(settings))
+    return InteractiveProcesses(_INTERACTIVE, interactive_limits(settings))
 
 
 _INTERACTIVE = 3

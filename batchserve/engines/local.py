@@ -5,13 +5,10 @@ process can be killed at any moment, in the middle of a message too, and only it
 maintained libraries share a pipe and a lock between their processes, and end other calls, or all, when one dies.
 """
 
-import multiprocessing
 import pickle
-import signal
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import suppress
 from itertools import count
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -20,7 +17,7 @@ from threading import Lock, Thread
 from typing import Any, Generic, TypeVar
 
 from batchserve.allowance import out_of_memory
-from batchserve.engines.process import ProcessLimits, prepare_process
+from batchserve.engines.process import ProcessLimits, cause_of_end, start_process
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unavailable
 
 T = TypeVar("T")
@@ -147,7 +144,7 @@ class _Slot:
         """A live process: one that died while idle is replaced."""
         if self._process is None or self._pipe is None or not self._process.is_alive():
             self._retire()
-            self._process, self._pipe = _started(self._limits)
+            self._process, self._pipe = start_process(self._limits)
         return self._process, self._pipe
 
     def _retire(self) -> None:
@@ -157,20 +154,6 @@ class _Slot:
             self._process.close()
             self._pipe.close()
         self._process = self._pipe = None
-
-
-def _started(limits: ProcessLimits) -> "tuple[BaseProcess, Connection[Any, Any]]":
-    spawn = multiprocessing.get_context("spawn")
-    ours, theirs = spawn.Pipe()
-    try:
-        process = spawn.Process(target=_answer_calls, args=(theirs, limits), name="scoring", daemon=True)
-        process.start()
-    except BaseException:
-        ours.close()
-        raise
-    finally:
-        theirs.close()  # or the pipe would stay open after the process has ended
-    return process, ours
 
 
 def _exchange(
@@ -184,39 +167,5 @@ def _exchange(
         outcome, error = pickle.loads(pipe.recv_bytes())  # noqa: S301 - from our own process
     except (EOFError, OSError):  # it died, before or in the middle of its answer
         process.join()
-        return None, ScoringCrashed(f"the scoring process died ({_cause(process.exitcode)})")
+        return None, ScoringCrashed(f"the scoring process died ({cause_of_end(process.exitcode)})")
     return outcome, error
-
-
-def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
-    """The main loop of a scoring process: answers calls until the server closes the pipe."""
-    prepare_process(limits)
-    with suppress(EOFError, OSError):
-        while True:
-            message = pipe.recv_bytes()
-            outcome, error = None, None
-            try:
-                function, arguments = pickle.loads(message)  # noqa: S301 - from our own server
-                outcome = function(*arguments)
-            except Exception as raised:  # noqa: BLE001 - sent to the waiter
-                error = raised
-            pipe.send_bytes(_answer(outcome, error))
-
-
-def _answer(outcome: Any, error: Exception | None) -> bytes:
-    try:
-        answer = pickle.dumps((outcome, error))
-        pickle.loads(answer)  # noqa: S301 - an error may pickle and yet not come back
-    except Exception as unfit:  # noqa: BLE001 - one that cannot be pickled is sent as text
-        told = error or unfit
-        return pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}")))
-    return answer
-
-
-def _cause(exitcode: int | None) -> str:
-    if exitcode is None:
-        return "for an unknown cause"
-    if exitcode < 0:
-        named = -exitcode in set(signal.Signals)
-        return f"by signal {signal.Signals(-exitcode).name if named else -exitcode}"
-    return f"with exit code {exitcode}"

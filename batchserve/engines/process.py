@@ -1,24 +1,27 @@
-"""Setup of a scoring process for any engine: its limits, and its end. The limits are those of the host that scores; an
-engine of other hosts takes them from the settings there.
+"""A scoring process for any engine: its start, its limits, its main loop and its end. The limits are those of the host
+that scores; an engine of other hosts takes them from the settings there.
 """
 
 import ctypes
 import multiprocessing
 import os
+import pickle
 import resource
 import signal
 import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from typing import TYPE_CHECKING, Any
 
 from batchserve.allowance import Allowance, allow
 
 if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
     from batchserve.settings import Settings
 
-__all__ = ["ProcessLimits", "interactive_limits", "prepare_process", "scoring_limits"]
+__all__ = ["ProcessLimits", "cause_of_end", "interactive_limits", "scoring_limits", "start_process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +47,58 @@ def interactive_limits(settings: "Settings") -> ProcessLimits:
     return ProcessLimits(nice=0, retain_heap=False, allowance=allowance)
 
 
-def prepare_process(limits: ProcessLimits) -> None:
+def start_process(limits: ProcessLimits) -> "tuple[BaseProcess, Connection[Any, Any]]":
+    """A new scoring process, and the server's end of its pipe."""
+    spawn = multiprocessing.get_context("spawn")
+    ours, theirs = spawn.Pipe()
+    try:
+        process = spawn.Process(target=_answer_calls, args=(theirs, limits), name="scoring", daemon=True)
+        process.start()
+    except BaseException:
+        ours.close()
+        raise
+    finally:
+        theirs.close()  # or the pipe would stay open after the process has ended
+    return process, ours
+
+
+def cause_of_end(exitcode: int | None) -> str:
+    """How a process ended, to be read after "it died"."""
+    if exitcode is None:
+        return "for an unknown cause"
+    if exitcode < 0:
+        named = -exitcode in set(signal.Signals)
+        return f"by signal {signal.Signals(-exitcode).name if named else -exitcode}"
+    return f"with exit code {exitcode}"
+
+
+def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
+    """The main loop of a scoring process: answers calls until the server closes the pipe."""
+    _prepare(limits)
+    with suppress(EOFError, OSError):
+        while True:
+            message = pipe.recv_bytes()
+            outcome, error = None, None
+            try:
+                function, arguments = pickle.loads(message)  # noqa: S301 - from our own server
+                outcome = function(*arguments)
+            except Exception as raised:  # noqa: BLE001 - sent to the waiter
+                error = raised
+            pipe.send_bytes(_answer(outcome, error))
+
+
+def _answer(outcome: Any, error: Exception | None) -> bytes:
+    try:
+        answer = pickle.dumps((outcome, error))
+        if error is not None:
+            pickle.loads(answer)  # noqa: S301 - an error may pickle and yet not come back
+    except Exception as unfit:  # noqa: BLE001 - one that cannot be pickled is sent as text
+        told = error or unfit
+        return pickle.dumps((None, RuntimeError(f"{type(told).__name__}: {told}")))
+    return answer
+
+
+def _prepare(limits: ProcessLimits) -> None:
     """Turns this process into a scoring process. Runs before the imports of polars and onnxruntime, which read the
     limits."""
     os.environ["POLARS_MAX_THREADS"] = "1"  # the processes are the parallelism

@@ -2,13 +2,12 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
-from batchserve.engines import Call, Interactive
+from batchserve.engines import Interactive
 from batchserve.errors import BadRequest, ScoringCrashed, Unavailable
 from batchserve.service.turns import Lane, Place, Turn, Turns
 
@@ -27,6 +26,7 @@ class Calls:
     def __init__(self, processes: Interactive, most: int, patience: float) -> None:
         """`most`: calls that a tenant may have in each lane. `patience`: seconds that a call waits for a process."""
         self._processes, self._patience = processes, patience
+        self._loop = asyncio.get_running_loop()
         self._all = Turns(processes.capacity, most)
         self._long = Turns(1, most)
         self._reads = Turns(2, most)
@@ -44,36 +44,23 @@ class Calls:
         once: the crash may not be its fault. Raises ScoringCrashed when the second process dies, too, ScoringTimeout
         after `seconds` of running, Unavailable when no process was free in time, and what the function raises.
         """
-        try:
-            return await self._run(place, function, args, seconds, leaving)
-        except ScoringCrashed:
-            return await self._run(place, function, args, seconds, leaving)
+        with _Watch(leaving):
+            try:
+                return await self._run(place, function, args, seconds)
+            except ScoringCrashed:
+                return await self._run(place, function, args, seconds)
 
-    async def _run(
-        self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float, leaving: Leaving | None
-    ) -> T:
-        call = self._begin(await self._turn(self._all, place, self._patience, leaving), function, args, seconds)
+    async def _run(self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> T:
+        turn = await self._turn(self._all, place, self._patience)
         try:
-            return await _unless_left(call.future, leaving)
-        except (asyncio.CancelledError, BadRequest):
-            call.kill()
-            raise
+            return await self._processes.run(function, *args, seconds=seconds)
+        finally:
+            turn.end()
 
     def run_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """The same for callers in a thread, which it blocks."""
-        try:
-            return self._run_from_thread(place, function, *args, seconds=seconds)
-        except ScoringCrashed:
-            return self._run_from_thread(place, function, *args, seconds=seconds)
-
-    def _run_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
-        turn = self._all.ask(place)
-        try:
-            turn.given.result(self._patience)
-        except TimeoutError:
-            turn.end()
-            raise self._busy(place.lane) from None
-        return self._begin(turn, function, args, seconds).future.result()
+        running = self.run(place, function, *args, seconds=seconds)
+        return asyncio.run_coroutine_threadsafe(running, self._loop).result()
 
     @asynccontextmanager
     async def long_turn(self, place: Place, wait: float | None = None) -> AsyncIterator[None]:
@@ -95,23 +82,13 @@ class Calls:
             finally:
                 turn.end()
 
-    def _begin(self, turn: Turn, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> Call[T]:
-        """A running call, which ends its turn when its process is free again."""
-        try:
-            call: Call[T] = self._processes.submit(function, *args, timeout=seconds)
-        except BaseException:
-            turn.end()
-            raise
-        call.future.add_done_callback(lambda _: turn.end())
-        return call
-
-    async def _turn(self, turns: Turns, place: Place, wait: float | None, leaving: Leaving | None = None) -> Turn:
+    async def _turn(self, turns: Turns, place: Place, wait: float | None) -> Turn:
         """A turn that has come. Raises Unavailable when it does not within `wait` seconds."""
         turn = turns.ask(place)
         if not turn.given.done():
             try:
                 async with asyncio.timeout(wait):
-                    await _unless_left(turn.given, leaving)
+                    await asyncio.wrap_future(turn.given)
             except BaseException as left:
                 turn.end()
                 if isinstance(left, TimeoutError):
@@ -126,18 +103,37 @@ class Calls:
         return Unavailable(f"no scoring process was free for {seconds}", retry_after=5)
 
 
-async def _unless_left(future: Future[T], leaving: Leaving | None) -> T:
-    """The value of a future. Raises BadRequest when the client disconnects first."""
-    outcome = asyncio.wrap_future(future)
-    if leaving is None or (await asyncio.wait([outcome], timeout=_QUICK))[0]:
-        return await outcome
-    left = asyncio.ensure_future(leaving())
-    try:
-        watched: list[asyncio.Future[Any]] = [outcome, left]
-        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
-        if outcome.done():
-            return await outcome
-        raise BadRequest("the client disconnected before its response was ready")
-    finally:
-        left.cancel()
-        outcome.cancel()
+class _Watch:
+    """Ends what runs inside when its client disconnects: it raises BadRequest."""
+
+    def __init__(self, leaving: Leaving | None) -> None:
+        self._leaving = leaving
+        self._task = asyncio.current_task()
+        self._cancels = self._task.cancelling() if self._task else 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._left: asyncio.Future[Any] | None = None
+        self._has_left = False
+
+    def __enter__(self) -> None:
+        if self._leaving is not None:
+            self._timer = asyncio.get_running_loop().call_later(_QUICK, self._begin, self._leaving)
+
+    def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
+        task, self._task = self._task, None
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._left is not None:
+            self._left.cancel()
+        if self._has_left and task is not None:
+            cancels = task.uncancel()
+            if kind is asyncio.CancelledError and cancels <= self._cancels:  # for no other reason
+                raise BadRequest("the client disconnected before its response was ready")
+
+    def _begin(self, leaving: Leaving) -> None:
+        self._left = asyncio.ensure_future(leaving())
+        self._left.add_done_callback(self._end)
+
+    def _end(self, left: "asyncio.Future[Any]") -> None:
+        if self._task is not None and not left.cancelled():
+            self._has_left = True
+            self._task.cancel()

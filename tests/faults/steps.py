@@ -34,6 +34,7 @@ from batchserve.domain import Job, JobState
 from batchserve.jobs import execution, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.scoring import assembly
+from batchserve.service import Service
 from batchserve.service.calls import Calls
 from batchserve.settings import Settings
 from batchserve.upkeep.sweep import sweep
@@ -90,6 +91,9 @@ class EngineOfThisProcess:
             future.set_exception(error)
         return EndedCall(future)
 
+    async def run(self, function: Callable[..., T], *args: Any, seconds: float) -> T:
+        return self.submit(function, *args, timeout=seconds).future.result()
+
     def close(self) -> None:
         """There is nothing to end."""
 
@@ -105,10 +109,8 @@ class Site:
         """A service without a worker, all of whose writes are made by one thread."""
         app = create_app(self.settings, worker=False)
         with TestClient(app, base_url="http://127.0.0.1:8000", raise_server_exceptions=False) as http:
-            service = app.state.service
-            service.calls = Calls(EngineOfThisProcess(), most=64, patience=10.0)
             assert http.portal is not None
-            http.portal.call(_one_thread)
+            http.portal.call(_in_this_process, app.state.service)
             yield http
 
     @contextlib.contextmanager
@@ -117,7 +119,8 @@ class Site:
             yield replace(runtime, engine=engine or EngineOfThisProcess())
 
 
-async def _one_thread() -> None:
+async def _in_this_process(service: Service) -> None:
+    service.calls = Calls(EngineOfThisProcess(), most=64, patience=10.0)
     anyio.to_thread.current_default_thread_limiter().total_tokens = 1
 
 

@@ -26,7 +26,7 @@ RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/array
 TURNS = "batchserve/service/turns.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
-PROCESS = "batchserve/engines/process.py"
+PROCESS, INTERACTIVE = "batchserve/engines/process.py", "batchserve/engines/interactive.py"
 JSON, JSONL = "batchserve/formats/json.py", "batchserve/formats/jsonl.py"
 LINES, SCHEMA = "batchserve/formats/json_table.py", "batchserve/formats/schema.py"
 ARCHIVE, FORMS = "batchserve/formats/wire/archive.py", "batchserve/api/forms.py"
@@ -230,6 +230,16 @@ MUTANTS = (
         "wait([pipe, process.sentinel], None)", ("tests/test_engine.py",),
     ),
     Mutant(
+        "an interactive call that takes too long is killed", INTERACTIVE,
+        "call_later(seconds, self._expire, seconds)", "call_later(1e6, self._expire, seconds)",
+        ("tests/test_interactive.py",),
+    ),
+    Mutant(
+        "what comes between two calls is no answer", INTERACTIVE,
+        "if self._answer is None or len(answer) != size:", "if len(answer) != size:",
+        ("tests/test_interactive.py",),
+    ),
+    Mutant(
         "the processes of jobs have a higher niceness", PROCESS,
         "    os.nice(limits.nice)\n", "", ("tests/test_engine.py",),
     ),
@@ -347,7 +357,7 @@ MUTANTS = (
     ),
     Mutant(
         "a call ends when its client disconnects", "batchserve/service/calls.py",
-        "    if leaving is None or (await", "    if True or (await", ("tests/test_turns.py",),
+        "        if self._leaving is not None:\n", "        if False:\n", ("tests/test_turns.py",),
     ),
     Mutant(
         "a queue is counted once for all requests", "batchserve/service/places.py",
