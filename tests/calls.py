@@ -89,6 +89,19 @@ def _pipe() -> "Connection[Any, Any]":
     return next(one for one in gc.get_objects() if isinstance(one, Connection))
 
 
+def doubled_together(folder: Path, items: list[int | str]) -> list[int | InvalidInput]:
+    """Twice each number; a word is an item that no run survives. Each run leaves a file with its number of items."""
+    (folder / f"{time.monotonic_ns()}").write_text(str(len(items)))
+    if "die" in items:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "stall" in items:
+        time.sleep(60)
+    if "raise" in items:
+        raise KeyError("raise")
+    time.sleep(0.2)
+    return [2 * item if isinstance(item, int) and item >= 0 else InvalidInput(f"{item} is no number") for item in items]
+
+
 def length(content: bytes) -> int:
     return len(content)
 

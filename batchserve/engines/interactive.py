@@ -6,9 +6,11 @@ message: only its own call is lost.
 """
 
 import asyncio
+import os
 import pickle
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar, cast
 
@@ -85,11 +87,14 @@ class InteractiveProcesses:
     async def _start(self) -> "_Process":
         try:
             child, pipe = await asyncio.to_thread(start_process, self._limits)
-            process = _Process(child)
-            self._alive.add(process)
             with pipe:
-                ours = socket.socket(fileno=socket.dup(pipe.fileno()))
-            await asyncio.get_running_loop().connect_accepted_socket(lambda: process, ours)
+                process = _Process(child, socket.socket(fileno=os.dup(pipe.fileno())))
+            self._alive.add(process)
+            try:
+                await process.connect()
+            except BaseException:
+                self._kill(process)
+                raise
         except Exception as unforeseen:  # no files or memory left, say
             await asyncio.sleep(_PAUSE)
             raise ScoringCrashed(f"no scoring process could be used ({unforeseen})") from unforeseen
@@ -123,8 +128,8 @@ class _Ended(Exception):
 class _Process(asyncio.Protocol):
     """A process that answers one call at a time, and its pipe. Messages are framed as `multiprocessing` does it."""
 
-    def __init__(self, child: BaseProcess) -> None:
-        self._child = child
+    def __init__(self, child: BaseProcess, pipe: socket.socket) -> None:
+        self._child, self._pipe = child, pipe
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._answer: asyncio.Future[memoryview] | None = None
@@ -132,6 +137,10 @@ class _Process(asyncio.Protocol):
     @property
     def is_open(self) -> bool:
         return self._transport is not None
+
+    async def connect(self) -> None:
+        self._pipe.setblocking(False)
+        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, self._pipe)
 
     async def exchange(self, message: bytes, seconds: float) -> tuple[Any, BaseException | None]:
         """Sends a call, and waits for its outcome or error. Raises ScoringTimeout, ScoringCrashed for an answer that
@@ -173,11 +182,13 @@ class _Process(asyncio.Protocol):
             raise _Ended
         size = len(message)
         header = size.to_bytes(4) if size < 2**31 else b"\xff\xff\xff\xff" + size.to_bytes(8)
-        if size < _LONG:
-            self._transport.write(header + message)
-        else:
-            self._transport.write(header)
-            self._transport.write(message)
+        for part in (header + message,) if size < _LONG else (header, message):
+            sent = 0
+            if not self._transport.get_write_buffer_size():
+                with suppress(BlockingIOError, BrokenPipeError):  # at once: uvloop would serve others first
+                    sent = self._pipe.send(part)
+            if sent < len(part):
+                self._transport.write(part[sent:])
 
     def _expire(self, seconds: float) -> None:
         if self._answer is not None and not self._answer.done():
@@ -197,8 +208,8 @@ class _Process(asyncio.Protocol):
             return
         answer = memoryview(self._received)[start:]
         self._received = bytearray()
-        if self._answer is None or len(answer) != size:  # not an answer: what comes next would be a wrong one
-            self.kill()
+        if self._answer is None or len(answer) != size:
+            self.kill()  # no call waits for this: its answers would be those of others
         elif not self._answer.done():
             self._answer.set_result(answer)
 

@@ -1,19 +1,22 @@
 """Calls in interactive scoring processes, scheduled fairly by tenant."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from starlette.concurrency import run_in_threadpool
 
 from batchserve.engines import Interactive
-from batchserve.errors import BadRequest, ScoringCrashed, Unavailable
+from batchserve.errors import BadRequest, BatchserveError, ScoringCrashed, Unavailable
+from batchserve.service.groups import GroupFailed, Groups
 from batchserve.service.turns import Lane, Place, Turn, Turns
 
 __all__ = ["Calls", "Leaving"]
 
 T = TypeVar("T")
+S = TypeVar("S")
+X = TypeVar("X")
 Leaving = Callable[[], Awaitable[Any]]
 """Waits until a client has left."""
 _QUICK = 0.1
@@ -28,6 +31,7 @@ class Calls:
         self._processes, self._patience = processes, patience
         self._loop = asyncio.get_running_loop()
         self._all = Turns(processes.capacity, most)
+        self._groups = Groups(processes, self._all, patience, self._busy)
         self._long = Turns(1, most)
         self._reads = Turns(2, most)
         """One at a time for each tenant, so that reads leave time for the event loop."""
@@ -45,10 +49,13 @@ class Calls:
         after `seconds` of running, Unavailable when no process was free in time, and what the function raises.
         """
         with _Watch(leaving):
-            try:
-                return await self._run(place, function, args, seconds)
-            except ScoringCrashed:
-                return await self._run(place, function, args, seconds)
+            return await self._retried(place, function, args, seconds)
+
+    async def _retried(self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> T:
+        try:
+            return await self._run(place, function, args, seconds)
+        except ScoringCrashed:
+            return await self._run(place, function, args, seconds)
 
     async def _run(self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> T:
         turn = await self._turn(self._all, place, self._patience)
@@ -56,6 +63,42 @@ class Calls:
             return await self._processes.run(function, *args, seconds=seconds)
         finally:
             turn.end()
+
+    async def together(
+        self,
+        place: Place,
+        function: Callable[[S, list[X]], Sequence[T | BatchserveError]],
+        shared: S,
+        item: X,
+        *,
+        size: int,
+        seconds: float,
+        leaving: Leaving | None = None,
+    ) -> T:
+        """What `function(shared, [item])` gives for this item; in a group with those of others.
+
+        Items that wait for the same function and an equal `shared` (a model version and its options, say) go in one
+        message and one run. A group has at most `GROUP_ITEMS` of them, and `GROUP_BYTES` by the `size` that each
+        states. It takes one of each tenant in turn, and one turn; each tenant with waiting items asks for turns, as
+        for any other call, so that none waits for the many items of another.
+
+        The function, of a module, returns for each item a value, or the BatchserveError that is raised here: so one
+        item affects no other. If a run of several fails as a whole, because its process dies, takes longer than the
+        `seconds` of any of its items, or raises something, each is run alone, and the one at fault fails alone. For an
+        item alone, and for disconnects, everything is as for `run`; a group is killed when nothing waits for it.
+        """
+        with _Watch(leaving):
+            try:
+                value: T = await self._groups.outcome(place, function, shared, item, size=size, seconds=seconds)
+                return value
+            except GroupFailed:
+                outcomes = await self._retried(place, function, (shared, [item]), seconds)
+            except ScoringCrashed:
+                outcomes = await self._run(place, function, (shared, [item]), seconds)
+            [outcome] = outcomes
+            if isinstance(outcome, BatchserveError):
+                raise outcome
+            return outcome
 
     def run_from_thread(self, place: Place, function: Callable[..., T], *args: Any, seconds: float) -> T:
         """The same for callers in a thread, which it blocks."""
@@ -92,13 +135,13 @@ class Calls:
             except BaseException as left:
                 turn.end()
                 if isinstance(left, TimeoutError):
-                    raise self._busy(place.lane) from None
+                    raise self._busy(place) from None
                 raise
         return turn
 
-    def _busy(self, lane: Lane) -> Unavailable:
+    def _busy(self, place: Place) -> Unavailable:
         seconds = f"{self._patience:g} s; try again in a moment"
-        if lane is Lane.READ:
+        if place.lane is Lane.READ:
             return Unavailable(f"other lists were read for {seconds}", retry_after=5)
         return Unavailable(f"no scoring process was free for {seconds}", retry_after=5)
 

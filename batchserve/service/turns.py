@@ -89,10 +89,12 @@ class Turns:
         with self._lock:
             checks, others = self._waiting.setdefault(place.tenant, (deque(), deque()))
             (checks if place.lane is Lane.CHECK else others).append(turn)
-            self._give()
+            given = self._give()
+        _tell(given)
         return turn
 
     def end(self, turn: Turn) -> None:
+        given: list[Turn] = []
         with self._lock:
             tenant = turn.place.tenant
             if turn in self._taken:
@@ -103,14 +105,17 @@ class Turns:
                 self._free += 1
                 if tenant in self._waiting:
                     self._waiting[tenant] = self._waiting.pop(tenant)
-                self._give()
+                given = self._give()
             elif tenant in self._waiting:
                 for queue in self._waiting[tenant]:
                     if turn in queue:
                         queue.remove(turn)
                 self._forget_if_empty(tenant)
+        _tell(given)
 
-    def _give(self) -> None:
+    def _give(self) -> list[Turn]:
+        """The turns that come now."""
+        given = []
         while self._free and (able := [tenant for tenant in self._waiting if self._running[tenant] < self._share]):
             tenant = min(able, key=lambda name: self._running[name])  # the first of equals
             queues = self._waiting.pop(tenant)
@@ -121,8 +126,15 @@ class Turns:
                 self._free -= 1
                 self._running[tenant] += 1
                 self._taken.add(turn)
-                turn.given.set_result(None)
+                given.append(turn)
+        return given
 
     def _forget_if_empty(self, tenant: str) -> None:
         if not any(self._waiting[tenant]):
             del self._waiting[tenant]
+
+
+def _tell(given: list[Turn]) -> None:
+    """Outside of the lock: what waits for a turn may ask for another one."""
+    for turn in given:
+        turn.given.set_result(None)

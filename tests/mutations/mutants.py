@@ -23,7 +23,7 @@ QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/request
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
-TURNS = "batchserve/service/turns.py"
+TURNS, GROUPS = "batchserve/service/turns.py", "batchserve/service/groups.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
 PROCESS, INTERACTIVE = "batchserve/engines/process.py", "batchserve/engines/interactive.py"
@@ -236,7 +236,7 @@ MUTANTS = (
     ),
     Mutant(
         "what comes between two calls is no answer", INTERACTIVE,
-        "if self._answer is None or len(answer) != size:", "if len(answer) != size:",
+        "            self.kill()  # no call waits", "            pass  # no call waits",
         ("tests/test_interactive.py",),
     ),
     Mutant(
@@ -350,6 +350,26 @@ MUTANTS = (
     Mutant(
         "the tenant with the fewest running calls comes next", TURNS,
         "min(able, key=lambda name: self._running[name])", "able[0]", ("tests/test_turns.py",),
+    ),
+    Mutant(
+        "after a failed run each item runs alone", GROUPS,
+        "[error if len(items) == 1 else GroupFailed() for _ in items]", "[error for _ in items]",
+        ("tests/test_groups.py",),
+    ),
+    Mutant(
+        "a group has a bounded number of items", GROUPS, "len(taken) >= GROUP_ITEMS or ", "", ("tests/test_groups.py",),
+    ),
+    Mutant(
+        "a group has a bounded number of bytes", GROUPS, " or size + queue[0].size > GROUP_BYTES", "",
+        ("tests/test_groups.py",),
+    ),
+    Mutant(
+        "a group takes an item of each tenant in turn", GROUPS, "places.append(place)", "places.appendleft(place)",
+        ("tests/test_groups.py",),
+    ),
+    Mutant(
+        "a run without callers is killed", GROUPS, "            item.group.task.cancel()\n", "            pass\n",
+        ("tests/test_groups.py",),
     ),
     Mutant(
         "the calls of a tenant in progress are limited", TURNS, "self._places[place] >= self._most", "False",
