@@ -266,9 +266,13 @@ def runs(folder: Path) -> list[int]:
 def test_one_item_of_a_group_fails_alone(tmp_path: Path, item: str | int, error: type[Exception]) -> None:
     async def scenario(fair: Calls) -> None:
         def ask(value: int | str) -> "asyncio.Task[int]":
-            return asyncio.ensure_future(fair.together(A, calls.doubled_together, tmp_path, value, size=1, seconds=2.0))
+            seconds = 4.0 if item == "stall" else 60.0
+            return asyncio.ensure_future(
+                fair.together(A, calls.doubled_together, tmp_path, value, size=1, seconds=seconds)
+            )
 
-        assert await ask(0) == 0  # a process has started
+        started = [fair.run(A, calls.pid_after, 0.5, seconds=60.0) for _ in range(2)]
+        assert len(set(await asyncio.gather(*started))) == 2
         first = [ask(1), ask(2)]  # both processes that a tenant gets are busy
         await asyncio.sleep(0)
         outcomes = await asyncio.gather(*first, *map(ask, [3, item, 4]), return_exceptions=True)
