@@ -1,5 +1,7 @@
 """The resources that API, worker and command line share, opened from the settings."""
 
+import os
+import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -9,6 +11,14 @@ from batchserve.db.connect import Database
 from batchserve.engines import Engine, Interactive, open_engine, open_interactive
 from batchserve.settings import Settings
 from batchserve.storage import Storage, open_storage
+
+_LONGEST_NAME = 64
+"""Most characters of a worker's name in the database."""
+
+
+def process_name() -> str:
+    """The name of this process in attempts. Host names differ at their end."""
+    return f"{socket.gethostname()}-{os.getpid()}"[-_LONGEST_NAME:]
 
 
 @dataclass(frozen=True, slots=True)

@@ -69,6 +69,12 @@ class Settings(BaseSettings):
         le=2**20,
         description="Bytes up to which an input or a result is kept in the database, in the transaction of its job.",
     )
+    direct_seconds: float = Field(
+        0.05,
+        ge=0,
+        allow_inf_nan=False,
+        description="Expected scoring time up to which a small job is done within the call that submits it (0: never).",
+    )
     chunk_bytes: Bytes = Field(16 * 2**20, description="Most input bytes in a chunk (one record may be longer).")
     chunk_records: int = Field(131_072, ge=1, description="Most records in a chunk.")
     chunk_seconds: Seconds = Field(

@@ -16,14 +16,17 @@ from batchserve import rows
 from batchserve.db.connect import Database
 from batchserve.domain import Dialect, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
+from batchserve.facts import merge_facts
 from batchserve.formats import RESULT_FORMATS
 from batchserve.idempotency import KeyedRequest
 from batchserve.inference.outputs import ResultSchema
-from batchserve.jobs import queries, requests
+from batchserve.jobs import execution, queries, requests
 from batchserve.scoring.inputs import Input
+from batchserve.scoring.small import Small
 
 __all__ = [
     "Queueing",
+    "Scored",
     "Submission",
     "clean_filename",
     "create",
@@ -134,22 +137,41 @@ def naming_bytes(database: Database, undo: Callable[[], None]) -> Iterator[Conne
             undo()
 
 
-def create(connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None) -> None:
-    """Creates and queues the job of a new input."""
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A small job that was scored before it is queued."""
+
+    worker: str
+    """The name of the process in whose care it was scored."""
+    small: Small
+
+
+def create(
+    connection: Connection,
+    submission: Submission,
+    now: float,
+    request: KeyedRequest | None = None,
+    scored: Scored | None = None,
+) -> None:
+    """Creates and queues the job of a new input, or completes it."""
     requests.create(connection, submission.job_id, submission.inputs, submission.model, now, submission.tenant)
-    enqueue_once(connection, submission, now, request)
+    enqueue_once(connection, submission, now, request, scored)
 
 
 def enqueue_once(
-    connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None
+    connection: Connection,
+    submission: Submission,
+    now: float,
+    request: KeyedRequest | None = None,
+    scored: Scored | None = None,
 ) -> str:
-    """Queues an uploaded job, or completes it from an equal one; returns its ID. An input that was predicted otherwise
-    before gets a new job. Idempotent in both cases.
+    """Queues an uploaded job, or completes it from an equal one or with its own `scored` result; returns its ID. An
+    input that was predicted otherwise before gets a new job. Idempotent in all cases.
 
     Raises JobConflict when the job was never queued, or its input was removed, and ModelNotFound when the model was
     deleted meanwhile.
     """
-    if enqueue(connection, submission, now) is None:
+    if enqueue(connection, submission, now, scored) is None:
         submission = _on_same_input(connection, submission, now)
     if request is not None:
         request.remember(connection, submission.job_id, 202, now)
@@ -180,8 +202,11 @@ def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: 
     return states
 
 
-def enqueue(connection: Connection, submission: Submission, now: float) -> JobState | None:
-    """Queues an uploaded job, or completes it from an equal one; returns its state. None: it is no longer `uploaded`.
+def enqueue(
+    connection: Connection, submission: Submission, now: float, scored: Scored | None = None
+) -> JobState | None:
+    """Queues an uploaded job, or completes it from an equal one or as it was scored; returns its state. None: it is no
+    longer `uploaded`.
 
     Raises ModelNotFound when the model was deleted meanwhile.
     """
@@ -202,4 +227,21 @@ def enqueue(connection: Connection, submission: Submission, now: float) -> JobSt
         return None
     if equal is not None and requests.complete_as_equal_if_queued(connection, job_id, equal, now):
         return JobState.COMPLETED
+    if scored is not None and _complete(connection, submission, scored, now):
+        return JobState.COMPLETED
     return JobState.QUEUED
+
+
+def _complete(connection: Connection, submission: Submission, scored: Scored, now: float) -> bool:
+    small = scored.small
+    facts = merge_facts({"notes": list(submission.model.signature.notes)}, small.scored.facts)
+    return execution.complete_if_queued(
+        connection,
+        submission.job_id,
+        scored.worker,
+        small.result,
+        facts,
+        now,
+        only=small.scored,
+        small=small.contents,
+    )

@@ -37,7 +37,7 @@ from batchserve.api.upload import (
 from batchserve.domain import JobState, ModelVersion, ReadOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.service import Service
-from batchserve.submission import create, enqueue_once, wanted_columns
+from batchserve.submission import Scored, create, enqueue_once, wanted_columns
 
 router = APIRouter(tags=["predict"])
 
@@ -97,16 +97,18 @@ async def predict(
         else:
             model = await service.resolve_model(options.model)
         submitted = options.submission(job.tenant, job_id, job.inputs, model)
-        is_new = job.state is JobState.UPLOADED or not submitted.is_of(job)
-        if is_new and job.input_removed_at is None:
+        scored = None
+        if job.state is JobState.UPLOADED:
+            scored = await service.check_or_score(caller.tenant, submitted)
+        elif job.input_removed_at is None and not submitted.is_of(job):
             await service.check(caller.tenant, submitted)
 
         def commit() -> str:
             with database.write() as connection:
-                return enqueue_once(connection, submitted, database.moment(connection).wall, keyed)
+                return enqueue_once(connection, submitted, database.moment(connection).wall, keyed, scored)
 
         queued_id = await run_in_threadpool(commit)
-        return await _answer(request, service, background, queued_id, preferred_wait(prefer))
+        return await _answer(request, service, background, queued_id, preferred_wait(prefer), scored)
 
 
 @router.post(
@@ -148,13 +150,13 @@ async def upload_and_predict(
             if (answer := await replayed(service, keyed)) is not None:
                 return answer
             submitted = options.submission(caller.home, received.job_id, (received.input,), model)
-            await service.check(caller.tenant, submitted)
+            scored = await service.check_or_score(caller.tenant, submitted)
 
             def insert(connection: Connection) -> None:
-                create(connection, submitted, service.runtime.database.moment(connection).wall, keyed)
+                create(connection, submitted, service.runtime.database.moment(connection).wall, keyed, scored)
 
             await keep(service, received, insert)
-        return await _answer(request, service, background, received.job_id, preferred_wait(prefer))
+        return await _answer(request, service, background, received.job_id, preferred_wait(prefer), scored)
 
 
 def _names(model: ModelVersion) -> tuple[str, str]:
@@ -162,9 +164,15 @@ def _names(model: ModelVersion) -> tuple[str, str]:
 
 
 async def _answer(
-    request: Request, service: Service, background: BackgroundTasks, job_id: str, wait: float
+    request: Request,
+    service: Service,
+    background: BackgroundTasks,
+    job_id: str,
+    wait: float,
+    scored: Scored | None,
 ) -> Response:
-    headers = {}
+    """202 to a request that does not wait, also for a job that was scored at once: clients poll as for any other."""
+    headers: dict[str, str] = {}
     if wait:
         service.wake_worker()
         await wait_for(request, service, job_id, wait, finished)
@@ -173,4 +181,5 @@ async def _answer(
     if body.state is JobState.QUEUED:
         # The row records the work; the background task only wakes the worker.
         background.add_task(service.wake)
-    return job_response(body, 200 if body.state.finished else 202, headers)
+    is_expected = bool(wait) or scored is None or body.reused_from is not None
+    return job_response(body, 200 if body.state.finished and is_expected else 202, headers)

@@ -124,19 +124,36 @@ def complete_if_mine(
     if only is None:
         _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
         return
-    account = {
-        "planned": True,
-        "rows_planned": only.chunk.records,
-        "rows_ok": only.chunk.records - only.rows_failed,
-        "rows_failed": only.rows_failed,
-        "chunks_total": 1,
-        "chunks_done": 1,
-        "crashes": 0,
-    }
-    values = account | result_values(result, facts)
+    values = _account_of(only) | result_values(result, facts)
     _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED)
     connection.execute(ADD_CHUNKS, [chunk_values(job_id, only.chunk) | part_values(only, attempt)])
     contents.add(connection, small)
+
+
+def complete_if_queued(
+    connection: Connection,
+    job_id: str,
+    worker: str,
+    result: Result,
+    facts: Mapping[str, Any],
+    now: float,
+    *,
+    only: ScoredChunk,
+    small: Mapping[str, bytes],
+) -> bool:
+    """queued -> completed, for a job that was scored before it was queued in the same transaction: with its first
+    attempt, as if it had been claimed. False when it is not queued, or had an attempt. See `complete_if_mine`.
+    """
+    attempt = 1
+    taken = {"job": job_id, "attempt": attempt, "worker": worker, "started_at": now}
+    values = _account_of(only) | result_values(result, facts) | taken
+    if not finish(connection, _COMPLETE_QUEUED, JobState.COMPLETED, now, values):
+        return False
+    begun = {"job_id": job_id, "number": attempt, "worker": worker, "started_at": now, "rows_before": 0}
+    connection.execute(_BEGIN_ATTEMPT, begun | {"finished_at": now, "outcome": JobState.COMPLETED.value})
+    connection.execute(ADD_CHUNKS, [chunk_values(job_id, only.chunk) | part_values(only, attempt)])
+    contents.add(connection, small)
+    return True
 
 
 def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: BatchserveError, now: float) -> None:
@@ -186,6 +203,19 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
         lost = {"code": "worker-lost", "message": "lease lapsed"}
         _end_attempt(connection, job.id, job.attempt, "lost", lost, now.wall)
     return [job.id for job in again], [job.id for job in failed]
+
+
+def _account_of(only: ScoredChunk) -> dict[str, Any]:
+    """The counts of a job of one chunk that is done."""
+    return {
+        "planned": True,
+        "rows_planned": only.chunk.records,
+        "rows_ok": only.chunk.records - only.rows_failed,
+        "rows_failed": only.rows_failed,
+        "chunks_total": 1,
+        "chunks_done": 1,
+        "crashes": 0,
+    }
 
 
 def _finish_mine(
@@ -263,3 +293,4 @@ _COMPLETE = _END.where(
     jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
 )
 _COMPLETE_UNPLANNED = _END.where(jobs.c.chunks_total == 0)
+_COMPLETE_QUEUED = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED, jobs.c.attempt == 0)

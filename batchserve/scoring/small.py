@@ -20,6 +20,8 @@ class SmallTask:
     options: Options
     inline_bytes: int
     """Bytes up to which the result comes back instead of being stored."""
+    is_stored: bool = True
+    """Whether a larger result is stored. Otherwise only the plan comes back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +49,10 @@ def score_small(task: SmallTask) -> Planned | Small:
         return planned
     key, errors = result_key(task.job_id, task.attempt), errors_key(task.job_id, task.attempt)
     contents = {}
-    if len(rows.content) + len(rows.errors) <= task.inline_bytes:
+    is_inline = len(rows.content) + len(rows.errors) <= task.inline_bytes
+    if not is_inline and not task.is_stored:
+        return planned
+    if is_inline:
         key, errors = key_in_row(key), key_in_row(errors)
         contents = {key: rows.content} | ({errors: rows.errors} if rows.errors else {})
         sha256 = hashlib.sha256(rows.content).hexdigest()

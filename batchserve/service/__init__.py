@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve import registry
 from batchserve.db.cache import ALWAYS, VersionedCache
-from batchserve.domain import Attempt, Job, JobState, ModelVersion, ReadOptions, StoredInput
+from batchserve.domain import Attempt, ChunkLimits, Job, JobState, ModelVersion, ReadOptions, StoredInput
 from batchserve.errors import (
     BatchserveError,
     IdempotencyInProgress,
@@ -22,16 +22,19 @@ from batchserve.errors import (
     ScoringCrashed,
     ScoringTimeout,
 )
+from batchserve.formats import FORMATS
 from batchserve.jobs import contents, queries
-from batchserve.runtime import Runtime
+from batchserve.runtime import Runtime, process_name
 from batchserve.scoring import unpacking
 from batchserve.scoring.checks import check_input, check_inputs
+from batchserve.scoring.direct import DirectItem, DirectTask, score_directly
+from batchserve.scoring.small import Small
 from batchserve.service.calls import Calls, Leaving
 from batchserve.service.notifier import JobNotifier
 from batchserve.service.places import Places
 from batchserve.service.turns import Lane
 from batchserve.storage import input_key
-from batchserve.submission import Submission
+from batchserve.submission import Scored, Submission
 from batchserve.upkeep import retention
 from batchserve.upkeep.inspection import UnreadableCount
 
@@ -41,6 +44,12 @@ MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
 _JOBS_SEEN = 4096
 _MODELS_SEEN = 256
+
+
+_DIRECT_MODEL_BYTES = 64 * 2**20
+"""Models up to this size are loaded for a call that submits a small job."""
+_BYTES_OF_RECORD = 8
+"""Approximate bytes of a record in a binary format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,6 +170,38 @@ class Service:
                 seconds=settings.online_timeout,
             )
 
+    async def check_or_score(self, tenant: str, submission: Submission) -> Scored | None:
+        """Checks an input as `check` does; scores it, too, if that is expected to take no longer than a check: a small
+        input in a row, whose job need not wait, where this process has a worker. None: the job is to be queued. That is
+        also the answer to all trouble but a refusal: the worker counts crashes and ends jobs.
+        """
+        if not self._is_direct(submission):
+            await self.check(tenant, submission)
+            return None
+        settings = self.runtime.settings
+        (stored,) = submission.inputs
+        limits = ChunkLimits(settings.chunk_bytes, settings.chunk_records)
+        task = DirectTask(submission.model, submission.options, limits, settings.inline_bytes)
+        item = DirectItem(submission.source(settings.storage), submission.job_id)
+        try:
+            with self.calls.place(tenant, Lane.CHECK) as place:
+                small: Small | None = await self.calls.together(
+                    place, score_directly, task, item, size=stored.bytes or 0, seconds=settings.online_timeout
+                )
+        except (ScoringCrashed, ScoringTimeout, OutOfMemory):
+            await self.check(tenant, submission)
+            return None
+        return None if small is None else Scored(process_name(), small)
+
+    def _is_direct(self, submission: Submission) -> bool:
+        first, model, queueing = submission.inputs[0], submission.model, submission.queueing
+        if first.content is None or len(submission.inputs) > 1 or not self.notifier.has_worker:
+            return False
+        if queueing.run_after is not None or queueing.priority < 0 or model.bytes > _DIRECT_MODEL_BYTES:
+            return False
+        rate = model.signature.records_per_second
+        return rate is not None and _most_records(first) / rate <= self.runtime.settings.direct_seconds
+
     async def unpack(
         self, tenant: str, stored: StoredInput, read: ReadOptions, columns: frozenset[str], leaving: Leaving
     ) -> StoredInput:
@@ -232,3 +273,12 @@ class Service:
             except TimeoutError:
                 await require_allowed()
             pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+
+def _most_records(stored: StoredInput) -> int:
+    """About how many records a small input has at most."""
+    assert stored.content is not None
+    format = FORMATS[stored.format]
+    if format.is_text:
+        return stored.content.count(b"\n") + 1
+    return 1 if format.family == "image" else len(stored.content) // _BYTES_OF_RECORD + 1

@@ -4,8 +4,6 @@ One thread owns all state (`Worker.run`); finished calls and wake-ups reach it t
 (`leases`) and apply retention (`housekeeper`).
 """
 
-import os
-import socket
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +17,7 @@ from batchserve.domain import Chunk, Job
 from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
 from batchserve.jobs import contents, execution, plan
 from batchserve.logs import get_logger
-from batchserve.runtime import Runtime
+from batchserve.runtime import Runtime, process_name
 from batchserve.scoring.chunks import warm_up
 from batchserve.storage import is_in_row
 from batchserve.worker.active_job import ActiveJob
@@ -33,9 +31,6 @@ __all__ = ["Worker"]
 
 log = get_logger()
 
-_LONGEST_NAME = 64
-"""Most characters of a worker's name in the database."""
-
 _FAILED_CLAIMS = 3
 """Consecutive failed claims after which a worker reports trouble."""
 _PAUSE_AFTER_FAILURE = 0.2
@@ -48,7 +43,7 @@ class Worker:
         self, runtime: Runtime, notify: Callable[[str], None] | None = None, clock: Clock | None = None
     ) -> None:
         """`notify` is called with the ID of each job whose attempt ends here, from the worker's thread."""
-        self.name = f"{socket.gethostname()}-{os.getpid()}"[-_LONGEST_NAME:]  # host names differ at their end
+        self.name = process_name()
         self._runtime, self._database, self._settings = runtime, runtime.database, runtime.settings
         self._notify = notify or _no_notification
         self._clock = clock or Clock(runtime.database)
