@@ -27,12 +27,16 @@ from batchserve.registration import NewModel, has_artifact, register, require_na
 from batchserve.scoring import online, unpacking
 from batchserve.scoring.admission import admit_model
 from batchserve.service import Service
+from batchserve.service.groups import GROUP_BYTES
 from batchserve.service.turns import Lane, Place
 from batchserve.storage import Span, model_key
 from batchserve.submission import wanted_columns
 from batchserve.upkeep import holds
 
 router = APIRouter(tags=["models"])
+
+_GROUP_SECONDS = 0.05
+"""Time in the model for the requests of one run, after which others wait too long for theirs."""
 
 Name = Annotated[str, Path(description="Letters, digits, `.`, `_` and `-`.", examples=["iris"])]
 Reference = Annotated[str, Path(description="`name` (its newest version) or `name@version`.", examples=["iris"])]
@@ -161,10 +165,9 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
     options = parsed(OnlineOptions, request.query_params)
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
         task = await _online_task(name, request, service, place, options, options.top_k)
-        seconds = service.runtime.settings.online_timeout
-        answer = await service.calls.run(place, online.predict_online, task, seconds=seconds, leaving=request.receive)
+        answer = await _online_answer(request, service, place, task)
     body = {
-        "prediction": orjson.Fragment(b"[%b]" % b",".join(answer.lines.splitlines())),
+        "prediction": orjson.Fragment(answer.records),
         "errors": [_error(error) for error in answer.errors],
         "model": _reference(task.model),
         "inference_ms": round(answer.inference_ms, 3),
@@ -231,6 +234,24 @@ async def _online_task(
         options=Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs),
         records=settings.chunk_records,
     )
+
+
+async def _online_answer(request: Request, service: Service, place: Place, task: online.OnlineTask) -> online.Online:
+    seconds, leaving = service.runtime.settings.online_timeout, request.receive
+    if not online.may_travel(task):
+        return await service.calls.run(place, online.predict_online, task, seconds=seconds, leaving=leaving)
+    shared = online.OnlineModel(task.storage, task.model, task.options, task.records)
+    body = online.OnlineBody(task.body, task.format, task.dialect)
+    return await service.calls.together(
+        place, online.predict_together, shared, body, size=_size(task), seconds=seconds, leaving=leaving
+    )
+
+
+def _size(task: online.OnlineTask) -> int:
+    """The size of a request among others in a group: its bytes, or more where the model is slow."""
+    speed = task.model.signature.records_per_second
+    seconds = task.body.count(b"{") / speed if speed else 0.0
+    return max(len(task.body), int(GROUP_BYTES * seconds / _GROUP_SECONDS))
 
 
 async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature, dict[str, str], str]:

@@ -46,7 +46,7 @@ def score(session: Session, match: Match, reading: Reading, records: int, make_r
     undecoded = [error for array in images for error in array.errors]
     for error in (*undecoded, *ran.errors):
         failed[error.record] = True
-    unanswered = list(_without_answer(match.signature, ran.outputs, failed))
+    unanswered = list(without_answer(match.signature, ran.outputs, failed))
     for error in unanswered:
         failed[error.record] = True
     # The first error of a record counts: an unreadable value is also missing, and a missing one may crash.
@@ -57,7 +57,7 @@ def score(session: Session, match: Match, reading: Reading, records: int, make_r
     return Scored(ran.outputs, failed, in_order(errors), ran.seconds)
 
 
-def _without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) -> Iterator[RowError]:
+def without_answer(signature: Signature, outputs: Tensors, failed: np.ndarray) -> Iterator[RowError]:
     """Records whose probabilities are no numbers, as an infinite input makes them: their label would be made up. And
     those with an infinite number where the original gives finite ones: float32 overflowed."""
     for output in signature.outputs:

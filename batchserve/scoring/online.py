@@ -6,13 +6,14 @@ from functools import partial
 
 from batchserve.allowance import allowance
 from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
-from batchserve.errors import PayloadTooLarge
+from batchserve.errors import BatchserveError, PayloadTooLarge, ScoringFailed
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Reading, Records
 from batchserve.inference.answers import in_order, score
 from batchserve.inference.images import Images
 from batchserve.inference.inputs import build_inputs
 from batchserve.inference.matching import Match, match_input, with_names
+from batchserve.scoring import plain_records
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.results import result_of
 from batchserve.scoring.sessions import keep_only, session_for
@@ -31,14 +32,71 @@ class OnlineTask:
 
 
 @dataclass(frozen=True, slots=True)
+class OnlineModel:
+    """What requests that travel together have in common."""
+
+    storage: str
+    model: ModelVersion
+    options: Options
+    records: int
+
+
+@dataclass(frozen=True, slots=True)
+class OnlineBody:
+    body: bytes
+    format: str
+    dialect: Dialect
+
+
+@dataclass(frozen=True, slots=True)
 class Online:
     """The answer to an online request: one record for each of the request, and the errors of failed ones."""
 
-    lines: bytes
-    """The records as NDJSON: inputs and outputs of each."""
+    records: bytes
+    """Inputs and outputs of each, as a JSON array."""
     errors: tuple[RowError, ...]
     inference_ms: float
-    """Time in the model alone."""
+    """Time in the model alone; of requests in one run that of the run."""
+
+
+def may_travel(task: OnlineTask) -> bool:
+    """Whether a request may go with others in one run: its records may be few and plain."""
+    is_short = task.format in ("json", "jsonl") and len(task.body) <= plain_records.MOST_BYTES
+    return is_short and plain_records.plan_of(task.model.signature, task.options) is not None
+
+
+def predict_together(shared: OnlineModel, bodies: list[OnlineBody]) -> list[Online | BatchserveError]:
+    """The answers to several requests. Records that are plain in all respects are scored in one run; the others by
+    `predict_online`, which gives them the same answers."""
+    plan = plain_records.plan_of(shared.model.signature, shared.options)
+    answers: list[Online | BatchserveError | None] = [None] * len(bodies)
+    if plan is not None:
+        answers = _answers_of_plain(shared, plan, bodies)
+    return [answer or _answer_alone(shared, body) for answer, body in zip(answers, bodies, strict=True)]
+
+
+def _answers_of_plain(
+    shared: OnlineModel, plan: plain_records.Plan, bodies: list[OnlineBody]
+) -> list[Online | BatchserveError | None]:
+    requests = [plain_records.parsed(body.body, body.format, shared.records) for body in bodies]
+    if not any(requests):
+        return [None] * len(bodies)
+    try:
+        session = session_for(shared.storage, shared.model)
+        answered = plain_records.score_plain(session, plan, requests, partial(keep_only, session))
+    except ScoringFailed:  # each request finds out whether by itself
+        return [None] * len(bodies)
+    return [None if body is None else Online(body, (), answered.milliseconds) for body in answered.bodies]
+
+
+def _answer_alone(shared: OnlineModel, body: OnlineBody) -> Online | BatchserveError:
+    task = OnlineTask(
+        *(shared.storage, body.body, body.format, body.dialect, shared.model, shared.options, shared.records)
+    )
+    try:
+        return predict_online(task)
+    except BatchserveError as error:
+        return error
 
 
 @by_name
@@ -48,8 +106,8 @@ def predict_online(task: OnlineTask) -> Online:
     session = session_for(task.storage, task.model)
     scored = score(session, match, reading, chunk.records, partial(keep_only, session))
     jsonl = get_format("jsonl")
-    result = result_of(jsonl, scored, passed, match)
-    return Online(jsonl.write(result), tuple(scored.errors), 1000 * scored.model_seconds)
+    lines = jsonl.write(result_of(jsonl, scored, passed, match)).splitlines()
+    return Online(b"[%b]" % b",".join(lines), tuple(scored.errors), 1000 * scored.model_seconds)
 
 
 @by_name

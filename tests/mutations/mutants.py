@@ -23,6 +23,7 @@ QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/request
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
+PLAIN = "batchserve/scoring/plain_records.py"
 TURNS, GROUPS = "batchserve/service/turns.py", "batchserve/service/groups.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
@@ -370,6 +371,15 @@ MUTANTS = (
     Mutant(
         "a run without callers is killed", GROUPS, "            item.group.task.cancel()\n", "            pass\n",
         ("tests/test_groups.py",),
+    ),
+    Mutant(
+        "a key that a record has twice is no plain one", PLAIN,
+        "    if body.count(b\":\") != len(names) * len(records):\n        return None\n", "",
+        ("tests/test_plain_records.py",),
+    ),
+    Mutant(
+        "an integer that would be rounded twice is no plain number", PLAIN, "-_EXACT <= value <= _EXACT", "True",
+        ("tests/test_plain_records.py",),
     ),
     Mutant(
         "the calls of a tenant in progress are limited", TURNS, "self._places[place] >= self._most", "False",
