@@ -28,6 +28,7 @@ from batchserve.api.deps import PROBLEMS
 from batchserve.api.events import job_events
 from batchserve.api.links import add_links
 from batchserve.api.origin import OriginMiddleware
+from batchserve.api.plain import PlainMiddleware
 from batchserve.api.schemas.problems import Problem
 from batchserve.db import migrate
 from batchserve.errors import BatchserveError
@@ -38,6 +39,8 @@ from batchserve.service.following import Following
 from batchserve.service.notifier import JobNotifier
 from batchserve.settings import Settings
 from batchserve.worker import Worker
+
+_ROUTES = (upload, predict, download, job_routes, models)
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.
@@ -95,12 +98,13 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
         redirect_slashes=False,  # a redirect would repeat the Host header
     )  # fmt: skip
     problems.install(app)
+    app.add_middleware(PlainMiddleware, routers=[module.router for module in _ROUTES])
     app.add_middleware(CacheMiddleware)
     app.add_middleware(AuthMiddleware)
     app.add_middleware(problems.ErrorMiddleware)
     # Before all others: the last one added comes first.
     app.add_middleware(OriginMiddleware, allowed=settings.allowed_hosts, listens_on=host, policies=_add_docs(app))
-    for module in (upload, predict, download, job_routes, models):
+    for module in _ROUTES:
         app.include_router(module.router)
     _add_health(app)
     return app

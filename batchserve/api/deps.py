@@ -23,8 +23,13 @@ Options = TypeVar("Options", bound=BaseModel)
 
 
 async def get_service(request: Request) -> Service:  # as a plain function it would take a thread, for each request
-    """The service of this application, for routes under /v1. Behind keys and the ID in a path, it comes to the query:
-    raises RequestValidationError for parameters that the route does not document."""
+    """See `served`. Behind keys and the ID in a path, it comes to the query."""
+    return served(request)
+
+
+def served(request: Request) -> Service:
+    """The service of this application, for routes under /v1. Raises RequestValidationError for parameters that the
+    route does not document."""
     if request.scope["query_string"]:
         require_documented(request)
     return service_of(request)

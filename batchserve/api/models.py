@@ -12,10 +12,11 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve import registry
 from batchserve.api import conditional
-from batchserve.api.auth import ADMIN, CallerDep
+from batchserve.api.auth import ADMIN, CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
-from batchserve.api.deps import PROBLEMS, ServiceDep, parsed
+from batchserve.api.deps import PROBLEMS, ServiceDep, parsed, served
 from batchserve.api.forms import form_file, is_form
+from batchserve.api.plain import plain
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
 from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query_parameters
 from batchserve.api.upload import INPUT_BODY
@@ -152,11 +153,16 @@ async def delete_version(name: Name, version: Version, request: Request, service
     return Response(status_code=204)
 
 
+async def _predict_online(request: Request) -> Response:
+    return await predict_online(request.path_params["name"], request, served(request), caller_of(request))
+
+
 @router.post(
     "/v1/models/{name}/predict", response_model=OnlineBody, responses=PROBLEMS,
     openapi_extra={"parameters": query_parameters(OnlineOptions), "requestBody": RECORDS_BODY},
     operation_id="predict_online", summary="Predict a few records at once",
 )  # fmt: skip
+@plain(_predict_online)
 async def predict_online(name: Reference, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """The same code as a job, hence the same answers: input fields and outputs of each record, in order.
 

@@ -18,6 +18,8 @@ from batchserve.errors import BatchserveError, Unavailable, presentable
 from batchserve.logs import get_logger
 
 log = get_logger()
+Expected = BatchserveError | RequestValidationError | HTTPException
+"""Errors that are problems of a request, or of the state that it meets."""
 RETRY_AFTER = {503: "1", 507: "30"}
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "CONNECT", "QUERY")
 """Methods registered for HTTP itself, in the order of the Allow header."""
@@ -62,29 +64,32 @@ def answer(request: Request, error: BatchserveError) -> Response:
 
 
 def install(app: FastAPI) -> None:
-    @app.exception_handler(BatchserveError)
-    async def named(request: Request, error: BatchserveError) -> Response:
-        return answer(request, error)
+    for kind in (BatchserveError, RequestValidationError, HTTPException):
 
-    @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> Response:
+        @app.exception_handler(kind)
+        async def told(request: Request, error: Expected) -> Response:
+            return problem_of(request, error)
+
+
+def problem_of(request: Request, error: Expected) -> Response:
+    """The problem of an error that a route may raise."""
+    if isinstance(error, BatchserveError):
+        return answer(request, error)
+    if isinstance(error, RequestValidationError):
         faults = [_fault(fault) for fault in error.errors()]
         detail = "; ".join(_sentence(fault) for fault in faults)
         return problem(request, 422, "invalid-options", detail, errors=faults)
-
-    @app.exception_handler(HTTPException)
-    async def refused(request: Request, error: HTTPException) -> Response:
-        if error.status_code == 405:
-            return _not_allowed(request)
-        phrase = http.HTTPStatus(error.status_code).phrase
-        response = problem(
-            request,
-            error.status_code,
-            phrase.lower().replace(" ", "-"),
-            f"{request.method} {request.scope['path']}: {phrase}",
-        )
-        response.headers.update(error.headers or {})
-        return response
+    if error.status_code == 405:
+        return _not_allowed(request)
+    phrase = http.HTTPStatus(error.status_code).phrase
+    response = problem(
+        request,
+        error.status_code,
+        phrase.lower().replace(" ", "-"),
+        f"{request.method} {request.scope['path']}: {phrase}",
+    )
+    response.headers.update(error.headers or {})
+    return response
 
 
 class ErrorMiddleware:

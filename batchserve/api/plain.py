@@ -1,0 +1,69 @@
+"""Hot routes, called without FastAPI: finding a route among all, solving its dependencies and wrapping its call take
+longer than what most of these routes do.
+
+A plain route is declared to FastAPI like any other, which documents it and answers other methods of its path. `plain`
+says how a request becomes the arguments of its function, which FastAPI would otherwise find out each time.
+"""
+
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.routing import APIRoute
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from batchserve.api import problems
+from batchserve.errors import BatchserveError
+
+__all__ = ["PlainMiddleware", "plain"]
+
+Call = Callable[[Request], Awaitable[Response]]
+F = TypeVar("F", bound=Callable[..., Awaitable[Response]])
+
+_calls: dict[Callable[..., Any], Call] = {}
+"""How each function of a plain route is called."""
+
+
+def plain(call: Call) -> Callable[[F], F]:
+    """Declares the route of the decorated function, below the decorator of the route, to be plain: `call` calls it for
+    a request. It checks everything that the dependencies of the route would check, which are not solved."""
+
+    def declared(function: F) -> F:
+        _calls[function] = call
+        return function
+
+    return declared
+
+
+class PlainMiddleware:
+    """Answers requests for plain routes. Comes directly before FastAPI, behind all other middlewares."""
+
+    def __init__(self, app: ASGIApp, routers: Sequence[APIRouter]) -> None:
+        self._app = app
+        self._routes = [found for router in routers for found in _plain_routes(router)]
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not scope.get("root_path"):
+            path, method = scope["path"], scope["method"]
+            for route, methods, call in self._routes:
+                if method in methods and (match := route.path_regex.match(path)) is not None:
+                    scope.update(route=route, endpoint=route.endpoint, path_params=match.groupdict())
+                    response = await _response(Request(scope, receive, send), call)
+                    await response(scope, receive, send)
+                    return
+        await self._app(scope, receive, send)
+
+
+async def _response(request: Request, call: Call) -> Response:
+    try:
+        return await call(request)
+    except (BatchserveError, RequestValidationError, HTTPException) as error:
+        return problems.problem_of(request, error)
+
+
+def _plain_routes(router: APIRouter) -> Iterator[tuple[APIRoute, frozenset[str], Call]]:
+    for route in router.routes:
+        if isinstance(route, APIRoute) and (call := _calls.get(route.endpoint)) is not None:
+            yield route, frozenset(route.methods or ()), call
