@@ -4,7 +4,6 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from sqlalchemy import Connection
-from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
 from batchserve.api.auth import CallerDep
@@ -103,11 +102,10 @@ async def predict(
         elif job.input_removed_at is None and not submitted.is_of(job):
             await service.check(caller.tenant, submitted)
 
-        def commit() -> str:
-            with database.write() as connection:
-                return enqueue_once(connection, submitted, database.moment(connection).wall, keyed, scored)
+        def commit(connection: Connection) -> str:
+            return enqueue_once(connection, submitted, database.moment(connection).wall, keyed, scored)
 
-        queued_id = await run_in_threadpool(commit)
+        queued_id = await database.commit(commit)
         return await _answer(request, service, background, queued_id, preferred_wait(prefer), scored)
 
 
@@ -172,12 +170,12 @@ async def _answer(
     scored: Scored | None,
 ) -> Response:
     """202 to a request that does not wait, also for a job that was scored at once: clients poll as for any other."""
-    headers: dict[str, str] = {}
-    if wait:
+    body = await read_body(service, job_id)
+    if wait and not body.state.finished:
         service.wake_worker()
         await wait_for(request, service, job_id, wait, finished)
-        headers["preference-applied"] = f"wait={wait:g}"
-    body = await read_body(service, job_id)
+        body = await read_body(service, job_id)
+    headers = {"preference-applied": f"wait={wait:g}"} if wait else {}
     if body.state is JobState.QUEUED:
         # The row records the work; the background task only wakes the worker.
         background.add_task(service.wake)

@@ -215,6 +215,9 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
         with naming_bytes(service.runtime.database, undo=discard) as connection:
             insert(connection)
 
+    if is_in_row(received.input.key):
+        await service.runtime.database.commit(insert)
+        return
     received.kept = True  # set before the commit: when the request is cancelled, the thread continues
     await run_in_threadpool(commit)
 

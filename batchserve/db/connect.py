@@ -29,6 +29,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
 from batchserve.db.reserve import Reserve
+from batchserve.db.writer import Writer
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
 
 T = TypeVar("T")
@@ -80,6 +81,7 @@ class Database:
         self._turn = threading.Lock()
         path = make_url(url).database if self._sqlite else None
         self._reserve = Reserve(Path(path)) if path else None
+        self._writer = Writer(self.write, _failures_named)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -112,6 +114,21 @@ class Database:
             if exclusive is not None:
                 lock(connection, exclusive)
             yield connection
+
+    async def commit(self, work: Callable[[Connection], T]) -> T:
+        """A write transaction for the event loop: the value of `work`, once it is committed durably. It continues when
+        its caller is cancelled. Raises as `write` does, and what `work` raises.
+
+        On SQLite, works of concurrent callers share a transaction and its sync; each is undone alone when it raises,
+        and may be called again when the transaction of several fails before its commit.
+        """
+        if self._sqlite:
+            return await self._writer.run(work)
+        return await asyncio.shield(asyncio.to_thread(self._commit, work))
+
+    def _commit(self, work: Callable[[Connection], T]) -> T:
+        with self.write() as connection:
+            return work(connection)
 
     def write_freeing(self, work: Callable[[Connection], T], *, exclusive: Subject | None = None) -> T:
         """A write transaction that removes or ends something. On a full disk it uses the space of the reserve, so
@@ -220,6 +237,7 @@ class Database:
             source.backup(target)
 
     def close(self) -> None:
+        self._writer.close()
         if self._watcher is not None:
             self._watcher.close()
         self._reads.dispose()
