@@ -88,9 +88,11 @@ class Api:
         return {name for name in names if not name.startswith("batchserve.db")} | set(map(key_in_storage, in_rows))
 
     def kept(self) -> tuple[object, ...]:
-        """The state that a refused request must not change: objects, the newest job, models."""
+        """The state that a refused request must not change: objects, the newest job, models. Not parts, which a worker
+        removes after the end of a job."""
         newest = self.http.get("/v1/jobs", params={"limit": 1})
-        return (self.stored(), newest.json(), self.http.get("/v1/models").json())
+        stored = {key for key in self.stored() if not key.startswith("parts/")}
+        return (stored, newest.json(), self.http.get("/v1/models").json())
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

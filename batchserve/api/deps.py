@@ -17,6 +17,7 @@ from batchserve.domain import JobState
 from batchserve.errors import BadRequest
 from batchserve.idempotency import KeyedRequest
 from batchserve.service import MAX_WAIT, JobSnapshot, Service
+from batchserve.service.calls import Leaving
 from batchserve.service.following import Following
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -55,10 +56,13 @@ async def own_job(job_id: str, request: Request) -> str:
 ServiceDep = Annotated[Service, Depends(get_service)]
 FollowingDep = Annotated[Following[JobEvents], Depends(get_following)]
 OwnJob = Annotated[str, Depends(own_job)]
+_LONGEST_KEY = 257
+"""Characters of a key in quotes."""
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="Makes the request safe to repeat: same key and content, same job; kept 24 hours.", max_length=257
+        description="Makes the request safe to repeat: same key and content, same job; kept 24 hours.",
+        max_length=_LONGEST_KEY,
     ),
 ]
 # The app adds the schema: a `model` here would be documented as application/json.
@@ -75,6 +79,21 @@ def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
         return kind.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
+
+
+def has_long_key(request: Request) -> bool:
+    """Whether the Idempotency-Key is longer than documented: FastAPI answers that, plain routes need not."""
+    return len(request.headers.get("idempotency-key", "")) > _LONGEST_KEY
+
+
+def leaving(request: Request) -> Leaving:
+    """Waits until the client has left. What it still sends is discarded: also the end of a body that was not read."""
+
+    async def left() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    return left
 
 
 async def read_body(service: Service, job_id: str) -> JobBody:

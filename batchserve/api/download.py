@@ -22,8 +22,9 @@ from starlette.concurrency import run_in_threadpool
 from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
-from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, wait_for
+from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, leaving, own_job, served, wait_for
 from batchserve.api.files import Content, File, Remote, Stream, blocks_of
+from batchserve.api.plain import plain
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS, by_media_type, get_format
@@ -84,11 +85,19 @@ FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
+async def _download(request: Request) -> Response | None:
+    if request.scope["query_string"]:
+        return None
+    job_id = await own_job(request.path_params["job_id"], request)
+    return await download(job_id, request, served(request), accept=request.headers.get("accept"))
+
+
 @router.head("/v1/download/{job_id}", include_in_schema=False)
 @router.get(
     "/v1/download/{job_id}", response_class=Response, responses=FILE,
     operation_id="download", summary="Download the result",
 )  # fmt: skip
+@plain(_download)
 async def download(
     job_id: OwnJob,
     request: Request,
@@ -387,7 +396,7 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
         place = held.enter_context(service.calls.place(caller_of(request).tenant, Lane.LONG))
         async with service.calls.long_turn(place, settings.online_wait):
             seconds = settings.chunk_timeout
-            planned = await service.calls.run(place, plan_chunks, task, seconds=seconds, leaving=request.receive)
+            planned = await service.calls.run(place, plan_chunks, task, seconds=seconds, leaving=leaving(request))
             blocks = _convert(service, place, source, planned, job, conversion)
             first = await run_in_threadpool(next, blocks, b"")  # an error here is a problem, not a broken body
         return Stream(blocks, wanted.media_type, headers, first, lambda: service.calls.long_turn(place), held.pop_all())

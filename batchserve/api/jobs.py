@@ -25,14 +25,17 @@ from batchserve.api.deps import (
     ServiceDep,
     bare_key,
     job_response,
+    own_job,
     parsed,
     preferred_wait,
     read_body,
     read_body_from_thread,
     replayed,
+    served,
     wait_for,
 )
 from batchserve.api.events import tag_of
+from batchserve.api.plain import plain
 from batchserve.api.schemas.jobs import JobBody, JobList, job_body
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import Job, JobState
@@ -103,11 +106,19 @@ async def list_jobs(
     return Response(await service.calls.read(caller.tenant, lambda: read(after)), media_type="application/json")
 
 
+async def _get_job(request: Request) -> Response | None:
+    if request.scope["query_string"]:
+        return None
+    job_id = await own_job(request.path_params["job_id"], request)
+    return await get_job(job_id, request, served(request), prefer=request.headers.get("prefer"))
+
+
 @router.head("/v1/jobs/{job_id}", include_in_schema=False)
 @router.get(
     "/v1/jobs/{job_id}", response_model=JobBody, operation_id="get_job", summary="Show a job, now or when it changes",
     responses={304: {"description": "Nothing has changed (If-None-Match)."}, **PROBLEMS},
 )  # fmt: skip
+@plain(_get_job)
 async def get_job(
     job_id: OwnJob,
     request: Request,

@@ -14,7 +14,7 @@ from batchserve import registry
 from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
-from batchserve.api.deps import PROBLEMS, ServiceDep, parsed, served
+from batchserve.api.deps import PROBLEMS, ServiceDep, leaving, parsed, served
 from batchserve.api.forms import form_file, is_form
 from batchserve.api.plain import plain
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
@@ -193,7 +193,7 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:
         task = await _online_task(name, request, service, place, options)
         seconds = service.runtime.settings.online_timeout
-        errors = await service.calls.run(place, online.validate_online, task, seconds=seconds, leaving=request.receive)
+        errors = await service.calls.run(place, online.validate_online, task, seconds=seconds, leaving=leaving(request))
     body = {
         "valid": not errors,
         "errors": [_error(error) for error in errors],
@@ -227,7 +227,12 @@ async def _online_task(
     if name_of_format == "zip":
         limits = (options.read, wanted, settings.online_bytes)
         table = await service.calls.run(
-            place, unpacking.unpack_bytes, content, *limits, seconds=settings.online_timeout, leaving=request.receive
+            place,
+            unpacking.unpack_bytes,
+            content,
+            *limits,
+            seconds=settings.online_timeout,
+            leaving=leaving(request),
         )
         content, name_of_format, dialect = table or (content, name_of_format, dialect)
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
@@ -243,14 +248,12 @@ async def _online_task(
 
 
 async def _online_answer(request: Request, service: Service, place: Place, task: online.OnlineTask) -> online.Online:
-    seconds, leaving = service.runtime.settings.online_timeout, request.receive
+    how: dict[str, Any] = {"seconds": service.runtime.settings.online_timeout, "leaving": leaving(request)}
     if not online.may_travel(task):
-        return await service.calls.run(place, online.predict_online, task, seconds=seconds, leaving=leaving)
+        return await service.calls.run(place, online.predict_online, task, **how)
     shared = online.OnlineModel(task.storage, task.model, task.options, task.records)
     body = online.OnlineBody(task.body, task.format, task.dialect)
-    return await service.calls.together(
-        place, online.predict_together, shared, body, size=_size(task), seconds=seconds, leaving=leaving
-    )
+    return await service.calls.together(place, online.predict_together, shared, body, size=_size(task), **how)
 
 
 def _size(task: online.OnlineTask) -> int:

@@ -19,7 +19,8 @@ from batchserve.errors import BatchserveError
 
 __all__ = ["PlainMiddleware", "plain"]
 
-Call = Callable[[Request], Awaitable[Response]]
+_PROBLEMS = (BatchserveError, RequestValidationError, HTTPException)
+Call = Callable[[Request], Awaitable[Response | None]]
 F = TypeVar("F", bound=Callable[..., Awaitable[Response]])
 
 _calls: dict[Callable[..., Any], Call] = {}
@@ -28,7 +29,8 @@ _calls: dict[Callable[..., Any], Call] = {}
 
 def plain(call: Call) -> Callable[[F], F]:
     """Declares the route of the decorated function, below the decorator of the route, to be plain: `call` calls it for
-    a request. It checks everything that the dependencies of the route would check, which are not solved."""
+    a request. It checks everything that the dependencies of the route would check, which are not solved. None, before
+    it has read the body: FastAPI is to call it."""
 
     def declared(function: F) -> F:
         _calls[function] = call
@@ -50,17 +52,25 @@ class PlainMiddleware:
             for route, methods, call in self._routes:
                 if method in methods and (match := route.path_regex.match(path)) is not None:
                     scope.update(route=route, endpoint=route.endpoint, path_params=match.groupdict())
-                    response = await _response(Request(scope, receive, send), call)
-                    await response(scope, receive, send)
-                    return
+                    if await _answered(Request(scope, receive, send), call):
+                        return
+                    break
         await self._app(scope, receive, send)
 
 
-async def _response(request: Request, call: Call) -> Response:
+async def _answered(request: Request, call: Call) -> bool:
+    """Calls a plain route and sends its response; False when the request is left to FastAPI."""
     try:
-        return await call(request)
-    except (BatchserveError, RequestValidationError, HTTPException) as error:
-        return problems.problem_of(request, error)
+        if (response := await call(request)) is None:
+            return False
+        await _sent(request, response)
+    except _PROBLEMS as error:  # before the response has started: a range beyond the end of a file, say
+        await _sent(request, problems.problem_of(request, error))
+    return True
+
+
+async def _sent(request: Request, response: Response) -> None:
+    await response(request.scope, request.receive, request._send)  # noqa: SLF001 - as Starlette's own routes do
 
 
 def _plain_routes(router: APIRouter) -> Iterator[tuple[APIRoute, frozenset[str], Call]]:

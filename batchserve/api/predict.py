@@ -6,7 +6,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from sqlalchemy import Connection
 
 from batchserve import idempotency
-from batchserve.api.auth import CallerDep
+from batchserve.api.auth import CallerDep, caller_of
 from batchserve.api.bodies import json_object
 from batchserve.api.deps import (
     PROBLEMS,
@@ -15,13 +15,17 @@ from batchserve.api.deps import (
     ServiceDep,
     bare_key,
     finished,
+    has_long_key,
     job_response,
+    own_job,
     parsed,
     preferred_wait,
     read_body,
     replayed,
+    served,
     wait_for,
 )
+from batchserve.api.plain import plain
 from batchserve.api.predict_uploaded import predict_uploaded
 from batchserve.api.schemas.jobs import JobBody, QueuedBody
 from batchserve.api.schemas.options import PredictOptions, query_parameters
@@ -60,11 +64,22 @@ OPTIONS_BODY = {
 FINISHED: dict[int | str, dict[str, Any]] = {200: {"model": JobBody, "description": "The job is finished already."}}
 
 
+async def _predict(request: Request) -> Response | None:
+    if has_long_key(request):
+        return None
+    job_id, background = await own_job(request.path_params["job_id"], request), BackgroundTasks()
+    key, prefer = request.headers.get("idempotency-key"), request.headers.get("prefer")
+    response = await predict(job_id, request, served(request), caller_of(request), background, key, prefer)
+    response.background = background
+    return response
+
+
 @router.post(
     "/v1/predict/{job_id}", status_code=202, response_model=JobBody, operation_id="predict",
     summary="Queue an uploaded input for a model", responses={**FINISHED, **PROBLEMS},
     openapi_extra={"parameters": OPTION_PARAMETERS, "requestBody": OPTIONS_BODY},
 )  # fmt: skip
+@plain(_predict)
 async def predict(
     job_id: OwnJob,
     request: Request,
@@ -109,11 +124,30 @@ async def predict(
         return await _answer(request, service, background, queued_id, preferred_wait(prefer), scored)
 
 
+async def _upload_and_predict(request: Request) -> Response | None:
+    if has_long_key(request) or not request.query_params.keys().isdisjoint(("state", *_NOT_OPTIONS)):
+        return None
+    key, prefer = request.headers.get("idempotency-key"), request.headers.get("prefer")
+    background = BackgroundTasks()
+    response = await upload_and_predict(
+        request,
+        served(request),
+        caller_of(request),
+        background,
+        ReadOptions(),
+        idempotency_key=key,
+        prefer=prefer,
+    )
+    response.background = background
+    return response
+
+
 @router.post(
     "/v1/predict", status_code=202, response_model=JobBody | QueuedBody, operation_id="upload_and_predict",
     summary="Upload and predict in one call, or queue all uploaded inputs", responses={**FINISHED, **PROBLEMS},
     openapi_extra={"parameters": OPTION_PARAMETERS, "requestBody": INPUT_BODY["requestBody"] | {"required": False}},
 )  # fmt: skip
+@plain(_upload_and_predict)
 async def upload_and_predict(
     request: Request,
     service: ServiceDep,

@@ -12,19 +12,23 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
-from batchserve.api.auth import CallerDep
+from batchserve.api.auth import CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import (
     PROBLEMS,
     IdempotencyKey,
     ServiceDep,
     bare_key,
+    has_long_key,
     job_response,
+    leaving,
     parsed,
     read_body,
     replayed,
+    served,
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
+from batchserve.api.plain import plain
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.api.schemas.options import FitOptions, query_parameters
 from batchserve.api.schemas.values import MAX_REFERENCE, Plain
@@ -114,6 +118,13 @@ INPUT_BODY: dict[str, Any] = {
 FIT_PARAMETERS = query_parameters(FitOptions)
 
 
+async def _upload(request: Request) -> Response | None:
+    if request.scope["query_string"] or has_long_key(request):
+        return None
+    key = request.headers.get("idempotency-key")
+    return await upload(request, served(request), caller_of(request), ReadOptions(), idempotency_key=key)
+
+
 @router.post(
     "/v1/upload", status_code=201, response_model=JobBody, responses=PROBLEMS,
     openapi_extra={**INPUT_BODY, "parameters": FIT_PARAMETERS}, operation_id="upload",
@@ -123,6 +134,7 @@ FIT_PARAMETERS = query_parameters(FitOptions)
     "/v1/upload", status_code=201, response_model=JobBody, responses=PROBLEMS,
     openapi_extra={"parameters": FIT_PARAMETERS}, include_in_schema=False,
 )  # fmt: skip
+@plain(_upload)
 async def upload(
     request: Request,
     service: ServiceDep,
@@ -286,7 +298,7 @@ async def _unpacked(request: Request, service: Service, stored: StoredInput, hin
     """The table in a zip in the place of the zip, or that itself."""
     new: StoredInput | None = None
     try:
-        new = await service.unpack(hints.tenant, stored, hints.read, hints.columns, request.receive)
+        new = await service.unpack(hints.tenant, stored, hints.read, hints.columns, leaving(request))
     finally:
         if new is not stored:
             await run_in_threadpool(service.runtime.storage.delete, stored.key)
