@@ -17,6 +17,7 @@ from contextlib import suppress
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
+from batchserve.db.compiled import Compiled
 from batchserve.db.connect import lock
 from batchserve.db.tables import keys
 from batchserve.domain import EVERY_TENANT, ApiKey, Scope
@@ -72,7 +73,7 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
 
 def find(connection: Connection, text: str) -> ApiKey | None:
     """The key with this text, unless it was revoked. An unreadable row grants nothing."""
-    row = connection.execute(_OF_DIGEST, {"of_digest": _digest(text)}).mappings().one_or_none()
+    row = _OF_DIGEST.row(connection, {"of_digest": _digest(text)})
     try:
         return rows.key(row) if row is not None else None
     except UnreadableRow:
@@ -102,7 +103,7 @@ def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
 
 def exist(connection: Connection) -> bool:
     """Whether a key was ever created. Then every request needs one, even after the last is revoked."""
-    return connection.scalar(_ANY) is not None
+    return _EXISTS.row(connection, {}) is not None
 
 
 def has_admin(connection: Connection) -> bool:
@@ -130,5 +131,6 @@ def _base62(number: int, length: int) -> str:
 _FIELDS = frozenset(ApiKey.__dataclass_fields__)
 # Executed for nearly every request: built once.
 _KEYS = select(*(column for column in keys.c if column.name in _FIELDS))
-_OF_DIGEST = _KEYS.where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None))
+_OF_DIGEST = Compiled(_KEYS.where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None)))
 _ANY = select(keys.c.id).limit(1)
+_EXISTS = Compiled(_ANY)

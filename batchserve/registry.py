@@ -17,7 +17,7 @@ model_columns = [column.label(f"model_{column.name}") for column in models.c if 
 """The columns of a model version, for a query that joins them to another table."""
 
 
-def model_from_row(row: RowMapping) -> ModelVersion:
+def model_from_row(row: rows.Row) -> ModelVersion:
     """The model version in a row that was selected with `model_columns`. Raises UnreadableRow."""
     return rows.model(row, "model_")
 

@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
+from batchserve.db.compiled import Compiled
 from batchserve.db.connect import Database
 from batchserve.db.tables import contents
 from batchserve.domain import Job, StoredInput
@@ -21,13 +22,12 @@ from batchserve.storage import Storage, is_in_row, key_in_storage
 
 def add(connection: Connection, added: Mapping[str, bytes]) -> None:
     """Adds contents by their keys."""
-    if added:
-        connection.execute(_ADD, [{"key": key, "content": content} for key, content in added.items()])
+    _ADD.run_many(connection, ({"key": key, "content": content} for key, content in added.items()))
 
 
 def find(connection: Connection, key: str) -> bytes:
     """Raises FileNotFoundError."""
-    content = connection.scalar(_CONTENT, {"its_key": key})
+    content = _CONTENT.scalar(connection, {"its_key": key})
     if content is None:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), key)
     return bytes(content)
@@ -69,5 +69,5 @@ def _delete(connection: Connection, keys: Collection[str]) -> None:
     connection.execute(delete(contents).where(contents.c.key.in_(keys)))
 
 
-_ADD = insert(contents)
-_CONTENT = select(contents.c.content).where(contents.c.key == bindparam("its_key"))
+_ADD = Compiled(insert(contents))
+_CONTENT = Compiled(select(contents.c.content).where(contents.c.key == bindparam("its_key")))

@@ -1,12 +1,13 @@
 """Ends of jobs: each is written by `finish`, with its event in the same transaction."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Update, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
+from batchserve.db.compiled import Compiled
 from batchserve.db.tables import events, jobs
 from batchserve.domain import JobState, Result
 from batchserve.errors import BatchserveError, presentable
@@ -29,18 +30,21 @@ def ending(*guards: ColumnElement[bool]) -> Update:
 
 
 def finish(
-    connection: Connection, guarded: Update, state: JobState, now: float, values: Mapping[str, Any]
+    connection: Connection, guarded: Update | Compiled, state: JobState, now: float, values: Mapping[str, Any]
 ) -> list[Ended]:
     """-> an end state, for the jobs that `guarded` (see `ending`) takes, each with an event. Returns these jobs.
 
     `values`: further columns, and the parameters of `guarded`. Columns that the statement itself sets take precedence.
     """
     assert state in ENDS, f"{state} is not an end state"
-    ended = connection.execute(guarded, {"state": state, "finished_at": now, "lease_until": None, **values}).all()
-    if ended:
-        rows = [{"job_id": row.id, "tenant": row.tenant, "state": state, "at": now} for row in ended]
-        connection.execute(_ADD_EVENTS, rows)
-    return [Ended(row.id, row.attempt) for row in ended]
+    values = {"state": state, "finished_at": now, "lease_until": None, **values}
+    if isinstance(guarded, Compiled):
+        ended: Sequence[Mapping[Any, Any]] = guarded.rows(connection, values)
+    else:
+        ended = connection.execute(guarded, values).mappings().all()
+    events_of = ({"job_id": row["id"], "tenant": row["tenant"], "state": state, "at": now} for row in ended)
+    _ADD_EVENTS.run_many(connection, events_of)
+    return [Ended(row["id"], row["attempt"]) for row in ended]
 
 
 def result_values(result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
@@ -71,4 +75,4 @@ def forget_events(connection: Connection, before: float, most: int, after: float
     return connection.execute(delete(events).where(*old)).rowcount
 
 
-_ADD_EVENTS = insert(events)
+_ADD_EVENTS = Compiled(insert(events))

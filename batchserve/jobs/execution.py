@@ -9,8 +9,9 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
-from sqlalchemy import Connection, Update, and_, bindparam, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
+from batchserve.db.compiled import Compiled
 from batchserve.db.connect import Moment
 from batchserve.db.tables import attempts, jobs
 from batchserve.domain import Job, JobState, Result, ScoredChunk
@@ -72,7 +73,7 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
         }
         for job in taken
     ]
-    connection.execute(_BEGIN_ATTEMPT, begun)
+    _BEGIN_ATTEMPT.run_many(connection, begun)
     return taken
 
 
@@ -126,7 +127,7 @@ def complete_if_mine(
         return
     values = _account_of(only) | result_values(result, facts)
     _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED)
-    connection.execute(ADD_CHUNKS, [chunk_values(job_id, only.chunk) | part_values(only, attempt)])
+    ADD_CHUNKS.run(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
     contents.add(connection, small)
 
 
@@ -150,8 +151,8 @@ def complete_if_queued(
     if not finish(connection, _COMPLETE_QUEUED, JobState.COMPLETED, now, values):
         return False
     begun = {"job_id": job_id, "number": attempt, "worker": worker, "started_at": now, "rows_before": 0}
-    connection.execute(_BEGIN_ATTEMPT, begun | {"finished_at": now, "outcome": JobState.COMPLETED.value})
-    connection.execute(ADD_CHUNKS, [chunk_values(job_id, only.chunk) | part_values(only, attempt)])
+    _BEGIN_ATTEMPT.run(connection, begun | {"finished_at": now, "outcome": JobState.COMPLETED.value})
+    ADD_CHUNKS.run(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
     contents.add(connection, small)
     return True
 
@@ -225,7 +226,7 @@ def _finish_mine(
     state: JobState,
     now: float,
     values: Mapping[str, Any],
-    guarded: Update | None = None,
+    guarded: Compiled | None = None,
 ) -> None:
     """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard fails."""
     mine = {"job": job_id, "mine": attempt}
@@ -238,7 +239,7 @@ def _end_attempt(
     connection: Connection, job_id: str, number: int, outcome: str, error: dict[str, Any] | None, now: float
 ) -> None:
     values = {"outcome": outcome, "error": error, "finished_at": now}
-    connection.execute(_END_ATTEMPT, {"job": job_id, "mine": number, **values})
+    _END_ATTEMPT.run(connection, {"job": job_id, "mine": number, **values})
 
 
 _IS_DUE = select(jobs.c.id).where(*due(bindparam("now"))).limit(1)
@@ -281,16 +282,21 @@ _CLAIM = (
     )
     .returning(jobs.c.id)
 )
-_BEGIN_ATTEMPT = insert(attempts)
-_END_ATTEMPT = update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
+_BEGIN_ATTEMPT = Compiled(insert(attempts))
+_END_ATTEMPT = Compiled(
+    update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
+)
 # For all workers: a list of jobs in the statement would be rendered again for each of its lengths.
 _CANCEL_REQUESTS = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_not(None))
-_END = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
-_CANCEL_IF_ASKED = _END.where(jobs.c.cancel_requested_at.is_not(None))
-_COMPLETE = _END.where(
-    jobs.c.planned,
-    jobs.c.chunks_done == jobs.c.chunks_total,
-    jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
+_mine = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
+_END = Compiled(_mine)
+_CANCEL_IF_ASKED = Compiled(_mine.where(jobs.c.cancel_requested_at.is_not(None)))
+_COMPLETE = Compiled(
+    _mine.where(
+        jobs.c.planned,
+        jobs.c.chunks_done == jobs.c.chunks_total,
+        jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
+    )
 )
-_COMPLETE_UNPLANNED = _END.where(jobs.c.chunks_total == 0)
-_COMPLETE_QUEUED = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED, jobs.c.attempt == 0)
+_COMPLETE_UNPLANNED = Compiled(_mine.where(jobs.c.chunks_total == 0))
+_COMPLETE_QUEUED = Compiled(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED, jobs.c.attempt == 0))

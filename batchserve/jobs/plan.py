@@ -6,6 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
 
 from batchserve import rows
+from batchserve.db.compiled import Compiled
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import Chunk, CommittedChunk, ScoredChunk
 from batchserve.errors import LeaseLost, presentable
@@ -27,8 +28,7 @@ def add_chunks_if_mine(
         },
         "plan",
     )
-    if planned:
-        connection.execute(ADD_CHUNKS, [chunk_values(job_id, chunk) for chunk in planned])
+    ADD_CHUNKS.run_many(connection, (chunk_values(job_id, chunk) for chunk in planned))
 
 
 def last_chunk(connection: Connection, job_id: str) -> Chunk | None:
@@ -138,4 +138,4 @@ def part_values(scored: ScoredChunk, attempt: int) -> dict[str, Any]:
     }
 
 
-ADD_CHUNKS = insert(chunks)
+ADD_CHUNKS = Compiled(insert(chunks))

@@ -8,6 +8,7 @@ from sqlalchemy import Column, Connection, String, Text, and_, bindparam, case, 
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
+from batchserve.db.compiled import Compiled
 from batchserve.db.tables import attempts, inputs, jobs, models
 from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, Attempt, Job, JobState
 from batchserve.errors import JobNotFound, UnreadableRow
@@ -19,7 +20,7 @@ STATES = [state.value for state in JobState]
 
 def get(connection: Connection, job_id: str) -> Job:
     """Raises JobNotFound, and UnreadableRow."""
-    row = connection.execute(_JOB, {"job_id": job_id}).mappings().one_or_none()
+    row = _JOB.row(connection, {"job_id": job_id})
     if row is None:
         raise JobNotFound(f"no job {job_id!r}")
     return job_from_row(connection, row)
@@ -27,7 +28,7 @@ def get(connection: Connection, job_id: str) -> Job:
 
 def state_of(connection: Connection, job_id: str) -> JobState:
     """Raises JobNotFound."""
-    state = connection.scalar(_STATE, {"job_id": job_id})
+    state = _STATE.scalar(connection, {"job_id": job_id})
     if state is None:
         raise JobNotFound(f"no job {job_id!r}")
     if state not in STATES:
@@ -38,7 +39,7 @@ def state_of(connection: Connection, job_id: str) -> JobState:
 def require_seen(connection: Connection, job_id: str, tenant: str) -> None:
     """Raises JobNotFound unless the job exists and belongs to the tenant: another tenant's job looks exactly like a
     missing one."""
-    of_job = None if "\0" in job_id else connection.scalar(_TENANT, {"job_id": job_id})
+    of_job = None if "\0" in job_id else _TENANT.scalar(connection, {"job_id": job_id})
     if of_job is None or tenant not in (of_job, EVERY_TENANT):
         raise JobNotFound(f"no job {job_id!r}")
 
@@ -116,7 +117,7 @@ def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENAN
 def attempts_of(connection: Connection, job_id: str) -> list[Attempt]:
     """In order, without unreadable ones."""
     found = []
-    for row in connection.execute(_ATTEMPTS, {"job_id": job_id}).mappings().all():
+    for row in _ATTEMPTS.rows(connection, {"job_id": job_id}):
         with suppress(UnreadableRow):
             found.append(rows.attempt(row))
     return found
@@ -215,9 +216,9 @@ def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnEleme
     return case((second > first, second), else_=first)
 
 
-_JOB = JOBS.where(jobs.c.id == bindparam("job_id"))
-_TENANT = select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id"))
-_STATE = select(jobs.c.state).where(jobs.c.id == bindparam("job_id"))
+_JOB = Compiled(JOBS.where(jobs.c.id == bindparam("job_id")))
+_TENANT = Compiled(select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id")))
+_STATE = Compiled(select(jobs.c.state).where(jobs.c.id == bindparam("job_id")))
 # Only among the latest: otherwise each predict would read thousands of equal queued jobs in its transaction.
 _ALIKE = (
     select(jobs.c.id, jobs.c.state)
@@ -235,7 +236,7 @@ _LATEST_EQUAL = JOBS.where(
 ).with_for_update(read=True, of=jobs)
 _MOST_EQUAL = 100
 """Equal jobs that are tried when the latest of them is unreadable."""
-_ATTEMPTS = select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number)
+_ATTEMPTS = Compiled(select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number))
 _ATTEMPTS_OF = (
     select(attempts)
     .where(attempts.c.job_id.in_(bindparam("job_ids", expanding=True)))

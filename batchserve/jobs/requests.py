@@ -7,6 +7,7 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, select, up
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
+from batchserve.db.compiled import Compiled
 from batchserve.db.connect import lock
 from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import DEFAULT_TENANT, Job, JobState, ModelVersion, Options, StoredInput
@@ -37,9 +38,9 @@ def create(
         "metadata": {},
         "created_at": now,
     }
-    connection.execute(_CREATE, row)
+    _CREATE.run(connection, row)
     contents.add(connection, {one.key: one.content for one in stored if one.content is not None})
-    connection.execute(_ADD_INPUTS, _input_rows(job_id, stored))
+    _ADD_INPUTS.run_many(connection, _input_rows(job_id, stored))
 
 
 def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: float) -> None:
@@ -85,7 +86,7 @@ def enqueue_if_uploaded(
     }
     rows.require_written(values)
     lock(connection, "models", shared=True)
-    queued = changed(connection, _ENQUEUE, {"job": job_id, "model": model.id, **values})
+    queued = _ENQUEUE.run(connection, {"job": job_id, "model": model.id, **values}) > 0
     if not queued and get(connection, job_id).state is JobState.UPLOADED:
         raise ModelNotFound(f"the model {model.reference} was deleted")
     return queued
@@ -197,7 +198,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
             queued_at=now,
         )
     )
-    connection.execute(_ADD_INPUTS, _input_rows(job_id, job.inputs))
+    _ADD_INPUTS.run_many(connection, _input_rows(job_id, job.inputs))
     plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
     taken = {chunk.first_record for chunk in done}
     opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes", "facts"))
@@ -267,9 +268,11 @@ def _model_is_gone(job: Job) -> JobConflict:
     return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
 
 
-_CREATE = insert(jobs)
-_ADD_INPUTS = insert(inputs)
-_ENQUEUE = update(jobs).where(
-    jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
+_CREATE = Compiled(insert(jobs))
+_ADD_INPUTS = Compiled(insert(inputs))
+_ENQUEUE = Compiled(
+    update(jobs).where(
+        jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
+    )
 )
-_COMPLETE_QUEUED = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED)
+_COMPLETE_QUEUED = Compiled(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED))

@@ -81,12 +81,12 @@ def outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnEl
     return or_(moment < early, and_(moment > late, early > 0.0))
 
 
-def job_from_row(connection: Connection, row: RowMapping) -> Job:
+def job_from_row(connection: Connection, row: rows.Row) -> Job:
     """Raises UnreadableRow. A job that has ended is shown without a model that cannot be read."""
     return _job(row, further_inputs(connection, [row]))
 
 
-def readable(connection: Connection, found: Sequence[RowMapping]) -> Iterator[Job]:
+def readable(connection: Connection, found: Sequence[rows.Row]) -> Iterator[Job]:
     """From fetched rows, because a row may be refused: an open cursor would keep its connection at an old snapshot of
     the database."""
     further = further_inputs(connection, found)
@@ -95,7 +95,7 @@ def readable(connection: Connection, found: Sequence[RowMapping]) -> Iterator[Jo
             yield _job(row, further)
 
 
-def further_inputs(connection: Connection, found: Sequence[RowMapping]) -> dict[str, list[RowMapping]]:
+def further_inputs(connection: Connection, found: Sequence[rows.Row]) -> dict[str, list[RowMapping]]:
     """The further inputs of each of these jobs. Few jobs have any; no statement is run for the others."""
     further: dict[str, list[RowMapping]] = {row["id"]: [] for row in found if row["inputs_total"] != 1}
     if further:
@@ -104,7 +104,7 @@ def further_inputs(connection: Connection, found: Sequence[RowMapping]) -> dict[
     return further
 
 
-def _job(row: RowMapping, further: Mapping[str, list[RowMapping]]) -> Job:
+def _job(row: rows.Row, further: Mapping[str, list[RowMapping]]) -> Job:
     model = None
     if row["model_id"] is not None:
         try:

@@ -106,7 +106,7 @@ MUTANTS = (
     ),
     Mutant(
         "each end of a job has its event", "batchserve/jobs/ends.py",
-        "        connection.execute(_ADD_EVENTS, rows)\n", "        pass\n", ("tests/test_jobs.py",),
+        "    _ADD_EVENTS.run_many(connection, events_of)\n", "        pass\n", ("tests/test_jobs.py",),
     ),
     Mutant(
         "a chunk is committed once", PLAN,
@@ -427,7 +427,7 @@ MUTANTS = (
     ),
     Mutant(
         "Allow lists the methods of all routes of a path", PROBLEMS,
-        "        if error.status_code == 405:\n", "        if False:\n", ("tests/test_http.py",),
+        "    if error.status_code == 405:\n", "    if False:\n", ("tests/test_http.py",),
     ),
     Mutant(
         "a gzip body of many members is not copied for each", BODIES,
