@@ -20,17 +20,18 @@ setup: $(VENV)/.dev ## Make .venv with everything needed for development
 demo: $(VENV)/.demo ## Score real data through a real server, end to end
 	@$(BIN)/batchserve demo
 
-# Two processes, which run different files: a test spends half of its time waiting for processes that it starts.
-SIDE_BY_SIDE := --numprocesses 2 --dist loadfile
+# Two processes: a test spends half of its time waiting for processes that it starts.
+SIDE_BY_SIDE := --numprocesses 2
 
 test: $(VENV)/.dev ## Run the tests, without the slow ones
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE)
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile
 
 test-postgres: $(VENV)/.dev ## Run the tests of every kind of database on PostgreSQL; starts its own server
 	@$(BIN)/python -m pytest -m 'postgres and not slow and not faults' -rs
 
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
-	@$(BIN)/python -m pytest -m 'slow and not postgres'
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres'
+	@$(BIN)/python -m pytest -m 'slow and alone and not postgres'
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime
 	@$(BIN)/python -m pytest -m 'faults and not postgres' -rs

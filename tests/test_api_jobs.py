@@ -242,6 +242,7 @@ def test_the_speed_is_that_of_the_last_attempt() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
     """Twenty cancels wait for another process that holds the lock, and occupy all connections for writing."""
     job = queued(idle_api)
@@ -445,6 +446,7 @@ def test_streams_and_long_polls_end_with_their_job_or_their_server(tmp_path: Pat
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_stopping_server_claims_no_more_jobs_while_requests_end(tmp_path: Path) -> None:
     with ExitStack() as server:
         url = server.enter_context(serving(tmp_path, BATCHSERVE_GRACE="3", BATCHSERVE_LOG_FORMAT="json"))

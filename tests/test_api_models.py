@@ -313,6 +313,7 @@ def hurried(tmp_path: Path) -> Iterator[Api]:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_an_endless_registration_ends_within_its_time_limit_and_others_continue(hurried: Api) -> None:
     waiting = threading.Event()
     answers: list[float] = []
@@ -342,6 +343,7 @@ def test_an_endless_registration_ends_within_its_time_limit_and_others_continue(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_registrations_leave_a_process_for_other_calls(hurried: Api) -> None:
     """Three endless registrations run one at a time; online predictions are answered meanwhile."""
     with ThreadPoolExecutor(3) as pool:
@@ -375,6 +377,7 @@ def test_a_registration_that_waits_too_long_gets_503_with_retry_after(tmp_path: 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_call_that_waits_too_long_for_a_process_is_unavailable(tmp_path: Path) -> None:
     settings = Settings(storage=str(tmp_path), online_wait=0.5)
 

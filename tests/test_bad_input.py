@@ -432,6 +432,7 @@ def test_a_slow_body_that_never_stalls_is_accepted(impatient: tuple[str, Path]) 
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_body_that_trickles_is_aborted_after_its_first_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -294,6 +294,7 @@ def cpu_seconds(process: int) -> float:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="reads /proc")
 @pytest.mark.parametrize("state", ["queued", "running"])
 def test_500_streams_take_less_than_a_tenth_of_a_core(

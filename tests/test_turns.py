@@ -178,6 +178,7 @@ def shared(
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_slow_calls_of_a_tenant_delay_no_other_and_end_when_their_clients_disconnect(shared: Shared) -> None:
     with ExitStack() as open_:
         endless = [open_.enter_context(shared.begun(shared.a)) for _ in range(4)]

@@ -307,6 +307,7 @@ def test_a_refused_request_is_answered_after_those_before_it(service: Service) -
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not(impatient: Service) -> None:
     job = upload(impatient, 16 * MIB)
     request = b"GET /v1/download/%s/input HTTP/1.1\r\nConnection: close\r\n" % job.encode() + HOST + b"\r\n"
