@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Old versions of pip build a source distribution in a way that was dropped later, with a long warning.
 export PIP_USE_PEP517 := 1
+# The tests start hundreds of processes, each of which would compile the package again. `make clean` removes the files.
+unexport PYTHONDONTWRITEBYTECODE
 # The environment follows these files; a change of either brings it up to date on the next command.
 PINS := pyproject.toml constraints.txt
 
@@ -22,6 +24,9 @@ demo: $(VENV)/.demo ## Score real data through a real server, end to end
 
 # Two processes: a test spends half of its time waiting for processes that it starts.
 SIDE_BY_SIDE := --numprocesses 2
+# Together they occupy the cores: further threads of BLAS and OpenMP would spend most of their time in waiting for each
+# other, which they do busily.
+test test-slow: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile

@@ -1,5 +1,6 @@
 """Shared fixtures: databases, a real server process, and a real model with its data."""
 
+import gc
 import os
 import re
 import shutil
@@ -28,6 +29,13 @@ pytest_plugins = ["service"]  # the fixtures of the API
 collect_ignore = [] if find_spec("torch") else ["test_torch.py"]  # its environment: make test-torch
 
 START_TIMEOUT = 60.0
+
+gc.disable()  # until the tests are collected: all that this makes stays, and each search for garbage would pass over it
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @contextmanager
