@@ -30,7 +30,7 @@ from batchserve.db.tables import contents
 from batchserve.settings import Settings
 from batchserve.storage import key_in_storage
 
-QUICK: dict[str, Any] = {"processes": 2, "process_nice": 0, "poll": 0.05, "rescue": 0.5, "free_bytes": 0}
+QUICK: dict[str, Any] = {"processes": 1, "process_nice": 0, "poll": 0.05, "rescue": 0.5, "free_bytes": 0}
 """Settings of a service that reacts at once."""
 URL = "http://127.0.0.1:8000"
 
@@ -203,7 +203,7 @@ def api(
     petals_onnx: bytes,
 ) -> Iterator[Api]:
     """The whole service in this process, with four models: iris, people, reviews, petals. A chunk has 100 records."""
-    with running(tmp_path_factory.mktemp("api"), chunk_records=100) as api:
+    with running(tmp_path_factory.mktemp("api"), processes=2, chunk_records=100) as api:
         for name, model in (
             ("iris", iris_onnx),
             ("people", people_onnx),
