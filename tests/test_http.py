@@ -199,6 +199,7 @@ def test_a_gzip_body_of_many_members_costs_what_its_members_cost_one_by_one(cont
     assert together < 6 * alone  # it was 15 to 20 times
 
 
+@pytest.mark.slow
 def test_a_zstd_body_of_many_frames_costs_what_its_frames_cost_one_by_one() -> None:
     frame = zstd.compress(b"")
     count = BLOCK // len(frame)

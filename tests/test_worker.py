@@ -240,6 +240,7 @@ def test_a_record_that_needs_too_much_memory_fails_alone(tmp_path: Path) -> None
         assert [(error["record"], error["code"]) for error in bench.errors(job)] == [(2, "out-of-memory")]
 
 
+@pytest.mark.slow
 def test_a_record_is_scored_alike_whatever_model_ran_before_it(tmp_path: Path) -> None:
     """A process keeps models loaded, and their memory is not available to the next one."""
     large = graphs.large(150 * 2**20)

@@ -110,7 +110,9 @@ REFUSED: dict[str, Callable[[], None]] = {
     "LatentDirichletAllocation": _after(lambda: digits(LatentDirichletAllocation(2))),
     "Isomap": _after(lambda: iris(Isomap())),
     "HashingVectorizer": _after(lambda: texts(HashingVectorizer(n_features=64), LogisticRegression())),
-    "a rare kernel of a Gaussian process": _after(lambda: iris(GaussianProcessClassifier(Matern(nu=3.0)))),
+    "a rare kernel of a Gaussian process": _after(
+        lambda: iris(GaussianProcessClassifier(Matern(nu=3.0), optimizer=None))
+    ),
     "a function that mixes records": _after(
         lambda: iris(make_pipeline(FunctionTransformer(_mean_of_all), LogisticRegression(max_iter=500)))
     ),
