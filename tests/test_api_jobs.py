@@ -154,12 +154,13 @@ def test_a_poll_shows_a_commit_of_another_process_at_once(idle_api: Api) -> None
 
 def test_a_poll_shows_what_has_changed_by_time_alone(idle_api: Api) -> None:
     """A job of a higher priority becomes due: nothing is committed, but the other job is further back in the queue."""
-    first = queued(idle_api, priority=90, run_after=datetime.fromtimestamp(time.time() + 0.5, UTC).isoformat())
     second = queued(idle_api, priority=80)
     position = second["queue_position"]
+    first = queued(idle_api, priority=90, run_after=datetime.fromtimestamp(time.time() + 0.5, UTC).isoformat())
     deadline = time.monotonic() + 10
     while (told := ok(idle_api.http.get(second["links"]["self"]))["queue_position"]) == position:
         assert time.monotonic() < deadline
+        time.sleep(0.02)
     assert told == position + 1
     for job in (first, second):
         ok(idle_api.http.post(job["links"]["cancel"]), 202)
