@@ -181,14 +181,15 @@ def has_admin_key(settings: "Settings") -> bool:
     """Whether every request needs a key, and an admin key exists. Does not create the database."""
     from sqlalchemy import make_url
 
+    url = make_url(settings.database_url)
+    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
+        return False
+
     from batchserve import keys
     from batchserve.db import migrate
     from batchserve.db.connect import Database as Connection
     from batchserve.errors import SchemaOutdated
 
-    url = make_url(settings.database_url)
-    if url.get_backend_name() == "sqlite" and not (url.database and Path(url.database).exists()):
-        return False
     connection = Connection(settings.database_url)
     try:
         migrate.check(connection)
