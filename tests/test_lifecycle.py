@@ -58,7 +58,7 @@ SHARED: dict[str, Any] = {
     "suppress_health_check": [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 }
 EFFORTS = {
-    "quick": settings(max_examples=60, stateful_step_count=40, phases=[Phase.generate, Phase.shrink], **SHARED),
+    "quick": settings(max_examples=30, stateful_step_count=40, phases=[Phase.generate, Phase.shrink], **SHARED),
     "thorough": settings(max_examples=500, stateful_step_count=80, **SHARED),
 }
 
