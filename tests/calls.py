@@ -1,4 +1,5 @@
-"""Functions that tests call in other processes, which import them from this module by name."""
+"""Functions that tests call in other processes, which import them from this module by name. What only one of them needs
+it imports itself: otherwise each process would take several times as long to start."""
 
 import asyncio
 import gc
@@ -11,10 +12,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from batchserve.db.connect import Database
 from batchserve.errors import InvalidInput
-from batchserve.inference.session import trim_heap
-from batchserve.jobs import execution
 
 
 def double(value: int) -> int:
@@ -115,6 +113,8 @@ def allocate(count: int) -> int:
 
 def kept_after_freeing(count: int, given_back: bool) -> int:
     """The growth of resident memory, in bytes, after that many bytes were allocated in small blocks and freed."""
+    from batchserve.inference.session import trim_heap
+
     before = resident()
     held = [bytes(1000) for _ in range(count // 1000)]
     del held
@@ -136,6 +136,9 @@ def appear(path: Path, seconds: float) -> None:
 
 def claim_all(url: str, worker: str) -> list[str]:
     """Claims jobs until none is due; their IDs in the order of the claims."""
+    from batchserve.db.connect import Database
+    from batchserve.jobs import execution
+
     database = Database(url)
     claimed: list[str] = []
     try:
