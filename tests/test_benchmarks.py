@@ -223,13 +223,8 @@ def test_a_script_that_fails_is_reported_with_its_last_line(tmp_path: Path) -> N
         processes.timed_script(Path(sys.executable), program(tmp_path, "raise ValueError('no such thing')"), timeout=30)
 
 
-EVERY_PATH = [
-    pytest.param(path, id=path.title, marks=[pytest.mark.slow] if number else [])
-    for number, path in enumerate(paths.PATHS)
-]
-
-
-@pytest.mark.parametrize("path", EVERY_PATH)
+@pytest.mark.slow
+@pytest.mark.parametrize("path", paths.PATHS, ids=lambda path: path.title)
 def test_the_scripts_of_users_agree_with_each_other(folder: Path, path: paths.TablePath) -> None:
     model = data.model(folder, path.model)
     source = data.table(folder, path.kind, path.source, ROWS)
@@ -276,6 +271,7 @@ def test_a_chart_has_a_bar_for_every_figure() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) -> None:
     """With new environments: it needs a package index, and nginx or its Debian package."""

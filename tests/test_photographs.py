@@ -109,6 +109,7 @@ def as_pillow(data: bytes) -> np.ndarray:
     return prepared
 
 
+@pytest.mark.slow
 def test_large_photographs_have_the_probabilities_of_pillows_preprocessing(
     service: Api, given: dict[str, bytes]
 ) -> None:
