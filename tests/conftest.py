@@ -40,13 +40,16 @@ def pytest_collection_finish() -> None:
 
 @contextmanager
 def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
-    """A server on a free port with all its data in `folder`; yields its address when it is ready."""
+    """A server on a free port with all its data in `folder` and one scoring process, unless the environment says
+    otherwise; yields its address when it is ready."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
     command = [sys.executable, "-m", "batchserve", "serve", "--port", "0", *arguments]
     with (
         log.open("wb") as stderr,
-        subprocess.Popen(command, cwd=folder, stderr=stderr, env=own | environment) as process,
+        subprocess.Popen(
+            command, cwd=folder, stderr=stderr, env=own | {"BATCHSERVE_PROCESSES": "1"} | environment
+        ) as process,
     ):
         try:
             yield _ready_address(process, log)
@@ -85,7 +88,7 @@ def start_server() -> Callable[..., AbstractContextManager[str]]:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server that all tests share."""
-    with serving(tmp_path_factory.mktemp("server")) as url:
+    with serving(tmp_path_factory.mktemp("server"), BATCHSERVE_PROCESSES="2") as url:
         yield url
 
 
