@@ -363,6 +363,7 @@ def test_registrations_leave_a_process_for_other_calls(hurried: Api) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.alone
 def test_a_registration_that_waits_too_long_gets_503_with_retry_after(tmp_path: Path) -> None:
     with running(tmp_path, admission_timeout=4.0, online_wait=1.0) as api, ThreadPoolExecutor(1) as pool:
         first = pool.submit(api.http.put, "/v1/models/endless", content=endless())

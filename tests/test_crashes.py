@@ -15,7 +15,7 @@ import pytest
 from commands import Service
 from waiting import until
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(180)]  # leases of a second
 
 RECORDS = 300_000
 
