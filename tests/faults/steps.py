@@ -24,12 +24,13 @@ from typing import Any, Generic, TypeVar
 import anyio.to_thread
 import httpx2
 import orjson
-from sqlalchemy import Connection
+from sqlalchemy import Connection, select
 from starlette.concurrency import run_in_threadpool
 from starlette.testclient import TestClient
 
 from batchserve import logs
 from batchserve.app import create_app
+from batchserve.db import tables
 from batchserve.domain import Job, JobState
 from batchserve.jobs import execution, queries, requests
 from batchserve.runtime import Runtime
@@ -53,6 +54,7 @@ DAY = 86400.0
 
 SETTINGS: dict[str, Any] = {
     "chunk_records": 25,
+    "inline_bytes": 0,
     "poll": 0.02,
     "rescue": 0.1,
     "free_bytes": 0,
@@ -134,15 +136,24 @@ class Told:
     def wait(self, http: TestClient | None = None) -> None:
         """Everything is open, and a fault may occur: at the first wait, the step begins when the test says so.
 
-        Its calls come from this thread; those of a service from the one that writes for it.
+        Its calls come from this thread; those of a service from the one that writes for it: the writer of its
+        database, if all bytes go into rows.
         """
         if not self._begun:
-            thread = http.portal.call(run_in_threadpool, threading.get_native_id) if http and http.portal else None
-            self("ready", thread=thread or threading.get_native_id())
+            self("ready", thread=_writing_thread(http) if http else threading.get_native_id())
             self._begun = bool(self._channel.recv(1))
 
     def __call__(self, event: str, **details: Any) -> None:
         self._channel.sendall(orjson.dumps({"event": event, **details}) + b"\n")
+
+
+def _writing_thread(http: TestClient) -> int:
+    assert http.portal is not None
+    runtime = http.app.state.service.runtime  # type: ignore[attr-defined]
+    if not runtime.settings.inline_bytes:
+        return http.portal.call(run_in_threadpool, threading.get_native_id)
+    thread: int = http.portal.call(runtime.database.commit, lambda _: threading.get_native_id())
+    return thread
 
 
 # --- the steps -------------------------------------------------------------------------------------------------------
@@ -170,6 +181,23 @@ def upload(site: Site, tell: Told) -> None:
         tell("uploaded", id=job["id"], sha256=_digest(LONG.encode()))
         _insist(tell, lambda: http.post(f"/v1/predict/{job['id']}", params=QUERY), (202,))
         tell("queued", id=job["id"])
+
+
+def score(site: Site, tell: Told) -> None:
+    """Two jobs that are scored within the call that submits them, each reported when it is acknowledged."""
+    with site.api() as http:
+        http.app.state.service.notifier.has_worker = True  # type: ignore[attr-defined]
+        tell.wait(http)
+        job = _insist(tell, lambda: http.post("/v1/upload", content=SHORT), (201,)).json()
+        tell("uploaded", id=job["id"], sha256=_digest(SHORT.encode()))
+        _insist_on_result(tell, http, f"/v1/predict/{job['id']}", "")
+        _insist_on_result(tell, http, "/v1/predict", SHORT)
+
+
+def _insist_on_result(tell: Told, http: TestClient, path: str, content: str) -> None:
+    job = _insist(tell, lambda: http.post(path, params=QUERY, content=content), (202,)).json()
+    assert job["state"] == "completed", job
+    tell("queued", id=job["id"])
 
 
 def submit(site: Site, tell: Told, count: int, rows: int = 60) -> None:
@@ -245,6 +273,8 @@ def recover(site: Site, tell: Told) -> None:
         integrity = connection.exec_driver_sql("PRAGMA integrity_check").scalars().all()
         tell("integrity", says=list(integrity), foreign_keys=len(_broken_references(connection)))
         visible = {entry.key: _stored_digest(runtime, entry.key) for entry in runtime.storage.list("")}
+        in_rows = connection.execute(select(tables.contents)).mappings()
+        visible |= {row["key"]: _digest(row["content"]) for row in in_rows}
         found = {
             job.id: {"state": job.state, "result": visible.get(job.result.key if job.result else "")}
             for job in _all(connection)

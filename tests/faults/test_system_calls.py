@@ -49,7 +49,8 @@ class Scene:
             shutil.rmtree(copy)
 
 
-SCENES = ("upload", "chunks", "publish", "small", "delete")
+SCENES = ("upload", "chunks", "publish", "small", "delete", "upload-in-row", "small-in-row", "direct")
+IN_ROWS = {"settings": {"inline_bytes": 2**16}}
 
 
 @pytest.fixture(scope="module", params=SCENES)
@@ -75,6 +76,15 @@ def _scene(name: str, storage: Path, model: str) -> Scene:
             return Scene("upload", storage)
         case "chunks":
             take("prepare", storage, model=model, content=steps.FLAWED)
+        case "upload-in-row":
+            take("prepare", storage, model=model)
+            return Scene("upload", storage, IN_ROWS)
+        case "direct":
+            take("prepare", storage, model=model)
+            return Scene("score", storage, IN_ROWS)
+        case "small-in-row":
+            take("prepare", storage, model=model, content=steps.SHORT, **IN_ROWS)
+            return Scene("run", storage, IN_ROWS)
         case "small":
             take("prepare", storage, model=model, content=steps.SHORT)
         case "publish":
