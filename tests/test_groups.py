@@ -63,6 +63,13 @@ class Held:
             await self.end(*left)
 
 
+async def working(fair: Calls, item: str = "0") -> "asyncio.Task[str]":
+    """An item in a run that has begun."""
+    task = joined(fair, A, item)
+    await settled()
+    return task
+
+
 async def settled() -> None:
     for _ in range(10):
         await asyncio.sleep(0)
@@ -87,7 +94,7 @@ def with_held(capacity: int, scenario: Callable[[Held, Calls], Awaitable[None]],
 
 def test_items_that_wait_while_a_process_works_go_in_one_run() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        asked = [joined(fair, A, item) for item in "1234"]
+        asked = [await working(fair, "1"), *(joined(fair, A, item) for item in "234")]
         await settled()
         assert held.runs == [("x", ["1"])]
         await held.end(0)
@@ -100,12 +107,13 @@ def test_items_that_wait_while_a_process_works_go_in_one_run() -> None:
 
 def test_items_for_another_argument_or_function_have_another_run() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        asked = [joined(fair, A, "0")]
+        asked = [await working(fair)]
         asked += [joined(fair, A, "1"), joined(fair, A, "2", shared="y"), joined(fair, A, "3", function=named_as_well)]
         asked += [joined(fair, A, "4", shared="x"[:]), joined(fair, A, "5", shared="y")]
         await settled()
         await held.end_all()
-        assert held.runs == [("x", ["0"]), ("x", ["1", "4"]), ("y", ["2", "5"]), ("x", ["3"])]
+        assert held.runs[0] == ("x", ["0"])
+        assert sorted(held.runs[1:]) == [("x", ["1", "4"]), ("x", ["3"]), ("y", ["2", "5"])]
         assert [task.result() for task in asked] == ["x0", "x1", "y2", "x3", "x4", "y5"]
 
     with_held(1, scenario)
@@ -113,7 +121,8 @@ def test_items_for_another_argument_or_function_have_another_run() -> None:
 
 def test_a_group_has_a_bounded_number_of_items() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        asked = [joined(fair, A, str(item)) for item in range(2 * GROUP_ITEMS + 2)]
+        asked = [await working(fair)]
+        asked += [joined(fair, A, str(item)) for item in range(1, 2 * GROUP_ITEMS + 2)]
         await settled()
         await held.end_all()
         assert [len(items) for _, items in held.runs] == [1, GROUP_ITEMS, GROUP_ITEMS, 1]
@@ -124,7 +133,7 @@ def test_a_group_has_a_bounded_number_of_items() -> None:
 
 def test_a_group_has_a_bounded_number_of_bytes_and_a_longer_item_goes_alone() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        joined(fair, A, "0")
+        await working(fair)
         for item, size in (("1", GROUP_BYTES - 1), ("2", 1), ("3", 1), ("4", 2 * GROUP_BYTES), ("5", 1)):
             joined(fair, A, item, size=size)
         await settled()
@@ -134,12 +143,34 @@ def test_a_group_has_a_bounded_number_of_bytes_and_a_longer_item_goes_alone() ->
     with_held(1, scenario)
 
 
+def test_items_that_arrive_together_go_together() -> None:
+    async def scenario(held: Held, fair: Calls) -> None:
+        asked = [joined(fair, A, item) for item in "123"]
+        await settled()
+        assert held.runs == [("x", ["1", "2", "3"])]
+        await held.end_all()
+        assert [task.result() for task in asked] == ["x1", "x2", "x3"]
+
+    with_held(3, scenario)
+
+
+def test_an_item_does_not_wait_for_a_long_run_while_a_process_is_free() -> None:
+    async def scenario(held: Held, fair: Calls) -> None:
+        for item in "12":
+            joined(fair, A, item)
+            await asyncio.sleep(0.05)
+        assert held.runs == [("x", ["1"]), ("x", ["2"])]
+        await held.end_all()
+
+    with_held(3, scenario)
+
+
 # --- fairness ---
 
 
 def test_a_group_takes_an_item_of_each_tenant_in_turn() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        joined(fair, A, "a0")
+        await working(fair, "a0")
         for number in range(GROUP_ITEMS + 10):
             joined(fair, A, f"a{number + 1}")
         for place, item in ((B, "b1"), (B, "b2"), (C, "c1")):
@@ -147,7 +178,7 @@ def test_a_group_takes_an_item_of_each_tenant_in_turn() -> None:
         await settled()
         await held.end(0)
         _, items = held.runs[1]
-        assert items[:7] == ["b1", "a1", "c1", "b2", "a2", "a3", "a4"]
+        assert items[:7] == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
         assert len(items) == GROUP_ITEMS
         await held.end_all()
 
@@ -158,8 +189,9 @@ def test_many_items_of_a_tenant_leave_a_process_to_others() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
         for item in range(3 * GROUP_ITEMS):
             joined(fair, A, f"a{item}")
-        await settled()
-        assert [items for _, items in held.runs] == [["a0"], ["a1"]]  # and the third process is left to others
+            await asyncio.sleep(0 if item else 0.01)
+        await asyncio.sleep(0.05)
+        assert len(held.runs) == 2  # and the third process is left to others
         joined(fair, B, "b1", shared="y")
         await settled()
         assert held.runs[2] == ("y", ["b1"])
@@ -170,9 +202,10 @@ def test_many_items_of_a_tenant_leave_a_process_to_others() -> None:
 
 def test_a_call_of_another_tenant_comes_after_one_group_of_a_flood() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
+        await working(fair)
         for item in range(10 * GROUP_ITEMS):
             joined(fair, A, f"a{item}")
-        await settled()
+        await asyncio.sleep(0.05)
         other = asyncio.ensure_future(fair.run(B, named, "y", ["b"], seconds=30.0))
         await settled()
         await held.end(0)
@@ -188,7 +221,7 @@ def test_a_call_of_another_tenant_comes_after_one_group_of_a_flood() -> None:
 
 def test_an_item_that_waits_too_long_is_told_so_and_is_not_run() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        first, late = joined(fair, A, "1"), joined(fair, A, "2")
+        first, late = await working(fair, "1"), joined(fair, A, "2")
         with pytest.raises(Unavailable, match=r"free for 0\.05 s"):
             await late
         await held.end(0)
@@ -204,7 +237,7 @@ def test_an_item_that_waits_too_long_is_told_so_and_is_not_run() -> None:
 
 def test_a_cancelled_item_leaves_its_group_and_the_last_one_ends_the_run() -> None:
     async def scenario(held: Held, fair: Calls) -> None:
-        first, *rest = [joined(fair, A, item) for item in "12345"]
+        first, *rest = [await working(fair, "1"), *(joined(fair, A, item) for item in "2345")]
         await settled()
         rest[3].cancel()  # while it waits
         await held.end(0)
@@ -230,7 +263,7 @@ def test_a_group_ends_for_a_client_that_disconnects_and_goes_on_for_the_others()
         async def gone() -> None:
             """The client has disconnected."""
 
-        joined(fair, A, "0")
+        await working(fair)
         leaving, staying = joined(fair, A, "1", leaving=gone), joined(fair, A, "2")
         await settled()
         await held.end(0)
@@ -273,8 +306,10 @@ def test_one_item_of_a_group_fails_alone(tmp_path: Path, item: str | int, error:
 
         started = [fair.run(A, calls.pid_after, 0.5, seconds=60.0) for _ in range(2)]
         assert len(set(await asyncio.gather(*started))) == 2
-        first = [ask(1), ask(2)]  # both processes that a tenant gets are busy
-        await asyncio.sleep(0)
+        first = [ask(1)]
+        await asyncio.sleep(0.05)  # both processes that a tenant gets are busy
+        first += [ask(2)]
+        await asyncio.sleep(0.05)
         outcomes = await asyncio.gather(*first, *map(ask, [3, item, 4]), return_exceptions=True)
         assert outcomes[:3] + outcomes[4:] == [2, 4, 6, 8]
         assert isinstance(outcomes[3], error)

@@ -78,9 +78,10 @@ class Calls:
         """What `function(shared, [item])` gives for this item; in a group with those of others.
 
         Items that wait for the same function and an equal `shared` (a model version and its options, say) go in one
-        message and one run. A group has at most `GROUP_ITEMS` of them, and `GROUP_BYTES` by the `size` that each
-        states. It takes one of each tenant in turn, and one turn; each tenant with waiting items asks for turns, as
-        for any other call, so that none waits for the many items of another.
+        message and one run: those that arrive together, that come while the processes work, or until a quick run of
+        their kind ends. A group has at most `GROUP_ITEMS` of them, and `GROUP_BYTES` by the `size` that each states.
+        It takes one of each tenant in turn, and one turn; each tenant with waiting items asks for turns, as for any
+        other call, so that none waits for the many items of another.
 
         The function, of a module, returns for each item a value, or the BatchserveError that is raised here: so one
         item affects no other. If a run of several fails as a whole, because its process dies, takes longer than the

@@ -17,6 +17,9 @@ GROUP_ITEMS = 64
 GROUP_BYTES = 2**20
 """Most bytes of the items of a group; a longer item travels alone."""
 
+_QUICK = 0.002
+"""Seconds that an item waits for the end of a run of its kind before it asks for another process."""
+
 Grouped = Callable[[Any, list[Any]], Sequence[Any]]
 """A module-level function of what calls share and of an item of each. Returns for each item a value, or the
 BatchserveError that its caller gets."""
@@ -54,6 +57,8 @@ class _Line:
     shared: Any
     waiting: dict[Place, deque[_Item]] = field(default_factory=dict)
     turns: dict[Place, Turn] = field(default_factory=dict)
+    running: int = 0
+    """Runs in progress."""
 
     def taken(self, first: Place) -> list[_Item]:
         """Removes the items of the next group: one of each place in turn, beginning with this one."""
@@ -101,9 +106,10 @@ class Groups:
         item = _Item(place, value, size, seconds, loop.create_future())
         line = self._line(function, shared)
         line.waiting.setdefault(place, deque()).append(item)
-        self._ask(line, place)
-        if item.group is None:
-            item.timer = loop.call_later(self._patience, self._give_up, line, item)
+        if len(line.waiting[place]) == 1:
+            # Not at once: with those that the loop has received together, or that come until a quick run ends.
+            loop.call_later(_QUICK if line.running else 0.0, self._ask, line, place)
+        item.timer = loop.call_later(self._patience, self._give_up, line, item)
         try:
             return await item.outcome
         except asyncio.CancelledError:
@@ -139,6 +145,7 @@ class Groups:
             item.group = group
             if item.timer is not None:
                 item.timer.cancel()
+        line.running += 1
         group.task = asyncio.ensure_future(self._run(line, group, turn))
         self._settle(line)
         self._ask(line, turn.place)
@@ -158,7 +165,11 @@ class Groups:
         except Exception as error:  # noqa: BLE001 - the callers get it
             outcomes = [error if len(items) == 1 else GroupFailed() for _ in items]
         finally:
-            turn.end()  # first of all: a process works while the callers get their outcomes
+            line.running -= 1
+            turn.end()
+            for place in list(line.waiting):
+                self._ask(line, place)  # first of all: a process works while the callers get their outcomes
+            self._settle(line)
         for item, outcome in zip(items, outcomes, strict=True):
             _end(item, outcome)
 
@@ -184,7 +195,7 @@ class Groups:
         """Ends the turns that no item waits for any more, and forgets an empty line."""
         for place in line.turns.keys() - line.waiting.keys():
             line.turns.pop(place).end()
-        if not line.waiting and line in self._lines:
+        if not line.waiting and not line.running and line in self._lines:
             self._lines.remove(line)
 
 
