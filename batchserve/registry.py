@@ -1,13 +1,13 @@
 """Model versions: a row of metadata for each, and an artifact in storage."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, bindparam, exists, func, insert, select, update
 
 from batchserve import rows
-from batchserve.db.connect import lock
+from batchserve.db.connect import Database, Probe, lock
 from batchserve.db.tables import jobs, models
 from batchserve.domain import JobState, ModelVersion, Signature
 from batchserve.errors import ModelInUse, ModelNotFound, UnreadableRow
@@ -56,6 +56,16 @@ def add(
 def find_newest(connection: Connection, name: str) -> ModelVersion | None:
     """The newest version of this model, if it has one."""
     return _one(connection, _NEWEST, {"of_name": name})
+
+
+def state(database: Database, reference: str) -> Hashable | None:
+    """The version of what `resolve` gives for a reference, for a cache: rows of models only end. See
+    `Database.probe`."""
+    name, _, version = reference.partition("@")
+    if not version:
+        return database.probe(_STATE_OF_NEWEST, of_name=name)
+    is_number = version.isascii() and version.isdecimal() and len(version) < 10
+    return database.probe(_STATE_OF_VERSION, of_name=name, of_version=int(version)) if is_number else None
 
 
 def resolve(connection: Connection, reference: str) -> ModelVersion:
@@ -172,3 +182,5 @@ _NEWEST = (
 )
 _OF_VERSION = _NEWEST.where(models.c.version == bindparam("of_version"))
 _OF_DIGEST = _NEWEST.where(models.c.digest == bindparam("of_digest"))
+_STATE_OF_NEWEST = Probe(_NEWEST.with_only_columns(models.c.id))
+_STATE_OF_VERSION = Probe(_OF_VERSION.with_only_columns(models.c.id))

@@ -10,11 +10,12 @@ from contextlib import closing
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, bindparam, func, insert, select, text
 
 from batchserve.db import connect
 from batchserve.db.cache import ALWAYS, VersionedCache
-from batchserve.db.connect import Database, lock
+from batchserve.db.connect import Database, Probe, lock
+from batchserve.db.tables import holds
 from batchserve.errors import InvalidOptions, Unavailable
 
 Sleep = Callable[[Connection], Any]
@@ -143,6 +144,22 @@ def test_a_value_that_was_read_is_cached_until_a_commit(sqlite: Database) -> Non
     with sqlite.write() as connection:
         connection.execute(text("INSERT INTO holds (name, until, clock) VALUES ('h', 1.0, 'c')"))
     assert cache.get("a", sqlite.version()) is None
+
+
+def test_a_value_that_was_read_is_cached_while_a_probe_finds_the_same(sqlite: Database) -> None:
+    probe = Probe(select(func.max(holds.c.until)).where(holds.c.name == bindparam("of_name")).limit(1))
+    cache: VersionedCache[str, int] = VersionedCache(2)
+
+    def hold(name: str, until: float) -> None:
+        with sqlite.write() as connection:
+            connection.execute(insert(holds).values(name=name, until=until, clock="c"))
+
+    cache.put("a", sqlite.probe(probe, of_name="a"), 1)
+    hold("b", 1.0)
+    assert cache.get("a", sqlite.probe(probe, of_name="a")) == 1
+    hold("a", 2.0)
+    assert sqlite.probe(probe, of_name="a") == ((2.0,),)
+    assert cache.get("a", sqlite.probe(probe, of_name="a")) is None
 
 
 def test_nothing_is_cached_without_a_version_of_the_database() -> None:

@@ -15,14 +15,15 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, Select, create_engine, event, func, make_url, select
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import DataError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -56,6 +57,16 @@ class Moment:
     wall: float
     steady: float
     clock: str
+
+
+class Probe:
+    """A query of a few short rows through an index, which the event loop makes in microseconds: a cached value is valid
+    while it finds the same (`Database.probe`)."""
+
+    def __init__(self, query: Select[Any]) -> None:
+        """`query`: its parameters are `bindparam`s."""
+        compiled = query.compile(dialect=sqlite.dialect(paramstyle="named"))
+        self.text, self.values = str(compiled), compiled.params
 
 
 class Database:
@@ -198,17 +209,26 @@ class Database:
         """While it stays the same, no thread and no other process has committed anything. Takes microseconds and waits
         for no writer. None when this database has no such version: then read.
         """
+        # A version is valid on one connection only, and leaves out the commits of that connection.
+        found = self._watch("PRAGMA data_version", {})
+        return None if found is None else int(found[0][0])
+
+    def probe(self, probe: Probe, **values: Any) -> Hashable | None:
+        """What a probe finds, with the same promises: for values that few of all commits change, and that would rarely
+        be cached until the next one."""
+        return self._watch(probe.text, {**probe.values, **values})
+
+    def _watch(self, text: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
         if not self._sqlite:
             return None
         with self._watching:
             try:
-                # A version is valid on one connection only, and leaves out the commits of that connection.
                 if self._watcher is None:
                     self._watcher = self._own_connection()
-                version: int = self._watcher.execute("PRAGMA data_version").fetchone()[0]
+                # All rows: a query that has not ended would keep its snapshot.
+                return tuple(self._watcher.execute(text, values).fetchall())
             except (sqlite3.OperationalError, OperationalError):
                 return None
-        return version
 
     def _own_connection(self) -> sqlite3.Connection:
         """A connection outside the pools."""

@@ -126,7 +126,7 @@ class Service:
     async def resolve_model(self, reference: str) -> ModelVersion:
         """Raises ModelNotFound."""
         database = self.runtime.database
-        version = database.version()
+        version = registry.state(database, reference)
         model = self._models_seen.get(reference, version)
         if model is None:
             model = await database.fetch(lambda connection: registry.resolve(connection, reference))
