@@ -28,19 +28,19 @@ def ask(turns: Turns, calls: str) -> list[Turn]:
 
 def come(asked: list[Turn]) -> str:
     """`+` for each turn that has come, `.` for the others."""
-    return "".join("+" if turn.given.done() else "." for turn in asked)
+    return "".join("+" if turn.has_come else "." for turn in asked)
 
 
 def order(turns: Turns, calls: str) -> list[int]:
     """The order in which these calls run, when each ends before the next one."""
     asked = ask(turns, calls)
-    running = [index for index, turn in enumerate(asked) if turn.given.done()]
+    running = [index for index, turn in enumerate(asked) if turn.has_come]
     ended: list[int] = []
     while running:
         before = come(asked)
         ended.append(running.pop(0))
         asked[ended[-1]].end()
-        running += [index for index, turn in enumerate(asked) if turn.given.done() and before[index] == "."]
+        running += [index for index, turn in enumerate(asked) if turn.has_come and before[index] == "."]
     return ended
 
 
@@ -72,15 +72,30 @@ def test_the_checks_of_a_tenant_come_before_its_other_calls() -> None:
 
 def test_a_turn_that_ended_no_longer_counts_however_often_it_is_ended() -> None:
     turns = Turns(1, 64)
-    first, left, cancelled, last = ask(turns, "aaaa")
+    first, left, last = ask(turns, "aaa")
     left.end()
-    assert cancelled.given.cancel()
     for _ in range(2):
         first.end()
     assert come([first, left, last]) == "+.+"
     assert come(ask(turns, "b")) == "."
     last.end()
     assert come(ask(turns, "c")) == "."
+
+
+def test_what_waits_for_a_turn_may_end_it_and_ask_for_another_when_it_comes() -> None:
+    turns = Turns(1, 64)
+    first, second, third = ask(turns, "aba")
+    asked: list[Turn] = []
+
+    def act() -> None:
+        second.end()
+        asked.extend(ask(turns, "b"))
+
+    second.then(act)
+    first.end()
+    assert come([second, third, *asked]) == "++."
+    third.end()
+    assert come(asked) == "+"
 
 
 def test_the_calls_of_a_tenant_in_progress_are_limited() -> None:

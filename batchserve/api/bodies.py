@@ -15,7 +15,6 @@ import anyio
 import orjson
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from batchserve.errors import (
     BadRequest,
@@ -62,7 +61,11 @@ class Body:
         """The decoded bytes in blocks of about 1 MiB; after the last one length and digest are verified. gzip and zstd
         are decompressed whether Content-Encoding or only the bytes indicate them: the plain file is stored.
         """
-        return self.decoded(self._raw(), self._request.headers.get("content-encoding", "").strip().lower())
+        return self.decoded(self._raw(), self._encoding)
+
+    @property
+    def _encoding(self) -> str:
+        return self._request.headers.get("content-encoding", "").strip().lower()
 
     async def decoded(self, source: AsyncIterator[bytes], encoding: str = "") -> AsyncGenerator[bytes]:
         """The same for bytes that were taken out of the body, such as a file in a form."""
@@ -95,7 +98,16 @@ class Body:
 
     async def read(self) -> bytes:
         """The whole body, for small ones."""
-        return b"".join([block async for block in self.blocks()])
+        encoding, raw = self._encoding, self._raw()
+        first = await anext(raw, b"")
+        if encoding or len(first) < len(_ZSTD) or first.startswith((_GZIP, _ZSTD)):
+            return b"".join([block async for block in self.decoded(_chained(first, raw), encoding)])
+        pieces = [first]
+        self._check_size(self._received)
+        async for data in raw:
+            pieces.append(data)
+            self._check_size(self._received)
+        return b"".join(pieces)
 
     async def store(self, writer: Writer, beginning: bytes, rest: AsyncIterator[bytes]) -> Stored:
         """Writes the whole body, of which the caller has peeked at the beginning. Durable when it returns. A thread
@@ -115,21 +127,20 @@ class Body:
         return await run_in_threadpool(_finish, writer, block)
 
     async def _raw(self) -> AsyncIterator[bytes]:
-        stream = self._request.stream()
         waited = 0.0  # only the client's time: the disk may be slow as well
-        while True:
+        has_more = True
+        while has_more:
             began = time.monotonic()
             try:
                 async with asyncio.timeout(self._settings.body_idle):
-                    data = await anext(stream)
-            except StopAsyncIteration:
-                break
+                    message = await self._request.receive()
             except TimeoutError:
                 raise RequestTimeout(
                     f"no byte of the body arrived for {self._settings.body_idle:g} s (after {self._received} bytes)"
                 ) from None
-            except ClientDisconnect:
-                raise self._truncated() from None
+            if message["type"] == "http.disconnect":
+                raise self._truncated()
+            data, has_more = message.get("body", b""), message.get("more_body", False)
             waited += time.monotonic() - began
             self._received += len(data)
             self._check_rate(waited)
@@ -196,6 +207,13 @@ def _digests(request: Request) -> dict[str, bytes]:
         except binascii.Error:
             raise BadRequest(f"{header} is not base64: {found[1][:100]!r}") from None
     return digests
+
+
+async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    if first:
+        yield first
+    async for data in rest:
+        yield data
 
 
 async def _gathered(source: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

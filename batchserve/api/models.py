@@ -36,6 +36,7 @@ from batchserve.upkeep import holds
 
 router = APIRouter(tags=["models"])
 
+_NO_OPTIONS = OnlineOptions()
 _GROUP_SECONDS = 0.05
 """Time in the model for the requests of one run, after which others wait too long for theirs."""
 
@@ -168,7 +169,7 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
 
     A record is an object, or an array with the values in the order of the model's columns; one object alone is one
     record. Images do not come back."""
-    options = parsed(OnlineOptions, request.query_params)
+    options = parsed(OnlineOptions, request.query_params) if request.scope["query_string"] else _NO_OPTIONS
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
         task = await _online_task(name, request, service, place, options, options.top_k)
         answer = await _online_answer(request, service, place, task)

@@ -133,6 +133,7 @@ _NULS = "binary data with NUL bytes, of no known format"
 _DELIMITERS = {",": ",", ";": ";", "|": "|", "\t": "\t", "tab": "\t", "\\t": "\t"}
 _DECIMALS = {".": ".", ",": ","}
 _BOM = b"\xef\xbb\xbf"
+_NO_OPTIONS = ReadOptions()
 
 
 def get_format(name: str, dialect: Dialect | None = None) -> Format:
@@ -179,6 +180,8 @@ def sniff(
     read. Raises UnsupportedMedia that says what the bytes look like, InvalidOptions for another delimiter or decimal
     mark.
     """
+    if content_type == "application/json" and filename is None and options == _NO_OPTIONS and _is_plain_json(prefix):
+        return FORMATS["json"], Dialect()
     bare = _bare(content_type or "")
     suffix = PurePath(filename or "").suffix.lower()
     declared = None if bare in _SAYS_NOTHING else _MEDIA_TYPES.get(bare, bare)
@@ -200,6 +203,11 @@ def sniff(
     if delimiter is None:
         delimiter = recognise_delimiter(prefix, columns) if format.name == "csv" else ","
     return format, Dialect(delimiter, decimal=decimal)
+
+
+def _is_plain_json(prefix: bytes) -> bool:
+    """Whether the bytes are certainly those of JSON records, as most online requests send them."""
+    return prefix.startswith((b'[{"', b'{"')) and prefix.isascii() and b"\0" not in prefix
 
 
 def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:

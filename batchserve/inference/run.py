@@ -118,8 +118,10 @@ def _whole(varied: Sequence[Batchwise], failed: np.ndarray) -> tuple[np.ndarray 
 
 def _by_size(varied: Sequence[Batchwise], records: int) -> tuple[np.ndarray | None, list[int]]:
     """An order that groups records by size (None: all have the same), and where each group starts."""
-    shapes = np.hstack([array.shapes for array in varied]) if varied else np.zeros((records, 0), np.int64)
-    if not records or (shapes == shapes[0]).all():
+    if not varied or not records:
+        return None, [0]
+    shapes = np.hstack([array.shapes for array in varied])
+    if (shapes == shapes[0]).all():
         return None, [0]
     _, sizes = np.unique(shapes, axis=0, return_inverse=True)
     order = np.argsort(sizes, kind="stable")

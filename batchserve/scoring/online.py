@@ -1,8 +1,10 @@
 """The records of one request body are scored or checked while its client waits."""
 
 import io
+import pickle
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, lru_cache, partial
+from typing import Any, NamedTuple
 
 from batchserve.allowance import allowance
 from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, RowError
@@ -31,25 +33,37 @@ class OnlineTask:
     """Most records in one request."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class OnlineModel:
-    """What requests that travel together have in common."""
+    """What requests that travel together have in common. It is sent with all of them, so it is pickled once, and
+    unpickled once by each process."""
 
     storage: str
     model: ModelVersion
     options: Options
     records: int
+    """Most records in one request."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _unpickled, (self._pickled,)
+
+    @cached_property
+    def _pickled(self) -> bytes:
+        return pickle.dumps((self.storage, self.model, self.options, self.records))
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineBody:
+@lru_cache(maxsize=64)
+def _unpickled(pickled: bytes) -> OnlineModel:
+    return OnlineModel(*pickle.loads(pickled))  # noqa: S301 - from our own process
+
+
+class OnlineBody(NamedTuple):  # which is pickled in a fraction of a dataclass's time
     body: bytes
     format: str
     dialect: Dialect
 
 
-@dataclass(frozen=True, slots=True)
-class Online:
+class Online(NamedTuple):
     """The answer to an online request: one record for each of the request, and the errors of failed ones."""
 
     records: bytes
@@ -63,6 +77,22 @@ def may_travel(task: OnlineTask) -> bool:
     """Whether a request may go with others in one run: its records may be few and plain."""
     is_short = task.format in ("json", "jsonl") and len(task.body) <= plain_records.MOST_BYTES
     return is_short and plain_records.plan_of(task.model.signature, task.options) is not None
+
+
+def shared_by(task: OnlineTask) -> OnlineModel:
+    """What a request has in common with others: the same object for the same version and options, mostly."""
+    known = _shared.get(task.model.id)
+    made = OnlineModel(task.storage, task.model, task.options, task.records)
+    if known is None or known.model is not task.model or known != made:
+        if len(_shared) >= _MOST_SHARED:
+            _shared.clear()
+        known = _shared[task.model.id] = made
+    return known
+
+
+_shared: dict[int, OnlineModel] = {}
+"""The latest by the ID of its model."""
+_MOST_SHARED = 256
 
 
 def predict_together(shared: OnlineModel, bodies: list[OnlineBody]) -> list[Online | BatchserveError]:

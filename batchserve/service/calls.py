@@ -129,10 +129,12 @@ class Calls:
     async def _turn(self, turns: Turns, place: Place, wait: float | None) -> Turn:
         """A turn that has come. Raises Unavailable when it does not within `wait` seconds."""
         turn = turns.ask(place)
-        if not turn.given.done():
+        if not turn.has_come:
+            come = asyncio.Event()
+            turn.then(come.set)
             try:
                 async with asyncio.timeout(wait):
-                    await asyncio.wrap_future(turn.given)
+                    await come.wait()
             except BaseException as left:
                 turn.end()
                 if isinstance(left, TimeoutError):

@@ -130,16 +130,17 @@ class Groups:
         if place in line.turns or place not in line.waiting:
             return
         turn = line.turns[place] = self._turns.ask(place)
-        if turn.given.done():
+        if turn.has_come:
             self._begin(line, turn)
         else:
-            turn.given.add_done_callback(lambda _: self._begin(line, turn))
+            turn.then(lambda: self._begin(line, turn))
 
     def _begin(self, line: _Line, turn: Turn) -> None:
         """A turn of the line has come: the next group runs."""
-        if line.turns.get(turn.place) is not turn:
-            return  # it came while it was given up
-        del line.turns[turn.place]
+        line.turns.pop(turn.place, None)
+        if turn.place not in line.waiting:
+            turn.end()  # its items have gone with those of another place
+            return
         group = _Group(line.taken(turn.place))
         for item in group.items:
             item.group = group

@@ -2,8 +2,7 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
@@ -34,14 +33,25 @@ class Place:
 class Turn:
     """The wait for a process, and then its use; `end` it, wherever it is."""
 
-    __slots__ = ("_turns", "given", "place")
+    __slots__ = ("_act", "_turns", "has_come", "place")
 
     def __init__(self, turns: "Turns", place: Place) -> None:
         self._turns, self.place = turns, place
-        self.given: Future[None] = Future()
+        self.has_come = False
+        self._act: Callable[[], None] | None = None
+
+    def then(self, act: Callable[[], None]) -> None:
+        """Acts when the turn comes, which may then end and ask for turns."""
+        self._act = act
+
+    def come(self) -> None:
+        """Called by its Turns."""
+        self.has_come = True
+        if self._act is not None:
+            self._act()
 
     def end(self) -> None:
-        """Leaves the queue, or passes the process on. Idempotent; safe from any thread."""
+        """Leaves the queue, or passes the process on. Idempotent."""
         self._turns.end(self)
 
 
@@ -50,6 +60,8 @@ class Turns:
     that has waited longest; a tenant's calls run in the order of their arrival, checks first. A tenant never takes the
     last slot while it holds the others: other tenants find a free one, or wait for one call at most. A tenant may have
     `most` calls in each lane.
+
+    For one event loop; only places may be left from other threads.
     """
 
     def __init__(self, slots: int, most: int) -> None:
@@ -84,57 +96,42 @@ class Turns:
                     del self._places[place]
 
     def ask(self, place: Place) -> Turn:
-        """A turn whose `given` completes when a slot is assigned: immediately where one is free."""
+        """A turn that comes when a slot is assigned: immediately where one is free."""
         turn = Turn(self, place)
-        with self._lock:
-            checks, others = self._waiting.setdefault(place.tenant, (deque(), deque()))
-            (checks if place.lane is Lane.CHECK else others).append(turn)
-            given = self._give()
-        _tell(given)
+        checks, others = self._waiting.setdefault(place.tenant, (deque(), deque()))
+        (checks if place.lane is Lane.CHECK else others).append(turn)
+        self._give()
         return turn
 
     def end(self, turn: Turn) -> None:
-        given: list[Turn] = []
-        with self._lock:
-            tenant = turn.place.tenant
-            if turn in self._taken:
-                self._taken.remove(turn)
-                self._running[tenant] -= 1
-                if not self._running[tenant]:
-                    del self._running[tenant]
-                self._free += 1
-                if tenant in self._waiting:
-                    self._waiting[tenant] = self._waiting.pop(tenant)
-                given = self._give()
-            elif tenant in self._waiting:
-                for queue in self._waiting[tenant]:
-                    if turn in queue:
-                        queue.remove(turn)
-                self._forget_if_empty(tenant)
-        _tell(given)
+        tenant = turn.place.tenant
+        if turn in self._taken:
+            self._taken.remove(turn)
+            self._running[tenant] -= 1
+            if not self._running[tenant]:
+                del self._running[tenant]
+            self._free += 1
+            if tenant in self._waiting:
+                self._waiting[tenant] = self._waiting.pop(tenant)
+            self._give()
+        elif tenant in self._waiting:
+            for queue in self._waiting[tenant]:
+                if turn in queue:
+                    queue.remove(turn)
+            self._forget_if_empty(tenant)
 
-    def _give(self) -> list[Turn]:
-        """The turns that come now."""
-        given = []
+    def _give(self) -> None:
         while self._free and (able := [tenant for tenant in self._waiting if self._running[tenant] < self._share]):
             tenant = min(able, key=lambda name: self._running[name])  # the first of equals
             queues = self._waiting.pop(tenant)
             turn = (queues[0] or queues[1]).popleft()
             self._waiting[tenant] = queues
             self._forget_if_empty(tenant)
-            if turn.given.set_running_or_notify_cancel():  # otherwise its waiter is gone
-                self._free -= 1
-                self._running[tenant] += 1
-                self._taken.add(turn)
-                given.append(turn)
-        return given
+            self._free -= 1
+            self._running[tenant] += 1
+            self._taken.add(turn)
+            turn.come()
 
     def _forget_if_empty(self, tenant: str) -> None:
         if not any(self._waiting[tenant]):
             del self._waiting[tenant]
-
-
-def _tell(given: list[Turn]) -> None:
-    """Outside of the lock: what waits for a turn may ask for another one."""
-    for turn in given:
-        turn.given.set_result(None)
