@@ -14,6 +14,7 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.errors import InvalidInput
+from batchserve.formats.csv_matrices import read_matrices
 from batchserve.formats.csv_records import (
     LONE_RETURN,
     OPEN,
@@ -24,7 +25,7 @@ from batchserve.formats.csv_records import (
 )
 from batchserve.formats.csv_table import parse_fields, read_table
 from batchserve.formats.encodings import HINT
-from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
+from batchserve.formats.protocol import Block, Header, Holds, MatrixReader, Open, Part, Reading, Records
 from batchserve.formats.records import Scan, check_width, cut, drop_blank, read_span, read_up_to, table
 from batchserve.formats.schema import as_base64, shorten
 from batchserve.storage import Piece, Span
@@ -41,7 +42,7 @@ _SAMPLE = ChunkLimits(records=100)
 
 
 @dataclass(frozen=True, slots=True)
-class Csv:
+class Csv(MatrixReader):
     """`delimiter` between fields, `decimal` in numbers; UTF-8 with or without BOM; lines end with LF or CRLF."""
 
     delimiter: str = ","
@@ -76,9 +77,22 @@ class Csv:
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
+        return self.read_matrices(source, chunk, types, columns, (), ())
+
+    def read_matrices(
+        self,
+        source: BinaryIO,
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None,
+        blocks: Sequence[Block],
+        kept: Sequence[str],
+    ) -> Reading:
         names, _ = _head(source, self.delimiter)
         types = {name: dtype for name, dtype in types.items() if name in names}
         data = read_span(source, chunk.start, chunk.stop)
+        if blocks and (reading := read_matrices(data, self._dialect, names, types, chunk, blocks, kept)) is not None:
+            return reading
         frame, errors = read_table(data, self._dialect, names, types, chunk)
         if columns is not None:
             wanted = set(columns)

@@ -3,6 +3,7 @@ interchangeable. Every part that `write` makes is a complete file of its format,
 `assemble` only copies spans of parts and adds the parts that a file has once (a header, brackets, a footer).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO, Literal, Protocol
@@ -52,6 +53,24 @@ class Header:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """Columns of numbers, all of one type, that fill an input of a model side by side."""
+
+    name: str
+    """That of the input."""
+    columns: tuple[str, ...]
+    dtype: DType
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """The numbers of a block, [records, columns]. A missing one is NaN; an integer is 0 and `absent`."""
+
+    values: np.ndarray
+    absent: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Reading:
     """The records of one chunk: exactly `chunk.records` of them, faulty ones with nulls in the columns at fault.
 
@@ -60,6 +79,8 @@ class Reading:
 
     records: Records
     errors: list[RowError] = field(default_factory=list)
+    matrices: Mapping[str, Matrix] = field(default_factory=dict)
+    """By the names of their blocks; see `MatrixReader`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,3 +184,20 @@ class Format(Protocol):
         """The pieces of one file of all parts in order, `records` records in all. At least one part. Parts are taken
         lazily, so that a conversion can stream."""
         ...
+
+
+class MatrixReader(ABC):
+    """A Format that may read the numbers of a model straight into its matrices, several times as fast."""
+
+    @abstractmethod
+    def read_matrices(
+        self,
+        source: BinaryIO,
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None,
+        blocks: Sequence[Block],
+        kept: Sequence[str],
+    ) -> Reading:
+        """The same as `read`, or the `blocks` as matrices, and as records the columns that are `kept`: those of blocks
+        as they are written, all others as `read` gives them. The numbers and the errors are those of `read`."""

@@ -31,7 +31,7 @@ def score(session: Session, match: Match, reading: Reading, records: int, make_r
     """What the model answers for each record. The first cause of each failed one is among the errors. `make_room`: see
     `run`."""
     pixels = allowance().image_pixels
-    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, pixels)
+    inputs, failed, missing = build_inputs(match.signature, match.binding, reading.records, pixels, reading.matrices)
     # A passed-through value that does not fit is reported, but fails no record.
     unread = [error for error in reading.errors if error.column is None or error.column in match.binding.used]
     for error in unread:

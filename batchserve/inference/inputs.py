@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from math import prod
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import numpy as np
@@ -11,7 +12,7 @@ import polars as pl
 from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import Column, Domain, DType, InputTensor, RowError, Scalar, Signature
 from batchserve.errors import InvalidOptions, SchemaMismatch
-from batchserve.formats.protocol import Records, Tensors
+from batchserve.formats.protocol import Matrix, Records, Tensors
 from batchserve.formats.schema import cast_column, numpy_type, polars_type, shorten, shown, with_points
 from batchserve.inference.arrays import Ragged, array_fault, misfits, read_arrays
 from batchserve.inference.binding import Binding, columns_of
@@ -20,7 +21,7 @@ from batchserve.inference.faults import RecordErrors
 from batchserve.inference.images import image_fault, images_of_array, images_of_column
 from batchserve.inference.unfilled import dtype_text, shape_text, wanted_array
 
-__all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "several_values", "shared_inputs"]
+__all__ = ["Batchwise", "Inputs", "build_inputs", "check_types", "is_plain", "several_values", "shared_inputs"]
 
 
 class Batchwise(Protocol):
@@ -167,12 +168,13 @@ def build_inputs(
     binding: Binding | None,
     records: Records,
     image_pixels: int = IMAGE_PIXELS,
+    matrices: Mapping[str, Matrix] = MappingProxyType({}),
 ) -> tuple[Inputs, np.ndarray, list[RowError]]:
     """The inputs for all records, a mask of those that cannot be scored, and one error for each of these.
 
     A masked record gets harmless values, so that the others can be scored in the same run; its outputs are meaningless.
     Tensors have the names of the inputs and need no binding. Images of at most `image_pixels` are decoded on access,
-    when undecodable ones are reported.
+    when undecodable ones are reported. `matrices`: inputs whose columns were read as such, and are not in the records.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
     """
@@ -186,6 +188,8 @@ def build_inputs(
                 images, missing = images_of_column(records[sources[0]], tensor, image_pixels)
                 faults.add_missing(missing, sources[0])
                 inputs[tensor.name] = images
+            elif tensor.name in matrices:
+                inputs[tensor.name] = _checked(tensor, sources, matrices[tensor.name], faults)
             elif tensor.name in binding.arrays:
                 inputs[tensor.name] = _fill_array(tensor, records[sources[0]], faults)
             else:
@@ -217,6 +221,17 @@ def _fill_array(tensor: InputTensor, series: pl.Series, faults: RecordErrors) ->
     return values
 
 
+def is_plain(tensor: InputTensor) -> bool:
+    """Whether an input is a matrix of the values of its columns, record by record, of which infinite ones may be the
+    only faults."""
+    return (
+        tensor.per_record
+        and tensor.image is None
+        and len(tensor.shape) <= 2
+        and all(domain.is_plain for domain in tensor.domains)
+    )
+
+
 def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faults: RecordErrors) -> np.ndarray:
     columns = columns_of(tensor, sources)
     limited = [None if domain.is_plain else domain for domain in tensor.domains] or [None] * len(columns)
@@ -235,6 +250,19 @@ def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faul
             matrix[:, index] = column_values
     find_infinite(tensor, matrix, columns, faults)
     return matrix
+
+
+def _checked(tensor: InputTensor, sources: Sequence[str], matrix: Matrix, faults: RecordErrors) -> np.ndarray:
+    columns = columns_of(tensor, sources)
+    absent, values = matrix.absent, matrix.values
+    if absent is None and values.size and np.isnan(values.min()):
+        absent = np.isnan(values)
+    if absent is not None and absent.any():
+        for column, of_column in zip(columns, absent.T, strict=True):
+            if not column.nullable:
+                faults.add_missing(of_column, column.name)
+    find_infinite(tensor, values, columns, faults)
+    return values.reshape(-1) if len(tensor.shape) == 1 else values
 
 
 def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordErrors, domain: Domain | None) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Matches an input with a model under the options of a job: which columns fill it, and which pass through to the
 result."""
 
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
+from itertools import chain
 from typing import BinaryIO
 
 import numpy as np
@@ -13,12 +15,20 @@ from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats import RESULT_FORMATS
 from batchserve.formats.frames import SAMPLE
-from batchserve.formats.protocol import Format, Header, Reading, Records, Tensors
+from batchserve.formats.matrices import FEWEST_BYTES, READABLE
+from batchserve.formats.protocol import Block, Format, Header, MatrixReader, Reading, Records, Tensors
 from batchserve.formats.schema import holds_bytes, polars_type, with_points
 from batchserve.formats.tensors import empty, frame_of
 from batchserve.inference.arrays import holds_arrays
-from batchserve.inference.binding import Binding, arrays_of_records, bind, bind_arrays, positions
-from batchserve.inference.inputs import Inputs, build_inputs, check_types, several_values, shared_inputs
+from batchserve.inference.binding import Binding, arrays_of_records, bind, bind_arrays, columns_of, positions
+from batchserve.inference.inputs import (
+    Inputs,
+    build_inputs,
+    check_types,
+    is_plain,
+    several_values,
+    shared_inputs,
+)
 from batchserve.inference.outputs import ResultSchema
 
 __all__ = ["Match", "match_input", "with_names"]
@@ -93,15 +103,39 @@ class Match:
         """
         there = self.header.columns or self.header.arrays
         needed = [name for name in there if name in self.passed or name in self.binding.used]
-        reading = format.read(source, chunk, self.binding.types, needed or None)
+        if isinstance(format, MatrixReader) and chunk.stop - chunk.start >= FEWEST_BYTES:
+            blocks = tuple(self._blocks(format))
+            inside = {name for block in blocks for name in block.columns}
+            kept = [name for name in needed if name in self.passed or name not in inside]
+            reading = format.read_matrices(source, chunk, self.binding.types, needed, blocks, kept)
+        else:
+            reading = format.read(source, chunk, self.binding.types, needed or None)
         if isinstance(reading.records, dict):
             passed_arrays = {name: reading.records[name] for name in self.passed}
             return replace(reading, records=self._own(reading.records)), passed_arrays
         passed = dict.fromkeys(self.passed, reading.records)
         both = [name for name in self.passed if name in self.binding.used]
-        if both and format.family == RESULT_FORMATS[self.options.format].family:
+        if both and not reading.matrices and self._is_as_written(format):
             passed |= dict.fromkeys(both, self._written(format, source, chunk, both))
         return reading, pl.DataFrame([records[name] for name, records in passed.items()])
+
+    def _is_as_written(self, format: Format) -> bool:
+        """Whether what passes through comes as it is written, not as the model takes it."""
+        return format.family == RESULT_FORMATS[self.options.format].family
+
+    def _blocks(self, format: Format) -> Iterator[Block]:
+        """The inputs that matrices of numbers fill, as they are in the file."""
+        binding = self.binding
+        takers = Counter(chain.from_iterable(binding.sources.values()))
+        typed = set() if self._is_as_written(format) else set(self.passed)
+        typed |= {self.options.key} if self.options.key is not None else set()
+        for tensor in self.signature.inputs:
+            sources = binding.sources[tensor.name]
+            if tensor.name in binding.arrays or not is_plain(tensor) or tensor.dtype not in READABLE:
+                continue
+            dtypes = {column.dtype for column in columns_of(tensor, sources)} | {binding.types[s] for s in sources}
+            if dtypes == {tensor.dtype} and all(takers[s] == 1 for s in sources) and typed.isdisjoint(sources):
+                yield Block(tensor.name, sources, tensor.dtype)
 
     def _written(self, format: Format, source: BinaryIO, chunk: Chunk, columns: Sequence[str]) -> pl.DataFrame:
         records: Records = {}

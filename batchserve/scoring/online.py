@@ -146,7 +146,8 @@ def validate_online(task: OnlineTask) -> tuple[RowError, ...]:
 
     One error for each value that does not fit, where a job would stop at the first of a record."""
     match, reading, _, _ = _online_input(task)
-    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, allowance().image_pixels)
+    pixels = allowance().image_pixels
+    inputs, _, missing = build_inputs(match.signature, match.binding, reading.records, pixels, reading.matrices)
     undecoded = [error for array in inputs.values() if isinstance(array, Images) for error in array.check()]
     unread = {(error.record, error.column) for error in reading.errors}  # what could not be read is missing too
     errors = [error for error in missing + undecoded if (error.record, error.column) not in unread]

@@ -36,6 +36,7 @@ CODEC, OPTIONS = "batchserve/db/codec.py", "batchserve/api/schemas/options.py"
 PROTOCOL, WIRE = "batchserve/cli/protocol.py", "tests/test_wire.py"
 DOMAINS, INDEPENDENCE = "batchserve/inference/domains.py", "batchserve/admission/independence.py"
 PACKED, ENCODINGS = "batchserve/formats/packed.py", "batchserve/formats/encodings.py"
+FIELDS, MATRICES = "batchserve/formats/kernels/fields.py", "batchserve/formats/matrices.py"
 DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.py"
 PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
@@ -734,6 +735,64 @@ MUTANTS = (
         "a job of which no row could be scored fails", "batchserve/worker/active_job.py",
         "            if not (failed and self.planned and failed == self.rows_planned):\n", "            if True:\n",
         ("tests/test_api_predict.py::test_a_job_of_which_no_record_could_be_scored_fails_unless_that_is_allowed",),
+    ),
+    # Compiled reading
+    Mutant(
+        "a short number midway between two float32s is left to polars", FIELDS,
+        "                            if double_bits(real) & BELOW_SINGLE == MIDPOINT:\n",
+        "                            if False:\n", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a long number midway between two float32s is left to polars", FIELDS,
+        "                                    good &= part != MIDPOINT\n", "                                    pass\n",
+        ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a number of more than 2^53 near to a midpoint is left to polars", FIELDS,
+        "good &= part - (MIDPOINT - NEAR) > NEAR + NEAR", "good &= part != MIDPOINT", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a float64 of more than 2^53 is left to polars", FIELDS,
+        "                                good &= number < EXACT\n                                doubles",
+        "                                doubles", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a power of ten beyond 10^22 is left to polars", FIELDS,
+        "if found == 0 or exponent > 22 or exponent < -22:", "if found == 0 or exponent > 25 or exponent < -25:",
+        ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a number that has wrapped around is left to polars", FIELDS,
+        "        digits += digits != 0 or number != U(0)  #", "        digits += number != U(0)  #",
+        ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a number near to the limits of float32 is left to polars", FIELDS,
+        "good &= real == 0.0 or SMALLEST <= real <= LARGEST", "good &= True", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a text with a quotation mark is left to polars", FIELDS, "            odd |= quotes & there\n",
+        "            pass\n", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a text with carriage returns in its lines is left to polars", MATRICES,
+        'if row != records or returns != (lines if self._layout.after == b"\\r" else 0):', "if row != records:",
+        ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "a text that is not UTF-8 is left to polars", MATRICES,
+        "        if high and not _is_utf8(data):\n            return None\n", "", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "records of which many are odd are left to polars at once", FIELDS,
+        "                if bad == U(len(flagged)):\n                    return False\n",
+        "                if bad == U(len(flagged)):\n                    bad -= one\n",
+        ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "an integer beyond its type is left to polars", FIELDS,
+        "                            if whole_number < columns[column, LOW] or whole_number > columns[column, HIGH]:\n",
+        "                            if False:\n", ("tests/test_matrices.py",),
     ),
     # Tables and servers of the client
     Mutant(

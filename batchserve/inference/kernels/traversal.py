@@ -1,5 +1,4 @@
-"""Compiled tree traversal: the only module that uses numba, which is optional. Importing this compiles it once for a
-machine.
+"""Compiled tree traversal. Importing this compiles it once for a machine.
 
 A node is two words of 32 bits: its threshold; and from the lowest bit its feature, a bit that sends NaN to the true
 child, and where its children stand, counted from the root. The false child stands behind the true one. A leaf has an
@@ -7,13 +6,11 @@ infinite threshold and is its own true child: a row that has arrived stays where
 """
 
 import math
-from collections.abc import Callable
-from typing import TypeVar
 
 import numpy as np
-from numba import njit, types
-from numba.core.dispatcher import Dispatcher
-from numba.core.typing.templates import Signature
+from numba import types
+
+from batchserve.compiled import compiled, read_only, written
 
 __all__ = ["decide_many", "decide_two", "traverse", "traverse_sets"]
 
@@ -22,35 +19,18 @@ LANES = 64
 ROUND = 16
 """Steps between checks whether all rows have reached a leaf: few trees are deeper, so few are checked."""
 
-F = TypeVar("F", bound=Callable[..., object])
 
-
-def _read(dtype: types.Type, axes: int = 1) -> types.Array:
-    """An array that is only read: what was read from a file cannot be written, and a copy of it would take time."""
-    return types.Array(dtype, axes, "C", readonly=True)
-
-
-def _written(dtype: types.Type, axes: int = 1) -> types.Array:
-    return types.Array(dtype, axes, "C")
-
-
-def _compiled(signature: Signature) -> "Callable[[F], Dispatcher[F]]":
-    """Compiles a function when it is defined, and keeps the machine code beside its source or in the user's cache."""
-
-    def compile_function(function: F) -> "Dispatcher[F]":
-        try:
-            return njit(signature, nogil=True, error_model="numpy", cache=True)(function)
-        except (RuntimeError, OSError):  # neither folder is writable: every process compiles separately
-            return njit(signature, nogil=True, error_model="numpy")(function)
-
-    return compile_function
-
-
-@_compiled(
+@compiled(
     types.void(
-        *(_read(types.float32, 2), types.uint64, _read(types.uint32), _read(types.float32), types.uint64),
-        *(_read(types.uint64), _read(types.int64), _read(types.uint64), _read(types.uint32), _read(types.float32, 2)),
-        _written(types.float32, 2),
+        *(read_only(types.float32, 2), types.uint64, read_only(types.uint32), read_only(types.float32), types.uint64),
+        *(
+            read_only(types.uint64),
+            read_only(types.int64),
+            read_only(types.uint64),
+            read_only(types.uint32),
+            read_only(types.float32, 2),
+        ),
+        written(types.float32, 2),
     )
 )
 def traverse(  # noqa: C901 - as several functions it is a quarter slower
@@ -107,12 +87,18 @@ def traverse(  # noqa: C901 - as several functions it is a quarter slower
                         sums[row, np.uint64(column)] += weights[leaf, np.uint64(column)]
 
 
-@_compiled(
+@compiled(
     types.void(
-        *(_read(types.float32, 2), types.uint64, _read(types.uint32), _read(types.float32), types.uint64),
-        *(_read(types.uint64), _read(types.int64), _read(types.uint64), _read(types.uint32), _read(types.float32, 2)),
-        *(_read(types.uint32, 2), _read(types.uint32), _read(types.uint32)),
-        _written(types.float32, 2),
+        *(read_only(types.float32, 2), types.uint64, read_only(types.uint32), read_only(types.float32), types.uint64),
+        *(
+            read_only(types.uint64),
+            read_only(types.int64),
+            read_only(types.uint64),
+            read_only(types.uint32),
+            read_only(types.float32, 2),
+        ),
+        *(read_only(types.uint32, 2), read_only(types.uint32), read_only(types.uint32)),
+        written(types.float32, 2),
     )
 )
 def traverse_sets(  # noqa: C901 - as `traverse`, which is faster without the bits
@@ -174,10 +160,10 @@ def traverse_sets(  # noqa: C901 - as `traverse`, which is faster without the bi
                         sums[row, np.uint64(column)] += weights[leaf, np.uint64(column)]
 
 
-@_compiled(
+@compiled(
     types.void(
-        *(_read(types.float32, 2), types.float32, types.boolean, types.boolean),
-        *(_written(types.int64), _written(types.float32, 2)),
+        *(read_only(types.float32, 2), types.float32, types.boolean, types.boolean),
+        *(written(types.int64), written(types.float32, 2)),
     )
 )
 def decide_two(
@@ -200,10 +186,10 @@ def decide_two(
             scores[row, 1] = total
 
 
-@_compiled(
+@compiled(
     types.void(
-        *(_written(types.float32, 2), _read(types.float32), types.boolean, types.boolean),
-        _written(types.int64),
+        *(written(types.float32, 2), read_only(types.float32), types.boolean, types.boolean),
+        written(types.int64),
     )
 )
 def decide_many(scores: np.ndarray, base: np.ndarray, logistic: bool, softmax: bool, winners: np.ndarray) -> None:

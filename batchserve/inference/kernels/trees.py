@@ -120,7 +120,7 @@ def load_trees(model: bytes | ModelProto) -> TreeModel | None:
 
 
 def open_trees(model: TreeModel) -> TreeSession | None:
-    """A session of the model, ready to run; None where the extra `trees` is missing, or unfit for this numpy."""
+    """A session of the model, ready to run; None where the extra `fast` is missing, or unfit for this numpy."""
     try:
         from batchserve.inference.kernels import traversal  # takes seconds where it has to be compiled first
     except ImportError:

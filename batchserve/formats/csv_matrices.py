@@ -1,0 +1,47 @@
+"""Records of CSV as matrices of the numbers that a model takes, and a table of the other columns."""
+
+from collections.abc import Mapping, Sequence
+
+import polars as pl
+
+from batchserve.domain import Chunk, Dialect, DType
+from batchserve.formats.csv_table import read_regular, read_table
+from batchserve.formats.matrices import Layout, read_layout, with_flagged
+from batchserve.formats.protocol import Block, Reading
+
+__all__ = ["read_matrices"]
+
+
+def read_matrices(
+    data: bytes,
+    dialect: Dialect,
+    names: Sequence[str],
+    types: Mapping[str, DType],
+    chunk: Chunk,
+    blocks: Sequence[Block],
+    kept: Sequence[str],
+) -> Reading | None:
+    """The `blocks` of a chunk whose bytes are `data`, and the columns that are `kept`: those of blocks as they are
+    written. None where polars must read it: quotation marks, lines that differ in form, many odd numbers."""
+    if dialect.decimal == dialect.delimiter:
+        return None
+    line = data[: data.find(b"\n") + 1]
+    layout = Layout(tuple(names), dialect.delimiter, dialect.decimal, after=b"\r" if line.endswith(b"\r\n") else b"")
+    rest = [name for name in names if name in set(kept)]
+    delimiter = dialect.delimiter.encode()
+    pieces = {name: delimiter if number else b"" for number, name in enumerate(rest)}
+    fields = read_layout(data, layout, blocks, pieces, b"\n" if rest else b"", chunk.records)
+    if fields is None:
+        return None
+    numbers = {name: block.dtype for block in blocks for name in block.columns}
+    others = {name: dtype for name, dtype in types.items() if name in pieces and name not in numbers}
+    frame = (
+        read_regular(fields.kept, dialect, rest, others, chunk.records) if rest else pl.DataFrame(height=chunk.records)
+    )
+    if frame is None:
+        return None
+
+    def read(lines: bytes, records: int) -> Reading:
+        return Reading(*read_table(lines, dialect, list(names), numbers, Chunk(0, records, 0, len(lines))))
+
+    return with_flagged(Reading(frame, [], fields.matrices), data, fields, blocks, read)

@@ -1,0 +1,1 @@
+"""Compiled reading of texts. All gives the values of polars, which reads without it."""

@@ -1,0 +1,298 @@
+"""The compiled reading of texts gives the numbers and errors of polars, bit by bit, and leaves to it what it cannot."""
+
+import io
+import math
+import random
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from batchserve.domain import Chunk, Dialect, DType
+from batchserve.formats import get_format, matrices
+from batchserve.formats.protocol import Block, Format, MatrixReader, Reading
+
+COUNT = 20_000
+RANDOM = np.random.default_rng(5)
+ODD = [
+    *("+1.5", " 1", "1 ", "", " ", "nan", "NaN", "inf", "-inf", "Infinity", ".5", "-.5", "5.", "-5.", ".", "-", "+"),
+    *("1e400", "-1e400", "1e-400", "1e39", "3.4028235e38", "3.4028236e38", "1e38", "1e-38", "1e-45", "1.2e-38", "0e99"),
+    *("-0", "-0.0", "0", "00", "007", "-007", "0.0", "1e5", "1E5", "1e+5", "1e-05", "1e", "1e+", "e5", "1.e5", ".e5"),
+    *("0x1", "1_0", "1.2.3", "--1", "1,5", "١٢", "1\u00a0", "½", "1a", "a", "true", "null", "None", "1e1.5"),
+    *("00000000000000000000001", "12345678", "123456789", "123456789012345", "1234567890123456", "9007199254740993"),
+    *("0.1234567", "0.12345678", "0.123456789", "0.1234567812345678", "0.12345678123456789", "0." + "0" * 40 + "1"),
+    *("18446744073709551616", "36893488147419103232.5", "9" * 40, "0." + "9" * 40, "1" + "0" * 30, "9" * 18, "9" * 19),
+    *("16777217", "16777217.0", "16777219", "1.00000005960464477539", "1.000000059604644775390625", "7.038531e-26"),
+    *("127", "128", "-128", "-129", "255", "256", "32768", "2147483648", "-2147483649", "4294967296", "3.0", "3.5"),
+    *("9223372036854775807", "9223372036854775808", "-9223372036854775808", "9007199254740992", "-9007199254740992"),
+    *("1e22", "1e23", "1e-22", "1e-23", "123456789e22", "123456789e23", "1e0", "1e00000000000000000001", "9e1000000"),
+]
+
+
+def numbers() -> np.ndarray:
+    return RANDOM.standard_normal(COUNT)
+
+
+def spread(low: int, high: int) -> list[float]:
+    values: list[float] = (numbers() * 10.0 ** RANDOM.integers(low, high, COUNT)).tolist()
+    return values
+
+
+def middles() -> Iterator[str]:
+    """Exactly midway between two float32s, and a little beside that."""
+    for value in np.abs(RANDOM.standard_normal(COUNT // 8).astype(np.float32)):
+        middle = (float(value) + float(np.nextafter(value, np.float32(9)))) / 2
+        whole = np.format_float_positional(middle, unique=False, precision=60, trim="-")
+        yield from (repr(middle), repr(math.nextafter(middle, 9)), repr(math.nextafter(middle, -9)))
+        yield from (whole, whole + "1", f"{middle:.17g}", f"{middle:.19e}", "-" + repr(middle))
+
+
+NOTATIONS: dict[str, Callable[[], list[str]]] = {
+    "repr of float64": lambda: [repr(value) for value in numbers().tolist()],
+    "shortest float32": lambda: [str(value) for value in numbers().astype(np.float32)],
+    "%.6f": lambda: [f"{value:.6f}" for value in numbers().tolist()],
+    "%.6g": lambda: [f"{value:.6g}" for value in spread(-8, 8)],
+    "%.17g": lambda: [f"{value:.17g}" for value in spread(-5, 5)],
+    "%.3e": lambda: [f"{value:.3e}" for value in spread(-20, 20)],
+    "any float32": lambda: [
+        repr(float(value))
+        for value in RANDOM.integers(0, 2**32, COUNT, dtype=np.uint64).astype(np.uint32).view(np.float32)
+    ],
+    "any float64": lambda: [
+        repr(value) for value in RANDOM.integers(0, 2**63, COUNT, dtype=np.uint64).view(np.float64).tolist()
+    ],
+    "middles of two float32s": lambda: list(middles()),
+    "16 to 19 digits": lambda: [
+        f"{number}"[:-point] + "." + f"{number}"[-point:]
+        for number, point in zip(
+            RANDOM.integers(10**15, 2**63, COUNT).tolist(), RANDOM.integers(1, 15, COUNT).tolist(), strict=True
+        )
+    ],
+    "integers": lambda: [
+        str(value) for value in (RANDOM.integers(-(2**62), 2**62, COUNT) >> RANDOM.integers(0, 62, COUNT))
+    ],
+    "odd ones": lambda: random.Random(1).choices(ODD, k=COUNT),
+}
+
+
+@pytest.fixture(autouse=True)
+def compiled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flags any number of records."""
+    assert matrices.fast_reader() is not None
+    monkeypatch.setattr(matrices, "_FLAGGED", 1)
+
+
+def both(
+    data: bytes, records: int, dtypes: dict[str, DType], *, name: str = "csv", dialect: Dialect | None = None,
+    kept: tuple[str, ...] = ("b",), types: dict[str, DType] | None = None,
+) -> tuple[Reading, Reading]:  # fmt: skip
+    """The records behind the header of a CSV, read by polars, and as matrices of one column each."""
+    format = get_format(name, dialect or Dialect())
+    assert isinstance(format, MatrixReader)
+    chunk = Chunk(0, records, data.index(b"\n") + 1 if name == "csv" else 0, len(data))
+    wanted = [*dtypes, *(column for column in kept if column not in dtypes)]
+    blocks = tuple(Block(f"of {column}", (column,), dtype) for column, dtype in dtypes.items())
+    every = dtypes | (types or {})
+    plain: Format = format
+    slow = plain.read(io.BytesIO(data), chunk, every, wanted)
+    return slow, format.read_matrices(io.BytesIO(data), chunk, every, wanted, blocks, kept)
+
+
+def assert_same(slow: Reading, fast: Reading, dtypes: dict[str, DType]) -> None:
+    assert fast.matrices, "left to polars"
+    assert isinstance(slow.records, pl.DataFrame)
+    assert isinstance(fast.records, pl.DataFrame)
+    for name in dtypes:
+        matrix = fast.matrices[f"of {name}"]
+        column = slow.records[name]
+        if matrix.absent is not None:
+            assert matrix.absent[:, 0].tolist() == column.is_null().to_list()
+            column = column.fill_null(0)
+        expected, got = column.to_numpy(), matrix.values[:, 0]
+        assert got.dtype == expected.dtype
+        # NaN has many forms, which mean the same.
+        same = (expected.view(f"V{expected.itemsize}") == got.view(f"V{got.itemsize}")) | (
+            (expected != expected) & (got != got)
+        )
+        wrong = np.flatnonzero(~same)[:5].tolist()
+        assert [(number, expected[number], got[number]) for number in wrong] == []
+    for name in fast.records.columns:
+        if name not in dtypes:
+            assert fast.records[name].equals(slow.records[name])
+            assert fast.records[name].dtype == slow.records[name].dtype
+    assert fast.errors == slow.errors
+
+
+def of_texts(texts: list[str]) -> bytes:
+    return ("a,b\n" + "".join(f"{text},{number}\n" for number, text in enumerate(texts))).encode()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int8", "uint16"])
+@pytest.mark.parametrize("notation", NOTATIONS)
+def test_a_number_is_that_of_polars_in_every_notation(notation: str, dtype: DType) -> None:
+    texts = [text for text in NOTATIONS[notation]() if "," not in text]
+    slow, fast = both(of_texts(texts), len(texts), {"a": dtype})
+    assert_same(slow, fast, {"a": dtype})
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@given(st.lists(st.text("0123456789.-+eE _xnaif", max_size=26), min_size=1, max_size=40))
+@settings(max_examples=150, deadline=None)
+def test_any_text_is_the_number_or_the_fault_that_polars_sees(dtype: DType, texts: list[str]) -> None:
+    slow, fast = both(of_texts(texts), len(texts), {"a": dtype})
+    assert_same(slow, fast, {"a": dtype})
+
+
+def test_plain_numbers_are_not_left_to_polars(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of these notations no record is, of repr few: it would take longer than polars alone."""
+    monkeypatch.setattr(matrices, "with_flagged", None)  # called only where records are flagged: it would fail
+    monkeypatch.setattr(
+        "batchserve.formats.csv_matrices.with_flagged",
+        lambda reading, _data, fields, *_: (
+            reading if not fields.flagged else pytest.fail(f"{len(fields.flagged)} records were flagged")
+        ),
+    )
+    for texts in (
+        [str(value) for value in numbers().astype(np.float32)],
+        [f"{value:.6f}" for value in numbers().tolist()],
+        [f"{value:.4g}" for value in spread(-8, 8)],
+        [str(value) for value in RANDOM.integers(-(10**14), 10**14, COUNT)],
+        ["", "-0.0", ".5", "5.", "007", "1e5", "123456789012345678"] * 100,
+    ):
+        _, fast = both(of_texts(texts), len(texts), {"a": "float32"})
+        assert fast.matrices
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("records", [1, 2, 3, 7, 500, 9000])
+def test_every_byte_of_a_chunk_is_read_whatever_its_length(records: int, ended: bool, newline: str) -> None:
+    lines = [f"{number / 7!r},{'x' * (number % 70)},{number}" for number in range(records)]
+    data = newline.join(["a,b,c", *lines]) + (newline if ended else "")
+    slow, fast = both(data.encode(), records, {"a": "float32", "c": "int64"}, kept=("b",))
+    assert_same(slow, fast, {"a": "float32", "c": "int64"})
+
+
+def test_columns_that_are_kept_come_in_file_order_and_as_they_are_written() -> None:
+    data = b"a,b,c,d\n1.50,x,2,\n2,,3.25,007\n"
+    _, fast = both(data, 2, {"a": "float32", "c": "float64"}, kept=("d", "a"))
+    assert isinstance(fast.records, pl.DataFrame)
+    assert fast.records.rows() == [("1.50", None), ("2", "007")]
+    assert fast.matrices["of c"].values.tolist() == [[2.0], [3.25]]
+
+
+def test_columns_of_other_types_are_read_by_polars() -> None:
+    rows = [(number % 2 == 0, f"text {number}", number / 3) for number in range(3000)]
+    data = "a,b,c\n" + "".join(f"{number!r},{truth},{text}\n" for truth, text, number in rows)
+    slow, fast = both(data.encode(), 3000, {"a": "float32"}, kept=("b", "c"), types={"b": "bool", "c": "string"})
+    assert_same(slow, fast, {"a": "float32"})
+
+
+def test_several_columns_fill_a_matrix_row_by_row() -> None:
+    values = RANDOM.standard_normal((5000, 4)).astype(np.float32)
+    data = ("a,b,c,d\n" + "".join(",".join(map(str, row)) + "\n" for row in values)).encode()
+    format = get_format("csv", Dialect())
+    assert isinstance(format, MatrixReader)
+    blocks = (Block("x", ("d", "b"), "float32"), Block("y", ("a", "c"), "float32"))
+    types: dict[str, DType] = dict.fromkeys("abcd", "float32")
+    reading = format.read_matrices(io.BytesIO(data), Chunk(0, 5000, 8, len(data)), types, list("abcd"), blocks, ())
+    for block, columns in zip(blocks, ([3, 1], [0, 2]), strict=True):
+        matrix = reading.matrices[block.name].values
+        assert matrix.flags.c_contiguous
+        assert matrix.tolist() == values[:, columns].tolist()
+    assert isinstance(reading.records, pl.DataFrame)
+    assert reading.records.shape == (5000, 0)
+
+
+@pytest.mark.parametrize(("delimiter", "decimal"), [(";", "."), ("\t", "."), ("|", "."), (";", ","), ("\t", ",")])
+def test_other_delimiters_and_decimal_marks_are_read_so_too(delimiter: str, decimal: str) -> None:
+    dialect = Dialect(delimiter, decimal=decimal)
+    texts = [repr(value).replace(".", decimal) for value in numbers().tolist()]
+    texts += [text for text in ODD if delimiter not in text] + ["1.5", "1.234,5"]
+    data = f"a{delimiter}b\n" + "".join(f"{text}{delimiter}{text}\n" for text in texts)
+    slow, fast = both(data.encode(), len(texts), {"a": "float32"}, dialect=dialect)
+    assert_same(slow, fast, {"a": "float32"})
+
+
+LEFT: dict[str, bytes] = {
+    "a quotation mark": b'1,"x"\n2,y\n',
+    "one in the middle of a text": b'1,x"y\n2,y\n',
+    "a field too few": b"1,x\n2\n",
+    "a field too many": b"1,x\n2,y,z\n",
+    "a field too few and one too many": b"1,x\n2\n3,y,z\n",
+    "a blank line": b"1,x\n\n2,y\n",
+    "other line ends": b"1,x\r\n2,y\n",
+    "a carriage return in a text": b"1,x\ry\n2,y\n",
+    "a byte that is not UTF-8": b"1,x\n2,\xff\n",
+    "half a character at the end": b"1,x\n2,\xc3\n",
+}
+
+
+@pytest.mark.parametrize("where", ["early", "late"])
+@pytest.mark.parametrize("text", LEFT)
+def test_another_form_is_left_to_polars_with_all_its_errors(text: str, where: str) -> None:
+    plain = b"".join(b"%d,z\n" % number for number in range(30_000))
+    odd = LEFT[text]
+    data = b"a,b\n" + (odd + plain if where == "early" else plain + odd)
+    records = 30_000 + sum(1 for line in odd.split(b"\n") if line)
+    slow, fast = both(data, records, {"a": "float32"})
+    assert fast.matrices == {}
+    assert fast.errors == slow.errors
+    assert isinstance(fast.records, pl.DataFrame)
+    assert isinstance(slow.records, pl.DataFrame)
+    assert fast.records.equals(slow.records)
+
+
+def test_texts_beyond_ascii_pass_through() -> None:
+    data = "a,b\n" + "".join(f"{number},Zoë {number} 漢\n" for number in range(30_000))
+    slow, fast = both(data.encode(), 30_000, {"a": "float32"})
+    assert_same(slow, fast, {"a": "float32"})
+
+
+def test_a_column_that_is_not_kept_must_be_utf8_as_well() -> None:
+    data = b"a,b\n1,x\n2,\xff\n"
+    slow, fast = both(data, 2, {"a": "float32"}, kept=())
+    assert fast.matrices == {}
+    assert [error.code for error in fast.errors] == [error.code for error in slow.errors] == ["invalid-utf8"]
+
+
+def test_faults_are_those_of_their_records() -> None:
+    texts = [str(number) for number in range(5000)]
+    for place, text in ((7, "a"), (4000, "1e400"), (4999, "x")):
+        texts[place] = text
+    slow, fast = both(of_texts(texts), 5000, {"a": "float32"})
+    assert_same(slow, fast, {"a": "float32"})
+    assert [(error.record, error.column) for error in fast.errors] == [(7, "a"), (4000, "a"), (4999, "a")]
+
+
+def test_more_or_fewer_records_than_planned_are_refused_as_ever() -> None:
+    data = of_texts(["1", "2", "3"])
+    format = get_format("csv", Dialect())
+    assert isinstance(format, MatrixReader)
+    for records in (2, 4):
+        with pytest.raises(Exception, match="hold 3 records"):
+            format.read_matrices(
+                io.BytesIO(data), Chunk(0, records, 4, len(data)), {"a": "float32"}, ["a"],
+                (Block("x", ("a",), "float32"),), (),
+            )  # fmt: skip
+
+
+def test_many_odd_numbers_are_left_to_polars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    plain = [str(number) for number in range(50_000)]
+    _, fast = both(of_texts([*plain[:40_000], *(["nan"] * 20_000)]), 60_000, {"a": "float32"})
+    assert fast.matrices == {}
+    _, fast = both(of_texts([*plain, *(["nan"] * 1000)]), 51_000, {"a": "float32"})
+    assert fast.matrices
+
+
+def test_without_the_extra_polars_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "fast_reader", lambda: None)
+    slow, fast = both(of_texts(["1", "2"]), 2, {"a": "float32"})
+    assert fast.matrices == {}
+    assert isinstance(fast.records, pl.DataFrame)
+    assert isinstance(slow.records, pl.DataFrame)
+    assert fast.records.equals(slow.records)
