@@ -25,6 +25,7 @@ from batchserve.formats.csv_records import (
 )
 from batchserve.formats.csv_table import parse_fields, read_table
 from batchserve.formats.encodings import HINT
+from batchserve.formats.lines import cut_lines
 from batchserve.formats.protocol import Block, Header, Holds, MatrixReader, Open, Part, Reading, Records
 from batchserve.formats.records import Scan, check_width, cut, drop_blank, read_span, read_up_to, table
 from batchserve.formats.schema import as_base64, shorten
@@ -65,7 +66,7 @@ class Csv(MatrixReader):
 
     def plan(self, source: BinaryIO, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
         names, start = _head(source, self.delimiter)
-        return cut(source, start, self._scan(source, names), after, limits)
+        return cut_lines(source, start, self._scan(source, names), after, limits, is_json=False)
 
     def end(self, source: BinaryIO) -> int:
         return source.seek(0, os.SEEK_END)

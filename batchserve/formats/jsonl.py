@@ -21,12 +21,12 @@ from batchserve.formats.json_table import (
     read_few,
     read_lines,
 )
+from batchserve.formats.lines import cut_lines
 from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
 from batchserve.formats.records import (
     Offsets,
     Scanned,
     Window,
-    cut,
     has_lone_returns,
     line_at,
     read_span,
@@ -63,7 +63,7 @@ class Jsonl:
     def plan(self, source: BinaryIO, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
         source.seek(0)
         start = len(_BOM) if read_up_to(source, len(_BOM)) == _BOM else 0
-        return cut(source, start, partial(_scan_lines, source), after, limits)
+        return cut_lines(source, start, partial(_scan_lines, source), after, limits, is_json=True)
 
     def end(self, source: BinaryIO) -> int:
         return source.seek(0, io.SEEK_END)

@@ -794,6 +794,25 @@ MUTANTS = (
         "                            if whole_number < columns[column, LOW] or whole_number > columns[column, HIGH]:\n",
         "                            if False:\n", ("tests/test_matrices.py",),
     ),
+    Mutant(
+        "lines are counted only up to a quotation mark", FIELDS,
+        "            odd |= (begins & (newlines | returns)) | (equal_mask(text, at, QUOTE) & there)\n",
+        "            odd |= begins & (newlines | returns)\n", ("tests/test_lines.py",),
+    ),
+    Mutant(
+        "lines are counted only up to a blank one", FIELDS,
+        "            odd |= (begins & (newlines | returns)) | (equal_mask(text, at, QUOTE) & there)\n",
+        "            odd |= equal_mask(text, at, QUOTE) & there\n", ("tests/test_lines.py",),
+    ),
+    Mutant(
+        "lines are counted only up to a carriage return in one", FIELDS,
+        "        odd |= ((returns << one) | returned) & ~newlines & there\n", "        pass\n",
+        ("tests/test_lines.py",),
+    ),
+    Mutant(
+        "lines are counted only up to one that is no object", FIELDS,
+        "            odd |= begins & ~equal_mask(text, at, BRACE)\n", "            pass\n", ("tests/test_lines.py",),
+    ),
     # Tables and servers of the client
     Mutant(
         "nullable integers keep all their digits", PANDAS,

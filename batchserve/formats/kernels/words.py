@@ -7,7 +7,17 @@ import numpy as np
 from llvmlite import ir
 from numba import extending, njit, types
 
-__all__ = ["double_bits", "equal_mask", "high_mask", "load", "number_of", "ones", "store", "trailing_zeros"]
+__all__ = [
+    "double_bits",
+    "equal_mask",
+    "high_mask",
+    "leading_zeros",
+    "load",
+    "number_of",
+    "ones",
+    "store",
+    "trailing_zeros",
+]
 
 _BYTE, _WORD = ir.IntType(8), ir.IntType(64)
 _BLOCK = ir.VectorType(_BYTE, 64)
@@ -85,6 +95,16 @@ def trailing_zeros(_typing: Any, _word: Any) -> Any:
 
     def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
         return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 0))
+
+    return types.uint64(types.uint64), generate
+
+
+@_intrinsic
+def leading_zeros(_typing: Any, _word: Any) -> Any:
+    """64 for 0."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.ctlz(arguments[0], ir.Constant(ir.IntType(1), 0))
 
     return types.uint64(types.uint64), generate
 
