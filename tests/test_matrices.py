@@ -1,9 +1,11 @@
 """The compiled reading of texts gives the numbers and errors of polars, bit by bit, and leaves to it what it cannot."""
 
 import io
+import json
 import math
 import random
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -15,7 +17,7 @@ from batchserve.domain import Chunk, Dialect, DType
 from batchserve.formats import get_format, matrices
 from batchserve.formats.protocol import Block, Format, MatrixReader, Reading
 
-COUNT = 20_000
+COUNT = 10_000
 RANDOM = np.random.default_rng(5)
 ODD = [
     *("+1.5", " 1", "1 ", "", " ", "nan", "NaN", "inf", "-inf", "Infinity", ".5", "-.5", "5.", "-5.", ".", "-", "+"),
@@ -296,3 +298,149 @@ def test_without_the_extra_polars_reads_all(monkeypatch: pytest.MonkeyPatch) -> 
     assert isinstance(fast.records, pl.DataFrame)
     assert isinstance(slow.records, pl.DataFrame)
     assert fast.records.equals(slow.records)
+
+
+# --- NDJSON ----------------------------------------------------------------------------------------------------------
+
+
+def in_json(texts: list[str]) -> bytes:
+    return "".join(f'{{"a": {text},"b":{number}}}\n' for number, text in enumerate(texts)).encode()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint16"])
+@pytest.mark.parametrize(
+    "notation", [name for name in NOTATIONS if name not in ("odd ones", "any float32", "any float64")]
+)
+def test_a_number_in_json_is_that_of_polars_in_every_notation(notation: str, dtype: DType) -> None:
+    texts = [text.removesuffix(".") for text in NOTATIONS[notation]()]
+    slow, fast = both(in_json(texts), len(texts), {"a": dtype}, name="jsonl")
+    assert_same(slow, fast, {"a": dtype})
+
+
+JSON_ODD = [
+    *ODD,
+    '"1.5"',
+    '"a"',
+    "[1]",
+    "{}",
+    "1]",
+    "1}",
+    "tru",
+    "nul",
+    '"',
+    "'1'",
+    "-01",
+    "-.5",
+    "-",
+    "--1",
+    "1.e1",
+    "01.5",
+]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int64"])
+@pytest.mark.parametrize("place", ["taken", "kept", "left out"])
+@pytest.mark.parametrize("text", sorted(set(JSON_ODD)))
+def test_the_grammar_is_that_of_json(text: str, place: str, dtype: DType) -> None:
+    """Wherever it is: a value that is not one costs its record."""
+    odd = {
+        "taken": f'{{"a":{text},"b":0,"c":0}}\n',
+        "kept": f'{{"a":0,"b":{text},"c":0}}\n',
+        "left out": f'{{"a":0,"b":0,"c":{text}}}\n',
+    }
+    plain = ['{"a":1,"b":2,"c":3}\n'] * 150
+    data = "".join([*plain, odd[place], *plain]).encode()
+    slow, fast = both(data, 301, {"a": dtype}, name="jsonl")
+    if fast.matrices:
+        assert_same(slow, fast, {"a": dtype})
+    else:
+        assert fast.errors == slow.errors
+        assert isinstance(fast.records, pl.DataFrame)
+        assert isinstance(slow.records, pl.DataFrame)
+        assert fast.records.equals(slow.records)
+
+
+def rows_of(**columns: list[Any]) -> tuple[bytes, int]:
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode(), len(rows)
+
+
+def test_columns_of_json_are_kept_in_their_types() -> None:
+    values = numbers()[:3000].tolist()
+    data, count = rows_of(
+        a=values,
+        text=[
+            None if n % 7 == 1 else ["", "x, y", "Zoë", "{", "null", "1.5", " ", "é漢", "'"][n % 9] for n in range(3000)
+        ],
+        whole=[None if n % 5 == 1 else n * (-1) ** n for n in range(3000)],
+        part=[None if n % 11 == 1 else n / 7 for n in range(3000)],
+        truth=[None if n % 3 == 1 else n % 2 == 0 for n in range(3000)],
+        left=[None if n % 3 == 1 else "out, and out" for n in range(3000)],
+    )
+    kept = ("text", "whole", "part", "truth")
+    slow, fast = both(data, count, {"a": "float32"}, name="jsonl", kept=kept)
+    assert_same(slow, fast, {"a": "float32"})
+    assert isinstance(fast.records, pl.DataFrame)
+    assert set(fast.records.columns) == set(kept)
+
+
+def test_missing_numbers_of_json_are_absent() -> None:
+    data, count = rows_of(a=[1.5, None, 2] * 500, n=[None, 5, 7] * 500, b=list(range(1500)))
+    slow, fast = both(data, count, {"a": "float32", "n": "int32"}, name="jsonl")
+    assert_same(slow, fast, {"a": "float32", "n": "int32"})
+
+
+@pytest.mark.parametrize(
+    ("ending", "ended"), [("\n", True), ("\n", False), ("\r\n", True), ("\r\n", False), (" \n", True)]
+)
+@pytest.mark.parametrize("records", [101, 400, 5000])
+def test_json_of_any_spacing_is_read_to_its_last_byte(records: int, ended: bool, ending: str) -> None:
+    rows = [f'{{ "a" :  {number / 7!r},\t"b": "{"x" * (number % 70)}" , "c":{number} }}' for number in range(records)]
+    rows = [row.replace('" ,', '",') for row in rows]
+    data = ending.join(rows) + (ending if ended else "")
+    slow, fast = both(data.encode(), records, {"a": "float32", "c": "int64"}, name="jsonl")
+    assert_same(slow, fast, {"a": "float32", "c": "int64"})
+
+
+JSON_LEFT = {
+    "another order": b'{"b":"x","a":1}\n',
+    "a key too few": b'{"a":1}\n',
+    "a key too many": b'{"a":1,"b":"x","c":1}\n',
+    "a key twice": b'{"a":1,"a":"x"}\n',
+    "another space": b'{"a":1, "b":"x"}\n',
+    "a blank line": b"\n",
+    "a backslash": b'{"a":1,"b":"\\n"}\n',
+    "a quotation mark that is escaped": b'{"a":1,"b":"\\","}\n',
+    "an array": b'{"a":1,"b":[1,2]}\n',
+    "an object": b'{"a":1,"b":{"c":2}}\n',
+    "a number in place of a text": b'{"a":1,"b":5}\n',
+    "a byte that is not UTF-8": b'{"a":1,"b":"\xff"}\n',
+    "a control character": b'{"a":1,"b":"\x01"}\n',
+    "a text that is never closed": b'{"a":1,"b":"x}\n',
+    "two records in a line": b'{"a":1,"b":"x"}{"a":1,"b":"x"}\n',
+    "something behind the record": b'{"a":1,"b":"x"} 1\n',
+    "no record": b"5\n",
+}
+
+
+@pytest.mark.parametrize("where", ["first", "late"])
+@pytest.mark.parametrize("text", JSON_LEFT)
+def test_json_of_another_form_is_left_to_polars_with_all_its_errors(text: str, where: str) -> None:
+    plain = b"".join(b'{"a":%d,"b":"z"}\n' % number for number in range(20_000))
+    odd = JSON_LEFT[text]
+    data = odd + plain if where == "first" else plain + odd
+    slow, fast = both(data, 20_000 + (text != "a blank line"), {"a": "float32"}, name="jsonl")
+    assert fast.matrices == {}
+    assert fast.errors == slow.errors
+    assert isinstance(fast.records, pl.DataFrame)
+    assert isinstance(slow.records, pl.DataFrame)
+    assert fast.records.equals(slow.records)
+
+
+def test_an_odd_value_of_json_costs_its_record_alone() -> None:
+    values: list[Any] = list(range(5000))
+    values[7], values[4000] = "x", True
+    data, count = rows_of(a=values, b=["x"] * 5000)
+    slow, fast = both(data, count, {"a": "float32"}, name="jsonl")
+    assert_same(slow, fast, {"a": "float32"})
+    assert [(error.record, error.column) for error in fast.errors] == [(7, "a")]

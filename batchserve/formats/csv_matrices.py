@@ -2,10 +2,8 @@
 
 from collections.abc import Mapping, Sequence
 
-import polars as pl
-
 from batchserve.domain import Chunk, Dialect, DType
-from batchserve.formats.csv_table import read_regular, read_table
+from batchserve.formats.csv_table import read_kept, read_table
 from batchserve.formats.matrices import Layout, read_layout, with_flagged
 from batchserve.formats.protocol import Block, Reading
 
@@ -27,17 +25,13 @@ def read_matrices(
         return None
     line = data[: data.find(b"\n") + 1]
     layout = Layout(tuple(names), dialect.delimiter, dialect.decimal, after=b"\r" if line.endswith(b"\r\n") else b"")
-    rest = [name for name in names if name in set(kept)]
-    delimiter = dialect.delimiter.encode()
-    pieces = {name: delimiter if number else b"" for number, name in enumerate(rest)}
-    fields = read_layout(data, layout, blocks, pieces, b"\n" if rest else b"", chunk.records)
+    fields = read_layout(data, layout, blocks, kept, (), chunk.records)
     if fields is None:
         return None
+    rest = [name for name in names if name in set(kept)]
     numbers = {name: block.dtype for block in blocks for name in block.columns}
-    others = {name: dtype for name, dtype in types.items() if name in pieces and name not in numbers}
-    frame = (
-        read_regular(fields.kept, dialect, rest, others, chunk.records) if rest else pl.DataFrame(height=chunk.records)
-    )
+    others = {name: dtype for name, dtype in types.items() if name in rest and name not in numbers}
+    frame = read_kept(fields.kept, dialect, rest, others, chunk.records)
     if frame is None:
         return None
 

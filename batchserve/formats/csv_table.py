@@ -19,7 +19,7 @@ from batchserve.formats.encodings import HINT
 from batchserve.formats.records import blocks, drop_blank
 from batchserve.formats.schema import cast_column, polars_type, reaches_limits, shorten, with_points
 
-__all__ = ["parse_fields", "read_regular", "read_table"]
+__all__ = ["parse_fields", "read_kept", "read_table"]
 
 _QUOTE = ord('"')
 _NEWLINE = ord("\n")
@@ -30,11 +30,11 @@ def read_table(
 ) -> tuple[pl.DataFrame, list[RowError]]:
     """The records of a chunk, whose bytes are `data`, and an error for each that is lost or has a value that does not
     fit. Raises InvalidInput when there are more or fewer than planned."""
-    frame = read_regular(data, dialect, names, types, chunk.records)
+    frame = _read_regular(data, dialect, names, types, chunk.records)
     return _read_blocks(data, dialect, names, types, chunk) if frame is None else (frame, [])
 
 
-def read_regular(
+def _read_regular(
     data: bytes, dialect: Dialect, names: list[str], types: Mapping[str, DType], records: int
 ) -> pl.DataFrame | None:
     """The table as polars reads it, or None where it fails, or is unreliable."""
@@ -63,6 +63,13 @@ def read_regular(
                 return None
             frame = frame.with_columns(cast)
     return frame
+
+
+def read_kept(
+    data: bytes, dialect: Dialect, names: list[str], types: Mapping[str, DType], records: int
+) -> pl.DataFrame | None:
+    """The same for the columns that a compiled reading has kept, which may be none."""
+    return _read_regular(data, dialect, names, types, records) if names else pl.DataFrame(height=records)
 
 
 def _has_odd_numbers(data: bytes, dialect: Dialect, types: Mapping[str, DType]) -> bool:
@@ -102,7 +109,7 @@ def _read_blocks(
     texts: list[pl.DataFrame] = []
     errors: list[RowError] = []
     for first, block, begins, stops in blocks(data, starts, ends):
-        text = read_regular(block, dialect, names, {}, len(stops))
+        text = _read_regular(block, dialect, names, {}, len(stops))
         if text is None:
             lines = (block[a:b] for a, b in zip(begins.tolist(), stops.tolist(), strict=True))
             text, faults = _read_records(lines, dialect.delimiter, names, first)

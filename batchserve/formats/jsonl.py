@@ -10,6 +10,7 @@ import numpy as np
 
 from batchserve.domain import Chunk, ChunkLimits, DType
 from batchserve.errors import InvalidInput
+from batchserve.formats.json_matrices import read_matrices
 from batchserve.formats.json_rows import parse_rows
 from batchserve.formats.json_table import (
     SAMPLE,
@@ -22,7 +23,7 @@ from batchserve.formats.json_table import (
     read_lines,
 )
 from batchserve.formats.lines import cut_lines
-from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
+from batchserve.formats.protocol import Block, Header, Holds, MatrixReader, Open, Part, Reading, Records
 from batchserve.formats.records import (
     Offsets,
     Scanned,
@@ -42,7 +43,7 @@ _BETWEEN_LINES = re.compile(rb"\}[ \t\r]*\r[ \t\r]*\{")
 """Between two objects in one line: never part of a value, as no text contains a carriage return."""
 
 
-class Jsonl:
+class Jsonl(MatrixReader):
     """One JSON object in each line; blank lines, even with spaces, are not records."""
 
     name = "jsonl"
@@ -75,11 +76,24 @@ class Jsonl:
         types: Mapping[str, DType],
         columns: Sequence[str] | None = None,
     ) -> Reading:
+        return self.read_matrices(source, chunk, types, columns, (), ())
+
+    def read_matrices(
+        self,
+        source: BinaryIO,
+        chunk: Chunk,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None,
+        blocks: Sequence[Block],
+        kept: Sequence[str],
+    ) -> Reading:
         lines = read_span(source, chunk.start, chunk.stop)
         if may_be_all(chunk) and not read_up_to(source, 1):
             return read_few(lines, chunk, types, columns)
         first = next(self.plan(source, None, SAMPLE))
         sample = parse_rows(read_span(source, first.start, first.stop))
+        if blocks and (reading := read_matrices(lines, sample, types, chunk, blocks, kept)) is not None:
+            return reading
         return read_lines(lines, chunk, columns_of(sample, types), columns)
 
     def write(self, records: Records) -> bytes:

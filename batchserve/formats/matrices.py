@@ -5,9 +5,10 @@ polars, whose answers are the same. What that reading does not cover is left to 
 """
 
 import codecs
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import repeat
 from types import ModuleType
 
 import numpy as np
@@ -71,20 +72,20 @@ class Fields:
     matrices: dict[str, Matrix]
     """By the names of the blocks."""
     kept: bytes
-    """The columns that are kept, in the form of the text."""
+    """The columns that are kept, as a CSV without header in the order of the layout."""
     flagged: list[list[int]]
     """Number, start and stop of the records whose numbers are not known."""
 
 
 def read_layout(
-    data: bytes, layout: Layout, blocks: Sequence[Block], keep: Mapping[str, bytes], end: bytes, records: int
+    data: bytes, layout: Layout, blocks: Sequence[Block], keep: Collection[str], texts: Collection[str], records: int
 ) -> Fields | None:
-    """The numbers of `blocks`, and the columns to `keep`, each behind its piece of text; `end` is the last piece of a
-    line. None where the text has another form."""
+    """The numbers of `blocks`, and the columns to `keep`, of which those named by `texts` hold texts in JSON. None
+    where the records have another form."""
     reader = fast_reader()
     if reader is None or not records or len(data) > _LONGEST:
         return None
-    reading = _Reading(reader, layout, blocks, keep, end)
+    reading = _Reading(reader, layout, blocks, keep, texts)
     if len(data) > _PROBE and not reading.fits(data[: data.rfind(b"\n", 0, _PROBE) + 1]):
         return None
     return reading.read(data, records)
@@ -92,14 +93,17 @@ def read_layout(
 
 def with_flagged(
     reading: Reading, data: bytes, fields: Fields, blocks: Sequence[Block], read: Callable[[bytes, int], Reading]
-) -> Reading:
-    """The reading with the numbers and errors of the flagged records, which `read` gives for their bytes and count."""
+) -> Reading | None:
+    """The reading with the numbers and errors of the flagged records, which `read` gives for their bytes and count.
+    None where one of them is no record: then it lacks its other columns, too."""
     if not fields.flagged:
         return reading
     ended = data if data.endswith(b"\n") else data + b"\n"
     rows = [row for row, _, _ in fields.flagged]
     slow = read(b"".join(ended[start:stop] for _, start, stop in fields.flagged), len(rows))
     assert isinstance(slow.records, pl.DataFrame)
+    if any(error.column is None for error in slow.errors):
+        return None
     for block in blocks:
         matrix = fields.matrices[block.name]
         for place, name in enumerate(block.columns):
@@ -116,31 +120,25 @@ class _Reading:
     """The arrays that the compiled reading of a layout takes."""
 
     def __init__(
-        self, reader: ModuleType, layout: Layout, blocks: Sequence[Block], keep: Mapping[str, bytes], end: bytes
+        self,
+        reader: ModuleType,
+        layout: Layout,
+        blocks: Sequence[Block],
+        keep: Collection[str],
+        texts: Collection[str],
     ) -> None:
-        self._reader, self._layout, self._blocks = reader, layout, blocks
-        texts = bytearray()
-
-        def place(text: bytes) -> tuple[int, int]:
-            at = len(texts)
-            texts.extend(text + bytes(8))
-            return at, len(text)
-
-        column = {name: number for number, name in enumerate(reader.COLUMNS)}
-        columns = np.zeros((len(layout.names) + 1, len(column)), np.int64)
-        for number, name in enumerate(layout.names):
-            if layout.before:
-                columns[number, [column["before"], column["before_bytes"]]] = place(layout.before[number])
+        self._reader, self._layout, self._blocks, self._keeps = reader, layout, blocks, bool(keep)
+        self._column = {name: number for number, name in enumerate(reader.COLUMNS)}
+        self._columns = np.zeros((len(layout.names), len(self._column)), np.int64)
+        before = bytearray()
+        for name, text, row in zip(layout.names, layout.before or repeat(b""), self._columns, strict=False):
+            row[self._column["before"]], row[self._column["before_bytes"]] = len(before), len(text)
+            before += text + bytes(8)
             if name in keep:
-                columns[number, column["keep"]] = 1
-                columns[number, [column["piece"], column["piece_bytes"]]] = place(keep[name])
-        columns[-1, column["keep"]] = bool(keep)
-        columns[-1, [column["piece"], column["piece_bytes"]]] = place(end)
-        self._columns, self._column = columns, column
-        self._texts = np.frombuffer(bytes(texts), np.uint8)
+                row[self._column["keep"]] = reader.TEXT if name in texts else reader.OTHER
+        self._before = np.frombuffer(bytes(before), np.uint8)
         self._after = np.frombuffer(layout.after, np.uint8)
         self._marks = np.empty(reader.BLOCK + len(layout.names) + 64, np.uint32)
-        self._keeps = bool(keep)
 
     def fits(self, lines: bytes) -> bool:
         """Whether the first records are such that the others are worth reading."""
@@ -158,7 +156,7 @@ class _Reading:
             known = int(state[_FLAGGED_BEFORE])
             if not self._reader.read_fields(
                 *(np.frombuffer(text, np.uint8), stop, ord(self._layout.delimiter), ord(self._layout.point)),
-                *(self._layout.is_json, self._texts, self._after, self._columns, *arrays.values()),
+                *(self._layout.is_json, self._before, self._after, self._columns, *arrays.values()),
                 *(kept, flagged, self._marks, records, state),
             ):
                 return None

@@ -813,6 +813,51 @@ MUTANTS = (
         "lines are counted only up to one that is no object", FIELDS,
         "            odd |= begins & ~equal_mask(text, at, BRACE)\n", "            pass\n", ("tests/test_lines.py",),
     ),
+    Mutant(
+        'a short number with a leading zero is no JSON', FIELDS,
+        '                        faulty |= whole == U(0) or (whole > one and text[first] == ZERO)\n',
+        '                        pass\n', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a long number with a leading zero is no JSON', FIELDS,
+        '    if is_json and (whole == U(0) or (leads and whole > one)):\n',
+        '    if False:\n', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a short number that ends with a point is no JSON', FIELDS,
+        '                        faulty = is_json and behind == U(0)\n',
+        '                        faulty = False\n', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a long number without digits behind its point is no JSON', FIELDS,
+        '        if at == behind and (is_json or whole == U(0)):\n',
+        '        if at == behind and whole == U(0):\n', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a text with a control character is no JSON', FIELDS,
+        'while at < last and text[at] != QUOTE and text[at] >= C(32):',
+        'while at < last and text[at] != QUOTE:', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a JSON text with a backslash is left to polars', FIELDS,
+        '            odd |= equal_mask(text, at, BACKSLASH) & there\n',
+        '            pass\n', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a text in JSON that is kept is no number', FIELDS,
+        '                        elif found != columns[column, KEEP]:\n',
+        '                        elif found == 0:\n', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'a chunk of JSON with a broken record is left to polars', MATRICES,
+        '    if any(error.column is None for error in slow.errors):\n        return None\n',
+        '', ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        'commas in the texts of JSON separate nothing', FIELDS,
+        '            found &= ~inside\n',
+        '            pass\n', ("tests/test_matrices.py",),
+    ),
     # Tables and servers of the client
     Mutant(
         "nullable integers keep all their digits", PANDAS,

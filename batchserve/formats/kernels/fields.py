@@ -37,22 +37,22 @@ S: Any = np.int64
 C: Any = np.uint8
 BLOCK = 2**15
 """Bytes whose delimiters are found before their fields are read: they, and their places, stay in the cache."""
-COLUMNS = ("kind", "base", "stride", "low", "high", "keep", "before", "before_bytes", "piece", "piece_bytes")
+COLUMNS = ("kind", "base", "stride", "low", "high", "keep", "before", "before_bytes")
 """What a row of `columns` says of a column. `kind`: 0 read no number, 1 a float32, 2 a float64, 3 an integer from
-`low` to `high`; record r goes to element `base` + r * `stride`. `keep`: whether its text is copied, behind the
-`piece_bytes` of the piece that begins at `piece`. `before_bytes`, from `before` on: the text that each field follows.
-"""
+`low` to `high`; record r goes to element `base` + r * `stride`. `keep`: whether its text is kept; in JSON, of which
+kind it is then, and of null nothing. `before_bytes`, from `before` on: the text that each field follows."""
 STATE = ("row", "kept", "flagged", "lines", "returns", "high")
 """What a call adds to: records and bytes of the kept text; flagged records; newlines, carriage returns; whether there
 are bytes that are not ASCII."""
-KIND, BASE, STRIDE, LOW, HIGH, KEEP, BEFORE, BEFORE_BYTES, PIECE, PIECE_BYTES = map(U, range(len(COLUMNS)))
+KIND, BASE, STRIDE, LOW, HIGH, KEEP, BEFORE, BEFORE_BYTES = map(U, range(len(COLUMNS)))
 ROW, KEPT, FLAGGED, LINES, RETURNS, HIGH_BYTES = map(U, range(len(STATE)))
 SINGLE, DOUBLE, INTEGER = 1, 2, 3
 
 NEWLINE, RETURN, QUOTE, BACKSLASH = (C(ord(mark)) for mark in '\n\r"\\')
 MINUS, PLUS, ZERO, BRACE = (C(ord(mark)) for mark in "-+0{")
 SMALL_E, LARGE_E = C(ord("e")), C(ord("E"))
-NULL, TRUE, FALS, LAST_E = U(0x6C6C756E), U(0x65757274), U(0x736C6166), U(ord("e"))
+NULL_WORD, TRUE_WORD, FALSE_WORD = U(0x6C6C756E), U(0x65757274), U(0x65736C6166)
+NULL, TEXT, OTHER = 1, 2, 3
 POWERS = np.array([10.0**exponent for exponent in range(23)])
 """All powers of ten that are exact as float64."""
 INTEGER_POWERS = np.array([10**exponent for exponent in range(9)], np.uint64)
@@ -173,22 +173,25 @@ def _decimal(  # noqa: C901 - one grammar
     return kind, number, exponent
 
 
-@compiled(types.boolean(read_only(types.uint8), types.uint64, types.uint64))
-def _is_json_value(text: np.ndarray, start: int, stop: int) -> bool:
-    """Whether the bytes are one text without a backslash, a number of at most 19 digits, true, false or null."""
+@compiled(types.int64(read_only(types.uint8), types.uint64, types.uint64))
+def _json_kind(text: np.ndarray, start: int, stop: int) -> int:
+    """What the bytes are: `TEXT`, without a backslash; `NULL`; `OTHER`: a number of at most 19 digits, true or false.
+    0: none of these."""
     one, start, stop = U(1), U(start), U(stop)
     length = stop - start
     if text[start] == QUOTE:
         at, last = start + one, stop - one
         while at < last and text[at] != QUOTE and text[at] >= C(32):
             at += one
-        return bool(length >= U(2) and at == last and text[last] == QUOTE)
+        return TEXT if length >= U(2) and at == last and text[last] == QUOTE else 0
     word = load(text, start)
-    if length == U(4) and (word << U(32) == NULL << U(32) or word << U(32) == TRUE << U(32)):
-        return True
-    if length == U(5) and word << U(24) == (FALS | LAST_E << U(32)) << U(24):
-        return True
-    return bool(_decimal(text, start + U(text[start] == MINUS), stop, C(46), True)[0] != 0)
+    if length == U(4) and word << U(32) == NULL_WORD << U(32):
+        return NULL
+    if length == U(4) and word << U(32) == TRUE_WORD << U(32):
+        return OTHER
+    if length == U(5) and word << U(24) == FALSE_WORD << U(24):
+        return OTHER
+    return OTHER if _decimal(text, start + U(text[start] == MINUS), stop, C(46), True)[0] != 0 else 0
 
 
 @compiled(
@@ -220,14 +223,14 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
 ) -> bool:
     """Reads the records that are the first `stop` bytes, each of which ends with a newline, behind `after`.
 
-    `columns`, as `COLUMNS` says; `texts` are those that fields follow, and the pieces of the kept text, each with 8
-    bytes of slack; the last piece ends a record. A missing number is NaN, or 0 and `absent`. `flagged` gets the record,
-    start and stop of each whose numbers are not known, `state` is as `STATE` says. False where the records have another
-    form than that of `columns`, there are more than `most` in all, or more are flagged than there is room for.
+    `columns`, as `COLUMNS` says; `texts` are those that fields follow, each with 8 bytes of slack; the fields that are
+    `kept` become a CSV. A missing number is NaN, or 0 and `absent`. `flagged` gets the record, start and stop of each
+    whose numbers are not known, `state` is as `STATE` says. False where the records have another form than that of
+    `columns`, there are more than `most` in all, or more are flagged than there is room for.
 
     Up to 79 bytes behind `stop` are read, and 7 behind the kept text written.
     """
-    one, eight, width, end_of = U(1), U(8), U(columns.shape[0] - 1), U(len(after))
+    one, eight, width, end_of = U(1), U(8), U(len(columns)), U(len(after))
     begin, at, have, quoted, stop = U(0), U(0), U(0), U(0), U(stop)
     dots = ONES * U(point)
     row, used, bad = U(state[ROW]), U(state[KEPT]), U(state[FLAGGED])
@@ -242,7 +245,7 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
         at = upto
         mark = U(0)
         while have - mark >= width and row < U(most):
-            line, good = begin, True
+            line, good, joined = begin, True, False
             for index in range(width):
                 column = U(index)
                 end = U(marks[mark])
@@ -303,6 +306,8 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
                         faulty |= whole == U(0) or (whole > one and text[first] == ZERO)
                     if digits - one < U(15) and others == U(0) and not faulty:
                         number = number_of(head) * INTEGER_POWERS[rest] + number_of(tail)
+                        if is_json and negative and number == U(0) and digits == length:
+                            good = False  # an integer, which has no sign
                         if kind == SINGLE:
                             real = np.float64(S(number)) / POWERS[behind]
                             if double_bits(real) & BELOW_SINGLE == MIDPOINT:
@@ -321,7 +326,7 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
                             integers[target] = whole_number
                             absent[target] = False
                     elif (begin == end and not is_json) or (
-                        is_json and length == U(4) and word << U(32) == NULL << U(32) and not negative
+                        is_json and length == U(4) and word << U(32) == NULL_WORD << U(32) and not negative
                     ):
                         if kind == SINGLE:
                             singles[target] = np.float32(np.nan)
@@ -356,15 +361,19 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
                                 good &= real == 0.0 or SMALLEST <= real <= LARGEST
                                 single = np.float32(real)
                                 singles[target] = -single if negative else single
-                elif is_json and columns[column, KEEP] == 0 and not _is_json_value(text, begin, end):
+                elif is_json and columns[column, KEEP] == 0 and _json_kind(text, begin, end) == 0:
                     good = False
                 if columns[column, KEEP] != 0:
-                    if is_json and not _is_json_value(text, begin, end):
-                        return False
-                    piece, left = U(columns[column, PIECE]), U(columns[column, PIECE_BYTES])
-                    for place in range(left):
-                        kept[used + U(place)] = texts[piece + U(place)]
-                    used += left
+                    if is_json:
+                        found = _json_kind(text, begin, end)
+                        if found == NULL:
+                            begin = end
+                        elif found != columns[column, KEEP]:
+                            return False
+                    if joined:
+                        kept[used] = C(delimiter)
+                        used += one
+                    joined = True
                     source = begin
                     while source < end:
                         store(kept, used, load(text, source))
@@ -372,11 +381,9 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
                         source += eight
                     used -= source - end
                 begin = following
-            if columns[width, KEEP] != 0:
-                piece, left = U(columns[width, PIECE]), U(columns[width, PIECE_BYTES])
-                for place in range(left):
-                    kept[used + U(place)] = texts[piece + U(place)]
-                used += left
+            if joined:
+                kept[used] = NEWLINE
+                used += one
             if not good:
                 if bad == U(len(flagged)):
                     return False
