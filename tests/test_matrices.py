@@ -5,6 +5,7 @@ import json
 import math
 import random
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from remote import RemoteStorage
 
 from batchserve.domain import Chunk, Dialect, DType
 from batchserve.formats import get_format, matrices
@@ -150,10 +152,9 @@ def test_any_text_is_the_number_or_the_fault_that_polars_sees(dtype: DType, text
 
 def test_plain_numbers_are_not_left_to_polars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of these notations no record is, of repr few: it would take longer than polars alone."""
-    monkeypatch.setattr(matrices, "with_flagged", None)  # called only where records are flagged: it would fail
     monkeypatch.setattr(
         "batchserve.formats.csv_matrices.with_flagged",
-        lambda reading, _data, fields, *_: (
+        lambda reading, fields, *_: (
             reading if not fields.flagged else pytest.fail(f"{len(fields.flagged)} records were flagged")
         ),
     )
@@ -168,10 +169,14 @@ def test_plain_numbers_are_not_left_to_polars(monkeypatch: pytest.MonkeyPatch) -
         assert fast.matrices
 
 
+@pytest.mark.parametrize("block", [128, 1000, 2**20])
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
 @pytest.mark.parametrize("ended", [True, False])
 @pytest.mark.parametrize("records", [1, 2, 3, 7, 500, 9000])
-def test_every_byte_of_a_chunk_is_read_whatever_its_length(records: int, ended: bool, newline: str) -> None:
+def test_every_byte_of_a_chunk_is_read_whatever_its_length(
+    records: int, ended: bool, newline: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrices, "_BLOCK", block)
     lines = [f"{number / 7!r},{'x' * (number % 70)},{number}" for number in range(records)]
     data = newline.join(["a,b,c", *lines]) + (newline if ended else "")
     slow, fast = both(data.encode(), records, {"a": "float32", "c": "int64"}, kept=("b",))
@@ -280,6 +285,39 @@ def test_more_or_fewer_records_than_planned_are_refused_as_ever() -> None:
                 io.BytesIO(data), Chunk(0, records, 4, len(data)), {"a": "float32"}, ["a"],
                 (Block("x", ("a",), "float32"),), (),
             )  # fmt: skip
+
+
+def test_a_line_longer_than_a_block_is_left_to_polars(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(matrices, "_BLOCK", 1000)
+    data = of_texts(["1"] * 500 + ["2" + " " * 1200] + ["3"] * 5)
+    slow, fast = both(data, 506, {"a": "float32"})
+    assert fast.matrices == {}
+    assert fast.errors == slow.errors
+
+
+def test_objects_without_a_file_are_read_in_one_request(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = of_texts([str(value) for value in numbers().tolist()] * 20)
+    folder = RemoteStorage(str(tmp_path))
+    with folder.create("inputs/1") as writer:
+        writer.write(data)
+        writer.commit()
+    asked: list[int] = []
+    honest = folder.read
+
+    def read(key: str, start: int, stop: int) -> bytes:
+        asked.append(stop - start)
+        return honest(key, start, stop)
+
+    monkeypatch.setattr(folder, "read", read)
+    format = get_format("csv", Dialect())
+    assert isinstance(format, MatrixReader)
+    chunk = Chunk(0, 20 * COUNT, 4, len(data))
+    assert len(data) > 3 * 2**20
+    reading = format.read_matrices(
+        folder.open("inputs/1"), chunk, {"a": "float32"}, ["a"], (Block("x", ("a",), "float32"),), ()
+    )
+    assert reading.matrices["x"].values.shape == (20 * COUNT, 1)
+    assert len([size for size in asked if size > 2**18]) == 1
 
 
 def test_many_odd_numbers_are_left_to_polars(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -393,8 +431,12 @@ def test_missing_numbers_of_json_are_absent() -> None:
 @pytest.mark.parametrize(
     ("ending", "ended"), [("\n", True), ("\n", False), ("\r\n", True), ("\r\n", False), (" \n", True)]
 )
+@pytest.mark.parametrize("block", [200, 2**20])
 @pytest.mark.parametrize("records", [101, 400, 5000])
-def test_json_of_any_spacing_is_read_to_its_last_byte(records: int, ended: bool, ending: str) -> None:
+def test_json_of_any_spacing_is_read_to_its_last_byte(
+    records: int, block: int, ended: bool, ending: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(matrices, "_BLOCK", block)
     rows = [f'{{ "a" :  {number / 7!r},\t"b": "{"x" * (number % 70)}" , "c":{number} }}' for number in range(records)]
     rows = [row.replace('" ,', '",') for row in rows]
     data = ending.join(rows) + (ending if ended else "")

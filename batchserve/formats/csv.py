@@ -91,9 +91,9 @@ class Csv(MatrixReader):
     ) -> Reading:
         names, _ = _head(source, self.delimiter)
         types = {name: dtype for name, dtype in types.items() if name in names}
-        data = read_span(source, chunk.start, chunk.stop)
-        if blocks and (reading := read_matrices(data, self._dialect, names, types, chunk, blocks, kept)) is not None:
+        if blocks and (reading := read_matrices(source, self._dialect, names, types, chunk, blocks, kept)) is not None:
             return reading
+        data = read_span(source, chunk.start, chunk.stop)
         frame, errors = read_table(data, self._dialect, names, types, chunk)
         if columns is not None:
             wanted = set(columns)

@@ -1,6 +1,7 @@
 """Records of CSV as matrices of the numbers that a model takes, and a table of the other columns."""
 
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 from batchserve.domain import Chunk, Dialect, DType
 from batchserve.formats.csv_table import read_kept, read_table
@@ -11,7 +12,7 @@ __all__ = ["read_matrices"]
 
 
 def read_matrices(
-    data: bytes,
+    source: BinaryIO,
     dialect: Dialect,
     names: Sequence[str],
     types: Mapping[str, DType],
@@ -19,13 +20,16 @@ def read_matrices(
     blocks: Sequence[Block],
     kept: Sequence[str],
 ) -> Reading | None:
-    """The `blocks` of a chunk whose bytes are `data`, and the columns that are `kept`: those of blocks as they are
-    written. None where polars must read it: quotation marks, lines that differ in form, many odd numbers."""
+    """The `blocks` of a chunk, and the columns that are `kept`: those of blocks as they are written. None where polars
+    must read it: quotation marks, lines that differ in form, many odd numbers."""
     if dialect.decimal == dialect.delimiter:
         return None
-    line = data[: data.find(b"\n") + 1]
-    layout = Layout(tuple(names), dialect.delimiter, dialect.decimal, after=b"\r" if line.endswith(b"\r\n") else b"")
-    fields = read_layout(data, layout, blocks, kept, (), chunk.records)
+
+    def layout_of(line: bytes) -> Layout:
+        after = b"\r" if line.endswith(b"\r\n") else b""
+        return Layout(tuple(names), dialect.delimiter, dialect.decimal, after=after)
+
+    fields = read_layout(source, chunk, layout_of, blocks, kept, ())
     if fields is None:
         return None
     rest = [name for name in names if name in set(kept)]
@@ -38,4 +42,4 @@ def read_matrices(
     def read(lines: bytes, records: int) -> Reading:
         return Reading(*read_table(lines, dialect, list(names), numbers, Chunk(0, records, 0, len(lines))))
 
-    return with_flagged(Reading(frame, [], fields.matrices), data, fields, blocks, read)
+    return with_flagged(Reading(frame, [], fields.matrices), fields, blocks, read)

@@ -5,6 +5,7 @@ Records with the keys of the first one, in its order and with its spaces, are a 
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import BinaryIO
 
 from batchserve.domain import Chunk, Dialect, DType
 from batchserve.formats.csv_table import read_kept
@@ -19,34 +20,43 @@ _FIELD = re.compile(rb'([{,][ \t]*"([^"\\\x00-\x1f]*)"[ \t]*:[ \t]*)("[^"\\\x00-
 
 
 def read_matrices(
-    data: bytes,
+    source: BinaryIO,
     sample: list[Row],
     types: Mapping[str, DType],
     chunk: Chunk,
     blocks: Sequence[Block],
     kept: Sequence[str],
 ) -> Reading | None:
-    """The `blocks` of a chunk whose bytes are `data`, and the columns that are `kept`: those of blocks as they are
-    written. None where polars must read it: backslashes, nested values, lines that differ in form, many odd numbers."""
-    layout = _layout_of(data[: data.find(b"\n") + 1] or data)
+    """The `blocks` of a chunk, and the columns that are `kept`: those of blocks as they are written. None where polars
+    must read it: backslashes, nested values, lines that differ in form, many odd numbers."""
     numbers = {name: block.dtype for block in blocks for name in block.columns}
-    schema, written = columns_of(sample, types), columns_of(sample, {})
+    schema = columns_of(sample, types)
+    written = columns_of(sample, {}) if not numbers.keys().isdisjoint(kept) else {}
     rest = {name: written.get(name) if name in numbers else schema[name] for name in schema if name in set(kept)}
     plain = {name: dtype for name, dtype in rest.items() if dtype is not None}
-    if layout is None or len(plain) < len(rest) or not {*numbers, *rest} <= set(layout.names):
+    if len(plain) < len(rest):
         return None
+    order: list[str] = []
+
+    def layout_of(line: bytes) -> Layout | None:
+        layout = _layout_of(line)
+        if layout is None or not {*numbers, *rest} <= set(layout.names):
+            return None
+        order.extend(name for name in layout.names if name in rest)
+        return layout
+
     texts = {name for name, dtype in plain.items() if dtype == "string"}
-    fields = read_layout(data, layout, blocks, rest, texts, chunk.records)
+    fields = read_layout(source, chunk, layout_of, blocks, rest, texts)
     if fields is None:
         return None
-    frame = read_kept(fields.kept, Dialect(), [name for name in layout.names if name in rest], plain, chunk.records)
+    frame = read_kept(fields.kept, Dialect(), order, plain, chunk.records)
     if frame is None:
         return None
 
     def read(lines: bytes, records: int) -> Reading:
         return read_lines(lines, Chunk(0, records, 0, len(lines)), schema, list(numbers))
 
-    return with_flagged(Reading(frame, [], fields.matrices), data, fields, blocks, read)
+    return with_flagged(Reading(frame, [], fields.matrices), fields, blocks, read)
 
 
 def _layout_of(line: bytes) -> Layout | None:

@@ -11,7 +11,7 @@ import numpy as np
 from batchserve.domain import Chunk, ChunkLimits, DType
 from batchserve.errors import InvalidInput
 from batchserve.formats.json_matrices import read_matrices
-from batchserve.formats.json_rows import parse_rows
+from batchserve.formats.json_rows import Row, parse_rows
 from batchserve.formats.json_table import (
     SAMPLE,
     columns_of,
@@ -87,14 +87,22 @@ class Jsonl(MatrixReader):
         blocks: Sequence[Block],
         kept: Sequence[str],
     ) -> Reading:
+        sample = None if may_be_all(chunk) else self._sample(source)
+        if blocks and sample is not None:
+            reading = read_matrices(source, sample, types, chunk, blocks, kept)
+            if reading is not None:
+                return reading
         lines = read_span(source, chunk.start, chunk.stop)
-        if may_be_all(chunk) and not read_up_to(source, 1):
-            return read_few(lines, chunk, types, columns)
-        first = next(self.plan(source, None, SAMPLE))
-        sample = parse_rows(read_span(source, first.start, first.stop))
-        if blocks and (reading := read_matrices(lines, sample, types, chunk, blocks, kept)) is not None:
-            return reading
+        if sample is None:
+            if not read_up_to(source, 1):
+                return read_few(lines, chunk, types, columns)
+            sample = self._sample(source)
         return read_lines(lines, chunk, columns_of(sample, types), columns)
+
+    def _sample(self, source: BinaryIO) -> list[Row]:
+        """The first records, which determine the columns."""
+        first = next(self.plan(source, None, SAMPLE))
+        return parse_rows(read_span(source, first.start, first.stop))
 
     def write(self, records: Records) -> bytes:
         return ndjson(table(records, self.name))

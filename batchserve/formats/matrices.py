@@ -4,19 +4,20 @@ With the extra `fast` a text of records that all have the form of the first one 
 polars, whose answers are the same. What that reading does not cover is left to polars: single records, or all.
 """
 
-import codecs
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from itertools import repeat
 from types import ModuleType
+from typing import BinaryIO
 
 import numpy as np
 import polars as pl
 
-from batchserve.domain import DType
+from batchserve.domain import Chunk, DType
 from batchserve.formats.protocol import Block, Matrix, Reading
 from batchserve.formats.schema import numpy_type
+from batchserve.storage.ranged import RangedReader
 
 __all__ = ["FEWEST_BYTES", "READABLE", "Fields", "Layout", "fast_reader", "read_layout", "with_flagged"]
 
@@ -26,16 +27,15 @@ READABLE: tuple[DType, ...] = (*("float32", "float64", "int8", "int16", "int32",
 """Types of numbers that are read so."""
 _SLACK = 96
 """Bytes that may be read behind a record."""
-_PROBE = 2**16
-"""Bytes that are tried first."""
+_BLOCK = 2**20
+"""Bytes that are read at a time: they stay in the cache, and what is left to polars is given up early."""
+_NEWLINE, _RETURN = ord("\n"), ord("\r")
 _LONGEST = 2**32 - 2**17
 """Places in a text are kept as 32 bits."""
 _FLAGGED = 4
 """One in so many records may be left to polars, and as many more."""
 _KINDS = {"float32": 1, "float64": 2}
 _INTEGER = 3
-_FLAGGED_BEFORE = 2
-"""The place of the number of flagged records in the state of the reading."""
 
 
 @cache
@@ -73,34 +73,73 @@ class Fields:
     """By the names of the blocks."""
     kept: bytes
     """The columns that are kept, as a CSV without header in the order of the layout."""
-    flagged: list[list[int]]
-    """Number, start and stop of the records whose numbers are not known."""
+    flagged: list[tuple[int, bytes]]
+    """Number and line of the records whose numbers are not known."""
 
 
 def read_layout(
-    data: bytes, layout: Layout, blocks: Sequence[Block], keep: Collection[str], texts: Collection[str], records: int
+    source: BinaryIO,
+    chunk: Chunk,
+    layout_of: Callable[[bytes], Layout | None],
+    blocks: Sequence[Block],
+    keep: Collection[str],
+    texts: Collection[str],
 ) -> Fields | None:
-    """The numbers of `blocks`, and the columns to `keep`, of which those named by `texts` hold texts in JSON. None
-    where the records have another form."""
+    """The numbers of `blocks` in a chunk, and the columns to `keep`, of which those named by `texts` hold texts in
+    JSON. None where the records have another form than the layout of the first line."""
     reader = fast_reader()
-    if reader is None or not records or len(data) > _LONGEST:
+    if reader is None or not chunk.records or chunk.stop - chunk.start > _LONGEST:
         return None
-    reading = _Reading(reader, layout, blocks, keep, texts)
-    if len(data) > _PROBE and not reading.fits(data[: data.rfind(b"\n", 0, _PROBE) + 1]):
-        return None
-    return reading.read(data, records)
+    reading = None
+    for text, stop in _whole_lines(source, chunk.start, chunk.stop):
+        if reading is None:
+            layout = layout_of(bytes(text[: int(np.argmax(text == _NEWLINE)) + 1]))
+            if layout is None:
+                return None
+            reading = _Reading(reader, layout, blocks, keep, texts, chunk)
+        if not reading.read(text, stop):
+            return None
+    return reading.fields() if reading is not None else None
+
+
+def _whole_lines(source: BinaryIO, start: int, stop: int) -> Iterator[tuple[np.ndarray, int]]:
+    """The lines of a stretch, block by block, in an array whose first bytes they are; the last one is ended. Fewer
+    where the source is shorter, or a line longer than a block."""
+    size = stop - start if isinstance(source, RangedReader) else min(_BLOCK, stop - start)
+    text = np.empty(size + _SLACK, np.uint8)
+    block = memoryview(text.data)
+    have, at, ending = 0, start, b""
+    while at < stop:
+        source.seek(at)
+        while want := min(size - have, stop - at):
+            read = source.readinto(block[have : have + want])  # type: ignore[attr-defined]
+            if not read:
+                return
+            have, at = have + read, at + read
+        if not ending:
+            ends = int(np.argmax(text[:have] == _NEWLINE))
+            ending = b"\r\n" if ends and text[ends - 1] == _RETURN else b"\n"
+        if at == stop and text[have - 1] != _NEWLINE:
+            missing = b"\n" if text[have - 1] == _RETURN else ending
+            block[have : have + len(missing)] = missing
+            have += len(missing)
+        cut = bytes(block[:have]).rfind(b"\n") + 1
+        if not cut:
+            return
+        yield text, cut
+        block[: have - cut] = bytes(block[cut:have])
+        have -= cut
 
 
 def with_flagged(
-    reading: Reading, data: bytes, fields: Fields, blocks: Sequence[Block], read: Callable[[bytes, int], Reading]
+    reading: Reading, fields: Fields, blocks: Sequence[Block], read: Callable[[bytes, int], Reading]
 ) -> Reading | None:
     """The reading with the numbers and errors of the flagged records, which `read` gives for their bytes and count.
     None where one of them is no record: then it lacks its other columns, too."""
     if not fields.flagged:
         return reading
-    ended = data if data.endswith(b"\n") else data + b"\n"
-    rows = [row for row, _, _ in fields.flagged]
-    slow = read(b"".join(ended[start:stop] for _, start, stop in fields.flagged), len(rows))
+    rows = [row for row, _ in fields.flagged]
+    slow = read(b"".join(line for _, line in fields.flagged), len(rows))
     assert isinstance(slow.records, pl.DataFrame)
     if any(error.column is None for error in slow.errors):
         return None
@@ -126,6 +165,7 @@ class _Reading:
         blocks: Sequence[Block],
         keep: Collection[str],
         texts: Collection[str],
+        chunk: Chunk,
     ) -> None:
         self._reader, self._layout, self._blocks, self._keeps = reader, layout, blocks, bool(keep)
         self._column = {name: number for number, name in enumerate(reader.COLUMNS)}
@@ -139,43 +179,40 @@ class _Reading:
         self._before = np.frombuffer(bytes(before), np.uint8)
         self._after = np.frombuffer(layout.after, np.uint8)
         self._marks = np.empty(reader.BLOCK + len(layout.names) + 64, np.uint32)
+        self._records = chunk.records
+        self._arrays = self._place()
+        self._kept = np.empty(chunk.stop - chunk.start + _SLACK if keep else 0, np.uint8)
+        self._places = np.empty((_FLAGGED + chunk.records // _FLAGGED, 3), np.int64)
+        self._flagged: list[tuple[int, bytes]] = []
+        self._state = np.zeros(len(reader.STATE), np.int64)
 
-    def fits(self, lines: bytes) -> bool:
-        """Whether the first records are such that the others are worth reading."""
-        return bool(lines) and self.read(lines, lines.count(b"\n")) is not None
+    def read(self, text: np.ndarray, stop: int) -> bool:
+        """Adds the records that are the first bytes of the text. False where one has another form, or too many have odd
+        numbers."""
+        layout = self._layout
+        if not self._reader.read_fields(
+            *(text, stop, ord(layout.delimiter), ord(layout.point), layout.is_json, self._before, self._after),
+            *(self._columns, *self._arrays.values(), self._kept, self._places, self._marks, self._records, self._state),
+        ):
+            return False
+        state = dict(zip(self._reader.STATE, self._state.tolist(), strict=True))
+        for row, start, end in self._places[len(self._flagged) : state["flagged"]].tolist():
+            self._flagged.append((row, bytes(text[start:end])))
+        return (
+            len(self._flagged) <= _FLAGGED + state["row"] // _FLAGGED
+            and state["returns"] == (state["lines"] if layout.after == b"\r" else 0)
+            and (not state["high"] or _is_utf8(text[:stop]))
+        )
 
-    def read(self, data: bytes, records: int) -> Fields | None:
-        arrays = self._arrays(records)
-        kept = np.empty(len(data) + _SLACK if self._keeps else 0, np.uint8)
-        flagged = np.empty((_FLAGGED + records // _FLAGGED, 3), np.int64)
-        state = np.zeros(len(self._reader.STATE), np.int64)
-        # The last records are read from a copy with slack behind them.
-        cut = data.rfind(b"\n", 0, max(len(data) - _SLACK, 0)) + 1
-        tail = self._ended(data[cut:])
-        for text, stop, start in ((data, cut, 0), (tail + bytes(_SLACK), len(tail), cut)):
-            known = int(state[_FLAGGED_BEFORE])
-            if not self._reader.read_fields(
-                *(np.frombuffer(text, np.uint8), stop, ord(self._layout.delimiter), ord(self._layout.point)),
-                *(self._layout.is_json, self._before, self._after, self._columns, *arrays.values()),
-                *(kept, flagged, self._marks, records, state),
-            ):
-                return None
-            flagged[known : int(state[_FLAGGED_BEFORE]), 1:] += start
-        row, used, bad, lines, returns, high = state.tolist()
-        if row != records or returns != (lines if self._layout.after == b"\r" else 0):
+    def fields(self) -> Fields | None:
+        """What was read; None where it is not all of the chunk."""
+        row, used = self._state[:2].tolist()
+        if row != self._records:
             return None
-        if high and not _is_utf8(data):
-            return None
-        return Fields(self._matrices(arrays, records), kept[:used].tobytes(), flagged[:bad].tolist())
+        return Fields(self._matrices(), self._kept[:used].tobytes(), self._flagged)
 
-    def _ended(self, tail: bytes) -> bytes:
-        if tail.endswith(b"\n"):
-            return tail
-        bare = self._layout.after.endswith(b"\r") and not tail.endswith(b"\r")
-        return tail + (b"\r\n" if bare else b"\n")
-
-    def _arrays(self, records: int) -> dict[str, np.ndarray]:
-        """Those that the numbers of each kind are written to, block behind block."""
+    def _place(self) -> dict[str, np.ndarray]:
+        """Arrays that the numbers of each kind are written to, block behind block."""
         sizes = dict.fromkeys(("float32", "float64", "int64"), 0)
         for block in self._blocks:
             kind = block.dtype if block.dtype in sizes else "int64"
@@ -187,31 +224,27 @@ class _Reading:
                 if kind == "int64":
                     limits = np.iinfo(block.dtype)
                     row[[self._column["low"], self._column["high"]]] = limits.min, limits.max
-            sizes[kind] += records * len(block.columns)
+            sizes[kind] += self._records * len(block.columns)
         arrays = {kind: np.empty(size, kind) for kind, size in sizes.items()}
         return {**arrays, "absent": np.empty(sizes["int64"], np.bool_)}
 
-    def _matrices(self, arrays: Mapping[str, np.ndarray], records: int) -> dict[str, Matrix]:
+    def _matrices(self) -> dict[str, Matrix]:
         matrices: dict[str, Matrix] = {}
-        starts = dict.fromkeys(arrays, 0)
+        starts = dict.fromkeys(self._arrays, 0)
         for block in self._blocks:
-            kind = block.dtype if block.dtype in arrays else "int64"
-            shape = records, len(block.columns)
+            kind = block.dtype if block.dtype in self._arrays else "int64"
+            shape = self._records, len(block.columns)
             start = starts[kind]
-            starts[kind] = stop = start + records * len(block.columns)
-            values = arrays[kind][start:stop].reshape(shape)
-            absent = arrays["absent"][start:stop].reshape(shape) if kind == "int64" else None
+            starts[kind] = stop = start + self._records * len(block.columns)
+            values = self._arrays[kind][start:stop].reshape(shape)
+            absent = self._arrays["absent"][start:stop].reshape(shape) if kind == "int64" else None
             matrices[block.name] = Matrix(values.astype(numpy_type(block.dtype), copy=False), absent)
         return matrices
 
 
-def _is_utf8(data: bytes) -> bool:
-    """In blocks: a text of all of it would take as much memory again."""
-    decoder = codecs.getincrementaldecoder("utf-8")()
+def _is_utf8(lines: np.ndarray) -> bool:
     try:
-        for start in range(0, len(data), _PROBE):
-            decoder.decode(data[start : start + _PROBE])
-        decoder.decode(b"", final=True)
+        str(lines.data, "utf-8")
     except UnicodeDecodeError:
         return False
     return True
