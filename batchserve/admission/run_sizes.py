@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from batchserve.admission import graph
 from batchserve.admission.probe_inputs import PROBE_BYTES, Feed
-from batchserve.domain import Signature
+from batchserve.domain import VARIES, Signature
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
 
@@ -37,8 +37,7 @@ def with_multiple(signature: Signature, model: ModelProto, session: Session, fee
     except (ScoringFailed, OutOfMemory):  # of the varied records; the operators still tell
         multiple = floor
     if multiple is None or signature.batch % multiple:
-        note = "The last digits of a result may depend on the other records that are scored in one run."
-        return replace(signature, multiple=floor, notes=(*signature.notes, note))
+        return replace(signature, multiple=floor, notes=(*signature.notes, VARIES))
     return replace(signature, multiple=max(floor, multiple))
 
 

@@ -102,7 +102,8 @@ _MOST_PLANS = 256
 
 
 def _planned(signature: Signature) -> Plan | None:
-    if signature.mode != "rows" or not signature.inputs or not all(map(_takes_numbers, signature.inputs)):
+    is_cut = signature.mode == "rows" and not signature.varies
+    if not is_cut or not signature.inputs or not all(map(_takes_numbers, signature.inputs)):
         return None
     names = tuple(column.name for column in signature.columns)
     columns = tuple((output, tuple(column_names(signature, output))) for output in signature.outputs)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from batchserve.domain import ModelVersion, Options, Result, ScoredChunk
-from batchserve.scoring.chunks import ChunkTask, score_rows, store_rows
+from batchserve.scoring.chunks import ChunkTask, Rows, score_rows, store_rows
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.planning import Planned, PlanTask, plan_chunks
 from batchserve.storage import errors_key, key_in_row, result_key
@@ -42,8 +42,15 @@ def score_small(task: SmallTask) -> Planned | Small:
     planned = plan_chunks(task.plan)
     if not planned.complete or len(planned.chunks) != 1:
         return planned
+    rows = score_rows(
+        ChunkTask(task.plan.input, task.job_id, task.attempt, planned.chunks[0], task.model, task.options)
+    )
+    return ended(task, planned, rows)
+
+
+def ended(task: SmallTask, planned: Planned, rows: Rows) -> Planned | Small:
+    """The whole job by the rows of its single chunk; the plan alone where `score_small` returns it."""
     (chunk,), options = planned.chunks, task.options
-    rows = score_rows(ChunkTask(task.plan.input, task.job_id, task.attempt, chunk, task.model, options))
     limited = options.on_row_error == "fail" or options.max_errors is not None
     if rows.failed and (limited or rows.failed == chunk.records):
         return planned

@@ -23,7 +23,8 @@ QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/request
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
-PLAIN = "batchserve/scoring/plain_records.py"
+PLAIN, PLAIN_CSV = "batchserve/scoring/plain_records.py", "batchserve/scoring/plain_csv.py"
+DIRECT = "batchserve/scoring/direct.py"
 TURNS, GROUPS = "batchserve/service/turns.py", "batchserve/service/groups.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
@@ -381,6 +382,67 @@ MUTANTS = (
     Mutant(
         "an integer that would be rounded twice is no plain number", PLAIN, "-_EXACT <= value <= _EXACT", "True",
         ("tests/test_plain_records.py",),
+    ),
+    Mutant(
+        "a negative zero keeps its sign", PLAIN_CSV, "b\"-0\" in text and _LOST_SIGN", "False and _LOST_SIGN",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "a text that becomes the middle of two float32s is rounded once", PLAIN_CSV,
+        "if middle.any() and", "if False and",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "an integer is rounded once", PLAIN_CSV, "type(value) is int and -_EXACT <= value <= _EXACT", "True",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "tiny numbers have fewer bits", PLAIN_CSV, " or ((size < _SMALLEST) & (size != 0)).any()", "",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "numbers beyond float32 are row errors", PLAIN_CSV, "size.max() >= _LARGEST or ", "False or ",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "integers beyond their type are row errors", PLAIN_CSV,
+        "return array.astype(kind) if fits else None", "return array.astype(kind)",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "quoted fields are no plain texts", PLAIN_CSV, ".replace(b'\"', b\"\")", "",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "polars drops a byte order mark below the header", PLAIN_CSV, " and not body.startswith(_BOM)", "",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "words of JSON are no numbers", PLAIN_CSV, "others and b\"\".join(numbers)", "False and b\"\".join(numbers)",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "each record has as many fields as the header", PLAIN_CSV,
+        "return rows if set(map(len, rows)) == {plan.numbers} else None", "return rows",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "numbers that are none are null in CSV", PLAIN_CSV, "matrix.dtype.kind == \"f\" and not", "False and not",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "labels that need quotation marks get them", PLAIN_CSV,
+        "not all(_is_plain_label", "False and not all(_is_plain_label",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "an input of several chunks is not scored at once", DIRECT,
+        "plain.chunk.records > task.limits.records", "False",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "a model whose answers depend on others scores each input by itself", PLAIN_CSV, " or signature.varies", "",
+        ("tests/test_plain_csv.py",),
     ),
     Mutant(
         "the calls of a tenant in progress are limited", TURNS, "self._places[place] >= self._most", "False",
