@@ -254,6 +254,29 @@ def test_other_inputs_do_not(tasks: dict[str, DirectTask], title: str) -> None:
     assert not is_plain(tasks["floats"], item(OTHERS[title]))
 
 
+GAPS = (b"a,b,c\n1,,3\n,5,\n,,\n7,8,9\n", b"a,b,c,id\n,1,2,\n3,,,x\n", b"x,c,b,a\n,,,\n,1,2,3\n", b"a,b,c\n,,\n")
+
+
+@pytest.mark.parametrize("content", GAPS)
+def test_missing_numbers_are_plain_where_the_model_answers_them(tasks: dict[str, DirectTask], content: bytes) -> None:
+    assert is_plain(tasks["boosted"], item(content))
+    assert not is_plain(tasks["logistic"], item(content))
+    for name in ("boosted", "logistic", "floats", "longs"):
+        for passthrough in ("unused", "all"):
+            assert_same(replace(tasks[name], options=Options("csv", passthrough)), [item(content)])
+
+
+def test_a_blank_line_is_no_missing_number(tasks: dict[str, DirectTask]) -> None:
+    model = tasks["logs"].model
+    [tensor] = model.signature.inputs
+    [column] = tensor.columns or ()
+    tensor = replace(tensor, columns=(replace(column, nullable=True),))
+    task = replace(tasks["logs"], model=replace(model, signature=replace(model.signature, inputs=(tensor,))))
+    contents = [b"a\n1\n\n2\n", b"a\n\n", b"a\n1\n\n", b"a,x\n1,\n,\n2,y\n"]
+    assert not any(is_plain(task, item(content)) for content in contents)
+    assert_same(task, [item(content) for content in contents])
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_models_that_take_numbers_take_the_short_road(tasks: dict[str, DirectTask], name: str) -> None:
     columns = [column.name for column in tasks[name].model.signature.columns] or list(NAMES)

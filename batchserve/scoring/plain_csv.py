@@ -1,5 +1,5 @@
-"""A small CSV of plain numbers: read into the inputs of a model, and written with its outputs, without a table. Several
-of them are scored in one run.
+"""A small CSV of plain numbers, some of which may be missing: read into the inputs of a model, and written with its
+outputs, without a table. Several of them are scored in one run.
 
 Only what certainly gives the result of the road for all others, to the byte, is plain; anything else is not, and is
 left to that road.
@@ -36,6 +36,8 @@ _TEXTS = bytes([*range(0x20, 0x7F), *range(0x80, 0x100)]).replace(b'"', b"")
 _BOM = b"\xef\xbb\xbf"
 _LOST_SIGN = re.compile(rb"-0(?<![eE]-0)(?!\.)")
 """JSON has no negative zero among the integers."""
+_MISSING = re.compile(rb"(?<=,)(?=[,\]])|(?<=\[)(?=,)")
+"""Not between two brackets: a blank line is no record."""
 _KINDS = {"float32", "float64", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32"}
 _WRITTEN = {*_KINDS, "uint64", "bool", "string"}
 """Types whose values are written as polars writes them."""
@@ -49,6 +51,9 @@ _SMALLEST = 2.0**-126
 _LARGEST = 3.4e38
 """Between them a float32 has all its bits."""
 _LARGEST_WIDE = 1e308
+
+Rows = list[list[float | None]]
+"""The numbers of each record; None is a missing one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class Plan:
     after: int
     sources: Mapping[str, tuple[int, ...]]
     """The columns that fill each input, counted from the first one that the model takes."""
+    needed: Mapping[str, Sequence[int]]
+    """The columns of each input in which the model does not answer a missing number."""
     passed: tuple[int, ...]
     """The columns that pass through, in their order in the result."""
     head: bytes
@@ -163,6 +170,7 @@ def _planned(header: bytes, dialect: Dialect, shared: _Shared) -> Plan | None:
         numbers=last + 1 - first,
         after=len(names) - 1 - last,
         sources={name: tuple(place - first for place in there) for name, there in places.items()},
+        needed={tensor.name: _needed(tensor, match.binding) for tensor in match.signature.inputs},
         passed=tuple(map(names.index, match.passed)),
         head=head,
     )
@@ -185,6 +193,11 @@ def _takes_numbers(tensors: Sequence[InputTensor], binding: Binding) -> bool:
         and all(domain.is_plain for domain in tensor.domains)
         for tensor in tensors
     )
+
+
+def _needed(tensor: InputTensor, binding: Binding) -> list[int]:
+    columns = columns_of(tensor, binding.sources[tensor.name])
+    return [place for place, column in enumerate(columns) if not column.nullable]
 
 
 def _is_flat(match: Match) -> bool:
@@ -242,16 +255,22 @@ class _Lines:
             return None
         return cls(numbers, _passed(lines, rest, plan))
 
-    def values(self, plan: Plan) -> list[list[float]] | None:
+    def values(self, plan: Plan) -> Rows | None:
         """The numbers of each record; None: they are not plain."""
         text = b"],[".join(self.numbers)
         if b"-0" in text and _LOST_SIGN.search(text):
             return None
-        try:
-            rows: list[list[float]] = orjson.loads(b"[[%b]]" % text.replace(plan.delimiter, b","))
-        except orjson.JSONDecodeError:
-            return None
-        return rows if set(map(len, rows)) == {plan.numbers} else None
+        text = b"[[%b]]" % text.replace(plan.delimiter, b",")
+        rows = _parsed(text) or _parsed(_MISSING.sub(b"null", text))
+        return rows if rows is not None and set(map(len, rows)) == {plan.numbers} else None
+
+
+def _parsed(text: bytes) -> Rows | None:
+    try:
+        rows: Rows = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return None
+    return rows
 
 
 def _is_plain_text(body: bytes, others: bytes, delimiter: bytes) -> bool:
@@ -287,40 +306,46 @@ def _passed(lines: Sequence[bytes], rest: list[list[bytes]], plan: Plan) -> Sequ
     return [plan.delimiter.join([fields[place] for place in picked]) for fields in rest]
 
 
-def _inputs(rows: list[list[float]], plan: Plan) -> Tensors | None:
+def _inputs(rows: Rows, plan: Plan) -> Tensors | None:
     """The numbers of the records as inputs of the model; None: the other road must round one, or refuse it."""
     inputs: Tensors = {}
     for tensor in plan.signature.inputs:
         places = plan.sources[tensor.name]
         own = rows if places == tuple(range(plan.numbers)) else [[row[place] for place in places] for row in rows]
-        array = _floats(own, tensor.dtype) if tensor.dtype in _FLOATS else _integers(own, tensor)
+        is_float = tensor.dtype in _FLOATS
+        array = _floats(own, tensor.dtype, plan.needed[tensor.name]) if is_float else _integers(own, tensor.dtype)
         if array is None:
             return None
         inputs[tensor.name] = array[:, 0] if len(tensor.shape) == 1 else array
     return inputs
 
 
-def _floats(values: list[list[float]], dtype: DType) -> np.ndarray | None:
+def _floats(rows: Rows, dtype: DType, needed: Sequence[int]) -> np.ndarray | None:
     """A text is rounded to float64, and then to float32. That is what it is rounded to at once, unless it becomes the
-    middle of two float32s: an integer that is one, but not a text that is rounded to one."""
-    wide = np.array(values, np.float64)
+    middle of two float32s: an integer that is one, but not a text that is rounded to one. A missing number is NaN."""
+    wide = np.array(rows, np.float64)
     size = np.abs(wide)
+    if np.isnan(size.max()):
+        missing = np.isnan(size)
+        if missing[:, needed].any():
+            return None
+        size[missing] = 0
     if dtype == "float64":
         return wide if size.max() < _LARGEST_WIDE else None
     if size.max() >= _LARGEST or ((size < _SMALLEST) & (size != 0)).any():
         return None
     middle = (size.view(np.uint64) & _BELOW) == _MIDDLE
-    if middle.any() and not all(_is_exact(values[row][place]) for row, place in np.argwhere(middle)):
+    if middle.any() and not all(_is_exact(rows[row][place]) for row, place in np.argwhere(middle)):
         return None
     return wide.astype(np.float32)
 
 
-def _is_exact(value: float) -> bool:
-    return type(value) is int and -_EXACT <= value <= _EXACT
+def _is_exact(value: object) -> bool:
+    return isinstance(value, int) and -_EXACT <= value <= _EXACT
 
 
-def _integers(values: list[list[float]], tensor: InputTensor) -> np.ndarray | None:
-    array, kind = np.array(values), numpy_type(tensor.dtype)
+def _integers(rows: Rows, dtype: DType) -> np.ndarray | None:
+    array, kind = np.array(rows), numpy_type(dtype)
     if array.dtype != np.int64:
         return None
     limits = np.iinfo(kind)

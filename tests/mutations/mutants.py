@@ -393,7 +393,11 @@ MUTANTS = (
         ("tests/test_plain_csv.py",),
     ),
     Mutant(
-        "an integer is rounded once", PLAIN_CSV, "type(value) is int and -_EXACT <= value <= _EXACT", "True",
+        "an integer is rounded once", PLAIN_CSV, "isinstance(value, int) and -_EXACT <= value <= _EXACT", "True",
+        ("tests/test_plain_csv.py",),
+    ),
+    Mutant(
+        "a missing number that the model needs is a row error", PLAIN_CSV, "if missing[:, needed].any():", "if False:",
         ("tests/test_plain_csv.py",),
     ),
     Mutant(
@@ -423,7 +427,7 @@ MUTANTS = (
     ),
     Mutant(
         "each record has as many fields as the header", PLAIN_CSV,
-        "return rows if set(map(len, rows)) == {plan.numbers} else None", "return rows",
+        "rows is not None and set(map(len, rows)) == {plan.numbers}", "rows is not None",
         ("tests/test_plain_csv.py",),
     ),
     Mutant(
