@@ -12,13 +12,14 @@ import re
 import secrets
 import string
 import zlib
+from collections.abc import Hashable
 from contextlib import suppress
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
 from batchserve.db.compiled import Compiled
-from batchserve.db.connect import lock
+from batchserve.db.connect import Database, Probe, lock
 from batchserve.db.tables import keys
 from batchserve.domain import EVERY_TENANT, ApiKey, Scope
 from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
@@ -80,6 +81,11 @@ def find(connection: Connection, text: str) -> ApiKey | None:
         return None
 
 
+def state_of(database: Database, text: str) -> Hashable | None:
+    """What changes when this key is revoked, or the first of all keys is created: a probe, see `Database.probe`."""
+    return database.probe(_STATE, of_digest=_digest(text))
+
+
 def list_all(connection: Connection) -> list[ApiKey]:
     """All keys in the order of their creation, revoked ones included; unreadable rows are skipped."""
     found = []
@@ -134,3 +140,5 @@ _KEYS = select(*(column for column in keys.c if column.name in _FIELDS))
 _OF_DIGEST = Compiled(_KEYS.where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None)))
 _ANY = select(keys.c.id).limit(1)
 _EXISTS = Compiled(_ANY)
+_VALID = select(keys.c.id).where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None))
+_STATE = Probe(select(_ANY.scalar_subquery(), _VALID.scalar_subquery()))

@@ -31,22 +31,25 @@ SECURITY_SCHEMES = {
 
 
 class Keyring:
-    """Verified keys, each cached until the next commit to the database: so a revocation takes effect immediately."""
+    """Verified keys, each cached until a probe of its row finds another state: so a revocation takes effect
+    immediately."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
         self._callers: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
 
-    async def identify(self, authorization: str | None) -> tuple[Caller, int | None]:
-        """The caller with this header, and the database version for which it was verified. Raises Unauthorized, and
-        Unavailable when the database does not respond.
-        """
-        digest, version = _digest(authorization), self._database.version()
-        caller = self._callers.get(digest, version)
+    async def identify(self, authorization: str | None) -> Caller:
+        """The caller with this header. Raises Unauthorized, and Unavailable when the database does not respond."""
+        digest, state = _digest(authorization), keys.state_of(self._database, _parts(authorization)[1])
+        caller = self._callers.get(digest, state)
         if caller is None:
             caller = await self._database.fetch(partial(_look_up, authorization))
-            self._callers.put(digest, version, caller)
-        return caller, version
+            self._callers.put(digest, state, caller)
+        return caller
+
+    def version(self) -> int | None:
+        """Of the database, see `Database.version`."""
+        return self._database.version()
 
 
 def _digest(authorization: str | None) -> bytes:
@@ -73,7 +76,8 @@ class AuthMiddleware:
         if scope["type"] == "http" and not is_public(scope["path"]):
             keyring: Keyring = scope["app"].state.keyring
             try:
-                scope["caller"], scope["database_version"] = await keyring.identify(_given(scope))
+                scope["database_version"] = keyring.version()  # before the key is verified: an answer is for its caller
+                scope["caller"] = await keyring.identify(_given(scope))
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)
                 return
@@ -92,7 +96,7 @@ def _given(scope: Scope) -> str | None:
 
 async def require_key_still(request: Request, keyring: Keyring) -> None:
     """For long requests: raises Unauthorized once their key was revoked."""
-    caller, _ = await keyring.identify(_given(request.scope))
+    caller = await keyring.identify(_given(request.scope))
     if caller != caller_of(request):
         raise Unauthorized("this API key was revoked during the request")
 
@@ -132,9 +136,15 @@ ADMIN: list[Any] = [Depends(require_admin)]
 
 def _bearer(authorization: str | None) -> str:
     """The key in an Authorization header. Raises Unauthorized."""
-    scheme, _, text = (authorization or "").strip().partition(" ")
+    scheme, text = _parts(authorization)
     if scheme.lower() != "bearer":
         raise Unauthorized("an API key is needed: send it as `Authorization: Bearer bs_...`")
-    if not keys.is_well_formed(text.strip()):
+    if not keys.is_well_formed(text):
         raise Unauthorized("not an API key (truncated or mistyped?): a key begins with bs_ and has 52 characters")
-    return text.strip()
+    return text
+
+
+def _parts(authorization: str | None) -> tuple[str, str]:
+    """Scheme and key of an Authorization header."""
+    scheme, _, text = (authorization or "").strip().partition(" ")
+    return scheme, text.strip()
