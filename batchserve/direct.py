@@ -20,9 +20,10 @@ from typing import BinaryIO
 import uuid_utils
 
 from batchserve import registry
+from batchserve.access import DEFAULT_TENANT
 from batchserve.admission import admit
 from batchserve.db.connect import Database
-from batchserve.domain import DEFAULT_TENANT, Job, ModelVersion, Options, ReadOptions, StoredInput
+from batchserve.domain import Job, ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.errors import ResultNotReady
 from batchserve.formats import encoding_of, sniff
 from batchserve.formats.encodings import Transcoder

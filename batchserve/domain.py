@@ -1,4 +1,4 @@
-"""The domain as frozen dataclasses. Imports no other module of batchserve.
+"""The domain as frozen dataclasses. Imports no other module of batchserve but `access`.
 
 States of a job and their legal transitions:
 
@@ -13,6 +13,8 @@ from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any, Literal
+
+from batchserve.access import DEFAULT_TENANT
 
 Content = bytes
 """The bytes of a small object."""
@@ -39,47 +41,6 @@ class JobState(StrEnum):
     @property
     def finished(self) -> bool:
         return self not in (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
-
-
-DEFAULT_TENANT = "default"
-"""The tenant of all jobs where there are no keys."""
-EVERY_TENANT = "*"
-"""The tenant of an admin key that sees the jobs of all tenants."""
-
-
-class Scope(StrEnum):
-    """What an API key is for."""
-
-    ADMIN = "admin"
-    """As `user`; also registers and removes models and reads the metrics."""
-    USER = "user"
-    """Runs jobs and online predictions."""
-
-
-@dataclass(frozen=True, slots=True)
-class ApiKey:
-    """An API key. Its text is not stored, only its first characters, `prefix`. Times: seconds since the epoch."""
-
-    id: int
-    name: str
-    tenant: str
-    scope: Scope
-    prefix: str
-    created_at: float
-    revoked_at: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """The authenticated origin of a request: its tenant and scope."""
-
-    tenant: str = DEFAULT_TENANT
-    scope: Scope = Scope.ADMIN
-
-    @property
-    def home(self) -> str:
-        """The tenant of what it creates."""
-        return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
 
 
 @dataclass(frozen=True, slots=True)

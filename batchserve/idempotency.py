@@ -12,8 +12,8 @@ from sqlalchemy import Connection, Float, delete, insert, literal, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from batchserve import rows
+from batchserve.access import DEFAULT_TENANT
 from batchserve.db.tables import idempotency_keys as keys
-from batchserve.domain import DEFAULT_TENANT
 from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
 
 

@@ -18,10 +18,10 @@ from contextlib import suppress
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
+from batchserve.access import EVERY_TENANT, ApiKey, Scope
 from batchserve.db.compiled import Compiled
 from batchserve.db.connect import Database, Probe, lock
 from batchserve.db.tables import keys
-from batchserve.domain import EVERY_TENANT, ApiKey, Scope
 from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
 
 _PREFIX = "bs_"

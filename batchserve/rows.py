@@ -13,9 +13,9 @@ import orjson
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
+from batchserve.access import ApiKey, Scope
 from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import (
-    ApiKey,
     Attempt,
     Chunk,
     CommittedChunk,
@@ -25,7 +25,6 @@ from batchserve.domain import (
     ModelVersion,
     Options,
     Result,
-    Scope,
     Signature,
     StoredInput,
 )

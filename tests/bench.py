@@ -15,17 +15,10 @@ import orjson
 from hand import HandCall, HandClock, HandEngine
 from uuid_utils import uuid7
 
+from batchserve.access import DEFAULT_TENANT
 from batchserve.db.connect import Database
 from batchserve.direct import Direct
-from batchserve.domain import (
-    DEFAULT_TENANT,
-    ChunkLimits,
-    Dialect,
-    Job,
-    ModelVersion,
-    Options,
-    StoredInput,
-)
+from batchserve.domain import ChunkLimits, Dialect, Job, ModelVersion, Options, StoredInput
 from batchserve.engines import Engine, open_interactive
 from batchserve.jobs import contents, queries, requests
 from batchserve.runtime import Runtime

@@ -14,8 +14,8 @@ from commands import Service
 from service import Api, ok, problem, running
 
 from batchserve import keys
+from batchserve.access import EVERY_TENANT, Scope
 from batchserve.db.connect import Database
-from batchserve.domain import EVERY_TENANT, Scope
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 

@@ -13,8 +13,9 @@ from service import ok, running
 from sqlalchemy import Connection, text
 
 from batchserve import clock, keys, registry
+from batchserve.access import Scope
 from batchserve.db.connect import Database, Moment
-from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, Scope, ScoredChunk, Signature, StoredInput
+from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, ScoredChunk, Signature, StoredInput
 from batchserve.errors import BatchserveError, Conflict, ModelInUse, ModelNotFound, NotFound
 from batchserve.jobs import execution, plan, queries, requests
 

@@ -21,12 +21,13 @@ from sqlalchemy import insert
 from starlette.types import Message
 
 from batchserve import idempotency, keys
+from batchserve.access import EVERY_TENANT, Scope
 from batchserve.api.cache import AnswerCache
 from batchserve.client import AsyncClient, AuthenticationFailed, Client
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import inputs
 from batchserve.db.tables import jobs as job_rows
-from batchserve.domain import EVERY_TENANT, Scope, StoredInput
+from batchserve.domain import StoredInput
 from batchserve.errors import Conflict, InvalidOptions, JobNotFound, NotFound
 from batchserve.jobs import execution, queries, requests
 from batchserve.settings import Settings

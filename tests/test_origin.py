@@ -16,9 +16,9 @@ from service import QUICK, URL, Api, ok, problem, running
 from starlette.testclient import TestClient
 
 from batchserve import keys
+from batchserve.access import Scope
 from batchserve.app import create_app
 from batchserve.db.connect import Database
-from batchserve.domain import Scope
 from batchserve.settings import Settings
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"

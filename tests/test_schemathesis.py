@@ -13,8 +13,8 @@ import httpx2
 import pytest
 
 from batchserve import keys
+from batchserve.access import EVERY_TENANT, Scope
 from batchserve.db.connect import Database
-from batchserve.domain import EVERY_TENANT, Scope
 
 CHECKS = (
     "not_a_server_error,status_code_conformance,content_type_conformance,"

@@ -15,8 +15,8 @@ import pytest
 from service import ok, problem
 
 from batchserve import keys
+from batchserve.access import Scope
 from batchserve.db.connect import Database
-from batchserve.domain import Scope
 from batchserve.errors import TooManyRequests
 from batchserve.service.turns import Lane, Place, Turn, Turns
 

@@ -9,11 +9,11 @@ from sqlalchemy import Connection
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import keys
+from batchserve.access import Caller
+from batchserve.access import Scope as KeyScope
 from batchserve.api import problems
 from batchserve.db.cache import VersionedCache
 from batchserve.db.connect import Database
-from batchserve.domain import Caller
-from batchserve.domain import Scope as KeyScope
 from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
 
 PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})

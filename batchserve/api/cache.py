@@ -3,9 +3,9 @@
 from fastapi import Request, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from batchserve.access import Caller
 from batchserve.api import conditional
 from batchserve.db.cache import VersionedCache
-from batchserve.domain import Caller
 
 MAX_AGE = 0.25
 SIZE = 256

@@ -11,6 +11,7 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import registry
+from batchserve.access import Caller
 from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
@@ -20,7 +21,7 @@ from batchserve.api.plain import plain
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
 from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query_parameters
 from batchserve.api.upload import INPUT_BODY
-from batchserve.domain import Caller, ModelVersion, Options, RowError, Signature
+from batchserve.domain import ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed
 from batchserve.formats import encoding_of, sniff
 from batchserve.formats.encodings import decode

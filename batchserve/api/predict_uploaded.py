@@ -6,10 +6,11 @@ from fastapi import Response
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
+from batchserve.access import Caller
 from batchserve.api.deps import replayed
 from batchserve.api.schemas.jobs import QueuedBody, RefusedJob
 from batchserve.api.schemas.options import PredictOptions
-from batchserve.domain import Caller, JobState
+from batchserve.domain import JobState
 from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import contents, queries

@@ -8,9 +8,9 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from batchserve.access import DEFAULT_TENANT, EVERY_TENANT, ApiKey, Scope
 from batchserve.cli.server import Database, Storage, settings_of
 from batchserve.cli.terminal import AsJson, moment, print_json, print_rows, say
-from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, ApiKey, Scope
 
 app = typer.Typer(help="API keys: access to the server, and to the jobs of a tenant.", no_args_is_help=True)
 

@@ -8,9 +8,10 @@ from sqlalchemy import Column, Connection, String, Text, and_, bindparam, case, 
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
+from batchserve.access import DEFAULT_TENANT, EVERY_TENANT
 from batchserve.db.compiled import Compiled
 from batchserve.db.tables import attempts, inputs, jobs, models
-from batchserve.domain import DEFAULT_TENANT, EVERY_TENANT, Attempt, Job, JobState
+from batchserve.domain import Attempt, Job, JobState
 from batchserve.errors import JobNotFound, UnreadableRow
 from batchserve.jobs.statements import JOBS, JOBS_OF, due, job_from_row, readable
 from batchserve.storage import ERRORS_SUFFIX

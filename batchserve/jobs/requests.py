@@ -7,10 +7,11 @@ from sqlalchemy import Connection, bindparam, delete, exists, insert, select, up
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
+from batchserve.access import DEFAULT_TENANT
 from batchserve.db.compiled import Compiled
 from batchserve.db.connect import lock
 from batchserve.db.tables import chunks, inputs, jobs, models
-from batchserve.domain import DEFAULT_TENANT, Job, JobState, ModelVersion, Options, StoredInput
+from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
 from batchserve.jobs import contents
 from batchserve.jobs.ends import ending, finish, result_values

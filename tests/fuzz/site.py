@@ -12,7 +12,7 @@ import orjson
 from commands import FAST, Service
 
 from batchserve import keys
-from batchserve.domain import Scope
+from batchserve.access import Scope
 from batchserve.runtime import open_database
 from batchserve.settings import Settings
 from fuzz.models import registered
