@@ -48,6 +48,8 @@ _MODELS_SEEN = 256
 
 _DIRECT_MODEL_BYTES = 64 * 2**20
 """Models up to this size are loaded for a call that submits a small job."""
+_DIRECT_MOST_SECONDS = 5.0
+"""Seconds, with the loading of a model, after which a small job is queued that was expected to take milliseconds."""
 _BYTES_OF_RECORD = 8
 """Approximate bytes of a record in a binary format."""
 
@@ -183,10 +185,11 @@ class Service:
         limits = ChunkLimits(settings.chunk_bytes, settings.chunk_records)
         task = DirectTask(submission.model, submission.options, limits, settings.inline_bytes)
         item = DirectItem(submission.source(settings.storage), submission.job_id)
+        seconds = min(settings.online_timeout, _DIRECT_MOST_SECONDS)
         try:
             with self.calls.place(tenant, Lane.CHECK) as place:
                 small: Small | None = await self.calls.together(
-                    place, score_directly, task, item, size=stored.bytes or 0, seconds=settings.online_timeout
+                    place, score_directly, task, item, size=stored.bytes or 0, seconds=seconds
                 )
         except (ScoringCrashed, ScoringTimeout, OutOfMemory):
             await self.check(tenant, submission)

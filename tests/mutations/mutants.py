@@ -76,6 +76,24 @@ MUTANTS = (
         ("tests/test_api_upload.py",),
     ),
     Mutant(
+        "a failed piece of a group commit is undone alone", "batchserve/db/writer.py",
+        '        driver.execute("ROLLBACK TO piece")\n', "", ("tests/test_writer.py",),
+    ),
+    Mutant(
+        "pieces are written alone when one has ended their transaction", "batchserve/db/writer.py",
+        "        if not driver.in_transaction:", "        if False:", ("tests/test_writer.py",),
+    ),
+    Mutant(
+        "a small job that would fail is left to the worker", "batchserve/scoring/small.py",
+        "    if rows.failed and (limited or rows.failed == chunk.records):\n", "    if False:\n",
+        ("tests/test_direct_scoring.py",),
+    ),
+    Mutant(
+        "a small job that crashes its process is queued", "batchserve/service/__init__.py",
+        "        except (ScoringCrashed, ScoringTimeout, OutOfMemory):\n            await self.check",
+        "        except ScoringTimeout:\n            await self.check", ("tests/test_direct_scoring.py",),
+    ),
+    Mutant(
         "contents in rows end with the last job that needs them", "batchserve/jobs/contents.py",
         "unnamed = keys - named_inputs(connection, keys - of_results)", "unnamed = keys",
         ("tests/test_contents.py",),
