@@ -253,8 +253,7 @@ async def _online_answer(request: Request, service: Service, place: Place, task:
     how: dict[str, Any] = {"seconds": service.runtime.settings.online_timeout, "leaving": leaving(request)}
     if not online.may_travel(task):
         return await service.calls.run(place, online.predict_online, task, **how)
-    shared = online.OnlineModel(task.storage, task.model, task.options, task.records)
-    body = online.OnlineBody(task.body, task.format, task.dialect)
+    shared, body = online.shared_by(task), online.OnlineBody(task.body, task.format, task.dialect)
     return await service.calls.together(place, online.predict_together, shared, body, size=_size(task), **how)
 
 

@@ -4,15 +4,15 @@ import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
+from typing import NamedTuple
 
 from batchserve.errors import TooManyRequests
 
 __all__ = ["Lane", "Place", "Turn", "Turns"]
 
 
-class Lane(Enum):
+class Lane(StrEnum):
     """The kind of a call. A tenant's calls are limited for each lane, so that none starves another."""
 
     CHECK = "checks"
@@ -22,8 +22,7 @@ class Lane(Enum):
     READ = "lists"
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(NamedTuple):
     """An admitted client, which counts while it sends its body, waits or runs."""
 
     tenant: str
