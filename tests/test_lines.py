@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from batchserve.domain import Chunk, ChunkLimits
 from batchserve.errors import InvalidInput
-from batchserve.formats import get_format, lines, matrices
+from batchserve.formats import get_format, lines
 
 CSV = ["1,2", "", " ", ",", "1,2\r", "\r", "1,\r2", '"1",2', '1,"2', '"a\nb",2', '"', "é,x", "x" * 70, "1,2" * 30]
 JSON = ['{"a":1}', "", " ", '{"a":1}\r', "\r", '{"a":1}\r{"a":2}', ' {"a":1}', "[1]", '{"a":"\\n"}', "x" * 70, "{}"]
@@ -49,7 +49,7 @@ def cut(name: str, data: bytes, after: Chunk | None, given: ChunkLimits) -> list
 
 def by_records(name: str, data: bytes, after: Chunk | None, given: ChunkLimits) -> list[Chunk] | str:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(lines, "fast_reader", lambda: None)
+        patch.setattr(lines, "fast_counter", lambda: None)
         return cut(name, data, after, given)
 
 
@@ -107,4 +107,4 @@ def test_a_large_input_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [chunk.records for chunk in chunks] == [100_000] * 20
     assert sum(fetched) <= len(data)
     assert np.diff([chunk.stop for chunk in chunks]).tolist() == [800_000] * 19
-    assert matrices.fast_reader() is not None
+    assert lines.fast_counter() is not None

@@ -17,6 +17,7 @@ from remote import RemoteStorage
 
 from batchserve.domain import Chunk, Dialect, DType
 from batchserve.formats import get_format, matrices
+from batchserve.formats.kernels import fields
 from batchserve.formats.protocol import Block, Format, MatrixReader, Reading
 
 COUNT = 10_000
@@ -32,6 +33,7 @@ ODD = [
     *("16777217", "16777217.0", "16777219", "1.00000005960464477539", "1.000000059604644775390625", "7.038531e-26"),
     *("127", "128", "-128", "-129", "255", "256", "32768", "2147483648", "-2147483649", "4294967296", "3.0", "3.5"),
     *("9223372036854775807", "9223372036854775808", "-9223372036854775808", "9007199254740992", "-9007199254740992"),
+    *("1e309", "1.8e308", "1.7976931348623157e308", "5e-324", "2e-310", "2.2250738585072014e-308", "1e-342", "1e308"),
     *("1e22", "1e23", "1e-22", "1e-23", "123456789e22", "123456789e23", "1e0", "1e00000000000000000001", "9e1000000"),
 ]
 
@@ -150,6 +152,22 @@ def test_any_text_is_the_number_or_the_fault_that_polars_sees(dtype: DType, text
     assert_same(slow, fast, {"a": dtype})
 
 
+def test_a_long_number_is_the_nearest_float64() -> None:
+    """Of numbers of any size; and of some midway between two float64s, or a little beside that."""
+    chance = random.Random(7)
+    cases = [(chance.getrandbits(chance.randint(1, 63)), chance.randint(-345, 310)) for _ in range(30_000)]
+    cases += [(chance.randrange(10**15, 10**19), chance.randint(-30, 30)) for _ in range(30_000)]
+    for _ in range(5000):
+        odd = (chance.getrandbits(53) | 2**52) * 2 + 1
+        cases += [(odd, 0), (odd * 5, -1), (odd * 25, -2), (odd << chance.randint(1, 8), 0), (odd * 125 + 1, -3)]
+    unsigned: Any = np.uint64
+    for number, exponent in cases:
+        if number < 10**19:
+            known, got = fields.nearest(unsigned(number), exponent)
+            assert not known or got == float(f"{number}e{exponent}"), (number, exponent)
+            assert known or not -290 <= exponent <= 285
+
+
 def test_plain_numbers_are_not_left_to_polars(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of these notations no record is, of repr few: it would take longer than polars alone."""
     monkeypatch.setattr(
@@ -162,6 +180,7 @@ def test_plain_numbers_are_not_left_to_polars(monkeypatch: pytest.MonkeyPatch) -
         [str(value) for value in numbers().astype(np.float32)],
         [f"{value:.6f}" for value in numbers().tolist()],
         [f"{value:.4g}" for value in spread(-8, 8)],
+        [f"{value:.3e}" for value in spread(-20, -8)],
         [str(value) for value in RANDOM.integers(-(10**14), 10**14, COUNT)],
         ["", "-0.0", ".5", "5.", "007", "1e5", "123456789012345678"] * 100,
     ):

@@ -4,13 +4,14 @@ for the records, as long as nothing says that lines and records may differ."""
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from types import ModuleType
 from typing import BinaryIO
 
 import numpy as np
 
 from batchserve.domain import Chunk, ChunkLimits
-from batchserve.formats.matrices import FEWEST_BYTES, fast_reader
+from batchserve.formats.matrices import FEWEST_BYTES
 from batchserve.formats.records import MAX_RECORD, Scan, cut
 
 __all__ = ["cut_lines"]
@@ -21,6 +22,16 @@ _BLOCK = 4 * 2**20
 _SLACK = 64
 
 
+@cache
+def fast_counter() -> ModuleType | None:
+    """The compiled counting; None where the extra `fast` is missing, or unfit for this numpy."""
+    try:
+        from batchserve.formats.kernels import newlines  # takes seconds where it has to be compiled first
+    except ImportError:
+        return None
+    return newlines
+
+
 def cut_lines(
     source: BinaryIO, start: int, scan: Scan, after: Chunk | None, limits: ChunkLimits, *, is_json: bool
 ) -> Iterator[Chunk]:
@@ -28,8 +39,8 @@ def cut_lines(
     end = source.seek(0, os.SEEK_END)
     begin = after.stop if after else start
     is_worth = end - begin >= FEWEST_BYTES and limits.records >= _FEWEST_RECORDS and limits.bytes <= MAX_RECORD
-    if is_worth and (reader := fast_reader()) is not None:
-        lines = _Lines(reader, source, end, is_json)
+    if is_worth and (counter := fast_counter()) is not None:
+        lines = _Lines(counter, source, end, is_json)
         while (chunk := lines.next_chunk(after, begin, limits)) is not None:
             yield chunk
             if chunk.stop == end:
@@ -42,7 +53,7 @@ def cut_lines(
 class _Lines:
     """The lines of a source that ends at byte `end`, in blocks."""
 
-    reader: ModuleType
+    counter: ModuleType
     source: BinaryIO
     end: int
     is_json: bool
@@ -59,7 +70,7 @@ class _Lines:
             if not self._holds(at):
                 return None
             until = min(limit, self.stop)
-            found, behind, odd, opened, returned = self.reader.count_records(
+            found, behind, odd, opened, returned = self.counter.count_records(
                 *(self.text, at - self.start, until - self.start, limits.records - records),
                 *(self.is_json, opened, returned),
             )

@@ -37,6 +37,7 @@ CODEC, OPTIONS = "batchserve/db/codec.py", "batchserve/api/schemas/options.py"
 PROTOCOL, WIRE = "batchserve/cli/protocol.py", "tests/test_wire.py"
 DOMAINS, INDEPENDENCE = "batchserve/inference/domains.py", "batchserve/admission/independence.py"
 PACKED, ENCODINGS = "batchserve/formats/packed.py", "batchserve/formats/encodings.py"
+NEWLINES = "batchserve/formats/kernels/newlines.py"
 FIELDS, MATRICES = "batchserve/formats/kernels/fields.py", "batchserve/formats/matrices.py"
 DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.py"
 PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
@@ -828,22 +829,25 @@ MUTANTS = (
     ),
     Mutant(
         "a long number midway between two float32s is left to polars", FIELDS,
-        "                                    good &= part != MIDPOINT\n", "                                    pass\n",
-        ("tests/test_matrices.py",),
+        "                                good &= double_bits(real) & BELOW_SINGLE != MIDPOINT\n",
+        "                                pass\n", ("tests/test_matrices.py",),
     ),
     Mutant(
-        "a number of more than 2^53 near to a midpoint is left to polars", FIELDS,
-        "good &= part - (MIDPOINT - NEAR) > NEAR + NEAR", "good &= part != MIDPOINT", ("tests/test_matrices.py",),
+        "a long number is computed with all bits of its power of ten", FIELDS,
+        "    if upper & low_nine == low_nine:\n", "    if False:\n", ("tests/test_matrices.py",),
     ),
     Mutant(
-        "a float64 of more than 2^53 is left to polars", FIELDS,
-        "                                good &= number < EXACT\n                                doubles",
-        "                                doubles", ("tests/test_matrices.py",),
+        "a long number midway between two float64s becomes the even one", FIELDS,
+        "        mantissa &= ~one  # halfway", "        mantissa &= ~U(0)  # halfway", ("tests/test_matrices.py",),
     ),
     Mutant(
-        "a power of ten beyond 10^22 is left to polars", FIELDS,
-        "if found == 0 or exponent > 22 or exponent < -22:", "if found == 0 or exponent > 25 or exponent < -25:",
-        ("tests/test_matrices.py",),
+        "a number too small for a float64 with all digits is left to polars", FIELDS, "    if power <= 0:\n",
+        "    if power <= -1000:\n", ("tests/test_matrices.py",),
+    ),
+    Mutant(
+        "an integer of more than 2^53 is left to polars", FIELDS,
+        "                            good &= found == 1 and number < EXACT\n",
+        "                            good &= found == 1\n", ("tests/test_matrices.py",),
     ),
     Mutant(
         "a number that has wrapped around is left to polars", FIELDS,
@@ -879,22 +883,22 @@ MUTANTS = (
         "                            if False:\n", ("tests/test_matrices.py",),
     ),
     Mutant(
-        "lines are counted only up to a quotation mark", FIELDS,
+        "lines are counted only up to a quotation mark", NEWLINES,
         "            odd |= (begins & (newlines | returns)) | (equal_mask(text, at, QUOTE) & there)\n",
         "            odd |= begins & (newlines | returns)\n", ("tests/test_lines.py",),
     ),
     Mutant(
-        "lines are counted only up to a blank one", FIELDS,
+        "lines are counted only up to a blank one", NEWLINES,
         "            odd |= (begins & (newlines | returns)) | (equal_mask(text, at, QUOTE) & there)\n",
         "            odd |= equal_mask(text, at, QUOTE) & there\n", ("tests/test_lines.py",),
     ),
     Mutant(
-        "lines are counted only up to a carriage return in one", FIELDS,
+        "lines are counted only up to a carriage return in one", NEWLINES,
         "        odd |= ((returns << one) | returned) & ~newlines & there\n", "        pass\n",
         ("tests/test_lines.py",),
     ),
     Mutant(
-        "lines are counted only up to one that is no object", FIELDS,
+        "lines are counted only up to one that is no object", NEWLINES,
         "            odd |= begins & ~equal_mask(text, at, BRACE)\n", "            pass\n", ("tests/test_lines.py",),
     ),
     Mutant(

@@ -3,11 +3,10 @@
 The first finds the delimiters and newlines, 64 bytes at a time; the second reads each field between ends that are
 known, so that none waits for the one before it: up to 15 digits as two words of 8 bytes, others digit by digit.
 
-A number is exact, or its record is flagged (Clinger, 1990). Up to 2^53 an integer m, and up to 10^22 a power of ten,
-are exact as float64, so that m x 10^e is rounded once, which gives the nearest float64. Its nearest float32 is that of
-the text, unless the float64 is midway between two float32s: then the text may be on either side of it. From 2^53 on, m
-was rounded too, and the result is at most two float64s off: it is only taken for a float32, and not as near to a
-midpoint.
+A number is exact, or its record is flagged. Up to 2^53 an integer, and up to 10^22 a power of ten, are exact as
+float64, so that their quotient is rounded once, which gives the nearest float64 (Clinger, 1990). Of up to 19 digits and
+any power of ten, a product with 128 bits of that power decides it (Lemire, 2021). Its nearest float32 is that of the
+text, unless the float64 is midway between two float32s: then the text may be on either side of it.
 
 Indices are unsigned, or each would be checked for being negative.
 """
@@ -20,8 +19,10 @@ from numba import types
 from batchserve.compiled import compiled, read_only, written
 from batchserve.formats.kernels.words import (
     double_bits,
+    double_of,
     equal_mask,
     high_mask,
+    high_product,
     leading_zeros,
     load,
     number_of,
@@ -30,7 +31,7 @@ from batchserve.formats.kernels.words import (
     trailing_zeros,
 )
 
-__all__ = ["BLOCK", "COLUMNS", "STATE", "count_records", "read_fields"]
+__all__ = ["BLOCK", "COLUMNS", "STATE", "nearest", "read_fields"]
 
 U: Any = np.uint64
 S: Any = np.int64
@@ -49,7 +50,7 @@ ROW, KEPT, FLAGGED, LINES, RETURNS, HIGH_BYTES = map(U, range(len(STATE)))
 SINGLE, DOUBLE, INTEGER = 1, 2, 3
 
 NEWLINE, RETURN, QUOTE, BACKSLASH = (C(ord(mark)) for mark in '\n\r"\\')
-MINUS, PLUS, ZERO, BRACE = (C(ord(mark)) for mark in "-+0{")
+MINUS, PLUS, ZERO = (C(ord(mark)) for mark in "-+0")
 SMALL_E, LARGE_E = C(ord("e")), C(ord("E"))
 NULL_WORD, TRUE_WORD, FALSE_WORD = U(0x6C6C756E), U(0x65757274), U(0x65736C6166)
 NULL, TEXT, OTHER = 1, 2, 3
@@ -57,11 +58,30 @@ POWERS = np.array([10.0**exponent for exponent in range(23)])
 """All powers of ten that are exact as float64."""
 INTEGER_POWERS = np.array([10**exponent for exponent in range(9)], np.uint64)
 EXACT = U(2**53)
-"""Up to here every integer is exact as float64."""
-BELOW_SINGLE, MIDPOINT, NEAR = U(0x1FFFFFFF), U(0x10000000), U(4)
-"""The bits of a float64 that a float32 lacks; what they are midway between two float32s; how near to it is too near."""
+"""Integers beyond are left to polars."""
+BELOW_SINGLE, MIDPOINT = U(0x1FFFFFFF), U(0x10000000)
+"""The bits of a float64 that a float32 lacks; what they are midway between two float32s."""
 SMALLEST, LARGEST = 1.1754944e-38, 3.4028e38
 """Of float32s with all digits, and not near to infinity."""
+LOWEST, HIGHEST = -342, 308
+"""Powers of ten below and beyond these give no float64 of up to 19 digits."""
+
+
+def _powers_of_five() -> np.ndarray:
+    """The upper and lower half of the first 128 bits of each, from that of `LOWEST` on; of fractions rounded up."""
+    words: list[tuple[int, int]] = []
+    for exponent in range(LOWEST, HIGHEST + 1):
+        five: int = 5 ** abs(exponent)
+        if exponent < 0:
+            width = five.bit_length()
+            five = (1 << (width + 127 if exponent >= -27 else 2 * width + 128)) // five + 1
+        shift = five.bit_length() - 128
+        bits = five >> shift if shift > 0 else five << -shift
+        words.append((bits >> 64, bits & (2**64 - 1)))
+    return np.array(words, np.uint64)
+
+
+FIVES = _powers_of_five()
 ONES, ZEROS, OVER, TOP = U(0x0101010101010101), U(0x3030303030303030), U(0x7676767676767676), U(0x8080808080808080)
 
 
@@ -131,10 +151,17 @@ def _decimal(  # noqa: C901 - one grammar
 ) -> tuple[int, int, int]:
     """The number of at most 19 digits, without its sign, that the bytes from `start` to `stop` are: 1 for an integer, 2
     for another (0: none, or one of more digits), the integer m and the exponent of ten of m x 10^e."""
-    one, ten, most = U(1), U(10), U(9)
+    one, eight, ten, most = U(1), U(8), U(10), U(9)
     at, number, digits, exponent, kind = U(start), U(0), 0, 0, 1
     stop = U(stop)
     first, leads = at, text[at] == ZERO
+    while at + eight <= stop:
+        word = load(text, at) ^ ZEROS
+        if ((word + OVER) | word) & TOP != U(0):
+            break
+        digits += 8 if digits != 0 else 8 - S(trailing_zeros(word) >> U(3))
+        number = number * INTEGER_POWERS[8] + number_of(word)
+        at += eight
     while at < stop and C(text[at] - ZERO) <= most:
         number = number * ten + U(text[at] - ZERO)
         digits += digits != 0 or number != U(0)  # once it has too many, the number may be 0 again
@@ -145,6 +172,13 @@ def _decimal(  # noqa: C901 - one grammar
     if at < stop and text[at] == C(point):
         at += one
         behind = at
+        while at + eight <= stop:
+            word = load(text, at) ^ ZEROS
+            if ((word + OVER) | word) & TOP != U(0):
+                break
+            digits += 8 if digits != 0 else 8 - S(trailing_zeros(word) >> U(3))
+            number = number * INTEGER_POWERS[8] + number_of(word)
+            at += eight
         while at < stop and C(text[at] - ZERO) <= most:
             number = number * ten + U(text[at] - ZERO)
             digits += digits != 0 or number != U(0)
@@ -171,6 +205,39 @@ def _decimal(  # noqa: C901 - one grammar
     if at != stop or digits > 19:
         return 0, U(0), 0
     return kind, number, exponent
+
+
+@compiled(types.Tuple((types.boolean, types.float64))(types.uint64, types.int64))  # type: ignore[no-untyped-call]
+def nearest(number: int, exponent: int) -> tuple[bool, float]:
+    """The float64 next to m x 10^e, and whether it is known: not where it has few digits, or is infinite."""
+    one, low_nine = U(1), U(0x1FF)
+    if number == U(0):
+        return True, 0.0
+    if exponent < LOWEST or exponent > HIGHEST:
+        return False, 0.0
+    zeros, place = leading_zeros(number), U(exponent - LOWEST)
+    scaled = U(number) << zeros
+    upper, lower = high_product(scaled, FIVES[place, U(0)]), scaled * FIVES[place, U(0)]
+    if upper & low_nine == low_nine:
+        more = high_product(scaled, FIVES[place, one])
+        lower += more
+        upper += U(more > lower)
+    if lower == ~U(0) and (exponent < -27 or exponent > 55):
+        return False, 0.0
+    top = upper >> U(63)
+    mantissa = upper >> (top + U(9))
+    power = ((217706 * exponent) >> 16) + 63 + S(top) - S(zeros) + 1023
+    if power <= 0:
+        return False, 0.0
+    if lower <= one and -4 <= exponent <= 23 and mantissa & U(3) == one and mantissa << (top + U(9)) == upper:
+        mantissa &= ~one  # halfway between two: to the even one
+    mantissa = (mantissa + (mantissa & one)) >> one
+    if mantissa == U(2**53):
+        mantissa = U(2**52)
+        power += 1
+    if power >= 2047:
+        return False, 0.0
+    return True, double_of((mantissa & U(2**52 - 1)) | (U(power) << U(52)))
 
 
 @compiled(types.int64(read_only(types.uint8), types.uint64, types.uint64))
@@ -337,7 +404,7 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
                             absent[target] = True
                     else:
                         found, number, exponent = _decimal(text, first, end, point, is_json)
-                        if found == 0 or exponent > 22 or exponent < -22:
+                        if found == 0:
                             good = False
                         elif kind == INTEGER:
                             good &= found == 1 and number < EXACT
@@ -346,18 +413,12 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
                             integers[target] = whole_number
                             absent[target] = False
                         else:
-                            real = np.float64(number)
-                            power = POWERS[U(abs(exponent))]
-                            real = real / power if exponent < 0 else real * power
+                            known, real = nearest(number, exponent)
+                            good &= known
                             if kind == DOUBLE:
-                                good &= number < EXACT
                                 doubles[target] = -real if negative else real
                             else:
-                                part = double_bits(real) & BELOW_SINGLE
-                                if number < EXACT:
-                                    good &= part != MIDPOINT
-                                else:
-                                    good &= part - (MIDPOINT - NEAR) > NEAR + NEAR
+                                good &= double_bits(real) & BELOW_SINGLE != MIDPOINT
                                 good &= real == 0.0 or SMALLEST <= real <= LARGEST
                                 single = np.float32(real)
                                 singles[target] = -single if negative else single
@@ -396,45 +457,3 @@ def read_fields(  # noqa: C901 - as several functions it is four times as slow
             marks[U(place)] = marks[mark + U(place)]
     state[ROW], state[KEPT], state[FLAGGED] = S(row), S(used), S(bad)
     return bool(have == U(0) and begin == stop)
-
-
-@compiled(
-    types.UniTuple(types.uint64, 5)(  # type: ignore[no-untyped-call]
-        *(read_only(types.uint8), types.uint64, types.uint64, types.uint64, types.boolean, types.uint64, types.uint64)
-    )
-)
-def count_records(
-    text: np.ndarray, start: int, stop: int, most: int, is_json: bool, opened: int, returned: int
-) -> tuple[int, int, int, int, int]:
-    """Counts the newlines in the bytes from `start` to `stop`, at most so many. `opened`: whether a line begins with
-    them, `returned`: whether a carriage return is before them.
-
-    Returns the count, the place behind the last one that counts (0: there is none), whether some lines may not be the
-    records, `opened` and `returned` of what follows. Such lines have a quotation mark (in CSV), a carriage return in
-    them, or no text (JSON: do not begin with a brace). Up to 63 bytes behind `stop` are read.
-    """
-    one, block, top = U(1), U(64), U(63)
-    at, stop, most, opened, returned = U(start), U(stop), U(most), U(opened), U(returned)
-    lines, behind, odd = U(0), U(0), U(0)
-    while at < stop and lines < most:
-        there = ~U(0) if stop - at >= block else (one << (stop - at)) - one
-        newlines = equal_mask(text, at, NEWLINE) & there
-        returns = equal_mask(text, at, RETURN) & there
-        begins = ((newlines << one) | opened) & there
-        odd |= ((returns << one) | returned) & ~newlines & there
-        if is_json:
-            odd |= begins & ~equal_mask(text, at, BRACE)
-        else:
-            odd |= (begins & (newlines | returns)) | (equal_mask(text, at, QUOTE) & there)
-        last = min(block, stop - at) - one
-        opened, returned = (newlines >> last) & one, (returns >> last) & one
-        found = ones(newlines)
-        if lines + found > most:
-            while lines + ones(newlines) > most:
-                newlines &= ~(one << (top - leading_zeros(newlines)))
-            found = most - lines
-        if newlines != U(0):
-            behind = at + block - leading_zeros(newlines)
-        lines += found
-        at += block
-    return lines, behind, U(odd != U(0)), opened, returned

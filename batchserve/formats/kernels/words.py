@@ -9,8 +9,10 @@ from numba import extending, njit, types
 
 __all__ = [
     "double_bits",
+    "double_of",
     "equal_mask",
     "high_mask",
+    "high_product",
     "leading_zeros",
     "load",
     "number_of",
@@ -117,6 +119,28 @@ def ones(_typing: Any, _word: Any) -> Any:
         return builder.ctpop(arguments[0])
 
     return types.uint64(types.uint64), generate
+
+
+@_intrinsic
+def high_product(_typing: Any, _one: Any, _other: Any) -> Any:
+    """The upper half of a product of 128 bits."""
+
+    def generate(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        wide = ir.IntType(128)
+        product = builder.mul(*(builder.zext(factor, wide) for factor in arguments))
+        return builder.trunc(builder.lshr(product, ir.Constant(wide, 64)), _WORD)
+
+    return types.uint64(types.uint64, types.uint64), generate
+
+
+@_intrinsic
+def double_of(_typing: Any, _word: Any) -> Any:
+    """The float64 of these bits."""
+
+    def generate(context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
+        return builder.bitcast(arguments[0], context.get_value_type(types.float64))
+
+    return types.float64(types.uint64), generate
 
 
 @_intrinsic
