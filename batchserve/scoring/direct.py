@@ -12,7 +12,9 @@ from batchserve.inference.run import RunResult, run
 from batchserve.scoring.checks import check_input
 from batchserve.scoring.chunks import Rows
 from batchserve.scoring.inputs import Input
-from batchserve.scoring.plain_csv import PlainCsv, read_plain
+from batchserve.scoring.plain import Plain
+from batchserve.scoring.plain_csv import read_plain
+from batchserve.scoring.plain_json import read_json
 from batchserve.scoring.planning import Planned, PlanTask
 from batchserve.scoring.sessions import keep_only, session_for
 from batchserve.scoring.small import Small, SmallTask, ended, score_small
@@ -82,25 +84,28 @@ def _scored_together(task: DirectTask, items: Sequence[DirectItem]) -> list[Smal
     return done
 
 
-def _read(task: DirectTask, source: Input) -> PlainCsv | None:
-    if source.format != "csv" or source.content is None:
-        return None
-    plain = read_plain(source.content, source.dialect, task.model, task.options)
+def _read(task: DirectTask, source: Input) -> Plain | None:
+    """The records of an input of one chunk; None: they are not plain."""
+    plain: Plain | None = None
+    if source.content is not None and source.format == "csv":
+        plain = read_plain(source.content, source.dialect, task.model, task.options)
+    elif source.content is not None and source.format in ("jsonl", "json"):
+        plain = read_json(source.content, source.format, task.model, task.options)
     if plain is None or plain.chunk.records > task.limits.records:
         return None
     return plain if plain.chunk.stop - plain.chunk.start <= task.limits.bytes else None
 
 
-def _run(storage: str, model: ModelVersion, inputs: Sequence[PlainCsv]) -> RunResult:
+def _run(storage: str, model: ModelVersion, inputs: Sequence[Plain]) -> RunResult:
     """All records of the inputs in one run."""
-    plan = inputs[0].plan
-    joined = {name: np.concatenate([one.inputs[name] for one in inputs]) for name in inputs[0].inputs}
+    first = inputs[0]
+    joined = {name: np.concatenate([one.inputs[name] for one in inputs]) for name in first.inputs}
     session = session_for(storage, model)
     records = sum(one.chunk.records for one in inputs)
-    return run(session, plan.signature, {**joined, **plan.shared}, records, partial(keep_only, session))
+    return run(session, first.signature, {**joined, **first.shared}, records, partial(keep_only, session))
 
 
-def _written(task: SmallTask, plain: PlainCsv, ran: RunResult, own: slice) -> Small | None:
+def _written(task: SmallTask, plain: Plain, ran: RunResult, own: slice) -> Small | None:
     """`own`: the records of this input in the run."""
     if any(own.start <= error.record < own.stop for error in ran.errors):
         return None
@@ -108,6 +113,6 @@ def _written(task: SmallTask, plain: PlainCsv, ran: RunResult, own: slice) -> Sm
     if content is None:
         return None
     share = plain.chunk.records / sum(len(array) for array in list(ran.outputs.values())[:1])
-    facts = {"notes": list(plain.plan.notes), "model_seconds": ran.seconds * share}
+    facts = {"notes": [], "model_seconds": ran.seconds * share}
     done = ended(task, Planned((plain.chunk,), True, 1.0), Rows(content, b"", 0, facts))
     return done if isinstance(done, Small) else None

@@ -8,7 +8,7 @@ left to that road.
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from io import BytesIO
 from itertools import chain
@@ -18,13 +18,14 @@ import orjson
 import polars as pl
 
 from batchserve.domain import Chunk, Dialect, DType, InputTensor, ModelVersion, Options, OutputTensor, Signature
-from batchserve.errors import BatchserveError
+from batchserve.errors import InvalidInput
 from batchserve.formats.csv import Csv
-from batchserve.formats.protocol import Records, Tensors
+from batchserve.formats.protocol import Tensors
 from batchserve.formats.schema import numpy_type
 from batchserve.inference.binding import Binding, columns_of
-from batchserve.inference.matching import Match, match_input
+from batchserve.inference.matching import Match
 from batchserve.inference.outputs import column_names
+from batchserve.scoring.plain import ModelUse, match_by_names
 
 __all__ = ["PlainCsv", "Plan", "plan_of", "read_plain"]
 
@@ -64,7 +65,6 @@ class Plan:
     """The model's, without the inputs that the options set."""
     shared: Tensors
     """Inputs set by the options."""
-    notes: tuple[str, ...]
     delimiter: bytes
     before: int
     """Columns of texts before those that hold numbers."""
@@ -94,17 +94,23 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class PlainCsv:
-    """The records of a plain input."""
+    """See `plain.Plain`."""
 
     plan: Plan
     chunk: Chunk
-    """All of them."""
     inputs: Tensors
     passed: Sequence[bytes] = field(repr=False)
     """What passes through of each record, as it is written."""
 
+    @property
+    def signature(self) -> Signature:
+        return self.plan.signature
+
+    @property
+    def shared(self) -> Tensors:
+        return self.plan.shared
+
     def write(self, outputs: Tensors) -> bytes | None:
-        """The result of these answers, one for each record; None: the other road must write it."""
         columns = [self.passed] if self.plan.passed else []
         for output in self.plan.signature.outputs:
             texts = _texts(output, len(column_names(self.plan.signature, output)), outputs[output.name], self.plan)
@@ -118,53 +124,34 @@ class PlainCsv:
 # Planning
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class _Shared:
-    """A model under options, as a key of a cache. Signatures cannot be hashed: they are told apart by their identity,
-    and kept with the key, so that no other one gets it."""
-
-    model: ModelVersion
-    options: Options
-
-    def __hash__(self) -> int:
-        return hash((id(self.model.signature), self.options.format, self.options.key))
-
-    def __eq__(self, other: object) -> bool:
-        return (
-            isinstance(other, _Shared)
-            and self.model.signature is other.model.signature
-            and self.options == other.options
-        )
-
-
 def plan_of(header: bytes, dialect: Dialect, model: ModelVersion, options: Options) -> Plan | None:
     """The plan for inputs with this header line; None: they are never plain."""
-    return _planned(header, dialect, _Shared(model, options))
+    return _planned(header, dialect, ModelUse(model, options))
 
 
 @lru_cache(maxsize=256)
-def _planned(header: bytes, dialect: Dialect, shared: _Shared) -> Plan | None:
-    model, options = shared.model, shared.options
-    signature = model.signature
+def _planned(header: bytes, dialect: Dialect, use: ModelUse) -> Plan | None:
+    signature, options = use.model.signature, use.options
     if options.format != "csv" or options.top_k is not None or signature.mode != "rows" or signature.varies:
         return None
     if dialect.decimal != "." or dialect.delimiter not in _DELIMITERS or b'"' in header:
         return None
     reader = Csv(dialect.delimiter)
     try:
-        match = match_input(replace(reader.header(BytesIO(header)), read_sample=_no_sample), model, options)
-        head = reader.write(_no_records(match))
-    except (BatchserveError, _SampleNeededError, pl.exceptions.PolarsError):
+        match = match_by_names(reader.header(BytesIO(header)), use)
+        head = None if match is None else reader.write(_no_records(match))
+    except (InvalidInput, pl.exceptions.PolarsError):
         return None  # the other road tells why
-    names = list(match.header.columns)
-    if not match.signature.inputs or not _takes_numbers(match.signature.inputs, match.binding) or not _is_flat(match):
+    if match is None or head is None or not match.signature.inputs:
         return None
+    if not _takes_numbers(match.signature.inputs, match.binding) or not _is_flat(match):
+        return None
+    names = list(match.header.columns)
     places = {name: [names.index(source) for source in match.binding.sources[name]] for name in match.binding.sources}
     first, last = min(chain.from_iterable(places.values())), max(chain.from_iterable(places.values()))
     return Plan(
         signature=match.signature,
         shared=match.shared,
-        notes=match.notes,
         delimiter=dialect.delimiter.encode(),
         before=first,
         numbers=last + 1 - first,
@@ -174,14 +161,6 @@ def _planned(header: bytes, dialect: Dialect, shared: _Shared) -> Plan | None:
         passed=tuple(map(names.index, match.passed)),
         head=head,
     )
-
-
-class _SampleNeededError(Exception):
-    pass
-
-
-def _no_sample() -> Records:
-    raise _SampleNeededError
 
 
 def _takes_numbers(tensors: Sequence[InputTensor], binding: Binding) -> bool:

@@ -23,7 +23,7 @@ from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import ResultSchema, column_names
 from batchserve.inference.run import run
 
-__all__ = ["MOST_BYTES", "Answered", "Plan", "parsed", "plan_of", "score_plain", "values_of"]
+__all__ = ["MOST_BYTES", "Answered", "Plan", "parsed", "parsed_lines", "plan_of", "score_plain", "values_of"]
 
 MOST_BYTES = 64 * 2**10
 """Of the body of a request with a few records."""
@@ -134,17 +134,31 @@ def parsed(body: bytes, format: str, most: int) -> list[Row] | None:
     except orjson.JSONDecodeError:
         return None
     records = found if type(found) is list else [found]
-    if not 0 < len(records) <= min(most, _MOST_RECORDS) or not all(type(record) is dict for record in records):
+    return records if _are_plain(records, body, most) else None
+
+
+def parsed_lines(content: bytes) -> list[Row] | None:
+    """The records of a whole NDJSON; None: they are not plain."""
+    try:
+        records = [orjson.loads(line) for line in content.removesuffix(b"\n").split(b"\n", _MOST_RECORDS)]
+    except orjson.JSONDecodeError:
         return None
+    return records if _are_plain(records, content, _MOST_RECORDS) else None
+
+
+def _are_plain(records: list[Any], body: bytes, most: int) -> bool:
+    """Whether these are plain records, all with the same keys. Their numbers become those that a table would hold."""
+    if not 0 < len(records) <= min(most, _MOST_RECORDS) or not all(type(record) is dict for record in records):
+        return False
     names = records[0].keys()
     if len(names) > MAX_COLUMNS or not all(name.strip() for name in names):
-        return None
+        return False
     if any(record.keys() != names for record in records):
-        return None
+        return False
     # A colon more belongs to a text, or to a key that a record has twice.
     if body.count(b":") != len(names) * len(records):
-        return None
-    return records if all(_fit_for_column(records, name) for name in list(names)) else None
+        return False
+    return all(_fit_for_column(records, name) for name in list(names))
 
 
 def _fit_for_column(records: list[Row], name: str) -> bool:

@@ -24,7 +24,7 @@ EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/stateme
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
 RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/arrays.py", "batchserve/inference/images.py"
 PLAIN, PLAIN_CSV = "batchserve/scoring/plain_records.py", "batchserve/scoring/plain_csv.py"
-DIRECT = "batchserve/scoring/direct.py"
+DIRECT, PLAIN_JSON = "batchserve/scoring/direct.py", "batchserve/scoring/plain_json.py"
 TURNS, GROUPS = "batchserve/service/turns.py", "batchserve/service/groups.py"
 ORIGIN = "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
@@ -395,7 +395,7 @@ MUTANTS = (
     ),
     Mutant(
         "a key that a record has twice is no plain one", PLAIN,
-        "    if body.count(b\":\") != len(names) * len(records):\n        return None\n", "",
+        "    if body.count(b\":\") != len(names) * len(records):\n        return False\n", "",
         ("tests/test_plain_records.py",),
     ),
     Mutant(
@@ -404,68 +404,79 @@ MUTANTS = (
     ),
     Mutant(
         "a negative zero keeps its sign", PLAIN_CSV, "b\"-0\" in text and _LOST_SIGN", "False and _LOST_SIGN",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "a text that becomes the middle of two float32s is rounded once", PLAIN_CSV,
         "if middle.any() and", "if False and",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "an integer is rounded once", PLAIN_CSV, "isinstance(value, int) and -_EXACT <= value <= _EXACT", "True",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "a missing number that the model needs is a row error", PLAIN_CSV, "if missing[:, needed].any():", "if False:",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "tiny numbers have fewer bits", PLAIN_CSV, " or ((size < _SMALLEST) & (size != 0)).any()", "",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "numbers beyond float32 are row errors", PLAIN_CSV, "size.max() >= _LARGEST or ", "False or ",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "integers beyond their type are row errors", PLAIN_CSV,
         "return array.astype(kind) if fits else None", "return array.astype(kind)",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "quoted fields are no plain texts", PLAIN_CSV, ".replace(b'\"', b\"\")", "",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "polars drops a byte order mark below the header", PLAIN_CSV, " and not body.startswith(_BOM)", "",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "words of JSON are no numbers", PLAIN_CSV, "others and b\"\".join(numbers)", "False and b\"\".join(numbers)",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "each record has as many fields as the header", PLAIN_CSV,
         "rows is not None and set(map(len, rows)) == {plan.numbers}", "rows is not None",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "numbers that are none are null in CSV", PLAIN_CSV, "matrix.dtype.kind == \"f\" and not", "False and not",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
+    ),
+    Mutant(
+        "an answer that is to be finite is a row error in JSON, too", PLAIN_JSON,
+        "any(without_answer(self.signature, outputs, failed))", "False",
+        ("tests/test_plain.py",),
+    ),
+    Mutant(
+        "a line of NDJSON is one record", PLAIN,
+        "[orjson.loads(line) for line in content.removesuffix(b\"\\n\").split(b\"\\n\", _MOST_RECORDS)]",
+        "orjson.loads(b\"[%b]\" % b\",\".join(content.splitlines()))",
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "labels that need quotation marks get them", PLAIN_CSV,
         "not all(_is_plain_label", "False and not all(_is_plain_label",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "an input of several chunks is not scored at once", DIRECT,
         "plain.chunk.records > task.limits.records", "False",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "a model whose answers depend on others scores each input by itself", PLAIN_CSV, " or signature.varies", "",
-        ("tests/test_plain_csv.py",),
+        ("tests/test_plain.py",),
     ),
     Mutant(
         "the calls of a tenant in progress are limited", TURNS, "self._places[place] >= self._most", "False",

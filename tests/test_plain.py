@@ -1,4 +1,6 @@
-"""Small CSVs of plain numbers are scored without a table, many in one run: with the same results, to the byte."""
+"""Small CSVs and JSONs of plain numbers are scored without a table, many in one run: with the same results, to the
+byte.
+"""
 
 import json
 import random
@@ -29,6 +31,7 @@ from batchserve.scoring.checks import check_input
 from batchserve.scoring.direct import DirectItem, DirectTask, score_directly
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.plain_csv import read_plain
+from batchserve.scoring.plain_json import read_json
 from batchserve.scoring.planning import PlanTask
 from batchserve.scoring.small import Small, SmallTask, score_small
 from batchserve.storage import model_key, open_storage
@@ -146,6 +149,8 @@ def told(outcome: Small | BatchserveError | None) -> object:
 
 def is_plain(task: DirectTask, one: DirectItem) -> bool:
     assert one.input.content is not None
+    if one.input.format != "csv":
+        return read_json(one.input.content, one.input.format, task.model, task.options) is not None
     return read_plain(one.input.content, one.input.dialect, task.model, task.options) is not None
 
 
@@ -469,6 +474,153 @@ def check_numbers(task: DirectTask, kind: pl.DataType, random_: np.random.Genera
     return shares
 
 
+# NDJSON
+
+LINES = Options("jsonl")
+PLAIN_LINES = {
+    "a record": b'{"a":1.5,"b":2,"c":3}\n',
+    "no newline at the end": b'{"a":1.5,"b":2,"c":3}',
+    "several records": b'{"a":1.5,"b":2,"c":3}\n{"a":4,"b":5,"c":-6e2}\n',
+    "CRLF": b'{"a":1.5,"b":2,"c":3}\r\n{"a":4,"b":5,"c":6}\r\n',
+    "blanks": b' {"a" : 1.5,\t"b":2,"c":3 } \n{"a":4,"b":5,"c":6}\n',
+    "another order and texts": '{"id":"","c":1,"b":2,"x":true,"a":3}\n{"x":null,"id":"é","a":3,"b":1,"c":2}\n'.encode(),
+    "a name of an output of others": b'{"a":1,"b":2,"c":3,"prediction":4}\n',
+    "integers and other numbers that pass through": b'{"a":1,"b":2,"c":3,"n":4}\n{"a":1,"b":2,"c":3,"n":4.5}\n',
+    "a hundred records": b"".join(b'{"a":%d,"b":2,"c":3}\n' % number for number in range(100)),
+}
+OTHER_LINES = {
+    "nothing": b"",
+    "more than a hundred records": b"".join(b'{"a":%d,"b":2,"c":3}\n' % number for number in range(101)),
+    "a blank line": b'{"a":1,"b":2,"c":3}\n\n{"a":1,"b":2,"c":3}\n',
+    "a blank line at the end": b'{"a":1,"b":2,"c":3}\n\n',
+    "two records in a line": b'{"a":1,"b":2,"c":3},{"a":1,"b":2,"c":3}\n',
+    "a record in two lines": b'{"a":1,"b":2,\n"c":3}\n',
+    "two records in a line and one in two": b'{"a":1,"b":2,"c":3},{"a":1,"b":2,"c":3}\n{"a":1,"b":2\n"c":3}\n',
+    "a key that lacks": b'{"a":1,"b":2,"c":3}\n{"a":1,"b":2}\n',
+    "a key more": b'{"a":1,"b":2,"c":3}\n{"a":1,"b":2,"c":3,"d":4}\n',
+    "a key twice": b'{"a":1,"b":2,"c":3,"a":4}\n',
+    "a byte order mark": b'\xef\xbb\xbf{"a":1,"b":2,"c":3}\n',
+    "a text for the model": b'{"a":"1","b":2,"c":3}\n',
+    "a null for the model": b'{"a":null,"b":2,"c":3}\n{"a":1,"b":2,"c":3}\n',
+    "an array": b"[1,2,3]\n",
+    "NaN": b'{"a":NaN,"b":2,"c":3}\n',
+    "a large number": b'{"a":1e39,"b":2,"c":3}\n{"a":1,"b":2,"c":3}\n',
+    "bytes that are no UTF-8": b'{"a":1,"b":2,"c":3,"id":"\xff"}\n',
+    "CR between records": b'{"a":1,"b":2,"c":3}\r{"a":1,"b":2,"c":3}\n',
+    "a text with a colon": b'{"a":1,"b":2,"c":3,"id":"x:y"}\n',
+}
+
+
+def lines(content: bytes) -> DirectItem:
+    return item(content, format="jsonl")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_ndjson_has_one_outcome_on_both_roads(tasks: dict[str, DirectTask], name: str) -> None:
+    every = [lines(content) for content in (PLAIN_LINES | OTHER_LINES).values()]
+    assert_same(replace(tasks[name], options=LINES), every)
+    for options in OPTIONS:
+        options = replace(options, format="jsonl")
+        some = [lines(PLAIN_LINES[title]) for title in ("a record", "another order and texts", "CRLF")]
+        assert_same(replace(tasks[name], options=options), some)
+
+
+@pytest.mark.parametrize("title", PLAIN_LINES)
+def test_plain_records_take_the_short_road(tasks: dict[str, DirectTask], title: str) -> None:
+    assert is_plain(replace(tasks["floats"], options=LINES), lines(PLAIN_LINES[title]))
+
+
+@pytest.mark.parametrize("title", OTHER_LINES)
+def test_other_records_do_not(tasks: dict[str, DirectTask], title: str) -> None:
+    assert not is_plain(replace(tasks["floats"], options=LINES), lines(OTHER_LINES[title]))
+
+
+ARRAYS = {
+    "an array": b'[{"a":1.5,"b":2,"c":3},{"a":4,"b":5,"c":-6e2}]',
+    "an array of one": b'[{"a":1.5,"b":2,"c":3}]\n',
+    "blanks": b' \r\n[ {"a" : 1.5,\t"b":2,"c":3 }\n,\n\n{"a":4,"b":5,"c":6} ]\t\n ',
+    "an object": b'{"a":1.5,"b":2,"c":3}',
+    "an object and blanks": b' \n{"a":1.5,\n"b":2,"c":3} \n',
+    "brackets in texts": b'[{"id":"]","a":1.5,"b":2,"c":3},{"id":"[","a":4,"b":5,"c":6}]',
+    "an object with brackets": b'{"id":"]","a":1.5,"b":2,"c":3}',
+    "a key that wraps arrays": b'{"data":5,"a":1.5,"b":2,"c":3}',
+}
+OTHER_ARRAYS = {
+    "nothing": b"",
+    "no records": b"[]",
+    "no array": b"7",
+    "arrays": b"[[1,2,3]]",
+    "wrapped records": b'{"data":[{"a":1,"b":2,"c":3}]}',
+    "a comma too many": b'[{"a":1,"b":2,"c":3},]',
+    "more behind": b'[{"a":1,"b":2,"c":3}]]',
+    "no end": b'[{"a":1,"b":2,"c":3}',
+    "a byte order mark": b'\xef\xbb\xbf[{"a":1,"b":2,"c":3}]',
+    "NDJSON": b'{"a":1,"b":2,"c":3}\n{"a":1,"b":2,"c":3}\n',
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("format", ["json", "jsonl"])
+def test_every_json_has_one_outcome_on_both_roads(tasks: dict[str, DirectTask], name: str, format: str) -> None:
+    contents = [*(ARRAYS | OTHER_ARRAYS).values()]
+    contents += [b"[%b]" % content.removesuffix(b"\n").replace(b"\n", b",") for content in OTHER_LINES.values()]
+    every = [item(content, format="json") for content in contents]
+    assert_same(replace(tasks[name], options=Options(format)), every)
+    assert_same(replace(tasks[name], options=Options(format, "all", key="a")), every)
+
+
+@pytest.mark.parametrize("title", ARRAYS)
+def test_plain_arrays_take_the_short_road(tasks: dict[str, DirectTask], title: str) -> None:
+    for format in ("json", "jsonl"):
+        assert is_plain(replace(tasks["floats"], options=Options(format)), item(ARRAYS[title], format="json"))
+
+
+@pytest.mark.parametrize("title", OTHER_ARRAYS)
+def test_other_arrays_do_not(tasks: dict[str, DirectTask], title: str) -> None:
+    assert not is_plain(replace(tasks["floats"], options=Options("json")), item(OTHER_ARRAYS[title], format="json"))
+
+
+def test_records_for_another_format_or_with_options_for_columns_take_the_other_road(
+    tasks: dict[str, DirectTask],
+) -> None:
+    record = lines(PLAIN_LINES["a record"])
+    for options in (CSV, Options("parquet"), replace(LINES, columns={"a": "b"}), replace(LINES, top_k=1)):
+        task = replace(tasks["floats"], options=options)
+        assert not is_plain(task, record)
+        assert_same(task, [record])
+
+
+def value(random_: random.Random) -> str:
+    """A value as clients write it, and now and then an odd one."""
+    if random_.random() < 0.9:
+        return number(random_)
+    return random_.choice(
+        ["null", "true", '"7"', '"a:b"', str(2**53 + 1), str(2**63), "-0", "1e39", "[1]", "01", '"é"']
+    )
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_random_records_have_one_outcome_on_both_roads(tasks: dict[str, DirectTask], seed: int) -> None:
+    random_ = random.Random(seed)
+    plain = 0
+    for name in MODELS:
+        names = [column.name for column in tasks[name].model.signature.columns] or list(NAMES)
+        options = replace(random_.choice([LINES, LINES, *OPTIONS]), format="jsonl")
+        task = replace(tasks[name], options=options)
+        contents = []
+        for _ in range(8):
+            keys = [*names, *random_.sample(["id", "note", "prediction", "y_0"], random_.randrange(3))]
+            is_odd, records = random_.random() < 0.4, []
+            for _ in range(random_.choice([1, 1, 2, 5])):
+                own = [value(random_) if is_odd else str(round(random_.uniform(0, 9), 2)) for _ in keys]
+                records.append("{" + ",".join(f'"{key}":{text}' for key, text in zip(keys, own, strict=True)) + "}")
+            contents.append("\n".join([*records, ""]).encode())
+        contents += [damaged(random_, content) for content in contents]
+        plain += sum(is_plain(task, lines(content)) for content in contents)
+        assert_same(task, [lines(content) for content in contents])
+    assert plain > 0
+
+
 # Groups
 
 
@@ -493,6 +645,17 @@ def test_an_answer_that_is_no_number_affects_its_own_input_only(tasks: dict[str,
     contents = [f"a\n1.5\n{value}\n".encode() for value in ("2.5", "-1.0", "0.0", "3")]
     assert all(is_plain(tasks["logs"], item(content)) for content in contents)
     assert_same(tasks["logs"], [item(content) for content in contents])
+
+
+def test_an_answer_that_is_to_be_finite_affects_its_own_input_only(tasks: dict[str, DirectTask]) -> None:
+    model = tasks["logs"].model
+    outputs = tuple(replace(output, finite=True) for output in model.signature.outputs)
+    task = replace(tasks["logs"], model=replace(model, signature=replace(model.signature, outputs=outputs)))
+    assert_same(task, [item(b"a\n1.5\n%b\n" % number) for number in (b"2.5", b"-1.0", b"0.0")])
+    task = replace(task, options=LINES)
+    items = [lines(b'{"a":1.5}\n{"a":%b}\n' % number) for number in (b"2.5", b"-1.0", b"0.0")]
+    assert all(is_plain(task, one) for one in items)
+    assert_same(task, items)
 
 
 def test_inputs_of_several_headers_and_dialects_go_in_one_run(
@@ -536,9 +699,8 @@ def test_labels_that_need_quotation_marks_get_them(tasks: dict[str, DirectTask])
     assert_same(tasks["odd labels"], items)
 
 
-def test_other_formats_and_inputs_in_files_take_the_other_road(tasks: dict[str, DirectTask]) -> None:
-    record = item(b'{"a":1,"b":2,"c":3}\n', format="jsonl")
-    assert_same(tasks["floats"], [record])
-    absent = replace(record, input=replace(record.input, format="csv", content=None))
+def test_inputs_in_files_take_the_other_road(tasks: dict[str, DirectTask]) -> None:
+    record = item(b"a,b,c\n1,2,3\n")
+    absent = replace(record, input=replace(record.input, content=None))
     with pytest.raises(FileNotFoundError):
         score_directly(tasks["floats"], [absent])
