@@ -246,10 +246,6 @@ class OutputTensor:
     """Whether the original gives finite numbers only: any other answer is a row error."""
 
 
-VARIES = "The last digits of a result may depend on the other records that are scored in one run."
-"""A note of a signature."""
-
-
 @dataclass(frozen=True, slots=True)
 class ResultChanges:
     """How the result columns of a version differ from those of the one before it."""
@@ -303,11 +299,6 @@ class Signature:
     def columns(self) -> tuple[Column, ...]:
         """All named columns, in the order of the inputs."""
         return tuple(column for tensor in self.inputs for column in tensor.columns or ())
-
-    @property
-    def varies(self) -> bool:
-        """Whether an answer may depend on the other records of a run, as far as its last digits go."""
-        return VARIES in self.notes
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled_signature, (self._pickled,)

@@ -21,11 +21,11 @@ from sklearn.preprocessing import OneHotEncoder
 
 from batchserve.admission import admit
 from batchserve.conversion import convert
-from batchserve.domain import VARIES, Chunk, ChunkLimits, Dialect, ModelVersion, Options, Signature
+from batchserve.domain import Chunk, ChunkLimits, Dialect, ModelVersion, Options, Signature
 from batchserve.errors import BatchserveError
 from batchserve.inference.inputs import Inputs
 from batchserve.inference.kernels import Session
-from batchserve.inference.run import RunResult, run
+from batchserve.inference.run import VARIES, RunResult, run, varies
 from batchserve.scoring import plain_records
 from batchserve.scoring.checks import check_input
 from batchserve.scoring.direct import DirectItem, DirectTask, score_directly
@@ -686,7 +686,7 @@ def test_a_model_that_fails_is_left_to_the_worker(tasks: dict[str, DirectTask]) 
 def test_a_model_whose_answers_depend_on_others_scores_each_input_by_itself(tasks: dict[str, DirectTask]) -> None:
     model = tasks["floats"].model
     signature = replace(model.signature, notes=(VARIES,))
-    assert signature.varies
+    assert varies(signature)
     task = replace(tasks["floats"], model=replace(model, signature=signature))
     assert not is_plain(task, item(b"a,b,c\n1,2,3\n"))
     assert plain_records.plan_of(model.signature, CSV) is not None

@@ -8,9 +8,10 @@ from onnx import ModelProto
 
 from batchserve.admission import graph
 from batchserve.admission.probe_inputs import PROBE_BYTES, Feed
-from batchserve.domain import VARIES, Signature
+from batchserve.domain import Signature
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
+from batchserve.inference.run import VARIES
 
 __all__ = ["with_multiple"]
 

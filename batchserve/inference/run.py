@@ -15,7 +15,10 @@ from batchserve.inference.inputs import Batchwise, Inputs
 from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import check_count
 
-__all__ = ["BATCH_BYTES", "RunResult", "run"]
+__all__ = ["BATCH_BYTES", "VARIES", "RunResult", "run", "varies"]
+
+VARIES = "The last digits of a result may depend on the other records that are scored in one run."
+"""The note of a signature of which that is true."""
 
 BATCH_BYTES = 64 * 2**20
 """Most bytes of a batch's inputs, unless one record has more; where the size of records is free."""
@@ -38,6 +41,12 @@ class _Batch:
     start: int
     stop: int
     inputs: Tensors | None = None
+
+
+def varies(signature: Signature) -> bool:
+    """Whether the answer of a record may depend on the others of its run: then records of several inputs do not go in
+    one."""
+    return VARIES in signature.notes
 
 
 def run(

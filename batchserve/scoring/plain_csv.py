@@ -25,6 +25,7 @@ from batchserve.formats.schema import numpy_type
 from batchserve.inference.binding import Binding, columns_of
 from batchserve.inference.matching import Match
 from batchserve.inference.outputs import column_names
+from batchserve.inference.run import varies
 from batchserve.scoring.plain import ModelUse, match_by_names
 
 __all__ = ["PlainCsv", "Plan", "plan_of", "read_plain"]
@@ -132,7 +133,7 @@ def plan_of(header: bytes, dialect: Dialect, model: ModelVersion, options: Optio
 @lru_cache(maxsize=256)
 def _planned(header: bytes, dialect: Dialect, use: ModelUse) -> Plan | None:
     signature, options = use.model.signature, use.options
-    if options.format != "csv" or options.top_k is not None or signature.mode != "rows" or signature.varies:
+    if options.format != "csv" or options.top_k is not None or signature.mode != "rows" or varies(signature):
         return None
     if dialect.decimal != "." or dialect.delimiter not in _DELIMITERS or b'"' in header:
         return None

@@ -21,7 +21,7 @@ from batchserve.formats.schema import numpy_type
 from batchserve.inference.answers import without_answer
 from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import ResultSchema, column_names
-from batchserve.inference.run import run
+from batchserve.inference.run import run, varies
 
 __all__ = ["MOST_BYTES", "Answered", "Plan", "parsed", "parsed_lines", "plan_of", "score_plain", "values_of"]
 
@@ -102,7 +102,7 @@ _MOST_PLANS = 256
 
 
 def _planned(signature: Signature) -> Plan | None:
-    is_cut = signature.mode == "rows" and not signature.varies
+    is_cut = signature.mode == "rows" and not varies(signature)
     if not is_cut or not signature.inputs or not all(map(_takes_numbers, signature.inputs)):
         return None
     names = tuple(column.name for column in signature.columns)
