@@ -31,7 +31,16 @@ GOALS = (
         "*100-tree forest*million rows: queued -> completed / limit", 1.10, "at most",
         "queued -> completed / limit, where scoring dominates",
     ),
+    Goal(
+        "CSV -> LR*million rows: queued -> completed / limit", 0.8, "at most",
+        "queued -> completed / limit, CSV -> LR",
+    ),
+    Goal("NDJSON*million rows: queued -> completed / limit", 0.9, "at most", "queued -> completed / limit, NDJSON"),
     Goal("*million rows: queued -> completed / limit", 1.25, "at most", "queued -> completed / limit"),
+    Goal(
+        "CSV -> LR*million rows: upload, predict, download / limit over HTTP", 1.1, "at most",
+        "whole job, three calls / limit over HTTP, CSV -> LR",
+    ),
     Goal(
         "*million rows: upload, predict, download / limit over HTTP", 1.25, "at most",
         "whole job, three calls / limit over HTTP",
@@ -50,7 +59,7 @@ GOALS = (
     ),
     # Rows per second compared with alternatives.
     Goal(
-        "CSV -> LR -> CSV*million rows: speed / pandas + joblib", 7, "at least",
+        "CSV -> LR -> CSV*million rows: speed / pandas + joblib", 9, "at least",
         "speed / pandas + joblib, CSV -> LR -> CSV",
     ),
     Goal(
@@ -68,16 +77,36 @@ GOALS = (
     Goal("*: peak memory at 10 million rows / at 1 million", 1.1, "at most", "peak memory, 10 / 1 million rows"),
     Goal("*: seconds at 10 million rows / at 1 million", 10.5, "at most", "seconds, 10 / 1 million rows"),
     # Online predictions, small jobs, polls, transfers.
-    Goal("online, 1 row, 1 client: median / 1.5 ms", 1, "at most", "online prediction of 1 row: median / 1.5 ms"),
+    Goal("online, 1 row, 1 client: median / 0.5 ms", 1, "at most", "online prediction of 1 row: median / 0.5 ms"),
+    Goal("online, 1 row, 1 client: median / bare*", 3, "at most", "online prediction of 1 row: median / bare route"),
+    Goal(
+        "online, 1 row, 8 clients: requests per second / bare*", 0.7, "at least",
+        "online predictions of 8 clients: requests/s / bare route",
+    ),
     Goal(
         "online, 1 row, *: one run in ONNX Runtime / scikit-learn *", 1, "at most",
         "1 row, one run in ONNX Runtime / scikit-learn",
     ),
     Goal(
-        "small job, 1 row: median of upload, predict, download / 15 ms", 1, "at most",
-        "small job of 1 row, three calls: median / 15 ms",
+        "small job, 1 row: median of upload, predict, download / *", 1, "at most",
+        "small job of 1 row, three calls: median / 4 ms",
     ),
-    Goal("small jobs, 16 clients*: jobs per second / 300", 1, "at least", "small jobs of 16 clients: jobs/s / 300"),
+    Goal(
+        "small job, 100 rows: median of upload, predict, download / *", 1, "at most",
+        "small job of 100 rows, three calls: median / 5 ms",
+    ),
+    Goal(
+        "small jobs, 16 clients, 1 row, upload, predict, download: jobs per second / *", 1, "at least",
+        "small jobs of 1 row, 16 clients: jobs/s / 800",
+    ),
+    Goal(
+        "small jobs, 16 clients, 100 rows, upload, predict, download: jobs per second / *", 1, "at least",
+        "small jobs of 100 rows, 16 clients: jobs/s / 500",
+    ),
+    Goal(
+        "small jobs, 16 clients, 1 row, upload, predict, download: CPU of a job / *", 1, "at most",
+        "small jobs of 1 row, 16 clients: CPU of a job / 1.5 ms",
+    ),
     Goal(
         "status polls*: requests per second / bare Starlette route", 0.6, "at least",
         "status polls: requests/s / bare Starlette route",

@@ -108,7 +108,7 @@ def _compared(clients: int, ours: list[float], floor: list[float], seconds: floa
     against = "bare Starlette with ONNX Runtime"
     median = statistics.median(ours) * 1000
     if clients == 1:
-        yield Measurement(f"{title} median / 1.5 ms", median, 1.5, "ms")
+        yield Measurement(f"{title} median / 0.5 ms", median, 0.5, "ms")
     figures: dict[str, Callable[[list[float]], float]] = {
         "mean": statistics.fmean,
         "median": statistics.median,

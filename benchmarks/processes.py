@@ -163,6 +163,19 @@ def _family(root: int) -> list[int]:
     return found
 
 
+def cpu_seconds(root: int) -> float:
+    """User and system time of a process and its living descendants."""
+    return sum(map(_cpu_seconds, _family(root)))
+
+
+def _cpu_seconds(pid: int) -> float:
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def _resident(pid: int) -> int:
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
