@@ -205,6 +205,8 @@ async def _answer(
 ) -> Response:
     """202 to a request that does not wait, also for a job that was scored at once: clients poll as for any other."""
     body = await read_body(service, job_id)
+    if scored is not None and body.state is JobState.COMPLETED and body.reused_from is None:
+        service.tell_completed(job_id, body.rows.ok, body.rows.failed)
     if wait and not body.state.finished:
         service.wake_worker()
         await wait_for(request, service, job_id, wait, finished)

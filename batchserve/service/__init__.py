@@ -24,6 +24,7 @@ from batchserve.errors import (
 )
 from batchserve.formats import FORMATS
 from batchserve.jobs import contents, queries
+from batchserve.logs import get_logger
 from batchserve.runtime import Runtime, process_name
 from batchserve.scoring import unpacking
 from batchserve.scoring.checks import check_input, check_inputs
@@ -39,6 +40,8 @@ from batchserve.upkeep import retention
 from batchserve.upkeep.inspection import UnreadableCount
 
 __all__ = ["MAX_WAIT", "JobSnapshot", "Service"]
+
+log = get_logger()
 
 MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
@@ -195,6 +198,12 @@ class Service:
             await self.check(tenant, submission)
             return None
         return None if small is None else Scored(process_name(), small)
+
+    def tell_completed(self, job_id: str, rows_ok: int, rows_failed: int) -> None:
+        """Tells the log, and those that wait, that a job was completed within the call that submitted it."""
+        self.notifier.notify(job_id)
+        log.info("Job is completed", action="job_complete", job_id=job_id, attempt=1, rows=rows_ok + rows_failed,
+                 rows_failed=rows_failed)  # fmt: skip
 
     def _is_direct(self, submission: Submission) -> bool:
         first, model, queueing = submission.inputs[0], submission.model, submission.queueing
