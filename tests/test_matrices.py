@@ -4,6 +4,7 @@ import io
 import json
 import math
 import random
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from remote import RemoteStorage
 
 from batchserve.domain import Chunk, Dialect, DType
-from batchserve.formats import get_format, matrices
+from batchserve.formats import get_format, lines, matrices
 from batchserve.formats.kernels import fields
 from batchserve.formats.protocol import Block, Format, MatrixReader, Reading
 
@@ -346,6 +347,17 @@ def test_many_odd_numbers_are_left_to_polars(monkeypatch: pytest.MonkeyPatch) ->
     assert fast.matrices == {}
     _, fast = both(of_texts([*plain, *(["nan"] * 1000)]), 51_000, {"a": "float32"})
     assert fast.matrices
+
+
+def test_a_host_without_numba_has_no_compiled_reading(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert matrices.fast_reader() is not None
+    assert lines.fast_counter() is not None
+    monkeypatch.setitem(sys.modules, "numba", None)
+    for name in ("fields", "newlines", "words"):
+        monkeypatch.delitem(sys.modules, f"batchserve.formats.kernels.{name}")
+        monkeypatch.delattr(f"batchserve.formats.kernels.{name}")
+    assert matrices.fast_reader.__wrapped__() is None
+    assert lines.fast_counter.__wrapped__() is None
 
 
 def test_without_the_extra_polars_reads_all(monkeypatch: pytest.MonkeyPatch) -> None:
