@@ -12,10 +12,12 @@ import httpx2
 import pytest
 from commands import Service
 from service import Api, ok, problem, running
+from sqlalchemy import delete
 
 from batchserve import keys
 from batchserve.access import EVERY_TENANT, Scope
 from batchserve.db.connect import Database
+from batchserve.db.tables import contents
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 
@@ -126,7 +128,8 @@ def test_a_repeated_request_with_its_key_gets_the_first_response(day: Api) -> No
 
 def test_an_input_whose_bytes_are_lost_is_reported_and_the_others_are_queued(day: Api) -> None:
     lost, kept = day.upload(rows(5.0))["id"], day.upload(rows(6.0))["id"]
-    (Path(day.settings.storage) / "inputs" / lost).unlink()
+    with closing(Database(day.settings.database_url)) as database, database.write() as connection:
+        connection.execute(delete(contents).where(contents.c.key == f"rows/inputs/{lost}"))
     answer = collect(day)
     assert answer["jobs"] == [kept]
     assert [(one["id"], one["problem"]["code"]) for one in answer["refused"]] == [(lost, "invalid-input")]

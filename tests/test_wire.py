@@ -409,7 +409,7 @@ def test_without_a_free_descriptor_the_server_neither_spins_nor_ends(small: Serv
     pid = small.process.pid
     before = resource.prlimit(pid, resource.RLIMIT_NOFILE)
     with httpx2.Client(base_url=small.url, timeout=10) as client, ExitStack() as waiting:
-        job = upload(small, 100)
+        job, body = upload(small, MIB), b"a\n" + b"1\n" * 50_000  # files: small ones are rows of the database
         assert client.get(f"/v1/download/{job}/input").is_success
         resource.prlimit(pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), before[1]))
         try:
@@ -422,7 +422,7 @@ def test_without_a_free_descriptor_the_server_neither_spins_nor_ends(small: Serv
             resource.prlimit(
                 pid, resource.RLIMIT_NOFILE, (lowest_free_descriptor(pid), before[1])
             )  # the event loop keeps one descriptor
-            for refused in (client.post("/v1/upload", content=b"a\n1\n"), client.get(f"/v1/download/{job}/input")):
+            for refused in (client.post("/v1/upload", content=body), client.get(f"/v1/download/{job}/input")):
                 assert (refused.status_code, refused.json()["code"]) == (503, "unavailable")
                 assert refused.headers["retry-after"]
             assert _cpu_seconds(pid) - spent < 1.0  # of two seconds

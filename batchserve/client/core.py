@@ -109,12 +109,14 @@ class AsyncJob(JobView):
         *,
         on_progress: Callable[[JobView], None] | None = None,
     ) -> Self:
-        """Returns when the job is completed. `on_progress` is called a few times a second.
+        """Returns when the job is completed. `on_progress` is called a few times a second, and once at least.
 
         Raises JobFailed, JobCancelled, or WaitTimeout after `timeout` seconds; the job goes on then.
         """
         deadline = math.inf if timeout is None else time.monotonic() + timeout
         heard = time.monotonic()
+        if on_progress is not None and self.finished:
+            on_progress(self)
         while not self.finished:
             left = deadline - time.monotonic()
             if left <= 0:

@@ -109,7 +109,7 @@ class Job(JobView):
         return self
 
     def wait(self, timeout: float | None = None, *, on_progress: Callable[[JobView], None] | None = None) -> Self:
-        """Returns when the job is completed. `on_progress` is called a few times a second.
+        """Returns when the job is completed. `on_progress` is called a few times a second, and once at least.
 
         Raises JobFailed, JobCancelled, or WaitTimeout after `timeout` seconds; the job goes on then.
         """

@@ -321,7 +321,8 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
     def configure(connection: sqlite3.Connection, _: ConnectionPoolEntry) -> None:
         connection.text_factory = _text
         connection.isolation_level = None  # the driver starts no transaction: `begin` below does
-        for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
+        _use_log(connection)
+        for pragma in ("synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_TIMEOUT_MS}"):
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
@@ -336,6 +337,19 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
             raise OperationalError(statement, None, error) from error
 
     return engine
+
+
+def _use_log(connection: sqlite3.Connection) -> None:
+    """Switches to WAL. SQLite does not wait for others with that, such as those that start together on a new file."""
+    deadline = time.monotonic() + BUSY_TIMEOUT_MS / 1000
+    while True:
+        try:
+            connection.execute("PRAGMA journal_mode=WAL").close()
+            return
+        except sqlite3.OperationalError as error:
+            if error.sqlite_errorcode & 0xFF != sqlite3.SQLITE_BUSY or time.monotonic() > deadline:
+                raise
+        time.sleep(0.01)
 
 
 def _is_out_of_space(error: BatchserveError) -> bool:

@@ -34,10 +34,11 @@ def find(connection: Connection, key: str) -> bytes:
 
 
 def with_content(connection: Connection, stored: StoredInput) -> StoredInput:
-    """The input with its content, if that is in a row. Raises FileNotFoundError."""
+    """The input with its content, if that is in a row. One whose row is lost stays as it is: to open it raises
+    FileNotFoundError, as for a lost file."""
     if stored.content is not None or not is_in_row(stored.key):
         return stored
-    return replace(stored, content=find(connection, stored.key))
+    return replace(stored, content=_CONTENT.scalar(connection, {"its_key": stored.key}))
 
 
 def get_with_content(connection: Connection, job_id: str) -> Job:

@@ -56,6 +56,8 @@ def _scored(task: DirectTask, item: DirectItem) -> Small | BatchserveError | Non
         return refused
     try:
         done = score_small(_small_task(task, item))
+    except MemoryError:
+        raise  # the process is replaced
     except Exception:  # noqa: BLE001 - the worker meets it again, and ends the job with it
         return None
     return done if isinstance(done, Small) else None
