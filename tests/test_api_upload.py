@@ -738,7 +738,7 @@ def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
     tmp_path: Path, iris_onnx: Path, path: str
 ) -> None:
     """Its thread continues: a moment later the job exists, and its input must exist, too."""
-    app = create_app(Settings(storage=str(tmp_path), free_bytes=0), worker=False)
+    app = create_app(Settings(storage=str(tmp_path), free_bytes=0, inline_bytes=0), worker=False)
     model, inputs = iris_onnx.read_bytes(), tmp_path / "inputs"
 
     async def cancel_at_the_commit(client: httpx2.AsyncClient) -> None:
