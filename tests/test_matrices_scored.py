@@ -178,3 +178,16 @@ def test_small_chunks_do_not_load_the_compiled_reading(
     assert len(data) < matrices.FEWEST_BYTES
     result, _, _ = scored(stored(storage, data.encode()), versions["matrix"], Options("csv"))
     assert result.splitlines()[1] == b"3.0,5.0,7.0"
+
+
+def test_a_negative_zero_that_passes_through_json_is_0_as_by_polars(
+    storage: str, versions: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    columns = {"id": [str(n) for n in range(RECORDS)]} | {name: ["1.5"] * RECORDS for name in ("a", "n", "d")}
+    columns["a"][7] = columns["d"][RECORDS - 1] = "-0"
+    task = stored(storage, encoded(columns, "jsonl"), "jsonl")
+    given = Options("jsonl", columns=("a", "n", "d"), passthrough="all")
+    slow = scored(task, versions["matrix"], given)
+    monkeypatch.setattr(matching, "FEWEST_BYTES", 0)
+    assert scored(task, versions["matrix"], given) == slow
+    assert b'"a":0.0' in slow[0]

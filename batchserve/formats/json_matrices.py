@@ -47,7 +47,7 @@ def read_matrices(
 
     texts = {name for name, dtype in plain.items() if dtype == "string"}
     fields = read_layout(source, chunk, layout_of, blocks, rest, texts)
-    if fields is None:
+    if fields is None or (written and _has_negative_zero(fields.kept)):
         return None
     frame = read_kept(fields.kept, Dialect(), order, plain, chunk.records)
     if frame is None:
@@ -57,6 +57,11 @@ def read_matrices(
         return read_lines(lines, Chunk(0, records, 0, len(lines)), schema, list(numbers))
 
     return with_flagged(Reading(frame, [], fields.matrices), fields, blocks, read)
+
+
+def _has_negative_zero(kept: bytes) -> bool:
+    """Whether a number may be written as -0, which is 0 in JSON and -0.0 in the CSV that the kept columns become."""
+    return b"-0," in kept or b"-0\n" in kept
 
 
 def _layout_of(line: bytes) -> Layout | None:

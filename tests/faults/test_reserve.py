@@ -88,7 +88,7 @@ def test_database_and_storage_may_be_on_two_disks(
         address = f"sqlite:///{rows / 'batchserve.db'}"
         with closing(Database(address)) as database:
             migrate.upgrade(database)
-        with running(stored, database=address, **SETTINGS) as api:
+        with running(stored, database=address, **SETTINGS, inline_bytes=0) as api:
             api.register("iris", iris_onnx)
             uploads = [api.upload(TABLE) for _ in range(30)]
             disks = [rows] * (full != "storage") + [stored] * (full != "database")

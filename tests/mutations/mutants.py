@@ -77,6 +77,10 @@ MUTANTS = (
         ("tests/test_api_upload.py",),
     ),
     Mutant(
+        "a negative zero of JSON passes through as 0", "batchserve/formats/json_matrices.py",
+        '    return b"-0," in kept or b"-0\\n" in kept\n', "    return False\n", ("tests/test_matrices_scored.py",),
+    ),
+    Mutant(
         "a failed piece of a group commit is undone alone", "batchserve/db/writer.py",
         '        driver.execute("ROLLBACK TO piece")\n', "", ("tests/test_writer.py",),
     ),
