@@ -19,8 +19,8 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
 from batchserve.access import EVERY_TENANT, ApiKey, Scope
-from batchserve.db.compiled import Compiled
 from batchserve.db.connect import Database, Probe, lock
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import keys
 from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
 
@@ -137,8 +137,8 @@ def _base62(number: int, length: int) -> str:
 _FIELDS = frozenset(ApiKey.__dataclass_fields__)
 # Executed for nearly every request: built once.
 _KEYS = select(*(column for column in keys.c if column.name in _FIELDS))
-_OF_DIGEST = Compiled(_KEYS.where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None)))
+_OF_DIGEST = Prepared(_KEYS.where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None)))
 _ANY = select(keys.c.id).limit(1)
-_EXISTS = Compiled(_ANY)
+_EXISTS = Prepared(_ANY)
 _VALID = select(keys.c.id).where(keys.c.digest == bindparam("of_digest"), keys.c.revoked_at.is_(None))
 _STATE = Probe(select(_ANY.scalar_subquery(), _VALID.scalar_subquery()))

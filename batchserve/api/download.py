@@ -23,7 +23,7 @@ from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, leaving, own_job, served, wait_for
-from batchserve.api.files import Content, File, Remote, Stream, blocks_of
+from batchserve.api.files import File, InMemory, Remote, Stream, blocks_of
 from batchserve.api.plain import plain
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
@@ -315,7 +315,7 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
         return known
     if content is not None:
         how: dict[str, Any] = {"headers": headers, "media_type": media_type, "filename": name, "stat_result": status}
-        return Content(content, stored.key, **how)
+        return InMemory(content, stored.key, **how)
     if path is None and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
     if path is None:

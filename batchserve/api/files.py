@@ -15,7 +15,7 @@ from batchserve.errors import RangeNotSatisfiable
 from batchserve.formats.protocol import Open
 from batchserve.storage import Piece, Span, Storage
 
-__all__ = ["BLOCK", "MANY", "SMALL_BLOCK", "Content", "File", "Remote", "Stream", "blocks_of"]
+__all__ = ["BLOCK", "MANY", "SMALL_BLOCK", "File", "InMemory", "Remote", "Stream", "blocks_of"]
 
 BLOCK, SMALL_BLOCK = 1 << 20, 1 << 17
 MANY = 64
@@ -75,7 +75,7 @@ class Remote(File):
         yield _Ranges(self._storage, self._key)
 
 
-class Content(File):
+class InMemory(File):
     """A small object in memory."""
 
     def __init__(self, content: bytes, key: str, **options: Any) -> None:

@@ -9,17 +9,11 @@ from collections.abc import Awaitable, Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
-
-from batchserve.api import problems
-from batchserve.errors import BatchserveError
 
 __all__ = ["PlainMiddleware", "plain"]
 
-_PROBLEMS = (BatchserveError, RequestValidationError, HTTPException)
 Call = Callable[[Request], Awaitable[Response | None]]
 F = TypeVar("F", bound=Callable[..., Awaitable[Response]])
 
@@ -40,7 +34,8 @@ def plain(call: Call) -> Callable[[F], F]:
 
 
 class PlainMiddleware:
-    """Answers requests for plain routes. Comes directly before FastAPI, behind all other middlewares."""
+    """Answers requests for plain routes. Comes directly before FastAPI, behind all other middlewares, of which
+    `problems.ErrorMiddleware` answers what they raise."""
 
     def __init__(self, app: ASGIApp, routers: Sequence[APIRouter]) -> None:
         self._app = app
@@ -52,25 +47,11 @@ class PlainMiddleware:
             for route, methods, call in self._routes:
                 if method in methods and (match := route.path_regex.match(path)) is not None:
                     scope.update(route=route, endpoint=route.endpoint, path_params=match.groupdict())
-                    if await _answered(Request(scope, receive, send), call):
+                    if (response := await call(Request(scope, receive, send))) is not None:
+                        await response(scope, receive, send)
                         return
                     break
         await self._app(scope, receive, send)
-
-
-async def _answered(request: Request, call: Call) -> bool:
-    """Calls a plain route and sends its response; False when the request is left to FastAPI."""
-    try:
-        if (response := await call(request)) is None:
-            return False
-        await _sent(request, response)
-    except _PROBLEMS as error:  # before the response has started: a range beyond the end of a file, say
-        await _sent(request, problems.problem_of(request, error))
-    return True
-
-
-async def _sent(request: Request, response: Response) -> None:
-    await response(request.scope, request.receive, request._send)  # noqa: SLF001 - as Starlette's own routes do
 
 
 def _plain_routes(router: APIRouter) -> Iterator[tuple[APIRoute, frozenset[str], Call]]:

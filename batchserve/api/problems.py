@@ -93,8 +93,9 @@ def problem_of(request: Request, error: Expected) -> Response:
 
 
 class ErrorMiddleware:
-    """Answers unexpected errors, and leaves the connection as after any other answer: Starlette would raise them once
-    more, upon which the server closes a connection that the client has been told it may use again.
+    """Answers the errors that were not answered inside, and leaves the connection as after any other answer: Starlette
+    would raise them once more, upon which the server closes a connection that the client has been told it may use
+    again.
 
     Comes before all that may fail. An answer that has begun is broken off.
     """
@@ -115,7 +116,9 @@ class ErrorMiddleware:
         except Exception as error:
             if begun or scope["type"] != "http":
                 raise
-            await _unexpected(Request(scope), error)(scope, receive, send)
+            request = Request(scope)
+            told = problem_of(request, error) if isinstance(error, Expected) else _unexpected(request, error)
+            await told(scope, receive, send)
 
 
 def _unexpected(request: Request, error: Exception) -> Response:

@@ -11,8 +11,8 @@ from typing import BinaryIO
 
 from sqlalchemy import Connection, bindparam, delete, insert, select
 
-from batchserve.db.compiled import Compiled
 from batchserve.db.connect import Database
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import contents
 from batchserve.domain import Job, StoredInput
 from batchserve.jobs.queries import get, named_inputs, named_results
@@ -70,5 +70,5 @@ def _delete(connection: Connection, keys: Collection[str]) -> None:
     connection.execute(delete(contents).where(contents.c.key.in_(keys)))
 
 
-_ADD = Compiled(insert(contents))
-_CONTENT = Compiled(select(contents.c.content).where(contents.c.key == bindparam("its_key")))
+_ADD = Prepared(insert(contents))
+_CONTENT = Prepared(select(contents.c.content).where(contents.c.key == bindparam("its_key")))

@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy import Connection, Update, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
-from batchserve.db.compiled import Compiled
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import events, jobs
 from batchserve.domain import JobState, Result
 from batchserve.errors import BatchserveError, presentable
@@ -30,7 +30,7 @@ def ending(*guards: ColumnElement[bool]) -> Update:
 
 
 def finish(
-    connection: Connection, guarded: Update | Compiled, state: JobState, now: float, values: Mapping[str, Any]
+    connection: Connection, guarded: Update | Prepared, state: JobState, now: float, values: Mapping[str, Any]
 ) -> list[Ended]:
     """-> an end state, for the jobs that `guarded` (see `ending`) takes, each with an event. Returns these jobs.
 
@@ -38,7 +38,7 @@ def finish(
     """
     assert state in ENDS, f"{state} is not an end state"
     values = {"state": state, "finished_at": now, "lease_until": None, **values}
-    if isinstance(guarded, Compiled):
+    if isinstance(guarded, Prepared):
         ended: Sequence[Mapping[Any, Any]] = guarded.rows(connection, values)
     else:
         ended = connection.execute(guarded, values).mappings().all()
@@ -75,4 +75,4 @@ def forget_events(connection: Connection, before: float, most: int, after: float
     return connection.execute(delete(events).where(*old)).rowcount
 
 
-_ADD_EVENTS = Compiled(insert(events))
+_ADD_EVENTS = Prepared(insert(events))

@@ -11,8 +11,8 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
-from batchserve.db.compiled import Compiled
 from batchserve.db.connect import Moment
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import attempts, jobs
 from batchserve.domain import Job, JobState, Result, ScoredChunk
 from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed
@@ -226,7 +226,7 @@ def _finish_mine(
     state: JobState,
     now: float,
     values: Mapping[str, Any],
-    guarded: Compiled | None = None,
+    guarded: Prepared | None = None,
 ) -> None:
     """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard fails."""
     mine = {"job": job_id, "mine": attempt}
@@ -282,21 +282,21 @@ _CLAIM = (
     )
     .returning(jobs.c.id)
 )
-_BEGIN_ATTEMPT = Compiled(insert(attempts))
-_END_ATTEMPT = Compiled(
+_BEGIN_ATTEMPT = Prepared(insert(attempts))
+_END_ATTEMPT = Prepared(
     update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
 )
 # For all workers: a list of jobs in the statement would be rendered again for each of its lengths.
 _CANCEL_REQUESTS = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_not(None))
 _mine = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
-_END = Compiled(_mine)
-_CANCEL_IF_ASKED = Compiled(_mine.where(jobs.c.cancel_requested_at.is_not(None)))
-_COMPLETE = Compiled(
+_END = Prepared(_mine)
+_CANCEL_IF_ASKED = Prepared(_mine.where(jobs.c.cancel_requested_at.is_not(None)))
+_COMPLETE = Prepared(
     _mine.where(
         jobs.c.planned,
         jobs.c.chunks_done == jobs.c.chunks_total,
         jobs.c.rows_ok + jobs.c.rows_failed == jobs.c.rows_planned,
     )
 )
-_COMPLETE_UNPLANNED = Compiled(_mine.where(jobs.c.chunks_total == 0))
-_COMPLETE_QUEUED = Compiled(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED, jobs.c.attempt == 0))
+_COMPLETE_UNPLANNED = Prepared(_mine.where(jobs.c.chunks_total == 0))
+_COMPLETE_QUEUED = Prepared(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED, jobs.c.attempt == 0))

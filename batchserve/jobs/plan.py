@@ -6,7 +6,7 @@ from typing import Any
 from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
 
 from batchserve import rows
-from batchserve.db.compiled import Compiled
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import Chunk, CommittedChunk, ScoredChunk
 from batchserve.errors import LeaseLost, presentable
@@ -138,4 +138,4 @@ def part_values(scored: ScoredChunk, attempt: int) -> dict[str, Any]:
     }
 
 
-ADD_CHUNKS = Compiled(insert(chunks))
+ADD_CHUNKS = Prepared(insert(chunks))

@@ -9,7 +9,7 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.access import DEFAULT_TENANT, EVERY_TENANT
-from batchserve.db.compiled import Compiled
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import attempts, inputs, jobs, models
 from batchserve.domain import Attempt, Job, JobState
 from batchserve.errors import JobNotFound, UnreadableRow
@@ -217,9 +217,9 @@ def _later(first: ColumnElement[Any], second: ColumnElement[Any]) -> ColumnEleme
     return case((second > first, second), else_=first)
 
 
-_JOB = Compiled(JOBS.where(jobs.c.id == bindparam("job_id")))
-_TENANT = Compiled(select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id")))
-_STATE = Compiled(select(jobs.c.state).where(jobs.c.id == bindparam("job_id")))
+_JOB = Prepared(JOBS.where(jobs.c.id == bindparam("job_id")))
+_TENANT = Prepared(select(jobs.c.tenant).where(jobs.c.id == bindparam("job_id")))
+_STATE = Prepared(select(jobs.c.state).where(jobs.c.id == bindparam("job_id")))
 # Only among the latest: otherwise each predict would read thousands of equal queued jobs in its transaction.
 _ALIKE = (
     select(jobs.c.id, jobs.c.state)
@@ -237,7 +237,7 @@ _LATEST_EQUAL = JOBS.where(
 ).with_for_update(read=True, of=jobs)
 _MOST_EQUAL = 100
 """Equal jobs that are tried when the latest of them is unreadable."""
-_ATTEMPTS = Compiled(select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number))
+_ATTEMPTS = Prepared(select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number))
 _ATTEMPTS_OF = (
     select(attempts)
     .where(attempts.c.job_id.in_(bindparam("job_ids", expanding=True)))

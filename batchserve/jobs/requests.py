@@ -8,8 +8,8 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.access import DEFAULT_TENANT
-from batchserve.db.compiled import Compiled
 from batchserve.db.connect import lock
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
@@ -269,11 +269,11 @@ def _model_is_gone(job: Job) -> JobConflict:
     return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
 
 
-_CREATE = Compiled(insert(jobs))
-_ADD_INPUTS = Compiled(insert(inputs))
-_ENQUEUE = Compiled(
+_CREATE = Prepared(insert(jobs))
+_ADD_INPUTS = Prepared(insert(inputs))
+_ENQUEUE = Prepared(
     update(jobs).where(
         jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
     )
 )
-_COMPLETE_QUEUED = Compiled(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED))
+_COMPLETE_QUEUED = Prepared(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED))

@@ -1,5 +1,6 @@
-"""Statements of hot paths, rendered once. SQLAlchemy prepares each execution anew and wraps its rows, which takes ten
-times as long as SQLite takes for the statement. Other databases are reached through SQLAlchemy alone."""
+"""Prepared statements: those of hot paths, rendered once. SQLAlchemy renders each execution anew and wraps its rows,
+which takes ten times as long as SQLite takes for the statement. Other databases are reached through SQLAlchemy alone.
+"""
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from typing import Any
 from sqlalchemy import Connection, Delete, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
 
-__all__ = ["Compiled"]
+__all__ = ["Prepared"]
 
 Values = Mapping[str, Any]
 _Convert = Callable[[Any], Any]
@@ -38,7 +39,7 @@ class _Text:
         }
 
 
-class Compiled:
+class Prepared:
     """A statement of SQLAlchemy Core that is executed often. It is rendered again for each set of columns to which an
     insert or an update gives values, as by `Connection.execute`. Lists as parameters are not supported.
     """
