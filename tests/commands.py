@@ -1,4 +1,4 @@
-"""Commands of batchserve in separate processes, for tests that kill them."""
+"""Commands of batchserve: in separate processes, to be awaited or killed, or in the process of the test."""
 
 import os
 import re
@@ -6,10 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Mapping
+from contextlib import chdir, suppress
 from itertools import count
 from pathlib import Path
+from unittest.mock import patch
+
+from typer.testing import CliRunner
+
+from batchserve.cli import main
+
+Done = subprocess.CompletedProcess[str]
+Run = Callable[..., Done]
 
 FAST = {
     "BATCHSERVE_CHUNK_BYTES": "40000",  # hundreds of chunks, so that a kill comes in the middle
@@ -20,6 +28,44 @@ FAST = {
     "BATCHSERVE_PROCESSES": "2",
     "BATCHSERVE_GRACE": "5",
 }
+
+
+def clean_environment() -> dict[str, str]:
+    """That of the test without settings of batchserve, for a terminal of 200 columns without colours."""
+    own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+    return own | {"COLUMNS": "200", "NO_COLOR": "1"}
+
+
+def in_a_process(folder: Path, *arguments: str | Path, input: str | None = None, **environment: str) -> Done:
+    """Runs `batchserve` with these arguments, in this folder."""
+    return subprocess.run(
+        [sys.executable, "-m", "batchserve", *map(str, arguments)],
+        cwd=folder,
+        env=clean_environment() | environment,
+        input=input,
+        capture_output=True,
+        text=True,
+        timeout=90,
+        check=False,
+    )
+
+
+def in_this_process(folder: Path, *arguments: str | Path, input: str | None = None, **environment: str) -> Done:
+    """The same without the half second in which a process imports what it needs. For commands that end by themselves
+    and leave the process as it was, which those that serve do not."""
+    command = ["batchserve", *map(str, arguments)]
+    cleared = {name: None for name in os.environ if name.startswith("BATCHSERVE_")}
+    own = cleared | clean_environment() | environment
+    with chdir(folder), patch.object(sys, "argv", command), CliRunner().isolation(input, own) as (stdout, stderr, _):
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code or 0
+        else:
+            code = 0
+        assert isinstance(code, int)
+        sys.stdout.flush()
+        return subprocess.CompletedProcess(command, code, stdout.getvalue().decode(), stderr.getvalue().decode())
 
 
 def lowest_free_descriptor(pid: int) -> int:

@@ -1,4 +1,4 @@
-"""The command line, as processes against a real server: the output on stdout and stderr, and the exit codes."""
+"""The command line against a real server, each command as a process at least once: output, errors and exit codes."""
 
 import json
 import os
@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import pandas as pd
 import polars as pl
 import pytest
 import typer
+from commands import Run, clean_environment, in_a_process, in_this_process
 from sklearn.linear_model import LogisticRegression
 
 from batchserve import __version__
@@ -27,41 +29,37 @@ from batchserve.cli.server import is_loopback, settings_of
 from batchserve.cli.terminal import duration
 from batchserve.client import Client, JobFailed
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
 NOBODY = "http://127.0.0.1:9"
 
 
 @pytest.fixture
 def run(server: str, tmp_path: Path) -> Run:
-    """Runs `batchserve` with these arguments, in an empty folder."""
-    return runner(tmp_path, server)
+    """Runs `batchserve` with these arguments in the process of the test, in an empty folder."""
+    return partial(in_this_process, tmp_path, BATCHSERVE_URL=server)
+
+
+@pytest.fixture
+def process(server: str, tmp_path: Path) -> Run:
+    """The same in a process of its own."""
+    return partial(in_a_process, tmp_path, BATCHSERVE_URL=server)
+
+
+@pytest.fixture
+def alone(tmp_path: Path) -> Run:
+    """Runs `batchserve` in the process of the test, in an empty folder, without a server."""
+    return partial(in_this_process, tmp_path, BATCHSERVE_URL=NOBODY)
+
+
+@pytest.fixture
+def process_alone(tmp_path: Path) -> Run:
+    """The same in a process of its own."""
+    return partial(in_a_process, tmp_path, BATCHSERVE_URL=NOBODY)
 
 
 @pytest.fixture(scope="module")
 def iris_model(server: str, iris_onnx: Path) -> str:
     with Client(server) as client:
         return client.models.add(iris_onnx, name="iris").name
-
-
-def runner(folder: Path, url: str) -> Run:
-    def run(*arguments: str | Path, input: str | None = None, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "batchserve", *map(str, arguments)],
-            cwd=folder,
-            env=clean_environment() | {"BATCHSERVE_URL": url} | environment,
-            input=input,
-            capture_output=True,
-            text=True,
-            timeout=90,
-            check=False,
-        )
-
-    return run
-
-
-def clean_environment() -> dict[str, str]:
-    own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-    return own | {"COLUMNS": "200", "NO_COLOR": "1"}
 
 
 def put_off(iris_csv: Path, server: str) -> str:
@@ -73,8 +71,8 @@ def put_off(iris_csv: Path, server: str) -> str:
 # Without a server
 
 
-def test_help_names_every_command(tmp_path: Path) -> None:
-    done = runner(tmp_path, NOBODY)("--help")
+def test_help_names_every_command(process_alone: Run) -> None:
+    done = process_alone("--help")
     assert done.returncode == 0
     commands = ["demo", "serve", "worker", "migrate", "doctor", "predict", "jobs", "models", "convert", "version"]
     assert [name for name in commands if f" {name} " not in done.stdout] == []
@@ -105,15 +103,15 @@ def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
     ],
     ids=" ".join,
 )
-def test_wrong_usage_exits_with_2_and_writes_nothing_to_stdout(arguments: list[str], tmp_path: Path) -> None:
-    done = runner(tmp_path, NOBODY)(*arguments)
+def test_wrong_usage_exits_with_2_and_writes_nothing_to_stdout(arguments: list[str], alone: Run) -> None:
+    done = alone(*arguments)
     assert done.returncode == 2
     assert done.stdout == ""
     assert "Error" in done.stderr
 
 
-def test_without_a_server_the_error_has_its_address_and_how_to_start_one(tmp_path: Path, iris_csv: Path) -> None:
-    done = runner(tmp_path, NOBODY)("predict", iris_csv, "--model", "iris")
+def test_without_a_server_the_error_has_its_address_and_how_to_start_one(process_alone: Run, iris_csv: Path) -> None:
+    done = process_alone("predict", iris_csv, "--model", "iris")
     assert done.returncode == 1
     assert done.stdout == ""
     assert f"no response from {NOBODY}" in done.stderr
@@ -121,8 +119,8 @@ def test_without_a_server_the_error_has_its_address_and_how_to_start_one(tmp_pat
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.0.2.1", "example.org"])  # noqa: S104 - this is refused
-def test_serve_refuses_an_address_that_others_can_reach(host: str, tmp_path: Path) -> None:
-    done = runner(tmp_path, NOBODY)("serve", "--host", host)
+def test_serve_refuses_an_address_that_others_can_reach(host: str, alone: Run, tmp_path: Path) -> None:
+    done = alone("serve", "--host", host)
     assert done.returncode == 2
     assert "--insecure" in done.stderr
     assert list(tmp_path.iterdir()) == []
@@ -133,16 +131,16 @@ def test_loopback_addresses_are_recognized(host: str, *, local: bool) -> None:
     assert is_loopback(host) is local
 
 
-def test_a_port_that_is_taken_is_named(server: str, tmp_path: Path) -> None:
+def test_a_port_that_is_taken_is_named(server: str, process_alone: Run) -> None:
     port = server.rpartition(":")[2]
-    done = runner(tmp_path, NOBODY)("serve", "--port", port)
+    done = process_alone("serve", "--port", port)
     assert done.returncode == 1
     assert f"cannot listen on 127.0.0.1:{port}" in done.stderr
     assert "Traceback" not in done.stderr
 
 
-def test_an_invalid_setting_is_named(tmp_path: Path) -> None:
-    done = runner(tmp_path, NOBODY)("serve", BATCHSERVE_PROCESSES="many")
+def test_an_invalid_setting_is_named(alone: Run) -> None:
+    done = alone("serve", BATCHSERVE_PROCESSES="many")
     assert done.returncode == 2
     assert "BATCHSERVE_PROCESSES" in done.stderr
 
@@ -174,16 +172,15 @@ def test_durations_have_units(text: str, seconds: float) -> None:
     assert duration(text) == seconds
 
 
-def test_migrate_creates_the_schema_and_does_nothing_the_second_time(tmp_path: Path) -> None:
-    run = runner(tmp_path, NOBODY)
+def test_migrate_creates_the_schema_and_does_nothing_the_second_time(process_alone: Run, tmp_path: Path) -> None:
     url = f"sqlite:///{tmp_path / 'own.db'}"
-    first, second = (json.loads(run("migrate", "--database", url, "--json").stdout) for _ in range(2))
+    first, second = (json.loads(process_alone("migrate", "--database", url, "--json").stdout) for _ in range(2))
     assert first["before"] is None
     assert second == {"before": first["after"], "after": first["after"]}
 
 
-def test_doctor_finds_no_fault_in_a_fresh_folder(tmp_path: Path) -> None:
-    done = runner(tmp_path, NOBODY)("doctor", "--json")
+def test_doctor_finds_no_fault_in_a_fresh_folder(process_alone: Run) -> None:
+    done = process_alone("doctor", "--json")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0
     assert {name: finding["status"] for name, finding in findings.items() if name != "free space"} == dict.fromkeys(
@@ -193,9 +190,9 @@ def test_doctor_finds_no_fault_in_a_fresh_folder(tmp_path: Path) -> None:
     assert "scored" in findings["scoring"]["detail"]
 
 
-def test_doctor_fails_where_nothing_can_be_written(tmp_path: Path) -> None:
+def test_doctor_fails_where_nothing_can_be_written(alone: Run, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
-    done = runner(tmp_path, NOBODY)("doctor", "--json", "--storage", "file/storage")
+    done = alone("doctor", "--json", "--storage", "file/storage")
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 1
     assert findings["storage"]["status"] == "fail"
@@ -208,10 +205,12 @@ def test_doctor_detects_a_running_server(run: Run, server: str) -> None:
     assert findings["server"]["detail"] == f"ready at {server}"
 
 
-def test_convert_writes_a_model_and_reports_parity(tmp_path: Path, iris: pd.DataFrame, iris_csv: Path) -> None:
+def test_convert_writes_a_model_and_reports_parity(
+    process_alone: Run, tmp_path: Path, iris: pd.DataFrame, iris_csv: Path
+) -> None:
     species = np.repeat(["setosa", "versicolor", "virginica"], 50)
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(LogisticRegression(max_iter=500).fit(iris, species)))
-    done = runner(tmp_path, NOBODY)("convert", "model.pkl", "--sample", iris_csv, "--json")
+    done = process_alone("convert", "model.pkl", "--sample", iris_csv, "--json")
     report = json.loads(done.stdout)
     assert done.returncode == 0
     assert report["passed"] is True
@@ -220,21 +219,20 @@ def test_convert_writes_a_model_and_reports_parity(tmp_path: Path, iris: pd.Data
 
 
 def test_convert_fails_above_the_tolerance_and_writes_nothing(
-    tmp_path: Path, iris: pd.DataFrame, iris_csv: Path
+    alone: Run, tmp_path: Path, iris: pd.DataFrame, iris_csv: Path
 ) -> None:
     species = np.repeat([0, 1, 2], 50)
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(LogisticRegression(max_iter=500).fit(iris, species)))
-    done = runner(tmp_path, NOBODY)("convert", "model.pkl", "--sample", iris_csv, "--tolerance", "1e-12")
+    done = alone("convert", "model.pkl", "--sample", iris_csv, "--tolerance", "1e-12")
     assert done.returncode == 1
     assert "1.0e-12" in done.stdout
     assert not (tmp_path / "model.onnx").exists()
 
 
-def test_convert_reports_what_is_wrong_with_the_option_image(tmp_path: Path, iris_onnx: Path) -> None:
-    convert = runner(tmp_path, NOBODY)
-    absent = convert("convert", iris_onnx, "--image", "@absent.json", "-o", "out.onnx")
+def test_convert_reports_what_is_wrong_with_the_option_image(alone: Run, iris_onnx: Path) -> None:
+    absent = alone("convert", iris_onnx, "--image", "@absent.json", "-o", "out.onnx")
     assert (absent.returncode, "there is no file 'absent.json'" in absent.stderr) == (2, True)
-    network = convert("convert", iris_onnx, "--image", "img2feat:resnet18", "-o", "out.onnx")
+    network = alone("convert", iris_onnx, "--image", "img2feat:resnet18", "-o", "out.onnx")
     assert (network.returncode, "goes before a pickled classifier" in network.stderr) == (2, True)
 
 
@@ -280,8 +278,8 @@ def test_values_of_all_records_are_a_json_object(run: Run, iris_csv: Path) -> No
 
 
 @pytest.mark.usefixtures("iris_model")
-def test_predict_works_in_a_pipe(run: Run, iris_csv: Path) -> None:
-    done = run("predict", "-", "--model", "iris@1", "--format", "jsonl", input=iris_csv.read_text())
+def test_predict_works_in_a_pipe(process: Run, iris_csv: Path) -> None:
+    done = process("predict", "-", "--model", "iris@1", "--format", "jsonl", input=iris_csv.read_text())
     assert done.returncode == 0, done.stderr
     records = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(records) == 150
@@ -520,8 +518,8 @@ def test_with_json_an_error_is_json_too(run: Run) -> None:
     assert "Error:" in done.stderr
 
 
-def test_version_and_help_have_their_usual_options(run: Run) -> None:
-    assert run("--version").stdout.split() == ["batchserve", __version__]
+def test_version_and_help_have_their_usual_options(run: Run, process: Run) -> None:
+    assert process("--version").stdout.split() == ["batchserve", __version__]
     assert "Usage" in run("-h").stdout
     assert "--metadata" in run("predict", "-h").stdout
 
@@ -554,8 +552,8 @@ def test_a_model_of_arrays_shows_their_shapes(run: Run, tmp_path: Path) -> None:
     assert "takes block\tfloat32 [N, 2, 3]" in run("models", "show", "blocks").stdout.splitlines()
 
 
-def test_a_model_is_added_shown_and_removed(run: Run, iris_onnx: Path) -> None:
-    added = run("models", "add", iris_onnx, "--name", "passing", "--json")
+def test_a_model_is_added_shown_and_removed(run: Run, process: Run, iris_onnx: Path) -> None:
+    added = process("models", "add", iris_onnx, "--name", "passing", "--json")
     model = json.loads(added.stdout)
     assert (model["name"], model["version"]) == ("passing", 1)
     assert "petal width (cm)" in run("models", "show", "passing").stdout
@@ -589,8 +587,8 @@ def test_a_worker_process_runs_the_jobs_of_a_server_without_one(
 
 
 @pytest.mark.slow
-def test_the_demo_scores_every_row_and_leaves_its_files(tmp_path: Path) -> None:
-    done = runner(tmp_path, NOBODY)("demo", "--rows", "20000", "--json")
+def test_the_demo_scores_every_row_and_leaves_its_files(process_alone: Run) -> None:
+    done = process_alone("demo", "--rows", "20000", "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["rows_in"], facts["rows_out"], facts["rows_ok"], facts["rows_failed"]) == (20_000, 20_000, 20_000, 0)

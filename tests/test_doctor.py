@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import sqlite3
-import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from commands import in_a_process, in_this_process
 from service import running
 
 from batchserve.db.connect import Database
@@ -62,10 +61,8 @@ class Site:
 
     def doctor(self, *arguments: str, **settings: str) -> tuple[int, dict[str, dict[str, Any]]]:
         """Its exit status, and its findings by their names."""
-        own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-        environment = own | {"BATCHSERVE_STORAGE": str(self.folder), "BATCHSERVE_URL": "http://127.0.0.1:9"} | settings
-        command = [sys.executable, "-m", "batchserve", "doctor", "--json", *arguments]
-        done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
+        environment = {"BATCHSERVE_STORAGE": str(self.folder), "BATCHSERVE_URL": "http://127.0.0.1:9"} | settings
+        done = in_this_process(self.folder.parent, "doctor", "--json", *arguments, **environment)
         assert "Traceback" not in done.stderr, done.stderr
         return done.returncode, {finding["check"]: finding for finding in json.loads(done.stdout)}
 
@@ -305,9 +302,8 @@ def test_stuck_jobs_are_a_warning_with_the_command(leased: Site) -> None:
 
 def test_the_text_output_has_each_fault_with_its_repair(site: Site) -> None:
     site.object_of(f"inputs/{site.jobs.completed}").unlink()
-    command = [sys.executable, "-m", "batchserve", "doctor", "--storage", str(site.folder)]
-    environment = os.environ | {"BATCHSERVE_URL": "http://127.0.0.1:9", "COLUMNS": "100"}
-    done = subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
+    environment = {"BATCHSERVE_URL": "http://127.0.0.1:9", "COLUMNS": "100"}
+    done = in_a_process(site.folder.parent, "doctor", "--storage", site.folder, **environment)
     assert done.returncode == 1
     assert (
         f"inputs/{site.jobs.completed} of job {site.jobs.completed}: expected {len(CSV)} bytes, found no object"

@@ -2,19 +2,19 @@
 
 import asyncio
 import json
-import subprocess
-import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx2
 import pytest
+from commands import in_a_process, in_this_process
 from conftest import serving
 from service import Api, ok, problem, running
 from sqlalchemy import insert
@@ -653,39 +653,28 @@ def test_ten_thousand_queued_jobs_delay_a_job_of_another_tenant_by_little(tmp_pa
 # --- clients and commands --------------------------------------------------------------------------------------------
 
 
-def command(folder: Path, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run(
-        [sys.executable, "-m", "batchserve", *arguments],
-        cwd=folder,
-        env={"PATH": "", "NO_COLOR": "1", "COLUMNS": "200", **environment},
-        capture_output=True,
-        text=True,
-        timeout=90,
-        check=False,
-    )
-
-
 def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) -> None:
-    made = command(tmp_path, "keys", "create", "night", "--scope", "admin", "--tenant", "red")
+    run = partial(in_this_process, tmp_path)
+    made = in_a_process(tmp_path, "keys", "create", "night", "--scope", "admin", "--tenant", "red")
     key = made.stdout.strip()
     assert keys.is_well_formed(key)
     assert key not in made.stderr
     assert "every request needs a key" in made.stderr
-    again = command(tmp_path, "keys", "create", "night")
+    again = run("keys", "create", "night")
     assert (again.returncode, again.stdout) == (1, "")
-    second = json.loads(command(tmp_path, "keys", "create", "day", "--json").stdout)
+    second = json.loads(run("keys", "create", "day", "--json").stdout)
     assert keys.is_well_formed(second["key"])
     assert (second["scope"], second["tenant"], second["revoked_at"]) == ("user", "default", None)
-    listed = command(tmp_path, "keys", "list")
+    listed = run("keys", "list")
     assert [line.split("\t")[1:5] for line in listed.stdout.splitlines()] == [
         ["night", "admin", "red", key[:9]], ["day", "user", "default", second["prefix"]],
     ]  # fmt: skip
-    assert command(tmp_path, "keys", "revoke", "night").returncode == 0
-    assert command(tmp_path, "keys", "revoke", "2").returncode == 0
-    gone = command(tmp_path, "keys", "revoke", "none")
+    assert run("keys", "revoke", "night").returncode == 0
+    assert run("keys", "revoke", "2").returncode == 0
+    gone = run("keys", "revoke", "none")
     assert gone.returncode == 1
     assert "no valid key" in gone.stderr
-    found = json.loads(command(tmp_path, "keys", "list", "--json").stdout)
+    found = json.loads(run("keys", "list", "--json").stdout)
     assert [entry["revoked_at"] is not None for entry in found] == [True, True]
     for shown in (listed.stdout, json.dumps(found)):
         assert key not in shown
@@ -697,25 +686,25 @@ def test_an_address_that_others_can_reach_is_served_only_with_an_admin_key(
     tmp_path: Path, start_server: Callable[..., AbstractContextManager[str]]
 ) -> None:
     everywhere = "0.0.0.0"  # noqa: S104 - refused, or with keys
-    refused = command(tmp_path, "serve", "--host", everywhere, "--port", "0")
+    refused = in_a_process(tmp_path, "serve", "--host", everywhere, "--port", "0")
     assert refused.returncode == 2
     assert "keys create NAME --scope admin" in refused.stderr
     assert list(tmp_path.iterdir()) == []
-    assert command(tmp_path, "keys", "create", "day").returncode == 0
-    assert command(tmp_path, "serve", "--host", everywhere, "--port", "0").returncode == 2
-    assert command(tmp_path, "keys", "create", "night", "--scope", "admin").returncode == 0
+    assert in_a_process(tmp_path, "keys", "create", "day").returncode == 0
+    assert in_a_process(tmp_path, "serve", "--host", everywhere, "--port", "0").returncode == 2
+    assert in_a_process(tmp_path, "keys", "create", "night", "--scope", "admin").returncode == 0
     with start_server(tmp_path, "--host", everywhere) as url:
         assert httpx2.get(f"{url}/v1/jobs").status_code == 401
-    assert command(tmp_path, "keys", "revoke", "night").returncode == 0
-    assert command(tmp_path, "serve", "--host", everywhere, "--port", "0").returncode == 2
+    assert in_a_process(tmp_path, "keys", "revoke", "night").returncode == 0
+    assert in_a_process(tmp_path, "serve", "--host", everywhere, "--port", "0").returncode == 2
 
 
 @pytest.mark.slow
 def test_clients_send_their_key_and_no_log_or_file_holds_it(
     tmp_path: Path, iris_onnx: Path, iris_csv: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    admin = command(tmp_path, "keys", "create", "admin", "--scope", "admin").stdout.strip()
-    user = command(tmp_path, "keys", "create", "user", "--tenant", "red").stdout.strip()
+    admin = in_a_process(tmp_path, "keys", "create", "admin", "--scope", "admin").stdout.strip()
+    user = in_a_process(tmp_path, "keys", "create", "user", "--tenant", "red").stdout.strip()
     with serving(tmp_path, BATCHSERVE_LOG_LEVEL="debug") as url:
         with Client(url) as client, pytest.raises(AuthenticationFailed, match="API key is needed"):
             client.models.list()
@@ -734,10 +723,10 @@ def test_clients_send_their_key_and_no_log_or_file_holds_it(
                 return [found.id async for found in client.jobs.list()]
 
         assert asyncio.run(listed()) == [job.id]
-        done = command(tmp_path, "jobs", "show", job.id, BATCHSERVE_URL=url, BATCHSERVE_API_KEY=user)
+        done = in_a_process(tmp_path, "jobs", "show", job.id, BATCHSERVE_URL=url, BATCHSERVE_API_KEY=user)
         assert done.returncode == 0
         for key in ("", admin, user[:-1]):
-            refused = command(tmp_path, "jobs", "show", job.id, BATCHSERVE_URL=url, BATCHSERVE_API_KEY=key)
+            refused = in_a_process(tmp_path, "jobs", "show", job.id, BATCHSERVE_URL=url, BATCHSERVE_API_KEY=key)
             assert refused.returncode == (1 if key == admin else 4), refused.stderr
         httpx2.get(f"{url}/v1/jobs", params={"api_key": user})
     held = [path for path in tmp_path.rglob("*") if path.is_file()]

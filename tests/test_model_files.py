@@ -2,9 +2,7 @@
 
 import json
 import pickle
-import subprocess
-import sys
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +11,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from commands import in_a_process, in_this_process
 from field.cases import BOOSTED
 from field.data import categories, load
 from field.scored import as_table, score_as_the_server
@@ -217,15 +216,13 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_command_finds_the_module_of_a_pickle_and_takes_converters_of_ones_own(shop: Path) -> None:
-    command = [sys.executable, "-m", "batchserve", "convert", "model.joblib", "--sample", "sample.csv"]
-    run: Callable[..., Any] = lambda *more: subprocess.run(  # noqa: E731
-        [*command, *more], cwd=shop, capture_output=True, text=True, check=False
-    )
+    command = ("convert", "model.joblib", "--sample", "sample.csv")
+    run = partial(in_this_process, shop, *command)
     refused = run()
     assert refused.returncode == 1
     assert "Halver has no ONNX converter" in refused.stderr.replace("\n", " ")
     assert "--converters MODULE" in " ".join(refused.stderr.split())
-    taken = run("--converters", "shop_converters")
+    taken = in_a_process(shop, *command, "--converters", "shop_converters")
     assert taken.returncode == 0, taken.stderr
     assert (shop / "model.onnx").exists()
     absent = run("--converters", "no_such_module")

@@ -1,10 +1,7 @@
 """Rows that no release writes: each fails alone, can be found, and can be removed."""
 
 import json
-import os
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,6 +11,7 @@ from typing import Any
 
 import httpx2
 import pytest
+from commands import Done, in_this_process
 from prometheus_client.parser import text_string_to_metric_families
 from service import Api, ok, problem, running
 from sqlalchemy import Connection
@@ -322,11 +320,8 @@ def test_an_idempotency_key_that_cannot_be_read_is_a_clear_problem(
         ok(api.http.post(**send), 202)
 
 
-def cli(folder: Path, *arguments: str, **settings: str) -> "subprocess.CompletedProcess[str]":
-    own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-    environment = own | {"BATCHSERVE_STORAGE": str(folder)} | settings
-    command = [sys.executable, "-m", "batchserve", *arguments]
-    return subprocess.run(command, check=False, env=environment, capture_output=True, text=True, timeout=100)
+def cli(folder: Path, *arguments: str, **settings: str) -> Done:
+    return in_this_process(folder, *arguments, BATCHSERVE_STORAGE=str(folder), **settings)
 
 
 @pytest.mark.slow
