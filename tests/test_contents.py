@@ -69,15 +69,21 @@ def test_an_input_is_in_a_row_up_to_the_limit(service: Api, database: Database, 
     assert service.http.get(job["links"]["input"]).text == body
 
 
+@pytest.fixture(scope="module")
+def of_files(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
+    """A service that keeps no bytes in rows."""
+    with running(tmp_path_factory.mktemp("files"), inline_bytes=0) as api:
+        api.register("iris", iris_onnx)
+        yield api
+
+
 @pytest.mark.parametrize("format", ["csv", "parquet", "jsonl", "arrow"])
 def test_results_in_rows_and_in_files_have_the_same_bytes(
-    service: Api, tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame, format: str
+    service: Api, of_files: Api, flowers: pl.DataFrame, format: str
 ) -> None:
     body = encoded(flowers, "csv")
-    with running(tmp_path, inline_bytes=0) as other:
-        other.register("iris", iris_onnx)
-        in_files = other.run(body, "iris", format=format)
-        expected = other.result(in_files)
+    in_files = of_files.run(body, "iris", format=format)
+    expected = of_files.result(in_files)
     job = service.run(body, "iris", format=format)
     answer = service.result(job)
     assert answer.content == expected.content

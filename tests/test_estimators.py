@@ -262,9 +262,8 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 QUICK = (
-    *("logistic regression", "multi-layer perceptron", "quadratic discriminant", "gaussian mixture", "decision tree"),
-    *("lightgbm classifier", "xgboost classifier", "hist boosted regression", "several labels, forest", "grid search"),
-    *("mixed columns", "mixed columns, forest", "mixed columns, missing texts filled", "tf-idf", "letters"),
+    *("logistic regression", "gaussian mixture", "lightgbm classifier", "several labels, forest", "mixed columns"),
+    *("mixed columns, missing texts filled", "tf-idf"),
 )
 """The others run with the slow tests."""
 

@@ -11,9 +11,7 @@ from field.table import GROUPS, REFUSED_BEGIN, REFUSED_END, documented, refused_
 QUICK = {
     "LogisticRegression",
     "LinearDiscriminantAnalysis, two classes",
-    "TunedThresholdClassifierCV",
     "RegressorChain",
-    "TransformedTargetRegressor, log1p",
     "Birch",
     "FastICA",
     "lightgbm.Booster, pandas categories",
@@ -21,8 +19,6 @@ QUICK = {
     "CatBoostClassifier",
     "statsmodels Logit",
     "DictVectorizer",
-    "SplineTransformer",
-    "FunctionTransformer, its own function",
 }
 """The others run with the slow tests."""
 

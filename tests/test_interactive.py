@@ -14,6 +14,7 @@ from typing import Any
 import calls
 import pytest
 import uvloop
+from selection import quick_first
 from waiting import until
 
 from batchserve.allowance import Allowance, allowance
@@ -147,14 +148,17 @@ def test_an_interactive_call_does_not_wait_for_the_chunks_of_jobs(play: Playing,
 
 @pytest.mark.parametrize(
     ("function", "arguments", "cause"),
-    [
-        (calls.die, (int(signal.SIGSEGV),), "by signal SIGSEGV"),
-        (calls.die, (int(signal.SIGKILL),), "by signal SIGKILL"),
-        (calls.leave, (3,), "with exit code 3"),
-        (calls.answer_half, (0.2,), "with exit code 3"),
-        (calls.hang_up, (), "by signal SIGKILL"),
-        (calls.answer_rubbish, (), "cannot be read"),
-    ],
+    quick_first(
+        [
+            (calls.die, (int(signal.SIGSEGV),), "by signal SIGSEGV"),
+            (calls.answer_half, (0.2,), "with exit code 3"),
+            (calls.answer_rubbish, (), "cannot be read"),
+            (calls.hang_up, (), "by signal SIGKILL"),
+            (calls.die, (int(signal.SIGKILL),), "by signal SIGKILL"),
+            (calls.leave, (3,), "with exit code 3"),
+        ],
+        3,
+    ),
 )
 def test_a_process_that_dies_ends_only_its_own_call(
     play: Playing, function: Callable[..., None], arguments: tuple[Any, ...], cause: str

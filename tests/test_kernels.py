@@ -9,6 +9,7 @@ import orjson
 import polars as pl
 import pytest
 from onnx import TensorProto, helper
+from selection import quick_of
 from service import Api, decoded, encoded, running
 from sklearn.ensemble import RandomForestRegressor
 
@@ -113,7 +114,10 @@ def like(values: list[float]) -> Any:
     return pytest.approx(values, rel=1e-5, abs=1e-5)
 
 
-@pytest.mark.parametrize(("kernel", "dtype"), CASES)
+BY_DEFAULT: set[tuple[Kernel, DType]] = {("trees", "float32"), ("trees", "bool"), ("onnxruntime", "int64")}
+
+
+@pytest.mark.parametrize(("kernel", "dtype"), quick_of(CASES, BY_DEFAULT))
 def test_a_kernel_scores_its_input_from_a_file_of_any_format(
     service: Api, models: Callable[[Kernel, DType], bytes], kernel: Kernel, dtype: DType
 ) -> None:
@@ -210,7 +214,7 @@ def given_back(result: Any) -> list[float]:
     return listed(result["y"] if isinstance(result, dict) else result["prediction"])
 
 
-@pytest.mark.parametrize("dtype", FROM_MEMORY)
+@pytest.mark.parametrize("dtype", quick_of(FROM_MEMORY, {"float32", ">f4", "int64"}))
 @pytest.mark.parametrize("kernel", get_args(Kernel))
 def test_the_client_sends_arrays_of_every_type_and_order(
     client: Client, kernels: dict[tuple[Kernel, DType], Session], kernel: Kernel, dtype: str

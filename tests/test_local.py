@@ -76,13 +76,15 @@ def test_models_are_added_in_every_form_that_they_have(
             client.models.add(pipeline, name="every-form")
 
 
-def test_a_folder_of_mlflow_is_added_with_its_sample(pipeline: Pipeline, iris: pd.DataFrame, tmp_path: Path) -> None:
+def test_a_folder_of_mlflow_is_added_with_its_sample(
+    pipeline: Pipeline, iris: pd.DataFrame, server: str, tmp_path: Path
+) -> None:
     columns = json.dumps([{"name": name, "type": "double", "required": True} for name in iris.columns])
     (tmp_path / "MLmodel").write_text(
         f"flavors:\n  sklearn:\n    pickled_model: model.pkl\nsignature:\n  inputs: '{columns}'\n"
     )
     (tmp_path / "model.pkl").write_bytes(pickle.dumps(pipeline))
-    with batchserve.local() as client:
+    with batchserve.Client(server) as client:
         client.models.add(tmp_path, iris, name="folder")
         scored = client.predict(iris, model="folder")
         assert scored["prediction"].tolist() == pipeline.predict(iris).tolist()

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from remote import RemoteStorage
+from selection import quick_of
 
 from batchserve.domain import Chunk, Dialect, DType
 from batchserve.formats import get_format, lines, matrices
@@ -137,7 +138,7 @@ def of_texts(texts: list[str]) -> bytes:
     return ("a,b\n" + "".join(f"{text},{number}\n" for number, text in enumerate(texts))).encode()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "int8", "uint16"])
+@pytest.mark.parametrize("dtype", quick_of(["float32", "float64", "int64", "int8", "uint16"], {"float32", "int64"}))
 @pytest.mark.parametrize("notation", NOTATIONS)
 def test_a_number_is_that_of_polars_in_every_notation(notation: str, dtype: DType) -> None:
     texts = [text for text in NOTATIONS[notation]() if "," not in text]
@@ -376,7 +377,7 @@ def in_json(texts: list[str]) -> bytes:
     return "".join(f'{{"a": {text},"b":{number}}}\n' for number, text in enumerate(texts)).encode()
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64", "int64", "uint16"])
+@pytest.mark.parametrize("dtype", quick_of(["float32", "float64", "int64", "uint16"], {"float32", "int64"}))
 @pytest.mark.parametrize(
     "notation", [name for name in NOTATIONS if name not in ("odd ones", "any float32", "any float64")]
 )

@@ -39,8 +39,10 @@ CSV = pl.DataFrame(RECORDS, schema=list("abcd")).write_csv()
 
 @pytest.mark.parametrize(
     ("mebibytes", "mode", "most"),
-    [(24, "rows", 12), (110, "fixed", 1)],
-    ids=["sixteen are too many", "three are too many"],
+    [
+        pytest.param(24, "rows", 12, id="sixteen are too many"),
+        pytest.param(110, "fixed", 1, id="three are too many", marks=pytest.mark.slow),
+    ],
 )
 def test_records_are_scored_as_few_at_a_time_as_memory_allows(small: Api, mebibytes: int, mode: str, most: int) -> None:
     shown = small.register(f"hungry{mebibytes}", hungry(mebibytes))

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from selection import quick_first
 from service import Api, ok, running
 from sklearn.cluster import KMeans
 from sklearn.datasets import make_classification
@@ -120,17 +121,20 @@ def outcomes(api: Api, model: str, value: str, good: int = GOOD) -> dict[str, An
 
 @pytest.mark.parametrize(
     ("model", "value", "shown"),
-    [
-        ("float", "1e39", "1e+39"),
-        ("float", "-1e39", "-1e+39"),
-        ("float", "1e400", "1e400"),
-        ("float", "-1E+400", "-1E+400"),
-        ("float", "1" + "0" * 400, "1" + "0" * 79),
-        ("float", "3.4028235677973366e38", "3.4028235677973366e+38"),
-        ("double", "1e400", "1e400"),
-        ("float16", "65520", "65520.0"),
-        ("float16", "-1e39", "-1e+39"),
-    ],
+    quick_first(
+        [
+            ("float", "1e39", "1e+39"),
+            ("double", "1e400", "1e400"),
+            ("float16", "65520", "65520.0"),
+            ("float", "-1e39", "-1e+39"),
+            ("float", "1e400", "1e400"),
+            ("float", "-1E+400", "-1E+400"),
+            ("float", "1" + "0" * 400, "1" + "0" * 79),
+            ("float", "3.4028235677973366e38", "3.4028235677973366e+38"),
+            ("float16", "-1e39", "-1e+39"),
+        ],
+        3,
+    ),
 )
 def test_a_number_too_large_for_the_model_is_an_error_in_every_format(
     models: Api, model: str, value: str, shown: str
@@ -142,7 +146,9 @@ def test_a_number_too_large_for_the_model_is_an_error_in_every_format(
     assert len(found) >= 4
 
 
-@pytest.mark.parametrize("value", ['"inf"', '"-Infinity"', "3.4028235e38", "-3.4028234663852886e38", "1e-400"])
+@pytest.mark.parametrize(
+    "value", quick_first(['"inf"', "3.4028235e38", '"-Infinity"', "-3.4028234663852886e38", "1e-400"], 2)
+)
 def test_infinity_and_what_rounds_to_a_number_are_scored_in_every_format(models: Api, value: str) -> None:
     found = outcomes(models, "float", value)
     assert found == {format: [] for format in FORMATS}
@@ -150,19 +156,22 @@ def test_infinity_and_what_rounds_to_a_number_are_scored_in_every_format(models:
 
 @pytest.mark.parametrize(
     ("model", "value"),
-    [
-        ("int32", "2147483648"),
-        ("int32", "-2147483649"),
-        ("uint8", "-1"),
-        ("uint8", "256"),
-        ("int64", "9223372036854775808"),
-        ("int64", "-9223372036854775809"),
-        ("int64", "1" + "0" * 400),
-        ("int64", "9007199254740993.0"),
-        ("int32", "1.5"),
-        ("int32", "1e39"),
-        ("int32", "1e400"),
-    ],
+    quick_first(
+        [
+            ("int32", "2147483648"),
+            ("uint8", "-1"),
+            ("int64", "9007199254740993.0"),
+            ("int32", "1.5"),
+            ("int32", "-2147483649"),
+            ("uint8", "256"),
+            ("int64", "9223372036854775808"),
+            ("int64", "-9223372036854775809"),
+            ("int64", "1" + "0" * 400),
+            ("int32", "1e39"),
+            ("int32", "1e400"),
+        ],
+        4,
+    ),
 )
 def test_a_number_that_is_no_integer_of_the_model_is_an_error_in_every_format(
     models: Api, model: str, value: str

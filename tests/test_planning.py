@@ -188,7 +188,7 @@ def test_every_format_of_results_is_planned_here() -> None:
 
 
 @pytest.mark.parametrize("name", WRITERS)
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(table=rows, limits=limits, variety=varieties)
 def test_chunks_hold_every_record_once_and_in_order(
     name: str, table: list[Row], limits: ChunkLimits, variety: Variety
