@@ -78,7 +78,7 @@ def test_a_download_may_wait_for_the_result(api: Api, idle_api: Api) -> None:
     assert api.http.get(f"/v1/download/{job['id']}?wait=20").status_code == 200
     started = time.monotonic()
     problem(idle_api.http.get(f"/v1/download/{idle_api.upload(CSV)['id']}?wait=0.5"), 404, "result-not-ready")
-    assert 0.4 < time.monotonic() - started < 5
+    assert 0.4 < time.monotonic() - started < 20
 
 
 @pytest.mark.parametrize("suffix", ["", "/errors", "/input"])

@@ -366,8 +366,8 @@ def test_a_client_that_leaves_in_the_middle_of_a_big_body_leaves_nothing(tmp_pat
                 f"POST /v1/upload HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(BIG)}\r\n\r\n".encode()
             )
             connection.sendall(BIG[: 5 << 19])
-            assert _within(5, lambda: _bytes_in(inputs) >= 1 << 20)  # blocks are written before the body has ended
-        assert _within(5, lambda: _bytes_in(inputs) == 0)
+            assert _within(30, lambda: _bytes_in(inputs) >= 1 << 20)  # blocks are written before the body has ended
+        assert _within(30, lambda: _bytes_in(inputs) == 0)
         assert ok(httpx2.get(f"{url}/v1/jobs"))["jobs"] == []
 
 

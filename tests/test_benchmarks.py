@@ -151,6 +151,7 @@ def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:
     assert {"limit", "batchserve", "MLServer (HTTP)"} <= {text.text for text in drawn.iter(f"{SVG}text")}
 
 
+@pytest.mark.slow
 def test_a_path_that_fails_is_recorded_and_makes_the_run_fail(tmp_path: Path) -> None:
     (tmp_path / "numbers-2000.partial").mkdir()  # where the input would be made
     written = tmp_path / "bench.json"
@@ -174,6 +175,7 @@ def test_growth_compares_ten_million_rows_with_one_million() -> None:
     assert [(m.ratio, m.missed) for m in paths.growth(measured)] == [(12.0, True), (1.2, True)]
 
 
+@pytest.mark.slow
 def test_memory_is_that_of_a_script_and_its_children_together(tmp_path: Path) -> None:
     source = "held = bytearray(100 * 2**20); import time; time.sleep(1)"
     started = program(
@@ -186,6 +188,7 @@ def test_memory_is_that_of_a_script_and_its_children_together(tmp_path: Path) ->
     assert 200 * MIB < peaks.together < 300 * MIB
 
 
+@pytest.mark.slow
 def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
     started = program(
         tmp_path,
@@ -201,6 +204,7 @@ def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
     assert 100 * MIB < peaks.together < 150 * MIB
 
 
+@pytest.mark.slow
 def test_a_script_that_takes_too_long_is_ended_with_its_children(tmp_path: Path) -> None:
     child = f"import time; time.sleep(60); {str(tmp_path)!r}"
     source = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {child!r}])"

@@ -575,7 +575,7 @@ def test_a_worker_process_runs_the_jobs_of_a_server_without_one(
     with start_server(tmp_path, "--no-worker") as url, Client(url) as client:
         client.models.add(iris_onnx, name="iris")
         job = client.submit(iris_csv, model="iris")
-        time.sleep(1.0)
+        time.sleep(0.3)
         assert job.refresh().state == "queued"
         command = [sys.executable, "-m", "batchserve", "worker"]
         with subprocess.Popen(command, cwd=tmp_path, env=clean_environment()) as worker:

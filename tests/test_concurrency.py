@@ -32,7 +32,7 @@ def meet(database: Database, first: Act, second: Act) -> tuple[Any, Any]:
             with database.write() as connection:
                 outcome = first(connection)
                 acted.set()
-                time.sleep(0.3)
+                time.sleep(0.1)
                 return outcome
         finally:
             acted.set()

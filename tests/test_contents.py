@@ -8,6 +8,7 @@ from pathlib import Path
 
 import polars as pl
 import pytest
+from selection import quick_first
 from service import Api, encoded, ok, problem, running
 from sqlalchemy import delete, select, update
 
@@ -157,7 +158,7 @@ def test_a_backup_has_contents_with_their_rows(tmp_path: Path, iris_onnx: Path) 
         assert done.json()["state"] == "completed"
 
 
-@pytest.mark.parametrize("harm", ["changed", "removed"])
+@pytest.mark.parametrize("harm", quick_first(["changed", "removed"], 1))
 def test_damage_in_rows_is_found_and_hides_nothing_else(tmp_path: Path, iris_onnx: Path, harm: str) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)

@@ -14,6 +14,7 @@ import onnx
 import pandas as pd
 import polars as pl
 import pytest
+from selection import quick_first
 from skl2onnx import to_onnx
 from skl2onnx._parse import sklearn_parsers_map
 from skl2onnx._supported_operators import sklearn_operator_name_map
@@ -417,7 +418,7 @@ def test_a_larger_tolerance_accepts_larger_differences_but_no_more_flips() -> No
     assert convert(model, x, tolerance=0.5).report.tolerance == 0.5
 
 
-@pytest.mark.parametrize("threshold", ["tuned", 0.93])
+@pytest.mark.parametrize("threshold", quick_first([0.93, "tuned"], 1))
 def test_a_threshold_decides_the_label_and_leaves_the_probabilities(threshold: str | float) -> None:
     inner = LogisticRegression()
     if threshold == "tuned":
@@ -532,6 +533,7 @@ def test_a_parquet_sample_gives_the_same_graph_as_the_frame(tmp_path: Path) -> N
     assert convert(model, tmp_path / "sample.parquet").onnx == convert(model, X).onnx
 
 
+@pytest.mark.slow
 def test_the_same_inputs_give_the_same_bytes_in_another_process(tmp_path: Path) -> None:
     frame = houses()
     joblib.dump(mixed_pipeline().fit(frame, prices(frame)), tmp_path / "model.joblib")

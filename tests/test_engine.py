@@ -15,7 +15,8 @@ from pathlib import Path
 
 import calls
 import pytest
-from waiting import until
+from selection import quick_first
+from waiting import is_alive, until
 
 from batchserve.allowance import Allowance, allowance
 from batchserve.engines import Call, Engine, open_engine
@@ -48,11 +49,6 @@ def engine(opened: Opened, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield engine
 
 
-def is_alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"
-
-
 def is_written(path: Path) -> bool:
     return path.exists() and path.read_text() != ""
 
@@ -80,7 +76,7 @@ def test_any_other_error_comes_back_as_it_was(engine: Engine) -> None:
 
 
 def test_an_error_that_cannot_be_rebuilt_affects_no_other_call(engine: Engine) -> None:
-    beside = engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT)
+    beside = engine.submit(calls.pid_after, 0.4, timeout=TIMEOUT)
     with pytest.raises(RuntimeError, match="Stubborn: this and that"):
         engine.submit(calls.fail_stubbornly, timeout=TIMEOUT).future.result(TIMEOUT)
     assert beside.future.result(TIMEOUT) > 0
@@ -136,16 +132,19 @@ def test_an_unknown_engine_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("function", "argument", "cause"),
-    [
-        (calls.die, signal.SIGSEGV, "signal SIGSEGV"),
-        (calls.die, signal.SIGKILL, "signal SIGKILL"),
-        (calls.leave, 3, "exit code 3"),
-    ],
+    quick_first(
+        [
+            (calls.leave, 3, "exit code 3"),
+            (calls.die, signal.SIGSEGV, "signal SIGSEGV"),
+            (calls.die, signal.SIGKILL, "signal SIGKILL"),
+        ],
+        1,
+    ),
 )
 def test_a_process_that_dies_ends_only_its_own_call(
     engine: Engine, function: Callable[[int], None], argument: int, cause: str
 ) -> None:
-    beside = engine.submit(calls.pid_after, 1.0, timeout=TIMEOUT)
+    beside = engine.submit(calls.pid_after, 0.4, timeout=TIMEOUT)
     crashing = engine.submit(function, int(argument), timeout=TIMEOUT)
     behind = [engine.submit(calls.double, number, timeout=TIMEOUT) for number in range(5)]
     with pytest.raises(ScoringCrashed, match=cause):

@@ -15,6 +15,7 @@ import onnx
 import polars as pl
 import pytest
 from PIL import Image
+from selection import quick_first
 from service import Api, problem, running
 from sklearn.datasets import load_sample_images
 from sklearn.linear_model import LogisticRegression, Ridge
@@ -99,7 +100,7 @@ def fitted(features: np.ndarray, classes: np.ndarray) -> Any:
 # --- a network and an estimator as one graph -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("topology", [networks.alexnet, networks.vgg11, networks.resnet18])
+@pytest.mark.parametrize("topology", quick_first([networks.resnet18, networks.alexnet, networks.vgg11], 1))
 def test_a_job_on_a_zip_of_images_answers_like_the_network_and_scikit_learn(
     service: Api, photographs: list[np.ndarray], topology: Callable[[], onnx.ModelProto]
 ) -> None:

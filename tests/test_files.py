@@ -266,6 +266,7 @@ def test_a_zip_that_was_unpacked_is_not_kept(tmp_path: Path, flowers: pl.DataFra
             assert (Path(api.settings.storage) / "inputs" / kept).stat().st_size == job["input"]["bytes"]
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_while_its_zip_is_unpacked_leaves_nothing(tmp_path: Path, flowers: pl.DataFrame) -> None:
     table = pl.concat([flowers] * 15_000).with_row_index()
     packed = zipped({"flowers.csv": encoded(table, "csv")}, level=1)

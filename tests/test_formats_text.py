@@ -152,6 +152,7 @@ def test_an_input_that_changed_after_planning_is_refused() -> None:
         get_format("csv").read(io.BytesIO(b"a\n1\n2\n"), Chunk(0, 3, 2, 8), {})
 
 
+@pytest.mark.slow
 def test_a_record_without_end_is_refused_by_number_and_line() -> None:
     data = b'a,b\n1,2\n3,"' + b"x\n" * (33 * 2**20)
     said = (

@@ -296,7 +296,7 @@ def runs(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     ("item", "error"),
-    quick_first([("die", ScoringCrashed), ("raise", KeyError), (-1, InvalidInput), ("stall", ScoringTimeout)], 3),
+    quick_first([("die", ScoringCrashed), (-1, InvalidInput), ("raise", KeyError), ("stall", ScoringTimeout)], 2),
 )
 def test_one_item_of_a_group_fails_alone(tmp_path: Path, item: str | int, error: type[Exception]) -> None:
     async def scenario(fair: Calls) -> None:

@@ -15,7 +15,7 @@ import calls
 import pytest
 import uvloop
 from selection import quick_first
-from waiting import until
+from waiting import is_alive, until
 
 from batchserve.allowance import Allowance, allowance
 from batchserve.engines import Interactive, open_engine, open_interactive
@@ -58,11 +58,6 @@ async def beside(running: Awaitable[Any]) -> AsyncIterator[asyncio.Future[Any]]:
     finally:
         task.cancel()
         await asyncio.wait([task])
-
-
-def is_alive(pid: int) -> bool:
-    status = Path(f"/proc/{pid}/stat")
-    return status.exists() and status.read_text().rpartition(") ")[2][0] != "Z"
 
 
 async def appeared(path: Path) -> int:
@@ -138,7 +133,7 @@ def test_an_interactive_call_does_not_wait_for_the_chunks_of_jobs(play: Playing,
                 engine.submit(calls.pid_after, 60.0, timeout=SECONDS)
             started = time.monotonic()
             assert await processes.run(calls.double, 21, seconds=SECONDS) == 42
-            assert time.monotonic() - started < 2.0
+            assert time.monotonic() - started < 20.0
 
     play(scenario)
 
@@ -164,7 +159,7 @@ def test_a_process_that_dies_ends_only_its_own_call(
     play: Playing, function: Callable[..., None], arguments: tuple[Any, ...], cause: str
 ) -> None:
     async def scenario(processes: Interactive) -> None:
-        async with beside(processes.run(calls.pid_after, 1.0, seconds=SECONDS)) as other:
+        async with beside(processes.run(calls.pid_after, 0.4, seconds=SECONDS)) as other:
             with pytest.raises(ScoringCrashed, match=cause):
                 await processes.run(function, *arguments, seconds=SECONDS)
             assert await processes.run(calls.double, 4, seconds=SECONDS) == 8

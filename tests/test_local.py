@@ -45,6 +45,7 @@ def test_three_lines_lead_from_an_estimator_to_predictions(pipeline: Pipeline, i
     assert not answers(url)
 
 
+@pytest.mark.slow
 def test_a_named_storage_outlives_its_server_and_takes_settings(
     pipeline: Pipeline, iris: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -125,6 +126,7 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
         batchserve.local(processes=-1)
 
 
+@pytest.mark.slow
 def test_the_example_of_a_chain_runs_and_answers_as_its_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).resolve().parent.parent / "docs" / "python.md").read_text(encoding="utf-8")

@@ -114,6 +114,7 @@ def test_the_migrations_name_constraints_and_defaults_as_the_code_does(sqlite: D
     made.dispose()
 
 
+@pytest.mark.slow
 def test_alembic_upgrades_and_downgrades_by_its_own_command(tmp_path: Path) -> None:
     """`alembic upgrade head`, as those who write migrations run it."""
     environment = {"BATCHSERVE_STORAGE": str(tmp_path), "PATH": ""}

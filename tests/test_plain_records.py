@@ -8,6 +8,7 @@ import onnx.parser
 import orjson
 import pandas as pd
 import pytest
+from selection import quick_first
 from service import Api
 from sklearn.datasets import load_iris
 from sklearn.ensemble import RandomForestClassifier
@@ -241,7 +242,7 @@ def value_of(random_: random.Random) -> Any:
     return random_.choice([None, True, "7", "a:b", 2**53 + 1, 2**63, 2**70, -0.0, 1e39, 1e300, [1], {}, "é"])
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", quick_first(range(6), 2))
 def test_random_records_have_one_answer_on_both_roads(shared: dict[str, OnlineModel], seed: int) -> None:
     random_ = random.Random(seed)
     for name in MODELS:

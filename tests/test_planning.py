@@ -258,7 +258,7 @@ class Trickle(io.BytesIO):
 
 
 @pytest.mark.parametrize("name", ["csv", "jsonl", "json"])
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(table=rows, limits=limits, variety=varieties)
 def test_chunks_do_not_depend_on_how_the_bytes_arrive(
     name: str, table: list[Row], limits: ChunkLimits, variety: Variety

@@ -136,7 +136,13 @@ def score(bench: Bench, data: bytes, storage: RemoteStorage | None) -> tuple[str
     return job_id, bench.result(job_id)
 
 
-@pytest.mark.parametrize("rows", [100, RECORDS], ids=["a row group for each chunk", "one row group"])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        pytest.param(100, id="a row group for each chunk", marks=pytest.mark.slow),
+        pytest.param(RECORDS, id="one row group"),
+    ],
+)
 def test_a_job_of_a_hundred_chunks_fetches_its_parquet_input_about_once(
     database_url: str, tmp_path: Path, rows: int
 ) -> None:

@@ -9,6 +9,7 @@ import onnx
 import onnx.parser
 import pytest
 from onnx import helper
+from selection import quick_first
 from service import problem, running
 from sklearn.datasets import load_iris
 from sklearn.ensemble import GradientBoostingClassifier, RandomForestClassifier
@@ -31,12 +32,12 @@ def bare(model: Any, y: Any = Y) -> onnx.ModelProto:
     return graph
 
 
-@pytest.mark.parametrize("two", [False, True])
+@pytest.mark.parametrize("two", quick_first([False, True], 1))
 @pytest.mark.parametrize(
     ("model", "role"),
     [
         (RandomForestClassifier(10, random_state=0), "probabilities"),
-        (RandomForestClassifier(20, random_state=0), "probabilities"),
+        pytest.param(RandomForestClassifier(20, random_state=0), "probabilities", marks=pytest.mark.slow),
         (GradientBoostingClassifier(n_estimators=3), "probabilities"),
         (LogisticRegression(max_iter=500), "probabilities"),
         (LinearSVC(), "scores"),

@@ -272,7 +272,7 @@ def test_concurrent_creators_and_deleters_lose_nothing(storage: Storage) -> None
     stop = threading.Event()
 
     def come_and_go(name: int) -> None:
-        for turn in range(150):
+        for turn in range(60):
             key = f"parts/x/y/{name}"
             data = f"{name}-{turn}".encode()
             put(storage, key, data)

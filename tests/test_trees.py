@@ -475,6 +475,7 @@ def test_a_host_without_the_extra_uses_onnxruntime(forest: bytes, monkeypatch: p
     assert_same(session.run({"input": HOLES}), expected)
 
 
+@pytest.mark.slow
 def test_code_that_cannot_be_cached_is_compiled_again(forest: bytes, tmp_path: Path) -> None:
     (tmp_path / "forest.onnx").write_bytes(forest)
     program = (

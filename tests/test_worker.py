@@ -328,7 +328,7 @@ def test_a_chunk_that_does_not_end_is_killed_by_a_cancel(bench: Bench, busy: byt
 
 
 def test_a_lease_is_kept_for_as_long_as_its_job_runs(bench: Bench, busy: bytes, second: float) -> None:
-    job_id = bench.submit(bench.register("busy", busy), rows_of(*[second / 5] * 30))
+    job_id = bench.submit(bench.register("busy", busy), rows_of(*[second / 5] * 24))
     with bench.worker(chunk_records=1, lease=2.0, heartbeat=0.2):
         bench.wait(job_id)
     assert bench.outcomes(job_id) == ["completed"]
