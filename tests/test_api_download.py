@@ -52,6 +52,14 @@ def remote_api(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Ite
             yield api
 
 
+@pytest.fixture(scope="module")
+def in_order(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
+    """A service with one scoring process: no chunk is done before those in front of it."""
+    with running(tmp_path_factory.mktemp("in-order"), processes=1, chunk_records=100) as api:
+        api.register("iris", iris_onnx)
+        yield api
+
+
 # --- before there is a result ----------------------------------------------------------------------------------------
 
 
@@ -314,7 +322,7 @@ def test_the_input_comes_back_byte_for_byte(api: Api, people: dict[str, Any]) ->
 
 @pytest.mark.parametrize("format", TYPES)
 def test_the_finished_prefix_of_a_failed_job_is_given_on_request_and_marked(
-    api: Api, flowers: pl.DataFrame, format: str
+    in_order: Api, flowers: pl.DataFrame, format: str
 ) -> None:
     many = pl.concat([flowers] * 4)
     broken = many.with_columns(
@@ -323,22 +331,22 @@ def test_the_finished_prefix_of_a_failed_job_is_given_on_request_and_marked(
         .otherwise(pl.col("petal width (cm)"))
         .alias("petal width (cm)")
     )
-    job = api.run(encoded(broken, format), "iris", on_row_error="fail")
+    job = in_order.run(encoded(broken, format), "iris", on_row_error="fail")
     assert (job["state"], job["reason"], job["result"]) == ("failed", "too-many-row-errors", None)
-    body = problem(api.http.get(job["links"]["result"]), 404, "result-not-ready")
+    body = problem(in_order.http.get(job["links"]["result"]), 404, "result-not-ready")
     assert (body["state"], "partial=true" in body["detail"]) == ("failed", True)
-    answer = api.result(job, partial="true")
+    answer = in_order.result(job, partial="true")
     table = decoded(answer.content, format)
     rows = table.height
     assert rows in (100, 200, 300, 400, 500, 600)
     assert answer.headers["batchserve-incomplete"].startswith(f"rows 0-{rows - 1}/")
     assert f"{job['id']}-partial." in answer.headers["content-disposition"]
     assert "etag" not in answer.headers
-    whole = decoded(api.result(api.run(encoded(many, format), "iris")).content, format)
+    whole = decoded(in_order.result(in_order.run(encoded(many, format), "iris")).content, format)
     if rows <= 500:
         assert_frame_equal(table, whole[:rows])
-    problem(api.http.get(job["links"]["errors"]), 404, "result-not-ready")
-    errors = api.http.get(job["links"]["errors"], params={"partial": "true"})
+    problem(in_order.http.get(job["links"]["errors"]), 404, "result-not-ready")
+    errors = in_order.http.get(job["links"]["errors"], params={"partial": "true"})
     assert [error["record"] for error in decoded(errors.content, "jsonl").to_dicts()] == [555]  # also after a gap
 
 
