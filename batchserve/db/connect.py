@@ -29,6 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
+from batchserve.db.lasting import LastingConnection, driver_of, execute
 from batchserve.db.reserve import Reserve
 from batchserve.db.writer import Writer
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
@@ -87,12 +88,14 @@ class Database:
                 postgresql_readonly=True
             )
             self._writes = _server_engine(url, isolation_level="READ COMMITTED")
+        self._inline = LastingConnection(self._reads, "BEGIN")
+        self._grouped = LastingConnection(self._writes, "BEGIN IMMEDIATE")
         self._watcher: sqlite3.Connection | None = None
         self._watching = threading.Lock()
         self._turn = threading.Lock()
         path = make_url(url).database if self._sqlite else None
         self._reserve = Reserve(Path(path)) if path else None
-        self._writer = Writer(self.write, _failures_named)
+        self._writer = Writer(self._write_grouped, _failures_named)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -107,9 +110,10 @@ class Database:
         SQLite is read inline: that costs less than a thread, and waits for no writer. A server is queried from a
         thread, so that a slow or hanging one blocks nothing else.
         """
-        if self._sqlite:
-            return self._read(read)
-        return await asyncio.to_thread(self._read, read)
+        if not self._sqlite:
+            return await asyncio.to_thread(self._read, read)
+        with _failures_named(), self._inline.transaction() as connection:
+            return self._read(read) if connection is None else read(connection)
 
     def _read(self, read: Callable[[Connection], T]) -> T:
         with self.read() as connection:
@@ -140,6 +144,13 @@ class Database:
     def _commit(self, work: Callable[[Connection], T]) -> T:
         with self.write() as connection:
             return work(connection)
+
+    @contextmanager
+    def _write_grouped(self) -> Iterator[Connection]:
+        """As `write`, for the writer thread."""
+        with self._own_turn(), _failures_named(), self._grouped.transaction() as connection:
+            assert connection is not None, "the writer has one thread"
+            yield connection
 
     def write_freeing(self, work: Callable[[Connection], T], *, exclusive: Subject | None = None) -> T:
         """A write transaction that removes or ends something. On a full disk it uses the space of the reserve, so
@@ -258,6 +269,8 @@ class Database:
 
     def close(self) -> None:
         self._writer.close()
+        self._grouped.close()
+        self._inline.close()
         if self._watcher is not None:
             self._watcher.close()
         self._reads.dispose()
@@ -327,14 +340,9 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        # By the driver: through SQLAlchemy it would take longer than many reads.
-        statement = connection.get_execution_options().get("batchserve_begin", "BEGIN")
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
-        try:
-            driver.execute(statement).close()
-        except sqlite3.OperationalError as error:
-            raise OperationalError(statement, None, error) from error
+        driver = driver_of(connection)
+        if not driver.in_transaction:  # a lasting connection has begun it
+            execute(driver, connection.get_execution_options().get("batchserve_begin", "BEGIN"))
 
     return engine
 

@@ -10,6 +10,8 @@ from typing import Any
 from sqlalchemy import Connection, Delete, Insert, Select, Update
 from sqlalchemy.exc import DBAPIError
 
+from batchserve.db.lasting import driver_of
+
 __all__ = ["Prepared"]
 
 Values = Mapping[str, Any]
@@ -75,10 +77,9 @@ class Prepared:
         return None if row is None else next(iter(row.values()))
 
     def _execute(self, connection: Connection, text: _Text, values: Values) -> sqlite3.Cursor:
-        if not connection.in_transaction():
+        driver = driver_of(connection)
+        if not driver.in_transaction:
             connection.begin()
-        driver = connection.connection.driver_connection
-        assert isinstance(driver, sqlite3.Connection)
         given = text.given(values)
         try:
             return driver.execute(text.sql, given)
