@@ -142,7 +142,7 @@ _remembered_row = _adapter(
 def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] = ()) -> Job:
     """`further`: the rows of its inputs after the first, which is in the job's row. Raises UnreadableRow."""
     with _named(f"job {row['id']!r}"):
-        values = _job_row.validate_python({name: row[name] for name in _JOB})
+        values = _job_row.validate_python(row if type(row) is dict else {name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
         values["facts"] = values["facts"] or {}
         inputs = (_input(values), *(_input(_input_row.validate_python(_of(_INPUT, row))) for row in further))

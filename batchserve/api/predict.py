@@ -188,6 +188,7 @@ async def upload_and_predict(
                 create(connection, submitted, service.runtime.database.moment(connection).wall, keyed, scored)
 
             await keep(service, received, insert)
+        service.note_visible(caller.tenant, received.job_id)
         return await _answer(request, service, background, received.job_id, preferred_wait(prefer), scored)
 
 

@@ -169,6 +169,7 @@ async def upload(
                 keyed.remember(connection, received.job_id, 201, now)
 
             await keep(service, received, insert)
+        service.note_visible(caller.tenant, received.job_id)
         return job_response(await read_body(service, received.job_id), 201)
 
 

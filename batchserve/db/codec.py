@@ -8,6 +8,7 @@ them (but by hand, an older release or a failing disk) is read as `UNREADABLE`, 
 import json
 import math
 import re
+from collections.abc import Callable
 from typing import Any, Final
 
 import orjson
@@ -37,6 +38,8 @@ UNREADABLE: Final = _Unreadable()
 
 def dumps(value: Any) -> str:
     """JSON with unescaped texts, so that a search finds them. Raises Unwritable."""
+    if value == {}:
+        return "{}"
     try:
         text = json.dumps(value, ensure_ascii=False, allow_nan=False)
         orjson.loads(text)
@@ -61,10 +64,8 @@ class Words(TypeDecorator[str]):
     impl = String
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:  # noqa: ARG002
-        if isinstance(value, str):
-            _require_text(value)
-        return value
+    def bind_processor(self, dialect: Dialect) -> Callable[[str | None], str | None]:  # noqa: ARG002
+        return _checked_text
 
 
 class Number(TypeDecorator[float]):
@@ -73,10 +74,20 @@ class Number(TypeDecorator[float]):
     impl = Float
     cache_ok = True
 
-    def process_bind_param(self, value: float | None, dialect: Dialect) -> float | None:  # noqa: ARG002
-        if value is not None and not math.isfinite(value):
-            raise Unwritable(f"expected a finite number, got {value}")
-        return value
+    def bind_processor(self, dialect: Dialect) -> Callable[[float | None], float | None]:  # noqa: ARG002
+        return _checked_number
+
+
+def _checked_text(value: str | None) -> str | None:
+    if isinstance(value, str):
+        _require_text(value)
+    return value
+
+
+def _checked_number(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise Unwritable(f"expected a finite number, got {value}")
+    return value
 
 
 def _require_plain(value: Any) -> None:

@@ -20,7 +20,7 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, NoReturn, TypeVar, get_args
 
 from sqlalchemy import Connection, Engine, Select, create_engine, event, func, make_url, select
 from sqlalchemy.dialects import sqlite
@@ -29,7 +29,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
-from batchserve.db.lasting import LastingConnection, driver_of, execute
+from batchserve.db.lasting import BEGIN, Busy, LastingConnection, begin, driver_of
 from batchserve.db.reserve import Reserve
 from batchserve.db.writer import Writer
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
@@ -82,20 +82,20 @@ class Database:
         self._writes: Engine
         if self._sqlite:
             self._reads = _sqlite_engine(url, max_overflow=-1)  # at most one for each reading thread
-            self._writes = _sqlite_engine(url).execution_options(batchserve_begin="BEGIN IMMEDIATE")
+            self._writes = _sqlite_engine(url).execution_options(**{BEGIN: "BEGIN IMMEDIATE"})
         else:
             self._reads = _server_engine(url, isolation_level="REPEATABLE READ").execution_options(
                 postgresql_readonly=True
             )
             self._writes = _server_engine(url, isolation_level="READ COMMITTED")
-        self._inline = LastingConnection(self._reads, "BEGIN")
-        self._grouped = LastingConnection(self._writes, "BEGIN IMMEDIATE")
+        self._inline = LastingConnection(self._reads)
+        self._grouped = LastingConnection(self._writes)
         self._watcher: sqlite3.Connection | None = None
         self._watching = threading.Lock()
         self._turn = threading.Lock()
         path = make_url(url).database if self._sqlite else None
         self._reserve = Reserve(Path(path)) if path else None
-        self._writer = Writer(self._write_grouped, _failures_named)
+        self._writer = Writer(self._write_group, _failures_named)
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -112,8 +112,12 @@ class Database:
         """
         if not self._sqlite:
             return await asyncio.to_thread(self._read, read)
-        with _failures_named(), self._inline.transaction() as connection:
-            return self._read(read) if connection is None else read(connection)
+        try:
+            return self._inline.run(read)
+        except Busy:  # a loop of another thread reads
+            return self._read(read)
+        except SQLAlchemyError as error:
+            _raise_named(error)
 
     def _read(self, read: Callable[[Connection], T]) -> T:
         with self.read() as connection:
@@ -145,12 +149,10 @@ class Database:
         with self.write() as connection:
             return work(connection)
 
-    @contextmanager
-    def _write_grouped(self) -> Iterator[Connection]:
+    def _write_group(self, work: Callable[[Connection], None]) -> None:
         """As `write`, for the writer thread."""
-        with self._own_turn(), _failures_named(), self._grouped.transaction() as connection:
-            assert connection is not None, "the writer has one thread"
-            yield connection
+        with self._own_turn(), _failures_named():
+            self._grouped.run(work)
 
     def write_freeing(self, work: Callable[[Connection], T], *, exclusive: Subject | None = None) -> T:
         """A write transaction that removes or ends something. On a full disk it uses the space of the reserve, so
@@ -339,10 +341,9 @@ def _sqlite_engine(url: str, **pool: Any) -> Engine:
             connection.execute(f"PRAGMA {pragma}").close()
 
     @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        driver = driver_of(connection)
-        if not driver.in_transaction:  # a lasting connection has begun it
-            execute(driver, connection.get_execution_options().get("batchserve_begin", "BEGIN"))
+    def begin_once(connection: Connection) -> None:
+        if not driver_of(connection).in_transaction:  # a lasting connection has begun it
+            begin(connection)
 
     return engine
 
@@ -372,20 +373,34 @@ def _is_out_of_space(error: BatchserveError) -> bool:
 def _failures_named() -> Iterator[None]:
     try:
         yield
-    except (OperationalError, InternalError) as error:
-        cause = error.orig
-        state = getattr(cause, "sqlstate", None)
-        if state == _DISK_FULL:
-            raise InsufficientStorage("the database's disk is full: free some space") from error
-        if isinstance(error, InternalError) and state != _READ_ONLY:
-            raise
-        if isinstance(cause, sqlite3.Error):
-            if cause.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
-                raise InsufficientStorage("the database's disk is full: free some space") from error
-            if cause.sqlite_errorcode & 0xFF not in _TRANSIENT_ERRORS:
-                raise
-        raise Unavailable("the database does not respond; try again in a moment") from error
-    except DataError as error:  # a server checks lengths and ranges, SQLite does not
-        raise InvalidOptions("a value is longer, or larger, than the database can hold") from error
-    except PoolTimeout as error:
-        raise Unavailable("the database is busy; try again in a moment") from error
+    except SQLAlchemyError as error:
+        _raise_named(error)
+
+
+def _raise_named(error: SQLAlchemyError) -> NoReturn:
+    named = _named(error)
+    if named is error:
+        raise error
+    raise named from error
+
+
+def _named(error: SQLAlchemyError) -> Exception:
+    """What users are told of a failure; a fault of the program itself stays as it is."""
+    if isinstance(error, DataError):  # a server checks lengths and ranges, SQLite does not
+        return InvalidOptions("a value is longer, or larger, than the database can hold")
+    if isinstance(error, PoolTimeout):
+        return Unavailable("the database is busy; try again in a moment")
+    if not isinstance(error, OperationalError | InternalError):
+        return error
+    cause = error.orig
+    state = getattr(cause, "sqlstate", None)
+    if state == _DISK_FULL:
+        return InsufficientStorage("the database's disk is full: free some space")
+    if isinstance(error, InternalError) and state != _READ_ONLY:
+        return error
+    if isinstance(cause, sqlite3.Error):
+        if cause.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):
+            return InsufficientStorage("the database's disk is full: free some space")
+        if cause.sqlite_errorcode & 0xFF not in _TRANSIENT_ERRORS:
+            return error
+    return Unavailable("the database does not respond; try again in a moment")

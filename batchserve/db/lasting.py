@@ -2,41 +2,48 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any, TypeVar
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import DBAPIError, OperationalError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
-__all__ = ["LastingConnection", "driver_of", "execute"]
+__all__ = ["BEGIN", "Busy", "LastingConnection", "begin", "driver_of", "execute"]
+
+T = TypeVar("T")
+
+BEGIN = "batchserve_begin"
+"""The option of a connection that names the statement by which its transactions begin."""
+
+
+class Busy(Exception):
+    """The connection has a transaction already."""
 
 
 class LastingConnection:
     """A connection outside the pool's count, opened by its first transaction. It has one transaction at a time."""
 
-    def __init__(self, engine: Engine, begin: str) -> None:
-        """`begin`: the statement that begins its transactions."""
-        self._engine, self._begin = engine, begin
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
         self._used = threading.Lock()
         self._connection: Connection | None = None
 
-    @contextmanager
-    def transaction(self) -> Iterator[Connection | None]:
-        """Committed when the block ends, rolled back by an exception. None while the connection is in use."""
+    def run(self, work: Callable[[Connection], T]) -> T:
+        """The value of `work`, in a transaction that is committed, or rolled back when it raises. Raises Busy while
+        another one is in progress."""
         if not self._used.acquire(blocking=False):
-            yield None
-            return
+            raise Busy
         try:
-            if self._connection is None:
-                self._connection = self._engine.connect()
-            driver = driver_of(self._connection)
-            execute(driver, self._begin)
+            connection = self._connection = self._connection or self._engine.connect()
+            begin(connection)
             try:
-                yield self._connection
-                self._end(self._connection, driver)
+                value = work(connection)
+                self._end(connection)
             except BaseException:
-                self._undo(self._connection, driver)
+                self._undo(connection)
                 raise
+            return value
         finally:
             self._used.release()
 
@@ -46,17 +53,16 @@ class LastingConnection:
             self._connection.close()
             self._connection = None
 
-    def _end(self, connection: Connection, driver: sqlite3.Connection) -> None:
+    def _end(self, connection: Connection) -> None:
         if connection.in_transaction():  # a statement went through SQLAlchemy, which has its own account of it
             connection.commit()
         else:
-            execute(driver, "COMMIT")
+            execute(connection, "COMMIT")
 
-    def _undo(self, connection: Connection, driver: sqlite3.Connection) -> None:
+    def _undo(self, connection: Connection) -> None:
         try:
             connection.rollback()
-            if driver.in_transaction:
-                driver.rollback()
+            driver_of(connection).rollback()
         except (sqlite3.Error, SQLAlchemyError):  # of no more use
             self._connection = None
             with suppress(sqlite3.Error, SQLAlchemyError):
@@ -70,15 +76,15 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
     return driver
 
 
-def execute(driver: sqlite3.Connection, statement: str) -> None:
-    """Executes a statement without results by the driver: through SQLAlchemy it would take longer than many reads.
-    Raises OperationalError, as SQLAlchemy does."""
+def begin(connection: Connection) -> None:
+    """Begins a transaction by the statement that the options of the connection name."""
+    execute(connection, connection.get_execution_options().get(BEGIN, "BEGIN"))
+
+
+def execute(connection: Connection, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+    """Executes a statement by the driver: through SQLAlchemy it would take longer than many reads. Raises what
+    SQLAlchemy would raise."""
     try:
-        driver.execute(statement).close()
+        return driver_of(connection).execute(statement, values)
     except sqlite3.Error as error:
-        raise _named(statement, error) from error
-
-
-def _named(statement: str, error: sqlite3.Error) -> DBAPIError:
-    kind = OperationalError if isinstance(error, sqlite3.OperationalError) else DBAPIError
-    return kind(statement, None, error)
+        raise DBAPIError.instance(statement, values, error, sqlite3.Error, dialect=connection.dialect) from error

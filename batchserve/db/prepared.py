@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Connection, Delete, Insert, Select, Update
-from sqlalchemy.exc import DBAPIError
 
-from batchserve.db.lasting import driver_of
+from batchserve.db.lasting import driver_of, execute
 
 __all__ = ["Prepared"]
 
@@ -27,18 +26,20 @@ class _Text:
     """Name and conversion of each, in order."""
     fixed: Values
     """The parameters that are part of the statement."""
-    columns: tuple[tuple[str, _Convert | None], ...]
+    columns: tuple[str, ...]
     """Of the rows that it returns."""
+    converted: tuple[tuple[str, _Convert], ...]
+    """Those of the columns whose values are converted."""
 
     def given(self, values: Values) -> list[Any]:
         known = {**self.fixed, **values} if self.fixed else values
         return [known[name] if convert is None else convert(known[name]) for name, convert in self.parameters]
 
     def row(self, found: Sequence[Any]) -> dict[str, Any]:
-        return {
-            name: value if convert is None else convert(value)
-            for (name, convert), value in zip(self.columns, found, strict=True)
-        }
+        row = dict(zip(self.columns, found, strict=True))
+        for name, convert in self.converted:
+            row[name] = convert(row[name])
+        return row
 
 
 class Prepared:
@@ -77,16 +78,9 @@ class Prepared:
         return None if row is None else next(iter(row.values()))
 
     def _execute(self, connection: Connection, text: _Text, values: Values) -> sqlite3.Cursor:
-        driver = driver_of(connection)
-        if not driver.in_transaction:
+        if not driver_of(connection).in_transaction:
             connection.begin()
-        given = text.given(values)
-        try:
-            return driver.execute(text.sql, given)
-        except sqlite3.Error as error:
-            raise DBAPIError.instance(
-                text.sql, given, error, sqlite3.Error, dialect=connection.dialect
-            ) from error  # named as by SQLAlchemy
+        return execute(connection, text.sql, text.given(values))
 
     def _text(self, connection: Connection, values: Values) -> _Text:
         keys = tuple(values)
@@ -97,20 +91,22 @@ class Prepared:
 
     def _rendered(self, connection: Connection, keys: tuple[str, ...]) -> _Text:
         statement, dialect = self.statement, connection.dialect
-        columns = None
+        changed = None
         if isinstance(statement, Insert | Update):
-            columns = [key for key in keys if key in statement.table.c]
-        compiled = statement.compile(dialect=dialect, column_keys=columns)
+            changed = [key for key in keys if key in statement.table.c]
+        compiled = statement.compile(dialect=dialect, column_keys=changed)
         kinds = {name: bind.type.dialect_impl(dialect) for bind, name in compiled.bind_names.items()}
         fixed = {name: value for name, value in compiled.params.items() if name not in keys}
         returned = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
+        columns = {
+            column.key: column.type.dialect_impl(dialect).result_processor(dialect, None)
+            for column in returned
+            if column.key is not None
+        }
         return _Text(
             str(compiled),
             tuple((name, kinds[name].bind_processor(dialect)) for name in compiled.positiontup or ()),
             fixed,
-            tuple(
-                (column.key, column.type.dialect_impl(dialect).result_processor(dialect, None))
-                for column in returned
-                if column.key is not None
-            ),
+            tuple(columns),
+            tuple((name, convert) for name, convert in columns.items() if convert is not None),
         )

@@ -5,7 +5,6 @@ are told of their outcomes after the commit.
 """
 
 import asyncio
-import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
@@ -15,10 +14,12 @@ from typing import Any, TypeVar
 
 from sqlalchemy import Connection
 
+from batchserve.db.lasting import driver_of
+
 __all__ = ["GROUP", "Writer"]
 
 T = TypeVar("T")
-Transaction = Callable[[], AbstractContextManager[Connection]]
+Transaction = Callable[[Callable[[Connection], None]], None]
 Named = Callable[[], AbstractContextManager[None]]
 
 GROUP = 128
@@ -45,7 +46,7 @@ class Writer:
     """A thread that writes for an event loop, in SQLite. It starts with the first piece of work."""
 
     def __init__(self, transaction: Transaction, named: Named) -> None:
-        """`named`: gives the errors of statements their names."""
+        """`transaction` runs a function in one. `named` gives the errors of statements their names."""
         self._transaction, self._named = transaction, named
         self._queue: SimpleQueue[_Piece | None] = SimpleQueue()
         self._lock = threading.Lock()
@@ -88,9 +89,7 @@ class Writer:
     def _write(self, group: list[_Piece]) -> None:
         """Writes a group. If a failure undoes the work of others, too, each is written alone."""
         try:
-            with self._transaction() as connection:
-                for piece in group:
-                    _do(connection, piece, self._named, is_alone=len(group) == 1)
+            self._transaction(lambda connection: _do_all(connection, group, self._named))
         except _Undone:
             for piece in group:
                 self._write([piece])
@@ -107,13 +106,17 @@ class _Undone(Exception):
     """A failure has ended the transaction of a group before its commit."""
 
 
+def _do_all(connection: Connection, group: list[_Piece], named: Named) -> None:
+    for piece in group:
+        _do(connection, piece, named, is_alone=len(group) == 1)
+
+
 def _do(connection: Connection, piece: _Piece, named: Named, *, is_alone: bool) -> None:
     """Does a piece of work as a savepoint of a transaction."""
     if is_alone:
         piece.value = piece.work(connection)
         return
-    driver = connection.connection.driver_connection
-    assert isinstance(driver, sqlite3.Connection)
+    driver = driver_of(connection)
     driver.execute("SAVEPOINT piece")
     try:
         with named():

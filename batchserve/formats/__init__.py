@@ -124,6 +124,11 @@ _FOREIGN = {
     b"MATLAB 5.0 MAT-file": "a MATLAB file (write the table as CSV or Parquet)",
     b"\x7fELF": "a program",
 }
+_FOREIGN_BY_BYTE = {
+    magic[:1]: [(same, what) for same, what in _FOREIGN.items() if same[:1] == magic[:1]] for magic in _FOREIGN
+}
+"""Few of them need a comparison with each input."""
+_KNOWN = (*_MAGIC, *_ZIP)
 _FOREIGN_ZIPS = {
     b"mimetype": "an OpenDocument or EPUB document (save its table as .xlsx or CSV)",
     b"META-INF/": "a Java archive",
@@ -159,7 +164,7 @@ def encoding_of(prefix: bytes, options: ReadOptions) -> str | None:
     Raises InvalidOptions for an encoding that is not supported.
     """
     chosen = None if options.encoding is None else known_encoding(options.encoding)
-    if prefix.startswith((*_MAGIC, *_ZIP)) or _is_webp(prefix):
+    if prefix.startswith(_KNOWN) or _is_webp(prefix):
         return None
     if (marked := encoding_of_mark(prefix)) is not None:
         return None if marked == "utf-8" else marked
@@ -212,9 +217,10 @@ def _is_plain_json(prefix: bytes) -> bool:
 
 def _detect(prefix: bytes, declared: str | None, suffix: str) -> str:
     """The name of the detected format; else the declared one, else csv."""
-    for magic, name in _MAGIC.items():
-        if prefix.startswith(magic):
-            return name
+    if prefix.startswith(_KNOWN):
+        known = next((name for magic, name in _MAGIC.items() if prefix.startswith(magic)), None)
+        if known is not None:
+            return known
     if _is_webp(prefix):
         return "webp"
     if prefix.startswith(_ZIP):
@@ -231,7 +237,7 @@ def _foreign(prefix: bytes) -> str | None:
     # Protocol 2 and later; the frame or the first opcode follows.
     if prefix[:1] == b"\x80" and prefix[1:2] in {b"\x02", b"\x03", b"\x04", b"\x05"}:
         return "a Python pickle, which can run any code when it is loaded (send a frame as Parquet)"
-    for magic, what in _FOREIGN.items():
+    for magic, what in _FOREIGN_BY_BYTE.get(prefix[:1], ()):
         if prefix.startswith(magic) and not (magic.isascii() and magic.isalnum() and _is_text(prefix)):
             return None if _is_webp(prefix) else what
     if prefix.startswith(_ZIP) and (first := _first_member(prefix)) in _FOREIGN_ZIPS:
@@ -240,7 +246,7 @@ def _foreign(prefix: bytes) -> str | None:
         return "an HTML or XML document (a page with an error, or a table saved as a web page)"
     if prefix[:1] == b"\0" and prefix[4:8] == b"ftyp":
         return "a HEIC or AVIF image or a video (send images as JPEG or PNG)"
-    known = prefix.startswith((*_MAGIC, *_ZIP)) or _is_webp(prefix)
+    known = prefix.startswith(_KNOWN) or _is_webp(prefix)
     if b"\x00" not in prefix or known:
         return None
     return "UTF-16 text (send the option encoding=utf-16)" if _is_utf16(prefix) else _NULS

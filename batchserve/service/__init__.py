@@ -128,6 +128,10 @@ class Service:
             await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
+    def note_visible(self, tenant: str, job_id: str) -> None:
+        """Spares the query of `require_visible` for a job that this tenant has just created."""
+        self._jobs_seen.put((tenant, job_id), ALWAYS, True)
+
     async def resolve_model(self, reference: str) -> ModelVersion:
         """Raises ModelNotFound."""
         database = self.runtime.database

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, TypeGuard, runtime_checkable
 
 from batchserve.errors import InvalidOptions
 
@@ -155,24 +155,35 @@ class OnDisk(Protocol):
         ...
 
 
+_on_disk: dict[type, bool] = {}
+"""Whether storages of a class are on disk. A comparison with the members of a protocol takes long, for each upload."""
+
+
+def _is_on_disk(storage: Storage) -> TypeGuard[OnDisk]:
+    kind = type(storage)
+    if kind not in _on_disk:
+        _on_disk[kind] = isinstance(storage, OnDisk)
+    return _on_disk[kind]
+
+
 def local_path(storage: Storage, key: str) -> Path | None:
     """The path of an object; None in a storage without files on this host."""
-    return storage.path(key) if isinstance(storage, OnDisk) else None
+    return storage.path(key) if _is_on_disk(storage) else None
 
 
 def free_bytes(storage: Storage) -> int | None:
     """Bytes that may still be written; None where that is not known, as in an object store."""
-    return storage.free_bytes() if isinstance(storage, OnDisk) else None
+    return storage.free_bytes() if _is_on_disk(storage) else None
 
 
 def scratch_folder(storage: Storage) -> str | None:
     """See `OnDisk`. None: the system's folder for temporary files."""
-    return str(storage.root) if isinstance(storage, OnDisk) else None
+    return str(storage.root) if _is_on_disk(storage) else None
 
 
 def remove_partials(storage: Storage, before: float) -> int:
     """See `OnDisk`. An object store discards uncommitted objects itself."""
-    return storage.remove_partials(before) if isinstance(storage, OnDisk) else 0
+    return storage.remove_partials(before) if _is_on_disk(storage) else 0
 
 
 def open_storage(address: str) -> Storage:

@@ -662,8 +662,8 @@ MUTANTS = (
     Mutant(
         "a text that cannot be read back is not written",
         CODEC,
-        "        if isinstance(value, str):\n            _require_text(value)\n        return value\n",
-        "        return value\n",
+        "    if isinstance(value, str):\n        _require_text(value)\n    return value\n",
+        "    return value\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
