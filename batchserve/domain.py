@@ -43,7 +43,7 @@ class JobState(StrEnum):
         return self not in (JobState.UPLOADED, JobState.QUEUED, JobState.RUNNING)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots, with which a frozen object is pickled by a call for each of its fields
 class Chunk:
     """A contiguous range of records: the unit of work, retry and resume.
 
@@ -77,7 +77,7 @@ class RowError:
     column: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class Dialect:
     """Properties of a table that its bytes do not specify."""
 
@@ -422,7 +422,7 @@ class Job:
         return tuple(self.facts.get("notes", ()))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class ScoredChunk:
     """A scored chunk: its part has a row for each record, `rows_failed` of them null rows with an error."""
 
@@ -447,7 +447,7 @@ class CommittedChunk:
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class Result:
     """An assembled result and its list of failed records (None when none failed).
 

@@ -53,8 +53,10 @@ class Body:
         self._settings = settings
         self._limit = limit
         self._received = 0
+        # Read several times each: Starlette's headers are searched one by one. Of a repeated one, the first counts.
+        self._head: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))
         self._refuse_early()
-        self._digests = _digests(request)
+        self._digests = _digests(self._head)
         self._hash = hashlib.sha256() if self._digests else None  # of the bytes as sent; storage hashes what it keeps
 
     def blocks(self) -> AsyncGenerator[bytes]:
@@ -65,7 +67,17 @@ class Body:
 
     @property
     def _encoding(self) -> str:
-        return self._request.headers.get("content-encoding", "").strip().lower()
+        return self._head.get(b"content-encoding", b"").decode("latin-1").strip().lower()
+
+    @property
+    def _declared(self) -> int | None:
+        """The announced length."""
+        return int(self._head[b"content-length"]) if b"content-length" in self._head else None
+
+    @property
+    def is_absent(self) -> bool:
+        """Whether there is certainly nothing to read or to verify."""
+        return not self._declared and not self._digests and b"transfer-encoding" not in self._head
 
     async def decoded(self, source: AsyncIterator[bytes], encoding: str = "") -> AsyncGenerator[bytes]:
         """The same for bytes that were taken out of the body, such as a file in a form."""
@@ -174,13 +186,13 @@ class Body:
             )
 
     def _refuse_early(self) -> None:
-        declared = self._request.headers.get("content-length")
-        if declared is not None and int(declared) > self._limit:
+        declared = self._declared
+        if declared is not None and declared > self._limit:
             raise PayloadTooLarge(f"the body has {declared} bytes, at most {self._limit} are accepted")
 
     def _verify(self) -> None:
-        declared = self._request.headers.get("content-length")
-        if declared is not None and int(declared) != self._received:
+        declared = self._declared
+        if declared is not None and declared != self._received:
             raise self._truncated()
         for header, expected in self._digests.items():
             if self._hash is not None and expected != self._hash.digest():
@@ -190,16 +202,17 @@ class Body:
                 )
 
     def _truncated(self) -> TruncatedBody:
-        declared = self._request.headers.get("content-length", "an unknown number of")
+        declared = "an unknown number of" if self._declared is None else self._declared
         return TruncatedBody(f"the body ended after {self._received} bytes, {declared} were announced")
 
 
-def _digests(request: Request) -> dict[str, bytes]:
+def _digests(head: Mapping[bytes, bytes]) -> dict[str, bytes]:
     """The SHA-256 that the client announced, by header. Raises BadRequest for another digest, or none at all."""
     digests = {}
     for header in ("content-digest", "repr-digest"):
-        if (value := request.headers.get(header)) is None:
+        if (raw := head.get(header.encode())) is None:
             continue
+        value = raw.decode("latin-1")
         if (found := _SHA256.search(value)) is None:
             raise BadRequest(f"{header} holds no sha-256: expected sha-256=:<base64>:, got {value[:100]!r}")
         try:
@@ -334,7 +347,8 @@ def _next_or_empty(pieces: Iterator[bytes]) -> bytes:
 
 async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]:
     """A small JSON object, such as options; an empty body is an empty object. Raises for anything else."""
-    text = await Body(request, settings, _OPTIONS_BYTES).read()
+    body = Body(request, settings, _OPTIONS_BYTES)
+    text = b"" if body.is_absent else await body.read()
     if not text.strip():
         return {}
     media_type = request.headers.get("content-type", "application/json").partition(";")[0]

@@ -98,10 +98,13 @@ def leaving(request: Request) -> Leaving:
 
 async def read_body(service: Service, job_id: str) -> JobBody:
     """A job as its clients see it. Raises JobNotFound."""
-    view = await service.view(job_id)
+    return await body_of(service, await service.view(job_id))
+
+
+async def body_of(service: Service, view: JobSnapshot) -> JobBody:
     place = view.place
     if _is_far_back(view):
-        place = (await run_in_threadpool(service.places.of, [view.job], view.now))[job_id]
+        place = (await run_in_threadpool(service.places.of, [view.job], view.now))[view.job.id]
     return job_body(view.job, view.attempts, place, view.now)
 
 

@@ -10,7 +10,9 @@ from fastapi.routing import APIRoute
 
 def require_documented(request: Request) -> None:
     """Raises RequestValidationError for query parameters that the OpenAPI document does not have for this route."""
-    known, given = _documented(request.scope["route"]), request.query_params
+    route, given = request.scope["route"], request.query_params
+    if (known := _known.get(route.unique_id)) is None:
+        known = _known[route.unique_id] = _documented(route)
     unknown = [name for name in given if name not in known]
     if unknown:
         expected = f"expected one of {', '.join(sorted(known))}" if known else "expected none"
@@ -18,6 +20,10 @@ def require_documented(request: Request) -> None:
         raise RequestValidationError(
             [{"type": "unknown", "loc": ("query", name), "msg": message, "input": given[name]} for name in unknown]
         )
+
+
+_known: dict[str, frozenset[str]] = {}
+"""The names of the parameters of each route that was called."""
 
 
 def _documented(route: APIRoute) -> frozenset[str]:

@@ -98,7 +98,7 @@ async def predict(
     key, database = bare_key(idempotency_key), service.runtime.database
 
     with service.only_one(caller.tenant, key):
-        job = await service.read_job_to_check(job_id)
+        job = await service.take_to_check(job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)
@@ -188,7 +188,6 @@ async def upload_and_predict(
                 create(connection, submitted, service.runtime.database.moment(connection).wall, keyed, scored)
 
             await keep(service, received, insert)
-        service.note_visible(caller.tenant, received.job_id)
         return await _answer(request, service, background, received.job_id, preferred_wait(prefer), scored)
 
 

@@ -19,11 +19,11 @@ from batchserve.api.deps import (
     IdempotencyKey,
     ServiceDep,
     bare_key,
+    body_of,
     has_long_key,
     job_response,
     leaving,
     parsed,
-    read_body,
     replayed,
     served,
 )
@@ -169,8 +169,9 @@ async def upload(
                 keyed.remember(connection, received.job_id, 201, now)
 
             await keep(service, received, insert)
-        service.note_visible(caller.tenant, received.job_id)
-        return job_response(await read_body(service, received.job_id), 201)
+        view = await service.view(received.job_id)
+        service.note_created(caller.tenant, replace(view.job, inputs=(new,)))
+        return job_response(await body_of(service, view), 201)
 
 
 def _fit(request: Request, model: str | None) -> FitOptions:

@@ -36,6 +36,11 @@ class VersionedCache(Generic[K, V]):
             return None
         return kept[0]
 
+    def take(self, key: K) -> V | None:
+        """Removes a value, whatever its version, and returns it."""
+        kept = self._kept.pop(key, None)
+        return None if kept is None else kept[0]
+
     def put(self, key: K, version: Hashable | None, value: V) -> None:
         """`version`: of the database before the value was read."""
         if version is None:

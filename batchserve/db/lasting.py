@@ -71,7 +71,7 @@ class LastingConnection:
 
 
 def driver_of(connection: Connection) -> sqlite3.Connection:
-    driver = connection.connection.driver_connection
+    driver: Any = connection.connection.dbapi_connection
     assert isinstance(driver, sqlite3.Connection)
     return driver
 

@@ -33,7 +33,7 @@ class DirectTask:
     """See `SmallTask`. A larger result is not made here."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class DirectItem:
     input: Input
     job_id: str

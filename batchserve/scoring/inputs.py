@@ -11,7 +11,7 @@ from batchserve.formats.protocol import Format, Header
 from batchserve.storage import Storage, open_storage
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class Input:
     """Stored bytes to read as records."""
 

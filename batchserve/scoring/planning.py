@@ -22,7 +22,7 @@ class PlanTask:
     """Records in the inputs before it."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class Planned:
     chunks: tuple[Chunk, ...]
     complete: bool

@@ -24,7 +24,7 @@ class SmallTask:
     """Whether a larger result is stored. Otherwise only the plan comes back."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)  # without slots: see `Chunk`
 class Small:
     """A whole job done in one call: its single chunk, and its result."""
 

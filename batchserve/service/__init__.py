@@ -47,6 +47,7 @@ MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
 _JOBS_SEEN = 4096
 _MODELS_SEEN = 256
+_JUST_UPLOADED = 256
 
 
 _DIRECT_MODEL_BYTES = 64 * 2**20
@@ -87,6 +88,8 @@ class Service:
     """Tenants and their idempotency keys."""
     _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
     """Pairs of tenant and job whose ownership was verified; it holds as long as the job exists."""
+    _just_uploaded: VersionedCache[str, Job] = field(default_factory=lambda: VersionedCache(_JUST_UPLOADED))
+    """Small jobs with their content, until their first predict."""
     _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
     """Model versions by reference."""
 
@@ -128,9 +131,11 @@ class Service:
             await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
-    def note_visible(self, tenant: str, job_id: str) -> None:
-        """Spares the query of `require_visible` for a job that this tenant has just created."""
-        self._jobs_seen.put((tenant, job_id), ALWAYS, True)
+    def note_created(self, tenant: str, job: Job) -> None:
+        """Spares the queries of `require_visible` and `take_to_check` for a job that this tenant has just created."""
+        self._jobs_seen.put((tenant, job.id), ALWAYS, True)
+        if job.input.content is not None:
+            self._just_uploaded.put(job.id, ALWAYS, job)
 
     async def resolve_model(self, reference: str) -> ModelVersion:
         """Raises ModelNotFound."""
@@ -146,8 +151,11 @@ class Service:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
 
-    async def read_job_to_check(self, job_id: str) -> Job:
-        """A job with the content of its first input, where that is in a row. Raises JobNotFound."""
+    async def take_to_check(self, job_id: str) -> Job:
+        """A job with the content of its first input, where that is in a row: as it is now or, the first time, as it was
+        uploaded. The transaction that acts upon it compares the state. Raises JobNotFound."""
+        if (uploaded := self._just_uploaded.take(job_id)) is not None:
+            return uploaded
         return await self.runtime.database.fetch(lambda connection: contents.get_with_content(connection, job_id))
 
     async def view(self, job_id: str) -> JobSnapshot:
