@@ -28,13 +28,6 @@ SIDE_BY_SIDE := --numprocesses 2
 # other, which they do busily.
 test test-slow: export OMP_NUM_THREADS := 1
 
-# Databases and storage wait for the disk at each commit. Where memory has a file system with 4 GB to spare, the
-# temporary folders are there; those of tests that passed are removed at their end.
-MEMORY := $(shell [ -w /dev/shm ] && df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 && $$4 > 4000000 { print "/dev/shm" }')
-ifneq ($(MEMORY),)
-test: export PYTEST_DEBUG_TEMPROOT ?= $(MEMORY)
-endif
-
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile
 
