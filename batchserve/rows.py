@@ -5,8 +5,7 @@ row with UnreadableRow, and no other row is affected. The columns of a row are n
 joins belong to the modules that read them.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal, get_type_hints
 
 import orjson
@@ -272,16 +271,24 @@ def is_readable(read: Callable[[Row], object], row: Row) -> bool:
     return fault_of(read, row) is None
 
 
-@contextmanager
-def _named(what: str) -> Iterator[None]:
-    try:
-        yield
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        place = ".".join(str(part) for part in first["loc"]) or "options"
-        raise _unreadable(what, f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
-    except ValueError as error:
-        raise _unreadable(what, str(error)) from None
+class _named:  # noqa: N801 - a context manager, without the calls of one that is a generator
+    """Raises UnreadableRow for the errors of validation inside."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if isinstance(error, ValidationError):
+            first = error.errors(include_url=False, include_context=False)[0]
+            place = ".".join(str(part) for part in first["loc"]) or "options"
+            raise _unreadable(self._what, f"{place}: {first['msg'].removeprefix('Value error, ')}") from None
+        if isinstance(error, ValueError):
+            raise _unreadable(self._what, str(error)) from None
 
 
 def _unreadable(what: str, reason: str) -> UnreadableRow:

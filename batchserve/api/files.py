@@ -1,8 +1,10 @@
 """Answers that are files: of this host, of a storage elsewhere, in memory, or made while they are sent."""
 
 import io
+import os
 from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
+from email.utils import formatdate
 from typing import Any
 
 import anyio
@@ -49,6 +51,11 @@ class File(FileResponse):
             # 64 KiB, the default, costs a thread hop each: a quarter of the speed
             self.chunk_size = _downloads.block()
             await super().__call__(scope, receive, send)
+
+    def set_stat_headers(self, stat_result: os.stat_result) -> None:
+        # Starlette's derives an ETag as well, which is given here.
+        self.headers["content-length"] = str(stat_result.st_size)
+        self.headers["last-modified"] = formatdate(stat_result.st_mtime, usegmt=True)
 
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:

@@ -98,7 +98,7 @@ async def predict(
     key, database = bare_key(idempotency_key), service.runtime.database
 
     with service.only_one(caller.tenant, key):
-        job = await service.take_to_check(job_id)
+        job, inputs = await service.take_to_check(job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)
@@ -110,7 +110,7 @@ async def predict(
             model = job.model  # pinned: versions added or removed since do not make this a different request
         else:
             model = await service.resolve_model(options.model)
-        submitted = options.submission(job.tenant, job_id, job.inputs, model)
+        submitted = options.submission(job.tenant, job_id, inputs, model)
         scored = None
         if job.state is JobState.UPLOADED:
             scored = await service.check_or_score(caller.tenant, submitted)

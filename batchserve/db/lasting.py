@@ -25,7 +25,7 @@ class LastingConnection:
     """A connection outside the pool's count, opened by its first transaction. It has one transaction at a time."""
 
     def __init__(self, engine: Engine) -> None:
-        self._engine = engine
+        self._engine, self._begin = engine, _begin(engine)
         self._used = threading.Lock()
         self._connection: Connection | None = None
 
@@ -36,10 +36,13 @@ class LastingConnection:
             raise Busy
         try:
             connection = self._connection = self._connection or self._engine.connect()
-            begin(connection)
+            execute(connection, self._begin)
             try:
                 value = work(connection)
-                self._end(connection)
+                if connection.in_transaction():  # a statement went through SQLAlchemy, which has its own account of it
+                    connection.commit()
+                else:
+                    execute(connection, "COMMIT")
             except BaseException:
                 self._undo(connection)
                 raise
@@ -52,12 +55,6 @@ class LastingConnection:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
-
-    def _end(self, connection: Connection) -> None:
-        if connection.in_transaction():  # a statement went through SQLAlchemy, which has its own account of it
-            connection.commit()
-        else:
-            execute(connection, "COMMIT")
 
     def _undo(self, connection: Connection) -> None:
         try:
@@ -78,7 +75,12 @@ def driver_of(connection: Connection) -> sqlite3.Connection:
 
 def begin(connection: Connection) -> None:
     """Begins a transaction by the statement that the options of the connection name."""
-    execute(connection, connection.get_execution_options().get(BEGIN, "BEGIN"))
+    execute(connection, _begin(connection))
+
+
+def _begin(options: Connection | Engine) -> str:
+    statement: str = options.get_execution_options().get(BEGIN, "BEGIN")
+    return statement
 
 
 def execute(connection: Connection, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:

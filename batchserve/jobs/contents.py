@@ -41,12 +41,12 @@ def with_content(connection: Connection, stored: StoredInput) -> StoredInput:
     return replace(stored, content=_CONTENT.scalar(connection, {"its_key": stored.key}))
 
 
-def get_with_content(connection: Connection, job_id: str) -> Job:
-    """A job with the content of its first input, if that is in a row and was not removed. Raises JobNotFound."""
+def get_with_inputs(connection: Connection, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
+    """A job and its inputs, the first with its content if that is in a row and was not removed. Raises JobNotFound."""
     job = get(connection, job_id)
     if job.input_removed_at is not None:
-        return job
-    return replace(job, inputs=(with_content(connection, job.input), *job.inputs[1:]))
+        return job, job.inputs
+    return job, (with_content(connection, job.input), *job.inputs[1:])
 
 
 def opened(database: Database, storage: Storage, key: str) -> BinaryIO:

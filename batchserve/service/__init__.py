@@ -88,7 +88,9 @@ class Service:
     """Tenants and their idempotency keys."""
     _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
     """Pairs of tenant and job whose ownership was verified; it holds as long as the job exists."""
-    _just_uploaded: VersionedCache[str, Job] = field(default_factory=lambda: VersionedCache(_JUST_UPLOADED))
+    _just_uploaded: VersionedCache[str, tuple[Job, tuple[StoredInput, ...]]] = field(
+        default_factory=lambda: VersionedCache(_JUST_UPLOADED)
+    )
     """Small jobs with their content, until their first predict."""
     _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
     """Model versions by reference."""
@@ -131,11 +133,12 @@ class Service:
             await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
-    def note_created(self, tenant: str, job: Job) -> None:
-        """Spares the queries of `require_visible` and `take_to_check` for a job that this tenant has just created."""
+    def note_created(self, tenant: str, job: Job, new: StoredInput) -> None:
+        """Spares the queries of `require_visible` and `take_to_check` for a job that this tenant has just created from
+        this input."""
         self._jobs_seen.put((tenant, job.id), ALWAYS, True)
-        if job.input.content is not None:
-            self._just_uploaded.put(job.id, ALWAYS, job)
+        if new.content is not None:
+            self._just_uploaded.put(job.id, ALWAYS, (job, (new,)))
 
     async def resolve_model(self, reference: str) -> ModelVersion:
         """Raises ModelNotFound."""
@@ -151,12 +154,12 @@ class Service:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
 
-    async def take_to_check(self, job_id: str) -> Job:
-        """A job with the content of its first input, where that is in a row: as it is now or, the first time, as it was
-        uploaded. The transaction that acts upon it compares the state. Raises JobNotFound."""
+    async def take_to_check(self, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
+        """A job and its inputs, the first with its content where that is in a row: as they are now or, the first time,
+        as they were uploaded. The transaction that acts upon them compares the state. Raises JobNotFound."""
         if (uploaded := self._just_uploaded.take(job_id)) is not None:
             return uploaded
-        return await self.runtime.database.fetch(lambda connection: contents.get_with_content(connection, job_id))
+        return await self.runtime.database.fetch(lambda connection: contents.get_with_inputs(connection, job_id))
 
     async def view(self, job_id: str) -> JobSnapshot:
         """Raises JobNotFound."""

@@ -114,7 +114,7 @@ class JobList(BaseModel):
 
 
 def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
-    rate, eta = _speed(job, attempts, now)
+    (rate, eta), first = _speed(job, attempts, now), job.input
     return JobBody(
         id=job.id,
         tenant=job.tenant,
@@ -122,11 +122,11 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
         reason=job.reason,
         model=model_reference(job.model) if job.model else None,
         input=InputBody(
-            bytes=job.input.bytes,
-            sha256=job.input.sha256,
-            media_type=FORMATS[job.input.format].media_type,
-            format=job.input.format,
-            filename=job.input.filename,
+            bytes=first.bytes,
+            sha256=first.sha256,
+            media_type=FORMATS[first.format].media_type,
+            format=first.format,
+            filename=first.filename,
             rows=job.rows_planned if job.planned else None,
         ),
         options=_options(job),
