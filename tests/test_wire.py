@@ -346,6 +346,7 @@ def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_pat
 def test_a_response_is_no_longer_produced_when_its_client_has_disconnected(impatient: Service) -> None:
     """Also when the client has sent another request before it disconnected."""
     job = upload(impatient, 100)
+    assert httpx2.get(f"{impatient.url}/v1/jobs").is_success  # read by a thread, whose connection stays open
     files = impatient.files()
     with connect(impatient) as connection:
         connection.sendall(b"GET /v1/jobs/%s/events HTTP/1.1\r\n" % job.encode() + HOST + b"\r\n" + GET + b"\r\n")

@@ -4,6 +4,7 @@ The processes are forked from one that has imported everything already. A step o
 says so, and reports what was acknowledged over a socket, with `send`: a `write` would be counted as one to a file.
 """
 
+import asyncio
 import contextlib
 import ctypes
 import hashlib
@@ -198,6 +199,45 @@ def _insist_on_result(tell: Told, http: TestClient, path: str, content: str) -> 
     job = _insist(tell, lambda: http.post(path, params=QUERY, content=content), (202,)).json()
     assert job["state"] == "completed", job
     tell("queued", id=job["id"])
+
+
+def submit_together(site: Site, tell: Told) -> None:
+    """Two uploads and two jobs that are scored within their calls, whose writes wait for one transaction."""
+    with site.api() as http:
+        http.app.state.service.notifier.has_worker = True  # type: ignore[attr-defined]
+        tell.wait(http)
+        assert http.portal is not None
+        http.portal.call(_submit_together, tell, http.app)
+
+
+async def _submit_together(tell: Told, app: Any) -> None:
+    is_released = threading.Event()
+    address = "http://127.0.0.1:8000"
+    async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app=app), base_url=address) as http:
+        holding = asyncio.ensure_future(app.state.service.runtime.database.commit(lambda _: is_released.wait(20)))
+        await asyncio.sleep(0)
+        calls = [_submit(tell, http, path) for path in ("/v1/upload", "/v1/predict") * 2]
+        submitting = asyncio.gather(*calls)
+        await asyncio.sleep(0.3)  # long enough for all to wait; a group that is smaller is tested as well
+        is_released.set()
+        await submitting
+        await asyncio.wait([holding])  # it may share the transaction that fails
+
+
+async def _submit(tell: Told, http: httpx2.AsyncClient, path: str) -> None:
+    is_scored = path == "/v1/predict"
+    params, wanted = (QUERY, 202) if is_scored else ({}, 201)
+    answer = await http.post(path, params=params, content=SHORT)
+    for _ in range(2):
+        if answer.is_success:
+            break
+        tell("refused", status=answer.status_code, type=answer.headers["content-type"], code=answer.json()["code"])
+        answer = await http.post(path, params=params, content=SHORT)
+    job = _ok(answer, wanted)
+    tell("uploaded", id=job["id"], sha256=_digest(SHORT.encode()))
+    if is_scored:
+        assert job["state"] == "completed", job
+        tell("queued", id=job["id"])
 
 
 def submit(site: Site, tell: Told, count: int, rows: int = 60) -> None:

@@ -49,7 +49,7 @@ class Scene:
             shutil.rmtree(copy)
 
 
-SCENES = ("upload", "chunks", "publish", "small", "delete", "upload-in-row", "small-in-row", "direct")
+SCENES = ("upload", "chunks", "publish", "small", "delete", "upload-in-row", "small-in-row", "direct", "together")
 IN_ROWS = {"settings": {"inline_bytes": 2**16}}
 
 
@@ -82,6 +82,9 @@ def _scene(name: str, storage: Path, model: str) -> Scene:
         case "direct":
             take("prepare", storage, model=model)
             return Scene("score", storage, IN_ROWS)
+        case "together":
+            take("prepare", storage, model=model)
+            return Scene("submit_together", storage, IN_ROWS)
         case "small-in-row":
             take("prepare", storage, model=model, content=steps.SHORT, **IN_ROWS)
             return Scene("run", storage, IN_ROWS)
@@ -109,8 +112,10 @@ def _everywhere(scene: Scene, effect: str, tried: Counter[str], name: str) -> li
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         ended = [(fault, *both) for fault, both in zip(faults, pool.map(scene.take, faults), strict=True)]
     met = [entry for entry in ended if entry[1].met_its_fault]
-    # The number of writes to SQLite's log differs by one or two from run to run.
-    assert len(met) >= 0.9 * len(faults) > 5, f"{len(met)} of {len(faults)} faults"
+    # The number of writes to SQLite's log differs by one or two from run to run; by more where it depends on time which
+    # of several calls share a transaction.
+    least = 0.5 if scene.step == "submit_together" else 0.9
+    assert len(met) >= least * len(faults) > 5, f"{len(met)} of {len(faults)} faults"
     tried[f"{name} ({scene.storage.name})"] += len(met)
     return met
 
