@@ -83,6 +83,8 @@ class BatchserveError(Exception):
 def presentable(value: Any, depth: int = 32) -> Any:
     """The value in a form that JSON can encode: an error that quotes odd input must not fail to be reported."""
     if isinstance(value, str):
+        if value.isascii() and "\0" not in value:
+            return value
         return value.encode(errors="backslashreplace").decode().replace("\0", "\\x00")
     if value is None or isinstance(value, bool) or (isinstance(value, int) and -(2**63) <= value < 2**64):
         return value

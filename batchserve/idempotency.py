@@ -8,11 +8,12 @@ import hashlib
 import math
 from dataclasses import dataclass
 
-from sqlalchemy import Connection, Float, delete, insert, literal, or_, select
+from sqlalchemy import Connection, Float, bindparam, delete, insert, literal, or_, select
 from sqlalchemy.exc import IntegrityError
 
 from batchserve import rows
 from batchserve.access import DEFAULT_TENANT
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import idempotency_keys as keys
 from batchserve.errors import IdempotencyInProgress, IdempotencyMismatch
 
@@ -54,8 +55,7 @@ def fingerprint(*content: str) -> str:
 
 def recall(connection: Connection, key: str, content: str, tenant: str = DEFAULT_TENANT) -> Remembered | None:
     """The response to this key. Raises IdempotencyMismatch when its content was different, and UnreadableRow."""
-    query = select(keys).where(keys.c.tenant == tenant, keys.c.key == key)
-    row = connection.execute(query).mappings().one_or_none()
+    row = _OF_KEY.row(connection, {"its_tenant": tenant, "its_key": key})
     if row is None:
         return None
     if row["fingerprint"] != content:
@@ -80,7 +80,7 @@ def remember(
     row = {"key": key, "fingerprint": content, "job_id": job_id, "status": status, "created_at": now}
     row |= {"tenant": tenant, "answer": answer}
     try:
-        connection.execute(insert(keys).values(row))
+        _REMEMBER.run(connection, row)
     except IntegrityError as error:
         raise IdempotencyInProgress(
             f"a request with the Idempotency-Key {key!r} has just been answered: send it again", retry_after=1
@@ -91,3 +91,7 @@ def forget_older(connection: Connection, before: float, after: float = math.inf)
     """Removes keys that were remembered before a moment, or `after` another; returns their number."""
     early, late = literal(before, Float()), literal(after, Float())  # may be infinite, unlike the times in rows
     return connection.execute(delete(keys).where(or_(keys.c.created_at < early, keys.c.created_at > late))).rowcount
+
+
+_OF_KEY = Prepared(select(keys).where(keys.c.tenant == bindparam("its_tenant"), keys.c.key == bindparam("its_key")))
+_REMEMBER = Prepared(insert(keys))

@@ -83,10 +83,12 @@ def _begin(options: Connection | Engine) -> str:
     return statement
 
 
-def execute(connection: Connection, statement: str, values: Sequence[Any] = ()) -> sqlite3.Cursor:
+def execute(
+    connection: Connection, statement: str, values: Sequence[Any] = (), driver: sqlite3.Connection | None = None
+) -> sqlite3.Cursor:
     """Executes a statement by the driver: through SQLAlchemy it would take longer than many reads. Raises what
     SQLAlchemy would raise."""
     try:
-        return driver_of(connection).execute(statement, values)
+        return (driver or driver_of(connection)).execute(statement, values)
     except sqlite3.Error as error:
         raise DBAPIError.instance(statement, values, error, sqlite3.Error, dialect=connection.dialect) from error

@@ -78,9 +78,10 @@ class Prepared:
         return None if row is None else next(iter(row.values()))
 
     def _execute(self, connection: Connection, text: _Text, values: Values) -> sqlite3.Cursor:
-        if not driver_of(connection).in_transaction:
+        driver = driver_of(connection)
+        if not driver.in_transaction:
             connection.begin()
-        return execute(connection, text.sql, text.given(values))
+        return execute(connection, text.sql, text.given(values), driver)
 
     def _text(self, connection: Connection, values: Values) -> _Text:
         keys = tuple(values)

@@ -49,7 +49,7 @@ def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAUL
     """The latest completed job of a tenant with the same input bytes, model and options. Its result is not removed
     before this transaction, of `Database.write()`, ends."""
     values = {"digest": request_digest, "its_tenant": tenant}
-    row = connection.execute(_LATEST_EQUAL, values).mappings().one_or_none()
+    row = _LATEST_EQUAL.row(connection, values)
     if row is None:
         return None
     try:
@@ -231,10 +231,12 @@ _ALIKE = (
 _EQUAL = JOBS.where(
     jobs.c.id.in_(select(_ALIKE.c.id).where(_ALIKE.c.state == JobState.COMPLETED)), jobs.c.state == JobState.COMPLETED
 ).with_for_update(read=True, of=jobs)
-_LATEST_EQUAL = JOBS.where(
-    jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery(),
-    jobs.c.state == JobState.COMPLETED,  # again: it may have expired while this statement waited for its row
-).with_for_update(read=True, of=jobs)
+_LATEST_EQUAL = Prepared(
+    JOBS.where(
+        jobs.c.id == select(func.max(_ALIKE.c.id)).where(_ALIKE.c.state == JobState.COMPLETED).scalar_subquery(),
+        jobs.c.state == JobState.COMPLETED,  # again: it may have expired while this statement waited for its row
+    ).with_for_update(read=True, of=jobs)
+)
 _MOST_EQUAL = 100
 """Equal jobs that are tried when the latest of them is unreadable."""
 _ATTEMPTS = Prepared(select(attempts).where(attempts.c.job_id == bindparam("job_id")).order_by(attempts.c.number))
