@@ -59,6 +59,8 @@ class _Line:
     turns: dict[Place, Turn] = field(default_factory=dict)
     running: int = 0
     """Runs in progress."""
+    timer: asyncio.Handle | None = None
+    """When turns are asked for, if no run of this line ends before."""
 
     def taken(self, first: Place) -> list[_Item]:
         """Removes the items of the next group: one of each place in turn, beginning with this one."""
@@ -78,6 +80,11 @@ class _Line:
                 self.waiting[place] = queue  # behind those that had no item in this group
                 places.append(place)
         return taken
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def remove(self, item: _Item) -> None:
         queue = self.waiting[item.place]
@@ -105,10 +112,14 @@ class Groups:
         loop = asyncio.get_running_loop()
         item = _Item(place, value, size, seconds, loop.create_future())
         line = self._line(function, shared)
-        line.waiting.setdefault(place, deque()).append(item)
-        if len(line.waiting[place]) == 1:
-            # Not at once: with those that the loop has received together, or that come until a quick run ends.
-            loop.call_later(_QUICK if line.running else 0.0, self._ask, line, place)
+        if (queue := line.waiting.get(place)) is not None:
+            queue.append(item)
+        else:
+            line.waiting[place] = deque((item,))
+            if line.timer is None:
+                # Not at once: with those that the loop has received together, or that come until a quick run ends.
+                later = loop.call_later(_QUICK, self._look, line) if line.running else loop.call_soon(self._look, line)
+                line.timer = later
         item.timer = loop.call_later(self._patience, self._give_up, line, item)
         try:
             return await item.outcome
@@ -124,6 +135,12 @@ class Groups:
         line = _Line(function, shared)
         self._lines.append(line)
         return line
+
+    def _look(self, line: _Line) -> None:
+        """Asks for a turn of each place with items that wait."""
+        line.stop_timer()
+        for place in list(line.waiting):
+            self._ask(line, place)
 
     def _ask(self, line: _Line, place: Place) -> None:
         """Asks for a turn of this place, if it has items that wait and no turn that was asked for."""
@@ -168,8 +185,7 @@ class Groups:
         finally:
             line.running -= 1
             turn.end()
-            for place in list(line.waiting):
-                self._ask(line, place)  # first of all: a process works while the callers get their outcomes
+            self._look(line)  # first of all: a process works while the callers get their outcomes
             self._settle(line)
         for item, outcome in zip(items, outcomes, strict=True):
             _end(item, outcome)
@@ -194,10 +210,13 @@ class Groups:
 
     def _settle(self, line: _Line) -> None:
         """Ends the turns that no item waits for any more, and forgets an empty line."""
-        for place in line.turns.keys() - line.waiting.keys():
-            line.turns.pop(place).end()
-        if not line.waiting and not line.running and line in self._lines:
-            self._lines.remove(line)
+        if line.turns:
+            for place in line.turns.keys() - line.waiting.keys():
+                line.turns.pop(place).end()
+        if not line.waiting:
+            line.stop_timer()  # or it would ask for items that come later
+            if not line.running and line in self._lines:
+                self._lines.remove(line)
 
 
 def _end(item: _Item, outcome: object) -> None:
