@@ -18,6 +18,7 @@ from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import __version__
 from batchserve.api import download, examples, models, predict, problems, upload
@@ -52,6 +53,19 @@ A file of inputs plus a model gives a file of predictions.
 
 
 class _Application(FastAPI):
+    """FastAPI with our middlewares before its own, which take longer than a plain route or a cached answer."""
+
+    entrance: ASGIApp
+    """The first middleware; the last one calls `routed`."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        scope["app"] = self
+        await self.entrance(scope, receive, send)
+
+    async def routed(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """FastAPI alone."""
+        await super().__call__(scope, receive, send)
+
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
         document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
@@ -98,12 +112,10 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
         redirect_slashes=False,  # a redirect would repeat the Host header
     )  # fmt: skip
     problems.install(app)
-    app.add_middleware(PlainMiddleware, routers=[module.router for module in _ROUTES])
-    app.add_middleware(CacheMiddleware)
-    app.add_middleware(AuthMiddleware)
-    app.add_middleware(problems.ErrorMiddleware)
-    # Before all others: the last one added comes first.
-    app.add_middleware(OriginMiddleware, allowed=settings.allowed_hosts, listens_on=host, policies=_add_docs(app))
+    app.add_middleware(problems.ErrorMiddleware)  # here as well: inside of Starlette's, which would answer otherwise
+    plain = PlainMiddleware(app.routed, [module.router for module in _ROUTES])
+    guarded = problems.ErrorMiddleware(AuthMiddleware(CacheMiddleware(plain)))
+    app.entrance = OriginMiddleware(guarded, settings.allowed_hosts, host, _add_docs(app))
     for module in _ROUTES:
         app.include_router(module.router)
     _add_health(app)

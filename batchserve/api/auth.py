@@ -12,6 +12,7 @@ from batchserve import keys
 from batchserve.access import Caller
 from batchserve.access import Scope as KeyScope
 from batchserve.api import problems
+from batchserve.api.head import headers_of
 from batchserve.db.cache import VersionedCache
 from batchserve.db.connect import Database
 from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
@@ -37,10 +38,21 @@ class Keyring:
     def __init__(self, database: Database) -> None:
         self._database = database
         self._callers: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
+        self._unprobed: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
+        """The same by the version of the whole database: while nothing was committed, no probe is needed."""
 
-    async def identify(self, authorization: str | None) -> Caller:
-        """The caller with this header. Raises Unauthorized, and Unavailable when the database does not respond."""
-        digest, state = _digest(authorization), keys.state_of(self._database, _parts(authorization)[1])
+    async def identify(self, authorization: str | None, version: int | None) -> Caller:
+        """The caller with this header. `version`: of the database, since the request came. Raises Unauthorized, and
+        Unavailable when the database does not respond."""
+        digest = _digest(authorization)
+        caller = self._unprobed.get(digest, version)
+        if caller is None:
+            caller = await self._probed(digest, authorization)
+            self._unprobed.put(digest, version, caller)
+        return caller
+
+    async def _probed(self, digest: bytes, authorization: str | None) -> Caller:
+        state = keys.state_of(self._database, _parts(authorization)[1])
         caller = self._callers.get(digest, state)
         if caller is None:
             caller = await self._database.fetch(partial(_look_up, authorization))
@@ -54,7 +66,7 @@ class Keyring:
 
 def _digest(authorization: str | None) -> bytes:
     """The texts of keys are kept in memory only during their requests."""
-    return hashlib.sha256((authorization or "").encode()).digest()
+    return hashlib.sha256(authorization.encode()).digest() if authorization else b""
 
 
 def _look_up(authorization: str | None, connection: Connection) -> Caller:
@@ -76,8 +88,9 @@ class AuthMiddleware:
         if scope["type"] == "http" and not is_public(scope["path"]):
             keyring: Keyring = scope["app"].state.keyring
             try:
-                scope["database_version"] = keyring.version()  # before the key is verified: an answer is for its caller
-                scope["caller"] = await keyring.identify(_given(scope))
+                # Before the key is verified: an answer is for its caller.
+                version = scope["database_version"] = keyring.version()
+                scope["caller"] = await keyring.identify(_given(scope), version)
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)
                 return
@@ -90,13 +103,13 @@ def is_public(path: str) -> bool:
 
 def _given(scope: Scope) -> str | None:
     """The Authorization header."""
-    headers = dict(scope["headers"])
-    return headers[b"authorization"].decode("latin-1") if b"authorization" in headers else None
+    given = headers_of(scope).get(b"authorization")
+    return None if given is None else given.decode("latin-1")
 
 
 async def require_key_still(request: Request, keyring: Keyring) -> None:
     """For long requests: raises Unauthorized once their key was revoked."""
-    caller = await keyring.identify(_given(request.scope))
+    caller = await keyring.identify(_given(request.scope), keyring.version())
     if caller != caller_of(request):
         raise Unauthorized("this API key was revoked during the request")
 

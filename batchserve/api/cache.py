@@ -5,6 +5,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve.access import Caller
 from batchserve.api import conditional
+from batchserve.api.head import headers_of
 from batchserve.db.cache import VersionedCache
 
 MAX_AGE = 0.25
@@ -41,12 +42,12 @@ def _kept_answer(scope: Scope) -> Response | None:
         or not scope["path"].startswith("/v1/jobs/")
     ):
         return None
-    names = {name for name, _ in scope["headers"]}
-    if b"prefer" in names or not names.isdisjoint(_NOT_HERE):
+    headers = headers_of(scope)
+    if b"prefer" in headers or not _NOT_HERE.isdisjoint(headers):
         return None
     answers: AnswerCache = scope["app"].state.answers
     caller: Caller = scope["caller"]
     answer = answers.get((caller.tenant, scope["path"]), scope["database_version"])
-    if answer is None or b"if-none-match" not in names:
+    if answer is None or b"if-none-match" not in headers:
         return answer
     return conditional.answered(Request(scope), answer.headers["etag"]) or answer

@@ -15,6 +15,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchserve.api import problems
+from batchserve.api.head import headers_of
 from batchserve.errors import BadRequest, BatchserveError, CrossOrigin, MisdirectedRequest
 
 SIZE = 256
@@ -67,7 +68,7 @@ class OriginMiddleware:
 
     def _check(self, scope: Scope) -> None:
         """Raises BadRequest, MisdirectedRequest or CrossOrigin."""
-        headers = dict(scope["headers"])
+        headers = headers_of(scope)
         if len(headers) != len(scope["headers"]):
             _require_single(scope["headers"])
         host, origin, site = headers.get(b"host"), headers.get(b"origin"), headers.get(b"sec-fetch-site")
@@ -160,7 +161,7 @@ def _require_own_origin(origin: bytes, host: bytes, scheme: str) -> None:
 
 def _is_followed_link(scope: Scope) -> bool:
     """Whether the request is a top-level navigation from another site to a readable resource."""
-    headers = dict(scope["headers"])
+    headers = headers_of(scope)
     return (
         scope["method"] in ("GET", "HEAD")
         and headers.get(b"sec-fetch-mode") == b"navigate"

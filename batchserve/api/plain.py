@@ -39,13 +39,18 @@ class PlainMiddleware:
 
     def __init__(self, app: ASGIApp, routers: Sequence[APIRouter]) -> None:
         self._app = app
-        self._routes = [found for router in routers for found in _plain_routes(router)]
+        self._routes: dict[tuple[str, str], list[tuple[APIRoute, Call]]] = {}
+        """By method, and by the beginning of the path."""
+        for router in routers:
+            for route, call in _plain_routes(router):
+                for method in route.methods or ():
+                    self._routes.setdefault((method, _beginning(route.path)), []).append((route, call))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not scope.get("root_path"):
-            path, method = scope["path"], scope["method"]
-            for route, methods, call in self._routes:
-                if method in methods and (match := route.path_regex.match(path)) is not None:
+            path = scope["path"]
+            for route, call in self._routes.get((scope["method"], _beginning(path)), ()):
+                if (match := route.path_regex.match(path)) is not None:
                     scope.update(route=route, endpoint=route.endpoint, path_params=match.groupdict())
                     if (response := await call(Request(scope, receive, send))) is not None:
                         await response(scope, receive, send)
@@ -54,7 +59,12 @@ class PlainMiddleware:
         await self._app(scope, receive, send)
 
 
-def _plain_routes(router: APIRouter) -> Iterator[tuple[APIRoute, frozenset[str], Call]]:
+def _plain_routes(router: APIRouter) -> Iterator[tuple[APIRoute, Call]]:
     for route in router.routes:
         if isinstance(route, APIRoute) and (call := _calls.get(route.endpoint)) is not None:
-            yield route, frozenset(route.methods or ()), call
+            yield route, call
+
+
+def _beginning(path: str) -> str:
+    """The first two parts of a path, of which no route has a parameter: `/v1/jobs`."""
+    return "/".join(path.split("/", 3)[:3])

@@ -3,7 +3,7 @@
 import errno
 import http
 import re
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from reprlib import Repr
 from typing import Any
 
@@ -106,10 +106,10 @@ class ErrorMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         begun = False
 
-        async def send_noted(message: Message) -> None:
+        def send_noted(message: Message) -> Awaitable[None]:
             nonlocal begun
             begun = True
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_noted)

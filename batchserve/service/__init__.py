@@ -94,6 +94,8 @@ class Service:
     """Small jobs with their content, until their first predict."""
     _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
     """Model versions by reference."""
+    _models_unprobed: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
+    """The same by the version of the whole database: while nothing was committed, no probe is needed."""
 
     def __post_init__(self) -> None:
         settings, database = self.runtime.settings, self.runtime.database
@@ -140,8 +142,15 @@ class Service:
         if new.content is not None:
             self._just_uploaded.put(job.id, ALWAYS, (job, (new,)))
 
-    async def resolve_model(self, reference: str) -> ModelVersion:
-        """Raises ModelNotFound."""
+    async def resolve_model(self, reference: str, known_version: int | None = None) -> ModelVersion:
+        """`known_version`: of the database, since the request came. Raises ModelNotFound."""
+        model = self._models_unprobed.get(reference, known_version)
+        if model is None:
+            model = await self._resolve_probed(reference)
+            self._models_unprobed.put(reference, known_version, model)
+        return model
+
+    async def _resolve_probed(self, reference: str) -> ModelVersion:
         database = self.runtime.database
         version = registry.state(database, reference)
         model = self._models_seen.get(reference, version)

@@ -1,0 +1,26 @@
+"""The headers of a request by name: put together once, for all that read them."""
+
+from starlette.types import Scope
+
+__all__ = ["header", "headers_of"]
+
+_KEPT = "headers_by_name"
+
+
+def headers_of(scope: Scope) -> dict[bytes, bytes]:
+    """By lower-case name; of one that came several times the last."""
+    kept: dict[bytes, bytes] | None = scope.get(_KEPT)
+    if kept is None:
+        kept = scope[_KEPT] = dict(scope["headers"])
+    return kept
+
+
+def header(scope: Scope, name: bytes) -> str | None:
+    """A header; of one that came several times the first, as Starlette has it."""
+    headers = headers_of(scope)
+    value = headers.get(name)
+    if value is None:
+        return None
+    if len(headers) != len(scope["headers"]):
+        value = next(value for known, value in scope["headers"] if known == name)
+    return value.decode("latin-1")
