@@ -22,10 +22,10 @@ from batchserve.formats import sniff
 from batchserve.scoring import plain_records
 from batchserve.scoring.online import (
     Online,
+    OnlineAnswer,
     OnlineBody,
     OnlineModel,
     OnlineTask,
-    may_travel,
     predict_online,
     predict_together,
 )
@@ -64,9 +64,7 @@ def shared(api: Api, iris: pd.DataFrame) -> Iterator[dict[str, OnlineModel]]:
 
 
 def task(shared: OnlineModel, body: OnlineBody) -> OnlineTask:
-    return OnlineTask(
-        shared.storage, body.body, body.format, body.dialect, shared.model, shared.options, shared.records
-    )
+    return OnlineTask(shared, *body, Dialect())
 
 
 def alone(shared: OnlineModel, body: OnlineBody) -> Online | BatchserveError:
@@ -77,25 +75,26 @@ def alone(shared: OnlineModel, body: OnlineBody) -> Online | BatchserveError:
         return error
 
 
-def told(answer: Online | BatchserveError) -> object:
+def told(answer: OnlineAnswer | BatchserveError) -> object:
     """All of an answer but the time that it took."""
     if isinstance(answer, BatchserveError):
         return type(answer), str(answer), answer.errors, answer.extra
-    return answer.records, answer.errors
+    records, errors, _ = answer
+    return records, errors
 
 
 def sent(body: bytes, media_type: str | None = None) -> OnlineBody | None:
-    """A body as its format is recognised; None: it is refused at once."""
+    """A body as its format is recognised; None: it is refused at once, or travels with no other."""
     try:
-        format, dialect = sniff(body, media_type, None)
+        format, _ = sniff(body, media_type, None)
     except BatchserveError:
         return None
-    return OnlineBody(body, format.name, dialect)
+    return (body, format.name) if format.name in ("json", "jsonl") else None
 
 
 def is_plain(shared: OnlineModel, body: OnlineBody) -> bool:
     plan = plain_records.plan_of(shared.model.signature, shared.options)
-    records = plain_records.parsed(body.body, body.format, shared.records)
+    records = plain_records.parsed(*body, shared.records)
     return plan is not None and records is not None and plain_records.values_of(plan, records) is not None
 
 
@@ -199,10 +198,10 @@ def test_every_body_has_one_answer_on_both_roads(shared: dict[str, OnlineModel],
     ]
     for body in given:
         [answer] = predict_together(model, [body])
-        assert told(answer) == told(alone(model, body)), body.body
+        assert told(answer) == told(alone(model, body)), body
     # And in a group of all of them.
     for answer, body in zip(predict_together(model, given), given, strict=True):
-        assert told(answer) == told(alone(model, body)), body.body
+        assert told(answer) == told(alone(model, body)), body
 
 
 @pytest.mark.parametrize("title", PLAIN)
@@ -210,7 +209,7 @@ def test_plain_records_take_the_short_road(shared: dict[str, OnlineModel], title
     body = sent(orjson.dumps(PLAIN[title]))
     assert body is not None
     assert is_plain(shared["iris"], body)
-    assert may_travel(task(shared["iris"], body))
+    assert task(shared["iris"], body).may_travel
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -260,7 +259,7 @@ def test_random_records_have_one_answer_on_both_roads(shared: dict[str, OnlineMo
             given += [body] if body else []
         assert any(is_plain(model, body) for body in given)
         for answer, body in zip(predict_together(model, given), given, strict=True):
-            assert told(answer) == told(alone(model, body)), body.body
+            assert told(answer) == told(alone(model, body)), body
 
 
 def fits(record: dict[str, Any]) -> bool:
@@ -270,7 +269,7 @@ def fits(record: dict[str, Any]) -> bool:
 
 def test_an_answer_that_is_no_number_fails_its_record_only(shared: dict[str, OnlineModel]) -> None:
     values = [1.0, -1.0, 0.0, 2.5]
-    given = [OnlineBody(orjson.dumps([{"a": value}, {"a": 1.5}]), "json", Dialect()) for value in values]
+    given = [(orjson.dumps([{"a": value}, {"a": 1.5}]), "json") for value in values]
     answers = predict_together(shared["logs"], given)
     assert [told(answer) for answer in answers] == [told(alone(shared["logs"], body)) for body in given]
 

@@ -16,6 +16,7 @@ import orjson
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
+from batchserve.api.head import header, headers_of
 from batchserve.errors import (
     BadRequest,
     DigestMismatch,
@@ -53,10 +54,13 @@ class Body:
         self._settings = settings
         self._limit = limit
         self._received = 0
-        # Read several times each: Starlette's headers are searched one by one. Of a repeated one, the first counts.
-        self._head: dict[bytes, bytes] = dict(reversed(request.scope["headers"]))
-        self._refuse_early()
-        self._digests = _digests(self._head)
+        self._waited = 0.0
+        """Seconds for the client alone: the disk may be slow as well."""
+        length = header(request.scope, b"content-length")
+        self._declared = None if length is None else int(length)
+        if self._declared is not None and self._declared > limit:
+            raise PayloadTooLarge(f"the body has {self._declared} bytes, at most {limit} are accepted")
+        self._digests = _digests(request)
         self._hash = hashlib.sha256() if self._digests else None  # of the bytes as sent; storage hashes what it keeps
 
     def blocks(self) -> AsyncGenerator[bytes]:
@@ -67,17 +71,12 @@ class Body:
 
     @property
     def _encoding(self) -> str:
-        return self._head.get(b"content-encoding", b"").decode("latin-1").strip().lower()
-
-    @property
-    def _declared(self) -> int | None:
-        """The announced length."""
-        return int(self._head[b"content-length"]) if b"content-length" in self._head else None
+        return (header(self._request.scope, b"content-encoding") or "").strip().lower()
 
     @property
     def is_absent(self) -> bool:
         """Whether there is certainly nothing to read or to verify."""
-        return not self._declared and not self._digests and b"transfer-encoding" not in self._head
+        return not (self._declared or self._digests or b"transfer-encoding" in headers_of(self._request.scope))
 
     async def decoded(self, source: AsyncIterator[bytes], encoding: str = "") -> AsyncGenerator[bytes]:
         """The same for bytes that were taken out of the body, such as a file in a form."""
@@ -110,13 +109,17 @@ class Body:
 
     async def read(self) -> bytes:
         """The whole body, for small ones."""
-        encoding, raw = self._encoding, self._raw()
-        first = await anext(raw, b"")
+        encoding = self._encoding
+        first, has_more = await self._next()
+        rest = self._raw(has_more=has_more)
         if encoding or len(first) < len(_ZSTD) or first.startswith((_GZIP, _ZSTD)):
-            return b"".join([block async for block in self.decoded(_chained(first, raw), encoding)])
-        pieces = [first]
+            return b"".join([block async for block in self.decoded(_chained(first, rest), encoding)])
         self._check_size(self._received)
-        async for data in raw:
+        if not has_more:
+            self._verify()
+            return first
+        pieces = [first]
+        async for data in rest:
             pieces.append(data)
             self._check_size(self._received)
         return b"".join(pieces)
@@ -138,29 +141,33 @@ class Body:
                 await _ended(writing)
         return await run_in_threadpool(_finish, writer, block)
 
-    async def _raw(self) -> AsyncIterator[bytes]:
-        waited = 0.0  # only the client's time: the disk may be slow as well
-        has_more = True
+    async def _raw(self, *, has_more: bool = True) -> AsyncIterator[bytes]:
+        """What follows. `has_more`: whether anything does."""
         while has_more:
-            began = time.monotonic()
-            try:
-                async with asyncio.timeout(self._settings.body_idle):
-                    message = await self._request.receive()
-            except TimeoutError:
-                raise RequestTimeout(
-                    f"no byte of the body arrived for {self._settings.body_idle:g} s (after {self._received} bytes)"
-                ) from None
-            if message["type"] == "http.disconnect":
-                raise self._truncated()
-            data, has_more = message.get("body", b""), message.get("more_body", False)
-            waited += time.monotonic() - began
-            self._received += len(data)
-            self._check_rate(waited)
-            if self._hash is not None:
-                self._hash.update(data)
+            data, has_more = await self._next()
             if data:
                 yield data
         self._verify()
+
+    async def _next(self) -> tuple[bytes, bool]:
+        """The next bytes as sent, and whether more follow."""
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(self._settings.body_idle):
+                message = await self._request.receive()
+        except TimeoutError:
+            raise RequestTimeout(
+                f"no byte of the body arrived for {self._settings.body_idle:g} s (after {self._received} bytes)"
+            ) from None
+        if message["type"] == "http.disconnect":
+            raise self._truncated()
+        data, has_more = message.get("body", b""), message.get("more_body", False)
+        self._waited += time.monotonic() - began
+        self._received += len(data)
+        self._check_rate(self._waited)
+        if self._hash is not None:
+            self._hash.update(data)
+        return data, has_more
 
     async def _decode(self, decoder: "_Decoder | None", block: bytes) -> AsyncIterator[bytes]:
         if decoder is None:
@@ -185,19 +192,14 @@ class Body:
                 f"the body grows more than {self._settings.decompression_ratio} times when it is decompressed"
             )
 
-    def _refuse_early(self) -> None:
-        declared = self._declared
-        if declared is not None and declared > self._limit:
-            raise PayloadTooLarge(f"the body has {declared} bytes, at most {self._limit} are accepted")
-
     def _verify(self) -> None:
         declared = self._declared
         if declared is not None and declared != self._received:
             raise self._truncated()
-        for header, expected in self._digests.items():
+        for name, expected in self._digests.items():
             if self._hash is not None and expected != self._hash.digest():
                 raise DigestMismatch(
-                    f"the body does not match its {header}: expected sha-256 {expected.hex()}, "
+                    f"the body does not match its {name}: expected sha-256 {expected.hex()}, "
                     f"got {self._hash.hexdigest()} of {self._received} bytes"
                 )
 
@@ -206,19 +208,18 @@ class Body:
         return TruncatedBody(f"the body ended after {self._received} bytes, {declared} were announced")
 
 
-def _digests(head: Mapping[bytes, bytes]) -> dict[str, bytes]:
+def _digests(request: Request) -> dict[str, bytes]:
     """The SHA-256 that the client announced, by header. Raises BadRequest for another digest, or none at all."""
     digests = {}
-    for header in ("content-digest", "repr-digest"):
-        if (raw := head.get(header.encode())) is None:
+    for name in ("content-digest", "repr-digest"):
+        if (value := header(request.scope, name.encode())) is None:
             continue
-        value = raw.decode("latin-1")
         if (found := _SHA256.search(value)) is None:
-            raise BadRequest(f"{header} holds no sha-256: expected sha-256=:<base64>:, got {value[:100]!r}")
+            raise BadRequest(f"{name} holds no sha-256: expected sha-256=:<base64>:, got {value[:100]!r}")
         try:
-            digests[header] = base64.b64decode(found[1], validate=True)
+            digests[name] = base64.b64decode(found[1], validate=True)
         except binascii.Error:
-            raise BadRequest(f"{header} is not base64: {found[1][:100]!r}") from None
+            raise BadRequest(f"{name} is not base64: {found[1][:100]!r}") from None
     return digests
 
 

@@ -1,6 +1,7 @@
 """/v1/models: register, look up, and predict online."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
@@ -17,6 +18,7 @@ from batchserve.api.auth import ADMIN, CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, ServiceDep, leaving, parsed, served
 from batchserve.api.forms import form_file, is_form
+from batchserve.api.head import header
 from batchserve.api.plain import plain
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
 from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query_parameters
@@ -38,6 +40,7 @@ from batchserve.upkeep import holds
 router = APIRouter(tags=["models"])
 
 _NO_OPTIONS = OnlineOptions()
+_READ_AS_IS = _NO_OPTIONS.read
 _GROUP_SECONDS = 0.05
 """Time in the model for the requests of one run, after which others wait too long for theirs."""
 
@@ -172,12 +175,13 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
     record. Images do not come back."""
     options = parsed(OnlineOptions, request.query_params) if request.scope["query_string"] else _NO_OPTIONS
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
-        task = await _online_task(name, request, service, place, options, options.top_k)
+        asked = await _asked(name, request, service, options, options.top_k)
+        task = await _online_task(asked, options, request, service, place)
         answer = await _online_answer(request, service, place, task)
     body = {
         "prediction": orjson.Fragment(answer.records),
         "errors": [_error(error) for error in answer.errors],
-        "model": _reference(task.model),
+        "model": asked.reference,
         "inference_ms": round(answer.inference_ms, 3),
     }
     return Response(orjson.dumps(body), media_type="application/json")
@@ -193,41 +197,36 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     as it would be for predict."""
     options = parsed(ValidateOptions, request.query_params)
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:
-        task = await _online_task(name, request, service, place, options)
+        asked = await _asked(name, request, service, options)
+        task = await _online_task(asked, options, request, service, place)
         seconds = service.runtime.settings.online_timeout
         errors = await service.calls.run(place, online.validate_online, task, seconds=seconds, leaving=leaving(request))
     body = {
         "valid": not errors,
         "errors": [_error(error) for error in errors],
-        "model": _reference(task.model),
+        "model": asked.reference,
     }
     return Response(orjson.dumps(body), media_type="application/json")
 
 
 async def _online_task(
-    name: str,
-    request: Request,
-    service: Service,
-    place: Place,
-    options: ValidateOptions,
-    top_k: int | None = None,
+    asked: "_Asked", options: ValidateOptions, request: Request, service: Service, place: Place
 ) -> online.OnlineTask:
     settings = service.runtime.settings
-    model = await service.resolve_model(name)
     body = Body(request, settings, settings.online_bytes)
-    media_type, filename = request.headers.get("content-type"), None
+    media_type, filename = header(request.scope, b"content-type"), None
     if is_form(media_type):
         content, media_type, filename = await form_file(media_type, body, service.runtime.storage)
     else:
         content = await body.read()
     if not content:
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
-    content = decode(content, encoding_of(content, options.read))
-    wanted = wanted_columns(model, options.columns)
-    format, dialect = sniff(content, media_type, filename, options.read, wanted)
+    read = _READ_AS_IS if options is _NO_OPTIONS else options.read
+    content = decode(content, encoding_of(content, read))
+    format, dialect = sniff(content, media_type, filename, read, asked.columns)
     name_of_format = format.name
     if name_of_format == "zip":
-        limits = (options.read, wanted, settings.online_bytes)
+        limits = (read, asked.columns, settings.online_bytes)
         table = await service.calls.run(
             place,
             unpacking.unpack_bytes,
@@ -237,29 +236,58 @@ async def _online_task(
             leaving=leaving(request),
         )
         content, name_of_format, dialect = table or (content, name_of_format, dialect)
+    return online.OnlineTask(asked.common, content, name_of_format, dialect)
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A version and the options of requests for it."""
+
+    common: online.OnlineModel
+    columns: frozenset[str]
+    """Those that a table is expected to have."""
+    reference: orjson.Fragment
+    """The version in their answers."""
+
+
+async def _asked(
+    name: str, request: Request, service: Service, options: ValidateOptions, top_k: int | None = None
+) -> _Asked:
+    """The same object for requests without options, mostly. Raises ModelNotFound."""
+    model = await service.resolve_model(name, request.scope["database_version"])
+    known = _plainly_asked.get(model.id) if options is _NO_OPTIONS else None
+    if known is not None and known.common.model is model:
+        return known
+    settings = service.runtime.settings
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
-    return online.OnlineTask(
-        storage=settings.storage,
-        body=content,
-        format=name_of_format,
-        dialect=dialect,
-        model=model,
-        options=Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs),
-        records=settings.chunk_records,
-    )
+    chosen = Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs)
+    common = online.OnlineModel(settings.storage, model, chosen, settings.chunk_records)
+    reference = {"name": model.name, "version": model.version, "digest": model.digest}
+    asked = _Asked(common, wanted_columns(model, options.columns), orjson.Fragment(orjson.dumps(reference)))
+    if options is _NO_OPTIONS:
+        if len(_plainly_asked) >= _MOST_ASKED:
+            _plainly_asked.clear()
+        _plainly_asked[model.id] = asked
+    return asked
+
+
+_plainly_asked: dict[int, _Asked] = {}
+"""The latest without options, by the ID of the version."""
+_MOST_ASKED = 256
 
 
 async def _online_answer(request: Request, service: Service, place: Place, task: online.OnlineTask) -> online.Online:
     how: dict[str, Any] = {"seconds": service.runtime.settings.online_timeout, "leaving": leaving(request)}
-    if not online.may_travel(task):
+    if not task.may_travel:
         return await service.calls.run(place, online.predict_online, task, **how)
-    shared, body = online.shared_by(task), online.OnlineBody(task.body, task.format, task.dialect)
-    return await service.calls.together(place, online.predict_together, shared, body, size=_size(task), **how)
+    body = task.body, task.format
+    answer = await service.calls.together(place, online.predict_together, task.asked, body, size=_size(task), **how)
+    return online.Online(*answer)
 
 
 def _size(task: online.OnlineTask) -> int:
     """The size of a request among others in a group: its bytes, or more where the model is slow."""
-    speed = task.model.signature.records_per_second
+    speed = task.asked.model.signature.records_per_second
     seconds = task.body.count(b"{") / speed if speed else 0.0
     return max(len(task.body), int(GROUP_BYTES * seconds / _GROUP_SECONDS))
 
@@ -327,10 +355,6 @@ def _model_response(model: ModelVersion, status: int) -> Response:
     body = model_body(model)
     headers = {"location": body.links["self"], "etag": _etag(model)}
     return Response(body.model_dump_json(), status, headers, media_type="application/json")
-
-
-def _reference(model: ModelVersion) -> dict[str, Any]:
-    return {"name": model.name, "version": model.version, "digest": model.digest}
 
 
 def _error(error: RowError) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import io
 import pickle
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Any, NamedTuple
@@ -21,22 +22,10 @@ from batchserve.scoring.results import result_of
 from batchserve.scoring.sessions import keep_only, session_for
 
 
-@dataclass(frozen=True, slots=True)
-class OnlineTask:
-    storage: str
-    body: bytes
-    format: str
-    dialect: Dialect
-    model: ModelVersion
-    options: Options
-    records: int
-    """Most records in one request."""
-
-
 @dataclass(frozen=True)
 class OnlineModel:
-    """What requests that travel together have in common. It is sent with all of them, so it is pickled once, and
-    unpickled once by each process."""
+    """What requests have in common. It is sent with all of them, so it is pickled once, and unpickled once by each
+    process."""
 
     storage: str
     model: ModelVersion
@@ -57,10 +46,22 @@ def _unpickled(pickled: bytes) -> OnlineModel:
     return OnlineModel(*pickle.loads(pickled))  # noqa: S301 - from our own process
 
 
-class OnlineBody(NamedTuple):  # which is pickled in a fraction of a dataclass's time
+@dataclass(frozen=True, slots=True)
+class OnlineTask:
+    asked: OnlineModel
     body: bytes
     format: str
     dialect: Dialect
+
+    @property
+    def may_travel(self) -> bool:
+        """Whether the request may go with others in one run: its records may be few and plain."""
+        is_short = self.format in ("json", "jsonl") and len(self.body) <= plain_records.MOST_BYTES
+        return is_short and plain_records.plan_of(self.asked.model.signature, self.asked.options) is not None
+
+
+OnlineBody = tuple[bytes, str]
+"""The body of a request that may travel, and its format. Of JSON all else is known from the model."""
 
 
 class Online(NamedTuple):
@@ -73,42 +74,24 @@ class Online(NamedTuple):
     """Time in the model alone; of requests in one run that of the run."""
 
 
-def may_travel(task: OnlineTask) -> bool:
-    """Whether a request may go with others in one run: its records may be few and plain."""
-    is_short = task.format in ("json", "jsonl") and len(task.body) <= plain_records.MOST_BYTES
-    return is_short and plain_records.plan_of(task.model.signature, task.options) is not None
+OnlineAnswer = tuple[bytes, tuple[RowError, ...], float]
+"""An `Online`. As a plain tuple it is pickled in a fraction of the time."""
 
 
-def shared_by(task: OnlineTask) -> OnlineModel:
-    """What a request has in common with others: the same object for the same version and options, mostly."""
-    known = _shared.get(task.model.id)
-    made = OnlineModel(task.storage, task.model, task.options, task.records)
-    if known is None or known.model is not task.model or known != made:
-        if len(_shared) >= _MOST_SHARED:
-            _shared.clear()
-        known = _shared[task.model.id] = made
-    return known
-
-
-_shared: dict[int, OnlineModel] = {}
-"""The latest by the ID of its model."""
-_MOST_SHARED = 256
-
-
-def predict_together(shared: OnlineModel, bodies: list[OnlineBody]) -> list[Online | BatchserveError]:
+def predict_together(shared: OnlineModel, bodies: Sequence[OnlineBody]) -> list[OnlineAnswer | BatchserveError]:
     """The answers to several requests. Records that are plain in all respects are scored in one run; the others by
     `predict_online`, which gives them the same answers."""
     plan = plain_records.plan_of(shared.model.signature, shared.options)
-    answers: list[Online | BatchserveError | None] = [None] * len(bodies)
+    answers: list[OnlineAnswer | None] = [None] * len(bodies)
     if plan is not None:
         answers = _answers_of_plain(shared, plan, bodies)
     return [answer or _answer_alone(shared, body) for answer, body in zip(answers, bodies, strict=True)]
 
 
 def _answers_of_plain(
-    shared: OnlineModel, plan: plain_records.Plan, bodies: list[OnlineBody]
-) -> list[Online | BatchserveError | None]:
-    requests = [plain_records.parsed(body.body, body.format, shared.records) for body in bodies]
+    shared: OnlineModel, plan: plain_records.Plan, bodies: Sequence[OnlineBody]
+) -> list[OnlineAnswer | None]:
+    requests = [plain_records.parsed(body, format, shared.records) for body, format in bodies]
     if not any(requests):
         return [None] * len(bodies)
     try:
@@ -116,15 +99,12 @@ def _answers_of_plain(
         answered = plain_records.score_plain(session, plan, requests, partial(keep_only, session))
     except ScoringFailed:  # each request finds out whether by itself
         return [None] * len(bodies)
-    return [None if body is None else Online(body, (), answered.milliseconds) for body in answered.bodies]
+    return [None if records is None else (records, (), answered.milliseconds) for records in answered.bodies]
 
 
-def _answer_alone(shared: OnlineModel, body: OnlineBody) -> Online | BatchserveError:
-    task = OnlineTask(
-        *(shared.storage, body.body, body.format, body.dialect, shared.model, shared.options, shared.records)
-    )
+def _answer_alone(shared: OnlineModel, body: OnlineBody) -> OnlineAnswer | BatchserveError:
     try:
-        return predict_online(task)
+        return predict_online(OnlineTask(shared, *body, Dialect()))
     except BatchserveError as error:
         return error
 
@@ -133,7 +113,7 @@ def _answer_alone(shared: OnlineModel, body: OnlineBody) -> Online | BatchserveE
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, reading, passed, chunk = _online_input(task)
-    session = session_for(task.storage, task.model)
+    session = session_for(task.asked.storage, task.asked.model)
     scored = score(session, match, reading, chunk.records, partial(keep_only, session))
     jsonl = get_format("jsonl")
     lines = jsonl.write(result_of(jsonl, scored, passed, match)).splitlines()
@@ -158,13 +138,14 @@ def _online_input(task: OnlineTask) -> tuple[Match, Reading, Records, Chunk]:
     """The checked binding of a request's records to the model; the records, the passed-through columns, and their
     chunk."""
     source = io.BytesIO(task.body)
-    format = get_format(task.format, with_names(task.dialect, task.model, task.options))
-    match = match_input(format.header(source), task.model, task.options)
+    asked = task.asked
+    format = get_format(task.format, with_names(task.dialect, asked.model, asked.options))
+    match = match_input(format.header(source), asked.model, asked.options)
     match.check()
-    chunks = format.plan(source, None, ChunkLimits(bytes=2**62, records=task.records))
+    chunks = format.plan(source, None, ChunkLimits(bytes=2**62, records=asked.records))
     chunk, more = next(chunks), next(chunks, None)
     if more is not None:
         raise PayloadTooLarge(
-            f"an online request may hold {task.records} records; upload the file and predict it as a job"
+            f"an online request may hold {asked.records} records; upload the file and predict it as a job"
         )
     return match, *match.read(format, source, chunk), chunk

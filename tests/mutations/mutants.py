@@ -294,7 +294,7 @@ MUTANTS = (
         "asyncio.timeout(None)", ("tests/test_bad_input.py",),
     ),
     Mutant(
-        "a body that trickles is aborted", BODIES, "            self._check_rate(waited)\n", "",
+        "a body that trickles is aborted", BODIES, "        self._check_rate(self._waited)\n", "",
         ("tests/test_bad_input.py",),
     ),
     # Connections
