@@ -14,6 +14,8 @@ import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from batchserve.cli.joined import Joined
+
 HEAD_BYTES = 64 * 1024
 """Most bytes of a head, of trailers, and of anything else outside of bodies. batchserve's client sends less than 1
 KiB."""
@@ -114,8 +116,8 @@ class Protocol(HttpToolsProtocol):
     flow: _Flow
 
     __slots__ = (  # besides uvicorn's 30 slots; more of those would slow down each access
-        "_chunked", "_codings", "_deadline", "_drained", "_framing", "_held", "_hosts", "_ignored", "_left", "_length",
-        "_refusal", "_replays", "_running", "_spent", "_unsent", "_waits", "progress",
+        "_chunked", "_codings", "_deadline", "_drained", "_framing", "_held", "_hosts", "_ignored", "_joined", "_left",
+        "_length", "_refusal", "_replays", "_running", "_spent", "_unsent", "_waits", "progress",
     )  # fmt: skip
 
     def __init__(self, *given: Any, **named: Any) -> None:
@@ -149,6 +151,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self.flow = _Flow(transport)
+        self._joined = Joined(transport, self.loop)
         self._await_head()
         if len(self.connections) > self.limits.connections:
             self._make_room()
@@ -402,6 +405,7 @@ class Protocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         if self.transport.is_closing():
             return
+        self._joined.flush()
         self.transport.write(answer)
         self.transport.write_eof()
         self.flow.resume_reading()
@@ -411,9 +415,11 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        cycle.transport = self._joined  # type: ignore[assignment]  # of which it uses no more
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
+        self._joined.flush()
         super().on_response_complete()
         if self._waits and self._ignored is None and not self.pipeline and not self.transport.is_closing():
             self._go_on()

@@ -1,0 +1,44 @@
+"""The transport of responses: a head goes with its body."""
+
+import asyncio
+
+__all__ = ["Joined"]
+
+_MOST = 64 * 1024
+"""Bytes that are joined at most."""
+
+
+class Joined:
+    """A transport that joins what is written in one turn of the event loop: a head is sent with its body, in one call
+    of the system and for one wake-up of the client."""
+
+    __slots__ = ("_loop", "_pending", "_timer", "_transport")
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._pending = b""
+        self._timer: asyncio.Handle | None = None
+
+    def write(self, data: bytes) -> None:
+        if len(self._pending) + len(data) > _MOST:
+            self.flush()
+            self._transport.write(data)
+        elif self._pending:
+            self._pending += data
+        elif data:
+            self._pending = data
+            self._timer = self._loop.call_soon(self.flush)
+
+    def flush(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+            pending, self._pending = self._pending, b""
+            self._transport.write(pending)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
