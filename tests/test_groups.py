@@ -13,6 +13,7 @@ from selection import quick_first
 
 from batchserve.engines import open_interactive
 from batchserve.errors import BadRequest, InvalidInput, ScoringCrashed, ScoringTimeout, Unavailable
+from batchserve.service import groups
 from batchserve.service.calls import Calls
 from batchserve.service.groups import GROUP_BYTES, GROUP_ITEMS
 from batchserve.service.turns import Lane, Place
@@ -142,6 +143,24 @@ def test_a_group_has_a_bounded_number_of_bytes_and_a_longer_item_goes_alone() ->
         assert [items for _, items in held.runs] == [["0"], ["1", "2"], ["3"], ["4"], ["5"]]
 
     with_held(1, scenario)
+
+
+def test_an_item_waits_for_the_run_before_it_however_long_others_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "_QUICK", 2.0)
+
+    async def scenario(held: Held, fair: Calls) -> None:
+        await working(fair, "1")
+        joined(fair, A, "2")
+        await asyncio.sleep(1.0)
+        await held.end(0)
+        joined(fair, A, "3")
+        await asyncio.sleep(1.3)  # the time of the second item is over, that of the third is not
+        assert [items for _, items in held.runs] == [["1"], ["2"]]
+        await asyncio.sleep(1.0)
+        assert [items for _, items in held.runs][2:] == [["3"]]
+        await held.end_all()
+
+    with_held(3, scenario)
 
 
 def test_items_that_arrive_together_go_together() -> None:

@@ -197,10 +197,10 @@ def test_every_body_has_one_answer_on_both_roads(shared: dict[str, OnlineModel],
         if (body := sent(text, media_type)) is not None
     ]
     for body in given:
-        [answer] = predict_together(model, [body])
+        [answer] = predict_together(model.pickled, [body])
         assert told(answer) == told(alone(model, body)), body
     # And in a group of all of them.
-    for answer, body in zip(predict_together(model, given), given, strict=True):
+    for answer, body in zip(predict_together(model.pickled, given), given, strict=True):
         assert told(answer) == told(alone(model, body)), body
 
 
@@ -258,7 +258,7 @@ def test_random_records_have_one_answer_on_both_roads(shared: dict[str, OnlineMo
             body = sent(orjson.dumps(records) if all(fits(record) for record in records) else b"[]")
             given += [body] if body else []
         assert any(is_plain(model, body) for body in given)
-        for answer, body in zip(predict_together(model, given), given, strict=True):
+        for answer, body in zip(predict_together(model.pickled, given), given, strict=True):
             assert told(answer) == told(alone(model, body)), body
 
 
@@ -270,7 +270,7 @@ def fits(record: dict[str, Any]) -> bool:
 def test_an_answer_that_is_no_number_fails_its_record_only(shared: dict[str, OnlineModel]) -> None:
     values = [1.0, -1.0, 0.0, 2.5]
     given = [(orjson.dumps([{"a": value}, {"a": 1.5}]), "json") for value in values]
-    answers = predict_together(shared["logs"], given)
+    answers = predict_together(shared["logs"].pickled, given)
     assert [told(answer) for answer in answers] == [told(alone(shared["logs"], body)) for body in given]
 
 

@@ -97,6 +97,13 @@ def test_a_connection_goes_on_after_an_unexpected_error(tmp_path: Path) -> None:
         assert is_alive(connection)
 
 
+def test_a_short_response_comes_in_one_piece(service: Service) -> None:
+    with connect(service) as connection:
+        for _ in range(30):
+            connection.sendall(GET + b"\r\n")
+            assert connection.recv(65536).endswith(b'"}')
+
+
 def status_of(answer: bytes) -> int:
     return int(answer.split(b" ", 2)[1])
 

@@ -281,7 +281,9 @@ async def _online_answer(request: Request, service: Service, place: Place, task:
     if not task.may_travel:
         return await service.calls.run(place, online.predict_online, task, **how)
     body = task.body, task.format
-    answer = await service.calls.together(place, online.predict_together, task.asked, body, size=_size(task), **how)
+    answer = await service.calls.together(
+        place, online.predict_together, task.asked.pickled, body, size=_size(task), **how
+    )
     return online.Online(*answer)
 
 

@@ -198,6 +198,11 @@ class Protocol(HttpToolsProtocol):
         if self._deadline is None:
             self._deadline = self.loop.call_later(self.limits.head_timeout, self.timeout_keep_alive_handler)
 
+    def _await_rest_of_head(self) -> None:
+        """Where only a part of one has come: most come whole, and need no timer."""
+        if self._deadline is None and not self._waits and self._is_idle():
+            self._await_head()
+
     def _head_has_come(self) -> None:
         if self._deadline is not None:
             self._deadline.cancel()
@@ -211,9 +216,8 @@ class Protocol(HttpToolsProtocol):
             return
         if self.timeout_keep_alive_task is not None:
             self._unset_keepalive_if_required()
-        if self._deadline is None and self._is_idle():
-            self._await_head()
         self._take(data)
+        self._await_rest_of_head()
 
     def _defer(self, data: bytes) -> None:
         if self._ignored is None:

@@ -18,6 +18,7 @@ _MARKS = {
     codecs.BOM_UTF16_BE: "utf-16",
 }
 """Those of UTF-32 first, which begin with those of UTF-16."""
+_ANY_MARK = tuple(_MARKS)
 _NAMES = (
     "utf-8", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "latin-1",
     *(f"windows-{page}" for page in range(1250, 1259)),
@@ -83,6 +84,8 @@ def known_encoding(given: str) -> str | None:
 
 def encoding_of_mark(prefix: bytes) -> str | None:
     """The encoding that a byte order mark at the beginning says; None without one."""
+    if not prefix.startswith(_ANY_MARK):
+        return None
     return next((encoding for mark, encoding in _MARKS.items() if prefix.startswith(mark)), None)
 
 

@@ -1,6 +1,7 @@
 """Types of columns: the polars type of a dtype, and the cast of values to a dtype."""
 
 import re
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -49,6 +50,7 @@ def polars_type(dtype: DType) -> pl.DataType:
     return POLARS[dtype]
 
 
+@cache
 def numpy_type(dtype: DType) -> np.dtype[Any]:
     """The type of a tensor's array; strings are Python objects."""
     return np.dtype(object if dtype == "string" else dtype)

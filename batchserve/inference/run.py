@@ -73,8 +73,8 @@ def run(
         started = perf_counter()
         try:
             if batch.inputs is None:
-                chosen = np.arange(batch.start, batch.stop) if order is None else order[batch.start : batch.stop]
-                batch.inputs = _take(signature, inputs, chosen, contiguous=order is None)
+                rows = slice(batch.start, batch.stop)
+                batch.inputs = _take(signature, inputs, rows if order is None else order[rows])
                 started = perf_counter()
             outputs = _run_batch(session, signature, batch.inputs, batch.stop - batch.start)
         except ScoringFailed as failure:
@@ -106,11 +106,14 @@ def _plan(
     varied = {name: array for name, array in inputs.items() if not isinstance(array, np.ndarray)}
     if signature.mode == "whole":
         return _whole(list(varied.values()), np.zeros(records, bool) if failed is None else failed)
+    if not varied:
+        size = signature.batch
+        return None, [_Batch(begin, min(begin + size, records)) for begin in range(0, records, size)]
     order, starts = _by_size(list(varied.values()), records)
     batches = []
     for start, stop in zip(starts, [*starts[1:], records], strict=True):
         size = signature.batch
-        if signature.mode == "rows" and varied and records:
+        if signature.mode == "rows" and records:
             first = start if order is None else int(order[start])
             size = max(1, min(size, BATCH_BYTES // max(1, _bytes(signature, varied, first))))
         batches += [_Batch(begin, min(begin + size, stop)) for begin in range(start, stop, size)]
@@ -127,7 +130,7 @@ def _whole(varied: Sequence[Batchwise], failed: np.ndarray) -> tuple[np.ndarray 
 
 def _by_size(varied: Sequence[Batchwise], records: int) -> tuple[np.ndarray | None, list[int]]:
     """An order that groups records by size (None: all have the same), and where each group starts."""
-    if not varied or not records:
+    if not records:
         return None, [0]
     shapes = np.hstack([array.shapes for array in varied])
     if (shapes == shapes[0]).all():
@@ -146,18 +149,19 @@ def _per_record(signature: Signature) -> set[str]:
     return {tensor.name for tensor in signature.inputs if tensor.per_record}
 
 
-def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray, *, contiguous: bool) -> Tensors:
-    """The inputs of these records; contiguous arrays are not copied. Raises OutOfMemory."""
+def _take(signature: Signature, inputs: Inputs, chosen: np.ndarray | slice) -> Tensors:
+    """The inputs of these records; those of a slice are not copied. Raises OutOfMemory."""
     per_record = _per_record(signature)
     batch: Tensors = {}
     try:
         for name, array in inputs.items():
             if not isinstance(array, np.ndarray):
-                batch[name] = array.take(chosen)
+                one_by_one = np.arange(chosen.start, chosen.stop) if isinstance(chosen, slice) else chosen
+                batch[name] = array.take(one_by_one)
             elif name not in per_record:
                 batch[name] = array
             else:
-                batch[name] = array[chosen[0] : chosen[-1] + 1] if contiguous else array[chosen]
+                batch[name] = array[chosen]
     except MemoryError as error:
         raise out_of_memory("the input of the model", allowance()) from error
     return batch
@@ -183,15 +187,16 @@ def _run_batch(session: Session, signature: Signature, batch: Tensors, records: 
     wanted = -(-records // multiple) * multiple
     if wanted > records:
         per_record = _per_record(signature)
-        batch = {
-            name: np.concatenate([array, np.repeat(array[-1:], wanted - records, axis=0)])
-            if name in per_record
-            else array
-            for name, array in batch.items()
-        }
+        batch = {name: _padded(array, wanted) if name in per_record else array for name, array in batch.items()}
     outputs = session.run(batch)
     check_count(outputs, wanted)
     return outputs if wanted == records else {name: array[:records] for name, array in outputs.items()}
+
+
+def _padded(array: np.ndarray, wanted: int) -> np.ndarray:
+    if len(array) == 1:
+        return array.repeat(wanted, axis=0)
+    return np.concatenate([array, np.repeat(array[-1:], wanted - len(array), axis=0)])
 
 
 # --- outputs ---------------------------------------------------------------------------------------------------------

@@ -52,7 +52,7 @@ class OnnxSession:
         if self._session is None:
             raise ScoringFailed("the session is closed")
         try:
-            values = self._session.run(None, inputs)
+            values = self._session.run(self._outputs, inputs)
         except MemoryError as error:
             raise out_of_memory("the model", allowance()) from error
         except _FAILURES as error:

@@ -25,7 +25,7 @@ from batchserve.scoring.sessions import keep_only, session_for
 @dataclass(frozen=True)
 class OnlineModel:
     """What requests have in common. It is sent with all of them, so it is pickled once, and unpickled once by each
-    process."""
+    process: those that travel together take it as `pickled`."""
 
     storage: str
     model: ModelVersion
@@ -34,10 +34,10 @@ class OnlineModel:
     """Most records in one request."""
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _unpickled, (self._pickled,)
+        return _unpickled, (self.pickled,)
 
     @cached_property
-    def _pickled(self) -> bytes:
+    def pickled(self) -> bytes:
         return pickle.dumps((self.storage, self.model, self.options, self.records))
 
 
@@ -78,9 +78,10 @@ OnlineAnswer = tuple[bytes, tuple[RowError, ...], float]
 """An `Online`. As a plain tuple it is pickled in a fraction of the time."""
 
 
-def predict_together(shared: OnlineModel, bodies: Sequence[OnlineBody]) -> list[OnlineAnswer | BatchserveError]:
+def predict_together(common: bytes, bodies: Sequence[OnlineBody]) -> list[OnlineAnswer | BatchserveError]:
     """The answers to several requests. Records that are plain in all respects are scored in one run; the others by
-    `predict_online`, which gives them the same answers."""
+    `predict_online`, which gives them the same answers. `common`: a pickled OnlineModel."""
+    shared = _unpickled(common)
     plan = plain_records.plan_of(shared.model.signature, shared.options)
     answers: list[OnlineAnswer | None] = [None] * len(bodies)
     if plan is not None:

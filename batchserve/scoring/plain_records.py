@@ -158,6 +158,9 @@ def _are_plain(records: list[Any], body: bytes, most: int) -> bool:
     # A colon more belongs to a text, or to a key that a record has twice.
     if body.count(b":") != len(names) * len(records):
         return False
+    values = [value for record in records for value in record.values()]
+    if set(map(type, values)) == {float}:  # as most are
+        return bool(max(map(abs, values)) < _LARGE)
     return all(_fit_for_column(records, name) for name in list(names))
 
 
@@ -221,7 +224,8 @@ def values_of(plan: Plan, records: list[Row]) -> list[list[float]] | None:
     if not plan.added.isdisjoint(records[0]) or not all(name in records[0] for name in plan.names):
         return None
     rows = [[record[name] for name in plan.names] for record in records]
-    return rows if all(map(_is_number, chain.from_iterable(rows))) else None
+    values = list(chain.from_iterable(rows))
+    return rows if set(map(type, values)) == {float} or all(map(_is_number, values)) else None
 
 
 def _is_number(value: object) -> bool:

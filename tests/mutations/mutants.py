@@ -394,6 +394,15 @@ MUTANTS = (
         ("tests/test_groups.py",),
     ),
     Mutant(
+        "the timer of items that have gone asks for no others", GROUPS,
+        "            line.stop_timer()  # or it would ask", "            pass  # or it would ask",
+        ("tests/test_groups.py",),
+    ),
+    Mutant(
+        "a head is sent with its body", "batchserve/cli/joined.py", "            self._pending += data\n",
+        "            self.flush()\n            self._transport.write(data)\n", (WIRE,),
+    ),
+    Mutant(
         "a run without callers is killed", GROUPS, "            item.group.task.cancel()\n", "            pass\n",
         ("tests/test_groups.py",),
     ),
