@@ -8,13 +8,16 @@ import re
 import sys
 import time
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Generator, Iterator, Mapping
+from functools import partial
+from types import coroutine
 from typing import Any, Protocol
 
 import anyio
 import orjson
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
+from starlette.types import Message
 
 from batchserve.api.head import header, headers_of
 from batchserve.errors import (
@@ -152,13 +155,19 @@ class Body:
     async def _next(self) -> tuple[bytes, bool]:
         """The next bytes as sent, and whether more follow."""
         began = time.monotonic()
+        steps = self._request.receive().__await__()
         try:
-            async with asyncio.timeout(self._settings.body_idle):
-                message = await self._request.receive()
-        except TimeoutError:
-            raise RequestTimeout(
-                f"no byte of the body arrived for {self._settings.body_idle:g} s (after {self._received} bytes)"
-            ) from None
+            awaited = next(steps)
+        except StopIteration as come:  # mostly: then no timer is set
+            message = come.value
+        else:
+            try:
+                async with asyncio.timeout(self._settings.body_idle):
+                    message = await _resumed(steps, awaited)
+            except TimeoutError:
+                raise RequestTimeout(
+                    f"no byte of the body arrived for {self._settings.body_idle:g} s (after {self._received} bytes)"
+                ) from None
         if message["type"] == "http.disconnect":
             raise self._truncated()
         data, has_more = message.get("body", b""), message.get("more_body", False)
@@ -221,6 +230,23 @@ def _digests(request: Request) -> dict[str, bytes]:
         except binascii.Error:
             raise BadRequest(f"{name} is not base64: {found[1][:100]!r}") from None
     return digests
+
+
+@coroutine
+def _resumed(steps: Generator[Any, Any, Message], awaited: object) -> Generator[Any, Any, Message]:
+    """The rest of an await that has begun and waits for `awaited`."""
+    while True:
+        try:
+            given = yield awaited
+        except BaseException as error:  # noqa: BLE001 - which is for what waits
+            step = partial(steps.throw, error)
+        else:
+            step = partial(steps.send, given)
+        try:
+            awaited = step()
+        except StopIteration as come:
+            message: Message = come.value
+            return message
 
 
 async def _chained(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

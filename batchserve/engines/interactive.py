@@ -130,6 +130,7 @@ class _Process(asyncio.Protocol):
 
     def __init__(self, child: BaseProcess, pipe: socket.socket) -> None:
         self._child, self._pipe = child, pipe
+        self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._received = bytearray()
         self._answer: asyncio.Future[memoryview] | None = None
@@ -140,14 +141,13 @@ class _Process(asyncio.Protocol):
 
     async def connect(self) -> None:
         self._pipe.setblocking(False)
-        await asyncio.get_running_loop().connect_accepted_socket(lambda: self, self._pipe)
+        await self._loop.connect_accepted_socket(lambda: self, self._pipe)
 
     async def exchange(self, message: bytes, seconds: float) -> tuple[Any, BaseException | None]:
         """Sends a call, and waits for its outcome or error. Raises ScoringTimeout, ScoringCrashed for an answer that
         cannot be read, and _Ended: then the process is of no more use."""
-        loop = asyncio.get_running_loop()
-        self._answer = loop.create_future()
-        timer = loop.call_later(seconds, self._expire, seconds)
+        self._answer = self._loop.create_future()
+        timer = self._loop.call_later(seconds, self._expire, seconds)
         try:
             self._send(message)
             answer = await self._answer

@@ -48,7 +48,7 @@ class Calls:
         once: the crash may not be its fault. Raises ScoringCrashed when the second process dies, too, ScoringTimeout
         after `seconds` of running, Unavailable when no process was free in time, and what the function raises.
         """
-        with _Watch(leaving):
+        with _Watch(self._loop, leaving):
             return await self._retried(place, function, args, seconds)
 
     async def _retried(self, place: Place, function: Callable[..., T], args: tuple[Any, ...], seconds: float) -> T:
@@ -88,7 +88,7 @@ class Calls:
         `seconds` of any of its items, or raises something, each is run alone, and the one at fault fails alone. For an
         item alone, and for disconnects, everything is as for `run`; a group is killed when nothing waits for it.
         """
-        with _Watch(leaving):
+        with _Watch(self._loop, leaving):
             try:
                 value: T = await self._groups.outcome(place, function, shared, item, size=size, seconds=seconds)
                 return value
@@ -152,9 +152,9 @@ class Calls:
 class _Watch:
     """Ends what runs inside when its client disconnects: it raises BadRequest."""
 
-    def __init__(self, leaving: Leaving | None) -> None:
-        self._leaving = leaving
-        self._task = asyncio.current_task()
+    def __init__(self, loop: asyncio.AbstractEventLoop, leaving: Leaving | None) -> None:
+        self._loop, self._leaving = loop, leaving
+        self._task = asyncio.current_task(loop)
         self._cancels = self._task.cancelling() if self._task else 0
         self._timer: asyncio.TimerHandle | None = None
         self._left: asyncio.Future[Any] | None = None
@@ -162,7 +162,7 @@ class _Watch:
 
     def __enter__(self) -> None:
         if self._leaving is not None:
-            self._timer = asyncio.get_running_loop().call_later(_QUICK, self._begin, self._leaving)
+            self._timer = self._loop.call_later(_QUICK, self._begin, self._leaving)
 
     def __exit__(self, kind: type[BaseException] | None, _error: object, _trace: object) -> None:
         task, self._task = self._task, None

@@ -102,6 +102,7 @@ class Groups:
     ) -> None:
         """`busy`: the error of an item that has waited for `patience` seconds."""
         self._processes, self._turns, self._patience, self._busy = processes, turns, patience, busy
+        self._loop = asyncio.get_running_loop()
         self._lines: list[_Line] = []
 
     async def outcome(
@@ -109,7 +110,7 @@ class Groups:
     ) -> Any:
         """The outcome of an item, which is cancelled with its caller. Raises GroupFailed when a run of several items
         failed, and what the run of one raises."""
-        loop = asyncio.get_running_loop()
+        loop = self._loop
         item = _Item(place, value, size, seconds, loop.create_future())
         line = self._line(function, shared)
         if (queue := line.waiting.get(place)) is not None:
@@ -164,7 +165,7 @@ class Groups:
             if item.timer is not None:
                 item.timer.cancel()
         line.running += 1
-        group.task = asyncio.ensure_future(self._run(line, group, turn))
+        group.task = self._loop.create_task(self._run(line, group, turn))
         self._settle(line)
         self._ask(line, turn.place)
 

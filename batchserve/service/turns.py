@@ -2,8 +2,8 @@
 
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from enum import StrEnum
 from typing import NamedTuple
 
@@ -54,6 +54,22 @@ class Turn:
         self._turns.end(self)
 
 
+class _Admission:  # a generator would take longer than what it does
+    """A place, from entering to leaving the block."""
+
+    __slots__ = ("_place", "_turns")
+
+    def __init__(self, turns: "Turns", place: Place) -> None:
+        self._turns, self._place = turns, place
+
+    def __enter__(self) -> Place:
+        self._turns.enter(self._place)
+        return self._place
+
+    def __exit__(self, *_: object) -> None:
+        self._turns.leave(self._place)
+
+
 class Turns:
     """`slots` calls run concurrently. The next is of the tenant with the fewest running calls, among equals of the one
     that has waited longest; a tenant's calls run in the order of their arrival, checks first. A tenant never takes the
@@ -68,35 +84,42 @@ class Turns:
         self._share = max(1, slots - 1)
         self._most = most
         self._lock = threading.Lock()
-        self._places: Counter[Place] = Counter()
+        self._places: dict[Place, int] = {}
         self._running: Counter[str] = Counter()
         self._taken: set[Turn] = set()
         self._waiting: dict[str, tuple[deque[Turn], deque[Turn]]] = {}
         """Checks and other calls of each waiting tenant; the one served last is at the end."""
 
-    @contextmanager
-    def place(self, tenant: str, lane: Lane) -> Iterator[Place]:
+    def place(self, tenant: str, lane: Lane) -> AbstractContextManager[Place]:
+        """Raises TooManyRequests when it is entered."""
+        return _Admission(self, Place(tenant, lane))
+
+    def enter(self, place: Place) -> None:
         """Raises TooManyRequests."""
-        place = Place(tenant, lane)
         with self._lock:
-            if self._places[place] >= self._most:
+            taken = self._places.get(place, 0)
+            if taken >= self._most:
                 raise TooManyRequests(
-                    f"{self._most} {lane.value} of tenant {tenant!r} are in progress, which is the limit: "
+                    f"{self._most} {place.lane.value} of tenant {place.tenant!r} are in progress, which is the limit: "
                     "wait for their responses",
                     retry_after=1,
                 )
-            self._places[place] += 1
-        try:
-            yield place
-        finally:
-            with self._lock:
-                self._places[place] -= 1
-                if not self._places[place]:
-                    del self._places[place]
+            self._places[place] = taken + 1
+
+    def leave(self, place: Place) -> None:
+        with self._lock:
+            left = self._places[place] - 1
+            if left:
+                self._places[place] = left
+            else:
+                del self._places[place]
 
     def ask(self, place: Place) -> Turn:
         """A turn that comes when a slot is assigned: immediately where one is free."""
         turn = Turn(self, place)
+        if self._free and not self._waiting and self._running.get(place.tenant, 0) < self._share:
+            self._take(turn)
+            return turn
         checks, others = self._waiting.setdefault(place.tenant, (deque(), deque()))
         (checks if place.lane is Lane.CHECK else others).append(turn)
         self._give()
@@ -126,10 +149,13 @@ class Turns:
             turn = (queues[0] or queues[1]).popleft()
             self._waiting[tenant] = queues
             self._forget_if_empty(tenant)
-            self._free -= 1
-            self._running[tenant] += 1
-            self._taken.add(turn)
-            turn.come()
+            self._take(turn)
+
+    def _take(self, turn: Turn) -> None:
+        self._free -= 1
+        self._running[turn.place.tenant] += 1
+        self._taken.add(turn)
+        turn.come()
 
     def _forget_if_empty(self, tenant: str) -> None:
         if not any(self._waiting[tenant]):

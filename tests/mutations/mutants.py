@@ -492,7 +492,7 @@ MUTANTS = (
         ("tests/test_plain.py",),
     ),
     Mutant(
-        "the calls of a tenant in progress are limited", TURNS, "self._places[place] >= self._most", "False",
+        "the calls of a tenant in progress are limited", TURNS, "taken >= self._most", "False",
         ("tests/test_turns.py",),
     ),
     Mutant(
