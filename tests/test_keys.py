@@ -22,6 +22,7 @@ from starlette.types import Message
 
 from batchserve import idempotency, keys
 from batchserve.access import EVERY_TENANT, Scope
+from batchserve.api.auth import Keyring
 from batchserve.api.cache import AnswerCache
 from batchserve.client import AsyncClient, AuthenticationFailed, Client
 from batchserve.db.connect import Database, Moment
@@ -339,6 +340,21 @@ def test_a_revocation_takes_effect_at_once_and_revoking_the_last_key_opens_nothi
 
 
 @pytest.mark.slow
+def test_only_requests_that_came_together_share_a_look_at_the_database(database: Database) -> None:
+    async def looks() -> list[int | None]:
+        keyring = Keyring(database)
+        first = keyring.version()
+        with database.write() as connection:
+            keys.create(connection, "new", Scope.USER, "default", time.time())
+        same_turn = keyring.version()
+        await asyncio.sleep(0)
+        return [first, same_turn, keyring.version()]
+
+    first, same_turn, next_turn = asyncio.run(looks())
+    assert first == same_turn
+    assert first != next_turn
+
+
 def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker") as url, ThreadPoolExecutor(4) as pool:
         database = Database(Settings(storage=str(tmp_path / "storage")).database_url)

@@ -1,5 +1,6 @@
 """Authentication of a request before its body is read: its API key, with tenant and scope."""
 
+import asyncio
 import hashlib
 from functools import partial
 from typing import Annotated, Any
@@ -40,6 +41,8 @@ class Keyring:
         self._callers: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
         self._unprobed: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
         """The same by the version of the whole database: while nothing was committed, no probe is needed."""
+        self._version: int | None = None
+        self._is_of_this_turn = False
 
     async def identify(self, authorization: str | None, version: int | None) -> Caller:
         """The caller with this header. `version`: of the database, since the request came. Raises Unauthorized, and
@@ -60,8 +63,17 @@ class Keyring:
         return caller
 
     def version(self) -> int | None:
-        """Of the database, see `Database.version`."""
-        return self._database.version()
+        """Of the database, see `Database.version`: asked once in a turn of the event loop, for all requests that it
+        has received by then."""
+        if not self._is_of_this_turn:
+            self._is_of_this_turn = True
+            # Before the database is asked: a request that comes later is behind this in the queue of the loop.
+            asyncio.get_running_loop().call_soon(self._end_turn)
+            self._version = self._database.version()
+        return self._version
+
+    def _end_turn(self) -> None:
+        self._is_of_this_turn = False
 
 
 def _digest(authorization: str | None) -> bytes:

@@ -121,7 +121,8 @@ class Groups:
                 # Not at once: with those that the loop has received together, or that come until a quick run ends.
                 later = loop.call_later(_QUICK, self._look, line) if line.running else loop.call_soon(self._look, line)
                 line.timer = later
-        item.timer = loop.call_later(self._patience, self._give_up, line, item)
+        if line.timer is None:
+            self._limit(line, item)
         try:
             return await item.outcome
         except asyncio.CancelledError:
@@ -142,6 +143,14 @@ class Groups:
         line.stop_timer()
         for place in list(line.waiting):
             self._ask(line, place)
+        for queue in line.waiting.values():
+            for item in queue:
+                self._limit(line, item)
+
+    def _limit(self, line: _Line, item: _Item) -> None:
+        """From now on the item waits for `patience` seconds."""
+        if item.timer is None:
+            item.timer = self._loop.call_later(self._patience, self._give_up, line, item)
 
     def _ask(self, line: _Line, place: Place) -> None:
         """Asks for a turn of this place, if it has items that wait and no turn that was asked for."""

@@ -198,6 +198,10 @@ MUTANTS = (
     ),
     # Visibility and protocol
     Mutant(
+        "a request sees every commit before it", "batchserve/api/auth.py", "call_soon(self._end_turn)",
+        "call_soon(int)", ("tests/test_keys.py",),
+    ),
+    Mutant(
         "a poll sees every commit", "batchserve/db/cache.py", " or kept[1] != version", "",
         ("tests/test_api_jobs.py",),
     ),
