@@ -8,13 +8,14 @@ import threading
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.runtime.migration import MigrationContext
 from conftest import sqlite_address
 from postgres import Server
-from sqlalchemy import Connection, create_engine, event, inspect, text
+from sqlalchemy import Connection, create_engine, inspect, text
 from sqlalchemy.exc import IntegrityError, OperationalError
 
 from batchserve.db import connect, migrate
@@ -283,15 +284,12 @@ def test_the_missing_folder_of_a_database_is_created(tmp_path: Path) -> None:
 
 
 def test_an_equal_job_is_found_by_its_digest_not_among_all_jobs_of_the_tenant(sqlite: Database) -> None:
-    asked: list[tuple[str, tuple[object, ...]]] = []
+    asked: list[str] = []
     with sqlite.read() as connection:
-
-        @event.listens_for(connection, "before_cursor_execute")
-        def note(_: object, __: object, statement: str, values: tuple[object, ...], *___: object) -> None:
-            asked.append((statement, values))
-
+        driver: Any = connection.connection.driver_connection
+        driver.set_trace_callback(asked.append)  # statements with their values
         queries.find_equal(connection, "0" * 64)
-        statement, values = asked[-1]
-        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {statement}", values).all()
+        driver.set_trace_callback(None)
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {asked[-1]}").all()
     assert any("(tenant=? AND request_digest=?)" in step[-1] for step in plan)
     assert not any("SCAN jobs" in step[-1] for step in plan)
