@@ -30,6 +30,8 @@ PEER_TIMEOUT = 170.0
 LIMIT_TIMEOUT = 300.0
 FEW = 10_000
 """Below this number of rows, which only trials of the harness use, the peers are left out."""
+WARMING = 100_000
+"""Rows of the jobs before the measured ones: so many that every scoring process gets a chunk and loads the model."""
 MEMORY_GOAL = 900 * MB
 PROCESS_GOAL = 600 * MB
 
@@ -257,9 +259,9 @@ def _warm(bench: Bench, path: TablePath, model: data.Model, folder: Path) -> Ite
     with processes.batchserve(home) as server:
         try:
             service.register(server.url, path.model, model.graph)
-            small = data.table(bench.folder, path.kind, path.source, 1000)
+            chunks = data.table(bench.folder, path.kind, path.source, WARMING)
             for _ in range(3):
-                service.three_calls(server.url, path.model, small, folder / "warm", path.format)
+                service.three_calls(server.url, path.model, chunks, folder / "warm", path.format)
             yield server
         except Unavailable:
             bench.say((home / "server.log").read_text()[-4000:])
