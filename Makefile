@@ -82,7 +82,7 @@ serve: $(VENV)/.demo ## Serve on http://127.0.0.1:8000, data in storage/
 bench: $(VENV)/.dev ## Measure against the limit of this machine (5 minutes); bench.json
 	@$(BIN)/python -m benchmarks
 
-bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (40 minutes, 20 GB); docs/benchmarks.md
+bench-full: $(VENV)/.dev ## Measure all sizes and alternatives (45 minutes, 25 GB); docs/benchmarks.md
 	@$(BIN)/python -m benchmarks --full --history benchmarks/history.jsonl
 
 wheel: $(VENV)/.dev ## Build the wheels of the service and of its client alone into dist/

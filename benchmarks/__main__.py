@@ -1,7 +1,7 @@
 """The speed of the service compared with the limit of this machine and with alternatives.
 
 Prints a table, writes bench.json (after every path, so that an aborted run keeps its figures), and exits with 1 when a
-goal is missed or the service fails on a path. --full takes about 40 minutes and 20 GB of disk in --folder, and writes
+goal is missed or the service fails on a path. --full takes about 45 minutes and 25 GB of disk in --folder, and writes
 docs/benchmarks.md at its end. It may run in pieces, which --report combines:
 
   python -m benchmarks --full --only 'CSV -> LR' --json lr.json
@@ -21,7 +21,7 @@ from rich.console import Console
 
 from benchmarks import history, images, online, paths, report, small
 from benchmarks.environments import Unavailable
-from benchmarks.paths import MILLION, PATHS, SCRIPT_PEERS, SYSTEM_PEERS, Bench
+from benchmarks.paths import MILLION, PATHS, PLATEAU, SCRIPT_PEERS, SYSTEM_PEERS, Bench
 from benchmarks.results import Gap, Measurement, Results
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -35,7 +35,7 @@ def main() -> None:
     given = _arguments()
     given.folder.mkdir(parents=True, exist_ok=True)
     if given.report:
-        report.write(given.docs, Results.read(given.report), given.folder)
+        report.write(given.docs, Results.read(given.report), given.folder, given.history or history.FILE)
         return
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended by a signal"))  # stops servers and removes files
     bench = Bench(
@@ -45,14 +45,14 @@ def main() -> None:
         repeats=given.repeats,
         thorough=given.full,
     )
-    sizes = given.rows or ([10_000, MILLION, 10 * MILLION] if given.full else [MILLION])
+    sizes = given.rows or ([10_000, MILLION, PLATEAU, 10 * MILLION] if given.full else [MILLION])
     console.print(f"load average at the start: {os.getloadavg()[0]:.1f}")
     results = _measure(bench, sizes, given)
     Console(width=None if console.is_terminal else 200).print(results.as_table())
-    if given.full and not given.only and not given.rows:
-        report.write(given.docs, results, given.folder)
     if given.history:
         history.append(results, given.history)
+    if given.full and not given.only and not given.rows:
+        report.write(given.docs, results, given.folder, given.history or history.FILE)
     for gap in results.gaps:
         console.print(f"not measured: {gap.name}: {gap.error}")
     console.print(f"{len(results.missed)} goals missed")
@@ -72,14 +72,19 @@ def _arguments() -> argparse.Namespace:
         "--rows",
         type=int,
         nargs="+",
-        help="sizes of the paths (default: 1 million; with --full 10 thousand, 1 and 10 million)",
+        help="sizes of the paths (default: 1 million; with --full 10 thousand, 1, 3 and 10 million)",
     )
     option("--repeats", type=int, help="of every program (default: 3, at 10 million rows 2 and of peers 1)")
     option("--seconds", type=float, default=3.0, help="of each load of small requests (default: 3)")
     option("--folder", type=Path, default=FOLDER, help="inputs, models and environments of peers, kept between runs")
     option("--json", type=Path, default=Path("bench.json"), help="file of the figures (default: bench.json)")
     option("--report", type=Path, nargs="+", metavar="JSON", help="measure nothing, write the docs; later files win")
-    option("--history", type=Path, metavar="JSONL", help="file to which the figures are added, with the machine's name")
+    option(
+        "--history",
+        type=Path,
+        metavar="JSONL",
+        help="file to which the figures are added, with the machine's name, and of the report's table",
+    )
     option("--docs", type=Path, default=DOCS, help="folder of benchmarks.md and benchmarks.svg")
     return asked.parse_args()
 

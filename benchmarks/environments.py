@@ -27,8 +27,8 @@ def python_with(folder: Path, name: str, requirements: Sequence[str], *, pinned:
     ready, python = home / ".ready", home / "bin" / "python"
     if not ready.exists():
         constraints = ["--constraint", str(CONSTRAINTS)] if pinned else []
-        _run([sys.executable, "-m", "venv", "--clear", str(home)], folder)
-        _run([str(python), "-m", "pip", "install", "--quiet", *constraints, *requirements], folder)
+        run([sys.executable, "-m", "venv", "--clear", str(home)], folder)
+        run([str(python), "-m", "pip", "install", "--quiet", *constraints, *requirements], folder)
         ready.touch()
     return python
 
@@ -51,8 +51,8 @@ def nginx(folder: Path) -> Path:
         if not shutil.which("dpkg-deb"):
             raise Unavailable("nginx is not installed")
         home.mkdir(parents=True, exist_ok=True)
-        _run(["apt-get", "download", "nginx"], home)
-        _run(["dpkg-deb", "--extract", *map(str, home.glob("*.deb")), "."], home)
+        run(["apt-get", "download", "nginx"], home)
+        run(["dpkg-deb", "--extract", *map(str, home.glob("*.deb")), "."], home)
     return home / "usr/sbin/nginx"
 
 
@@ -61,9 +61,14 @@ def _home(folder: Path, name: str, requirements: Sequence[str], *, pinned: bool)
     return folder / "environments" / f"{name}-{digest}"
 
 
-def _run(command: Sequence[str], folder: Path) -> None:
+def run(command: Sequence[str], folder: Path) -> None:
+    """Raises Unavailable with the last line of what the command said if it fails."""
     try:
         subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True, timeout=INSTALL_TIMEOUT)
     except (OSError, subprocess.SubprocessError) as error:
-        said = (getattr(error, "stderr", None) or str(error)).strip().rpartition("\n")[2]
+        said = last_line(getattr(error, "stderr", None) or str(error))
         raise Unavailable(f"{command[0]} failed: {said}") from error
+
+
+def last_line(text: str) -> str:
+    return text.strip().rpartition("\n")[2]

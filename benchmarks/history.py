@@ -4,12 +4,36 @@ import json
 import os
 import platform
 import subprocess
+from collections import defaultdict
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, Self
 
 from benchmarks.results import Measurement, Results
 
 ROOT = Path(__file__).resolve().parent.parent
+FILE = Path(__file__).with_name("history.jsonl")
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """The ratios of one figure in all runs that were recorded."""
+
+    runs: int
+    machines: int
+    least: float
+    greatest: float
+    newest: float
+    at: str
+    """The date of the newest."""
+
+    @classmethod
+    def of(cls, lines: list[dict[str, Any]]) -> Self:
+        """From the lines of one figure, the newest at the end."""
+        ratios = [line["ratio"] for line in lines]
+        machines = len({line["machine"] for line in lines})
+        return cls(len(lines), machines, min(ratios), max(ratios), ratios[-1], lines[-1]["at"])
 
 
 def processor() -> str:
@@ -30,6 +54,15 @@ def append(results: Results, path: Path) -> None:
                 figures = entry.as_json()
                 line = run | {name: figures[name] for name in ("name", "ours", "reference", "ratio", "unit")}
                 file.write(json.dumps(line) + "\n")
+
+
+def read(path: Path) -> dict[str, Past]:
+    """What was recorded of each figure, by its name; nothing if there is no such file."""
+    lines: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for line in path.read_text().splitlines() if path.exists() else ():
+        entry = json.loads(line)
+        lines[entry["name"]].append(entry)
+    return {name: Past.of(entries) for name, entries in lines.items()}
 
 
 def _revision() -> str:

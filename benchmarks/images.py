@@ -4,6 +4,8 @@ import io
 import os
 import zipfile
 from collections.abc import Iterator
+from functools import partial
+from operator import truediv
 from pathlib import Path
 from subprocess import SubprocessError
 from tempfile import TemporaryDirectory
@@ -14,8 +16,8 @@ from PIL import Image
 from benchmarks import environments, nginx, processes, service
 from benchmarks.environments import Unavailable
 from benchmarks.networks import resnet18
-from benchmarks.paths import Bench, Timings, transferred
-from benchmarks.results import Gap, Measurement
+from benchmarks.paths import Bench, transferred
+from benchmarks.results import Gap, Measurement, Runs
 from examples import cifar10
 
 TITLE = "images -> CNN -> NDJSON"
@@ -35,8 +37,8 @@ def measure(bench: Bench, count: int) -> Iterator[Measurement | Gap]:
     title = f"{TITLE}, {SIZES.get(count, f'{count} images')}"
     source, model = _archive(bench.folder, count), _model(bench.folder)
     python = environments.python_with(bench.folder, "images", LIMIT_REQUIREMENTS, pinned=True)
-    limits = {what: Timings() for what in ("both", *ALONE)}
-    ours, whole, transfer = Timings(), Timings(), Timings()
+    limits = {what: Runs() for what in ("both", *ALONE)}
+    ours, whole, transfer = Runs(), Runs(), Runs()
     repeats = bench.repeats or (3 if count < 10_000 else 1)
     with TemporaryDirectory(dir=bench.folder) as name, nginx.available(bench.folder, bench.say) as web:
         folder = Path(name)
@@ -47,34 +49,28 @@ def measure(bench: Bench, count: int) -> Iterator[Measurement | Gap]:
             service.three_calls(server.url, MODEL, _archive(bench.folder, 64), folder / "warm", "jsonl")
             for repeat in range(repeats):
                 bench.say(f"{title}: run {repeat + 1} of {repeats}")
-                for what, timings in limits.items():
+                for what, runs in limits.items():
                     reference = folder / f"{what}.jsonl"
                     os.sync()  # writes of one program must not slow down the next one
-                    taken, peaks = processes.timed_script(
-                        python, LIMIT, model, source, reference, what, timeout=LIMIT_TIMEOUT
-                    )
-                    timings.add(taken, peaks.together)
+                    taken = processes.timed_script(python, LIMIT, model, source, reference, what, timeout=LIMIT_TIMEOUT)
+                    runs.add(taken.seconds, peak=taken.peaks.together)
                 if web:
-                    transfer.add(limits["both"].seconds[-1] + transferred(web, source, folder / "both.jsonl"))
+                    transfer.add(limits["both"].values[-1] + transferred(web, source, folder / "both.jsonl"))
                 os.sync()
                 with processes.watched(server.pid) as peaks:
                     steps = service.three_calls(server.url, MODEL, source, folder / "ours.jsonl", "jsonl")
-                ours.add(steps.predict, peaks.together, peaks.largest)
+                ours.add(steps.predict, peak=peaks.together, largest=peaks.largest)
                 whole.add(steps.together)
                 _check_equal(folder / "both.jsonl", folder / "ours.jsonl")
-    counts = repeats, repeats
-    peaks_of_both = ours.peak, limits["both"].peak
-    yield Measurement(
-        f"{title}: queued -> completed / limit", ours.median, limits["both"].median, "s", *peaks_of_both, *counts
-    )
-    slower = max(limits["decode"].median, limits["network"].median)
-    yield Measurement(f"{title}: queued -> completed / slower of decoding and network", ours.median, slower, "s")
+    yield Measurement.of(f"{title}: queued -> completed / limit", ours, limits["both"], "s")
+    slower = max((limits["decode"], limits["network"]), key=lambda runs: runs.median)
+    yield Measurement.of(f"{title}: queued -> completed / slower of decoding and network", ours, slower, "s")
     for what, words in ALONE.items():
-        speeds = count / ours.median, count / limits[what].median
-        yield Measurement(f"{title}: images per second / {words}", *speeds, "images/s", None, limits[what].peak)
+        speed, alone = (runs.each(partial(truediv, count)) for runs in (ours, limits[what]))
+        yield Measurement.of(f"{title}: images per second / {words}", speed, alone, "images/s")
     name = f"{title}: upload, predict, download / limit over HTTP"
-    if transfer.seconds:
-        yield Measurement(name, whole.median, transfer.median, "s", None, None, *counts)
+    if transfer.values:
+        yield Measurement.of(name, whole, transfer, "s")
     else:
         yield Gap(name, "there is no nginx")
 

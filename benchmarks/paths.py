@@ -1,12 +1,14 @@
 """From a file to a file: the service compared with the limit and with alternatives."""
 
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from operator import truediv
 from pathlib import Path
-from statistics import median
 from tempfile import TemporaryDirectory
 
 import polars as pl
@@ -15,7 +17,8 @@ from benchmarks import data, environments, nginx, processes, service
 from benchmarks import peers as peer_scripts
 from benchmarks.environments import Unavailable
 from benchmarks.http import fetch, send
-from benchmarks.results import MB, Gap, Measurement
+from benchmarks.peers.stopwatch import cpu_seconds
+from benchmarks.results import MB, Gap, Measurement, Runs
 
 LIMIT = Path(__file__).with_name("limit.py")
 SCRIPTS = Path(peer_scripts.__file__).parent
@@ -24,8 +27,14 @@ SIZES = {
     10_000: "10 thousand rows",
     100_000: "100 thousand rows",
     MILLION: "1 million rows",
+    3 * MILLION: "3 million rows",
     10 * MILLION: "10 million rows",
 }
+PLATEAU = 3 * MILLION
+"""Rows from which memory should no longer grow: every scoring process has scored chunks enough to reach its peak.
+
+At this size, which only shows growth, the peers are left out.
+"""
 PEER_TIMEOUT = 170.0
 LIMIT_TIMEOUT = 300.0
 FEW = 10_000
@@ -145,25 +154,6 @@ class Bench:
         return self.our_repeats(rows) if self.thorough and rows <= MILLION else 1
 
 
-@dataclass
-class Timings:
-    """The seconds of every repeat, and the peak memory in bytes."""
-
-    seconds: list[float] = field(default_factory=list)
-    peak: int = 0
-    largest: int = 0
-    """The peak memory of the largest process, in bytes."""
-
-    def add(self, seconds: float, peak: int = 0, largest: int = 0) -> None:
-        self.seconds.append(seconds)
-        self.peak = max(self.peak, peak)
-        self.largest = max(self.largest, largest)
-
-    @property
-    def median(self) -> float:
-        return median(self.seconds)
-
-
 def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | Gap]:
     """All measurements of one path at one size, interleaved: each repeat runs every program once.
 
@@ -173,29 +163,29 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | 
     source = data.table(bench.folder, path.kind, path.source, rows)
     model = data.model(bench.folder, path.model)
     python = environments.python_with(bench.folder, "limit", LIMIT_REQUIREMENTS, pinned=True)
-    ours, whole, call, floor, transfer = Timings(), Timings(), Timings(), Timings(), Timings()
-    theirs: dict[Peer, Timings] = {}
+    ours, whole, call, floor, transfer = Runs(), Runs(), Runs(), Runs(), Runs()
+    theirs: dict[Peer, Runs] = {}
     failed: dict[Peer, str] = {}
     with TemporaryDirectory(dir=bench.folder) as name, nginx.available(bench.folder, bench.say) as web:
         folder = Path(name)
         result = folder / f"ours{path.target}"
         with _warm(bench, path, model, folder) as server:
+            used = partial(cpu_seconds, server.pid)
             for repeat in range(bench.our_repeats(rows)):
                 bench.say(f"{title}: run {repeat + 1} of {bench.our_repeats(rows)}")
                 reference = folder / f"limit{path.target}"
                 os.sync()  # writes of one program must not slow down the next one
-                taken, peaks = processes.timed_script(
-                    python, LIMIT, model.graph, source, reference, timeout=LIMIT_TIMEOUT
-                )
-                floor.add(taken, peaks.together)
+                taken = processes.timed_script(python, LIMIT, model.graph, source, reference, timeout=LIMIT_TIMEOUT)
+                floor.add(taken.seconds, peak=taken.peaks.together, cpu=taken.cpu)
                 if web:
-                    transfer.add(taken + transferred(web, source, reference))
+                    transfer.add(taken.seconds + transferred(web, source, reference))
                 os.sync()
                 with processes.watched(server.pid) as peaks:
-                    steps = service.three_calls(server.url, path.model, source, result, path.format)
-                    call.add(service.one_call(server.url, path.model, source, result, path.format))
-                ours.add(steps.predict, peaks.together, peaks.largest)
-                whole.add(steps.together)
+                    steps = service.three_calls(server.url, path.model, source, result, path.format, used=used)
+                    at_once, cpu = service.one_call(server.url, path.model, source, result, path.format, used=used)
+                ours.add(steps.predict, peak=peaks.together, largest=peaks.largest, cpu=steps.predict_cpu)
+                whole.add(steps.together, cpu=steps.cpu)
+                call.add(at_once, cpu=cpu)
                 if repeat == 0:
                     _check_equal(reference, result)
                 if repeat < bench.peer_repeats(rows):
@@ -209,27 +199,37 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | 
 
 
 def growth(measured: Iterable[Measurement]) -> Iterator[Measurement]:
-    """How time and memory grow from 1 to 10 million rows."""
-    found = {measurement.name: measurement for measurement in measured}
+    """How time grows from 1 to 10 million rows, and memory from 3 million to the largest size that was measured.
+
+    Nothing of a path where those sizes were not measured.
+    """
+    found = list(measured)
     for path in PATHS:
-        names = [f"{path.title}, {SIZES[rows]}: queued -> completed / limit" for rows in (10 * MILLION, MILLION)]
-        if all(name in found for name in names):
-            big, small = (found[name] for name in names)
-            yield Measurement(f"{path.title}: seconds at 10 million rows / at 1 million", big.ours, small.ours, "s")
-            title = f"{path.title}: peak memory at 10 million rows / at 1 million"
-            yield Measurement(title, (big.our_peak or 0) / MB, (small.our_peak or 0) / MB, "MB")
+        ours = _by_size(path, found)
+        if {MILLION, 10 * MILLION} <= ours.keys():
+            title = f"{path.title}: seconds at 10 million rows / at 1 million"
+            yield Measurement(title, ours[10 * MILLION].ours, ours[MILLION].ours, "s")
+        largest = max(ours, default=0)
+        if PLATEAU in ours and largest > PLATEAU:
+            title = f"{path.title}: peak memory at {size(largest)} / at 3 million"
+            peak, plateau = ((ours[rows].our_peak or 0) / MB for rows in (largest, PLATEAU))
+            yield Measurement(title, peak, plateau, "MB")
+
+
+def _by_size(path: TablePath, measured: Iterable[Measurement]) -> dict[int, Measurement]:
+    """The measurement of the service next to the limit, by the number of rows."""
+    pattern = re.compile(rf"{re.escape(path.title)}, (.+): queued -> completed / limit")
+    return {rows_of(match[1]): entry for entry in measured if (match := pattern.fullmatch(entry.name))}
 
 
 def _compared(
-    title: str, rows: int, ours: Timings, whole: Timings, call: Timings, floor: Timings, transfer: Timings
+    title: str, rows: int, ours: Runs, whole: Runs, call: Runs, floor: Runs, transfer: Runs
 ) -> Iterator[Measurement | Gap]:
-    repeats = len(ours.seconds), len(floor.seconds)
-    peaks = ours.peak, floor.peak
-    yield Measurement(f"{title}: queued -> completed / limit", ours.median, floor.median, "s", *peaks, *repeats)
-    for name, timings in {"upload, predict, download": whole, "one call, download": call}.items():
+    yield Measurement.of(f"{title}: queued -> completed / limit", ours, floor, "s")
+    for name, runs in {"upload, predict, download": whole, "one call, download": call}.items():
         versus = f"{title}: {name} / limit over HTTP"
-        if transfer.seconds:
-            yield Measurement(versus, timings.median, transfer.median, "s", None, None, *repeats)
+        if transfer.values:
+            yield Measurement.of(versus, runs, transfer, "s")
         else:
             yield Gap(versus, "there is no nginx")
     if rows >= MILLION:
@@ -237,13 +237,11 @@ def _compared(
         yield Measurement(f"{title}: largest process / 600 MB", ours.largest / MB, PROCESS_GOAL / MB, "MB")
 
 
-def _against(
-    path: TablePath, rows: int, ours: Timings, whole: Timings, theirs: Mapping[Peer, Timings]
-) -> Iterator[Measurement]:
-    for peer, timings in theirs.items():
-        speeds = rows / (whole if peer.remote else ours).median, min(rows, peer.most[path.title]) / timings.median
-        repeats = len(ours.seconds), len(timings.seconds)
-        yield Measurement(_versus(path, rows, peer), *speeds, "rows/s", ours.peak, timings.peak, *repeats)
+def _against(path: TablePath, rows: int, ours: Runs, whole: Runs, theirs: Mapping[Peer, Runs]) -> Iterator[Measurement]:
+    for peer, runs in theirs.items():
+        speed = (whole if peer.remote else ours).each(partial(truediv, rows))
+        their_speed = runs.each(partial(truediv, min(rows, peer.most[path.title])))
+        yield Measurement.of(_versus(path, rows, peer), speed, their_speed, "rows/s")
 
 
 def _versus(path: TablePath, rows: int, peer: Peer) -> str:
@@ -283,11 +281,11 @@ def _run_peers(
     rows: int,
     model: data.Model,
     folder: Path,
-    theirs: dict[Peer, Timings],
+    theirs: dict[Peer, Runs],
     failed: dict[Peer, str],
 ) -> None:
     for peer in bench.peers:
-        if path.title not in peer.most or peer in failed or rows < FEW:
+        if path.title not in peer.most or peer in failed or rows < FEW or rows == PLATEAU:
             continue
         source = data.table(bench.folder, path.kind, path.source, min(rows, peer.most[path.title]))
         script = SCRIPTS / peer.script
@@ -296,11 +294,11 @@ def _run_peers(
         try:
             python = _python(bench, peer)
             os.sync()
-            taken, peaks = processes.timed_script(python, script, chosen, source, target, timeout=PEER_TIMEOUT)
+            taken = processes.timed_script(python, script, chosen, source, target, timeout=PEER_TIMEOUT)
         except Unavailable as error:
             failed[peer] = str(error)
         else:
-            theirs.setdefault(peer, Timings()).add(taken, peaks.together)
+            theirs.setdefault(peer, Runs()).add(taken.seconds, peak=taken.peaks.together, cpu=taken.cpu)
 
 
 def _python(bench: Bench, peer: Peer) -> Path:
@@ -325,4 +323,12 @@ def _check_equal(expected: Path, got: Path) -> None:
 
 
 def size(rows: int) -> str:
-    return SIZES.get(rows, f"{rows} rows")
+    """The name of a number of rows, such as `3 million rows`."""
+    named = f"{rows // MILLION} million rows" if rows and rows % MILLION == 0 else f"{rows} rows"
+    return SIZES.get(rows, named)
+
+
+def rows_of(size: str) -> int:
+    """The number of rows with this name."""
+    count, _, unit = size.removesuffix(" rows").partition(" ")
+    return int(count) * {"": 1, "thousand": 1000, "million": MILLION}[unit]

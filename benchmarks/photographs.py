@@ -57,10 +57,8 @@ def measured(folder: Path, source: Path, count: int) -> list[dict[str, object]]:
             for what in limits:
                 python, target = Path(sys.executable), folder / what
                 os.sync()
-                seconds, _ = processes.timed_script(
-                    python, LIMIT, models[EXACT], source, target, what, timeout=LIMIT_TIMEOUT
-                )
-                taken[what].append(seconds)
+                ran = processes.timed_script(python, LIMIT, models[EXACT], source, target, what, timeout=LIMIT_TIMEOUT)
+                taken[what].append(ran.seconds)
             for kind in models:
                 os.sync()
                 steps = service.three_calls(server.url, kind, source, folder / f"{kind}.jsonl", "jsonl")

@@ -12,7 +12,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from benchmarks.environments import Unavailable
+from benchmarks.environments import Unavailable, last_line
+from benchmarks.peers.stopwatch import family
 
 START_TIMEOUT = 60.0
 STOP_TIMEOUT = 30.0
@@ -42,15 +43,15 @@ def watched(root: int, pause: float = 0.05) -> Iterator[Peaks]:
     def sample() -> None:
         highest = 0.0
         while not ended.wait(pause):
-            family = _family(root)
-            resident = sum(map(_resident, family))
+            pids = family(root)
+            resident = sum(map(_resident, pids))
             # The system walks all pages to find those that are shared: each time, that would slow down the program.
             if resident > STEP * highest:
                 highest = resident
-                shares = [_share(pid) for pid in family]
+                shares = [_share(pid) for pid in pids]
                 peaks.together = max(peaks.together, sum(shares))
                 peaks.largest = max(peaks.largest, *shares)
-            for pid in family:
+            for pid in pids:
                 if pid not in peaks.seen:
                     peaks.seen[pid] = _began(pid)
 
@@ -70,9 +71,13 @@ class Server:
 
 
 @contextmanager
-def batchserve(folder: Path) -> Iterator[Server]:
-    """The real server with its defaults and its data in `folder`, when it is ready."""
-    with started([sys.executable, "-m", "batchserve", "serve", "--port", "0"], folder) as server:
+def batchserve(folder: Path, before: Sequence[str] = (), **variables: str) -> Iterator[Server]:
+    """The real server with its defaults and its data in `folder`, when it is ready.
+
+    `before`: the beginning of its command, such as a tracer. `variables`: of its environment.
+    """
+    command = [*before, sys.executable, "-m", "batchserve", "serve", "--port", "0"]
+    with started(command, folder, **variables) as server:
         yield server
 
 
@@ -89,13 +94,12 @@ def bare(folder: Path, **environment: str) -> Iterator[Server]:
 
 
 @contextmanager
-def started(command: Sequence[str], folder: Path, **environment: str) -> Iterator[Server]:
+def started(command: Sequence[str], folder: Path, **variables: str) -> Iterator[Server]:
     """A server that prints the address at which it listens; its working directory is `folder`."""
     log = folder / "server.log"
-    own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
     with (
         log.open("wb") as output,
-        subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=own | environment) as process,
+        subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=environment() | variables) as process,
     ):
         try:
             yield Server(_address(process, log), process.pid)
@@ -107,10 +111,24 @@ def started(command: Sequence[str], folder: Path, **environment: str) -> Iterato
                 process.kill()
 
 
-def timed_script(python: Path, script: Path, *arguments: object, timeout: float) -> tuple[float, Peaks]:
-    """The seconds that a script prints as its last line, and its memory. Its remaining processes are killed.
+def environment() -> dict[str, str]:
+    """The variables of this process without settings of the service."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
 
-    Raises Unavailable when it fails or takes longer than `timeout` seconds.
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What a script took: the seconds and CPU seconds that it measured itself, without its imports, and its memory."""
+
+    seconds: float
+    cpu: float | None
+    peaks: Peaks
+
+
+def timed_script(python: Path, script: Path, *arguments: object, timeout: float) -> Taken:
+    """Runs a script whose last line is its seconds, and its CPU seconds if it measures them.
+
+    Its remaining processes are killed. Raises Unavailable when it fails or takes longer than `timeout` seconds.
     """
     command = [str(python), str(script), *map(str, arguments)]
     with (
@@ -124,8 +142,9 @@ def timed_script(python: Path, script: Path, *arguments: object, timeout: float)
         finally:
             _end(peaks, process.pid)
     if process.returncode:
-        raise Unavailable(f"ended with {process.returncode}: {_last_line(errors)}")
-    return float(_last_line(output)), peaks
+        raise Unavailable(f"ended with {process.returncode}: {last_line(errors.decode(errors='replace'))}")
+    seconds, *cpu = map(float, last_line(output.decode()).split())
+    return Taken(seconds, cpu[0] if cpu else None, peaks)
 
 
 def _end(peaks: Peaks, root: int) -> None:
@@ -137,10 +156,6 @@ def _end(peaks: Peaks, root: int) -> None:
                 continue
 
 
-def _last_line(output: bytes) -> str:
-    return output.decode(errors="replace").strip().rpartition("\n")[2]
-
-
 def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
     deadline = time.monotonic() + START_TIMEOUT
     while time.monotonic() < deadline and process.poll() is None:
@@ -148,32 +163,6 @@ def _address(process: "subprocess.Popen[bytes]", log: Path) -> str:
             return found[0]
         time.sleep(0.05)
     raise Unavailable(f"the server did not start:\n{log.read_text()}")
-
-
-def _family(root: int) -> list[int]:
-    found, waiting = [], [root]
-    while waiting:
-        pid = waiting.pop()
-        found.append(pid)
-        for file in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
-                waiting += [int(child) for child in file.read_text().split()]
-            except OSError:
-                continue
-    return found
-
-
-def cpu_seconds(root: int) -> float:
-    """User and system time of a process and its living descendants."""
-    return sum(map(_cpu_seconds, _family(root)))
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _resident(pid: int) -> int:

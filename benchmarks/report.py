@@ -3,14 +3,16 @@
 import os
 import platform
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from operator import truediv
 from pathlib import Path
 
 from benchmarks import chart, environments, history, images, online, paths
 from benchmarks.goals import GOALS, Goal, goal_of
 from benchmarks.paths import LIMIT_REQUIREMENTS, MILLION, PATHS, SCRIPT_PEERS, SIZES, SYSTEM_PEERS, TablePath
-from benchmarks.results import MB, Gap, Measurement, Results, figure, ratio_text
+from benchmarks.results import MB, Gap, Measurement, Results, Runs, figure, ratio_text, spread
 
 NOTES = Path(__file__).with_name("notes.md")
 LIBRARIES = (
@@ -30,7 +32,7 @@ the project, [benchmarks/](../benchmarks), and can be reproduced:
 
 ```bash
 make bench         # 5 minutes: 1 million rows, the scripts, small jobs; exits with 1 when a goal is missed
-make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writes this page
+make bench-full    # 45 minutes, 25 GB of disk: all sizes and alternatives; writes this page
 ```
 
 `.venv/bin/python -m benchmarks --help` shows how to measure parts of it.
@@ -39,8 +41,11 @@ make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writ
 
 ## How to read it
 
-- Every **ratio** compares two medians of one run on one machine, whose programs run alternately. Seconds differ from
-  machine to machine; ratios should differ little.
+- Every **ratio** compares two medians of one run of the harness on one machine, whose programs run alternately. The
+  least and the greatest value of their single runs are given as well, in brackets or in a column. Seconds differ from
+  machine to machine; ratios should differ little: [Over machines and dates](#over-machines-and-dates) shows how much.
+- Where a goal is a **fixed number**, such as 4 ms, its figure is also compared with something that was measured in the
+  same run: a lone sync (an append of 4 KiB that is synced to this disk alone), or a bare Starlette route.
 - The **limit** of a path is the best known pipeline inside one process, without any service: one thread reads, two
   score with ONNX Runtime, one writes, all overlapped, the result synced to disk
   ([benchmarks/limit.py](../benchmarks/limit.py)). **Over HTTP**, nginx's PUT of the input and GET of the result are
@@ -49,6 +54,8 @@ make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writ
   start with their input on disk as well. MLServer and BentoML, which receive their input over HTTP, are compared with
   the whole job: upload, predict, wait, download.
 - Imports, the loading of models and the start of servers are excluded for all programs.
+- **CPU seconds** are the user and system time of all processes of a program in the seconds next to them, without that
+  of the client and of nginx.
 - **Peak memory** is the resident memory of all processes of a program together; shared pages count once.
 - The input is an id and 20 floats (with strings: 10 floats and 3 columns of words). The models distinguish three
   classes: logistic regression (LR), the same after a scaler and one-hot encoding (pipeline with strings), a random
@@ -71,7 +78,7 @@ make bench-full    # 40 minutes, 20 GB of disk: all sizes and alternatives; writ
 
 ## Files
 
-Rows from a file to a file; seconds are medians of the repeats in the last column. "From 1 million rows" is measured
+Rows from a file to a file; seconds are medians of the runs in the last column. "From 1 million rows" is measured
 there and extrapolated, because more would take too long or too much memory (see [the alternatives](#the-alternatives)).
 
 {files}
@@ -92,13 +99,25 @@ job's result, and all of it happens in a separate scoring process.
 
 ## Small jobs, polls, transfers
 
+Each figure of small jobs, polls and online predictions is the median of short loads, between which the other programs
+have theirs. A **lone sync** is an append of 4 KiB, synced alone, to the disk of the server.
+
 {small}
 
 ## Growth
 
-From 1 to 10 million rows:
+Seconds from 1 to 10 million rows. Memory from 3 million rows, where every scoring process has reached its peak, to the
+largest size: from there on it should not grow. `make bench` measures neither of these sizes, so growth is judged here
+only, by `make bench-full`.
 
 {growth}
+
+## Over machines and dates
+
+The ratios of all runs in [benchmarks/history.jsonl](../benchmarks/history.jsonl), which `make bench-full` and
+`--history` extend by the figures, the date, the revision and the machine of each run.
+
+{history}
 
 ## The alternatives
 
@@ -109,8 +128,11 @@ Each runs in a separate environment, in the way that its documentation recommend
 """
 
 
-def write(docs: Path, results: Results, folder: Path) -> None:
-    """`docs`/benchmarks.md and `docs`/benchmarks.svg. `folder`: where the environments of the peers are."""
+def write(docs: Path, results: Results, folder: Path, recorded: Path) -> None:
+    """`docs`/benchmarks.md and `docs`/benchmarks.svg.
+
+    `folder`: where the environments of the peers are; `recorded`: the history.
+    """
     results.add(paths.growth(results.measured))
     grown = [entry for entry in results.measured if " rows / at " in entry.name]
     photographs = [entry for entry in results.measured if entry.name.startswith(images.TITLE)]
@@ -125,6 +147,7 @@ def write(docs: Path, results: Results, folder: Path) -> None:
         online=_figures(rows),
         small=_figures(small),
         growth=_figures(grown),
+        history=_history(results, history.read(recorded)),
         alternatives=_alternatives(folder, results.gaps),
     )
     (docs / "benchmarks.md").write_text(text, encoding="utf-8")
@@ -153,18 +176,30 @@ def _goals(results: Results) -> str:
     for goal in GOALS:
         entries = [entry for entry in results.entries.values() if goal_of(entry.name) is goal]
         if entries:
-            rows.append(_goal_row(goal, entries))
-    return _table(("ratio", "goal", "measured", "met"), rows, "-:::")
+            rows.append(_goal_row(goal, entries, results))
+    return _table(("ratio", "goal", "measured", "met", "ratio to one measured in the run"), rows, "-::::")
 
 
-def _goal_row(goal: Goal, entries: Sequence[Measurement | Gap]) -> tuple[str, ...]:
-    ratios = sorted(entry.ratio for entry in entries if isinstance(entry, Measurement))
-    measured = " … ".join(ratio_text(ratio) for ratio in dict.fromkeys((*ratios[:1], *ratios[-1:]))) or "not measured"
+def _goal_row(goal: Goal, entries: Sequence[Measurement | Gap], results: Results) -> tuple[str, ...]:
+    ratios = [entry.ratio for entry in entries if isinstance(entry, Measurement)]
     met = sum(goal.met(ratio) for ratio in ratios)
     failed = sum(isinstance(entry, Gap) and entry.ours for entry in entries)
     count = len(ratios) + failed
     shown = "" if count == 0 else "yes" if met == count else "**no**" if met == 0 else f"**{met} of {count}**"
-    return goal.title, str(goal), measured, shown
+    return goal.title, str(goal), _between(ratios) or "not measured", shown, _relative(goal, entries, results)
+
+
+def _relative(goal: Goal, entries: Sequence[Measurement | Gap], results: Results) -> str:
+    """The ratios of the same figures to `goal.measured`, if they were measured."""
+    names = [f"{entry.name.rpartition(' / ')[0]} / {goal.measured}" for entry in entries]
+    found = [entry.ratio for name in names if isinstance(entry := results.entries.get(name), Measurement)]
+    return f"{_between(found)} / {goal.measured}" if found else ""
+
+
+def _between(ratios: Sequence[float]) -> str:
+    """The least and the greatest, or the only one."""
+    ends = (min(ratios), max(ratios)) if ratios else ()
+    return " … ".join(dict.fromkeys(map(ratio_text, ends)))
 
 
 def _missed(results: Results) -> str:
@@ -192,36 +227,64 @@ def _programs(results: Results, path: TablePath, size: str) -> str:
     """All programs that were measured on this path at this size: first from file to file, then over HTTP."""
     title = f"{path.title}, {size}: "
     found = {entry.name.removeprefix(title): entry for entry in results.measured if entry.name.startswith(title)}
-    rows = _rows(size)
+    rows = paths.rows_of(size)
     local: list[tuple[str, ...]] = []
     http: list[tuple[str, ...]] = []
     if floor := found.get("queued -> completed / limit"):
-        local.append(_program("limit", rows, floor.reference, floor.reference_peak, floor.reference_repeats))
-        local.append(_program("**batchserve**", rows, floor.ours, floor.our_peak, floor.our_repeats))
+        local.append(_program("limit", rows, _theirs(floor)))
+        local.append(_program("**batchserve**", rows, _ours(floor)))
     for what, entry in found.items():
         if match := VERSUS.fullmatch(what):
             name = match["peer"] + (f", from {match['most']}" if match["most"] else "")
-            row = _program(name, rows, rows / entry.reference, entry.reference_peak, entry.reference_repeats)
+            row = _program(name, rows, _theirs(entry).each(partial(truediv, rows)))
             (http if match["peer"] in REMOTE else local).append(row)
     for what, name in reversed(OVER_HTTP.items()):
         if job := found.get(f"{what} / limit over HTTP"):
-            http.insert(0, _program(name, rows, job.ours, None, job.our_repeats))
+            http.insert(0, _program(name, rows, _ours(job)))
     if whole := found.get("upload, predict, download / limit over HTTP"):
-        http.insert(0, _program("limit and nginx", rows, whole.reference, None, whole.reference_repeats))
-    heading = ("seconds", "rows/s", "peak memory, MB", "repeats")
-    tables = [_table((size[0].upper() + size[1:], *heading), local, "-::::")]
+        http.insert(0, _program("limit and nginx", rows, _theirs(whole)))
+    heading = ("seconds", "least … greatest", "rows/s", "CPU seconds", "peak memory, MB", "runs")
+    tables = [_table((size[0].upper() + size[1:], *heading), local, "-::::::")]
     if http:
-        tables.append(_table((f"{size[0].upper()}{size[1:]}, over HTTP", *heading), http, "-::::"))
+        tables.append(_table((f"{size[0].upper()}{size[1:]}, over HTTP", *heading), http, "-::::::"))
     return "\n\n".join(tables)
 
 
-def _program(name: str, rows: int, seconds: float, peak: int | None, repeats: int) -> tuple[str, ...]:
-    return name, figure(seconds), figure(rows / seconds), f"{peak / MB:,.0f}" if peak else "", str(repeats)
+def _ours(entry: Measurement) -> Runs:
+    runs = list(entry.our_runs or (entry.ours,))
+    return Runs(runs, entry.our_peak or 0, cpu=_known(entry.our_cpu), middle=entry.ours)
+
+
+def _theirs(entry: Measurement) -> Runs:
+    runs = list(entry.reference_runs or (entry.reference,))
+    return Runs(runs, entry.reference_peak or 0, cpu=_known(entry.reference_cpu), middle=entry.reference)
+
+
+def _known(cpu: float | None) -> list[float]:
+    return [] if cpu is None else [cpu]
+
+
+def _program(name: str, rows: int, runs: Runs) -> tuple[str, ...]:
+    cpu = "" if runs.median_cpu is None else figure(runs.median_cpu)
+    peak = f"{runs.peak / MB:,.0f}" if runs.peak else ""
+    shown = figure(runs.median), spread(runs.values), figure(rows / runs.median)
+    return name, *shown, cpu, peak, str(len(runs.values))
 
 
 def _figures(measurements: Iterable[Measurement]) -> str:
     rows = [tuple(measurement.cells()[:6]) for measurement in measurements]
     return _table(("", "ours", "reference", "ratio", "goal", "met"), rows, "-:::::") if rows else "Not measured."
+
+
+def _history(results: Results, past: Mapping[str, history.Past]) -> str:
+    """A line for each figure of these results that was recorded."""
+    rows = [
+        (name, str(found.runs), str(found.machines), _between((found.least, found.greatest)),
+         f"{ratio_text(found.newest)}, {found.at}")
+        for name in results.entries
+        if (found := past.get(name))
+    ]  # fmt: skip
+    return _table(("", "runs", "machines", "ratios", "newest"), rows, "-::::") if rows else "Nothing was recorded."
 
 
 def _alternatives(folder: Path, gaps: Iterable[Gap]) -> str:
@@ -263,10 +326,6 @@ def _chart(results: Results) -> str:
 
 def _of_a_path(name: str) -> bool:
     return any(name.startswith(path.title) for path in PATHS)
-
-
-def _rows(size: str) -> int:
-    return next((rows for rows, name in SIZES.items() if name == size), 0) or int(size.partition(" ")[0])
 
 
 def _table(heading: Sequence[str], rows: Iterable[Sequence[str]], sides: str) -> str:

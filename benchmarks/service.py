@@ -2,10 +2,10 @@
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from benchmarks.environments import Unavailable
 from benchmarks.http import fetch, send
@@ -13,55 +13,76 @@ from benchmarks.http import fetch, send
 WAIT = {"prefer": "wait=60"}
 # Otherwise a second job with the same input would reuse the result of the first one.
 AGAIN = "reuse=false"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Steps:
-    """Seconds."""
+    """Seconds, and the CPU seconds of the server: in those of `predict`, and in all of them."""
 
     upload: float
     predict: float
     download: float
+    predict_cpu: float
+    cpu: float
 
     @property
     def together(self) -> float:
         return self.upload + self.predict + self.download
 
 
-def register(url: str, name: str, graph: Path) -> None:
-    send(f"{url}/v1/models/{name}", "PUT", graph)
+def register(url: str, name: str, graph: Path, headers: Mapping[str, str] | None = None) -> None:
+    send(f"{url}/v1/models/{name}", "PUT", graph, headers)
 
 
-def upload(url: str, source: Path) -> str:
+def upload(url: str, source: Path, headers: Mapping[str, str] | None = None) -> str:
     """The ID of the new job."""
-    return str(_json(send(f"{url}/v1/upload", "POST", source))["id"])
+    return str(_json(send(f"{url}/v1/upload", "POST", source, headers))["id"])
 
 
-def three_calls(url: str, model: str, source: Path, result: Path, format: str = "csv") -> Steps:
-    """Measures upload, predict with wait, and download. The job is deleted, which is not measured."""
-    moments = [time.perf_counter()]
-    job_id = upload(url, source)
-    moments.append(time.perf_counter())
-    _finished(url, _json(send(f"{url}/v1/predict/{job_id}?{_query(model, format)}", "POST", headers=WAIT)))
-    moments.append(time.perf_counter())
-    fetch(f"{url}/v1/download/{job_id}", result)
-    moments.append(time.perf_counter())
+def three_calls(
+    url: str, model: str, source: Path, result: Path, format: str = "csv", *, used: Callable[[], float] = float
+) -> Steps:
+    """Measures upload, predict with wait, and download. The job is deleted, which is not measured.
+
+    `used`: gives the CPU seconds of the server until now; its calls are not measured either.
+    """
+    start = used()
+    job_id, uploaded = _timed(lambda: upload(url, source))
+    before = used()
+    target = f"{url}/v1/predict/{job_id}?{_query(model, format)}"
+    _, predicted = _timed(lambda: _finished(url, _json(send(target, "POST", headers=WAIT))))
+    predict_cpu = used() - before
+    _, downloaded = _timed(lambda: fetch(f"{url}/v1/download/{job_id}", result))
+    cpu = used() - start
     delete(url, job_id)
-    return Steps(*(after - before for before, after in pairwise(moments)))
+    return Steps(uploaded, predicted, downloaded, predict_cpu, cpu)
 
 
-def one_call(url: str, model: str, source: Path, result: Path, format: str = "csv") -> float:
-    """The seconds of predict with a body and of download. The job is deleted, which is not measured."""
-    started = time.perf_counter()
+def one_call(
+    url: str, model: str, source: Path, result: Path, format: str = "csv", *, used: Callable[[], float] = float
+) -> tuple[float, float]:
+    """The seconds of predict with a body and of download, and the CPU seconds of the server in them.
+
+    The job is deleted, which is not measured. `used`: as in `three_calls`.
+    """
+    before, started = used(), time.perf_counter()
     job_id = _finished(url, _json(send(f"{url}/v1/predict?{_query(model, format)}", "POST", source, WAIT)))
     fetch(f"{url}/v1/download/{job_id}", result)
-    taken = time.perf_counter() - started
+    taken, cpu = time.perf_counter() - started, used() - before
     delete(url, job_id)
-    return taken
+    return taken, cpu
 
 
 def delete(url: str, job_id: str) -> None:
     send(f"{url}/v1/jobs/{job_id}", "DELETE")
+
+
+def _timed(call: Callable[[], T]) -> tuple[T, float]:
+    """What the call returns, and its seconds."""
+    started = time.perf_counter()
+    returned = call()
+    return returned, time.perf_counter() - started
 
 
 def _query(model: str, format: str) -> str:

@@ -17,7 +17,7 @@ from waiting import until
 from benchmarks import bare, chart, data, history, paths, processes, report
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
-from benchmarks.results import Gap, Measurement, Results
+from benchmarks.results import MB, Gap, Measurement, Results, Runs
 
 ROOT = Path(__file__).resolve().parent.parent
 ROWS = 2000
@@ -66,7 +66,13 @@ def test_a_measurement_without_a_goal_is_shown_and_never_missed() -> None:
 def test_the_goal_is_fifteen_times_at_one_million_rows_and_not_slower_elsewhere() -> None:
     names = [f"CSV -> LR -> CSV, {size}: speed / BentoML" for size in paths.SIZES.values()]
     goals = {name: goal.ratio for name in names if (goal := goal_of(name))}
-    assert goals == dict(zip(names, [1, 1, 15, 1], strict=True))
+    assert goals == dict(zip(names, [1, 1, 15, 1, 1], strict=True))
+
+
+def test_the_name_of_a_size_gives_its_rows_again() -> None:
+    sizes = {2000: "2000 rows", 10_000: "10 thousand rows", 3_000_000: "3 million rows", 30_000_000: "30 million rows"}
+    assert {rows: paths.size(rows) for rows in sizes} == sizes
+    assert [paths.rows_of(name) for name in sizes.values()] == list(sizes)
 
 
 def test_every_goal_is_that_of_a_measurement_in_the_code() -> None:
@@ -76,6 +82,23 @@ def test_every_goal_is_that_of_a_measurement_in_the_code() -> None:
         compared = goal.pattern.strip("*").rpartition(" / ")[2]
         peers = [peer.name for peer in (*paths.SCRIPT_PEERS, *paths.SYSTEM_PEERS)]
         assert compared.strip("*") in [*peers, ""] or compared in written, goal.pattern
+        assert goal.measured in written, goal.pattern
+
+
+def test_a_figure_is_the_median_of_its_runs_and_is_shown_with_the_least_and_the_greatest() -> None:
+    ours, limit = Runs(), Runs()
+    for seconds, used in ((0.7, 1.3), (0.5, 0.9), (0.6, 1.1)):
+        ours.add(seconds, peak=round(seconds * 100 * MB), cpu=used)
+        limit.add(2 * seconds)
+    shown = Measurement.of("CSV -> LR -> CSV, 10 thousand rows: queued -> completed / limit", ours, limit, "s")
+    assert shown.cells()[1:4] == ["0.6 s (0.5 … 0.7)", "1.2 s (1 … 1.4)", "0.50"]
+    assert shown.cells()[-4:] == ["1.1", "", "70", ""]
+    speed = Measurement.of("x", ours.each(lambda seconds: 21 / seconds), 30, "rows/s")
+    assert speed.cells()[1:4] == ["35 rows/s (30 … 42)", "30 rows/s", "1.17"]
+
+
+def test_a_speed_is_that_of_the_median_of_the_seconds() -> None:
+    assert Runs([0.5, 1.5]).each(lambda seconds: 30 / seconds).median == 30  # the median of 60 and 20 is 40
 
 
 def test_a_file_of_figures_is_a_list_with_goals_and_whether_they_are_met(tmp_path: Path) -> None:
@@ -83,7 +106,9 @@ def test_a_file_of_figures_is_a_list_with_goals_and_whether_they_are_met(tmp_pat
     results = Results()
     results.add(
         [
-            Measurement(f"{title} queued -> completed / limit", 1.3, 1.0, "s", 400 * MIB, None, 3, 3),
+            Measurement(
+                f"{title} queued -> completed / limit", 1.3, 1.0, "s", 400 * MIB, None, 2.5, 0.9, (1.2, 1.3), (1.0,)
+            ),
             Measurement("online, 1 row: mean / bare Starlette route", 1.0, 0.5, "ms"),
             Gap(f"{title} speed / Ray Data", "it does not install"),
             Gap("NDJSON -> LR -> NDJSON, 1 million rows: queued -> completed / limit", "the job failed", ours=True),
@@ -115,37 +140,64 @@ def test_a_history_gets_a_line_for_each_figure_with_machine_and_revision(tmp_pat
     assert first["revision"]
 
 
+def test_the_past_of_a_figure_is_its_spread_over_runs_and_machines(tmp_path: Path) -> None:
+    path = tmp_path / "history.jsonl"
+    lines = [
+        {"name": "online", "ratio": ratio, "machine": machine, "at": at}
+        for ratio, machine, at in ((2.0, "AMD", "2026-11-28"), (3.5, "Intel", "2026-11-29"), (2.5, "AMD", "2026-11-30"))
+    ]
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    assert history.read(path) == {"online": history.Past(3, 2, 2.0, 3.5, 2.5, "2026-11-30")}
+    assert history.read(tmp_path / "none.jsonl") == {}
+
+
 def test_a_page_is_made_of_the_figures_of_several_runs(tmp_path: Path) -> None:
     first, second = Results(), Results()
     title = "CSV -> LR -> CSV, {}: queued -> completed / limit"
     lost = title.format("10 million rows")
     first.add(
         [
-            Measurement(title.format("1 million rows"), 0.5, 0.4, "s", 400 * MIB, 300 * MIB, 3, 3),
+            Measurement(
+                title.format("1 million rows"),
+                0.5,
+                0.4,
+                "s",
+                400 * MIB,
+                300 * MIB,
+                0.91,
+                0.8,
+                (0.4, 0.5, 0.75),
+                (0.4, 0.4, 0.4),
+            ),
             Measurement("CSV -> LR -> CSV, 1 million rows: speed / MLServer", 1e6, 4e4, "rows/s"),
             Gap("CSV -> LR -> CSV, 1 million rows: speed / Ray Data", "it does not install: no such wheel"),
             Gap(lost, "broken off", ours=True),
             Measurement("online, 1 row, 1 client: median / 0.5 ms", 0.0123, 0.5, "ms"),
         ]
     )
-    second.add([Measurement(lost, 6.0, 4.0, "s", 480 * MIB, 300 * MIB, 2, 2)])
+    limits = (3.0, 5.0)
+    second.add([Measurement(lost, 6.0, 4.0, "s", 480 * MIB, 300 * MIB, our_runs=(5.0, 7.0), reference_runs=limits)])
     files = [tmp_path / "first.json", tmp_path / "second.json"]
     first.write(files[0])
     second.write(files[1])
-    report.write(tmp_path, Results.read(files), tmp_path)
+    recorded = tmp_path / "history.jsonl"
+    history.append(first, recorded)
+    report.write(tmp_path, Results.read(files), tmp_path, recorded)
     page = (tmp_path / "benchmarks.md").read_text()
     assert (
         "| CSV -> LR -> CSV: seconds at 10 million rows / at 1 million | 6 s | 0.5 s | 12.00 | at most 10.5 | no |"
         in page
     )
-    assert "| **batchserve** | 0.5 | 2,000,000 | 419 | 3 |" in page
-    assert "| limit | 4 | 2,500,000 | 315 | 2 |" in page
-    assert "| MLServer | 25 | 40,000 |" in page
+    assert "| **batchserve** | 0.5 | 0.4 … 0.75 | 2,000,000 | 0.91 | 419 | 3 |" in page
+    assert "| limit | 4 | 3 … 5 | 2,500,000 |  | 315 | 2 |" in page
+    assert "| MLServer | 25 |  | 40,000 |  |  | 1 |" in page
     assert "- CSV -> LR -> CSV, 1 million rows: speed / Ray Data: it does not install: no such wheel" in page
     assert "broken off" not in page
     online = "| online, 1 row, 1 client: median / 0.5 ms | 0.0123 ms | 0.5 ms | 0.0246 | at most 1 | yes |"
     assert online in page.partition("## Online predictions")[2].partition("\n## ")[0]
     assert page.count(online) == 1
+    past = page.partition("## Over machines and dates")[2].partition("\n## ")[0]
+    assert "| online, 1 row, 1 client: median / 0.5 ms | 1 | 1 | 0.0246 | 0.0246, 20" in past
     assert report.NOTES.read_text().strip() in page.partition("## Missed goals")[2].partition("\n## ")[0]
     drawn = ElementTree.parse(tmp_path / "benchmarks.svg").getroot()  # noqa: S314
     assert {"limit", "batchserve", "MLServer (HTTP)"} <= {text.text for text in drawn.iter(f"{SVG}text")}
@@ -166,13 +218,36 @@ def test_a_path_that_fails_is_recorded_and_makes_the_run_fail(tmp_path: Path) ->
     assert "IsADirectoryError" in entry["error"]
 
 
-def test_growth_compares_ten_million_rows_with_one_million() -> None:
-    title = "CSV -> LR -> CSV, {}: queued -> completed / limit"
+def grown(**peaks: int) -> dict[str, tuple[float, bool]]:
+    """The ratio of each figure of growth and whether it misses its goal, for peaks in MiB by the number of millions."""
+    title = "CSV -> LR -> CSV, {} million rows: queued -> completed / limit"
     measured = [
-        Measurement(title.format("1 million rows"), 0.5, 0.4, "s", our_peak=400 * MIB),
-        Measurement(title.format("10 million rows"), 6.0, 4.0, "s", our_peak=480 * MIB),
+        Measurement(title.format(size.strip("_")), 0.5 * int(size.strip("_")), 0.4, "s", our_peak=peak * MIB)
+        for size, peak in peaks.items()
     ]
-    assert [(m.ratio, m.missed) for m in paths.growth(measured)] == [(12.0, True), (1.2, True)]
+    return {entry.name: (entry.ratio, entry.missed) for entry in paths.growth(measured)}
+
+
+def test_memory_grows_from_three_million_rows_to_the_largest_size_and_time_from_one_million_to_ten() -> None:
+    memory = "CSV -> LR -> CSV: peak memory at 10 million rows / at 3 million"
+    seconds = "CSV -> LR -> CSV: seconds at 10 million rows / at 1 million"
+    assert grown(_1=200, _3=400, _10=420) == {seconds: (10.0, False), memory: (1.05, False)}
+    assert grown(_3=400, _10=480) == {memory: (1.2, True)}
+    assert grown(_3=400, _10=480, _30=400) == {memory.replace("10 million", "30 million"): (1.0, False)}
+
+
+def test_growth_of_memory_is_not_judged_without_three_million_rows_or_without_more() -> None:
+    assert list(grown(_1=200, _10=400)) == ["CSV -> LR -> CSV: seconds at 10 million rows / at 1 million"]
+    assert grown(_1=200, _3=400) == {}
+
+
+def test_a_goal_of_a_fixed_number_is_shown_with_the_ratio_to_one_measured_in_the_run(tmp_path: Path) -> None:
+    results = Results()
+    job = "small job, 1 row: median of upload, predict, download"
+    results.add([Measurement(f"{job} / 4 ms", 3.0, 4.0, "ms"), Measurement(f"{job} / a lone sync", 3.0, 0.5, "ms")])
+    report.write(tmp_path, results, tmp_path, tmp_path / "history.jsonl")
+    goals = (tmp_path / "benchmarks.md").read_text().partition("## Goals")[2].partition("\n## ")[0]
+    assert "| small job of 1 row, three calls: median / 4 ms | at most 1 | 0.75 | yes | 6.00 / a lone sync |" in goals
 
 
 @pytest.mark.slow
@@ -183,9 +258,9 @@ def test_memory_is_that_of_a_script_and_its_children_together(tmp_path: Path) ->
         f"import subprocess, sys\n{source.partition(';')[0]}\n"
         f"subprocess.run([sys.executable, '-c', {source!r}], check=True)\nprint('said'); print(0.5)",
     )
-    seconds, peaks = processes.timed_script(Path(sys.executable), started, timeout=30)
-    assert seconds == 0.5
-    assert 200 * MIB < peaks.together < 300 * MIB
+    taken = processes.timed_script(Path(sys.executable), started, timeout=30)
+    assert (taken.seconds, taken.cpu) == (0.5, None)
+    assert 200 * MIB < taken.peaks.together < 300 * MIB
 
 
 @pytest.mark.slow
@@ -200,8 +275,20 @@ def test_memory_that_processes_share_counts_once(tmp_path: Path) -> None:
         "time.sleep(1)\n"
         "if child: print(0.5)",
     )
-    _, peaks = processes.timed_script(Path(sys.executable), started, timeout=30)
-    assert 100 * MIB < peaks.together < 150 * MIB
+    taken = processes.timed_script(Path(sys.executable), started, timeout=30)
+    assert 100 * MIB < taken.peaks.together < 150 * MIB
+
+
+def test_cpu_seconds_of_a_script_are_those_of_its_processes_after_its_imports(tmp_path: Path) -> None:
+    burn = "import time\nwhile time.process_time() < 0.3: pass"
+    started = program(
+        tmp_path,
+        f"import subprocess, sys\nsys.path.insert(0, {str(paths.SCRIPTS)!r})\nfrom stopwatch import Stopwatch\n{burn}\n"
+        f"watch = Stopwatch()\nsubprocess.run([sys.executable, '-c', {burn!r}], check=True)\nprint(watch)",
+    )
+    taken = processes.timed_script(Path(sys.executable), started, timeout=30)
+    assert taken.cpu is not None
+    assert 0.25 < taken.cpu < 0.55  # 0.3 less the ticks that are not full; 0.6 with the loop before the stopwatch
 
 
 @pytest.mark.slow
@@ -289,6 +376,9 @@ def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) ->
     names = {entry["name"] for entry in measured}
     assert {f"{path.title}, {ROWS} rows: queued -> completed / limit" for path in paths.PATHS} <= names, done.stderr
     assert "status polls, idle: requests per second / bare Starlette route" in names
+    known = {goal for entry in measured if (goal := goal_of(entry["name"]))}
+    for goal in known:
+        assert not goal.measured or any(name.endswith(f" / {goal.measured}") for name in names), goal
     for entry in measured:
         assert "error" not in entry, entry["error"]
         assert entry["ratio"] == pytest.approx(entry["ours"] / entry["reference"], rel=2e-3)

@@ -16,6 +16,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from stopwatch import Stopwatch
+
 SERVICE = """
 from pathlib import Path
 
@@ -39,7 +41,7 @@ class Scorer:
 """
 
 
-def main(model: Path, source: Path, target: Path) -> float:
+def main(model: Path, source: Path, target: Path) -> str:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "service.py").write_text(f"MODEL = {str(model)!r}\n{SERVICE}")
@@ -54,14 +56,14 @@ def main(model: Path, source: Path, target: Path) -> float:
         ):
             try:
                 wait_until_ready(server, port)
-                started = time.perf_counter()
+                watch = Stopwatch()
                 task = call(port, "POST", "/score/submit", *form(source))["task_id"]
                 while call(port, "GET", f"/score/status?task_id={task}")["status"] in ("in_progress", "pending"):
                     time.sleep(0.05)
                 rows = call(port, "GET", f"/score/get?task_id={task}")
                 with target.open("w", newline="") as file:
                     csv.writer(file).writerows(rows)
-                return time.perf_counter() - started
+                return str(watch)
             finally:
                 server.terminate()
 

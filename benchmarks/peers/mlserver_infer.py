@@ -15,6 +15,8 @@ import time
 import urllib.request
 from pathlib import Path
 
+from stopwatch import Stopwatch
+
 ROWS = 1000
 RUNTIME = """
 import numpy as np
@@ -76,7 +78,7 @@ def wait_until_ready(server: "subprocess.Popen[bytes]", port: int) -> None:
     raise SystemExit("the server did not get ready")
 
 
-def main(model: Path, source: Path, target: Path) -> float:
+def main(model: Path, source: Path, target: Path) -> str:
     program = str(Path(sys.executable).parent / "mlserver")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -93,12 +95,12 @@ def main(model: Path, source: Path, target: Path) -> float:
         ):
             try:
                 wait_until_ready(server, http)
-                started = time.perf_counter()
+                watch = Stopwatch()
                 requests = folder / "requests.jsonl"
                 write_requests(source, requests)
                 command = [program, "infer", "-u", f"127.0.0.1:{http}", "-m", "onnx", "-i", requests, "-o", target]
                 subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-                return time.perf_counter() - started
+                return str(watch)
             finally:
                 server.terminate()
 

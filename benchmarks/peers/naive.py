@@ -5,15 +5,15 @@ usage: python naive.py MODEL.onnx INPUT.csv OUTPUT.csv
 
 import csv
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
+from stopwatch import Stopwatch
 
 if __name__ == "__main__":
     model, source, target = sys.argv[1:]
-    started = time.perf_counter()
+    watch = Stopwatch()
     session = onnxruntime.InferenceSession(model)
     name = session.get_inputs()[0].name
     with Path(source).open(newline="") as read, Path(target).open("w", newline="") as written:
@@ -23,4 +23,4 @@ if __name__ == "__main__":
             key = row.pop("id")
             label, scores = session.run(None, {name: np.array([list(row.values())], np.float32)})
             out.writerow([key, label[0], *scores[0]])
-    print(time.perf_counter() - started)
+    print(watch)

@@ -4,7 +4,6 @@ usage: python pandas_chunks.py MODEL.joblib INPUT OUTPUT
 """
 
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pandas_joblib import scored
+from stopwatch import Stopwatch
 
 ROWS = 100_000
 
@@ -44,6 +44,6 @@ def write(target: Path, frames: Iterator[pd.DataFrame]) -> None:
 
 if __name__ == "__main__":
     model = joblib.load(sys.argv[1])
-    started = time.perf_counter()
+    watch = Stopwatch()
     write(Path(sys.argv[3]), (scored(model, frame) for frame in chunks(Path(sys.argv[2]))))
-    print(time.perf_counter() - started)
+    print(watch)

@@ -5,11 +5,11 @@ usage: python pandas_joblib.py MODEL.joblib INPUT OUTPUT
 """
 
 import sys
-import time
 from pathlib import Path
 
 import joblib
 import pandas as pd
+from stopwatch import Stopwatch
 
 READ = {".csv": pd.read_csv, ".jsonl": lambda path: pd.read_json(path, lines=True), ".parquet": pd.read_parquet}
 
@@ -27,7 +27,7 @@ def scored(model, frame: pd.DataFrame) -> pd.DataFrame:  # noqa: ANN001
 if __name__ == "__main__":
     model = joblib.load(sys.argv[1])
     source, target = map(Path, sys.argv[2:])
-    started = time.perf_counter()
+    watch = Stopwatch()
     result = scored(model, READ[source.suffix](source))
     if target.suffix == ".csv":
         result.to_csv(target, index=False)
@@ -35,4 +35,4 @@ if __name__ == "__main__":
         result.to_json(target, orient="records", lines=True)
     else:
         result.to_parquet(target, index=False)
-    print(time.perf_counter() - started)
+    print(watch)

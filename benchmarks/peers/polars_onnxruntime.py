@@ -4,12 +4,12 @@ usage: python polars_onnxruntime.py MODEL.onnx INPUT OUTPUT
 """
 
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import polars as pl
+from stopwatch import Stopwatch
 
 READ = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".parquet": pl.read_parquet}
 
@@ -39,6 +39,6 @@ def main(model: str, source: Path, target: Path) -> None:
 
 
 if __name__ == "__main__":
-    started = time.perf_counter()
+    watch = Stopwatch()
     main(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-    print(time.perf_counter() - started)
+    print(watch)

@@ -7,7 +7,6 @@ import logging
 import os
 import shutil
 import sys
-import time
 
 os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DATA_DISABLE_PROGRESS_BARS": "1"}
 
@@ -15,6 +14,7 @@ import numpy as np
 import onnxruntime
 import pyarrow as pa
 import ray
+from stopwatch import Stopwatch
 
 
 class Scorer:
@@ -39,7 +39,7 @@ if __name__ == "__main__":
         _node_ip_address="127.0.0.1",
     )  # fmt: skip
     ray.data.DataContext.get_current().enable_progress_bars = False
-    started = time.perf_counter()
+    watch = Stopwatch()
     rows = ray.data.read_csv(source)
     scored = rows.map_batches(
         Scorer,
@@ -49,6 +49,6 @@ if __name__ == "__main__":
         compute=ray.data.ActorPoolStrategy(size=1),
     )
     scored.write_csv(target)
-    taken = time.perf_counter() - started
+    taken = str(watch)
     ray.shutdown()
     print(taken)
