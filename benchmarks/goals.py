@@ -119,6 +119,15 @@ GOALS = (
         "small jobs, 16 clients, 1 row, upload, predict, download: CPU of a job / 1.5 ms", 1, "at most",
         "small jobs of 1 row, 16 clients: CPU of a job / 1.5 ms", measured=ROUTE,
     ),
+    Goal("small job, 1 row, *: syncs of a job / 2.1", 1, "at most", "small job of 1 row: syncs / 2.1"),
+    Goal(
+        "small jobs, 16 clients, 1 row, *: syncs of a job / 0.6", 1, "at most",
+        "small jobs of 1 row, 16 clients: syncs of a job / 0.6",
+    ),
+    Goal(
+        "small jobs, 16 clients, 1 row, *, 2 ms more for each sync: jobs per second / 600", 1, "at least",
+        "small jobs of 1 row, 16 clients, 2 ms more for each sync: jobs/s / 600", measured="lone syncs per second",
+    ),
     Goal(
         "status polls*: requests per second / bare Starlette route", 0.6, "at least",
         "status polls: requests/s / bare Starlette route",

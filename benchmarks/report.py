@@ -100,7 +100,10 @@ job's result, and all of it happens in a separate scoring process.
 ## Small jobs, polls, transfers
 
 Each figure of small jobs, polls and online predictions is the median of short loads, between which the other programs
-have theirs. A **lone sync** is an append of 4 KiB, synced alone, to the disk of the server.
+have theirs. A **lone sync** is an append of 4 KiB, synced alone, to the disk of the server. The **syncs of a job** are
+the calls of fsync and fdatasync in all processes of the server, counted by strace, divided by the jobs. With **2 ms
+more for each sync**, a library loaded before the C library ([benchmarks/slow_sync.c](../benchmarks/slow_sync.c)) waits
+in these calls.
 
 {small}
 

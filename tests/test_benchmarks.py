@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,7 @@ from polars.testing import assert_frame_equal
 from starlette.testclient import TestClient
 from waiting import until
 
-from benchmarks import bare, chart, data, history, paths, processes, report
+from benchmarks import bare, chart, data, history, paths, processes, report, syncs
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import MB, Gap, Measurement, Results, Runs
@@ -361,6 +362,72 @@ def test_a_chart_has_a_bar_for_every_figure() -> None:
     assert "a < b & c" in [text.text for text in drawn.findall(f"{SVG}text")]
 
 
+SYNCING = """
+import os, subprocess, sys, threading
+file = os.open(sys.argv[1], os.O_CREAT | os.O_RDWR)
+threads = [threading.Thread(target=os.fsync, args=(file,)) for _ in range(3)]
+for thread in threads: thread.start()
+for thread in threads: thread.join()
+if len(sys.argv) == 2: subprocess.run([sys.executable, sys.argv[0], sys.argv[1], "child"], check=True)
+os.fdatasync(file)
+"""
+
+
+def test_syncs_of_all_threads_and_processes_are_counted(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    try:
+        tracer = syncs.traced(trace)
+    except Unavailable as error:
+        pytest.skip(str(error))
+    subprocess.run([*tracer, sys.executable, program(tmp_path, SYNCING), tmp_path / "file"], check=True)
+    until(lambda: syncs.count(trace) == 8)
+
+
+def test_a_sync_that_another_thread_interrupts_counts_once(tmp_path: Path) -> None:
+    trace = tmp_path / "trace"
+    trace.write_text(
+        "11 fsync(3 <unfinished ...>\n12 fdatasync(4)        = 0\n11 <... fsync resumed>)        = 0\n12 fsync(5) = 0\n"
+    )
+    assert syncs.count(trace) == 3
+    assert syncs.count(tmp_path / "none") == 0
+
+
+def test_every_sync_takes_longer_with_the_library(tmp_path: Path) -> None:
+    if not shutil.which("cc"):
+        pytest.skip("there is no C compiler")
+    assert syncs.lone_sync_with(syncs.compiled(tmp_path), tmp_path) >= syncs.ADDED
+
+
+def test_a_library_without_effect_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(syncs, "ADDED", 1000.0)
+    with pytest.raises(Unavailable, match="LD_PRELOAD has no effect here"):
+        syncs.lone_sync_with(tmp_path / "none.so", tmp_path)
+
+
+def test_without_strace_and_a_compiler_the_figures_of_syncs_are_gaps_with_the_reason(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    bench = paths.Bench(folder, peers=(), say=print)
+    *counted, slow = syncs.measure(bench, seconds=0.1)
+    assert counted == [Gap(syncs.ALONE, "strace is not installed"), Gap(syncs.MANY, "strace is not installed")]
+    assert isinstance(slow, Gap)
+    assert re.search("^cc failed: .*No such file", slow.error)
+    assert all(goal_of(gap.name) for gap in (*counted, slow))
+    assert not any(gap.missed for gap in (*counted, slow))
+
+
+@pytest.mark.slow
+def test_syncs_of_jobs_are_measured_under_a_tracer_and_with_slower_syncs(folder: Path) -> None:
+    measured = list(syncs.measure(paths.Bench(folder, peers=(), say=print), seconds=0.6))
+    if gaps := [entry for entry in measured if isinstance(entry, Gap)]:
+        pytest.skip(gaps[0].error)
+    assert [entry.name for entry in measured] == [
+        syncs.ALONE, syncs.MANY, f"{syncs.SLOW} / 600", f"{syncs.SLOW} / lone syncs per second"
+    ]  # fmt: skip
+    assert all(isinstance(entry, Measurement) and len(entry.our_runs) == 3 and entry.ours > 0 for entry in measured)
+
+
 @pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(600)
@@ -376,6 +443,7 @@ def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) ->
     names = {entry["name"] for entry in measured}
     assert {f"{path.title}, {ROWS} rows: queued -> completed / limit" for path in paths.PATHS} <= names, done.stderr
     assert "status polls, idle: requests per second / bare Starlette route" in names
+    assert {syncs.ALONE, syncs.MANY, f"{syncs.SLOW} / 600"} <= names
     known = {goal for entry in measured if (goal := goal_of(entry["name"]))}
     for goal in known:
         assert not goal.measured or any(name.endswith(f" / {goal.measured}") for name in names), goal
