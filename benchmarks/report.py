@@ -103,7 +103,8 @@ Each figure of small jobs, polls and online predictions is the median of short l
 have theirs. A **lone sync** is an append of 4 KiB, synced alone, to the disk of the server. The **syncs of a job** are
 the calls of fsync and fdatasync in all processes of the server, counted by strace, divided by the jobs. With **2 ms
 more for each sync**, a library loaded before the C library ([benchmarks/slow_sync.c](../benchmarks/slow_sync.c)) waits
-in these calls.
+in these calls. **With a key**, the server has an admin key and that of a tenant, and every request is the tenant's;
+the server without has none.
 
 {small}
 

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from starlette.testclient import TestClient
 from waiting import until
 
-from benchmarks import bare, chart, data, history, paths, processes, report, syncs
+from benchmarks import bare, chart, data, history, keys, paths, processes, report, service, syncs
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import MB, Gap, Measurement, Results, Runs
@@ -429,6 +429,19 @@ def test_syncs_of_jobs_are_measured_under_a_tracer_and_with_slower_syncs(folder:
 
 
 @pytest.mark.slow
+def test_keys_are_in_force_in_one_of_the_compared_servers(folder: Path, tmp_path: Path) -> None:
+    headers, source = keys.create_key(tmp_path, "ada", "--scope", "admin"), data.table(folder, "numbers", ".csv", 1)
+    with processes.batchserve(tmp_path) as server:
+        assert service.upload(server.url, source, headers)
+        with pytest.raises(Unavailable, match="401"):
+            service.upload(server.url, source)
+    measured = list(keys.measure(paths.Bench(folder, peers=(), say=print), seconds=0.6))
+    assert [entry.unit for entry in measured] == ["jobs/s", "req/s", "req/s"]
+    assert all(entry.goal is not None and entry.goal.ratio == 0.97 for entry in measured)
+    assert all(len(entry.our_runs) == len(entry.reference_runs) == keys.ROUNDS for entry in measured)
+
+
+@pytest.mark.slow
 @pytest.mark.alone
 @pytest.mark.timeout(600)
 def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) -> None:
@@ -443,6 +456,7 @@ def test_the_exit_code_of_the_benchmarks_reports_missed_goals(tmp_path: Path) ->
     names = {entry["name"] for entry in measured}
     assert {f"{path.title}, {ROWS} rows: queued -> completed / limit" for path in paths.PATHS} <= names, done.stderr
     assert "status polls, idle: requests per second / bare Starlette route" in names
+    assert "status polls, idle: requests per second with a key / without" in names
     assert {syncs.ALONE, syncs.MANY, f"{syncs.SLOW} / 600"} <= names
     known = {goal for entry in measured if (goal := goal_of(entry["name"]))}
     for goal in known:
