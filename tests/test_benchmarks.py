@@ -246,8 +246,13 @@ def test_a_goal_of_a_fixed_number_is_shown_with_the_ratio_to_one_measured_in_the
     results = Results()
     job = "small job, 1 row: median of upload, predict, download"
     results.add([Measurement(f"{job} / 4 ms", 3.0, 4.0, "ms"), Measurement(f"{job} / a lone sync", 3.0, 0.5, "ms")])
-    report.write(tmp_path, results, tmp_path, tmp_path / "history.jsonl")
-    goals = (tmp_path / "benchmarks.md").read_text().partition("## Goals")[2].partition("\n## ")[0]
+    results.add([Gap(syncs.ALONE, "strace is not installed")])
+    results.write(tmp_path / "bench.json")
+    report.write(tmp_path, Results.read([tmp_path / "bench.json"]), tmp_path, tmp_path / "history.jsonl")
+    page = (tmp_path / "benchmarks.md").read_text()
+    assert f"- {syncs.ALONE}: strace is not installed" in page
+    goals = page.partition("## Goals")[2].partition("\n## ")[0]
+    assert "| small job of 1 row: syncs / 2.1 | at most 1 | not measured |  |  |" in goals
     assert "| small job of 1 row, three calls: median / 4 ms | at most 1 | 0.75 | yes | 6.00 / a lone sync |" in goals
 
 
