@@ -106,6 +106,24 @@ def test_a_repeated_predict_gives_the_same_job_and_never_a_second_run(api: Api) 
     assert "retry-after" not in finished.headers
 
 
+def test_the_first_predict_of_a_job_meets_it_as_it_is_now(idle_api: Api, iris_onnx: Path) -> None:
+    """Also where this server has the upload in memory, and another request has changed the job meanwhile."""
+    idle_api.register("newer", iris_onnx)
+    job = idle_api.upload(CSV)
+    assert job["id"] in ok(idle_api.http.post("/v1/predict?state=uploaded&model=newer"), 202)["jobs"]
+    idle_api.register("newer", unlike(iris_onnx))  # a newer version does not make it another request
+    for query in ("", "?model=newer"):
+        again = ok(idle_api.http.post(f"/v1/predict/{job['id']}{query}"), 202)
+        assert (again["id"], again["model"]["version"]) == (job["id"], 1)
+
+
+@pytest.mark.parametrize("query", ["model=iris", "model=none"])
+def test_a_job_that_was_deleted_before_its_first_predict_is_not_found(idle_api: Api, query: str) -> None:
+    job = idle_api.upload(CSV)
+    assert idle_api.http.delete(job["links"]["self"]).status_code == 204
+    problem(idle_api.http.post(f"/v1/predict/{job['id']}?{query}"), 404, "job-not-found")
+
+
 @pytest.mark.parametrize(
     "other", ["format=jsonl", "priority=5", 'metadata={"a":"b"}', "passthrough=all", "run_after=2030-01-01T00:00:00Z"]
 )

@@ -98,7 +98,7 @@ async def predict(
     key, database = bare_key(idempotency_key), service.runtime.database
 
     with service.only_one(caller.tenant, key):
-        job, inputs = await service.take_to_check(job_id)
+        job, inputs = await service.read_job_to_check(job_id)
         if "model" not in given and job.model is not None:
             given["model"] = job.model.reference
         options = parsed(PredictOptions, given)

@@ -170,7 +170,7 @@ async def upload(
 
             await keep(service, received, insert)
         view = await service.view(received.job_id)
-        service.note_created(caller.tenant, view.job, new)
+        service.note_created(caller.tenant, received.job_id, new)
         return job_response(await body_of(service, view), 201)
 
 

@@ -47,7 +47,9 @@ MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
 _JOBS_SEEN = 4096
 _MODELS_SEEN = 256
-_JUST_UPLOADED = 256
+_JUST_UPLOADED = 128
+_CONTENT_KEPT = 2**15
+"""Bytes of such an input: 4 MiB for all of them."""
 
 
 _DIRECT_MODEL_BYTES = 64 * 2**20
@@ -88,10 +90,8 @@ class Service:
     """Tenants and their idempotency keys."""
     _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
     """Pairs of tenant and job whose ownership was verified; it holds as long as the job exists."""
-    _just_uploaded: VersionedCache[str, tuple[Job, tuple[StoredInput, ...]]] = field(
-        default_factory=lambda: VersionedCache(_JUST_UPLOADED)
-    )
-    """Small jobs with their content, until their first predict."""
+    _just_uploaded: VersionedCache[str, StoredInput] = field(default_factory=lambda: VersionedCache(_JUST_UPLOADED))
+    """The only inputs of small jobs with their content, until their first predict."""
     _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
     """Model versions by reference."""
     _models_unprobed: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
@@ -135,12 +135,12 @@ class Service:
             await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
-    def note_created(self, tenant: str, job: Job, new: StoredInput) -> None:
-        """Spares the queries of `require_visible` and `take_to_check` for a job that this tenant has just created from
-        this input."""
-        self._jobs_seen.put((tenant, job.id), ALWAYS, True)
-        if new.content is not None:
-            self._just_uploaded.put(job.id, ALWAYS, (job, (new,)))
+    def note_created(self, tenant: str, job_id: str, new: StoredInput) -> None:
+        """Spares the queries of `require_visible`, and that for the content, for a job that this tenant has just
+        created from this input."""
+        self._jobs_seen.put((tenant, job_id), ALWAYS, True)
+        if new.content is not None and len(new.content) <= _CONTENT_KEPT:
+            self._just_uploaded.put(job_id, ALWAYS, new)
 
     async def resolve_model(self, reference: str, known_version: int | None = None) -> ModelVersion:
         """`known_version`: of the database, since the request came. Raises ModelNotFound."""
@@ -163,11 +163,10 @@ class Service:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
 
-    async def take_to_check(self, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
-        """A job and its inputs, the first with its content where that is in a row: as they are now or, the first time,
-        as they were uploaded. The transaction that acts upon them compares the state. Raises JobNotFound."""
-        if (uploaded := self._just_uploaded.take(job_id)) is not None:
-            return uploaded
+    async def read_job_to_check(self, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
+        """A job and its inputs, the first with its content where that is in a row. Raises JobNotFound."""
+        if (new := self._just_uploaded.take(job_id)) is not None:
+            return await self.read_job(job_id), (new,)  # the job may have changed; bytes never do
         return await self.runtime.database.fetch(lambda connection: contents.get_with_inputs(connection, job_id))
 
     async def view(self, job_id: str) -> JobSnapshot:
