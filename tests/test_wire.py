@@ -1,5 +1,6 @@
 """Limits of a real server on connections: bytes before the application sees them, and unread responses."""
 
+import asyncio
 import json
 import re
 import resource
@@ -14,8 +15,11 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
+import uvloop
 from commands import FAST, Service, lowest_free_descriptor
 from waiting import until
+
+from batchserve.cli.joined import Joined
 
 MIB = 1 << 20
 SEND_IDLE = 2.0
@@ -362,6 +366,27 @@ def test_a_response_is_no_longer_produced_when_its_client_has_disconnected(impat
     until(lambda: impatient.files() <= files)
     time.sleep(0.5)
     assert "Traceback" not in impatient.log.read_text()
+
+
+def test_what_is_joined_for_a_client_that_has_left_is_dropped_silently() -> None:
+    faults: list[object] = []
+
+    async def leave() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: faults.append(context))
+        ours, theirs = socket.socketpair()
+        with theirs:
+            transport, _ = await loop.create_connection(asyncio.Protocol, sock=ours)
+            joined = Joined(transport, loop)
+            joined.write(b"a head")
+            transport.abort()
+            await asyncio.sleep(0)
+            joined.write(b"a block")
+            await asyncio.sleep(0.05)
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(leave())
+    assert faults == []
 
 
 # --- descriptors -----------------------------------------------------------------------------------------------------

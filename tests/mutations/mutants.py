@@ -399,12 +399,20 @@ MUTANTS = (
     ),
     Mutant(
         "the timer of items that have gone asks for no others", GROUPS,
-        "            line.stop_timer()  # or it would ask", "            pass  # or it would ask",
+        "            line.stop_looking()  # or it would ask", "            pass  # or it would ask",
         ("tests/test_groups.py",),
     ),
     Mutant(
         "a head is sent with its body", "batchserve/cli/joined.py", "            self._pending += data\n",
         "            self.flush()\n            self._transport.write(data)\n", (WIRE,),
+    ),
+    Mutant(
+        "nothing is written for a client that has left", "batchserve/cli/joined.py",
+        "            if not self._transport.is_closing():  # its client", "            if True:  # its client", (WIRE,),
+    ),
+    Mutant(
+        "loops of several threads read at the same time", CONNECT, "        except Busy:  # a loop",
+        "        except ZeroDivisionError:  # a loop", ("tests/test_database.py",),
     ),
     Mutant(
         "a run without callers is killed", GROUPS, "            item.group.task.cancel()\n", "            pass\n",
