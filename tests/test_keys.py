@@ -336,15 +336,11 @@ def test_a_revocation_takes_effect_at_once_and_revoking_the_last_key_opens_nothi
         problem(api.http.get("/v1/jobs"), 401, "unauthorized")
 
 
-# --- tenants ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-def test_only_requests_that_came_together_share_a_look_at_the_database(database: Database) -> None:
+def test_only_requests_that_came_together_share_a_look_at_the_database(sqlite: Database) -> None:
     async def looks() -> list[int | None]:
-        keyring = Keyring(database)
+        keyring = Keyring(sqlite)
         first = keyring.version()
-        with database.write() as connection:
+        with sqlite.write() as connection:
             keys.create(connection, "new", Scope.USER, "default", time.time())
         same_turn = keyring.version()
         await asyncio.sleep(0)
@@ -353,6 +349,9 @@ def test_only_requests_that_came_together_share_a_look_at_the_database(database:
     first, same_turn, next_turn = asyncio.run(looks())
     assert first == same_turn
     assert first != next_turn
+
+
+# --- tenants ---------------------------------------------------------------------------------------------------------
 
 
 def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) -> None:

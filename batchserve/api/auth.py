@@ -33,8 +33,8 @@ SECURITY_SCHEMES = {
 
 
 class Keyring:
-    """Verified keys, each cached until a probe of its row finds another state: so a revocation takes effect
-    immediately."""
+    """Verified keys, each cached while nothing was committed, and beyond that until a probe of its row finds another
+    state: so a revocation takes effect immediately."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -66,7 +66,7 @@ class Keyring:
         """Of the database, see `Database.version`: asked once in a turn of the event loop, for all requests that it
         has received by then."""
         if not self._is_of_this_turn:
-            self._is_of_this_turn = True
+            self._is_of_this_turn, self._version = True, None  # none, if it cannot be asked
             # Before the database is asked: a request that comes later is behind this in the queue of the loop.
             asyncio.get_running_loop().call_soon(self._end_turn)
             self._version = self._database.version()
