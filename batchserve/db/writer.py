@@ -92,6 +92,7 @@ class Writer:
             self._transaction(lambda connection: _do_all(connection, group, self._named))
         except _Undone:
             for piece in group:
+                piece.error = None  # of what was undone
                 self._write([piece])
             return
         except BaseException as error:  # noqa: BLE001 - the callers get it
