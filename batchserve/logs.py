@@ -53,11 +53,12 @@ class _Lines(structlog.WriteLogger):
         with suppress(OSError, ValueError):
             super().msg(message)
 
-    debug = info = warning = error = msg
+    debug = info = warning = error = critical = msg
 
 
 def _line(fields: dict[str, Any], **options: Any) -> str:
-    try:
-        return orjson.dumps(fields, **options).decode()
-    except TypeError:  # a lone surrogate, or an integer beyond 64 bits
-        return json.dumps(fields, **options)
+    with suppress(TypeError):  # a lone surrogate, or an integer beyond 64 bits
+        line = orjson.dumps(fields, **options)
+        if line.isascii():  # otherwise it may hold characters that some programs take for the end of a line
+            return line.decode()
+    return json.dumps(fields, **options)
