@@ -253,27 +253,29 @@ class _Asked:
 async def _asked(
     name: str, request: Request, service: Service, options: ValidateOptions, top_k: int | None = None
 ) -> _Asked:
-    """The same object for requests without options, mostly. Raises ModelNotFound."""
+    """The same object for requests with the same options, mostly. Raises ModelNotFound."""
     model = await service.resolve_model(name, request.scope["database_version"])
-    known = _plainly_asked.get(model.id) if options is _NO_OPTIONS else None
-    if known is not None and known.common.model is model:
+    is_plain = options is _NO_OPTIONS
+    known = _latest.get((model.id, is_plain))
+    if known is not None and is_plain and known.common.model is model:
         return known
     settings = service.runtime.settings
     columns = tuple(options.columns) if isinstance(options.columns, list) else options.columns
     chosen = Options("jsonl", "all", columns, top_k=top_k, inputs=options.inputs)
     common = online.OnlineModel(settings.storage, model, chosen, settings.chunk_records)
+    if known is not None and known.common == common:
+        return known
     reference = {"name": model.name, "version": model.version, "digest": model.digest}
     asked = _Asked(common, wanted_columns(model, options.columns), orjson.Fragment(orjson.dumps(reference)))
-    if options is _NO_OPTIONS:
-        if len(_plainly_asked) >= _MOST_ASKED:
-            _plainly_asked.clear()
-        _plainly_asked[model.id] = asked
+    if len(_latest) >= _MOST_LATEST:
+        _latest.clear()
+    _latest[model.id, is_plain] = asked
     return asked
 
 
-_plainly_asked: dict[int, _Asked] = {}
-"""The latest without options, by the ID of the version."""
-_MOST_ASKED = 256
+_latest: dict[tuple[int, bool], _Asked] = {}
+"""By the ID of a version, and by whether there were no options."""
+_MOST_LATEST = 256
 
 
 async def _online_answer(request: Request, service: Service, place: Place, task: online.OnlineTask) -> online.Online:
@@ -282,14 +284,14 @@ async def _online_answer(request: Request, service: Service, place: Place, task:
         return await service.calls.run(place, online.predict_online, task, **how)
     body = task.body, task.format
     answer = await service.calls.together(
-        place, online.predict_together, task.asked.pickled, body, size=_size(task), **how
+        place, online.predict_together, task.common.pickled, body, size=_size(task), **how
     )
     return online.Online(*answer)
 
 
 def _size(task: online.OnlineTask) -> int:
     """The size of a request among others in a group: its bytes, or more where the model is slow."""
-    speed = task.asked.model.signature.records_per_second
+    speed = task.common.model.signature.records_per_second
     seconds = task.body.count(b"{") / speed if speed else 0.0
     return max(len(task.body), int(GROUP_BYTES * seconds / _GROUP_SECONDS))
 

@@ -48,7 +48,7 @@ def _unpickled(pickled: bytes) -> OnlineModel:
 
 @dataclass(frozen=True, slots=True)
 class OnlineTask:
-    asked: OnlineModel
+    common: OnlineModel
     body: bytes
     format: str
     dialect: Dialect
@@ -57,7 +57,7 @@ class OnlineTask:
     def may_travel(self) -> bool:
         """Whether the request may go with others in one run: its records may be few and plain."""
         is_short = self.format in ("json", "jsonl") and len(self.body) <= plain_records.MOST_BYTES
-        return is_short and plain_records.plan_of(self.asked.model.signature, self.asked.options) is not None
+        return is_short and plain_records.plan_of(self.common.model.signature, self.common.options) is not None
 
 
 OnlineBody = tuple[bytes, str]
@@ -78,34 +78,34 @@ OnlineAnswer = tuple[bytes, tuple[RowError, ...], float]
 """An `Online`. As a plain tuple it is pickled in a fraction of the time."""
 
 
-def predict_together(common: bytes, bodies: Sequence[OnlineBody]) -> list[OnlineAnswer | BatchserveError]:
+def predict_together(pickled: bytes, bodies: Sequence[OnlineBody]) -> list[OnlineAnswer | BatchserveError]:
     """The answers to several requests. Records that are plain in all respects are scored in one run; the others by
-    `predict_online`, which gives them the same answers. `common`: a pickled OnlineModel."""
-    shared = _unpickled(common)
-    plan = plain_records.plan_of(shared.model.signature, shared.options)
+    `predict_online`, which gives them the same answers. `pickled`: what they have in common."""
+    common = _unpickled(pickled)
+    plan = plain_records.plan_of(common.model.signature, common.options)
     answers: list[OnlineAnswer | None] = [None] * len(bodies)
     if plan is not None:
-        answers = _answers_of_plain(shared, plan, bodies)
-    return [answer or _answer_alone(shared, body) for answer, body in zip(answers, bodies, strict=True)]
+        answers = _answers_of_plain(common, plan, bodies)
+    return [answer or _answer_alone(common, body) for answer, body in zip(answers, bodies, strict=True)]
 
 
 def _answers_of_plain(
-    shared: OnlineModel, plan: plain_records.Plan, bodies: Sequence[OnlineBody]
+    common: OnlineModel, plan: plain_records.Plan, bodies: Sequence[OnlineBody]
 ) -> list[OnlineAnswer | None]:
-    requests = [plain_records.parsed(body, format, shared.records) for body, format in bodies]
+    requests = [plain_records.parsed(body, format, common.records) for body, format in bodies]
     if not any(requests):
         return [None] * len(bodies)
     try:
-        session = session_for(shared.storage, shared.model)
+        session = session_for(common.storage, common.model)
         answered = plain_records.score_plain(session, plan, requests, partial(keep_only, session))
     except ScoringFailed:  # each request finds out whether by itself
         return [None] * len(bodies)
     return [None if records is None else (records, (), answered.milliseconds) for records in answered.bodies]
 
 
-def _answer_alone(shared: OnlineModel, body: OnlineBody) -> OnlineAnswer | BatchserveError:
+def _answer_alone(common: OnlineModel, body: OnlineBody) -> OnlineAnswer | BatchserveError:
     try:
-        return predict_online(OnlineTask(shared, *body, Dialect()))
+        return predict_online(OnlineTask(common, *body, Dialect()))
     except BatchserveError as error:
         return error
 
@@ -114,7 +114,7 @@ def _answer_alone(shared: OnlineModel, body: OnlineBody) -> OnlineAnswer | Batch
 def predict_online(task: OnlineTask) -> Online:
     """Scores the records of one request body. The same code as for a chunk, hence the same answers."""
     match, reading, passed, chunk = _online_input(task)
-    session = session_for(task.asked.storage, task.asked.model)
+    session = session_for(task.common.storage, task.common.model)
     scored = score(session, match, reading, chunk.records, partial(keep_only, session))
     jsonl = get_format("jsonl")
     lines = jsonl.write(result_of(jsonl, scored, passed, match)).splitlines()
@@ -139,14 +139,14 @@ def _online_input(task: OnlineTask) -> tuple[Match, Reading, Records, Chunk]:
     """The checked binding of a request's records to the model; the records, the passed-through columns, and their
     chunk."""
     source = io.BytesIO(task.body)
-    asked = task.asked
-    format = get_format(task.format, with_names(task.dialect, asked.model, asked.options))
-    match = match_input(format.header(source), asked.model, asked.options)
+    common = task.common
+    format = get_format(task.format, with_names(task.dialect, common.model, common.options))
+    match = match_input(format.header(source), common.model, common.options)
     match.check()
-    chunks = format.plan(source, None, ChunkLimits(bytes=2**62, records=asked.records))
+    chunks = format.plan(source, None, ChunkLimits(bytes=2**62, records=common.records))
     chunk, more = next(chunks), next(chunks, None)
     if more is not None:
         raise PayloadTooLarge(
-            f"an online request may hold {asked.records} records; upload the file and predict it as a job"
+            f"an online request may hold {common.records} records; upload the file and predict it as a job"
         )
     return match, *match.read(format, source, chunk), chunk
