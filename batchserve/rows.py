@@ -141,6 +141,7 @@ _remembered_row = _adapter(
 def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] = ()) -> Job:
     """`further`: the rows of its inputs after the first, which is in the job's row. Raises UnreadableRow."""
     with _named(f"job {row['id']!r}"):
+        # A row of a prepared statement is validated as it is: further columns are ignored.
         values = _job_row.validate_python(row if type(row) is dict else {name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
         values["facts"] = values["facts"] or {}

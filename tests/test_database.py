@@ -15,6 +15,7 @@ from sqlalchemy import Connection, bindparam, func, insert, select, text
 from batchserve.db import connect
 from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.db.connect import Database, Probe, lock
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import holds
 from batchserve.errors import InvalidOptions, Unavailable
 
@@ -48,6 +49,55 @@ def test_the_event_loop_reads_one_snapshot(database: Database) -> None:
 def test_sqlite_is_read_without_a_thread_and_a_server_from_one(database: Database) -> None:
     reader = asyncio.run(database.fetch(lambda _: threading.get_ident()))
     assert (reader == threading.get_ident()) == database.url.startswith("sqlite")
+
+
+def test_loops_of_several_threads_read_at_the_same_time(database: Database) -> None:
+    is_reading, may_end = threading.Event(), threading.Event()
+
+    def long(connection: Connection) -> Any:
+        is_reading.set()
+        assert may_end.wait(20)
+        return connection.scalar(text("SELECT 1"))
+
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(lambda: asyncio.run(database.fetch(long)))
+        assert is_reading.wait(20)
+        assert asyncio.run(database.fetch(lambda connection: connection.scalar(text("SELECT 2")))) == 2
+        may_end.set()
+        assert other.result() == 1
+
+
+@pytest.mark.parametrize("prepared", [False, True])
+def test_a_read_that_raises_does_not_affect_the_next(database: Database, prepared: bool) -> None:
+    count = Prepared(select(func.count().label("holds")).select_from(holds))
+
+    def fails(connection: Connection) -> None:
+        if prepared:
+            count.scalar(connection, {})
+        else:
+            connection.scalar(select(func.count()).select_from(holds))
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        asyncio.run(database.fetch(fails))
+    with database.write() as connection:
+        connection.execute(insert(holds), {"name": "h", "until": 1.0, "clock": "c"})
+    assert asyncio.run(database.fetch(lambda connection: count.scalar(connection, {}))) == 1
+
+
+def test_a_connection_that_cannot_be_rolled_back_is_replaced(sqlite: Database) -> None:
+    def lose(connection: Connection) -> None:
+        driver: Any = connection.connection.driver_connection
+        driver.close()
+        raise ValueError("lost")
+
+    for _ in range(2):
+        with pytest.raises(ValueError, match="lost"):
+            asyncio.run(sqlite.fetch(lose))
+        assert asyncio.run(sqlite.fetch(lambda connection: connection.scalar(text("SELECT 1")))) == 1
+        with pytest.raises(ValueError, match="lost"):
+            asyncio.run(sqlite.commit(lose))
+        asyncio.run(sqlite.commit(lambda connection: connection.execute(text("DELETE FROM holds"))))
 
 
 @pytest.mark.postgres

@@ -104,8 +104,8 @@ class Database:
             yield connection
 
     async def fetch(self, read: Callable[[Connection], T]) -> T:
-        """The result of a read of one snapshot, for the event loop. Raises Unavailable when the database does not
-        respond.
+        """The result of a read of one snapshot, for the event loop. `read` fetches all that it queries, and returns no
+        Result. Raises Unavailable when the database does not respond.
 
         SQLite is read inline: that costs less than a thread, and waits for no writer. A server is queried from a
         thread, so that a slow or hanging one blocks nothing else.

@@ -22,7 +22,8 @@ class Busy(Exception):
 
 
 class LastingConnection:
-    """A connection outside the pool's count, opened by its first transaction. It has one transaction at a time."""
+    """A connection that is never given back to its pool, opened by its first transaction. It has one transaction at a
+    time. What that queries must be fetched: a result that is not would keep its snapshot for all that follow."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine, self._begin = engine, _begin(engine)
