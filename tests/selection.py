@@ -1,6 +1,6 @@
 """Which cases of a crossing run with the default tests; the others are slow."""
 
-from collections.abc import Container, Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -11,8 +11,10 @@ def quick_first(values: Iterable[Any], quick: int) -> list[Any]:
     return [_case(value, is_quick=number < quick) for number, value in enumerate(values)]
 
 
-def quick_of(values: Iterable[Any], quick: Container[Any]) -> list[Any]:
-    """The cases in `quick` run by default. A tuple is a case of several arguments."""
+def quick_of(values: Iterable[Any], quick: Collection[Any]) -> list[Any]:
+    """The cases in `quick`, which must exist, run by default. A tuple is a case of several arguments."""
+    values = list(values)
+    assert all(value in values for value in quick), "a case that is to run by default is not there"
     return [_case(value, is_quick=value in quick) for value in values]
 
 

@@ -488,7 +488,7 @@ def test_cancelling_a_running_job_is_a_request_to_its_worker(idle_api: Api, clai
     assert (asked["state"], asked["cancel_requested"], asked["finished_at"]) == ("running", True, None)
 
 
-def test_a_cancelled_job_stops_soon_and_keeps_its_finished_chunks(busy: Api, long_csv: bytes) -> None:
+def test_a_cancelled_job_stops_before_its_end_and_keeps_its_finished_chunks(busy: Api, long_csv: bytes) -> None:
     job = started(busy, long_csv)
     ok(busy.http.post(job["links"]["cancel"]), 202)
     cancelled = busy.finished(job["id"])

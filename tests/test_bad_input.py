@@ -341,7 +341,7 @@ def test_a_repeated_predict_and_an_early_download(api: Api, idle_api: Api) -> No
 
 @pytest.fixture(scope="module")
 def impatient(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[tuple[str, Path]]:
-    """A server process that aborts bodies which stall for half a second, and its storage."""
+    """A server process that aborts bodies which stall for a second, and its storage."""
     folder = tmp_path_factory.mktemp("impatient")
     settings = {"BODY_IDLE": "1.0", "UPLOAD_BYTES": "1000000", "CHUNK_RECORDS": "1000"}
     with serving(folder, **{f"BATCHSERVE_{name}": value for name, value in settings.items()}) as url:
@@ -412,7 +412,7 @@ def test_a_body_that_stalls_is_aborted(impatient: tuple[str, Path]) -> None:
         began = time.monotonic()
         connection.sendall(head("content-length: 100000") + HEADER.encode())
         reply = answered(connection)
-        assert 0.4 < time.monotonic() - began < 20
+        assert 0.9 < time.monotonic() - began < 12  # without the setting it would be 15
     assert reply.startswith(b"HTTP/1.1 408")
     assert b'"code":"request-timeout"' in reply
     assert f"after {len(HEADER)} bytes".encode() in reply

@@ -11,6 +11,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from field.scored import as_matrix, assert_near
+from selection import quick_of
 from sklearn import datasets
 from sklearn.base import is_regressor
 from sklearn.calibration import CalibratedClassifierCV
@@ -268,9 +269,7 @@ QUICK = (
 """The others run with the slow tests."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
-)
+@pytest.mark.parametrize("name", quick_of(CASES, QUICK))
 @pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 def test_a_table_is_scored_as_the_estimator_would(name: str) -> None:
     model, frame = CASES[name]()

@@ -315,7 +315,7 @@ def runs(folder: Path) -> list[int]:
 
 @pytest.mark.parametrize(
     ("item", "error"),
-    quick_first([("die", ScoringCrashed), (-1, InvalidInput), ("raise", KeyError), ("stall", ScoringTimeout)], 2),
+    quick_first([("die", ScoringCrashed), (-1, InvalidInput), ("raise", KeyError), ("stall", ScoringTimeout)], 3),
 )
 def test_one_item_of_a_group_fails_alone(tmp_path: Path, item: str | int, error: type[Exception]) -> None:
     async def scenario(fair: Calls) -> None:

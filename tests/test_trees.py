@@ -17,6 +17,7 @@ import pytest
 import xgboost
 from graphs import assert_same
 from onnx import ModelProto, TensorProto, helper
+from selection import quick_of
 from sklearn.ensemble import (
     AdaBoostClassifier,
     ExtraTreesClassifier,
@@ -127,9 +128,7 @@ QUICK = (*("forest, three names", "one leaf", "hist boosting, three names", "two
 """The others run with the slow tests."""
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in CASES]
-)
+@pytest.mark.parametrize("name", quick_of(CASES, QUICK))
 def test_the_kernel_gives_what_onnxruntime_gives(name: str) -> None:
     model = admit(converted(CASES[name]())).model
     records = hard_records(loaded(model), {"input": np.resize(X, (3000, 6))})

@@ -59,7 +59,7 @@ class _Line:
     turns: dict[Place, Turn] = field(default_factory=dict)
     running: int = 0
     """Runs in progress."""
-    timer: asyncio.Handle | None = None
+    look: asyncio.Handle | None = None
     """When turns are asked for, if no run of this line ends before."""
 
     def taken(self, first: Place) -> list[_Item]:
@@ -81,10 +81,10 @@ class _Line:
                 places.append(place)
         return taken
 
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
+    def stop_looking(self) -> None:
+        if self.look is not None:
+            self.look.cancel()
+            self.look = None
 
     def remove(self, item: _Item) -> None:
         queue = self.waiting[item.place]
@@ -117,11 +117,11 @@ class Groups:
             queue.append(item)
         else:
             line.waiting[place] = deque((item,))
-            if line.timer is None:
+            if line.look is None:
                 # Not at once: with those that the loop has received together, or that come until a quick run ends.
                 later = loop.call_later(_QUICK, self._look, line) if line.running else loop.call_soon(self._look, line)
-                line.timer = later
-        if line.timer is None:
+                line.look = later
+        if line.look is None:
             self._limit(line, item)
         try:
             return await item.outcome
@@ -140,7 +140,7 @@ class Groups:
 
     def _look(self, line: _Line) -> None:
         """Asks for a turn of each place with items that wait."""
-        line.stop_timer()
+        line.stop_looking()
         for place in list(line.waiting):
             self._ask(line, place)
         for queue in line.waiting.values():
@@ -224,7 +224,7 @@ class Groups:
             for place in line.turns.keys() - line.waiting.keys():
                 line.turns.pop(place).end()
         if not line.waiting:
-            line.stop_timer()  # or it would ask for items that come later
+            line.stop_looking()  # or it would ask for items that come later
             if not line.running and line in self._lines:
                 self._lines.remove(line)
 
