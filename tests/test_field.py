@@ -14,7 +14,10 @@ QUICK = {
     "Birch",
     "FastICA",
     "lightgbm.Booster, pandas categories",
+    "LGBMClassifier, rf",
     "XGBClassifier, enable_categorical",
+    "XGBRegressor, dart, in a pipeline",
+    "XGBRegressor, several targets",
     "CatBoostClassifier",
     "DictVectorizer",
 }

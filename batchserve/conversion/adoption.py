@@ -1,5 +1,6 @@
 """Boosters of LightGBM and XGBoost, and their estimators with pandas' categories, as estimators of scikit-learn."""
 
+import json
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Self
@@ -115,22 +116,56 @@ def as_categories(
 
 
 def adopt(model: Any, frame: "pandas.DataFrame | None") -> Any:
-    """A Booster, or an estimator that was trained on pandas' categories, as an estimator with trees of its own.
+    """A Booster, or an estimator that onnxmltools does not write as it predicts, as an estimator with trees of its own.
 
     Anything else is given back as it is. `frame`: the sample, for which columns are categories where the model does
     not say so.
     """
     package = type(model).__module__.partition(".")[0]
-    if package == "lightgbm":
-        booster = model if type(model).__name__ == "Booster" else getattr(model, "_Booster", None)
-        if booster is not None and (booster is model or booster.pandas_categorical):
-            return _adopt_lightgbm(model, booster, frame)
-    if package == "xgboost":
-        booster = model if type(model).__name__ == "Booster" else getattr(model, "_Booster", None)
-        ours = booster is model or "c" in (booster.feature_types or []) if booster is not None else False
-        if ours or type(model).__name__.startswith("XGBRF"):
-            return _adopt_xgboost(model, booster, frame)
-    return model
+    if package not in ("lightgbm", "xgboost"):
+        return model
+    booster = model if type(model).__name__ == "Booster" else getattr(model, "_Booster", None)
+    if booster is None or not (booster is model or beyond_onnxmltools(model)):
+        return model
+    return (_adopt_lightgbm if package == "lightgbm" else _adopt_xgboost)(model, booster, frame)
+
+
+_LIGHTGBM_PLAIN = frozenset(
+    {"binary", "multiclass", "regression", "regression_l1", "huber", "fair", "quantile", "poisson", "gamma", "tweedie"}
+)
+_LIGHTGBM_OTHER = ("\naverage_output", "\n[linear_tree: 1]", "\n[zero_as_missing: 1]")
+_XGBOOST_PLAIN = frozenset(
+    {
+        "binary:logistic", "multi:softprob", "reg:squarederror", "reg:absoluteerror", "reg:squaredlogerror",
+        "reg:pseudohubererror", "reg:quantileerror", "count:poisson", "reg:gamma", "reg:tweedie",
+    }
+)  # fmt: skip
+
+
+def beyond_onnxmltools(model: Any) -> bool:
+    """Whether a fitted estimator of LightGBM or XGBoost predicts in a way that onnxmltools does not write.
+
+    Pandas' categories, forests, dart and gblinear of XGBoost, several targets, ranks, other objectives and links, and
+    other missing values than NaN.
+    """
+    booster = getattr(model, "_Booster", None)
+    if booster is None:
+        return False
+    if type(model).__module__.partition(".")[0] == "lightgbm":
+        text = booster.model_to_string(num_iteration=1)
+        name, *options = next((line for line in text.split("\n") if line.startswith("objective=")), "=").split()
+        plain = name.partition("=")[2] in _LIGHTGBM_PLAIN and "sqrt" not in options
+        return bool(booster.pandas_categorical) or not plain or any(line in text for line in _LIGHTGBM_OTHER)
+    learner = json.loads(booster.save_config())["learner"]
+    missing = getattr(model, "missing", np.nan)
+    return (
+        "c" in (booster.feature_types or [])
+        or type(model).__name__.startswith("XGBRF")
+        or learner["gradient_booster"]["name"] != "gbtree"
+        or learner["objective"]["name"] not in _XGBOOST_PLAIN
+        or int(learner["learner_model_param"].get("num_target", 1)) > 1
+        or (missing is not None and missing == missing)
+    )
 
 
 def _adopt_lightgbm(model: Any, booster: Any, frame: "pandas.DataFrame | None") -> Any:
@@ -167,8 +202,6 @@ def _lightgbm_categories(booster: Any, dump: Any, frame: Any) -> Mapping[int, Se
 
 
 def _adopt_xgboost(model: Any, booster: Any, frame: "pandas.DataFrame | None") -> Any:
-    import json
-
     learner = json.loads(bytes(booster.save_raw("json")))["learner"]
     gradient = learner["gradient_booster"]
     forest = gradient["gbtree"]["model"] if "gbtree" in gradient else gradient.get("model", {})
@@ -180,6 +213,9 @@ def _adopt_xgboost(model: Any, booster: Any, frame: "pandas.DataFrame | None") -
     }
     name = learner["objective"]["name"]
     classes = getattr(model, "classes_", None) if booster is not model else None
+    targets = int(learner["learner_model_param"].get("num_target", 1))
+    if classes is not None and targets > 1:
+        classes = np.arange(targets)  # of several labels, each is no or yes
     if classes is None and name in ("binary:logistic", "multi:softprob"):
         classes = np.arange(max(int(learner["learner_model_param"]["num_class"]), 2))
     if name in ("multi:softmax", "binary:hinge") and booster is model:

@@ -226,7 +226,7 @@ def _task(model: object) -> Task:
         )
     if base.is_classifier(model):
         return "classification"
-    if base.is_regressor(model):
+    if base.is_regressor(model) or type(last_step(model)).__name__ in ("LGBMRanker", "XGBRanker"):
         return "regression"
     if base.is_outlier_detector(model):
         return "outliers"

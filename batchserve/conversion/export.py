@@ -71,7 +71,7 @@ def convertible(model: Any, table: Table) -> Any:
                 part.categories_ = [_with_nan_as_empty(categories) for categories in part.categories_]
             case BaseDecisionTree() if hasattr(part, "tree_"):
                 _round_down(part.tree_.threshold)
-            case _ if package(part) == "xgboost" and hasattr(part, "get_booster"):
+            case _ if package(part) == "xgboost" and getattr(part, "_Booster", None) is not None:
                 part.get_booster().feature_names = None  # the converter requires f0, f1 ... or none
     return model
 
@@ -182,8 +182,7 @@ def _convert(
 
     try:
         with _registry_restored():
-            _register_boosters(model)
-            converters.register(parts(model), convert_part)
+            converters.register(parts(model), convert_part, _register_boosters(model))
             graph: onnx.ModelProto = convert_sklearn(
                 model,
                 name=type(model).__name__,
@@ -280,11 +279,11 @@ def _registry_restored() -> Iterator[None]:
             known.update(entries)
 
 
-def _register_boosters(model: object) -> None:
-    """Register the converters of the model's LightGBM and XGBoost estimators with skl2onnx."""
-    packages = boosters(model)
+def _register_boosters(model: object) -> dict[type, str]:
+    """Register onnxmltools' converters of the model's LightGBM and XGBoost estimators with skl2onnx: their names."""
+    packages, names = boosters(model), dict[type, str]()
     if not packages:
-        return
+        return names
     if find_spec("onnxmltools") is None:
         raise ConversionFailed(f"Converting a model of {listed(sorted(packages))} needs onnxmltools. {INSTALL}")
     from skl2onnx import update_registered_converter
@@ -307,6 +306,7 @@ def _register_boosters(model: object) -> None:
         update_registered_converter(
             LGBMRegressor, "LightGbmLGBMRegressor", options={"split": None}, **regressor, **lightgbm
         )
+        names |= {LGBMClassifier: "LightGbmLGBMClassifier", LGBMRegressor: "LightGbmLGBMRegressor"}
     if "xgboost" in packages:
         from onnxmltools.convert.xgboost.operator_converters.XGBoost import convert_xgboost
         from xgboost import XGBClassifier, XGBRegressor
@@ -316,3 +316,5 @@ def _register_boosters(model: object) -> None:
             XGBClassifier, "XGBoostXGBClassifier", options=classifier_options, **classifier, **xgboost
         )
         update_registered_converter(XGBRegressor, "XGBoostXGBRegressor", **regressor, **xgboost)
+        names |= {XGBClassifier: "XGBoostXGBClassifier", XGBRegressor: "XGBoostXGBRegressor"}
+    return names

@@ -148,6 +148,7 @@ from field.data import (
     load,
     mixed,
     mixed_numbers,
+    ranked,
     seeded,
     standardized,
     texts,
@@ -260,6 +261,20 @@ META: Cases = {
     ),
     "RegressorChain": lambda: two_numbers(RegressorChain(Ridge(), order=[1, 0])),
     "StackingRegressor": lambda: diabetes(StackingRegressor([("a", Ridge()), ("b", LinearRegression())], cv=2)),
+    "VotingClassifier of LightGBM and XGBoost": lambda: wine(
+        VotingClassifier(
+            [
+                (
+                    "a",
+                    pytest.importorskip("lightgbm").LGBMClassifier(
+                        boosting_type="rf", bagging_fraction=0.5, bagging_freq=1, n_estimators=9, verbose=-1
+                    ),
+                ),
+                ("b", pytest.importorskip("xgboost").XGBClassifier(booster="dart", n_estimators=9)),
+            ],
+            voting="soft",
+        )
+    ),
     "VotingRegressor": lambda: diabetes(VotingRegressor([("a", Ridge()), ("b", LinearRegression())])),
     "TransformedTargetRegressor, log1p": lambda: diabetes(
         TransformedTargetRegressor(LinearRegression(), func=np.log1p, inverse_func=np.expm1)
@@ -542,6 +557,18 @@ BOOSTED: Cases = {
     "LGBMRegressor, pandas categories": lightgbm("LGBMRegressor", categorical_numbers, min_data_per_group=5),
     "LGBMRegressor, Poisson": lightgbm("LGBMRegressor", counts, objective="poisson"),
     "LGBMRegressor, quantile": lightgbm("LGBMRegressor", diabetes, objective="quantile", alpha=0.9),
+    "LGBMRegressor, mape": lightgbm("LGBMRegressor", counts, objective="mape"),
+    "LGBMRegressor, zero_as_missing": lightgbm("LGBMRegressor", codes, zero_as_missing=True),
+    "LGBMRegressor, rf": lightgbm("LGBMRegressor", diabetes, boosting_type="rf", bagging_fraction=0.5, bagging_freq=1),
+    "LGBMClassifier, rf": lightgbm("LGBMClassifier", wine, boosting_type="rf", bagging_fraction=0.5, bagging_freq=1),
+    "LGBMClassifier, rf, two classes": lightgbm(
+        "LGBMClassifier", cancer, boosting_type="rf", bagging_fraction=0.5, bagging_freq=1
+    ),
+    "LGBMRegressor, rf, Poisson": lightgbm(
+        "LGBMRegressor", counts, boosting_type="rf", objective="poisson", bagging_fraction=0.5, bagging_freq=1
+    ),
+    "LGBMClassifier, multiclassova": lightgbm("LGBMClassifier", wine, objective="multiclassova"),
+    "LGBMRanker": lightgbm("LGBMRanker", ranked),
     "lightgbm.Booster, binary": lambda: boosters(lightgbm("LGBMClassifier", cancer)),
     "lightgbm.Booster, multiclass": lambda: boosters(lightgbm("LGBMClassifier", wine)),
     "lightgbm.Booster, pandas categories": lambda: boosters(lightgbm("LGBMRegressor", categorical_numbers)),
@@ -554,6 +581,19 @@ BOOSTED: Cases = {
     "XGBRegressor, enable_categorical": xgboost(
         "XGBRegressor", categorical_numbers, enable_categorical=True, max_cat_to_onehot=1
     ),
+    "XGBRegressor, dart, in a pipeline": xgboost(
+        "XGBRegressor", lambda model: diabetes(make_pipeline(SelectKBest(k=5), model)), booster="dart", rate_drop=0.3
+    ),
+    "XGBRegressor, gblinear": xgboost("XGBRegressor", diabetes, booster="gblinear"),
+    "XGBClassifier, gblinear, three classes": xgboost("XGBClassifier", wine, booster="gblinear"),
+    "XGBRegressor, several targets": xgboost("XGBRegressor", two_numbers),
+    "XGBRegressor, several quantiles": xgboost(
+        "XGBRegressor", diabetes, objective="reg:quantileerror", quantile_alpha=np.array([0.1, 0.5, 0.9])
+    ),
+    "XGBRegressor, Cox": xgboost("XGBRegressor", diabetes, objective="survival:cox"),
+    "XGBClassifier, several labels": xgboost("XGBClassifier", yes_and_no),
+    "XGBClassifier, missing=-1": xgboost("XGBClassifier", cancer, missing=-1.0),
+    "XGBRanker": xgboost("XGBRanker", ranked),
     "XGBRFClassifier": xgboost("XGBRFClassifier", cancer),
     "XGBClassifier behind a sparse OneHotEncoder": xgboost(
         "XGBClassifier",

@@ -65,6 +65,15 @@ def counts(model: Any) -> Case:
     return model.fit(x, np.floor(y / 20)), x
 
 
+def ranked(model: Any) -> Case:
+    """Thirty results of each query, with their relevance."""
+    x, y, _ = load("diabetes")
+    relevance = np.digitize(y, [90, 140, 200])
+    if type(model).__name__ == "XGBRanker":
+        return model.fit(x, relevance, qid=np.arange(len(x)) // 30), x
+    return model.fit(x, relevance, group=[30] * (len(x) // 30)), x
+
+
 def two_numbers(model: Any) -> Case:
     x, y, _ = load("diabetes")
     return model.fit(x, np.column_stack([y, x["bmi"] * 100 - y])), x

@@ -23,8 +23,8 @@ from sklearn.preprocessing import FunctionTransformer
 
 from batchserve.conversion import convert
 from batchserve.errors import ConversionFailed
-from field.cases import catboost
-from field.data import categorical, digits, iris, lines, load, texts
+from field.cases import catboost, lightgbm, xgboost
+from field.data import categorical, diabetes, digits, iris, lines, load, texts, two_numbers
 
 
 def _after(case: Callable[[], tuple[Any, Any]]) -> Callable[[], None]:
@@ -117,6 +117,12 @@ REFUSED: dict[str, Callable[[], None]] = {
         lambda: iris(make_pipeline(FunctionTransformer(_mean_of_all), LogisticRegression(max_iter=500)))
     ),
     "categories of CatBoost": _after(catboost("CatBoostClassifier", categorical, cat_features=["city", "plan"])),
+    "linear models in the leaves of LightGBM": _after(
+        lightgbm("LGBMRegressor", diabetes, linear_tree=True, min_data_in_leaf=20)
+    ),
+    "leaves with several targets of XGBoost": _after(
+        xgboost("XGBRegressor", two_numbers, multi_strategy="multi_output_tree")
+    ),
     "a Booster that gives labels": _booster_without_probabilities,
     "a formula that computes columns": _formula,
     "a pickle whose module is missing": _without_its_module,

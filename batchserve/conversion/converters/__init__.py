@@ -3,8 +3,9 @@
 Each is a function `(tape, estimator)` that computes the answers of the estimator as NumPy would.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal
 
 import numpy as np
@@ -28,12 +29,17 @@ class Converter:
     """Whether it is for this estimator of the class; the others are left to skl2onnx."""
 
 
-def register(estimators: Iterable[Any], convert_part: Callable[..., Any]) -> None:
-    """Teach skl2onnx those of the estimators that a converter here is for; what a user registered stays."""
+def register(
+    estimators: Iterable[Any], convert_part: Callable[..., Any], of_packages: Mapping[type, str] = MappingProxyType({})
+) -> None:
+    """Teach skl2onnx those of the estimators that a converter here is for; what a user registered stays.
+
+    `of_packages`: what skl2onnx calls the converters of other packages that were registered for this model.
+    """
     from skl2onnx import update_registered_converter
     from skl2onnx._supported_operators import build_sklearn_operator_name_map, sklearn_operator_name_map
 
-    own = build_sklearn_operator_name_map()
+    own = {**build_sklearn_operator_name_map(), **of_packages}
     for kind in {type(estimator) for estimator in estimators}:
         converter, known = find(kind), sklearn_operator_name_map.get(kind)
         if converter is None or known not in (None, own.get(kind), ALIAS + kind.__name__):
@@ -62,7 +68,7 @@ def _options(kind: Kind, other: str | None) -> dict[str, Any] | None:
 def find(kind: type) -> Converter | None:
     from batchserve.conversion.converters import registry
 
-    if kind.__module__.partition(".")[0] not in ("sklearn", "batchserve"):
+    if kind.__module__.partition(".")[0] not in ("sklearn", "batchserve", "lightgbm", "xgboost"):
         return None
     return registry.CONVERTERS.get(kind.__name__)
 

@@ -1,11 +1,13 @@
 """Trees of scikit-learn that skl2onnx leaves out, and what LightGBM and XGBoost store."""
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from batchserve.conversion.converters.algebra import label_of, sigmoid
+from batchserve.conversion.adoption import adopt
+from batchserve.conversion.converters.algebra import label_of, sigmoid, softmax
 from batchserve.conversion.converters.ensembles import Leaf, Split, Tree, classifier, encoded, regressor
 from batchserve.conversion.converters.tape import Expression, Tape
 from batchserve.errors import ConversionFailed
@@ -82,9 +84,10 @@ def _embedded(tree: Any, place: int, targets: dict[int, int]) -> Split | Leaf:
 
 
 def boosted(tape: Tape, model: Any) -> Any:
-    """What `batchserve.conversion.adoption` wraps."""
-    read = _lightgbm if model.package == "lightgbm" else _xgboost
-    return read(tape, model)
+    """What `batchserve.conversion.adoption` wraps, or what it would wrap: a part of another estimator."""
+    adopted = adopt(model, None)
+    read = _lightgbm if adopted.package == "lightgbm" else _xgboost
+    return read(tape, adopted)
 
 
 def _lightgbm(tape: Tape, model: Any) -> Any:
@@ -106,22 +109,17 @@ def _lightgbm(tape: Tape, model: Any) -> Any:
     name, *options = str(dump.get("objective", "")).split()
     settings = dict(option.split(":") for option in options if ":" in option)
     base = [0.0] * width
-    average = bool(dump.get("average_output"))
-    if model.classes_ is not None and name in ("binary", "multiclass") and not average:
+    if dump.get("average_output"):  # a forest
+        trees = [Tree(_scaled(tree.root, width / len(trees)), tree.target) for tree in trees]
+    if model.classes_ is not None and name in ("binary", "multiclass"):
         scale = float(settings.get("sigmoid", 1.0)) if name == "binary" else 1.0
         trees = [Tree(_scaled(tree.root, scale), tree.target) for tree in trees] if scale != 1.0 else trees
         return classifier(tape, x, trees, base, model.classes_, "LOGISTIC" if width == 1 else "SOFTMAX")
-    if average:
-        trees = [Tree(_scaled(tree.root, width / len(trees)), tree.target) for tree in trees]
     raw = regressor(tape, x, trees, base)
-    if model.classes_ is not None:
-        if average:  # forests of LightGBM average the chances of the leaves
-            chances = raw if width > 1 else tape.concat([1.0 - raw, raw])
-        else:  # multiclassova
-            chances = sigmoid(raw * float(settings.get("sigmoid", 1.0)))
-            chances = chances / chances.sum(axis=1, keepdims=True) if width > 1 else chances
+    if model.classes_ is not None:  # multiclassova
+        chances = sigmoid(raw * float(settings.get("sigmoid", 1.0)))
         return label_of(tape, model.classes_, chances.argmax()), chances
-    return raw if average else _lightgbm_link(raw, name, options)
+    return _lightgbm_link(raw, name, options)
 
 
 def _lightgbm_link(raw: Expression, name: str, options: list[str]) -> Expression:
@@ -165,12 +163,34 @@ def _lightgbm_node(node: dict[str, Any], zeros: set[int]) -> Split | Leaf:
 
 def _xgboost(tape: Tape, model: Any) -> Any:
     learner = json.loads(bytes(model.booster.save_raw("json")))["learner"]
-    booster = learner["gradient_booster"]
-    if booster["name"] == "gblinear":
-        raise ConversionFailed("XGBoost's gblinear has no ONNX converter. Use a linear model of scikit-learn.")
+    booster, name, parameters = (
+        learner["gradient_booster"],
+        learner["objective"]["name"],
+        learner["learner_model_param"],
+    )
+    x = encoded(tape, model.categories)
+    if model.missing is not None and model.missing == model.missing:
+        x = np.where(np.equal(x, float(model.missing)), np.nan, x)
+    targets = int(parameters.get("num_target", 1))
+    width = max(int(parameters["num_class"]), targets, 1)
+    base = np.atleast_1d(np.asarray(json.loads(parameters["base_score"].lower()), dtype=np.float64))
+    base = np.broadcast_to(_xgboost_margin(base, name), (width,)).tolist()
+    trees = None if booster["name"] == "gblinear" else _xgboost_trees(booster, model.rounds)
+    if model.classes_ is not None and targets == 1 and trees is not None and name != "binary:hinge":
+        return classifier(tape, x, trees, base, model.classes_, "LOGISTIC" if width == 1 else "SOFTMAX")
+    raw = _xgboost_linear(x, booster, base) if trees is None else regressor(tape, x, trees, base)
+    if model.classes_ is not None:
+        return _xgboost_classes(tape, model.classes_, raw, name, targets)
+    if name in ("reg:logistic", "binary:logistic"):
+        return sigmoid(raw)
+    if name in ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"):
+        return np.exp(raw)
+    return raw
+
+
+def _xgboost_trees(booster: dict[str, Any], end: int | None) -> list[Tree]:
     weights = booster.get("weight_drop")
     forest = booster["gbtree"]["model"] if "gbtree" in booster else booster["model"]
-    end = model.rounds
     trees, info = forest["trees"], forest["tree_info"]
     if end is not None:
         count = forest["iteration_indptr"][end]
@@ -179,26 +199,29 @@ def _xgboost(tape: Tape, model: Any) -> Any:
         raise ConversionFailed(
             "XGBoost's multi_strategy='multi_output_tree' has no ONNX converter. Use 'one_output_per_tree'."
         )
-    written = [
+    return [
         Tree(_scaled(_xgboost_node(tree, 0, _xgboost_members(tree)), weights[place] if weights else 1.0), target)
         for place, (tree, target) in enumerate(zip(trees, info, strict=True))
     ]
-    x = encoded(tape, model.categories)
-    if model.missing is not None and model.missing == model.missing:
-        x = np.where(np.equal(x, float(model.missing)), np.nan, x)
-    name = learner["objective"]["name"]
-    parameters = learner["learner_model_param"]
-    width = max(int(parameters["num_class"]), int(parameters.get("num_target", 1)), 1)
-    base = np.atleast_1d(np.asarray(json.loads(parameters["base_score"].lower()), dtype=np.float64))
-    base = np.broadcast_to(_xgboost_margin(base, name), (width,)).tolist()
-    if model.classes_ is not None:
-        return classifier(tape, x, written, base, model.classes_, "LOGISTIC" if width == 1 else "SOFTMAX")
-    raw = regressor(tape, x, written, base)
-    if name in ("reg:logistic", "binary:logistic"):
-        return sigmoid(raw)
-    if name in ("count:poisson", "reg:gamma", "reg:tweedie", "survival:cox", "survival:aft"):
-        return np.exp(raw)
-    return raw
+
+
+def _xgboost_linear(x: Expression, booster: dict[str, Any], base: Sequence[float]) -> Expression:
+    """gblinear: a missing value counts as 0, and all classes have the base of the first."""
+    weights = np.asarray(booster["model"]["weights"], dtype=np.float64).reshape(-1, len(base))
+    return np.where(np.isnan(x), 0.0, x) @ weights[:-1] + (weights[-1] + base[0])
+
+
+def _xgboost_classes(tape: Tape, classes: Any, raw: Expression, name: str, targets: int) -> tuple[Any, Any]:
+    if name == "binary:hinge":
+        second = (raw > 0).to("f")
+    elif targets > 1:  # several labels, each no or yes
+        return (raw > 0).to("i"), sigmoid(raw)
+    elif raw.shape[1] > 1:
+        return label_of(tape, classes, raw.argmax()), softmax(tape, raw)
+    else:
+        second = sigmoid(raw)
+    chances = tape.concat([1.0 - second, second])
+    return label_of(tape, classes, chances.argmax()), chances
 
 
 def _xgboost_margin(base: Any, name: str) -> Any:

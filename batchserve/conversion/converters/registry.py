@@ -1,5 +1,6 @@
 """Which converter is for which class of scikit-learn."""
 
+from batchserve.conversion.adoption import beyond_onnxmltools
 from batchserve.conversion.converters import Converter, algebra, boosted, gaussian, meta, numbers, transforms, words
 
 CONVERTERS: dict[str, Converter] = {
@@ -29,6 +30,9 @@ CONVERTERS: dict[str, Converter] = {
     "KBinsDiscretizer": Converter("transformer", transforms.bins),
     "KernelRidge": Converter("regressor", algebra.kernel_ridge),
     "Linear": Converter("regressor", numbers.linear),
+    "LGBMClassifier": Converter("classifier", boosted.boosted, beyond_onnxmltools),
+    "LGBMRanker": Converter("regressor", boosted.boosted),
+    "LGBMRegressor": Converter("regressor", boosted.boosted, beyond_onnxmltools),
     "LinearDiscriminantAnalysis": Converter("classifier", algebra.discriminant),
     "MeanShift": Converter("labels", algebra.nearest_point),
     "MultiOutputClassifier": Converter("classifier", meta.multi_output),
@@ -54,6 +58,11 @@ CONVERTERS: dict[str, Converter] = {
     "TransformOnly": Converter("transformer", algebra.transformed),
     "VotingClassifier": Converter("classifier", meta.vote),
     "VotingRegressor": Converter("regressor", meta.mean_vote),
+    "XGBClassifier": Converter("classifier", boosted.boosted, beyond_onnxmltools),
+    "XGBRFClassifier": Converter("classifier", boosted.boosted),
+    "XGBRFRegressor": Converter("regressor", boosted.boosted),
+    "XGBRanker": Converter("regressor", boosted.boosted),
+    "XGBRegressor": Converter("regressor", boosted.boosted, beyond_onnxmltools),
     "ZerosMissing": Converter("transformer", transforms.zeros_missing),
 }
 if transforms.scales_in_double():
