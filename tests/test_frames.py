@@ -1,6 +1,7 @@
 """Tables of every library go in and come out as they were: values, types and order, through a real server."""
 
 import datetime as dt
+import decimal
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -392,16 +393,72 @@ def test_what_does_not_fit_in_a_column_of_mixed_values_costs_its_records(client:
         (pd.DataFrame({"x": [1.0], "i": pd.interval_range(0, 1)}), "'i' holds interval"),
         (pd.DataFrame({"x": [1.0], "z": [1j]}), "'z' holds complex128"),
         (pa.table([[1.0], [2.0]], names=["x", "x"]), "'x' appears more than once"),
-        (pd.DataFrame({"": [1.0], "x": [1.0]}), "empty name"),
-        (pl.DataFrame({"": [1.0], "x": [1.0]}), "empty name"),
+        (pd.DataFrame({"": [1.0], "x": [1.0]}), "empty or blank"),
+        (pl.DataFrame({"": [1.0], "x": [1.0]}), "empty or blank"),
         (pa.table({"m": pa.array([(1, 2, 3)], pa.month_day_nano_interval())}), "'m' holds month_day_nano_interval"),
         (pl.DataFrame({"a": pl.Series([[]], dtype=pl.Array(pl.Int8, 0))}), "'a' holds arrays without elements"),
         (np.zeros(1, [("x", "f4"), ("z", "c8")]), "'z' holds complex64"),
+        (pd.DataFrame({"x": np.ones(1, np.longdouble)}), r"'x' holds float\d+, .*astype\(float\)"),
+        (np.zeros(1, [("x", "f4"), ("z", np.longdouble)]), r"'z' holds float\d+"),
+        (np.ma.array(np.zeros(1, [("x", "f4")]), mask=[(True,)]), "'x' has masked values: fill them"),
+        (
+            pa.table({"u": pa.UnionArray.from_sparse(pa.array([0], pa.int8()), [pa.array([1])])}),
+            "'u' holds sparse_union",
+        ),
+        (np.array([["a", 1]], dtype=object), "Python objects.*DataFrame"),
+        (np.ma.array([1, 2], mask=[True, False]), "masked values: fill them"),
+        ([{"x": 1.0, "y": {1}}], "holds a set, which has no form in JSON"),
+        ([pd.DataFrame({"x": [1.0]})], "holds a DataFrame.*one table"),
     ],
 )
 def test_a_column_that_cannot_be_sent_is_named(client: Client, data: Any, column: str) -> None:
     with pytest.raises(InvalidInput, match=column):
         client.submit(data, model="double")
+
+
+def test_categories_of_any_kind_come_back_as_they_went(client: Client) -> None:
+    kinds = {
+        "intervals": pd.cut([0.0, 1.0, 2.0], 2),
+        "months": pd.Categorical(pd.period_range("2026", periods=3, freq="M")),
+        "of several types": pd.Categorical([1, "a", None]),
+        "pairs": pd.Series([(1, 2), (3, 4), (1, 2)]).astype("category"),
+    }
+    frame = pd.DataFrame({"x": [0.0, 1.0, 2.0]} | kinds).rename_axis(columns="field")
+    passes_pandas(client, frame)
+    assert through(client, frame).columns.name == "field"
+
+
+def test_half_of_a_pair_of_surrogates_does_not_cost_the_call(client: Client) -> None:
+    passes_pandas(client, pd.DataFrame({"x": [0.0, 1.0], "text": pd.Series(["\ud800", "a"], dtype=object)}))
+
+
+def test_columns_that_are_called_like_those_of_the_model_keep_their_values(client: Client) -> None:
+    frame = pd.DataFrame({"x": [1.0, 2.0], "prediction": ["a", "b"], "input_prediction": pd.Categorical(["c", "d"])})
+    out = through(client, frame)
+    assert list(out.columns) == ["x", "input_input_prediction", "input_prediction", "prediction"]
+    assert out["input_prediction"].dtype == "category"
+    assert out["input_input_prediction"].tolist() == ["a", "b"]
+    assert out["prediction"].tolist() == pytest.approx([2, 4], abs=1e-4)
+
+
+def test_arrays_of_fixed_shape_come_back(client: Client) -> None:
+    shapes = pa.FixedShapeTensorArray.from_numpy_ndarray(np.arange(8, dtype="f4").reshape(2, 2, 2))
+    table = pa.table({"x": [1.0, 2.0], "shape": shapes})
+    assert through(client, table).select(table.column_names).equals(table)
+
+
+def test_records_may_hold_what_numpy_and_the_standard_library_compute(client: Client) -> None:
+    at = dt.datetime(2026, 1, 1)  # noqa: DTZ001 - as many records hold them
+    record = {"x": np.float32(1.5), "at": at, "price": decimal.Decimal("1.10"), "none": pd.NA, "list": np.arange(2)}
+    (out,) = client.predict([record], model="double")
+    assert out["prediction"] == pytest.approx(3, abs=1e-4)
+    assert (out["at"], out["price"], out["none"]) == ("2026-01-01T00:00:00", "1.10", None)
+
+
+def test_masked_floats_are_missing_values(client: Client) -> None:
+    with pytest.warns(match="1 of 2 rows"):
+        out = client.predict(np.ma.array([[1.0], [2.0]], mask=[[False], [True]]), model="double")
+    assert out["prediction"].tolist() == pytest.approx([2, np.nan], nan_ok=True, abs=1e-4)
 
 
 def test_only_what_passed_through_gets_its_type_again(client: Client) -> None:

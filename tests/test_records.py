@@ -306,3 +306,30 @@ def test_a_late_key_without_a_name_is_dropped_as_other_late_keys_are(api: Api) -
     lines = [json.dumps(FLOWER)] * 150 + [json.dumps(FLOWER | {"": 1})]
     job = api.run("\n".join(lines), "iris")
     assert (job["state"], job["rows"]) == ("completed", {"total": 151, "ok": 151, "failed": 0})
+
+
+@pytest.mark.parametrize("records", [2, 150])
+@pytest.mark.parametrize(
+    ("values", "kept"),
+    [
+        (["1", "18446744073709551615"], [1, 2**64 - 1]),
+        (["7", "123456789012345678901"], ["7", "123456789012345678901"]),
+        (["-1", "18446744073709551615"], ["-1", "18446744073709551615"]),
+        (["1.5", "9007199254740993"], ["1.5", "9007199254740993"]),
+        (['{"n": [123456789012345678901, 0.5]}', "[12345678901234567890]"],
+         ['{"n":[123456789012345678901,0.5]}', "[12345678901234567890]"]),
+        (["1.5", "9007199254740992"], [1.5, 2.0**53]),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["json", "jsonl"])
+def test_an_integer_that_the_model_does_not_take_keeps_all_its_digits(
+    name: str, values: list[str], kept: list[object], records: int
+) -> None:
+    lines = [f'{{"x": 1.0, "id": {value}}}' for value in values * (records // 2)]
+    data = "\n".join(lines) if name == "jsonl" else f"[{', '.join(lines)}]"
+    format, source = get_format(name), io.BytesIO(data.encode())
+    (chunk,) = format.plan(source, None, ChunkLimits())
+    reading = format.read(source, chunk, {"x": "float32"})
+    assert isinstance(reading.records, pl.DataFrame)
+    assert reading.records["id"].to_list() == kept * (records // 2)
+    assert not reading.errors

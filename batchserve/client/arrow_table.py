@@ -39,7 +39,8 @@ class ArrowTable(Table):
         return map(plain, cut(self._given()))
 
     def _given(self) -> Iterator[pl.DataFrame]:
-        yield self._frame(pa.RecordBatch.from_pylist([], schema=self._schema))
+        nothing = [pa.nulls(0, field.type) for field in self._schema]
+        yield self._frame(pa.RecordBatch.from_arrays(nothing, schema=self._schema))
         batches = pa.Table.from_batches([self._data]) if isinstance(self._data, pa.RecordBatch) else self._data
         yield from map(self._frame, batches.to_batches() if self.repeatable else self._reader)
 

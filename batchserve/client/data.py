@@ -5,9 +5,11 @@ import json
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from decimal import Decimal
 from itertools import chain, count, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Protocol, TypeAlias
+from uuid import UUID
 
 from batchserve.client.ipc import END, blocks_of
 from batchserve.client.tables import Table, table_of
@@ -97,10 +99,26 @@ def content_of(data: "Data") -> Content:
     if holds_arrays(data):
         return _of_arrays(data)  # type: ignore[arg-type]
     if isinstance(data, Mapping | Sequence):
-        return bytes_content(json.dumps(data).encode(), "application/json")
+        return bytes_content(json.dumps(data, default=_json_of).encode(), "application/json")
     raise TypeError(
         f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a table, a numpy array, "
         "a list of records or of paths"
+    )
+
+
+def _json_of(value: Any) -> Any:
+    """A value of a record that JSON has no form of, as one that it has: numbers of NumPy, times, decimals, UUIDs."""
+    if library_of(value) == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return None
+    if hasattr(value, "isoformat"):
+        return value.isoformat()
+    if isinstance(value, Decimal | UUID):
+        return str(value)
+    raise InvalidInput(
+        f"a list of records holds a {type(value).__name__}, which has no form in JSON: convert it to a number or a text"
+        + (", or pass one table" if hasattr(value, "columns") else "")
     )
 
 
@@ -250,13 +268,33 @@ def _of_table(table: Table) -> Content:
 def _of_array(array: Any) -> Content:
     import numpy as np
 
-    return bytes_content(_written(lambda file: np.save(file, array, allow_pickle=False)), MEDIA_TYPES[".npy"])
+    sent = _sendable(array, "the array")
+    return bytes_content(_written(lambda file: np.save(file, sent, allow_pickle=False)), MEDIA_TYPES[".npy"])
 
 
 def _of_arrays(arrays: Mapping[str, Any]) -> Content:
     import numpy as np
 
-    return bytes_content(_written(lambda file: np.savez(file, allow_pickle=False, **arrays)), MEDIA_TYPES[".npz"])
+    sent = {name: _sendable(array, f"array {name!r}") for name, array in arrays.items()}
+    return bytes_content(_written(lambda file: np.savez(file, allow_pickle=False, **sent)), MEDIA_TYPES[".npz"])
+
+
+def _sendable(array: Any, name: str) -> Any:
+    """Masked floats are NaN. Raises InvalidInput where an array holds what npy has no form of."""
+    import numpy as np
+
+    kind = getattr(array, "dtype", np.dtype(object)).kind
+    if np.ma.is_masked(array):
+        if kind != "f":
+            raise InvalidInput(f"{name} has masked values: fill them (filled), or pass a DataFrame")
+        return array.filled(np.nan)
+    if kind == "T":  # NumPy's texts of any length
+        return np.array(array.tolist(), dtype=np.str_).reshape(array.shape)
+    if kind == "O":
+        raise InvalidInput(
+            f"{name} holds Python objects: convert it, as with astype(float) or astype(str), or pass a DataFrame"
+        )
+    return array
 
 
 def _written(write: Callable[[BinaryIO], None]) -> bytes:

@@ -49,22 +49,26 @@ class PandasTable(Table):
             place = self._places[origins[name]]
             original = self._frame.iloc[:, place]
             label = self._frame.columns[place] if name == origins[name] else name
-            if original.dtype == object:
+            if original.dtype == object or isinstance(original.dtype, pd.CategoricalDtype):
                 columns[label] = original.reset_index(drop=True)  # as it went, values of any kind
             else:
                 columns[label] = _of_dtype(column, original.dtype)
         labels = list(columns)
         frame = pd.DataFrame(dict(enumerate(columns.values())), index=pd.RangeIndex(len(self._frame)), copy=False)
         frame.columns = pd.Index(labels, tupleize_cols=all(isinstance(label, tuple) for label in labels))
+        if frame.columns.nlevels == self._frame.columns.nlevels:
+            frame.columns.names = self._frame.columns.names
         frame.index = self._frame.index
         return frame
 
 
 def _taking(column: "pd.Series[Any]", name: str) -> _Take:
     """Raises InvalidInput for a type that cannot be sent."""
-    if isinstance(column.dtype, _REFUSED) or getattr(column.dtype, "kind", "O") == "c":
+    wide = isinstance(column.dtype, np.dtype) and column.dtype.kind == "f" and column.dtype.itemsize > 8
+    if isinstance(column.dtype, _REFUSED) or getattr(column.dtype, "kind", "O") == "c" or wide:
+        way = "float" if wide else "str"
         raise InvalidInput(
-            f"column {name!r} holds {column.dtype}, which cannot be sent: convert it, as with astype(str)"
+            f"column {name!r} holds {column.dtype}, which cannot be sent: convert it, as with astype({way})"
         )
     if column.dtype == object:
         whole = _of_objects(column, name)
@@ -81,7 +85,10 @@ def _of_codes(column: "pd.Series[Any]", categories: pl.Series) -> pl.Series:
 
 
 def _of_objects(column: "pd.Series[Any]", name: str) -> pl.Series:
-    inferred = column.infer_objects()
+    try:
+        inferred = column.infer_objects()
+    except UnicodeEncodeError:  # half of a pair of surrogates, which pandas' own type for texts does not hold
+        inferred = column
     if inferred.dtype != object and not isinstance(inferred.dtype, _REFUSED):
         return _series(inferred, name)
     missing = column.isna().to_numpy()
@@ -120,9 +127,6 @@ def _in_zone(times: pl.Series, zone: str) -> pl.Series:
 
 def _of_dtype(column: pl.Series, dtype: Any) -> Any:
     """The values with the type that they had before they were sent."""
-    if isinstance(dtype, pd.CategoricalDtype):
-        values = _of_dtype(column, dtype.categories.dtype) if not column.null_count() else column.to_list()
-        return pd.Categorical(values, dtype=dtype)
     if isinstance(dtype, pd.ArrowDtype):
         from batchserve.client.arrow_table import arrow_of
 

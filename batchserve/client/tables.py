@@ -85,7 +85,7 @@ def require_names(names: Sequence[str]) -> None:
         twice = next(name for name in names if list(names).count(name) > 1)
         raise InvalidInput(f"column {twice!r} appears more than once: rename one, or drop it")
     if any(not name.strip() for name in names):
-        raise InvalidInput("the table has a column with an empty name; every column needs a name")
+        raise InvalidInput("the table has a column whose name is empty or blank; every column needs a name")
 
 
 def origins_of(
@@ -94,8 +94,14 @@ def origins_of(
     """The columns of a result that may have passed through under the options of its job, from those of the input."""
     chosen = set(names) if passthrough in ("all", "unused") else set() if passthrough == "none" else set(passthrough)
     passed = [name for name in names if name in chosen or name == key]
-    # A column that is called like one of the model's travels as `input_` and its name.
-    renamed = {f"input_{name}": name for name in passed if f"input_{name}" in columns and f"input_{name}" not in names}
+    # A column that is called like one of the model's travels as `input_` and its name, until that is no column's.
+    renamed: dict[str, str] = {}
+    for name in sorted(passed, key=len):
+        new = f"input_{name}"
+        while new in names:
+            new = f"input_{new}"
+        if new in columns:
+            renamed.setdefault(new, name)
     return renamed | {name: name for name in passed if name in columns and name not in renamed.values()}
 
 
@@ -155,12 +161,16 @@ class StructuredTable(Table):
     repeatable = True
 
     def __init__(self, data: Any) -> None:
+        import numpy as np
+
         if data.ndim != 1:
             raise InvalidInput(f"a structured array of shape {list(data.shape)} is no table: expected one axis")
+        if masked := [name for name in data.dtype.names if np.ma.is_masked(data[name])]:
+            raise InvalidInput(f"column {masked[0]!r} has masked values: fill them (filled), or pass a DataFrame")
         self._data = data
         self._fields: dict[str, np.dtype[Any]] = {name: data.dtype[name] for name in data.dtype.names}
         for name, kind in self._fields.items():
-            if kind.base.kind not in "?biufSUMmO":
+            if kind.base.kind not in "?biufSUMmO" or (kind.base.kind == "f" and kind.base.itemsize > 8):
                 raise InvalidInput(f"column {name!r} holds {kind}, which cannot be sent: expected plain values")
         # Their type is known only from all values.
         self._whole = {
@@ -316,8 +326,10 @@ def _is_exact(value: object) -> bool:
 
 
 def _text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
+    if value is None:
+        return None
+    if isinstance(value, str):  # half of a pair of surrogates is no character
+        return value.encode(errors="backslashreplace").decode()
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, list | tuple | dict):

@@ -20,12 +20,13 @@ __all__ = [
     "parse_records",
     "parse_rows",
     "split_lines",
+    "written",
 ]
 
 SPACE = b" \t\r\n"
 """Whitespace of JSON; other blanks are faults."""
 _INT128 = range(-(2**127), 2**127)
-_LARGE = 2.0**63
+_LONG = re.compile(rb"\d{19}")
 """From this length on an integer may exceed those of orjson."""
 _LISTED = 20
 """Most names in a message."""
@@ -60,7 +61,7 @@ def parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | N
             return dict(zip(names, row, strict=True)), None
         if not isinstance(row, dict):
             return None, ("not-an-object", f"expected a JSON object, got {shorten(row)}")
-        if any(type(value) is float and abs(value) >= _LARGE for value in row.values()):
+        if _LONG.search(line):
             row |= _large_integers(line, row)
         # orjson keeps the last of two values: check again where there are more colons than keys.
         if line.count(b":") > len(row):
@@ -85,9 +86,20 @@ def loads(data: bytes) -> Any:
 
 
 def _large_integers(line: bytes, row: dict[str, Any]) -> dict[str, Any]:
-    """The integers that orjson has rounded, as written; beyond 128 bits they are texts."""
-    values = {key: value for key, value in json.loads(line).items() if type(value) is int and type(row[key]) is float}
-    return {key: value if value in _INT128 else str(value) for key, value in values.items()}
+    """The values with integers that orjson has rounded, as written; beyond 128 bits they are texts."""
+    rounded = {key for key, value in row.items() if type(value) is float or isinstance(value, dict | list)}
+    values = {key: value for key, value in json.loads(line).items() if key in rounded and type(value) is not float}
+    return {key: value if type(value) is not int or value in _INT128 else str(value) for key, value in values.items()}
+
+
+def written(value: Any) -> str:
+    """A value as JSON, also with integers of more than 64 bits. Raises TypeError for one that is nested too deep."""
+    try:
+        return orjson.dumps(value).decode()
+    except orjson.JSONEncodeError as error:
+        if "64-bit" not in str(error):
+            raise
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"))
 
 
 def _quoted_if_infinite(token: re.Match[bytes]) -> bytes:

@@ -2,8 +2,8 @@
 
 The columns are the keys of the first 100 records and those that the model takes; any other key that first appears later
 is dropped. The types of columns that the model does not take come from the first records, too: every chunk of an input
-gets the same. A column whose values there are of several types, or arrays or objects, comes as
-JSON text.
+gets the same. A column whose values there are of several types, arrays or objects, or integers that none of the types
+holds exactly, comes as JSON text.
 
 A duplicate key makes a record faulty. polars silently keeps the first of two values, so the fast path counts keys (see
 `_has_other_keys`). It only misses a second value that is null, or one offset by a text with `:null`.
@@ -24,7 +24,7 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, DType, RowError
 from batchserve.errors import InvalidInput
-from batchserve.formats.json_rows import SPACE, Names, Row, parse_records, split_lines
+from batchserve.formats.json_rows import SPACE, Names, Row, parse_records, split_lines, written
 from batchserve.formats.protocol import Header, Reading
 from batchserve.formats.records import Offsets, blocks, check_names, check_width, drop_blank
 from batchserve.formats.schema import as_base64, cast_column, polars_type, reaches_limits, shorten
@@ -58,7 +58,7 @@ _AS_ORJSON_WRITES = {
 """Types whose values polars writes as orjson does, to the byte."""
 _LONE_SURROGATE = re.compile(rb"\\u[dD][89abAB][0-9a-fA-F]{2}(?!\\u[dD][c-fC-F])|(?<!\\u[dD][89abAB]..)\\u[dD][c-fC-F]")
 """polars turns a lone surrogate, which is not valid in UTF-8, into NUL."""
-_INT64 = range(-(2**63), 2**63)
+_INT64, _UINT64 = range(-(2**63), 2**63), range(2**64)
 _EXACT = range(-(2**53), 2**53 + 1)
 """Integers that float64 represents exactly."""
 _BLOCK = 128 * 2**10
@@ -101,7 +101,9 @@ def _infer(values: list[Any]) -> DType | None:
         return "bool"
     if kinds == {int} and all(value is None or value in _INT64 for value in values):
         return "int64"
-    if kinds and kinds <= {int, float}:
+    if kinds == {int} and all(value is None or value in _UINT64 for value in values):
+        return "uint64"
+    if kinds and kinds <= {int, float} and all(type(value) is not int or value in _EXACT for value in values):
         return "float64"
     return "string" if kinds == {str} else None
 
@@ -301,7 +303,7 @@ def _json_texts(name: str, values: list[Any], first: int) -> tuple[list[str | No
 
 
 def _json_text(value: Any) -> str | None:
-    return value if value is None or isinstance(value, str) else orjson.dumps(value).decode()
+    return value if value is None or isinstance(value, str) else written(value)
 
 
 def _as_written_by_polars(value: float) -> str:

@@ -27,6 +27,7 @@ from batchserve.inference.matching import Match
 from batchserve.inference.outputs import column_names
 from batchserve.inference.run import varies
 from batchserve.scoring.plain import ModelUse, match_by_names
+from batchserve.scoring.results import names_beside
 
 __all__ = ["PlainCsv", "Plan", "plan_of", "read_plain"]
 
@@ -188,7 +189,7 @@ def _is_flat(match: Match) -> bool:
 def _no_records(match: Match) -> pl.DataFrame:
     """The columns of the result."""
     added = list(match.result().columns)
-    return pl.DataFrame(schema=[f"input_{name}" if name in added else name for name in match.passed] + added)
+    return pl.DataFrame(schema=names_beside(match.passed, added) + added)
 
 
 # Reading

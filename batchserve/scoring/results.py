@@ -22,14 +22,31 @@ def result_of(format: Format, scored: Scored, passed: Records, match: Match) -> 
         passed = frame_of(passed)
     if isinstance(passed, dict):
         own = _arrays_of(scored, match)
-        return {f"input_{name}" if name in own else name: array for name, array in passed.items()} | own
+        renamed = names_beside(passed, own)
+        return dict(zip(renamed, passed.values(), strict=True)) | own
     outputs = _columns_of(scored, match)
     inputs = [
-        column.alias(f"input_{name}") if (name := column.name) in outputs.columns else column for column in passed
+        column.alias(name) for column, name in zip(passed, names_beside(passed.columns, outputs.columns), strict=True)
     ]
     outputs = pl.DataFrame([*inputs, *outputs]) if inputs else outputs
     lists = match.result().lists if format.holds != "table" else {}
     return _as_arrays(outputs, lists, scored) if lists else outputs
+
+
+def names_beside(passed: Iterable[str], own: Iterable[str]) -> list[str]:
+    """What travels along is called in the result: one that is called like a column of the model is `input_<name>`."""
+    passed, taken = list(passed), set(own)
+    if taken.isdisjoint(passed):
+        return passed
+    models, taken = taken, taken | set(passed)
+    names = []
+    for name in passed:
+        if name in models:
+            while name in taken:
+                name = f"input_{name}"
+            taken.add(name)
+        names.append(name)
+    return names
 
 
 def _arrays_of(scored: Scored, match: Match) -> Tensors:
