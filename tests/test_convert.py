@@ -22,7 +22,13 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_iris
-from sklearn.ensemble import HistGradientBoostingClassifier, IsolationForest, RandomForestClassifier, VotingClassifier
+from sklearn.ensemble import (
+    ExtraTreesRegressor,
+    HistGradientBoostingClassifier,
+    IsolationForest,
+    RandomForestClassifier,
+    VotingClassifier,
+)
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
@@ -36,6 +42,7 @@ from sklearn.tree import DecisionTreeClassifier
 
 from batchserve.conversion import Conversion, convert
 from batchserve.conversion.parity import Answers, Parity, compare
+from batchserve.conversion.served import Served
 from batchserve.errors import ConversionFailed, ParityFailed
 
 IRIS = load_iris(as_frame=True)
@@ -439,6 +446,28 @@ def test_a_forest_fitted_on_float64_splits_at_the_numbers_next_to_its_thresholds
     report = convert(model, x).report
     assert report.label_flips == 0
     assert report.differences[0].max_absolute < 1e-6
+
+
+def test_the_first_of_two_equally_probable_classes_is_the_label_of_a_forest() -> None:
+    random = np.random.default_rng(0)
+    x = random.normal(size=(300, 2)).astype(np.float32)
+    model = RandomForestClassifier(10, random_state=0).fit(x, random.random(300) < 0.5)
+    chances = model.predict_proba(asked := random.normal(size=(2000, 2)).astype(np.float32))
+    assert (chances == 0.5).all(axis=1).sum() > 20, "there must be ties, or nothing is tested"
+    assert convert(model, asked).report.label_flips == 0
+
+
+@pytest.mark.parametrize("kind", [RandomForestClassifier, ExtraTreesRegressor, DecisionTreeClassifier])
+def test_trees_that_were_trained_with_missing_values_route_them_as_they_did(kind: Any) -> None:
+    frame = X.astype("float64").mask(np.random.default_rng(0).random(X.shape) < 0.2)
+    model = kind(random_state=0).fit(frame, Y)
+    served = Served(convert(make_pipeline(FunctionTransformer(), model).fit(frame, Y), frame).onnx)
+    asked = frame.assign(**{frame.columns[0]: np.nan})
+    scored = served.score(pl.from_pandas(asked))
+    assert not scored.errors
+    expected = model.predict_proba(asked) if hasattr(model, "classes_") else model.predict(asked)
+    given = list(scored.outputs.values())[-1]
+    assert np.allclose(np.squeeze(given), expected, atol=1e-5)
 
 
 def test_labels_that_are_truth_values_stay_so() -> None:

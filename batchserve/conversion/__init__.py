@@ -7,7 +7,7 @@ metadata that a server needs, as JSON texts in its `metadata_props` under `batch
 
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,14 +25,14 @@ from batchserve.conversion.estimator import (
     class_labels,
     known_differences,
 )
-from batchserve.conversion.export import answer_truth, convertible, layouts, to_onnx
+from batchserve.conversion.export import GraphInput, answer_truth, convertible, layouts, to_onnx
 from batchserve.conversion.files import Loaded, load
 from batchserve.conversion.img2feat import convert_img2feat, export_img2feat
 from batchserve.conversion.links import chain
 from batchserve.conversion.mlflow import name_columns, sample_of
 from batchserve.conversion.network import annotate
 from batchserve.conversion.parity import Parity
-from batchserve.conversion.sample import INSTALL, Array, listed
+from batchserve.conversion.sample import INSTALL, Array, Table, listed
 from batchserve.conversion.torch import convert_torch, export_torch
 from batchserve.conversion.values import Unequal, with_domains
 from batchserve.errors import BatchserveError, ConversionFailed, ParityFailed
@@ -134,12 +134,15 @@ def _first_that_passes(
     notes: Sequence[str],
     finish: Callable[[Conversion], Conversion],
 ) -> Conversion:
-    """Convert with each layout until one answers like the estimator, also beyond the sample (`finish`)."""
+    """Convert with each layout until one answers like the estimator, also beyond the sample (`finish`).
+
+    Where none does, trees are written anew, which is slower to score and exact.
+    """
     reports: list[Parity] = []
     failures: list[BatchserveError] = []
-    for layout in layouts(model, reference.table):
+    for way, layout in _ways(model, reference.table):
         try:
-            graph = to_onnx(model, layout, target_opset)
+            graph = to_onnx(way, layout, target_opset)
             if reference.labels is not None and reference.labels.dtype == bool:
                 graph = answer_truth(graph)
             report, columns = check(graph, layout, reference, tolerance, notes)
@@ -156,6 +159,17 @@ def _first_that_passes(
     if reports and not any(isinstance(failure, ParityFailed) for failure in failures):
         check_parity(reports[0], _FLOAT32)
     raise failures[0]
+
+
+def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
+    """What to convert, and with which inputs, the best first."""
+    from batchserve.conversion.converters.within import with_exact_trees
+
+    for layout in layouts(model, table):
+        yield model, layout
+    if exact := with_exact_trees(model):
+        for layout in layouts(exact, table):
+            yield exact, layout
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -144,6 +144,7 @@ from field.data import (
     counts,
     diabetes,
     digits,
+    gaps,
     iris,
     load,
     mixed,
@@ -201,6 +202,8 @@ CLASSIFIERS: Cases = {
     "RandomForestClassifier, labels False and True": lambda: cancer_bool(
         seeded(RandomForestClassifier, n_estimators=9)
     ),
+    "RandomForestClassifier, missing values": lambda: gaps(seeded(RandomForestClassifier, n_estimators=20)),
+    "DecisionTreeClassifier, missing values": lambda: gaps(seeded(DecisionTreeClassifier)),
     "ExtraTreesClassifier": lambda: iris(seeded(ExtraTreesClassifier, n_estimators=20)),
     "GradientBoostingClassifier": lambda: wine(seeded(GradientBoostingClassifier, n_estimators=10)),
     "HistGradientBoostingClassifier": lambda: cancer(seeded(HistGradientBoostingClassifier, max_iter=20)),
@@ -222,6 +225,9 @@ CLASSIFIERS: Cases = {
 
 META: Cases = {
     "CalibratedClassifierCV, sigmoid": lambda: wine(CalibratedClassifierCV(standardized(LinearSVC()), cv=2)),
+    "CalibratedClassifierCV of a forest, missing values": lambda: gaps(
+        CalibratedClassifierCV(seeded(RandomForestClassifier, n_estimators=5), cv=2)
+    ),
     "CalibratedClassifierCV, isotonic": lambda: cancer(
         CalibratedClassifierCV(seeded(RandomForestClassifier, n_estimators=5), method="isotonic", cv=2)
     ),
@@ -320,6 +326,10 @@ REGRESSORS: Cases = {
     "DecisionTreeRegressor": lambda: diabetes(seeded(DecisionTreeRegressor, max_depth=6)),
     "RandomForestRegressor": lambda: diabetes(seeded(RandomForestRegressor, n_estimators=20)),
     "RandomForestRegressor, several targets": lambda: two_numbers(seeded(RandomForestRegressor, n_estimators=5)),
+    "RandomForestRegressor, missing values": lambda: gaps(seeded(RandomForestRegressor, n_estimators=20)),
+    "RandomForestRegressor, missing values, several targets": lambda: gaps(
+        seeded(RandomForestRegressor, n_estimators=5), targets=2
+    ),
     "ExtraTreesRegressor": lambda: diabetes(seeded(ExtraTreesRegressor, n_estimators=20)),
     "GradientBoostingRegressor": lambda: diabetes(seeded(GradientBoostingRegressor, n_estimators=20)),
     "HistGradientBoostingRegressor": lambda: diabetes(seeded(HistGradientBoostingRegressor, max_iter=20)),
@@ -469,6 +479,21 @@ PREPROCESSING: Cases = {
                 (FILLED, NUMBERS), (OneHotEncoder(min_frequency=0.2, handle_unknown="infrequent_if_exist"), TEXTS)
             ),
             seeded(RandomForestClassifier, n_estimators=5),
+        )
+    ),
+    "OneHotEncoder, no category is rare": lambda: mixed(
+        make_pipeline(
+            make_column_transformer(
+                (FILLED, ["distance km"]),
+                (OneHotEncoder(handle_unknown="infrequent_if_exist", min_frequency=2), ["city", "month"]),
+            ),
+            LogisticRegression(max_iter=500),
+        )
+    ),
+    "OneHotEncoder, rare categories of one column": lambda: mixed(
+        make_pipeline(
+            make_column_transformer((OneHotEncoder(max_categories=2, handle_unknown="ignore"), ["plan"])),
+            LogisticRegression(),
         )
     ),
     "OrdinalEncoder": lambda: mixed(

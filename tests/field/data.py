@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn import datasets
+from sklearn.base import is_classifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -63,6 +64,14 @@ def counts(model: Any) -> Case:
     """A count to predict."""
     x, y, _ = load("diabetes")
     return model.fit(x, np.floor(y / 20)), x
+
+
+def gaps(model: Any, targets: int = 1) -> Case:
+    """Numbers of which many are missing, which tells something; a class, or numbers."""
+    x, y, _ = load("diabetes")
+    x = x.mask(np.random.default_rng(0).random(x.shape) < 0.1).assign(bmi=x["bmi"].mask(y > 180))
+    target = np.where(y > 140, "ill", "well") if is_classifier(model) else np.column_stack([y, -y][:targets])
+    return model.fit(x, target if target.ndim == 1 or targets > 1 else y), x
 
 
 def ranked(model: Any) -> Case:

@@ -122,8 +122,15 @@ def _width(model: Any, kind: Kind) -> int | None:
         try:
             return int(np.asarray(dense(model.transform(np.ones((EXAMPLES, model.n_features_in_))))).shape[1])
         except Exception:  # noqa: BLE001 - an example that it refuses says nothing about its width
-            return None
+            return _named_width(model)
     return None
+
+
+def _named_width(model: Any) -> int | None:
+    try:
+        return len(model.get_feature_names_out())
+    except Exception:  # noqa: BLE001 - it may have no names
+        return None
 
 
 def dense(array: Any) -> Any:

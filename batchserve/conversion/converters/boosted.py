@@ -80,6 +80,32 @@ def _embedded(tree: Any, place: int, targets: dict[int, int]) -> Split | Leaf:
     )  # fmt: skip
 
 
+def forest(tape: Tape, model: Any) -> Any:
+    """Trees and forests of scikit-learn by the sums of their leaves, of which those of pure leaves are exact.
+
+    So two classes of equal probability stay equal, and the first one is the label; and a missing value goes where
+    training sent it.
+    """
+    estimators = [model] if hasattr(model, "tree_") else model.estimators_
+    trees = [Tree(_grown(estimator.tree_, 0), 0) for estimator in estimators]
+    classes = getattr(model, "classes_", None)
+    raw = regressor(tape, tape.merged(), trees, [0.0] * (model.n_outputs_ if classes is None else len(classes)))
+    mean = raw / float(len(trees))
+    return mean if classes is None else (label_of(tape, classes, raw.argmax()), mean)
+
+
+def _grown(tree: Any, place: int) -> Split | Leaf:
+    yes, no = int(tree.children_left[place]), int(tree.children_right[place])
+    if yes == no:
+        values = [(target, float(value)) for target, value in enumerate(tree.value[place].reshape(-1)) if value]
+        (target, value), *more = values or [(0, 0.0)]
+        return Leaf(value, target, tuple(more))
+    return Split(
+        int(tree.feature[place]), _grown(tree, yes), _grown(tree, no), bool(tree.missing_go_to_left[place]),
+        threshold=float(tree.threshold[place]),
+    )  # fmt: skip
+
+
 # --- LightGBM and XGBoost --------------------------------------------------------------------------------------------
 
 

@@ -17,6 +17,8 @@ class Leaf:
     value: float
     target: int | None = None
     """None: that of its tree."""
+    more: tuple[tuple[int, float], ...] = ()
+    """Further targets, each with its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,14 +67,11 @@ def _write(nodes: _Nodes, tree: Tree, number: int, kind: str) -> None:
         node, own = waiting.pop()
         if isinstance(node, Leaf):
             _node(nodes, number, own, "LEAF", 0, 0.0, 0, 0, 0)
-            nodes.add(
-                **{
-                    f"{kind}_treeids": number,
-                    f"{kind}_nodeids": own,
-                    f"{kind}_ids": tree.target if node.target is None else node.target,
-                },
-                **{f"{kind}_weights": float(np.float32(node.value))},
-            )
+            for target, value in ((tree.target if node.target is None else node.target, node.value), *node.more):
+                nodes.add(
+                    **{f"{kind}_treeids": number, f"{kind}_nodeids": own, f"{kind}_ids": target},
+                    **{f"{kind}_weights": float(np.float32(value))},
+                )
             continue
         yes, no, missing = next(ids), next(ids), int(node.missing_yes)
         if node.members is None:

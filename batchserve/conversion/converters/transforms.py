@@ -1,5 +1,6 @@
 """Transformers of columns: bins, splines, quantiles, functions, imputers, selections."""
 
+import math
 from importlib.metadata import version
 from typing import Any
 
@@ -236,3 +237,54 @@ def _in_double(tape: Tape, operator: str, x: Expression, numbers: Array) -> Expr
     wide = tape.node("Cast", x, example=example, to=TensorProto.DOUBLE)
     result = tape.node(operator, wide, tape.constant(numbers, "d"), example=example)
     return tape.node("Cast", result, example=x.example, to=TensorProto.FLOAT)
+
+
+def groups_rare(encoder: Any) -> bool:
+    """Whether a OneHotEncoder may put several categories into one, which skl2onnx does for some inputs alone."""
+    return bool(encoder._infrequent_enabled or encoder.handle_unknown in ("infrequent_if_exist", "warn"))
+
+
+def one_hot(tape: Tape, encoder: Any) -> Expression:
+    """OneHotEncoder: an unknown category is that of the rare ones, where it says so and a column has any; else none."""
+    groups_unknown = encoder.handle_unknown in ("infrequent_if_exist", "warn")
+    columns = [column for variable in tape.variables for column in _single(_as_given(tape, variable))]
+    parts = []
+    for place, (column, categories) in enumerate(zip(columns, encoder.categories_, strict=True)):
+        groups = encoder._default_to_infrequent_mappings[place] if encoder._infrequent_enabled else None
+        groups = np.arange(len(categories)) if groups is None else np.asarray(groups)
+        count = int(groups.max()) + 1
+        rare = groups_unknown and encoder._infrequent_enabled and encoder._infrequent_indices[place] is not None
+        code = _code(tape, column, categories, groups, float(count - 1) if rare else math.nan)
+        dropped = encoder._drop_idx_after_grouping[place] if encoder._drop_idx_after_grouping is not None else None
+        kept = [float(number) for number in range(count) if number != dropped]
+        if kept:
+            equal: Expression = np.equal(code, np.array(kept, np.float32))
+            parts.append(equal.to("f"))
+    return tape.concat(parts)
+
+
+def _as_given(tape: Tape, variable: Any) -> Value:
+    """Integers stay integers, so that all their digits count."""
+    value = tape.value(variable)
+    if type(variable.type).__name__ != "Int64TensorType":
+        return value
+    return Value(tape, variable.full_name, value.example.astype(np.int64))
+
+
+def _single(value: Value) -> list[Value]:
+    width = value.shape[1] if value.ndim == 2 else 1
+    return [value] if width == 1 else [value[:, [place]] for place in range(width)]
+
+
+def _code(tape: Tape, column: Value, categories: Any, groups: Any, unknown: float) -> Expression:
+    """[N, 1]: the group of a category."""
+    known = [(item, float(group)) for item, group in zip(categories, groups, strict=True) if item == item]
+    kind = {"O": "strings", "f": "floats"}.get(column.kind, "int64s")
+    convert = {"strings": str, "floats": float, "int64s": int}[kind]
+    code = tape.node(
+        "LabelEncoder", column, example=np.zeros((EXAMPLES, 1), np.float32), domain="ai.onnx.ml", version=2,
+        values_floats=[group for _, group in known], default_float=unknown,
+        **{f"keys_{kind}": [convert(item) for item, _ in known]},
+    )  # fmt: skip
+    missing = [float(group) for item, group in zip(categories, groups, strict=True) if item != item]
+    return np.where(np.isnan(column), missing[0], code) if missing and kind == "floats" else code

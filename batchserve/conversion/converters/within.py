@@ -1,9 +1,13 @@
-"""Steps that stand in a pipeline for others: estimators of which only `transform` counts, zeros that are missing."""
+"""Parts that stand for others: estimators of which only `transform` counts, zeros that are missing, exact trees."""
 
+import copy
 from typing import Any, Self
 
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, TransformerMixin, is_regressor
+from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
+from batchserve.conversion.estimator import parts
 from batchserve.conversion.sample import Array
 
 
@@ -35,3 +39,44 @@ class ZerosMissing(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         import numpy as np
 
         return np.where(x == 0, np.nan, x)
+
+
+class ExactForestClassifier(RandomForestClassifier):  # type: ignore[misc]
+    """A forest that the graph sums without rounding."""
+
+
+class ExactForestRegressor(RandomForestRegressor):  # type: ignore[misc]
+    """A forest whose missing values take their way in the graph."""
+
+
+class ExactTreeClassifier(DecisionTreeClassifier):  # type: ignore[misc]
+    """A tree whose missing values take their way in the graph."""
+
+
+class ExactTreeRegressor(DecisionTreeRegressor):  # type: ignore[misc]
+    """A tree whose missing values take their way in the graph."""
+
+
+_EXACT = {
+    DecisionTreeClassifier: ExactTreeClassifier,
+    DecisionTreeRegressor: ExactTreeRegressor,
+    ExtraTreeClassifier: ExactTreeClassifier,
+    ExtraTreeRegressor: ExactTreeRegressor,
+    ExtraTreesClassifier: ExactForestClassifier,
+    ExtraTreesRegressor: ExactForestRegressor,
+    RandomForestClassifier: ExactForestClassifier,
+    RandomForestRegressor: ExactForestRegressor,
+}
+
+
+def with_exact_trees(model: Any) -> Any:
+    """A copy with exact trees in place of scikit-learn's, but classifiers of several targets; None without any."""
+    copied = copy.deepcopy(model)
+    found = [
+        part
+        for part in parts(copied)
+        if type(part) in _EXACT and (outputs := getattr(part, "n_outputs_", 0)) and (outputs == 1 or is_regressor(part))
+    ]
+    for part in found:
+        part.__class__ = _EXACT[type(part)]
+    return copied if found else None
