@@ -238,8 +238,9 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
         (b"", "the input is empty"),
         (b"\n\r\n", "the input is empty"),
         (b"a,b,a\n", "'a' in columns 1, 3"),
-        (b",a,b\n", "no name for column 1; every column needs a name"),
-        (b"a,b,\n", "no name for column 3"),
+        (b",a,b\n", r"no name for column 1; every column needs a name \(pandas"),
+        (b"a,b,\n", r"no name for column 3; every column needs a name \(does each line end with a delimiter"),
+        (b"a,,b,\n", "no name for column 2, 4; every column needs a name$"),
         ("ä,b\n".encode("latin-1"), r"byte 0 \(0xe4\) is not UTF-8; if the text is Windows-1252 or Latin-1"),
         ("a,b\n".encode("utf-16"), "the text is UTF-16, as its first"),
         ("a,b\n".encode("utf-16-be"), "byte 0 is NUL"),
@@ -673,6 +674,25 @@ def test_bytes_that_contradict_the_declared_type_are_refused_by_name(
         sniff(prefix, content_type, None)
     assert message in caught.value.detail
     assert all(format.media_type in caught.value.detail for format in FORMATS.values())
+
+
+@pytest.mark.parametrize("content_type", ["application/json", None])
+def test_records_in_lines_are_ndjson_also_where_the_file_is_called_json(content_type: str | None) -> None:
+    assert sniff(b'{"a":1}\n{"a":2}\n', content_type, "export.json")[0].name == "jsonl"
+    assert sniff(b'\xef\xbb\xbf{"data":[1]}\n{"data":[2]}\n', content_type, "export.json")[0].name == "jsonl"
+    assert sniff(b'{"a":1}\n', content_type, "export.json")[0].name == "json"
+    assert sniff(b'{"a":\n{"b":1}}\n', content_type, "export.json")[0].name == "json"
+
+
+@pytest.mark.parametrize("data", ['{"a": {"0": 1}, "b": {"0": 2}}', '{"columns": ["a"], "index": [0], "data": [[1]]}'])
+def test_json_of_pandas_in_another_orientation_is_refused_with_the_one_that_is_read(data: str) -> None:
+    with pytest.raises(InvalidInput, match=r"to_json\(orient='records'\)"):
+        get_format("json").header(io.BytesIO(data.encode()))
+
+
+def test_a_number_that_json_does_not_have_is_named_with_what_to_send() -> None:
+    with pytest.raises(InvalidInput, match="send null for NaN"):
+        get_format("json").header(io.BytesIO(b'[{"a": NaN}]'))
 
 
 def test_the_delimiter_is_set_by_the_type_the_name_or_the_option() -> None:

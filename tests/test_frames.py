@@ -455,6 +455,19 @@ def test_records_may_hold_what_numpy_and_the_standard_library_compute(client: Cl
     assert (out["at"], out["price"], out["none"]) == ("2026-01-01T00:00:00", "1.10", None)
 
 
+def test_records_with_numbers_that_json_does_not_have_cost_their_records_alone(client: Client) -> None:
+    records: list[dict[str, Any]] = [
+        {"x": float("nan"), "t": "a"},
+        {"x": np.float32("nan"), "t": "b"},
+        {"x": 1.0, "t": float("inf")},
+    ]
+    with pytest.warns(match="2 of 3 rows"):
+        out = client.predict(records, model="double")
+    assert [row["t"] for row in out] == ["a", "b", "Infinity"]
+    assert out[2]["prediction"] == pytest.approx(2, abs=1e-4)
+    assert {error["code"] for error in next(client.jobs.list()).errors()} == {"missing-value"}
+
+
 def test_masked_floats_are_missing_values(client: Client) -> None:
     with pytest.warns(match="1 of 2 rows"):
         out = client.predict(np.ma.array([[1.0], [2.0]], mask=[[False], [True]]), model="double")

@@ -97,6 +97,17 @@ def test_records_that_influence_each_other_are_scored_in_one_run(name: str) -> N
     assert any("depends on the other records" in note for note in signature.notes)
 
 
+def noisy(shape: Shape) -> bytes:
+    constants = {"ratio": np.array(0.5, np.float32), "training": np.array(True)}
+    return made([helper.make_node("Dropout", ["x", "ratio", "training"], ["y"])], {"x": shape}, {"y": shape}, constants)
+
+
+@pytest.mark.parametrize("shape", [["N", 64], [1, 64], [3, 64]])
+def test_a_graph_that_draws_random_numbers_is_refused_with_the_operator(shape: Shape) -> None:
+    with pytest.raises(ModelRefused, match=r"random numbers \(Dropout\). Export it in evaluation mode"):
+        admit(noisy(shape))
+
+
 def test_a_state_beside_records_that_influence_each_other_is_shared_by_all() -> None:
     signature = signature_of(recurrent("LSTM", [None, 1, 4], [1, 1, 8]))
     assert [(tensor.name, tensor.per_record) for tensor in signature.inputs] == [

@@ -7,7 +7,7 @@ import numpy as np
 from onnx import ModelProto
 
 from batchserve.admission import graph
-from batchserve.admission.independence import influences, mixes_records
+from batchserve.admission.independence import ALONE, close, influences, mixes_records
 from batchserve.admission.probe_inputs import Feed, run_within_memory
 from batchserve.admission.record_axes import has_named_records
 from batchserve.admission.tuning import BATCHES
@@ -29,6 +29,11 @@ UNPROVED = (
     "No two different records could be made, to prove that they do not influence each other, so the input is scored in "
     "one run. Add batchserve.sample with three of them."
 )
+
+DRAWS = frozenset(
+    {"Bernoulli", "Dropout", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+)
+"""Operators that may draw random numbers."""
 
 Mode = Literal["rows", "fixed", "whole"]
 
@@ -97,9 +102,10 @@ def proved_mode(
 ) -> tuple[Mode, list[str]]:
     """The mode in which the input is cut only between records that do not influence each other, and what to say of it.
     Raises ModelRefused where it would have to be cut elsewhere."""
+    only = batching.batch if batching.mode == "fixed" else None
+    _require_equal_runs(session, model, feed, only or 1)
     if batching.one_at_a_time:
         return "fixed", []
-    only = batching.batch if batching.mode == "fixed" else None
     different = different_records(session, feed, only or 1)
     if mixes_records(session, different, inputs, influences(model), only):
         if only is None:
@@ -117,6 +123,20 @@ def proved_mode(
         f"the graph takes exactly {only} records in a run, and not enough different ones could be made to prove that "
         "they do not influence each other: add batchserve.sample with three of them, or export it for one record"
     )
+
+
+def _require_equal_runs(session: Session, model: ModelProto, feed: Feed, records: int) -> None:
+    """Raises ModelRefused for a graph that draws random numbers: no answer of it could be given twice."""
+    drawing = sorted({node.op_type for node in graph.nodes(model)} & DRAWS)
+    if not drawing:
+        return
+    same = feed.take(np.resize(np.arange(feed.examples()), records))
+    first, second = session.run(same), session.run(same)
+    if not all(array.shape == first[name].shape and close(first[name], array, ALONE) for name, array in second.items()):
+        raise ModelRefused(
+            "two runs of the same records give different answers: the graph draws random numbers "
+            f"({', '.join(drawing)}). Export it in evaluation mode (in PyTorch model.eval()), where dropout is off"
+        )
 
 
 def gives_parts(session: Session, model: ModelProto, feed: Feed, batching: Batching) -> bool:

@@ -2,6 +2,7 @@
 
 import io
 import json
+import math
 import os
 import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -99,11 +100,33 @@ def content_of(data: "Data") -> Content:
     if holds_arrays(data):
         return _of_arrays(data)  # type: ignore[arg-type]
     if isinstance(data, Mapping | Sequence):
-        return bytes_content(json.dumps(data, default=_json_of).encode(), "application/json")
+        return bytes_content(_json_text(data).encode(), "application/json")
     raise TypeError(
         f"cannot send a {type(data).__name__}: expected a path, bytes, a binary file, a table, a numpy array, "
         "a list of records or of paths"
     )
+
+
+def _json_text(data: Any) -> str:
+    try:
+        return json.dumps(data, default=_json_of, allow_nan=False)
+    except ValueError as error:
+        if "float" not in str(error):
+            raise
+    return json.dumps(_finite(data), default=_json_of)
+
+
+def _finite(value: Any) -> Any:
+    """The value as JSON has it: NaN is missing, and infinity a text."""
+    if library_of(value) == "numpy" and hasattr(value, "tolist"):
+        value = value.tolist()
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
 
 
 def _json_of(value: Any) -> Any:

@@ -200,6 +200,8 @@ def sniff(
     found = foreign or _detect(prefix, declared, suffix)
     if (declared, found) == ("zip", "npz"):
         declared = found  # which is a ZIP, too
+    if (declared or found) == "json" and _is_ndjson(prefix):
+        declared = found = "jsonl"  # which many programs store as .json
     if foreign or (declared is not None and not _agree(declared, found, prefix)):
         raise unsupported(f"the bytes look like {found}" + (f", but they were declared as {bare}" if declared else ""))
     format = FORMATS[declared or found]
@@ -296,6 +298,17 @@ def _detect_text(prefix: bytes) -> str:
     # Arrays may be records; or, in one line of several, a value.
     arrays = isinstance(data, list) and all(isinstance(value, list) for value in data)
     return "json" if arrays and not rest.strip() else "jsonl"
+
+
+def _is_ndjson(prefix: bytes) -> bool:
+    """Whether an object in a line is followed by another one."""
+    line, _, rest = prefix.removeprefix(_BOM).lstrip().partition(b"\n")
+    if not line.startswith(b"{") or not rest.lstrip().startswith(b"{"):
+        return False
+    try:
+        return isinstance(orjson.loads(line), dict)
+    except orjson.JSONDecodeError:
+        return False
 
 
 def _agree(declared: str, found: str, prefix: bytes) -> bool:

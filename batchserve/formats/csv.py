@@ -196,9 +196,13 @@ def _check_text(head: bytes, offset: int) -> None:
 def _check_names(names: list[str]) -> None:
     check_width(len(names))
     if empty := [number for number, name in enumerate(names, 1) if not name.strip()]:
+        hint = ""
+        if len(names) > 1 and empty == [1]:
+            hint = " (pandas writes its index like this: use index=False)"
+        elif len(names) > 1 and empty == [len(names)]:
+            hint = " (does each line end with a delimiter? Leave it out)"
         raise InvalidInput(
-            f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column needs a name "
-            "(pandas writes its index like this: use index=False)",
+            f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column needs a name{hint}",
             errors=[{"column": number, "message": "no name"} for number in empty[:100]],
         )
     places: dict[str, list[int]] = {}

@@ -79,6 +79,8 @@ class Json:
         if any(error.code == "wrong-length" for error in reading.errors):
             lines = _array_to_lines(read_span(source, first.start, first.stop))
             _check_lengths(lines, _names(lines, self.columns))
+        if first.records == 1 and first.start == 0:
+            _require_values(read_span(source, first.start, first.stop))
         return header_of(reading)
 
     def plan(self, source: BinaryIO, after: Chunk | None, limits: ChunkLimits) -> Iterator[Chunk]:
@@ -251,8 +253,24 @@ def _beginning(source: BinaryIO) -> tuple[int, bytes]:
         return skipped + start, _ALONE
     raise InvalidInput(
         f'malformed JSON at byte {skipped + at}: expected an array of objects, alone or under the key "data" '
-        f"next to numbers and texts only, or one object, got {shorten(text[at : at + 40])}"
+        f"next to numbers and texts only, or one object, got {shorten(text[at : at + 40])}{_WAY_OF_PANDAS}"
     )
+
+
+_WAY_OF_PANDAS = "; pandas writes records with to_json(orient='records')"
+
+
+def _require_values(record: bytes) -> None:
+    """Raises InvalidInput for an object that holds nothing but objects: columns or rows by their names."""
+    try:
+        held = orjson.loads(record)
+    except orjson.JSONDecodeError:
+        return
+    if isinstance(held, dict) and held and all(isinstance(value, dict) for value in held.values()):
+        raise InvalidInput(
+            f"the only record holds an object under each of its keys: expected values of columns{_WAY_OF_PANDAS}",
+            errors=[{"column": name, "message": "an object, not a value"} for name in list(held)[:20]],
+        )
 
 
 def _is_record(source: BinaryIO, start: int) -> bool:

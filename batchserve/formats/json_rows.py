@@ -26,6 +26,9 @@ __all__ = [
 SPACE = b" \t\r\n"
 """Whitespace of JSON; other blanks are faults."""
 _INT128 = range(-(2**127), 2**127)
+_DIGITS = 300
+"""Integers from this length on stay texts."""
+_NO_NUMBER = re.compile(r"-?(NaN|Infinity)")
 _LONG = re.compile(rb"\d{19}")
 """From this length on an integer may exceed those of orjson."""
 _LISTED = 20
@@ -67,7 +70,8 @@ def parse_line(line: bytes, names: Names = ()) -> tuple[Row, tuple[str, str] | N
         if line.count(b":") > len(row):
             json.loads(line, object_pairs_hook=_distinct)
     except orjson.JSONDecodeError as error:
-        return None, ("invalid-json", f"malformed JSON at character {error.pos} of the record: {error.msg}")
+        way = "; send null for NaN, and infinity as a text" if _NO_NUMBER.match(error.doc, error.pos) else ""
+        return None, ("invalid-json", f"malformed JSON at character {error.pos} of the record: {error.msg}{way}")
     except _DuplicateKeyError as error:
         return None, ("duplicate-key", f"the key {shorten(error.args[0])} appears more than once")
     except RecursionError:
@@ -88,8 +92,14 @@ def loads(data: bytes) -> Any:
 def _large_integers(line: bytes, row: dict[str, Any]) -> dict[str, Any]:
     """The values with integers that orjson has rounded, as written; beyond 128 bits they are texts."""
     rounded = {key for key, value in row.items() if type(value) is float or isinstance(value, dict | list)}
-    values = {key: value for key, value in json.loads(line).items() if key in rounded and type(value) is not float}
+    read = json.loads(line, parse_int=_whole)
+    values = {key: value for key, value in read.items() if key in rounded and type(value) is not float}
     return {key: value if type(value) is not int or value in _INT128 else str(value) for key, value in values.items()}
+
+
+def _whole(digits: str) -> int | str:
+    """Python reads no integer of thousands of digits."""
+    return int(digits) if len(digits) < _DIGITS else digits
 
 
 def written(value: Any) -> str:
