@@ -19,6 +19,8 @@ QUICK = {
     "XGBRegressor, dart, in a pipeline",
     "XGBRegressor, several targets",
     "CatBoostClassifier",
+    "ColumnTransformer behind set_output",
+    "Pipeline with passthrough",
     "DictVectorizer",
 }
 """The others run with the slow tests."""

@@ -47,19 +47,20 @@ def convertible(model: Any, table: Table) -> Any:
     """An equivalent copy with parameters that the converters understand."""
     from sklearn.ensemble import VotingClassifier
     from sklearn.impute import SimpleImputer
-    from sklearn.pipeline import Pipeline
-    from sklearn.preprocessing import OneHotEncoder, OrdinalEncoder
+    from sklearn.pipeline import FeatureUnion, Pipeline
+    from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder
     from sklearn.tree import BaseDecisionTree
 
     model = copy.deepcopy(model)
     for part in list(parts(model)):
         match part:
             case Pipeline():
-                between = [("zeros", step)] if (step := _zeros_missing(part, table)) is not None else []
-                part.steps = [
-                    *((name, _within(step)) for name, step in part.steps[:-1]),
-                    *between,
-                    part.steps[-1],
+                _clear(part, table)
+            case FeatureUnion():
+                part.transformer_list = [
+                    (name, FunctionTransformer() if _passes(step) else step)
+                    for name, step in part.transformer_list
+                    if step != "drop"
                 ]
             case VotingClassifier():
                 part.flatten_transform = False  # concerns `transform` alone
@@ -74,6 +75,28 @@ def convertible(model: Any, table: Table) -> Any:
             case _ if package(part) == "xgboost" and getattr(part, "_Booster", None) is not None:
                 part.get_booster().feature_names = None  # the converter requires f0, f1 ... or none
     return model
+
+
+def _clear(pipeline: Any, table: Table) -> None:
+    """Its steps without those that do nothing, and so that each can be converted where it stands."""
+    from sklearn.compose import ColumnTransformer
+    from sklearn.preprocessing import FunctionTransformer
+
+    from batchserve.conversion.converters.within import Chosen
+
+    steps = [item for item in pipeline.steps if not _passes(item[1])]
+    pipeline.steps = steps or [("same", FunctionTransformer())]
+    between = [("zeros", step)] if (step := _zeros_missing(pipeline, table)) is not None else []
+    *first, last = pipeline.steps
+    pipeline.steps = [*((name, _within(step)) for name, step in first), *between, last]
+    for part in (inner for _, behind in pipeline.steps[1:] for inner in parts(behind)):
+        if isinstance(part, ColumnTransformer):
+            part.__class__ = Chosen  # its columns have names in a frame alone (`set_output`)
+
+
+def _passes(step: Any) -> bool:
+    """Whether a step leaves everything as it is."""
+    return step is None or (isinstance(step, str) and step == "passthrough")
 
 
 def _zeros_missing(pipeline: Any, table: Table) -> Any:

@@ -16,7 +16,14 @@ WAYS_OUT = {
 }
 """Class of an estimator -> the sentence that follows "has no ONNX converter"."""
 
-HINTS = (("sparse", "A step gives a sparse matrix: pass it sparse_output=False."),)
+HINTS = (
+    ("sparse", "A step gives a sparse matrix: pass it sparse_output=False."),
+    (
+        "StringTensorType",
+        "A step gets texts and numbers in one table: put all steps of a column into one pipeline in ColumnTransformer.",
+    ),
+    ("strip_accents", "Strip the accents before the pipeline, in training and in scoring."),
+)
 """A part of what a converter of skl2onnx says -> the way out."""
 
 

@@ -256,6 +256,7 @@ META: Cases = {
     ),
     "MultiOutputClassifier": lambda: two_labels(MultiOutputClassifier(standardized(LogisticRegression()))),
     "RandomForestClassifier, several targets": lambda: two_labels(seeded(RandomForestClassifier, n_estimators=5)),
+    "DecisionTreeClassifier, several labels": lambda: yes_and_no(seeded(DecisionTreeClassifier, max_depth=2)),
     "ClassifierChain": lambda: yes_and_no(standardized(ClassifierChain(LogisticRegression(), order=[2, 0, 1]))),
     "ClassifierChain, forests": lambda: yes_and_no(
         seeded(ClassifierChain, estimator=seeded(RandomForestClassifier, n_estimators=5))
@@ -396,6 +397,13 @@ DECOMPOSITIONS_AND_SELECTORS: Cases = {
         standardized(make_pipeline(seeded(KMeans, n_clusters=5, n_init=1), LogisticRegression()))
     ),
     "SelectKBest": lambda: diabetes(make_pipeline(SelectKBest(k=3), LinearRegression())),
+    "VarianceThreshold, the first column alone": lambda: wine(
+        make_pipeline(
+            make_column_transformer(("passthrough", ["alcohol"]), (Normalizer(), ["ash"])),
+            VarianceThreshold(0.1),
+            seeded(DecisionTreeClassifier, max_depth=3),
+        )
+    ),
     "SelectFromModel": lambda: wine(
         make_pipeline(SelectFromModel(seeded(ExtraTreesClassifier, n_estimators=5)), seeded(DecisionTreeClassifier))
     ),
@@ -411,6 +419,7 @@ DECOMPOSITIONS_AND_SELECTORS: Cases = {
 }
 
 ONE_HOT = OneHotEncoder(handle_unknown="ignore")
+ONE_HOT_DENSE = OneHotEncoder(handle_unknown="ignore", sparse_output=False)
 FILLED = SimpleImputer(strategy="median")
 
 PREPROCESSING: Cases = {
@@ -465,6 +474,24 @@ PREPROCESSING: Cases = {
         make_pipeline(
             make_column_transformer((make_pipeline(FILLED, StandardScaler()), NUMBERS), (ONE_HOT, TEXTS)),
             LogisticRegression(),
+        )
+    ),
+    "ColumnTransformer behind set_output": lambda: mixed(
+        make_pipeline(
+            make_column_transformer(
+                (FILLED, ["distance km", "month"]), (ONE_HOT_DENSE, TEXTS), verbose_feature_names_out=False
+            ).set_output(transform="pandas"),
+            make_column_transformer((StandardScaler(), ["month", "distance km"]), remainder="passthrough"),
+            LogisticRegression(max_iter=500),
+        )
+    ),
+    "Pipeline with passthrough": lambda: mixed(
+        make_pipeline(
+            make_column_transformer((FILLED, NUMBERS)),
+            "passthrough",
+            FeatureUnion([("same", "passthrough"), ("none", "drop"), ("best", SelectKBest(k=1))]),
+            None,
+            LogisticRegression(max_iter=500),
         )
     ),
     "OneHotEncoder, drop first": lambda: mixed(

@@ -11,20 +11,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from sklearn.cluster import DBSCAN
+from sklearn.compose import make_column_transformer
 from sklearn.decomposition import NMF, LatentDirichletAllocation
 from sklearn.ensemble import HistGradientBoostingClassifier
 from sklearn.feature_extraction.text import HashingVectorizer, TfidfVectorizer
 from sklearn.gaussian_process import GaussianProcessClassifier
 from sklearn.gaussian_process.kernels import Matern
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression
 from sklearn.manifold import Isomap
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import FunctionTransformer
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from batchserve.conversion import convert
 from batchserve.errors import ConversionFailed
 from field.cases import catboost, lightgbm, xgboost
-from field.data import categorical, diabetes, digits, iris, lines, load, texts, two_numbers
+from field.data import categorical, diabetes, digits, iris, lines, load, mixed, texts, two_numbers
 
 
 def _after(case: Callable[[], tuple[Any, Any]]) -> Callable[[], None]:
@@ -64,6 +66,19 @@ def _folder_without_mlmodel() -> None:
 def _dates() -> None:
     frame = pd.DataFrame({"sold": pd.to_datetime(["2026-01-01", "2026-02-01"] * 10), "area": range(20)})
     model = make_pipeline(FunctionTransformer(lambda x: x[["area"]]), LogisticRegression()).fit(frame, [0, 1] * 10)
+    convert(model, frame)
+
+
+def _texts_beside_numbers() -> None:
+    filled = make_column_transformer(
+        (SimpleImputer(strategy="most_frequent"), ["city", "plan"]),
+        (SimpleImputer(), ["distance km"]),
+        verbose_feature_names_out=False,
+    )
+    encoded = make_column_transformer(
+        (OneHotEncoder(handle_unknown="ignore"), ["city", "plan"]), (StandardScaler(), ["distance km"])
+    )
+    model, frame = mixed(make_pipeline(filled.set_output(transform="pandas"), encoded, LogisticRegression()))
     convert(model, frame)
 
 
@@ -128,6 +143,7 @@ REFUSED: dict[str, Callable[[], None]] = {
     "a pickle whose module is missing": _without_its_module,
     "a pickle of a program's main file": _from_a_main_file,
     "a folder": _folder_without_mlmodel,
+    "texts and numbers behind a ColumnTransformer": _texts_beside_numbers,
     "dates": _dates,
     "two columns for a text model": _two_texts,
     "a sample that lacks columns": _lacking,

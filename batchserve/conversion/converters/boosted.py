@@ -8,7 +8,7 @@ import numpy as np
 
 from batchserve.conversion.adoption import adopt
 from batchserve.conversion.converters.algebra import label_of, sigmoid, softmax
-from batchserve.conversion.converters.ensembles import Leaf, Split, Tree, classifier, encoded, regressor
+from batchserve.conversion.converters.ensembles import Leaf, Split, Tree, classifier, encoded, regressor, side_by_side
 from batchserve.conversion.converters.tape import Expression, Tape
 from batchserve.errors import ConversionFailed
 
@@ -87,21 +87,32 @@ def forest(tape: Tape, model: Any) -> Any:
     training sent it.
     """
     estimators = [model] if hasattr(model, "tree_") else model.estimators_
-    trees = [Tree(_grown(estimator.tree_, 0), 0) for estimator in estimators]
     classes = getattr(model, "classes_", None)
-    raw = regressor(tape, tape.merged(), trees, [0.0] * (model.n_outputs_ if classes is None else len(classes)))
-    mean = raw / float(len(trees))
-    return mean if classes is None else (label_of(tape, classes, raw.argmax()), mean)
+    if isinstance(classes, list):
+        return side_by_side(tape, [_voted(tape, estimators, known, place) for place, known in enumerate(classes)])
+    if classes is not None:
+        return _voted(tape, estimators, classes, 0)
+    trees = [Tree(_grown(estimator.tree_, 0), 0) for estimator in estimators]
+    return regressor(tape, tape.merged(), trees, [0.0] * model.n_outputs_) / float(len(trees))
 
 
-def _grown(tree: Any, place: int) -> Split | Leaf:
+def _voted(tape: Tape, estimators: Sequence[Any], classes: Any, target: int) -> tuple[Expression, Expression]:
+    trees = [Tree(_grown(estimator.tree_, 0, target), 0) for estimator in estimators]
+    raw = regressor(tape, tape.merged(), trees, [0.0] * len(classes))
+    return label_of(tape, classes, raw.argmax()), raw / float(len(trees))
+
+
+def _grown(tree: Any, place: int, output: int | None = None) -> Split | Leaf:
+    """`output`: the target whose values are those of the leaves; None: all are."""
     yes, no = int(tree.children_left[place]), int(tree.children_right[place])
     if yes == no:
-        values = [(target, float(value)) for target, value in enumerate(tree.value[place].reshape(-1)) if value]
+        held = tree.value[place].reshape(-1) if output is None else tree.value[place][output]
+        values = [(target, float(value)) for target, value in enumerate(held) if value]
         (target, value), *more = values or [(0, 0.0)]
         return Leaf(value, target, tuple(more))
     return Split(
-        int(tree.feature[place]), _grown(tree, yes), _grown(tree, no), bool(tree.missing_go_to_left[place]),
+        int(tree.feature[place]), _grown(tree, yes, output), _grown(tree, no, output),
+        bool(tree.missing_go_to_left[place]),
         threshold=float(tree.threshold[place]),
     )  # fmt: skip
 

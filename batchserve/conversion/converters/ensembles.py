@@ -183,3 +183,15 @@ def encoded(tape: Tape, categories: dict[int, Sequence[Any]], order: Sequence[in
         for place, column in enumerate(columns)
     ]
     return tape.concat([coded[place] for place in order] if order is not None else coded)
+
+
+def side_by_side(tape: Tape, answers: Sequence[tuple[Expression, Expression]]) -> tuple[Expression, Expression]:
+    """Labels [N] and chances [N, classes] of each target as [N, targets] and [targets, N, most classes]."""
+    most = max(chance.shape[1] for _, chance in answers)
+    chances = []
+    for _, chance in answers:
+        if (count := chance.shape[1]) < most:
+            chance = tape.concat([chance, chance[:, [0] * (most - count)] * 0.0])
+        chances.append(tape.node("Unsqueeze", chance, tape.constant([0], "i"), example=chance.example[None]))
+    labels = [label if label.ndim == 2 else label[:, None] for label, _ in answers]
+    return tape.concat(labels), tape.concat(chances, axis=0)

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from batchserve.conversion.converters.algebra import label_of, sigmoid, squared_distances
+from batchserve.conversion.converters.ensembles import side_by_side
 from batchserve.conversion.converters.tape import Expression, Tape, Value
 from batchserve.conversion.converters.transforms import interpolated, normal_cdf
 from batchserve.errors import ConversionFailed
@@ -278,15 +279,8 @@ def output_code(tape: Tape, model: Any) -> Expression:
 
 def multi_output(tape: Tape, model: Any) -> tuple[Expression, Expression]:
     """MultiOutputClassifier: a label for each target [N, targets], and probabilities [targets, N, classes]."""
-    labels, chances = [], []
-    most = max(len(classes) for classes in model.classes_)
+    answers = []
     for estimator in model.estimators_:
         parts = tape.part(estimator)
-        labels.append(_matrix(parts[0], 1))
-        count = len(estimator.classes_)
-        chance = _matrix(parts[-1], count)
-        if count < most:
-            chance = tape.concat([chance, chance[:, [0] * (most - count)] * 0.0])
-        example = chance.example[None]
-        chances.append(tape.node("Unsqueeze", chance, tape.constant([0], "i"), example=example))
-    return tape.concat(labels), tape.concat(chances, axis=0)
+        answers.append((_matrix(parts[0], 1), _matrix(parts[-1], len(estimator.classes_))))
+    return side_by_side(tape, answers)

@@ -12,6 +12,7 @@ CONVERTERS: dict[str, Converter] = {
     "CalibratedClassifierCV": Converter("classifier", meta.calibrated),
     "CatBoostedClassifier": Converter("classifier", numbers.catboost),
     "CatBoostedRegressor": Converter("regressor", numbers.catboost),
+    "Chosen": Converter("transformer", transforms.chosen),
     "ClassifierChain": Converter("classifier", meta.classifier_chain),
     "ComplementNB": Converter("classifier", algebra.naive_bayes),
     "CountVectorizer": Converter("transformer", words.counts, words.needs_letters),
@@ -70,5 +71,12 @@ CONVERTERS: dict[str, Converter] = {
     "XGBRegressor": Converter("regressor", boosted.boosted, beyond_onnxmltools),
     "ZerosMissing": Converter("transformer", transforms.zeros_missing),
 }
+CONVERTERS |= {
+    name: Converter("transformer", transforms.selected, transforms.selects_the_first)
+    for name in (
+        "GenericUnivariateSelect", "RFE", "RFECV", "SelectFdr", "SelectFpr", "SelectFromModel", "SelectFwe",
+        "SelectKBest", "SelectPercentile", "VarianceThreshold",
+    )
+}  # fmt: skip
 if transforms.scales_in_double():
     CONVERTERS["StandardScaler"] = Converter("transformer", transforms.scaled)

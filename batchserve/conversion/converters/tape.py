@@ -66,14 +66,15 @@ class Tape:
         A classifier gives its label [N] and its scores [N, k], a regressor or transformer its numbers [N, k].
         `raw`: scores as `decision_function` gives them, where there are probabilities, too.
         """
-        from skl2onnx.common.data_types import FloatTensorType
+        from skl2onnx.common.data_types import FloatTensorType, StringTensorType
 
         assert self._convert_part is not None
         if x is None:
             types = [(variable.raw_name, variable.type) for variable in self.variables]
             ours = {variable.raw_name: variable.full_name for variable in self.variables}
         else:
-            types, ours = [("X", FloatTensorType([None, x.shape[1]]))], {"X": x.to("f").name}
+            x, kind = (x, StringTensorType) if x.kind == "O" else (x.to("f"), FloatTensorType)
+            types, ours = [("X", kind([None, x.shape[1]]))], {"X": x.name}
         graph = self._convert_part(model, types, raw)
         given = [tensor.name for tensor in graph.graph.input]
         names = self.inline(graph, dict(zip(given, ours.values(), strict=True)))

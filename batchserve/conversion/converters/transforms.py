@@ -8,6 +8,7 @@ import numpy as np
 from onnx import TensorProto
 
 from batchserve.conversion.converters.tape import EXAMPLES, Expression, Tape, Untraceable, Value
+from batchserve.conversion.estimator import selected as selected_columns
 from batchserve.conversion.sample import Array
 from batchserve.errors import ConversionFailed
 
@@ -105,6 +106,11 @@ def function(tape: Tape, model: Any) -> Expression:
 def selected(tape: Tape, model: Any) -> Expression:
     """Selectors of columns."""
     return tape.merged()[:, np.flatnonzero(model.get_support())]
+
+
+def selects_the_first(model: Any) -> bool:
+    """Of the first column alone, skl2onnx makes none."""
+    return list(model.get_support(indices=True)) == [0]
 
 
 def quantiles(tape: Tape, model: Any) -> Expression:
@@ -212,6 +218,22 @@ def fills_numbers_and_indicates(model: Any) -> bool:
     return (
         bool(model.add_indicator) and model.statistics_.dtype.kind == "f" and missing is not None and missing != missing
     )
+
+
+def chosen(tape: Tape, model: Any) -> Expression:
+    """A ColumnTransformer that gets one matrix."""
+    x = tape.rows(tape.merged(), model.n_features_in_)
+    names = [str(name) for name in getattr(model, "feature_names_in_", range(model.n_features_in_))]
+    made = []
+    for _, step, columns in model.transformers_:
+        places = [names.index(name) for name in selected_columns(columns, names)]
+        if not places or (isinstance(step, str) and step == "drop"):
+            continue
+        part = x[:, places]
+        if not isinstance(step, str):
+            part = tape.rows(tape.part(step, part)[-1], len(step.get_feature_names_out()))
+        made.append(part)
+    return tape.concat(made)
 
 
 def zeros_missing(tape: Tape, model: Any) -> Expression:  # noqa: ARG001 - has nothing to say

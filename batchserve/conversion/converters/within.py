@@ -3,7 +3,8 @@
 import copy
 from typing import Any, Self
 
-from sklearn.base import BaseEstimator, TransformerMixin, is_regressor
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
@@ -41,6 +42,10 @@ class ZerosMissing(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.where(x == 0, np.nan, x)
 
 
+class Chosen(ColumnTransformer):  # type: ignore[misc]
+    """A ColumnTransformer behind another step, which gets one matrix."""
+
+
 class ExactForestClassifier(RandomForestClassifier):  # type: ignore[misc]
     """A forest that the graph sums without rounding."""
 
@@ -70,13 +75,9 @@ _EXACT = {
 
 
 def with_exact_trees(model: Any) -> Any:
-    """A copy with exact trees in place of scikit-learn's, but classifiers of several targets; None without any."""
+    """A copy with exact trees in place of scikit-learn's; None for a model without any."""
     copied = copy.deepcopy(model)
-    found = [
-        part
-        for part in parts(copied)
-        if type(part) in _EXACT and (outputs := getattr(part, "n_outputs_", 0)) and (outputs == 1 or is_regressor(part))
-    ]
+    found = [part for part in parts(copied) if type(part) in _EXACT and hasattr(part, "n_outputs_")]
     for part in found:
         part.__class__ = _EXACT[type(part)]
     return copied if found else None
