@@ -223,6 +223,27 @@ def test_words_of_any_script_are_found_and_paired_as_scikit_learn_does(words: li
     assert convert(model, lines).report.differences[0].max_relative < 1e-6
 
 
+@pytest.mark.parametrize(
+    "vectorizer",
+    [
+        TfidfVectorizer(stop_words="english", ngram_range=(1, 2)),
+        CountVectorizer(stop_words=["cheap"], ngram_range=(2, 3), binary=True),
+        TfidfVectorizer(stop_words="english", ngram_range=(1, 2), sublinear_tf=True),
+        CountVectorizer(token_pattern=r"\S+"),  # noqa: S106 - no secret
+    ],
+)
+def test_words_are_paired_across_stop_words_and_cut_at_every_blank(vectorizer: Any) -> None:
+    rows = ["cheap flight rome", "hotel paris cheap", "best offer now", "rome paris flight"] * 10
+    model = make_pipeline(vectorizer, LogisticRegression()).fit(rows, ["rome" in row for row in rows])
+    asked = [
+        "cheap the flight of rome", "CHEAP flight, rome", "the of", "", "hotel is in paris", "rome\u00a0flight paris",
+        "rome cheap paris", "the rome the paris the",
+    ]  # fmt: skip
+    scored = Served(convert(model, rows).onnx).score(pl.DataFrame({"text": asked}))
+    assert not scored.errors
+    assert np.allclose(scored.outputs["probabilities"], model.predict_proba(asked), atol=1e-5)
+
+
 def test_a_text_column_may_be_combined_with_numbers() -> None:
     frame = pd.DataFrame(
         {"text": ["Good film", "bad FILM", "fine day"] * 20, "words": [2, 2, 2] * 20, "likes": range(60)}

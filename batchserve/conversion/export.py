@@ -14,6 +14,7 @@ import onnx
 
 from batchserve.conversion import converters
 from batchserve.conversion.conversion import tidy
+from batchserve.conversion.converters.words import token_expression
 from batchserve.conversion.estimator import boosters, encoded_columns, has, last_step, package, parts
 from batchserve.conversion.refusals import hint, way_out
 from batchserve.conversion.sample import INSTALL, Array, Table, listed, sentence
@@ -269,22 +270,10 @@ def _options(model: object, raw: bool) -> dict[int, dict[str, Any]]:
         if "div" in allowed:
             chosen["div"] = "div"
         if isinstance(part, CountVectorizer):
-            chosen |= {"locale": "C.UTF-8", "tokenexp": _token_expression(part)}
+            chosen |= {"locale": "C.UTF-8", "tokenexp": token_expression(part)}
         if chosen:
             options[id(part)] = chosen
     return options
-
-
-def _token_expression(vectorizer: Any) -> str | None:
-    """The pattern of a word in the graph's dialect (RE2), whose own `\\w` ends at the first umlaut.
-
-    Without it, the converter also counts words of one letter, which the usual pattern leaves out, into pairs of words.
-    None, the converter's default, for anything but words of a minimal length.
-    """
-    if vectorizer.analyzer != "word" or vectorizer.tokenizer is not None:
-        return None
-    word = vectorizer.token_pattern.removeprefix("(?u)").removeprefix(r"\b").removesuffix(r"\b")
-    return word.replace(r"\w", r"[\pL\pN_]") if re.fullmatch(r"(\\w)+\+", word) else None
 
 
 @contextmanager

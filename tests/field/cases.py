@@ -557,6 +557,9 @@ WORDS: Cases = {
     "TfidfVectorizer, sublinear_tf": lambda: texts(TfidfVectorizer(sublinear_tf=True), LogisticRegression()),
     "TfidfVectorizer, pairs of words": lambda: texts(TfidfVectorizer(ngram_range=(1, 2), min_df=2), LinearSVC()),
     "TfidfVectorizer, stop words": lambda: texts(TfidfVectorizer(stop_words="english"), ComplementNB()),
+    "TfidfVectorizer, pairs of words without stop words": lambda: texts(
+        TfidfVectorizer(stop_words="english", ngram_range=(1, 2)), LinearSVC()
+    ),
     "TfidfVectorizer, char": lambda: texts(TfidfVectorizer(analyzer="char", ngram_range=(1, 3)), LinearSVC()),
     "TfidfVectorizer, char_wb": lambda: texts(TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 3)), LinearSVC()),
     "CountVectorizer": lambda: texts(CountVectorizer(), MultinomialNB()),
