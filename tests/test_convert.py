@@ -430,6 +430,15 @@ def test_a_model_that_needs_float64_fails_the_parity_run() -> None:
     assert f"{report.label_flips} label flips in 400 records" in str(caught.value)
 
 
+def test_a_converter_that_computes_something_else_is_not_excused_by_rounding() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 2)).astype("float32")
+    model = LinearRegression().fit(x, x.sum(axis=1))
+    model.predict = lambda given: np.asarray(given).sum(axis=1) + 1  # as its graph does not
+    with pytest.raises(ParityFailed, match=r"rounding does not explain(.|\n)*update_registered_converter") as caught:
+        convert(model, x)
+    assert "float32" not in str(caught.value)
+
+
 def test_a_failed_parity_run_writes_no_file(tmp_path: Path) -> None:
     x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
     model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)

@@ -54,6 +54,13 @@ __all__ = [
 
 MAX_OPSET = 22
 _FLOAT32 = "Graphs compute in float32: fit the model on float32 data, or pass a larger tolerance if you accept this."
+_OTHER = (
+    "Most records differ, which rounding does not explain: the converter of a step computes something else. Replace "
+    "that step, or register a converter before you call convert (skl2onnx.update_registered_converter; on the command "
+    "line --converters MODULE)."
+)
+_WIDELY = 0.1
+"""Mean of the differences over their maximum, from which on most records differ; rounding at splits moves few."""
 SAMPLE_RECORDS = 8
 
 
@@ -157,8 +164,17 @@ def _first_that_passes(
         except (ParityFailed, ConversionFailed) as failure:
             failures.insert(0, failure)
     if reports and not any(isinstance(failure, ParityFailed) for failure in failures):
-        check_parity(reports[0], _FLOAT32)
+        check_parity(reports[0], _cause(reports[0], tolerance))
     raise failures[0]
+
+
+def _cause(report: Parity, tolerance: float) -> str:
+    """Why a graph disagrees, as far as the differences tell, and what to do."""
+    widely = any(
+        difference.mean_relative > max(10 * tolerance, _WIDELY * difference.max_relative)
+        for difference in report.differences
+    )
+    return _OTHER if widely else _FLOAT32
 
 
 def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
