@@ -15,6 +15,7 @@ QUICK = {
     "FastICA",
     "lightgbm.Booster, pandas categories",
     "LGBMClassifier, rf",
+    "MissingIndicator beside an imputer",
     "XGBClassifier, enable_categorical",
     "XGBRegressor, dart, in a pipeline",
     "XGBRegressor, several targets",

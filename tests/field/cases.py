@@ -64,7 +64,7 @@ from sklearn.feature_selection import (
 )
 from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, Matern, RationalQuadratic, WhiteKernel
-from sklearn.impute import IterativeImputer, KNNImputer, SimpleImputer
+from sklearn.impute import IterativeImputer, KNNImputer, MissingIndicator, SimpleImputer
 from sklearn.kernel_approximation import Nystroem, RBFSampler
 from sklearn.kernel_ridge import KernelRidge
 from sklearn.linear_model import (
@@ -469,6 +469,9 @@ PREPROCESSING: Cases = {
         make_pipeline(
             make_column_transformer((SimpleImputer(add_indicator=True), ["distance km", "month"])), GaussianNB()
         )
+    ),
+    "MissingIndicator beside an imputer": lambda: gaps(
+        make_pipeline(FeatureUnion([("filled", FILLED), ("missing", MissingIndicator())]), LogisticRegression())
     ),
     "OneHotEncoder and SimpleImputer": lambda: mixed(
         make_pipeline(

@@ -40,6 +40,7 @@ CONVERTERS: dict[str, Converter] = {
     "LGBMRegressor": Converter("regressor", boosted.boosted, beyond_onnxmltools),
     "LinearDiscriminantAnalysis": Converter("classifier", algebra.discriminant),
     "MeanShift": Converter("labels", algebra.nearest_point),
+    "MissingIndicator": Converter("transformer", transforms.indicated, transforms.marks_nan),
     "MultiOutputClassifier": Converter("classifier", meta.multi_output),
     "MultinomialNB": Converter("classifier", algebra.naive_bayes),
     "NearestCentroid": Converter("classifier", algebra.nearest_centroid),

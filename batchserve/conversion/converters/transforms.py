@@ -236,6 +236,16 @@ def chosen(tape: Tape, model: Any) -> Expression:
     return tape.concat(made)
 
 
+def marks_nan(model: Any) -> bool:
+    return isinstance(model.missing_values, float) and math.isnan(model.missing_values)
+
+
+def indicated(tape: Tape, model: Any) -> Expression:
+    """MissingIndicator of NaN."""
+    missing: Expression = np.isnan(tape.rows(tape.merged(), model.n_features_in_)[:, np.asarray(model.features_)])
+    return missing.to("f")
+
+
 def zeros_missing(tape: Tape, model: Any) -> Expression:  # noqa: ARG001 - has nothing to say
     x = tape.merged()
     return np.where(np.equal(x, 0.0), np.nan, x)
