@@ -322,7 +322,7 @@ def test_every_option_has_one_outcome_on_both_roads(tasks: dict[str, DirectTask]
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
 @pytest.mark.parametrize("decimal", [".", ","])
-@pytest.mark.parametrize("name", quick_of(["logistic", "floats", "woods", "columns"], BY_DEFAULT))
+@pytest.mark.parametrize("name", quick_of(["logistic", "floats", "woods", "columns"], {"woods", "columns"}))
 def test_every_dialect_has_one_outcome_on_both_roads(
     tasks: dict[str, DirectTask], name: str, delimiter: str, decimal: str
 ) -> None:
