@@ -36,7 +36,7 @@ from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, Tune
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, PolynomialFeatures, StandardScaler
 from sklearn.svm import SVC
 from sklearn.tree import DecisionTreeClassifier
 
@@ -415,9 +415,21 @@ def test_trees_behind_a_scaler_split_as_they_did_when_all_is_float32(forest: Any
 # --- the report ------------------------------------------------------------------------------------------------------
 
 
-def test_a_model_that_needs_float64_fails_the_parity_run() -> None:
+def test_scaling_takes_float64_where_rounding_would_decide() -> None:
     x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
     model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)
+    conversion = convert(model, x)
+    assert [column.dtype for column in conversion.columns] == ["float64"]
+    assert conversion.report.label_flips == 0
+
+
+UNSCALED = PolynomialFeatures(1, include_bias=False)
+"""Leaves the numbers as they are, and is computed in float32."""
+
+
+def test_a_model_that_needs_float64_fails_the_parity_run() -> None:
+    x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
+    model = make_pipeline(UNSCALED, StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)
     with pytest.raises(ParityFailed) as caught:
         convert(model, x)
     report = Parity.from_json(caught.value.extra["parity"])
@@ -441,7 +453,7 @@ def test_a_converter_that_computes_something_else_is_not_excused_by_rounding() -
 
 def test_a_failed_parity_run_writes_no_file(tmp_path: Path) -> None:
     x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
-    model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)
+    model = make_pipeline(UNSCALED, StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(400) % 2)
     with pytest.raises(ParityFailed):
         convert(model, x, tmp_path / "model.onnx")
     assert list(tmp_path.iterdir()) == []
@@ -449,7 +461,7 @@ def test_a_failed_parity_run_writes_no_file(tmp_path: Path) -> None:
 
 def test_a_larger_tolerance_accepts_larger_differences_but_no_more_flips() -> None:
     x = np.linspace(1, 1 + 1e-5, 400).reshape(-1, 1)
-    model = make_pipeline(StandardScaler(), LinearRegression()).fit(x, np.linspace(0, 1, 400))
+    model = make_pipeline(UNSCALED, StandardScaler(), LinearRegression()).fit(x, np.linspace(0, 1, 400))
     with pytest.raises(ParityFailed, match="DISAGREES"):
         convert(model, x)
     assert convert(model, x, tolerance=0.5).report.tolerance == 0.5

@@ -61,6 +61,7 @@ from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import (
     KBinsDiscretizer,
+    MaxAbsScaler,
     MinMaxScaler,
     Normalizer,
     OneHotEncoder,
@@ -195,6 +196,24 @@ CASES: dict[str, Callable[[], Case]] = {
     "hist gradient boosting": lambda: cancer(seeded(HistGradientBoostingClassifier, max_iter=10)),
     "ada boost": lambda: iris(seeded(AdaBoostClassifier, n_estimators=5)),
     "bagging": lambda: wine(seeded(BaggingClassifier, n_estimators=5)),
+    # Trees behind arithmetic: values of the sample lie at their splits.
+    "scaled, forest": lambda: iris(standardized(seeded(RandomForestClassifier, n_estimators=50))),
+    "scaled, regression forest": lambda: diabetes(standardized(seeded(RandomForestRegressor, n_estimators=20))),
+    "scaled, gradient boosting": lambda: iris(standardized(seeded(GradientBoostingClassifier, n_estimators=20))),
+    "scaled to a range, xgboost": lambda: xgboost(
+        "XGBRegressor", lambda model: diabetes(make_pipeline(MinMaxScaler(clip=True), model))
+    ),
+    "scaled by quartiles, xgboost": lambda: xgboost(
+        "XGBRegressor", lambda model: diabetes(make_pipeline(RobustScaler(), model))
+    ),
+    "filled and scaled, forest": lambda: iris(
+        make_pipeline(SimpleImputer(), MaxAbsScaler(), StandardScaler(), seeded(RandomForestClassifier))
+    ),
+    "mixed columns scaled, many trees": lambda: mixed(COLUMNS, seeded(RandomForestClassifier, n_estimators=50)),
+    "mixed columns, a part scaled": lambda: mixed(
+        make_column_transformer((NUMBERS, ["Air Time"]), (ONE_HOT, ["carrier"]), ("passthrough", ["month", "weekend"])),
+        seeded(RandomForestClassifier, n_estimators=50),
+    ),
     "multi-layer perceptron": lambda: iris(standardized(seeded(MLPClassifier, max_iter=1000))),
     "one versus rest": lambda: iris(OneVsRestClassifier(LogisticRegression(max_iter=500))),
     "calibrated": lambda: wine(CalibratedClassifierCV(GaussianNB(), cv=2)),
@@ -264,7 +283,7 @@ CASES: dict[str, Callable[[], Case]] = {
 
 QUICK = (
     *("logistic regression", "gaussian mixture", "several labels, forest", "mixed columns, missing texts filled"),
-    "tf-idf",
+    *("tf-idf", "scaled, forest", "filled and scaled, forest", "mixed columns, a part scaled"),
 )
 """The others run with the slow tests."""
 

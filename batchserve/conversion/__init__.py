@@ -5,6 +5,7 @@ metadata that a server needs, as JSON texts in its `metadata_props` under `batch
 `targets`, `task`, `sample`, `parity`, `versions` and `training_digest`.
 """
 
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -25,7 +26,7 @@ from batchserve.conversion.estimator import (
     class_labels,
     known_differences,
 )
-from batchserve.conversion.export import GraphInput, answer_truth, convertible, layouts, to_onnx
+from batchserve.conversion.export import GraphInput, answer_truth, convertible, layouts, to_onnx, widened
 from batchserve.conversion.files import Loaded, load
 from batchserve.conversion.img2feat import convert_img2feat, export_img2feat
 from batchserve.conversion.links import chain
@@ -143,7 +144,8 @@ def _first_that_passes(
 ) -> Conversion:
     """Convert with each layout until one answers like the estimator, also beyond the sample (`finish`).
 
-    Where none does, trees are written anew, which is slower to score and exact.
+    Where none does, trees are written anew, which is slower to score and exact; and where that does not help, what
+    comes before them takes and computes float64.
     """
     reports: list[Parity] = []
     failures: list[BatchserveError] = []
@@ -179,13 +181,16 @@ def _cause(report: Parity, tolerance: float) -> str:
 
 def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
     """What to convert, and with which inputs, the best first."""
-    from batchserve.conversion.converters.within import with_exact_trees
+    from batchserve.conversion.converters.within import with_double, with_exact_trees
 
-    for layout in layouts(model, table):
-        yield model, layout
-    if exact := with_exact_trees(model):
-        for layout in layouts(exact, table):
-            yield exact, layout
+    exact = with_exact_trees(model)
+    for way in (model, exact):
+        for layout in layouts(way, table) if way is not None else ():
+            yield way, layout
+    for way, rounds in itertools.product((model, exact), (False, True)):
+        if way is not None and (wide := with_double(way, rounds=rounds)) is not None:
+            for layout in layouts(way, table):
+                yield wide, layout if rounds else widened(layout)
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import copy
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from typing import Any, Literal
@@ -26,17 +26,27 @@ ML_OPSET = 3
 
 @dataclass(frozen=True)
 class GraphInput:
-    """An input of the future graph: float32, int64 or string, [n, k] or [n], filled by these columns."""
+    """An input of the future graph, [n, k] or [n], filled by these columns."""
 
     name: str
-    dtype: Literal["float32", "int64", "string"]
+    dtype: Literal["float32", "float64", "int64", "string"]
     columns: tuple[str, ...]
     flat: bool = False
 
     def initial_type(self) -> tuple[str, Any]:
-        from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+        from skl2onnx.common.data_types import (
+            DoubleTensorType,
+            FloatTensorType,
+            Int64TensorType,
+            StringTensorType,
+        )
 
-        types = {"float32": FloatTensorType, "int64": Int64TensorType, "string": StringTensorType}
+        types = {
+            "float32": FloatTensorType,
+            "float64": DoubleTensorType,
+            "int64": Int64TensorType,
+            "string": StringTensorType,
+        }
         return self.name, types[self.dtype]([None] if self.flat else [None, len(self.columns)])
 
     def feed(self, table: Table) -> Array:
@@ -188,6 +198,11 @@ def layouts(model: object, table: Table) -> Iterator[tuple[GraphInput, ...]]:
         if encoded == set(columns):
             yield (GraphInput("input", "int64", columns),)
         yield (GraphInput("input", "float32", columns),)
+
+
+def widened(layout: Sequence[GraphInput]) -> tuple[GraphInput, ...]:
+    """The same inputs, with float64 for float32."""
+    return tuple(replace(item, dtype="float64") if item.dtype == "float32" else item for item in layout)
 
 
 def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx.ModelProto:

@@ -61,7 +61,7 @@ class Table:
             series = series.astype(series.dtype.categories.dtype)
         return pandas.api.types.infer_dtype(series.dropna())
 
-    def cells(self, columns: Sequence[str], dtype: Literal["float32", "int64", "string"]) -> Array:
+    def cells(self, columns: Sequence[str], dtype: Literal["float32", "float64", "int64", "string"]) -> Array:
         """Columns as an array [n, k] for the graph. A missing text becomes empty: ONNX has no other."""
         frame = self.frame[list(columns)]
         if dtype == "string":

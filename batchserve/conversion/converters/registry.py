@@ -31,6 +31,7 @@ CONVERTERS: dict[str, Converter] = {
     "GaussianProcessClassifier": Converter("classifier", gaussian.gaussian_process),
     "HistGradientBoostingClassifier": Converter("classifier", boosted.histogram, boosted.beyond_skl2onnx),
     "HistGradientBoostingRegressor": Converter("regressor", boosted.histogram, boosted.beyond_skl2onnx),
+    "InDouble": Converter("transformer", transforms.in_double),
     "IterativeImputer": Converter("transformer", transforms.iterative_imputer),
     "KBinsDiscretizer": Converter("transformer", transforms.bins),
     "KernelRidge": Converter("regressor", algebra.kernel_ridge),

@@ -55,6 +55,14 @@ class Tape:
         given = Value(self, variable.full_name, example)
         return given if kind == "FloatTensorType" else given.to("f", force=True)
 
+    def wide(self, variable: Any) -> "Value":
+        """A variable of numbers as float64 [N, k]."""
+        width = [*variable.type.shape, None, None][1]
+        given = Value(self, variable.full_name, np.ones((EXAMPLES, width if isinstance(width, int) else 1)))
+        if type(variable.type).__name__ == "DoubleTensorType":
+            return given
+        return self.node("Cast", given, example=given.example, to=TensorProto.DOUBLE)
+
     def merged(self) -> Expression:
         """All inputs as one matrix of float32; or the only one, if it holds texts."""
         values = [self.value(variable) for variable in self.variables]

@@ -1,6 +1,7 @@
 """Transformers of columns: bins, splines, quantiles, functions, imputers, selections."""
 
 import math
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -269,6 +270,57 @@ def _in_double(tape: Tape, operator: str, x: Expression, numbers: Array) -> Expr
     wide = tape.node("Cast", x, example=example, to=TensorProto.DOUBLE)
     result = tape.node(operator, wide, tape.constant(numbers, "d"), example=example)
     return tape.node("Cast", result, example=x.example, to=TensorProto.FLOAT)
+
+
+def in_double(tape: Tape, model: Any) -> Expression:
+    """The steps of an `InDouble` as scikit-learn computes them in float64; then float32, as trees take it."""
+    parts = [tape.wide(variable) for variable in tape.variables]
+    width = sum(part.shape[1] for part in parts)
+    x = parts[0]
+    if len(parts) > 1:
+        x = tape.node("Concat", *parts, example=np.ones((EXAMPLES, width)), axis=1)
+    each = partial(_each, tape, rounds=model.rounds)
+    for step in model.steps:
+        match type(step).__name__:
+            case "StandardScaler":
+                kind = np.float32 if model.rounds and not scales_in_double() else np.float64
+                x = each("Sub", x, step.mean_.astype(kind)) if step.with_mean else x
+                x = each("Div", x, step.scale_.astype(kind)) if step.with_std else x
+            case "RobustScaler":
+                x = each("Sub", x, step.center_) if step.with_centering else x
+                x = each("Div", x, step.scale_) if step.with_scaling else x
+            case "MaxAbsScaler":
+                x = each("Div", x, step.scale_)
+                x = _clipped(tape, x, -1.0, 1.0) if getattr(step, "clip", False) else x
+            case "MinMaxScaler":
+                x = each("Add", each("Mul", x, step.scale_), step.min_)
+                x = _clipped(tape, x, *step.feature_range) if step.clip else x
+            case "SimpleImputer":
+                x = _filled(tape, x, step)
+    return tape.node("Cast", x, example=x.example.astype(np.float32), to=TensorProto.FLOAT)
+
+
+def _each(tape: Tape, operator: str, x: Value, numbers: Array, *, rounds: bool) -> Value:
+    """With a number for each column."""
+    x = tape.node(operator, x, tape.constant(np.reshape(numbers, (1, -1)), "d"), example=x.example)
+    if not rounds:
+        return x
+    rounded = tape.node("Cast", x, example=x.example, to=TensorProto.FLOAT)
+    return tape.node("Cast", rounded, example=x.example, to=TensorProto.DOUBLE)
+
+
+def _clipped(tape: Tape, x: Value, least: float, most: float) -> Value:
+    x = tape.node("Max", x, tape.constant([[least]], "d"), example=x.example)
+    return tape.node("Min", x, tape.constant([[most]], "d"), example=x.example)
+
+
+def _filled(tape: Tape, x: Value, imputer: Any) -> Value:
+    statistics = np.asarray(imputer.statistics_, dtype=np.float64)
+    kept = ~np.isnan(statistics)
+    absent = tape.node("IsNaN", x, example=np.isnan(x.example))
+    content = tape.constant(np.nan_to_num(statistics).reshape(1, -1), "d")
+    x = tape.node("Where", absent, content, x, example=x.example)
+    return x if kept.all() or imputer.keep_empty_features else x[:, np.flatnonzero(kept)]
 
 
 def groups_rare(encoder: Any) -> bool:

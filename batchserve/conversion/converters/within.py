@@ -1,11 +1,24 @@
-"""Parts that stand for others: estimators of which only `transform` counts, zeros that are missing, exact trees."""
+"""Parts that stand for others: estimators of which only `transform` counts, zeros that are missing, steps in double
+precision, exact trees."""
 
 import copy
+from collections.abc import Sequence
 from typing import Any, Self
 
+import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline
+from sklearn.preprocessing import (
+    MaxAbsScaler,
+    MinMaxScaler,
+    OneHotEncoder,
+    OrdinalEncoder,
+    RobustScaler,
+    StandardScaler,
+)
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
 from batchserve.conversion.estimator import parts
@@ -37,13 +50,91 @@ class ZerosMissing(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return self
 
     def transform(self, x: Any) -> Array:
-        import numpy as np
-
         return np.where(x == 0, np.nan, x)
 
 
 class Chosen(ColumnTransformer):  # type: ignore[misc]
     """A ColumnTransformer behind another step, which gets one matrix."""
+
+
+class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
+    """Fitted steps that scikit-learn computes in float64, where it gets that. The trees behind them split at values of
+    the training data: what was rounded earlier than there goes another way."""
+
+    def __init__(self, steps: Sequence[Any], n_features_in_: int, rounds: bool) -> None:
+        """`rounds`: each operation to float32, as where it gets that."""
+        self.steps, self.n_features_in_, self.rounds = list(steps), n_features_in_, rounds
+
+    def fit(self, x: Any, y: Any = None) -> Self:  # noqa: ARG002 - scikit-learn's signature
+        return self
+
+    def transform(self, x: Any) -> Array:
+        for step in self.steps:
+            x = step.transform(x)
+        return np.asarray(x)
+
+
+def with_double(model: Any, *, rounds: bool) -> Any:
+    """A copy whose first steps compute in float64; None where these do something else than to scale and to fill in."""
+    copied = copy.deepcopy(model)
+    if not isinstance(copied, Pipeline):
+        return None
+    head = copied.steps[0][1]
+    if isinstance(head, Pipeline) and (inner := with_double(head, rounds=rounds)) is not None:
+        copied.steps[0] = (copied.steps[0][0], inner)
+        return copied
+    if isinstance(head, ColumnTransformer) and type(head) is not Chosen and hasattr(head, "transformers_"):
+        names = list(getattr(head, "feature_names_in_", range(head.n_features_in_)))
+        head.transformers_ = [
+            (name, _in_double(step, np.asarray(names, object)[_places(chosen, names)].size, rounds), chosen)
+            for name, step, chosen in head.transformers_
+        ]
+        return copied
+    count = _count_in_double(copied.steps)
+    if not count:
+        return None
+    first = [step for _, step in copied.steps[:count]]
+    copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds))]
+    return copied
+
+
+def _in_double(step: Any, width: int, rounds: bool) -> Any:
+    """A part of a ColumnTransformer: what it does to numbers, as far as that is arithmetic, in float64."""
+    if isinstance(step, str):
+        return InDouble([], width, rounds) if step == "passthrough" else step
+    if isinstance(step, OneHotEncoder | OrdinalEncoder):
+        return step
+    steps = step.steps if isinstance(step, Pipeline) else [("step", step)]
+    if isinstance(steps[0][1], SimpleImputer) and not _fills_numbers(steps[0][1]):
+        return step
+    count = _count_in_double(steps)
+    first = InDouble([item for _, item in steps[:count]], width, rounds)
+    return Pipeline([("in_double", first), *steps[count:]]) if steps[count:] else first
+
+
+def _places(chosen: Any, names: Sequence[Any]) -> Any:
+    """The positions of selected columns, or what selects them among all."""
+    listed = np.atleast_1d(chosen) if not isinstance(chosen, slice) else chosen
+    if isinstance(listed, slice) or listed.dtype.kind in "iub":
+        return listed
+    return [names.index(name) for name in listed.tolist()]
+
+
+def _count_in_double(steps: Sequence[tuple[str, Any]]) -> int:
+    count = 0
+    for _, step in steps:
+        if not (type(step) in _SCALERS or (isinstance(step, SimpleImputer) and _fills_numbers(step))):
+            break
+        count += 1
+    return count
+
+
+def _fills_numbers(imputer: SimpleImputer) -> bool:
+    missing = imputer.missing_values
+    return imputer.indicator_ is None and imputer.statistics_.dtype.kind == "f" and missing != missing
+
+
+_SCALERS = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler)
 
 
 class ExactForestClassifier(RandomForestClassifier):  # type: ignore[misc]
