@@ -94,7 +94,7 @@ def _numbers(values: Array, *, whole: bool) -> list[float]:
         left, right = values[len(values) // 2 - 1 : len(values) // 2 + 1].tolist()
         chosen.add(left + 0.37 * (right - left))  # not the middle: trees cut there, in double precision
     if not whole:
-        large = {sign * size for sign in (1, -1) for size in (1e10, 1e20, MAX_FLOAT32 / 2, 1e39)}
+        large = {sign * size for sign in (1, -1) for size in (1e10, 1e20, MAX_FLOAT32 / 2, 1e39, 1e300)}
         return sorted((chosen | large) - set(values.tolist()))
     exact = {int(number) for number in chosen if abs(number) < 2**62}
     exact |= {int(high) + 1, int(low) - 1, *(sign * (2**power + 1) for sign in (1, -1) for power in (24, 53, 62))}

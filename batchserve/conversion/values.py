@@ -5,6 +5,7 @@ must have a row error; where it answers, the answers must be equal. What a colum
 limit, written into the metadata as `batchserve.domains`, and then proved on the graph with these limits.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -369,11 +370,19 @@ def _limit(
 def _last_answered(good: float, bad: float, raises: Callable[[float], bool]) -> float:
     """The number next to the first that the original refuses, in float64."""
     for _ in range(80):
-        middle = good / 2 + bad / 2
+        middle = _between(good, bad)
         if middle in (good, bad):
             break
         good, bad = (good, middle) if raises(middle) else (middle, bad)
     return good
+
+
+def _between(first: float, second: float) -> float:
+    """Halfway between two numbers; by their exponents, as long as these differ."""
+    small, large = sorted((abs(first), abs(second)))
+    if first * second > 0 and large > 4 * small:
+        return math.copysign(math.sqrt(small) * math.sqrt(large), first)
+    return first / 2 + second / 2
 
 
 _WAY_OUT = (
