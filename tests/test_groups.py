@@ -188,7 +188,9 @@ def test_an_item_does_not_wait_for_a_long_run_while_a_process_is_free() -> None:
 # --- fairness ---
 
 
-def test_a_group_takes_an_item_of_each_tenant_in_turn() -> None:
+def test_a_group_takes_an_item_of_each_tenant_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(groups, "_QUICK", 2.0)  # no place asks for a turn before the run ends
+
     async def scenario(held: Held, fair: Calls) -> None:
         await working(fair, "a0")
         for number in range(GROUP_ITEMS + 10):
