@@ -87,6 +87,8 @@ def with_double(model: Any, *, rounds: bool) -> Any:
         names = list(getattr(head, "feature_names_in_", range(head.n_features_in_)))
         head.transformers_ = [
             (name, _in_double(step, np.asarray(names, object)[_places(chosen, names)].size, rounds), chosen)
+            if not isinstance(chosen, str)  # one column of texts
+            else (name, step, chosen)
             for name, step, chosen in head.transformers_
         ]
         return copied
@@ -102,7 +104,7 @@ def _in_double(step: Any, width: int, rounds: bool) -> Any:
     """A part of a ColumnTransformer: what it does to numbers, as far as that is arithmetic, in float64."""
     if isinstance(step, str):
         return InDouble([], width, rounds) if step == "passthrough" else step
-    if isinstance(step, OneHotEncoder | OrdinalEncoder):
+    if any(isinstance(part, OneHotEncoder | OrdinalEncoder) for part in parts(step)):
         return step
     steps = step.steps if isinstance(step, Pipeline) else [("step", step)]
     if isinstance(steps[0][1], SimpleImputer) and not _fills_numbers(steps[0][1]):
