@@ -1,12 +1,10 @@
 """Structured logs: a sentence for people, fields (`action`, `job_id`, ...) for machines."""
 
-import json
 import logging
 import sys
 from contextlib import suppress
 from typing import Any
 
-import orjson
 import structlog
 
 
@@ -25,7 +23,7 @@ def configure(format: str, level: str) -> None:
         structlog.processors.format_exc_info,
     ]
     renderer: structlog.types.Processor = (
-        structlog.processors.JSONRenderer(_line) if as_json else structlog.dev.ConsoleRenderer()
+        structlog.processors.JSONRenderer() if as_json else structlog.dev.ConsoleRenderer()
     )
     # Not through `logging`, which takes most of the time of a line: a small job has one.
     structlog.configure(
@@ -54,11 +52,3 @@ class _Lines(structlog.WriteLogger):
             super().msg(message)
 
     debug = info = warning = error = critical = msg
-
-
-def _line(fields: dict[str, Any], **options: Any) -> str:
-    with suppress(TypeError):  # a lone surrogate, or an integer beyond 64 bits
-        line = orjson.dumps(fields, **options)
-        if line.isascii():  # otherwise it may hold characters that some programs take for the end of a line
-            return line.decode()
-    return json.dumps(fields, **options)

@@ -140,7 +140,7 @@ _remembered_row = _adapter(
 
 def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] = ()) -> Job:
     """`further`: the rows of its inputs after the first, which is in the job's row. Raises UnreadableRow."""
-    with _named(f"job {row['id']!r}"):
+    with _Named(f"job {row['id']!r}"):
         # A row of a prepared statement is validated as it is: further columns are ignored.
         values = _job_row.validate_python(row if type(row) is dict else {name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
@@ -158,7 +158,7 @@ _APART = frozenset((*_INPUT, *_RESULT, *_ERRORS))
 
 def stored_input(row: Row) -> StoredInput:
     """Raises UnreadableRow."""
-    with _named(f"input {row['number']!r} of job {row['job_id']!r}"):
+    with _Named(f"input {row['number']!r} of job {row['job_id']!r}"):
         return _input(_input_row.validate_python(_of(_INPUT, row)))
 
 
@@ -190,27 +190,27 @@ def _result(values: Mapping[str, Any]) -> Result | None:
 
 def require_written(values: Mapping[str, Any]) -> None:
     """Raises UnreadableRow unless `job` would accept these columns: checked before the commit."""
-    with _named("what was to be written"):
+    with _Named("what was to be written"):
         _some_of_job.validate_python(values)
         _read_options(values.get("options"))
 
 
 def attempt(row: Row) -> Attempt:
     """Raises UnreadableRow."""
-    with _named(f"attempt {row['number']!r} of job {row['job_id']!r}"):
+    with _Named(f"attempt {row['number']!r} of job {row['job_id']!r}"):
         return Attempt(**_attempt_row.validate_python({name: row[name] for name in Attempt.__dataclass_fields__}))
 
 
 def chunk(row: Row) -> Chunk:
     """Raises UnreadableRow."""
-    with _named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
+    with _Named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
         return Chunk(**_chunk_row.validate_python({name: row[name] for name in Chunk.__dataclass_fields__}))
 
 
 def committed_chunk(row: Row) -> CommittedChunk:
     """Raises UnreadableRow."""
     planned = chunk(row)
-    with _named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
+    with _Named(f"chunk {row['first_record']!r} of job {row['job_id']!r}"):
         values = _committed_row.validate_python({name: row[name] for name in _COMMITTED})
         values["facts"] = values["facts"] or {}
         return CommittedChunk(planned, **values)
@@ -219,7 +219,7 @@ def committed_chunk(row: Row) -> CommittedChunk:
 def model(row: Row, prefix: str = "") -> ModelVersion:
     """`prefix`: of its columns in a join. Raises UnreadableRow."""
     values = {name: row[prefix + name] for name in ModelVersion.__dataclass_fields__}
-    with _named(f"model {values['name']}@{values['version']}"):
+    with _Named(f"model {values['name']}@{values['version']}"):
         text = values["signature"]
         values = _model_row.validate_python(values)
         values["signature"] = signature(text)
@@ -244,13 +244,13 @@ def signature(text: str) -> Signature:
 
 def key(row: Row) -> ApiKey:
     """Raises UnreadableRow."""
-    with _named(f"API key {row['id']!r}"):
+    with _Named(f"API key {row['id']!r}"):
         return ApiKey(**_key_row.validate_python({name: row[name] for name in ApiKey.__dataclass_fields__}))
 
 
 def remembered(row: Row) -> dict[str, Any]:
     """The remembered response of an idempotency key. Raises UnreadableRow."""
-    with _named(f"Idempotency-Key {row['key']!r}"):
+    with _Named(f"Idempotency-Key {row['key']!r}"):
         values = _remembered_row.validate_python({name: row[name] for name in ("job_id", "status", "answer")})
         if (values["job_id"] is None) == (values["answer"] is None):
             raise ValueError("expected a job or an answer")
@@ -272,8 +272,8 @@ def is_readable(read: Callable[[Row], object], row: Row) -> bool:
     return fault_of(read, row) is None
 
 
-class _named:  # noqa: N801 - a context manager, without the calls of one that is a generator
-    """Raises UnreadableRow for the errors of validation inside."""
+class _Named:
+    """Raises UnreadableRow for the errors of validation inside. A generator would take three times as many calls."""
 
     __slots__ = ("_what",)
 

@@ -23,6 +23,7 @@ from batchserve.api.plain import plain
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
 from batchserve.api.schemas.options import OnlineOptions, ValidateOptions, query_parameters
 from batchserve.api.upload import INPUT_BODY
+from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import ModelVersion, Options, RowError, Signature
 from batchserve.errors import InvalidInput, ModelRefused, ScoringFailed
 from batchserve.formats import encoding_of, sniff
@@ -256,7 +257,7 @@ async def _asked(
     """The same object for requests with the same options, mostly. Raises ModelNotFound."""
     model = await service.resolve_model(name, request.scope["database_version"])
     is_plain = options is _NO_OPTIONS
-    known = _latest.get((model.id, is_plain))
+    known = _latest.get((model.id, is_plain), ALWAYS)
     if known is not None and is_plain and known.common.model is model:
         return known
     settings = service.runtime.settings
@@ -267,15 +268,12 @@ async def _asked(
         return known
     reference = {"name": model.name, "version": model.version, "digest": model.digest}
     asked = _Asked(common, wanted_columns(model, options.columns), orjson.Fragment(orjson.dumps(reference)))
-    if len(_latest) >= _MOST_LATEST:
-        _latest.clear()
-    _latest[model.id, is_plain] = asked
+    _latest.put((model.id, is_plain), ALWAYS, asked)
     return asked
 
 
-_latest: dict[tuple[int, bool], _Asked] = {}
+_latest: VersionedCache[tuple[int, bool], _Asked] = VersionedCache(256)
 """By the ID of a version, and by whether there were no options."""
-_MOST_LATEST = 256
 
 
 async def _online_answer(request: Request, service: Service, place: Place, task: online.OnlineTask) -> online.Online:

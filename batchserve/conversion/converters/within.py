@@ -21,7 +21,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
-from batchserve.conversion.estimator import parts
+from batchserve.conversion.estimator import parts, selected
 from batchserve.conversion.sample import Array
 
 
@@ -76,27 +76,31 @@ class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def with_double(model: Any, *, rounds: bool) -> Any:
     """A copy whose first steps compute in float64; None where these do something else than to scale and to fill in."""
-    copied = copy.deepcopy(model)
-    if not isinstance(copied, Pipeline):
+    if not isinstance(model, Pipeline):
         return None
-    head = copied.steps[0][1]
+    copied = copy.copy(model)  # it shares the steps that stay
+    copied.steps = list(model.steps)
+    title, head = model.steps[0]
     if isinstance(head, Pipeline) and (inner := with_double(head, rounds=rounds)) is not None:
-        copied.steps[0] = (copied.steps[0][0], inner)
-        return copied
-    if isinstance(head, ColumnTransformer) and type(head) is not Chosen and hasattr(head, "transformers_"):
-        names = list(getattr(head, "feature_names_in_", range(head.n_features_in_)))
-        head.transformers_ = [
-            (name, _in_double(step, np.asarray(names, object)[_places(chosen, names)].size, rounds), chosen)
-            if not isinstance(chosen, str)  # one column of texts
-            else (name, step, chosen)
-            for name, step, chosen in head.transformers_
-        ]
-        return copied
-    count = _count_in_double(copied.steps)
-    if not count:
+        copied.steps[0] = (title, inner)
+    elif isinstance(head, ColumnTransformer) and type(head) is not Chosen and hasattr(head, "transformers_"):
+        copied.steps[0] = (title, _columns_in_double(head, rounds))
+    elif count := _count_in_double(model.steps):
+        first = [step for _, step in model.steps[:count]]
+        copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds))]
+    else:
         return None
-    first = [step for _, step in copied.steps[:count]]
-    copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds))]
+    return copied
+
+
+def _columns_in_double(head: ColumnTransformer, rounds: bool) -> ColumnTransformer:
+    names = list(getattr(head, "feature_names_in_", range(head.n_features_in_)))
+    copied = copy.copy(head)
+    copied.transformers_ = []
+    for name, step, chosen in head.transformers_:
+        if not isinstance(chosen, str):  # that is one column of texts
+            step = _in_double(step, len(selected(chosen, names)), rounds)
+        copied.transformers_.append((name, step, chosen))
     return copied
 
 
@@ -112,14 +116,6 @@ def _in_double(step: Any, width: int, rounds: bool) -> Any:
     count = _count_in_double(steps)
     first = InDouble([item for _, item in steps[:count]], width, rounds)
     return Pipeline([("in_double", first), *steps[count:]]) if steps[count:] else first
-
-
-def _places(chosen: Any, names: Sequence[Any]) -> Any:
-    """The positions of selected columns, or what selects them among all."""
-    listed = np.atleast_1d(chosen) if not isinstance(chosen, slice) else chosen
-    if isinstance(listed, slice) or listed.dtype.kind in "iub":
-        return listed
-    return [names.index(name) for name in listed.tolist()]
 
 
 def _count_in_double(steps: Sequence[tuple[str, Any]]) -> int:
