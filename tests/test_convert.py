@@ -14,6 +14,7 @@ import onnx
 import pandas as pd
 import polars as pl
 import pytest
+from onnxruntime import InferenceSession
 from selection import quick_first
 from skl2onnx import to_onnx
 from skl2onnx._parse import sklearn_parsers_map
@@ -34,7 +35,7 @@ from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multioutput import MultiOutputClassifier
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, PolynomialFeatures, StandardScaler
 from sklearn.svm import SVC
@@ -539,6 +540,40 @@ def test_a_function_that_is_no_graph_is_refused_with_what_it_does(function: Any,
 def test_ties_between_neighbours_are_named() -> None:
     report = convert(KNeighborsClassifier().fit(X, Y), X).report
     assert any("KNeighborsClassifier" in note for note in report.notes)
+
+
+def test_a_record_at_the_place_of_a_neighbour_has_the_answer_of_that_neighbour() -> None:
+    x = np.random.default_rng(0).normal(size=(200, 4)) * [1, 10, 1000, 0.001]
+    model = make_pipeline(StandardScaler(), KNeighborsRegressor(weights="distance")).fit(x, np.arange(200.0))
+    conversion = convert(model, x)
+    assert {column.dtype for column in conversion.columns} == {"float64"}
+    (answers,) = InferenceSession(conversion.onnx).run(None, {"input": x})
+    np.testing.assert_array_equal(answers[:, 0], np.arange(200.0))
+
+
+def test_neighbours_at_the_same_distance_are_named_where_they_decide() -> None:
+    grid = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0)), axis=-1).reshape(-1, 2)
+    model = KNeighborsRegressor(3, metric="chebyshev").fit(grid, np.arange(64.0) ** 2)
+    with pytest.raises(ParityFailed, match="Neighbours at the same distance are chosen in an order"):
+        convert(model, grid)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"metric": "canberra"}, r"KNeighborsClassifier\(metric='canberra'\) has no ONNX converter. Use 'euclidean'"),
+        ({"weights": np.exp}, "weighs its neighbours by a function of its own"),
+    ],
+)
+def test_neighbours_that_no_graph_finds_are_refused_with_a_way_out(options: dict[str, Any], reason: str) -> None:
+    with pytest.raises(ConversionFailed, match=reason):
+        convert(KNeighborsClassifier(**options).fit(X, Y), X)
+
+
+def test_weighted_neighbours_of_several_labels_are_refused_with_a_way_out() -> None:
+    model = KNeighborsClassifier(weights="distance").fit(X, np.stack([Y, Y], axis=1))
+    with pytest.raises(ConversionFailed, match="converts with one target"):
+        convert(model, X)
 
 
 def test_a_report_survives_json_and_the_error_that_carries_it_a_pickle() -> None:

@@ -56,7 +56,7 @@ from sklearn.model_selection import GridSearchCV
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputClassifier, MultiOutputRegressor
 from sklearn.naive_bayes import BernoulliNB, GaussianNB
-from sklearn.neighbors import KNeighborsRegressor
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.neural_network import MLPClassifier, MLPRegressor
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import (
@@ -195,6 +195,19 @@ CASES: dict[str, Callable[[], Case]] = {
     "gradient boosting": lambda: cancer(seeded(GradientBoostingClassifier, n_estimators=10)),
     "hist gradient boosting": lambda: cancer(seeded(HistGradientBoostingClassifier, max_iter=10)),
     "ada boost": lambda: iris(seeded(AdaBoostClassifier, n_estimators=5)),
+    "neighbours, raw": lambda: wine(KNeighborsClassifier()),
+    "neighbours by distance": lambda: iris(KNeighborsClassifier(weights="distance")),
+    "neighbours by distance, scaled": lambda: wine(standardized(KNeighborsClassifier(weights="distance"))),
+    "neighbours, manhattan": lambda: wine(standardized(KNeighborsClassifier(p=1, weights="distance"))),
+    "neighbours, chebyshev": lambda: cancer(KNeighborsClassifier(metric="chebyshev", weights="distance")),
+    "neighbours, minkowski": lambda: wine(standardized(KNeighborsClassifier(p=3))),
+    "neighbours, cosine": lambda: digits(KNeighborsClassifier(metric="cosine", weights="distance")),
+    "neighbours behind axes": lambda: wine(make_pipeline(StandardScaler(), PCA(5), KNeighborsClassifier(3))),
+    "neighbours in a vote": lambda: wine(
+        standardized(
+            VotingClassifier([("a", KNeighborsClassifier(weights="distance")), ("b", GaussianNB())], voting="soft")
+        )
+    ),
     "bagging": lambda: wine(seeded(BaggingClassifier, n_estimators=5)),
     # Trees behind arithmetic: values of the sample lie at their splits.
     "scaled, forest": lambda: iris(standardized(seeded(RandomForestClassifier, n_estimators=50))),
@@ -249,6 +262,8 @@ CASES: dict[str, Callable[[], Case]] = {
     "hist boosted regression": lambda: diabetes(seeded(HistGradientBoostingRegressor, max_iter=10)),
     "support vector regression": lambda: diabetes(standardized(SVR())),
     "neighbours regression": lambda: diabetes(KNeighborsRegressor()),
+    "neighbours by distance, regression": lambda: diabetes(standardized(KNeighborsRegressor(weights="distance"))),
+    "neighbours by distance, two targets": lambda: several(KNeighborsRegressor(weights="distance", metric="manhattan")),
     "mean of regressors": lambda: diabetes(VotingRegressor([("a", Ridge()), ("b", LinearRegression())])),
     "gaussian process": lambda: diabetes(GaussianProcessRegressor(RBF(), alpha=1.0)),
     "lightgbm regressor": lambda: lightgbm("LGBMRegressor", diabetes),

@@ -24,6 +24,7 @@ from batchserve.conversion.estimator import (
     boosters,
     choose_columns,
     class_labels,
+    equidistant,
     known_differences,
 )
 from batchserve.conversion.export import GraphInput, answer_truth, convertible, layouts, to_onnx, widened
@@ -59,6 +60,10 @@ _OTHER = (
     "Most records differ, which rounding does not explain: the converter of a step computes something else. Replace "
     "that step, or register a converter before you call convert (skl2onnx.update_registered_converter; on the command "
     "line --converters MODULE)."
+)
+_TIES = (
+    "Neighbours at the same distance are chosen in an order that only the fitted model knows. Fit it on numbers with "
+    "more digits, or with another metric, so that fewer distances are equal."
 )
 _WIDELY = 0.1
 """Mean of the differences over their maximum, from which on most records differ; rounding at splits moves few."""
@@ -166,12 +171,16 @@ def _first_that_passes(
         except (ParityFailed, ConversionFailed) as failure:
             failures.insert(0, failure)
     if reports and not any(isinstance(failure, ParityFailed) for failure in failures):
-        check_parity(reports[0], _cause(reports[0], tolerance))
+        check_parity(reports[0], _cause(reports[0], model, reference, tolerance))
     raise failures[0]
 
 
-def _cause(report: Parity, tolerance: float) -> str:
+def _cause(report: Parity, model: Any, reference: Reference, tolerance: float) -> str:
     """Why a graph disagrees, as far as the differences tell, and what to do."""
+    from batchserve.conversion.converters.within import finds_neighbours
+
+    if finds_neighbours(model) and (tied := equidistant(model, reference.table)) is not None and tied.any():
+        return _TIES
     widely = any(
         difference.mean_relative > max(10 * tolerance, _WIDELY * difference.max_relative)
         for difference in report.differences
@@ -181,16 +190,17 @@ def _cause(report: Parity, tolerance: float) -> str:
 
 def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
     """What to convert, and with which inputs, the best first."""
-    from batchserve.conversion.converters.within import with_double, with_exact_trees
+    from batchserve.conversion.converters.within import finds_neighbours, with_double, with_exact_trees
 
-    exact = with_exact_trees(model)
-    for way in (model, exact):
-        for layout in layouts(way, table) if way is not None else ():
-            yield way, layout
-    for way, rounds in itertools.product((model, exact), (False, True)):
-        if way is not None and (wide := with_double(way, rounds=rounds)) is not None:
-            for layout in layouts(way, table):
-                yield wide, layout if rounds else widened(layout)
+    ways = [way for way in (model, with_exact_trees(model)) if way is not None]
+    plain = ((way, layout) for way in ways for layout in layouts(way, table))
+    in_double = (
+        (wide, layout if rounds else widened(layout))
+        for way, rounds in itertools.product(ways, (False, True))
+        if (wide := with_double(way, rounds=rounds)) is not None
+        for layout in layouts(way, table)
+    )
+    return itertools.chain(in_double, plain) if finds_neighbours(model) else itertools.chain(plain, in_double)
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -235,21 +235,29 @@ def _task(model: object) -> Task:
 
 
 def equidistant(model: Any, table: Table) -> Array | None:
-    """bool [n]: whether the two nearest centres are at the same distance, so that rounding chooses between them.
+    """bool [n]: whether several centres, or the last neighbour and the next one, are at the same distance, so that
+    rounding or the order of training chooses between them.
 
-    None: the model is not a clusterer that gives the nearest centre without its distance.
+    None: the model is neither a clusterer that gives the nearest centre without its distance, nor of neighbours.
     """
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
     from sklearn.pipeline import Pipeline
 
     step: Any = last_step(model)
-    if type(step).__name__ not in _NEAREST or len(step.cluster_centers_) < 2:
+    by_neighbours = type(step) in (KNeighborsClassifier, KNeighborsRegressor)
+    if not by_neighbours and (type(step).__name__ not in _NEAREST or len(step.cluster_centers_) < 2):
         return None
     x = table.native()
     while isinstance(model, Pipeline):
         x, model = model[:-1].transform(x) if len(model.steps) > 1 else x, model.steps[-1][1]
-    x = np.asarray(x, dtype=np.float64)
-    nearest = np.sort([((x - centre) ** 2).sum(axis=1) for centre in step.cluster_centers_], axis=0)[:2].T
-    tied: Array = nearest[:, 1] - nearest[:, 0] <= _ROUNDED * nearest[:, 1]
+    if by_neighbours:
+        if step.n_neighbors >= step.n_samples_fit_:
+            return None
+        two = step.kneighbors(x, step.n_neighbors + 1)[0][:, -2:]
+    else:
+        x = np.asarray(x, dtype=np.float64)
+        two = np.sort([((x - centre) ** 2).sum(axis=1) for centre in step.cluster_centers_], axis=0)[:2].T
+    tied: Array = two[:, 1] - two[:, 0] <= _ROUNDED * two[:, 1]
     return tied
 
 

@@ -83,7 +83,12 @@ def _parser(alias: str, converter: Converter, other: str | None) -> Callable[...
 
     def parse(scope: Any, model: Any, inputs: Any, custom_parsers: Any = None) -> Any:
         from skl2onnx._parse import _parse_sklearn_simple_model
-        from skl2onnx.common.data_types import FloatTensorType, Int64TensorType, StringTensorType
+        from skl2onnx.common.data_types import (
+            DoubleTensorType,
+            FloatTensorType,
+            Int64TensorType,
+            StringTensorType,
+        )
 
         if not converter.applies(model):
             return _parse_sklearn_simple_model(scope, model, inputs, custom_parsers, alias=other)
@@ -100,7 +105,8 @@ def _parser(alias: str, converter: Converter, other: str | None) -> Callable[...
             types.append(("label", (StringTensorType if texts else Int64TensorType)(shape)))
         if kind != "labels":
             name = {"classifier": "probabilities", "clusterer": "scores"}.get(kind, "variable")
-            types.append((name, FloatTensorType([None, _width(model, kind)])))
+            numbers = DoubleTensorType if getattr(model, "stays", False) else FloatTensorType
+            types.append((name, numbers([None, _width(model, kind)])))
         for name, declared in types:
             operator.outputs.append(scope.declare_local_variable(name, declared))
         return operator.outputs

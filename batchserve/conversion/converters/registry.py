@@ -1,7 +1,17 @@
 """Which converter is for which class of scikit-learn."""
 
 from batchserve.conversion.adoption import beyond_onnxmltools
-from batchserve.conversion.converters import Converter, algebra, boosted, gaussian, meta, numbers, transforms, words
+from batchserve.conversion.converters import (
+    Converter,
+    algebra,
+    boosted,
+    gaussian,
+    meta,
+    neighbours,
+    numbers,
+    transforms,
+    words,
+)
 
 CONVERTERS: dict[str, Converter] = {
     "AffinityPropagation": Converter("labels", algebra.nearest_point),
@@ -34,6 +44,10 @@ CONVERTERS: dict[str, Converter] = {
     "InDouble": Converter("transformer", transforms.in_double),
     "IterativeImputer": Converter("transformer", transforms.iterative_imputer),
     "KBinsDiscretizer": Converter("transformer", transforms.bins),
+    "KNeighborsClassifier": Converter(
+        "classifier", neighbours.nearest_neighbours, neighbours.has_one_target_or_weights
+    ),
+    "KNeighborsRegressor": Converter("regressor", neighbours.nearest_neighbours),
     "KernelRidge": Converter("regressor", algebra.kernel_ridge),
     "Linear": Converter("regressor", numbers.linear),
     "LGBMClassifier": Converter("classifier", boosted.boosted, beyond_onnxmltools),

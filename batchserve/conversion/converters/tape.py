@@ -63,6 +63,18 @@ class Tape:
             return given
         return self.node("Cast", given, example=given.example, to=TensorProto.DOUBLE)
 
+    def wide_merged(self) -> "Value":
+        """All inputs, of numbers, as one matrix of float64."""
+        values = [self.wide(variable) for variable in self.variables]
+        if len(values) == 1:
+            return values[0]
+        return self.node("Concat", *values, example=np.ones((EXAMPLES, sum(v.shape[1] for v in values))), axis=1)
+
+    @property
+    def is_wide(self) -> bool:
+        """Whether all inputs are float64."""
+        return all(type(variable.type).__name__ == "DoubleTensorType" for variable in self.variables)
+
     def merged(self) -> Expression:
         """All inputs as one matrix of float32; or the only one, if it holds texts."""
         values = [self.value(variable) for variable in self.variables]

@@ -273,12 +273,8 @@ def _in_double(tape: Tape, operator: str, x: Expression, numbers: Array) -> Expr
 
 
 def in_double(tape: Tape, model: Any) -> Expression:
-    """The steps of an `InDouble` as scikit-learn computes them in float64; then float32, as trees take it."""
-    parts = [tape.wide(variable) for variable in tape.variables]
-    width = sum(part.shape[1] for part in parts)
-    x = parts[0]
-    if len(parts) > 1:
-        x = tape.node("Concat", *parts, example=np.ones((EXAMPLES, width)), axis=1)
+    """The steps of an `InDouble` as scikit-learn computes them in float64; for trees then float32, as they take it."""
+    x = tape.wide_merged()
     each = partial(_each, tape, rounds=model.rounds)
     for step in model.steps:
         match type(step).__name__:
@@ -297,6 +293,8 @@ def in_double(tape: Tape, model: Any) -> Expression:
                 x = _clipped(tape, x, *step.feature_range) if step.clip else x
             case "SimpleImputer":
                 x = _filled(tape, x, step)
+    if model.stays:
+        return x
     return tape.node("Cast", x, example=x.example.astype(np.float32), to=TensorProto.FLOAT)
 
 

@@ -10,6 +10,7 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.impute import SimpleImputer
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
@@ -21,7 +22,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
-from batchserve.conversion.estimator import parts, selected
+from batchserve.conversion.estimator import last_step, parts, selected
 from batchserve.conversion.sample import Array
 
 
@@ -59,11 +60,11 @@ class Chosen(ColumnTransformer):  # type: ignore[misc]
 
 class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
     """Fitted steps that scikit-learn computes in float64, where it gets that. The trees behind them split at values of
-    the training data: what was rounded earlier than there goes another way."""
+    the training data: what was rounded earlier than there goes another way. Neighbours are as near as in float64."""
 
-    def __init__(self, steps: Sequence[Any], n_features_in_: int, rounds: bool) -> None:
-        """`rounds`: each operation to float32, as where it gets that."""
-        self.steps, self.n_features_in_, self.rounds = list(steps), n_features_in_, rounds
+    def __init__(self, steps: Sequence[Any], n_features_in_: int, rounds: bool, stays: bool = False) -> None:
+        """`rounds`: each operation to float32, as where it gets that. `stays`: the answer is float64, too."""
+        self.steps, self.n_features_in_, self.rounds, self.stays = list(steps), n_features_in_, rounds, stays
 
     def fit(self, x: Any, y: Any = None) -> Self:  # noqa: ARG002 - scikit-learn's signature
         return self
@@ -76,6 +77,8 @@ class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def with_double(model: Any, *, rounds: bool) -> Any:
     """A copy whose first steps compute in float64; None where these do something else than to scale and to fill in."""
+    if type(model) in _NEIGHBOURS:
+        return model
     if not isinstance(model, Pipeline):
         return None
     copied = copy.copy(model)  # it shares the steps that stay
@@ -87,10 +90,16 @@ def with_double(model: Any, *, rounds: bool) -> Any:
         copied.steps[0] = (title, _columns_in_double(head, rounds))
     elif count := _count_in_double(model.steps):
         first = [step for _, step in model.steps[:count]]
-        copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds))]
+        stays = type(model.steps[count][1]) in _NEIGHBOURS if count < len(model.steps) else False
+        copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds, stays))]
     else:
         return None
     return copied
+
+
+def finds_neighbours(model: Any) -> bool:
+    """Whether the answers depend on distances that are almost equal, so that float64 comes first."""
+    return type(last_step(model)) in _NEIGHBOURS
 
 
 def _columns_in_double(head: ColumnTransformer, rounds: bool) -> ColumnTransformer:
@@ -132,6 +141,7 @@ def _fills_numbers(imputer: SimpleImputer) -> bool:
     return imputer.indicator_ is None and imputer.statistics_.dtype.kind == "f" and missing != missing
 
 
+_NEIGHBOURS = (KNeighborsClassifier, KNeighborsRegressor)
 _SCALERS = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler)
 
 
