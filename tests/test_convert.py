@@ -551,6 +551,15 @@ def test_a_record_at_the_place_of_a_neighbour_has_the_answer_of_that_neighbour()
     np.testing.assert_array_equal(answers[:, 0], np.arange(200.0))
 
 
+def test_of_two_ways_that_agree_enough_the_one_that_agrees_on_every_record_is_taken() -> None:
+    x = np.random.default_rng(0).normal(1000, 1, size=(2000, 1))
+    x[1] = x[0] + 1e-5  # two classes, of which float32 makes one number before it is scaled
+    model = make_pipeline(StandardScaler(), DecisionTreeClassifier()).fit(x, np.arange(2000) == 1)
+    conversion = convert(model, x)
+    assert (conversion.report.label_flips, conversion.report.is_exact) == (0, True)
+    assert conversion.columns[0].dtype == "float64"
+
+
 def test_neighbours_at_the_same_distance_are_named_where_they_decide() -> None:
     grid = np.stack(np.meshgrid(np.arange(8.0), np.arange(8.0)), axis=-1).reshape(-1, 2)
     model = KNeighborsRegressor(3, metric="chebyshev").fit(grid, np.arange(64.0) ** 2)

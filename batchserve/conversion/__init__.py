@@ -147,13 +147,15 @@ def _first_that_passes(
     notes: Sequence[str],
     finish: Callable[[Conversion], Conversion],
 ) -> Conversion:
-    """Convert with each layout until one answers like the estimator, also beyond the sample (`finish`).
+    """Convert with each layout until one answers like the estimator, also beyond the sample (`finish`): each record of
+    the sample, or else as many as parity wants.
 
     Where none does, trees are written anew, which is slower to score and exact; and where that does not help, what
     comes before them takes and computes float64.
     """
     reports: list[Parity] = []
     failures: list[BatchserveError] = []
+    nearly: Conversion | None = None
     for way, layout in _ways(model, reference.table):
         try:
             graph = to_onnx(way, layout, target_opset)
@@ -166,10 +168,18 @@ def _first_that_passes(
         if not report.passed:
             reports.append(report)
             continue
+        if nearly is not None and not report.is_exact:
+            continue
         try:
-            return finish(Conversion(serialize(graph), report, columns, reference.task))
+            finished = finish(Conversion(serialize(graph), report, columns, reference.task))
         except (ParityFailed, ConversionFailed) as failure:
             failures.insert(0, failure)
+            continue
+        if report.is_exact:
+            return finished
+        nearly = finished
+    if nearly is not None:
+        return nearly
     if reports and not any(isinstance(failure, ParityFailed) for failure in failures):
         check_parity(reports[0], _cause(reports[0], model, reference, tolerance))
     raise failures[0]

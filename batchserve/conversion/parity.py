@@ -65,6 +65,11 @@ class Parity:
     values_tried: int = 0
     """So many values that the sample does not have were tried as well, column by column."""
 
+    @property
+    def is_exact(self) -> bool:
+        """Whether all records agree, not only as many as `passed` wants."""
+        return self.label_flips == 0 and all(item.max_relative <= self.tolerance for item in self.differences)
+
     def to_json(self) -> dict[str, Any]:
         """The report as JSON values; a difference that is not finite becomes null."""
         return {name: _json(value) for name, value in asdict(self).items()}
