@@ -358,13 +358,26 @@ def test_a_cell_of_another_type_far_below_loses_no_value(api: Api, flowers: pl.D
     assert result["note"].to_list() == [*map(str, range(1, many.height)), "late"]
 
 
+def test_an_index_in_a_workbook_passes_through_under_the_name_that_pandas_gives_it(
+    api: Api, flowers: pl.DataFrame
+) -> None:
+    target = io.BytesIO()
+    with xlsxwriter.Workbook(target) as book:
+        sheet = book.add_worksheet()
+        sheet.write_row(0, 1, flowers.columns)
+        for row, values in enumerate(flowers.iter_rows()):
+            sheet.write_row(row + 1, 0, [row, *values])
+    result = pl.read_parquet(api.result(api.run(target.getvalue(), "iris")).content)
+    assert result["Unnamed: 0"].to_list() == list(range(flowers.height))
+
+
 def test_a_workbook_whose_first_row_names_no_columns_is_refused(api: Api) -> None:
-    for cells, message in ((["a", "a"], "names columns more than once: 'a'"), (["a", ""], "no name for column 2")):
+    for cells, message in ((["a", "a"], "names columns more than once: 'a'"), (["a", "", "b"], "no name for column 2")):
         target = io.BytesIO()
         with xlsxwriter.Workbook(target) as book:
             sheet = book.add_worksheet()
             sheet.write_row(0, 0, cells)
-            sheet.write_row(1, 0, [1, 2])
+            sheet.write_row(1, 0, [1, 2, 3])
         refused = problem(api.http.post("/v1/upload", content=target.getvalue()), 422, "invalid-input")
         assert message in refused["detail"]
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import orjson
+import pandas as pd
 import polars as pl
 import pytest
 from hypothesis import given, settings
@@ -238,9 +239,10 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
         (b"", "the input is empty"),
         (b"\n\r\n", "the input is empty"),
         (b"a,b,a\n", "'a' in columns 1, 3"),
-        (b",a,b\n", r"no name for column 1; every column needs a name \(pandas"),
-        (b"a,b,\n", r"no name for column 3; every column needs a name \(does each line end with a delimiter"),
-        (b"a,,b,\n", "no name for column 2, 4; every column needs a name$"),
+        (b",,\n", "no name for column 1, 2, 3; every column between others needs a name"),
+        (b"a,,b,\n", "no name for column 2; every column between others needs a name"),
+        (b",a,Unnamed: 0\n", "'Unnamed: 0' in columns 1, 3"),
+        (b"sep=;\n", "the input is empty"),
         ("ä,b\n".encode("latin-1"), r"byte 0 \(0xe4\) is not UTF-8; if the text is Windows-1252 or Latin-1"),
         ("a,b\n".encode("utf-16"), "the text is UTF-16, as its first"),
         ("a,b\n".encode("utf-16-be"), "byte 0 is NUL"),
@@ -252,6 +254,29 @@ def test_a_csv_record_reads_the_same_whatever_its_neighbours(
 def test_a_header_that_cannot_name_columns_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(InvalidInput, match=message):
         get_format("csv").header(io.BytesIO(data))
+
+
+def test_columns_without_a_name_at_either_end_are_named_as_by_pandas() -> None:
+    data = b",a,b,\n0,1,2,\n"
+    header = get_format("csv").header(io.BytesIO(data))
+    assert list(header.columns) == list(pd.read_csv(io.BytesIO(data)).columns) == ["Unnamed: 0", "a", "b", "Unnamed: 3"]
+
+
+@pytest.mark.parametrize("begin", [b"sep=;\n", b"\xef\xbb\xbfSEP=;\r\n", b"\n\nsep=;\n\n"])
+def test_a_first_line_that_tells_excel_the_delimiter_is_not_the_header(begin: bytes) -> None:
+    data = begin + b"a;b\n1;2\n3;4\n"
+    format, dialect = sniff(data, "text/csv", None)
+    reader = get_format(format.name, dialect)
+    assert list(reader.header(io.BytesIO(data)).columns) == ["a", "b"]
+    (chunk,) = reader.plan(io.BytesIO(data), None, ChunkLimits())
+    records = reader.read(io.BytesIO(data), chunk, {"a": "int64"}).records
+    assert isinstance(records, pl.DataFrame)
+    assert records["a"].to_list() == [1, 3]
+
+
+def test_a_column_of_another_name_that_begins_like_it_is_a_header() -> None:
+    header = get_format("csv").header(io.BytesIO(b"sep=;x\n1\n"))
+    assert list(header.columns) == ["sep=;x"]
 
 
 def test_the_header_names_columns_and_shows_the_first_records() -> None:

@@ -165,6 +165,8 @@ def assert_same(task: DirectTask, items: list[DirectItem]) -> None:
 
 
 PLAIN = {
+    "an index without a name": b",a,b,c\n7,1,2,3\n8,4,5,6\n",
+    "lines that end with a delimiter": b"a,b,c,\n1,2,3,\n",
     "a record": b"a,b,c\n1.5,2.25,-3\n",
     "no newline at the end": b"a,b,c\n1.5,2,3",
     "several records": b"a,b,c\n1,2,3\n4,5,6\n7.5,8e2,9E-1\n",
@@ -223,7 +225,8 @@ OTHERS = {
     "a byte order mark below the header": b"id,a,b,c\n\xef\xbb\xbfx,1,2,3\n",
     "NUL": b"id,a,b,c\nx\0,1,2,3\n",
     "a name twice": b"a,a,b,c\n1,1,2,3\n",
-    "an empty name": b"a,b,c,\n1,2,3,4\n",
+    "no name between others": b"a,,b,c\n1,2,3,4\n",
+    "a line that tells the delimiter": b"sep=,\na,b,c\n1,2,3\n",
     "a column of the model that lacks": b"a,b\n1,2\n",
     "no column of the model": b"x,y\n1,2\n",
     "a large number": b"a,b,c\n1e39,2,3\n1,2,3\n",

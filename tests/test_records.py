@@ -277,7 +277,7 @@ def typed(format: str, fifth: str) -> bytes:
 
 FLOWER = dict.fromkeys(HEADER.strip().split(","), 1.0)
 NAMELESS = {
-    "csv": (HEADER.strip() + ",\n" + ROW.strip() + ",1\n").encode(),
+    "csv": ("id,," + HEADER.strip() + "\n1,1," + ROW.strip() + "\n").encode(),
     "jsonl": json.dumps(FLOWER | {"": 1}).encode() + b"\n",
     "jsonl of blanks": json.dumps(FLOWER | {" ": 1}).encode() + b"\n",
     "json": json.dumps([FLOWER | {"": 1}]).encode(),
@@ -291,8 +291,7 @@ def test_a_column_without_a_name_is_refused_in_every_format(api: Api, name: str)
     for path in ("/v1/predict?model=iris", "/v1/models/iris/predict"):
         answer = api.http.post(path, content=NAMELESS[name])
         detail = problem(answer, 422, "invalid-input")["detail"]
-        assert "name" in detail
-        assert "every column needs a name" in detail
+        assert re.search("every column( between others)? needs a name", detail)
 
 
 @pytest.mark.parametrize("format", ["parquet", "arrow", "arrows"])

@@ -14,6 +14,7 @@ import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.errors import InvalidInput
+from batchserve.formats.csv_dialect import told_delimiter
 from batchserve.formats.csv_matrices import read_matrices
 from batchserve.formats.csv_records import (
     LONE_RETURN,
@@ -27,7 +28,7 @@ from batchserve.formats.csv_table import parse_fields, read_table
 from batchserve.formats.encodings import HINT
 from batchserve.formats.lines import cut_lines
 from batchserve.formats.protocol import Block, Header, Holds, MatrixReader, Open, Part, Reading, Records
-from batchserve.formats.records import Scan, check_width, cut, drop_blank, read_span, read_up_to, table
+from batchserve.formats.records import Scan, check_width, cut, drop_blank, name_outer, read_span, read_up_to, table
 from batchserve.formats.schema import as_base64, shorten
 from batchserve.storage import Piece, Span
 
@@ -153,7 +154,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
     source.seek(0)
     # Usually the header is the first of a few short lines.
     data = read_up_to(source, _FIRST_READ)
-    if b'"' in data or b"\n" not in data.lstrip(b"\r\n"):
+    if b'"' in data or told_delimiter(data) or b"\n" not in data.lstrip(b"\r\n"):
         data += read_up_to(source, _MAX_HEADER + 1 - len(data))
     skipped = len(_BOM) if data.startswith(_BOM) else 0
     if data.startswith(_UTF16):
@@ -162,6 +163,8 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
     data = data[skipped:]
     found = find_records(data, ord(delimiter), final)
     starts, ends = drop_blank(found.ends, np.frombuffer(data, np.uint8))
+    if told_delimiter(data):
+        starts, ends = starts[1:], ends[1:]
     head = data[: int(ends[0])] if len(ends) else data
     if (at := lone_return(head, found, ord(delimiter), len(head))) is not None:
         raise InvalidInput(f"the header line has a carriage return at byte {skipped + at}, {LONE_RETURN}")
@@ -177,7 +180,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
         at = skipped + int(starts[0]) + faulty.start
         what = f"a malformed quotation mark at byte {at}" if faulty.closed else f"a quotation mark at byte {at} {OPEN}"
         raise InvalidInput(f"the header line has {what}: {shorten(record.decode())}")
-    names = [field or "" for field in fields]
+    names = name_outer([field or "" for field in fields])
     _check_names(names)
     return names, skipped + int(ends[0])
 
@@ -196,13 +199,9 @@ def _check_text(head: bytes, offset: int) -> None:
 def _check_names(names: list[str]) -> None:
     check_width(len(names))
     if empty := [number for number, name in enumerate(names, 1) if not name.strip()]:
-        hint = ""
-        if len(names) > 1 and empty == [1]:
-            hint = " (pandas writes its index like this: use index=False)"
-        elif len(names) > 1 and empty == [len(names)]:
-            hint = " (does each line end with a delimiter? Leave it out)"
         raise InvalidInput(
-            f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column needs a name{hint}",
+            f"the header has no name for column {', '.join(map(str, empty[:10]))}; every column between others needs a "
+            "name",
             errors=[{"column": number, "message": "no name"} for number in empty[:100]],
         )
     places: dict[str, list[int]] = {}

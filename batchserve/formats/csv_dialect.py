@@ -1,5 +1,7 @@
-"""The delimiter of a CSV that is not told: recognised by its first records, and by the columns that a model takes."""
+"""The delimiter of a CSV that no option tells: told by its first line, or recognised by its first records and by the
+columns that a model takes."""
 
+import re
 from collections.abc import Collection
 
 import numpy as np
@@ -8,22 +10,31 @@ from batchserve.formats.csv_records import find_records
 from batchserve.formats.csv_table import parse_fields
 from batchserve.formats.records import drop_blank
 
-__all__ = ["recognise_delimiter"]
+__all__ = ["recognise_delimiter", "told_delimiter"]
 
 _BOM = b"\xef\xbb\xbf"
 _OTHERS = (";", "\t", "|")
+_TOLD = re.compile(rb"(?:\xef\xbb\xbf)?[\r\n]*+sep=([,;\t|])\r?\n", re.IGNORECASE)
 _BEGINNING = 2**16
 _RECORDS = 20
 """That are compared with the header, at most."""
 
 
+def told_delimiter(data: bytes) -> str | None:
+    """The delimiter that the first line tells Excel, as in `sep=;`. Such a line is not the header."""
+    told = _TOLD.match(data)
+    return None if told is None else told[1].decode()
+
+
 def recognise_delimiter(prefix: bytes, columns: Collection[str] = ()) -> str:
     """The delimiter of a CSV that begins with `prefix`. `columns`: names that the header is expected to have.
 
-    That in which the header has the most of these names; among equals the comma if each of the first records has as
-    many fields as the header, and more than one; else the first of semicolon, tab and bar of which that is true; else
-    the comma. Delimiters in quoted fields do not count.
+    That which its first line tells; else that in which the header has the most of these names; among equals the comma
+    if each of the first records has as many fields as the header, and more than one; else the first of semicolon, tab
+    and bar of which that is true; else the comma. Delimiters in quoted fields do not count.
     """
+    if (told := told_delimiter(prefix)) is not None:
+        return told
     data = prefix.removeprefix(_BOM)[:_BEGINNING]
     line = data.lstrip(b"\r\n").partition(b"\n")[0]
     if b'"' not in line and not any(mark.encode() in line for mark in _OTHERS):

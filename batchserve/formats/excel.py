@@ -7,6 +7,7 @@ import polars as pl
 
 from batchserve.errors import InvalidInput, UnsupportedMedia
 from batchserve.formats.frames import decoding
+from batchserve.formats.records import name_outer
 
 __all__ = ["read_workbook"]
 
@@ -41,6 +42,9 @@ def read_workbook(content: bytes, sheet: str | None) -> pl.DataFrame:
             frame = pl.read_excel(content, sheet_name=chosen, engine="calamine", infer_schema_length=None)
         except (fastexcel.FastExcelError, pl.exceptions.NoDataError) as error:
             raise InvalidInput(f"sheet {chosen!r} cannot be read: {str(error).splitlines()[0]}") from None
+    # A column without a name and without any cell is left out of the frame.
+    names = name_outer([name or "" for name in header])
+    frame = frame.rename({f"__UNNAMED__{place}": name for place, name in enumerate(names) if name}, strict=False)
     _check_header(header, frame, chosen)
     return frame
 
@@ -58,7 +62,6 @@ def _check_header(header: list[str | None], frame: pl.DataFrame, sheet: str) -> 
     if twice:
         raise InvalidInput(f"sheet {sheet!r} names columns more than once: {', '.join(map(repr, twice[:10]))}")
     unnamed = [number for number, name in enumerate(header, 1) if not (name or "").strip()]
-    # One without any cell is left out of the frame.
     if empty := [number for number in unnamed if f"__UNNAMED__{number - 1}" in frame.columns]:
         raise InvalidInput(
             f"the first row of sheet {sheet!r} has no name for column {', '.join(map(str, empty[:10]))}: the first "

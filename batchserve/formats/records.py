@@ -1,6 +1,6 @@
 """Cutting bytes into chunks of whole records, for formats whose records have no stored length."""
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -161,6 +161,16 @@ def check_names(names: Collection[str]) -> None:
             "the input has a column with an empty name; every column needs a name",
             errors=[{"column": name, "message": "no name"} for name in names if not name.strip()],
         )
+
+
+def name_outer(names: Sequence[str]) -> list[str]:
+    """The names of a header, with those that pandas gives to columns before the first name and behind the last: an
+    index is written without a name, and lines may end with a delimiter."""
+    named = [place for place, name in enumerate(names) if name.strip()]
+    return [
+        f"Unnamed: {place}" if named and not named[0] <= place <= named[-1] else name
+        for place, name in enumerate(names)
+    ]
 
 
 def check_width(columns: int) -> None:

@@ -42,11 +42,12 @@ def bind(
 ) -> Binding:
     """How the columns of a table fill the inputs.
 
-    Named inputs take their columns by name; spaces and signs count as underscores where that is unambiguous. An input
-    without names for its columns takes one column that `holds_arrays`: the one with its name, or the only one. Images
-    come from the column with their name, from the only one that `holds_bytes`, or from the only one left. What is left
-    over fills the other inputs without names, in file order, when the count is right. `rename` is the option `columns`:
-    a list names the columns to take, in order; a mapping says {model column: file column}.
+    Named inputs take their columns by name; where that is unambiguous, blanks around a name do not count, and spaces
+    and signs within it count as underscores. An input without names for its columns takes one column that
+    `holds_arrays`: the one with its name, or the only one. Images come from the column with their name, from the only
+    one that `holds_bytes`, or from the only one left. What is left over fills the other inputs without names, in file
+    order, when the count is right. `rename` is the option `columns`: a list names the columns to take, in order; a
+    mapping says {model column: file column}.
 
     Raises SchemaMismatch when the columns do not fit, and InvalidOptions when `rename` does not suit the model.
     """
@@ -295,4 +296,4 @@ def columns_of(tensor: InputTensor, sources: Sequence[str]) -> tuple[Column, ...
 
 
 def _plain(name: str) -> str:
-    return re.sub(r"\W", "_", name)
+    return re.sub(r"\W", "_", name.strip())
