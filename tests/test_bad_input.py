@@ -122,9 +122,20 @@ def test_a_duplicate_column_is_named_with_its_positions(api: Api) -> None:
     assert body["errors"][0]["column"] == "sepal length (cm)"
 
 
-def test_a_column_without_a_name_is_refused_with_its_position(api: Api) -> None:
-    body = refused(api, "," + HEADER + "0," + ROW, 422, "invalid-input")
-    assert "no name for column 1" in body["detail"]
+def test_a_column_without_a_name_between_others_is_refused_with_its_position(api: Api) -> None:
+    body = refused(api, "id,," + HEADER + "0,1," + ROW, 422, "invalid-input")
+    assert "no name for column 2" in body["detail"]
+
+
+def test_an_index_without_a_name_passes_through_under_the_name_that_pandas_gives_it(api: Api) -> None:
+    result = api.result(api.run("," + HEADER + "7," + ROW, "iris")).text.splitlines()
+    assert result[0].startswith("Unnamed: 0,prediction,")
+    assert result[1].startswith("7,setosa,")
+
+
+def test_blanks_around_the_names_of_a_header_do_not_count(api: Api) -> None:
+    body = HEADER.replace(",", " , ") + ROW.replace(",", ", ")
+    assert api.result(api.run(body, "iris")).text.splitlines()[1].startswith("setosa,")
 
 
 def test_columns_that_the_model_does_not_take_pass_through(api: Api) -> None:
@@ -359,8 +370,8 @@ def connected(url: str) -> Iterator[socket.socket]:
 
 
 def nothing_kept(storage: Path) -> bool:
-    """Whether no input is left within two seconds: the bytes of a disconnected client are removed in the background."""
-    deadline = time.monotonic() + 2
+    """Whether no input is left in the end: the bytes of a disconnected client are removed in the background."""
+    deadline = time.monotonic() + 20
     while any(path.is_file() for path in storage.glob("inputs/*")):
         if time.monotonic() > deadline:
             return False
