@@ -23,6 +23,8 @@ class Allowance:
     several threads in each would compete for the cores: ResNet-18 then took 1.17 instead of 1.04 times the limit."""
     memory: int | None = None
     """Bytes that the process may allocate; None: as many as the system gives."""
+    providers: tuple[str, ...] = ("cpu",)
+    """Execution providers of ONNX Runtime that models may run on, the preferred first."""
 
 
 _allowances = [Allowance()]

@@ -286,6 +286,8 @@ class Signature:
     """Intra-op threads of the session."""
     kernel: Kernel = "onnxruntime"
     """What runs the graph fastest where it was admitted; a host without it takes ONNX Runtime."""
+    provider: str = "cpu"
+    """The execution provider of ONNX Runtime on which all runs take place."""
     records_per_second: float | None = None
     """Measured at admission, at `batch` and `threads`."""
     sample: tuple[dict[str, Any], ...] = ()
@@ -299,6 +301,11 @@ class Signature:
     def columns(self) -> tuple[Column, ...]:
         """All named columns, in the order of the inputs."""
         return tuple(column for tensor in self.inputs for column in tensor.columns or ())
+
+    @property
+    def scored_on(self) -> list[str]:
+        """The note of a job on its provider; none for the processor."""
+        return [] if self.provider == "cpu" else [f"scored on {self.provider}"]
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _unpickled_signature, (self._pickled,)

@@ -12,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
 
+_PROVIDER = re.compile(r"[a-z]+")
 _ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -90,6 +91,11 @@ class Settings(BaseSettings):
         64,
         ge=1,
         description="Most online predictions of one tenant that wait or run; as many checks and conversions (429).",
+    )
+    providers: str = Field(
+        "cpu",
+        description="Execution providers of ONNX Runtime on this host, the preferred first: `cuda,cpu`. A model "
+        "version keeps that which its admission found to answer like the processor.",
     )
     sessions: int = Field(8, ge=1, description="Most models that one scoring process keeps loaded.")
 
@@ -181,6 +187,16 @@ class Settings(BaseSettings):
                 )
         return hosts
 
+    @field_validator("providers")
+    @classmethod
+    def _name_providers(cls, providers: str) -> str:
+        named = [name.strip().lower() for name in providers.split(",")]
+        if not all(map(_PROVIDER.fullmatch, named)) or len(set(named)) < len(named):
+            raise ValueError(
+                f"{providers!r} does not name providers of ONNX Runtime; expected names such as 'cuda,cpu'"
+            )
+        return ",".join(named)
+
     @field_validator("heartbeat")
     @classmethod
     def _leave_time_for_a_second_heartbeat(cls, heartbeat: float, others: ValidationInfo) -> float:
@@ -191,6 +207,10 @@ class Settings(BaseSettings):
                 "so that one heartbeat may fail"
             )
         return heartbeat
+
+    @property
+    def execution_providers(self) -> tuple[str, ...]:
+        return tuple(self.providers.split(","))
 
     @property
     def process_threads(self) -> int:

@@ -1,5 +1,6 @@
 """Decides which models are admitted, makes them load and run well, and infers their signature."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from onnx import ModelProto
@@ -53,10 +54,26 @@ def _admit(data: bytes, tuned: bool) -> Admitted:
     labels = strip_zipmaps(model)
     notes = [*lower_ir_version(model), *mend_locales(model)]
     try:
-        content, signature = describe(model, labels, notes, tuned=tuned)
+        content, signature = _describe(model, labels, notes, tuned)
     except OutOfMemory as error:
         raise ModelRefused(f"{error.detail}, with as few records as it takes in a run.{known_need(model)}") from error
     return Admitted(content, signature, _metadata(model))
+
+
+def _describe(
+    model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: list[str], tuned: bool
+) -> tuple[bytes, Signature]:
+    """See `describe`, on the first provider of this process on which the model answers as on the processor. Notes say
+    why it does not on others. Raises what the last one raises."""
+    *preferred, last = allowance().providers
+    for provider in preferred:
+        copied = ModelProto()
+        copied.CopyFrom(model)
+        try:
+            return describe(copied, labels, list(notes), tuned=tuned, provider=provider)
+        except BatchserveError as error:
+            notes.append(f"Not run on {provider}: {error.detail}")
+    return describe(model, labels, notes, tuned=tuned, provider=last)
 
 
 def _metadata(model: ModelProto) -> dict[str, str]:

@@ -31,6 +31,7 @@ from batchserve.admission.output_rows import (
 )
 from batchserve.admission.preprocessing import COLUMN, with_images
 from batchserve.admission.probe_inputs import Feed, feeds
+from batchserve.admission.providers import with_parity
 from batchserve.admission.record_axes import RecordAxis, find_record_axes, put_records_first
 from batchserve.admission.run_sizes import with_multiple
 from batchserve.admission.tuning import tune, tune_kernel
@@ -79,21 +80,22 @@ _METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str] | type[b
 
 
 def describe(
-    model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: list[str], *, tuned: bool = True
+    model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: list[str], *, tuned: bool, provider: str
 ) -> tuple[bytes, Signature]:
-    """The model's bytes, its outputs mended where they do not lie record by record, and its signature.
+    """The model's bytes, its outputs mended where they do not lie record by record, and its signature, by runs on an
+    execution provider.
 
     `labels` holds the class labels of outputs that are known already. Raises ModelRefused when no run succeeds or
     the outputs do not follow the records, ScoringFailed when the model does not load, OutOfMemory.
     """
     metadata = _metadata(model)
     _check_outputs(model)
-    moved = _records_first(model, metadata)
+    moved = _records_first(model, metadata, provider)
     notes.extend(moved)
     inputs = _inputs(model, metadata)
     content = _serialize(model)
     started = perf_counter()
-    session = open_session(content)
+    session = open_session(content, provider=provider)
     feed, batching = _find_feed(session, model, inputs, metadata)
     if (held := share_fixed(session, feed, inputs, influences(model))) is not None:
         inputs, feed, shared = held
@@ -113,7 +115,7 @@ def describe(
         groups |= mended_groups
         session.close()
         content = _serialize(model)
-        session = open_session(content)
+        session = open_session(content, provider=provider)
         batching = find_batching(session, feed, inputs, 1 if batching.one_at_a_time else 3)
         sizes = probe_sizes(session, model, feed, inputs, batching)
     check_rows(batching)
@@ -126,12 +128,13 @@ def describe(
     signature = _told_apart(Signature(inputs, outputs, task, mode, batching.batch, notes=tuple(notes)))
     _check_names(signature)
     signature = with_nullable(signature, model, session, feed, metadata)
-    signature = replace(signature, sample=_sample(signature, metadata, feed))
+    signature = replace(signature, sample=_sample(signature, metadata, feed), provider=provider)
+    signature = with_parity(signature, session, content, feed)
     if not tuned:
         return content, signature
     signature = tune(signature, content, session, feed, perf_counter() - started)
     signature = tune_kernel(signature, model, content, feed)
-    session = open_session(content, signature.threads, signature.kernel)
+    session = open_session(content, signature.threads, signature.kernel, signature.provider)
     signature = with_multiple(signature, model, session, feed)
     session.close()
     return content, signature
@@ -176,28 +179,28 @@ def _is_text(value: Any) -> bool:
 # --- records ---------------------------------------------------------------------------------------------------------
 
 
-def _records_first(model: ModelProto, metadata: Mapping[str, Any]) -> list[str]:
+def _records_first(model: ModelProto, metadata: Mapping[str, Any], provider: str) -> list[str]:
     """Puts the axis of the records first in all inputs, where it is another one; and says so."""
     described = {str(entry.get("input")) for entry in metadata.get("columns", ()) if isinstance(entry, dict)}
     described |= {str(metadata["image"].get("input"))} if "image" in metadata else set()
     axes = find_record_axes(model, described)
-    if not all(found.sure for found in axes) and not _are_records(model, axes, metadata):
+    if not all(found.sure for found in axes) and not _are_records(model, axes, metadata, provider):
         return []
     return put_records_first(model, axes)
 
 
-def _are_records(model: ModelProto, axes: Collection[RecordAxis], metadata: Mapping[str, Any]) -> bool:
+def _are_records(model: ModelProto, axes: Collection[RecordAxis], metadata: Mapping[str, Any], provider: str) -> bool:
     """Whether what lies along these axes does not influence each other, as records must not."""
     moved = ModelProto()
     moved.CopyFrom(model)
     put_records_first(moved, axes)
     inputs = _inputs(moved, metadata)
-    session = open_session(_serialize(moved))
+    session = open_session(_serialize(moved), provider=provider)
     try:
         feed, batching = _find_feed(session, moved, inputs, metadata)
         mend_outputs(moved, inputs, batching, probe_sizes(session, moved, feed, inputs, batching), moved=True)
         session.close()
-        session = open_session(_serialize(moved))
+        session = open_session(_serialize(moved), provider=provider)
         batching = find_batching(session, feed, inputs)
         check_rows(batching)
         return proved_mode(session, moved, feed, inputs, batching)[0] != "whole"

@@ -42,7 +42,7 @@ def tune(signature: Signature, content: bytes, session: Session, feed: Feed, spe
             break
         if threads > 1:
             session.close()
-            session = open_session(content, threads)
+            session = open_session(content, threads, provider=signature.provider)
             deadline = perf_counter() + TUNING_SECONDS / 2
         try:
             for batch, rate in _rates(signature, session, feed, deadline):
@@ -77,6 +77,7 @@ def tune_kernel(signature: Signature, model: ModelProto, content: bytes, feed: F
         batch=batch,
         threads=1,
         kernel="trees",
+        provider="cpu",
         records_per_second=rate,
         notes=(*signature.notes, note),
     )

@@ -131,6 +131,7 @@ MODEL: dict[str, Any] = {
     "mode": "rows",
     "batch": 4096,
     "threads": 1,
+    "provider": "cpu",
     "records_per_second": 21_700_000.0,
     "notes": [],
     "changes": None,

@@ -36,14 +36,20 @@ class ProcessLimits:
 def scoring_limits(settings: "Settings") -> ProcessLimits:
     """Limits of a process for chunks on the host of the settings, which share its cores."""
     allowance = Allowance(
-        settings.sessions, settings.image_pixels, settings.process_threads, memory=settings.process_memory
+        settings.sessions,
+        settings.image_pixels,
+        settings.process_threads,
+        settings.process_memory,
+        settings.execution_providers,
     )
     return ProcessLimits(settings.process_nice, retain_heap=True, allowance=allowance)
 
 
 def interactive_limits(settings: "Settings") -> ProcessLimits:
     """Limits of an interactive process: the niceness of the server, and the threads with which a model is fastest."""
-    allowance = Allowance(settings.sessions, settings.image_pixels, memory=settings.process_memory)
+    allowance = Allowance(
+        settings.sessions, settings.image_pixels, None, settings.process_memory, settings.execution_providers
+    )
     return ProcessLimits(nice=0, retain_heap=False, allowance=allowance)
 
 

@@ -54,10 +54,11 @@ class Match:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """Notes for the user about types, once for a job."""
+        """Notes for the user about types and the provider, once for a job."""
         wide = [name for name, kind in self.header.columns.items() if kind == pl.Float64()]
         rounded = [name for name in wide if self.binding.types.get(name) == "float32"]
-        return (f"float64 columns were rounded to the model's float32: {', '.join(rounded)}",) if rounded else ()
+        notes = [f"float64 columns were rounded to the model's float32: {', '.join(rounded)}"] if rounded else []
+        return (*notes, *self.signature.scored_on)
 
     def kind(self, name: str) -> pl.DataType:
         """The type of a passed-through column or array; in a file without types, that of its first values."""

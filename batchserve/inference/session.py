@@ -66,13 +66,16 @@ class OnnxSession:
         self._session = None
 
 
-def open_session(model: bytes | Path, threads: int = 1, kernel: Kernel = "onnxruntime") -> Session:
+def open_session(
+    model: bytes | Path, threads: int = 1, kernel: Kernel = "onnxruntime", provider: str = "cpu"
+) -> Session:
     """Loads a model to be run with that many intra-op threads. Raises ScoringFailed and OutOfMemory.
 
-    A host that lacks the kernel asked for takes ONNX Runtime, which runs everything.
+    A host that lacks the kernel asked for takes ONNX Runtime, which runs everything. One that lacks the execution
+    provider raises ScoringFailed: another one would give other last digits.
     """
     try:
-        return (_open_trees(model) if kernel == "trees" else None) or _open_onnx(model, threads)
+        return (_open_trees(model) if kernel == "trees" else None) or _open_onnx(model, threads, provider)
     except MemoryError as error:
         raise out_of_memory("the model", allowance()) from error
     except _FAILURES as error:
@@ -86,7 +89,8 @@ def _open_trees(model: bytes | Path) -> Session | None:
     return open_trees(ensemble) if ensemble else None
 
 
-def _open_onnx(model: bytes | Path, threads: int) -> Session:
+def _open_onnx(model: bytes | Path, threads: int, provider: str) -> Session:
+    named = _provider_of_this_build(provider)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -98,7 +102,10 @@ def _open_onnx(model: bytes | Path, threads: int) -> Session:
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
     options.log_severity_level = 4  # failures come as exceptions; 3 would print each of them as well
     source = str(model) if isinstance(model, Path) else model
-    session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+    chosen = [(named, _PROVIDER_OPTIONS.get(named, {}))]
+    session = onnxruntime.InferenceSession(source, options, providers=chosen)
+    if session.get_providers()[0] != named:  # ONNX Runtime falls back to the processor without an error
+        raise ScoringFailed(f"ONNX Runtime cannot start {provider!r} on this host")
     for output in session.get_outputs():
         # Its bytes of other types would look like numbers.
         if not _GIVEN.fullmatch(output.type):
@@ -106,26 +113,46 @@ def _open_onnx(model: bytes | Path, threads: int) -> Session:
     return OnnxSession(session)
 
 
+def _provider_of_this_build(provider: str) -> str:
+    """The name that ONNX Runtime has for it. Raises ScoringFailed."""
+    built: list[str] = onnxruntime.get_available_providers()
+    there = {name.removesuffix("ExecutionProvider").lower(): name for name in built}
+    if provider not in there:
+        raise ScoringFailed(
+            f"this build of ONNX Runtime has no provider {provider!r}; it has {', '.join(sorted(there))}"
+        )
+    return there[provider]
+
+
+_PROVIDER_OPTIONS = {"CUDAExecutionProvider": {"use_tf32": "0"}}
+"""TF32 has 10 bits of a float32's 23: its answers differ from the processor's by a thousandth."""
+
+
 class Sessions:
     """The sessions used last, at most `capacity` of them: loading a forest of 10 MB takes longer than 10,000 rows."""
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self._sessions: OrderedDict[tuple[str, int, Kernel], Session] = OrderedDict()
+        self._sessions: OrderedDict[tuple[str, int, Kernel, str], Session] = OrderedDict()
         self._lock = Lock()
 
     def get(
-        self, digest: str, threads: int, load: Callable[[], bytes | Path], kernel: Kernel = "onnxruntime"
+        self,
+        digest: str,
+        threads: int,
+        load: Callable[[], bytes | Path],
+        kernel: Kernel = "onnxruntime",
+        provider: str = "cpu",
     ) -> Session:
         """The session of the artifact with this digest; `load` is called when it is not here yet."""
-        key = digest, threads, kernel
+        key = digest, threads, kernel, provider
         with self._lock:
             if key not in self._sessions:
                 # Others are evicted first, so that there are never more models in memory than the limit. A session that
                 # another thread still runs lives until that run ends.
                 while self._sessions and len(self._sessions) >= self.capacity:
                     self._sessions.popitem(last=False)
-                self._sessions[key] = open_session(load(), threads, kernel)
+                self._sessions[key] = open_session(load(), threads, kernel, provider)
                 trim_heap()
             self._sessions.move_to_end(key)
             return self._sessions[key]

@@ -115,6 +115,6 @@ def _written(task: SmallTask, plain: Plain, ran: RunResult, own: slice) -> Small
     if content is None:
         return None
     share = plain.chunk.records / sum(len(array) for array in list(ran.outputs.values())[:1])
-    facts = {"notes": [], "model_seconds": ran.seconds * share}
+    facts = {"notes": task.model.signature.scored_on, "model_seconds": ran.seconds * share}
     done = ended(task, Planned((plain.chunk,), True, 1.0), Rows(content, b"", 0, facts))
     return done if isinstance(done, Small) else None

@@ -62,6 +62,7 @@ class ModelBody(BaseModel):
     mode: str
     batch: int
     threads: int
+    provider: str
     records_per_second: float | None
     notes: list[str]
     changes: ResultChangesBody | None = Field(
@@ -114,6 +115,7 @@ def model_body(model: ModelVersion) -> ModelBody:
         mode=signature.mode,
         batch=signature.batch,
         threads=signature.threads,
+        provider=signature.provider,
         records_per_second=signature.records_per_second,
         notes=list(signature.notes),
         changes=ResultChangesBody(**asdict(signature.changes)) if signature.changes else None,
