@@ -25,9 +25,11 @@ from commands import Run, clean_environment, in_a_process, in_this_process
 from sklearn.linear_model import LogisticRegression
 
 from batchserve import __version__
+from batchserve.cli.secrets import take_from_files
 from batchserve.cli.server import is_loopback, settings_of
 from batchserve.cli.terminal import duration
 from batchserve.client import Client, JobFailed
+from batchserve.errors import InvalidOptions
 
 NOBODY = "http://127.0.0.1:9"
 
@@ -594,3 +596,35 @@ def test_the_demo_scores_every_row_and_leaves_its_files(process_alone: Run) -> N
     assert (facts["rows_in"], facts["rows_out"], facts["rows_ok"], facts["rows_failed"]) == (20_000, 20_000, 20_000, 0)
     assert pl.read_csv(facts["files"]["predictions"]).height == 20_000
     assert f"/v1/download/{facts['job']['id']}" in done.stderr
+
+
+# --- secrets in files ------------------------------------------------------------------------------------------------
+
+
+def test_a_setting_may_be_in_a_file(tmp_path: Path) -> None:
+    secret = tmp_path / "database"
+    secret.write_text(f"sqlite:///{tmp_path}/elsewhere.db\n")
+    done = in_a_process(tmp_path, "migrate", BATCHSERVE_DATABASE_FILE=str(secret))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "elsewhere.db").exists()
+
+
+def test_keys_of_an_object_store_may_be_in_files_and_names_of_aws_keep_their_meaning(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+    secret.write_text("hush\r\n")
+    given = {"AWS_SECRET_ACCESS_KEY_FILE": str(secret), "AWS_WEB_IDENTITY_TOKEN_FILE": "/nowhere", "OTHER_FILE": "/x"}
+    environment = dict(given)
+    take_from_files(environment)
+    assert environment == given | {"AWS_SECRET_ACCESS_KEY": "hush"}
+
+
+def test_a_file_of_a_setting_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    done = in_a_process(tmp_path, "migrate", BATCHSERVE_DATABASE_FILE=str(tmp_path / "gone"))
+    assert done.returncode == 1
+    assert "BATCHSERVE_DATABASE_FILE names" in done.stderr
+    assert "No such file" in done.stderr
+
+
+def test_a_setting_that_is_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOptions, match="both BATCHSERVE_POLL and BATCHSERVE_POLL_FILE are set"):
+        take_from_files({"BATCHSERVE_POLL": "1", "BATCHSERVE_POLL_FILE": str(tmp_path)})

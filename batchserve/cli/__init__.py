@@ -4,6 +4,7 @@ Exit codes: 0 ok, 1 error, 2 wrong usage, 3 the job failed, 4 the API key was re
 job was cancelled, 7 the job failed since no record could be scored, 130 Ctrl-C.
 """
 
+import os
 import sys
 from typing import Annotated
 
@@ -11,6 +12,7 @@ import typer
 
 from batchserve import __version__
 from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, server
+from batchserve.cli.secrets import take_from_files
 from batchserve.cli.terminal import print_error, print_json, wants_json
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError, NoRowScored
@@ -54,11 +56,12 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def options(
-    version: Annotated[
+    version: Annotated[  # noqa: ARG001 - its callback shows it
         bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
     ] = False,
 ) -> None:
     """What every command has before its name."""
+    take_from_files(os.environ)
 
 
 def main() -> None:
