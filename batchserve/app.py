@@ -220,6 +220,8 @@ def _check(service: Service) -> dict[str, str]:
         checks["storage"] = "ok"
     except OSError as error:
         checks["storage"] = f"{type(error).__name__}: the storage does not respond"
+    except BatchserveError as error:
+        checks["storage"] = error.detail
     if (trouble := service.worker_trouble()) is not None:
         checks["worker"] = trouble
     return checks

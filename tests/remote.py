@@ -20,16 +20,18 @@ class RemoteStorage:
         self._site = site
         self.fetched: Counter[str] = Counter()
         """Bytes that were read of each object."""
+        self.outage: Exception | None = None
+        """What every access raises."""
 
     def create(self, key: str) -> AbstractContextManager[Writer]:
-        return self._folder.create(key)
+        return self._reached().create(key)
 
     def open(self, key: str) -> BinaryIO:
-        with self._folder.open(key) as file:
+        with self._reached().open(key) as file:
             return RangedObject(self, key, os.fstat(file.fileno()).st_size).open()
 
     def read(self, key: str, start: int, stop: int) -> bytes:
-        data = self._folder.read(key, start, stop)
+        data = self._reached().read(key, start, stop)
         self.fetched[key] += len(data)
         return data
 
@@ -37,10 +39,15 @@ class RemoteStorage:
         return f"{self._site}/{key}" if self._site else None
 
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
-        return self._folder.list(prefix)
+        return self._reached().list(prefix)
 
     def delete(self, key: str) -> None:
-        self._folder.delete(key)
+        self._reached().delete(key)
 
     def compose(self, key: str, pieces: Iterable[Piece]) -> Composed:
-        return Composed(self._folder.compose(key, pieces).bytes, None)
+        return Composed(self._reached().compose(key, pieces).bytes, None)
+
+    def _reached(self) -> Storage:
+        if self.outage is not None:
+            raise self.outage
+        return self._folder

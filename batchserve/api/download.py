@@ -313,14 +313,15 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)  # as Last-Modified says it, which has no fractions
     if (known := conditional.answered(request, headers["etag"], headers, modified)) is not None:
         return known
+    how: dict[str, Any] = {"headers": headers, "media_type": media_type, "filename": name, "stat_result": status}
     if content is not None:
-        how: dict[str, Any] = {"headers": headers, "media_type": media_type, "filename": name, "stat_result": status}
         return InMemory(content, stored.key, **how)
     if path is None and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
         return RedirectResponse(url, 307, {"cache-control": "no-store"})
     if path is None:
-        return Remote(storage, stored.key, headers=headers, media_type=media_type, filename=name, stat_result=status)
-    return File(path, headers=headers, media_type=media_type, filename=name, stat_result=status)
+        missing = functools.partial(_missing, service, job)
+        return Remote(storage, stored.key, missing, **how)
+    return File(path, **how)
 
 
 # --- partial results -------------------------------------------------------------------------------------------------

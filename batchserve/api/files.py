@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import AsyncGenerator, Callable, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from email.utils import formatdate
 from typing import Any
@@ -11,7 +11,7 @@ import anyio
 from fastapi.responses import FileResponse, StreamingResponse
 from starlette import responses
 from starlette.concurrency import run_in_threadpool
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from batchserve.errors import RangeNotSatisfiable
 from batchserve.formats.protocol import Open
@@ -71,11 +71,35 @@ class File(FileResponse):
 
 
 class Remote(File):
-    """An object of a storage that has no files here, read range by range while it is sent."""
+    """An object of a storage that has no files here, read range by range while it is sent. Nothing is sent before its
+    first bytes are there: until then a storage that does not respond, or an object that is missing, is a problem.
 
-    def __init__(self, storage: Storage, key: str, **options: Any) -> None:
+    `missing`: gives the error for a missing object.
+    """
+
+    def __init__(self, storage: Storage, key: str, missing: Callable[[], Awaitable[Exception]], **options: Any) -> None:
         super().__init__(key, **options)
-        self._storage, self._key = storage, key
+        self._storage, self._key, self._missing = storage, key, missing
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        start: Message | None = None
+
+        async def send_with_start(message: Message) -> None:
+            nonlocal start
+            if message["type"] == "http.response.start":
+                start = message
+                return
+            if start is not None:
+                await send(start)
+                start = None
+            await send(message)
+
+        try:
+            await super().__call__(scope, receive, send_with_start)
+        except FileNotFoundError:
+            if start is None:
+                raise
+            raise await self._missing() from None
 
     @asynccontextmanager
     async def _open_file(self) -> AsyncGenerator[Any]:

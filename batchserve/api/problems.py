@@ -16,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchserve.errors import BatchserveError, Unavailable, presentable
 from batchserve.logs import get_logger
+from batchserve.storage.disk import outage_of
 
 log = get_logger()
 Expected = BatchserveError | RequestValidationError | HTTPException
@@ -124,6 +125,8 @@ class ErrorMiddleware:
 def _unexpected(request: Request, error: Exception) -> Response:
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return answer(request, Unavailable("too many files are open; try again in a moment", retry_after=1))
+    if (outage := outage_of(error)) is not None:
+        return answer(request, outage)
     log.error("Request meets an unexpected error", action="request_error", path=request.scope["path"], exc_info=error)
     return problem(request, 500, "internal-error", "an unexpected error; the server's log has the details")
 

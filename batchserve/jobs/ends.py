@@ -50,6 +50,7 @@ def finish(
 def result_values(result: Result, facts: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of a completed job: its result, and facts about its rows."""
     return {
+        "reason": None,
         "progress": 1.0,
         "result_key": result.key,
         "result_bytes": result.bytes,

@@ -101,6 +101,11 @@ def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease
     )
 
 
+def wait_if_mine(connection: Connection, job_id: str, attempt: int, reason: str | None) -> None:
+    """Shows in the row what the job waits for, by the code of an error; None: it waits no longer."""
+    require_mine(connection, job_id, attempt, {"reason": reason}, "delay")
+
+
 def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:
     """Those of these running jobs whose cancellation was requested."""
     return set(connection.scalars(_CANCEL_REQUESTS)).intersection(job_ids)
@@ -164,14 +169,14 @@ def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: Batch
 
 def cancel_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
     """running -> cancelled."""
-    _finish_mine(connection, job_id, attempt, JobState.CANCELLED, now, {})
+    _finish_mine(connection, job_id, attempt, JobState.CANCELLED, now, {"reason": None})
 
 
 def release_if_mine(connection: Connection, job_id: str, attempt: int, now: float) -> None:
     """running -> queued, immediately and for any worker: this one is stopping. -> cancelled when that was requested."""
-    mine = {"job": job_id, "mine": attempt, "worker": None}
+    mine = {"job": job_id, "mine": attempt, "worker": None, "reason": None}
     if not finish(connection, _CANCEL_IF_ASKED, JobState.CANCELLED, now, mine):
-        values = {"state": JobState.QUEUED, "worker": None, "lease_until": None}
+        values = {"state": JobState.QUEUED, "worker": None, "lease_until": None, "reason": None}
         require_mine(connection, job_id, attempt, values, "release")
     _end_attempt(connection, job_id, attempt, "released", None, now)
 
@@ -191,12 +196,17 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
     )
 
     ended = finish(
-        connection, ending(lapsed, jobs.c.cancel_requested_at.is_not(None)), JobState.CANCELLED, now.wall, {}
+        connection,
+        ending(lapsed, jobs.c.cancel_requested_at.is_not(None)),
+        JobState.CANCELLED,
+        now.wall,
+        {"reason": None},
     )
     failed = finish(
         connection, ending(lapsed, jobs.c.crashes + 1 >= crashes), JobState.FAILED, now.wall, error_values(error)
     )
-    queued = {"state": JobState.QUEUED, "crashes": jobs.c.crashes + 1, "worker": None, "lease_until": None}
+    released = {"state": JobState.QUEUED, "reason": None, "worker": None, "lease_until": None}
+    queued = {**released, "crashes": jobs.c.crashes + 1}
     rescued = connection.execute(update(jobs).where(lapsed).values(queued).returning(jobs.c.id, jobs.c.attempt)).all()
     # Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost.
     again = [Ended(row.id, row.attempt) for row in rescued]
@@ -274,6 +284,7 @@ _CLAIM = (
     .where(jobs.c.id.in_(select(_NEXT.c.id)))
     .values(
         state=JobState.RUNNING,
+        reason=None,
         attempt=jobs.c.attempt + 1,
         worker=bindparam("taker"),
         lease_until=bindparam("until"),

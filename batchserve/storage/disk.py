@@ -1,4 +1,4 @@
-"""Durable folders, and the error of a full disk."""
+"""Durable folders, and the errors of a disk that is full or out of reach."""
 
 import errno
 import os
@@ -6,11 +6,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from batchserve.errors import InsufficientStorage
+from batchserve.errors import InsufficientStorage, Unavailable
 
-__all__ = ["full_disk_named", "make_folder", "sync_folder"]
+__all__ = ["full_disk_named", "make_folder", "outage_of", "sync_folder"]
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OUTAGE = (
+    *(errno.EIO, errno.EROFS, errno.ESTALE, errno.ENOTCONN, errno.ETIMEDOUT),
+    *(errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH),
+)
+"""Of a disk that fails, or of a share whose server does not answer: no fault of what is read or written."""
 
 
 def make_folder(folder: Path) -> None:
@@ -41,3 +46,12 @@ def full_disk_named() -> Iterator[None]:
         if error.errno in _FULL:
             raise InsufficientStorage("the storage is full: free some space, or let results expire") from error
         raise
+
+
+def outage_of(error: BaseException) -> Unavailable | None:
+    """The error of a storage that is out of reach, if this is one: any access to a file may raise it."""
+    if isinstance(error, Unavailable):
+        return error
+    if isinstance(error, OSError) and error.errno in _OUTAGE:
+        return Unavailable(f"the storage does not respond: {os.strerror(error.errno)}; try again in a moment")
+    return None

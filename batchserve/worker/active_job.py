@@ -51,8 +51,6 @@ class ActiveJob:
     """Facts about the job that do not come from its chunks."""
     lost_calls: int = 0
     """Planning and assembling calls whose process died."""
-    paused_until: float = 0.0
-    """Earliest monotonic time of the next call, after the storage was full."""
     cancelled_at: float | None = None
 
     @classmethod

@@ -13,11 +13,11 @@ from batchserve.domain import Chunk, Result, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import (
     BatchserveError,
-    InsufficientStorage,
     LeaseLost,
     OutOfMemory,
     ScoringCrashed,
     ScoringTimeout,
+    Unavailable,
     UnreadableRow,
 )
 from batchserve.facts import merge_facts
@@ -29,10 +29,12 @@ from batchserve.scoring.chunks import score_chunk
 from batchserve.scoring.planning import Planned, halve_chunk, plan_chunks
 from batchserve.scoring.small import Small, score_small
 from batchserve.storage import parts_prefix
+from batchserve.storage.disk import outage_of
 from batchserve.upkeep.retention import remove_unnamed
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
 from batchserve.worker.transitions import CancelRequested, Transitions
+from batchserve.worker.waits import Waits, delay_of
 
 __all__ = ["JobRun", "RunContext"]
 
@@ -82,6 +84,7 @@ class JobRun:
         self._job, self._context = job, context
         self._runtime, self._settings = context.runtime, context.runtime.settings
         self.id, self.attempt = job.id, job.attempt
+        self._waits = Waits(self._runtime.database, context.clock, job.id, job.attempt, self._settings.rescue)
         self.is_over = False
 
     @property
@@ -152,7 +155,7 @@ class JobRun:
         if isinstance(error, _CRASHES):
             self._crashed(chunk, error)
             return
-        if isinstance(error, InsufficientStorage):
+        if error is not None and delay_of(error) is not None:
             job.pending.appendleft(chunk)
         if self._has_failed(future):
             return
@@ -279,8 +282,7 @@ class JobRun:
     @property
     def _is_paused(self) -> bool:
         job = self._job
-        waits = self._context.clock.monotonic() < job.paused_until
-        return job.cancelled_at is not None or waits or self._context.is_stopping()
+        return job.cancelled_at is not None or self._waits.is_paused or self._context.is_stopping()
 
     def _call(
         self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *args: Any, **how: Any
@@ -302,15 +304,15 @@ class JobRun:
             raise
 
     def _has_failed(self, future: Future[Any]) -> bool:
-        """Whether a call failed; then the job waits (storage full), retries, stops, or fails."""
+        """Whether a call failed; then the job waits (storage full or out of reach), retries, stops, or fails."""
         if future.cancelled():
             return True
         job, error = self._job, future.exception()
         if error is None:
+            self._waits.end()
             return False
-        if isinstance(error, InsufficientStorage):
-            log.warning("Job waits: the storage is full", action="job_wait", job_id=job.id)
-            job.paused_until = self._context.clock.monotonic() + self._settings.rescue
+        if (delay := delay_of(error)) is not None:
+            self._waits.pause(delay)
         elif isinstance(error, _CRASHES) and job.lost_calls + 1 < self._settings.crashes:
             job.lost_calls += 1
             log.warning("Scoring process was lost", action="call_crash", job_id=job.id, crashes=job.lost_calls,
@@ -336,5 +338,10 @@ def _of_last_try(error: BatchserveError, chunk: Chunk, crashes: int) -> Batchser
 
 
 def _delete_parts(runtime: Runtime, job_id: str) -> None:
-    parts = [part.key for part in runtime.storage.list(parts_prefix(job_id))]
-    remove_unnamed(runtime.database, runtime.storage, parts)
+    try:
+        parts = [part.key for part in runtime.storage.list(parts_prefix(job_id))]
+        remove_unnamed(runtime.database, runtime.storage, parts)
+    except (OSError, Unavailable) as error:
+        if outage_of(error) is None:
+            raise
+        log.warning("Parts of a completed job are left to the sweep", action="parts_left", job_id=job_id)

@@ -134,8 +134,7 @@ def test_a_call_that_fails_is_reported_and_the_next_try_succeeds(
         for refused in ended.all("refused"):
             assert refused["type"] == "application/problem+json", fault
             assert refused["status"] in ((500, 503) if effect == IO_ERROR else (503, 507)), f"{fault}: {refused}"
-        if effect == FULL:
-            assert not ended.all("failed"), f"{fault}: a job waits for space"
+        assert not ended.all("failed"), f"{fault}: a job waits for the storage"
         _require_no_sync_again(ended.trace, str(fault))
         _require_nothing_lost(scene, ended, recovered, str(fault))
 

@@ -19,6 +19,7 @@ class Mutant:
 
 LOCAL, DISK = "batchserve/storage/local.py", "batchserve/storage/disk.py"
 WORKER, JOB_RUN = "batchserve/worker/__init__.py", "batchserve/worker/job_run.py"
+WAITS = "batchserve/worker/waits.py"
 QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/requests.py", "batchserve/jobs/plan.py"
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
@@ -284,9 +285,20 @@ MUTANTS = (
         ("tests/test_engine.py",),
     ),
     Mutant(
-        "a job waits while the disk is full", JOB_RUN,
-        "        if isinstance(error, InsufficientStorage):\n            log", "        if False:\n            log",
+        "a job waits while the disk is full", WAITS,
+        "return error if isinstance(error, InsufficientStorage) else outage_of(error)", "return outage_of(error)",
         ("tests/test_worker_turns.py",),
+    ),
+    Mutant(
+        "a job waits while the storage does not respond", WAITS,
+        "return error if isinstance(error, InsufficientStorage) else outage_of(error)",
+        "return error if isinstance(error, InsufficientStorage) else None", ("tests/test_outages.py",),
+    ),
+    Mutant(
+        "a chunk that meets an outage is put back", JOB_RUN,
+        "        if error is not None and delay_of(error) is not None:\n            job.pending",
+        "        if False:\n            job.pending",
+        ("tests/test_outages.py",),
     ),
     Mutant(
         "uploads leave free space", BODIES,
