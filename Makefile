@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -34,8 +34,11 @@ test: $(VENV)/.dev ## Run the tests, without the slow ones
 test-postgres: $(VENV)/.dev ## Run the tests of every kind of database on PostgreSQL; starts its own server
 	@$(BIN)/python -m pytest -m 'postgres and not slow and not faults' -rs
 
+test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its own server
+	@$(BIN)/python -m pytest -m 's3 and not faults and not postgres' -rs
+
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres'
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres and not s3'
 	@$(BIN)/python -m pytest -m 'slow and alone and not postgres'
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime

@@ -9,8 +9,12 @@ from dataclasses import dataclass
 from batchserve.db import migrate
 from batchserve.db.connect import Database
 from batchserve.engines import Engine, Interactive, open_engine, open_interactive
+from batchserve.errors import Unavailable
+from batchserve.logs import get_logger
 from batchserve.settings import Settings
-from batchserve.storage import Storage, open_storage
+from batchserve.storage import Storage, check_access, open_storage
+
+log = get_logger()
 
 _LONGEST_NAME = 64
 """Most characters of a worker's name in the database."""
@@ -36,13 +40,26 @@ class Runtime:
     def open(cls, settings: Settings) -> Iterator["Runtime"]:
         """Opens all resources, migrating an embedded database first, and closes them.
 
-        Raises SchemaOutdated (a database that the settings name is migrated by hand), SchemaTooNew or SchemaTooOld.
+        Raises SchemaOutdated (a database that the settings name is migrated by hand), SchemaTooNew, SchemaTooOld, and
+        InvalidOptions as `open_reached` does.
         """
-        storage = open_storage(settings.storage)
+        storage = open_reached(settings)
         with open_database(settings) as database:
             database.refill_reserve()
             with closing(open_engine(settings)) as engine, closing(open_interactive(settings)) as interactive:
                 yield cls(settings, database, storage, engine, interactive)
+
+
+def open_reached(settings: Settings) -> Storage:
+    """The storage of the settings. Raises InvalidOptions for one that refuses its bucket or credentials. One that does
+    not respond is waited for: until then requests that need it get 503, and jobs wait.
+    """
+    storage = open_storage(settings.storage)
+    try:
+        check_access(storage)
+    except Unavailable as error:
+        log.warning("Storage does not respond", action="storage_unavailable", detail=error.detail)
+    return storage
 
 
 @contextmanager

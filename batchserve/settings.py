@@ -14,6 +14,9 @@ Bytes = Annotated[int, Field(gt=0)]
 
 _PROVIDER = re.compile(r"[a-z]+")
 _ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
+_PARTS = 9_000
+_OBJECT_BYTES = _PARTS * 8 * 2**20
+"""Longest object whose length is not known before."""
 _UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -42,7 +45,9 @@ class Settings(BaseSettings):
         env_prefix="BATCHSERVE_", env_file=".env", extra="ignore", frozen=True, validate_default=True
     )
 
-    storage: str = Field("storage", description="Folder for inputs, parts, results and models.")
+    storage: str = Field(
+        "storage", description="Folder for inputs, parts, results and models, or a bucket: `s3://bucket/prefix`."
+    )
     database: str = Field(
         "", description="SQLAlchemy address of the database. Empty: `batchserve.db` in the storage folder (SQLite)."
     )
@@ -175,6 +180,16 @@ class Settings(BaseSettings):
                 f"the storage {storage} is not a folder and cannot hold an embedded database: set BATCHSERVE_DATABASE"
             )
         return database
+
+    @field_validator("upload_bytes")
+    @classmethod
+    def _fit_into_an_object(cls, most: int, others: ValidationInfo) -> int:
+        if "://" in others.data.get("storage", "") and most > _OBJECT_BYTES:
+            raise ValueError(
+                f"{most} is too long for an object store, which takes an upload in {_PARTS:,} parts of 8 MiB: expected "
+                f"at most {_OBJECT_BYTES}"
+            )
+        return most
 
     @field_validator("allowed_hosts")
     @classmethod

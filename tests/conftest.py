@@ -16,6 +16,7 @@ import httpx2
 import pandas as pd
 import postgres
 import pytest
+import seaweed
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -126,6 +127,26 @@ def postgres_server() -> Iterator[postgres.Server]:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[seaweed.Server]:
+    """An S3 server that all tests share. Continuous integration fails without one."""
+    try:
+        with seaweed.serving() as server:
+            yield server
+    except seaweed.NoServer as error:
+        if os.environ.get("CI") == "true":
+            raise
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def s3_address(s3_server: seaweed.Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The address of an empty storage on it, and the environment by which this process and its children reach it."""
+    for name, value in s3_server.environment().items():
+        monkeypatch.setenv(name, value)
+    return s3_server.new_address()
 
 
 @pytest.fixture(scope="session")

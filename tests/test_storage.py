@@ -26,11 +26,16 @@ def remote_storage(tmp_path: Path) -> Storage:
     return RemoteStorage(str(tmp_path / "store"))
 
 
-@pytest.fixture(params=[folder_storage, remote_storage], ids=["folder", "remote"])
+@pytest.fixture(params=["folder", "remote", pytest.param("s3", marks=pytest.mark.s3)])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Storage:
     """An empty storage of each kind; a new backend is added here."""
-    made: Storage = request.param(tmp_path)
-    return made
+    match request.param:
+        case "folder":
+            return folder_storage(tmp_path)
+        case "remote":
+            return remote_storage(tmp_path)
+        case _:
+            return open_storage(request.getfixturevalue("s3_address"))
 
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def serve(
     from batchserve import logs
     from batchserve.app import create_app
     from batchserve.cli import protocol
+    from batchserve.runtime import open_reached
 
     logs.configure(settings.log_format, settings.log_level)
 
@@ -85,6 +86,7 @@ def serve(
             app.state.service.stop()  # now, or the worker's grace time would only start after that of the requests
             await super().shutdown(sockets)
 
+    open_reached(settings)  # a refusal is one line here; the application would report it with a traceback
     listener = listen(host, port, settings.send_idle)
     app = create_app(settings, worker=worker, host=host)
     config = uvicorn.Config(

@@ -6,6 +6,7 @@ Keys derive from server-generated IDs, never from client input.
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeGuard, runtime_checkable
 
@@ -20,6 +21,7 @@ __all__ = [
     "Storage",
     "Stored",
     "Writer",
+    "check_access",
     "free_bytes",
     "is_in_row",
     "key_in_row",
@@ -27,6 +29,7 @@ __all__ = [
     "local_path",
     "open_storage",
     "remove_partials",
+    "require_key",
     "scratch_folder",
 ]
 
@@ -186,13 +189,41 @@ def remove_partials(storage: Storage, before: float) -> int:
     return storage.remove_partials(before) if _is_on_disk(storage) else 0
 
 
-def open_storage(address: str) -> Storage:
-    """The storage at an address, which is the path of a folder. Raises InvalidOptions for any other."""
-    if "://" in address:
-        raise InvalidOptions(f"BATCHSERVE_STORAGE is {address!r}; expected the path of a folder")
-    from batchserve.storage.local import LocalStorage
+@runtime_checkable
+class Checked(Protocol):
+    """A storage that may refuse, or be out of reach."""
 
-    return LocalStorage(address)
+    def check(self) -> None:
+        """Raises InvalidOptions where it refuses its bucket or credentials, Unavailable where it does not respond."""
+        ...
+
+
+def check_access(storage: Storage) -> None:
+    """See `Checked`. A folder was made when it was opened."""
+    if isinstance(storage, Checked):
+        storage.check()
+
+
+def open_storage(address: str) -> Storage:
+    """The storage at an address: the path of a folder, or `s3://bucket/prefix`. Raises InvalidOptions for any other,
+    and where the extra of an object store is not installed."""
+    if "://" not in address:
+        from batchserve.storage.local import LocalStorage
+
+        return LocalStorage(address)
+    if not address.startswith("s3://"):
+        raise InvalidOptions(f"BATCHSERVE_STORAGE is {address!r}; expected the path of a folder, or s3://bucket/prefix")
+    if find_spec("obstore") is None:
+        raise InvalidOptions(f"the storage {address} needs the extra s3: pip install 'batchserve[s3]'")
+    from batchserve.storage.s3 import S3Storage
+
+    return S3Storage(address)
+
+
+def require_key(key: str) -> None:
+    """Raises ValueError for what could name something outside of a storage, or one object in two ways."""
+    if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
+        raise ValueError(f"not a storage key: {key!r}")
 
 
 def key_in_row(key: str) -> str:

@@ -11,7 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchserve.storage import ObjectInfo, Piece, Span, Stored
+from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
 from batchserve.storage.disk import full_disk_named, make_folder, sync_folder
 
 TEMPORARY = ".partial-"
@@ -121,8 +121,7 @@ class LocalStorage:
                 yield (Path(path) / name).relative_to(self.root).as_posix()
 
     def path(self, key: str) -> Path:
-        if "\0" in key or not {"", ".", ".."}.isdisjoint(key.split("/")):
-            raise ValueError(f"not a storage key: {key!r}")
+        require_key(key)
         return self.root / key
 
 

@@ -1,0 +1,243 @@
+"""Objects of a bucket: of Amazon S3, or of another store that speaks its protocol."""
+
+import re
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from typing import BinaryIO
+
+import obstore
+from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.store import S3Store
+
+from batchserve.errors import InsufficientStorage, InvalidOptions, Unavailable
+from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
+from batchserve.storage.blocks import BLOCK, BlockCache
+from batchserve.storage.ranged import RangedObject
+from batchserve.storage.streamed import StreamedWriter
+
+__all__ = ["S3Storage"]
+
+_ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.ASCII)
+_PART = 8 * 2**20
+"""Bytes of a request that sends or fetches a piece of a large object."""
+_PARTS = 9_000
+"""Most parts of an object; S3 allows 10,000."""
+_AHEAD = 4
+"""Requests at a time for one object."""
+_KEPT = 64 * 2**20
+"""Bytes of blocks that a process keeps."""
+_URL_LIFE = timedelta(minutes=15)
+# Together at most about 20 s for a call: the defaults of the library take up to 3 minutes.
+_CLIENT = {"connect_timeout": timedelta(seconds=3), "timeout": timedelta(seconds=20), "allow_http": True}
+_RETRIES = {
+    "max_retries": 4,
+    "retry_timeout": timedelta(seconds=10),
+    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
+}
+_FULL = re.compile(r"QuotaExceeded|StorageFull|InsufficientStorage|\b507\b")
+_REFUSED = re.compile(r"NoSuchBucket|status code: 40[13]\b")
+_BEYOND = re.compile(r"InvalidRange|\b416\b|Range Not Satisfiable", re.IGNORECASE)
+
+
+class S3Storage:
+    """A bucket, or what begins with a prefix in it. Endpoint, region and credentials are those of the environment of
+    each host (`AWS_*`), or of its role. Small objects are written by one request, larger ones in parts while they come.
+
+    No object is ever created on condition that it is missing: a key names the job, and the attempt that writes it.
+    """
+
+    def __init__(self, address: str) -> None:
+        """Raises InvalidOptions for an address of another form, and for settings in the environment that the client
+        does not take."""
+        self.address = address
+        bucket, prefix = _parsed(address)
+        self._prefix = f"{prefix}/" if prefix else ""
+        try:
+            self._store = S3Store(bucket, client_options=_CLIENT, retry_config=_RETRIES)  # type: ignore[arg-type]
+        except (BaseError, ValueError) as error:
+            raise InvalidOptions(f"the storage {address} cannot be opened: {_first_line(error)}") from error
+        self._requests = ThreadPoolExecutor(_AHEAD, thread_name_prefix="s3")
+        self._blocks = BlockCache(self._fetch, self._requests, _KEPT)
+
+    def check(self) -> None:
+        """Raises InvalidOptions where the store refuses this bucket or these credentials, Unavailable where it does not
+        respond."""
+        try:
+            next(iter(self.list("models/")), None)
+        except Unavailable as error:
+            if not _is_refusal(error.__cause__):
+                raise
+            raise InvalidOptions(
+                f"{error.detail}. Check the bucket in BATCHSERVE_STORAGE, and AWS_ENDPOINT_URL, AWS_REGION, "
+                "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or the role of this host"
+            ) from error
+
+    @contextmanager
+    def create(self, key: str) -> Iterator[StreamedWriter]:
+        with self._writing(key, _PART) as writer:
+            yield writer
+
+    def open(self, key: str) -> BinaryIO:
+        path = self._path(key)
+        with self._failures_named():
+            try:
+                beginning = obstore.get(self._store, path, options={"range": (0, BLOCK)})
+                size, data = beginning.meta["size"], bytes(beginning.bytes())
+            except BaseError as error:
+                if not _BEYOND.search(str(error)):
+                    raise
+                size, data = obstore.head(self._store, path)["size"], b""  # it is empty
+        self._blocks.add(path, data)
+        return RangedObject(self, key, size).open()
+
+    def read(self, key: str, start: int, stop: int) -> bytes:
+        path = self._path(key)
+        if stop - start < _PART // 2:
+            return self._blocks.read(path, start, stop)
+        return b"".join(self._in_order(partial(self._fetch, path, *piece) for piece in _pieces(start, stop)))
+
+    def url(self, key: str) -> str:
+        with self._failures_named():
+            return obstore.sign(self._store, "GET", self._path(key), _URL_LIFE)
+
+    def list(self, prefix: str) -> Iterator[ObjectInfo]:
+        # The store lists what is below a folder, and not always in the order of the keys.
+        folder = f"{self._prefix}{prefix}".rpartition("/")[0]
+        with self._failures_named():
+            found = sorted(
+                (entry["path"].removeprefix(self._prefix), entry["size"], entry["last_modified"].timestamp())
+                for page in obstore.list(self._store, folder or None)
+                for entry in page
+            )
+        return (ObjectInfo(*entry) for entry in found if entry[0].startswith(prefix))
+
+    def delete(self, key: str) -> None:
+        path = self._path(key)
+        self._blocks.forget(path)
+        with self._failures_named():
+            try:
+                obstore.delete(self._store, path)
+            except FileNotFoundError as error:
+                if _is_refusal(error):
+                    raise
+
+    def compose(self, key: str, pieces: Iterable[Piece]) -> Stored:
+        """The bytes pass through this process: S3 would copy no span of less than 5 MiB, and report no digest."""
+        pieces = list(pieces)
+        size = sum(piece.stop - piece.start if isinstance(piece, Span) else len(piece) for piece in pieces)
+        with self._writing(key, max(_PART, -(-size // _PARTS))) as writer:
+            for data in self._in_order(self._contents(pieces)):
+                writer.write(data)
+            return writer.commit()
+
+    @contextmanager
+    def _writing(self, key: str, part: int) -> Iterator[StreamedWriter]:
+        path = self._path(key)
+        writer = StreamedWriter(partial(self._put, path), part, _AHEAD)
+        try:
+            yield writer
+        finally:
+            writer.abandon()
+            self._blocks.forget(path)
+
+    def _put(self, path: str, content: bytes | bytearray | Iterator[bytes | bytearray | memoryview], part: int) -> None:
+        is_small = isinstance(content, bytes | bytearray)
+        with self._failures_named():
+            obstore.put(self._store, path, content, use_multipart=not is_small, chunk_size=part, max_concurrency=_AHEAD)
+
+    def _contents(self, pieces: Iterable[Piece]) -> Iterator[Callable[[], bytes]]:
+        for piece in pieces:
+            if isinstance(piece, Span):
+                path = self._path(piece.key)
+                yield from (partial(self._fetch_all, path, *part) for part in _pieces(piece.start, piece.stop))
+            else:
+                yield partial(bytes, piece)
+
+    def _in_order(self, fetches: Iterable[Callable[[], bytes]]) -> Iterator[bytes]:
+        """What the fetches give, some of them made ahead."""
+        under_way: deque[Future[bytes]] = deque()
+        try:
+            for fetch in fetches:
+                under_way.append(self._requests.submit(fetch))
+                if len(under_way) == _AHEAD:
+                    yield under_way.popleft().result()
+            while under_way:
+                yield under_way.popleft().result()
+        finally:
+            for future in under_way:
+                future.cancel()
+
+    def _fetch_all(self, path: str, start: int, stop: int) -> bytes:
+        data = self._fetch(path, start, stop)
+        if len(data) < stop - start:
+            raise EOFError(f"{path} ends before its byte {stop}")
+        return data
+
+    def _fetch(self, path: str, start: int, stop: int) -> bytes:
+        """Bytes of an object by one request, fewer only where it ends."""
+        if start >= stop:
+            return b""
+        with self._failures_named():
+            try:
+                return bytes(obstore.get(self._store, path, options={"range": (start, stop)}).bytes())
+            except BaseError as error:
+                if _BEYOND.search(str(error)):
+                    return b""
+                raise
+
+    def _path(self, key: str) -> str:
+        require_key(key)
+        return f"{self._prefix}{key}"
+
+    @contextmanager
+    def _failures_named(self) -> Iterator[None]:
+        """Raises Unavailable, or InsufficientStorage, for what the store or the network reports. A bucket that is not
+        there must not look like a missing object: jobs would lose their bytes to it."""
+        try:
+            yield
+        except (FileNotFoundError, BaseError) as error:
+            if isinstance(error, FileNotFoundError) and not _is_refusal(error):
+                raise
+            code = _code_of(error)
+            if _is_refusal(error):
+                raise Unavailable(f"the object store refuses access to {self.address}: {code}") from error
+            if _FULL.search(str(error)):
+                raise InsufficientStorage(f"the object store has no space for {self.address}: {code}") from error
+            raise Unavailable(f"the object store does not respond for {self.address}: {code}") from error
+
+
+def _is_refusal(error: BaseException | None) -> bool:
+    """Whether the store says that it will not serve this bucket, or not with these credentials."""
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError):
+        return True
+    return isinstance(error, FileNotFoundError | BaseError) and _REFUSED.search(str(error)) is not None
+
+
+def _code_of(error: BaseException) -> str:
+    """What the store said, by its own code if there is one, without addresses and tokens."""
+    text = str(error)
+    code = re.search(r"<Code>(\w+)</Code>", text)
+    return code[1] if code else _first_line(error)
+
+
+def _first_line(error: BaseException) -> str:
+    """Without the request and its address, which the library puts in front."""
+    first = next(iter(str(error).splitlines()), type(error).__name__)
+    return first.rpartition(" - ")[2][:200]
+
+
+def _pieces(start: int, stop: int) -> Iterator[tuple[int, int]]:
+    return ((begin, min(begin + _PART, stop)) for begin in range(start, stop, _PART))
+
+
+def _parsed(address: str) -> tuple[str, str]:
+    """Bucket and prefix of an address."""
+    found = _ADDRESS.fullmatch(address)
+    prefix = (found[2] or "").rstrip("/") if found else ""
+    if found is None or (prefix and not {"", ".", ".."}.isdisjoint(prefix.split("/"))):
+        raise InvalidOptions(f"the storage is {address!r}; expected s3://bucket or s3://bucket/prefix")
+    return found[1], prefix
