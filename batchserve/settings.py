@@ -135,6 +135,10 @@ class Settings(BaseSettings):
     send_bytes: Bytes = Field(
         256 * 2**20, description="Most unread response bytes of all clients; beyond, the most idle are disconnected."
     )
+    redirect_downloads: bool = Field(
+        False,
+        description="Redirect downloads of results and inputs to signed URLs of the bucket, unless a request decides.",
+    )
     image_pixels: int = Field(
         64 * 2**20, ge=1, description="Pixels of the largest image that is decoded; larger ones are row errors."
     )

@@ -452,6 +452,10 @@ def test_a_download_redirects_to_a_result_that_clients_can_fetch_themselves(
     with running(tmp_path, inline_bytes=0) as api:
         api.register("iris", iris_onnx)
         job = api.run(encoded(flowers, "csv"), "iris")
-        answer = api.http.get(job["links"]["result"], follow_redirects=False)
+        kept = api.http.get(job["links"]["result"], follow_redirects=False)
+        answer = api.http.get(job["links"]["result"], params={"redirect": True}, follow_redirects=False)
+        head = api.http.head(job["links"]["result"], params={"redirect": True}, follow_redirects=False)
+        assert api.result(job, format="jsonl", redirect=True).text.count("\n") == 150
+    assert (kept.status_code, head.status_code) == (200, 200)
     assert answer.status_code == 307
     assert answer.headers["location"] == f"https://bucket.example/results/{job['id']}-1"

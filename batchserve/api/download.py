@@ -53,6 +53,13 @@ Partial = Annotated[
 CsvEscape = Annotated[
     bool, Query(description="CSV for spreadsheets: an apostrophe before each text that would be read as a formula.")
 ]
+Redirect = Annotated[
+    bool | None,
+    Query(
+        description="Redirect to a URL of the object store that is valid for 15 minutes; without one, no effect. "
+        "Default: BATCHSERVE_REDIRECT_DOWNLOADS."
+    ),
+]
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the result before responding 404.")]
 FILE: dict[int | str, dict[str, Any]] = {
     200: {
@@ -66,6 +73,7 @@ FILE: dict[int | str, dict[str, Any]] = {
     },
     206: {"description": "The requested range."},
     304: {"description": "The client has it already (If-None-Match)."},
+    307: {"description": "The object store serves it at the Location (redirect=true)."},
     **PROBLEMS,
 }
 INPUT_FILE: dict[int | str, dict[str, Any]] = {
@@ -106,6 +114,7 @@ async def download(
     partial: Partial = False,
     csv_escape: CsvEscape = False,
     wait: Wait = 0.0,
+    redirect: Redirect = None,
     accept: Annotated[str | None, Header(include_in_schema=False)] = None,
 ) -> Response:
     """404 `result-not-ready` until the job is completed; then always the same bytes; 410 once expired.
@@ -132,7 +141,8 @@ async def download(
     if wanted is not own or csv_escape:
         return await _converted(request, service, job, job.result, _Conversion(own, wanted, csv_escape))
     result = _Object(job.result.key, job.result.bytes, job.result.sha256, job.finished_at or job.created_at)
-    return await _file(request, service, job, result, own.media_type, f"{job_id}.{own.suffix.lstrip('.')}")
+    shown = _Shown(own.media_type, f"{job_id}.{own.suffix.lstrip('.')}", redirect)
+    return await _file(request, service, job, result, shown)
 
 
 @router.head("/v1/download/{job_id}/errors", include_in_schema=False)
@@ -178,7 +188,7 @@ async def download_errors(
     "/v1/download/{job_id}/input", response_class=Response, responses=INPUT_FILE,
     operation_id="download_input", summary="Download the input",
 )  # fmt: skip
-async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
+async def download_input(job_id: OwnJob, request: Request, service: ServiceDep, redirect: Redirect = None) -> Response:
     """The bytes as they were stored at upload (decompressed)."""
     job = await service.read_job(job_id)
     if job.input_removed_at is not None:
@@ -187,7 +197,7 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep) 
     format = get_format(stored.format)
     name = stored.filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
     input = _Object(stored.key, stored.bytes or 0, stored.sha256, job.created_at)
-    return await _file(request, service, job, input, format.media_type, name)
+    return await _file(request, service, job, input, _Shown(format.media_type, name, redirect))
 
 
 def _as_file(name: str) -> dict[str, str]:
@@ -298,8 +308,22 @@ async def _missing(service: Service, job: Job) -> Exception:
     return Gone(f"the bytes of job {job.id} were just removed")
 
 
-async def _file(request: Request, service: Service, job: Job, stored: _Object, media_type: str, name: str) -> Response:
-    """A stored object with ranges: a file of this host, a redirect to its URL, or a stream from the store."""
+@dataclass(frozen=True, slots=True)
+class _Shown:
+    """How an object is presented to a client."""
+
+    media_type: str
+    name: str
+    redirect: bool | None
+
+    def is_elsewhere(self, request: Request, service: Service) -> bool:
+        """Whether the client is to fetch it from the store, if it can: by GET, for which URLs are signed."""
+        wanted = service.runtime.settings.redirect_downloads if self.redirect is None else self.redirect
+        return wanted and request.method == "GET"
+
+
+async def _file(request: Request, service: Service, job: Job, stored: _Object, shown: _Shown) -> Response:
+    """A stored object with ranges: a file of this host, a stream from the store, or a redirect to its URL there."""
     storage = service.runtime.storage
     headers = {**stored.headers(), "vary": "accept"}
     path, status, content = None, stored.status(), None
@@ -313,12 +337,14 @@ async def _file(request: Request, service: Service, job: Job, stored: _Object, m
     modified = datetime.fromtimestamp(int(status.st_mtime), UTC)  # as Last-Modified says it, which has no fractions
     if (known := conditional.answered(request, headers["etag"], headers, modified)) is not None:
         return known
-    how: dict[str, Any] = {"headers": headers, "media_type": media_type, "filename": name, "stat_result": status}
+    how: dict[str, Any] = {"media_type": shown.media_type, "filename": shown.name}
+    how |= {"headers": headers, "stat_result": status}
     if content is not None:
         return InMemory(content, stored.key, **how)
-    if path is None and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
-        return RedirectResponse(url, 307, {"cache-control": "no-store"})
     if path is None:
+        elsewhere = shown.is_elsewhere(request, service)
+        if elsewhere and (url := await run_in_threadpool(storage.url, stored.key)) is not None:
+            return RedirectResponse(url, 307, {"cache-control": "no-store"})
         missing = functools.partial(_missing, service, job)
         return Remote(storage, stored.key, missing, **how)
     return File(path, **how)

@@ -32,6 +32,12 @@ def backup(
     from batchserve.upkeep.backup import back_up
 
     settings = settings_of(storage, database)
+    if "://" in settings.storage:
+        raise typer.BadParameter(
+            f"{settings.storage} is not a folder: protect it by the versioning or replication of its store, and back "
+            "up the database with its own tools, such as pg_dump, before the objects",
+            param_hint="--storage",
+        )
     if not Path(settings.storage).is_dir():
         raise typer.BadParameter(f"{settings.storage} is not a folder", param_hint="--storage")
     connection = Connection(settings.database_url)

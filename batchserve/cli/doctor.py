@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from batchserve.upkeep.inspection import Fault
 
 LITTLE_SPACE = 2 * 2**30
-SLOW_FSYNC = 0.1
+SLOW_FSYNC, SLOW_PUT = 0.1, 1.0
+CLOCK_SKEW = 60.0
 MOST_SHOWN = 10
 """Most faults of one check in the text output; `--json` has them all."""
 Status = Literal["ok", "warn", "fail"]
@@ -131,17 +132,24 @@ def storage(settings: "Settings") -> Finding:
             writer.write(b"batchserve doctor")
             writer.commit()
         elapsed = time.perf_counter() - started
+        behind = time.time() - max(entry.modified for entry in store.list(key))
     finally:
         store.delete(key)
     detail = f"{settings.storage} takes writes, a durable one in {elapsed * 1000:.1f} ms"
-    if elapsed > SLOW_FSYNC:
-        return Finding("storage", "warn", detail, "Slow: uploads and chunks wait for it. Prefer a local SSD.")
+    is_bucket = "://" in settings.storage
+    if abs(behind) > CLOCK_SKEW:
+        said = f"{detail}; its clock is {abs(behind):,.0f} s {'behind' if behind > 0 else 'ahead'}"
+        return Finding("storage", "warn", said, "Set the clocks by NTP: a store refuses requests of another time.")
+    if elapsed > (SLOW_PUT if is_bucket else SLOW_FSYNC):
+        better = "a store in the same region" if is_bucket else "a local SSD"
+        return Finding("storage", "warn", detail, f"Slow: uploads and chunks wait for it. Prefer {better}.")
     return Finding("storage", "ok", detail)
 
 
 def free_space(settings: "Settings") -> Finding:
     if "://" in settings.storage:
-        return Finding("free space", "ok", f"{settings.storage} is not a folder of this host")
+        rule = "it should have a lifecycle rule that aborts incomplete uploads, which is not visible from here"
+        return Finding("free space", "ok", f"{settings.storage} is not a folder of this host; {rule}")
     free = shutil.disk_usage(settings.storage).free
     detail = f"{size(free)} free, uploads leave {size(settings.free_bytes)}"
     if free < settings.free_bytes:

@@ -9,6 +9,7 @@ from batchserve.domain import Dialect, StoredInput
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header
 from batchserve.storage import Storage, open_storage
+from batchserve.storage.ranged import RangedObject, RangedReader
 
 
 @dataclass(frozen=True)  # without slots: see `Chunk`
@@ -27,12 +28,27 @@ class Input:
         return cls(storage, stored.key, stored.format, stored.dialect, stored.content)
 
     def open(self) -> BinaryIO:
-        """Raises FileNotFoundError."""
-        return storage_at(self.storage).open(self.key) if self.content is None else BytesIO(self.content)
+        """Raises FileNotFoundError, for an object that is fetched by range perhaps only when it is read."""
+        if self.content is not None:
+            return BytesIO(self.content)
+        known = _known.get((self.storage, self.key))
+        if known is not None:
+            return known.open()
+        source = storage_at(self.storage).open(self.key)
+        if isinstance(source, RangedReader):  # to open it is a request, and stored bytes never change
+            if len(_known) >= _MOST_KNOWN:
+                del _known[next(iter(_known))]
+            _known[self.storage, self.key] = source.stored
+        return source
 
     @property
     def reader(self) -> Format:
         return get_format(self.format, self.dialect)
+
+
+_known: dict[tuple[str, str], RangedObject] = {}
+"""The objects that this process has opened last, by storage and key."""
+_MOST_KNOWN = 32
 
 
 @lru_cache(maxsize=4)

@@ -43,6 +43,14 @@ class RangedReader(io.BufferedReader):
         super().__init__(_Ranges(stored), _READ_AHEAD)
         self.stored = stored
 
+    def read(self, size: int | None = -1, /) -> bytes:
+        left = self.stored.size - self.tell()
+        wanted = left if size is None or size < 0 else min(size, left)
+        if wanted <= _READ_AHEAD:
+            return super().read(max(0, wanted))
+        data = self.read1(wanted)  # what is buffered; the rest in one fetch, of which `read` would make two
+        return data + self.read1(wanted - len(data)) if len(data) < wanted else data
+
 
 class _Ranges(io.RawIOBase):
     """Every read is a request."""
