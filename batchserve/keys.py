@@ -19,9 +19,10 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
 from batchserve.access import EVERY_TENANT, ApiKey, Scope
-from batchserve.db.connect import Database, Probe, lock
+from batchserve.db.connect import Database, lock
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import keys
+from batchserve.db.watcher import Probe
 from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
 
 _PREFIX = "bs_"
@@ -81,9 +82,9 @@ def find(connection: Connection, text: str) -> ApiKey | None:
         return None
 
 
-def state_of(database: Database, text: str) -> Hashable | None:
+async def state_of(database: Database, text: str) -> Hashable | None:
     """What changes when this key is revoked, or the first of all keys is created: a probe, see `Database.probe`."""
-    return database.probe(_STATE, of_digest=_digest(text))
+    return await database.probe(_STATE, of_digest=_digest(text))
 
 
 def list_all(connection: Connection) -> list[ApiKey]:

@@ -7,8 +7,9 @@ from typing import Any
 from sqlalchemy import Connection, RowMapping, Select, bindparam, exists, func, insert, select, update
 
 from batchserve import rows
-from batchserve.db.connect import Database, Probe, lock
+from batchserve.db.connect import Database, lock
 from batchserve.db.tables import jobs, models
+from batchserve.db.watcher import Probe
 from batchserve.domain import JobState, ModelVersion, Signature
 from batchserve.errors import ModelInUse, ModelNotFound, UnreadableRow
 
@@ -58,14 +59,16 @@ def find_newest(connection: Connection, name: str) -> ModelVersion | None:
     return _one(connection, _NEWEST, {"of_name": name})
 
 
-def state(database: Database, reference: str) -> Hashable | None:
+async def state(database: Database, reference: str) -> Hashable | None:
     """The version of what `resolve` gives for a reference, for a cache: rows of models only end. See
     `Database.probe`."""
     name, _, version = reference.partition("@")
     if not version:
-        return database.probe(_STATE_OF_NEWEST, of_name=name)
+        return await database.probe(_STATE_OF_NEWEST, of_name=name)
     is_number = version.isascii() and version.isdecimal() and len(version) < 10
-    return database.probe(_STATE_OF_VERSION, of_name=name, of_version=int(version)) if is_number else None
+    if not is_number:
+        return None
+    return await database.probe(_STATE_OF_VERSION, of_name=name, of_version=int(version))
 
 
 def resolve(connection: Connection, reference: str) -> ModelVersion:

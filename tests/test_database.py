@@ -14,9 +14,10 @@ from sqlalchemy import Connection, bindparam, func, insert, select, text
 
 from batchserve.db import connect
 from batchserve.db.cache import ALWAYS, VersionedCache
-from batchserve.db.connect import Database, Probe, lock
+from batchserve.db.connect import Database, lock
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import holds
+from batchserve.db.watcher import Probe
 from batchserve.errors import InvalidOptions, Unavailable
 
 Sleep = Callable[[Connection], Any]
@@ -187,29 +188,45 @@ def test_the_time_is_that_of_the_database_server(postgres: str) -> None:
 # --- the cache ---
 
 
-def test_a_value_that_was_read_is_cached_until_a_commit(sqlite: Database) -> None:
+def test_a_value_that_was_read_is_cached_until_a_commit(database: Database) -> None:
     cache: VersionedCache[str, int] = VersionedCache(2)
-    cache.put("a", sqlite.version(), 1)
-    assert cache.get("a", sqlite.version()) == 1
-    with sqlite.write() as connection:
+
+    async def kept() -> list[int | None]:
+        cache.put("a", await database.version(), 1)
+        before = cache.get("a", await database.version())
+        with database.write() as connection:
+            connection.execute(text("INSERT INTO holds (name, until, clock) VALUES ('h', 1.0, 'c')"))
+        return [before, cache.get("a", await database.version())]
+
+    assert asyncio.run(kept()) == [1, None]
+
+
+def test_threads_see_the_commits_of_others_in_the_version(database: Database) -> None:
+    before = database.version_from_thread()
+    assert before is not None
+    assert database.version_from_thread() == before
+    with closing(Database(database.url)) as other, other.write() as connection:
         connection.execute(text("INSERT INTO holds (name, until, clock) VALUES ('h', 1.0, 'c')"))
-    assert cache.get("a", sqlite.version()) is None
+    assert database.version_from_thread() != before
 
 
-def test_a_value_that_was_read_is_cached_while_a_probe_finds_the_same(sqlite: Database) -> None:
+def test_a_value_that_was_read_is_cached_while_a_probe_finds_the_same(database: Database) -> None:
     probe = Probe(select(func.max(holds.c.until)).where(holds.c.name == bindparam("of_name")).limit(1))
     cache: VersionedCache[str, int] = VersionedCache(2)
 
     def hold(name: str, until: float) -> None:
-        with sqlite.write() as connection:
+        with database.write() as connection:
             connection.execute(insert(holds).values(name=name, until=until, clock="c"))
 
-    cache.put("a", sqlite.probe(probe, of_name="a"), 1)
-    hold("b", 1.0)
-    assert cache.get("a", sqlite.probe(probe, of_name="a")) == 1
-    hold("a", 2.0)
-    assert sqlite.probe(probe, of_name="a") == ((2.0,),)
-    assert cache.get("a", sqlite.probe(probe, of_name="a")) is None
+    async def kept() -> list[int | None]:
+        cache.put("a", await database.probe(probe, of_name="a"), 1)
+        hold("b", 1.0)
+        before = cache.get("a", await database.probe(probe, of_name="a"))
+        hold("a", 2.0)
+        assert await database.probe(probe, of_name="a") == ((2.0,),)
+        return [before, cache.get("a", await database.probe(probe, of_name="a"))]
+
+    assert asyncio.run(kept()) == [1, None]
 
 
 def test_nothing_is_cached_without_a_version_of_the_database() -> None:

@@ -29,6 +29,7 @@ from batchserve.db.connect import Database, Moment
 from batchserve.db.lasting import driver_of
 from batchserve.db.tables import inputs
 from batchserve.db.tables import jobs as job_rows
+from batchserve.db.watcher import Version
 from batchserve.domain import StoredInput
 from batchserve.errors import Conflict, InvalidOptions, JobNotFound, NotFound
 from batchserve.jobs import execution, queries, requests
@@ -338,14 +339,14 @@ def test_a_revocation_takes_effect_at_once_and_revoking_the_last_key_opens_nothi
 
 
 def test_only_requests_that_came_together_share_a_look_at_the_database(sqlite: Database) -> None:
-    async def looks() -> list[int | None]:
+    async def looks() -> list[Version | None]:
         keyring = Keyring(sqlite)
-        first = keyring.version()
+        first = await keyring.version()
         with sqlite.write() as connection:
             keys.create(connection, "new", Scope.USER, "default", time.time())
-        same_turn = keyring.version()
+        same_turn = await keyring.version()
         await asyncio.sleep(0)
-        return [first, same_turn, keyring.version()]
+        return [first, same_turn, await keyring.version()]
 
     first, same_turn, next_turn = asyncio.run(looks())
     assert first == same_turn

@@ -16,6 +16,7 @@ from batchserve.api import problems
 from batchserve.api.head import headers_of
 from batchserve.db.cache import VersionedCache
 from batchserve.db.connect import Database
+from batchserve.db.watcher import Version
 from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
 
 PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
@@ -41,10 +42,10 @@ class Keyring:
         self._callers: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
         self._unprobed: VersionedCache[bytes, Caller] = VersionedCache(SIZE)
         """The same by the version of the whole database: while nothing was committed, no probe is needed."""
-        self._version: int | None = None
+        self._version: Version | None = None
         self._is_of_this_turn = False
 
-    async def identify(self, authorization: str | None, version: int | None) -> Caller:
+    async def identify(self, authorization: str | None, version: Version | None) -> Caller:
         """The caller with this header. `version`: of the database, since the request came. Raises Unauthorized, and
         Unavailable when the database does not respond."""
         digest = _digest(authorization)
@@ -55,21 +56,23 @@ class Keyring:
         return caller
 
     async def _probed(self, digest: bytes, authorization: str | None) -> Caller:
-        state = keys.state_of(self._database, _parts(authorization)[1])
+        state = await keys.state_of(self._database, _parts(authorization)[1])
         caller = self._callers.get(digest, state)
         if caller is None:
-            caller = await self._database.fetch(partial(_look_up, authorization))
+            caller = await self._database.fetch_one(partial(_look_up, authorization))
             self._callers.put(digest, state, caller)
         return caller
 
-    def version(self) -> int | None:
-        """Of the database, see `Database.version`: asked once in a turn of the event loop, for all requests that it
-        has received by then."""
+    async def version(self) -> Version | None:
+        """Of the database, see `Database.version`: where that is asked inline, once in a turn of the event loop, for
+        all requests that it has received by then."""
+        if not self._database.is_inline:
+            return await self._database.version()
         if not self._is_of_this_turn:
             self._is_of_this_turn, self._version = True, None  # none, if it cannot be asked
             # Before the database is asked: a request that comes later is behind this in the queue of the loop.
             asyncio.get_running_loop().call_soon(self._end_turn)
-            self._version = self._database.version()
+            self._version = await self._database.version()
         return self._version
 
     def _end_turn(self) -> None:
@@ -101,7 +104,7 @@ class AuthMiddleware:
             keyring: Keyring = scope["app"].state.keyring
             try:
                 # Before the key is verified: an answer is for its caller.
-                version = scope["database_version"] = keyring.version()
+                version = scope["database_version"] = await keyring.version()
                 scope["caller"] = await keyring.identify(_given(scope), version)
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)
@@ -121,7 +124,7 @@ def _given(scope: Scope) -> str | None:
 
 async def require_key_still(request: Request, keyring: Keyring) -> None:
     """For long requests: raises Unauthorized once their key was revoked."""
-    caller = await keyring.identify(_given(request.scope), keyring.version())
+    caller = await keyring.identify(_given(request.scope), await keyring.version())
     if caller != caller_of(request):
         raise Unauthorized("this API key was revoked during the request")
 

@@ -169,7 +169,7 @@ async def replayed(service: Service, keyed: KeyedRequest) -> Response | None:
     """The response to an earlier request with this key. Raises IdempotencyMismatch when its content was different."""
     if keyed.key is None:
         return None
-    remembered = await service.runtime.database.fetch(keyed.recall)
+    remembered = await service.runtime.database.fetch_one(keyed.recall)
     if remembered is None:
         return None
     headers = {"idempotency-replayed": "true"}

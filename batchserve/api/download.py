@@ -295,7 +295,7 @@ def _opened(path: Path) -> os.stat_result:
 async def _content(service: Service, job: Job, key: str) -> bytes:
     """An object in a row. Raises Gone when it was removed with its job meanwhile."""
     try:
-        return await service.runtime.database.fetch(lambda connection: contents.find(connection, key))
+        return await service.runtime.database.fetch_one(lambda connection: contents.find(connection, key))
     except FileNotFoundError:
         raise await _missing(service, job) from None
 

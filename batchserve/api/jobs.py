@@ -131,7 +131,7 @@ async def get_job(
         before = (await service.read_job(job_id)).state
         if not before.finished:
             await wait_for(request, service, job_id, seconds, lambda state: state is not before)
-    version = service.runtime.database.version()
+    version = await service.runtime.database.version()
     body = await read_body(service, job_id)
     tag = _etag(body)
     answer = job_response(body, 200, {"etag": tag})

@@ -77,7 +77,7 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
     require_space(service.runtime)
     runtime = service.runtime
     _require_preconditions(
-        request, await runtime.database.fetch(lambda connection: registry.find_newest(connection, name))
+        request, await runtime.database.fetch_one(lambda connection: registry.find_newest(connection, name))
     )
     key = f"uploads/{uuid_utils.uuid7()}"
     body = Body(request, runtime.settings, runtime.settings.model_bytes)
@@ -88,7 +88,9 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
             raise ModelRefused("the body is empty: expected an ONNX file")
         with runtime.storage.create(key) as writer:
             stored = await body.store(writer, beginning, blocks)
-        known = await runtime.database.fetch(lambda connection: registry.find_digest(connection, name, stored.sha256))
+        known = await runtime.database.fetch_one(
+            lambda connection: registry.find_digest(connection, name, stored.sha256)
+        )
         if known is not None and await run_in_threadpool(has_artifact, service.runtime.storage, stored.sha256):
             return _model_response(known, 200)
         signature, metadata, mended = await _admit(service, caller, key)

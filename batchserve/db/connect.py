@@ -1,4 +1,4 @@
-"""Connections to SQLite or PostgreSQL, through two methods: `read` and `write`.
+"""Connections to SQLite or PostgreSQL, through three methods: `read`, `look` and `write`.
 
 SQLite runs WAL with `synchronous=FULL`: with NORMAL, acknowledged commits were lost in simulated power cuts. Every
 write transaction begins IMMEDIATE, because one that reads first and writes later fails at once when another process
@@ -15,15 +15,15 @@ import asyncio
 import sqlite3
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Hashable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar, get_args
 
-from sqlalchemy import Connection, Engine, Select, create_engine, event, func, make_url, select
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DataError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -31,6 +31,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from batchserve.db import codec
 from batchserve.db.lasting import BEGIN, Busy, LastingConnection, begin, driver_of
 from batchserve.db.reserve import Reserve
+from batchserve.db.watcher import InlineWatcher, Probe, Version, Watcher
 from batchserve.db.writer import Writer
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
 
@@ -60,38 +61,35 @@ class Moment:
     clock: str
 
 
-class Probe:
-    """A query of a few short rows through an index, which the event loop makes in microseconds: a cached value is valid
-    while it finds the same (`Database.probe`)."""
-
-    def __init__(self, query: Select[Any]) -> None:
-        """`query`: its parameters are `bindparam`s."""
-        compiled = query.compile(dialect=sqlite.dialect(paramstyle="named"))
-        self.text, self.values = str(compiled), compiled.params
-
-
 class Database:
     """One database, shared by all threads of a process. Keeps no open connection that another process could inherit."""
 
     def __init__(self, url: str) -> None:
         self.url = url
         self._sqlite = make_url(url).get_backend_name() == "sqlite"
+        self.is_inline = self._sqlite
+        """Whether the event loop itself reads, within microseconds."""
         if self._sqlite and (path := make_url(url).database):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
         self._reads: Engine
         self._writes: Engine
+        self._looks: Engine
+        """As `_reads`, but each statement is a transaction."""
+        self._watcher: Watcher
+        self._threads: ThreadPoolExecutor | None = None
+        """They wait for a server, instead of the event loop."""
         if self._sqlite:
-            self._reads = _sqlite_engine(url, max_overflow=-1)  # at most one for each reading thread
+            self._reads = self._looks = _sqlite_engine(url, max_overflow=-1)  # at most one for each reading thread
             self._writes = _sqlite_engine(url).execution_options(**{BEGIN: "BEGIN IMMEDIATE"})
+            self._watcher = InlineWatcher(self._own_connection)
         else:
-            self._reads = _server_engine(url, isolation_level="REPEATABLE READ").execution_options(
-                postgresql_readonly=True
-            )
-            self._writes = _server_engine(url, isolation_level="READ COMMITTED")
+            from batchserve.db.server import Limits, Server  # psycopg is an extra
+
+            server = Server(url, Limits(CONNECT_TIMEOUT, BUSY_TIMEOUT_MS / 1000))
+            self._reads, self._looks, self._writes = server.reads, server.looks, server.writes
+            self._watcher, self._threads = server.watcher, server.threads
         self._inline = LastingConnection(self._reads)
         self._grouped = LastingConnection(self._writes)
-        self._watcher: sqlite3.Connection | None = None
-        self._watching = threading.Lock()
         self._turn = threading.Lock()
         path = make_url(url).database if self._sqlite else None
         self._reserve = Reserve(Path(path)) if path else None
@@ -103,25 +101,38 @@ class Database:
         with _failures_named(), self._reads.connect() as connection:
             yield connection
 
+    @contextmanager
+    def look(self) -> Iterator[Connection]:
+        """As `read`, for a single statement: a server takes one round trip for it. Several see different moments."""
+        with _failures_named(), self._looks.connect() as connection:
+            yield connection
+
     async def fetch(self, read: Callable[[Connection], T]) -> T:
         """The result of a read of one snapshot, for the event loop. `read` fetches all that it queries, and returns no
         Result. Raises Unavailable when the database does not respond.
 
         SQLite is read inline: that costs less than a thread, and waits for no writer. A server is queried from a
-        thread, so that a slow or hanging one blocks nothing else.
+        thread, so that a slow or hanging one blocks nothing else; `read` is called again when its connection was lost.
         """
-        if not self._sqlite:
-            return await asyncio.to_thread(self._read, read)
+        return await self._fetch(read, self.read)
+
+    async def fetch_one(self, look: Callable[[Connection], T]) -> T:
+        """As `fetch`, for a single statement, see `look`."""
+        return await self._fetch(look, self.look)
+
+    async def _fetch(self, read: Callable[[Connection], T], door: "_Door") -> T:
+        if self._threads is not None:
+            try:
+                async with asyncio.timeout(BUSY_TIMEOUT_MS / 1000):
+                    return await asyncio.wrap_future(self._threads.submit(_read_again, read, door))
+            except TimeoutError:
+                raise Unavailable("the database does not respond; try again in a moment") from None
         try:
             return self._inline.run(read)
         except Busy:  # a loop of another thread reads
-            return self._read(read)
+            return _read(read, door)
         except SQLAlchemyError as error:
             _raise_named(error)
-
-    def _read(self, read: Callable[[Connection], T]) -> T:
-        with self.read() as connection:
-            return read(connection)
 
     @contextmanager
     def write(self, *, exclusive: Subject | None = None) -> Iterator[Connection]:
@@ -141,9 +152,9 @@ class Database:
         On SQLite, works of concurrent callers share a transaction and its sync; each is undone alone when it raises,
         and may be called again when the transaction of several fails before its commit.
         """
-        if self._sqlite:
+        if self._threads is None:
             return await self._writer.run(work)
-        return await asyncio.shield(asyncio.to_thread(self._commit, work))
+        return await asyncio.shield(asyncio.wrap_future(self._threads.submit(self._commit, work)))
 
     def _commit(self, work: Callable[[Connection], T]) -> T:
         with self.write() as connection:
@@ -218,30 +229,21 @@ class Database:
         finally:
             self._turn.release()
 
-    def version(self) -> int | None:
-        """While it stays the same, no thread and no other process has committed anything. Takes microseconds and waits
-        for no writer. None when this database has no such version: then read.
+    async def version(self) -> Version | None:
+        """While it stays the same, no thread and no other process has committed anything. For the event loop: SQLite is
+        asked inline in microseconds, and a server once for all that wait. None when the database cannot be asked: then
+        read.
         """
-        # A version is valid on one connection only, and leaves out the commits of that connection.
-        found = self._watch("PRAGMA data_version", {})
-        return None if found is None else int(found[0][0])
+        return await self._watcher.version()
 
-    def probe(self, probe: Probe, **values: Any) -> Hashable | None:
+    def version_from_thread(self) -> Version | None:
+        """The same for callers in a thread."""
+        return self._watcher.read_version()
+
+    async def probe(self, probe: Probe, **values: Any) -> Hashable | None:
         """What a probe finds, with the same promises: for values that few of all commits change, and that would rarely
         be cached until the next one."""
-        return self._watch(probe.text, {**probe.values, **values})
-
-    def _watch(self, text: str, values: Mapping[str, Any]) -> tuple[Any, ...] | None:
-        if not self._sqlite:
-            return None
-        with self._watching:
-            try:
-                if self._watcher is None:
-                    self._watcher = self._own_connection()
-                # All rows: a query that has not ended would keep its snapshot.
-                return tuple(self._watcher.execute(text, values).fetchall())
-            except (sqlite3.OperationalError, OperationalError):
-                return None
+        return await self._watcher.probe(probe, values)
 
     def _own_connection(self) -> sqlite3.Connection:
         """A connection outside the pools."""
@@ -273,8 +275,9 @@ class Database:
         self._writer.close()
         self._grouped.close()
         self._inline.close()
-        if self._watcher is not None:
-            self._watcher.close()
+        self._watcher.close()
+        if self._threads is not None:
+            self._threads.shutdown()
         self._reads.dispose()
         self._writes.dispose()
 
@@ -287,6 +290,18 @@ def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> N
         return
     take = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
     connection.execute(select(take(_LOCKS, get_args(Subject).index(subject))))
+
+
+@contextmanager
+def unbounded(connection: Connection) -> Iterator[None]:
+    """Lets the statements of this transaction take any time. A no-op on SQLite, which does not limit them."""
+    if connection.dialect.name == "sqlite":
+        yield
+        return
+    from batchserve.db.server import unbounded_transaction
+
+    with unbounded_transaction(connection):
+        yield
 
 
 _LOCKS = 0x6261_7463
@@ -303,24 +318,6 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def _boot_id() -> str:
     # Without Linux's boot ID, the time of the boot (to 100 s, wall clocks are adjusted) distinguishes boots.
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else f"boot-{(time.time() - time.monotonic()) // 100:.0f}"
-
-
-def _server_engine(url: str, **options: Any) -> Engine:
-    """A server limits its connections, and may hang: a process has at most 15 in each pool, waits for none of them, and
-    for an answer no longer than for SQLite's lock."""
-    limits = f"-c statement_timeout={BUSY_TIMEOUT_MS} -c lock_timeout={BUSY_TIMEOUT_MS}"
-    waits = {"connect_timeout": CONNECT_TIMEOUT, "tcp_user_timeout": BUSY_TIMEOUT_MS, "options": limits}
-    return create_engine(
-        url,
-        connect_args={name: value for name, value in waits.items() if name not in make_url(url).query},
-        pool_size=5,
-        max_overflow=10,
-        pool_timeout=BUSY_TIMEOUT_MS / 1000,
-        pool_pre_ping=True,
-        json_serializer=codec.dumps,
-        json_deserializer=codec.loads,
-        **options,
-    )
 
 
 def _sqlite_engine(url: str, **pool: Any) -> Engine:
@@ -367,6 +364,24 @@ def _is_out_of_space(error: BatchserveError) -> bool:
         return True
     cause = getattr(error.__cause__, "orig", None)
     return isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode in _MAYBE_FULL
+
+
+_Door = Callable[[], AbstractContextManager[Connection]]
+
+
+def _read(read: Callable[[Connection], T], door: _Door) -> T:
+    with door() as connection:
+        return read(connection)
+
+
+def _read_again(read: Callable[[Connection], T], door: _Door) -> T:
+    """Once more, if the connection was lost: the server may have been restarted since its last use."""
+    try:
+        return _read(read, door)
+    except Unavailable as error:
+        if not getattr(error.__cause__, "connection_invalidated", False):
+            raise
+    return _read(read, door)
 
 
 @contextmanager

@@ -8,9 +8,9 @@ from alembic import command
 from alembic.config import Config
 from alembic.runtime.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import make_url, text
+from sqlalchemy import make_url
 
-from batchserve.db.connect import Database
+from batchserve.db.connect import Database, unbounded
 from batchserve.errors import SchemaOutdated, SchemaTooNew, SchemaTooOld
 
 _DEVELOPMENT = ("0001", "0002", "0003", "0004")
@@ -33,9 +33,8 @@ def upgrade(database: Database) -> tuple[str | None, str]:
         _copy_sqlite(database, before)
     config = _config()
     # Alembic keeps its state in globals of the process: one thread at a time.
-    with _upgrading, database.write(exclusive="schema") as connection:
-        if connection.dialect.name == "postgresql":
-            connection.execute(text("SET LOCAL statement_timeout = 0"))  # a large table may take long to change
+    # A large table may take long to change.
+    with _upgrading, database.write(exclusive="schema") as connection, unbounded(connection):
         config.attributes["connection"] = connection
         command.upgrade(config, "head")  # which reads the version again, behind the lock
     return before, after

@@ -14,6 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve import registry
 from batchserve.db.cache import ALWAYS, VersionedCache
+from batchserve.db.watcher import Version
 from batchserve.domain import Attempt, ChunkLimits, Job, JobState, ModelVersion, ReadOptions, StoredInput
 from batchserve.errors import (
     BatchserveError,
@@ -132,7 +133,7 @@ class Service:
     async def require_visible(self, tenant: str, job_id: str) -> None:
         """Raises JobNotFound for a missing job and for another tenant's."""
         if self._jobs_seen.get((tenant, job_id), ALWAYS) is None:
-            await self.runtime.database.fetch(lambda connection: queries.require_seen(connection, job_id, tenant))
+            await self.runtime.database.fetch_one(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
     def note_created(self, tenant: str, job_id: str, new: StoredInput) -> None:
@@ -142,7 +143,7 @@ class Service:
         if new.content is not None and len(new.content) <= _CONTENT_KEPT:
             self._just_uploaded.put(job_id, ALWAYS, new)
 
-    async def resolve_model(self, reference: str, known_version: int | None = None) -> ModelVersion:
+    async def resolve_model(self, reference: str, known_version: Version | None = None) -> ModelVersion:
         """`known_version`: of the database, since the request came. Raises ModelNotFound."""
         model = self._models_unprobed.get(reference, known_version)
         if model is None:
@@ -152,16 +153,16 @@ class Service:
 
     async def _resolve_probed(self, reference: str) -> ModelVersion:
         database = self.runtime.database
-        version = registry.state(database, reference)
+        version = await registry.state(database, reference)
         model = self._models_seen.get(reference, version)
         if model is None:
-            model = await database.fetch(lambda connection: registry.resolve(connection, reference))
+            model = await database.fetch_one(lambda connection: registry.resolve(connection, reference))
             self._models_seen.put(reference, version, model)
         return model
 
     async def read_job(self, job_id: str) -> Job:
         """Raises JobNotFound."""
-        return await self.runtime.database.fetch(lambda connection: queries.get(connection, job_id))
+        return await self.runtime.database.fetch_one(lambda connection: queries.get(connection, job_id))
 
     async def read_job_to_check(self, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
         """A job and its inputs, the first with its content where that is in a row. Raises JobNotFound."""
@@ -298,7 +299,7 @@ class Service:
         pause = _LONGEST_PAUSE if self.notifier.has_worker else 0.01
         while True:
             change = self.notifier.subscribe(job_id)
-            state = await self.runtime.database.fetch(lambda connection: queries.state_of(connection, job_id))
+            state = await self.runtime.database.fetch_one(lambda connection: queries.state_of(connection, job_id))
             left = deadline - time.monotonic()
             if until(state) or left <= 0 or self.stopping.is_set():
                 return

@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 from starlette.concurrency import run_in_threadpool
 
 from batchserve.db.connect import Database
+from batchserve.db.watcher import Version
 from batchserve.domain import Attempt, Job
 from batchserve.jobs import queries
 from batchserve.logs import get_logger
@@ -105,7 +106,7 @@ class Following(Generic[S]):
 
     async def _poll(self) -> None:
         """Runs until no follower is left, or the server stops."""
-        seen: int | None = None
+        seen: Version | None = None
         next_poll = 0.0
         while self._followed and not self._stopping.is_set():
             await self._pause(next_poll - time.monotonic())
@@ -113,7 +114,7 @@ class Following(Generic[S]):
             if began < next_poll:
                 chosen = {job_id: followed for job_id, followed in self._followed.items() if followed.notified is None}
             else:
-                version = self._database.version()
+                version = await self._database.version()
                 tenants = {followed.read[0].tenant for followed in self._followed.values() if followed.read}
                 same = version is not None and version == seen and not self._places.may_have_changed(tenants)
                 chosen = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from sqlalchemy import Connection
 
 from batchserve.db.connect import Database
+from batchserve.db.watcher import Version
 from batchserve.domain import Job, JobState
 from batchserve.jobs import queries
 
@@ -37,8 +38,10 @@ class _Line:
 class _Count:
     """The queue of a tenant at one moment."""
 
-    version: int | None
+    version: Version | None
     """Of the database, before it was read."""
+    ahead: float
+    """Seconds by which the clock of the database was ahead of that of this host."""
     lines: dict[int, _Line] = field(default_factory=dict)
     """By priority, the highest first."""
     total: int = 0
@@ -80,11 +83,12 @@ class Places:
         return {job.id: counts[job.tenant].place(job) for job in queued}
 
     def may_have_changed(self, tenants: Iterable[str]) -> bool:
-        """Whether time alone has moved a counted job of these tenants. For a database that has a version: it shares the
-        clock of this host."""
+        """Whether time alone has moved a counted job of these tenants."""
         now = time.time()
         counts = [self._counts.get(tenant) for tenant in tenants]
-        return any(count is not None and count.next_due is not None and count.next_due <= now for count in counts)
+        return any(
+            count is not None and count.next_due is not None and count.next_due <= now + count.ahead for count in counts
+        )
 
     def _count(self, tenant: str, now: float) -> _Count:
         with self._lock:
@@ -109,11 +113,11 @@ class Places:
         if time.monotonic() < count.holds_until:
             return True
         due = count.next_due is not None and count.next_due <= now
-        return not due and count.version is not None and count.version == self._database.version()
+        return not due and count.version is not None and count.version == self._database.version_from_thread()
 
     def _counted(self, tenant: str, now: float) -> _Count:
         began = time.monotonic()
-        count = _Count(self._database.version())
+        count = _Count(self._database.version_from_thread(), now - time.time())
         with self._database.read() as connection:
             for priority, since, job_id, run_after in queries.queue_of(connection, tenant):
                 if run_after is not None and run_after > now:

@@ -19,6 +19,7 @@ from sqlalchemy.sql import ColumnElement
 from batchserve import rows
 from batchserve.db.connect import Database
 from batchserve.db.tables import attempts, chunks, idempotency_keys, inputs, jobs, keys, models
+from batchserve.db.watcher import Version
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError, Unavailable
 from batchserve.formats.protocol import Open
@@ -270,7 +271,7 @@ class UnreadableCount:
         self._database = database
         self._lock = threading.Lock()
         self._pages: Iterator[list[Unreadable]] | None = None
-        self._version: int | None = None
+        self._version: Version | None = None
         self._total = self._found = 0
         self._rests_until = 0.0
 
@@ -288,7 +289,7 @@ class UnreadableCount:
 
     def _scan(self, until: float) -> None:
         if self._pages is None:
-            version = self._database.version()
+            version = self._database.version_from_thread()
             if version is not None and version == self._version:
                 return
             self._pages, self._version, self._found = _unreadable_pages(self._database), version, 0

@@ -1,0 +1,281 @@
+"""Connections to PostgreSQL: limited in number, and in the time that each waits for an answer.
+
+The server itself ends statements that take too long. But one that hangs, or whose host is gone, answers nothing at all:
+so a connection counts as lost when it has waited for longer.
+"""
+
+import asyncio
+import math
+import time
+from collections.abc import Hashable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.abc import PQGen
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import InvalidatePoolError, OperationalError
+from sqlalchemy.exc import TimeoutError as PoolTimeout
+from sqlalchemy.pool import ConnectionPoolEntry
+
+from batchserve.db import codec
+from batchserve.db.watcher import Probe
+
+__all__ = ["Limits", "Server", "ServerWatcher", "unbounded_transaction"]
+
+T = TypeVar("T")
+
+_CONNECTIONS = 15
+"""Most connections of a process for reads, and as many for writes."""
+_VERSION = "SELECT CAST(pg_current_snapshot() AS text)"
+"""Changes whenever a transaction that writes begins or ends, in any process."""
+_KEPT = 5
+"""Of the connections, those that stay open while unused."""
+_MARGIN = 2.0
+"""Seconds between the end of a statement by the server, and of the wait for it."""
+_IDLE = 1.0
+"""Seconds of disuse after which a connection is tested before its next use: the server may have been restarted."""
+_WATCH_TIMEOUT = 2.0
+"""Seconds to wait for a version: a read without one takes longer, but waits for nothing else."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
+"""Seconds between two tries to connect."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Of a connection, in seconds."""
+
+    connect: float
+    statement: float
+    """For a statement, and for the lock that it waits for."""
+
+    def arguments(self, url: URL) -> dict[str, Any]:
+        """Those of `psycopg.connect`, but for what the address itself says."""
+        milliseconds = round(1000 * self.statement)
+        wanted = {
+            "connect_timeout": max(2, round(self.connect)),  # libpq takes 1 as 2
+            "tcp_user_timeout": milliseconds,
+            "keepalives_idle": max(1, round(self.statement)),
+            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+        }
+        return {name: value for name, value in wanted.items() if name not in url.query}
+
+
+class NoAnswer(psycopg.OperationalError):
+    """The server has answered nothing for too long; the connection is closed."""
+
+
+class _Bounded(psycopg.Connection[Any]):
+    patience: float | None = None
+    """Seconds to wait for an answer; None: any time."""
+
+    def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
+        try:
+            return super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            raise _lost(self, error) from None
+
+
+class _BoundedAsync(psycopg.AsyncConnection[Any]):
+    patience: float | None = None
+
+    async def wait(
+        self,
+        gen: PQGen[T],
+        interval: float = 0.1,
+        timeout: float | None = None,  # noqa: ASYNC109 - of the method that this overrides
+    ) -> T:
+        try:
+            return await super().wait(gen, interval, self.patience if timeout is None else timeout)
+        except psycopg.OperationalError as error:
+            raise _lost(self, error) from None
+
+
+def _lost(connection: _Bounded | _BoundedAsync, error: psycopg.OperationalError) -> psycopg.OperationalError:
+    """The error to raise; a connection that still waits for an answer is closed, and of no more use."""
+    if connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+        return error
+    connection.pgconn.finish()
+    return NoAnswer(f"no answer from the server after {connection.patience} s")
+
+
+class Server:
+    """What a process has open to a server."""
+
+    def __init__(self, url: str, limits: Limits) -> None:
+        self.reads = _engine(url, limits, isolation_level="REPEATABLE READ").execution_options(postgresql_readonly=True)
+        """Each transaction is a snapshot."""
+        self.looks = self.reads.execution_options(isolation_level="AUTOCOMMIT")
+        """The same connections; each statement is a transaction."""
+        self.writes = _engine(url, limits, isolation_level="READ COMMITTED")
+        self.watcher = ServerWatcher(url, limits, self.looks)
+        self.threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="database")
+        """They wait for the server, instead of the event loop."""
+
+
+def _engine(url: str, limits: Limits, **options: Any) -> Engine:
+    engine = create_engine(
+        url,
+        connect_args=limits.arguments(make_url(url)),
+        pool_size=_KEPT,
+        max_overflow=_CONNECTIONS - _KEPT,
+        pool_timeout=limits.statement,
+        json_serializer=codec.dumps,
+        json_deserializer=codec.loads,
+        **options,
+    )
+    patience = limits.statement + _MARGIN
+
+    @event.listens_for(engine, "do_connect")
+    def connect(_dialect: Any, _entry: Any, words: list[Any], named: dict[str, Any]) -> _Bounded:
+        connection = _Bounded.connect(*words, **named)
+        connection.patience = patience
+        return connection
+
+    @event.listens_for(engine, "checkin")
+    def note(_connection: _Bounded | None, entry: ConnectionPoolEntry) -> None:
+        entry.info["since"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def test(connection: _Bounded, entry: ConnectionPoolEntry, _proxy: Any) -> None:
+        if time.monotonic() - entry.info.get("since", math.inf) > _IDLE and not _answers(connection, limits.connect):
+            raise InvalidatePoolError  # of which the pool makes a new connection
+
+    return engine
+
+
+def _answers(connection: _Bounded, seconds: float) -> bool:
+    patience, connection.patience = connection.patience, seconds
+    try:
+        connection.autocommit = True  # no transaction
+        connection.execute("")
+        connection.autocommit = False
+    except psycopg.OperationalError:
+        return False
+    finally:
+        connection.patience = patience
+    return True
+
+
+@contextmanager
+def unbounded_transaction(connection: Connection) -> Iterator[None]:
+    driver = connection.connection.driver_connection
+    assert isinstance(driver, _Bounded)
+    connection.execute(text("SET LOCAL statement_timeout = 0"))
+    patience, driver.patience = driver.patience, None
+    try:
+        yield
+    finally:
+        driver.patience = patience
+
+
+_Question = tuple[str, tuple[tuple[str, Any], ...]]
+"""A statement and its values."""
+_Answer = tuple[tuple[Any, ...], ...]
+
+
+class ServerWatcher:
+    """Asks a server, from event loops: each has a connection, for one question at a time. Equal questions that come
+    while one is on its way share the next, which sees all that was committed before any of them came."""
+
+    def __init__(self, url: str, limits: Limits, looks: Engine) -> None:
+        self._looks = looks
+        words, named = make_url(url).get_dialect()().create_connect_args(make_url(url))
+        self._conninfo = words[0] if words else ""
+        self._named = {**limits.arguments(make_url(url)), **named}
+        self._askers: dict[asyncio.AbstractEventLoop, _Asker] = {}
+
+    async def version(self) -> str | None:
+        found = await self._asker().ask((_VERSION, ()))
+        return None if found is None else str(found[0][0])
+
+    async def probe(self, probe: Probe, values: Mapping[str, Any]) -> Hashable | None:
+        return await self._asker().ask((probe.server_text, tuple({**probe.values, **values}.items())))
+
+    def read_version(self) -> str | None:
+        try:
+            with self._looks.connect() as connection:
+                return str(connection.scalar(text(_VERSION)))
+        except (OperationalError, PoolTimeout):
+            return None
+
+    def close(self) -> None:
+        for loop, asker in self._askers.items():
+            asker.close(loop)
+        self._askers.clear()
+
+    def _asker(self) -> "_Asker":
+        loop = asyncio.get_running_loop()
+        asker = self._askers.get(loop)
+        if asker is None:
+            for ended in [other for other in self._askers if other.is_closed()]:
+                self._askers.pop(ended).close(ended)
+            asker = self._askers[loop] = _Asker(self._conninfo, self._named)
+        return asker
+
+
+class _Asker:
+    """The questions of one event loop, and its connection."""
+
+    def __init__(self, conninfo: str, named: Mapping[str, Any]) -> None:
+        self._conninfo, self._named = conninfo, named
+        self._waiting: dict[_Question, list[asyncio.Future[_Answer | None]]] = {}
+        self._serving: asyncio.Task[None] | None = None
+        self._connection: _BoundedAsync | None = None
+        self._pause, self._not_before = 0.0, 0.0
+
+    async def ask(self, question: _Question) -> _Answer | None:
+        """None when the server does not answer, or refuses the values."""
+        answer: asyncio.Future[_Answer | None] = asyncio.get_running_loop().create_future()
+        self._waiting.setdefault(question, []).append(answer)
+        if self._serving is None or self._serving.done():
+            self._serving = asyncio.create_task(self._serve())
+        return await answer
+
+    def close(self, loop: asyncio.AbstractEventLoop) -> None:
+        if self._serving is not None and not self._serving.done() and not loop.is_closed():
+            self._serving.add_done_callback(lambda _: self._drop())
+            loop.call_soon_threadsafe(self._serving.cancel)
+        else:
+            self._drop()
+
+    async def _serve(self) -> None:
+        while self._waiting:
+            question = next(iter(self._waiting))
+            asked = self._waiting.pop(question)
+            found = await self._answer(question)
+            for answer in asked:
+                if not answer.done():  # its caller is gone
+                    answer.set_result(found)
+
+    async def _answer(self, question: _Question) -> _Answer | None:
+        if self._connection is not None:
+            with suppress(psycopg.Error):
+                return await self._found(self._connection, question)
+            if not self._connection.closed:
+                return None
+            self._drop()  # the server was restarted, say
+        if time.monotonic() < self._not_before:
+            return None
+        try:
+            self._connection = await _BoundedAsync.connect(self._conninfo, autocommit=True, **self._named)
+            self._connection.patience = _WATCH_TIMEOUT
+            found = await self._found(self._connection, question)
+            self._pause = 0.0
+            return found
+        except psycopg.Error:
+            self._pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, 2 * self._pause))
+            self._not_before = time.monotonic() + self._pause
+            return None
+
+    async def _found(self, connection: _BoundedAsync, question: _Question) -> _Answer:
+        statement, values = question
+        cursor = await connection.execute(statement.encode(), dict(values) or None, prepare=True)
+        return tuple(await cursor.fetchall())
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.pgconn.finish()
+            self._connection = None

@@ -1,0 +1,227 @@
+"""A database server that hangs, is restarted, or is asked by many at once."""
+
+import asyncio
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from sqlalchemy import Connection, bindparam, insert, select, text
+
+from batchserve.db import connect
+from batchserve.db.connect import Database, unbounded
+from batchserve.db.tables import holds
+from batchserve.db.watcher import Probe, Version
+from batchserve.errors import Unavailable
+
+pytestmark = pytest.mark.postgres
+ONE = text("SELECT 1")
+OTHERS = text("SELECT pid FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()")
+END_OTHERS = text(
+    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+    "WHERE datname = current_database() AND pid <> pg_backend_pid()"
+)
+
+
+@pytest.fixture
+def url(request: pytest.FixtureRequest) -> str:
+    """The address of a database."""
+    address: str = request.getfixturevalue("postgres_server").migrated()
+    return address
+
+
+@pytest.fixture
+def database(url: str) -> Iterator[Database]:
+    with closing(Database(url)) as opened:
+        yield opened
+
+
+def one(connection: Connection) -> Any:
+    return connection.scalar(ONE)
+
+
+def processes(url: str) -> list[int]:
+    """Those of the server for the connections to this database."""
+    with closing(Database(url)) as other, other.look() as connection:
+        return list(connection.scalars(OTHERS))
+
+
+def end_connections(url: str) -> None:
+    """As a restart of the server does."""
+    with closing(Database(url)) as other, other.look() as connection:
+        connection.execute(END_OTHERS)
+
+
+@contextmanager
+def hanging(url: str, *, whole: bool = False) -> Iterator[None]:
+    """None of the connections so far gets an answer; if the `whole` server hangs, there are no new ones either."""
+    stopped = processes(url)
+    assert stopped
+    if whole:
+        stopped.append(int(Path(f"/proc/{stopped[0]}/stat").read_text().rpartition(")")[2].split()[1]))  # its parent
+    for process in stopped:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in stopped:
+            os.kill(process, signal.SIGCONT)
+
+
+async def ticking(awaited: Callable[[], Any]) -> tuple[Any, int]:
+    """What a coroutine returns, and how often the event loop ran meanwhile, at most a hundred times a second."""
+    task, ticks = asyncio.ensure_future(awaited()), 0
+    while not task.done():
+        await asyncio.sleep(0.01)
+        ticks += 1
+    return await task, ticks
+
+
+# --- versions ---
+
+
+def test_a_version_that_is_asked_for_after_a_commit_shows_it_whatever_is_on_its_way(database: Database) -> None:
+    async def versions() -> list[Version | None]:
+        found = [await database.version()]
+        for number in range(50):
+            early = [asyncio.create_task(database.version()) for _ in range(3)]
+            await asyncio.sleep(0)  # these are on their way
+            with database.write() as connection:
+                connection.execute(insert(holds).values(name=str(number), until=1.0, clock="c"))
+            found.append(await database.version())
+            await asyncio.gather(*early)
+        return found
+
+    found = asyncio.run(versions())
+    assert None not in found
+    assert len(set(found)) == 51
+
+
+def test_many_requests_at_once_ask_the_server_a_few_times(database: Database) -> None:
+    asked = text("SELECT xact_commit FROM pg_stat_database WHERE datname = current_database()")
+    probe = Probe(select(holds.c.until).where(holds.c.name == bindparam("of_name")))
+
+    def count() -> int:
+        with database.look() as connection:
+            connection.execute(text("SELECT pg_stat_clear_snapshot()"))
+            return int(connection.scalar(asked) or 0)
+
+    async def ask() -> tuple[list[Any], list[Any]]:
+        await database.version()
+        versions = await asyncio.gather(*(database.version() for _ in range(1000)))
+        return versions, await asyncio.gather(*(database.probe(probe, of_name="none") for _ in range(1000)))
+
+    before = count()
+    versions, probes = asyncio.run(ask())
+    assert len(set(versions)) == 1
+    assert set(probes) == {()}
+    asyncio.run(asyncio.sleep(1.1))  # the server counts with a delay of a second
+    assert count() - before < 100
+
+
+def test_a_caller_that_leaves_takes_the_version_from_no_other(database: Database) -> None:
+    async def ask() -> Version | None:
+        first, second = asyncio.create_task(database.version()), asyncio.create_task(database.version())
+        await asyncio.sleep(0)
+        first.cancel()
+        return await second
+
+    assert asyncio.run(ask()) is not None
+
+
+def test_a_probe_with_a_value_that_the_server_refuses_finds_nothing_and_harms_no_other(database: Database) -> None:
+    probe = Probe(select(holds.c.until).where(holds.c.name == bindparam("of_name")))
+
+    async def ask() -> tuple[object, Version | None]:
+        return await database.probe(probe, of_name="a\0b"), await database.version()
+
+    refused, version = asyncio.run(ask())
+    assert refused is None
+    assert version is not None
+
+
+def test_loops_of_several_threads_ask_for_versions(database: Database) -> None:
+    async def version() -> Version | None:
+        return await database.version()
+
+    with ThreadPoolExecutor(4) as pool:
+        versions = list(pool.map(lambda _: asyncio.run(version()), range(8)))
+    assert None not in versions
+    assert len(set(versions)) == 1
+
+
+# --- a server that was restarted, or hangs ---
+
+
+def test_connections_that_were_lost_while_unused_are_replaced_unseen(database: Database) -> None:
+    async def use() -> list[Any]:
+        return [
+            await database.version() is not None,
+            await database.fetch(one),
+            await database.fetch_one(one),
+            await database.commit(one),
+        ]
+
+    async def use_twice() -> list[list[Any]]:
+        first = await use()
+        end_connections(database.url)
+        await asyncio.sleep(1.1)  # a write is not repeated: only connections that were unused for a second are tested
+        second = await use()
+        end_connections(database.url)
+        return [first, second, [await database.version() is not None, *[await database.fetch(one) for _ in range(5)]]]
+
+    assert asyncio.run(use_twice()) == [[True, 1, 1, 1], [True, 1, 1, 1], [True, 1, 1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_the_event_loop_goes_on_while_a_version_is_awaited_from_a_server_that_hangs(
+    url: str, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(connect, "CONNECT_TIMEOUT", 2)
+
+    async def ask(database: Database) -> tuple[list[Any], int, float, Version | None]:
+        assert await database.version() is not None
+        with hanging(url, whole=whole):
+            versions, ticks = await ticking(lambda: asyncio.gather(*(database.version() for _ in range(5))))
+            began = time.monotonic()
+            await database.version()
+            again = time.monotonic() - began
+        await asyncio.sleep(0.5)
+        return versions, ticks, again, await database.version()
+
+    with closing(Database(url)) as database:
+        versions, ticks, again, later = asyncio.run(ask(database))
+    assert [version is None for version in versions] == [whole] * 5  # a new connection works, if there is one
+    assert ticks >= 20
+    assert again < 1.0  # a server that hangs is not asked again at once
+    assert later is not None
+
+
+def test_a_read_or_write_of_a_server_that_hangs_is_unavailable(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 500)
+    monkeypatch.setattr(connect, "CONNECT_TIMEOUT", 2)
+    with closing(Database(url)) as database:
+        with database.read() as connection:
+            one(connection)
+        with database.write() as connection, hanging(url):
+            began = time.monotonic()
+            with pytest.raises(Unavailable):
+                asyncio.run(database.fetch(one))
+            assert time.monotonic() - began < 5
+        with pytest.raises(Unavailable), database.write() as connection, hanging(url):
+            one(connection)
+        assert asyncio.run(database.fetch(one)) == 1
+
+
+def test_a_transaction_without_bounds_takes_its_time(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connect, "BUSY_TIMEOUT_MS", 200)
+    with closing(Database(url)) as database:
+        with database.write() as connection, unbounded(connection):
+            connection.execute(text("SELECT pg_sleep(3)"))
+        with pytest.raises(Unavailable), database.write() as connection:
+            connection.execute(text("SELECT pg_sleep(3)"))
