@@ -4,8 +4,9 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ from batchserve.api.origin import OriginMiddleware
 from batchserve.api.plain import PlainMiddleware
 from batchserve.api.schemas.problems import Problem
 from batchserve.db import migrate
+from batchserve.db.notifications import Hear, Notification
 from batchserve.errors import BatchserveError
 from batchserve.jobs import queries
 from batchserve.runtime import Runtime
@@ -95,11 +97,13 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
             app.state.service = service
             app.state.keyring, app.state.answers = Keyring(runtime.database), AnswerCache()
             app.state.following = Following(runtime.database, settings, service.places, service.stopping, job_events)
+            hearing = [hear.hear for hear in (notifier, app.state.following, embedded) if hear is not None]
             thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
             if thread:
                 thread.start()
             try:
-                yield
+                with runtime.database.listening(partial(_tell_all, hearing)) as notifier.hears_others:
+                    yield
             finally:
                 service.stop()
                 if thread:
@@ -120,6 +124,11 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
         app.include_router(module.router)
     _add_health(app)
     return app
+
+
+def _tell_all(hearing: Iterable[Hear], notification: Notification) -> None:
+    for hear in hearing:
+        hear(notification)
 
 
 def _no_worker() -> None:

@@ -19,7 +19,9 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import rows
 from batchserve.access import EVERY_TENANT, ApiKey, Scope
+from batchserve.db import notifications
 from batchserve.db.connect import Database, lock
+from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import keys
 from batchserve.db.watcher import Probe
@@ -105,6 +107,7 @@ def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
     row = ended.mappings().one_or_none()
     if row is None:
         raise NotFound(f"there is no valid key {reference!r}: `batchserve keys list` shows all")
+    notifications.send(connection, Topic.REVOKED)
     return rows.key(row)
 
 

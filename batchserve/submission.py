@@ -13,7 +13,9 @@ import uuid_utils
 from sqlalchemy import Connection
 
 from batchserve import rows
+from batchserve.db import notifications
 from batchserve.db.connect import Database
+from batchserve.db.notifications import Topic
 from batchserve.domain import Dialect, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
 from batchserve.facts import merge_facts
@@ -229,6 +231,7 @@ def enqueue(
         return JobState.COMPLETED
     if scored is not None and _complete(connection, submission, scored, now):
         return JobState.COMPLETED
+    notifications.send(connection, Topic.QUEUED, [job_id])
     return JobState.QUEUED
 
 

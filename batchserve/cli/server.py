@@ -124,7 +124,8 @@ def worker(storage: Storage = None, database: Database = None) -> None:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: running.stop())
         say(f"batchserve {version_of('batchserve')} worker {running.name} (storage: {settings.storage})")
-        running.run()
+        with runtime.database.listening(running.hear):
+            running.run()
 
 
 def migrate(database: Database = None, as_json: AsJson = False) -> None:

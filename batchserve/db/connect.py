@@ -21,7 +21,7 @@ from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DataError, InternalError, OperationalError, SQLAlchemyError
@@ -30,10 +30,14 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
 from batchserve.db.lasting import BEGIN, Busy, LastingConnection, begin, driver_of
+from batchserve.db.notifications import Hear
 from batchserve.db.reserve import Reserve
 from batchserve.db.watcher import InlineWatcher, Probe, Version, Watcher
 from batchserve.db.writer import Writer
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
+
+if TYPE_CHECKING:
+    from batchserve.db.server import Server
 
 T = TypeVar("T")
 
@@ -76,6 +80,7 @@ class Database:
         self._looks: Engine
         """As `_reads`, but each statement is a transaction."""
         self._watcher: Watcher
+        self._server: Server | None = None
         self._threads: ThreadPoolExecutor | None = None
         """They wait for a server, instead of the event loop."""
         if self._sqlite:
@@ -83,9 +88,7 @@ class Database:
             self._writes = _sqlite_engine(url).execution_options(**{BEGIN: "BEGIN IMMEDIATE"})
             self._watcher = InlineWatcher(self._own_connection)
         else:
-            from batchserve.db.server import Limits, Server  # psycopg is an extra
-
-            server = Server(url, Limits(CONNECT_TIMEOUT, BUSY_TIMEOUT_MS / 1000))
+            server = self._server = _opened(url)
             self._reads, self._looks, self._writes = server.reads, server.looks, server.writes
             self._watcher, self._threads = server.watcher, server.threads
         self._inline = LastingConnection(self._reads)
@@ -245,6 +248,16 @@ class Database:
         be cached until the next one."""
         return await self._watcher.probe(probe, values)
 
+    @contextmanager
+    def listening(self, hear: Hear) -> Iterator[Callable[[], bool]]:
+        """Calls `hear`, from a thread, with what `notifications` are sent by all processes, and with ALL where some may
+        have been lost. Yields whether they are received at present: never from SQLite, which sends none."""
+        if self._server is None:
+            yield lambda: False
+            return
+        with closing(self._server.listen(hear)) as listener:
+            yield lambda: listener.is_live
+
     def _own_connection(self) -> sqlite3.Connection:
         """A connection outside the pools."""
         pooled = self._reads.raw_connection()
@@ -318,6 +331,12 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 def _boot_id() -> str:
     # Without Linux's boot ID, the time of the boot (to 100 s, wall clocks are adjusted) distinguishes boots.
     return _BOOT_ID.read_text().strip() if _BOOT_ID.exists() else f"boot-{(time.time() - time.monotonic()) // 100:.0f}"
+
+
+def _opened(url: str) -> "Server":
+    from batchserve.db.server import Limits, Server  # psycopg is an extra
+
+    return Server(url, Limits(CONNECT_TIMEOUT, BUSY_TIMEOUT_MS / 1000))
 
 
 def _sqlite_engine(url: str, **pool: Any) -> Engine:

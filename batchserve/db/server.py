@@ -7,7 +7,7 @@ so a connection counts as lost when it has waited for longer.
 import asyncio
 import math
 import time
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -21,6 +21,8 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
+from batchserve.db.listener import Listener
+from batchserve.db.notifications import Hear
 from batchserve.db.watcher import Probe
 
 __all__ = ["Limits", "Server", "ServerWatcher", "unbounded_transaction"]
@@ -113,6 +115,23 @@ class Server:
         self.watcher = ServerWatcher(url, limits, self.looks)
         self.threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="database")
         """They wait for the server, instead of the event loop."""
+        self._url, self._limits = url, limits
+
+    def listen(self, hear: Hear) -> Listener:
+        """Calls `hear` with each notification, from a thread, until it is closed."""
+        return Listener(self._connect, hear)
+
+    def _connect(self) -> psycopg.Connection[Any]:
+        words, named = _arguments(self._url, self._limits)
+        connection = _Bounded.connect(*words, autocommit=True, **named)
+        connection.patience = self._limits.statement
+        return connection
+
+
+def _arguments(url: str, limits: Limits) -> tuple[Sequence[str], dict[str, Any]]:
+    """Those of a connection outside the pools."""
+    words, named = make_url(url).get_dialect()().create_connect_args(make_url(url))
+    return words, {**limits.arguments(make_url(url)), **named}
 
 
 def _engine(url: str, limits: Limits, **options: Any) -> Engine:
@@ -182,9 +201,7 @@ class ServerWatcher:
 
     def __init__(self, url: str, limits: Limits, looks: Engine) -> None:
         self._looks = looks
-        words, named = make_url(url).get_dialect()().create_connect_args(make_url(url))
-        self._conninfo = words[0] if words else ""
-        self._named = {**limits.arguments(make_url(url)), **named}
+        self._words, self._named = _arguments(url, limits)
         self._askers: dict[asyncio.AbstractEventLoop, _Asker] = {}
 
     async def version(self) -> str | None:
@@ -212,15 +229,16 @@ class ServerWatcher:
         if asker is None:
             for ended in [other for other in self._askers if other.is_closed()]:
                 self._askers.pop(ended).close(ended)
-            asker = self._askers[loop] = _Asker(self._conninfo, self._named)
+            asker = self._askers[loop] = _Asker(self._words, self._named)
         return asker
 
 
 class _Asker:
     """The questions of one event loop, and its connection."""
 
-    def __init__(self, conninfo: str, named: Mapping[str, Any]) -> None:
-        self._conninfo, self._named = conninfo, named
+    def __init__(self, words: Sequence[str], named: Mapping[str, Any]) -> None:
+        """`words`, `named`: the arguments by which it connects."""
+        self._words, self._named = words, named
         self._waiting: dict[_Question, list[asyncio.Future[_Answer | None]]] = {}
         self._serving: asyncio.Task[None] | None = None
         self._connection: _BoundedAsync | None = None
@@ -260,7 +278,7 @@ class _Asker:
         if time.monotonic() < self._not_before:
             return None
         try:
-            self._connection = await _BoundedAsync.connect(self._conninfo, autocommit=True, **self._named)
+            self._connection = await _BoundedAsync.connect(*self._words, autocommit=True, **self._named)
             self._connection.patience = _WATCH_TIMEOUT
             found = await self._found(self._connection, question)
             self._pause = 0.0

@@ -1,4 +1,4 @@
-"""Ends of jobs: each is written by `finish`, with its event in the same transaction."""
+"""Ends of jobs: each is written by `finish`, with its event and a notification in the same transaction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,6 +7,8 @@ from typing import Any
 from sqlalchemy import Connection, Update, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
+from batchserve.db import notifications
+from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import events, jobs
 from batchserve.domain import JobState, Result
@@ -44,6 +46,8 @@ def finish(
         ended = connection.execute(guarded, values).mappings().all()
     events_of = ({"job_id": row["id"], "tenant": row["tenant"], "state": state, "at": now} for row in ended)
     _ADD_EVENTS.run_many(connection, events_of)
+    if ended:
+        notifications.send(connection, Topic.ENDED, [row["id"] for row in ended])
     return [Ended(row["id"], row["attempt"]) for row in ended]
 
 

@@ -11,7 +11,9 @@ from typing import Any
 
 from sqlalchemy import Connection, and_, bindparam, func, insert, or_, select, update
 
+from batchserve.db import notifications
 from batchserve.db.connect import Moment
+from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import attempts, jobs
 from batchserve.domain import Job, JobState, Result, ScoredChunk
@@ -178,6 +180,7 @@ def release_if_mine(connection: Connection, job_id: str, attempt: int, now: floa
     if not finish(connection, _CANCEL_IF_ASKED, JobState.CANCELLED, now, mine):
         values = {"state": JobState.QUEUED, "worker": None, "lease_until": None, "reason": None}
         require_mine(connection, job_id, attempt, values, "release")
+        notifications.send(connection, Topic.QUEUED, [job_id])
     _end_attempt(connection, job_id, attempt, "released", None, now)
 
 
@@ -210,6 +213,8 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
     rescued = connection.execute(update(jobs).where(lapsed).values(queued).returning(jobs.c.id, jobs.c.attempt)).all()
     # Jobs first, then their attempts: an attempt whose lease is renewed at this moment is not lost.
     again = [Ended(row.id, row.attempt) for row in rescued]
+    if again:
+        notifications.send(connection, Topic.QUEUED, [job.id for job in again])
     for job in (*ended, *failed, *again):
         lost = {"code": "worker-lost", "message": "lease lapsed"}
         _end_attempt(connection, job.id, job.attempt, "lost", lost, now.wall)

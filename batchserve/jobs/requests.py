@@ -8,7 +8,9 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.access import DEFAULT_TENANT
+from batchserve.db import notifications
 from batchserve.db.connect import lock
+from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
@@ -113,11 +115,9 @@ def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
     """uploaded, queued -> cancelled immediately; running: requests cancellation. No effect on a finished job."""
     waits = ending(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
     finish(connection, waits, JobState.CANCELLED, now, {"cancel_requested_at": now})
-    connection.execute(
-        update(jobs)
-        .where(jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_(None))
-        .values(cancel_requested_at=now)
-    )
+    running = (jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_(None))
+    if changed(connection, update(jobs).where(*running).values(cancel_requested_at=now)):
+        notifications.send(connection, Topic.CANCEL, [job_id])
     return get(connection, job_id)
 
 
@@ -155,6 +155,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
     if not retried:
         raise JobConflict(f"job {job_id} is {job.state}: only a failed or cancelled job that was queued can be retried")
     connection.execute(update(chunks).where(chunks.c.job_id == job_id).values(crashes=0))
+    notifications.send(connection, Topic.QUEUED, [job_id])
     return job
 
 
@@ -199,6 +200,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
             queued_at=now,
         )
     )
+    notifications.send(connection, Topic.QUEUED, [job_id])
     _ADD_INPUTS.run_many(connection, _input_rows(job_id, job.inputs))
     plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
     taken = {chunk.first_record for chunk in done}

@@ -46,6 +46,8 @@ log = get_logger()
 
 MAX_WAIT = 60.0
 _LONGEST_PAUSE = 0.25
+_PAUSE_OF_LISTENERS = 1.0
+"""Seconds between two polls for a job whose end is notified, whichever process has its attempt."""
 _JOBS_SEEN = 4096
 _MODELS_SEEN = 256
 _JUST_UPLOADED = 128
@@ -292,21 +294,28 @@ class Service:
         require_allowed: Callable[[], Awaitable[None]],
     ) -> None:
         """Waits until the state is as wanted, for at most `seconds`, or until the server stops. Raises JobNotFound, and
-        what `require_allowed` raises: it is called periodically. Changes by the worker of this process are notified;
-        those by other workers are polled for, often at first.
+        what `require_allowed` raises: it is called periodically. Ends of attempts are notified by the worker of
+        this process, and by a server of the database; other changes are polled for, often at first where no worker
+        notifies.
         """
         deadline = time.monotonic() + min(seconds, MAX_WAIT)
         pause = _LONGEST_PAUSE if self.notifier.has_worker else 0.01
+        is_woken = False
         while True:
             change = self.notifier.subscribe(job_id)
             state = await self.runtime.database.fetch_one(lambda connection: queries.state_of(connection, job_id))
             left = deadline - time.monotonic()
             if until(state) or left <= 0 or self.stopping.is_set():
                 return
+            if is_woken:  # for another reason, such as a key that was revoked
+                await require_allowed()
+            longest = _PAUSE_OF_LISTENERS if self.notifier.hears_others() else pause
             try:
-                async with asyncio.timeout(min(pause, left)):
+                async with asyncio.timeout(min(longest, left)):
                     await change.wait()
+                is_woken = True
             except TimeoutError:
+                is_woken = False
                 await require_allowed()
             pause = min(pause * 1.5, _LONGEST_PAUSE)
 

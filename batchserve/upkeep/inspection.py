@@ -17,7 +17,9 @@ from sqlalchemy.exc import DatabaseError
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
+from batchserve.db import notifications
 from batchserve.db.connect import Database
+from batchserve.db.notifications import Topic
 from batchserve.db.tables import attempts, chunks, idempotency_keys, inputs, jobs, keys, models
 from batchserve.db.watcher import Version
 from batchserve.domain import JobState
@@ -256,6 +258,8 @@ def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
             if row.table in ends:
                 table, values = ends[row.table]
                 connection.execute(update(table).where(_is_row(table, row.key)).values(values))
+                if table is keys:
+                    notifications.send(connection, Topic.REVOKED)
             elif row.table in forgotten:
                 table = forgotten[row.table]
                 connection.execute(delete(table).where(_is_row(table, row.key)))

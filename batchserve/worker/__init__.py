@@ -13,6 +13,7 @@ from queue import Empty, SimpleQueue
 
 from batchserve import clock as clocks
 from batchserve import idempotency
+from batchserve.db.notifications import Notification, Topic
 from batchserve.domain import Chunk, Job
 from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
 from batchserve.jobs import contents, execution, plan
@@ -84,6 +85,11 @@ class Worker:
         if not self._poll_is_due.is_set():
             self._poll_is_due.set()
             self._events.put(self._poll)
+
+    def hear(self, notification: Notification) -> None:
+        """A notification of any process. Safe from any thread."""
+        if notification.topic in (Topic.QUEUED, Topic.CANCEL, Topic.UNKNOWN):
+            self.wake()
 
     @property
     def trouble(self) -> str | None:
