@@ -40,6 +40,7 @@ test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its ow
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres and not s3'
 	@$(BIN)/python -m pytest -m 'slow and alone and not postgres'
+	@$(BIN)/python -m pytest -m 'slow and postgres' -rs
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime
 	@$(BIN)/python -m pytest -m 'faults and not postgres' -rs

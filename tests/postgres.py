@@ -5,8 +5,9 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -31,8 +32,9 @@ class NoServer(Exception):
 class Server:
     """A running server. Its databases do not survive a power cut: they exist for one run of the tests."""
 
-    def __init__(self, socket: Path) -> None:
-        self.socket = socket
+    def __init__(self, socket: Path, control: Callable[..., None]) -> None:
+        """`control` runs pg_ctl with some arguments."""
+        self.socket, self._control = socket, control
         self._connection = psycopg.connect(host=str(socket), user="postgres", autocommit=True)
         self._left: list[str] = []
         """Databases that no test uses any more."""
@@ -54,6 +56,14 @@ class Server:
     def execute(self, statement: str) -> None:
         """In no transaction, and in the database of administrators."""
         self._connection.execute(statement.encode())
+
+    def stop(self) -> None:
+        """Ends it as a crash does. Use it only with a server of the test's own, to which `start` gives no new
+        databases."""
+        self._control("-m", "immediate", "stop")
+
+    def start(self) -> None:
+        self._control("-l", self.socket / "log", "start")
 
     def close(self) -> None:
         self._connection.close()
@@ -88,11 +98,12 @@ def serving() -> Iterator[Server]:
         _configure(folder / "data" / "postgresql.conf", folder)
         _run(user, *control, "-l", folder / "log", "start")
         try:
-            with closing(Server(folder)) as server:
+            with closing(Server(folder, partial(_run, user, *control))) as server:
                 server.make_template()
                 yield server
         finally:
-            _run(user, *control, "-m", "immediate", "stop")
+            with suppress(NoServer):  # it is stopped already
+                _run(user, *control, "-m", "immediate", "stop")
 
 
 def _quick_folder() -> Path | None:

@@ -3,6 +3,7 @@
 import multiprocessing
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -726,6 +727,36 @@ def test_a_chunk_that_was_not_planned_is_not_committed(database: Database) -> No
         with pytest.raises(LeaseLost):
             commit(database, chunk)
     assert everything(database) == before
+
+
+def test_each_write_of_an_attempt_may_be_repeated_and_counts_once(database: Database) -> None:
+    """It is unknown whether a commit has happened when the connection is lost."""
+    left, right = Chunk(0, 5, 4, 50), Chunk(5, 5, 50, 100)
+    queue(database, "1")
+    claim(database)
+
+    def commit(connection: Connection, chunk: Chunk) -> None:
+        plan.commit_chunk_if_mine(connection, "1", 1, scored(chunk), 0.5)
+
+    def complete(connection: Connection) -> None:
+        execution.complete_if_mine(connection, "1", 1, RESULT, {}, wall(9))
+
+    writes: list[Callable[[Connection], object]] = [
+        lambda connection: plan.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=False),
+        lambda connection: plan.add_chunks_if_mine(connection, "1", 1, [SECOND], complete=True),
+        lambda connection: plan.split_chunk_if_mine(connection, "1", 1, FIRST, [left, right]),
+        *(partial(commit, chunk=chunk) for chunk in (left, right, SECOND)),
+        complete,
+    ]
+    for write in writes:
+        with database.write() as connection:
+            write(connection)
+        state = everything(database), ends(database)
+        with database.write() as connection:
+            write(connection)
+        assert (everything(database), ends(database)) == state
+    job = get(database)
+    assert (job.state, job.rows_ok, job.rows_planned, job.chunks_total) == (JobState.COMPLETED, 15, 15, 3)
 
 
 def test_progress_never_goes_back(database: Database) -> None:

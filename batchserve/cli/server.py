@@ -62,6 +62,7 @@ def serve(
     from batchserve.runtime import open_reached
 
     logs.configure(settings.log_format, settings.log_level)
+    require_database(settings)
 
     class Protocol(protocol.Protocol):
         limits = protocol.Limits(
@@ -178,6 +179,16 @@ def stop_when_stdin_closes() -> None:
     while os.read(0, 4096):  # not sys.stdin, whose lock a thread must not hold when Python ends
         pass
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def require_database(settings: "Settings") -> None:
+    """Raises what prevents the use of a database that the settings name, such as its password or an old schema: when
+    the application starts, uvicorn would print a stack trace."""
+    if settings.database:
+        from batchserve.runtime import open_database
+
+        with open_database(settings):
+            pass
 
 
 def has_admin_key(settings: "Settings") -> bool:

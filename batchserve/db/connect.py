@@ -51,6 +51,7 @@ _TRANSIENT_ERRORS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_
 
 # Codes of PostgreSQL; the second is of a server that was made a standby.
 _DISK_FULL, _READ_ONLY = "53100", "25006"
+_DEADLOCK, _NOT_SERIALIZABLE = "40P01", "40001"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,15 +153,23 @@ class Database:
         """A write transaction for the event loop: the value of `work`, once it is committed durably. It continues when
         its caller is cancelled. Raises as `write` does, and what `work` raises.
 
-        On SQLite, works of concurrent callers share a transaction and its sync; each is undone alone when it raises,
-        and may be called again when the transaction of several fails before its commit.
+        `work` may be called again when the transaction fails before its commit. On SQLite, works of concurrent callers
+        share a transaction and its sync; each is undone alone when it raises.
         """
         if self._threads is None:
             return await self._writer.run(work)
         return await asyncio.shield(asyncio.wrap_future(self._threads.submit(self._commit, work)))
 
-    def _commit(self, work: Callable[[Connection], T]) -> T:
-        with self.write() as connection:
+    def _commit(self, work: Callable[[Connection], T], exclusive: Subject | None = None) -> T:
+        """The value of `work` in a write transaction. A server may have to break it off for another one that waits for
+        it: then it is begun once more."""
+        try:
+            with self.write(exclusive=exclusive) as connection:
+                return work(connection)
+        except Unavailable as error:
+            if getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) not in (_DEADLOCK, _NOT_SERIALIZABLE):
+                raise
+        with self.write(exclusive=exclusive) as connection:
             return work(connection)
 
     def _write_group(self, work: Callable[[Connection], None]) -> None:
@@ -171,12 +180,7 @@ class Database:
     def write_freeing(self, work: Callable[[Connection], T], *, exclusive: Subject | None = None) -> T:
         """A write transaction that removes or ends something. On a full disk it uses the space of the reserve, so
         `work` may be called several times; only the last call is committed."""
-
-        def written() -> T:
-            with self.write(exclusive=exclusive) as connection:
-                return work(connection)
-
-        return self.with_reserve(written)
+        return self.with_reserve(lambda: self._commit(work, exclusive))
 
     def with_reserve(self, act: Callable[[], T]) -> T:
         """Runs a function, on a full disk again with more and more of the reserve. Raises what it raises."""
@@ -401,6 +405,12 @@ def _read_again(read: Callable[[Connection], T], door: _Door) -> T:
         if not getattr(error.__cause__, "connection_invalidated", False):
             raise
     return _read(read, door)
+
+
+def with_reason(error: Unavailable) -> str:
+    """An error of a database, with what the database itself says of it: for operators, not for clients."""
+    cause = getattr(error.__cause__, "orig", None)
+    return error.detail if cause is None else f"{error.detail} ({str(cause).splitlines()[0]})"
 
 
 @contextmanager

@@ -1,7 +1,8 @@
 """Transitions made by workers: they claim a job, keep its lease, and end their attempt.
 
 A worker's writes name its attempt number, the fencing token: when another attempt owns the job, no row matches and
-LeaseLost is raised, which rolls the transaction back.
+LeaseLost is raised, which rolls the transaction back. An attempt may end its job in the same way once more: it is
+unknown whether a commit has happened when the connection is lost.
 """
 
 import random
@@ -133,7 +134,8 @@ def complete_if_mine(
         _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
         return
     values = _account_of(only) | result_values(result, facts)
-    _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED)
+    if not _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED):
+        return
     ADD_CHUNKS.run(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
     contents.add(connection, small)
 
@@ -242,12 +244,17 @@ def _finish_mine(
     now: float,
     values: Mapping[str, Any],
     guarded: Prepared | None = None,
-) -> None:
-    """Ends the job and the attempt at it. Raises LeaseLost when another attempt has the job, or a guard fails."""
+) -> bool:
+    """Ends the job and the attempt at it. False when this attempt has ended the job so before. Raises LeaseLost when
+    another attempt has the job, or a guard fails."""
     mine = {"job": job_id, "mine": attempt}
     if not finish(connection, _END if guarded is None else guarded, state, now, {**values, **mine}):
+        ended = (jobs.c.id == job_id, jobs.c.state == state, jobs.c.attempt == attempt)
+        if connection.scalar(select(jobs.c.id).where(*ended)) is not None:
+            return False
         raise LeaseLost(f"attempt {attempt} may not end job {job_id} as {state}: it is not its current attempt")
     _end_attempt(connection, job_id, attempt, state.value, values.get("error"), now)
+    return True
 
 
 def _end_attempt(

@@ -1,14 +1,18 @@
-"""The chunks of a job: planned once, each committed once."""
+"""The chunks of a job: planned once, each committed once.
+
+Writes of an attempt are idempotent: one is repeated when it is unknown whether its commit has happened.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, select, update
+from sqlalchemy import Connection, case, delete, func, insert, select, update
+from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import chunks, jobs
-from batchserve.domain import Chunk, CommittedChunk, ScoredChunk
+from batchserve.domain import Chunk, CommittedChunk, JobState, ScoredChunk
 from batchserve.errors import LeaseLost, presentable
 from batchserve.jobs.statements import changed, require_mine
 
@@ -17,17 +21,18 @@ def add_chunks_if_mine(
     connection: Connection, job_id: str, attempt: int, planned: Sequence[Chunk], complete: bool
 ) -> None:
     """Appends to the plan. Ranges of stored chunks never change, so that a resumed job has the same chunks."""
-    require_mine(
-        connection,
-        job_id,
-        attempt,
-        {
-            "rows_planned": jobs.c.rows_planned + sum(chunk.records for chunk in planned),
-            "chunks_total": jobs.c.chunks_total + len(planned),
-            "planned": complete,
-        },
-        "plan",
-    )
+    values = {
+        "rows_planned": jobs.c.rows_planned + sum(chunk.records for chunk in planned),
+        "chunks_total": jobs.c.chunks_total + len(planned),
+        "planned": complete,
+    }
+    behind = [jobs.c.rows_planned == planned[0].first_record] if planned else []
+    try:
+        require_mine(connection, job_id, attempt, values, "plan", *behind)
+    except LeaseLost:
+        if planned and _is_mine(connection, job_id, attempt, jobs.c.rows_planned == _end(planned[-1])):
+            return
+        raise
     ADD_CHUNKS.run_many(connection, (chunk_values(job_id, chunk) for chunk in planned))
 
 
@@ -69,16 +74,14 @@ def commit_chunk_if_mine(
     done = changed(
         connection,
         update(chunks)
-        .where(
-            chunks.c.job_id == job_id,
-            chunks.c.first_record == scored.chunk.first_record,
-            chunks.c.records == scored.chunk.records,
-            chunks.c.attempt.is_(None),
-        )
+        .where(*_of(job_id, scored.chunk), chunks.c.attempt.is_(None))
         .values(part_values(scored, attempt)),
     )
     if not done:
-        raise LeaseLost(f"chunk at record {scored.chunk.first_record} of job {job_id} was committed by another attempt")
+        same = (chunks.c[name] == value for name, value in part_values(scored, attempt).items() if name != "facts")
+        if connection.scalar(select(chunks.c.attempt).where(*_of(job_id, scored.chunk), *same)) is not None:
+            return
+        raise _lost(job_id, scored.chunk)
     require_mine(
         connection,
         job_id,
@@ -108,12 +111,31 @@ def count_crash_if_mine(connection: Connection, job_id: str, attempt: int, first
 
 def split_chunk_if_mine(connection: Connection, job_id: str, attempt: int, whole: Chunk, halves: list[Chunk]) -> None:
     """Replaces a crashed chunk by its halves, which keep its crash count."""
-    require_mine(connection, job_id, attempt, {"chunks_total": jobs.c.chunks_total + len(halves) - 1}, "split")
-    guard = and_(chunks.c.job_id == job_id, chunks.c.first_record == whole.first_record, chunks.c.attempt.is_(None))
-    crashes = connection.execute(delete(chunks).where(guard).returning(chunks.c.crashes)).scalar_one_or_none()
+    guards = (*_of(job_id, whole), chunks.c.attempt.is_(None))
+    crashes = connection.execute(delete(chunks).where(*guards).returning(chunks.c.crashes)).scalar_one_or_none()
     if crashes is None:
-        raise LeaseLost(f"chunk at record {whole.first_record} of job {job_id} was committed by another attempt")
+        if connection.scalar(select(chunks.c.records).where(*_of(job_id, halves[0]))) is not None:
+            return
+        raise _lost(job_id, whole)
+    require_mine(connection, job_id, attempt, {"chunks_total": jobs.c.chunks_total + len(halves) - 1}, "split")
     connection.execute(insert(chunks), [{**chunk_values(job_id, half), "crashes": crashes} for half in halves])
+
+
+def _of(job_id: str, chunk: Chunk) -> tuple[ColumnElement[bool], ...]:
+    return chunks.c.job_id == job_id, chunks.c.first_record == chunk.first_record, chunks.c.records == chunk.records
+
+
+def _is_mine(connection: Connection, job_id: str, attempt: int, guard: ColumnElement[bool]) -> bool:
+    mine = (jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.attempt == attempt)
+    return connection.scalar(select(jobs.c.id).where(*mine, guard)) is not None
+
+
+def _end(chunk: Chunk) -> int:
+    return chunk.first_record + chunk.records
+
+
+def _lost(job_id: str, chunk: Chunk) -> LeaseLost:
+    return LeaseLost(f"chunk at record {chunk.first_record} of job {job_id} was committed by another attempt")
 
 
 def chunk_values(job_id: str, chunk: Chunk) -> dict[str, Any]:

@@ -9,7 +9,10 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from queue import Empty, SimpleQueue
+
+from sqlalchemy import Connection
 
 from batchserve import clock as clocks
 from batchserve import idempotency
@@ -34,7 +37,8 @@ log = get_logger()
 
 _FAILED_CLAIMS = 3
 """Consecutive failed claims after which a worker reports trouble."""
-_PAUSE_AFTER_FAILURE = 0.2
+_SHORTEST_PAUSE, _LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two tries while the database does not respond."""
 
 
 class Worker:
@@ -58,11 +62,14 @@ class Worker:
         self._next_poll = self._next_rescue = self._clock.monotonic()
         self._failed_claims = 0
         self._claim_error = ""
+        self._pause = 0.0
+        self._database_failed = False
+        """Whether it has not responded since the last turn."""
         settings = runtime.settings
         self._context = RunContext(
             runtime,
             self._clock,
-            Transitions(runtime.database, self._clock),
+            Transitions(runtime.database, self._clock, self._stopping.is_set, self._note_failure),
             window=2 * runtime.engine.capacity,
             post=self._events.put,
             is_stopping=self._stopping.is_set,
@@ -75,6 +82,7 @@ class Worker:
             self._clock,
             held=lambda: list(self._runs.values()),
             lost=lambda run: self._events.put(run.lose),
+            failed=self._note_failure,
         )
         self.housekeeper = Housekeeper(runtime, self._clock)
 
@@ -131,6 +139,9 @@ class Worker:
     def turn(self) -> None:
         """Does due work, dispatches calls up to the engine's capacity, then waits for events until more work is due."""
         now = self._clock.monotonic()
+        if self._database_failed:  # then no other worker could renew its leases either
+            self._database_failed = False
+            self._next_rescue = max(self._next_rescue, now + self._settings.lease)
         if now >= self._next_rescue:
             self._guarded(self._rescue)
             self._next_rescue = now + self._settings.rescue
@@ -164,10 +175,15 @@ class Worker:
         try:
             action()
         except Unavailable:
+            self._note_failure()
             log.warning("Database does not respond", action="database_unavailable", worker=self.name)
-            self._clock.wait(self._stopping, _PAUSE_AFTER_FAILURE)
+            self._pause = min(_LONGEST_PAUSE, max(_SHORTEST_PAUSE, 2 * self._pause))
+            self._clock.wait(self._stopping, self._pause)
         except Exception:
             log.exception("Worker continues after an error", action="worker_error", worker=self.name)
+
+    def _note_failure(self) -> None:
+        self._database_failed = True
 
     def _dispatch(self) -> None:
         """Keeps the engine busy: one chunk of each job in turn, so that a huge job does not block a small one."""
@@ -220,7 +236,7 @@ class Worker:
             self._failed_claims += 1
             self._claim_error = error.detail if isinstance(error, BatchserveError) else type(error).__name__
             raise
-        self._failed_claims = 0
+        self._failed_claims, self._pause = 0, 0.0
         return claimed
 
     def _claimed(self, most: int) -> list[Job]:
@@ -236,7 +252,7 @@ class Worker:
         try:
             self._begin(job)
         except Unavailable:
-            raise  # its lease lapses, and it is claimed again
+            raise  # this worker stops: its lease lapses, and it is claimed again
         except Exception as error:
             named = error if isinstance(error, BatchserveError) else None
             log.error("Job cannot be started", action="job_error", job_id=job.id, exc_info=None if named else error)
@@ -248,28 +264,15 @@ class Worker:
     def _begin(self, job: Job) -> None:
         if stale := self._runs.get(job.id):  # this worker's own lease lapsed, and it has claimed the job again
             stale.lose()
-        job = self._with_contents(job)
-        active = ActiveJob.begin(job, *self._plan_of(job), self._settings, self._runtime.engine.capacity)
+        read = self._context.transitions.read
+        if any(is_in_row(stored.key) for stored in job.inputs):
+            job = read(partial(_with_contents, job))
+        left = read(partial(_plan_of, job)) if job.chunks_total else ([], None, {0: 0})
+        active = ActiveJob.begin(job, *left, self._settings, self._runtime.engine.capacity)
         run = self._runs[job.id] = JobRun(active, self._context)
         self._turns.append(run)
         reference = active.model.reference
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
-
-    def _with_contents(self, job: Job) -> Job:
-        """The job with the inputs that are in rows: scoring processes do not read the database."""
-        if not any(is_in_row(stored.key) for stored in job.inputs):
-            return job
-        with self._database.read() as connection:
-            return replace(job, inputs=tuple(contents.with_content(connection, stored) for stored in job.inputs))
-
-    def _plan_of(self, job: Job) -> tuple[list[Chunk], Chunk | None, dict[int, int]]:
-        """The state left by earlier attempts: unscored chunks, the last planned one, and the first record of each
-        input."""
-        if not job.chunks_total:
-            return [], None, {0: 0}
-        with self._database.read() as connection:
-            bases = plan.first_records(connection, job.id) if len(job.inputs) > 1 else {0: 0}
-            return plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id), bases
 
     def _rescue(self) -> None:
         with self._database.write() as connection:
@@ -283,6 +286,17 @@ class Worker:
             log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
         for job_id in failed:
             log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
+
+
+def _with_contents(job: Job, connection: Connection) -> Job:
+    """The job with the inputs that are in rows: scoring processes do not read the database."""
+    return replace(job, inputs=tuple(contents.with_content(connection, stored) for stored in job.inputs))
+
+
+def _plan_of(job: Job, connection: Connection) -> tuple[list[Chunk], Chunk | None, dict[int, int]]:
+    """The state left by earlier attempts: unscored chunks, the last planned one, and the first record of each input."""
+    bases = plan.first_records(connection, job.id) if len(job.inputs) > 1 else {0: 0}
+    return plan.pending_chunks(connection, job.id), plan.last_chunk(connection, job.id), bases
 
 
 def _nothing() -> None:

@@ -174,8 +174,8 @@ class JobRun:
         if crashes >= most:
             self._fail(_of_last_try(error, chunk, crashes))
         elif crashes == most - 1 and chunk.records > 1 and job.model.signature.mode != "whole":
-            with self._runtime.database.read() as connection:
-                before = plan.chunk_before(connection, job.id, chunk.first_record)
+            first = chunk.first_record
+            before = self._context.transitions.read(lambda connection: plan.chunk_before(connection, job.id, first))
             then = partial(self._halved, chunk)
             call = self._call(then, halve_chunk, *job.halving(chunk, before))
             job.chunk_calls[chunk.first_record] = call
@@ -203,8 +203,7 @@ class JobRun:
             self._fail(fatal)
             return
         try:
-            with self._runtime.database.read() as connection:
-                done = plan.done_chunks(connection, job.id)
+            done = self._context.transitions.read(lambda connection: plan.done_chunks(connection, job.id))
         except UnreadableRow as error:
             self._fail(error)
             return

@@ -24,11 +24,12 @@ class LeaseKeeper:
         clock: Clock,
         held: Callable[[], Iterable[JobRun]],
         lost: Callable[[JobRun], None],
+        failed: Callable[[], None],
     ) -> None:
         """`held`: the runs whose leases are renewed. `lost` is called, from this thread, for one whose lease another
-        attempt has."""
+        attempt has; `failed` when the database does not respond."""
         self._database, self._settings, self._clock = database, settings, clock
-        self._held, self._lost = held, lost
+        self._held, self._lost, self._failed = held, lost, failed
 
     def run(self, ended: threading.Event) -> None:
         while not self._clock.wait(ended, self._settings.heartbeat):
@@ -44,6 +45,7 @@ class LeaseKeeper:
             except LeaseLost:
                 self._lost(run)
             except Unavailable:
+                self._failed()
                 log.warning("Lease could not be renewed", action="lease_unavailable", job_id=run.id)
             except Exception:  # such as a full disk: this thread must outlive the worker
                 log.exception("Lease could not be renewed", action="lease_error", job_id=run.id)

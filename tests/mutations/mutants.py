@@ -136,8 +136,17 @@ MUTANTS = (
     ),
     Mutant(
         "a chunk is committed once", PLAN,
-        "            chunks.c.records == scored.chunk.records,\n            chunks.c.attempt.is_(None),\n",
-        "            chunks.c.records == scored.chunk.records,\n", ("tests/test_jobs.py",),
+        ".where(*_of(job_id, scored.chunk), chunks.c.attempt.is_(None))", ".where(*_of(job_id, scored.chunk))",
+        ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "the commit of a chunk may be repeated", PLAN,
+        "            return\n        raise _lost(job_id, scored.chunk)",
+        "            pass\n        raise _lost(job_id, scored.chunk)", ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "no job is rescued at the end of an outage", WORKER, "max(self._next_rescue, now + self._settings.lease)",
+        "self._next_rescue", ("tests/test_database_outages.py",),
     ),
     Mutant(
         "a job completes only when all chunks are done", EXECUTION,
