@@ -278,11 +278,14 @@ class JobLife(RuleBasedStateMachine):
                 self.fail_by(hold)
 
     def commit_again(self, hold: Hold) -> None:
-        """A chunk counts once, even if another worker commits it a second time."""
+        """A chunk counts once: a repeated commit changes nothing, and that of another attempt is refused."""
         for scored in hold.done:
+            of_it = (tables.chunks.c.job_id == hold.job_id, tables.chunks.c.first_record == scored.chunk.first_record)
+            with self.database.read() as connection:
+                by = connection.scalar(select(tables.chunks.c.attempt).where(*of_it))
             self.write(
                 lambda connection: plan.commit_chunk_if_mine(connection, hold.job_id, hold.attempt, scored, 1.0),  # noqa: B023 - called at once
-                LeaseLost,
+                None if by == hold.attempt else LeaseLost,
             )
 
     def lose_a_scoring_process(self, hold: Hold, times: int) -> None:
@@ -329,7 +332,7 @@ class JobLife(RuleBasedStateMachine):
 
         if job is not None and job.is_of(hold.attempt) and job.chunks:
             self.write(act, LeaseLost)
-        elif self.write_as(hold, act, ends=True) is not None and job is not None:
+        elif self.write_as(hold, act, ends=JobState.COMPLETED) is not None and job is not None:
             job.plan({0: records}, complete=True)
             job.commit(0, failed, 1.0)
             job.complete(result)
@@ -541,7 +544,10 @@ class JobLife(RuleBasedStateMachine):
         holds = {hold.job_id: hold for hold in self.holds if hold.worker == worker}
         with self.database.read() as connection:
             asked = execution.cancel_requests(connection, holds)
-        assert asked == {job_id for job_id in holds if job_id in self.jobs and self.jobs[job_id].cancel_requested}
+        # Of a job that the worker lost while it was paused, nothing is asked any more.
+        known = {job_id: self.jobs[job_id] for job_id in holds if job_id in self.jobs}
+        running = {job_id: job for job_id, job in known.items() if job.state is JobState.RUNNING}
+        assert asked == {job_id for job_id, job in running.items() if job.cancel_requested}
         for job_id in sorted(asked):
             self.cancel_by(holds[job_id])
 
@@ -668,12 +674,14 @@ class JobLife(RuleBasedStateMachine):
             )
         return self.holds[len(self.holds) - len(claimed) :]
 
-    def write_as(self, hold: Hold, act: Callable[[Connection], T], *, ends: bool = False) -> T | bool | None:
+    def write_as(self, hold: Hold, act: Callable[[Connection], T], *, ends: JobState | bool = False) -> T | bool | None:
         """A write of a worker. Refused, and the job given up, exactly when another attempt has the job, or none: then
-        None. `ends`: of this worker's work on it."""
+        None. `ends`: of this worker's work on it, in this state; if the attempt has ended so already, nothing changes.
+        """
         job = self.jobs.get(hold.job_id)
         is_mine = job is not None and job.is_of(hold.attempt)
-        value = self.write(act, None if is_mine else LeaseLost)
+        has_ended = job is not None and job.state is ends and job.attempt == hold.attempt
+        value = self.write(act, None if is_mine or has_ended else LeaseLost)
         if ends or not is_mine:
             self.holds.remove(hold)
         if not is_mine:
@@ -755,7 +763,7 @@ class JobLife(RuleBasedStateMachine):
         completed = self.write_as(
             hold,
             lambda connection: execution.complete_if_mine(connection, hold.job_id, hold.attempt, result, {}, self.wall),
-            ends=True,
+            ends=JobState.COMPLETED,
         )
         if completed:
             self.jobs[hold.job_id].complete(result)
@@ -765,7 +773,7 @@ class JobLife(RuleBasedStateMachine):
         failed = self.write_as(
             hold,
             lambda connection: execution.fail_if_mine(connection, hold.job_id, hold.attempt, error, self.wall),
-            ends=True,
+            ends=JobState.FAILED,
         )
         if failed:
             self.jobs[hold.job_id].fail()
@@ -774,7 +782,7 @@ class JobLife(RuleBasedStateMachine):
         cancelled = self.write_as(
             hold,
             lambda connection: execution.cancel_if_mine(connection, hold.job_id, hold.attempt, self.wall),
-            ends=True,
+            ends=JobState.CANCELLED,
         )
         if cancelled:
             self.jobs[hold.job_id].cancel()
