@@ -1,5 +1,6 @@
 # syntax=docker/dockerfile:1
-# batchserve with its embedded database, storage and worker in one container; /data holds everything it writes.
+# batchserve with its embedded database, storage and worker in one container; /data holds everything it writes. With
+# --build-arg EXTRAS=fast,postgres,s3 the same image is a process of a cluster.
 
 FROM python:3.13-slim AS build
 WORKDIR /source
@@ -7,10 +8,11 @@ COPY constraints.txt ./
 COPY pyproject.toml README.md LICENSE ./
 COPY migrations migrations
 COPY batchserve batchserve
-# [fast], 210 MB of numba and LLVM, scores forests and boosted trees and reads CSV several times as fast.
+# What is installed with it. fast, 210 MB of numba and LLVM, scores forests and boosted trees and reads CSV several times as fast.
+ARG EXTRAS=fast
 RUN python -m venv /opt/batchserve \
     && python -m pip wheel --no-cache-dir --no-deps --wheel-dir /wheels . \
-    && /opt/batchserve/bin/pip install --no-cache-dir --constraint constraints.txt "$(echo /wheels/*.whl)[fast]"
+    && /opt/batchserve/bin/pip install --no-cache-dir --constraint constraints.txt "$(echo /wheels/*.whl)[$EXTRAS]"
 
 FROM python:3.13-slim
 # A fixed uid, so that a mounted folder can be given to it: chown 10001:10001.

@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -59,8 +59,13 @@ test-mutations: $(VENV)/.dev ## Remove one mechanism at a time and check that a 
 	@PYTHONPATH=tests $(BIN)/python -m mutations
 
 SECONDS ?= 60
-chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what was lost
-	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS)
+CLUSTER ?=
+chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what was lost; CLUSTER=1: a cluster
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS) $(if $(CLUSTER),--cluster)
+
+ROWS ?= 10000000
+cluster-demo: $(VENV)/.dev ## Run the cluster of docker-compose.yml as processes, kill each in a job of ROWS=10000000
+	@PYTHONPATH=tests $(BIN)/python -m cluster --rows $(ROWS)
 
 SEED ?=
 fuzz: $(VENV)/.dev ## Send malformed inputs, options, models and HTTP for SECONDS=60, and count faults

@@ -5,9 +5,8 @@ import pwd
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
-from functools import partial
 from importlib.util import find_spec
 from itertools import count
 from pathlib import Path
@@ -32,10 +31,10 @@ class NoServer(Exception):
 class Server:
     """A running server. Its databases do not survive a power cut: they exist for one run of the tests."""
 
-    def __init__(self, socket: Path, control: Callable[..., None]) -> None:
-        """`control` runs pg_ctl with some arguments."""
-        self.socket, self._control = socket, control
-        self._connection = psycopg.connect(host=str(socket), user="postgres", autocommit=True)
+    def __init__(self, installation: "Installation") -> None:
+        self._installation = installation
+        self.socket = installation.folder
+        self._connection = psycopg.connect(host=str(self.socket), user="postgres", autocommit=True)
         self._left: list[str] = []
         """Databases that no test uses any more."""
 
@@ -60,10 +59,10 @@ class Server:
     def stop(self) -> None:
         """Ends it as a crash does. Use it only with a server of the test's own, to which `start` gives no new
         databases."""
-        self._control("-m", "immediate", "stop")
+        self._installation.stop()
 
     def start(self) -> None:
-        self._control("-l", self.socket / "log", "start")
+        self._installation.start()
 
     def close(self) -> None:
         self._connection.close()
@@ -82,39 +81,60 @@ class Server:
         return url.render_as_string()
 
 
+class Installation:
+    """The programs of a server and the data of one, in a folder that other users may enter."""
+
+    def __init__(self, folder: Path) -> None:
+        """Raises NoServer."""
+        self.folder = folder
+        self._programs, self._user = _programs(), None
+        if os.geteuid() == 0:
+            self._programs, self._user = _copied(self._programs, folder), _UNPRIVILEGED
+            os.chown(folder, pwd.getpwnam(_UNPRIVILEGED).pw_uid, -1)
+
+    def make(self, *options: object, settings: Iterable[str] = ()) -> None:
+        """The data, by options of initdb. `settings` are lines of postgresql.conf."""
+        self._run("initdb", "-D", self.folder / "data", "-E", "UTF8", *options)
+        with (self.folder / "data" / "postgresql.conf").open("a") as opened:
+            opened.write("\n".join((*settings, "")))
+
+    def start(self) -> None:
+        self.control("-l", self.folder / "log", "start")
+
+    def stop(self) -> None:
+        """As a crash does."""
+        self.control("-m", "immediate", "stop")
+
+    def control(self, *arguments: object) -> None:
+        """Runs pg_ctl. Raises NoServer."""
+        self._run("pg_ctl", "-D", self.folder / "data", "-w", "-t", 60, *arguments)
+
+    def _run(self, program: str, *arguments: object) -> None:
+        _run(self._user, self._programs / program, *arguments)
+
+
 @contextmanager
 def serving() -> Iterator[Server]:
     """A server with a template, stopped and removed at the end. Raises NoServer."""
-    programs = _programs()
     # Not in pytest's folder: the path of a socket must be short, and other users cannot enter a folder of root.
     with tempfile.TemporaryDirectory(prefix="batchserve-postgres-", dir=_quick_folder()) as name:
-        folder = Path(name)
-        user = None
-        if os.geteuid() == 0:
-            programs, user = _copied(programs, folder), _UNPRIVILEGED
-            os.chown(folder, pwd.getpwnam(user).pw_uid, -1)
-        control = (programs / "pg_ctl", "-D", folder / "data", "-w", "-t", 60)
-        _run(user, programs / "initdb", "-D", folder / "data", "-U", "postgres", "-A", "trust", "-E", "UTF8", "-N")
-        _configure(folder / "data" / "postgresql.conf", folder)
-        _run(user, *control, "-l", folder / "log", "start")
+        installation = Installation(Path(name))
+        quick = ("fsync=off", "full_page_writes=off", "autovacuum=off")
+        where = ("listen_addresses=''", f"unix_socket_directories='{name}'")
+        installation.make("-U", "postgres", "-A", "trust", "-N", settings=(*where, *quick))
+        installation.start()
         try:
-            with closing(Server(folder, partial(_run, user, *control))) as server:
+            with closing(Server(installation)) as server:
                 server.make_template()
                 yield server
         finally:
             with suppress(NoServer):  # it is stopped already
-                _run(user, *control, "-m", "immediate", "stop")
+                installation.stop()
 
 
 def _quick_folder() -> Path | None:
     """A folder in memory if there is space: a database has 300 files, for which a disk may need 100 ms."""
     return _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 1 << 30 else None
-
-
-def _configure(file: Path, socket: Path) -> None:
-    settings = ("listen_addresses=''", f"unix_socket_directories='{socket}'", "fsync=off", "full_page_writes=off")
-    with file.open("a") as opened:
-        opened.write("\n".join((*settings, "autovacuum=off", "")))
 
 
 def _programs() -> Path:

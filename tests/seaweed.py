@@ -52,12 +52,12 @@ class Server:
 @contextmanager
 def serving() -> Iterator[Server]:
     """A server without any object, stopped and removed at the end. Raises NoServer."""
-    program = _program()
+    weed = program()
     quick = _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 << 30 else None
     with tempfile.TemporaryDirectory(prefix="batchserve-seaweed-", dir=quick, ignore_cleanup_errors=True) as name:
-        s3, master, volume, filer, admin = _free_ports(5)
+        s3, master, volume, filer, admin = free_ports(5)
         command = [
-            program, "-logtostderr=true", "mini", f"-dir={name}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
+            weed, "-logtostderr=true", "mini", f"-dir={name}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1",
             "-master.telemetry=false", f"-s3.port={s3}", f"-master.port={master}", f"-volume.port={volume}",
             f"-filer.port={filer}", f"-admin.port={admin}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-admin.ui=false", "-webdav=false",
@@ -112,7 +112,7 @@ def _stop(process: "subprocess.Popen[bytes]") -> None:
         process.wait()
 
 
-def _program() -> str:
+def program() -> str:
     beside = Path(sys.executable).parent / "weed"
     found = str(beside) if beside.is_file() else shutil.which("weed")
     if found is None:
@@ -120,7 +120,7 @@ def _program() -> str:
     return found
 
 
-def _free_ports(number: int) -> list[int]:
+def free_ports(number: int) -> list[int]:
     """Ports that are free together with their second one."""
     ports: list[int] = []
     with ExitStack() as held:

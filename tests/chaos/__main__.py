@@ -12,10 +12,11 @@ from pathlib import Path
 import graphs
 import httpx2
 
-from chaos.audit import Verdict, audit, check_database, wait_for_all
+from chaos.audit import Verdict, audit, wait_for_all
 from chaos.clients import MODEL, run_clients
+from chaos.cluster_site import ClusterSite
 from chaos.history import History
-from chaos.site import KINDS, Site
+from chaos.site import Site
 
 CLIENTS = 16
 
@@ -24,14 +25,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="chaos", description=__doc__)
     parser.add_argument("--seconds", type=float, default=60.0, help="how long clients work and processes are killed")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of inputs and kills")
+    parser.add_argument(
+        "--cluster", action="store_true", help="on PostgreSQL and an object store, which are killed, too"
+    )
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the services end with this process
     say(f"seed {arguments.seed}: {arguments.seconds:g} s, {CLIENTS} clients; again with --seed {arguments.seed}")
     folder = Path(tempfile.mkdtemp(prefix="batchserve-chaos-"))
-    verdict, site = run(folder, arguments.seconds, arguments.seed)
+    verdict, kills = run(folder, arguments.seconds, arguments.seed, ClusterSite if arguments.cluster else Site)
     for sentence in verdict.sentences[:50]:
         say(sentence)
-    say("kills: " + ", ".join(f"{site.kills[kind]} of a {kind}" for kind in KINDS))
+    say("kills: " + ", ".join(f"{count} of a {kind}" for kind, count in kills.items()))
     states = ", ".join(f"{count} {state}" for state, count in sorted(verdict.states.items()))
     say(f"jobs: {states}, in {verdict.attempts} attempts; {verdict.records} records compared")
     if verdict.is_good:
@@ -39,16 +43,19 @@ def main() -> int:
     else:
         say(f"all of it is kept in {folder}")
     say(
-        f"acknowledged {verdict.acknowledged}, kills {site.kills.total()}, lost {verdict.lost}, "
+        f"acknowledged {verdict.acknowledged}, kills {sum(kills.values())}, lost {verdict.lost}, "
         f"duplicated {verdict.duplicated}, stuck {verdict.stuck}"
     )
     return 0 if verdict.is_good else 1
 
 
-def run(folder: Path, seconds: float, seed: int) -> tuple[Verdict, Site]:
-    """The data of the service is in `folder`/service, the history in `folder`."""
+def run(
+    folder: Path, seconds: float, seed: int, kind: type[Site] | type[ClusterSite] = Site
+) -> tuple[Verdict, dict[str, int]]:
+    """The verdict, and how often each kind of process was killed. The data of the service is in `folder`/service, the
+    history in `folder`."""
     (folder / "service").mkdir()
-    site = Site(folder / "service")
+    site = kind(folder / "service")
     history = History(folder / "history.jsonl")
     verdict = Verdict()
     try:
@@ -63,8 +70,8 @@ def run(folder: Path, seconds: float, seed: int) -> tuple[Verdict, Site]:
     finally:
         history.close()
         site.stop()
-    check_database(site.database, verdict)
-    return verdict, site
+    site.check(verdict)
+    return verdict, {name: site.kills[name] for name in site.kinds}
 
 
 def say(line: str) -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 import httpx2
 from commands import FAST, Service
 
+from chaos.audit import Verdict, check_database
+
 SETTINGS = {
     **FAST,
     "BATCHSERVE_CHUNK_RECORDS": "2000",
@@ -28,6 +30,8 @@ KINDS = ("server", "worker", "scoring process")
 class Site:
     """A server and two workers on the data of one folder."""
 
+    kinds = KINDS
+
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with socket.socket() as free:
@@ -43,9 +47,9 @@ class Site:
         self.kills: Counter[str] = Counter()
         self._round: list[str] = []
 
-    @property
-    def database(self) -> Path:
-        return self.folder / "storage" / "batchserve.db"
+    def check(self, verdict: Verdict) -> None:
+        """After the end: the database is whole."""
+        check_database(self.folder / "storage" / "batchserve.db", verdict)
 
     def start(self) -> None:
         """Starts the processes that are not running."""

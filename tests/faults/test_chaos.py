@@ -11,9 +11,10 @@ import pytest
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(400)]
 
 
-def test_nothing_acknowledged_is_lost_doubled_or_stuck_while_processes_are_killed() -> None:
+@pytest.mark.parametrize("where", [(), ("--cluster",)], ids=["one host", "cluster"])
+def test_nothing_acknowledged_is_lost_doubled_or_stuck_while_processes_are_killed(where: tuple[str, ...]) -> None:
     ended = subprocess.run(
-        [sys.executable, "-m", "chaos", "--seconds", "20"],
+        [sys.executable, "-m", "chaos", "--seconds", "20", *where],
         cwd=Path(__file__).parent.parent,
         env=os.environ | {"PYTHONDONTWRITEBYTECODE": "1"},
         capture_output=True,

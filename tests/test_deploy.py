@@ -1,0 +1,139 @@
+"""docker-compose.yml, the manifests of Kubernetes and the dashboard name what there is. `.ci/manifests` checks them
+against their schemas, and `make cluster-demo` runs the services of the former as processes."""
+
+import json
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+from service import Api
+
+from batchserve.cli import app
+from batchserve.settings import Settings
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPLOY = ROOT / "deploy"
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = {name: service for name, service in SERVICES.items() if "build" in service}
+MANIFESTS = [
+    document
+    for file in sorted((DEPLOY / "kubernetes").glob("*.yaml"))
+    for document in yaml.safe_load_all(file.read_text())
+]
+KNOWN = {f"BATCHSERVE_{name.upper()}" for name in Settings.model_fields} | {
+    f"AWS_{name}" for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY", "REGION", "ENDPOINT_URL")
+}
+
+
+def parse(arguments: list[str]) -> None:
+    """Raises what the command line raises for wrong arguments; runs nothing."""
+    group: Any = typer.main.get_command(app)
+    name, *rest = arguments
+    with group.make_context("batchserve", [name], resilient_parsing=True) as context:
+        command = group.get_command(context, name)
+        assert command is not None, name
+        command.make_context(name, rest, parent=context).close()
+
+
+def require_known(names: set[str]) -> None:
+    assert {name.removesuffix("_FILE") for name in names} <= KNOWN
+
+
+def containers() -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """The pods of the manifests, each with its only container."""
+    for document in MANIFESTS:
+        if document["kind"] in ("Deployment", "Job"):
+            pod = document["spec"]["template"]["spec"]
+            (container,) = pod["containers"]
+            yield pod, container
+
+
+@pytest.mark.parametrize("name", OURS)
+def test_the_services_run_commands_and_settings_that_there_are(name: str) -> None:
+    parse(SERVICES[name]["command"])
+    require_known(set(SERVICES[name].get("environment", {})))
+
+
+def test_the_services_of_others_are_of_a_fixed_version() -> None:
+    for name, service in SERVICES.items():
+        assert name in OURS or re.search(r":v?\d", service["image"]), name
+
+
+def test_all_that_a_service_names_is_defined() -> None:
+    for service in SERVICES.values():
+        assert set(service.get("secrets", ())) <= set(COMPOSE["secrets"])
+        for volume in service.get("volumes", ()):
+            source = volume.partition(":")[0]
+            assert source in COMPOSE["volumes"] or (ROOT / source).exists(), volume
+        after = service.get("depends_on", [])
+        assert set(after) <= set(SERVICES)
+        for other, how in after.items() if isinstance(after, dict) else ():
+            assert how["condition"] != "service_healthy" or "healthcheck" in SERVICES[other], other
+
+
+def test_the_embedded_service_starts_alone_unless_the_profile_is_asked_for() -> None:
+    assert [name for name, service in SERVICES.items() if "profiles" not in service] == ["batchserve"]
+
+
+def test_the_secrets_are_made_once_and_are_random(tmp_path: Path) -> None:
+    script = tmp_path / "secrets.sh"
+    script.write_bytes((DEPLOY / "secrets.sh").read_bytes())
+
+    def made() -> dict[str, str]:
+        subprocess.run(["sh", script], check=True)
+        return {file.name: file.read_text() for file in (tmp_path / "secrets").iterdir()}
+
+    secrets = made()
+    assert set(secrets) == set(COMPOSE["secrets"])
+    assert made() == secrets
+    assert (tmp_path / "secrets").stat().st_mode & 0o77 == 0
+    (identity,) = json.loads(secrets["s3_identities"])["identities"]
+    assert identity["credentials"] == [{"accessKey": secrets["s3_access_key"], "secretKey": secrets["s3_secret_key"]}]
+    assert secrets["postgres_password"] in secrets["database"]
+    assert len({secrets[name] for name in ("postgres_password", "s3_access_key", "s3_secret_key")}) == 3
+
+
+def test_the_pods_run_commands_and_settings_that_there_are() -> None:
+    (settings,) = (document["data"] for document in MANIFESTS if document["kind"] == "ConfigMap")
+    require_known(set(settings))
+    for pod, container in containers():
+        parse(container["args"])
+        require_known({entry["name"] for entry in container.get("env", ())})
+        assert container["securityContext"]["readOnlyRootFilesystem"]
+        assert pod["securityContext"]["runAsNonRoot"]
+        assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
+        mounted = {mount["mountPath"] for mount in container["volumeMounts"]}
+        for name, value in settings.items():
+            assert not name.endswith("_FILE") or str(Path(value).parent) in mounted
+
+
+def test_the_selectors_of_the_manifests_match_their_pods() -> None:
+    labels = [d["spec"]["template"]["metadata"]["labels"] for d in MANIFESTS if d["kind"] in ("Deployment", "Job")]
+    for document in MANIFESTS:
+        selector = document.get("spec", {}).get("selector", {})
+        wanted = selector.get("matchLabels", selector)
+        assert not wanted or any(wanted.items() <= there.items() for there in labels), document["metadata"]
+    (scaler,) = (d["spec"]["scaleTargetRef"] for d in MANIFESTS if d["kind"] == "HorizontalPodAutoscaler")
+    assert (scaler["kind"], scaler["name"]) in {(d["kind"], d.get("metadata", {}).get("name")) for d in MANIFESTS}
+
+
+def test_the_kustomization_has_every_manifest() -> None:
+    (listed,) = (document["resources"] for document in MANIFESTS if document["kind"] == "Kustomization")
+    there = {file.name for file in (DEPLOY / "kubernetes").glob("*.yaml")}
+    assert set(listed) | {"kustomization.yaml"} == there
+
+
+def test_the_dashboard_and_the_scaler_show_metrics_that_there_are(api: Api) -> None:
+    exposed = set(re.findall(r"^(batchserve_\w+)", api.http.get("/metrics").text, re.MULTILINE))
+    board = json.loads((DEPLOY / "grafana" / "dashboards" / "batchserve.json").read_text())
+    asked = {target["expr"] for panel in board["panels"] for target in panel["targets"]}
+    (scaler,) = (d["spec"]["metrics"] for d in MANIFESTS if d["kind"] == "HorizontalPodAutoscaler")
+    asked |= {metric["external"]["metric"]["name"] for metric in scaler}
+    named = {name for expression in asked for name in re.findall(r"batchserve_\w+", expression)}
+    assert named <= exposed
