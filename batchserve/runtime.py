@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
-from batchserve.db import migrate
+from batchserve.db import closed, migrate
 from batchserve.db.connect import Database, with_reason
 from batchserve.engines import Engine, Interactive, open_engine, open_interactive
 from batchserve.errors import Unavailable
@@ -66,7 +66,8 @@ def open_reached(settings: Settings) -> Storage:
 def open_database(settings: Settings) -> Iterator[Database]:
     """The database of the settings, an embedded one migrated first.
 
-    Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, and Unavailable with what the database itself says.
+    Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, InvalidOptions for one that was moved, and Unavailable with
+    what the database itself says.
     """
     database = Database(settings.database_url)
     try:
@@ -74,6 +75,7 @@ def open_database(settings: Settings) -> Iterator[Database]:
             if not settings.database:
                 database.with_reserve(lambda: migrate.upgrade(database))
             database.with_reserve(lambda: migrate.check(database))  # what frees space must start on a full disk, too
+            closed.require_open(database)
         except Unavailable as error:
             raise Unavailable(with_reason(error)) from error
         yield database

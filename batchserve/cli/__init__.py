@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from batchserve import __version__
-from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, server
+from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, move, server
 from batchserve.cli.secrets import take_from_files
 from batchserve.cli.terminal import print_error, print_json, wants_json
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
@@ -40,6 +40,7 @@ app.command()(doctor.doctor)
 app.command()(doctor.mend)
 app.command()(backup.backup)
 app.command()(backup.restore)
+app.command()(move.migrate_to)
 app.command()(jobs.predict)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")

@@ -1,5 +1,6 @@
 """`batchserve backup` and `batchserve restore`."""
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -77,8 +78,13 @@ def show(copied: "CopyReport", sentence: str, *, as_json: bool) -> None:
         print_json(asdict(copied))
     else:
         say(escape(sentence))
-    if copied.damaged:
-        shown = ", ".join(copied.damaged[:MOST_SHOWN])
-        more = f" and {len(copied.damaged) - MOST_SHOWN} more" if len(copied.damaged) > MOST_SHOWN else ""
+    show_damaged(copied.damaged)
+
+
+def show_damaged(damaged: Sequence[str]) -> None:
+    """Exits with 1 if there are any."""
+    if damaged:
+        shown = ", ".join(damaged[:MOST_SHOWN])
+        more = f" and {len(damaged) - MOST_SHOWN} more" if len(damaged) > MOST_SHOWN else ""
         say(f"Already damaged or missing: {escape(shown)}{more}. Run [bold]batchserve doctor --deep[/] for the repair.")
         raise typer.Exit(1)

@@ -434,9 +434,11 @@ def _named(error: SQLAlchemyError) -> Exception:
         return InvalidOptions("a value is longer, or larger, than the database can hold")
     if isinstance(error, PoolTimeout):
         return Unavailable("the database is busy; try again in a moment")
+    cause = getattr(error, "orig", None)
+    if isinstance(cause, sqlite3.Error) and cause.sqlite_errorcode == sqlite3.SQLITE_CONSTRAINT_TRIGGER:
+        return Unavailable(str(cause))  # by `db.closed`
     if not isinstance(error, OperationalError | InternalError):
         return error
-    cause = error.orig
     state = getattr(cause, "sqlstate", None)
     if state == _DISK_FULL:
         return InsufficientStorage("the database's disk is full: free some space")

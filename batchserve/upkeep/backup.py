@@ -55,13 +55,13 @@ def back_up(database: Database, storage: Storage, target: Path, *, link: bool = 
         raise InvalidOptions(f"{target} is in the storage: name a folder elsewhere, preferably on another disk")
     partial = target.parent / f".partial-{target.name}-{secrets.token_hex(4)}"
     try:
-        copied = _fill(partial, database, storage, link=link)
+        filled = _fill(partial, database, storage, link=link)
         partial.rename(target)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     sync_folder(target.parent)
-    return copied
+    return filled
 
 
 def restore(source: Path, storage: Storage, database: Path) -> CopyReport:
@@ -86,7 +86,7 @@ def restore(source: Path, storage: Storage, database: Path) -> CopyReport:
         raise
     opened = Database(f"sqlite:///{database}")
     try:
-        damaged = {key for key, sha256 in named_objects(opened) if _differs(restored.get(key), sha256)}
+        damaged = {key for key, sha256 in named_objects(opened) if differs(restored.get(key), sha256)}
     finally:
         opened.close()
     size = sum(stored.bytes for stored in restored.values())
@@ -107,12 +107,12 @@ def _fill(folder: Path, database: Database, storage: Storage, *, link: bool) -> 
                 with storage.open(key) as source:
                     file = local_path(storage, key) if link else None
                     is_linked = file is not None and isinstance(target, OnDisk) and target.link(key, file)
-                    taken[key] = _stored(source) if is_linked else _copied(source, target, key)
+                    taken[key] = _stored(source) if is_linked else copied(source, target, key)
                     linked += is_linked
             except FileNotFoundError:
                 damaged.add(key)
                 continue
-            if _differs(taken[key], sha256):
+            if differs(taken[key], sha256):
                 damaged.add(key)
     with (folder / DATABASE).open("rb") as copy:
         sums = {DATABASE: _stored(copy), **taken}
@@ -151,7 +151,7 @@ def _verified(backup: Storage, key: str, sha256: str, target: Storage, name: str
     """Copies an object out of a backup. Raises DigestMismatch when it has changed."""
     try:
         with backup.open(key) as source:
-            stored = _copied(source, target, name)
+            stored = copied(source, target, name)
     except FileNotFoundError:
         raise DigestMismatch(f"{key} is missing in the backup") from None
     except ValueError as error:
@@ -162,7 +162,8 @@ def _verified(backup: Storage, key: str, sha256: str, target: Storage, name: str
     return stored
 
 
-def _copied(source: BinaryIO, target: Storage, key: str) -> Stored:
+def copied(source: BinaryIO, target: Storage, key: str) -> Stored:
+    """The rest of an open file as an object."""
     with target.create(key) as writer:
         while block := source.read(_BLOCK):
             writer.write(block)
@@ -177,5 +178,6 @@ def _stored(file: BinaryIO) -> Stored:
     return Stored(size, digest.hexdigest())
 
 
-def _differs(stored: Stored | None, sha256: str | None) -> bool:
+def differs(stored: Stored | None, sha256: str | None) -> bool:
+    """Whether an object is missing, or has another digest than its row says, if that says one."""
     return stored is None or (sha256 is not None and stored.sha256 != sha256)
