@@ -24,15 +24,52 @@ SETTINGS = {
 }
 PAUSE = (1.5, 4.0)
 """Seconds from one kill to the next."""
-KINDS = ("server", "worker", "scoring process")
 
 
-class Site:
+class Disturbed:
+    """Processes that are killed, and what starts them again."""
+
+    kinds: tuple[str, ...]
+
+    def __init__(self) -> None:
+        self.kills: Counter[str] = Counter()
+        self._round: list[str] = []
+
+    def disturb(self, seconds: float, seed: int) -> None:
+        """Kills something every few seconds, and starts what has ended."""
+        chance = random.Random(seed)
+        end = time.monotonic() + seconds
+        next_kill = time.monotonic() + chance.uniform(*PAUSE)
+        while time.monotonic() < end:
+            if time.monotonic() >= next_kill:
+                self._kill_next(chance)
+                next_kill = time.monotonic() + chance.uniform(*PAUSE)
+            self.start_missing()
+            time.sleep(0.1)
+
+    def _kill_next(self, chance: random.Random) -> None:
+        """The next kind: each once in a round, in a random order. What cannot be killed yet is killed later."""
+        if not self._round:
+            self._round = chance.sample(self.kinds, len(self.kinds))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if self.kill(self._round[-1], chance):
+                self.kills[self._round.pop()] += 1
+
+    def kill(self, kind: str, chance: random.Random) -> bool:
+        """Whether there was one."""
+        raise NotImplementedError
+
+    def start_missing(self) -> None:
+        raise NotImplementedError
+
+
+class Site(Disturbed):
     """A server and two workers on the data of one folder."""
 
-    kinds = KINDS
+    kinds = ("server", "worker", "scoring process")
 
     def __init__(self, folder: Path) -> None:
+        super().__init__()
         self.folder = folder
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
@@ -44,15 +81,15 @@ class Site:
             "worker 2": ("worker",),
         }
         self.services: dict[str, Service] = {}
-        self.kills: Counter[str] = Counter()
-        self._round: list[str] = []
 
     def check(self, verdict: Verdict) -> None:
         """After the end: the database is whole."""
         check_database(self.folder / "storage" / "batchserve.db", verdict)
 
     def start(self) -> None:
-        """Starts the processes that are not running."""
+        self.start_missing()
+
+    def start_missing(self) -> None:
         for name, command in self.commands.items():
             service = self.services.get(name)
             if service is None or service.process.poll() is not None:
@@ -77,34 +114,16 @@ class Site:
         except httpx2.TransportError:
             return False
 
-    def disturb(self, seconds: float, seed: int) -> None:
-        """Kills a process every few seconds, and restarts those that have ended."""
-        chance = random.Random(seed)
-        end = time.monotonic() + seconds
-        next_kill = time.monotonic() + chance.uniform(*PAUSE)
-        while time.monotonic() < end:
-            if time.monotonic() >= next_kill:
-                self._kill(chance)
-                next_kill = time.monotonic() + chance.uniform(*PAUSE)
-            self.start()
-            time.sleep(0.1)
-
-    def _kill(self, chance: random.Random) -> None:
-        """The next kind of process to kill: each once in a round, in a random order."""
-        if not self._round:
-            self._round = chance.sample(KINDS, len(KINDS))
+    def kill(self, kind: str, chance: random.Random) -> bool:
         server, worker = self.services["server"], self.services[chance.choice(("worker 1", "worker 2"))]
-        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
-            victims = {
-                "server": [server.process.pid],
-                "worker": [worker.process.pid],
-                "scoring process": chance.choice((worker, server)).scoring_processes(nicer=0),
-            }
-            kind = self._round[-1]
-            if victims[kind]:  # a process that is starting has no scoring process yet: it is killed later
-                os.kill(chance.choice(victims[kind]), signal.SIGKILL)
-                self.kills[kind] += 1
-                self._round.pop()
+        victims = {
+            "server": [server.process.pid],
+            "worker": [worker.process.pid],
+            "scoring process": chance.choice((worker, server)).scoring_processes(nicer=0),
+        }
+        if victims[kind]:  # a process that is starting has no scoring process yet
+            os.kill(chance.choice(victims[kind]), signal.SIGKILL)
+        return bool(victims[kind])
 
     def stop(self) -> None:
         """Kills all of them at once."""
