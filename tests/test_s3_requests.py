@@ -13,12 +13,16 @@ import polars as pl
 import pytest
 import seaweed
 from proxy import Counted, Proxy
+from service import decoded
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect
+from batchserve.formats import get_format
+from batchserve.formats.protocol import Part
 from batchserve.scoring import inputs
+from batchserve.scoring.assembly import AssembleTask, assemble_result
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import PlanTask, plan_chunks
-from batchserve.storage import open_storage
+from batchserve.storage import open_storage, part_key
 
 pytestmark = pytest.mark.s3
 
@@ -121,3 +125,22 @@ def _read(proxy: Proxy, source: Input, chunk: Chunk, columns: tuple[str, ...] | 
     with proxy.counted() as counted, source.open() as file:
         source.reader.read(file, chunk, {}, columns)
     return counted
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "arrow", "jsonl"])
+def test_a_result_takes_one_request_for_each_of_its_small_parts(proxy: Proxy, s3_address: str, format: str) -> None:
+    rows = 20_000
+    frames = [table()[start : start + rows] for start in range(0, RECORDS, rows)]
+    whole, parts = get_format(format), []
+    for number, frame in enumerate(frames):
+        key, content = part_key("job", number * rows, 1), whole.write(frame)
+        open_storage(s3_address).compose(key, [content])
+        parts.append(Part(key, len(content), rows))
+    assert all(part.bytes < 4 * MB for part in parts)
+    inputs.storage_at.cache_clear()
+    with proxy.counted() as counted:
+        result = assemble_result(AssembleTask(s3_address, "job", 1, format, Dialect(), tuple(parts), ()))
+    gets = sum(request.startswith("GET") for request in counted.requests)
+    assert len(frames) <= gets <= len(frames) + 2
+    with open_storage(s3_address).open(result.key) as source:
+        assert decoded(source.read(), format).cast(pl.Float32).equals(pl.concat(frames))

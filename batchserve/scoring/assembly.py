@@ -2,14 +2,17 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import BinaryIO
 
 from batchserve.domain import CommittedChunk, Dialect, Result
 from batchserve.formats import get_format
-from batchserve.formats.protocol import Part
+from batchserve.formats.protocol import Open, Part
 from batchserve.scoring.inputs import storage_at
-from batchserve.storage import Piece, Span, Storage, errors_key, errors_part_key, part_key, result_key
+from batchserve.storage import Piece, ReadsAhead, Span, Storage, errors_key, errors_part_key, part_key, result_key
 
 ERRORS_FORMAT = "jsonl"
+_AHEAD = 6
+"""Parts that are fetched before they are needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,25 @@ def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Seque
     """The pieces of one file made of all parts. A part is a complete file: a single one is the result."""
     if len(parts) == 1:
         return iter([Span(parts[0].key, 0, parts[0].bytes)])
-    return get_format(format, dialect).assemble(parts, store.open, sum(part.records for part in parts))
+    return get_format(format, dialect).assemble(parts, _open_ahead(store, parts), sum(part.records for part in parts))
+
+
+def _open_ahead(store: Storage, parts: Sequence[Part]) -> Open:
+    """Opens parts, of which the next ones are fetched meanwhile where that takes requests. Formats open the first one
+    alone, or all of them in order."""
+    if not isinstance(store, ReadsAhead):
+        return store.open
+    reading, places, asked = store, {part.key: place for place, part in enumerate(parts)}, 0
+
+    def open(key: str) -> BinaryIO:
+        nonlocal asked
+        until = places[key] + _AHEAD if places[key] else 0
+        for part in parts[max(asked, places[key]) : until]:
+            reading.read_ahead(part.key, part.bytes)
+        asked = max(asked, until)
+        return store.open(key)
+
+    return open
 
 
 def _errors_pieces(store: Storage, parts: Sequence[Part]) -> Iterator[Piece]:

@@ -17,6 +17,7 @@ __all__ = [
     "ObjectInfo",
     "OnDisk",
     "Piece",
+    "ReadsAhead",
     "Span",
     "Storage",
     "Stored",
@@ -187,6 +188,15 @@ def scratch_folder(storage: Storage) -> str | None:
 def remove_partials(storage: Storage, before: float) -> int:
     """See `OnDisk`. An object store discards uncommitted objects itself."""
     return storage.remove_partials(before) if _is_on_disk(storage) else 0
+
+
+@runtime_checkable
+class ReadsAhead(Protocol):
+    """A storage whose reads are requests, of which several may be under way."""
+
+    def read_ahead(self, key: str, size: int) -> None:
+        """Begins to fetch an object of this size, if it is small, which will be opened soon."""
+        ...
 
 
 @runtime_checkable

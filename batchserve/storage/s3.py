@@ -1,7 +1,8 @@
 """Objects of a bucket: of Amazon S3, or of another store that speaks its protocol."""
 
 import re
-from collections import deque
+import threading
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -26,6 +27,10 @@ _PART = 8 * 2**20
 """Bytes of a request that sends or fetches a piece of a large object."""
 _PARTS = 9_000
 """Most parts of an object; S3 allows 10,000."""
+_SMALL = 4 * 2**20
+"""Bytes of a read below which it goes through the blocks that are kept."""
+_MOST_COMING = 8
+"""Most objects that are fetched before they are opened."""
 _AHEAD = 4
 """Requests at a time for one object."""
 _KEPT = 64 * 2**20
@@ -62,6 +67,8 @@ class S3Storage:
             raise InvalidOptions(f"the storage {address} cannot be opened: {_first_line(error)}") from error
         self._requests = ThreadPoolExecutor(_AHEAD, thread_name_prefix="s3")
         self._blocks = BlockCache(self._fetch, self._requests, _KEPT)
+        self._coming: OrderedDict[str, Future[bytes]] = OrderedDict()
+        self._lock = threading.Lock()
 
     def check(self) -> None:
         """Raises InvalidOptions where the store refuses this bucket or these credentials, Unavailable where it does not
@@ -81,8 +88,21 @@ class S3Storage:
         with self._writing(key, _PART) as writer:
             yield writer
 
+    def read_ahead(self, key: str, size: int) -> None:
+        if 0 < size < _SMALL:
+            with self._lock:
+                self._coming[self._path(key)] = self._requests.submit(_whole, self._fetch, self._path(key), 0, size)
+                while len(self._coming) > _MOST_COMING:
+                    self._coming.popitem(last=False)
+
     def open(self, key: str) -> BinaryIO:
         path = self._path(key)
+        with self._lock:
+            coming = self._coming.pop(path, None)
+        if coming is not None:
+            data = coming.result()
+            self._blocks.add(path, data)
+            return RangedObject(self, key, len(data)).open()
         with self._failures_named():
             try:
                 beginning = obstore.get(self._store, path, options={"range": (0, BLOCK)})
@@ -96,7 +116,7 @@ class S3Storage:
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         path = self._path(key)
-        if stop - start < _PART // 2:
+        if stop - start < _SMALL:
             return self._blocks.read(path, start, stop)
         return b"".join(self._in_order(partial(self._fetch, path, *piece) for piece in _pieces(start, stop)))
 
@@ -153,7 +173,8 @@ class S3Storage:
         for piece in pieces:
             if isinstance(piece, Span):
                 path = self._path(piece.key)
-                yield from (partial(self._fetch_all, path, *part) for part in _pieces(piece.start, piece.stop))
+                fetch = self._blocks.read if piece.stop - piece.start < _SMALL else self._fetch
+                yield from (partial(_whole, fetch, path, *part) for part in _pieces(piece.start, piece.stop))
             else:
                 yield partial(bytes, piece)
 
@@ -170,12 +191,6 @@ class S3Storage:
         finally:
             for future in under_way:
                 future.cancel()
-
-    def _fetch_all(self, path: str, start: int, stop: int) -> bytes:
-        data = self._fetch(path, start, stop)
-        if len(data) < stop - start:
-            raise EOFError(f"{path} ends before its byte {stop}")
-        return data
 
     def _fetch(self, path: str, start: int, stop: int) -> bytes:
         """Bytes of an object by one request, fewer only where it ends."""
@@ -208,6 +223,13 @@ class S3Storage:
             if _FULL.search(str(error)):
                 raise InsufficientStorage(f"the object store has no space for {self.address}: {code}") from error
             raise Unavailable(f"the object store does not respond for {self.address}: {code}") from error
+
+
+def _whole(fetch: Callable[[str, int, int], bytes], path: str, start: int, stop: int) -> bytes:
+    data = fetch(path, start, stop)
+    if len(data) < stop - start:
+        raise EOFError(f"{path} ends before its byte {stop}")
+    return data
 
 
 def _is_refusal(error: BaseException | None) -> bool:
