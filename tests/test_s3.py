@@ -148,7 +148,7 @@ def test_a_writer_that_is_faster_than_the_store_waits() -> None:
 
 
 def test_an_error_of_the_store_ends_a_writer_at_any_moment() -> None:
-    def fail_at(part: int) -> None:
+    def fail_at(part: int, *, commits: bool) -> None:
         def store(content: object, _part: int) -> None:
             assert isinstance(content, Iterator)
             for number, _ in enumerate(content):
@@ -157,15 +157,18 @@ def test_an_error_of_the_store_ends_a_writer_at_any_moment() -> None:
 
         writer = StreamedWriter(store, 10, 4)
         try:
-            for _ in range(20):
+            for _ in range(20 if commits else 10_000):
                 writer.write(bytes(10))
-            writer.commit()
+            if commits:
+                writer.commit()
         finally:
             writer.abandon()
 
     for part in (0, 1, 10, 19):
         with pytest.raises(Unavailable):
-            fail_at(part)
+            fail_at(part, commits=True)
+        with pytest.raises(Unavailable):  # not only at the end, which may be far
+            fail_at(part, commits=False)
 
 
 # --- reading ---------------------------------------------------------------------------------------------------------

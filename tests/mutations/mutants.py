@@ -20,6 +20,8 @@ class Mutant:
 LOCAL, DISK = "batchserve/storage/local.py", "batchserve/storage/disk.py"
 WORKER, JOB_RUN = "batchserve/worker/__init__.py", "batchserve/worker/job_run.py"
 WAITS = "batchserve/worker/waits.py"
+BLOCKS, STREAMED = "batchserve/storage/blocks.py", "batchserve/storage/streamed.py"
+DOWNLOAD, FILES = "batchserve/api/download.py", "batchserve/api/files.py"
 QUERIES, REQUESTS, PLAN = "batchserve/jobs/queries.py", "batchserve/jobs/requests.py", "batchserve/jobs/plan.py"
 EXECUTION, STATEMENTS = "batchserve/jobs/execution.py", "batchserve/jobs/statements.py"
 CONNECT, ENGINE, BODIES = "batchserve/db/connect.py", "batchserve/engines/local.py", "batchserve/api/bodies.py"
@@ -1025,5 +1027,30 @@ MUTANTS = (
     Mutant(
         "a local server ends with its block", CHILD,
         "        self._server.stop()\n        self._folder.cleanup()\n", "        pass\n", ("tests/test_local.py",),
+    ),
+    # Storages whose objects are not files
+    Mutant(
+        "blocks of objects are kept up to a limit", BLOCKS, "while self._bytes > self._most and", "while False and",
+        ("tests/test_s3.py",),
+    ),
+    Mutant(
+        "a reader that goes on reads ahead", BLOCKS, "_LONGEST_RUN) if goes_on else 1", "1)", ("tests/test_s3.py",),
+    ),
+    Mutant(
+        "a writer waits for a slow store", STREAMED, "Queue(max(1, ahead // 2))", "Queue()", ("tests/test_s3.py",),
+    ),
+    Mutant(
+        "an error of a store ends its writer", STREAMED,
+        "            if self._error is not None:\n                raise self._error\n            try:\n",
+        "            try:\n", ("tests/test_s3.py",),
+    ),
+    Mutant(
+        "downloads are redirected only when that is asked for", DOWNLOAD, 'return wanted and request.method == "GET"',
+        'return request.method == "GET"', ("tests/test_api_download.py",),
+    ),
+    Mutant(
+        "a download from elsewhere begins with its first bytes", FILES,
+        "                start = message\n                return\n", "                pass\n",
+        ("tests/test_outages.py",),
     ),
 )  # fmt: skip
