@@ -3,6 +3,8 @@
 import hashlib
 import random
 import shutil
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -285,6 +287,42 @@ def test_anybody_can_fetch_an_object_by_its_url(storage: Storage) -> None:
 def test_a_bucket_is_no_disk(storage: Storage) -> None:
     assert (local_path(storage, "a"), free_bytes(storage), scratch_folder(storage)) == (None, None, None)
     assert remove_partials(storage, 0) == 0
+
+
+KILLED = """
+import os, sys, time
+from batchserve.storage import open_storage
+
+with open_storage(sys.argv[1]).create(sys.argv[2]) as writer:
+    for _ in range(40):
+        writer.write(os.urandom(2**20))
+    print("written", flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.s3
+def test_uploads_of_killed_writers_are_aborted_after_a_day(storage: Storage, monkeypatch: pytest.MonkeyPatch) -> None:
+    other = open_storage(f"{storage.address}-of-others")
+    for address, key in (
+        (storage.address, "inputs/ä b+c"),
+        (storage.address, "results/1"),
+        (other.address, "inputs/1"),
+    ):
+        with subprocess.Popen([sys.executable, "-c", KILLED, address, key], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"written\n"
+            process.kill()
+    put(storage, "inputs/1", NOISE[: 20 * MB])
+    day, now = 86_400.0, time.time()
+    assert remove_partials(storage, now + day - 60) == 0, "one may still be under way"
+    with monkeypatch.context() as role:
+        role.delenv("AWS_SECRET_ACCESS_KEY")
+        assert remove_partials(storage, now + day + 60) == 0, "a host with a role leaves it to a rule of the bucket"
+    assert remove_partials(storage, now + day + 60) == 2
+    assert remove_partials(storage, now + day + 60) == 0
+    assert storage.read("inputs/1", 0, 20 * MB) == NOISE[: 20 * MB]
+    assert remove_partials(other, now + day + 60) == 1
 
 
 # --- not reaching it -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from batchserve.errors import InvalidOptions
 
 __all__ = [
     "Composed",
+    "KeepsPartials",
     "ObjectInfo",
     "OnDisk",
     "Piece",
@@ -153,8 +154,17 @@ class OnDisk(Protocol):
         ...
 
     def remove_partials(self, before: float) -> int:
-        """Removes files of killed writers, not written to since `before` (seconds since the epoch); returns their
-        number.
+        """See `KeepsPartials`."""
+        ...
+
+
+@runtime_checkable
+class KeepsPartials(Protocol):
+    """A storage in which a killed writer leaves something that is no object."""
+
+    def remove_partials(self, before: float) -> int:
+        """Removes what killed writers left, not written to since `before` (seconds since the epoch); returns the number
+        of objects that it was to become.
         """
         ...
 
@@ -186,8 +196,8 @@ def scratch_folder(storage: Storage) -> str | None:
 
 
 def remove_partials(storage: Storage, before: float) -> int:
-    """See `OnDisk`. An object store discards uncommitted objects itself."""
-    return storage.remove_partials(before) if _is_on_disk(storage) else 0
+    """See `KeepsPartials`."""
+    return storage.remove_partials(before) if isinstance(storage, KeepsPartials) else 0
 
 
 @runtime_checkable

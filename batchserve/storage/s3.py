@@ -18,6 +18,7 @@ from batchserve.errors import InsufficientStorage, InvalidOptions, Unavailable
 from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
 from batchserve.storage.blocks import BLOCK, BlockCache
 from batchserve.storage.ranged import RangedObject
+from batchserve.storage.s3_uploads import SignedBucket
 from batchserve.storage.streamed import StreamedWriter
 
 __all__ = ["S3Storage"]
@@ -36,6 +37,7 @@ _AHEAD = 4
 _KEPT = 64 * 2**20
 """Bytes of blocks that a process keeps."""
 _URL_LIFE = timedelta(minutes=15)
+_LONGEST_UPLOAD = 86_400.0
 # Together at most about 20 s for a call: the defaults of the library take up to 3 minutes.
 _CLIENT = {"connect_timeout": timedelta(seconds=3), "timeout": timedelta(seconds=20), "allow_http": True}
 _RETRIES = {
@@ -153,6 +155,19 @@ class S3Storage:
             for data in self._in_order(self._contents(pieces)):
                 writer.write(data)
             return writer.commit()
+
+    def remove_partials(self, before: float) -> int:
+        """Aborts uploads of killed writers that were begun a day before `before`: a large one may take hours, and its
+        parts have no times. Does nothing on a host without a secret key.
+        """
+        with self._failures_named():
+            bucket = SignedBucket.of(obstore.sign(self._store, "GET", "probe", _URL_LIFE))
+        if bucket is None:
+            return 0
+        left = [upload for upload in bucket.pending(self._prefix) if upload.begun < before - _LONGEST_UPLOAD]
+        for upload in left:
+            bucket.abort(upload)
+        return len(left)
 
     @contextmanager
     def _writing(self, key: str, part: int) -> Iterator[StreamedWriter]:
