@@ -76,6 +76,7 @@ class Site:
 @pytest.fixture
 def site(database_url: str, s3_server: seaweed.Server, tmp_path: Path, iris_onnx: Path) -> Iterator[Site]:
     own = SETTINGS | {"BATCHSERVE_STORAGE": s3_server.new_address(), "BATCHSERVE_DATABASE": database_url}
+    own["TMPDIR"] = str(tmp_path)  # of the models that are cached
     with ExitStack() as stack:
         proxy = stack.enter_context(closing(Proxy(s3_server.port)))
 

@@ -43,7 +43,7 @@ from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
 from batchserve.service import Service
-from batchserve.storage import Span, Storage, part_key, parts_prefix
+from batchserve.storage import Storage, copy_object, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
 
@@ -283,8 +283,8 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
         for committed in done:
             if not committed.errors_bytes:
                 first, attempt = committed.chunk.first_record, committed.attempt
-                part = Span(part_key(job_id, first, attempt), 0, committed.part_bytes)
-                storage.compose(part_key(retry_id, first, attempt), [part])
+                source, target = part_key(job_id, first, attempt), part_key(retry_id, first, attempt)
+                copy_object(storage, source, target, committed.part_bytes)
     except FileNotFoundError:
         discard()
         with service.runtime.database.read() as connection:  # deleted or expired meanwhile

@@ -5,8 +5,8 @@ from batchserve.domain import ModelVersion
 from batchserve.errors import ScoringFailed
 from batchserve.inference.kernels import Session
 from batchserve.inference.session import Sessions
+from batchserve.scoring.artifacts import read_artifact
 from batchserve.scoring.inputs import storage_at
-from batchserve.storage import model_key
 
 _sessions = Sessions(capacity=1)
 """The models that this process keeps loaded, up to its limit."""
@@ -19,8 +19,7 @@ def session_for(storage: str, model: ModelVersion) -> Session:
     """
 
     def load() -> bytes:
-        with storage_at(storage).open(model_key(model.digest)) as artifact:
-            return artifact.read()
+        return read_artifact(storage_at(storage), model.digest)
 
     allowed = allowance()
     signature = model.signature

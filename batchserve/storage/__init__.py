@@ -14,6 +14,7 @@ from batchserve.errors import InvalidOptions
 
 __all__ = [
     "Composed",
+    "Copies",
     "KeepsPartials",
     "ObjectInfo",
     "OnDisk",
@@ -22,8 +23,10 @@ __all__ = [
     "Span",
     "Storage",
     "Stored",
+    "Tagged",
     "Writer",
     "check_access",
+    "copy_object",
     "free_bytes",
     "is_in_row",
     "key_in_row",
@@ -206,6 +209,32 @@ class ReadsAhead(Protocol):
 
     def read_ahead(self, key: str, size: int) -> None:
         """Begins to fetch an object of this size, if it is small, which will be opened soon."""
+        ...
+
+
+@runtime_checkable
+class Copies(Protocol):
+    """A storage that copies an object on its side."""
+
+    def copy(self, source: str, target: str) -> None:
+        """Raises FileNotFoundError."""
+        ...
+
+
+def copy_object(storage: Storage, source: str, target: str, size: int) -> None:
+    """A second object with the bytes of one; they pass through this process only where they must."""
+    if isinstance(storage, Copies):
+        storage.copy(source, target)
+    else:
+        storage.compose(target, [Span(source, 0, size)])
+
+
+@runtime_checkable
+class Tagged(Storage, Protocol):
+    """A storage that is not on this host, and tells cheaply whether a copy on its disk is still right."""
+
+    def tag(self, key: str) -> str:
+        """A text that differs for different bytes under a key. Raises FileNotFoundError."""
         ...
 
 

@@ -116,6 +116,11 @@ class S3Storage:
         self._blocks.add(path, data)
         return RangedObject(self, key, size).open()
 
+    def tag(self, key: str) -> str:
+        with self._failures_named():
+            found = obstore.head(self._store, self._path(key))
+        return f"{found['e_tag']} {found['size']}"
+
     def read(self, key: str, start: int, stop: int) -> bytes:
         path = self._path(key)
         if stop - start < _SMALL:
@@ -146,6 +151,12 @@ class S3Storage:
             except FileNotFoundError as error:
                 if _is_refusal(error):
                     raise
+
+    def copy(self, source: str, target: str) -> None:
+        """At most 5 GiB, as S3 allows."""
+        with self._failures_named():
+            obstore.copy(self._store, self._path(source), self._path(target))
+        self._blocks.forget(self._path(target))
 
     def compose(self, key: str, pieces: Iterable[Piece]) -> Stored:
         """The bytes pass through this process: S3 would copy no span of less than 5 MiB, and report no digest."""
