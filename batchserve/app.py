@@ -41,6 +41,7 @@ from batchserve.service import Service
 from batchserve.service.following import Following
 from batchserve.service.notifier import JobNotifier
 from batchserve.settings import Settings
+from batchserve.storage import check_access
 from batchserve.worker import Worker
 
 _ROUTES = (upload, predict, download, job_routes, models)
@@ -225,7 +226,7 @@ def _check(service: Service) -> dict[str, str]:
     except BatchserveError as error:
         checks["database"] = error.detail
     try:
-        next(iter(runtime.storage.list("models/")), None)
+        check_access(runtime.storage)
         checks["storage"] = "ok"
     except OSError as error:
         checks["storage"] = f"{type(error).__name__}: the storage does not respond"

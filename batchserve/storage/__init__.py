@@ -248,9 +248,11 @@ class Checked(Protocol):
 
 
 def check_access(storage: Storage) -> None:
-    """See `Checked`. A folder was made when it was opened."""
+    """See `Checked`. Other storages show by a listing that they respond; a folder raises OSError."""
     if isinstance(storage, Checked):
         storage.check()
+    else:
+        next(iter(storage.list("models/")), None)
 
 
 def open_storage(address: str) -> Storage:

@@ -68,7 +68,9 @@ class S3Storage:
         except (BaseError, ValueError) as error:
             raise InvalidOptions(f"the storage {address} cannot be opened: {_first_line(error)}") from error
         self._requests = ThreadPoolExecutor(_AHEAD, thread_name_prefix="s3")
-        self._blocks = BlockCache(self._fetch, self._requests, _KEPT)
+        # Separate threads: those of requests may wait for what is read ahead.
+        ahead = ThreadPoolExecutor(2, thread_name_prefix="s3-ahead")
+        self._blocks = BlockCache(self._fetch, ahead, _KEPT)
         self._coming: OrderedDict[str, Future[bytes]] = OrderedDict()
         self._lock = threading.Lock()
 
@@ -76,7 +78,8 @@ class S3Storage:
         """Raises InvalidOptions where the store refuses this bucket or these credentials, Unavailable where it does not
         respond."""
         try:
-            next(iter(self.list("models/")), None)
+            with self._failures_named():
+                next(iter(obstore.list(self._store, f"{self._prefix}models")), None)
         except Unavailable as error:
             if not _is_refusal(error.__cause__):
                 raise

@@ -3,6 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from queue import Empty, Full, Queue
 
 from batchserve.storage import Stored
@@ -61,16 +62,10 @@ class StreamedWriter:
         return Stored(self._bytes, self._hash.hexdigest())
 
     def abandon(self) -> None:
-        """Discards what was not committed."""
-        if self._is_over or self._sender is None:
-            return
+        """Discards what was not committed. Waits for nothing: an event loop may call it, and the store may be away."""
         self._is_over = True
-        while self._sender.is_alive():  # it takes one more part, if it waits for one, and finds that it is over
-            try:
-                self._queue.put(None, timeout=0.1)
-            except Full:
-                continue
-            self._sender.join(0.1)
+        with suppress(Full):  # then the sender does not wait for a part, and finds that it is over with the next one
+            self._queue.put_nowait(None)
 
     def _send(self, part: Data) -> None:
         if self._sender is None:
