@@ -1,16 +1,19 @@
 """A TCP proxy in front of an S3 server: it counts requests and bytes, and fails as a test tells it."""
 
+import random
 import re
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Literal
 
 _REQUEST = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1\.1\r\n")
-Mode = Literal["through", "away", "silent", "broken", "unanswered"]
+Mode = Literal["through", "away", "silent", "broken", "unanswered", "flaky"]
 """`away`: connections are closed at once. `silent`: nothing is answered. `broken`: 503. `unanswered`: requests are
-carried out, and their connections closed instead of an answer."""
+carried out, and their connections closed instead of an answer. `flaky`: of five requests one is not carried out, one
+not answered, and one answered late."""
 _ERROR = b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
@@ -25,6 +28,7 @@ class Proxy:
         self.sent = 0
         """Bytes of the answers, with their heads."""
         self._lock = threading.Lock()
+        self._chance = random.Random(1)
         self._open: set[socket.socket] = set()
         self._accepting = threading.Thread(target=self._accept, daemon=True)
         self._accepting.start()
@@ -32,7 +36,7 @@ class Proxy:
     def turn(self, mode: Mode) -> None:
         """What happens from now on, to open connections as well."""
         self.mode = mode
-        if mode != "through":
+        if mode not in ("through", "flaky"):
             self._cut()
 
     @contextmanager
@@ -89,9 +93,25 @@ class Proxy:
                 found = [f"{method.decode()} {path.decode()}" for method, path in _REQUEST.findall(data)]
                 with self._lock:
                     self.requests += found
+                if self.mode == "flaky" and found and not self._pass(data, server):
+                    client.shutdown(socket.SHUT_RDWR)
+                    break
                 server.sendall(data)
         with suppress(OSError):
             server.shutdown(socket.SHUT_WR)
+
+    def _pass(self, data: bytes, server: socket.socket) -> bool:
+        """Whether a request goes on."""
+        match self._chance.randrange(5):
+            case 0:
+                return False
+            case 1:
+                server.sendall(data)
+                time.sleep(0.02)  # it is carried out, if it is complete
+                return False
+            case 2:
+                time.sleep(0.2)
+        return True
 
     def _answer(self, server: socket.socket, client: socket.socket) -> None:
         with suppress(OSError):

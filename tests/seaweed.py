@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
@@ -28,11 +29,36 @@ class NoServer(Exception):
 
 
 class Server:
-    """A running server, and the environment by which clients reach it."""
+    """A server, and the environment by which clients reach it."""
 
-    def __init__(self, port: int, process: "subprocess.Popen[bytes]") -> None:
-        self.port, self.process = port, process
-        self.endpoint = f"http://127.0.0.1:{port}"
+    def __init__(self, port: int, command: list[str], folder: Path) -> None:
+        self.port, self.endpoint = port, f"http://127.0.0.1:{port}"
+        self._command, self._folder = command, folder
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Starts it, also after `kill`. Raises NoServer."""
+        keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
+        log = self._folder / "log"
+        with log.open("wb") as said:
+            outputs: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
+            self._process = subprocess.Popen(self._command, cwd=self._folder, env=os.environ | keys, **outputs)
+        _await_start(self.port, self._process, log)
+
+    def kill(self) -> None:
+        """By SIGKILL: what it has acknowledged must still be there after a start."""
+        assert self._process is not None
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(3)
+        except subprocess.TimeoutExpired:  # after a SIGTERM it may take long, or not end at all
+            self.kill()
 
     def new_address(self) -> str:
         """Of a storage without objects."""
@@ -62,19 +88,12 @@ def serving() -> Iterator[Server]:
             f"-filer.port={filer}", f"-admin.port={admin}", "-s3.port.iceberg=0", "-s3.port.lance=0",
             "-admin.ui=false", "-webdav=false",
         ]  # fmt: skip
-        keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
-        log = Path(name) / "log"
-        with (
-            log.open("wb") as said,
-            subprocess.Popen(
-                command, cwd=name, env=os.environ | keys, stdin=subprocess.DEVNULL, stdout=said, stderr=said
-            ) as process,
-        ):
-            try:
-                _await_start(s3, process, log)
-                yield Server(s3, process)
-            finally:
-                _stop(process)
+        server = Server(s3, command, Path(name))
+        try:
+            server.start()
+            yield server
+        finally:
+            server.stop()
 
 
 def _await_start(port: int, process: "subprocess.Popen[bytes]", log: Path) -> None:
@@ -101,15 +120,6 @@ def _takes_writes(port: int) -> bool:
     except BaseError:
         return False
     return True
-
-
-def _stop(process: "subprocess.Popen[bytes]") -> None:
-    process.terminate()
-    try:
-        process.wait(3)
-    except subprocess.TimeoutExpired:  # after a SIGTERM it may take long, or not end at all
-        process.kill()
-        process.wait()
 
 
 def program() -> str:

@@ -66,6 +66,14 @@ class Site:
         job: dict[str, Any] = ok(self.http.post("/v1/predict", content=body, params=params), 202)
         return job
 
+    def submitted(self, body: bytes) -> dict[str, Any]:
+        """As `submit`, again after each 503."""
+        while True:
+            answer = self.http.post("/v1/predict", content=body, params={"model": "iris", "reuse": False})
+            if answer.status_code != 503:
+                job: dict[str, Any] = ok(answer, 202)
+                return job
+
     def ended(self, job: dict[str, Any], seconds: float = 60.0) -> dict[str, Any]:
         deadline = time.monotonic() + seconds
         while (now := ok(self.http.get(job["links"]["self"])))["state"] in ("queued", "running"):
@@ -277,6 +285,21 @@ def test_an_outage_in_the_middle_of_a_job_delays_it(bucket: Site, records: pl.Da
     assert (done["state"], done["reason"], done["attempt"]) == ("completed", None, 1)
     assert done["result"]["sha256"] == expected["result"]["sha256"]
     assert bucket.http.get("/readyz").status_code == 200
+
+
+def test_errors_delays_and_unknown_outcomes_change_no_result(bucket: Site, records: pl.DataFrame) -> None:
+    assert bucket.proxy is not None
+    body = encoded(pl.concat([records] * 5), "parquet")
+    expected = bucket.run(body)
+    bucket.proxy.turn("flaky")
+    try:
+        jobs = [bucket.submitted(body) for _ in range(3)]
+        done = [bucket.ended(job, 120) for job in jobs]
+    finally:
+        bucket.proxy.turn("through")
+    assert {(job["state"], job["attempt"]) for job in done} == {("completed", 1)}
+    assert {job["result"]["sha256"] for job in done} == {expected["result"]["sha256"]}
+    assert {hashlib.sha256(bucket.result(job).content).hexdigest() for job in done} == {expected["result"]["sha256"]}
 
 
 # --- upkeep ----------------------------------------------------------------------------------------------------------

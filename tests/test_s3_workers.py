@@ -4,7 +4,7 @@ import hashlib
 import signal
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,6 +75,12 @@ class Site:
 
 @pytest.fixture
 def site(database_url: str, s3_server: seaweed.Server, tmp_path: Path, iris_onnx: Path) -> Iterator[Site]:
+    with started(database_url, s3_server, tmp_path, iris_onnx) as site:
+        yield site
+
+
+@contextmanager
+def started(database_url: str, s3_server: seaweed.Server, tmp_path: Path, iris_onnx: Path) -> Iterator[Site]:
     own = SETTINGS | {"BATCHSERVE_STORAGE": s3_server.new_address(), "BATCHSERVE_DATABASE": database_url}
     own["TMPDIR"] = str(tmp_path)  # of the models that are cached
     with ExitStack() as stack:
@@ -124,3 +130,19 @@ def test_a_host_that_loses_the_bucket_for_a_while_loses_no_job(site: Site, mode:
     assert {job["state"] for job in done} == {"completed"}
     assert len({job["result"]["sha256"] for job in done}) == 1
     assert {attempt["outcome"] for job in done for attempt in job["attempts"]} == {"completed"}
+
+
+def test_a_bucket_whose_server_is_killed_loses_no_job(database_url: str, tmp_path: Path, iris_onnx: Path) -> None:
+    with seaweed.serving() as server, started(database_url, server, tmp_path, iris_onnx) as site:
+        jobs = [site.submit() for _ in range(4)]
+        for worker in site.workers:
+            site.one_of(jobs, worker)
+        server.kill()
+        site.workers[0].wait_for("job_wait")
+        server.start()
+        done = [site.ended(job) for job in jobs]
+        assert {job["state"] for job in done} == {"completed"}
+        assert len({job["result"]["sha256"] for job in done}) == 1
+        for job in done:
+            content = site.http.get(job["links"]["result"]).content
+            assert hashlib.sha256(content).hexdigest() == job["result"]["sha256"]
