@@ -1,23 +1,27 @@
 """Concurrent transactions: on every kind of database the outcome is as if one had run after the other."""
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 from service import ok, running
 from sqlalchemy import Connection, text
 
-from batchserve import clock, keys, registry
+from batchserve import clock, idempotency, keys, registry
 from batchserve.access import Scope
 from batchserve.db.connect import Database, Moment
 from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, ScoredChunk, Signature, StoredInput
 from batchserve.errors import BatchserveError, Conflict, ModelInUse, ModelNotFound, NotFound
-from batchserve.jobs import execution, plan, queries, requests
+from batchserve.jobs import execution, expiry, plan, queries, requests
+from batchserve.jobs.ends import forget_events
 
 Act = Callable[[Connection], Any]
 CHUNK = Chunk(0, 10, 0, 100)
@@ -208,3 +212,77 @@ def test_a_read_changes_nothing(database_url: str) -> None:
         pytest.skip("SQLite has no transactions that only read")
     with closing(Database(database_url)) as database, pytest.raises(BatchserveError), database.read() as connection:
         connection.execute(text("DELETE FROM models"))
+
+
+# --- deadlocks ---
+
+
+@pytest.mark.postgres
+def test_a_transaction_that_a_deadlock_breaks_off_begins_once_more(postgres_server: Any) -> None:
+    """Two transactions write two rows in opposite orders; the server lets one of them fail."""
+    with closing(Database(postgres_server.migrated())) as database, ThreadPoolExecutor(2) as pool:
+        with database.write() as connection:
+            connection.execute(text("INSERT INTO holds (name, until, clock) VALUES ('a', 0, 'c'), ('b', 0, 'c')"))
+        both, begun = threading.Barrier(2), []
+
+        def write(first: str, second: str, connection: Connection) -> None:
+            begun.append(first)
+            connection.execute(text("UPDATE holds SET until = until + 1 WHERE name = :name"), {"name": first})
+            if begun.count(first) == 1:
+                both.wait(20)
+            connection.execute(text("UPDATE holds SET until = until + 1 WHERE name = :name"), {"name": second})
+
+        writes = [
+            pool.submit(database.write_freeing, partial(write, "a", "b")),
+            pool.submit(asyncio.run, database.commit(partial(write, "b", "a"))),
+        ]
+        for done in writes:
+            done.result()
+        with database.read() as connection:
+            assert connection.scalars(text("SELECT until FROM holds")).all() == [2.0, 2.0]
+        assert len(begun) == 3
+
+
+@pytest.mark.postgres
+def test_workers_that_tidy_the_same_jobs_together_never_wait_for_each_other_in_a_circle(postgres_server: Any) -> None:
+    url, rounds, jobs = postgres_server.migrated(), 12, 40
+    late = Moment(1e6, 1e6, "database")
+    ids = [f"{number:036}" for number in range(jobs)]
+
+    def tidy(seed: int) -> list[str]:
+        """One worker; returns what it has rescued."""
+        random, rescued = Random(seed), list[str]()
+        barrier.wait(20)
+        with closing(Database(url)) as database:
+            for _ in range(rounds):
+                acts: list[Act] = [
+                    lambda c: rescued.extend(execution.rescue_expired(c, 10**6, late)[0]),
+                    lambda c: execution.claim_due(c, "w", -1.0, late, 7),
+                    lambda c: expiry.drop_input_if_over(c, random.sample(ids, jobs), 1e5, 1e6),
+                    lambda c: expiry.expire_if_over(
+                        c, random.sample(ids, jobs), ended_before=5.0, uploaded_before=5.0, now=6.0
+                    ),
+                    lambda c: expiry.delete_expired_before(c, 7.0, 3),
+                    lambda c: forget_events(c, 1e5, 5, 1e9),
+                    lambda c: idempotency.forget_older(c, 1e5),
+                    lambda c: requests.request_cancel(c, random.choice(ids), 2.0),
+                ]
+                random.shuffle(acts)
+                for act in acts:
+                    with suppress(NotFound, Conflict), database.write() as connection:  # Unavailable: a deadlock
+                        act(connection)
+        return rescued
+
+    with closing(Database(url)) as database, database.write() as connection:
+        model = add(connection)
+        for job_id in ids:
+            upload(connection, job_id)
+            enqueue(connection, job_id, model)
+            idempotency.remember(connection, job_id, "f", job_id, 202, 1.0)
+    barrier = threading.Barrier(4)
+    with ThreadPoolExecutor(4) as pool:
+        rescued = [job_id for found in pool.map(tidy, range(4)) for job_id in found]
+    assert rescued
+    deadlocks = text("SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()")
+    with closing(Database(url)) as database, database.read() as connection:
+        assert connection.scalar(deadlocks) == 0

@@ -17,7 +17,7 @@ from batchserve.db import connect
 from batchserve.db.connect import Database, unbounded
 from batchserve.db.tables import holds
 from batchserve.db.watcher import Probe, Version
-from batchserve.errors import Unavailable
+from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
 
 pytestmark = pytest.mark.postgres
 ONE = text("SELECT 1")
@@ -225,3 +225,41 @@ def test_a_transaction_without_bounds_takes_its_time(url: str, monkeypatch: pyte
             connection.execute(text("SELECT pg_sleep(3)"))
         with pytest.raises(Unavailable), database.write() as connection:
             connection.execute(text("SELECT pg_sleep(3)"))
+
+
+# --- what a server says ---
+
+
+@pytest.mark.parametrize(
+    ("state", "error"),
+    [
+        ("53100", InsufficientStorage),  # a full disk
+        ("25006", Unavailable),  # a server that was made a standby
+        ("53300", Unavailable),  # too many connections
+        ("57P01", Unavailable),  # it is stopping
+        ("40P01", Unavailable),
+        ("40001", Unavailable),
+        ("22001", InvalidOptions),
+        ("22003", InvalidOptions),
+    ],
+)
+def test_a_failure_of_the_server_is_told_by_its_kind(
+    database: Database, state: str, error: type[BatchserveError]
+) -> None:
+    fail = text(f"DO $$ BEGIN RAISE EXCEPTION 'no' USING ERRCODE = '{state}'; END $$")
+    for door in (database.write, database.read, database.look):
+        with pytest.raises(error) as raised, door() as connection:
+            connection.execute(fail)
+        assert type(raised.value) is error
+    assert asyncio.run(database.fetch(one)) == 1
+
+
+def test_a_write_to_a_server_that_has_become_read_only_is_unavailable(database: Database) -> None:
+    with database.write() as connection:
+        name = connection.scalar(text("SELECT current_database()"))
+        connection.execute(text(f"ALTER DATABASE {name} SET default_transaction_read_only = on"))
+    end_connections(database.url)
+    time.sleep(1.1)
+    with pytest.raises(Unavailable), database.write() as connection:
+        connection.execute(insert(holds).values(name="h", until=1.0, clock="c"))
+    assert asyncio.run(database.fetch(one)) == 1

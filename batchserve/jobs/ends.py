@@ -75,9 +75,12 @@ def forget_events(connection: Connection, before: float, most: int, after: float
 
     IDs increase with time, so no index by time is needed: all events after the first kept one are later.
     """
-    oldest = select(events.c.id).order_by(events.c.id).limit(most).subquery()
-    old = (events.c.id.in_(select(oldest.c.id)), outside(events.c.at, before, after))
-    return connection.execute(delete(events).where(*old)).rowcount
+    # What another worker deletes at this moment is skipped, in place of a wait for each other.
+    oldest = select(events.c.id).order_by(events.c.id).limit(most).with_for_update(skip_locked=True)
+    found = connection.scalars(oldest).all()
+    return connection.execute(
+        delete(events).where(events.c.id.in_(found), outside(events.c.at, before, after))
+    ).rowcount
 
 
 _ADD_EVENTS = Prepared(insert(events))

@@ -191,10 +191,14 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
     cancelled when that was requested. Returns the IDs of the queued and the failed ones. A lease of another boot of the
     host has always lapsed.
     """
-    lapsed = and_(
-        jobs.c.state == JobState.RUNNING,
-        or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock),
-    )
+    overdue = or_(jobs.c.lease_until < now.steady, jobs.c.lease_clock != now.clock)
+    guards = (jobs.c.state == JobState.RUNNING, overdue)
+    # None that another worker rescues or renews at this moment, in place of a wait for each other.
+    query = select(jobs.c.id).where(*guards).order_by(jobs.c.id).with_for_update(skip_locked=True)
+    found = connection.scalars(query).all()
+    if not found:
+        return [], []
+    lapsed = and_(jobs.c.id.in_(found), *guards)
     error = WorkerCrashed(
         f"{crashes} workers in a row died while they ran this job, without finishing a chunk. Check their logs and "
         "memory, then retry the job: it resumes where it stopped."

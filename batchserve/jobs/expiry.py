@@ -59,17 +59,18 @@ def drop_input_if_over(
     """Releases the inputs of those of these jobs that ended before a moment, which rules out a retry. State, result
     and, of failed and cancelled jobs, the parts stay. Returns what the affected jobs reference.
     """
-    over = (jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
-    changed = connection.scalars(update(jobs).where(*over).values(input_removed_at=now).returning(jobs.c.id)).all()
-    released = owned(connection, jobs.c.id.in_(changed))
+    released = owned(connection, jobs.c.id.in_(job_ids), _has_input_over(ended_before, after))
+    changed = jobs.c.id.in_([job.id for job in released])
+    connection.execute(update(jobs).where(changed).values(input_removed_at=now))
     contents.release(connection, released)
     return released
 
 
 def delete_expired_before(connection: Connection, before: float, most: int, after: float = math.inf) -> int:
     """Deletes up to `most` rows of jobs that expired before a moment, or `after` another; returns how many."""
-    old = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, outside(jobs.c.expires_at, before, after))
-    old = old.limit(most)
+    query = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, outside(jobs.c.expires_at, before, after))
+    # What another worker deletes at this moment is skipped, in place of a wait for each other.
+    old = connection.scalars(query.order_by(jobs.c.id).limit(most).with_for_update(skip_locked=True)).all()
     return connection.execute(delete(jobs).where(jobs.c.id.in_(old), jobs.c.state == JobState.EXPIRED)).rowcount
 
 
