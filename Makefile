@@ -26,13 +26,16 @@ demo: $(VENV)/.demo ## Score real data through a real server, end to end
 SIDE_BY_SIDE := --numprocesses 2
 # Together they occupy the cores: further threads of BLAS and OpenMP would spend most of their time in waiting for each
 # other, which they do busily.
-test test-slow: export OMP_NUM_THREADS := 1
+test test-slow test-postgres: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile
 
-test-postgres: $(VENV)/.dev ## Run the tests of every kind of database on PostgreSQL; starts its own server
-	@$(BIN)/python -m pytest -m 'postgres and not slow and not faults' -rs
+# The suites of the API and of the client, whose services have an embedded database otherwise.
+ON_POSTGRES := $(wildcard tests/test_api_*.py) $(addprefix tests/test_,accumulate.py client.py keys.py online.py retention.py sweep.py)
+test-postgres: $(VENV)/.dev ## Run the tests of databases, the API and the client on PostgreSQL; starts its own server
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile -m 'postgres and not slow and not faults' -rs
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile --on-postgres $(ON_POSTGRES)
 
 test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its own server
 	@$(BIN)/python -m pytest -m 's3 and not faults and not postgres' -rs

@@ -14,7 +14,7 @@ from sqlalchemy import Connection
 
 from batchserve import rows
 from batchserve.db import notifications
-from batchserve.db.connect import Database
+from batchserve.db.connect import Database, lock
 from batchserve.db.notifications import Topic
 from batchserve.domain import Dialect, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
@@ -185,6 +185,7 @@ def _on_same_input(connection: Connection, submission: Submission, now: float) -
     job = queries.get(connection, submission.job_id)
     if job.queued_at is None:
         raise JobConflict(f"job {job.id} is {job.state} and was never queued: upload the input again")
+    lock(connection, "inputs")  # of two equal requests at once, the second finds the job of the first
     for other in (job, *queries.find_on_input(connection, job.input.key, submission.digest, job.tenant)):
         if submission.is_of(other):
             return replace(submission, job_id=other.id)

@@ -34,6 +34,22 @@ START_TIMEOUT = 60.0
 gc.disable()  # until the tests are collected: all that this makes stays, and each search for garbage would pass over it
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--on-postgres", action="store_true", help="give services without a database one on PostgreSQL")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """On PostgreSQL, tests of SQLite alone do not run; nor do those that run on both by themselves, once more."""
+    if config.getoption("--on-postgres"):
+        chosen = [item for item in items if not {"sqlite", "database_url"} & {*_fixtures(item), *item.keywords}]
+        config.hook.pytest_deselected(items=[item for item in items if item not in chosen])
+        items[:] = chosen
+
+
+def _fixtures(item: pytest.Item) -> list[str]:
+    return item.fixturenames if isinstance(item, pytest.Function) else []
+
+
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
@@ -45,6 +61,7 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     otherwise; yields its address when it is ready."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+    own |= {f"BATCHSERVE_{name.upper()}": value for name, value in postgres.chosen_database(folder / "storage").items()}
     command = [sys.executable, "-m", "batchserve", "serve", "--port", "0", *arguments]
     with (
         log.open("wb") as stderr,
@@ -127,6 +144,14 @@ def postgres_server() -> Iterator[postgres.Server]:
         if os.environ.get("CI") == "true":
             raise
         pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _default_database(request: pytest.FixtureRequest) -> None:
+    """Of services that a test starts without naming a database: see the option."""
+    if request.config.getoption("--on-postgres"):
+        server: postgres.Server = request.getfixturevalue("postgres_server")
+        postgres.chosen_database = server.of_storage
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,11 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - each server creates a new folder in i
 _numbers = count()
 
 
+def chosen_database(storage: Path) -> dict[str, str]:  # noqa: ARG001
+    """The settings of a service for which a test names no database. Replaced when these are to run on PostgreSQL."""
+    return {}
+
+
 class NoServer(Exception):
     """No server is available; the message has the reason."""
 
@@ -37,10 +42,23 @@ class Server:
         self._connection = psycopg.connect(host=str(self.socket), user="postgres", autocommit=True)
         self._left: list[str] = []
         """Databases that no test uses any more."""
+        self._of_storages: dict[Path, str] = {}
 
     def migrated(self) -> str:
         """The address of a new database with this release's schema."""
         return self._new(f"TEMPLATE {_TEMPLATE}")
+
+    def lasting(self) -> str:
+        """The same; it stays until the end of all tests, as the services that several tests share do."""
+        address = self.migrated()
+        self._left.pop()
+        return address
+
+    def of_storage(self, storage: Path) -> dict[str, str]:
+        """The settings of a service that would have an embedded database in this folder: always the same one."""
+        if storage not in self._of_storages:
+            self._of_storages[storage] = self.lasting()
+        return {"database": self._of_storages[storage]}
 
     def empty(self) -> str:
         """The address of a new database without any table."""

@@ -13,6 +13,7 @@ import numpy as np
 import orjson
 import pandas as pd
 import polars as pl
+import postgres
 import pytest
 from sklearn.compose import make_column_transformer
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -105,7 +106,8 @@ class Api:
 
 @contextmanager
 def running(folder: Path, *, worker: bool = True, **settings: Any) -> Iterator[Api]:
-    chosen = Settings(storage=str(folder), **{**QUICK, **settings})
+    default = {} if "database" in settings else postgres.chosen_database(folder)
+    chosen = Settings(storage=str(folder), **{**QUICK, **default, **settings})
     with TestClient(create_app(chosen, worker=worker), base_url=URL) as http:
         yield Api(http, chosen)
 

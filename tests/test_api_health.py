@@ -30,6 +30,7 @@ def test_the_service_is_ready_when_database_and_storage_answer(api: Api) -> None
     assert (body["status"], body["checks"]) == ("ok", {"database": "ok", "storage": "ok"})
 
 
+@pytest.mark.sqlite
 def test_the_service_is_not_ready_on_a_database_of_another_release_but_alive(tmp_path: Path) -> None:
     with running(tmp_path, worker=False) as api:
         ok(api.http.get("/readyz"))

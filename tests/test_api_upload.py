@@ -770,6 +770,7 @@ def test_a_request_that_is_cancelled_at_its_commit_leaves_no_job_without_bytes(
     assert len(asyncio.run(run())) == 1
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("path", ["/v1/upload", "/v1/predict?model=iris"])
 def test_an_upload_whose_row_cannot_be_written_leaves_nothing(
     tmp_path: Path, iris_onnx: Path, path: str, monkeypatch: pytest.MonkeyPatch

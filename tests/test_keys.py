@@ -356,6 +356,7 @@ def test_only_requests_that_came_together_share_a_look_at_the_database(sqlite: D
 # --- tenants ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite
 def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker") as url, ThreadPoolExecutor(4) as pool:
         database = Database(Settings(storage=str(tmp_path / "storage")).database_url)

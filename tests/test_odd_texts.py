@@ -49,7 +49,7 @@ HEADERS = ("idempotency-key", "authorization", "content-disposition", "content-t
 def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[Api]:
     address: dict[str, Any] = {}
     if request.param == "postgres":
-        address["database"] = request.getfixturevalue("postgres_server").migrated()
+        address["database"] = request.getfixturevalue("postgres_server").lasting()
     with running(tmp_path_factory.mktemp("odd"), worker=False, **address) as api:
         api.register("iris", iris_onnx)
         yield api

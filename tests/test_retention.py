@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -189,8 +190,8 @@ def test_a_job_shows_when_it_will_expire(tmp_path: Path, iris_onnx: Path) -> Non
     with running(tmp_path, keep_inputs=3600.0, keep_results=2 * DAY) as api:
         api.register("iris", iris_onnx)
         uploaded, done = api.upload(CSV), api.run(CSV, "iris")
-        listed = {job["id"]: job for job in get(Site(api), "/v1/jobs").json()["jobs"]}
-        with Database(api.settings.database_url).read() as connection:
+        listed = {job["id"]: job for job in ok(api.http.get("/v1/jobs"))["jobs"]}
+        with closing(Database(api.settings.database_url)) as database, database.read() as connection:
             kept = {job_id: queries.get(connection, job_id) for job_id in listed}
     assert done["expires_at"] == listed[done["id"]]["expires_at"]
     assert uploaded["expires_at"] == listed[uploaded["id"]]["expires_at"]

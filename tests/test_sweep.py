@@ -51,11 +51,12 @@ def job(api: Api) -> dict[str, Any]:
 
 
 @pytest.fixture
-def site(api: Api, job: dict[str, Any]) -> Site:
+def site(api: Api, job: dict[str, Any]) -> Iterator[Site]:
     assert job["state"] == "completed"
     found = Site(api)
     found.sweep()  # leftovers of other tests
-    return found
+    yield found
+    found.database.close()
 
 
 def test_objects_that_no_row_references_are_removed(site: Site, job: dict[str, Any]) -> None:
@@ -109,6 +110,7 @@ def test_recent_objects_stay(site: Site) -> None:
     assert site.sweep(hours=24).total == 4
 
 
+@pytest.mark.sqlite
 def test_a_new_database_at_the_address_of_an_old_storage_does_not_empty_it(tmp_path: Path, site: Site) -> None:
     """Its first job is younger than all objects in the storage."""
     folder = Path(site.api.settings.storage)

@@ -44,8 +44,8 @@ T = TypeVar("T")
 BUSY_TIMEOUT_MS = 10_000
 CONNECT_TIMEOUT = 5
 """Seconds after which a server that does not answer counts as unavailable."""
-Subject = Literal["clock", "keys", "models", "schema"]
-"""Names of exclusive locks. Each has its own number among the server's advisory locks."""
+Subject = Literal["clock", "keys", "models", "schema", "inputs"]
+"""Names of exclusive locks. The place of each is its number among the advisory locks of the server."""
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
 _TRANSIENT_ERRORS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
@@ -292,9 +292,10 @@ class Database:
         self._writer.close()
         self._grouped.close()
         self._inline.close()
+        if self._server is not None:
+            self._server.close()
+            return
         self._watcher.close()
-        if self._threads is not None:
-            self._threads.shutdown()
         self._reads.dispose()
         self._writes.dispose()
 

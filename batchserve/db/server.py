@@ -6,6 +6,7 @@ so a connection counts as lost when it has waited for longer.
 
 import asyncio
 import math
+import threading
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -107,11 +108,12 @@ class Server:
     """What a process has open to a server."""
 
     def __init__(self, url: str, limits: Limits) -> None:
-        self.reads = _engine(url, limits, isolation_level="REPEATABLE READ").execution_options(postgresql_readonly=True)
+        self._closed = threading.Event()
+        self.reads = self._engine(url, limits, "REPEATABLE READ").execution_options(postgresql_readonly=True)
         """Each transaction is a snapshot."""
         self.looks = self.reads.execution_options(isolation_level="AUTOCOMMIT")
         """The same connections; each statement is a transaction."""
-        self.writes = _engine(url, limits, isolation_level="READ COMMITTED")
+        self.writes = self._engine(url, limits, "READ COMMITTED")
         self.watcher = ServerWatcher(url, limits, self.looks)
         self.threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="database")
         """They wait for the server, instead of the event loop."""
@@ -120,6 +122,23 @@ class Server:
     def listen(self, hear: Hear) -> Listener:
         """Calls `hear` with each notification, from a thread, until it is closed."""
         return Listener(self._connect, hear)
+
+    def close(self) -> None:
+        self._closed.set()
+        self.watcher.close()
+        self.threads.shutdown()
+        self.reads.dispose()
+        self.writes.dispose()
+
+    def _engine(self, url: str, limits: Limits, isolation: str) -> Engine:
+        engine = _engine(url, limits, isolation)
+
+        @event.listens_for(engine, "checkin")
+        def close_late(connection: _Bounded | None, _entry: ConnectionPoolEntry) -> None:
+            if connection is not None and self._closed.is_set():
+                connection.close()  # a thread has used it until now: the pool is gone
+
+        return engine
 
     def _connect(self) -> psycopg.Connection[Any]:
         words, named = _arguments(self._url, self._limits)
@@ -134,7 +153,7 @@ def _arguments(url: str, limits: Limits) -> tuple[Sequence[str], dict[str, Any]]
     return words, {**limits.arguments(make_url(url)), **named}
 
 
-def _engine(url: str, limits: Limits, **options: Any) -> Engine:
+def _engine(url: str, limits: Limits, isolation: str) -> Engine:
     engine = create_engine(
         url,
         connect_args=limits.arguments(make_url(url)),
@@ -143,7 +162,7 @@ def _engine(url: str, limits: Limits, **options: Any) -> Engine:
         pool_timeout=limits.statement,
         json_serializer=codec.dumps,
         json_deserializer=codec.loads,
-        **options,
+        isolation_level=isolation,
     )
     patience = limits.statement + _MARGIN
 
