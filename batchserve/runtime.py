@@ -7,7 +7,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 
 from batchserve.db import closed, migrate
-from batchserve.db.connect import Database, with_reason
+from batchserve.db.connect import Database
 from batchserve.engines import Engine, Interactive, open_engine, open_interactive
 from batchserve.errors import Unavailable
 from batchserve.logs import get_logger
@@ -66,18 +66,14 @@ def open_reached(settings: Settings) -> Storage:
 def open_database(settings: Settings) -> Iterator[Database]:
     """The database of the settings, an embedded one migrated first.
 
-    Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, InvalidOptions for one that was moved, and Unavailable with
-    what the database itself says.
+    Raises SchemaOutdated, SchemaTooNew or SchemaTooOld, and InvalidOptions for one that was moved.
     """
     database = Database(settings.database_url)
     try:
-        try:
-            if not settings.database:
-                database.with_reserve(lambda: migrate.upgrade(database))
-            database.with_reserve(lambda: migrate.check(database))  # what frees space must start on a full disk, too
-            closed.require_open(database)
-        except Unavailable as error:
-            raise Unavailable(with_reason(error)) from error
+        if not settings.database:
+            database.with_reserve(lambda: migrate.upgrade(database))
+        database.with_reserve(lambda: migrate.check(database))  # what frees space must start on a full disk, too
+        closed.require_open(database)
         yield database
     finally:
         database.close()

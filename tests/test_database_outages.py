@@ -2,12 +2,13 @@
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import graphs
 import httpx2
+import orjson
 import pandas as pd
 import postgres
 import pytest
@@ -16,7 +17,7 @@ from commands import Service as Command
 from commands import in_a_process
 from hand import HandEngine
 from service import Api, ok, problem, running
-from sqlalchemy import Connection
+from sqlalchemy import Connection, text
 from waiting import until
 
 from batchserve.db.connect import Database
@@ -103,6 +104,60 @@ def test_a_server_does_not_start_without_its_database_and_says_why_in_a_line(
         assert done.returncode == 1
         assert reason in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+@pytest.mark.postgres
+def test_commands_say_what_is_true_of_a_server(own_server: postgres.Server, tmp_path: Path, iris_onnx: Path) -> None:
+    url = own_server.migrated()
+    with running(tmp_path / "storage", database=url) as api:
+        api.register("iris", iris_onnx)
+        assert api.run(CSV, "iris")["state"] == "completed"
+
+    def command(*words: str | Path) -> tuple[int, str]:
+        done = in_a_process(tmp_path, *words, BATCHSERVE_DATABASE=url, BATCHSERVE_URL="http://127.0.0.1:9")
+        return done.returncode, done.stdout + done.stderr
+
+    status, told = command("doctor", "--json")
+    found = {finding["check"]: finding for finding in orjson.loads(told)}
+    assert status == 0, told
+    assert {finding["status"] for name, finding in found.items() if name != "memory"} == {"ok"}
+    assert "pg_amcheck" in found["database file"]["detail"]
+    status, told = command("backup", tmp_path / "copy")
+    assert status == 2
+    assert "pg_dump" in told
+    status, told = command("restore", tmp_path)
+    assert status == 2
+    assert "pg_restore" in told
+    assert command("keys", "create", "k")[0] == 0
+    own_server.stop()
+    for words in (("doctor",), ("migrate",), ("keys", "list")):
+        status, told = command(*words)
+        assert status == 1
+        assert "No such file" in told, told
+    found = orjson.loads(command("doctor", "--json")[1])
+    assert {finding["status"] for finding in found if finding["check"] in ("database", "database file")} == {"fail"}
+
+
+@pytest.mark.postgres
+def test_the_documented_rights_suffice(postgres_server: postgres.Server, tmp_path: Path, iris_onnx: Path) -> None:
+    url = postgres_server.migrated()
+    with closing(Database(url)) as database, database.write() as connection:
+        for statement in (
+            "CREATE ROLE clerk LOGIN",
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public TO clerk",
+            "GRANT USAGE ON ALL SEQUENCES IN SCHEMA public TO clerk",
+        ):
+            connection.execute(text(statement))
+    with running(tmp_path, database=url.replace("postgres@", "clerk@"), direct_seconds=0) as api:
+        api.register("iris", iris_onnx)
+        job = api.run(CSV, "iris")
+        assert job["state"] == "completed"
+        assert "completed" in api.http.get(f"/v1/jobs/{job['id']}/events").text
+        assert api.http.delete(job["links"]["self"]).status_code == 204
+        assert api.http.delete("/v1/models/iris/versions/1").status_code == 204
+    with closing(Database(url)) as database, database.write() as connection:
+        connection.execute(text("DROP OWNED BY clerk"))
+        connection.execute(text("DROP ROLE clerk"))
 
 
 # --- jobs ---

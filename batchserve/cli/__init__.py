@@ -13,7 +13,7 @@ import typer
 from batchserve import __version__
 from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, move, server
 from batchserve.cli.secrets import take_from_files
-from batchserve.cli.terminal import print_error, print_json, wants_json
+from batchserve.cli.terminal import print_error, print_json, wants_json, with_reason
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError, NoRowScored
 
@@ -70,6 +70,7 @@ def main() -> None:
     try:
         app()
     except BatchserveError as error:
+        error = with_reason(error)
         if wants_json():
             print_json({"error": error.to_json()})
         print_error(error)

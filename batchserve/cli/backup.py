@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from batchserve.upkeep.backup import CopyReport
 
 MOST_SHOWN = 10
+OTHERS = "of a PostgreSQL database, `pg_dump` and `pg_restore` do that, and tools of your storage for its objects"
 
 
 def backup(
@@ -27,12 +28,16 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Copy the database and all objects that it references, while the server runs. Exits with 1 if some are damaged."""
+    from sqlalchemy import make_url
+
     from batchserve.db import migrate
     from batchserve.db.connect import Database as Connection
     from batchserve.storage import open_storage
     from batchserve.upkeep.backup import back_up
 
     settings = settings_of(storage, database)
+    if make_url(settings.database_url).get_backend_name() != "sqlite":
+        raise typer.BadParameter(f"only an SQLite database can be copied from here: {OTHERS}", param_hint="--database")
     if "://" in settings.storage:
         raise typer.BadParameter(
             f"{settings.storage} is not a folder: protect it by the versioning or replication of its store, and back "
@@ -67,7 +72,9 @@ def restore(
     settings = settings_of(storage, database)
     url = make_url(settings.database_url)
     if url.get_backend_name() != "sqlite" or not url.database:
-        raise typer.BadParameter("only an SQLite database can be restored from here", param_hint="--database")
+        raise typer.BadParameter(
+            f"only an SQLite database can be restored from here: {OTHERS}", param_hint="--database"
+        )
     copied = put_back(source, open_storage(settings.storage), Path(url.database).absolute())
     what = f"the database and {copied.objects:,} objects ({size(copied.bytes)})"
     show(copied, f"Restored {what} into {settings.storage}.", as_json=as_json)

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from batchserve.cli.server import Database, Storage, settings_of
-from batchserve.cli.terminal import AsJson, print_json, say, size, table
+from batchserve.cli.terminal import AsJson, print_json, say, size, table, with_reason
 from batchserve.errors import BatchserveError, SchemaOutdated, SchemaTooNew, SchemaTooOld, Unavailable
 
 if TYPE_CHECKING:
@@ -91,7 +91,8 @@ def examine(name: str, check: "Callable[[Settings], Finding]", settings: "Settin
     try:
         return check(settings)
     except (BatchserveError, OSError, ImportError) as error:
-        return Finding(name, "fail", str(error), "Repair this first, then check again.")
+        told = with_reason(error) if isinstance(error, BatchserveError) else error
+        return Finding(name, "fail", str(told), "Repair this first, then check again.")
 
 
 def show(findings: list[Finding]) -> None:
@@ -184,6 +185,10 @@ def database_file(settings: "Settings") -> Finding:
     with _database(settings) as connection:
         if connection is None:
             return Finding("database file", "ok", "none yet")
+        if not connection.is_inline:
+            with connection.look():  # it responds
+                pass
+            return Finding("database file", "ok", "of a server, which checks its pages itself: see pg_amcheck")
         faults = inspect_database(connection)
     return _finding("database file", faults, "fail", "pages, indexes and references are intact")
 

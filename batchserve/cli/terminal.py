@@ -43,6 +43,12 @@ def duration(text: str) -> float:
         raise typer.BadParameter(str(error)) from None
 
 
+def with_reason(error: BatchserveError) -> BatchserveError:
+    """An error of the database with what the database itself says, which clients of the API are not told."""
+    reason = getattr(error.__cause__, "orig", None)
+    return error if reason is None else type(error)(f"{error.detail} ({str(reason).splitlines()[0]})", **error.extra)
+
+
 def say(text: str, *, style: str | None = None) -> None:
     """A sentence for the user, on stderr. May hold rich markup."""
     Console(stderr=True, highlight=False).print(text, style=style, soft_wrap=True)

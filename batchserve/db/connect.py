@@ -408,12 +408,6 @@ def _read_again(read: Callable[[Connection], T], door: _Door) -> T:
     return _read(read, door)
 
 
-def with_reason(error: Unavailable) -> str:
-    """An error of a database, with what the database itself says of it: for operators, not for clients."""
-    cause = getattr(error.__cause__, "orig", None)
-    return error.detail if cause is None else f"{error.detail} ({str(cause).splitlines()[0]})"
-
-
 @contextmanager
 def _failures_named() -> Iterator[None]:
     try:
