@@ -26,6 +26,7 @@ from batchserve.storage import (
     Piece,
     Span,
     Storage,
+    delete_objects,
     free_bytes,
     local_path,
     open_storage,
@@ -307,6 +308,19 @@ def test_anybody_can_fetch_an_object_by_its_url(storage: Storage) -> None:
     part = httpx2.get(url, headers={"range": "bytes=5-9"})
     assert (part.status_code, part.content) == (206, NOISE[5:10])
     assert httpx2.get(url.partition("?")[0]).status_code == 403
+
+
+@pytest.mark.s3
+def test_many_objects_are_removed_by_one_request(storage: Storage, proxy: Proxy) -> None:
+    keys = [f"parts/a/{number}" for number in range(50)]
+    for key in keys:
+        storage.compose(key, [b"1"])
+    storage = open_storage(storage.address)
+    with proxy.counted() as counted:
+        delete_objects(storage, [*keys[1:], "parts/a/none"])
+        delete_objects(storage, [])
+    assert len(counted.requests) == 1
+    assert [entry.key for entry in storage.list("")] == keys[:1]
 
 
 @pytest.mark.s3

@@ -37,7 +37,7 @@ from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import Planned, PlanTask, plan_chunks
 from batchserve.service import Service
 from batchserve.service.turns import Lane, Place
-from batchserve.storage import Span, is_in_row, local_path
+from batchserve.storage import Span, delete_objects, is_in_row, local_path
 
 router = APIRouter(tags=["download"])
 
@@ -440,8 +440,7 @@ def _convert(
         yield from blocks_of(storage.open, wanted.assemble(parts, storage.open, job.rows_done))
     finally:
         parts.close()
-        for stored in list(storage.list(folder)):
-            storage.delete(stored.key)
+        delete_objects(storage, [stored.key for stored in storage.list(folder)])
 
 
 def _converted_parts(

@@ -43,7 +43,7 @@ from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
 from batchserve.service import Service
-from batchserve.storage import Storage, copy_object, part_key, parts_prefix
+from batchserve.storage import Storage, copy_object, delete_objects, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
 
@@ -302,8 +302,7 @@ def _delete(service: Service, job_id: str) -> None:
 
 
 def _remove_parts(storage: Storage, job_id: str) -> None:
-    for part in list(storage.list(parts_prefix(job_id))):
-        storage.delete(part.key)
+    delete_objects(storage, [part.key for part in storage.list(parts_prefix(job_id))])
 
 
 def _etag(body: JobBody) -> str:

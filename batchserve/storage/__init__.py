@@ -3,7 +3,7 @@
 Keys derive from server-generated IDs, never from client input.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from batchserve.errors import InvalidOptions
 __all__ = [
     "Composed",
     "Copies",
+    "DeletesMany",
     "KeepsPartials",
     "ObjectInfo",
     "OnDisk",
@@ -27,6 +28,7 @@ __all__ = [
     "Writer",
     "check_access",
     "copy_object",
+    "delete_objects",
     "free_bytes",
     "is_in_row",
     "key_in_row",
@@ -227,6 +229,24 @@ def copy_object(storage: Storage, source: str, target: str, size: int) -> None:
         storage.copy(source, target)
     else:
         storage.compose(target, [Span(source, 0, size)])
+
+
+@runtime_checkable
+class DeletesMany(Protocol):
+    """A storage that removes many objects by one request."""
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        """Removes the objects; missing ones are not an error."""
+        ...
+
+
+def delete_objects(storage: Storage, keys: Sequence[str]) -> None:
+    """Removes objects, by few requests where each takes one."""
+    if isinstance(storage, DeletesMany):
+        storage.delete_many(keys)
+    else:
+        for key in keys:
+            storage.delete(key)
 
 
 @runtime_checkable

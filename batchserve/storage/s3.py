@@ -3,7 +3,7 @@
 import re
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -146,11 +146,15 @@ class S3Storage:
         return (ObjectInfo(*entry) for entry in found if entry[0].startswith(prefix))
 
     def delete(self, key: str) -> None:
-        path = self._path(key)
-        self._blocks.forget(path)
+        self.delete_many([key])
+
+    def delete_many(self, keys: Sequence[str]) -> None:
+        paths = [self._path(key) for key in keys]
+        for path in paths:
+            self._blocks.forget(path)
         with self._failures_named():
             try:
-                obstore.delete(self._store, path)
+                obstore.delete(self._store, paths)
             except FileNotFoundError as error:
                 if _is_refusal(error):
                     raise

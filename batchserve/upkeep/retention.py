@@ -18,7 +18,7 @@ from batchserve.jobs.ends import forget_events
 from batchserve.jobs.statements import Owned
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
-from batchserve.storage import Storage, errors_key, is_in_row, parts_prefix, result_key
+from batchserve.storage import Storage, delete_objects, errors_key, is_in_row, parts_prefix, result_key
 from batchserve.upkeep import holds
 
 _BATCH = 100
@@ -132,9 +132,8 @@ def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) ->
             named |= queries.named_inputs(connection, [key for key in asked if key.startswith("inputs/")])
             if holds.any_in_force(connection, database.moment(connection)):
                 return
-        for key in asked:
-            if key not in named and not is_in_row(key):  # contents of rows are removed in the job's own transaction
-                storage.delete(key)
+        # Contents of rows are removed in the job's own transaction.
+        delete_objects(storage, [key for key in asked if key not in named and not is_in_row(key)])
 
 
 def _in_batches(
