@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx2
 import obstore
@@ -21,7 +22,9 @@ from obstore.store import S3Store
 from proxy import Mode, Proxy
 from waiting import until
 
+from batchserve import storage as storages
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
+from batchserve.settings import Settings
 from batchserve.storage import (
     Piece,
     Span,
@@ -484,3 +487,17 @@ def test_a_start_with_wrong_credentials_ends_with_one_line(
     (line,) = done.stderr.splitlines()
     assert "refuses access" in line
     assert "AWS_SECRET_ACCESS_KEY" in line
+
+
+def test_a_bucket_without_the_extra_is_refused_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storages, "find_spec", lambda _name: None)
+    with pytest.raises(InvalidOptions, match=r"pip install 'batchserve\[s3\]'"):
+        open_storage("s3://bucket/jobs")
+
+
+def test_uploads_that_no_object_could_hold_are_refused_as_a_setting() -> None:
+    bucket: dict[str, Any] = {"storage": "s3://bucket/jobs", "database": "sqlite:///x.db"}
+    assert Settings(**bucket).upload_bytes == Settings().upload_bytes
+    with pytest.raises(ValueError, match="too long for an object store"):
+        Settings(**bucket, upload_bytes=2**40)
+    assert Settings(upload_bytes=2**40).upload_bytes == 2**40
