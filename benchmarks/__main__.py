@@ -19,7 +19,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import history, images, keys, online, paths, report, small, syncs
+from benchmarks import databases, history, images, keys, online, paths, report, small, syncs
 from benchmarks.environments import Unavailable
 from benchmarks.paths import MILLION, PATHS, PLATEAU, SCRIPT_PEERS, SYSTEM_PEERS, Bench
 from benchmarks.results import Gap, Measurement, Results
@@ -27,7 +27,9 @@ from benchmarks.results import Gap, Measurement, Results
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FOLDER = Path(tempfile.gettempdir()) / "batchserve-benchmarks"
 SMALL = "small jobs, polls, transfers"
-TITLES = "; ".join([*(path.title for path in PATHS), images.TITLE, online.TITLE, SMALL, syncs.TITLE, keys.TITLE])
+TITLES = "; ".join(
+    [*(path.title for path in PATHS), images.TITLE, online.TITLE, SMALL, syncs.TITLE, keys.TITLE, databases.TITLE]
+)
 console = Console(stderr=True, highlight=False)
 
 
@@ -122,10 +124,9 @@ def _parts(
         yield online.TITLE, online.measure(bench, seconds=given.seconds)
     if wanted(SMALL):
         yield SMALL, small.measure(bench, seconds=given.seconds, rows=min(sizes[-1], MILLION))
-    if wanted(syncs.TITLE):
-        yield syncs.TITLE, syncs.measure(bench, seconds=given.seconds)
-    if wanted(keys.TITLE):
-        yield keys.TITLE, keys.measure(bench, seconds=given.seconds)
+    for part in (syncs, keys, databases):
+        if wanted(part.TITLE):
+            yield part.TITLE, part.measure(bench, seconds=given.seconds)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,13 @@ GOALS = (
         "status polls, a big job runs: P99 / 5 ms", 1, "at most", "status polls while a big job runs: P99 / 5 ms",
         measured=ROUTE,
     ),
+    Goal(
+        "PostgreSQL, *: jobs per second / SQLite", 0.7, "at least", "small jobs on PostgreSQL: jobs/s / SQLite",
+        stretch=True,
+    ),
+    Goal("PostgreSQL, *: requests per second / SQLite", 0.5, "at least",
+        "status polls on PostgreSQL: requests/s / SQLite", stretch=True,
+    ),
     Goal("upload: MB/s / nginx PUT", 0.8, "at least", "upload: MB/s / nginx PUT"),
     Goal("download: MB/s / nginx GET", 0.8, "at least", "download: MB/s / nginx sendfile"),
 )  # fmt: skip

@@ -4,6 +4,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
@@ -132,12 +133,13 @@ class Installation:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    """A server with a template, stopped and removed at the end. Raises NoServer."""
+def serving(*, durable: bool = False) -> Iterator[Server]:
+    """A server with a template, stopped and removed at the end. `durable`: its commits survive a power cut, which takes
+    the time that it takes. Raises NoServer."""
     # Not in pytest's folder: the path of a socket must be short, and other users cannot enter a folder of root.
-    with tempfile.TemporaryDirectory(prefix="batchserve-postgres-", dir=_quick_folder()) as name:
+    with tempfile.TemporaryDirectory(prefix="batchserve-postgres-", dir=None if durable else _quick_folder()) as name:
         installation = Installation(Path(name))
-        quick = ("fsync=off", "full_page_writes=off", "autovacuum=off")
+        quick = () if durable else ("fsync=off", "full_page_writes=off", "autovacuum=off")
         where = ("listen_addresses=''", f"unix_socket_directories='{name}'")
         installation.make("-U", "postgres", "-A", "trust", "-N", settings=(*where, *quick))
         installation.start()
@@ -192,3 +194,15 @@ def _run(user: str | None, *command: object) -> None:
         if done.returncode:
             said.seek(0)
             raise NoServer(f"{Path(words[0]).name} failed: {said.read()[-2000:]}")
+
+
+def main() -> None:
+    """For benchmarks: prints the address of a migrated database, and ends with standard input."""
+    with serving(durable=True) as server:
+        sys.stdout.write(f"{server.migrated()}\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from starlette.testclient import TestClient
 from waiting import until
 
-from benchmarks import bare, chart, data, history, keys, paths, processes, report, service, syncs
+from benchmarks import bare, chart, data, databases, history, keys, paths, processes, report, service, syncs
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import MB, Gap, Measurement, Results, Runs
@@ -444,6 +444,14 @@ def test_keys_are_in_force_in_one_of_the_compared_servers(folder: Path, tmp_path
     assert [entry.unit for entry in measured] == ["jobs/s", "req/s", "req/s"]
     assert all(entry.goal is not None and entry.goal.ratio == 0.97 for entry in measured)
     assert all(len(entry.our_runs) == len(entry.reference_runs) == keys.ROUNDS for entry in measured)
+
+
+@pytest.mark.slow
+def test_a_server_and_an_embedded_database_take_the_same_loads(folder: Path) -> None:
+    measured = list(databases.measure(paths.Bench(folder, peers=(), say=print), seconds=0.4))
+    assert [entry.unit for entry in measured] == ["jobs/s", "jobs/s", "req/s", "req/s"]
+    assert [entry.goal.ratio for entry in measured if entry.goal is not None] == [0.7, 0.7, 0.5, 0.5]
+    assert all(len(entry.our_runs) == len(entry.reference_runs) == databases.ROUNDS for entry in measured)
 
 
 @pytest.mark.slow
