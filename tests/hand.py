@@ -87,6 +87,9 @@ class HandEngine:
         self.submitted.append(call)
         return call
 
+    def start(self) -> None:
+        """There is nothing to prepare."""
+
     def close(self) -> None:
         """There is nothing to end."""
 

@@ -288,13 +288,11 @@ def test_half_of_the_records_is_half_of_the_way_in_every_format(name: str) -> No
     assert chunks[4].stop / format.end(source) == pytest.approx(0.5, abs=0.25)  # next to a header and a footer
 
 
-@pytest.mark.parametrize(
-    ("megabytes", "processes", "chunks"), [(3, 2, 1), (5, 2, 2), (18, 2, 2), (18, 4, 4), (40, 2, 4)]
-)
-def test_a_text_is_cut_into_even_chunks_for_all_processes(megabytes: int, processes: int, chunks: int) -> None:
+@pytest.mark.parametrize(("megabytes", "chunks"), [(3, 1), (5, 2), (12, 2), (18, 2), (40, 4), (70, 8)])
+def test_a_text_is_cut_into_even_chunks_that_processes_can_share(megabytes: int, chunks: int) -> None:
     line = b'{"a":0.123456789,"b":"0123456789"}\n'
     data = line * (megabytes * 2**20 // len(line))
-    limits = even_limits(ChunkLimits(bytes=16 * 2**20, records=2**40), "jsonl", len(data), processes)
+    limits = even_limits(ChunkLimits(bytes=16 * 2**20, records=2**40), "jsonl", len(data))
     planned = list(get_format("jsonl").plan(io.BytesIO(data), None, limits))
     sizes = [chunk.stop - chunk.start for chunk in planned]
     assert (len(sizes), sum(sizes)) == (chunks, len(data))
@@ -307,4 +305,15 @@ def test_a_text_is_cut_into_even_chunks_for_all_processes(megabytes: int, proces
 )
 def test_other_limits_stay_as_they_are(format: str, size: int) -> None:
     limits = ChunkLimits(bytes=size, records=1000)
-    assert even_limits(limits, format, 100 * 2**20, 2) == limits
+    assert even_limits(limits, format, 100 * 2**20) == limits
+
+
+def test_a_long_text_has_chunks_of_nearly_the_limit_that_many_numbers_of_processes_divide() -> None:
+    limits = ChunkLimits(bytes=16 * 2**20, records=2**40)
+    counts = []
+    for megabytes in range(130, 4000, 130):
+        even = even_limits(limits, "csv", megabytes * 2**20)
+        assert 10 * 2**20 < even.bytes <= limits.bytes
+        counts.append(round(megabytes * 2**20 / (even.bytes - 16 * 2**10)))
+    assert all(count % 4 == 0 for count in counts)
+    assert {12, 24, 32, 48, 96, 256} <= set(counts)

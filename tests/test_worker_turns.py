@@ -80,6 +80,57 @@ def test_no_more_calls_are_under_way_than_keep_the_engine_busy(bench: Bench, bus
     assert scored(hand.calls()) == 0
 
 
+def test_the_calls_under_way_follow_the_capacity_of_the_engine(bench: Bench, busy: ModelVersion) -> None:
+    hand = bench.by_hand(chunk_records=1)
+    job_id = bench.submit(busy, rows_of(*range(20)))
+    calls = hand.chunks()
+    planning = [call for call in calls if call.first_record is None]
+    hand.engine.capacity = 5
+    for call in planning:
+        call.run()
+    more = hand.chunks()
+    assert scored(calls) + scored(more) == 10
+    hand.engine.capacity = 0
+    for call in calls + more:
+        if call not in planning:
+            call.run()
+    assert scored(hand.calls()) == 0
+    done = bench.get(job_id)
+    assert (done.state, done.chunks_done) == (JobState.RUNNING, 10)
+    hand.engine.capacity = 1
+    hand.work()
+    assert bench.get(job_id).state is JobState.COMPLETED
+
+
+def test_a_worker_whose_engine_has_no_process_takes_no_job(bench: Bench, busy: ModelVersion) -> None:
+    hand = bench.by_hand()
+    hand.engine.capacity = 0
+    job_id = bench.submit(busy, rows_of(1))
+    assert hand.calls() == []
+    assert bench.get(job_id).state is JobState.QUEUED
+    hand.engine.capacity = 1
+    hand.work()
+    assert bench.get(job_id).state is JobState.COMPLETED
+
+
+def test_jobs_go_to_other_workers_when_the_engine_had_no_process_for_as_long_as_a_lease(
+    bench: Bench, busy: ModelVersion
+) -> None:
+    hand = bench.by_hand(chunk_records=1, lease=60.0)
+    job_id = bench.submit(busy, rows_of(*range(20)))
+    calls = hand.chunks()
+    hand.engine.capacity = 0
+    hand.clock.advance(50.0)
+    hand.calls()
+    hand.worker.leases.renew()
+    assert bench.get(job_id).state is JobState.RUNNING
+    hand.clock.advance(20.0)
+    hand.calls()
+    assert bench.get(job_id).state is JobState.QUEUED
+    assert all(call.future.cancelled() for call in calls)
+    assert bench.outcomes(job_id) == ["released"]
+
+
 def test_progress_grows_and_ends_at_one(bench: Bench, busy: ModelVersion) -> None:
     hand = bench.by_hand(chunk_records=1)
     job_id = bench.submit(busy, rows_of(*range(40)))

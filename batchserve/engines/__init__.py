@@ -30,8 +30,17 @@ class Call(Protocol[T]):
 class Engine(Protocol):
     """Scores the chunks of a worker's jobs, on this host or on others."""
 
-    capacity: int
-    """Calls that run at the same time."""
+    @property
+    def capacity(self) -> int:
+        """Calls that run at the same time. It may change while calls run, and be 0: then submitted calls wait."""
+        ...
+
+    def start(self) -> None:
+        """Prepares for calls, so that the first ones need not wait for it. A worker calls it once, before the others.
+
+        Raises InvalidOptions or Unavailable when no call could ever run.
+        """
+        ...
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> Call[T]:
         """Calls a module-level function, in the order of submission; urgent calls first."""

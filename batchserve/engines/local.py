@@ -22,6 +22,9 @@ from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout, Unava
 
 T = TypeVar("T")
 
+_START = 60.0
+"""Seconds in which a process imports what scoring needs."""
+
 
 class LocalCall(Generic[T]):
     """A call in a scoring process; see `engines.Call`."""
@@ -85,6 +88,12 @@ class LocalEngine:
         self._slots: list[_Slot] = []
         self._calls: set[LocalCall[Any]] = set()
         self._closed = False
+
+    def start(self) -> None:
+        from batchserve.scoring.chunks import warm_up  # here: it imports all that scoring needs
+
+        for _ in range(self.capacity):
+            self.submit(warm_up, timeout=_START)
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> LocalCall[T]:
         call = LocalCall(function, args, timeout)

@@ -22,7 +22,6 @@ from batchserve.errors import BatchserveError, LeaseLost, Unavailable, Unreadabl
 from batchserve.jobs import contents, execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime, process_name
-from batchserve.scoring.chunks import warm_up
 from batchserve.storage import is_in_row
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
@@ -60,6 +59,8 @@ class Worker:
         self._stopping = threading.Event()
         self._ended = threading.Event()
         self._next_poll = self._next_rescue = self._clock.monotonic()
+        self._capable_at = self._clock.monotonic()
+        """When the engine last had a process."""
         self._failed_claims = 0
         self._claim_error = ""
         self._pause = 0.0
@@ -70,7 +71,7 @@ class Worker:
             runtime,
             self._clock,
             Transitions(runtime.database, self._clock, self._stopping.is_set, self._note_failure),
-            window=2 * runtime.engine.capacity,
+            window=self._window,
             post=self._events.put,
             is_stopping=self._stopping.is_set,
             over=self._forget,
@@ -114,10 +115,9 @@ class Worker:
         self._events.put(_nothing)
 
     def run(self) -> None:
-        """Runs until `stop`. Survives every error of a single job."""
+        """Runs until `stop`. Survives every error of a single job. Raises what `Engine.start` raises."""
+        self._runtime.engine.start()
         log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
-        for _ in range(self._runtime.engine.capacity):
-            self._runtime.engine.submit(warm_up, timeout=60.0)
         keepers = [
             threading.Thread(target=self.leases.run, args=[self._ended], name="heartbeat", daemon=True),
             threading.Thread(target=self.housekeeper.run, args=[self._ended], name="housekeeper", daemon=True),
@@ -143,12 +143,13 @@ class Worker:
             self._database_failed = False
             self._next_rescue = max(self._next_rescue, now + self._settings.lease)
         if now >= self._next_rescue:
-            self._guarded(self._rescue)
+            self._guarded(partial(_rescue, self._runtime, self._clock))
             self._next_rescue = now + self._settings.rescue
         if now >= self._next_poll:
             self._guarded(self._poll)
             self._next_poll = now + self._settings.poll
         self._guarded(self._end_cancelled)
+        self._guarded(self._release_if_incapable)
         self._guarded(self._dispatch)
         self._handle_events(min(self._next_poll, self._next_rescue) - self._clock.monotonic())
 
@@ -192,7 +193,7 @@ class Worker:
         while self._turns and idle < len(self._turns):
             run = self._turns[0]
             self._turns.rotate(-1)
-            if run.advance(may_score=under_way < self._context.window):
+            if run.advance(may_score=under_way < self._window()):
                 under_way += 1
                 idle = 0
             else:
@@ -201,6 +202,19 @@ class Worker:
     def _end_cancelled(self) -> None:
         for run in list(self._runs.values()):
             run.end_if_cancelled()
+
+    def _release_if_incapable(self) -> None:
+        """Releases the jobs to other workers, which may reach a host, when the engine has had no process for as long as
+        a lease."""
+        now = self._clock.monotonic()
+        if self._runtime.engine.capacity:
+            self._capable_at = now
+        elif self._runs and now - self._capable_at > self._settings.lease:
+            for run in list(self._runs.values()):
+                run.release()
+
+    def _window(self) -> int:
+        return 2 * self._runtime.engine.capacity
 
     def _forget(self, run: JobRun) -> None:
         del self._runs[run.id]
@@ -216,11 +230,13 @@ class Worker:
         """Claims due jobs, and reads cancel requests. Claims no more jobs than the engine can use, so that other
         workers find some; but one at each poll, up to the limit of the settings, so that a huge job does not delay a
         small one. Nor must a tenant with many jobs: beyond the limit, one job of each tenant without a running one.
+        None while the engine has no process.
         """
         self._poll_is_due.clear()
         room = self._settings.active_jobs - len(self._runs)
-        most = max(0, min(room, max(1, self._context.window - len(self._runs))))
-        if not self._stopping.is_set():
+        window = self._window()
+        most = max(0, min(room, max(1, window - len(self._runs))))
+        if window and not self._stopping.is_set():
             for job in self._claimed_or_counted(most):
                 self._begin_or_fail(job)
         if self._runs:
@@ -268,24 +284,27 @@ class Worker:
         if any(is_in_row(stored.key) for stored in job.inputs):
             job = read(partial(_with_contents, job))
         left = read(partial(_plan_of, job)) if job.chunks_total else ([], None, {0: 0})
-        active = ActiveJob.begin(job, *left, self._settings, self._runtime.engine.capacity)
+        active = ActiveJob.begin(job, *left, self._settings)
         run = self._runs[job.id] = JobRun(active, self._context)
         self._turns.append(run)
         reference = active.model.reference
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
 
-    def _rescue(self) -> None:
-        with self._database.write() as connection:
-            now = self._clock.moment(connection)
-            queued, failed = execution.rescue_expired(connection, self._settings.crashes, now)
-            kept = 3600 * self._settings.idempotency_hours
-            if clocks.settled_for(connection, now) >= kept:
-                idempotency.forget_older(connection, now.wall - kept, now.wall + clocks.TOLERANCE)
-        self._database.refill_reserve()
-        for job_id in queued:
-            log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
-        for job_id in failed:
-            log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
+
+def _rescue(runtime: Runtime, clock: Clock) -> None:
+    """Queues jobs of dead workers again, and forgets old idempotency keys."""
+    settings = runtime.settings
+    with runtime.database.write() as connection:
+        now = clock.moment(connection)
+        queued, failed = execution.rescue_expired(connection, settings.crashes, now)
+        kept = 3600 * settings.idempotency_hours
+        if clocks.settled_for(connection, now) >= kept:
+            idempotency.forget_older(connection, now.wall - kept, now.wall + clocks.TOLERANCE)
+    runtime.database.refill_reserve()
+    for job_id in queued:
+        log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
+    for job_id in failed:
+        log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
 
 
 def _with_contents(job: Job, connection: Connection) -> Job:

@@ -21,6 +21,9 @@ from batchserve.worker.limits import SMALL_JOB_BYTES, UNLIMITED, chunk_limits, e
 
 __all__ = ["ActiveJob"]
 
+_PLANNED_AT_ONCE = 64
+"""Most chunks that one call plans."""
+
 
 @dataclass(slots=True)
 class ActiveJob:
@@ -61,7 +64,6 @@ class ActiveJob:
         last: Chunk | None,
         bases: dict[int, int],
         settings: Settings,
-        processes: int,
     ) -> "ActiveJob":
         """`pending`, `last`, `bases`: the chunks left by earlier attempts, the last planned one, and the first record
         of each input. Raises UnreadableRow for a job without the values of a queued one.
@@ -77,7 +79,7 @@ class ActiveJob:
             bases=bases,
             model=job.model,
             options=job.options,
-            limits=even_limits(limits, job.input.format, size, processes),
+            limits=even_limits(limits, job.input.format, size),
             planned=job.planned,
             last_planned=last,
             pending=deque(pending),
@@ -102,7 +104,7 @@ class ActiveJob:
         """The task that plans the next chunks. The first one is short, so that scoring begins immediately."""
         number, last = max(self.bases), self.last_planned
         after = last if last is not None and last.input == number else None
-        most = 64 if last else window
+        most = _PLANNED_AT_ONCE if last else min(window, _PLANNED_AT_ONCE)
         return PlanTask(self.inputs[number], after, self.limits, most, number, self.bases[number])
 
     def small_task(self, plan: PlanTask, settings: Settings) -> SmallTask:

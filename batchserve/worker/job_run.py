@@ -52,8 +52,8 @@ class RunContext:
     runtime: Runtime
     clock: Clock
     transitions: Transitions
-    window: int
-    """Most running calls: one for each process, and one queued behind it."""
+    window: Callable[[], int]
+    """Most running calls: one for each process, and one queued behind it. 0 while the engine has no process."""
     post: Callable[[Callable[[], None]], None]
     """Posts an event to the worker's thread, in which runs do all their work."""
     is_stopping: Callable[[], bool]
@@ -104,9 +104,9 @@ class JobRun:
 
     def _plan(self) -> None:
         job = self._job
-        if job.planned or job.planning is not None or len(job.pending) >= self._context.window:
+        if job.planned or job.planning is not None or len(job.pending) >= self._context.window():
             return
-        task = job.plan_task(self._context.window)
+        task = job.plan_task(self._context.window())
         if job.is_small:
             job.planning = self._call(self._done_small, score_small, job.small_task(task, self._settings), urgent=True)
         else:

@@ -37,14 +37,21 @@ def chunk_limits(settings: Settings, model: ModelVersion, input_format: str) -> 
     return ChunkLimits(bytes=times * settings.chunk_bytes, records=records)
 
 
-def even_limits(limits: ChunkLimits, input_format: str, input_bytes: int, processes: int) -> ChunkLimits:
-    """The limits under which a text is cut into chunks of one size, as many for each process.
+def even_limits(limits: ChunkLimits, input_format: str, input_bytes: int) -> ChunkLimits:
+    """The limits under which a text is cut into chunks of one size, in a number that most numbers of processes divide.
 
     So all processes end at the same time: with three chunks for two processes, one would idle during the third. A chunk
-    is never too small to justify a separate call and part.
+    is never too small to justify a separate call and part. The chunks depend on nothing but the input and the limits:
+    a result in Parquet has a row group for each, and must not depend on where it was made.
     """
     if not FORMATS[input_format].is_text or limits.bytes <= _MIN_CHUNK_BYTES or limits.bytes == UNLIMITED:
         return limits
-    each = max(1, ceil(input_bytes / (limits.bytes - _SLACK) / processes))
-    even = ceil(input_bytes / (each * processes)) + _SLACK
+    even = ceil(input_bytes / _divisible(ceil(input_bytes / (limits.bytes - _SLACK)))) + _SLACK
     return replace(limits, bytes=max(_MIN_CHUNK_BYTES, even))
+
+
+def _divisible(chunks: int) -> int:
+    """The next of 2, 4, 8, 12, 16, 24, 32, 48, 64 and so on. These are a sixth more on average; a call and a part take
+    an eighth of the time of a full chunk."""
+    power = 1 << max(1, (chunks - 1).bit_length())
+    return power * 3 // 4 if power > 8 and chunks <= power * 3 // 4 else power

@@ -84,6 +84,9 @@ class EngineOfThisProcess:
     def __init__(self, dies_before: Callable[..., object] | None = None) -> None:
         self._dies_before = dies_before
 
+    def start(self) -> None:
+        """There is nothing to prepare."""
+
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> EndedCall[T]:  # noqa: ARG002
         if function is self._dies_before:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -255,7 +255,8 @@ MUTANTS = (
         ("tests/test_worker_turns.py",),
     ),
     Mutant(
-        "jobs of dead workers are rescued", WORKER, "            self._guarded(self._rescue)\n", "",
+        "jobs of dead workers are rescued", WORKER,
+        "            self._guarded(partial(_rescue, self._runtime, self._clock))\n", "",
         ("tests/test_worker_turns.py",),
     ),
     Mutant(
