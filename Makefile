@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-ray test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -40,9 +40,12 @@ test-postgres: $(VENV)/.dev ## Run the tests of databases, the API and the clien
 test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its own server
 	@$(BIN)/python -m pytest -m 's3 and not faults and not postgres' -rs
 
+test-ray: $(VENV)/.ray ## Run the tests on a Ray cluster of two network namespaces; as root, with iproute2
+	@$(BIN)/python -m pytest -m ray -rs
+
 test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimators
-	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres and not s3'
-	@$(BIN)/python -m pytest -m 'slow and alone and not postgres'
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres and not s3 and not ray'
+	@$(BIN)/python -m pytest -m 'slow and alone and not postgres and not ray'
 	@$(BIN)/python -m pytest -m 'slow and postgres' -rs
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime
@@ -107,7 +110,7 @@ ci: ## Run all checks of continuous integration
 constraints: ## Rewrite constraints.txt with the latest versions
 	@$(MAKE) --no-print-directory clean
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/bin/python
-	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,s3]'
+	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,s3,ray]'
 	@{ head -n 1 constraints.txt; $(TORCH)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(TORCH)/constraints.txt
 	@mv $(TORCH)/constraints.txt constraints.txt
 
@@ -136,7 +139,13 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 	@$(PIP) install --constraint constraints.txt --editable '.[dev,s3]'
 	@touch $(VENV)/.demo $@
 
+# Only for its own tests: 285 MB.
+$(VENV)/.ray: $(VENV)/.dev
+	@echo 'Installing Ray into $(VENV) ...'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,s3,ray]'
+	@touch $@
+
 $(VENV)/.torch: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve, PyTorch and img2feat into $(VENV) (some minutes) ...'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,s3]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,s3,ray]'
 	@touch $@

@@ -51,7 +51,16 @@ class Settings(BaseSettings):
     database: str = Field(
         "", description="SQLAlchemy address of the database. Empty: `batchserve.db` in the storage folder (SQLite)."
     )
-    engine: str = Field("local", description="Engine that runs chunks: `local` (scoring processes of this host).")
+    engine: str = Field(
+        "local",
+        description="Engine that runs chunks: `local` (scoring processes of this host), or `ray://HOST:PORT` (a Ray "
+        "cluster's).",
+    )
+    ray_reserved: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        {"CPU": 1},
+        description="Resources of Ray that a host needs and that the engine occupies there, as JSON: `CPU`, `GPU`, "
+        "custom ones.",
+    )
 
     allowed_hosts: str = Field(
         "",

@@ -52,6 +52,12 @@ def die(number: int) -> None:
     time.sleep(60)
 
 
+def die_with_parent() -> None:
+    """Kills the process that started this one, and then itself."""
+    os.kill(os.getppid(), signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def leave(status: int) -> None:
     os._exit(status)
 
@@ -158,7 +164,9 @@ def serve_calls(folder: Path) -> None:
     from batchserve.settings import Settings
 
     settings = Settings(storage=str(folder), processes=1)
-    batch = open_engine(settings).submit(appear, folder / "batch", 30.0, timeout=60.0)
+    engine = open_engine(settings)
+    engine.start()
+    batch = engine.submit(appear, folder / "batch", 30.0, timeout=60.0)
     signal.signal(signal.SIGINT, lambda *_: (folder / "interrupted").touch())
     asyncio.run(open_interactive(settings).run(appear, folder / "interactive", 30.0, seconds=60.0))
     batch.future.result()

@@ -128,6 +128,17 @@ def test_serve_refuses_an_address_that_others_can_reach(host: str, alone: Run, t
     assert list(tmp_path.iterdir()) == []
 
 
+def test_serve_drives_no_hosts_of_a_cluster_and_serves_without_them(
+    alone: Run, start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path
+) -> None:
+    nowhere = "ray://127.0.0.1:1"
+    done = alone("serve", BATCHSERVE_ENGINE=nowhere)
+    assert done.returncode == 2
+    assert "--no-worker" in done.stderr
+    with start_server(tmp_path, "--no-worker", BATCHSERVE_ENGINE=nowhere) as url:
+        assert url.startswith("http://127.0.0.1:")  # and it is ready
+
+
 @pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("::", False)])
 def test_loopback_addresses_are_recognized(host: str, *, local: bool) -> None:
     assert is_loopback(host) is local

@@ -1,6 +1,7 @@
 """The documentation says what the code does: settings, problems, routes, commands, options and links are compared."""
 
 import ast
+import json
 import re
 import subprocess
 from collections.abc import Iterator
@@ -74,6 +75,8 @@ def test_every_setting_is_documented_with_its_default_and_no_other() -> None:
 def shown_default(field: Any) -> str:
     if field.default_factory is not None:
         return "cores"
+    if isinstance(field.default, dict):
+        return f"`{json.dumps(field.default)}`"
     return "empty" if field.default in ("", None) else f"`{field.default}`"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import calls
 import pytest
+from ray_hosts import Cluster
 from selection import quick_first
 from waiting import is_alive, until
 
@@ -35,11 +36,13 @@ def local_engine(folder: Path, **settings: int) -> AbstractContextManager[Engine
     return closing(open_engine(Settings(storage=str(folder), **settings)))  # type: ignore[arg-type]
 
 
-@pytest.fixture(scope="module", params=[local_engine], ids=["local"])
+@pytest.fixture(scope="module", params=["local", pytest.param("ray", marks=pytest.mark.ray)])
 def opened(request: pytest.FixtureRequest) -> Opened:
     """How an engine of each kind is opened; a new kind is added here."""
-    found: Opened = request.param
-    return found
+    if request.param == "local":
+        return local_engine
+    cluster: Cluster = request.getfixturevalue("ray_cluster")
+    return cluster.engine
 
 
 @pytest.fixture(scope="module")
@@ -91,16 +94,15 @@ def test_calls_run_concurrently_in_as_many_processes_as_configured(engine: Engin
     assert os.getpid() not in processes
 
 
-def test_the_processes_of_jobs_are_nicer_than_the_server(engine: Engine) -> None:
-    assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(os.nice(0) + 10, 19)
+def test_the_processes_of_jobs_are_nicer_than_the_server(tmp_path: Path) -> None:
+    with local_engine(tmp_path, processes=1) as engine:
+        assert engine.submit(calls.niceness, timeout=TIMEOUT).future.result(TIMEOUT) == min(os.nice(0) + 10, 19)
 
 
-def test_a_scoring_process_has_the_allowance_of_its_host(
-    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_scoring_process_has_the_allowance_of_its_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 6)
     settings = {"sessions": 3, "image_pixels": 1000, "process_memory": 2**30}
-    with opened(tmp_path, processes=2, **settings) as engine:
+    with local_engine(tmp_path, processes=2, **settings) as engine:
         given = engine.submit(allowance, timeout=TIMEOUT).future.result(TIMEOUT)
     assert given == Allowance(3, 1000, threads=3, memory=2**30)
 
@@ -159,9 +161,9 @@ def test_a_signal_without_a_name_is_reported_by_its_number(engine: Engine) -> No
     assert engine.submit(calls.double, 4, timeout=TIMEOUT).future.result(TIMEOUT) == 8
 
 
-def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(opened: Opened, tmp_path: Path) -> None:
+def test_a_process_that_cannot_be_started_ends_its_call_and_the_next_one_runs(tmp_path: Path) -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with opened(tmp_path, processes=1) as engine:
+    with local_engine(tmp_path, processes=1) as engine:
         free = os.dup(0)  # the lowest number that is not in use
         os.close(free)
         resource.setrlimit(resource.RLIMIT_NOFILE, (free, hard))

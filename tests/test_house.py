@@ -44,10 +44,9 @@ def test_constraints_are_exact_and_name_no_place() -> None:
 
 def test_constraints_meet_every_declared_dependency() -> None:
     pinned = {canonicalize_name(r.name): next(iter(r.specifier)).version for r in constraints()}
-    outside = {"batchserve", "ray"}  # optional, and too big to be pinned for all users
     for requirement in declared_dependencies():
         name = canonicalize_name(requirement.name)
-        if name not in outside:
+        if name != "batchserve":
             assert requirement.specifier.contains(pinned[name]), requirement
 
 

@@ -47,6 +47,7 @@ def serve(
 ) -> None:
     """Serve the API, by default with a worker inside."""
     settings = settings_of(storage, database)
+    require_local_engine(settings, worker=worker)
     if not (insecure or is_loopback(host) or has_admin_key(settings)):
         raise typer.BadParameter(
             f"{host} can be reached from other hosts, and without keys any client may use it. Create a key first, "
@@ -172,6 +173,16 @@ def settings_of(storage: str | None, database: str | None) -> "Settings":
             for fault in error.errors()
         )
         raise typer.BadParameter("; ".join(faults)) from None
+
+
+def require_local_engine(settings: "Settings", *, worker: bool) -> None:
+    """A server's own worker uses this host alone: other hosts are driven by processes without an API."""
+    if worker and settings.engine != "local":
+        raise typer.BadParameter(
+            f"chunks run on {settings.engine}, which a server does not drive: pass --no-worker, and run `batchserve "
+            "worker` beside it.",
+            param_hint="--worker",
+        )
 
 
 def stop_when_stdin_closes() -> None:

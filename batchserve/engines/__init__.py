@@ -72,8 +72,12 @@ class Interactive(Protocol):
 
 def open_engine(settings: "Settings") -> Engine:
     """The engine of the settings. Raises InvalidOptions for an unknown kind."""
+    if settings.engine.startswith("ray://"):
+        from batchserve.engines.ray import RayEngine
+
+        return RayEngine(settings)
     if settings.engine != "local":
-        raise InvalidOptions(f"BATCHSERVE_ENGINE is {settings.engine!r}; expected 'local'")
+        raise InvalidOptions(f"BATCHSERVE_ENGINE is {settings.engine!r}; expected 'local' or 'ray://HOST:PORT'")
     from batchserve.engines.local import LocalEngine
     from batchserve.engines.process import scoring_limits
 

@@ -29,13 +29,21 @@ _START = 60.0
 class LocalCall(Generic[T]):
     """A call in a scoring process; see `engines.Call`."""
 
-    def __init__(self, function: Callable[..., T], arguments: tuple[Any, ...], timeout: float) -> None:
+    def __init__(self, message: bytes, timeout: float) -> None:
+        """`message`: the pickled function and its arguments."""
         self.future: Future[T] = Future()
-        self.message = pickle.dumps((function, arguments))
+        self.message = message
         self.timeout = timeout
         self._lock = Lock()
-        self._killed = False
+        self._killed = self._has_begun = False
         self._process: BaseProcess | None = None
+
+    def withdraw(self) -> None:
+        """Kills the call if it has not begun."""
+        with self._lock:
+            if not self._has_begun:
+                self._killed = True
+                self.future.cancel()
 
     def kill(self) -> None:
         with self._lock:
@@ -52,7 +60,7 @@ class LocalCall(Generic[T]):
                 self.future.cancel()
                 self.future.set_running_or_notify_cancel()
                 return False
-            self._process = process
+            self._process, self._has_begun = process, True
             return True
 
     def detach(self) -> bool:
@@ -96,7 +104,11 @@ class LocalEngine:
             self.submit(warm_up, timeout=_START)
 
     def submit(self, function: Callable[..., T], *args: Any, timeout: float, urgent: bool = False) -> LocalCall[T]:
-        call = LocalCall(function, args, timeout)
+        return self.submit_pickled(pickle.dumps((function, args)), timeout, urgent=urgent)
+
+    def submit_pickled(self, message: bytes, timeout: float, *, urgent: bool) -> LocalCall[Any]:
+        """The same for a pickled function and its arguments."""
+        call: LocalCall[Any] = LocalCall(message, timeout)
         with self._lock:
             if self._closed:
                 raise Unavailable("the server is stopping")

@@ -21,7 +21,7 @@ from batchserve.allowance import Allowance, allow
 if TYPE_CHECKING:  # scoring processes import this module, and have no use for pydantic
     from batchserve.settings import Settings
 
-__all__ = ["ProcessLimits", "cause_of_end", "interactive_limits", "scoring_limits", "start_process"]
+__all__ = ["ProcessLimits", "answer_of", "cause_of_end", "interactive_limits", "scoring_limits", "start_process"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,10 +90,11 @@ def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
                 outcome = function(*arguments)
             except Exception as raised:  # noqa: BLE001 - sent to the waiter
                 error = raised
-            pipe.send_bytes(_answer(outcome, error))
+            pipe.send_bytes(answer_of(outcome, error))
 
 
-def _answer(outcome: Any, error: Exception | None) -> bytes:
+def answer_of(outcome: Any, error: Exception | None) -> bytes:
+    """The outcome or the error of a call, to be unpickled elsewhere."""
     try:
         answer = pickle.dumps((outcome, error))
         if error is not None:

@@ -290,6 +290,14 @@ MUTANTS = (
         "one chunk of each job in turn", WORKER, "            self._turns.rotate(-1)\n", "",
         ("tests/test_worker_turns.py",),
     ),
+    Mutant(
+        "a worker without a process claims no job", WORKER, "        if window and not self._stopping.is_set():\n",
+        "        if not self._stopping.is_set():\n", ("tests/test_worker_turns.py",),
+    ),
+    Mutant(
+        "the jobs of a worker without a process go to others", WORKER,
+        "        self._guarded(self._release_if_incapable)\n", "", ("tests/test_worker_turns.py",),
+    ),
     # Bounds
     Mutant(
         "a scoring process has limited memory", PROCESS,
