@@ -170,12 +170,12 @@ def s3_server() -> Iterator[seaweed.Server]:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[ray_hosts.Cluster]:
     """A Ray cluster of two hosts that all tests share; they run on the first one. Continuous integration fails without
-    one, where it is root."""
+    one, where it may make network namespaces."""
     try:
         with ray_hosts.running() as made, ray_hosts.inside(made.head), made.joined():
             yield made
     except ray_hosts.NoCluster as error:
-        if os.environ.get("CI") == "true" and os.geteuid() == 0:
+        if os.environ.get("CI") == "true" and not isinstance(error, ray_hosts.NoNamespaces):
             raise
         pytest.skip(str(error))
 

@@ -34,6 +34,10 @@ class NoCluster(Exception):
     """No cluster is available; the message has the reason."""
 
 
+class NoNamespaces(NoCluster):
+    """This machine lets no process make network namespaces."""
+
+
 class Host:
     """A network namespace, and in it a raylet, where one is started."""
 
@@ -170,14 +174,14 @@ def running() -> Iterator[Cluster]:
     if find_spec("ray") is None:
         raise NoCluster("Ray is not installed: make test-ray")
     if os.geteuid() != 0 or shutil.which("ip") is None:
-        raise NoCluster("network namespaces need root and the command ip (iproute2)")
+        raise NoNamespaces("network namespaces need root and the command ip (iproute2)")
     folder = Path(tempfile.mkdtemp(prefix="bsray", dir="/tmp"))  # the paths of sockets must be short
     made = Cluster(folder)
     try:
         try:
             made.lay()
         except subprocess.SubprocessError as error:
-            raise NoCluster(f"no network namespaces here: {error}") from error
+            raise NoNamespaces(f"no network namespaces here: {error}") from error
         made.head.start(head=True)
         made.other.start()
         yield made
