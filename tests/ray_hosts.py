@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from importlib.util import find_spec
+from itertools import count
 from pathlib import Path
 
 from waiting import until
@@ -28,6 +29,8 @@ START = 90.0
 _CLONE_NEWNET = 0x40000000
 _CPUS = 2
 """CPUs of a host as Ray counts them: it starts as many idle workers."""
+
+_numbers = count()
 
 
 class NoCluster(Exception):
@@ -43,12 +46,15 @@ class Host:
 
     def __init__(self, cluster: "Cluster", name: str, number: int) -> None:
         self._cluster, self.name = cluster, name
-        self.namespace = f"bs{os.getpid()}{name}"
+        self.namespace = f"bs{os.getpid()}-{next(_numbers)}{name}"
         self.address = f"10.213.77.{number}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, head: bool = False, path: Path | None = None, **environment: str) -> None:
         """Starts its raylet, and with it the head's processes. `path`: a folder before all others of Python."""
+        if self._process is not None:  # what is left of one that was killed
+            self._process.kill()
+            self._process.wait(10)
         ray = Path(sys.executable).with_name("ray")
         role = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self._cluster.folder}"]
         joining = [f"--address={self._cluster.head.address}:{PORT}"]

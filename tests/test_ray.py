@@ -18,7 +18,7 @@ import calls
 import graphs
 import pytest
 from bench import SHORT, Bench, answers, doubled, rows_of
-from ray_hosts import Cluster
+from ray_hosts import Cluster, running
 from structlog.testing import capture_logs
 from waiting import is_alive, until
 
@@ -219,6 +219,32 @@ def test_the_calls_of_a_driver_that_was_killed_end_within_a_minute(ray_cluster: 
     pid = int((tmp_path / "batch").read_text())
     assert is_alive(pid)
     until(lambda: not is_alive(pid), 60.0)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_job_is_resumed_when_the_head_was_lost_and_is_back(tmp_path: Path, busy: bytes, second: float) -> None:
+    work = [round(0.3 * second) + number for number in range(40)]
+    with running() as cluster, bench_on("local", tmp_path) as bench:
+        own = cluster.environment | {"BATCHSERVE_ENGINE": cluster.url, "BATCHSERVE_STORAGE": str(tmp_path)}
+        own |= {"BATCHSERVE_CHUNK_RECORDS": "1", "BATCHSERVE_LEASE": "6", "BATCHSERVE_HEARTBEAT": "2"}
+        command = ["ip", "netns", "exec", cluster.head.namespace, sys.executable, "-m", "batchserve", "worker"]
+        job_id = bench.submit(bench.register("busy", busy), rows_of(*work))
+        with subprocess.Popen(command, env=own) as first:
+            bench.wait(job_id, lambda job: job.chunks_done >= 4)
+            for name in ("gcs_server", "raylet/raylet"):
+                cluster.head.kill(name)
+            cluster.other.stop()
+            bench.wait(job_id, lambda job: job.state is JobState.QUEUED)
+            cluster.head.start(head=True)
+            cluster.other.start()
+            with subprocess.Popen(command, env=own) as another:
+                until(lambda: bench.get(job_id).state.finished, 100.0)
+                job = bench.get(job_id)
+                another.kill()
+            assert first.wait(120) != 0  # so that what watches over it starts it again
+    assert (job.state, job.attempt) == (JobState.COMPLETED, 2)
+    assert answers(bench.result(job_id)) == doubled(*work)
 
 
 # --- hosts that are refused ---
