@@ -17,6 +17,7 @@ random | secret postgres_password
 random | secret s3_access_key
 random | secret s3_secret_key
 random | secret grafana_password
+random | secret ray_token
 printf 'postgresql+psycopg://batchserve:%s@postgres/batchserve' "$(cat secrets/postgres_password)" | secret database
 printf '{"identities": [{"name": "batchserve", "credentials": [{"accessKey": "%s", "secretKey": "%s"}], "actions": ["Admin"]}]}' \
     "$(cat secrets/s3_access_key)" "$(cat secrets/s3_secret_key)" | secret s3_identities
