@@ -30,7 +30,7 @@ _CLONE_NEWNET = 0x40000000
 _CPUS = 2
 """CPUs of a host as Ray counts them: it starts as many idle workers."""
 
-_numbers = count()
+_numbers = count(os.getpid() % 200)
 
 
 class NoCluster(Exception):
@@ -46,8 +46,8 @@ class Host:
 
     def __init__(self, cluster: "Cluster", name: str, number: int) -> None:
         self._cluster, self.name = cluster, name
-        self.namespace = f"bs{os.getpid()}-{next(_numbers)}{name}"
-        self.address = f"10.213.77.{number}"
+        self.namespace = f"bs{os.getpid()}-{cluster.number}{name}"
+        self.address = f"10.213.{cluster.number}.{number}"
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, head: bool = False, path: Path | None = None, **environment: str) -> None:
@@ -111,6 +111,7 @@ class Cluster:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        self.number = next(_numbers)  # Ray refuses an address that another cluster of this machine has
         own = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHSERVE_", "RAY_"))}
         self.environment = own | {
             "RAY_AUTH_MODE": "token",

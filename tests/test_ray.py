@@ -221,6 +221,31 @@ def test_the_calls_of_a_driver_that_was_killed_end_within_a_minute(ray_cluster: 
     until(lambda: not is_alive(pid), 60.0)
 
 
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_another_driver_resumes_the_job_of_one_that_gets(
+    number: signal.Signals, ray_cluster: Cluster, tmp_path: Path, busy: bytes, second: float
+) -> None:
+    work = [round(0.3 * second) + record for record in range(40)]
+    own = os.environ | {"BATCHSERVE_ENGINE": ray_cluster.url, "BATCHSERVE_STORAGE": str(tmp_path)}
+    own |= {"BATCHSERVE_CHUNK_RECORDS": "1", "BATCHSERVE_LEASE": "4", "BATCHSERVE_HEARTBEAT": "1"}
+    with bench_on(ray_cluster.url, tmp_path, chunk_records=1) as bench:
+        job_id = bench.submit(bench.register("busy", busy), rows_of(*work))
+        with subprocess.Popen([sys.executable, "-m", "batchserve", "worker"], env=own) as first:
+            try:
+                bench.wait(job_id, lambda job: job.chunks_done >= 4)
+                first.send_signal(number)
+                left = bench.get(job_id).chunks_done
+                with bench.worker():
+                    bench.wait(job_id, lambda job: job.attempt == 2 and job.chunks_done >= left + 2)
+                    first.send_signal(signal.SIGCONT)  # where it lives, it finds that its lease is lost
+                    job = bench.wait(job_id)
+            finally:
+                first.kill()
+        assert (job.state, job.chunks_done) == (JobState.COMPLETED, 40)
+        assert answers(bench.result(job_id)) == doubled(*work)
+        assert bench.outcomes(job_id) == ["lost", "completed"]
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_a_job_is_resumed_when_the_head_was_lost_and_is_back(tmp_path: Path, busy: bytes, second: float) -> None:
