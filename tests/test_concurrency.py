@@ -240,7 +240,7 @@ def test_a_transaction_that_a_deadlock_breaks_off_begins_once_more(postgres_serv
             done.result()
         with database.read() as connection:
             assert connection.scalars(text("SELECT until FROM holds")).all() == [2.0, 2.0]
-        assert len(begun) == 3
+        assert len(begun) >= 3  # again, where the other one has not ended yet
 
 
 @pytest.mark.postgres

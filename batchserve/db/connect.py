@@ -12,6 +12,7 @@ guards in WHERE, and where these do not suffice, a transaction names what it loc
 """
 
 import asyncio
+import random
 import sqlite3
 import threading
 import time
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
+_TRIES, _PAUSE = 4, 0.02
+"""Of a transaction that a server breaks off, and the longest first pause between two of them, in seconds."""
 CONNECT_TIMEOUT = 5
 """Seconds after which a server that does not answer counts as unavailable."""
 Subject = Literal["clock", "keys", "models", "schema", "inputs"]
@@ -161,16 +164,21 @@ class Database:
         return await asyncio.shield(asyncio.wrap_future(self._threads.submit(self._commit, work)))
 
     def _commit(self, work: Callable[[Connection], T], exclusive: Subject | None = None) -> T:
-        """The value of `work` in a write transaction. A server may have to break it off for another one that waits for
-        it: then it is begun once more."""
-        try:
-            with self.write(exclusive=exclusive) as connection:
-                return work(connection)
-        except Unavailable as error:
-            if getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) not in (_DEADLOCK, _NOT_SERIALIZABLE):
-                raise
-        with self.write(exclusive=exclusive) as connection:
-            return work(connection)
+        """The value of `work` in a write transaction. A server may break it off for another one that waits for it, more
+        than once where the other is as quick again, or may have been restarted: then it is begun anew. Not when the
+        commit itself fails, whose outcome is unknown."""
+        for number in range(_TRIES):
+            worked = False
+            try:
+                with self.write(exclusive=exclusive) as connection:
+                    value = work(connection)
+                    worked = True
+                return value
+            except Unavailable as error:
+                if worked or number == _TRIES - 1 or not _is_worth_a_try(error):
+                    raise
+            time.sleep(random.uniform(0, _PAUSE * 2**number))  # noqa: S311 - so that two do not meet again
+        raise AssertionError
 
     def _write_group(self, work: Callable[[Connection], None]) -> None:
         """As `write`, for the writer thread."""
@@ -298,6 +306,14 @@ class Database:
         self._watcher.close()
         self._reads.dispose()
         self._writes.dispose()
+
+
+def _is_worth_a_try(error: Unavailable) -> bool:
+    """Whether a transaction that failed so may succeed at once."""
+    cause = error.__cause__
+    if getattr(getattr(cause, "orig", None), "sqlstate", None) in (_DEADLOCK, _NOT_SERIALIZABLE):
+        return True
+    return bool(getattr(cause, "connection_invalidated", False))
 
 
 def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> None:
