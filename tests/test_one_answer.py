@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from sklearn.preprocessing import PolynomialFeatures, QuantileTransformer, Stand
 from sklearn.svm import SVC, SVR, LinearSVC
 
 from batchserve.admission import admit
+from batchserve.admission.probe_inputs import Feed
+from batchserve.admission.run_sizes import with_multiple
 from batchserve.conversion import convert
 from batchserve.inference.run import run
 from batchserve.inference.session import open_session
@@ -274,12 +277,31 @@ def test_a_record_has_the_same_answer_in_runs_of_any_size(estimator: Any, least:
     (name,) = (tensor.name for tensor in signature.inputs)
     session = open_session(admitted.model, signature.threads, signature.kernel)
     together = run(session, signature, {name: OTHERS}, 512).outputs
+    many = run(session, signature, {name: np.tile(OTHERS, (40, 1))}, 512 * 40).outputs  # in full batches
+    for output, array in many.items():
+        for turn in range(40):
+            np.testing.assert_array_equal(array[512 * turn : 512 * (turn + 1)], together[output], err_msg=f"{turn}")
     for size in (1, 2, 3, 4, 5, 7, 16, 65, 511):
         for start in range(0, 512, max(size, 16)):
             part = OTHERS[start : start + size]
             outputs = run(session, signature, {name: part}, len(part)).outputs
             for output, array in outputs.items():
                 np.testing.assert_array_equal(array, together[output][start : start + size], err_msg=f"{size} {start}")
+
+
+def test_a_batch_that_is_computed_otherwise_than_small_runs_is_not_taken() -> None:
+    x = X[:, :4]
+    model = onnx.load_from_string(convert(LogisticRegression().fit(x, Y), x, tolerance=0.1).onnx)
+    admitted = admit(model.SerializeToString())
+    (name,) = (tensor.name for tensor in admitted.signature.inputs)
+    values = np.random.default_rng(2).standard_normal((16_384, 4)).astype(np.float32)
+    session = open_session(admitted.model)
+    whole, parts = session.run({name: values}), [session.run({name: part}) for part in np.split(values, 256)]
+    if all(np.array_equal(array, np.concatenate([part[key] for part in parts])) for key, array in whole.items()):
+        pytest.skip("this processor computes large runs as small ones")
+    fast = replace(admitted.signature, batch=16_384)
+    found = with_multiple(fast, onnx.load_from_string(admitted.model), session, Feed({name: values[:50]}))
+    assert found.batch == 4096
 
 
 def test_a_record_has_the_same_answer_online_in_a_small_job_and_in_a_file(tmp_path: Path) -> None:
