@@ -24,8 +24,8 @@ from batchserve.conversion.estimator import (
     boosters,
     choose_columns,
     class_labels,
-    equidistant,
     known_differences,
+    neighbours_tie,
 )
 from batchserve.conversion.export import GraphInput, answer_truth, convertible, layouts, to_onnx, widened
 from batchserve.conversion.files import Loaded, load
@@ -187,9 +187,7 @@ def _first_that_passes(
 
 def _cause(report: Parity, model: Any, reference: Reference, tolerance: float) -> str:
     """Why a graph disagrees, as far as the differences tell, and what to do."""
-    from batchserve.conversion.converters.within import finds_neighbours
-
-    if finds_neighbours(model) and (tied := equidistant(model, reference.table)) is not None and tied.any():
+    if neighbours_tie(model, reference.table):
         return _TIES
     widely = any(
         difference.mean_relative > max(10 * tolerance, _WIDELY * difference.max_relative)

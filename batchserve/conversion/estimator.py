@@ -235,28 +235,41 @@ def _task(model: object) -> Task:
 
 
 def equidistant(model: Any, table: Table) -> Array | None:
-    """bool [n]: whether several centres, or the last neighbour and the next one, are at the same distance, so that
-    rounding or the order of training chooses between them.
+    """bool [n]: whether the two nearest centres are at the same distance, so that rounding chooses between them.
 
-    None: the model is neither a clusterer that gives the nearest centre without its distance, nor of neighbours.
+    None: the model is not a clusterer that gives the nearest centre without its distance.
     """
+    step: Any = last_step(model)
+    if type(step).__name__ not in _NEAREST or len(step.cluster_centers_) < 2:
+        return None
+    x = np.asarray(_before_last(model, table), dtype=np.float64)
+    return _tied(np.sort([((x - centre) ** 2).sum(axis=1) for centre in step.cluster_centers_], axis=0)[:2].T)
+
+
+def neighbours_tie(model: Any, table: Table) -> bool:
+    """Whether, for some record, the last neighbour and the next one are at the same distance, so that the order of
+    training chooses between them."""
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-    from sklearn.pipeline import Pipeline
 
     step: Any = last_step(model)
-    by_neighbours = type(step) in (KNeighborsClassifier, KNeighborsRegressor)
-    if not by_neighbours and (type(step).__name__ not in _NEAREST or len(step.cluster_centers_) < 2):
-        return None
+    if type(step) not in (KNeighborsClassifier, KNeighborsRegressor) or step.n_neighbors >= step.n_samples_fit_:
+        return False
+    found = step.kneighbors(_before_last(model, table), step.n_neighbors + 1)[0]
+    return bool(_tied(found[:, -2:]).any())
+
+
+def _before_last(model: Any, table: Table) -> Any:
+    """What the last step of a model gets."""
+    from sklearn.pipeline import Pipeline
+
     x = table.native()
     while isinstance(model, Pipeline):
         x, model = model[:-1].transform(x) if len(model.steps) > 1 else x, model.steps[-1][1]
-    if by_neighbours:
-        if step.n_neighbors >= step.n_samples_fit_:
-            return None
-        two = step.kneighbors(x, step.n_neighbors + 1)[0][:, -2:]
-    else:
-        x = np.asarray(x, dtype=np.float64)
-        two = np.sort([((x - centre) ** 2).sum(axis=1) for centre in step.cluster_centers_], axis=0)[:2].T
+    return x
+
+
+def _tied(two: Array) -> Array:
+    """bool [n]: whether two distances are equal up to their rounding."""
     tied: Array = two[:, 1] - two[:, 0] <= _ROUNDED * two[:, 1]
     return tied
 
