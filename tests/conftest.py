@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import httpx2
 import pandas as pd
@@ -135,16 +136,27 @@ def iris_csv(iris: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> Pa
     return path
 
 
+T = TypeVar("T")
+
+
+def shared(
+    opened: AbstractContextManager[T], missing: type[Exception], excused: type[Exception] | tuple[()] = ()
+) -> Iterator[T]:
+    """What all tests share. Tests are skipped where it is missing, which continuous integration excuses as little as
+    possible."""
+    try:
+        with opened as made:
+            yield made
+    except missing as error:
+        if os.environ.get("CI") == "true" and not isinstance(error, excused):
+            raise
+        pytest.skip(str(error))
+
+
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[postgres.Server]:
     """A PostgreSQL server that all tests share. Continuous integration fails without one."""
-    try:
-        with postgres.serving() as server:
-            yield server
-    except postgres.NoServer as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    yield from shared(postgres.serving(), postgres.NoServer)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -158,26 +170,14 @@ def _default_database(request: pytest.FixtureRequest) -> None:
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[seaweed.Server]:
     """An S3 server that all tests share. Continuous integration fails without one."""
-    try:
-        with seaweed.serving() as server:
-            yield server
-    except seaweed.NoServer as error:
-        if os.environ.get("CI") == "true":
-            raise
-        pytest.skip(str(error))
+    yield from shared(seaweed.serving(), seaweed.NoServer)
 
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[ray_hosts.Cluster]:
     """A Ray cluster of two hosts that all tests share; they run on the first one. Continuous integration fails without
     one, where it may make network namespaces."""
-    try:
-        with ray_hosts.running() as made, ray_hosts.inside(made.head), made.joined():
-            yield made
-    except ray_hosts.NoCluster as error:
-        if os.environ.get("CI") == "true" and not isinstance(error, ray_hosts.NoNamespaces):
-            raise
-        pytest.skip(str(error))
+    yield from shared(ray_hosts.joined(), ray_hosts.NoCluster, excused=ray_hosts.NoNamespaces)
 
 
 @pytest.fixture

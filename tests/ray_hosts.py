@@ -208,6 +208,13 @@ def inside(host: Host) -> Iterator[None]:
             _enter(own.fileno())
 
 
+@contextmanager
+def joined() -> Iterator[Cluster]:
+    """A cluster that this thread has joined as a driver on its head. Raises NoCluster."""
+    with running() as made, inside(made.head), made.joined():
+        yield made
+
+
 def _enter(namespace: int) -> None:
     libc = ctypes.CDLL(None, use_errno=True)  # os.setns is new in Python 3.12
     if libc.setns(namespace, _CLONE_NEWNET):

@@ -7,6 +7,7 @@ import numpy as np
 from batchserve.admission.probe_inputs import EXAMPLES, Feed, run_within_memory
 from batchserve.domain import Signature
 from batchserve.errors import ModelRefused
+from batchserve.inference.distances import distances
 from batchserve.inference.kernels import Arrays, Session
 from batchserve.inference.session import open_session
 
@@ -46,16 +47,8 @@ def _difference(expected: Arrays, got: Arrays) -> float:
             if (array != other).any():
                 raise ModelRefused(f"its output {name!r} has other values than on the processor")
             continue
-        far = _distances(array.astype(np.float64), other.astype(np.float64))
-        most = float(far.max(initial=0.0))
+        most = float(distances(array, other)[1].max(initial=0.0))
         if most > (OF_FLOAT16 if array.dtype == np.float16 else TOLERANCE):
             raise ModelRefused(f"its output {name!r} differs by {most:.1e} from that of the processor")
         largest = max(largest, most)
     return largest
-
-
-def _distances(expected: np.ndarray, got: np.ndarray) -> np.ndarray:
-    with np.errstate(invalid="ignore"):
-        same = (expected == got) | (np.isnan(expected) & np.isnan(got))
-        relative = np.abs(expected - got) / np.maximum(1, np.abs(expected))
-    return np.where(same, 0.0, np.where(np.isnan(relative), np.inf, relative))

@@ -24,7 +24,9 @@ from batchserve.conversion.estimator import (
     boosters,
     choose_columns,
     class_labels,
+    finds_neighbours,
     known_differences,
+    last_step,
     neighbours_tie,
 )
 from batchserve.conversion.export import GraphInput, answer_truth, convertible, layouts, to_onnx, widened
@@ -198,7 +200,7 @@ def _cause(report: Parity, model: Any, reference: Reference, tolerance: float) -
 
 def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
     """What to convert, and with which inputs, the best first."""
-    from batchserve.conversion.converters.within import finds_neighbours, with_double, with_exact_trees
+    from batchserve.conversion.converters.within import with_double, with_exact_trees
 
     ways = [way for way in (model, with_exact_trees(model)) if way is not None]
     plain = ((way, layout) for way in ways for layout in layouts(way, table))
@@ -208,7 +210,9 @@ def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...
         if (wide := with_double(way, rounds=rounds)) is not None
         for layout in layouts(way, table)
     )
-    return itertools.chain(in_double, plain) if finds_neighbours(model) else itertools.chain(plain, in_double)
+    return (
+        itertools.chain(in_double, plain) if finds_neighbours(last_step(model)) else itertools.chain(plain, in_double)
+    )
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -7,10 +7,11 @@ import onnx
 
 from batchserve.conversion.estimator import Reference
 from batchserve.conversion.export import GraphInput
-from batchserve.conversion.parity import Answers, Parity, compare, distances, flips
+from batchserve.conversion.parity import Answers, Parity, compare, flips
 from batchserve.conversion.sample import Array, listed
 from batchserve.domain import Column
 from batchserve.errors import ConversionFailed, ScoringFailed
+from batchserve.inference.distances import distances
 from batchserve.inference.kernels import Arrays
 from batchserve.inference.session import open_session
 

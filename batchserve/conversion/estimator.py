@@ -70,6 +70,13 @@ def last_step(model: object) -> object:
     return model
 
 
+def finds_neighbours(step: object) -> bool:
+    """Whether its answers depend on distances that are almost equal."""
+    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
+
+    return isinstance(step, KNeighborsClassifier | KNeighborsRegressor)
+
+
 def has(model: object, kind: Any) -> bool:
     return any(isinstance(part, kind) for part in parts(model))
 
@@ -249,10 +256,8 @@ def equidistant(model: Any, table: Table) -> Array | None:
 def neighbours_tie(model: Any, table: Table) -> bool:
     """Whether, for some record, the last neighbour and the next one are at the same distance, so that the order of
     training chooses between them."""
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
     step: Any = last_step(model)
-    if type(step) not in (KNeighborsClassifier, KNeighborsRegressor) or step.n_neighbors >= step.n_samples_fit_:
+    if not finds_neighbours(step) or step.n_neighbors >= step.n_samples_fit_:
         return False
     found = step.kneighbors(_before_last(model, table), step.n_neighbors + 1)[0]
     return bool(_tied(found[:, -2:]).any())
@@ -276,12 +281,10 @@ def _tied(two: Array) -> Array:
 
 def known_differences(model: object) -> list[str]:
     """Notes on known silent differences of converters."""
-    from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
-
     return [
         f"{type(part).__name__}: neighbours at the same distance may be chosen differently."
         for part in parts(model)
-        if isinstance(part, KNeighborsClassifier | KNeighborsRegressor)
+        if finds_neighbours(part)
     ] + [
         f"{type(part).__name__}: of centres at the same distance another may be chosen."
         for part in parts(model)

@@ -7,6 +7,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from batchserve.inference.distances import distances
+
 MAX_FLIPS = 0.001
 """Tolerated share of records with a different label."""
 WORST_ROWS = 5
@@ -158,17 +160,6 @@ def flips(expected: Answers, got: Answers) -> np.ndarray[Any, Any]:
     if left.dtype.kind in "OUS" or right.dtype.kind in "OUS":
         left, right = left.astype(str), right.astype(str)
     return np.asarray((left != right).reshape(len(left), -1).any(axis=1))
-
-
-def distances(expected: np.ndarray[Any, Any], got: np.ndarray[Any, Any]) -> tuple[Any, Any]:
-    """Absolute and relative difference, each float64 [n, k]; equal NaN and equal infinities differ by nothing."""
-    expected, got = expected.astype(np.float64), got.astype(np.float64)
-    same = (expected == got) | (np.isnan(expected) & np.isnan(got))
-    with np.errstate(invalid="ignore"):
-        absolute = np.where(same, 0.0, np.abs(expected - got))
-        absolute = np.where(np.isnan(absolute), np.inf, absolute)
-        relative = np.where(np.isinf(absolute), np.inf, absolute / np.maximum(1.0, np.abs(expected)))
-    return absolute, np.where(same, 0.0, relative)
 
 
 def _max_mean_p99(values: np.ndarray[Any, Any]) -> tuple[float, float, float]:

@@ -26,10 +26,11 @@ from batchserve.conversion.network import (
     preprocessing,
     texts,
 )
-from batchserve.conversion.parity import Answers, compare, distances
+from batchserve.conversion.parity import Answers, compare
 from batchserve.conversion.sample import Array, as_frame, listed, sentence
 from batchserve.domain import Column, DType, Preprocessing
 from batchserve.errors import ConversionFailed, ScoringFailed
+from batchserve.inference.distances import distances
 from batchserve.inference.kernels import Arrays, Session
 from batchserve.inference.session import open_session
 

@@ -20,11 +20,12 @@ from batchserve.conversion.categories import Known, known_categories
 from batchserve.conversion.check import align, numbers_by_record
 from batchserve.conversion.conversion import Conversion, serialize, with_facts
 from batchserve.conversion.estimator import Reference
-from batchserve.conversion.parity import Answers, distances, flips
+from batchserve.conversion.parity import Answers, flips
 from batchserve.conversion.sample import Array, Table
 from batchserve.conversion.served import Served, as_polars
 from batchserve.domain import Categories, Domain
 from batchserve.errors import ConversionFailed, ParityFailed
+from batchserve.inference.distances import distances
 from batchserve.inference.domains import pack
 
 __all__ = ["Unequal", "with_domains"]

@@ -12,7 +12,6 @@ guards in WHERE, and where these do not suffice, a transaction names what it loc
 """
 
 import asyncio
-import random
 import sqlite3
 import threading
 import time
@@ -24,6 +23,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
+import stamina
 from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DataError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUSY_TIMEOUT_MS = 10_000
-_TRIES, _PAUSE = 4, 0.02
-"""Of a transaction that a server breaks off, and the longest first pause between two of them, in seconds."""
+_TRIES, _PAUSE = 4, 0.1
+"""Of a transaction that a server breaks off, and the longest pause between two of them, in seconds."""
 CONNECT_TIMEOUT = 5
 """Seconds after which a server that does not answer counts as unavailable."""
 Subject = Literal["clock", "keys", "models", "schema", "inputs"]
@@ -167,18 +167,20 @@ class Database:
         """The value of `work` in a write transaction. A server may break it off for another one that waits for it, more
         than once where the other is as quick again, or may have been restarted: then it is begun anew. Not when the
         commit itself fails, whose outcome is unknown."""
-        for number in range(_TRIES):
-            worked = False
-            try:
-                with self.write(exclusive=exclusive) as connection:
-                    value = work(connection)
-                    worked = True
+        worked = False
+
+        def may_succeed_now(error: Exception) -> bool:
+            return not worked and _is_worth_a_try(error)
+
+        # Pauses of different lengths, so that two do not meet again.
+        for attempt in stamina.retry_context(
+            on=may_succeed_now, attempts=_TRIES, wait_initial=0, wait_max=_PAUSE, wait_jitter=_PAUSE
+        ):
+            with attempt, self.write(exclusive=exclusive) as connection:
+                value = work(connection)
+                worked = True
                 return value
-            except Unavailable as error:
-                if worked or number == _TRIES - 1 or not _is_worth_a_try(error):
-                    raise
-            time.sleep(random.uniform(0, _PAUSE * 2**number))  # noqa: S311 - so that two do not meet again
-        raise AssertionError
+        raise AssertionError("stamina either returns or raises")
 
     def _write_group(self, work: Callable[[Connection], None]) -> None:
         """As `write`, for the writer thread."""
@@ -308,7 +310,7 @@ class Database:
         self._writes.dispose()
 
 
-def _is_worth_a_try(error: Unavailable) -> bool:
+def _is_worth_a_try(error: Exception) -> bool:
     """Whether a transaction that failed so may succeed at once."""
     cause = error.__cause__
     if getattr(getattr(cause, "orig", None), "sqlstate", None) in (_DEADLOCK, _NOT_SERIALIZABLE):

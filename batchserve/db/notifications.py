@@ -32,9 +32,6 @@ class Notification:
     job_ids: frozenset[str] = frozenset()
     """Empty: of any job."""
 
-    def concerns(self, job_id: str) -> bool:
-        return not self.job_ids or job_id in self.job_ids
-
 
 Hear = Callable[[Notification], None]
 ALL = Notification(Topic.UNKNOWN)

@@ -154,7 +154,8 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
     source.seek(0)
     # Usually the header is the first of a few short lines.
     data = read_up_to(source, _FIRST_READ)
-    if b'"' in data or told_delimiter(data) or b"\n" not in data.lstrip(b"\r\n"):
+    is_told = told_delimiter(data) is not None  # by a line above the header
+    if b'"' in data or is_told or b"\n" not in data.lstrip(b"\r\n"):
         data += read_up_to(source, _MAX_HEADER + 1 - len(data))
     skipped = len(_BOM) if data.startswith(_BOM) else 0
     if data.startswith(_UTF16):
@@ -163,7 +164,7 @@ def _head(source: BinaryIO, delimiter: str) -> tuple[list[str], int]:
     data = data[skipped:]
     found = find_records(data, ord(delimiter), final)
     starts, ends = drop_blank(found.ends, np.frombuffer(data, np.uint8))
-    if told_delimiter(data):
+    if is_told:
         starts, ends = starts[1:], ends[1:]
     head = data[: int(ends[0])] if len(ends) else data
     if (at := lone_return(head, found, ord(delimiter), len(head))) is not None:

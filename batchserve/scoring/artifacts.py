@@ -24,8 +24,7 @@ _MOST = 8 * 2**30
 def read_artifact(storage: Storage, digest: str) -> bytes:
     """The artifact of a model. Raises FileNotFoundError, and Unavailable also for one that is cached."""
     key = model_key(digest)
-    folder = _own_folder() if isinstance(storage, Tagged) else None
-    if folder is None or not isinstance(storage, Tagged):
+    if not isinstance(storage, Tagged) or (folder := _own_folder()) is None:
         return _read(storage, key)
     try:
         tag = storage.tag(key)

@@ -5,6 +5,7 @@ import random
 import signal
 import socket
 import time
+from abc import ABC, abstractmethod
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
@@ -26,7 +27,7 @@ PAUSE = (1.5, 4.0)
 """Seconds from one kill to the next."""
 
 
-class Disturbed:
+class Disturbed(ABC):
     """Processes that are killed, and what starts them again."""
 
     kinds: tuple[str, ...]
@@ -55,12 +56,13 @@ class Disturbed:
             if self.kill(self._round[-1], chance):
                 self.kills[self._round.pop()] += 1
 
+    @abstractmethod
     def kill(self, kind: str, chance: random.Random) -> bool:
         """Whether there was one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def start_missing(self) -> None:
-        raise NotImplementedError
+        """Starts the processes that are not running."""
 
 
 class Site(Disturbed):

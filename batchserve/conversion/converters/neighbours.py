@@ -29,7 +29,7 @@ def nearest_neighbours(tape: Tape, model: Any) -> Any:
     if not tape.is_wide:  # what the graph gets was rounded, and is at no distance from a point that is rounded, too
         points = points.astype(np.float32).astype(np.float64)
     distances, places = _nearest(tape, x, points, model)
-    weights = _weights(tape, distances) if model.weights == "distance" else _ones(tape, distances)
+    weights = _weights(tape, distances) if model.weights == "distance" else None
     targets = np.asarray(model._y)
     if not hasattr(model, "classes_"):
         means = _mean(tape, weights, places, targets.reshape(len(targets), -1).astype(np.float64))
@@ -98,7 +98,7 @@ def _nearest_euclidean(tape: Tape, x: Value, points: Array, count: int) -> tuple
 
 def _cosine(tape: Tape, x: Value, points: Array) -> Value:
     squares = _node(tape, "Mul", x, x, like=x)
-    length = _node(tape, "Sqrt", _sum(tape, squares), width=1)
+    length = _node(tape, "Sqrt", squares.sum(axis=1, keepdims=True), width=1)
     ones = tape.constant([[1.0]], "d")
     none = _node(tape, "Cast", tape.node("Equal", length, tape.constant([[0.0]], "d"), example=np.zeros((EXAMPLES, 1))),
                  width=1, to=TensorProto.DOUBLE)  # fmt: skip
@@ -114,30 +114,24 @@ def _weights(tape: Tape, distances: Value) -> Value:
     """1 / distance; where a neighbour is at the very place, such neighbours alone."""
     same = tape.node("Equal", distances, tape.constant([[0.0]], "d"), example=np.zeros(distances.shape, bool))
     same = _node(tape, "Cast", same, like=distances, to=TensorProto.DOUBLE)
-    some = _reduced(tape, "ReduceMax", same)
+    some = same.max(axis=1, keepdims=True)
     apart = _node(tape, "Sub", tape.constant([[1.0]], "d"), some, like=some)
     inverse = _node(tape, "Div", apart, _node(tape, "Max", distances, tape.constant([[_TINY]], "d"), like=distances),
                     like=distances)  # fmt: skip
     return _node(tape, "Add", inverse, same, like=distances)
 
 
-def _ones(tape: Tape, distances: Value) -> Value:
-    zero = _node(tape, "Mul", distances, tape.constant([[0.0]], "d"), like=distances)
-    return _node(tape, "Add", zero, tape.constant([[1.0]], "d"), like=distances)
-
-
-def _mean(tape: Tape, weights: Value, places: Value, targets: Array) -> Value:
-    """[N, targets]: weighted means of what the neighbours [N, k] have."""
-    total = _sum(tape, weights)
-    count, width = weights.shape[1], targets.shape[1]
-    theirs = tape.node(
-        "Gather", tape.constant(targets, "d"), places, example=np.zeros((EXAMPLES, count, width)), axis=0
-    )
+def _mean(tape: Tape, weights: Value | None, places: Value, targets: Array) -> Value:
+    """[N, targets]: means, weighted or not, of what the neighbours [N, k] have."""
+    count, width = places.shape[1], targets.shape[1]
+    shape = (EXAMPLES, count, width)
+    theirs = tape.node("Gather", tape.constant(targets, "d"), places, example=np.zeros(shape), axis=0)
+    if weights is None:
+        sums = theirs.sum(axis=1)
+        return _node(tape, "Div", sums, tape.constant([[float(count)]], "d"), like=sums)
     each = tape.node("Unsqueeze", weights, tape.constant([2], "i"), example=np.zeros((EXAMPLES, count, 1)))
-    weighted = tape.node("Mul", theirs, each, example=theirs.example)
-    axis = tape.constant([1], "i")
-    sums = tape.node("ReduceSum", weighted, axis, example=np.zeros((EXAMPLES, width)), keepdims=0)
-    return _node(tape, "Div", sums, total, like=sums)
+    sums = tape.node("Mul", theirs, each, example=theirs.example).sum(axis=1)
+    return _node(tape, "Div", sums, weights.sum(axis=1, keepdims=True), like=sums)
 
 
 # --- nodes of float64 ------------------------------------------------------------------------------------------------
@@ -177,16 +171,6 @@ def _smallest(tape: Tape, x: Value, count: int) -> tuple[Value, Value]:
     found = np.zeros((EXAMPLES, count)), np.zeros((EXAMPLES, count), np.int64)
     values, places = tape.nodes("TopK", x, tape.constant([count], "i"), examples=found, axis=1, largest=0, sorted=1)
     return values, places
-
-
-def _sum(tape: Tape, x: Value) -> Value:
-    return _node(tape, "ReduceSum", x, tape.constant([1], "i"), width=1, keepdims=1)
-
-
-def _reduced(tape: Tape, kind: str, x: Value) -> Value:
-    if tape.container.target_opset_any_domain("") >= 18:
-        return _node(tape, kind, x, tape.constant([1], "i"), width=1, keepdims=1)
-    return _node(tape, kind, x, width=1, axes=[1], keepdims=1)
 
 
 __all__ = ["has_one_target_or_weights", "nearest_neighbours"]

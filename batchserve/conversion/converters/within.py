@@ -10,7 +10,6 @@ from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.impute import SimpleImputer
-from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
@@ -22,7 +21,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
-from batchserve.conversion.estimator import last_step, parts, selected
+from batchserve.conversion.estimator import finds_neighbours, parts, selected
 from batchserve.conversion.sample import Array
 
 
@@ -77,7 +76,7 @@ class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 def with_double(model: Any, *, rounds: bool) -> Any:
     """A copy whose first steps compute in float64; None where these do something else than to scale and to fill in."""
-    if type(model) in _NEIGHBOURS:
+    if finds_neighbours(model):
         return model
     if not isinstance(model, Pipeline):
         return None
@@ -90,16 +89,11 @@ def with_double(model: Any, *, rounds: bool) -> Any:
         copied.steps[0] = (title, _columns_in_double(head, rounds))
     elif count := _count_in_double(model.steps):
         first = [step for _, step in model.steps[:count]]
-        stays = type(model.steps[count][1]) in _NEIGHBOURS if count < len(model.steps) else False
+        stays = any(finds_neighbours(step) for _, step in model.steps[count : count + 1])
         copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds, stays))]
     else:
         return None
     return copied
-
-
-def finds_neighbours(model: Any) -> bool:
-    """Whether the answers depend on distances that are almost equal, so that float64 comes first."""
-    return type(last_step(model)) in _NEIGHBOURS
 
 
 def _columns_in_double(head: ColumnTransformer, rounds: bool) -> ColumnTransformer:
@@ -141,7 +135,6 @@ def _fills_numbers(imputer: SimpleImputer) -> bool:
     return imputer.indicator_ is None and imputer.statistics_.dtype.kind == "f" and missing != missing
 
 
-_NEIGHBOURS = (KNeighborsClassifier, KNeighborsRegressor)
 _SCALERS = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler)
 
 
