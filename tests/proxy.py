@@ -10,11 +10,14 @@ from contextlib import contextmanager, suppress
 from typing import Literal
 
 _REQUEST = re.compile(rb"(GET|PUT|POST|HEAD|DELETE) (\S+) HTTP/1\.1\r\n")
-Mode = Literal["through", "away", "silent", "broken", "unanswered", "flaky"]
-"""`away`: connections are closed at once. `silent`: nothing is answered. `broken`: 503. `unanswered`: requests are
-carried out, and their connections closed instead of an answer. `flaky`: of five requests one is not carried out, one
-not answered, and one answered late."""
-_ERROR = b"HTTP/1.1 503 Slow Down\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+Mode = Literal["through", "away", "silent", "broken", "full", "unanswered", "flaky"]
+"""`away`: connections are closed at once. `silent`: nothing is answered. `broken`: 503. `full`: 507. `unanswered`:
+requests are carried out, and their connections closed instead of an answer. `flaky`: of five requests one is not
+carried out, one not answered, and one answered late."""
+_ERRORS = {
+    mode: b"HTTP/1.1 %b\r\ncontent-length: 0\r\nconnection: close\r\n\r\n" % status
+    for mode, status in (("broken", b"503 Slow Down"), ("full", b"507 Insufficient Storage"))
+}
 
 
 class Proxy:
@@ -71,10 +74,10 @@ class Proxy:
         with client, self._held(client):
             if self.mode == "away":
                 return
-            if self.mode == "broken":
+            if (error := _ERRORS.get(self.mode)) is not None:
                 with suppress(OSError):
                     client.recv(2**16)
-                    client.sendall(_ERROR)
+                    client.sendall(error)
                 return
             if self.mode == "silent":
                 with suppress(OSError):

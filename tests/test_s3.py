@@ -379,21 +379,21 @@ def test_an_address_of_another_form_is_refused(address: str) -> None:
         open_storage(address)
 
 
-def failures(storage: Storage) -> Iterator[tuple[float, BatchserveError]]:
+def failures(storage: Storage, key: str = "inputs/a") -> Iterator[tuple[float, BatchserveError]]:
     """What every method raises, and after how many seconds."""
 
     def write(size: int) -> None:
-        put(storage, "inputs/b", NOISE[:size])
+        put(storage, f"{key}-b", NOISE[:size])
 
     for act in (
-        lambda: storage.open("inputs/a"),
-        lambda: storage.read("inputs/a", 0, 3),
-        lambda: storage.read("inputs/a", 0, 9 * MB),
-        lambda: list(storage.list("inputs/")),
-        lambda: storage.delete("inputs/a"),
+        lambda: storage.open(key),
+        lambda: storage.read(key, 0, 3),
+        lambda: storage.read(key, 0, 9 * MB),
+        lambda: list(storage.list(key)),
+        lambda: storage.delete(key),
         lambda: write(3),
         lambda: write(20 * MB),
-        lambda: storage.compose("results/a", [Span("inputs/a", 0, 3)]),
+        lambda: storage.compose("results/a", [Span(key, 0, 3)]),
     ):
         began = time.monotonic()
         with pytest.raises((Unavailable, InsufficientStorage)) as caught:
@@ -415,6 +415,24 @@ def test_every_method_reports_an_outage_soon_and_works_after_it(storage: Storage
     proxy.turn("through")
     assert storage.read("inputs/a", 0, 9 * MB) == NOISE[: 9 * MB]
     put(storage, "inputs/b", NOISE[: 20 * MB])
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("key", ["inputs/507 InsufficientStorage", "inputs/416 InvalidRange"])
+def test_a_key_that_reads_like_an_answer_of_the_store_is_not_one(storage: Storage, proxy: Proxy, key: str) -> None:
+    put(storage, key, NOISE[: 9 * MB])
+    storage = open_storage(storage.address)
+    proxy.turn("away")
+    assert {(error.code, "does not respond" in error.detail) for _, error in failures(storage, key)} == {
+        ("unavailable", True)
+    }
+
+
+@pytest.mark.s3
+def test_a_store_without_space_is_named(storage: Storage, proxy: Proxy) -> None:
+    proxy.turn("full")
+    with pytest.raises(InsufficientStorage, match="no space"):
+        put(open_storage(storage.address), "inputs/a", b"123")
 
 
 @pytest.mark.s3
