@@ -318,7 +318,7 @@ def test_hosts_that_do_not_see_the_storage_are_refused(
     own = {"storage": "/proc/self/cwd/store"}  # another folder in each process
     with closing(RayEngine(settings.model_copy(update=own))) as engine, logged("host_refuse") as refused:
         engine.start()
-        reason = "cannot read the storage /proc/self/cwd/store"  # a host that joins at this moment may have another, too
+        reason = "cannot read the storage /proc/self/cwd/store"  # one that joins now may have another, too
         until(lambda: len({line["host"] for line in refused() if reason in line["reason"]}) == 2)
         assert engine.capacity == 0
 

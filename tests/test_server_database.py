@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, bindparam, insert, select, text
+from sqlalchemy import Connection, bindparam, func, insert, select, text
 
 from batchserve.db import connect
 from batchserve.db.connect import Database, unbounded
+from batchserve.db.prepared import Prepared
 from batchserve.db.tables import holds
 from batchserve.db.watcher import Probe, Version
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
@@ -176,6 +177,39 @@ def test_connections_that_were_lost_while_unused_are_replaced_unseen(database: D
         return [first, second, [await database.version() is not None, *[await database.fetch(one) for _ in range(5)]]]
 
     assert asyncio.run(use_twice()) == [[True, 1, 1, 1], [True, 1, 1, 1], [True, 1, 1, 1, 1, 1]]
+
+
+def test_a_prepared_read_is_repeated_on_a_new_connection_when_its_own_was_lost(database: Database) -> None:
+    count = Prepared(select(func.count().label("holds")).select_from(holds))
+
+    async def use() -> list[Any]:
+        found = await asyncio.gather(
+            *(database.fetch(lambda connection: count.scalar(connection, {})) for _ in range(5))
+        )
+        end_connections(database.url)  # all that those have left in the pool
+        return [*found, await database.fetch(lambda connection: count.scalar(connection, {}))]
+
+    assert asyncio.run(use()) == [0] * 6
+
+
+def test_nothing_is_written_through_the_doors_for_reads(database: Database) -> None:
+    for door in (database.read, database.look):
+        with pytest.raises(Unavailable), door() as connection:
+            connection.execute(insert(holds).values(name="h", until=1.0, clock="c"))
+    with database.look() as connection:
+        assert connection.scalar(select(func.count()).select_from(holds)) == 0
+
+
+def test_the_time_of_the_server_goes_on_in_a_transaction(database: Database) -> None:
+    clock = text("SELECT extract(epoch FROM clock_timestamp())")
+    for door in (database.write, database.read, database.look):
+        with door() as connection:
+            before = float(connection.scalar(clock) or 0)
+            time.sleep(0.5)
+            now = database.moment(connection).wall
+            after = float(connection.scalar(clock) or 0)
+        # It is known from the beginning of the transaction, by as much too early as that took to arrive.
+        assert before < now < after + 0.001
 
 
 @pytest.mark.parametrize("whole", [False, True])

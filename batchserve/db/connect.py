@@ -285,7 +285,9 @@ class Database:
         others."""
         if self._sqlite:
             return Moment(time.time(), time.clock_gettime(_UPTIME), _boot_id())
-        now = float(connection.scalar(select(func.extract("epoch", func.clock_timestamp()))) or 0.0)
+        from batchserve.db.server import seconds_now  # psycopg is an extra
+
+        now = seconds_now(connection)
         return Moment(now, now, "database")
 
     def copy_to(self, path: Path) -> None:

@@ -10,6 +10,8 @@ from enum import StrEnum
 
 from sqlalchemy import Connection, bindparam, func, select
 
+from batchserve.db.prepared import Prepared
+
 __all__ = ["ALL", "CHANNEL", "Hear", "Notification", "Topic", "parsed", "send"]
 
 CHANNEL = "batchserve"
@@ -41,7 +43,7 @@ def send(connection: Connection, topic: Topic, job_ids: Sequence[str] = ()) -> N
     """Notifies all processes, once this transaction is committed. A no-op on SQLite."""
     if connection.dialect.name != "sqlite":
         named = job_ids if len(job_ids) <= _MOST_JOBS else ()
-        connection.execute(_NOTIFY, {"payload": " ".join((topic, *named))})
+        _NOTIFY.run(connection, {"payload": " ".join((topic, *named))})
 
 
 def parsed(payload: str) -> Notification:
@@ -53,4 +55,4 @@ def parsed(payload: str) -> Notification:
         return ALL
 
 
-_NOTIFY = select(func.pg_notify(CHANNEL, bindparam("payload")))
+_NOTIFY = Prepared(select(func.pg_notify(CHANNEL, bindparam("payload"))))

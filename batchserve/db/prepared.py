@@ -1,15 +1,21 @@
-"""Prepared statements: those of hot paths, rendered once. SQLAlchemy renders each execution anew and wraps its rows,
-which takes ten times as long as SQLite takes for the statement. Other databases are reached through SQLAlchemy alone.
+"""Prepared statements: those of hot paths, rendered once for each kind of database, and executed by its driver.
+SQLAlchemy renders each execution anew and wraps its rows, which takes ten times as long as SQLite for the statement.
 """
 
 import sqlite3
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Connection, Delete, Insert, Select, Update
+from sqlalchemy import Connection, Delete, Dialect, Insert, Select, Update
+from sqlalchemy.types import TypeEngine
 
 from batchserve.db.lasting import driver_of, execute
+
+if TYPE_CHECKING:
+    import psycopg
+
+    _Cursor = sqlite3.Cursor | psycopg.Cursor[Any]
 
 __all__ = ["Prepared"]
 
@@ -17,29 +23,46 @@ Values = Mapping[str, Any]
 _Convert = Callable[[Any], Any]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Text:
-    """A statement as SQLite takes it."""
+    """A statement as a database takes it."""
 
     sql: str
+    is_positional: bool
+    """Whether its parameters are given by their order, instead of their names."""
     parameters: tuple[tuple[str, _Convert | None], ...]
     """Name and conversion of each, in order."""
     fixed: Values
     """The parameters that are part of the statement."""
-    columns: tuple[str, ...]
+    columns: Mapping[str, TypeEngine[Any]]
     """Of the rows that it returns."""
-    converted: tuple[tuple[str, _Convert], ...]
-    """Those of the columns whose values are converted."""
+    converted: tuple[tuple[str, _Convert], ...] | None = None
+    """Those of the columns whose values are converted, known since the first execution."""
 
     def given(self, values: Values) -> list[Any]:
+        """The parameters in order."""
         known = {**self.fixed, **values} if self.fixed else values
         return [known[name] if convert is None else convert(known[name]) for name, convert in self.parameters]
 
-    def row(self, found: Sequence[Any]) -> dict[str, Any]:
-        row = dict(zip(self.columns, found, strict=True))
+    def named(self, values: Values) -> dict[str, Any]:
+        """The parameters by name."""
+        names = (name for name, _ in self.parameters)
+        return dict(zip(names, self.given(values), strict=True))
+
+    def fetched(self, cursor: "_Cursor", dialect: Dialect) -> list[dict[str, Any]]:
+        """All rows."""
+        if self.converted is None:
+            codes = [code for _, code, *_ in cursor.description or ()]  # by which types of the driver differ
+            converts = [
+                (name, kind.result_processor(dialect, code))
+                for (name, kind), code in zip(self.columns.items(), codes, strict=True)
+            ]
+            self.converted = tuple((name, convert) for name, convert in converts if convert is not None)
+        rows = [dict(zip(self.columns, found, strict=True)) for found in cursor.fetchall()]
         for name, convert in self.converted:
-            row[name] = convert(row[name])
-        return row
+            for row in rows:
+                row[name] = convert(row[name])
+        return rows
 
 
 class Prepared:
@@ -50,11 +73,10 @@ class Prepared:
     def __init__(self, statement: Select[Any] | Insert | Update | Delete) -> None:
         self.statement = statement
         self._texts: dict[tuple[str, ...], _Text] = {}
+        """By the dialect and the names of the given values."""
 
     def run(self, connection: Connection, values: Values) -> int:
         """Executes it; returns the number of changed rows."""
-        if connection.dialect.name != "sqlite":
-            return connection.execute(self.statement, values).rowcount
         return self._execute(connection, self._text(connection, values), values).rowcount
 
     def run_many(self, connection: Connection, several: Iterable[Values]) -> None:
@@ -63,10 +85,8 @@ class Prepared:
 
     def rows(self, connection: Connection, values: Values) -> Sequence[Mapping[Any, Any]]:
         """The rows that it returns, all fetched."""
-        if connection.dialect.name != "sqlite":
-            return connection.execute(self.statement, values).mappings().all()
         text = self._text(connection, values)
-        return [text.row(found) for found in self._execute(connection, text, values).fetchall()]
+        return text.fetched(self._execute(connection, text, values), connection.dialect)
 
     def row(self, connection: Connection, values: Values) -> Mapping[Any, Any] | None:
         """The only row, if there is one."""
@@ -77,17 +97,23 @@ class Prepared:
         row = self.row(connection, values)
         return None if row is None else next(iter(row.values()))
 
-    def _execute(self, connection: Connection, text: _Text, values: Values) -> sqlite3.Cursor:
+    def _execute(self, connection: Connection, text: _Text, values: Values) -> "_Cursor":
+        if not text.is_positional:
+            from batchserve.db import server  # psycopg is an extra
+
+            if not connection.in_transaction():
+                connection.begin()
+            return server.execute(connection, text.sql, text.named(values))
         driver = driver_of(connection)
         if not driver.in_transaction:
             connection.begin()
         return execute(connection, text.sql, text.given(values), driver)
 
     def _text(self, connection: Connection, values: Values) -> _Text:
-        keys = tuple(values)
+        keys = connection.dialect.name, *values
         text = self._texts.get(keys)
         if text is None:
-            text = self._texts[keys] = self._rendered(connection, keys)
+            text = self._texts[keys] = self._rendered(connection, tuple(values))
         return text
 
     def _rendered(self, connection: Connection, keys: tuple[str, ...]) -> _Text:
@@ -99,15 +125,11 @@ class Prepared:
         kinds = {name: bind.type.dialect_impl(dialect) for bind, name in compiled.bind_names.items()}
         fixed = {name: value for name, value in compiled.params.items() if name not in keys}
         returned = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
-        columns = {
-            column.key: column.type.dialect_impl(dialect).result_processor(dialect, None)
-            for column in returned
-            if column.key is not None
-        }
+        columns = {column.key: column.type.dialect_impl(dialect) for column in returned if column.key is not None}
         return _Text(
             str(compiled),
-            tuple((name, kinds[name].bind_processor(dialect)) for name in compiled.positiontup or ()),
+            compiled.positiontup is not None,
+            tuple((name, kinds[name].bind_processor(dialect)) for name in compiled.positiontup or kinds),
             fixed,
-            tuple(columns),
-            tuple((name, convert) for name, convert in columns.items() if convert is not None),
+            columns,
         )

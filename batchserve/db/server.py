@@ -2,6 +2,8 @@
 
 The server itself ends statements that take too long. But one that hangs, or whose host is gone, answers nothing at all:
 so a connection counts as lost when it has waited for longer.
+
+A round trip costs more than most statements: a transaction begins, and asks for the time, in one.
 """
 
 import asyncio
@@ -17,16 +19,17 @@ from typing import Any, TypeVar
 import psycopg
 from psycopg.abc import PQGen
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
-from sqlalchemy.exc import InvalidatePoolError, OperationalError
+from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
+from batchserve.db.lasting import BEGIN
 from batchserve.db.listener import Listener
 from batchserve.db.notifications import Hear
 from batchserve.db.watcher import Probe
 
-__all__ = ["Limits", "Server", "ServerWatcher", "unbounded_transaction"]
+__all__ = ["Limits", "Server", "ServerWatcher", "execute", "seconds_now", "unbounded_transaction"]
 
 T = TypeVar("T")
 
@@ -34,6 +37,9 @@ _CONNECTIONS = 15
 """Most connections of a process for reads, and as many for writes."""
 _VERSION = "SELECT CAST(pg_current_snapshot() AS text)"
 """Changes whenever a transaction that writes begins or ends, in any process."""
+_CLOCK = "SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)"
+_BEGUN = "batchserve_begun"
+"""What a connection knows of its transaction: the time of the server at its beginning, and that of the host."""
 _KEPT = 5
 """Of the connections, those that stay open while unused."""
 _MARGIN = 2.0
@@ -109,11 +115,11 @@ class Server:
 
     def __init__(self, url: str, limits: Limits) -> None:
         self._closed = threading.Event()
-        self.reads = self._engine(url, limits, "REPEATABLE READ").execution_options(postgresql_readonly=True)
-        """Each transaction is a snapshot."""
-        self.looks = self.reads.execution_options(isolation_level="AUTOCOMMIT")
-        """The same connections; each statement is a transaction."""
-        self.writes = self._engine(url, limits, "READ COMMITTED")
+        self.looks = self._engine(url, limits, "-c default_transaction_read_only=on")
+        """Each statement is a transaction."""
+        self.reads = self.looks.execution_options(**{BEGIN: "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"})
+        """The same connections; each transaction is a snapshot."""
+        self.writes = self._engine(url, limits).execution_options(**{BEGIN: "BEGIN ISOLATION LEVEL READ COMMITTED"})
         self.watcher = ServerWatcher(url, limits, self.looks)
         self.threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="database")
         """They wait for the server, instead of the event loop."""
@@ -130,8 +136,8 @@ class Server:
         self.reads.dispose()
         self.writes.dispose()
 
-    def _engine(self, url: str, limits: Limits, isolation: str) -> Engine:
-        engine = _engine(url, limits, isolation)
+    def _engine(self, url: str, limits: Limits, options: str = "") -> Engine:
+        engine = _engine(url, limits, options)
 
         @event.listens_for(engine, "checkin")
         def close_late(connection: _Bounded | None, _entry: ConnectionPoolEntry) -> None:
@@ -153,24 +159,29 @@ def _arguments(url: str, limits: Limits) -> tuple[Sequence[str], dict[str, Any]]
     return words, {**limits.arguments(make_url(url)), **named}
 
 
-def _engine(url: str, limits: Limits, isolation: str) -> Engine:
+def _engine(url: str, limits: Limits, options: str) -> Engine:
+    """`options`: of the server, for its sessions."""
+    given = limits.arguments(make_url(url))
+    if "options" in given:
+        given["options"] = f"{given['options']} {options}"
     engine = create_engine(
         url,
-        connect_args=limits.arguments(make_url(url)),
+        connect_args=given,
         pool_size=_KEPT,
         max_overflow=_CONNECTIONS - _KEPT,
         pool_timeout=limits.statement,
         json_serializer=codec.dumps,
         json_deserializer=codec.loads,
-        isolation_level=isolation,
     )
     patience = limits.statement + _MARGIN
 
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _entry: Any, words: list[Any], named: dict[str, Any]) -> _Bounded:
-        connection = _Bounded.connect(*words, **named)
+        connection = _Bounded.connect(*words, autocommit=True, **named)  # `begin` below begins transactions
         connection.patience = patience
         return connection
+
+    event.listen(engine, "begin", _begin)
 
     @event.listens_for(engine, "checkin")
     def note(_connection: _Bounded | None, entry: ConnectionPoolEntry) -> None:
@@ -187,9 +198,7 @@ def _engine(url: str, limits: Limits, isolation: str) -> Engine:
 def _answers(connection: _Bounded, seconds: float) -> bool:
     patience, connection.patience = connection.patience, seconds
     try:
-        connection.autocommit = True  # no transaction
         connection.execute("")
-        connection.autocommit = False
     except psycopg.OperationalError:
         return False
     finally:
@@ -197,10 +206,51 @@ def _answers(connection: _Bounded, seconds: float) -> bool:
     return True
 
 
-@contextmanager
-def unbounded_transaction(connection: Connection) -> Iterator[None]:
+def _begin(connection: Connection) -> None:
+    statement = connection.get_execution_options().get(BEGIN)
+    if statement is not None:
+        found = execute(connection, f"{statement}; {_CLOCK}", prepare=False)
+        found.nextset()  # that of the second statement
+        connection.info[_BEGUN] = found.fetchall()[0][0], time.monotonic()
+
+
+def seconds_now(connection: Connection) -> float:
+    """Now, by the clock of the server, in seconds since 1970: in a transaction without a further round trip."""
+    if BEGIN not in connection.get_execution_options():
+        return float(execute(connection, _CLOCK).fetchall()[0][0])
+    if not connection.in_transaction():
+        connection.begin()
+    begun, since = connection.info[_BEGUN]
+    return float(begun + time.monotonic() - since)
+
+
+def execute(
+    connection: Connection, statement: str, values: Mapping[str, Any] | None = None, *, prepare: bool | None = None
+) -> psycopg.Cursor[Any]:
+    """Executes a statement by the driver: SQLAlchemy takes longer for it than the server. Raises what SQLAlchemy would
+    raise. `prepare` as in `psycopg.Cursor.execute`."""
+    driver = _driver_of(connection)
+    try:
+        return driver.execute(statement.encode(), values, prepare=prepare)
+    except psycopg.Error as error:
+        is_lost = driver.closed
+        if is_lost:
+            connection.invalidate(error)
+            connection.engine.dispose()  # the unused ones are as old
+        raise DBAPIError.instance(
+            statement, values, error, psycopg.Error, connection_invalidated=is_lost, dialect=connection.dialect
+        ) from error
+
+
+def _driver_of(connection: Connection) -> _Bounded:
     driver = connection.connection.driver_connection
     assert isinstance(driver, _Bounded)
+    return driver
+
+
+@contextmanager
+def unbounded_transaction(connection: Connection) -> Iterator[None]:
+    driver = _driver_of(connection)
     connection.execute(text("SET LOCAL statement_timeout = 0"))
     patience, driver.patience = driver.patience, None
     try:
