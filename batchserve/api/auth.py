@@ -23,6 +23,8 @@ PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
 """Public paths, which expose no user data. All others need a key, once a key exists."""
 _PUBLIC_FILES = "/docs/static/"
 SIZE = 4096
+_KEPT = ("/v1/jobs/", "/v1/models/")
+"""Paths whose answers are kept while nothing is committed."""
 
 SECURITY_SCHEMES = {
     "key": {
@@ -62,6 +64,10 @@ class Keyring:
             caller = await self._database.fetch_one(partial(_look_up, authorization))
             self._callers.put(digest, state, caller)
         return caller
+
+    async def version_for(self, path: str) -> Version | None:
+        """The version of the database for a request; None for one that would ask a server for nothing but its key."""
+        return await self.version() if self._database.is_inline or path.startswith(_KEPT) else None
 
     async def version(self) -> Version | None:
         """Of the database, see `Database.version`: where that is asked inline, once in a turn of the event loop, for
@@ -104,7 +110,7 @@ class AuthMiddleware:
             keyring: Keyring = scope["app"].state.keyring
             try:
                 # Before the key is verified: an answer is for its caller.
-                version = scope["database_version"] = await keyring.version()
+                version = scope["database_version"] = await keyring.version_for(scope["path"])
                 scope["caller"] = await keyring.identify(_given(scope), version)
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)

@@ -14,6 +14,7 @@ from batchserve.api.deps import (
     OwnJob,
     ServiceDep,
     bare_key,
+    body_of,
     finished,
     has_long_key,
     job_response,
@@ -39,7 +40,7 @@ from batchserve.api.upload import (
 )
 from batchserve.domain import JobState, ModelVersion, ReadOptions
 from batchserve.idempotency import KeyedRequest
-from batchserve.service import Service
+from batchserve.service import JobSnapshot, Service
 from batchserve.submission import Scored, create, enqueue_once, wanted_columns
 
 router = APIRouter(tags=["predict"])
@@ -117,11 +118,12 @@ async def predict(
         elif job.input_removed_at is None and not submitted.is_of(job):
             await service.check(caller.tenant, submitted)
 
-        def commit(connection: Connection) -> str:
-            return enqueue_once(connection, submitted, database.moment(connection).wall, keyed, scored)
+        def commit(connection: Connection) -> JobSnapshot:
+            queued_id = enqueue_once(connection, submitted, database.moment(connection).wall, keyed, scored)
+            return service.snapshot(connection, queued_id)
 
-        queued_id = await database.commit(commit)
-        return await _answer(request, service, background, queued_id, preferred_wait(prefer), scored)
+        view = await database.commit(commit)
+        return await _answer(request, service, background, view, preferred_wait(prefer), scored)
 
 
 async def _upload_and_predict(request: Request) -> Response | None:
@@ -184,11 +186,12 @@ async def upload_and_predict(
             submitted = options.submission(caller.home, received.job_id, (received.input,), model)
             scored = await service.check_or_score(caller.tenant, submitted)
 
-            def insert(connection: Connection) -> None:
+            def insert(connection: Connection) -> JobSnapshot:
                 create(connection, submitted, service.runtime.database.moment(connection).wall, keyed, scored)
+                return service.snapshot(connection, received.job_id)
 
-            await keep(service, received, insert)
-        return await _answer(request, service, background, received.job_id, preferred_wait(prefer), scored)
+            view = await keep(service, received, insert)
+        return await _answer(request, service, background, view, preferred_wait(prefer), scored)
 
 
 def _names(model: ModelVersion) -> tuple[str, str]:
@@ -199,12 +202,15 @@ async def _answer(
     request: Request,
     service: Service,
     background: BackgroundTasks,
-    job_id: str,
+    view: JobSnapshot,
     wait: float,
     scored: Scored | None,
 ) -> Response:
-    """202 to a request that does not wait, also for a job that was scored at once: clients poll as for any other."""
-    body = await read_body(service, job_id)
+    """202 to a request that does not wait, also for a job that was scored at once: clients poll as for any other.
+
+    `view`: of the job as it was committed.
+    """
+    job_id, body = view.job.id, await body_of(service, view)
     if scored is not None and body.state is JobState.COMPLETED and body.reused_from is None:
         service.tell_completed(job_id, body.rows.ok, body.rows.failed)
     if wait and not body.state.finished:

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import uuid_utils
 from fastapi import APIRouter, Depends, Query, Request, Response
@@ -37,11 +37,13 @@ from batchserve.errors import InvalidInput, InvalidOptions
 from batchserve.formats import FORMATS, encoding_of, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
-from batchserve.service import Service
+from batchserve.service import JobSnapshot, Service
 from batchserve.storage import input_key, is_in_row, key_in_row
 from batchserve.submission import Submission, clean_filename, default_format, naming_bytes, wanted_columns
 
 router = APIRouter(tags=["upload"])
+
+T = TypeVar("T")
 
 Delimiter = Annotated[
     str | None,
@@ -163,13 +165,13 @@ async def upload(
                 options = _options(fit, new, version)
                 await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
 
-            def insert(connection: Connection) -> None:
+            def insert(connection: Connection) -> JobSnapshot:
                 now = service.runtime.database.moment(connection).wall
                 requests.create(connection, received.job_id, (new,), version, now, caller.home)
                 keyed.remember(connection, received.job_id, 201, now)
+                return service.snapshot(connection, received.job_id)
 
-            await keep(service, received, insert)
-        view = await service.view(received.job_id)
+            view = await keep(service, received, insert)
         service.note_created(caller.tenant, received.job_id, new)
         return job_response(await body_of(service, view), 201)
 
@@ -219,21 +221,20 @@ async def received_input(
             await run_in_threadpool(service.runtime.storage.delete, received.input.key)
 
 
-async def keep(service: Service, received: Received, insert: Callable[[Connection], None]) -> None:
-    """Inserts the row of an input in the transaction of `insert`."""
+async def keep(service: Service, received: Received, insert: Callable[[Connection], T]) -> T:
+    """Inserts the row of an input in the transaction of `insert`, and returns its value."""
 
     def discard() -> None:
         received.kept = False
 
-    def commit() -> None:
+    def commit() -> T:
         with naming_bytes(service.runtime.database, undo=discard) as connection:
-            insert(connection)
+            return insert(connection)
 
     if is_in_row(received.input.key):
-        await service.runtime.database.commit(insert)
-        return
+        return await service.runtime.database.commit(insert)
     received.kept = True  # set before the commit: when the request is cancelled, the thread continues
-    await run_in_threadpool(commit)
+    return await run_in_threadpool(commit)
 
 
 async def _receive(request: Request, service: Service, hints: InputHints, filename: str | None) -> Received:

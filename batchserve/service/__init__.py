@@ -6,7 +6,6 @@ import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 
 import uuid_utils
 from sqlalchemy import Connection
@@ -174,14 +173,15 @@ class Service:
 
     async def view(self, job_id: str) -> JobSnapshot:
         """Raises JobNotFound."""
-        return await self.runtime.database.fetch(partial(self._view, job_id))
+        return await self.runtime.database.fetch(lambda connection: self.snapshot(connection, job_id))
 
     def view_from_thread(self, job_id: str) -> JobSnapshot:
         """The same for callers in a thread."""
         with self.runtime.database.read() as connection:
-            return self._view(job_id, connection)
+            return self.snapshot(connection, job_id)
 
-    def _view(self, job_id: str, connection: Connection) -> JobSnapshot:
+    def snapshot(self, connection: Connection, job_id: str) -> JobSnapshot:
+        """The same as a transaction sees it: at the end of one that writes, it spares another that reads."""
         job = retention.dated(queries.get(connection, job_id), self.runtime.settings)
         attempts = queries.attempts_of(connection, job_id) if job.attempt else []
         now = self.runtime.database.moment(connection).wall
