@@ -427,8 +427,10 @@ def test_a_connection_beyond_the_limit_gets_503_with_retry_after(small: Service)
             follower.sendall(b"GET /v1/jobs/%s/events HTTP/1.1\r\n" % job.encode() + HOST + b"\r\n")
             assert follower.recv(100).startswith(b"HTTP/1.1 200")
             followers.append(follower)
-        for _ in range(2):
-            refused = answer_to(small, GET + b"\r\n")
+        for _ in range(3):
+            beyond = streams.enter_context(connect(small))  # not closed by the client before the next one comes
+            beyond.sendall(GET + b"\r\n")
+            refused = everything(beyond)
             head, _, body = refused.partition(b"\r\n\r\n")
             assert status_of(refused) == 503
             assert b"retry-after: 1" in head

@@ -141,6 +141,7 @@ class Protocol(HttpToolsProtocol):
         self._refusal: bytes | None = None
         # Bytes received after a refusal.
         self._ignored: int | None = None
+        self.is_dropped = False  # for a new connection
 
         # When the client last read some of a response, or had nothing to read.
         self.progress = 0.0
@@ -167,12 +168,15 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
     def _make_room(self) -> None:
-        """Closes the most dispensable connection, else refuses this one."""
-        others = (other for other in self.connections if isinstance(other, Protocol) and other is not self)
-        idle = [(rank, other) for other in others if (rank := other.idle_rank()) is not None]
-        if idle:
-            min(idle, key=lambda found: found[0])[1].transport.abort()
-        else:
+        """Closes the most dispensable connections; refuses this one when they are too few."""
+        others = [other for other in self.connections if isinstance(other, Protocol) and not other.is_dropped]
+        # Refused ones that their clients have not closed yet are beyond the limit, too: more than one may have to go.
+        excess = len(others) - self.limits.connections
+        idle = [(rank, other) for other in others if other is not self and (rank := other.idle_rank()) is not None]
+        for _, other in sorted(idle, key=lambda found: found[0])[: max(excess, 0)]:
+            other.is_dropped = True
+            other.transport.abort()
+        if len(idle) < excess:
             detail = f"all {self.limits.connections} connections that this server may have are busy; try again soon"
             self._leave(Refusal(503, "too-many-connections", detail).answer())
 
