@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import __version__
-from batchserve.api import download, examples, models, predict, problems, upload
+from batchserve.api import direct_uploads, download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, Keyring, caller_of, is_public
 from batchserve.api.cache import AnswerCache, CacheMiddleware
@@ -44,7 +44,7 @@ from batchserve.settings import Settings
 from batchserve.storage import check_access
 from batchserve.worker import Worker
 
-_ROUTES = (upload, predict, download, job_routes, models)
+_ROUTES = (upload, direct_uploads, predict, download, job_routes, models)
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.

@@ -118,6 +118,21 @@ class StoredInput:
     """Its bytes, once they are read, where the key is of a row of the database (`storage.is_in_row`)."""
 
 
+@dataclass(frozen=True, slots=True)
+class DirectUpload:
+    """An input that its client sends to the object store itself."""
+
+    id: str
+    """Also of its job, which is created when its bytes are verified."""
+    tenant: str
+    bytes: int
+    """As announced."""
+    expires_at: float
+    """Seconds since the epoch."""
+    multipart: str | None = None
+    """The store's ID of its parts; None: it is sent by one request."""
+
+
 DType = Literal["float16", "float32", "float64", "int8", "int16", "int32", "int64",
                 "uint8", "uint16", "uint32", "uint64", "bool", "string"]  # fmt: skip
 

@@ -9,12 +9,14 @@ BatchserveError
 ├── NotFound 404 not-found
 │   ├── JobNotFound job-not-found
 │   ├── ModelNotFound model-not-found
+│   ├── UploadNotFound upload-not-found
 │   └── ResultNotReady result-not-ready
 ├── NotAcceptable 406 not-acceptable
 ├── RequestTimeout 408 request-timeout
 ├── Conflict 409 conflict
 │   ├── JobConflict job-conflict
 │   ├── ModelInUse model-in-use
+│   ├── UploadIncomplete upload-incomplete
 │   ├── UnreadableRow unreadable-row
 │   └── IdempotencyInProgress idempotency-in-progress
 ├── Gone 410 expired
@@ -31,6 +33,7 @@ BatchserveError
 │   ├── ConversionFailed conversion-failed
 │   ├── ParityFailed parity-failed
 │   ├── DigestMismatch digest-mismatch
+│   ├── DirectUploadUnsupported direct-upload-unsupported
 │   └── IdempotencyMismatch idempotency-mismatch
 ├── ScoringFailed 422 scoring-failed
 │   ├── ScoringCrashed scoring-crashed
@@ -138,6 +141,10 @@ class ModelNotFound(NotFound):
     code = "model-not-found"
 
 
+class UploadNotFound(NotFound):
+    code = "upload-not-found"
+
+
 class ResultNotReady(NotFound):
     code = "result-not-ready"
 
@@ -160,6 +167,10 @@ class JobConflict(Conflict):
 
 class ModelInUse(Conflict):
     code = "model-in-use"
+
+
+class UploadIncomplete(Conflict):
+    code = "upload-incomplete"
 
 
 class UnreadableRow(Conflict):
@@ -226,6 +237,10 @@ class ParityFailed(Unprocessable):
 
 class DigestMismatch(Unprocessable):
     code = "digest-mismatch"
+
+
+class DirectUploadUnsupported(Unprocessable):
+    code = "direct-upload-unsupported"
 
 
 class IdempotencyMismatch(Unprocessable):

@@ -19,6 +19,7 @@ from batchserve.domain import (
     Chunk,
     CommittedChunk,
     Dialect,
+    DirectUpload,
     Job,
     JobState,
     ModelVersion,
@@ -31,8 +32,9 @@ from batchserve.errors import UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS
 
 __all__ = [
-    "EARLIEST", "LATEST", "attempt", "chunk", "committed_chunk", "fault_of", "is_readable", "job", "key", "model",
-    "options_adapter", "remembered", "require_written", "signature", "signature_adapter", "stored_input",
+    "EARLIEST", "LATEST", "attempt", "chunk", "committed_chunk", "direct_upload", "fault_of", "is_readable", "job",
+    "key", "model", "options_adapter", "remembered", "require_written", "signature", "signature_adapter",
+    "stored_input",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
@@ -132,6 +134,7 @@ _COMMITTED = _columns(CommittedChunk, {"facts": _Facts}, leave=("chunk",))
 _committed_row = _adapter("CommittedRow", _COMMITTED)
 _model_row = _adapter("ModelRow", _columns(ModelVersion, {"signature": str}))
 _key_row = _adapter("KeyRow", _columns(ApiKey, {"scope": Annotated[Scope, Strict(False)]}))
+_direct_upload_row = _adapter("DirectUploadRow", _columns(DirectUpload, {}))
 _remembered_row = _adapter(
     "RememberedRow",
     {"job_id": str | None, "status": Annotated[int, Field(ge=200, lt=300)], "answer": str | None},
@@ -246,6 +249,12 @@ def key(row: Row) -> ApiKey:
     """Raises UnreadableRow."""
     with _Named(f"API key {row['id']!r}"):
         return ApiKey(**_key_row.validate_python({name: row[name] for name in ApiKey.__dataclass_fields__}))
+
+
+def direct_upload(row: Row) -> DirectUpload:
+    """Raises UnreadableRow."""
+    with _Named(f"upload {row['id']!r}"):
+        return DirectUpload(**_direct_upload_row.validate_python(dict(row)))
 
 
 def remembered(row: Row) -> dict[str, Any]:

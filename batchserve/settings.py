@@ -130,6 +130,11 @@ class Settings(BaseSettings):
 
     upload_bytes: Bytes = Field(64 * 2**30, description="Longest input, in bytes, after decompression.")
     model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
+    upload_life: Seconds = Field(
+        21_600.0,
+        le=86_400,
+        description="Seconds within which a direct upload to the bucket is completed; then what was sent is removed.",
+    )
     online_bytes: Bytes = Field(16 * 2**20, description="Longest body of an online prediction, in bytes.")
     head_timeout: Seconds = Field(
         15.0, description="Seconds to receive the head of a request before its connection is closed."

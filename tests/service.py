@@ -107,7 +107,7 @@ class Api:
 @contextmanager
 def running(folder: Path, *, worker: bool = True, **settings: Any) -> Iterator[Api]:
     default = {} if "database" in settings else postgres.chosen_database(folder)
-    chosen = Settings(storage=str(folder), **{**QUICK, **default, **settings})
+    chosen = Settings(**{"storage": str(folder), **QUICK, **default, **settings})
     with TestClient(create_app(chosen, worker=worker), base_url=URL) as http:
         yield Api(http, chosen)
 

@@ -45,7 +45,8 @@ _OPTIONS_BYTES = 1 << 20
 _RATIO_FREE = 64 << 20
 RATE_AFTER = 60.0
 """Seconds of waiting for a body after which its rate counts: connections begin slowly."""
-_GZIP, _ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+_GZIP, _ZSTD = COMPRESSED = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+"""How compressed bytes begin."""
 _SHA256 = re.compile(r"sha-256=:([A-Za-z0-9+/=]+):")
 
 
@@ -115,7 +116,7 @@ class Body:
         encoding = self._encoding
         first, has_more = await self._next()
         rest = self._raw(has_more=has_more)
-        if encoding or len(first) < len(_ZSTD) or first.startswith((_GZIP, _ZSTD)):
+        if encoding or len(first) < len(_ZSTD) or first.startswith(COMPRESSED):
             return b"".join([block async for block in self.decoded(_chained(first, rest), encoding)])
         self._check_size(self._received)
         if not has_more:

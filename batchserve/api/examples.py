@@ -2,9 +2,9 @@
 
 from typing import Any
 
-_DIGEST = "c35a1b4e21b0e4f505a858842c44b819c365dfeee0611494181952ae53485081"
+DIGEST = "c35a1b4e21b0e4f505a858842c44b819c365dfeee0611494181952ae53485081"
 _ID = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
-_REFERENCE = {"name": "iris", "version": 1, "digest": _DIGEST}
+_REFERENCE = {"name": "iris", "version": 1, "digest": DIGEST}
 _FLOWER = {"sepal length (cm)": 5.1, "sepal width (cm)": 3.5, "petal length (cm)": 1.4, "petal width (cm)": 0.2}
 _ANSWER = {
     "prediction": "setosa",
@@ -117,7 +117,7 @@ JOBS: dict[str, Any] = {"jobs": [JOB], "next": _ID}
 MODEL: dict[str, Any] = {
     "name": "iris",
     "version": 1,
-    "digest": _DIGEST,
+    "digest": DIGEST,
     "bytes": 2012,
     "task": "classification",
     "columns": [{"name": name, "dtype": "float32", "nullable": False} for name in _FLOWER],
@@ -146,6 +146,15 @@ MODEL: dict[str, Any] = {
     },
 }
 MODELS: dict[str, Any] = {"models": [MODEL]}
+
+UPLOAD: dict[str, Any] = {
+    "id": _ID,
+    "bytes": 1048576,
+    "part_bytes": 1048576,
+    "urls": [f"https://bucket.s3.amazonaws.com/prefix/uploads/{_ID}?X-Amz-Algorithm=AWS4-HMAC-SHA256&X-Amz-..."],
+    "expires_at": "2026-11-20T13:25:04.506121Z",
+    "links": {"self": f"/v1/uploads/{_ID}", "complete": f"/v1/uploads/{_ID}/complete"},
+}
 
 ONLINE: dict[str, Any] = {
     "prediction": [{**_FLOWER, **_ANSWER}],

@@ -12,6 +12,7 @@ from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
 from batchserve import idempotency
+from batchserve.access import Caller
 from batchserve.api.auth import CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import (
@@ -151,32 +152,49 @@ async def upload(
     beginning of the input is checked against its signature, and predict need not name it again;
     `columns` and `inputs` count for that check, and predict takes them again.
     """
-    key, fit = bare_key(idempotency_key), _fit(request, model)
+    key, fit = bare_key(idempotency_key), fit_options(request, model)
     with service.only_one(caller.tenant, key):
         version = await service.resolve_model(model) if model else None
         columns = wanted_columns(version, fit.columns) if version else frozenset()
         async with received_input(request, service, InputHints(caller.tenant, read, columns), filename) as received:
-            new = received.input
             content = idempotency.fingerprint("upload", str(request.query_params), received.sha256)
             keyed = KeyedRequest(caller.tenant, key, content)
             if (answer := await replayed(service, keyed)) is not None:
                 return answer
-            if version is not None:
-                options = _options(fit, new, version)
-                await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
 
-            def insert(connection: Connection) -> JobSnapshot:
-                now = service.runtime.database.moment(connection).wall
-                requests.create(connection, received.job_id, (new,), version, now, caller.home)
+            def remember(connection: Connection, now: float) -> None:
                 keyed.remember(connection, received.job_id, 201, now)
-                return service.snapshot(connection, received.job_id)
 
-            view = await keep(service, received, insert)
-        service.note_created(caller.tenant, received.job_id, new)
-        return job_response(await body_of(service, view), 201)
+            return await create_job(service, caller, received, version, fit, remember)
 
 
-def _fit(request: Request, model: str | None) -> FitOptions:
+async def create_job(
+    service: Service,
+    caller: Caller,
+    received: "Received",
+    version: ModelVersion | None,
+    fit: FitOptions,
+    also: Callable[[Connection, float], None],
+) -> Response:
+    """Creates the uploaded job of an input, whose beginning fits the version if one is named. `also` is called first in
+    its transaction, with the time."""
+    new = received.input
+    if version is not None:
+        options = _options(fit, new, version)
+        await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
+
+    def insert(connection: Connection) -> JobSnapshot:
+        now = service.runtime.database.moment(connection).wall
+        also(connection, now)
+        requests.create(connection, received.job_id, (new,), version, now, caller.home)
+        return service.snapshot(connection, received.job_id)
+
+    view = await keep(service, received, insert)
+    service.note_created(caller.tenant, received.job_id, new)
+    return job_response(await body_of(service, view), 201)
+
+
+def fit_options(request: Request, model: str | None) -> FitOptions:
     given = {name: request.query_params[name] for name in FitOptions.model_fields if name in request.query_params}
     if given and model is None:
         raise InvalidOptions(f"{', '.join(given)}: only with model, as part of its check")

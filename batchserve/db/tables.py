@@ -130,6 +130,21 @@ inputs = Table(
     Index(None, "key"),
 )
 
+# Inputs that clients send to the object store themselves. Each has the ID of its job, which is created when its bytes
+# are verified; then the row is deleted.
+direct_uploads = Table(
+    "direct_uploads",
+    metadata,
+    Column("id", Words(36), primary_key=True),
+    Column("tenant", Words(64), nullable=False),
+    # As announced.
+    Column("bytes", BigInteger, nullable=False),
+    Column("expires_at", Number, nullable=False),
+    # The store's ID of a multipart upload; null for one that is sent by a single request.
+    Column("multipart", Text),
+    Index(None, "expires_at"),
+)
+
 # The bytes of small inputs and results, by key. Rows of `inputs` and `jobs` reference them.
 contents = Table(
     "contents",

@@ -35,6 +35,7 @@ class Calls:
         self._long = Turns(1, most)
         self._reads = Turns(2, most)
         """One at a time for each tenant, so that reads leave time for the event loop."""
+        self._verifications = Turns(2, most)
 
     def place(self, tenant: str, lane: Lane) -> AbstractContextManager[Place]:
         """Admits a call of a tenant. Raises TooManyRequests."""
@@ -119,8 +120,15 @@ class Calls:
 
     async def read(self, tenant: str, function: Callable[[], T]) -> T:
         """Reads many rows, in a thread, when it is the tenant's turn. Raises TooManyRequests and Unavailable."""
-        with self._reads.place(tenant, Lane.READ) as place:
-            turn = await self._turn(self._reads, place, self._patience)
+        return await self._in_thread(self._reads, Place(tenant, Lane.READ), function, self._patience)
+
+    async def verify(self, tenant: str, function: Callable[[], T]) -> T:
+        """Reads a whole object, in a thread, when it is the tenant's turn. Raises TooManyRequests."""
+        return await self._in_thread(self._verifications, Place(tenant, Lane.VERIFY), function, None)
+
+    async def _in_thread(self, turns: Turns, place: Place, function: Callable[[], T], wait: float | None) -> T:
+        with turns.place(*place):
+            turn = await self._turn(turns, place, wait)
             try:
                 return await run_in_threadpool(function)
             finally:

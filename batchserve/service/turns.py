@@ -20,6 +20,7 @@ class Lane(StrEnum):
     ONLINE = "online predictions"
     LONG = "long calls"
     READ = "lists"
+    VERIFY = "verifications of direct uploads"
 
 
 class Place(NamedTuple):

@@ -25,6 +25,7 @@ __all__ = [
     "Storage",
     "Stored",
     "Tagged",
+    "TakesUploads",
     "Writer",
     "check_access",
     "copy_object",
@@ -250,6 +251,16 @@ def delete_objects(storage: Storage, keys: Sequence[str]) -> None:
 
 
 @runtime_checkable
+class TakesUploads(Protocol):
+    """A storage to which clients send objects themselves, by URLs that need no credentials."""
+
+    def upload_url(self, key: str, size: int, seconds: float) -> str:
+        """A URL that takes the bytes of an object by PUT, again and again until `seconds` have passed. Raises
+        PayloadTooLarge for more than the store takes in one request."""
+        ...
+
+
+@runtime_checkable
 class Tagged(Storage, Protocol):
     """A storage that is not on this host, and tells cheaply whether a copy on its disk is still right."""
 
@@ -313,6 +324,11 @@ def key_in_storage(key: str) -> str:
 
 def input_key(job_id: str) -> str:
     return f"inputs/{job_id}"
+
+
+def sent_key(upload_id: str) -> str:
+    """Key of what a client has sent by a direct upload. It may replace the object while its URL is valid."""
+    return f"uploads/{upload_id}"
 
 
 def part_key(job_id: str, first_record: int, attempt: int) -> str:

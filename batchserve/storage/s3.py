@@ -14,7 +14,7 @@ import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
-from batchserve.errors import InsufficientStorage, InvalidOptions, Unavailable
+from batchserve.errors import InsufficientStorage, InvalidOptions, PayloadTooLarge, Unavailable
 from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
 from batchserve.storage.blocks import BLOCK, BlockCache
 from batchserve.storage.ranged import RangedObject
@@ -37,9 +37,13 @@ _AHEAD = 4
 _KEPT = 64 * 2**20
 """Bytes of blocks that a process keeps."""
 _URL_LIFE = timedelta(minutes=15)
+_ONE_REQUEST = 5 * 2**30
+"""Most bytes that S3 takes by a PUT, or copies."""
 _LONGEST_UPLOAD = 86_400.0
 # Together at most about 20 s for a call: the defaults of the library take up to 3 minutes.
 _CLIENT = {"connect_timeout": timedelta(seconds=3), "timeout": timedelta(seconds=20), "allow_http": True}
+_COPYING = _CLIENT | {"timeout": timedelta(minutes=10)}
+"""The store copies a large object before it answers."""
 _RETRIES = {
     "max_retries": 4,
     "retry_timeout": timedelta(seconds=10),
@@ -67,7 +71,10 @@ class S3Storage:
         bucket, prefix = _parsed(address)
         self._prefix = f"{prefix}/" if prefix else ""
         try:
-            self._store = S3Store(bucket, client_options=_CLIENT, retry_config=_RETRIES)  # type: ignore[arg-type]
+            self._store, self._copying = (
+                S3Store(bucket, client_options=options, retry_config=_RETRIES)  # type: ignore[arg-type]
+                for options in (_CLIENT, _COPYING)
+            )
         except (BaseError, ValueError) as error:
             raise InvalidOptions(f"the storage {address} cannot be opened: {_first_line(error)}") from error
         self._requests = ThreadPoolExecutor(_AHEAD, thread_name_prefix="s3")
@@ -137,6 +144,12 @@ class S3Storage:
         with self._failures_named():
             return obstore.sign(self._store, "GET", self._path(key), _URL_LIFE)
 
+    def upload_url(self, key: str, size: int, seconds: float) -> str:
+        if size > _ONE_REQUEST:
+            raise PayloadTooLarge(f"the object store takes at most {_ONE_REQUEST} bytes in one request, not {size}")
+        with self._failures_named():
+            return obstore.sign(self._store, "PUT", self._path(key), timedelta(seconds=seconds))
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         # The store lists what is below a folder, and not always in the order of the keys.
         folder = f"{self._prefix}{prefix}".rpartition("/")[0]
@@ -165,7 +178,7 @@ class S3Storage:
     def copy(self, source: str, target: str) -> None:
         """At most 5 GiB, as S3 allows."""
         with self._failures_named():
-            obstore.copy(self._store, self._path(source), self._path(target))
+            obstore.copy(self._copying, self._path(source), self._path(target))
         self._blocks.forget(self._path(target))
 
     def compose(self, key: str, pieces: Iterable[Piece]) -> Stored:

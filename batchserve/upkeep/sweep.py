@@ -11,8 +11,9 @@ from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 from batchserve.domain import JobState
+from batchserve.jobs import uploads
 from batchserve.jobs.queries import named_inputs, named_results
-from batchserve.storage import ObjectInfo, Storage, digest_of_model, remove_partials
+from batchserve.storage import ObjectInfo, Storage, delete_objects, digest_of_model, remove_partials, sent_key
 from batchserve.upkeep import holds
 
 _LOOKUP = 500
@@ -47,9 +48,10 @@ def sweep(database: Database, storage: Storage, older_than: float, now: float) -
     """
     before = now - older_than
     orphans = _Orphans(database, storage, _since(database, before), before)
+    expired = _remove_expired_uploads(database, storage, before)
     return SweepReport(
         partials=remove_partials(storage, before),
-        uploads=orphans.remove("uploads/"),
+        uploads=orphans.remove("uploads/") + expired,
         conversions=orphans.remove("conversions/"),
         inputs=orphans.remove("inputs/"),
         parts=orphans.remove("parts/"),
@@ -107,9 +109,25 @@ class _Orphans:
             yield old[start : start + _LOOKUP]
 
 
+def _remove_expired_uploads(database: Database, storage: Storage, before: float) -> int:
+    """Ends the direct uploads that expired before a moment: one that is completed since then may go on. The row first:
+    what a crash leaves in between is an orphan."""
+    removed = 0
+    while expired := database.write_freeing(lambda connection: uploads.end_expired(connection, before, _LOOKUP)):
+        delete_objects(storage, [sent_key(upload.id) for upload in expired])
+        removed += len(expired)
+    return removed
+
+
 def _none_needed(_: Connection, __: list[str]) -> set[str]:
-    """Uploads under way have no rows; their request removes them."""
+    """Conversions under way have no rows; their request removes them."""
     return set()
+
+
+def _needed_uploads(connection: Connection, keys: list[str]) -> set[str]:
+    """What was sent for direct uploads that are not completed. Models under way have no rows."""
+    pending = uploads.pending(connection, [key.removeprefix("uploads/") for key in keys])
+    return {sent_key(upload_id) for upload_id in pending}
 
 
 def _needed_parts(connection: Connection, keys: list[str]) -> set[str]:
@@ -150,7 +168,7 @@ def _made_at(job_id: str) -> float:
 
 
 _NEEDED: dict[str, Callable[[Connection, list[str]], set[str]]] = {
-    "uploads/": _none_needed,
+    "uploads/": _needed_uploads,
     "conversions/": _none_needed,
     "inputs/": named_inputs,
     "parts/": _needed_parts,

@@ -1,0 +1,46 @@
+"""Direct uploads: each has a row until its job is created under the same ID, which no client sees before."""
+
+from collections.abc import Collection
+
+from sqlalchemy import Connection, delete, insert, select
+
+from batchserve import rows
+from batchserve.access import EVERY_TENANT
+from batchserve.db.tables import direct_uploads
+from batchserve.domain import DirectUpload
+from batchserve.errors import UploadNotFound
+
+
+def begin(connection: Connection, upload: DirectUpload) -> None:
+    values = {name: getattr(upload, name) for name in DirectUpload.__dataclass_fields__}
+    connection.execute(insert(direct_uploads).values(values))
+
+
+def get(connection: Connection, upload_id: str, tenant: str) -> DirectUpload:
+    """Raises UploadNotFound, also for one of another tenant, and UnreadableRow."""
+    query = select(direct_uploads).where(direct_uploads.c.id == upload_id)
+    row = None if "\0" in upload_id else connection.execute(query).mappings().one_or_none()
+    if row is None or tenant not in (row["tenant"], EVERY_TENANT):
+        raise UploadNotFound(f"no upload {upload_id!r}")
+    return rows.direct_upload(row)
+
+
+def end(connection: Connection, upload_id: str) -> None:
+    """Deletes it. Raises UploadNotFound when it was ended before: the second of two concurrent ends waits for the
+    first."""
+    if not connection.execute(delete(direct_uploads).where(direct_uploads.c.id == upload_id)).rowcount:
+        raise UploadNotFound(f"no upload {upload_id!r}")
+
+
+def end_expired(connection: Connection, before: float, most: int) -> list[DirectUpload]:
+    """Deletes up to `most` of those that expired before a moment; returns them."""
+    query = select(direct_uploads).where(direct_uploads.c.expires_at < before).order_by(direct_uploads.c.id).limit(most)
+    # What another worker deletes at this moment is skipped, in place of a wait for each other.
+    found = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
+    connection.execute(delete(direct_uploads).where(direct_uploads.c.id.in_([row["id"] for row in found])))
+    return [DirectUpload(**row) for row in found]
+
+
+def pending(connection: Connection, upload_ids: Collection[str]) -> set[str]:
+    """Those of these IDs that have a row."""
+    return set(connection.scalars(select(direct_uploads.c.id).where(direct_uploads.c.id.in_(upload_ids))))
