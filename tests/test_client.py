@@ -1,6 +1,7 @@
 """The Python client. A transport simulates faults of the network; all other tests use a real server."""
 
 import asyncio
+import hashlib
 import io
 import json
 import time
@@ -110,6 +111,46 @@ def test_what_may_succeed_later_is_sent_again_with_the_same_key_and_body(
     assert first.headers["Idempotency-Key"] == second.headers["Idempotency-Key"] != ""
     assert first.content == second.content == b"a,b\n1,2\n"
     assert len(no_pauses) == 1
+
+
+BEGUN = {
+    "part_bytes": 4,
+    "urls": ["http://store/a?signed", "http://store/b?signed"],
+    "links": {"self": "/v1/uploads/j1", "complete": "/v1/uploads/j1/complete"},
+}
+
+
+def test_a_direct_upload_is_sent_in_parts_without_the_key_and_each_until_it_is_taken(no_pauses: list[float]) -> None:
+    handler, requests = in_turn(
+        httpx2.Response(201, json=BEGUN), httpx2.Response(200), httpx2.ConnectError("refused"),
+        httpx2.Response(503), httpx2.Response(200), job_answer(state="uploaded"),
+    )  # fmt: skip
+    heard: list[tuple[int, int | None]] = []
+    with client_of(handler, api_key="bs_secret") as client:
+        job = client.upload(b"a\n1\n2\n", direct=True, on_upload=lambda done, total: heard.append((done, total)))
+    assert job.state == "uploaded"
+    assert [(request.method, request.url.host, request.url.path) for request in requests] == [
+        ("POST", "server", "/v1/uploads"), ("PUT", "store", "/a"), *[("PUT", "store", "/b")] * 3,
+        ("POST", "server", "/v1/uploads/j1/complete"),
+    ]  # fmt: skip
+    assert json.loads(requests[0].content) == {"bytes": 6}
+    assert [request.content for request in requests[1:5]] == [b"a\n1\n", *[b"2\n"] * 3]
+    assert "authorization" in requests[0].headers
+    assert not any("authorization" in request.headers for request in requests[1:5])
+    assert json.loads(requests[5].content) == {"sha256": hashlib.sha256(b"a\n1\n2\n").hexdigest()}
+    assert (heard[0], heard[-1]) == ((4, 6), (6, 6))
+    assert len(no_pauses) == 2
+
+
+def test_a_direct_upload_that_the_store_refuses_is_given_up() -> None:
+    denied = httpx2.Response(403, text="<Error><Code>AccessDenied</Code></Error>")
+    handler, requests = in_turn(httpx2.Response(201, json=BEGUN), denied, httpx2.Response(204))
+    with (
+        client_of(handler) as client,
+        pytest.raises(APIError, match="store refuses the bytes: AccessDenied"),
+    ):
+        client.upload(b"a\n1\n2\n", direct=True)
+    assert (requests[-1].method, requests[-1].url.path) == ("DELETE", "/v1/uploads/j1")
 
 
 def test_two_calls_have_two_keys() -> None:

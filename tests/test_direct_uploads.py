@@ -1,5 +1,6 @@
 """Inputs that clients send to the object store themselves: over HTTP, and on an S3 server."""
 
+import asyncio
 import gzip
 import hashlib
 import io
@@ -13,17 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import polars as pl
 import pytest
 import seaweed
-from conftest import sqlite_address
+from commands import in_a_process
+from conftest import serving, sqlite_address
 from proxy import Proxy
 from service import Api, ok, problem, running
+from test_images import saved, smooth
 
-from batchserve import keys
+from batchserve import AsyncClient, Client, keys
 from batchserve.access import Scope
 from batchserve.db.connect import Database
 from batchserve.domain import DirectUpload
-from batchserve.errors import UploadNotFound
+from batchserve.errors import InvalidInput, SchemaMismatch, UploadNotFound
 from batchserve.jobs import uploads
 from batchserve.storage import delete_objects, open_storage
 from batchserve.upkeep.sweep import sweep
@@ -332,6 +336,97 @@ def test_a_folder_takes_no_direct_uploads_and_names_the_ordinary_one(api: Api) -
     refused = problem(api.http.post("/v1/uploads", json={"bytes": 5}), 422, "direct-upload-unsupported")
     assert "POST /v1/upload" in refused["detail"]
     problem(api.http.post(f"/v1/uploads/{UNKNOWN}/complete"), 404, "upload-not-found")
+
+
+# --- the client ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def client(
+    tmp_path_factory: pytest.TempPathFactory, s3_server: seaweed.Server, sqlite_template: Path, iris_onnx: Path
+) -> Iterator[Client]:
+    """Of a server on a bucket."""
+    folder = tmp_path_factory.mktemp("client")
+    shutil.copy(sqlite_template, folder)
+    own = {"BATCHSERVE_STORAGE": s3_server.new_address(), "BATCHSERVE_DATABASE": sqlite_address(folder)}
+    with serving(folder, **own, **s3_server.environment()) as url, Client(url) as client:
+        client.models.add(iris_onnx, name="iris")
+        yield client
+
+
+class Unseekable(io.BytesIO):
+    """As a pipe."""
+
+    def seekable(self) -> bool:
+        return False
+
+
+@pytest.mark.s3
+@pytest.mark.parametrize("kind", ["path", "bytes", "frame", "stream", "images"])
+def test_the_client_sends_any_data_directly(client: Client, tmp_path: Path, kind: str) -> None:
+    path, images = tmp_path / "flowers.csv", tmp_path / "images"
+    path.write_bytes(CSV)
+    images.mkdir()
+    for number in range(3):
+        (images / f"{number}.png").write_bytes(saved(smooth(8, 8 + number)))
+    data: dict[str, Any] = {
+        "path": path, "bytes": CSV, "frame": pl.read_csv(CSV), "stream": Unseekable(CSV), "images": images,
+    }  # fmt: skip
+    heard: list[tuple[int, int | None]] = []
+    job = client.upload(data[kind], direct=True, on_upload=lambda done, total: heard.append((done, total)))
+    again = client.upload(Unseekable(CSV) if kind == "stream" else data[kind])
+    assert (job.state, job.data["input"]) == ("uploaded", again.data["input"])
+    assert heard[-1] == (job.data["input"]["bytes"], job.data["input"]["bytes"])
+    for uploaded in (job, again):
+        uploaded.delete()
+
+
+@pytest.mark.s3
+def test_a_prediction_of_a_direct_upload_is_that_of_any_other(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "flowers.csv"
+    path.write_bytes(CSV.replace(b",", b";"))
+    options: dict[str, Any] = {"model": "iris", "delimiter": ";", "passthrough": "all", "reuse": False}
+    results = [
+        client.predict(path, **options, direct=direct, output=tmp_path / f"{direct}.csv").read_bytes()
+        for direct in (False, True)
+    ]
+    assert results[0] == results[1]
+    assert results[0].count(b"\n") == 201
+    expected = client.predict(pl.read_csv(CSV), model="iris")
+    assert client.predict(pl.read_csv(CSV), model="iris", direct=True).equals(expected)
+
+
+@pytest.mark.s3
+def test_a_direct_upload_that_does_not_fit_the_model_leaves_no_job(client: Client) -> None:
+    before = [job.id for job in client.jobs.list()]
+    with pytest.raises(SchemaMismatch):
+        client.submit(b"a,b\n1,2\n", "iris", direct=True)
+    assert [job.id for job in client.jobs.list()] == before
+
+
+@pytest.mark.s3
+def test_the_client_does_not_send_a_compressed_file_directly(client: Client, tmp_path: Path) -> None:
+    path = tmp_path / "flowers.csv.gz"
+    path.write_bytes(gzip.compress(CSV))
+    with pytest.raises(InvalidInput, match="decompress it"):
+        client.upload(path, direct=True)
+
+
+@pytest.mark.s3
+def test_an_asynchronous_client_uploads_directly(client: Client) -> None:
+    async def upload() -> dict[str, Any]:
+        async with AsyncClient(client.url) as same:
+            return (await same.upload(CSV, direct=True)).data
+
+    assert asyncio.run(upload())["input"]["sha256"] == SHA256
+
+
+@pytest.mark.s3
+def test_the_command_predict_sends_a_file_directly(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "flowers.csv").write_bytes(CSV)
+    done = in_a_process(tmp_path, "predict", "flowers.csv", "-m", "iris", "--direct", BATCHSERVE_URL=client.url)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "flowers.predictions.csv").read_text().count("\n") == 201
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------

@@ -130,6 +130,9 @@ def predict(
     reuse: Annotated[
         bool, typer.Option("--reuse/--no-reuse", help="Whether the result of an equal job may be the answer.")
     ] = True,
+    direct: Annotated[
+        bool, typer.Option("--direct", help="Send the file to the server's object store, not through the server.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict a file, or images: upload, score, download. Or queue all uploads."""
@@ -155,10 +158,11 @@ def predict(
     }
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
-        _predict_file(files, model, output, wait is not False, timeout, as_json, given)
-    elif output or any(name in given for name in ("delimiter", "decimal", "encoding", "sheet")):
+        _predict_file(files, model, output, wait is not False, timeout, as_json, direct, given)
+    elif output or direct or any(name in given for name in ("delimiter", "decimal", "encoding", "sheet")):
         raise typer.BadParameter(
-            "--output, --delimiter, --decimal, --encoding and --sheet are for a file", param_hint="--all-uploaded"
+            "--output, --direct, --delimiter, --decimal, --encoding and --sheet are for a file",
+            param_hint="--all-uploaded",
         )
     else:
         _predict_uploaded(model, bool(wait), timeout, as_json, given)
@@ -171,6 +175,7 @@ def _predict_file(
     wait: bool,
     timeout: float | None,
     as_json: bool,
+    direct: bool,
     options: JobOptions,
 ) -> None:
     piped = files == [STREAM]
@@ -189,7 +194,7 @@ def _predict_file(
         options.setdefault("format", by_suffix)
     where = ""
     with Client() as client:
-        job = _submit(client, source, model, options)
+        job = _submit(client, source, model, direct, options)
         if wait:
             wait_for(job, timeout)
             if folder is not None or target is None:
@@ -206,10 +211,10 @@ def _predict_file(
         say(f"Job {job.id} is {job.state}. Watch it: [bold]batchserve jobs watch {job.id}[/]")
 
 
-def _submit(client: Client, source: Any, model: str, options: JobOptions) -> Job:
+def _submit(client: Client, source: Any, model: str, direct: bool, options: JobOptions) -> Job:
     try:
         with Bars() as bars:
-            return client.submit(source, model, on_upload=bars.upload, **options)
+            return client.submit(source, model, direct=direct, on_upload=bars.upload, **options)
     except KeyboardInterrupt:
         say("\nThe upload was interrupted. Whether its job is queued: [bold]batchserve jobs list[/]")
         raise typer.Exit(130) from None

@@ -9,6 +9,7 @@ import os
 import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
 from urllib.parse import quote
@@ -20,16 +21,15 @@ from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.tables import origins_of, table_of
-from batchserve.client.transport import Request, Transport, query
+from batchserve.client.transport import OnUpload, Request, Transport, query
+from batchserve.client.uploads import parts_of, with_digest
 from batchserve.client.views import JobView, Model, Queued
-from batchserve.errors import Unavailable
+from batchserve.errors import BatchserveError, Unavailable
 
 if TYPE_CHECKING:
     from batchserve.client.data import Data, Paths
 
 T = TypeVar("T")
-OnUpload = Callable[[int, int | None], None]
-"""Called with the bytes sent so far and their total, if known."""
 
 _LONG_POLL = 30.0
 _PROGRESS = 0.3
@@ -38,6 +38,8 @@ _OUTAGE = 30.0
 _ADMISSION = 300.0
 _COLLECTIVE = 300.0
 """Seconds that a server may take to check thousands of inputs."""
+_VERIFICATION = 1800.0
+"""Seconds that a server may take to read a direct upload."""
 _PAGE = 200
 _TYPED = frozenset({"arrow", "arrows", "parquet"})
 """Formats of results that keep the types of columns that pass through."""
@@ -50,6 +52,10 @@ class ReadOptions(TypedDict, total=False):
     decimal: str
     encoding: str
     sheet: str
+
+
+_OF_UPLOAD = frozenset({"model", "columns", "inputs", *ReadOptions.__annotations__})
+"""Options of a prediction that the completion of its direct upload takes, to check the input."""
 
 
 class JobOptions(ReadOptions, total=False):
@@ -91,6 +97,8 @@ class PredictOptions(JobOptions, total=False):
     """Seconds to wait for the result."""
     progress: bool | None
     """Whether to show bars; None: on a terminal or in a notebook."""
+    direct: bool
+    """See `upload`."""
 
 
 class AsyncJob(JobView):
@@ -277,16 +285,39 @@ class Core:
         return self._transport.url
 
     async def upload(
-        self, data: "Data", *, on_upload: OnUpload | None = None, **options: Unpack[ReadOptions]
+        self,
+        data: "Data",
+        *,
+        direct: bool = False,
+        on_upload: OnUpload | None = None,
+        **options: Unpack[ReadOptions],
     ) -> AsyncJob:
-        """Stores an input; `submit(job, model=...)` predicts it later."""
+        """Stores an input; `submit(job, model=...)` predicts it later.
+
+        `direct`: sends it to the object store of the server, which then only verifies it. Raises
+        DirectUploadUnsupported where the server stores in a folder, and ConnectionFailed where the store cannot be
+        reached from here.
+        """
+        if direct:
+            return await self._send_directly(data, options, on_upload)
         return await self._send("/v1/upload", data, options, on_upload)
 
     async def submit(
-        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[JobOptions]
+        self,
+        data: "Data | JobView",
+        model: str,
+        *,
+        direct: bool = False,
+        on_upload: OnUpload | None = None,
+        **options: Unpack[JobOptions],
     ) -> AsyncJob:
-        """Starts a prediction and returns its job at once. `data`: what `content_of` takes, or an uploaded job."""
+        """Starts a prediction and returns its job at once. `data`: what `content_of` takes, or an uploaded job.
+        `direct`: as of `upload`."""
         params = {"model": model, **options}
+        if direct and not isinstance(data, JobView):
+            of_upload = {name: value for name, value in params.items() if name in _OF_UPLOAD}
+            data = await self._send_directly(data, of_upload, on_upload)
+            params = {name: value for name, value in params.items() if name not in ReadOptions.__annotations__}
         if isinstance(data, JobView):
             request = Request(method="POST", path=f"/v1/predict/{data.id}", params=query(params))
             return AsyncJob(self._transport, await self._transport.json(request))
@@ -315,6 +346,7 @@ class Core:
         output: str | os.PathLike[str] | None = None,
         timeout: float | None = None,  # noqa: ASYNC109 - see `wait`
         progress: bool | None = None,
+        direct: bool = False,
         **options: Unpack[JobOptions],
     ) -> Any:
         """Predicts and waits. Returns the type of its input: a DataFrame for a DataFrame (with its index), a structured
@@ -328,7 +360,7 @@ class Core:
             require_polars("an array, whose result is a structured one,")
             options.setdefault("format", "arrows")  # npy has no names for columns, and no text
         with Bars(progress) as bars:
-            job = await self.submit(table or data, model, on_upload=bars.upload, **options)
+            job = await self.submit(table or data, model, direct=direct, on_upload=bars.upload, **options)
             await job.wait(timeout, on_progress=bars.scoring)
             if failed := job.rows.get("failed"):
                 warnings.warn(
@@ -371,6 +403,27 @@ class Core:
             patience=60.0,
         )
         return AsyncJob(self._transport, await self._transport.json(request))
+
+    async def _send_directly(self, data: "Data", params: Mapping[str, Any], on_upload: OnUpload | None) -> AsyncJob:
+        with ExitStack() as files:
+            content, sha256 = await self._transport.wire.call(functools.partial(with_digest, content_of(data), files))
+            begun = await self._transport.json(_json_request("/v1/uploads", {"bytes": content.length}))
+            try:
+                parts = parts_of(content, begun, on_upload)
+                while (part := await self._transport.wire.call(functools.partial(next, parts, None))) is not None:
+                    await self._transport.put(*part)
+                named = query({**params, "filename": content.filename})
+                request = _json_request(begun["links"]["complete"], {"sha256": sha256}, named, _VERIFICATION)
+                return AsyncJob(self._transport, await self._transport.json(request))
+            except BatchserveError:
+                with suppress(BatchserveError):  # otherwise it expires
+                    await self._transport.json(Request(method="DELETE", path=begun["links"]["self"]))
+                raise
+
+
+def _json_request(path: str, body: Any, params: Mapping[str, Any] | None = None, patience: float = 0.0) -> Request:
+    content = bytes_content(json.dumps(body).encode(), "application/json")
+    return Request(method="POST", path=path, params=params or {}, content=content, patience=patience)
 
 
 def _model_path(reference: str) -> str:

@@ -9,6 +9,7 @@ BatchserveError
     └── WaitTimeout                 it is not finished yet and goes on
 """
 
+import re
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -94,6 +95,18 @@ def error_of(response: httpx2.Response) -> BatchserveError:
     return (AuthenticationFailed if refused else APIError)(
         detail, errors=faults, http_status=response.status_code, problem=problem, request_id=request_id
     )
+
+
+def refusal_of_store(response: httpx2.Response) -> APIError:
+    """The error of an object store, which knows no problems."""
+    code = re.search(r"<Code>(\w+)</Code>", response.text)
+    detail = f"the object store refuses the bytes: {code[1] if code else _describe(response)}"
+    return APIError(detail, http_status=response.status_code, problem={}, request_id=None)
+
+
+def no_answer(server: str, failure: Exception) -> ConnectionFailed:
+    reason = str(failure) or type(failure).__name__
+    return ConnectionFailed(f"no response from {server}: {reason}")
 
 
 def _problem(response: httpx2.Response) -> dict[str, Any]:

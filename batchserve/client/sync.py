@@ -17,14 +17,13 @@ from batchserve.client.core import (
     Core,
     JobOptions,
     OnlineOptions,
-    OnUpload,
     PredictOptions,
     ReadOptions,
     ValidateOptions,
 )
 from batchserve.client.errors import JobError
 from batchserve.client.results import AsyncResult
-from batchserve.client.transport import BlockingWire, Transport, each_now, now
+from batchserve.client.transport import BlockingWire, OnUpload, Transport, each_now, now
 from batchserve.client.views import JobView, Model, Queued
 
 if TYPE_CHECKING:
@@ -223,15 +222,34 @@ class Client:
     def url(self) -> str:
         return self._twin.url
 
-    def upload(self, data: "Data", *, on_upload: OnUpload | None = None, **options: Unpack[ReadOptions]) -> Job:
-        """Stores an input; `submit(job, model=...)` predicts it later."""
-        return Job(now(self._twin.upload(data, on_upload=on_upload, **options)))
+    def upload(
+        self,
+        data: "Data",
+        *,
+        direct: bool = False,
+        on_upload: OnUpload | None = None,
+        **options: Unpack[ReadOptions],
+    ) -> Job:
+        """Stores an input; `submit(job, model=...)` predicts it later.
+
+        `direct`: sends it to the object store of the server, which then only verifies it. Raises
+        DirectUploadUnsupported where the server stores in a folder, and ConnectionFailed where the store cannot be
+        reached from here.
+        """
+        return Job(now(self._twin.upload(data, direct=direct, on_upload=on_upload, **options)))
 
     def submit(
-        self, data: "Data | JobView", model: str, *, on_upload: OnUpload | None = None, **options: Unpack[JobOptions]
+        self,
+        data: "Data | JobView",
+        model: str,
+        *,
+        direct: bool = False,
+        on_upload: OnUpload | None = None,
+        **options: Unpack[JobOptions],
     ) -> Job:
-        """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job."""
-        return Job(now(self._twin.submit(data, model, on_upload=on_upload, **options)))
+        """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job. `direct`:
+        as of `upload`."""
+        return Job(now(self._twin.submit(data, model, direct=direct, on_upload=on_upload, **options)))
 
     def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[Job]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""

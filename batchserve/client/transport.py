@@ -14,18 +14,24 @@ import uuid
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, Protocol, TypeVar
+from urllib.parse import urlsplit
 
 import httpx2
 
-from batchserve.client.errors import ConnectionFailed, error_of
+from batchserve.client.errors import ConnectionFailed, error_of, no_answer, refusal_of_store
 from batchserve.errors import BatchserveError, DigestMismatch, IdempotencyInProgress
 
 T = TypeVar("T")
+OnUpload = Callable[[int, int | None], None]
+"""Called with the bytes sent so far and their total, if known."""
 
 BLOCK = 2**20
 _NEVER_RETRIED = frozenset({501, 505, 507})
 _LONGEST_PAUSE = 120.0
+_STORED = 60.0
+"""Seconds that an object store may take after the last byte."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +57,7 @@ class Request:
     content: Content | None = None
     patience: float = 0.0
     """Seconds allowed for the response, on top of the client's timeout."""
-    on_upload: Callable[[int, int | None], None] | None = None
-    """Called with the bytes sent so far and their total, if known."""
+    on_upload: OnUpload | None = None
 
 
 class Wire(Protocol):
@@ -194,13 +199,36 @@ class Transport:
         """The response with its body unread. Raises the BatchserveError that the server named, or ConnectionFailed."""
         # One key for all attempts: the server processes at most one.
         key = {"Idempotency-Key": str(uuid.uuid4())} if request.method == "POST" else {}
+        return await self._tried(partial(self._request, request, key), request.content, self.url, error_of)
+
+    async def put(self, url: str, content: Content, on_upload: OnUpload | None = None) -> None:
+        """Sends bytes to the object store, by a URL that permits it: without the API key, which is not for the store.
+        Raises APIError, or ConnectionFailed."""
+        store = "://".join(urlsplit(url)[:2])
+        upload = Request(method="PUT", path=url, content=content, on_upload=on_upload)
+        timeout = httpx2.Timeout(self.timeout, read=self.timeout + _STORED).as_dict()
+
+        def request() -> httpx2.Request:
+            body, headers = self.wire.content(_upload(upload, content)), {"Content-Length": str(content.length)}
+            return httpx2.Request("PUT", url, headers=headers, content=body, extensions={"timeout": timeout})
+
+        await self.wire.end(await self._tried(request, content, store, refusal_of_store))
+
+    async def _tried(
+        self,
+        request: Callable[[], httpx2.Request],
+        content: Content | None,
+        server: str,
+        refusal: Callable[[httpx2.Response], BatchserveError],
+    ) -> httpx2.Response:
+        """The response to the request that is made anew for each try."""
         retries = 0
         while True:
             retry_after = None
             try:
-                response = await self.wire.send(self._request(request, key))
+                response = await self.wire.send(request())
             except (httpx2.TransportError, httpx2.InvalidURL) as failure:
-                error: BatchserveError = self._no_answer(failure)
+                error: BatchserveError = no_answer(server, failure)
                 again = isinstance(failure, httpx2.TransportError) and not isinstance(
                     failure, httpx2.UnsupportedProtocol | httpx2.LocalProtocolError
                 )
@@ -208,11 +236,11 @@ class Transport:
                 if response.is_success:
                     return response
                 await self.wire.read(response)
-                error = error_of(response)
+                error = refusal(response)
                 again = may_be_retried(response.status_code, error)
                 retry_after = seconds_to_wait(response.headers.get("Retry-After"))
             pause = pause_before(retries, retry_after)
-            repeatable = request.content is None or request.content.repeatable
+            repeatable = content is None or content.repeatable
             if not (again and repeatable and retries < self.max_retries and pause <= _LONGEST_PAUSE):
                 raise error
             retries += 1
@@ -242,7 +270,7 @@ class Transport:
             except httpx2.TransportError as failure:
                 breaks += 1
                 if etag is None or breaks > self.max_retries:
-                    raise self._no_answer(failure) from failure
+                    raise no_answer(self.url, failure) from failure
             finally:
                 await self.wire.end(response)
             await self.wire.sleep(pause_before(breaks - 1, None))
@@ -261,10 +289,6 @@ class Transport:
             content=None if request.content is None else self.wire.content(_upload(request, request.content)),
             timeout=httpx2.Timeout(self.timeout, read=self.timeout + request.patience),
         )
-
-    def _no_answer(self, failure: Exception) -> ConnectionFailed:
-        reason = str(failure) or type(failure).__name__
-        return ConnectionFailed(f"no response from {self.url}: {reason}")
 
 
 def _content_headers(content: Content) -> dict[str, str]:
