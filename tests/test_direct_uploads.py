@@ -10,15 +10,18 @@ import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import httpx2
+import obstore
 import polars as pl
 import pytest
 import seaweed
 from commands import in_a_process
 from conftest import serving, sqlite_address
+from obstore.store import S3Store
 from proxy import Proxy
 from service import Api, ok, problem, running
 from test_images import saved, smooth
@@ -29,12 +32,14 @@ from batchserve.db.connect import Database
 from batchserve.domain import DirectUpload
 from batchserve.errors import InvalidInput, SchemaMismatch, UploadNotFound
 from batchserve.jobs import uploads
-from batchserve.storage import delete_objects, open_storage
+from batchserve.storage import delete_objects, open_storage, s3
+from batchserve.storage.s3_uploads import SignedBucket
 from batchserve.upkeep.sweep import sweep
 
 HEADER = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 CSV = HEADER + b"5.1,3.5,1.4,0.2\n" * 200
 SHA256 = hashlib.sha256(CSV).hexdigest()
+HOUR = timedelta(hours=1)
 UNKNOWN = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
 
 
@@ -336,6 +341,103 @@ def test_a_folder_takes_no_direct_uploads_and_names_the_ordinary_one(api: Api) -
     refused = problem(api.http.post("/v1/uploads", json={"bytes": 5}), 422, "direct-upload-unsupported")
     assert "POST /v1/upload" in refused["detail"]
     problem(api.http.post(f"/v1/uploads/{UNKNOWN}/complete"), 404, "upload-not-found")
+
+
+# --- parts -----------------------------------------------------------------------------------------------------------
+
+LARGE = HEADER + b"5.1,3.5,1.4,0.2\n" * 700_000
+"""Of three parts."""
+PART = 5 * 2**20
+
+
+@pytest.fixture
+def in_parts(site: Site, monkeypatch: pytest.MonkeyPatch) -> Site:
+    """A service whose clients send in parts what is longer than the store's shortest part."""
+    monkeypatch.setattr(s3, "_SENT_PART", PART)
+    return site
+
+
+def pending(site: Site) -> int:
+    """Multipart uploads of the bucket that are neither complete nor aborted."""
+    bucket, _, prefix = site.api.settings.storage.removeprefix("s3://").partition("/")
+    signed = SignedBucket.of(obstore.sign(S3Store(bucket, client_options={"allow_http": True}), "GET", "probe", HOUR))
+    assert signed is not None
+    return len(list(signed.pending(prefix)))
+
+
+@pytest.mark.s3
+def test_a_large_input_is_sent_in_parts_in_any_order(in_parts: Site) -> None:
+    upload = in_parts.begin(len(LARGE))
+    assert (len(upload["urls"]), upload["part_bytes"]) == (3, PART)
+    pieces = [LARGE[start : start + PART] for start in range(0, len(LARGE), PART)]
+    for number in (2, 0, 1, 0):
+        assert httpx2.put(upload["urls"][number], content=pieces[number]).is_success
+    assert in_parts.keys() == set()
+    assert not in_parts.has_job(upload)
+    with in_parts.proxy.counted() as counted:
+        job = ok(in_parts.complete(upload, hashlib.sha256(LARGE).hexdigest(), filename="large.csv"), 201)
+    assert not any(request.startswith("PUT") for request in counted.requests), "nothing is copied"
+    assert (job["state"], job["input"]["bytes"]) == ("uploaded", len(LARGE))
+    assert in_parts.http.get(job["links"]["input"]).content == LARGE
+    assert not httpx2.put(upload["urls"][0], content=pieces[1]).is_success, "no part can change any more"
+    assert ok(in_parts.complete(upload), 201) == job
+    assert in_parts.keys() == {f"inputs/{upload['id']}"}
+    assert pending(in_parts) == 0
+    assert in_parts.http.delete(job["links"]["self"]).status_code == 204
+    assert in_parts.keys() == set()
+
+
+@pytest.mark.s3
+def test_parts_that_are_missing_are_sent_later(in_parts: Site) -> None:
+    upload = in_parts.begin(len(LARGE))
+    assert "nothing was sent" in problem(in_parts.complete(upload), 409, "upload-incomplete")["detail"]
+    assert httpx2.put(upload["urls"][0], content=LARGE[:PART]).is_success
+    refused = problem(in_parts.complete(upload), 409, "upload-incomplete")
+    assert f"{len(LARGE)} bytes were announced, and {PART} were sent" in refused["detail"]
+    send(upload, LARGE)
+    job = ok(in_parts.complete(upload), 201)
+    assert in_parts.http.get(job["links"]["input"]).content == LARGE
+    assert in_parts.http.delete(job["links"]["self"]).status_code == 204
+
+
+@pytest.mark.s3
+def test_a_refused_completion_of_parts_may_be_repeated(in_parts: Site) -> None:
+    upload = in_parts.sent(LARGE)
+    problem(in_parts.complete(upload, SHA256), 422, "digest-mismatch")
+    problem(in_parts.complete(upload, model="nobody"), 404, "model-not-found")
+    assert in_parts.swept(2 * 3600) == 0
+    job = ok(in_parts.complete(upload, model="iris"), 201)
+    assert in_parts.http.get(job["links"]["input"]).content == LARGE
+    assert in_parts.http.delete(job["links"]["self"]).status_code == 204
+    assert in_parts.keys() == set()
+
+
+@pytest.mark.s3
+def test_parts_are_removed_with_an_upload_that_is_given_up_or_expires(in_parts: Site) -> None:
+    deleted, expired, joined = (in_parts.sent(LARGE) for _ in range(3))
+    problem(in_parts.complete(joined, SHA256), 422, "digest-mismatch")
+    assert in_parts.keys() == {f"inputs/{joined['id']}"}
+    assert pending(in_parts) == 2
+    assert in_parts.http.delete(deleted["links"]["self"]).status_code == 204
+    assert pending(in_parts) == 1
+    in_parts.swept(in_parts.api.settings.upload_life + 3700)
+    assert pending(in_parts) == 0
+    assert in_parts.keys() == set()
+    for upload in (deleted, expired, joined):
+        problem(in_parts.complete(upload), 404, "upload-not-found")
+
+
+@pytest.mark.s3
+def test_a_host_with_a_role_offers_one_request(in_parts: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has no secret with which it could sign requests for parts."""
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    upload = in_parts.sent(LARGE)
+    assert len(upload["urls"]) == 1
+    job = ok(in_parts.complete(upload), 201)
+    assert in_parts.http.get(job["links"]["input"]).content == LARGE
+    assert in_parts.http.delete(job["links"]["self"]).status_code == 204
+    monkeypatch.setattr(s3, "_ONE_REQUEST", PART)
+    problem(in_parts.http.post("/v1/uploads", json={"bytes": PART + 1}), 413, "payload-too-large")
 
 
 # --- the client ------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """/v1/uploads: clients send large inputs to the object store themselves.
 
-What a client has sent may change as long as its URL is valid. So the store makes a copy that nobody else can write, and
-that is verified and read.
+What a client has sent by one request may change as long as its URL is valid. So the store makes a copy that nobody else
+can write, and that is verified and read. Parts cannot change once they are joined.
 """
 
 import hashlib
@@ -50,16 +50,15 @@ from batchserve.errors import (
 from batchserve.formats import encoding_of, sniff
 from batchserve.jobs import uploads
 from batchserve.service import Service
-from batchserve.storage import Stored, TakesUploads, copy_object, delete_objects, input_key, sent_key
+from batchserve.storage import Stored, TakesParts, TakesUploads, copy_object, delete_objects, input_key, sent_key
 from batchserve.submission import clean_filename, wanted_columns
+from batchserve.upkeep import retention
 
 router = APIRouter(tags=["upload"])
 
 UploadId = Annotated[str, Path(max_length=64)]
 _BLOCK = 32 * 2**20
 """Bytes that are read at once, by several requests."""
-
-
 _BEGINNING = 2**20
 """Bytes from which the format of an input is detected."""
 _OTHERWISE = "send it with POST /v1/upload"
@@ -102,7 +101,7 @@ async def complete_upload(
 ) -> Response:
     """Reads what lies in the store: its length and digest, and its type as that of any upload. Then the job is
     `uploaded`, under the ID of the upload; to repeat the request gives the same job. A refused one changes nothing:
-    complete the upload with other options, or send the bytes again.
+    complete the upload with other options, or send the bytes again (parts as long as some are missing).
     """
     sha256 = parsed(SentUpload, await json_object(request, service.runtime.settings)).sha256
     fit = fit_options(request, model)
@@ -135,7 +134,7 @@ async def delete_upload(upload_id: UploadId, service: ServiceDep, caller: Caller
 
     def delete() -> None:
         service.runtime.database.write_freeing(lambda connection: uploads.end(connection, upload.id))
-        service.runtime.storage.delete(sent_key(upload.id))
+        retention.remove_sent(service.runtime.storage, [upload])
 
     await run_in_threadpool(delete)
     return Response(status_code=204)
@@ -150,11 +149,13 @@ def _begin(service: Service, caller: Caller, size: int) -> UploadBody:
         )
     require_space(runtime)
     upload_id = str(uuid_utils.uuid7())
-    url = storage.upload_url(sent_key(upload_id), size, life)
+    parts = storage.begin_parts(input_key(upload_id), size, life) if isinstance(storage, TakesParts) else None
+    urls = parts.urls if parts else (storage.upload_url(sent_key(upload_id), size, life),)
     with runtime.database.write() as connection:
-        upload = DirectUpload(upload_id, caller.home, size, runtime.database.moment(connection).wall + life)
+        expires_at = runtime.database.moment(connection).wall + life
+        upload = DirectUpload(upload_id, caller.home, size, expires_at, parts.id if parts else None)
         uploads.begin(connection, upload)
-    return upload_body(upload, size, [url])
+    return upload_body(upload, parts.part_bytes if parts else size, urls)
 
 
 async def _find(service: Service, caller: Caller, upload_id: str) -> DirectUpload:
@@ -194,35 +195,38 @@ async def _received(
     request: Request, service: Service, upload: DirectUpload, hints: InputHints, filename: str | None
 ) -> AsyncIterator[Received]:
     """What was sent as an input. In the end either that remains, if it is kept, or what was sent."""
-    copy = input_key(str(uuid_utils.uuid7()))
-    unneeded, received = {copy}, None
+    sent, key = uploads.sent_object(upload), input_key(upload.id if upload.multipart else str(uuid_utils.uuid7()))
+    unneeded, received = {key} - {sent}, None
     try:
-        beginning, stored = await service.calls.verify(hints.tenant, partial(_verified, service, upload, copy))
-        new = _recognised(beginning, stored, copy, filename, hints)
+        beginning, stored = await service.calls.verify(hints.tenant, partial(_verified, service, upload, key))
+        new = _recognised(beginning, stored, key, filename, hints)
         if new.format == "zip":
             unpacked = await service.unpack(hints.tenant, new, hints.read, hints.columns, leaving(request))
             new = replace(unpacked, filename=new.filename or clean_filename(unpacked.filename))
             unneeded.add(new.key)
         received = Received(upload.id, new, stored.sha256)
         yield received
-        unneeded.add(sent_key(upload.id))
+        unneeded.add(sent)
     finally:
         if received is not None and received.kept:
             unneeded.discard(received.input.key)
         await run_in_threadpool(delete_objects, service.runtime.storage, sorted(unneeded))
 
 
-def _verified(service: Service, upload: DirectUpload, copy: str) -> tuple[bytes, Stored]:
-    """Copies what was sent; returns the beginning of the copy, and its length and digest. Raises UploadIncomplete."""
+def _verified(service: Service, upload: DirectUpload, key: str) -> tuple[bytes, Stored]:
+    """Makes an object of what was sent that cannot change any more; returns its beginning, and its length and digest.
+    Raises UploadIncomplete."""
     storage = service.runtime.storage
     try:
-        copy_object(storage, sent_key(upload.id), copy, upload.bytes)
-        source = storage.open(copy)
+        if upload.multipart is None:
+            copy_object(storage, sent_key(upload.id), key, upload.bytes)
+        elif isinstance(storage, TakesParts):
+            _require_length(upload, storage.join_parts(key, upload.multipart, upload.bytes))
+        source = storage.open(key)
     except FileNotFoundError:
         raise UploadIncomplete(f"nothing was sent for the upload {upload.id}: PUT its {upload.bytes} bytes") from None
     with source:
-        if (size := source.seek(0, os.SEEK_END)) != upload.bytes:
-            raise UploadIncomplete(f"{upload.bytes} bytes were announced, and {size} were sent: send them again")
+        _require_length(upload, size := source.seek(0, os.SEEK_END))
         source.seek(0)
         digest, beginning = hashlib.sha256(), b""
         while block := source.read(_BLOCK):
@@ -231,6 +235,11 @@ def _verified(service: Service, upload: DirectUpload, copy: str) -> tuple[bytes,
             if service.stopping.is_set():
                 raise Unavailable("the server stops: complete the upload again", retry_after=5)
     return beginning, Stored(size, digest.hexdigest())
+
+
+def _require_length(upload: DirectUpload, sent: int) -> None:
+    if sent != upload.bytes:
+        raise UploadIncomplete(f"{upload.bytes} bytes were announced, and {sent} were sent: send them again")
 
 
 def _recognised(beginning: bytes, stored: Stored, key: str, filename: str | None, hints: InputHints) -> StoredInput:

@@ -9,6 +9,7 @@ from batchserve.access import EVERY_TENANT
 from batchserve.db.tables import direct_uploads
 from batchserve.domain import DirectUpload
 from batchserve.errors import UploadNotFound
+from batchserve.storage import input_key, sent_key
 
 
 def begin(connection: Connection, upload: DirectUpload) -> None:
@@ -23,6 +24,11 @@ def get(connection: Connection, upload_id: str, tenant: str) -> DirectUpload:
     if row is None or tenant not in (row["tenant"], EVERY_TENANT):
         raise UploadNotFound(f"no upload {upload_id!r}")
     return rows.direct_upload(row)
+
+
+def sent_object(upload: DirectUpload) -> str:
+    """The key of what its client has sent; of parts when they are joined, which then no client can change."""
+    return sent_key(upload.id) if upload.multipart is None else input_key(upload.id)
 
 
 def end(connection: Connection, upload_id: str) -> None:

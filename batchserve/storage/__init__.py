@@ -19,12 +19,14 @@ __all__ = [
     "KeepsPartials",
     "ObjectInfo",
     "OnDisk",
+    "Parts",
     "Piece",
     "ReadsAhead",
     "Span",
     "Storage",
     "Stored",
     "Tagged",
+    "TakesParts",
     "TakesUploads",
     "Writer",
     "check_access",
@@ -257,6 +259,34 @@ class TakesUploads(Protocol):
     def upload_url(self, key: str, size: int, seconds: float) -> str:
         """A URL that takes the bytes of an object by PUT, again and again until `seconds` have passed. Raises
         PayloadTooLarge for more than the store takes in one request."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """Where a client sends an object in parts: `part_bytes` of it to each URL, the rest to the last. `id`: by which the
+    store knows them."""
+
+    id: str
+    part_bytes: int
+    urls: tuple[str, ...]
+
+
+@runtime_checkable
+class TakesParts(Protocol):
+    """A storage to which clients send the parts of an object, which are none before they are joined."""
+
+    def begin_parts(self, key: str, size: int, seconds: float) -> Parts | None:
+        """None where one request is enough, or where this host cannot sign requests for parts."""
+        ...
+
+    def join_parts(self, key: str, parts_id: str, size: int) -> int:
+        """Makes an object of the parts if they have `size` bytes together; returns how many they have. No effect on
+        parts that are joined already. Raises FileNotFoundError for parts that cannot be joined."""
+        ...
+
+    def abort_parts(self, key: str, parts_id: str) -> None:
+        """Removes the parts that are not joined; missing ones are not an error."""
         ...
 
 

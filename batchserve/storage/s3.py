@@ -15,7 +15,7 @@ from obstore.exceptions import BaseError, PermissionDeniedError, Unauthenticated
 from obstore.store import S3Store
 
 from batchserve.errors import InsufficientStorage, InvalidOptions, PayloadTooLarge, Unavailable
-from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
+from batchserve.storage import ObjectInfo, Parts, Piece, Span, Stored, require_key
 from batchserve.storage.blocks import BLOCK, BlockCache
 from batchserve.storage.ranged import RangedObject
 from batchserve.storage.s3_uploads import SignedBucket
@@ -39,6 +39,10 @@ _KEPT = 64 * 2**20
 _URL_LIFE = timedelta(minutes=15)
 _ONE_REQUEST = 5 * 2**30
 """Most bytes that S3 takes by a PUT, or copies."""
+_SENT_PART = 64 * 2**20
+"""Bytes of a part that a client sends, at least."""
+_SENT_PARTS = 1_000
+"""Most such parts: each has a URL."""
 _LONGEST_UPLOAD = 86_400.0
 # Together at most about 20 s for a call: the defaults of the library take up to 3 minutes.
 _CLIENT = {"connect_timeout": timedelta(seconds=3), "timeout": timedelta(seconds=20), "allow_http": True}
@@ -150,6 +154,30 @@ class S3Storage:
         with self._failures_named():
             return obstore.sign(self._store, "PUT", self._path(key), timedelta(seconds=seconds))
 
+    def begin_parts(self, key: str, size: int, seconds: float) -> Parts | None:
+        if size <= _SENT_PART or (bucket := self._signed()) is None:
+            return None
+        path, part = self._path(key), max(_SENT_PART, -(-size // _SENT_PARTS))
+        upload_id = bucket.begin(path)
+        numbers = range(1, -(-size // part) + 1)
+        return Parts(upload_id, part, tuple(bucket.part_url(path, upload_id, number, seconds) for number in numbers))
+
+    def join_parts(self, key: str, parts_id: str, size: int) -> int:
+        bucket, path = self._signed(), self._path(key)
+        if bucket is None:
+            raise Unavailable("this host has no secret key to join the parts of an object")
+        parts = bucket.parts(path, parts_id)
+        if parts:
+            if (found := sum(part.bytes for part in parts)) != size:
+                return found
+            bucket.join(path, parts_id, parts)
+        with self._failures_named():
+            return obstore.head(self._store, path)["size"]
+
+    def abort_parts(self, key: str, parts_id: str) -> None:
+        if (bucket := self._signed()) is not None:
+            bucket.abort(self._path(key), parts_id)
+
     def list(self, prefix: str) -> Iterator[ObjectInfo]:
         # The store lists what is below a folder, and not always in the order of the keys.
         folder = f"{self._prefix}{prefix}".rpartition("/")[0]
@@ -194,14 +222,16 @@ class S3Storage:
         """Aborts uploads of killed writers that were begun a day before `before`: a large one may take hours, and its
         parts have no times. Does nothing on a host without a secret key.
         """
-        with self._failures_named():
-            bucket = SignedBucket.of(obstore.sign(self._store, "GET", "probe", _URL_LIFE))
-        if bucket is None:
+        if (bucket := self._signed()) is None:
             return 0
         left = [upload for upload in bucket.pending(self._prefix) if upload.begun < before - _LONGEST_UPLOAD]
         for upload in left:
-            bucket.abort(upload)
+            bucket.abort(upload.path, upload.upload_id)
         return len(left)
+
+    def _signed(self) -> SignedBucket | None:
+        with self._failures_named():
+            return SignedBucket.of(obstore.sign(self._store, "GET", "probe", _URL_LIFE))
 
     @contextmanager
     def _writing(self, key: str, part: int) -> Iterator[StreamedWriter]:

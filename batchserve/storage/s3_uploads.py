@@ -1,26 +1,30 @@
-"""Multipart uploads that killed processes left in a bucket: not objects, but kept and paid for until they are aborted.
+"""Multipart uploads of a bucket: those whose parts clients send, and those that killed processes left. They are no
+objects, but kept and paid for until they are completed or aborted.
 
-The client of the store has no call that lists or aborts them, so these requests are signed here (Signature Version 4,
-in the query). That needs the secret key; a host that has a role instead leaves it to a lifecycle rule.
+The client of the store has no calls for them, so these requests are signed here (Signature Version 4, in the query).
+That needs the secret key; a host that has a role instead leaves what was left to a lifecycle rule.
 """
 
 import hashlib
 import hmac
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from html import unescape
+from html import escape, unescape
 from urllib.parse import parse_qs, quote, urlsplit
 
 from batchserve.errors import Unavailable
 
-__all__ = ["PendingUpload", "SignedBucket"]
+__all__ = ["PendingUpload", "SentPart", "SignedBucket"]
 
 _UPLOAD = re.compile(r"<Upload>.*?</Upload>", re.DOTALL)
-_LIFE = "300"
-"""Seconds for which a signed request is valid."""
+_PART = re.compile(r"<Part>.*?</Part>", re.DOTALL)
+_LIFE = 300
+"""Seconds for which a signed request of this process is valid."""
+_JOINING = 300.0
+"""Seconds that the store may take to join the parts of a large object."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +34,17 @@ class PendingUpload:
     path: str
     upload_id: str
     begun: float
+    """In seconds since the epoch, by the clock of the store."""
+
+
+@dataclass(frozen=True, slots=True)
+class SentPart:
+    """A part of an upload, as the store has it."""
+
+    number: int
+    tag: str
+    bytes: int
+    sent: float
     """In seconds since the epoch, by the clock of the store."""
 
 
@@ -68,32 +83,69 @@ class SignedBucket:
                 "upload-id-marker": _field(page, "NextUploadIdMarker"),
             }
 
-    def abort(self, upload: PendingUpload) -> None:
-        """Removes its parts; one that has ended meanwhile is not an error."""
-        self._request("DELETE", upload.path, {"uploadId": upload.upload_id})
+    def begin(self, path: str) -> str:
+        """The ID of a new upload. Raises Unavailable."""
+        if not (upload_id := _field(self._request("POST", path, {"uploads": ""}), "UploadId")):
+            raise Unavailable("the object store does not begin a multipart upload")
+        return upload_id
 
-    def _request(self, method: str, path: str, query: Mapping[str, str]) -> str:
+    def part_url(self, path: str, upload_id: str, number: int, seconds: float) -> str:
+        """A URL that takes the bytes of a part by PUT."""
+        return self._signed("PUT", path, {"partNumber": str(number), "uploadId": upload_id}, int(seconds))
+
+    def parts(self, path: str, upload_id: str) -> list[SentPart]:
+        """What was sent of an upload, in order; nothing of one that has ended."""
+        latest: dict[int, SentPart] = {}
+        for part in sorted(self._sent(path, upload_id), key=lambda part: part.sent):
+            latest[part.number] = part  # SeaweedFS lists a part as often as it was sent
+        return sorted(latest.values(), key=lambda part: part.number)
+
+    def _sent(self, path: str, upload_id: str) -> Iterator[SentPart]:
+        marks: dict[str, str] = {}
+        while True:
+            page = self._request("GET", path, {"uploadId": upload_id, **marks})
+            for part in _PART.findall(page):
+                sent = datetime.fromisoformat(_field(part, "LastModified")).timestamp()
+                yield SentPart(int(_field(part, "PartNumber")), _field(part, "ETag"), int(_field(part, "Size")), sent)
+            if _field(page, "IsTruncated") != "true":
+                return
+            marks = {"part-number-marker": _field(page, "NextPartNumberMarker")}
+
+    def join(self, path: str, upload_id: str, parts: Iterable[SentPart]) -> None:
+        """Makes an object of the parts. No effect on an upload that has ended, or whose parts the store refuses."""
+        listed = "".join(
+            f"<Part><PartNumber>{part.number}</PartNumber><ETag>{escape(part.tag)}</ETag></Part>" for part in parts
+        )
+        body = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>"
+        self._request("POST", path, {"uploadId": upload_id}, body, _JOINING)
+
+    def abort(self, path: str, upload_id: str) -> None:
+        """Removes its parts; an upload that has ended is not an error."""
+        self._request("DELETE", path, {"uploadId": upload_id})
+
+    def _request(self, method: str, path: str, query: Mapping[str, str], body: str = "", seconds: float = 20.0) -> str:
         """The answer's text, empty for what is not there, not permitted or not known to the store. Raises
         Unavailable."""
         import httpx2
 
         try:
-            answer = httpx2.request(method, self._signed(method, path, query, datetime.now(UTC)), timeout=20.0)
+            answer = httpx2.request(method, self._signed(method, path, query, _LIFE), content=body, timeout=seconds)
         except httpx2.HTTPError as error:
             raise Unavailable(f"the object store does not respond: {type(error).__name__}") from error
         if answer.status_code >= 500 and answer.status_code != 501:
             raise Unavailable(f"the object store does not respond: {answer.status_code}")
         return answer.text if answer.is_success else ""
 
-    def _signed(self, method: str, path: str, query: Mapping[str, str], now: datetime) -> str:
-        """The URL of a request with its signature."""
+    def _signed(self, method: str, path: str, query: Mapping[str, str], seconds: int) -> str:
+        """The URL of a request with its signature, which is valid so long."""
+        now = datetime.now(UTC)
         stamp, day = now.strftime("%Y%m%dT%H%M%SZ"), now.strftime("%Y%m%d")
         scope = f"{day}/{self._region}/{self._service}/aws4_request"
         signing = {
             "X-Amz-Algorithm": "AWS4-HMAC-SHA256",
             "X-Amz-Credential": f"{self._access}/{scope}",
             "X-Amz-Date": stamp,
-            "X-Amz-Expires": _LIFE,
+            "X-Amz-Expires": str(seconds),
             "X-Amz-SignedHeaders": "host",
             **({"X-Amz-Security-Token": self._token} if self._token else {}),
         }

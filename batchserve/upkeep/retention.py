@@ -12,13 +12,14 @@ from sqlalchemy import Connection
 
 from batchserve import clock
 from batchserve.db.connect import Database
-from batchserve.domain import Job, JobState
+from batchserve.domain import DirectUpload, Job, JobState
 from batchserve.jobs import expiry, queries
 from batchserve.jobs.ends import forget_events
 from batchserve.jobs.statements import Owned
+from batchserve.jobs.uploads import sent_object
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
-from batchserve.storage import Storage, delete_objects, errors_key, is_in_row, parts_prefix, result_key
+from batchserve.storage import Storage, TakesParts, delete_objects, errors_key, is_in_row, parts_prefix, result_key
 from batchserve.upkeep import holds
 
 _BATCH = 100
@@ -134,6 +135,14 @@ def remove_unnamed(database: Database, storage: Storage, keys: Sequence[str]) ->
                 return
         # Contents of rows are removed in the job's own transaction.
         delete_objects(storage, [key for key in asked if key not in named and not is_in_row(key)])
+
+
+def remove_sent(storage: Storage, ended: Sequence[DirectUpload]) -> None:
+    """Removes what was sent for direct uploads whose rows were deleted, and which have no job."""
+    for upload in ended:
+        if upload.multipart is not None and isinstance(storage, TakesParts):
+            storage.abort_parts(sent_object(upload), upload.multipart)
+    delete_objects(storage, [sent_object(upload) for upload in ended])
 
 
 def _in_batches(

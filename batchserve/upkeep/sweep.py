@@ -13,8 +13,8 @@ from batchserve.db.tables import jobs
 from batchserve.domain import JobState
 from batchserve.jobs import uploads
 from batchserve.jobs.queries import named_inputs, named_results
-from batchserve.storage import ObjectInfo, Storage, delete_objects, digest_of_model, remove_partials, sent_key
-from batchserve.upkeep import holds
+from batchserve.storage import ObjectInfo, Storage, digest_of_model, input_key, remove_partials, sent_key
+from batchserve.upkeep import holds, retention
 
 _LOOKUP = 500
 """Keys looked up in one query."""
@@ -114,7 +114,7 @@ def _remove_expired_uploads(database: Database, storage: Storage, before: float)
     what a crash leaves in between is an orphan."""
     removed = 0
     while expired := database.write_freeing(lambda connection: uploads.end_expired(connection, before, _LOOKUP)):
-        delete_objects(storage, [sent_key(upload.id) for upload in expired])
+        retention.remove_sent(storage, expired)
         removed += len(expired)
     return removed
 
@@ -128,6 +128,12 @@ def _needed_uploads(connection: Connection, keys: list[str]) -> set[str]:
     """What was sent for direct uploads that are not completed. Models under way have no rows."""
     pending = uploads.pending(connection, [key.removeprefix("uploads/") for key in keys])
     return {sent_key(upload_id) for upload_id in pending}
+
+
+def _needed_inputs(connection: Connection, keys: list[str]) -> set[str]:
+    """Those of jobs, and of direct uploads whose parts are joined."""
+    pending = uploads.pending(connection, [key.removeprefix("inputs/") for key in keys])
+    return named_inputs(connection, keys) | {input_key(upload_id) for upload_id in pending}
 
 
 def _needed_parts(connection: Connection, keys: list[str]) -> set[str]:
@@ -170,7 +176,7 @@ def _made_at(job_id: str) -> float:
 _NEEDED: dict[str, Callable[[Connection, list[str]], set[str]]] = {
     "uploads/": _needed_uploads,
     "conversions/": _none_needed,
-    "inputs/": named_inputs,
+    "inputs/": _needed_inputs,
     "parts/": _needed_parts,
     "results/": named_results,
 }

@@ -1,5 +1,6 @@
 """Bodies about direct uploads."""
 
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
@@ -37,13 +38,13 @@ class UploadBody(BaseModel):
     links: dict[str, str]
 
 
-def upload_body(upload: DirectUpload, part_bytes: int, urls: list[str]) -> UploadBody:
+def upload_body(upload: DirectUpload, part_bytes: int, urls: Sequence[str]) -> UploadBody:
     self_ = f"/v1/uploads/{upload.id}"
     return UploadBody(
         id=upload.id,
         bytes=upload.bytes,
         part_bytes=part_bytes,
-        urls=urls,
+        urls=list(urls),
         expires_at=time_of(upload.expires_at),
         links={"self": self_, "complete": f"{self_}/complete"},
     )
