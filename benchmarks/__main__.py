@@ -15,11 +15,12 @@ import signal
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import databases, history, images, keys, online, paths, report, small, syncs
+from benchmarks import buckets, databases, history, images, keys, online, paths, report, small, syncs
 from benchmarks.environments import Unavailable
 from benchmarks.paths import MILLION, PATHS, PLATEAU, SCRIPT_PEERS, SYSTEM_PEERS, Bench
 from benchmarks.results import Gap, Measurement, Results
@@ -28,7 +29,12 @@ DOCS = Path(__file__).resolve().parent.parent / "docs"
 FOLDER = Path(tempfile.gettempdir()) / "batchserve-benchmarks"
 SMALL = "small jobs, polls, transfers"
 TITLES = "; ".join(
-    [*(path.title for path in PATHS), images.TITLE, online.TITLE, SMALL, syncs.TITLE, keys.TITLE, databases.TITLE]
+    [
+        *(path.title for path in PATHS),
+        *(part.TITLE for part in (images, online)),
+        SMALL,
+        *(part.TITLE for part in (syncs, keys, databases, buckets)),
+    ]
 )
 console = Console(stderr=True, highlight=False)
 
@@ -124,9 +130,10 @@ def _parts(
         yield online.TITLE, online.measure(bench, seconds=given.seconds)
     if wanted(SMALL):
         yield SMALL, small.measure(bench, seconds=given.seconds, rows=min(sizes[-1], MILLION))
-    for part in (syncs, keys, databases):
-        if wanted(part.TITLE):
-            yield part.TITLE, part.measure(bench, seconds=given.seconds)
+    loads = {part.TITLE: partial(part.measure, bench, seconds=given.seconds) for part in (syncs, keys, databases)}
+    for title, measured in {**loads, buckets.TITLE: partial(buckets.measure, bench)}.items():
+        if wanted(title):
+            yield title, measured()
 
 
 if __name__ == "__main__":

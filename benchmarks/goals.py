@@ -147,6 +147,12 @@ GOALS = (
     Goal("PostgreSQL, *: requests per second / SQLite", 0.5, "at least",
         "status polls on PostgreSQL: requests/s / SQLite", stretch=True,
     ),
+    Goal("S3, *: requests of the plan / *", 1, "at most", "input in a bucket: requests of the plan / those expected"),
+    Goal("S3, *: requests of a chunk / *", 1, "at most", "input in a bucket: requests of a chunk / those expected"),
+    Goal(
+        "S3, *: bytes of all chunks / those taken", 1.3, "at most",
+        "input in a bucket: bytes of all chunks / those taken",
+    ),
     Goal("upload: MB/s / nginx PUT", 0.8, "at least", "upload: MB/s / nginx PUT"),
     Goal("download: MB/s / nginx GET", 0.8, "at least", "download: MB/s / nginx sendfile"),
 )  # fmt: skip

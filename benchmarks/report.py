@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from operator import truediv
 from pathlib import Path
 
-from benchmarks import chart, environments, history, images, online, paths
+from benchmarks import buckets, chart, environments, history, images, online, paths
 from benchmarks.goals import GOALS, Goal, goal_of
 from benchmarks.paths import LIMIT_REQUIREMENTS, MILLION, PATHS, SCRIPT_PEERS, SIZES, SYSTEM_PEERS, TablePath
 from benchmarks.results import MB, Gap, Measurement, Results, Runs, figure, ratio_text, spread
@@ -108,6 +108,14 @@ the server without has none.
 
 {small}
 
+## Inputs in a bucket
+
+A million records of ten float32, or a thousand images of 5.5 KB, in a bucket of SeaweedFS: the requests of the plan,
+those of a chunk after the first one of a process, and the bytes of all chunks next to those of the columns that they
+take. A proxy counts them; they do not depend on the machine, and the service should not exceed those expected.
+
+{buckets}
+
 ## Growth
 
 Seconds from 1 to 10 million rows. Memory from 3 million rows, where every scoring process has reached its peak, to the
@@ -141,7 +149,9 @@ def write(docs: Path, results: Results, folder: Path, recorded: Path) -> None:
     grown = [entry for entry in results.measured if " rows / at " in entry.name]
     photographs = [entry for entry in results.measured if entry.name.startswith(images.TITLE)]
     rows = [entry for entry in results.measured if entry.name.startswith(online.PREFIX)]
-    small = [entry for entry in results.measured if not _of_a_path(entry.name) and entry not in (*photographs, *rows)]
+    stored = [entry for entry in results.measured if entry.name.startswith(f"{buckets.TITLE}, ")]
+    shown = (*photographs, *rows, *stored)
+    small = [entry for entry in results.measured if not _of_a_path(entry.name) and entry not in shown]
     text = TEXT.format(
         machine=_machine(),
         goals=_goals(results),
@@ -150,6 +160,7 @@ def write(docs: Path, results: Results, folder: Path, recorded: Path) -> None:
         images=_figures(photographs),
         online=_figures(rows),
         small=_figures(small),
+        buckets=_figures(stored),
         growth=_figures(grown),
         history=_history(results, history.read(recorded)),
         alternatives=_alternatives(folder, results.gaps),

@@ -1,5 +1,6 @@
 """An S3 server for the tests: SeaweedFS on free ports of the loopback interface, in a temporary folder."""
 
+import json
 import os
 import shutil
 import socket
@@ -8,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -130,6 +131,21 @@ def program() -> str:
     return found
 
 
+def main() -> None:
+    """For benchmarks: prints the address of a storage and the environment by which it is reached through a proxy; then,
+    for each line of standard input, what has passed that. Ends with standard input."""
+    from proxy import Proxy
+
+    def say(value: object) -> None:
+        sys.stdout.write(f"{json.dumps(value)}\n")
+        sys.stdout.flush()
+
+    with serving() as server, closing(Proxy(server.port)) as proxy:
+        say((server.new_address(), server.environment(proxy.endpoint)))
+        for _ in sys.stdin:
+            say({"requests": len(proxy.requests), "bytes": proxy.sent})
+
+
 def free_ports(number: int) -> list[int]:
     """Ports that are free together with their second one."""
     ports: list[int] = []
@@ -145,3 +161,7 @@ def free_ports(number: int) -> list[int]:
             if port + _GRPC < 65536:
                 ports.append(port)
     return ports
+
+
+if __name__ == "__main__":
+    main()

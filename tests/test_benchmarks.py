@@ -15,7 +15,7 @@ from polars.testing import assert_frame_equal
 from starlette.testclient import TestClient
 from waiting import until
 
-from benchmarks import bare, chart, data, databases, history, keys, paths, processes, report, service, syncs
+from benchmarks import bare, buckets, chart, data, databases, history, keys, paths, processes, report, service, syncs
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import MB, Gap, Measurement, Results, Runs
@@ -452,6 +452,14 @@ def test_a_server_and_an_embedded_database_take_the_same_loads(folder: Path) -> 
     assert [entry.unit for entry in measured] == ["jobs/s", "jobs/s", "req/s", "req/s"]
     assert [entry.goal.ratio for entry in measured if entry.goal is not None] == [0.7, 0.7, 0.5, 0.5]
     assert all(len(entry.our_runs) == len(entry.reference_runs) == databases.ROUNDS for entry in measured)
+
+
+@pytest.mark.s3
+def test_requests_and_bytes_of_inputs_in_a_bucket_are_as_expected(folder: Path) -> None:
+    measured = list(buckets.measure(paths.Bench(folder, peers=(), say=print)))
+    assert len(measured) == 3 * len(buckets.CASES)
+    assert all(entry.goal is not None for entry in measured)
+    assert [entry.name for entry in measured if not entry.met] == []
 
 
 @pytest.mark.slow
