@@ -283,6 +283,7 @@ def test_a_length_that_cannot_be_is_refused_at_the_beginning(site: Site) -> None
 
 @pytest.mark.s3
 def test_an_expired_upload_is_refused_and_what_was_sent_is_removed(site: Site) -> None:
+    job = site.api.upload(CSV)  # orphans are younger than the oldest job
     kept, expired = site.sent(), site.sent()
     with closing(Database(site.api.settings.database_url)) as database, database.write() as connection:
         upload = uploads.get(connection, expired["id"], "default")
@@ -293,11 +294,12 @@ def test_an_expired_upload_is_refused_and_what_was_sent_is_removed(site: Site) -
     life = site.api.settings.upload_life
     assert life > 2 * 3600
     assert site.swept(2 * 3600) == 1
-    assert site.keys() == {f"uploads/{kept['id']}"}
+    assert site.keys() == {f"inputs/{job['id']}", f"uploads/{kept['id']}"}
     problem(site.complete(expired), 404, "upload-not-found")
     assert site.swept(life + 3700) == 1
-    assert site.keys() == set()
+    assert site.keys() == {f"inputs/{job['id']}"}
     problem(site.complete(kept), 404, "upload-not-found")
+    assert site.http.delete(job["links"]["self"]).status_code == 204
 
 
 @pytest.mark.s3

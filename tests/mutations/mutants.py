@@ -44,6 +44,7 @@ NEWLINES = "batchserve/formats/kernels/newlines.py"
 FIELDS, MATRICES = "batchserve/formats/kernels/fields.py", "batchserve/formats/matrices.py"
 DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.py"
 PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
+UPLOADS, DIRECT_UPLOADS = "batchserve/jobs/uploads.py", "batchserve/api/direct_uploads.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
 
 MUTANTS = (
@@ -1061,5 +1062,37 @@ MUTANTS = (
         "a download from elsewhere begins with its first bytes", FILES,
         "                start = message\n                return\n", "                pass\n",
         ("tests/test_outages.py",),
+    ),
+    # Direct uploads
+    Mutant(
+        "what was sent by one request is copied before it is read", DIRECT_UPLOADS,
+        "uploads.sent_object(upload), input_key(upload.id if upload.multipart else str(uuid_utils.uuid7()))",
+        "(uploads.sent_object(upload),) * 2", ("tests/test_direct_uploads.py",),
+    ),
+    Mutant(
+        "the length of a direct upload is compared", DIRECT_UPLOADS, "if sent != upload.bytes:", "if False:",
+        ("tests/test_direct_uploads.py",),
+    ),
+    Mutant(
+        "the digest of a direct upload is compared", DIRECT_UPLOADS, "if sha256 is not None and", "if False and",
+        ("tests/test_direct_uploads.py",),
+    ),
+    Mutant(
+        "an expired direct upload is refused", DIRECT_UPLOADS, "if now > upload.expires_at:", "if False:",
+        ("tests/test_direct_uploads.py",),
+    ),
+    Mutant(
+        "a direct upload ends in the transaction of its job", DIRECT_UPLOADS,
+        "def end(connection: Connection, _: float) -> None:\n        uploads.end(connection, upload_id)",
+        "def end(connection: Connection, _: float) -> None:\n        pass", ("tests/test_direct_uploads.py",),
+    ),
+    Mutant(
+        "a direct upload is found by its tenant alone", UPLOADS,
+        'if row is None or tenant not in (row["tenant"], EVERY_TENANT):', "if row is None:",
+        ("tests/test_direct_uploads.py",),
+    ),
+    Mutant(
+        "what was sent for a direct upload is kept until it expires", "batchserve/upkeep/sweep.py",
+        '    "uploads/": _needed_uploads,', '    "uploads/": _none_needed,', ("tests/test_direct_uploads.py",),
     ),
 )  # fmt: skip
