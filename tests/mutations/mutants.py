@@ -375,8 +375,12 @@ MUTANTS = (
         (f"{WIRE}::test_unread_responses_are_bounded_in_total_and_their_memory_is_freed",),
     ),
     Mutant(
-        "idle connections are closed for new ones", PROTOCOL, "        if idle:\n", "        if False:\n",
+        "idle connections are closed for new ones", PROTOCOL, "[: max(excess, 0)]", "[:0]",
         (f"{WIRE}::test_idle_connections_are_closed_for_new_ones_and_busy_ones_are_not",),
+    ),
+    Mutant(
+        "as many connections are closed as are too many", PROTOCOL, "if len(idle) < excess:", "if not idle:",
+        (f"{WIRE}::test_a_connection_beyond_the_limit_gets_503_with_retry_after",),
     ),
     Mutant(
         "a stream ends when its key is revoked", "batchserve/service/following.py", " and await allowed()", "",
