@@ -170,6 +170,10 @@ def log_and_ratio(x: np.ndarray) -> np.ndarray:
     return np.column_stack([np.log(x[:, 0] + 1), x[:, 1] / x[:, 2], np.clip(x[:, 3], 0, 1)])
 
 
+def scaled_forest() -> Any:
+    return standardized(seeded(RandomForestClassifier, n_estimators=9))
+
+
 CLASSIFIERS: Cases = {
     "LogisticRegression": lambda: iris(standardized(LogisticRegression())),
     "LogisticRegression, labels False and True": lambda: cancer_bool(standardized(LogisticRegression())),
@@ -283,6 +287,19 @@ META: Cases = {
             voting="soft",
         )
     ),
+    "VotingClassifier, scaled forests": lambda: wine(
+        VotingClassifier([("a", scaled_forest()), ("b", standardized(LogisticRegression()))], voting="soft")
+    ),
+    "StackingClassifier, scaled forests": lambda: iris(
+        StackingClassifier([("a", scaled_forest()), ("b", standardized(SVC()))], cv=2)
+    ),
+    "CalibratedClassifierCV, scaled forest": lambda: wine(CalibratedClassifierCV(scaled_forest(), cv=2)),
+    "BaggingClassifier, scaled trees": lambda: iris(
+        seeded(BaggingClassifier, estimator=standardized(DecisionTreeClassifier()))
+    ),
+    "OneVsRestClassifier, scaled forests": lambda: iris(OneVsRestClassifier(scaled_forest())),
+    "SelectKBest, scaled forest": lambda: wine(make_pipeline(SelectKBest(k=3), scaled_forest())),
+    "PolynomialFeatures, scaled forest": lambda: iris(make_pipeline(PolynomialFeatures(), scaled_forest())),
     "VotingRegressor": lambda: diabetes(VotingRegressor([("a", Ridge()), ("b", LinearRegression())])),
     "TransformedTargetRegressor, log1p": lambda: diabetes(
         TransformedTargetRegressor(LinearRegression(), func=np.log1p, inverse_func=np.expm1)

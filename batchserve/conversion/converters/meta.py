@@ -263,6 +263,54 @@ def stacked(tape: Tape, model: Any) -> Any:
     return label, _matrix(parts[-1], len(model.classes_))
 
 
+def one_against_rest(tape: Tape, model: Any) -> tuple[Expression, Expression]:
+    """OneVsRestClassifier with one label for each record: the class that is surest, of equal ones the last."""
+    scores, chances = [], []
+    for estimator in model.estimators_:
+        chances.append(_probabilities(tape, estimator)[:, [1]])
+        scores.append(_decision(tape, estimator) if hasattr(estimator, "decision_function") else chances[-1])
+    if len(scores) == 1:
+        threshold = 0.0 if hasattr(model.estimators_[0], "decision_function") else 0.5
+        positive: Expression = np.where(scores[0][:, 0] > threshold, 1, 0)
+        return label_of(tape, model.classes_, positive.to("i")), tape.concat([1.0 - chances[0], chances[0]])
+    together, last = tape.concat(chances), len(scores) - 1
+    sums = together.sum(axis=1, keepdims=True)
+    index = last - tape.concat(scores[::-1]).argmax()
+    return label_of(tape, model.classes_, index), together / np.where(sums == 0, 1.0, sums)
+
+
+def bagged_classes(tape: Tape, model: Any) -> tuple[Expression, Expression]:
+    """BaggingClassifier on all columns: the mean of the probabilities, or the share of the votes."""
+    total: Any = None
+    count = len(model.classes_)
+    for estimator in model.estimators_:
+        known = [int(number) for number in estimator.classes_]
+        if hasattr(estimator, "predict_proba"):
+            chance = _probabilities(tape, estimator)
+            if len(known) < count:  # its sample had no record of the others
+                columns = {number: chance[:, [place]] for place, number in enumerate(known)}
+                chance = tape.concat([columns.get(number, chance[:, [0]] * 0.0) for number in range(count)])
+        else:
+            chance = np.equal(_vector(tape.part(estimator)[0])[:, None].to("f"), np.arange(count)).to("f")
+        total = chance if total is None else total + chance
+    mean = total / float(len(model.estimators_))
+    return label_of(tape, model.classes_, mean.argmax()), mean
+
+
+def bagged_numbers(tape: Tape, model: Any) -> Expression:
+    """BaggingRegressor on all columns: the mean."""
+    total: Any = None
+    for estimator in model.estimators_:
+        number = _matrix(tape.part(estimator)[-1], 1)
+        total = number if total is None else total + number
+    return total / float(len(model.estimators_))
+
+
+def multi_output_numbers(tape: Tape, model: Any) -> Expression:
+    """MultiOutputRegressor: a number for each target."""
+    return tape.concat([_matrix(tape.part(estimator)[-1], 1) for estimator in model.estimators_])
+
+
 def output_code(tape: Tape, model: Any) -> Expression:
     """OutputCodeClassifier: the class whose code is nearest to what the estimators say."""
     said = []

@@ -10,11 +10,14 @@ from batchserve.conversion.converters import (
     neighbours,
     numbers,
     transforms,
+    within,
     words,
 )
 
 CONVERTERS: dict[str, Converter] = {
     "AffinityPropagation": Converter("labels", algebra.nearest_point),
+    "BaggingClassifier": Converter("classifier", meta.bagged_classes, within.has_double),
+    "BaggingRegressor": Converter("regressor", meta.bagged_numbers, within.has_double),
     "BisectingKMeans": Converter("clusterer", algebra.nearest_point),
     "Birch": Converter("clusterer", algebra.nearest_point),
     "BoostedClassifier": Converter("classifier", boosted.boosted),
@@ -57,9 +60,11 @@ CONVERTERS: dict[str, Converter] = {
     "MeanShift": Converter("labels", algebra.nearest_point),
     "MissingIndicator": Converter("transformer", transforms.indicated, transforms.marks_nan),
     "MultiOutputClassifier": Converter("classifier", meta.multi_output),
+    "MultiOutputRegressor": Converter("regressor", meta.multi_output_numbers, within.has_double),
     "MultinomialNB": Converter("classifier", algebra.naive_bayes),
     "NearestCentroid": Converter("classifier", algebra.nearest_centroid),
     "Nystroem": Converter("transformer", algebra.nystroem),
+    "OneVsRestClassifier": Converter("classifier", meta.one_against_rest, within.has_double),
     "OneHotEncoder": Converter("transformer", transforms.one_hot, transforms.groups_rare),
     "OutputCodeClassifier": Converter("labels", meta.output_code),
     "QuantileTransformer": Converter("transformer", transforms.quantiles),

@@ -293,6 +293,10 @@ def in_double(tape: Tape, model: Any) -> Expression:
                 x = _clipped(tape, x, *step.feature_range) if step.clip else x
             case "SimpleImputer":
                 x = _filled(tape, x, step)
+            case "PolynomialFeatures":
+                x = _products(tape, x, step, rounds=model.rounds)
+            case _:
+                x = x[:, np.flatnonzero(step.get_support())]
     if model.stays:
         return x
     return tape.node("Cast", x, example=x.example.astype(np.float32), to=TensorProto.FLOAT)
@@ -301,10 +305,35 @@ def in_double(tape: Tape, model: Any) -> Expression:
 def _each(tape: Tape, operator: str, x: Value, numbers: Array, *, rounds: bool) -> Value:
     """With a number for each column."""
     x = tape.node(operator, x, tape.constant(np.reshape(numbers, (1, -1)), "d"), example=x.example)
-    if not rounds:
-        return x
+    return _rounded(tape, x) if rounds else x
+
+
+def _rounded(tape: Tape, x: Value) -> Value:
+    """To float32."""
     rounded = tape.node("Cast", x, example=x.example, to=TensorProto.FLOAT)
     return tape.node("Cast", rounded, example=x.example, to=TensorProto.DOUBLE)
+
+
+def _products(tape: Tape, x: Value, features: Any, *, rounds: bool) -> Value:
+    """PolynomialFeatures, which multiplies by one column after the other, the last one first."""
+    factors = [np.repeat(np.arange(len(powers)), powers)[::-1] for powers in features.powers_]
+    found = []
+    for degree in sorted({len(each) for each in factors}):
+        columns = np.array([each for each in factors if len(each) == degree])
+        if degree == 0:
+            ones = np.ones((len(x.example), len(columns)))
+            zero = tape.node("Mul", x[:, [0]], tape.constant([[0.0]], "d"), example=ones)
+            found.append(tape.node("Add", zero, tape.constant([[1.0]], "d"), example=ones))
+            continue
+        product = x[:, columns[:, 0]]
+        for place in range(1, degree):
+            factor = x[:, columns[:, place]]
+            product = tape.node("Mul", product, factor, example=product.example * factor.example)
+            product = _rounded(tape, product) if rounds else product
+        found.append(product)
+    if len(found) == 1:
+        return found[0]
+    return tape.node("Concat", *found, example=np.hstack([each.example for each in found]), axis=1)
 
 
 def _clipped(tape: Tape, x: Value, least: float, most: float) -> Value:

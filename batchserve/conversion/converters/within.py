@@ -2,20 +2,22 @@
 precision, exact trees."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
+from sklearn.feature_selection import SelectorMixin
 from sklearn.impute import SimpleImputer
-from sklearn.pipeline import Pipeline
+from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import (
     MaxAbsScaler,
     MinMaxScaler,
     OneHotEncoder,
     OrdinalEncoder,
+    PolynomialFeatures,
     RobustScaler,
     StandardScaler,
 )
@@ -75,25 +77,83 @@ class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
 
 
 def with_double(model: Any, *, rounds: bool) -> Any:
-    """A copy whose first steps compute in float64; None where these do something else than to scale and to fill in."""
+    """A copy whose first steps compute in float64, as scikit-learn does; None where these are no arithmetic."""
     if finds_neighbours(model):
         return model
     if not isinstance(model, Pipeline):
-        return None
+        return _parts_in_double(model, rounds)
     copied = copy.copy(model)  # it shares the steps that stay
-    copied.steps = list(model.steps)
-    title, head = model.steps[0]
-    if isinstance(head, Pipeline) and (inner := with_double(head, rounds=rounds)) is not None:
-        copied.steps[0] = (title, inner)
+    steps = copied.steps = list(_flat(model))
+    title, head = steps[0] if steps else ("", None)
+    if isinstance(head, FeatureUnion):
+        copied.steps[0] = (title, _union_in_double(head, model.n_features_in_, rounds))
     elif isinstance(head, ColumnTransformer) and type(head) is not Chosen and hasattr(head, "transformers_"):
         copied.steps[0] = (title, _columns_in_double(head, rounds))
-    elif count := _count_in_double(model.steps):
-        first = [step for _, step in model.steps[:count]]
-        stays = any(finds_neighbours(step) for _, step in model.steps[count : count + 1])
+    elif count := _count_in_double(steps):
+        first = [step for _, step in steps[:count]]
+        stays = any(finds_neighbours(step) for _, step in steps[count : count + 1])
         copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds, stays))]
     else:
         return None
     return copied
+
+
+def _flat(pipeline: Pipeline) -> Iterator[tuple[str, Any]]:
+    """Its steps, with those of pipelines among them."""
+    for name, step in pipeline.steps:
+        if isinstance(step, Pipeline):
+            yield from ((f"{name}_{inner}", part) for inner, part in _flat(step))
+        elif step not in (None, "passthrough"):
+            yield name, step
+
+
+def _parts_in_double(model: Any, rounds: bool) -> Any:
+    """A copy of an estimator made of others that all read what it reads, where any of these has such first steps."""
+    copied, found = copy.copy(model), False
+
+    def in_double(part: Any) -> Any:
+        nonlocal found
+        if (wide := with_double(part, rounds=rounds)) is not None:
+            found = True
+            return wide
+        return Pipeline([("in_double", InDouble([], part.n_features_in_, rounds)), ("part", part)])
+
+    kind = type(model).__name__
+    if kind in _OF_SEVERAL and _all_read_all(model):
+        copied.estimators_ = [in_double(part) for part in model.estimators_]
+    elif kind in _OF_ONE:
+        setattr(copied, _OF_ONE[kind], in_double(getattr(model, _OF_ONE[kind])))
+    elif kind == "CalibratedClassifierCV":
+        copied.calibrated_classifiers_ = [copy.copy(one) for one in model.calibrated_classifiers_]
+        for one in copied.calibrated_classifiers_:
+            one.estimator = in_double(one.estimator)
+    return copied if found else None
+
+
+_OF_SEVERAL = {
+    "BaggingClassifier", "BaggingRegressor", "MultiOutputClassifier", "MultiOutputRegressor", "OneVsRestClassifier",
+    "StackingClassifier", "StackingRegressor", "VotingClassifier", "VotingRegressor",
+}  # fmt: skip
+_OF_ONE = {
+    "FixedThresholdClassifier": "estimator_",
+    "TransformedTargetRegressor": "regressor_",
+    "TunedThresholdClassifierCV": "estimator_",
+}
+
+
+def _all_read_all(model: Any) -> bool:
+    """Whether each of the estimators gets all columns, and says one thing of each record."""
+    everything = np.arange(model.n_features_in_)
+    return (
+        all(hasattr(part, "n_features_in_") for part in model.estimators_)  # not of a class that all records have
+        and all(np.array_equal(chosen, everything) for chosen in getattr(model, "estimators_features_", ()))
+        and not getattr(model, "multilabel_", False)
+    )
+
+
+def has_double(model: Any) -> bool:
+    """Whether `with_double` has made it."""
+    return any(isinstance(part, InDouble) for part in parts(model))
 
 
 def _columns_in_double(head: ColumnTransformer, rounds: bool) -> ColumnTransformer:
@@ -107,8 +167,15 @@ def _columns_in_double(head: ColumnTransformer, rounds: bool) -> ColumnTransform
     return copied
 
 
+def _union_in_double(head: FeatureUnion, width: int, rounds: bool) -> FeatureUnion:
+    copied = copy.copy(head)
+    copied.transformer_list = [(name, _in_double(step, width, rounds)) for name, step in head.transformer_list]
+    return copied
+
+
 def _in_double(step: Any, width: int, rounds: bool) -> Any:
-    """A part of a ColumnTransformer: what it does to numbers, as far as that is arithmetic, in float64."""
+    """A part of a ColumnTransformer, or of a FeatureUnion: what it does to numbers, as far as that is arithmetic, in
+    float64."""
     if isinstance(step, str):
         return InDouble([], width, rounds) if step == "passthrough" else step
     if any(isinstance(part, OneHotEncoder | OrdinalEncoder) for part in parts(step)):
@@ -124,7 +191,8 @@ def _in_double(step: Any, width: int, rounds: bool) -> Any:
 def _count_in_double(steps: Sequence[tuple[str, Any]]) -> int:
     count = 0
     for _, step in steps:
-        if not (type(step) in _SCALERS or (isinstance(step, SimpleImputer) and _fills_numbers(step))):
+        is_imputer = isinstance(step, SimpleImputer) and _fills_numbers(step)
+        if not (type(step) in _ARITHMETIC or is_imputer or isinstance(step, SelectorMixin)):
             break
         count += 1
     return count
@@ -135,7 +203,7 @@ def _fills_numbers(imputer: SimpleImputer) -> bool:
     return imputer.indicator_ is None and imputer.statistics_.dtype.kind == "f" and missing != missing
 
 
-_SCALERS = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler)
+_ARITHMETIC = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PolynomialFeatures)
 
 
 class ExactForestClassifier(RandomForestClassifier):  # type: ignore[misc]

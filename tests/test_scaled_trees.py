@@ -1,0 +1,97 @@
+"""Trees split at values of the training data: a value that is rounded before it is scaled goes another way. So what is
+in front of them is computed in float64, as by scikit-learn, wherever in a model they are.
+"""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from selection import quick_of
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.compose import TransformedTargetRegressor
+from sklearn.datasets import load_iris
+from sklearn.decomposition import PCA
+from sklearn.ensemble import (
+    BaggingClassifier,
+    BaggingRegressor,
+    GradientBoostingClassifier,
+    RandomForestClassifier,
+    RandomForestRegressor,
+    StackingClassifier,
+    VotingClassifier,
+    VotingRegressor,
+)
+from sklearn.feature_selection import SelectKBest
+from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
+from sklearn.multiclass import OneVsRestClassifier
+from sklearn.multioutput import MultiOutputRegressor
+from sklearn.pipeline import make_pipeline, make_union
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from batchserve.conversion import convert
+
+IRIS = load_iris(as_frame=True)
+X, Y = IRIS.data, IRIS.target
+
+
+def scaled(model: Any) -> Any:
+    return make_pipeline(StandardScaler(), model)
+
+
+def forest() -> Any:
+    return RandomForestClassifier(n_estimators=10, random_state=0)
+
+
+def numbers() -> Any:
+    return RandomForestRegressor(n_estimators=10, random_state=0)
+
+
+def several() -> list[tuple[str, Any]]:
+    return [("forest", scaled(forest())), ("line", scaled(LogisticRegression())), ("tree", DecisionTreeClassifier())]
+
+
+MODELS = {
+    "votes of probabilities": lambda: VotingClassifier(several(), voting="soft"),
+    "votes of labels": lambda: VotingClassifier(several()),
+    "a stack": lambda: StackingClassifier(several(), cv=2),
+    "calibrated": lambda: CalibratedClassifierCV(scaled(forest()), cv=2),
+    "a bag of trees": lambda: BaggingClassifier(scaled(DecisionTreeClassifier()), random_state=0),
+    "a bag of trees of which some know two classes": lambda: BaggingClassifier(
+        scaled(DecisionTreeClassifier()), max_samples=4, random_state=0
+    ),
+    "a bag of lines": lambda: BaggingClassifier(scaled(RidgeClassifier()), random_state=0),
+    "one against the rest": lambda: OneVsRestClassifier(scaled(forest())),
+    "one against the rest by its decision": lambda: OneVsRestClassifier(
+        scaled(GradientBoostingClassifier(n_estimators=5, random_state=0))
+    ),
+    "votes of numbers": lambda: VotingRegressor([("forest", scaled(numbers())), ("line", Ridge())]),
+    "a bag of numbers": lambda: BaggingRegressor(scaled(DecisionTreeRegressor()), random_state=0),
+    "a log of the target": lambda: TransformedTargetRegressor(scaled(numbers()), func=np.log1p, inverse_func=np.expm1),
+    "behind a selection": lambda: make_pipeline(SelectKBest(k=3), scaled(forest())),
+    "of products": lambda: make_pipeline(PolynomialFeatures(3), scaled(forest())),
+    "of interactions": lambda: make_pipeline(PolynomialFeatures(2, interaction_only=True), forest()),
+    "of a union": lambda: make_pipeline(make_union(StandardScaler(), PCA(2)), forest()),
+}
+
+
+@pytest.mark.parametrize("name", quick_of(MODELS, ["votes of probabilities", "calibrated", "of products"]))
+def test_trees_behind_a_scaler_answer_equally_wherever_they_are(name: str) -> None:
+    conversion = convert(MODELS[name]().fit(X, Y), X)
+    assert conversion.report.label_flips == 0
+    assert all(difference.max_relative < 1e-4 for difference in conversion.report.differences)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("inner", [forest(), GradientBoostingClassifier(n_estimators=5, random_state=0)])
+def test_one_class_against_another_is_told_by_its_threshold(inner: Any) -> None:
+    few = Y < 2
+    conversion = convert(OneVsRestClassifier(scaled(inner)).fit(X[few], IRIS.target_names[Y[few]]), X[few])
+    assert conversion.report.label_flips == 0
+
+
+@pytest.mark.slow
+def test_a_number_for_each_target_of_scaled_trees() -> None:
+    model = MultiOutputRegressor(scaled(DecisionTreeRegressor(max_depth=6, random_state=0)))
+    conversion = convert(model.fit(X, X.iloc[:, :2] * [1, -2]), X, targets=["one", "two"])
+    assert conversion.report.differences[0].max_relative < 1e-4
