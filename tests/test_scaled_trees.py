@@ -2,6 +2,7 @@
 in front of them is computed in float64, as by scikit-learn, wherever in a model they are.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import make_pipeline, make_union
-from sklearn.preprocessing import PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import MinMaxScaler, PolynomialFeatures, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from batchserve.conversion import convert
@@ -95,3 +96,32 @@ def test_a_number_for_each_target_of_scaled_trees() -> None:
     model = MultiOutputRegressor(scaled(DecisionTreeRegressor(max_depth=6, random_state=0)))
     conversion = convert(model.fit(X, X.iloc[:, :2] * [1, -2]), X, targets=["one", "two"])
     assert conversion.report.differences[0].max_relative < 1e-4
+
+
+@pytest.mark.parametrize(
+    "first",
+    [
+        PCA(1, whiten=True),
+        make_pipeline(SelectKBest(k=1), StandardScaler()),
+        make_pipeline(PolynomialFeatures(2), StandardScaler()),
+        make_union(StandardScaler(), MinMaxScaler()),
+    ],
+    ids=["components", "a selection", "products", "a union"],
+)
+def test_what_is_in_front_of_trees_takes_float64_where_rounding_would_decide(first: Any) -> None:
+    numbers = np.linspace(1, 1 + 1e-5, 400)
+    x, y = np.column_stack([numbers, 3 * numbers]), np.arange(400) % 2
+    conversion = convert(make_pipeline(first, DecisionTreeClassifier(random_state=0)).fit(x, y), x)
+    assert {column.dtype for column in conversion.columns} == {"float64"}
+    assert conversion.report.label_flips == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("method", ["sigmoid", "isotonic"])
+@pytest.mark.parametrize("wrap", [scaled, lambda model: model], ids=["scaled", "alone"])
+def test_lightgbm_is_calibrated_by_its_scores(classes: int, method: str, wrap: Callable[[Any], Any]) -> None:
+    lightgbm = pytest.importorskip("lightgbm")
+    some = classes > Y
+    model = CalibratedClassifierCV(wrap(lightgbm.LGBMClassifier(n_estimators=5, verbose=-1)), method=method, cv=2)
+    assert convert(model.fit(X[some], Y[some]), X[some]).report.passed

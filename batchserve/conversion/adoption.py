@@ -168,6 +168,11 @@ def beyond_onnxmltools(model: Any) -> bool:
     )
 
 
+def adopt_lightgbm(model: Any) -> Any:
+    """A fitted estimator of LightGBM as one with trees of its own, whatever onnxmltools makes of it."""
+    return _adopt_lightgbm(model, model.booster_, None)
+
+
 def _adopt_lightgbm(model: Any, booster: Any, frame: "pandas.DataFrame | None") -> Any:
     dump = booster.dump_model(num_iteration=1)
     categories = _lightgbm_categories(booster, dump, frame)

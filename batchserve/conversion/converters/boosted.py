@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from batchserve.conversion.adoption import adopt
+from batchserve.conversion.adoption import adopt, adopt_lightgbm
 from batchserve.conversion.converters.algebra import label_of, sigmoid, softmax
 from batchserve.conversion.converters.ensembles import Leaf, Split, Tree, classifier, encoded, regressor, side_by_side
 from batchserve.conversion.converters.tape import Expression, Tape
@@ -127,7 +127,13 @@ def boosted(tape: Tape, model: Any) -> Any:
     return read(tape, adopted)
 
 
-def _lightgbm(tape: Tape, model: Any) -> Any:
+def lightgbm_scores(tape: Tape, model: Any) -> Expression:
+    """What `decision_function` of a classifier gives."""
+    scores: Expression = _lightgbm(tape, adopt_lightgbm(model.original), as_scores=True)
+    return scores
+
+
+def _lightgbm(tape: Tape, model: Any, *, as_scores: bool = False) -> Any:
     dump = model.booster.dump_model()
     x = encoded(tape, model.categories)
     zeros: set[int] = set()
@@ -148,6 +154,8 @@ def _lightgbm(tape: Tape, model: Any) -> Any:
     base = [0.0] * width
     if dump.get("average_output"):  # a forest
         trees = [Tree(_scaled(tree.root, width / len(trees)), tree.target) for tree in trees]
+    if as_scores:
+        return regressor(tape, x, trees, base)
     if model.classes_ is not None and name in ("binary", "multiclass"):
         scale = float(settings.get("sigmoid", 1.0)) if name == "binary" else 1.0
         trees = [Tree(_scaled(tree.root, scale), tree.target) for tree in trees] if scale != 1.0 else trees

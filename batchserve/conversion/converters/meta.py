@@ -8,6 +8,7 @@ from batchserve.conversion.converters.algebra import label_of, sigmoid, squared_
 from batchserve.conversion.converters.ensembles import side_by_side
 from batchserve.conversion.converters.tape import Expression, Tape, Value
 from batchserve.conversion.converters.transforms import interpolated, normal_cdf
+from batchserve.conversion.converters.within import with_scores
 from batchserve.errors import ConversionFailed
 
 
@@ -31,8 +32,10 @@ def _vector(value: Expression) -> Expression:
 
 def _decision(tape: Tape, model: Any, x: Expression | None = None) -> Expression:
     """What `decision_function` gives: [N, classes], or [N, 1] for two of them."""
-    scores = tape.part(model, x, raw=True)[-1]
     count = _count(model)
+    if (answering := with_scores(model)) is not None:
+        return _matrix(tape.part(answering, x)[-1], 1 if count == 2 else count)
+    scores = tape.part(model, x, raw=True)[-1]
     return tape.last_column(scores) if count == 2 else _matrix(scores, count)
 
 

@@ -52,6 +52,7 @@ CONVERTERS: dict[str, Converter] = {
     ),
     "KNeighborsRegressor": Converter("regressor", neighbours.nearest_neighbours),
     "KernelRidge": Converter("regressor", algebra.kernel_ridge),
+    "LightGBMScores": Converter("regressor", boosted.lightgbm_scores),
     "Linear": Converter("regressor", numbers.linear),
     "LGBMClassifier": Converter("classifier", boosted.boosted, beyond_onnxmltools),
     "LGBMRanker": Converter("regressor", boosted.boosted),

@@ -293,6 +293,8 @@ def in_double(tape: Tape, model: Any) -> Expression:
                 x = _clipped(tape, x, *step.feature_range) if step.clip else x
             case "SimpleImputer":
                 x = _filled(tape, x, step)
+            case "PCA" | "TruncatedSVD":
+                x = _projected(tape, x, step, rounds=model.rounds)
             case "PolynomialFeatures":
                 x = _products(tape, x, step, rounds=model.rounds)
             case _:
@@ -312,6 +314,19 @@ def _rounded(tape: Tape, x: Value) -> Value:
     """To float32."""
     rounded = tape.node("Cast", x, example=x.example, to=TensorProto.FLOAT)
     return tape.node("Cast", rounded, example=x.example, to=TensorProto.DOUBLE)
+
+
+def _projected(tape: Tape, x: Value, step: Any, *, rounds: bool) -> Value:
+    """PCA and TruncatedSVD."""
+    axes = np.asarray(step.components_, np.float64).T
+    x = tape.node("MatMul", x, tape.constant(axes, "d"), example=x.example @ axes)
+    x = _rounded(tape, x) if rounds else x
+    if getattr(step, "mean_", None) is not None:
+        x = _each(tape, "Sub", x, np.asarray(step.mean_, np.float64) @ axes, rounds=rounds)
+    if getattr(step, "whiten", False):
+        least = np.finfo(np.float64).eps
+        x = _each(tape, "Div", x, np.maximum(np.sqrt(step.explained_variance_), least), rounds=rounds)
+    return x
 
 
 def _products(tape: Tape, x: Value, features: Any, *, rounds: bool) -> Value:

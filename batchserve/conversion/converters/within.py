@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
 import numpy as np
-from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.base import BaseEstimator, RegressorMixin, TransformerMixin
 from sklearn.compose import ColumnTransformer
+from sklearn.decomposition import PCA, TruncatedSVD
 from sklearn.ensemble import ExtraTreesClassifier, ExtraTreesRegressor, RandomForestClassifier, RandomForestRegressor
 from sklearn.feature_selection import SelectorMixin
 from sklearn.impute import SimpleImputer
@@ -23,7 +24,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
-from batchserve.conversion.estimator import finds_neighbours, parts, selected
+from batchserve.conversion.estimator import finds_neighbours, last_step, parts, selected
 from batchserve.conversion.sample import Array
 
 
@@ -203,7 +204,7 @@ def _fills_numbers(imputer: SimpleImputer) -> bool:
     return imputer.indicator_ is None and imputer.statistics_.dtype.kind == "f" and missing != missing
 
 
-_ARITHMETIC = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PolynomialFeatures)
+_ARITHMETIC = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PolynomialFeatures, PCA, TruncatedSVD)
 
 
 class ExactForestClassifier(RandomForestClassifier):  # type: ignore[misc]
@@ -232,6 +233,31 @@ _EXACT = {
     RandomForestClassifier: ExactForestClassifier,
     RandomForestRegressor: ExactForestRegressor,
 }
+
+
+class LightGBMScores(RegressorMixin, BaseEstimator):  # type: ignore[misc]
+    """What the trees of a classifier of LightGBM sum up to, before it is a probability."""
+
+    def __init__(self, original: Any) -> None:
+        self.original, self.n_features_in_ = original, original.n_features_in_
+
+    def fit(self, x: Any, y: Any = None) -> Self:  # noqa: ARG002 - scikit-learn's signature
+        return self
+
+    def predict(self, x: Any) -> Array:
+        return np.asarray(self.original.booster_.predict(x, raw_score=True))
+
+
+def with_scores(model: Any) -> Any:
+    """A copy that answers with the scores of its last step, where that is a classifier of LightGBM; else None."""
+    last = last_step(model)
+    if type(last).__name__ != "LGBMClassifier":
+        return None
+    if not isinstance(model, Pipeline):
+        return LightGBMScores(last)
+    copied = copy.copy(model)
+    copied.steps = [*list(_flat(model))[:-1], ("scores", LightGBMScores(last))]
+    return copied
 
 
 def with_exact_trees(model: Any) -> Any:
