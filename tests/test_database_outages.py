@@ -299,3 +299,20 @@ def test_a_worker_that_did_not_reach_the_database_rescues_no_job_before_others_c
     assert hand.clock.passed > back + 20.0
     with bench.database.write() as connection, pytest.raises(LeaseLost):
         execution.renew_lease_if_mine(connection, job_id, job.attempt, 10.0, hand.clock.moment(connection))
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_a_worker_that_begins_as_a_server_is_back_rescues_no_job_before_others_can_renew_their_leases(
+    bench: Bench,
+) -> None:
+    job_id = bench.submit(bench.register("busy", graphs.busy()), rows_of(*range(60)))
+    with bench.database.write() as connection:  # another worker, whose lease has lapsed during the outage
+        execution.claim_due(connection, "other", -1.0, bench.database.moment(connection), 1)
+    hand = bench.by_hand(lease=30.0, rescue=1.0)
+    while hand.clock.passed < 25.0:
+        hand.worker.turn()
+    assert bench.get(job_id).attempt == 1
+    while hand.clock.passed < 60.0 and bench.get(job_id).attempt == 1:
+        hand.worker.turn()
+    assert bench.get(job_id).attempt == 2  # that worker is dead

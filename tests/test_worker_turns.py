@@ -382,6 +382,7 @@ def test_a_job_of_a_dead_worker_is_resumed_when_its_lease_has_lapsed(bench: Benc
     assert answers(bench.result(job_id)) == doubled(*range(30))
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)  # the clock of a server knows no boots
 def test_a_job_of_an_earlier_boot_is_resumed_at_once(bench: Bench, busy: ModelVersion) -> None:
     hand = bench.by_hand()
     job_id = bench.submit(busy, rows_of(1))

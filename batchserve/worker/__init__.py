@@ -64,8 +64,8 @@ class Worker:
         self._failed_claims = 0
         self._claim_error = ""
         self._pause = 0.0
-        self._database_failed = False
-        """Whether it has not responded since the last turn."""
+        self._database_failed = not runtime.database.is_inline
+        """Whether it has not responded since the last turn. At the start a server may just be back."""
         settings = runtime.settings
         self._context = RunContext(
             runtime,
