@@ -12,6 +12,7 @@ from itertools import count
 from pathlib import Path
 from unittest.mock import patch
 
+import postgres
 from typer.testing import CliRunner
 
 from batchserve.cli import main
@@ -81,6 +82,7 @@ class Service:
         self, folder: Path, *arguments: str, settings: Mapping[str, str] = FAST, open_files: int | None = None
     ) -> None:
         own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
+        own |= postgres.chosen_environment(Path(settings.get("BATCHSERVE_STORAGE", folder / "storage")))
         self.log = folder / f"{arguments[0]}-{time.monotonic_ns()}.log"
         with self.log.open("wb") as stderr:
             command = [sys.executable, "-m", "batchserve", *arguments]

@@ -63,7 +63,7 @@ def serving(folder: Path, *arguments: str, **environment: str) -> Iterator[str]:
     otherwise; yields its address when it is ready."""
     log = folder / "server.log"
     own = {name: value for name, value in os.environ.items() if not name.startswith("BATCHSERVE_")}
-    own |= {f"BATCHSERVE_{name.upper()}": value for name, value in postgres.chosen_database(folder / "storage").items()}
+    own |= postgres.chosen_environment(folder / "storage")
     command = [sys.executable, "-m", "batchserve", "serve", "--port", "0", *arguments]
     with (
         log.open("wb") as stderr,
@@ -163,8 +163,7 @@ def postgres_server() -> Iterator[postgres.Server]:
 def _default_database(request: pytest.FixtureRequest) -> None:
     """Of services that a test starts without naming a database: see the option."""
     if request.config.getoption("--on-postgres"):
-        server: postgres.Server = request.getfixturevalue("postgres_server")
-        postgres.chosen_database = server.of_storage
+        postgres.chosen = request.getfixturevalue("postgres_server")
 
 
 @pytest.fixture(scope="session")

@@ -13,7 +13,7 @@ from itertools import count
 from pathlib import Path
 
 import psycopg
-from sqlalchemy import URL
+from sqlalchemy import URL, make_url
 
 from batchserve.db import migrate
 from batchserve.db.connect import Database
@@ -25,9 +25,30 @@ _MEMORY = Path("/dev/shm")  # noqa: S108 - each server creates a new folder in i
 _numbers = count()
 
 
-def chosen_database(storage: Path) -> dict[str, str]:  # noqa: ARG001
-    """The settings of a service for which a test names no database. Replaced when these are to run on PostgreSQL."""
-    return {}
+chosen: "Server | None" = None
+"""That of services for which a test names no database; None: an embedded one."""
+
+
+def chosen_database(storage: Path) -> dict[str, str]:
+    """The settings of such a service in this folder: always the same database."""
+    return {} if chosen is None else {"database": chosen.of_storage(storage)}
+
+
+def chosen_environment(storage: Path) -> dict[str, str]:
+    """The same for a command."""
+    return {f"BATCHSERVE_{name.upper()}": value for name, value in chosen_database(storage).items()}
+
+
+def address_of(storage: Path) -> str:
+    """Of the database of such a service."""
+    return f"sqlite:///{storage / 'batchserve.db'}" if chosen is None else chosen.of_storage(storage)
+
+
+def copy_installation(source: Path, target: Path) -> None:
+    """A storage and its database. No service may run on it."""
+    shutil.copytree(source, target)
+    if chosen is not None:
+        chosen.copy(source, target)
 
 
 class NoServer(Exception):
@@ -55,11 +76,15 @@ class Server:
         self._left.pop()
         return address
 
-    def of_storage(self, storage: Path) -> dict[str, str]:
-        """The settings of a service that would have an embedded database in this folder: always the same one."""
+    def of_storage(self, storage: Path) -> str:
+        """The address of the database of services that would have an embedded one in this folder."""
         if storage not in self._of_storages:
             self._of_storages[storage] = self.lasting()
-        return {"database": self._of_storages[storage]}
+        return self._of_storages[storage]
+
+    def copy(self, source: Path, target: Path) -> None:
+        """A new database for a storage, as that of another one is now. It exists for one test."""
+        self._of_storages[target] = self._new(f"TEMPLATE {make_url(self._of_storages[source]).database}")
 
     def empty(self) -> str:
         """The address of a new database without any table."""

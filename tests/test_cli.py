@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import polars as pl
+import postgres
 import pytest
 import typer
 from commands import Run, clean_environment, in_a_process, in_this_process
@@ -591,7 +592,8 @@ def test_a_worker_process_runs_the_jobs_of_a_server_without_one(
         time.sleep(0.3)
         assert job.refresh().state == "queued"
         command = [sys.executable, "-m", "batchserve", "worker"]
-        with subprocess.Popen(command, cwd=tmp_path, env=clean_environment()) as worker:
+        own = clean_environment() | postgres.chosen_environment(tmp_path / "storage")
+        with subprocess.Popen(command, cwd=tmp_path, env=own) as worker:
             try:
                 assert job.wait(timeout=60).rows["ok"] == 150
             finally:

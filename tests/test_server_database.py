@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import Connection, bindparam, func, insert, select, text
+from sqlalchemy import Connection, bindparam, func, insert, select, text, update
 
-from batchserve.db import connect
+from batchserve.db import connect, server
 from batchserve.db.connect import Database, unbounded
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import holds
@@ -259,6 +259,29 @@ def test_a_transaction_without_bounds_takes_its_time(url: str, monkeypatch: pyte
             connection.execute(text("SELECT pg_sleep(3)"))
         with pytest.raises(Unavailable), database.write() as connection:
             connection.execute(text("SELECT pg_sleep(3)"))
+
+
+def test_the_locks_of_a_process_that_says_nothing_any_more_are_released(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "SILENCE", 0.5)
+    with closing(Database(url)) as silent, closing(Database(url)) as other:
+        with other.write() as connection:
+            connection.execute(insert(holds).values(name="h", until=1.0, clock="c"))
+
+        def change(connection: Connection) -> None:
+            connection.execute(update(holds).values(until=holds.c.until + 1.0))
+
+        def change_and_be_silent(connection: Connection) -> None:
+            change(connection)
+            with other.write() as waiting:  # for the lock
+                change(waiting)
+            change(connection)
+
+        with pytest.raises(Unavailable), silent.write() as connection:
+            change_and_be_silent(connection)
+        with silent.read() as connection:
+            assert connection.scalar(select(holds.c.until)) == 2.0
 
 
 # --- what a server says ---

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 import httpx2
 import onnx.parser
 import pytest
+from postgres import address_of
 from service import ok, problem
 
 from batchserve import keys
@@ -185,7 +186,7 @@ def shared(
     settings = {"ONLINE_CALLS": "4", "ONLINE_TIMEOUT": "60", "ONLINE_WAIT": "20", "FREE_BYTES": "0"}
     with start_server(folder, **{f"BATCHSERVE_{name}": value for name, value in settings.items()}) as url:
         ok(httpx2.put(f"{url}/v1/models/patient", content=patient_onnx(), timeout=60), 201)
-        database = Database(f"sqlite:///{folder / 'storage' / 'batchserve.db'}")
+        database = Database(address_of(folder / "storage"))
         with database.write() as connection:
             made = [keys.create(connection, name, Scope.USER, name, time.time())[1] for name in "ab"]
         database.close()

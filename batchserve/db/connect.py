@@ -52,8 +52,9 @@ Subject = Literal["clock", "keys", "models", "schema", "inputs"]
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
 _TRANSIENT_ERRORS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
 
-# Codes of PostgreSQL; the second is of a server that was made a standby.
-_DISK_FULL, _READ_ONLY = "53100", "25006"
+# Codes of PostgreSQL; the second is of a server that was made a standby, the third of a transaction that it has ended
+# because nothing came (`server.SILENCE`).
+_DISK_FULL, _READ_ONLY, _SILENT = "53100", "25006", "25P03"
 _DEADLOCK, _NOT_SERIALIZABLE = "40P01", "40001"
 
 
@@ -457,7 +458,7 @@ def _named(error: SQLAlchemyError) -> Exception:
     state = getattr(cause, "sqlstate", None)
     if state == _DISK_FULL:
         return InsufficientStorage("the database's disk is full: free some space")
-    if isinstance(error, InternalError) and state != _READ_ONLY:
+    if isinstance(error, InternalError) and state not in (_READ_ONLY, _SILENT):
         return error
     if isinstance(cause, sqlite3.Error):
         if cause.sqlite_errorcode in (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE):

@@ -48,6 +48,9 @@ _IDLE = 1.0
 """Seconds of disuse after which a connection is tested before its next use: the server may have been restarted."""
 _WATCH_TIMEOUT = 2.0
 """Seconds to wait for a version: a read without one takes longer, but waits for nothing else."""
+SILENCE = 60.0
+"""Seconds after which the server ends a transaction whose process says nothing: its host may be gone, and its locks
+would keep others from its jobs until TCP notices. Longer than the storage may take within a transaction."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE = 0.1, 2.0
 """Seconds between two tries to connect."""
 
@@ -67,7 +70,8 @@ class Limits:
             "connect_timeout": max(2, round(self.connect)),  # libpq takes 1 as 2
             "tcp_user_timeout": milliseconds,
             "keepalives_idle": max(1, round(self.statement)),
-            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds}",
+            "options": f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} "
+            f"-c idle_in_transaction_session_timeout={round(1000 * SILENCE)}",
         }
         return {name: value for name, value in wanted.items() if name not in url.query}
 
@@ -252,6 +256,7 @@ def _driver_of(connection: Connection) -> _Bounded:
 def unbounded_transaction(connection: Connection) -> Iterator[None]:
     driver = _driver_of(connection)
     connection.execute(text("SET LOCAL statement_timeout = 0"))
+    connection.execute(text("SET LOCAL idle_in_transaction_session_timeout = 0"))
     patience, driver.patience = driver.patience, None
     try:
         yield
