@@ -51,6 +51,12 @@ def copy_installation(source: Path, target: Path) -> None:
         chosen.copy(source, target)
 
 
+def remove_installation(storage: Path) -> None:
+    shutil.rmtree(storage)
+    if chosen is not None:
+        chosen.remove(storage)
+
+
 class NoServer(Exception):
     """No server is available; the message has the reason."""
 
@@ -83,8 +89,13 @@ class Server:
         return self._of_storages[storage]
 
     def copy(self, source: Path, target: Path) -> None:
-        """A new database for a storage, as that of another one is now. It exists for one test."""
-        self._of_storages[target] = self._new(f"TEMPLATE {make_url(self._of_storages[source]).database}")
+        """A new database for a storage, as that of another one is now, to be removed."""
+        name = f"test_{next(_numbers)}"
+        self.execute(f"CREATE DATABASE {name} TEMPLATE {make_url(self._of_storages[source]).database}")
+        self._of_storages[target] = self._url(name)
+
+    def remove(self, storage: Path) -> None:
+        self.execute(f"DROP DATABASE {make_url(self._of_storages.pop(storage)).database} WITH (FORCE)")
 
     def empty(self) -> str:
         """The address of a new database without any table."""

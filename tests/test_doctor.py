@@ -97,10 +97,11 @@ def left(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Site:
 
 
 @pytest.fixture
-def site(left: Site, tmp_path: Path) -> Site:
+def site(left: Site, tmp_path: Path) -> Iterator[Site]:
     """A copy, to be damaged."""
     postgres.copy_installation(left.folder, tmp_path / "storage")
-    return Site(tmp_path / "storage", left.jobs)
+    yield Site(tmp_path / "storage", left.jobs)
+    postgres.remove_installation(tmp_path / "storage")
 
 
 def flip(path: Path) -> None:

@@ -6,7 +6,6 @@ import re
 import resource
 import signal
 import socket
-import sqlite3
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -17,9 +16,12 @@ import httpx2
 import pytest
 import uvloop
 from commands import FAST, Service, lowest_free_descriptor
+from postgres import address_of
+from sqlalchemy import text
 from waiting import until
 
 from batchserve.cli.joined import Joined
+from batchserve.db.connect import Database
 
 MIB = 1 << 20
 SEND_IDLE = 2.0
@@ -90,8 +92,8 @@ def is_alive(connection: socket.socket) -> bool:
 
 def test_a_connection_goes_on_after_an_unexpected_error(tmp_path: Path) -> None:
     with served(tmp_path, "--no-worker") as service, connect(service) as connection:
-        with closing(sqlite3.connect(tmp_path / "storage" / "batchserve.db")) as database:
-            database.execute("ALTER TABLE jobs RENAME TO lost")
+        with closing(Database(address_of(tmp_path / "storage"))) as database, database.write() as writing:
+            writing.execute(text("ALTER TABLE jobs RENAME TO lost"))
         connection.sendall(b"GET /v1/jobs HTTP/1.1\r\n" + HOST + b"\r\n")
         answer = b""
         while not answer.endswith(b"}"):

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+import postgres
 
 from faults import steps
 
@@ -68,9 +69,10 @@ class Step:
 
     def __init__(self, name: str, storage: Path, **arguments: Any) -> None:
         self._channel, theirs = socket.socketpair()
+        settings = {**postgres.chosen_database(storage), **arguments.pop("settings", {})}
         with theirs, _children:
             self.process: BaseProcess = _forks().Process(
-                target=steps.perform, args=(name, str(storage), theirs, arguments), name=name, daemon=True
+                target=steps.perform, args=(name, str(storage), theirs, arguments, settings), name=name, daemon=True
             )
             self.process.start()
         self._channel.settimeout(TIMEOUT)

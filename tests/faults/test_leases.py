@@ -6,19 +6,20 @@ A worker that is paused for longer than its lease and resumes: tests/test_crashe
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Collection, Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx2
+import postgres
 import pytest
 from commands import FAST, Service
+from sqlalchemy import Connection, create_engine, text
 
 from faults import steps
 from faults.processes import Step, take
@@ -26,11 +27,22 @@ from faults.processes import Step, take
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(180)]
 
 SHORT_LEASES: dict[str, Any] = {"lease": 0.2, "heartbeat": 0.1, "crashes": 1000}
-WATCHED = """
-CREATE TABLE commits (job_id TEXT, first_record INTEGER);
-CREATE TRIGGER watch AFTER UPDATE OF attempt ON chunks WHEN new.attempt IS NOT NULL
-BEGIN INSERT INTO commits VALUES (new.job_id, new.first_record); END;
-"""
+COMMITS = "CREATE TABLE commits (job_id TEXT, first_record INTEGER)"
+COMMIT = "watch AFTER UPDATE OF attempt ON chunks"
+COMMITTED = "INSERT INTO commits VALUES (new.job_id, new.first_record);"
+WATCH = {
+    "sqlite": (
+        COMMITS,
+        f"CREATE TRIGGER {COMMIT} WHEN new.attempt IS NOT NULL BEGIN {COMMITTED} END",
+    ),
+    "postgresql": (
+        COMMITS,
+        f"CREATE FUNCTION watch() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN {COMMITTED} RETURN NULL; END $$",
+        f"CREATE TRIGGER {COMMIT} FOR EACH ROW WHEN (new.attempt IS NOT NULL) EXECUTE FUNCTION watch()",
+    ),
+}
+HOLD = {"sqlite": ("BEGIN IMMEDIATE",), "postgresql": ("BEGIN", "LOCK TABLE jobs IN EXCLUSIVE MODE")}
+UNWATCH = {"sqlite": "DROP TRIGGER watch", "postgresql": "DROP TRIGGER watch ON chunks"}
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +57,17 @@ def prepared(fast_folder: Path, iris_onnx: Path) -> Path:
 @pytest.fixture
 def storage(prepared: Path) -> Iterator[Path]:
     with TemporaryDirectory(dir=prepared.parent, ignore_cleanup_errors=True) as folder:
-        yield Path(shutil.copytree(prepared, Path(folder) / "storage"))
+        copy = Path(folder) / "storage"
+        postgres.copy_installation(prepared, copy)
+        yield copy
+        postgres.remove_installation(copy)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(prepared: Path) -> dict[str, Any]:
     """The jobs after a run of one worker without faults."""
     copy = prepared.with_name("alone")
-    shutil.copytree(prepared, copy)
+    postgres.copy_installation(prepared, copy)
     take("run", copy)
     jobs: dict[str, Any] = take("recover", copy).the("jobs")["jobs"]
     return jobs
@@ -63,8 +78,10 @@ def test_workers_that_die_and_lose_their_leases_commit_each_chunk_once(
     storage: Path, undisturbed: dict[str, Any], workers: int, tried: Counter[str]
 ) -> None:
     killed = 0
-    with closing(sqlite3.connect(storage / "batchserve.db", timeout=10)) as connection:
-        connection.executescript(WATCHED)
+    with _connected(storage) as connection:
+        kind = connection.dialect.name
+        for statement in WATCH[kind]:
+            connection.execute(text(statement))
         working = dict(_worker(storage) for _ in range(workers))
         while killed < 6 and (holder := _holder_of_a_lease(connection, working)) is not None:
             worker = working.pop(holder)
@@ -73,19 +90,30 @@ def test_workers_that_die_and_lose_their_leases_commit_each_chunk_once(
             killed += 1
             working.update([_worker(storage)])
         assert all(worker.end().is_done for worker in working.values())
-        commits = connection.execute("SELECT count(*) FROM commits GROUP BY job_id, first_record").fetchall()
-        lost = connection.execute("SELECT count(*) FROM attempts WHERE outcome = 'lost'").fetchone()[0]
-        connection.execute("DROP TRIGGER watch")
-    assert commits == [(1,)] * 6 * 61
+        commits = connection.scalars(text("SELECT count(*) FROM commits GROUP BY job_id, first_record")).all()
+        lost = connection.scalar(text("SELECT count(*) FROM attempts WHERE outcome = 'lost'")) or 0
+        connection.execute(text(UNWATCH[kind]))
+    assert commits == [1] * 6 * 61
     assert 0 < killed <= lost
     assert take("recover", storage).the("jobs")["jobs"] == undisturbed
     tried[f"killed workers of {workers}"] += killed
     tried[f"lost leases of {workers} workers"] += lost
 
 
-def _holder_of_a_lease(connection: sqlite3.Connection, working: Collection[int]) -> int | None:
+@contextmanager
+def _connected(storage: Path) -> Iterator[Connection]:
+    """Each statement is a transaction."""
+    engine = create_engine(postgres.address_of(storage), isolation_level="AUTOCOMMIT")
+    try:
+        with engine.connect() as connection:
+            yield connection
+    finally:
+        engine.dispose()
+
+
+def _holder_of_a_lease(connection: Connection, working: Collection[int]) -> int | None:
     """The process of a worker in the middle of a job, stopped there; None when no job is left."""
-    while connection.execute("SELECT 1 FROM jobs WHERE state IN ('queued', 'running')").fetchone() is not None:
+    while connection.scalar(text("SELECT count(*) FROM jobs WHERE state IN ('queued', 'running')")):
         for holder in _holders(connection).intersection(working):
             os.kill(holder, signal.SIGSTOP)
             if holder in _holders(connection):
@@ -95,9 +123,9 @@ def _holder_of_a_lease(connection: sqlite3.Connection, working: Collection[int])
     return None
 
 
-def _holders(connection: sqlite3.Connection) -> set[int]:
+def _holders(connection: Connection) -> set[int]:
     running = "SELECT worker FROM jobs WHERE state = 'running' AND chunks_done BETWEEN 3 AND 50"
-    return {int(worker.rpartition("-")[2]) for (worker,) in connection.execute(running)}
+    return {int(worker.rpartition("-")[2]) for worker in connection.scalars(text(running))}
 
 
 def _worker(storage: Path) -> tuple[int, Step]:
@@ -109,12 +137,13 @@ def _worker(storage: Path) -> tuple[int, Step]:
 
 def test_eight_writers_wait_for_a_lock_that_is_held_for_three_seconds(storage: Path, tried: Counter[str]) -> None:
     writers = [Step("submit", storage, count=4) for _ in range(8)]
-    with closing(sqlite3.connect(storage / "batchserve.db", isolation_level=None)) as holder:
-        holder.execute("BEGIN IMMEDIATE")
+    with _connected(storage) as holder:
+        for statement in HOLD[holder.dialect.name]:
+            holder.execute(text(statement))
         for writer in writers:
             writer.begin()
         time.sleep(3)
-        holder.execute("COMMIT")
+        holder.execute(text("COMMIT"))
     ended = [writer.end() for writer in writers]
     assert [event["status"] for end in ended for event in end.all("answered")] == [202] * 32
     found = take("recover", storage).the("jobs")["jobs"]
