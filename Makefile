@@ -31,9 +31,13 @@ test test-slow test-postgres: export OMP_NUM_THREADS := 1
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile
 
-# The suites of the API and of the client, whose services have an embedded database otherwise.
-ON_POSTGRES := $(wildcard tests/test_api_*.py) $(addprefix tests/test_,accumulate.py client.py keys.py online.py retention.py sweep.py)
-test-postgres: $(VENV)/.dev ## Run the tests of databases, the API and the client on PostgreSQL; starts its own server
+# The suites whose services have an embedded database otherwise, and where a server is other code; then the slow ones,
+# and those of kills and failing disks.
+ON_POSTGRES := $(wildcard tests/test_api_*.py) $(addprefix tests/test_,accumulate.py cli.py client.py clock.py contents.py \
+	direct.py direct_scoring.py doctor.py http.py keys.py online.py origin.py outages.py retention.py sweep.py unreadable.py wire.py)
+SLOW_ON_POSTGRES := tests/test_crashes.py tests/test_turns.py
+FAULTS_ON_POSTGRES := tests/faults/test_leases.py tests/faults/test_system_calls.py
+test-postgres: $(VENV)/.dev ## Run the suites of databases and services on PostgreSQL; starts its own server
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile -m 'postgres and not slow and not faults' -rs
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile --on-postgres $(ON_POSTGRES)
 
@@ -47,9 +51,11 @@ test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimat
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres and not s3 and not ray'
 	@$(BIN)/python -m pytest -m 'slow and alone and not postgres and not ray'
 	@$(BIN)/python -m pytest -m 'slow and postgres' -rs
+	@$(BIN)/python -m pytest -m slow --on-postgres $(SLOW_ON_POSTGRES)
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime
-	@$(BIN)/python -m pytest -m 'faults and not postgres' -rs
+	@$(BIN)/python -m pytest -m faults -rs
+	@$(BIN)/python -m pytest -m faults -rs --on-postgres $(FAULTS_ON_POSTGRES)
 
 test-torch: ## Run the tests with PyTorch and img2feat, in .venv-torch (2 GB, made on first use); needs npm
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/.torch
