@@ -116,7 +116,7 @@ ci: ## Run all checks of continuous integration
 constraints: ## Rewrite constraints.txt with the latest versions
 	@$(MAKE) --no-print-directory clean
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/bin/python
-	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,s3,ray]'
+	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,dev-ray,s3]'
 	@{ head -n 1 constraints.txt; $(TORCH)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(TORCH)/constraints.txt
 	@mv $(TORCH)/constraints.txt constraints.txt
 
@@ -148,10 +148,10 @@ $(VENV)/.dev: $(PINS) | $(BIN)/python
 # Only for its own tests: 285 MB.
 $(VENV)/.ray: $(VENV)/.dev
 	@echo 'Installing Ray into $(VENV) ...'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev,s3,ray]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev-ray,s3]'
 	@touch $@
 
 $(VENV)/.torch: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve, PyTorch and img2feat into $(VENV) (some minutes) ...'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,s3,ray]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,dev-ray,s3]'
 	@touch $@

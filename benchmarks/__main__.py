@@ -14,13 +14,25 @@ import os
 import signal
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 
 from rich.console import Console
 
-from benchmarks import buckets, databases, history, images, keys, online, paths, report, small, syncs
+from benchmarks import (
+    buckets,
+    clusters,
+    databases,
+    history,
+    images,
+    keys,
+    online,
+    paths,
+    report,
+    small,
+    syncs,
+)
 from benchmarks.environments import Unavailable
 from benchmarks.paths import MILLION, PATHS, PLATEAU, SCRIPT_PEERS, SYSTEM_PEERS, Bench
 from benchmarks.results import Gap, Measurement, Results
@@ -28,14 +40,8 @@ from benchmarks.results import Gap, Measurement, Results
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 FOLDER = Path(tempfile.gettempdir()) / "batchserve-benchmarks"
 SMALL = "small jobs, polls, transfers"
-TITLES = "; ".join(
-    [
-        *(path.title for path in PATHS),
-        *(part.TITLE for part in (images, online)),
-        SMALL,
-        *(part.TITLE for part in (syncs, keys, databases, buckets)),
-    ]
-)
+PARTS = (images, online, syncs, keys, databases, buckets, clusters)
+TITLES = "; ".join([*(path.title for path in PATHS), *(part.TITLE for part in PARTS), SMALL])
 console = Console(stderr=True, highlight=False)
 
 
@@ -126,14 +132,16 @@ def _parts(
     if wanted(images.TITLE):
         for count in images.SIZES if given.full else [1000]:
             yield images.TITLE, images.measure(bench, count)
-    if wanted(online.TITLE):
-        yield online.TITLE, online.measure(bench, seconds=given.seconds)
-    if wanted(SMALL):
-        yield SMALL, small.measure(bench, seconds=given.seconds, rows=min(sizes[-1], MILLION))
-    loads = {part.TITLE: partial(part.measure, bench, seconds=given.seconds) for part in (syncs, keys, databases)}
-    for title, measured in {**loads, buckets.TITLE: partial(buckets.measure, bench)}.items():
-        if wanted(title):
-            yield title, measured()
+    seconds, most = given.seconds, sizes[-1]
+    parts: dict[str, Callable[[], Iterable[Measurement | Gap]]] = {
+        online.TITLE: partial(online.measure, bench, seconds=seconds),
+        SMALL: partial(small.measure, bench, seconds=seconds, rows=min(most, MILLION)),
+        **{part.TITLE: partial(part.measure, bench, seconds=seconds) for part in (syncs, keys, databases)},
+        buckets.TITLE: partial(buckets.measure, bench),
+        clusters.TITLE: partial(clusters.measure, bench, rows=most),
+    }
+    for title in filter(wanted, parts):
+        yield title, parts[title]()
 
 
 if __name__ == "__main__":

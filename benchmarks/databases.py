@@ -1,14 +1,10 @@
 """A database server instead of the embedded database: the same loads to a service on each."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from benchmarks import data, load, processes, service
-from benchmarks.environments import Unavailable
+from benchmarks import data, load, processes, servers, service
 from benchmarks.http import latencies, request, run
 from benchmarks.load import CLIENTS
 from benchmarks.paths import Bench
@@ -17,14 +13,13 @@ from benchmarks.results import Measurement, Runs
 TITLE = "PostgreSQL"
 ROUNDS = 4
 """Loads of each kind, of each service in turn, and each as often first as second."""
-_SERVER = Path(__file__).resolve().parent.parent / "tests" / "postgres.py"
 
 
 def measure(bench: Bench, *, seconds: float) -> Iterator[Measurement]:
     """`seconds`: of all loads of one kind."""
     content = data.table(bench.folder, "numbers", ".csv", 1).read_bytes()
     graph = data.model(bench.folder, load.MODEL).graph
-    with TemporaryDirectory(dir=bench.folder) as name, database() as address:
+    with TemporaryDirectory(dir=bench.folder) as name, servers.database() as address:
         homes = Path(name) / "server", Path(name) / "embedded"
         for home in homes:
             home.mkdir()
@@ -35,22 +30,6 @@ def measure(bench: Bench, *, seconds: float) -> Iterator[Measurement]:
             for each in (ours, embedded):
                 service.register(each.url, load.MODEL, graph)
             yield from _compared(bench, (ours.url, embedded.url), content, seconds / ROUNDS)
-
-
-@contextmanager
-def database() -> Iterator[str]:
-    """The address of a migrated database on a server of its own. Raises Unavailable."""
-    command = [sys.executable, str(_SERVER)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        try:
-            address = server.stdout.readline().strip()
-            if not address:
-                raise Unavailable("no PostgreSQL server starts here")
-            yield address
-        finally:
-            server.stdin.close()  # by which it ends
 
 
 def _compared(bench: Bench, urls: tuple[str, str], content: bytes, seconds: float) -> Iterator[Measurement]:

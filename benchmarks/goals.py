@@ -72,6 +72,11 @@ GOALS = (
         "speed / pandas + joblib, Parquet -> LR -> Parquet",
     ),
     Goal("*100-tree forest*million rows: speed / pandas + joblib", 3, "at least", "speed / pandas + joblib, forest"),
+    Goal("Ray, * rows: speed / Ray Data on the same cluster", 3, "at least", "speed on Ray / Ray Data, same cluster"),
+    Goal(
+        "Ray, * rows: queued -> completed / local engine", 1.25, "at most", "queued -> completed on Ray / local engine",
+        stretch=True,
+    ),
     Goal("* 1 million rows: speed / Ray Data*", 15, "at least", "speed / Ray Data, 1 million rows"),
     Goal("* 1 million rows: speed / MLServer*", 15, "at least", "speed / MLServer, 1 million rows"),
     Goal("* 1 million rows: speed / BentoML*", 15, "at least", "speed / BentoML, 1 million rows"),

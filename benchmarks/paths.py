@@ -187,7 +187,7 @@ def measure(bench: Bench, path: TablePath, rows: int) -> Iterator[Measurement | 
                 whole.add(steps.together, cpu=steps.cpu)
                 call.add(at_once, cpu=cpu)
                 if repeat == 0:
-                    _check_equal(reference, result)
+                    check_equal(reference, result)
                 if repeat < bench.peer_repeats(rows):
                     _run_peers(bench, path, rows, model, folder, theirs, failed)
     yield from _compared(title, rows, ours, whole, call, floor, transfer)
@@ -312,7 +312,7 @@ def _python(bench: Bench, peer: Peer) -> Path:
         raise Unavailable(bench.unavailable[peer.name]) from error
 
 
-def _check_equal(expected: Path, got: Path) -> None:
+def check_equal(expected: Path, got: Path) -> None:
     """Checks that the result of the service has the rows and labels of the limit's. Raises Unavailable."""
     scan: dict[str, Callable[[Path], pl.LazyFrame]]
     scan = {".csv": pl.scan_csv, ".jsonl": pl.scan_ndjson, ".parquet": pl.scan_parquet}

@@ -7,10 +7,11 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from benchmarks.environments import Unavailable, last_line
 from benchmarks.peers.stopwatch import family
@@ -125,14 +126,24 @@ class Taken:
     peaks: Peaks
 
 
-def timed_script(python: Path, script: Path, *arguments: object, timeout: float) -> Taken:
+def timed_script(
+    python: Path,
+    script: Path,
+    *arguments: object,
+    timeout: float,
+    before: Sequence[str] = (),
+    variables: Mapping[str, str] = MappingProxyType({}),
+) -> Taken:
     """Runs a script whose last line is its seconds, and its CPU seconds if it measures them.
 
-    Its remaining processes are killed. Raises Unavailable when it fails or takes longer than `timeout` seconds.
+    Its remaining processes are killed. `before`: the beginning of its command. `variables`: of its environment, with
+    those of this process. Raises Unavailable when it fails or takes longer than `timeout` seconds.
     """
-    command = [str(python), str(script), *map(str, arguments)]
+    command, own = [*before, str(python), str(script), *map(str, arguments)], os.environ | dict(variables)
     with (
-        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=script.parent) as process,
+        subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=script.parent, env=own
+        ) as process,
         watched(process.pid) as peaks,
     ):
         try:

@@ -4,6 +4,7 @@ Cutting the pair is a partition. All hosts share this machine's files, processes
 """
 
 import ctypes
+import json
 import os
 import secrets
 import shutil
@@ -27,8 +28,6 @@ PORT = 6379
 START = 90.0
 """Seconds in which a host starts."""
 _CLONE_NEWNET = 0x40000000
-_CPUS = 2
-"""CPUs of a host as Ray counts them: it starts as many idle workers."""
 
 _numbers = count(os.getpid() % 200)
 
@@ -58,8 +57,13 @@ class Host:
         ray = Path(sys.executable).with_name("ray")
         role = ["--head", f"--port={PORT}", "--include-dashboard=false", f"--temp-dir={self._cluster.folder}"]
         joining = [f"--address={self._cluster.head.address}:{PORT}"]
-        ips = [f"--node-ip-address={self.address}", f"--num-cpus={_CPUS}", f'--resources={{"{self.name}": 1}}']
-        command = [str(ray), "start", "--block", "--disable-usage-stats", "--object-store-memory=80000000", *ips]
+        ips = [
+            f"--node-ip-address={self.address}",
+            f"--num-cpus={self._cluster.cpus}",
+            f'--resources={{"{self.name}": 1}}',
+        ]
+        store = f"--object-store-memory={self._cluster.object_store}"
+        command = [str(ray), "start", "--block", "--disable-usage-stats", store, *ips]
         before = [str(path)] if path else []
         paths = os.pathsep.join([*before, str(Path(__file__).parent)])
         with (self._cluster.folder / f"{self.name}.log").open("ab") as log:
@@ -109,8 +113,9 @@ class Host:
 class Cluster:
     """Two hosts, `a` with the head and `b`. Each has one scoring process of 512 MiB."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, object_store: int = 80_000_000, cpus: int = 2) -> None:
+        """`object_store`, `cpus`: of each host, in bytes and as Ray counts them; it starts as many idle workers."""
+        self.folder, self.object_store, self.cpus = folder, object_store, cpus
         self.number = next(_numbers)  # Ray refuses an address that another cluster of this machine has
         own = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHSERVE_", "RAY_"))}
         self.environment = own | {
@@ -176,14 +181,15 @@ class Cluster:
 
 
 @contextmanager
-def running() -> Iterator[Cluster]:
-    """A cluster of which both hosts run. Raises NoCluster where Ray is missing or this user may make no namespaces."""
+def running(**how: int) -> Iterator[Cluster]:
+    """A cluster of which both hosts run. `how`: as `Cluster` takes it. Raises NoCluster where Ray is missing or this
+    user may make no namespaces."""
     if find_spec("ray") is None:
         raise NoCluster("Ray is not installed: make test-ray")
     if os.geteuid() != 0 or shutil.which("ip") is None:
         raise NoNamespaces("network namespaces need root and the command ip (iproute2)")
     folder = Path(tempfile.mkdtemp(prefix="bsray", dir="/tmp"))  # the paths of sockets must be short
-    made = Cluster(folder)
+    made = Cluster(folder, **how)
     try:
         try:
             made.lay()
@@ -228,3 +234,18 @@ def _ip(*arguments: str) -> None:
 def _kill(pid: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGKILL)
+
+
+def main() -> None:
+    """For benchmarks: prints the address of a cluster, the beginning of commands that run on its head and their
+    environment, as JSON, and ends with standard input."""
+    with running(object_store=1 << 30, cpus=4) as cluster:
+        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
+        own = {name: cluster.environment[name] for name in names}
+        sys.stdout.write(json.dumps([cluster.url, ["ip", "netns", "exec", cluster.head.namespace], own]) + "\n")
+        sys.stdout.flush()
+        sys.stdin.read()
+
+
+if __name__ == "__main__":
+    main()

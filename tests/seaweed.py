@@ -77,10 +77,11 @@ class Server:
 
 
 @contextmanager
-def serving() -> Iterator[Server]:
-    """A server without any object, stopped and removed at the end. Raises NoServer."""
+def serving(*, on_disk: bool = False) -> Iterator[Server]:
+    """A server without any object, stopped and removed at the end. `on_disk`: not in memory, even if there is space.
+    Raises NoServer."""
     weed = program()
-    quick = _MEMORY if _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 << 30 else None
+    quick = _MEMORY if not on_disk and _MEMORY.is_dir() and shutil.disk_usage(_MEMORY).free > 4 << 30 else None
     with tempfile.TemporaryDirectory(prefix="batchserve-seaweed-", dir=quick, ignore_cleanup_errors=True) as name:
         s3, master, volume, filer, admin = free_ports(5)
         command = [
@@ -133,13 +134,19 @@ def program() -> str:
 
 def main() -> None:
     """For benchmarks: prints the address of a storage and the environment by which it is reached through a proxy; then,
-    for each line of standard input, what has passed that. Ends with standard input."""
+    for each line of standard input, what has passed that. Ends with standard input. With the argument `on-disk`: of a
+    storage on the disk, and without a proxy."""
     from proxy import Proxy
 
     def say(value: object) -> None:
         sys.stdout.write(f"{json.dumps(value)}\n")
         sys.stdout.flush()
 
+    if "on-disk" in sys.argv[1:]:
+        with serving(on_disk=True) as server:
+            say((server.new_address(), server.environment()))
+            sys.stdin.read()
+        return
     with serving() as server, closing(Proxy(server.port)) as proxy:
         say((server.new_address(), server.environment(proxy.endpoint)))
         for _ in sys.stdin:

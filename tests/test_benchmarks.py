@@ -15,7 +15,21 @@ from polars.testing import assert_frame_equal
 from starlette.testclient import TestClient
 from waiting import until
 
-from benchmarks import bare, buckets, chart, data, databases, history, keys, paths, processes, report, service, syncs
+from benchmarks import (
+    bare,
+    buckets,
+    chart,
+    clusters,
+    data,
+    databases,
+    history,
+    keys,
+    paths,
+    processes,
+    report,
+    service,
+    syncs,
+)
 from benchmarks.environments import Unavailable
 from benchmarks.goals import GOALS, goal_of
 from benchmarks.results import MB, Gap, Measurement, Results, Runs
@@ -460,6 +474,23 @@ def test_requests_and_bytes_of_inputs_in_a_bucket_are_as_expected(folder: Path) 
     assert len(measured) == 3 * len(buckets.CASES)
     assert all(entry.goal is not None for entry in measured)
     assert [entry.name for entry in measured if not entry.met] == []
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(300)
+def test_both_engines_and_ray_data_score_the_same_input_on_a_cluster(folder: Path) -> None:
+    measured = list(clusters.measure(paths.Bench(folder, peers=(), say=print, repeats=1), rows=ROWS))
+    if isinstance(measured[0], Gap) and "network namespaces" in measured[0].error:
+        pytest.skip(measured[0].error)
+    assert [entry.unit for entry in measured if isinstance(entry, Measurement)] == ["s", "rows/s"]
+    assert [goal.ratio for entry in measured if (goal := goal_of(entry.name))] == [1.25, 3]
+
+
+def test_without_a_cluster_its_figures_are_a_gap_with_the_reason(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "")
+    (gap,) = clusters.measure(paths.Bench(folder, peers=(), say=print), rows=ROWS)
+    assert isinstance(gap, Gap)
+    assert re.search("network namespaces need root|Ray is not installed", gap.error)
 
 
 @pytest.mark.slow

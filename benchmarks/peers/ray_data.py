@@ -1,6 +1,7 @@
-"""Ray Data: read_csv, map_batches with an actor that holds the ONNX session, write_csv. Starting Ray is not counted.
+"""Ray Data: a file is read, scored by map_batches with actors that hold the ONNX session, and written. Starting Ray is
+not counted. With RAY_ADDRESS it uses that cluster, whose hosts share this machine's files.
 
-usage: python ray_data.py MODEL.onnx INPUT.csv OUTPUT
+usage: python ray_data.py MODEL.onnx INPUT OUTPUT [ACTORS]
 """
 
 import logging
@@ -14,6 +15,7 @@ import numpy as np
 import onnxruntime
 import pyarrow as pa
 import ray
+import ray.data
 from stopwatch import Stopwatch
 
 
@@ -31,24 +33,26 @@ class Scorer:
 
 
 if __name__ == "__main__":
-    model, source, target = sys.argv[1:]
+    model, source, target, *actors = sys.argv[1:]
     shutil.rmtree(target, ignore_errors=True)
-    cores = os.cpu_count() or 2
-    ray.init(
-        num_cpus=cores + 1, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False,
-        _node_ip_address="127.0.0.1",
-    )  # fmt: skip
+    quiet = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if "RAY_ADDRESS" in os.environ:
+        ray.init(address=os.environ["RAY_ADDRESS"], **quiet)
+    else:
+        cores = os.cpu_count() or 2
+        ray.init(num_cpus=cores + 1, include_dashboard=False, _node_ip_address="127.0.0.1", **quiet)
     ray.data.DataContext.get_current().enable_progress_bars = False
     watch = Stopwatch()
-    rows = ray.data.read_csv(source)
+    is_parquet = source.endswith(".parquet")
+    rows = ray.data.read_parquet(source) if is_parquet else ray.data.read_csv(source)
     scored = rows.map_batches(
         Scorer,
         fn_constructor_args=(model,),
         batch_format="pyarrow",
         batch_size=65_536,
-        compute=ray.data.ActorPoolStrategy(size=1),
+        compute=ray.data.ActorPoolStrategy(size=int(actors[0]) if actors else 1),
     )
-    scored.write_csv(target)
+    scored.write_parquet(target) if is_parquet else scored.write_csv(target)
     taken = str(watch)
     ray.shutdown()
     print(taken)
