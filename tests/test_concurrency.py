@@ -13,12 +13,22 @@ from typing import Any
 
 import pytest
 from service import ok, running
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection, event, text
 
 from batchserve import clock, idempotency, keys, registry
 from batchserve.access import Scope
 from batchserve.db.connect import Database, Moment
-from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Result, ScoredChunk, Signature, StoredInput
+from batchserve.domain import (
+    Chunk,
+    Dialect,
+    JobState,
+    ModelVersion,
+    Options,
+    Result,
+    ScoredChunk,
+    Signature,
+    StoredInput,
+)
 from batchserve.errors import BatchserveError, Conflict, ModelInUse, ModelNotFound, NotFound
 from batchserve.jobs import execution, expiry, plan, queries, requests
 from batchserve.jobs.ends import forget_events
@@ -241,6 +251,28 @@ def test_a_transaction_that_a_deadlock_breaks_off_begins_once_more(postgres_serv
         with database.read() as connection:
             assert connection.scalars(text("SELECT until FROM holds")).all() == [2.0, 2.0]
         assert len(begun) >= 3  # again, where the other one has not ended yet
+
+
+@pytest.mark.postgres
+@pytest.mark.parametrize("database_url", ["postgres"], indirect=True)
+def test_expiry_takes_no_job_that_ends_after_it_has_locked_those_to_expire(database: Database) -> None:
+    with database.write() as connection:
+        model = add(connection)
+        for job_id in ("over", "ends"):
+            upload(connection, job_id)
+            enqueue(connection, job_id, model)
+        requests.request_cancel(connection, "over", 2.0)
+
+    def end_the_other(*_: Any) -> None:
+        with database.write() as other:
+            requests.request_cancel(other, "ends", 2.0)
+
+    with database.write() as expiring:
+        event.listen(expiring, "after_cursor_execute", end_the_other, once=True)
+        taken = expiry.expire_if_over(expiring, ["over", "ends"], ended_before=5.0, uploaded_before=0.0, now=6.0)
+    assert [job.id for job in taken] == ["over"]
+    with database.read() as connection:
+        assert queries.get(connection, "ends").state is JobState.CANCELLED
 
 
 @pytest.mark.postgres

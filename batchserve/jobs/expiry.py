@@ -34,16 +34,16 @@ def expire_if_over(
     for those that were uploaded before another. A date `after` a third is of a wrong clock, and counts as old. The rows
     reference no bytes any more: the caller removes them. Returns what the expired jobs referenced.
     """
-    over = (jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
-    before = owned(connection, *over)
-    expiring = ending(*over).values(
+    expired = owned(connection, jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
+    # These alone: one that has ended since would be locked behind others with higher IDs.
+    ids = [job.id for job in expired]
+    expiring = ending(jobs.c.id.in_(ids)).values(
         finished_at=func.coalesce(jobs.c.finished_at, now),
         input_removed_at=func.coalesce(jobs.c.input_removed_at, now),
     )
     values = {"result_key": None, "errors_key": None, "expires_at": now}
-    changed = {job.id for job in finish(connection, expiring, JobState.EXPIRED, now, values)}
-    connection.execute(delete(chunks).where(chunks.c.job_id.in_(changed)))
-    expired = [job for job in before if job.id in changed]
+    finish(connection, expiring, JobState.EXPIRED, now, values)
+    connection.execute(delete(chunks).where(chunks.c.job_id.in_(ids)))
     contents.release(connection, expired)
     return expired
 
