@@ -1,0 +1,1 @@
+"""What a chunk costs in each layer, and a simulation of clusters from these figures."""
