@@ -239,7 +239,7 @@ def _kill(pid: int) -> None:
 def main() -> None:
     """For benchmarks: prints the address of a cluster, the beginning of commands that run on its head and their
     environment, as JSON, and ends with standard input."""
-    with running(object_store=1 << 30, cpus=4) as cluster:
+    with running(object_store=1 << 30, cpus=3) as cluster:
         names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
         own = {name: cluster.environment[name] for name in names}
         sys.stdout.write(json.dumps([cluster.url, ["ip", "netns", "exec", cluster.head.namespace], own]) + "\n")
