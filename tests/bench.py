@@ -33,7 +33,7 @@ TIMEOUT = 40.0
 SHORT: dict[str, Any] = {
     "processes": 2,
     "process_memory": 512 * 2**20,
-    "lease": 1.0,
+    "lease": 30.0,
     "heartbeat": 0.2,
     "rescue": 0.2,
     "poll": 0.05,
