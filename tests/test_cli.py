@@ -26,11 +26,11 @@ from commands import Run, clean_environment, in_a_process, in_this_process
 from sklearn.linear_model import LogisticRegression
 
 from batchserve import __version__
-from batchserve.cli.secrets import take_from_files
 from batchserve.cli.server import is_loopback, settings_of
 from batchserve.cli.terminal import duration
 from batchserve.client import Client, JobFailed
 from batchserve.errors import InvalidOptions
+from batchserve.secrets import take_from_files
 
 NOBODY = "http://127.0.0.1:9"
 

@@ -12,10 +12,10 @@ import typer
 
 from batchserve import __version__
 from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, move, server
-from batchserve.cli.secrets import take_from_files
 from batchserve.cli.terminal import print_error, print_json, wants_json, with_reason
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError, NoRowScored
+from batchserve.secrets import take_from_files
 
 EXIT_CODES: dict[type[BatchserveError], int] = {
     JobFailed: 3,

@@ -16,6 +16,7 @@ from threading import Lock, Thread
 
 from batchserve.engines.local import LocalCall, LocalEngine
 from batchserve.engines.process import ProcessLimits, answer_of, scoring_limits
+from batchserve.secrets import take_from_files
 from batchserve.settings import Settings
 from batchserve.storage import open_storage
 
@@ -60,6 +61,7 @@ class ScoringHost:
     def __init__(self, cpus: int) -> None:
         """`cpus`: those of this host that Ray knows, which may be fewer than it has."""
         _forget_main()
+        take_from_files(os.environ)
         settings = Settings()
         self._facts = deciding_facts(settings)
         self._processes = settings.processes if "processes" in settings.model_fields_set else max(1, cpus)
