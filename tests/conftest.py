@@ -18,7 +18,9 @@ import pandas as pd
 import postgres
 import pytest
 import ray_hosts
+import ray_servers
 import seaweed
+from namespaces import NoNamespaces
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
@@ -140,14 +142,14 @@ T = TypeVar("T")
 
 
 def shared(
-    opened: AbstractContextManager[T], missing: type[Exception], excused: type[Exception] | tuple[()] = ()
+    opened: AbstractContextManager[T], missing: type[Exception], excused: tuple[type[Exception], ...] = ()
 ) -> Iterator[T]:
     """What all tests share. Tests are skipped where it is missing, which continuous integration excuses as little as
     possible."""
     try:
         with opened as made:
             yield made
-    except missing as error:
+    except (missing, *excused) as error:
         if os.environ.get("CI") == "true" and not isinstance(error, excused):
             raise
         pytest.skip(str(error))
@@ -176,7 +178,13 @@ def s3_server() -> Iterator[seaweed.Server]:
 def ray_cluster() -> Iterator[ray_hosts.Cluster]:
     """A Ray cluster of two hosts that all tests share; they run on the first one. Continuous integration fails without
     one, where it may make network namespaces."""
-    yield from shared(ray_hosts.joined(), ray_hosts.NoCluster, excused=ray_hosts.NoNamespaces)
+    yield from shared(ray_hosts.joined(), ray_hosts.NoCluster, excused=(NoNamespaces,))
+
+
+@pytest.fixture(scope="session")
+def servers(ray_cluster: ray_hosts.Cluster) -> Iterator[ray_servers.Servers]:
+    """A database and an object store for it. A test may end them, and starts them again."""
+    yield from shared(ray_servers.serving(ray_cluster), ray_servers.NoServers)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ class Server:
     def __init__(self, installation: "Installation") -> None:
         self._installation = installation
         self.socket = installation.folder
-        self._connection = psycopg.connect(host=str(self.socket), user="postgres", autocommit=True)
+        self._connection = self._connected()
         self._left: list[str] = []
         """Databases that no test uses any more."""
         self._of_storages: dict[Path, str] = {}
@@ -112,12 +112,16 @@ class Server:
         self._connection.execute(statement.encode())
 
     def stop(self) -> None:
-        """Ends it as a crash does. Use it only with a server of the test's own, to which `start` gives no new
-        databases."""
+        """Ends it as a crash does. Use it only with a server that no other test uses at the time."""
         self._installation.stop()
 
     def start(self) -> None:
         self._installation.start()
+        self._connection.close()
+        self._connection = self._connected()
+
+    def _connected(self) -> psycopg.Connection:
+        return psycopg.connect(host=str(self.socket), user="postgres", autocommit=True)
 
     def close(self) -> None:
         self._connection.close()

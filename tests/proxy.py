@@ -21,10 +21,11 @@ _ERRORS = {
 
 
 class Proxy:
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, listener: socket.socket | None = None) -> None:
+        """To this port of this host. `listener`: where it listens, which may be on another host."""
         self._target = port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self._listener = listener or socket.create_server(("127.0.0.1", 0))
+        self.endpoint = "http://{}:{}".format(*self._listener.getsockname())
         self.mode: Mode = "through"
         self.requests: list[str] = []
         """Method and path of each."""

@@ -1,52 +1,47 @@
-"""A Ray cluster for the tests: network namespaces joined by a veth pair, because Ray listens on all interfaces.
+"""A Ray cluster for the tests: its hosts are network namespaces, because Ray listens on all interfaces.
 
-Cutting the pair is a partition. All hosts share this machine's files, processes and users.
+Cutting one off is a partition. All hosts share this machine's files, processes and users.
 """
 
-import ctypes
 import json
 import os
 import secrets
 import shutil
-import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from importlib.util import find_spec
-from itertools import count
 from pathlib import Path
 
+import seaweed
+from namespaces import Namespace, Network, inside, network
+from proxy import Proxy
 from waiting import until
 
 from batchserve.engines import Engine, open_engine, ray_cluster
 from batchserve.settings import Settings
 
 PORT = 6379
+WAYS = 9000
+"""The port of the head by which its host reaches the object store; the other host has the next one."""
 START = 90.0
 """Seconds in which a host starts."""
-_CLONE_NEWNET = 0x40000000
-
-_numbers = count(os.getpid() % 200)
 
 
 class NoCluster(Exception):
     """No cluster is available; the message has the reason."""
 
 
-class NoNamespaces(NoCluster):
-    """This machine lets no process make network namespaces."""
-
-
 class Host:
-    """A network namespace, and in it a raylet, where one is started."""
+    """A host on which a raylet runs, where one is started."""
 
-    def __init__(self, cluster: "Cluster", name: str, number: int) -> None:
-        self._cluster, self.name = cluster, name
-        self.namespace = f"bs{os.getpid()}-{cluster.number}{name}"
-        self.address = f"10.213.{cluster.number}.{number}"
+    def __init__(self, cluster: "Cluster", name: str, place: Namespace) -> None:
+        self._cluster, self.name, self.place = cluster, name, place
+        self.address = place.address
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self, *, head: bool = False, path: Path | None = None, **environment: str) -> None:
@@ -68,37 +63,28 @@ class Host:
         paths = os.pathsep.join([*before, str(Path(__file__).parent)])
         with (self._cluster.folder / f"{self.name}.log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["ip", "netns", "exec", self.namespace, *command, *(role if head else joining)],
-                env=self._cluster.environment | {"PYTHONPATH": paths} | environment,
+                self.place.command(*command, *(role if head else joining)),
+                env=self._cluster.environment | {"PYTHONPATH": paths, "AWS_ENDPOINT_URL": self._way()} | environment,
                 stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
         self._await_raylet(before=time.monotonic() + START)
 
+    def _way(self) -> str:
+        return f"http://{self._cluster.head.address}:{self._cluster.ways[self.name]}"
+
     def stop(self) -> None:
         """Ends all its processes, as a power cut would."""
-        for pid in self.processes():
-            _kill(pid)
+        self.place.stop()
         if self._process is not None:
             self._process.wait(10)
 
-    def processes(self, named: str = "") -> list[int]:
-        """The IDs of its running processes, or of those with this in their command."""
-        inside = Path("/run/netns", self.namespace).stat().st_ino
-        found = []
-        for entry in Path("/proc").iterdir():
-            with suppress(OSError):
-                if entry.name.isdecimal() and (entry / "ns/net").stat().st_ino == inside:
-                    command = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                    if int(entry.name) != os.getpid() and named in command:
-                        found.append(int(entry.name))
-        return found
+    def processes(self) -> list[int]:
+        """The IDs of its running processes."""
+        return self.place.processes()
 
     def kill(self, named: str) -> None:
         """kill -9 for its processes with this in their command; there is at least one."""
-        pids = self.processes(named)
-        assert pids, f"no process {named!r} on host {self.name}"
-        for pid in pids:
-            _kill(pid)
+        self.place.kill(named)
 
     def _await_raylet(self, before: float) -> None:
         """Until Ray says that it runs."""
@@ -113,19 +99,21 @@ class Host:
 class Cluster:
     """Two hosts, `a` with the head and `b`. Each has one scoring process of 512 MiB."""
 
-    def __init__(self, folder: Path, object_store: int = 80_000_000, cpus: int = 2) -> None:
+    def __init__(self, folder: Path, network: Network, object_store: int = 80_000_000, cpus: int = 2) -> None:
         """`object_store`, `cpus`: of each host, in bytes and as Ray counts them; it starts as many idle workers."""
-        self.folder, self.object_store, self.cpus = folder, object_store, cpus
-        self.number = next(_numbers)  # Ray refuses an address that another cluster of this machine has
-        own = {name: value for name, value in os.environ.items() if not name.startswith(("BATCHSERVE_", "RAY_"))}
-        self.environment = own | {
+        self.folder, self.network, self.object_store, self.cpus = folder, network, object_store, cpus
+        self.ways = {name: WAYS + place for place, name in enumerate(network.hosts)}
+        of_others = ("BATCHSERVE_", "RAY_", "AWS_")
+        self.environment = {name: value for name, value in os.environ.items() if not name.startswith(of_others)}
+        self.environment |= {
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN": secrets.token_hex(32),
             "RAY_worker_niceness": "0",
             "BATCHSERVE_PROCESSES": "1",
             "BATCHSERVE_PROCESS_MEMORY": str(512 * 2**20),
+            **self._keys(),
         }
-        self.head, self.other = self.hosts = Host(self, "a", 1), Host(self, "b", 2)
+        self.head, self.other = (Host(self, name, place) for name, place in network.hosts.items())
 
     @contextmanager
     def engine(self, folder: Path, processes: int = 2, capacity: int | None = None, **_: int) -> Iterator[Engine]:
@@ -146,7 +134,7 @@ class Cluster:
     def joined(self) -> Iterator[None]:
         """This process, on the host of the head, is a driver with the token of the cluster."""
         before = dict(os.environ)
-        os.environ.update({name: self.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")})
+        os.environ.update(self.token)
         ray_cluster.join(self.head.address, PORT)  # once: joining takes seconds
         try:
             yield
@@ -155,94 +143,72 @@ class Cluster:
             os.environ.clear()
             os.environ.update(before)
 
-    def lay(self) -> None:
-        """Lays the cable between the hosts."""
-        for host in self.hosts:
-            _ip("netns", "add", host.namespace)
-            _ip("-n", host.namespace, "link", "set", "lo", "up")
-        first, second = self.hosts
-        _ip("link", "add", "eth0", "netns", first.namespace, "type", "veth", "peer", "eth0", "netns", second.namespace)
-        for host in self.hosts:
-            _ip("-n", host.namespace, "addr", "add", f"{host.address}/24", "dev", "eth0")
-        self.join()
+    @property
+    def token(self) -> dict[str, str]:
+        """That of its drivers."""
+        return {name: self.environment[name] for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")}
+
+    def _keys(self) -> dict[str, str]:
+        """Those of the object store, in files, as a container has them."""
+        given = seaweed.keys()
+        for name, value in given.items():
+            (self.folder / name).write_text(value)
+        return {f"{name}_FILE": str(self.folder / name) for name in given} | seaweed.PLACE
+
+    @contextmanager
+    def reaching(self, store: seaweed.Server) -> Iterator[dict[str, Proxy]]:
+        """Each host reaches a store of this thread's host by a way of its own."""
+        with ExitStack() as end:
+            ways = {}
+            for name, port in self.ways.items():
+                with inside(self.head.place):
+                    listener = socket.create_server((self.head.address, port))
+                ways[name] = end.enter_context(closing(Proxy(store.port, listener)))
+            yield ways
 
     def cut(self) -> None:
-        _ip("-n", self.other.namespace, "link", "set", "eth0", "down")
+        self.network.cut(self.other.place)
 
     def join(self) -> None:
-        for host in self.hosts:
-            _ip("-n", host.namespace, "link", "set", "eth0", "up")
+        self.network.join(self.other.place)
 
     def close(self) -> None:
-        for host in self.hosts:
-            with suppress(OSError):
-                host.stop()
-            subprocess.run(["ip", "netns", "delete", host.namespace], check=False, capture_output=True, timeout=10)
+        for host in (self.head, self.other):
+            host.stop()
 
 
 @contextmanager
 def running(**how: int) -> Iterator[Cluster]:
-    """A cluster of which both hosts run. `how`: as `Cluster` takes it. Raises NoCluster where Ray is missing or this
-    user may make no namespaces."""
+    """A cluster of which both hosts run. `how`: as `Cluster` takes it. Raises NoCluster where Ray is missing, and
+    NoNamespaces."""
     if find_spec("ray") is None:
         raise NoCluster("Ray is not installed: make test-ray")
-    if os.geteuid() != 0 or shutil.which("ip") is None:
-        raise NoNamespaces("network namespaces need root and the command ip (iproute2)")
     folder = Path(tempfile.mkdtemp(prefix="bsray", dir="/tmp"))  # the paths of sockets must be short
-    made = Cluster(folder, **how)
     try:
-        try:
-            made.lay()
-        except subprocess.SubprocessError as error:
-            raise NoNamespaces(f"no network namespaces here: {error}") from error
-        made.head.start(head=True)
-        made.other.start()
-        yield made
+        with network("a", "b") as made:
+            cluster = Cluster(folder, made, **how)
+            try:
+                cluster.head.start(head=True)
+                cluster.other.start()
+                yield cluster
+            finally:
+                cluster.close()
     finally:
-        made.close()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager
-def inside(host: Host) -> Iterator[None]:
-    """This thread, and those that it starts, are on that host."""
-    with Path("/proc/thread-self/ns/net").open() as own, Path("/run/netns", host.namespace).open() as other:
-        _enter(other.fileno())
-        try:
-            yield
-        finally:
-            _enter(own.fileno())
-
-
-@contextmanager
 def joined() -> Iterator[Cluster]:
-    """A cluster that this thread has joined as a driver on its head. Raises NoCluster."""
-    with running() as made, inside(made.head), made.joined():
+    """A cluster that this thread has joined as a driver on its head. Raises NoCluster and NoNamespaces."""
+    with running() as made, inside(made.head.place), made.joined():
         yield made
-
-
-def _enter(namespace: int) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)  # os.setns is new in Python 3.12
-    if libc.setns(namespace, _CLONE_NEWNET):
-        raise OSError(ctypes.get_errno(), "setns")
-
-
-def _ip(*arguments: str) -> None:
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, timeout=10)
-
-
-def _kill(pid: int) -> None:
-    with suppress(ProcessLookupError):
-        os.kill(pid, signal.SIGKILL)
 
 
 def main() -> None:
     """For benchmarks: prints the address of a cluster, the beginning of commands that run on its head and their
     environment, as JSON, and ends with standard input."""
     with running(object_store=1 << 30, cpus=3) as cluster:
-        names = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN")
-        own = {name: cluster.environment[name] for name in names}
-        sys.stdout.write(json.dumps([cluster.url, ["ip", "netns", "exec", cluster.head.namespace], own]) + "\n")
+        sys.stdout.write(json.dumps([cluster.url, cluster.head.place.command(), cluster.token]) + "\n")
         sys.stdout.flush()
         sys.stdin.read()
 

@@ -18,6 +18,7 @@ import httpx2
 
 BUCKET = "tests"
 """Exists from the start."""
+PLACE = {"AWS_REGION": "us-east-1", "AWS_EC2_METADATA_DISABLED": "true"}
 _START_TIMEOUT = 60.0
 _MEMORY = Path("/dev/shm")  # noqa: S108 - each server creates a new folder in it
 _numbers = count()
@@ -39,11 +40,10 @@ class Server:
 
     def start(self) -> None:
         """Starts it, also after `kill`. Raises NoServer."""
-        keys = {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
         log = self._folder / "log"
         with log.open("wb") as said:
             outputs: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": said, "stderr": said}
-            self._process = subprocess.Popen(self._command, cwd=self._folder, env=os.environ | keys, **outputs)
+            self._process = subprocess.Popen(self._command, cwd=self._folder, env=os.environ | keys(), **outputs)
         _await_start(self.port, self._process, log)
 
     def kill(self) -> None:
@@ -67,13 +67,12 @@ class Server:
 
     def environment(self, endpoint: str | None = None) -> dict[str, str]:
         """`endpoint`: another way to this server, such as a proxy."""
-        return {
-            "AWS_ACCESS_KEY_ID": "tests",
-            "AWS_SECRET_ACCESS_KEY": "not-a-secret",
-            "AWS_REGION": "us-east-1",
-            "AWS_ENDPOINT_URL": endpoint or self.endpoint,
-            "AWS_EC2_METADATA_DISABLED": "true",
-        }
+        return keys() | PLACE | {"AWS_ENDPOINT_URL": endpoint or self.endpoint}
+
+
+def keys() -> dict[str, str]:
+    """Those that the server knows."""
+    return {"AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "not-a-secret"}
 
 
 @contextmanager

@@ -17,8 +17,9 @@ from typing import Any
 import calls
 import graphs
 import pytest
-from bench import SHORT, Bench, answers, doubled, rows_of
+from bench import answers, doubled, rows_of
 from ray_hosts import Cluster, running
+from ray_servers import Servers, bench_on, worker_environment
 from structlog.testing import capture_logs
 from waiting import is_alive, until
 
@@ -26,7 +27,6 @@ from batchserve.domain import Job, JobState
 from batchserve.engines import Engine, open_engine
 from batchserve.engines.ray import RayEngine
 from batchserve.errors import InvalidOptions, ScoringCrashed
-from batchserve.runtime import Runtime
 from batchserve.settings import Settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
@@ -53,12 +53,10 @@ def second(busy: bytes) -> float:
     return graphs.turns_per_second(busy)
 
 
-@contextmanager
-def bench_on(engine: str, folder: Path, **settings: Any) -> Iterator[Bench]:
-    """A worker's runtime with that engine."""
-    chosen = Settings(storage=str(folder), engine=engine, **(SHORT | {"lease": 30.0} | settings))
-    with Runtime.open(chosen) as runtime:
-        yield Bench(runtime.settings, runtime.database, runtime.storage, runtime.engine)
+@pytest.fixture
+def places(servers: Servers) -> dict[str, str]:
+    """A database and a storage of a cluster, both empty."""
+    return servers.places()
 
 
 @contextmanager
@@ -84,10 +82,14 @@ def is_written(path: Path) -> bool:
 def test_a_job_on_two_hosts_has_the_bytes_of_one_on_this_host(ray_cluster: Cluster, tmp_path: Path) -> None:
     results, hosts = [], set()
     for engine in ("local", ray_cluster.url):
-        with bench_on(engine, tmp_path / engine[:3], chunk_records=500) as bench, logged("host_join") as joined:
+        with (
+            bench_on(engine, {"storage": str(tmp_path / engine[:3])}, chunk_records=500) as bench,
+            logged("host_join") as joined,
+        ):
             model = bench.register("doubler", graphs.busy())
-            job_id = bench.submit(model, rows_of(*range(10_000)), format="parquet")
             with bench.worker():
+                until(lambda: bench.runtime.engine.capacity == 2)
+                job_id = bench.submit(model, rows_of(*range(10_000)), format="parquet")
                 job = bench.wait(job_id)
             assert (job.state, job.chunks_done, job.attempt) == (JobState.COMPLETED, 20, 1)
             results.append(bench.result(job_id))
@@ -149,12 +151,12 @@ def end_of_the_cable(cluster: Cluster, engine: Engine) -> None:
 def test_a_job_completes_in_its_first_attempt_in_spite_of(
     fault: Callable[[Cluster, Engine], None],
     ray_cluster: Cluster,
-    tmp_path: Path,
+    places: dict[str, str],
     busy: bytes,
     second: float,
 ) -> None:
     work = [round(0.2 * second) + number for number in range(40)]
-    with bench_on(ray_cluster.url, tmp_path, chunk_records=1) as bench:
+    with bench_on(ray_cluster.url, places, chunk_records=1) as bench:
         job_id = bench.submit(bench.register("busy", busy), rows_of(*work))
         try:
             with bench.worker():
@@ -223,12 +225,11 @@ def test_the_calls_of_a_driver_that_was_killed_end_within_a_minute(ray_cluster: 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_another_driver_resumes_the_job_of_one_that_gets(
-    number: signal.Signals, ray_cluster: Cluster, tmp_path: Path, busy: bytes, second: float
+    number: signal.Signals, ray_cluster: Cluster, places: dict[str, str], busy: bytes, second: float
 ) -> None:
     work = [round(0.3 * second) + record for record in range(40)]
-    own = os.environ | {"BATCHSERVE_ENGINE": ray_cluster.url, "BATCHSERVE_STORAGE": str(tmp_path)}
-    own |= {"BATCHSERVE_CHUNK_RECORDS": "1", "BATCHSERVE_LEASE": "4", "BATCHSERVE_HEARTBEAT": "1"}
-    with bench_on(ray_cluster.url, tmp_path, chunk_records=1) as bench:
+    own = worker_environment(ray_cluster, places) | {"BATCHSERVE_LEASE": "4", "BATCHSERVE_HEARTBEAT": "1"}
+    with bench_on(ray_cluster.url, places, chunk_records=1) as bench:
         job_id = bench.submit(bench.register("busy", busy), rows_of(*work))
         with subprocess.Popen([sys.executable, "-m", "batchserve", "worker"], env=own) as first:
             try:
@@ -248,12 +249,14 @@ def test_another_driver_resumes_the_job_of_one_that_gets(
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
-def test_a_job_is_resumed_when_the_head_was_lost_and_is_back(tmp_path: Path, busy: bytes, second: float) -> None:
+def test_a_job_is_resumed_when_the_head_was_lost_and_is_back(
+    servers: Servers, places: dict[str, str], busy: bytes, second: float
+) -> None:
     work = [round(0.3 * second) + number for number in range(40)]
-    with running() as cluster, bench_on("local", tmp_path) as bench:
-        own = cluster.environment | {"BATCHSERVE_ENGINE": cluster.url, "BATCHSERVE_STORAGE": str(tmp_path)}
-        own |= {"BATCHSERVE_CHUNK_RECORDS": "1", "BATCHSERVE_LEASE": "6", "BATCHSERVE_HEARTBEAT": "2"}
-        command = ["ip", "netns", "exec", cluster.head.namespace, sys.executable, "-m", "batchserve", "worker"]
+    with running() as cluster, cluster.reaching(servers.store) as ways, bench_on("local", places) as bench:
+        own = worker_environment(cluster, places, ways[cluster.head.name])
+        own |= {"BATCHSERVE_LEASE": "6", "BATCHSERVE_HEARTBEAT": "2"}
+        command = cluster.head.place.command(sys.executable, "-m", "batchserve", "worker")
         job_id = bench.submit(bench.register("busy", busy), rows_of(*work))
         with subprocess.Popen(command, env=own) as first:
             bench.wait(job_id, lambda job: job.chunks_done >= 4)
@@ -362,9 +365,9 @@ def test_a_worker_with_another_token_is_refused(ray_cluster: Cluster, tmp_path: 
 def test_a_worker_ends_its_chunks_after_sigterm_and_releases_its_jobs(
     ray_cluster: Cluster, tmp_path: Path, busy: bytes, second: float
 ) -> None:
-    own = os.environ | {"BATCHSERVE_ENGINE": ray_cluster.url, "BATCHSERVE_STORAGE": str(tmp_path)}
-    own |= {"BATCHSERVE_CHUNK_RECORDS": "1", "BATCHSERVE_GRACE": "20"}
-    with bench_on("local", tmp_path) as bench:
+    places = {"storage": str(tmp_path)}
+    own = worker_environment(ray_cluster, places) | {"BATCHSERVE_GRACE": "20"}
+    with bench_on("local", places) as bench:
         job_id = bench.submit(bench.register("busy", busy), rows_of(*[5.0 * second] * 10))
         with subprocess.Popen([sys.executable, "-m", "batchserve", "worker"], env=own) as process:
             try:

@@ -14,7 +14,9 @@ import pytest
 import seaweed
 from commands import Service
 from proxy import Proxy
+from selection import quick_first
 from service import ok
+from waiting import until
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(300)]
 
@@ -101,10 +103,13 @@ def started(database_url: str, s3_server: seaweed.Server, tmp_path: Path, iris_o
         yield Site(http, workers, proxy)
 
 
-def test_a_worker_that_is_killed_loses_nothing_of_its_jobs(site: Site) -> None:
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_nothing_is_lost_of_the_jobs_of_a_worker_that_gets(number: signal.Signals, site: Site) -> None:
     jobs = [site.submit() for _ in range(6)]
     victim = site.one_of(jobs, site.workers[0])
-    site.workers[0].end(signal.SIGKILL)
+    site.workers[0].process.send_signal(number)
+    until(lambda: site.get(victim)["attempt"] == 2)
+    site.workers[0].process.send_signal(signal.SIGCONT)  # where it lives, it finds that its lease is lost
     done = [site.ended(job) for job in jobs]
     assert {job["state"] for job in done} == {"completed"}
     assert {(job["rows"]["ok"], job["rows"]["failed"]) for job in done} == {(240_000, 0)}
@@ -115,9 +120,7 @@ def test_a_worker_that_is_killed_loses_nothing_of_its_jobs(site: Site) -> None:
     assert hashlib.sha256(content).hexdigest() == resumed["result"]["sha256"]
 
 
-@pytest.mark.parametrize(
-    "mode", ["away", pytest.param("silent", marks=pytest.mark.slow), pytest.param("unanswered", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("mode", quick_first(["away", "silent", "unanswered", "broken", "full"], 1))
 def test_a_host_that_loses_the_bucket_for_a_while_loses_no_job(site: Site, mode: Any) -> None:
     jobs = [site.submit() for _ in range(4)]
     victim = site.one_of(jobs, site.workers[0])
