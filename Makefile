@@ -76,7 +76,7 @@ chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what 
 	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS) $(if $(CLUSTER),--cluster)
 
 ROWS ?= 10000000
-cluster-demo: $(VENV)/.dev ## Run the cluster of docker-compose.yml as processes, kill each in a job of ROWS=10000000
+cluster-demo: $(VENV)/.ray ## Run the cluster of docker-compose.yml as processes, kill each in a job of ROWS=10000000
 	@PYTHONPATH=tests $(BIN)/python -m cluster --rows $(ROWS)
 
 SEED ?=

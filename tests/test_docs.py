@@ -220,6 +220,13 @@ def test_every_test_that_a_promise_names_exists() -> None:
     assert {name for name in named if not (ROOT / "tests" / name).is_file()} == set()
 
 
+def test_every_test_that_the_table_of_faults_names_exists() -> None:
+    named = re.findall(r"`(test_\w+\.py)::(test_\w+)", section(text_of("docs/ray.md"), "## Tested"))
+    assert named
+    for file, name in named:
+        assert f"def {name}(" in text_of(f"tests/{file}"), name
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_examples_are_well_formed(page: Path) -> None:
     """Only syntax is checked, of shell and Python; the output was pasted from a run."""

@@ -15,9 +15,11 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 class Compose:
     """What the file says about each service. Its secrets are made by the script that makes those of the file."""
 
-    def __init__(self, folder: Path) -> None:
-        """`folder` gets the secrets and the data."""
-        self.folder = folder
+    def __init__(self, folder: Path, servers: str = "127.0.0.1", **hosts: str) -> None:
+        """`folder` gets the secrets and the data. `servers`: the address of the database and the object store here;
+        `hosts`: those of other hosts that the file names, with _ for -."""
+        self.folder, self.servers = folder, servers
+        self._hosts = {name.replace("_", "-"): address for name, address in hosts.items()}
         self.services: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
         self.api, self.postgres, self.s3 = free_ports(3)
         self._make_secrets()
@@ -30,7 +32,9 @@ class Compose:
         return self.folder / "deploy" / "secrets" / name
 
     def command(self, service: str) -> list[str]:
-        return [self._here(word) for word in self.services[service]["command"]]
+        """With the entry point, where the file has another one than the image."""
+        described = self.services[service]
+        return [self._here(word) for word in (*described.get("entrypoint", ()), *described["command"])]
 
     def environment(self, service: str) -> dict[str, str]:
         given: Mapping[str, Any] = self.services[service].get("environment", {})
@@ -39,11 +43,13 @@ class Compose:
     def _here(self, text: str) -> str:
         names = {
             "/run/secrets": str(self.secret("")),
-            "seaweedfs:8333": f"127.0.0.1:{self.s3}",
-            "@postgres/": f"@127.0.0.1:{self.postgres}/",
-            "-ip=seaweedfs": "-ip=127.0.0.1",
+            "seaweedfs:8333": f"{self.servers}:{self.s3}",
+            "@postgres/": f"@{self.servers}:{self.postgres}/",
+            "-ip=seaweedfs": f"-ip={self.servers}",
+            "-ip.bind=0.0.0.0": f"-ip.bind={self.servers}",
             "0.0.0.0": "127.0.0.1",  # noqa: S104 - which is replaced
             "=/data": f"={self.folder / 'objects'}",
+            **{f"{name}:": f"{address}:" for name, address in self._hosts.items()},
         }
         if text == "8000":
             return str(self.api)

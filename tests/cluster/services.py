@@ -28,7 +28,7 @@ class Cluster:
     def __init__(self, compose: Compose, workers: int, **settings: str) -> None:
         """`settings`: more environment of the API and the workers."""
         self.compose = compose
-        self._settings = settings
+        self.settings = settings
         self._workers = workers
         # Elsewhere: the user that runs it when root runs this enters no folder of root.
         self._data = tempfile.TemporaryDirectory(prefix="batchserve-postgres-")
@@ -62,19 +62,19 @@ class Cluster:
             service = self.services.get(name)
             if service is None or service.process.poll() is not None:
                 kind = name.partition(" ")[0]
-                environment = self.compose.environment(kind) | self._settings
+                environment = self.compose.environment(kind) | self.settings
                 self.services[name] = Service(self.compose.folder, *self.compose.command(kind), settings=environment)
                 if service is not None:
                     service.log.unlink()
 
     def wait_until_ready(self, seconds: float = _START) -> None:
         deadline = time.monotonic() + seconds
-        while not self._is_ready():
+        while not self.is_ready():
             assert time.monotonic() < deadline, self.services["api"].log.read_text()[-4000:]
             self.start_missing()
             time.sleep(0.1)
 
-    def _is_ready(self) -> bool:
+    def is_ready(self) -> bool:
         with suppress(httpx2.TransportError):
             return httpx2.get(f"{self.url}/readyz", timeout=10.0).is_success
         return False
@@ -99,13 +99,16 @@ class Cluster:
         copy = self._postgres.folder / "password"  # which the user that runs the server may read
         copy.write_bytes(password.read_bytes())
         copy.chmod(0o644)
-        where = ("listen_addresses='127.0.0.1'", f"port={self.compose.postgres}", "unix_socket_directories=''")
+        where = f"listen_addresses='{self.compose.servers}'", f"port={self.compose.postgres}"
         self._postgres.make(
-            "-U", given["POSTGRES_USER"], "-A", "scram-sha-256", f"--pwfile={copy}", settings=where
+            "-U", given["POSTGRES_USER"], "-A", "scram-sha-256", f"--pwfile={copy}",
+            settings=(*where, "unix_socket_directories=''"),
         )  # fmt: skip
+        with (self._postgres.folder / "data" / "pg_hba.conf").open("a") as rules:
+            rules.write("host all all all scram-sha-256\n")  # as the image of the file has it
         self._postgres.start()
         with psycopg.connect(
-            host="127.0.0.1", port=self.compose.postgres, user=given["POSTGRES_USER"],
+            host=self.compose.servers, port=self.compose.postgres, user=given["POSTGRES_USER"],
             password=password.read_text(), dbname="postgres", autocommit=True,
         ) as connection:  # fmt: skip
             connection.execute(f"CREATE DATABASE {given['POSTGRES_DB']}".encode())
@@ -138,7 +141,7 @@ class Cluster:
                 cwd=self.compose.folder, env=clean(), stdin=subprocess.DEVNULL, stdout=log, stderr=log,
             )  # fmt: skip
         deadline = time.monotonic() + _START
-        while not _listens(self.compose.s3):
+        while not listens(self.compose.servers, self.compose.s3):
             assert time.monotonic() < deadline, "the object store did not start"
             time.sleep(0.05)
 
@@ -171,9 +174,10 @@ def running(folder: Path, workers: int = 2, **settings: str) -> Iterator[Cluster
         yield cluster
 
 
-def _listens(port: int) -> bool:
+def listens(host: str, port: int) -> bool:
     with socket.socket() as tried:
-        return tried.connect_ex(("127.0.0.1", port)) == 0
+        tried.settimeout(1.0)
+        return tried.connect_ex((host, port)) == 0
 
 
-__all__ = ["Cluster", "running"]
+__all__ = ["Cluster", "listens", "running"]
