@@ -72,8 +72,8 @@ test-mutations: $(VENV)/.dev ## Remove one mechanism at a time and check that a 
 
 SECONDS ?= 60
 CLUSTER ?=
-chaos: $(VENV)/.dev ## Kill a service under load for SECONDS=60, and count what was lost; CLUSTER=1: a cluster
-	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS) $(if $(CLUSTER),--cluster)
+chaos: $(VENV)/$(if $(filter ray,$(CLUSTER)),.ray,.dev) ## Kill a service under load for SECONDS=60, count what was lost; CLUSTER=1, CLUSTER=ray
+	@PYTHONPATH=tests $(BIN)/python -m chaos --seconds $(SECONDS) $(if $(CLUSTER),--cluster $(filter ray,$(CLUSTER)))
 
 ROWS ?= 10000000
 cluster-demo: $(VENV)/.ray ## Run the cluster of docker-compose.yml as processes, kill each in a job of ROWS=10000000

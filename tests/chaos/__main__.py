@@ -11,14 +11,19 @@ from pathlib import Path
 
 import graphs
 import httpx2
+from namespaces import NoNamespaces
+from ray_hosts import NoCluster
 
+from chaos import NOT_HERE
 from chaos.audit import Verdict, audit, wait_for_all
 from chaos.clients import MODEL, run_clients
 from chaos.cluster_site import ClusterSite
 from chaos.history import History
+from chaos.ray_site import RaySite
 from chaos.site import Site
 
 CLIENTS = 16
+SITES: dict[str | None, type[Site] | type[ClusterSite]] = {None: Site, "workers": ClusterSite, "ray": RaySite}
 
 
 def main() -> int:
@@ -26,16 +31,20 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=60.0, help="how long clients work and processes are killed")
     parser.add_argument("--seed", type=int, default=random.SystemRandom().randrange(2**32), help="of inputs and kills")
     parser.add_argument(
-        "--cluster", action="store_true", help="on PostgreSQL and an object store, which are killed, too"
-    )
+        "--cluster", nargs="?", choices=("workers", "ray"), const="workers",
+        help="on PostgreSQL and an object store, which are killed, too; `ray`: with the hosts of a Ray cluster",
+    )  # fmt: skip
     arguments = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the services end with this process
     say(f"seed {arguments.seed}: {arguments.seconds:g} s, {CLIENTS} clients; again with --seed {arguments.seed}")
     folder = Path(tempfile.mkdtemp(prefix="batchserve-chaos-"))
-    verdict, kills = run(folder, arguments.seconds, arguments.seed, ClusterSite if arguments.cluster else Site)
+    try:
+        verdict, kills = run(folder, arguments.seconds, arguments.seed, SITES[arguments.cluster])
+    except (NoCluster, NoNamespaces) as error:
+        sys.exit(f"{NOT_HERE}: {error}")
     for sentence in verdict.sentences[:50]:
         say(sentence)
-    say("kills: " + ", ".join(f"{count} of a {kind}" for kind, count in kills.items()))
+    say("kills: " + ", ".join(f"{kind} {count}" for kind, count in kills.items()))
     states = ", ".join(f"{count} {state}" for state, count in sorted(verdict.states.items()))
     say(f"jobs: {states}, in {verdict.attempts} attempts; {verdict.records} records compared")
     if verdict.is_good:
@@ -65,7 +74,7 @@ def run(
         httpx2.put(f"{site.url}/v1/models/{MODEL}", content=model, timeout=60).raise_for_status()
         run_clients(CLIENTS, seed, site.url, history, seconds, partial(site.disturb, seed=seed))
         site.wait_until_ready()
-        wait_for_all(site.url, max(60.0, seconds / 2), verdict)
+        wait_for_all(site.url, max(site.patience, seconds / 2), verdict, site.start_missing)
         audit(site.url, history.path, verdict)
     finally:
         history.close()

@@ -4,7 +4,7 @@ import base64
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -50,7 +50,7 @@ class Verdict:
             self.lose(sentence)
 
 
-def wait_for_all(url: str, seconds: float, verdict: Verdict) -> None:
+def wait_for_all(url: str, seconds: float, verdict: Verdict, meanwhile: Callable[[], None]) -> None:
     """Waits for the jobs to end; those that do not end in time are stuck."""
     deadline = time.monotonic() + seconds
     while waiting := [job["id"] for state in ("queued", "running") for job in listed(url, state=state)]:
@@ -58,6 +58,7 @@ def wait_for_all(url: str, seconds: float, verdict: Verdict) -> None:
             verdict.stuck = len(waiting)
             verdict.sentences += [f"stuck: {job_id}" for job_id in waiting]
             return
+        meanwhile()
         time.sleep(0.5)
 
 

@@ -3,10 +3,10 @@
 import random
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 
-from cluster.compose import Compose
-from cluster.services import Cluster
+from cluster.services import Cluster, running
 
 from chaos.audit import Verdict
 from chaos.site import SETTINGS, Disturbed
@@ -18,47 +18,60 @@ AWAY = (0.0, 5.0)
 class ClusterSite(Disturbed):
     """An API and two workers on PostgreSQL and an object store."""
 
-    kinds = ("api", "worker", "scoring process", "database", "object store")
+    kinds: tuple[str, ...] = ("api", "worker", "scoring process", "database", "object store")
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self._cluster = Cluster(Compose(folder), 2, **SETTINGS)
+        self.folder, self.end = folder, ExitStack()
+        self._cluster: Cluster | None = None
+
+    def started(self) -> Cluster:
+        return self.end.enter_context(running(self.folder, 2, **SETTINGS))
+
+    @property
+    def cluster(self) -> Cluster:
+        assert self._cluster is not None
+        return self._cluster
 
     @property
     def url(self) -> str:
-        return self._cluster.url
+        return self.cluster.url
 
     def start(self) -> None:
-        self._cluster.start()
+        self._cluster = self.started()
 
     def wait_until_ready(self) -> None:
-        self._cluster.wait_until_ready()
+        self.cluster.wait_until_ready()
 
     def start_missing(self) -> None:
-        self._cluster.start_missing()
+        self.cluster.start_missing()
 
     def kill(self, kind: str, chance: random.Random) -> bool:
         worker = chance.choice(("worker 1", "worker 2"))
         match kind:
             case "api":
-                self._cluster.kill("api")
+                self.cluster.kill("api")
             case "worker":
-                self._cluster.kill(worker)
+                self.cluster.kill(worker)
             case "scoring process":
-                return self._cluster.kill_scoring_process(worker)
+                return self.cluster.kill_scoring_process(worker)
             case "database":
-                self._away(chance, self._cluster.crash_database, self._cluster.start_database)
+                away(chance, self.cluster.crash_database, self.cluster.start_database)
             case "object store":
-                self._away(chance, self._cluster.kill_objects, self._cluster.start_objects)
+                away(chance, self.cluster.kill_objects, self.cluster.start_objects)
         return True
-
-    def _away(self, chance: random.Random, end: Callable[[], None], begin: Callable[[], None]) -> None:
-        end()
-        time.sleep(chance.uniform(*AWAY))
-        begin()
 
     def check(self, verdict: Verdict) -> None:
         """The audit has compared what a client sees; PostgreSQL checks its own pages."""
 
     def stop(self) -> None:
-        self._cluster.stop()
+        self.end.close()
+
+
+def away(
+    chance: random.Random, end: Callable[[], None], begin: Callable[[], None], seconds: tuple[float, float] = AWAY
+) -> None:
+    """Ends something, and begins it again after a while."""
+    end()
+    time.sleep(chance.uniform(*seconds))
+    begin()

@@ -23,14 +23,16 @@ SETTINGS = {
     "BATCHSERVE_CRASHES": "1000000",  # kills alone must never fail a job
     "BATCHSERVE_FREE_BYTES": "0",
 }
-PAUSE = (1.5, 4.0)
-"""Seconds from one kill to the next."""
 
 
 class Disturbed(ABC):
     """Processes that are killed, and what starts them again."""
 
     kinds: tuple[str, ...]
+    pause = (1.5, 4.0)
+    """Seconds from one kill to the next."""
+    patience = 60.0
+    """Seconds after the last kill in which all jobs end."""
 
     def __init__(self) -> None:
         self.kills: Counter[str] = Counter()
@@ -40,11 +42,11 @@ class Disturbed(ABC):
         """Kills something every few seconds, and starts what has ended."""
         chance = random.Random(seed)
         end = time.monotonic() + seconds
-        next_kill = time.monotonic() + chance.uniform(*PAUSE)
+        next_kill = time.monotonic() + chance.uniform(*self.pause)
         while time.monotonic() < end:
             if time.monotonic() >= next_kill:
                 self._kill_next(chance)
-                next_kill = time.monotonic() + chance.uniform(*PAUSE)
+                next_kill = time.monotonic() + chance.uniform(*self.pause)
             self.start_missing()
             time.sleep(0.1)
 
