@@ -61,6 +61,11 @@ class Settings(BaseSettings):
         description="Resources of Ray that a host needs and that the engine occupies there, as JSON: `CPU`, `GPU`, "
         "custom ones.",
     )
+    ray_hosts: int = Field(
+        0,
+        ge=0,
+        description="Hosts with these resources that a worker asks Ray's autoscaler for, as long as it runs (0: none).",
+    )
 
     allowed_hosts: str = Field(
         "",

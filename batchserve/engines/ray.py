@@ -46,6 +46,8 @@ _RETRY = 30.0
 """Seconds until a refused host is asked again."""
 _END = 10.0
 """Seconds in which the threads end."""
+_ASK = 30.0
+"""Seconds after which hosts are asked for again, since another driver that ends asks for none."""
 _MARKED = 600.0
 """Seconds after which the object that hosts read is stored again, before a sweep may remove it."""
 _MOST_LOSSES = 3
@@ -135,14 +137,25 @@ class _Scout:
         """The object that hosts read to show that they reach the storage."""
         self._settings, self._hosts, self._found = settings, hosts, found
         self._marked: float | None = None
+        self._asked: float | None = None
 
     def run(self, closed: threading.Event) -> None:
         while not closed.wait(_LOOK):
             try:
                 self._look()
+                self._ask()
             except Exception as error:  # noqa: BLE001 - the head or the storage is away: what runs continues
                 log.warning("Hosts cannot be looked for", action="engine_unavailable", reason=cause(error))
                 closed.wait(_SILENCE)
+        if self._asked is not None:
+            with suppress(Exception):  # the head is away, and has forgotten it
+                ray_cluster.ask_for(0, self._settings.ray_reserved)
+
+    def _ask(self) -> None:
+        hosts = self._settings.ray_hosts
+        if hosts and (self._asked is None or time.monotonic() - self._asked > _ASK):
+            ray_cluster.ask_for(hosts, self._settings.ray_reserved)
+            self._asked = time.monotonic()
 
     def unmark(self) -> None:
         if self._marked is not None:

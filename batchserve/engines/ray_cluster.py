@@ -20,7 +20,19 @@ from urllib.parse import urlsplit
 from batchserve.engines.ray_host import ScoringHost
 from batchserve.errors import InvalidOptions, Unavailable
 
-__all__ = ["Node", "actor_on", "cause", "is_gone", "is_unreachable", "join", "leave", "nodes", "place_of", "wait_for"]
+__all__ = [
+    "Node",
+    "actor_on",
+    "ask_for",
+    "cause",
+    "is_gone",
+    "is_unreachable",
+    "join",
+    "leave",
+    "nodes",
+    "place_of",
+    "wait_for",
+]
 
 _PORT = 6379
 _CONNECT = 5.0
@@ -163,6 +175,13 @@ def actor_on(node: Node, reserved: Mapping[str, float]) -> Any:
         scheduling_strategy=NodeAffinitySchedulingStrategy(node.id, soft=False),
     )
     return remote.remote(int(node.resources.get("CPU", 0)) or os.cpu_count() or 1)
+
+
+def ask_for(hosts: int, reserved: Mapping[str, float]) -> None:
+    """Asks Ray's autoscaler for so many hosts with these resources. Replaces what any driver has asked for before."""
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=[dict(reserved)] * hosts)
 
 
 def wait_for(answers: Sequence[Any], seconds: float) -> None:
