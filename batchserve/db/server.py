@@ -41,7 +41,8 @@ _CLOCK = "SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)"
 _BEGUN = "batchserve_begun"
 """What a connection knows of its transaction: the time of the server at its beginning, and that of the host."""
 _KEPT = 5
-"""Of the connections, those that stay open while unused."""
+"""Of the connections, those that stay open while unused; and transactions of an event loop at a time. To open one takes
+longer than a transaction, and with more threads than a few the interpreter's lock is contended."""
 _MARGIN = 2.0
 """Seconds between the end of a statement by the server, and of the wait for it."""
 _IDLE = 1.0
@@ -125,7 +126,7 @@ class Server:
         """The same connections; each transaction is a snapshot."""
         self.writes = self._engine(url, limits).execution_options(**{BEGIN: "BEGIN ISOLATION LEVEL READ COMMITTED"})
         self.watcher = ServerWatcher(url, limits, self.looks)
-        self.threads = ThreadPoolExecutor(_CONNECTIONS, thread_name_prefix="database")
+        self.threads = ThreadPoolExecutor(_KEPT, thread_name_prefix="database")
         """They wait for the server, instead of the event loop."""
         self._url, self._limits = url, limits
 
