@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-ray test-slow test-faults test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-ray test-slow test-faults test-faults-postgres test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -55,6 +55,8 @@ test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimat
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime
 	@$(BIN)/python -m pytest -m faults -rs
+
+test-faults-postgres: $(VENV)/.dev ## Run those of leases and of failing system calls on PostgreSQL
 	@$(BIN)/python -m pytest -m faults -rs --on-postgres $(FAULTS_ON_POSTGRES)
 
 test-torch: ## Run the tests with PyTorch and img2feat, in .venv-torch (2 GB, made on first use); needs npm
