@@ -216,30 +216,38 @@ def _calibration_scores(tape: Tape, inner: Any) -> Expression:
 
 def vote(tape: Tape, model: Any) -> Any:
     """VotingClassifier: by the mean of the probabilities, or by the count of the labels."""
-    weights = [1.0] * len(model.estimators_) if model.weights is None else [
-        weight for (_, kind), weight in zip(model.estimators, model.weights, strict=True) if kind != "drop"
-    ]  # fmt: skip
+    weights = _weights(model)
     total: Any = None
     for estimator, weight in zip(model.estimators_, weights, strict=True):
         if model.voting == "soft":
-            chance = _probabilities(tape, estimator) * float(weight)
+            chance = _probabilities(tape, estimator) * weight
         else:
             label = _vector(tape.part(estimator)[0])
-            chance = np.equal(label[:, None].to("f"), np.arange(len(model.classes_))).to("f") * float(weight)
+            chance = np.equal(label[:, None].to("f"), np.arange(len(model.classes_))).to("f") * weight
         total = chance if total is None else total + chance
     label = label_of(tape, model.classes_, total.argmax())
-    return (label, total / float(sum(weights))) if model.voting == "soft" else (label, total)
+    return (label, total / sum(weights)) if model.voting == "soft" else (label, total)
 
 
 def mean_vote(tape: Tape, model: Any) -> Expression:
-    weights = [1.0] * len(model.estimators_) if model.weights is None else [
-        weight for (_, kind), weight in zip(model.estimators, model.weights, strict=True) if kind != "drop"
-    ]  # fmt: skip
+    return _mean(tape, model, _weights(model))
+
+
+def _weights(model: Any) -> list[float]:
+    """Those of the estimators that vote."""
+    if model.weights is None:
+        return [1.0] * len(model.estimators_)
+    given = zip(model.estimators, model.weights, strict=True)
+    return [float(weight) for (_, kind), weight in given if kind != "drop"]
+
+
+def _mean(tape: Tape, model: Any, weights: list[float]) -> Expression:
+    """Of the numbers of its estimators."""
     total: Any = None
     for estimator, weight in zip(model.estimators_, weights, strict=True):
-        number = _matrix(tape.part(estimator)[-1], 1) * float(weight)
+        number = _matrix(tape.part(estimator)[-1], 1) * weight
         total = number if total is None else total + number
-    return total / float(sum(weights))
+    return total / sum(weights)
 
 
 def stacked(tape: Tape, model: Any) -> Any:
@@ -302,11 +310,7 @@ def bagged_classes(tape: Tape, model: Any) -> tuple[Expression, Expression]:
 
 def bagged_numbers(tape: Tape, model: Any) -> Expression:
     """BaggingRegressor on all columns: the mean."""
-    total: Any = None
-    for estimator in model.estimators_:
-        number = _matrix(tape.part(estimator)[-1], 1)
-        total = number if total is None else total + number
-    return total / float(len(model.estimators_))
+    return _mean(tape, model, [1.0] * len(model.estimators_))
 
 
 def multi_output_numbers(tape: Tape, model: Any) -> Expression:
