@@ -17,6 +17,7 @@ from sklearn.cluster import KMeans
 from sklearn.datasets import make_classification
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
 from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
@@ -302,6 +303,16 @@ def test_a_batch_that_is_computed_otherwise_than_small_runs_is_not_taken() -> No
     fast = replace(admitted.signature, batch=16_384)
     found = with_multiple(fast, onnx.load_from_string(admitted.model), session, Feed({name: values[:50]}))
     assert found.batch == 4096
+
+
+def test_two_threads_are_taken_only_where_they_give_the_answers_of_one() -> None:
+    model = make_pipeline(SimpleImputer(), HistGradientBoostingClassifier(max_iter=60)).fit(X, Y)
+    admitted = admit(convert(model, X).onnx)
+    (name,) = (tensor.name for tensor in admitted.signature.inputs)
+    one, two = (open_session(admitted.model, threads).run({name: OTHERS}) for threads in (1, 2))
+    assert any((array != one[output]).any() for output, array in two.items())  # sums in another order
+    assert (admitted.signature.kernel, admitted.signature.threads) == ("onnxruntime", 1)
+    assert not any("last digits" in note for note in admitted.signature.notes)
 
 
 def test_a_record_has_the_same_answer_online_in_a_small_job_and_in_a_file(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from onnx import ModelProto
 
 from batchserve.admission import graph
 from batchserve.admission.probe_inputs import PROBE_BYTES, Feed
-from batchserve.admission.tuning import BATCHES
+from batchserve.admission.tuning import BATCHES, identical
 from batchserve.domain import Signature
 from batchserve.errors import OutOfMemory, ScoringFailed
 from batchserve.inference.kernels import Arrays, Session
@@ -98,7 +98,4 @@ def _equal(session: Session, feed: Feed, inputs: Arrays, together: Arrays, size:
 def _is_part(session: Session, feed: Feed, inputs: Arrays, together: Arrays, part: slice) -> bool:
     """Whether the records of a part have the answers alone that they have together."""
     outputs = session.run({name: array[part] if name in feed.arrays else array for name, array in inputs.items()})
-    return all(
-        np.array_equal(array, together[name][part], equal_nan=array.dtype.kind == "f")
-        for name, array in outputs.items()
-    )
+    return identical(outputs, {name: array[part] for name, array in together.items()})

@@ -196,6 +196,11 @@ MUTANTS = (
         "_varied(feed) if len(seen) < RECORDS else ():\n", "():\n", ("tests/test_independence.py",),
     ),
     Mutant(
+        "two threads are taken where they give the answers of one", "batchserve/admission/tuning.py",
+        "            if all(map(identical, alone, _answers(tuned, session, feed))):\n", "            if alone:\n",
+        ("tests/test_one_answer.py",),
+    ),
+    Mutant(
         "the axis of the records is found by its name", "batchserve/admission/record_axes.py",
         "    return [found for found in own.values() if found.axis]\n", "    return []\n",
         ("tests/test_record_axes.py",),
