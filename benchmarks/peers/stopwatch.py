@@ -2,6 +2,7 @@
 
 import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -28,11 +29,9 @@ def family(root: int) -> list[int]:
     while waiting:
         pid = waiting.pop()
         found.append(pid)
-        for file in Path(f"/proc/{pid}/task").glob("*/children"):
-            try:
+        with suppress(OSError):  # it has just ended
+            for file in Path(f"/proc/{pid}/task").glob("*/children"):
                 waiting += [int(child) for child in file.read_text().split()]
-            except OSError:
-                continue
     return found
 
 
