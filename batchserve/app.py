@@ -13,7 +13,7 @@ from typing import Any
 import fastapi_offline
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
-from fastapi.responses import JSONResponse, PlainTextResponse, RedirectResponse
+from fastapi.responses import JSONResponse, PlainTextResponse
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -42,6 +42,7 @@ from batchserve.service.following import Following
 from batchserve.service.notifier import JobNotifier
 from batchserve.settings import Settings
 from batchserve.storage import check_access
+from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
 _ROUTES = (upload, direct_uploads, predict, download, job_routes, models)
@@ -119,8 +120,9 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
     problems.install(app)
     app.add_middleware(problems.ErrorMiddleware)  # here as well: inside of Starlette's, which would answer otherwise
     plain = PlainMiddleware(app.routed, [module.router for module in _ROUTES])
-    guarded = problems.ErrorMiddleware(AuthMiddleware(CacheMiddleware(plain)))
-    app.entrance = OriginMiddleware(guarded, settings.allowed_hosts, host, _add_docs(app))
+    guarded = AuthMiddleware(CacheMiddleware(plain))
+    pages = problems.ErrorMiddleware(WebMiddleware(guarded, app.state))
+    app.entrance = OriginMiddleware(pages, settings.allowed_hosts, host, POLICIES | _add_docs(app))
     for module in _ROUTES:
         app.include_router(module.router)
     _add_health(app)
@@ -169,11 +171,6 @@ def _docs_policy(html: str) -> str:
 
 
 def _add_health(app: FastAPI) -> None:
-    @app.head("/", include_in_schema=False)
-    @app.get("/", include_in_schema=False)
-    async def home() -> RedirectResponse:
-        return RedirectResponse("/docs")
-
     @app.head("/livez", include_in_schema=False)
     @app.get(
         "/livez", tags=["health"], operation_id="livez", summary="The process responds",

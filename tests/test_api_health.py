@@ -73,9 +73,9 @@ def test_a_path_without_a_route_gets_a_problem(api: Api, method: str, path: str,
     assert status != 405 or answer.headers["allow"]
 
 
-def test_the_root_leads_to_the_documentation(api: Api) -> None:
-    answer = api.http.get("/", follow_redirects=False)
-    assert (answer.status_code, answer.headers["location"]) == (307, "/docs")
+def test_the_root_is_a_page(api: Api) -> None:
+    answer = api.http.get("/")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/html; charset=utf-8")
 
 
 def test_the_metric_to_alert_on_counts_only_due_jobs(tmp_path: Path, iris_onnx: Path) -> None:

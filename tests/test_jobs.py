@@ -32,6 +32,7 @@ from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound
 from batchserve.facts import merge_facts
 from batchserve.jobs import execution, expiry, plan, queries, requests
 from batchserve.jobs.ends import forget_events
+from batchserve.jobs.queries import JobFilter
 
 SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
 OPTIONS = Options("csv", passthrough=("id", "name"), columns={"a": "x"}, max_errors=0.5, top_k=3)
@@ -909,9 +910,10 @@ def test_a_deleted_job_leaves_no_row(database: Database) -> None:
 # --- queries ---------------------------------------------------------------------------------------------------------
 
 
-def page(database: Database, **filters: Any) -> list[str]:
+def page(database: Database, limit: int = 50, after: str | None = None, **wanted: Any) -> list[str]:
     with database.read() as connection:
-        return [job.id for job in queries.list_page(connection, **filters)]
+        found = queries.list_page(connection, wanted=JobFilter(**wanted), after=after, limit=limit)
+        return [job.id for job in found]
 
 
 def test_pages_go_from_the_newest_to_the_oldest(database: Database) -> None:
@@ -933,11 +935,12 @@ def test_a_list_is_filtered_by_state_and_model(database: Database) -> None:
         newer = registry.add(connection, "iris", "f" * 64, 1, SIGNATURE, {}, wall(0))
         connection.execute(update(job_rows).where(job_rows.c.id == "2").values(model_id=other.id))
         connection.execute(update(job_rows).where(job_rows.c.id == "3").values(model_id=newer.id))
-    assert page(database, state=JobState.RUNNING) == ["1"]
-    assert page(database, state=JobState.QUEUED) == ["3", "2"]
+    assert page(database, states=(JobState.RUNNING,)) == ["1"]
+    assert page(database, states=(JobState.QUEUED,)) == ["3", "2"]
+    assert page(database, states=(JobState.RUNNING, JobState.QUEUED)) == ["3", "2", "1"]
     assert page(database, model="iris") == ["3", "1"]
     assert page(database, model="iris@1") == ["1"]
-    assert page(database, model="wine@1", state=JobState.QUEUED) == ["2"]
+    assert page(database, model="wine@1", states=(JobState.QUEUED,)) == ["2"]
     for unknown in ("none", "iris@9", "iris@x", f"iris@{10**30}"):
         assert page(database, model=unknown) == []
 

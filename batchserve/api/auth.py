@@ -19,7 +19,7 @@ from batchserve.db.connect import Database
 from batchserve.db.watcher import Version
 from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
 
-PUBLIC = frozenset({"/", "/docs", "/openapi.json", "/livez", "/readyz"})
+PUBLIC = frozenset({"/docs", "/openapi.json", "/livez", "/readyz"})
 """Public paths, which expose no user data. All others need a key, once a key exists."""
 _PUBLIC_FILES = "/docs/static/"
 SIZE = 4096

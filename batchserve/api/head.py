@@ -1,8 +1,8 @@
-"""The headers of a request by name: put together once, for all that read them."""
+"""The head of a request: its headers by name, put together once for all that read them, and its path."""
 
 from starlette.types import Scope
 
-__all__ = ["header", "headers_of"]
+__all__ = ["first_part", "header", "headers_of"]
 
 _KEPT = "headers_by_name"
 
@@ -24,3 +24,8 @@ def header(scope: Scope, name: bytes) -> str | None:
     if len(headers) != len(scope["headers"]):
         value = next(value for known, value in scope["headers"] if known == name)
     return value.decode("latin-1")
+
+
+def first_part(path: str) -> str:
+    """`jobs` of `/jobs/1`."""
+    return path.lstrip("/").partition("/")[0]

@@ -42,7 +42,9 @@ from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
+from batchserve.jobs.queries import JobFilter
 from batchserve.service import Service
+from batchserve.service.listing import read_slice
 from batchserve.storage import Storage, copy_object, delete_objects, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
@@ -80,27 +82,21 @@ async def list_jobs(
     if model is not None and not _REFERENCE.fullmatch(model):
         raise InvalidOptions(f"model: expected name or name@version with a number, got {model!r}")
 
+    wanted = JobFilter(() if state is None else (state,), model, q)
+
     def read(after: str | None) -> bytes:
         """In several reads, so that none fetches much more than the page holds."""
         page: list[bytes] = []
         size, more = 0, True
         while more and len(page) < limit:
-            most = min(SLICE, limit - len(page))
-            with service.runtime.database.read() as connection:
-                found = queries.list_page(
-                    connection, caller.tenant, state=state, model=model, search=q, after=after, limit=most + 1
-                )
-                tried = queries.attempts_of_several(connection, [job.id for job in found if job.attempt])
-                more, now = len(found) > most, service.runtime.database.moment(connection).wall
-            places = service.places.of(found, now)
-            for job in found[:most]:
-                dated = retention.dated(job, service.runtime.settings)
-                body = job_body(dated, tried.get(job.id, []), places.get(job.id), now).model_dump_json().encode()
+            found, more = read_slice(service, caller.tenant, wanted, after, min(SLICE, limit - len(page)))
+            for view in found:
+                body = job_body(view.job, view.attempts, view.place, view.now).model_dump_json().encode()
                 size += len(body)
                 if page and size > PAGE_BYTES:
                     return _page(page, after)
                 page.append(body)
-                after = job.id
+                after = view.job.id
         return _page(page, after if more else None)
 
     return Response(await service.calls.read(caller.tenant, lambda: read(after)), media_type="application/json")
@@ -196,10 +192,13 @@ async def cancel_job(job_id: OwnJob, service: ServiceDep, background: Background
     return job_response(body, 202)
 
 
+RetriedRows = Literal["unfinished", "failed"]
+
+
 class RetryBody(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"rows": "failed"}})
 
-    rows: Literal["unfinished", "failed"] = Field(
+    rows: RetriedRows = Field(
         "unfinished", description="`failed`: a new job that scores the failed records of a completed one again."
     )
 
@@ -228,6 +227,15 @@ async def retry_job(
     rows = parsed(RetryBody, await json_object(request, service.runtime.settings)).rows
     key = bare_key(idempotency_key)
     keyed = KeyedRequest(caller.tenant, key, idempotency.fingerprint("retry", job_id, rows))
+    background.add_task(service.wake)
+    with service.only_one(caller.tenant, key):
+        if (answer := await replayed(service, keyed)) is not None:
+            return answer
+        return job_response(await retry(service, job_id, rows, keyed), 202)
+
+
+async def retry(service: Service, job_id: str, rows: RetriedRows, keyed: KeyedRequest) -> JobBody:
+    """The retried job. Raises JobConflict."""
 
     def retry() -> JobBody:
         if rows == "failed":
@@ -249,11 +257,7 @@ async def retry_job(
             keyed.remember(connection, retried, 202, now)
         return read_body_from_thread(service, retried)
 
-    background.add_task(service.wake)
-    with service.only_one(caller.tenant, key):
-        if (answer := await replayed(service, keyed)) is not None:
-            return answer
-        return job_response(await run_in_threadpool(retry), 202)
+    return await run_in_threadpool(retry)
 
 
 @router.delete(

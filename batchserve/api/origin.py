@@ -15,7 +15,7 @@ from fastapi import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchserve.api import problems
-from batchserve.api.head import headers_of
+from batchserve.api.head import first_part, headers_of
 from batchserve.errors import BadRequest, BatchserveError, CrossOrigin, MisdirectedRequest
 
 SIZE = 256
@@ -39,7 +39,8 @@ class OriginMiddleware:
         policies: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         """`allowed`: BATCHSERVE_ALLOWED_HOSTS. `listens_on`: the address that clients reach. `policies`:
-        Content-Security-Policy by path; all other responses get the strictest one."""
+        Content-Security-Policy by path, or by its first part (`/jobs/`) for all paths that begin with it; all other
+        responses get the strictest one."""
         self._app = app
         self._hosts = Hosts(allowed, listens_on)
         self._seals = {path: _seal(policy) for path, policy in policies.items()}
@@ -52,7 +53,7 @@ class OriginMiddleware:
             await self._app(scope, receive, send)
             return
 
-        seal = self._seals.get(scope["path"], _SEAL)
+        seal = self._seals.get(scope["path"]) or self._seals.get(f"/{first_part(scope['path'])}/", _SEAL)
 
         def sealed(message: Message) -> Awaitable[None]:
             if message["type"] == "http.response.start":

@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 from sqlalchemy import Column, Connection, String, Text, and_, bindparam, case, cast, func, or_, select, union_all
@@ -17,6 +18,8 @@ from batchserve.jobs.statements import JOBS, JOBS_OF, due, job_from_row, readabl
 from batchserve.storage import ERRORS_SUFFIX
 
 STATES = [state.value for state in JobState]
+_FEW = 1000
+"""Jobs of some states up to this number are found by their states."""
 
 
 def get(connection: Connection, job_id: str) -> Job:
@@ -64,31 +67,35 @@ def find_on_input(connection: Connection, key: str, request_digest: str, tenant:
     return list(readable(connection, connection.execute(JOBS.where(*guards)).mappings().all()))
 
 
+@dataclass(frozen=True, slots=True)
+class JobFilter:
+    """Which jobs of a list are wanted. Times: seconds since the epoch, of the creation."""
+
+    states: tuple[JobState, ...] = ()
+    """Any of these; all when there is none."""
+    model: str | None = None
+    """`name` or `name@version`."""
+    search: str | None = None
+    """Part of an ID, file name or metadata value."""
+    since: float | None = None
+    until: float | None = None
+
+
+ALL_JOBS = JobFilter()
+
+
 def list_page(
     connection: Connection,
     tenant: str = DEFAULT_TENANT,
+    wanted: JobFilter = ALL_JOBS,
     *,
-    state: JobState | None = None,
-    model: str | None = None,
-    search: str | None = None,
     after: str | None = None,
     limit: int = 50,
 ) -> list[Job]:
-    """Newest first, without unreadable jobs. `after`: the last ID of the previous page. `search`: part of an ID, file
-    name or metadata value."""
-    guards: list[ColumnElement[bool]] = []
-    if tenant != EVERY_TENANT:
-        guards.append(jobs.c.tenant == tenant)
-    if state is not None:
-        guards.append(jobs.c.state == state)
-    if model is not None:
-        name, _, version = model.partition("@")
-        guards.append(models.c.name == name)
-        if version:
-            guards.append(cast(models.c.version, String) == version)
-    if search:
-        texts = (jobs.c.id, inputs.c.filename, cast(jobs.c.metadata, Text))
-        guards.append(or_(*(text.icontains(search, autoescape=True) for text in texts)))
+    """Newest first, without unreadable jobs. `after`: the last ID of the previous page."""
+    guards = [*_guards(tenant), *_wanted(wanted)]
+    if wanted.states and (few := _few_ids(connection, tenant, wanted)) is not None:
+        guards.append(jobs.c.id.in_(few))
     page: list[Job] = []
     while len(page) < limit:
         beyond = [] if after is None else [jobs.c.id < after]
@@ -98,6 +105,44 @@ def list_page(
             break
         after = found[-1]["id"]
     return page[:limit]
+
+
+def _guards(tenant: str) -> list[ColumnElement[bool]]:
+    return [] if tenant == EVERY_TENANT else [jobs.c.tenant == tenant]
+
+
+def _wanted(wanted: JobFilter) -> list[ColumnElement[bool]]:
+    guards: list[ColumnElement[bool]] = []
+    if wanted.states:
+        guards.append(jobs.c.state.in_(wanted.states))
+    if wanted.model is not None:
+        name, _, version = wanted.model.partition("@")
+        guards.append(models.c.name == name)
+        if version:
+            guards.append(cast(models.c.version, String) == version)
+    if wanted.search:
+        texts = (jobs.c.id, inputs.c.filename, cast(jobs.c.metadata, Text))
+        guards.append(or_(*(text.icontains(wanted.search, autoescape=True) for text in texts)))
+    # IDs begin with their time, and they have the index.
+    if wanted.since is not None:
+        guards.append(jobs.c.id >= _first_id(wanted.since))
+    if wanted.until is not None:
+        guards.append(jobs.c.id < _first_id(wanted.until))
+    return guards
+
+
+def _few_ids(connection: Connection, tenant: str, wanted: JobFilter) -> list[str] | None:
+    """The IDs of all jobs in these states, where they are few: by their own index. A page of the newest jobs would be
+    looked for among all jobs, of which a few failed ones are rarely the newest."""
+    query = select(jobs.c.id).where(*_guards(tenant), jobs.c.state.in_(wanted.states)).limit(_FEW + 1)
+    found = list(connection.scalars(query))
+    return found if len(found) <= _FEW else None
+
+
+def _first_id(since: float) -> str:
+    """The smallest ID of that time (RFC 9562, 5.7): its milliseconds in 48 bits."""
+    digits = f"{min(max(0, int(since * 1000)), 2**48 - 1):012x}"
+    return f"{digits[:8]}-{digits[8:]}"
 
 
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
@@ -152,8 +197,9 @@ def named_inputs(connection: Connection, keys: Collection[str]) -> set[str]:
     return set(connection.scalars(select(inputs.c.key).join(jobs, kept).where(inputs.c.key.in_(keys))))
 
 
-def count_by_state(connection: Connection) -> dict[str, int]:
-    counted = connection.execute(select(jobs.c.state, func.count().label("jobs")).group_by(jobs.c.state))
+def count_by_state(connection: Connection, tenant: str = EVERY_TENANT) -> dict[str, int]:
+    counting = select(jobs.c.state, func.count().label("jobs")).where(*_guards(tenant))
+    counted = connection.execute(counting.group_by(jobs.c.state))
     return {row["state"]: row["jobs"] for row in counted.mappings()}
 
 

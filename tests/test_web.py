@@ -1,0 +1,186 @@
+"""The pages, as a browser without scripts asks for them."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from service import Api, running
+
+from batchserve import keys
+from batchserve.access import Scope
+
+CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Api]:
+    with running(tmp_path, worker=False) as api:
+        yield api
+
+
+def shown(api: Api, path: str, status: int = 200) -> str:
+    answer = api.http.get(path)
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    return answer.text
+
+
+# --- the list --------------------------------------------------------------------------------------------------------
+
+
+def test_a_dropped_file_becomes_a_job_that_is_shown(site: Api) -> None:
+    files = {"file": ("flowers.csv", CSV)}
+    answer = site.http.post("/upload", files=files, follow_redirects=False)
+    assert answer.status_code == 303
+    assert "flowers.csv" in shown(site, answer.headers["location"])
+    assert "flowers.csv" in shown(site, "/jobs")
+    assert "flowers.csv" in shown(site, "/")
+
+
+def test_jobs_are_found_by_words_and_qualifiers(site: Api) -> None:
+    site.http.post("/upload", files={"file": ("flowers.csv", CSV)})
+    for found in ("flowers", "state:uploaded", "state:failed,uploaded since:1h flowers", "until:2999-01-01"):
+        assert "flowers.csv" in shown(site, f"/jobs?q={found}"), found
+    for other in ("state:failed", "model:iris", "wine", "until:2020-01-01", "since:2999-01-01T10:00"):
+        assert "flowers.csv" not in shown(site, f"/jobs?q={other}"), other
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("state:done", "there is no state &#39;done&#39;; the states are uploaded, queued"),
+        ("since:yesterday", "expected an age such as 30min, 12h or 7d, or a date"),
+        ("model:a@b", "expected a name, or name@version"),
+    ],
+)
+def test_a_qualifier_that_is_not_understood_is_told(site: Api, text: str, told: str) -> None:
+    assert told in shown(site, f"/jobs?q={text}", 422)
+
+
+def test_older_jobs_are_a_page_further(site: Api) -> None:
+    for number in range(51):
+        site.upload(CSV, filename=f"file-{number}.csv")
+    first = shown(site, "/jobs")
+    assert "file-50.csv" in first
+    assert "file-0.csv" not in first
+    older = re.search(r'rel="next" href="([^"]+)"', first)
+    assert older is not None
+    assert "file-0.csv" in shown(site, older[1].replace("&amp;", "&"))
+
+
+# --- several at a time -----------------------------------------------------------------------------------------------
+
+
+def test_selected_jobs_are_deleted_after_a_confirmation(site: Api) -> None:
+    jobs = [site.upload(CSV)["id"] for _ in range(3)]
+    asked = site.http.post("/jobs", data={"job": jobs[:2], "action": "delete"})
+    assert "Delete 2 jobs?" in asked.text
+    assert len(site.http.get("/v1/jobs").json()["jobs"]) == 3
+    site.http.post("/jobs", data={"job": jobs[:2], "action": "delete", "confirmed": "yes"})
+    assert [job["id"] for job in site.http.get("/v1/jobs").json()["jobs"]] == jobs[2:]
+
+
+def test_selected_jobs_are_cancelled_and_retried(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    answer = site.http.post("/v1/predict?model=iris&priority=-1", content=CSV)
+    job_id = answer.json()["id"]
+    site.http.post("/jobs", data={"job": [job_id], "action": "cancel"})
+    assert site.job(job_id)["state"] == "cancelled"
+    site.http.post("/jobs", data={"job": [job_id], "action": "retry"})
+    assert site.job(job_id)["state"] == "queued"
+
+
+def test_a_job_that_cannot_be_changed_is_named_and_the_others_are_changed(site: Api) -> None:
+    job_id = site.upload(CSV)["id"]
+    answer = site.http.post("/jobs", data={"job": ["gone", job_id], "action": "delete", "confirmed": "yes"})
+    assert answer.status_code == 409
+    assert "no job &#39;gone&#39;" in answer.text
+    assert site.http.get(f"/v1/jobs/{job_id}").status_code == 404
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def with_key(api: Api, scope: Scope = Scope.USER, tenant: str = "acme") -> str:
+    database = api.http.app.state.service.runtime.database  # type: ignore[attr-defined]
+    with database.write() as connection:
+        _, text = keys.create(connection, f"{tenant}-{scope}", scope, tenant, 1.0)
+    return text
+
+
+def test_with_keys_in_force_a_page_leads_to_the_form_for_a_key(site: Api) -> None:
+    key = with_key(site)
+    answer = site.http.get("/jobs", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/jobs")
+    wrong = site.http.post("/sign-in?next=/jobs", data={"key": "bs_wrong"})
+    assert wrong.status_code == 401
+    assert "not an API key" in wrong.text
+    right = site.http.post("/sign-in?next=/jobs", data={"key": key}, follow_redirects=False)
+    assert (right.status_code, right.headers["location"]) == (303, "/jobs")
+    cookie = right.headers["set-cookie"].lower()
+    assert "httponly" in cookie
+    assert "samesite=strict" in cookie
+    assert "Sign out" in shown(site, "/jobs")
+    token = re.search(r"sign-out\?token=(\w+)", shown(site, "/jobs"))
+    assert token is not None
+    site.http.post(f"/sign-out?token={token[1]}")
+    assert site.http.get("/jobs", follow_redirects=False).status_code == 303
+
+
+def test_the_cookie_of_pages_is_no_key_for_the_api(site: Api) -> None:
+    site.http.post("/sign-in", data={"key": with_key(site)})
+    assert site.http.get("/v1/jobs").status_code == 401
+
+
+def test_a_form_without_the_token_of_its_session_changes_nothing(site: Api) -> None:
+    site.http.post("/sign-in", data={"key": with_key(site)})
+    answer = site.http.post("/upload", files={"file": ("flowers.csv", CSV)})
+    assert answer.status_code == 403
+    assert "this form is of another session" in answer.text
+    assert "flowers.csv" not in shown(site, "/jobs")
+
+
+@pytest.mark.parametrize("target", ["https://example.org", "//example.org", "/\\example.org", "jobs", "/a\nb"])
+def test_after_the_sign_in_no_other_site_is_shown(site: Api, target: str) -> None:
+    key = with_key(site)
+    answer = site.http.post("/sign-in", params={"next": target}, data={"key": key}, follow_redirects=False)
+    assert answer.headers["location"] == "/"
+
+
+def test_tenants_see_their_own_jobs(site: Api) -> None:
+    acme, umbrella = with_key(site, tenant="acme"), with_key(site, tenant="umbrella")
+    headers = {"authorization": f"Bearer {umbrella}"}
+    job = site.http.post("/v1/upload?filename=secret.csv", content=CSV, headers=headers).json()
+    site.http.post("/sign-in", data={"key": acme})
+    assert "secret.csv" not in shown(site, "/jobs")
+    shown(site, f"/jobs/{job['id']}", 404)
+    assert "uploaded <b>0</b>" in shown(site, "/jobs")
+
+
+# --- protection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs", "/sign-in", "/static/style.css"])
+def test_pages_run_no_foreign_script_and_are_in_no_frame(site: Api, path: str) -> None:
+    headers = site.http.get(path).headers
+    policy = headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert "unsafe" not in policy
+    assert headers["x-content-type-options"] == "nosniff"
+
+
+@pytest.mark.parametrize("path", ["/", "/jobs", "/upload", "/sign-in"])
+def test_a_page_from_elsewhere_neither_reads_nor_posts(site: Api, path: str) -> None:
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        assert site.http.get(path, headers=headers).status_code == 403
+        assert site.http.post(path, headers=headers).status_code == 403
+    assert site.http.get(path, headers={"host": "evil.example"}).status_code == 421
+
+
+def test_markup_in_a_name_is_text(site: Api) -> None:
+    site.upload(CSV, filename="<script>alert(1)</script>.csv")
+    page = shown(site, "/jobs")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;.csv" in page
+    assert "<script>alert" not in page
