@@ -32,16 +32,14 @@ from batchserve.api.links import add_links
 from batchserve.api.origin import OriginMiddleware
 from batchserve.api.plain import PlainMiddleware
 from batchserve.api.schemas.problems import Problem
-from batchserve.db import migrate
 from batchserve.db.notifications import Hear, Notification
-from batchserve.errors import BatchserveError
 from batchserve.jobs import queries
 from batchserve.runtime import Runtime
 from batchserve.service import Service
 from batchserve.service.following import Following
+from batchserve.service.health import health_of
 from batchserve.service.notifier import JobNotifier
 from batchserve.settings import Settings
-from batchserve.storage import check_access
 from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
@@ -189,7 +187,7 @@ def _add_health(app: FastAPI) -> None:
     )  # fmt: skip
     async def readyz(request: Request) -> Response:
         service: Service = request.app.state.service
-        checks = await run_in_threadpool(_check, service)
+        checks = await run_in_threadpool(health_of, service)
         ready = all(state == "ok" for state in checks.values())
         body: dict[str, Any] = {"status": "ok" if ready else "unavailable", "version": __version__, "checks": checks}
         if checks["database"] == "ok":
@@ -212,26 +210,6 @@ def _add_health(app: FastAPI) -> None:
 
 def _shown(example: object, media_type: str = "application/json") -> dict[str, Any]:
     return {"content": {media_type: {"example": example}}}
-
-
-def _check(service: Service) -> dict[str, str]:
-    """Required components, each `ok` or the reason why not. A worker is listed only in trouble."""
-    checks, runtime = {}, service.runtime
-    try:
-        migrate.check(runtime.database)
-        checks["database"] = "ok"
-    except BatchserveError as error:
-        checks["database"] = error.detail
-    try:
-        check_access(runtime.storage)
-        checks["storage"] = "ok"
-    except OSError as error:
-        checks["storage"] = f"{type(error).__name__}: the storage does not respond"
-    except BatchserveError as error:
-        checks["storage"] = error.detail
-    if (trouble := service.worker_trouble()) is not None:
-        checks["worker"] = trouble
-    return checks
 
 
 class _JobMetrics(Collector):

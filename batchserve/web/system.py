@@ -1,0 +1,124 @@
+"""The system: health, queue, workers and what they do, space, settings and keys."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Request, Response
+from sqlalchemy import make_url
+from starlette.concurrency import run_in_threadpool
+from starlette.responses import RedirectResponse
+from starlette.routing import Route
+
+from batchserve import keys
+from batchserve.access import DEFAULT_TENANT, ApiKey, Caller, Scope
+from batchserve.api.auth import caller_of, require_admin
+from batchserve.api.deps import service_of
+from batchserve.api.schemas.jobs import JobBody, job_body
+from batchserve.api.schemas.values import time_of, time_or_none
+from batchserve.domain import JobState
+from batchserve.errors import InvalidOptions
+from batchserve.jobs import queries
+from batchserve.jobs.queries import JobFilter
+from batchserve.service import Service
+from batchserve.service.health import health_of
+from batchserve.service.listing import read_slice
+from batchserve.settings import Settings
+from batchserve.storage import free_bytes
+from batchserve.web.forms import read_fields
+from batchserve.web.pages import page
+
+__all__ = ["ROUTES"]
+
+_MOST_RUNNING = 200
+_RUNNING = JobFilter(states=(JobState.RUNNING,))
+
+
+@dataclass(frozen=True, slots=True)
+class _Facts:
+    health: dict[str, str]
+    counts: dict[str, int]
+    waits: dict[str, float]
+    """Seconds since the job that waits longest could have started, by tenant."""
+    running: list[JobBody]
+    free: int | None
+    unreadable: int
+
+
+async def show(request: Request) -> Response:
+    service, caller = service_of(request), caller_of(request)
+    facts = await service.calls.read(caller.tenant, lambda: _facts(service, caller))
+    is_admin = caller.scope is Scope.ADMIN
+    settings = settings_in_force(service.runtime.settings) if is_admin else []
+    template = "_system.html" if request.headers.get("hx-target") == "system" else "system.html"
+    return page(request, template, facts=facts, settings=settings, is_admin=is_admin)
+
+
+def _facts(service: Service, caller: Caller) -> _Facts:
+    health = health_of(service)
+    database = service.runtime.database
+    with database.read() as connection:
+        counts = queries.count_by_state(connection, caller.tenant)
+        waits = queries.longest_waits(connection, database.moment(connection).wall)
+    if caller.scope is not Scope.ADMIN:
+        waits = {tenant: wait for tenant, wait in waits.items() if tenant == caller.tenant}
+    found, _ = read_slice(service, caller.tenant, _RUNNING, None, _MOST_RUNNING)
+    running = [job_body(view.job, view.attempts, view.place, view.now) for view in found]
+    return _Facts(health, counts, waits, running, free_bytes(service.runtime.storage), service.unreadable.count())
+
+
+def settings_in_force(settings: Settings) -> list[tuple[str, str, str, bool]]:
+    """The variable, value and description of each, and whether it was set. Addresses come without their passwords."""
+    found = []
+    for name, field in Settings.model_fields.items():
+        value: Any = getattr(settings, name)
+        shown = make_url(value).render_as_string(hide_password=True) if name == "database" and value else str(value)
+        found.append((f"BATCHSERVE_{name.upper()}", shown, field.description or "", name in settings.model_fields_set))
+    return found
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+async def show_keys(request: Request) -> Response:
+    await require_admin(caller_of(request))
+    return await _keys_page(request)
+
+
+async def create_key(request: Request) -> Response:
+    """The only page on which the text of the key is shown."""
+    caller = caller_of(request)
+    await require_admin(caller)
+    fields, database = await read_fields(request), service_of(request).runtime.database
+    if (scope := fields.first("scope")) not in list(Scope):
+        raise InvalidOptions(f"scope: expected {' or '.join(Scope)}, got {scope[:100]!r}")
+    tenant = fields.first("tenant").strip() or DEFAULT_TENANT
+    key, text = await database.commit(
+        lambda connection: keys.create(
+            connection, fields.first("name").strip(), Scope(scope), tenant, database.moment(connection).wall
+        )
+    )
+    return await _keys_page(request, created=key, text=text)
+
+
+async def revoke_key(request: Request) -> Response:
+    await require_admin(caller_of(request))
+    database, reference = service_of(request).runtime.database, str(request.path_params["key_id"])
+    await run_in_threadpool(
+        database.write_freeing,
+        lambda connection: keys.revoke(connection, reference, database.moment(connection).wall),
+    )
+    return RedirectResponse("/keys", 303)
+
+
+async def _keys_page(request: Request, created: ApiKey | None = None, text: str = "") -> Response:
+    found = await service_of(request).runtime.database.fetch(keys.list_all)
+    times = {key.id: (time_of(key.created_at), time_or_none(key.revoked_at)) for key in found}
+    return page(request, "keys.html", keys=found, times=times, created=created, text=text, scopes=list(Scope))
+
+
+ROUTES = [
+    Route("/system", show),
+    Route("/keys", show_keys),
+    Route("/keys", create_key, methods=["POST"]),
+    Route("/keys/{key_id:int}/revoke", revoke_key, methods=["POST"]),
+]
