@@ -46,6 +46,19 @@ def test_jobs_are_found_by_words_and_qualifiers(site: Api) -> None:
         assert "flowers.csv" not in shown(site, f"/jobs?q={other}"), other
 
 
+def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(site: Api) -> None:
+    site.upload(CSV, filename="flowers.csv")
+    page = shown(site, "/jobs?q=flowers state:failed since:1h")
+    for link in (
+        "flowers%20since%3A1h",
+        "flowers%20since%3A1h%20state%3Auploaded",
+        "flowers%20state%3Afailed%20since%3A7d",
+        "flowers%20state%3Afailed",
+    ):
+        assert f'href="/jobs?q={link}"' in page
+    assert "flowers.csv" in shown(site, "/jobs?q=flowers%20since%3A1h%20state%3Auploaded")
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

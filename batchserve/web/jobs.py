@@ -27,6 +27,7 @@ __all__ = ["ROUTES", "latest"]
 
 _PAGE = 50
 _ACTIONS = ("cancel", "retry", "delete")
+_AGES = {"any time": None, "last hour": "1h", "last day": "1d", "last week": "7d"}
 _PAUSE = 1.0
 """Seconds between two looks for commits, after which the shown rows are read again."""
 
@@ -46,12 +47,11 @@ async def list_page(request: Request) -> Response:
         return search, counts, *_bodies(service, tenant, search, after)
 
     search, counts, bodies, more = await service.calls.read(tenant, read)
-    states = [(state, counts.get(state, 0), urlencode({"q": search.with_state(state)})) for state in JobState]
     following = urlencode({"q": text, "after": bodies[-1].id}) if more else None
     template = "_jobs.html" if request.headers.get("hx-target") == "jobs" else "jobs.html"
     return page(
-        request, template, 422 if search.problem else 200, search=search, jobs=bodies, states=states, after=after,
-        following=following, total=sum(counts.values()), all_states=urlencode({"q": search.with_state(None)}),
+        request, template, 422 if search.problem else 200, search=search, jobs=bodies, counts=counts, after=after,
+        following=following, total=sum(counts.values()), states=list(JobState), ages=_AGES,
     )  # fmt: skip
 
 

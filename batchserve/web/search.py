@@ -25,10 +25,15 @@ class Search:
     problem: str | None = None
     """What of it cannot be understood; then nothing is searched."""
 
-    def with_state(self, state: str | None) -> str:
-        """The text with this state and no other; None: with none."""
-        words = [word for word in self.text.split() if not word.startswith("state:")]
-        return " ".join([*words, *([f"state:{state}"] if state else [])])
+    def with_only(self, name: str, value: str | None) -> str:
+        """The text with this value of a qualifier and no other; None: without the qualifier."""
+        words = [word for word in self.text.split() if not word.startswith(f"{name}:")]
+        return " ".join([*words, *([f"{name}:{value}"] if value else [])])
+
+    def has(self, name: str, value: str | None) -> bool:
+        """Whether it has just this value of a qualifier; None: none."""
+        found = [word for word in self.text.split() if word.startswith(f"{name}:")]
+        return found == ([f"{name}:{value}"] if value else [])
 
 
 def parse(text: str, now: float) -> Search:
