@@ -1,5 +1,6 @@
 import asyncio
 import gzip
+import hashlib
 import io
 import pickle
 import threading
@@ -230,6 +231,19 @@ def test_a_version_in_use_is_not_deleted(idle_api: Api, iris_onnx: Path) -> None
     ok(idle_api.http.post(job["links"]["cancel"]), 202)
     assert idle_api.http.delete("/v1/models/used/versions/1").status_code == 204
     assert idle_api.job(job["id"])["model"]["name"] == "used"
+
+
+def test_a_form_with_one_file_registers_it(idle_api: Api, iris_onnx: Path) -> None:
+    model = iris_onnx.read_bytes()
+    answer = idle_api.http.put(
+        "/v1/models/sent-as-form", files={"file": ("iris.onnx", model)}, data={"note": "x" * 100}
+    )
+    assert answer.status_code == 201, answer.text
+    assert answer.json()["digest"] == hashlib.sha256(model).hexdigest()
+    two = idle_api.http.put("/v1/models/sent-as-form", files=[("file", ("a.onnx", model)), ("file", ("b.onnx", model))])
+    assert "expected a form with one file, got 2" in problem(two, 422, "invalid-options")["detail"]
+    long = idle_api.http.put("/v1/models/sent-as-form", files={"file": ("a.onnx", model)}, data={"note": "x" * 70_000})
+    assert "may have 65,536 bytes" in problem(long, 400, "bad-request")["detail"]
 
 
 # --- refused models --------------------------------------------------------------------------------------------------

@@ -20,11 +20,12 @@ from batchserve.formats.wire.archive import StoredMember, stored_archive
 from batchserve.storage import Piece, Storage, scratch_folder
 from batchserve.storage.disk import full_disk_named
 
-__all__ = ["MAX_FILES", "Form", "FormFile", "disposition_filename", "form_file", "is_form", "open_form"]
+__all__ = ["MAX_FILES", "Form", "FormFile", "disposition_filename", "form_file", "is_form", "only_file", "open_form"]
 
 MAX_FILES = 10_000
 """In one form: more come as a zip."""
 _MAX_FIELDS = 8
+_FIELD_BYTES = 64 * 2**10
 _IN_MEMORY = 1 << 20
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -41,11 +42,12 @@ class FormFile:
 
 
 class Form:
-    """The files of a form, in their order. All are spooled to one temporary file in `folder`, of which 1 MiB may be in
-    memory."""
+    """The files of a form, in their order, and its few other fields. All files are spooled to one temporary file in
+    `folder`, of which 1 MiB may be in memory."""
 
     def __init__(self, boundary: bytes, folder: str | None) -> None:
         self.files: list[FormFile] = []
+        self._values: list[tuple[str, bytearray]] = []
         self._spool = SpooledTemporaryFile(max_size=_IN_MEMORY, dir=folder)  # noqa: SIM115 - `close` closes it
         self._parser = MultipartParser(
             boundary,
@@ -60,7 +62,6 @@ class Form:
             },
         )
         self._begin()
-        self._fields = 0
         self._file: FormFile | None = None
         self._ended = False
 
@@ -73,6 +74,11 @@ class Form:
             raise TruncatedBody(f"the form is truncated: no closing boundary after {len(self.files)} files")
         # A browser sends one without name and bytes for an empty field.
         self.files = [file for file in self.files if file.name or file.bytes]
+
+    @property
+    def fields(self) -> dict[str, str]:
+        """The values of the fields that are no files; of a name that came several times the last."""
+        return {name: value.decode(errors="replace") for name, value in self._values}
 
     async def blocks(self, file: FormFile) -> AsyncGenerator[bytes]:
         """The bytes of a file."""
@@ -116,12 +122,13 @@ class Form:
         self._header_name = self._header_value = b""
 
     def _begin_content(self) -> None:
-        name = _file_name(self._headers.get("content-disposition", b""))
+        disposition = self._headers.get("content-disposition", b"")
+        name = _file_name(disposition)
         self._file = None
         if name is None:
-            self._fields += 1
-            if self._fields > _MAX_FIELDS:
+            if len(self._values) == _MAX_FIELDS:
                 raise BadRequest(f"the form has more than {_MAX_FIELDS} fields that are not files")
+            self._values.append((_field_name(disposition), bytearray()))
             return
         if len(self.files) == MAX_FILES:
             raise BadRequest(f"the form has more than {MAX_FILES} files: send them as a zip")
@@ -130,9 +137,13 @@ class Form:
         self.files.append(self._file)
 
     def _data(self, data: bytes, start: int, end: int) -> None:
-        if self._file is None:
-            return  # of a field, which is ignored
         content = memoryview(data)[start:end]
+        if self._file is None:
+            _, value = self._values[-1]
+            value += content
+            if len(value) > _FIELD_BYTES:
+                raise BadRequest(f"a field of a form that is not a file may have {_FIELD_BYTES:,} bytes")
+            return
         self._spool.write(content)
         self._file.bytes += len(content)
         self._file.crc = zlib.crc32(content, self._file.crc)
@@ -171,12 +182,16 @@ async def form_file(content_type: str, body: Body, storage: Storage) -> tuple[by
     """The one file of a small form: its bytes (decompressed), its media type and its name. Raises InvalidOptions for
     several."""
     async with open_form(content_type, body, storage) as form:
-        if len(form.files) > 1:
-            raise InvalidOptions(
-                f"expected a form with one file, got {len(form.files)}: send several as a zip, or as a job"
-            )
-        (file,) = form.files
+        file = only_file(form, "send several as a zip, or as a job")
         return b"".join([block async for block in body.decoded(form.blocks(file))]), file.content_type, file.name
+
+
+def only_file(form: Form, instead: str) -> FormFile:
+    """Raises InvalidOptions for several, which says what to do `instead`."""
+    if len(form.files) > 1:
+        raise InvalidOptions(f"expected a form with one file, got {len(form.files)}: {instead}")
+    (file,) = form.files
+    return file
 
 
 def disposition_filename(header: str) -> str | None:
@@ -211,6 +226,11 @@ def _file_name(disposition: bytes) -> str | None:
         return options[b"filename"].decode(errors="replace")
     # The standard forbids `filename*` in forms; some clients send nothing else for names beyond ASCII.
     return disposition_filename(disposition.decode("latin-1"))
+
+
+def _field_name(disposition: bytes) -> str:
+    _, options = parse_options_header(disposition)
+    return options.get(b"name", b"").decode(errors="replace")
 
 
 @contextmanager

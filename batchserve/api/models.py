@@ -1,9 +1,9 @@
 """/v1/models: register, look up, and predict online."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import orjson
 import uuid_utils
@@ -17,7 +17,7 @@ from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
 from batchserve.api.deps import PROBLEMS, ServiceDep, leaving, parsed, served
-from batchserve.api.forms import form_file, is_form
+from batchserve.api.forms import form_file, is_form, only_file, open_form
 from batchserve.api.head import header
 from batchserve.api.plain import plain
 from batchserve.api.schemas.models import ModelBody, ModelList, OnlineBody, ValidationBody, model_body
@@ -52,10 +52,13 @@ Version = Annotated[int, Path(ge=1, examples=[1])]
 MODEL_BODY: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "description": "An ONNX file, or a zip of `model.onnx` and its external data.",
+        "description": "An ONNX file, or a zip of `model.onnx` and its external data; or a form with one such file.",
         "content": {
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "application/zip": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {"type": "object", "properties": {"file": {"type": "string", "format": "binary"}}}
+            },
         },
     }
 }
@@ -74,15 +77,31 @@ RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
 async def register_model(name: Name, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """The graph is checked, mended and measured in a limited process first; a refused model is not stored."""
     require_name(name)
+    body = Body(request, service.runtime.settings, service.runtime.settings.model_bytes)
+    media_type = header(request.scope, b"content-type")
+    if not is_form(media_type):
+        model, is_new = await admit_version(name, body, body.blocks(), request, service, caller)
+        return _model_response(model, 201 if is_new else 200)
     require_space(service.runtime)
+    async with open_form(media_type, body, service.runtime.storage) as form:
+        blocks = body.decoded(form.blocks(only_file(form, "a model, with its external data, comes as one zip")))
+        model, is_new = await admit_version(name, body, blocks, request, service, caller)
+    return _model_response(model, 201 if is_new else 200)
+
+
+async def admit_version(
+    name: str, body: Body, blocks: AsyncGenerator[bytes], request: Request, service: Service, caller: Caller
+) -> tuple[ModelVersion, bool]:
+    """The version that these `blocks` of a body are, and whether it is new. Raises InvalidOptions for a name that a
+    model cannot have, and ModelRefused."""
+    require_name(name)
     runtime = service.runtime
+    require_space(runtime)
     _require_preconditions(
         request, await runtime.database.fetch_one(lambda connection: registry.find_newest(connection, name))
     )
     key = f"uploads/{uuid_utils.uuid7()}"
-    body = Body(request, runtime.settings, runtime.settings.model_bytes)
     try:
-        blocks = body.blocks()
         beginning = await anext(blocks, b"")
         if not beginning:
             raise ModelRefused("the body is empty: expected an ONNX file")
@@ -92,14 +111,14 @@ async def register_model(name: Name, request: Request, service: ServiceDep, call
             lambda connection: registry.find_digest(connection, name, stored.sha256)
         )
         if known is not None and await run_in_threadpool(has_artifact, service.runtime.storage, stored.sha256):
-            return _model_response(known, 200)
+            return known, False
         signature, metadata, mended = await _admit(service, caller, key)
         model = await run_in_threadpool(
             _register, request, service, name, stored.sha256, stored.bytes, signature, metadata, mended
         )
     finally:
         await run_in_threadpool(_discard, service, key)
-    return _model_response(model, 200 if known else 201)
+    return model, known is None
 
 
 @router.head("/v1/models", include_in_schema=False)
@@ -179,7 +198,7 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
     options = parsed(OnlineOptions, request.query_params) if request.scope["query_string"] else _NO_OPTIONS
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:  # before its body is in memory
         asked = await _asked(name, request, service, options, options.top_k)
-        task = await _online_task(asked, options, request, service, place)
+        task = await _online_task(asked, options, await _received(request, service), request, service, place)
         answer = await _online_answer(request, service, place, task)
     body = {
         "prediction": orjson.Fragment(answer.records),
@@ -188,6 +207,17 @@ async def predict_online(name: Reference, request: Request, service: ServiceDep,
         "inference_ms": round(answer.inference_ms, 3),
     }
     return Response(orjson.dumps(body), media_type="application/json")
+
+
+async def predict_records(
+    reference: str, records: list[dict[str, Any]], request: Request, service: Service, caller: Caller
+) -> online.Online:
+    """What `predict_online` answers to these records, sent as JSON."""
+    with service.calls.place(caller.tenant, Lane.ONLINE) as place:
+        asked = await _asked(reference, request, service, _NO_OPTIONS)
+        received = _Received(orjson.dumps(records), "application/json")
+        task = await _online_task(asked, _NO_OPTIONS, received, request, service, place)
+        return await _online_answer(request, service, place, task)
 
 
 @router.post(
@@ -201,7 +231,7 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     options = parsed(ValidateOptions, request.query_params)
     with service.calls.place(caller.tenant, Lane.ONLINE) as place:
         asked = await _asked(name, request, service, options)
-        task = await _online_task(asked, options, request, service, place)
+        task = await _online_task(asked, options, await _received(request, service), request, service, place)
         seconds = service.runtime.settings.online_timeout
         errors = await service.calls.run(place, online.validate_online, task, seconds=seconds, leaving=leaving(request))
     body = {
@@ -212,16 +242,26 @@ async def validate(name: Reference, request: Request, service: ServiceDep, calle
     return Response(orjson.dumps(body), media_type="application/json")
 
 
-async def _online_task(
-    asked: "_Asked", options: ValidateOptions, request: Request, service: Service, place: Place
-) -> online.OnlineTask:
+class _Received(NamedTuple):
+    """The body of an online request, and what came with it."""
+
+    content: bytes
+    media_type: str | None
+    filename: str | None = None
+
+
+async def _received(request: Request, service: Service) -> _Received:
     settings = service.runtime.settings
-    body = Body(request, settings, settings.online_bytes)
-    media_type, filename = header(request.scope, b"content-type"), None
+    body, media_type = Body(request, settings, settings.online_bytes), header(request.scope, b"content-type")
     if is_form(media_type):
-        content, media_type, filename = await form_file(media_type, body, service.runtime.storage)
-    else:
-        content = await body.read()
+        return _Received(*await form_file(media_type, body, service.runtime.storage))
+    return _Received(await body.read(), media_type)
+
+
+async def _online_task(
+    asked: "_Asked", options: ValidateOptions, received: _Received, request: Request, service: Service, place: Place
+) -> online.OnlineTask:
+    settings, (content, media_type, filename) = service.runtime.settings, received
     if not content:
         raise InvalidInput("the body is empty: expected records as JSON, NDJSON, CSV, Parquet or Arrow, or an image")
     read = _READ_AS_IS if options is _NO_OPTIONS else options.read

@@ -6,6 +6,7 @@ from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
 from sqlalchemy import Connection
 
 from batchserve import idempotency
+from batchserve.access import Caller
 from batchserve.api.auth import CallerDep, caller_of
 from batchserve.api.bodies import json_object
 from batchserve.api.deps import (
@@ -96,12 +97,27 @@ async def predict(
     The beginning of the input is checked against the model's signature now, not in an hour.
     """
     given = {**request.query_params, **await json_object(request, service.runtime.settings)}
-    key, database = bare_key(idempotency_key), service.runtime.database
+    key, wait = bare_key(idempotency_key), preferred_wait(prefer)
+    return await predict_stored(job_id, given, request, service, caller, background, key, wait)
 
+
+async def predict_stored(
+    job_id: str,
+    given: dict[str, Any],
+    request: Request,
+    service: Service,
+    caller: Caller,
+    background: BackgroundTasks,
+    key: str | None = None,
+    wait: float = 0.0,
+) -> Response:
+    """Predicts the stored input of a job under the options that are `given`. The response waits for the end of the job
+    for at most `wait` seconds. Raises RequestValidationError for unknown or invalid options, and as `predict` does."""
+    database = service.runtime.database
     with service.only_one(caller.tenant, key):
         job, inputs = await service.read_job_to_check(job_id)
         if "model" not in given and job.model is not None:
-            given["model"] = job.model.reference
+            given = {**given, "model": job.model.reference}
         options = parsed(PredictOptions, given)
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
         keyed = KeyedRequest(caller.tenant, key, content)
@@ -123,7 +139,7 @@ async def predict(
             return service.snapshot(connection, queued_id)
 
         view = await database.commit(commit)
-        return await _answer(request, service, background, view, preferred_wait(prefer), scored)
+        return await _answer(request, service, background, view, wait, scored)
 
 
 async def _upload_and_predict(request: Request) -> Response | None:
