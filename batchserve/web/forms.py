@@ -1,5 +1,6 @@
 """The fields of a form without files."""
 
+from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -23,6 +24,14 @@ class Fields:
 
     def all(self, name: str) -> list[str]:
         return [value for known, value in self._pairs if known == name]
+
+    def any(self, names: Sequence[str]) -> bool:
+        """Whether one of these has a value."""
+        return any(map(self.first, names))
+
+    def below(self, prefix: str) -> dict[str, str]:
+        """Those whose names begin with this, by the rest of their names; none that is empty."""
+        return {name.removeprefix(prefix): value for name, value in self._pairs if name.startswith(prefix) and value}
 
 
 async def read_fields(request: Request) -> Fields:

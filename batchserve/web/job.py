@@ -6,6 +6,8 @@ from starlette.routing import Route
 
 from batchserve.api.deps import own_job, read_body, service_of
 from batchserve.api.jobs import cancel_job
+from batchserve.domain import JobState
+from batchserve.web.fit import fit_of
 from batchserve.web.pages import page
 
 __all__ = ["ROUTES"]
@@ -13,7 +15,9 @@ __all__ = ["ROUTES"]
 
 async def show(request: Request) -> Response:
     job_id = await own_job(request.path_params["job_id"], request)
-    return page(request, "job.html", job=await read_body(service_of(request), job_id))
+    body = await read_body(service_of(request), job_id)
+    fit = await fit_of(request, job_id) if body.state is JobState.UPLOADED else None
+    return page(request, "job.html", job=body, fit=fit)
 
 
 async def cancel(request: Request) -> Response:

@@ -1,5 +1,6 @@
 """Pages from templates, and how values are written in them."""
 
+import math
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,17 @@ def duration(seconds: float | None) -> str:
     return f"{hours} h {minutes} min" if hours < 24 else f"{hours // 24} d {hours % 24} h"
 
 
+def size(number: float | None) -> str:
+    """`123 bytes`, `1.2 MB`: in units of thousands, as file managers show them."""
+    if number is None:
+        return UNKNOWN
+    if number < 1000:
+        return f"{number:,.0f} bytes"
+    units = ["kB", "MB", "GB", "TB"]
+    power = min(len(units), int(math.log10(number) // 3))
+    return f"{number / 1000**power:.3g} {units[power - 1]}"
+
+
 def time(moment: datetime | None) -> str:
     """`2026-11-30 14:05:09 UTC`; scripts show it in the time of the reader."""
     return UNKNOWN if moment is None else moment.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%S UTC")
@@ -56,4 +68,4 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"count": count, "duration": duration, "time": time}
+_TEMPLATES.filters |= {"count": count, "duration": duration, "size": size, "time": time}

@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from batchserve.api import problems
 from batchserve.api.head import first_part
 from batchserve.errors import BatchserveError, Unauthorized
-from batchserve.web import home, job, jobs, session, system
+from batchserve.web import fit, home, job, jobs, session, system
 from batchserve.web.pages import page
 
 __all__ = ["POLICIES", "WebMiddleware"]
@@ -30,6 +30,7 @@ _ROUTES: list[BaseRoute] = [
     *home.ROUTES,
     *jobs.ROUTES,
     *job.ROUTES,
+    *fit.ROUTES,
     *system.ROUTES,
     *session.ROUTES,
     Mount("/static", StaticFiles(directory=_STATIC)),
