@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-ray test-slow test-faults test-faults-postgres test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-browser test-ray test-slow test-faults test-faults-postgres test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -43,6 +43,9 @@ test-postgres: $(VENV)/.dev ## Run the suites of databases and services on Postg
 
 test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its own server
 	@$(BIN)/python -m pytest -m 's3 and not faults and not postgres' -rs
+
+test-browser: $(VENV)/.dev ## Run the tests of the pages in Chromium, which must be installed
+	@$(BIN)/python -m pytest -m browser -rs
 
 test-ray: $(VENV)/.ray ## Run the tests on a Ray cluster of two network namespaces; as root, with iproute2
 	@$(BIN)/python -m pytest -m ray -rs

@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
+import browsers
 import httpx2
 import pandas as pd
 import postgres
@@ -29,6 +30,9 @@ from sklearn.preprocessing import StandardScaler
 from batchserve.conversion import convert
 from batchserve.db import migrate
 from batchserve.db.connect import Database
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
 
 pytest_plugins = ["service"]  # the fixtures of the API
 collect_ignore = [] if find_spec("torch") else ["test_torch.py"]  # its environment: make test-torch
@@ -172,6 +176,12 @@ def _default_database(request: pytest.FixtureRequest) -> None:
 def s3_server() -> Iterator[seaweed.Server]:
     """An S3 server that all tests share. Continuous integration fails without one."""
     yield from shared(seaweed.serving(), seaweed.NoServer)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator["Browser"]:
+    """A Chromium that all tests share. Continuous integration fails without one."""
+    yield from shared(browsers.running(), browsers.NoBrowser)
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,201 @@
+"""The pages in a browser: dark and light, wide and narrow, with and without scripts, by keyboard, and live."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from browsers import NARROW, WIDE, hindrances, overflow, visiting
+from commands import in_a_process
+from exhibits import Exhibits, arranged
+from playwright.sync_api import Browser, Page, expect
+
+from batchserve import Client
+
+pytestmark = pytest.mark.browser
+
+PAGES = tuple(Exhibits.PATHS)
+Start = Callable[..., AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="module")
+def site(start_server: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server whose jobs no test changes."""
+    with start_server(tmp_path_factory.mktemp("site")) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def exhibits(site: str, iris_onnx: Path, iris_csv: Path, tmp_path_factory: pytest.TempPathFactory) -> Exhibits:
+    return arranged(site, tmp_path_factory.mktemp("exhibits"), iris_onnx, iris_csv)
+
+
+@pytest.fixture(scope="module")
+def live(start_server: Start, iris_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a server with a model of flowers, for tests that make jobs."""
+    with start_server(tmp_path_factory.mktemp("live")) as url, Client(url) as client:
+        client.models.add(iris_onnx, name="iris")
+        yield url
+
+
+@pytest.fixture(scope="module")
+def guarded(start_server: Start, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str]]:
+    """The address of a server with keys in force, and a key."""
+    folder = tmp_path_factory.mktemp("guarded")
+    with start_server(folder) as url:
+        yield url, in_a_process(folder, "keys", "create", "ada").stdout.split()[-1]
+
+
+# --- every page ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_hinders_nobody(browser: Browser, site: str, exhibits: Exhibits, name: str, dark: bool) -> None:
+    path, status = exhibits.page(name)
+    with visiting(browser, site + path, dark=dark, refused=[status]) as page:
+        assert hindrances(page) == []
+        assert overflow(page) == 0
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_fits_a_narrow_screen(browser: Browser, site: str, exhibits: Exhibits, name: str) -> None:
+    path, status = exhibits.page(name)
+    with visiting(browser, site + path, size=NARROW, refused=[status]) as page:
+        assert overflow(page) == 0
+        assert hindrances(page) == []
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_says_the_same_without_scripts(browser: Browser, site: str, exhibits: Exhibits, name: str) -> None:
+    path, status = exhibits.page(name)
+    with visiting(browser, site + path, refused=[status]) as page:
+        heading = page.get_by_role("heading", level=1).inner_text()
+    with visiting(browser, site + path, scripts=False, refused=[status]) as page:
+        expect(page.get_by_role("heading", level=1)).to_have_text(heading)
+        assert page.locator("main").inner_text().strip() != heading
+
+
+def test_a_page_is_dark_where_the_system_is(browser: Browser, site: str, exhibits: Exhibits) -> None:  # noqa: ARG001
+    def ground(*, dark: bool) -> int:
+        with visiting(browser, site, dark=dark) as page:
+            colour = page.evaluate("getComputedStyle(document.body).backgroundColor")
+            return sum(map(int, colour.removeprefix("rgb(").removesuffix(")").split(",")))
+
+    assert ground(dark=True) < 3 * 64 < 3 * 192 < ground(dark=False)
+
+
+# --- the keyboard ----------------------------------------------------------------------------------------------------
+
+
+def focused(page: Page) -> str:
+    """The text, or the label, of what has the focus."""
+    found = page.evaluate("""() => {
+        const at = document.activeElement;
+        return at.getAttribute("aria-label") || (at.labels && at.labels[0] && at.labels[0].innerText) || at.innerText;
+    }""")
+    return str(found).strip()
+
+
+def test_the_first_key_leads_past_the_navigation(browser: Browser, site: str, exhibits: Exhibits) -> None:  # noqa: ARG001
+    with visiting(browser, f"{site}/jobs") as page:
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("link", name="Skip to the content")).to_be_in_viewport()
+        page.keyboard.press("Enter")
+        assert page.evaluate("document.activeElement.id") == "main"
+        page.keyboard.press("Tab")
+        assert focused(page) == "Search"
+
+
+def test_the_tabulator_goes_through_a_page_as_it_is_read(browser: Browser, site: str, exhibits: Exhibits) -> None:
+    with visiting(browser, f"{site}/jobs?q=state:failed") as page:
+        stops = []
+        for _ in range(30):
+            page.keyboard.press("Tab")
+            stops.append(focused(page))
+            if stops[-1].startswith("Delete"):
+                break
+        assert stops[:7] == ["Skip to the content", "batchserve", "New job", "Jobs", "Models", "System", "API"]
+        assert stops[7:9] == ["Search", "Search"]
+        assert stops[-6:] == [
+            "Select unreadable.csv", "unreadable.csv", "iris@1", "Cancel", "Retry", "Delete…"
+        ]  # fmt: skip
+        assert exhibits.failed.id
+
+
+def test_jobs_are_searched_by_keyboard(browser: Browser, site: str, exhibits: Exhibits) -> None:  # noqa: ARG001
+    with visiting(browser, f"{site}/jobs") as page:
+        page.get_by_label("Search", exact=True).focus()
+        page.keyboard.type("state:failed")
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{site}/jobs?q=state%3Afailed")
+        expect(page.get_by_role("row")).to_have_count(2)
+
+
+# --- the list of jobs ------------------------------------------------------------------------------------------------
+
+
+def test_a_list_shows_new_jobs_by_itself_and_keeps_what_is_selected(
+    browser: Browser, live: str, iris_csv: Path
+) -> None:
+    with Client(live) as client, visiting(browser, f"{live}/jobs") as page:
+        client.upload(b"a\n1\n", filename="first.csv")
+        box = page.get_by_label("Select first.csv")
+        box.check()
+        client.submit(iris_csv, "iris").wait(timeout=60)
+        row = page.get_by_role("row").filter(has_text="iris.csv")
+        expect(row.get_by_text("completed")).to_be_visible()
+        expect(box).to_be_checked()
+        assert page.evaluate("document.activeElement.id") == box.get_attribute("id")
+
+
+def test_times_are_those_of_the_reader(browser: Browser, site: str, exhibits: Exhibits) -> None:
+    path, _ = exhibits.page("jobs")
+    with visiting(browser, site + path, scripts=False) as page:
+        assert page.locator("td time").first.inner_text().endswith(" UTC")
+    with visiting(browser, site + path) as page:
+        expect(page.locator("td time").first).not_to_contain_text("UTC")
+
+
+def test_selected_jobs_are_deleted_once_that_is_confirmed(browser: Browser, live: str) -> None:
+    with Client(live) as client:
+        unwanted, kept = (client.upload(b"a\n1\n", filename=name) for name in ("unwanted.csv", "kept.csv"))
+        for scripts in (True, False):
+            with visiting(browser, f"{live}/jobs?q=unwanted.csv", scripts=scripts) as page:
+                page.get_by_label("Select unwanted.csv").check()
+                page.get_by_role("button", name="Delete…").click()
+                expect(page.get_by_role("heading", level=1)).to_have_text("Delete 1 job?")
+                page.get_by_role("button", name="Delete", exact=True).click()
+                expect(page.get_by_text("No job matches this search.")).to_be_visible()
+            unwanted = client.upload(b"a\n1\n", filename="unwanted.csv")
+        assert {unwanted.id, kept.id} <= {job.id for job in client.jobs.list(state="uploaded")}
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+def test_the_form_for_a_key_hinders_nobody(browser: Browser, guarded: tuple[str, str], dark: bool) -> None:
+    url, _ = guarded
+    for size in (WIDE, NARROW):
+        with visiting(browser, url, dark=dark, size=size, refused=[401]) as page:
+            page.get_by_label("API key").fill("bs_wrong")
+            page.keyboard.press("Enter")
+            expect(page.get_by_role("alert")).to_contain_text("not an API key")
+            assert hindrances(page) == []
+            assert overflow(page) == 0
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_a_key_opens_the_pages_until_it_is_signed_out(
+    browser: Browser, guarded: tuple[str, str], scripts: bool
+) -> None:
+    url, key = guarded
+    with visiting(browser, f"{url}/jobs", scripts=scripts) as page:
+        expect(page).to_have_url(f"{url}/sign-in?next=/jobs")
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page).to_have_url(f"{url}/jobs")
+        page.get_by_role("button", name="Sign out").click()
+        page.goto(f"{url}/jobs")
+        expect(page).to_have_url(f"{url}/sign-in?next=/jobs")
