@@ -19,8 +19,9 @@ help: ## Show this help
 
 setup: $(VENV)/.dev ## Make .venv with everything needed for development
 
-demo: $(VENV)/.demo ## Score real data through a real server, end to end
-	@$(BIN)/batchserve demo
+OPEN ?=
+demo: $(VENV)/.demo ## Score real data through a real server, end to end; OPEN=1 leaves it running
+	@$(BIN)/batchserve demo $(if $(OPEN),--keep)
 
 # Two processes: a test spends half of its time waiting for processes that it starts.
 SIDE_BY_SIDE := --numprocesses 2

@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import onnx
 import pandas as pd
@@ -22,7 +23,7 @@ import polars as pl
 import postgres
 import pytest
 import typer
-from commands import Run, clean_environment, in_a_process, in_this_process
+from commands import Run, Service, clean_environment, in_a_process, in_this_process
 from sklearn.linear_model import LogisticRegression
 
 from batchserve import __version__
@@ -609,6 +610,15 @@ def test_the_demo_scores_every_row_and_leaves_its_files(process_alone: Run) -> N
     assert (facts["rows_in"], facts["rows_out"], facts["rows_ok"], facts["rows_failed"]) == (20_000, 20_000, 20_000, 0)
     assert pl.read_csv(facts["files"]["predictions"]).height == 20_000
     assert f"/v1/download/{facts['job']['id']}" in done.stderr
+    assert done.stderr.endswith(f"\n  http://127.0.0.1:8000/jobs/{facts['job']['id']}\n")
+
+
+@pytest.mark.slow
+def test_the_demo_leaves_its_server_running_on_request(tmp_path: Path) -> None:
+    left = Service(tmp_path, "demo", "--rows", "20000", "--keep", "--json")
+    page = left.wait_for(r"\n  (http://127\.0\.0\.1:\d+/jobs/\S+)\n")[1]
+    assert "flights.csv" in httpx2.get(page).text
+    assert left.end(signal.SIGINT) == 0
 
 
 # --- secrets in files ------------------------------------------------------------------------------------------------

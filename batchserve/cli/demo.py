@@ -30,6 +30,8 @@ WORDS = ["carrier", "origin", "dest"]
 SHOWN = ["carrier", "origin", "dest", "dep_delay", "arr_delay", "prediction", "probability_late"]
 LATE = 15
 TRAINED_ON = 80_000
+LATER = "http://127.0.0.1:8000"
+"""Where `batchserve serve` listens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +88,10 @@ def demo(
         facts = examine(console, files, len(flights), job, seconds)
         if as_json:
             print_json({"url": url, "model": f"{model.name}@{model.version}", **facts, "job": job.data})
-        show_by_hand(console, files, job, url if keep else "http://127.0.0.1:8000", running=keep)
+        show_by_hand(console, files, job, url if keep else LATER, running=keep)
         if keep:
-            wait_for_interrupt(console, url)
-    show_next(console, files)
+            wait_for_interrupt(console, url, job)
+    show_next(console, files, job)
 
 
 def load_flights(rows: int | None) -> "pd.DataFrame":
@@ -212,22 +214,31 @@ def show_by_hand(console: Console, files: Files, job: Job, url: str, *, running:
     console.print("The upload returns the id of a new job; the other two lines use the job that just ran.")
 
 
-def show_next(console: Console, files: Files) -> None:
+def show_next(console: Console, files: Files, job: Job) -> None:
     console.print(
-        f"\nThe server is stopped. Next: [bold]batchserve serve[/], then open http://127.0.0.1:8000/docs, or\n"
+        f"\nThe server is stopped. Next: [bold]batchserve serve[/], then in a second terminal\n"
         f"  batchserve predict {shown(files.data)} --model {MODEL} -o late.parquet\n"
         f"  batchserve jobs list\n"
-        f"  batchserve convert your-model.joblib --sample your-data.csv -o your-model.onnx"
+        f"  batchserve convert your-model.joblib --sample your-data.csv -o your-model.onnx\n"
+        f"and in a browser the job that just ran:\n"
+        f"  {page_of(LATER, job)}"
     )
 
 
-def wait_for_interrupt(console: Console, url: str) -> None:
-    console.print(f"\nThe server stays at [bold]{url}[/] (its documentation: {url}/docs) until Ctrl-C.")
+def wait_for_interrupt(console: Console, url: str, job: Job) -> None:
+    console.print(
+        f"\nThe server stays at [bold]{url}[/] until Ctrl-C. In a browser, the job that just ran:\n"
+        f"  {page_of(url, job)}"
+    )
     try:
         while True:
             time.sleep(3600)
     except KeyboardInterrupt:
         console.print()
+
+
+def page_of(url: str, job: Job) -> str:
+    return f"{url}/jobs/{job.id}"
 
 
 def shown(path: Path) -> str:
