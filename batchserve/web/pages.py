@@ -10,6 +10,7 @@ from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from batchserve import __version__
+from batchserve.api.schemas.values import time_of
 from batchserve.web.tokens import token_of
 
 __all__ = ["page"]
@@ -68,4 +69,4 @@ _TEMPLATES = Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-_TEMPLATES.filters |= {"count": count, "duration": duration, "size": size, "time": time}
+_TEMPLATES.filters |= {"count": count, "duration": duration, "moment": time_of, "size": size, "time": time}

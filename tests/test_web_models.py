@@ -1,0 +1,317 @@
+"""The pages of models: what is known of each version, its registration and removal, and one record in a form."""
+
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import onnx
+import pandas as pd
+import pytest
+from PIL import Image
+from service import Api, running
+from sklearn.linear_model import LogisticRegression
+
+from batchserve import keys
+from batchserve.access import Scope
+from batchserve.conversion import convert
+
+CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Iterator[Api]:
+    with running(tmp_path, worker=False) as api:
+        yield api
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path, people_onnx: bytes) -> Iterator[Api]:
+    """A service with the models iris and people."""
+    with running(tmp_path_factory.mktemp("models"), worker=False) as api:
+        api.register("iris", iris_onnx)
+        api.register("people", people_onnx)
+        yield api
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory: pytest.TempPathFactory, iris: pd.DataFrame) -> Iterator[Api]:
+    """A service with three versions of a model: another column, then another class, then the same."""
+    wide, narrow = iris.iloc[:, :3], iris.iloc[:, :2]
+    classes = np.where(iris.iloc[:, 2] > 2.5, "long", "short")
+    three = np.where(iris.iloc[:, 2] > 5, "huge", classes)
+    with running(tmp_path_factory.mktemp("versions"), worker=False) as api:
+        for frame, labels, steps in ((narrow, classes, 100), (wide, three, 100), (wide, three, 200)):
+            api.register("size", convert(LogisticRegression(max_iter=steps, C=steps).fit(frame, labels), frame).onnx)
+        yield api
+
+
+def shown(api: Api, path: str, **query: str) -> str:
+    answer = api.http.get(path, params=query or None)
+    assert answer.status_code == 200, answer.text
+    return text_of(answer)
+
+
+def text_of(answer: httpx2.Response) -> str:
+    """The page with the blanks between its lines and words as one."""
+    return re.sub(r"\s+", " ", answer.text)
+
+
+def sent(api: Api, model: bytes, name: str = "", filename: str = "model.onnx", **how: Any) -> httpx2.Response:
+    """The answer to the form of registering."""
+    return api.http.post("/models", data={"name": name}, files={"file": (filename, model)}, **how)
+
+
+def signed_in(api: Api, scope: Scope) -> str:
+    """A session with a key of this scope; returns the token of its forms."""
+    database = api.http.app.state.service.runtime.database  # type: ignore[attr-defined]
+    with database.write() as connection:
+        _, text = keys.create(connection, f"of-{scope}", scope, "acme", 1.0)
+    assert api.http.post("/sign-in", data={"key": text}).status_code == 200
+    found = re.search(r"sign-out\?token=(\w+)", api.http.get("/models").text)
+    assert found is not None
+    return found[1]
+
+
+def model_of(text: str, **metadata: str) -> bytes:
+    graph = onnx.parser.parse_model(f'<ir_version: 8, opset_import: ["": 17]> {text}')
+    for name, value in metadata.items():
+        entry = graph.metadata_props.add()
+        entry.key, entry.value = name.replace("_", "."), value
+    return bytes(graph.SerializeToString())
+
+
+# --- what is known of a version --------------------------------------------------------------------------------------
+
+
+def test_the_list_has_the_newest_version_of_each_model(versions: Api) -> None:
+    page = shown(versions, "/models")
+    assert '<a href="/models/size">size</a></th><td>classification</td> <td class="number">3</td>' in page
+
+
+def test_a_version_shows_its_signature_its_labels_its_parity_and_its_speed(models: Api) -> None:
+    page = shown(models, "/models/iris")
+    assert "<h1>iris@1</h1>" in page
+    assert '<th scope="row">petal width (cm)</th><td>float32</td><td>fail</td>' in page
+    assert '<th scope="row">probability_setosa</th><td>Float32</td>' in page
+    assert "setosa, versicolor, virginica" in page
+    assert "with its original: 0 label flips in 150 records" in page
+    body = models.http.get("/v1/models/iris").json()
+    assert f"{body['records_per_second']:,.0f} records/s" in page
+    assert f"{body['batch']:,} records in a run" in page
+    assert body["digest"] in page
+
+
+def test_a_column_shows_which_values_it_takes(models: Api) -> None:
+    page = shown(models, "/models/people")
+    assert '<th scope="row">age</th><td>float32</td><td>allowed</td>' in page
+    assert '<th scope="row">city</th><td>string</td><td>fail</td><td>Bern, Biel, Genf</td>' in page
+
+
+def test_each_version_shows_what_it_changes_against_the_one_before(versions: Api) -> None:
+    page = shown(versions, "/models/size", version="2")
+    assert "<h1>size@2</h1>" in page
+    second, first = page.index("takes also petal length (cm) (float32)"), page.rindex("size?version=1")
+    assert page.index("the same columns, results and labels") < second < first
+    assert "gives also probability_huge (Float32)" in page
+    assert "knows also huge" in page
+    assert 'size?version=2" aria-current' in page
+
+
+@pytest.mark.parametrize("report", ["{", "[]", '{"rows": "many"}', '{"rows": 1, "label_flips": 0, "tolerance": []}'])
+def test_a_parity_report_that_is_none_is_not_shown(site: Api, report: str) -> None:
+    text = "g (float[N] x) => (float[N] y) { y = Add(x, x) }"
+    site.register("odd", model_of(text, batchserve_parity=report))
+    assert "<h2>Parity</h2>" not in shown(site, "/models/odd")
+
+
+@pytest.mark.parametrize("path", ["/models/gone", "/models/iris?version=9", "/models/iris?version=x"])
+def test_a_version_that_is_not_there_is_a_page_that_says_so(models: Api, path: str) -> None:
+    for address in (path, path.replace("?", "/try?")):
+        answer = models.http.get(address)
+        assert answer.status_code == 404
+        assert "no model" in answer.text
+
+
+# --- registering -----------------------------------------------------------------------------------------------------
+
+
+def test_a_file_is_registered_and_shows_what_admission_found(site: Api, iris_onnx: Path) -> None:
+    assert "Register a model" in shown(site, "/models")
+    answer = sent(site, iris_onnx.read_bytes(), "flowers", follow_redirects=False)
+    assert answer.status_code == 303
+    assert answer.headers["location"] == "/models/flowers?version=1&admitted=new#admission"
+    page = shown(site, answer.headers["location"])
+    assert "Version 1 is registered." in page
+    assert "it takes 4 columns by name and gives 4" in page
+    assert site.http.get("/v1/models/flowers").json()["version"] == 1
+    again = sent(site, iris_onnx.read_bytes(), "flowers")
+    assert "These bytes were registered before: they are version 1." in again.text
+
+
+def test_without_a_name_a_model_is_called_like_its_file(site: Api, iris_onnx: Path) -> None:
+    answer = sent(site, iris_onnx.read_bytes(), filename="iris.v2.onnx", follow_redirects=False)
+    assert answer.headers["location"].startswith("/models/iris.v2?version=1")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("fine", b"\x80\x04\x95 a pickle", "ONNX"),
+        ("a name", b"", "a model&#39;s name has letters"),
+        ("fine", b"", "the body is empty"),
+    ],
+)
+def test_a_refused_file_is_told_why_with_the_form(site: Api, name: str, content: bytes, told: str) -> None:
+    answer = sent(site, content, name)
+    assert answer.status_code == 422
+    assert told in answer.text
+    assert f'value="{name}"' in answer.text
+    assert site.http.get("/v1/models").json()["models"] == []
+
+
+def test_a_form_without_a_file_registers_nothing(site: Api) -> None:
+    assert site.http.post("/models", data={"name": "x"}).status_code == 400
+    none = site.http.post("/models", files={"name": (None, "x")})
+    assert none.status_code == 422
+    assert "the form needs one file" in none.text
+
+
+def test_only_an_admin_key_registers_and_deletes(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    token = signed_in(site, Scope.USER)
+    page = shown(site, "/models")
+    assert "needs an admin key" in page
+    assert 'action="/models?' not in page
+    assert "Delete…" not in shown(site, "/models/iris")
+    assert sent(site, iris_onnx.read_bytes(), "other", params={"token": token}).status_code == 403
+    delete = "/models/iris/versions/1/delete"
+    assert site.http.post(delete, params={"token": token}, data={"confirmed": "yes"}).status_code == 403
+    assert "iris@1" in shown(site, "/models/iris")
+    token = signed_in(site, Scope.ADMIN)
+    assert sent(site, iris_onnx.read_bytes(), "other").status_code == 403  # without the token
+    assert sent(site, iris_onnx.read_bytes(), "other", params={"token": token}).status_code == 200
+    assert site.http.post(delete, params={"token": token}, data={"confirmed": "yes"}).status_code == 200
+    assert site.http.get("/models/iris").status_code == 404
+
+
+def test_a_version_is_deleted_after_a_confirmation(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    asked = site.http.post("/models/iris/versions/1/delete")
+    assert "Delete iris@1?" in asked.text
+    assert "iris@1" in shown(site, "/models/iris")
+    deleted = site.http.post("/models/iris/versions/1/delete", data={"confirmed": "yes"})
+    assert "No model is registered yet." in deleted.text
+
+
+def test_a_version_that_a_job_uses_is_not_deleted(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    site.http.post("/v1/predict?model=iris&priority=-1", content=CSV)
+    answer = site.http.post("/models/iris/versions/1/delete", data={"confirmed": "yes"})
+    assert answer.status_code == 409
+    assert "iris@1 is used by 1 unfinished job(s)" in answer.text
+
+
+# --- one record ------------------------------------------------------------------------------------------------------
+
+FLOWER = {
+    "column.sepal length (cm)": "6.7",
+    "column.sepal width (cm)": "3",
+    "column.petal length (cm)": "5.2",
+    "column.petal width (cm)": "2.3",
+}
+
+
+def test_the_form_has_a_field_for_each_column_with_the_values_of_a_sample(models: Api) -> None:
+    page = shown(models, "/models/people/try")
+    for name, dtype in (("age", "float32, may be empty"), ("city", "string"), ("visits", "float32")):
+        assert f"{name} <small>{dtype}</small></label>" in page
+    sample = models.http.get("/v1/models/people").json()["sample"][0]
+    assert f'name="column.city" type="text" value="{sample["city"]}"' in page
+    assert '<option value="Genf"></option>' in page
+    assert "<h2>Prediction</h2>" not in page
+
+
+def test_a_record_has_the_answer_of_the_api(models: Api) -> None:
+    page = shown(models, "/models/iris/try", **FLOWER)
+    values = {name.removeprefix("column."): float(value) for name, value in FLOWER.items()}
+    row = models.http.post("/v1/models/iris/predict", json=values).json()["prediction"][0]
+    assert f"<dt>prediction</dt><dd>{row['prediction']}</dd>" in page
+    shares = [
+        (label, float(share)) for label, share in re.findall(r'row">(\w+)</th><td><meter [^>]*value="([^"]+)"', page)
+    ]
+    assert dict(shares) == {label: row[f"probability_{label}"] for label in ("setosa", "versicolor", "virginica")}
+    assert shares == sorted(shares, key=lambda share: -share[1])
+    assert 'name="column.petal width (cm)" type="text" inputmode="decimal" value="2.3"' in page
+
+
+def test_the_answer_alone_is_given_where_only_that_is_asked_for(models: Api) -> None:
+    answer = models.http.get("/models/iris/try", params=FLOWER, headers={"hx-target": "answer"})
+    assert "<h2>Prediction</h2>" in answer.text
+    assert "<form" not in answer.text
+
+
+def test_a_value_of_the_wrong_type_and_one_that_is_missing_are_named(models: Api) -> None:
+    wrong = models.http.get("/models/iris/try", params=FLOWER | {"column.sepal width (cm)": "wide"})
+    assert wrong.status_code == 422
+    assert "column &#39;sepal width (cm)&#39;: expected float32, got &#39;wide&#39;" in wrong.text
+    assert 'value="wide"' in wrong.text
+    assert "sepal width (cm): " in shown(models, "/models/iris/try", **FLOWER | {"column.sepal width (cm)": ""})
+    assert "<h2>Prediction</h2>" in shown(
+        models, "/models/people/try", **{"column.age": "", "column.city": "Bern", "column.visits": "3"}
+    )
+
+
+def test_an_older_version_answers_where_it_is_named(versions: Api) -> None:
+    page = shown(versions, "/models/size/try", version="1")
+    assert "size@1" in page
+    assert "petal length" not in page
+
+
+def test_an_array_is_written_as_json(site: Api) -> None:
+    site.register("double", model_of("g (float[N, 2, 2] x) => (float[N, 2, 2] y) { y = Add(x, x) }"))
+    page = shown(site, "/models/double/try")
+    assert 'name="column.x" rows="3" class="code" spellcheck="false">[[0,0],[0,0]]</textarea>' in page
+    page = shown(site, "/models/double/try", **{"column.x": "[[1, 2], [3, 4]]"})
+    assert "<dt>y</dt><dd>[[2.0,4.0],[6.0,8.0]]</dd>" in page
+    wrong = site.http.get("/models/double/try", params={"column.x": "[1, 2"})
+    assert wrong.status_code == 422
+
+
+def test_many_fields_are_sent_in_the_body(site: Api) -> None:
+    frame = pd.DataFrame({f"c{number}": [0.0, 1.0, 2.0] for number in range(100)})
+    site.register("wide", convert(LogisticRegression().fit(frame, ["a", "b", "c"]), frame).onnx)
+    assert '<form class="columns" method="post"' in shown(site, "/models/wide/try")
+    fields = {f"column.{name}": "2" for name in frame.columns}
+    assert "<dt>prediction</dt><dd>c</dd>" in site.http.post("/models/wide/try", data=fields).text
+
+
+def test_an_image_is_sent_as_a_file(site: Api) -> None:
+    site.register(
+        "hues",
+        model_of(
+            "g (float[N, 3, 4, 4] image) => (float[N, 3] hue) {"
+            "hue = ReduceMean <axes = [2, 3], keepdims = 0> (image) }",
+            batchserve_image='{"resize": "stretch", "size": [4, 4]}',
+        ),
+    )
+    assert 'name="file" type="file" accept="image/*"' in shown(site, "/models/hues/try")
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 7, 3), (10, 20, 30), np.uint8)).save(file, "PNG")
+    answer = site.http.post("/models/hues/try", files={"file": ("a.png", file.getvalue())})
+    assert answer.status_code == 200
+    assert "<dt>hue_1</dt><dd>20</dd>" in answer.text
+    broken = site.http.post("/models/hues/try", files={"file": ("a.png", file.getvalue()[:40])})
+    assert "<h2>Prediction</h2>" not in broken.text
+    assert 'role="alert"' in broken.text
+
+
+def test_a_form_of_one_record_needs_the_token_of_its_session_and_no_admin_key(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    token = signed_in(site, Scope.USER)
+    assert "<h2>Prediction</h2>" in shown(site, "/models/iris/try", **FLOWER)
+    assert site.http.post("/models/iris/try", data=FLOWER).status_code == 403
+    assert site.http.post("/models/iris/try", params={"token": token}, data=FLOWER).status_code == 200
