@@ -92,6 +92,35 @@ def test_arrays_show_their_types_and_shapes(models: Api) -> None:
     assert "The input fits iris@1." in page
 
 
+def test_a_script_learns_where_the_job_is_instead_of_reading_its_page(models: Api) -> None:
+    files = {"file": ("flowers.csv", CSV)}
+    answer = models.http.post("/upload?model=iris", files=files, headers={"hx-request": "true"})
+    assert answer.status_code == 204
+    assert re.fullmatch(r"/jobs/[0-9a-f-]{36}\?model=iris", answer.headers["hx-redirect"])
+    assert "The input fits iris@1." in shown(models, answer.headers["hx-redirect"].partition("?")[0], model="iris")
+
+
+def test_a_file_for_a_model_is_compared_with_it(models: Api) -> None:
+    form = re.search(r'action="(/upload[^"]*)"', models.http.get("/?model=people@1").text)
+    assert form is not None
+    answer = models.http.post(form[1].replace("&amp;", "&"), files={"file": ("flowers.csv", CSV)})
+    assert "it lacks &#39;age&#39;" in answer.text
+
+
+def test_a_folder_of_files_and_the_empty_field_beside_it_are_one_input(models: Api) -> None:
+    files = [
+        ("file", ("", b"")),
+        ("file", ("photos/a.png", b"\x89PNG\r\n\x1a\n")),
+        ("file", ("photos/b.png", b"\x89PNG\r\n\x1a\n")),
+    ]
+    page = text_of(models.http.post("/upload", files=files).text)
+    assert "<td>photos/a.png</td>" in page
+    assert "<td>photos/b.png</td>" in page
+    nothing = models.http.post("/upload", files={"file": ("", b"")})
+    assert nothing.status_code == 422
+    assert "needs one file or more" in nothing.text
+
+
 # --- the fit ---------------------------------------------------------------------------------------------------------
 
 

@@ -19,7 +19,7 @@ from batchserve.domain import ModelVersion
 from batchserve.errors import BadRequest, BatchserveError
 from batchserve.service import Service
 from batchserve.web.forms import read_fields
-from batchserve.web.pages import page
+from batchserve.web.pages import page, see
 from batchserve.web.versions import differences, domain_text, parity_of
 
 __all__ = ["ROUTES", "reference_of"]
@@ -69,7 +69,7 @@ async def register(request: Request) -> Response:
     except BatchserveError as refused:
         return await _list_page(request, refused.status, name, refused.detail)
     state = "new" if is_new else "known"
-    return RedirectResponse(f"{_address(model)}&{urlencode({'admitted': state})}#admission", 303)
+    return see(request, f"{_address(model)}&{urlencode({'admitted': state})}#admission")
 
 
 async def show(request: Request) -> Response:

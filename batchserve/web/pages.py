@@ -8,12 +8,13 @@ from typing import Any
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from starlette.responses import RedirectResponse
 
 from batchserve import __version__
 from batchserve.api.schemas.values import time_of
 from batchserve.web.tokens import token_of
 
-__all__ = ["page"]
+__all__ = ["page", "see"]
 
 UNKNOWN = "-"
 _KEPT_PRIVATE = {"cache-control": "no-store", "referrer-policy": "same-origin"}
@@ -26,6 +27,13 @@ def page(request: Request, template: str, status: int = 200, **values: Any) -> R
         token=token_of(request), version=__version__,
     )  # fmt: skip
     return HTMLResponse(text, status, _KEPT_PRIVATE)
+
+
+def see(request: Request, address: str) -> Response:
+    """Leads to a page of this site: a browser at once, a script by a header, as it would read that page itself."""
+    if request.headers.get("hx-request"):
+        return Response(status_code=204, headers={"hx-redirect": address})
+    return RedirectResponse(address, 303)
 
 
 def count(number: float | None) -> str:

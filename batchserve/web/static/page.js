@@ -25,3 +25,116 @@ document.addEventListener("htmx:afterSwap", (event) => {
   for (const box of event.target.querySelectorAll("input[type=checkbox]")) box.checked = selected.has(box.value);
   if (event.target.dataset.focused) document.getElementById(event.target.dataset.focused)?.focus();
 });
+
+// A part that was refused says why in its place.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  if (event.detail.isError && !/^\s*<!doctype/i.test(event.detail.serverResponse)) {
+    event.detail.shouldSwap = true;
+    event.detail.isError = false;
+  }
+});
+
+// Files are sent with a bar, and may be dropped anywhere on a page that takes them.
+function sizeText(bytes) {
+  return bytes < 1e6 ? `${Math.ceil(bytes / 1e3)} kB` : `${(bytes / 1e6).toFixed(1)} MB`;
+}
+
+function chosenFiles(form) {
+  const files = [];
+  for (const input of form.querySelectorAll("input[type=file]")) {
+    for (const file of input.files) files.push([file.webkitRelativePath || file.name, file]);
+  }
+  return files;
+}
+
+async function filesOf(entry) {
+  if (entry.isFile) {
+    return [[entry.fullPath.slice(1), await new Promise((done, failed) => entry.file(done, failed))]];
+  }
+  const reader = entry.createReader();
+  const files = [];
+  for (;;) { // a reader gives a hundred entries at a time
+    const entries = await new Promise((done, failed) => reader.readEntries(done, failed));
+    if (!entries.length) return files;
+    for (const inner of entries) files.push(...await filesOf(inner));
+  }
+}
+
+async function droppedFiles(transfer) {
+  const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  const files = [];
+  for (const entry of entries) files.push(...await filesOf(entry));
+  return files;
+}
+
+function send(form, given) {
+  const files = given.length > 1 ? given.filter(([path]) => !path.split("/").pop().startsWith(".")) : given;
+  form.querySelector(".sending")?.remove();
+  const sending = document.createElement("div");
+  const told = document.createElement("p");
+  sending.className = "sending";
+  told.setAttribute("role", "status");
+  sending.append(told);
+  form.append(sending);
+  const fail = (reason) => {
+    bar.remove();
+    cancel.remove();
+    form.removeAttribute("aria-busy");
+    told.className = "problem";
+    told.setAttribute("role", "alert");
+    told.textContent = reason;
+  };
+  const bar = document.createElement("progress");
+  const cancel = document.createElement("button");
+  if (!files.length) return fail("Choose a file first.");
+  if (form.getAttribute("aria-busy")) return;
+  bar.setAttribute("aria-label", "Upload");
+  cancel.type = "button";
+  cancel.className = "plain";
+  cancel.textContent = "Cancel";
+  sending.append(bar, cancel);
+  form.setAttribute("aria-busy", "true");
+
+  const data = new FormData();
+  for (const field of form.querySelectorAll("input:not([type=file])")) data.append(field.name, field.value);
+  for (const [path, file] of files) data.append("file", file, path);
+  const request = new XMLHttpRequest();
+  request.open("POST", form.getAttribute("action"));
+  request.setRequestHeader("HX-Request", "true");
+  request.upload.addEventListener("progress", (event) => {
+    if (!event.lengthComputable) return;
+    bar.max = event.total;
+    bar.value = event.loaded;
+    told.textContent = `${sizeText(event.loaded)} of ${sizeText(event.total)}`;
+  });
+  request.upload.addEventListener("load", () => {
+    bar.removeAttribute("value");
+    told.textContent = form.dataset.afterwards || "Received, and being stored.";
+  });
+  request.addEventListener("load", () => {
+    const address = request.getResponseHeader("HX-Redirect");
+    if (address) return location.assign(address);
+    const answer = new DOMParser().parseFromString(request.responseText, "text/html");
+    fail(answer.querySelector("[role=alert]")?.textContent || `The server answered ${request.status}.`);
+  });
+  request.addEventListener("error", () => fail("The connection was lost before the upload ended. Try again."));
+  request.addEventListener("abort", () => fail("Cancelled."));
+  cancel.addEventListener("click", () => request.abort());
+  request.send(data);
+}
+
+document.addEventListener("submit", (event) => {
+  if (!event.target.matches("form[data-upload]")) return;
+  event.preventDefault();
+  send(event.target, chosenFiles(event.target));
+});
+
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, async (event) => {
+    const form = document.querySelector("form[data-drop]");
+    if (!form || !event.dataTransfer?.types.includes("Files")) return;
+    event.preventDefault();
+    form.classList.toggle("over", kind === "dragover");
+    if (kind === "drop") send(form, await droppedFiles(event.dataTransfer));
+  });
+}
