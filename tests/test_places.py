@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, aclosing, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,13 +21,15 @@ from batchserve.api.events import JobEvents, job_events
 from batchserve.db.connect import Database
 from batchserve.db.tables import inputs
 from batchserve.db.tables import jobs as job_rows
-from batchserve.domain import Job
+from batchserve.domain import Job, JobState
 from batchserve.jobs import queries, requests
+from batchserve.jobs.queries import ALL_JOBS, JobFilter
 from batchserve.service.following import Following
 from batchserve.service.places import NEAR, Places
 from batchserve.settings import Settings
 
 TENANTS = ("default", "other")
+OLD = (JobState.UPLOADED,)
 
 
 def fill(database: Database, count: int, **values: Any) -> list[str]:
@@ -205,6 +208,23 @@ def test_a_page_ends_early_when_its_jobs_take_too_many_bytes(filled_api: tuple[A
     assert seen == [f"job-{number:06d}" for number in reversed(range(300))]
     assert all(size < 4 * 2**20 + 100 or count == 1 for size, count in sizes)
     assert 1 in [count for _, count in sizes]
+
+
+@pytest.mark.parametrize("deep", [False, True], ids=["newest", "deep"])
+@pytest.mark.parametrize("wanted", [ALL_JOBS, JobFilter(states=OLD), JobFilter(states=OLD, since=0.0)])
+def test_a_page_of_a_list_reads_as_much_among_many_jobs_as_among_few(
+    sqlite: Database, wanted: JobFilter, deep: bool
+) -> None:
+    taken = []
+    for tenant, count in (("few", 1500), ("many", 15_000)):
+        ids = fill(
+            sqlite, count, tenant=tenant, id=lambda number, tenant=tenant: f"{tenant}-{number:06d}",
+            state=lambda number: OLD[0] if number < 500 else JobState.QUEUED,
+        )  # fmt: skip
+        after = ids[len(ids) // 2] if deep else None
+        with sqlite.read() as connection:
+            taken.append(steps(connection, partial(queries.list_page, connection, tenant, wanted, after=after)))
+    assert 0 < taken[1] < 1.5 * taken[0]
 
 
 # --- event streams ----------------------------------------------------------------------------------------------------

@@ -94,12 +94,10 @@ def list_page(
 ) -> list[Job]:
     """Newest first, without unreadable jobs. `after`: the last ID of the previous page."""
     guards = [*_guards(tenant), *_wanted(wanted)]
-    if wanted.states and (few := _few_ids(connection, tenant, wanted)) is not None:
-        guards.append(jobs.c.id.in_(few))
+    few = _few_ids(connection, tenant, wanted) if wanted.states else None
     page: list[Job] = []
     while len(page) < limit:
-        beyond = [] if after is None else [jobs.c.id < after]
-        found = connection.execute(JOBS.where(*guards, *beyond).limit(limit)).mappings().all()
+        found = connection.execute(JOBS.where(*guards, *_within(wanted, after, few)).limit(limit)).mappings().all()
         page += readable(connection, found)
         if len(found) < limit:
             break
@@ -123,12 +121,18 @@ def _wanted(wanted: JobFilter) -> list[ColumnElement[bool]]:
     if wanted.search:
         texts = (jobs.c.id, inputs.c.filename, cast(jobs.c.metadata, Text))
         guards.append(or_(*(text.icontains(wanted.search, autoescape=True) for text in texts)))
-    # IDs begin with their time, and they have the index.
-    if wanted.since is not None:
-        guards.append(jobs.c.id >= _first_id(wanted.since))
-    if wanted.until is not None:
-        guards.append(jobs.c.id < _first_id(wanted.until))
     return guards
+
+
+def _within(wanted: JobFilter, after: str | None, few: list[str] | None) -> list[ColumnElement[bool]]:
+    """Those of the wanted time, before the job `after`: IDs begin with their time, and they have the index. Of few jobs
+    their IDs alone are given: next to a range, SQLite would read all jobs in it."""
+    lowest = "" if wanted.since is None else _first_id(wanted.since)
+    ends = [] if wanted.until is None else [_first_id(wanted.until)]
+    end = min([*ends, *([] if after is None else [after])], default=None)
+    if few is not None:
+        return [jobs.c.id.in_([id for id in few if id >= lowest and (end is None or id < end)])]
+    return [*([jobs.c.id >= lowest] if lowest else []), *([] if end is None else [jobs.c.id < end])]
 
 
 def _few_ids(connection: Connection, tenant: str, wanted: JobFilter) -> list[str] | None:
