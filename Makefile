@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-browser test-ray test-slow test-faults test-faults-postgres test-torch examples lint hooks format serve bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-browser test-ray test-slow test-faults test-faults-postgres test-torch examples lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -105,6 +105,12 @@ format: $(VENV)/.dev ## Format the code and fix what ruff can fix
 
 serve: $(VENV)/.demo ## Serve on http://127.0.0.1:8000, data in storage/
 	@$(BIN)/batchserve serve
+
+screenshots: $(VENV)/.dev ## Take the pictures of the pages in docs/images; needs Chromium
+	@PYTHONPATH=tests $(BIN)/python -m pictures screenshots
+
+recording: $(VENV)/.dev ## Record a kill at 60 % and a restart into docs/images/kill.svg
+	@PYTHONPATH=tests $(BIN)/python -m pictures recording
 
 bench: $(VENV)/.dev ## Measure against the limit of this machine (5 minutes); bench.json
 	@$(BIN)/python -m benchmarks

@@ -1,0 +1,25 @@
+"""Writes the pictures of docs/images: `screenshots` of the pages, and the `recording` of a kill and a restart."""
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from pictures import recording, screenshots
+
+IMAGES = Path(__file__).resolve().parent.parent.parent / "docs" / "images"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="pictures", description=__doc__)
+    parser.add_argument("kind", choices=("screenshots", "recording"))
+    kind = parser.parse_args().kind
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="batchserve-pictures-") as name:
+        written = {"screenshots": screenshots.take, "recording": recording.take}[kind](Path(name), IMAGES)
+    for path in written:
+        print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}: {path.stat().st_size:,} B")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
