@@ -63,7 +63,7 @@ def visiting(
         page = context.new_page()
         page.goto(url)
         yield page
-        assert faults == []
+        assert not faults, "; ".join(faults)
     finally:
         context.close()
 

@@ -40,6 +40,8 @@ class Exhibits:
         "a queued job": ("/jobs/{queued}", 200),
         "an uploaded file": ("/jobs/{uploaded}", 200),
         "a file that fits no model": ("/jobs/{unfit}", 200),
+        "system": ("/system", 200),
+        "keys": ("/keys", 200),
         "no such job": ("/jobs/none", 404),
     }
     """The path of every kind of page, with the names of these jobs for their IDs, and its status."""

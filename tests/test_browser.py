@@ -1,5 +1,6 @@
 """The pages in a browser: dark and light, wide and narrow, with and without scripts, by keyboard, and live."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 from browsers import NARROW, WIDE, hindrances, overflow, visiting
 from commands import in_a_process
-from exhibits import Exhibits, arranged
+from exhibits import HEADER, Exhibits, arranged
 from playwright.sync_api import Browser, Page, expect
 
 from batchserve import Client
@@ -74,6 +75,18 @@ def test_a_page_says_the_same_without_scripts(browser: Browser, site: str, exhib
     with visiting(browser, site + path, scripts=False, refused=[status]) as page:
         expect(page.get_by_role("heading", level=1)).to_have_text(heading)
         assert page.locator("main").inner_text().strip() != heading
+
+
+def test_a_visit_notices_what_a_page_must_not_do(browser: Browser, site: str) -> None:
+    with visiting(browser, site) as page:
+        page.evaluate("document.querySelector('main').append(document.createElement('img'))")
+        page.evaluate("document.querySelector('h1').textContent = 'w'.repeat(2000)")
+        page.evaluate("document.querySelector('h1').setAttribute('class', 'number')")
+        assert [fault for fault in hindrances(page) if fault.startswith("image-alt ")]
+        assert overflow(page) > 0
+    for script in ("console.error('no')", "setTimeout(() => { throw new Error('no') })", "fetch('http://192.0.2.1/')"):
+        with pytest.raises(AssertionError, match=r"console|script"), visiting(browser, site) as page:
+            page.evaluate(f"() => {{ {script}; return new Promise((resolve) => setTimeout(resolve, 200)); }}")
 
 
 def test_a_page_is_dark_where_the_system_is(browser: Browser, site: str, exhibits: Exhibits) -> None:  # noqa: ARG001
@@ -169,6 +182,74 @@ def test_selected_jobs_are_deleted_once_that_is_confirmed(browser: Browser, live
                 expect(page.get_by_text("No job matches this search.")).to_be_visible()
             unwanted = client.upload(b"a\n1\n", filename="unwanted.csv")
         assert {unwanted.id, kept.id} <= {job.id for job in client.jobs.list(state="uploaded")}
+
+
+# --- from a file to its predictions ----------------------------------------------------------------------------------
+
+
+def flowers(folder: Path, name: str, records: int = 150) -> Path:
+    """A table that no other test scores, so that no earlier result is its answer."""
+    path = folder / name
+    lines = (f"{5 + number / 1000:.3f},3.5,{hash_of(name)},0.2\n" for number in range(records))
+    path.write_text(HEADER + "".join(lines))
+    return path
+
+
+def hash_of(name: str) -> int:
+    return sum(name.encode())
+
+
+def drop(page: Page, *files: Path) -> None:
+    """Chooses files on the first page, and waits for the page of their job."""
+    page.get_by_label("Drop a table or images here").set_input_files(files)
+    page.get_by_role("button", name="Upload").click()
+    page.wait_for_url("**/jobs/*")
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_a_dropped_file_is_matched_started_and_scored(
+    browser: Browser, live: str, tmp_path: Path, scripts: bool
+) -> None:
+    with visiting(browser, live, scripts=scripts) as page:
+        drop(page, flowers(tmp_path, f"dropped-{scripts}.csv"))
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"dropped-{scripts}.csv")
+        expect(page.get_by_label("Model to score it with")).to_have_value("iris@1")
+        expect(page.get_by_role("status")).to_contain_text("The input fits iris@1.")
+        expect(page.get_by_role("region", name="First predictions").get_by_role("row")).to_have_count(11)
+        page.get_by_role("button", name="Start").click()
+        until_state(page, "completed")
+
+
+def test_a_file_is_dropped_matched_and_started_by_keyboard(browser: Browser, live: str, tmp_path: Path) -> None:
+    with visiting(browser, live) as page:
+        tab_to(page, "Drop a table or images here")
+        with page.expect_file_chooser() as chosen:
+            page.keyboard.press("Space")
+        chosen.value.set_files(flowers(tmp_path, "typed.csv"))
+        tab_to(page, "Upload")
+        page.keyboard.press("Enter")
+        page.wait_for_url("**/jobs/*")
+        tab_to(page, "Start")
+        page.keyboard.press("Enter")
+        until_state(page, "completed")
+
+
+def tab_to(page: Page, label: str) -> None:
+    for _ in range(60):
+        if focused(page).startswith(label):
+            return
+        page.keyboard.press("Tab")
+    raise AssertionError(f"{label!r} is not reached by the tabulator")
+
+
+def until_state(page: Page, state: str) -> None:
+    """Waits for the state of a job, by loading its page again."""
+    found = page.locator("main .state").first
+    deadline = time.monotonic() + 30
+    while found.inner_text() != state and time.monotonic() < deadline:
+        page.wait_for_timeout(200)
+        page.reload()
+    expect(found).to_have_text(state)
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
