@@ -16,6 +16,8 @@ class Scope(StrEnum):
     """As `user`; also registers and removes models and reads the metrics."""
     USER = "user"
     """Runs jobs and online predictions."""
+    READER = "reader"
+    """Sees the jobs and results of its tenant, and the models; checks samples against them. Changes nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,11 @@ class Caller:
 
     tenant: str = DEFAULT_TENANT
     scope: Scope = Scope.ADMIN
+
+    @property
+    def may_change(self) -> bool:
+        """Whether it may do more than read."""
+        return self.scope is not Scope.READER
 
     @property
     def home(self) -> str:

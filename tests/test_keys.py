@@ -89,6 +89,8 @@ class Guarded:
     all: str
     red: str
     blue: str
+    reader: str
+    """Of the tenant red."""
     job: dict[str, Any]
     """Of the tenant red."""
     blues: dict[str, Any]
@@ -104,11 +106,12 @@ def guarded(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterat
         admin = make_key(api, "admin", Scope.ADMIN)
         all_ = make_key(api, "operator", Scope.ADMIN, EVERY_TENANT)
         red, blue = make_key(api, "red", tenant="red"), make_key(api, "blue", tenant="blue")
+        reader = make_key(api, "reader", Scope.READER, "red")
         with as_(api, red):
             job = api.run(CSV, "iris", filename="red.csv")
         with as_(api, blue):
             blues = api.run(CSV + ROW, "iris", filename="blue.csv")
-        yield Guarded(api, admin, all_, red, blue, job, blues)
+        yield Guarded(api, admin, all_, red, blue, reader, job, blues)
 
 
 def operations(guarded: Guarded) -> Iterator[tuple[str, str, dict[str, Any]]]:
@@ -191,6 +194,7 @@ def test_a_revoked_key_is_no_longer_found_and_its_name_is_free(database: Databas
         ("a b", Scope.USER, "red"),
         ("a", Scope.USER, ""),
         ("a", Scope.USER, EVERY_TENANT),
+        ("a", Scope.READER, EVERY_TENANT),
         ("a", Scope.ADMIN, "re*"),
         ("a" * 65, Scope.USER, "red"),
     ],
@@ -270,10 +274,48 @@ def test_administration_needs_an_admin_key(guarded: Guarded, iris_onnx: Path) ->
     assert "batchserve_jobs" in guarded.get(guarded.admin, "/metrics").text
 
 
+def test_a_reader_gets_what_a_user_reads_and_may_do_nothing_else(guarded: Guarded) -> None:
+    """Every operation, including those that are added later."""
+    refused: set[tuple[str, str]] = set()
+    allowed: set[tuple[str, str]] = set()
+    for method, path, operation in operations(guarded):
+        url = path.format(job_id=guarded.job["id"], upload_id="none", name="iris", version="1")
+        answer = guarded.api.http.request(method, url, headers=bearer(guarded.reader), content=CSV)
+        (refused if answer.status_code == 403 else allowed).add((method, operation["operationId"]))
+        if answer.status_code != 403 and path not in PUBLIC:
+            as_user = guarded.api.http.request(method, url, headers=bearer(guarded.red), content=CSV)
+            assert answer.status_code == as_user.status_code, path
+    assert {method for method, _ in allowed} == {"GET", "POST"}
+    assert [name for method, name in allowed if method == "POST"] == ["validate"]
+    assert {name for method, name in refused if method == "GET"} == {"metrics"}
+    assert ok(guarded.get(guarded.reader, guarded.job["links"]["self"])) == guarded.job
+    assert guarded.get(guarded.reader, guarded.job["links"]["result"]).content
+    problem(guarded.get(guarded.reader, guarded.blues["links"]["self"]), 404, "job-not-found")
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/v1/models/iris/validate/"),
+        ("POST", "/v1/models/iris/validate/../predict"),
+        ("POST", "/v1/models/iris/predict?/validate"),
+        ("POST", "/v1/predict?model=iris"),
+        ("PATCH", "/v1/jobs"),
+        ("DELETE", "/v1/models/iris/validate"),
+    ],
+)
+def test_an_address_that_resembles_that_of_a_check_is_refused_to_a_reader(
+    method: str, path: str, guarded: Guarded
+) -> None:
+    answer = guarded.api.http.request(method, path, headers=bearer(guarded.reader), content=CSV)
+    assert "the scope reader" in problem(answer, 403, "forbidden")["detail"]
+
+
 @pytest.mark.parametrize(
     ("method", "path", "key", "status"),
     [
         ("POST", "/v1/upload", None, 401),
+        ("POST", "/v1/upload", "reader", 403),
         ("PUT", "/v1/upload", "wrong", 401),
         ("POST", "/v1/predict", None, 401),
         ("PUT", "/v1/models/mine", None, 401),
@@ -297,7 +339,7 @@ def test_a_request_is_refused_before_any_byte_of_its_body_is_read(
     async def send(message: Message) -> None:
         sent.append(message)
 
-    given = {"red": guarded.red, "wrong": keys.generate()}.get(key or "")
+    given = {"red": guarded.red, "reader": guarded.reader, "wrong": keys.generate()}.get(key or "")
     scope = {
         "type": "http", "http_version": "1.1", "method": method, "scheme": "http", "query_string": b"model=iris",
         "path": path.format(foreign=guarded.blues["id"]), "raw_path": path.encode(), "root_path": "",

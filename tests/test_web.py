@@ -154,6 +154,28 @@ def test_a_form_without_the_token_of_its_session_changes_nothing(site: Api) -> N
     assert "flowers.csv" not in shown(site, "/jobs")
 
 
+def test_a_reader_sees_jobs_and_changes_nothing(site: Api) -> None:
+    user, reader = with_key(site), with_key(site, Scope.READER)
+    headers = {"authorization": f"Bearer {user}"}
+    job = site.http.post("/v1/upload?filename=flowers.csv", content=CSV, headers=headers).json()
+    site.http.post("/sign-in", data={"key": reader})
+    page = shown(site, "/jobs")
+    assert "flowers.csv" in page
+    token = re.search(r"\?token=(\w+)", page)
+    assert token is not None
+    for path, form in (
+        ("/upload", {}),
+        ("/jobs", {"job": job["id"], "action": "delete", "confirmed": "yes"}),
+        ("/jobs", {"job": job["id"], "action": "cancel"}),
+    ):
+        answer = site.http.post(f"{path}?token={token[1]}", data=form)
+        assert answer.status_code == 403, path
+        assert "the scope reader" in answer.text
+    assert site.http.get(job["links"]["self"], headers=headers).json()["state"] == "uploaded"
+    site.http.post(f"/sign-out?token={token[1]}")
+    assert site.http.get("/jobs", follow_redirects=False).status_code == 303
+
+
 @pytest.mark.parametrize("target", ["https://example.org", "//example.org", "/\\example.org", "jobs", "/a\nb"])
 def test_after_the_sign_in_no_other_site_is_shown(site: Api, target: str) -> None:
     key = with_key(site)

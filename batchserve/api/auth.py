@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import re
 from functools import partial
 from typing import Annotated, Any
 
@@ -22,6 +23,8 @@ from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavaila
 PUBLIC = frozenset({"/docs", "/openapi.json", "/livez", "/readyz"})
 """Public paths, which expose no user data. All others need a key, once a key exists."""
 _PUBLIC_FILES = "/docs/static/"
+_READING_POSTS = re.compile(r"/v1/models/[^/]+/validate|/sign-out")
+"""Paths whose POST a key that only reads may send."""
 SIZE = 4096
 _KEPT = ("/v1/jobs/", "/v1/models/")
 """Paths whose answers are kept while nothing is committed."""
@@ -110,12 +113,25 @@ class AuthMiddleware:
             keyring: Keyring = scope["app"].state.keyring
             try:
                 # Before the key is verified: an answer is for its caller.
-                version = scope["database_version"] = await keyring.version_for(scope["path"])
-                scope["caller"] = await keyring.identify(_given(scope), version)
+                version = await keyring.version_for(scope["path"])
+                await admit(scope, keyring, _given(scope), version)
             except BatchserveError as error:
                 await problems.answer(Request(scope), error)(scope, receive, send)
                 return
         await self._app(scope, receive, send)
+
+
+async def admit(scope: Scope, keyring: Keyring, authorization: str | None, version: Version | None) -> None:
+    """Notes the caller of a request, for the API and for pages alike. `version`: of the database, since it came. Raises
+    what `Keyring.identify` does, and Forbidden for a key that only reads and a request that is to do more."""
+    scope["database_version"] = version
+    caller = scope["caller"] = await keyring.identify(authorization, version)
+    if not caller.may_change and not _is_reading(scope["method"], scope["path"]):
+        raise Forbidden(f"this request does more than read; the key sent has the scope {caller.scope}")
+
+
+def _is_reading(method: str, path: str) -> bool:
+    return method in ("GET", "HEAD") or (method == "POST" and _READING_POSTS.fullmatch(path) is not None)
 
 
 def is_public(path: str) -> bool:

@@ -18,7 +18,9 @@ app = typer.Typer(help="API keys: access to the server, and to the jobs of a ten
 @app.command()
 def create(
     name: Annotated[str, typer.Argument(metavar="NAME", help="A name for display.")],
-    scope: Annotated[Scope, typer.Option(help="`user`, or `admin`, which also registers models.")] = Scope.USER,
+    scope: Annotated[
+        Scope, typer.Option(help="`user`; `admin`, which also registers models; `reader`, which changes nothing.")
+    ] = Scope.USER,
     tenant: Annotated[
         str, typer.Option(help="The tenant whose jobs it creates and sees; * (admin only) sees all.")
     ] = DEFAULT_TENANT,

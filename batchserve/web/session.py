@@ -5,7 +5,7 @@ from fastapi import Request, Response
 from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
-from batchserve.api.auth import Keyring
+from batchserve.api.auth import Keyring, admit
 from batchserve.errors import Unauthorized
 from batchserve.web.forms import read_fields
 from batchserve.web.pages import page
@@ -20,11 +20,10 @@ def is_public(path: str) -> bool:
 
 async def identify(request: Request) -> None:
     """Notes the caller of a page as `api.auth` does that of a request. Raises Unauthorized, and Forbidden for a request
-    that is to change something without the token of its session."""
+    that is to change something with a key that only reads, or without the token of its session."""
     keyring: Keyring = request.app.state.keyring
     key = request.cookies.get(COOKIE)
-    version = request.scope["database_version"] = await keyring.version()
-    request.scope["caller"] = await keyring.identify(f"Bearer {key}" if key else None, version)
+    await admit(request.scope, keyring, f"Bearer {key}" if key else None, await keyring.version())
     if request.method not in ("GET", "HEAD"):
         require_token(request)
 
