@@ -1,12 +1,15 @@
-"""Tenants, and the keys and callers that act for them."""
+"""Tenants, the keys and callers that act for them, and the log of what these did."""
 
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Literal
 
 DEFAULT_TENANT = "default"
 """The tenant of all jobs where there are no keys."""
 EVERY_TENANT = "*"
 """The tenant of an admin key that sees the jobs of all tenants."""
+NO_KEY = "-"
+"""Replaces the name of a key where none is needed."""
 
 
 class Scope(StrEnum):
@@ -39,6 +42,8 @@ class Caller:
 
     tenant: str = DEFAULT_TENANT
     scope: Scope = Scope.ADMIN
+    key: str = NO_KEY
+    """The name of its API key."""
 
     @property
     def may_change(self) -> bool:
@@ -49,3 +54,35 @@ class Caller:
     def home(self) -> str:
         """The tenant of what it creates."""
         return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
+
+
+Kind = Literal["job", "model", "key"]
+"""Of what an entry of the audit log is about."""
+
+
+class Action(StrEnum):
+    """What the audit log records."""
+
+    CANCEL = "cancel"
+    RETRY = "retry"
+    DELETE = "delete"
+    REGISTER = "register"
+    CREATE = "create"
+    REVOKE = "revoke"
+
+
+@dataclass(frozen=True, slots=True)
+class AuditEntry:
+    """That something was done, and by whom."""
+
+    id: int
+    at: float
+    """Seconds since the epoch."""
+    tenant: str
+    """The tenant that it concerns; `EVERY_TENANT` for what all share."""
+    key: str
+    """The name of the API key of the request, or `NO_KEY`."""
+    action: Action
+    kind: Kind
+    subject: str
+    """The ID of the job, `name@version` of the model, or the name of the key."""

@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import __version__
-from batchserve.api import direct_uploads, download, examples, models, predict, problems, upload
+from batchserve.api import audit, direct_uploads, download, examples, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, Keyring, caller_of, is_public
 from batchserve.api.cache import AnswerCache, CacheMiddleware
@@ -43,7 +43,8 @@ from batchserve.settings import Settings
 from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
-_ROUTES = (upload, direct_uploads, predict, download, job_routes, models)
+_ROUTES = (upload, direct_uploads, predict, download, job_routes, models, audit)
+_TAGS = ("upload", "predict", "download", "jobs", "models", "audit", "health")
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.
@@ -111,7 +112,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
 
     app = _Application(
         title="batchserve", version=__version__, description=DESCRIPTION, lifespan=lifespan,
-        openapi_tags=[{"name": name} for name in ("upload", "predict", "download", "jobs", "models", "health")],
+        openapi_tags=[{"name": name} for name in _TAGS],
         docs_url=None, redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header
     )  # fmt: skip

@@ -17,8 +17,8 @@ from contextlib import suppress
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from batchserve import rows
-from batchserve.access import EVERY_TENANT, ApiKey, Scope
+from batchserve import audit, rows
+from batchserve.access import EVERY_TENANT, Action, ApiKey, Scope
 from batchserve.db import notifications
 from batchserve.db.connect import Database, lock
 from batchserve.db.notifications import Topic
@@ -72,6 +72,7 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
     connection.execute(insert(keys), row)
     made = find(connection, text)
     assert made is not None
+    audit.note_key(connection, Action.CREATE, made, now)
     return made, text
 
 
@@ -107,8 +108,10 @@ def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
     row = ended.mappings().one_or_none()
     if row is None:
         raise NotFound(f"there is no valid key {reference!r}: `batchserve keys list` shows all")
+    key = rows.key(row)
+    audit.note_key(connection, Action.REVOKE, key, now)
     notifications.send(connection, Topic.REVOKED)
-    return rows.key(row)
+    return key
 
 
 def exist(connection: Connection) -> bool:

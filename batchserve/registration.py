@@ -4,7 +4,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from batchserve import registry
+from batchserve import audit, registry
+from batchserve.access import Action, Caller
 from batchserve.db.connect import Database
 from batchserve.domain import ModelVersion, ResultChanges, Signature
 from batchserve.errors import InvalidOptions
@@ -40,7 +41,12 @@ def require_name(name: str) -> None:
 
 
 def register(
-    database: Database, storage: Storage, new: NewModel, require: Callable[[ModelVersion | None], None] | None = None
+    database: Database,
+    storage: Storage,
+    new: NewModel,
+    require: Callable[[ModelVersion | None], None] | None = None,
+    *,
+    by: Caller = Caller(),  # noqa: B008 - it is frozen
 ) -> ModelVersion:
     """Stores the artifact, then adds the row of the next version: a row never lacks its bytes. Equal bytes return the
     existing version. `require` is called with the newest version before the insert, and may raise.
@@ -56,6 +62,7 @@ def register(
             now = database.moment(connection).wall
             signature = _compared(new, newest)
             model = registry.add(connection, new.name, new.digest, new.bytes, signature, new.metadata, now)
+            audit.note_model(connection, by, Action.REGISTER, model.reference, now)
         if not has_artifact(storage, new.digest):  # the last version with these bytes was deleted in between
             storage.compose(model_key(new.digest), new.artifact)
         registry.set_artifact(connection, new.digest, stored.sha256)

@@ -12,7 +12,7 @@ import orjson
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from batchserve.access import ApiKey, Scope
+from batchserve.access import Action, ApiKey, AuditEntry, Scope
 from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import (
     Attempt,
@@ -32,9 +32,9 @@ from batchserve.errors import UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS
 
 __all__ = [
-    "EARLIEST", "LATEST", "attempt", "chunk", "committed_chunk", "direct_upload", "fault_of", "is_readable", "job",
-    "key", "model", "options_adapter", "remembered", "require_written", "signature", "signature_adapter",
-    "stored_input",
+    "EARLIEST", "LATEST", "attempt", "audit_entry", "chunk", "committed_chunk", "direct_upload", "fault_of",
+    "is_readable", "job", "key", "model", "options_adapter", "remembered", "require_written", "signature",
+    "signature_adapter", "stored_input",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
@@ -134,6 +134,7 @@ _COMMITTED = _columns(CommittedChunk, {"facts": _Facts}, leave=("chunk",))
 _committed_row = _adapter("CommittedRow", _COMMITTED)
 _model_row = _adapter("ModelRow", _columns(ModelVersion, {"signature": str}))
 _key_row = _adapter("KeyRow", _columns(ApiKey, {"scope": Annotated[Scope, Strict(False)]}))
+_audit_row = _adapter("AuditRow", _columns(AuditEntry, {"action": Annotated[Action, Strict(False)]}))
 _direct_upload_row = _adapter("DirectUploadRow", _columns(DirectUpload, {}))
 _remembered_row = _adapter(
     "RememberedRow",
@@ -249,6 +250,12 @@ def key(row: Row) -> ApiKey:
     """Raises UnreadableRow."""
     with _Named(f"API key {row['id']!r}"):
         return ApiKey(**_key_row.validate_python({name: row[name] for name in ApiKey.__dataclass_fields__}))
+
+
+def audit_entry(row: Row) -> AuditEntry:
+    """Raises UnreadableRow."""
+    with _Named(f"audit entry {row['id']!r}"):
+        return AuditEntry(**_audit_row.validate_python({name: row[name] for name in AuditEntry.__dataclass_fields__}))
 
 
 def direct_upload(row: Row) -> DirectUpload:

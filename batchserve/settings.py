@@ -178,6 +178,9 @@ class Settings(BaseSettings):
     keep_rows: Kept = Field(
         None, description="Retention of the row of an expired job, from its expiry. Empty: for ever."
     )
+    keep_audit: Kept = Field(
+        365 * 86400.0, description="Retention of an entry of the audit log, of a year by default. Empty: for ever."
+    )
     sweep_age: Seconds = Field(
         3600.0, description="Seconds after which unreferenced bytes are removed; longer than any request takes."
     )

@@ -38,7 +38,7 @@ from batchserve.settings import Settings
 ROW = "5.1,3.5,1.4,0.2\n"
 CSV = f"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n{ROW}"
 PUBLIC = {"/livez", "/readyz"}
-FOR_ADMINISTRATORS = {"register_model", "delete_version", "metrics"}
+FOR_ADMINISTRATORS = {"register_model", "delete_version", "list_audit", "metrics"}
 
 
 def database_of(api: Api) -> Database:
@@ -287,7 +287,7 @@ def test_a_reader_gets_what_a_user_reads_and_may_do_nothing_else(guarded: Guarde
             assert answer.status_code == as_user.status_code, path
     assert {method for method, _ in allowed} == {"GET", "POST"}
     assert [name for method, name in allowed if method == "POST"] == ["validate"]
-    assert {name for method, name in refused if method == "GET"} == {"metrics"}
+    assert {name for method, name in refused if method == "GET"} == {"list_audit", "metrics"}
     assert ok(guarded.get(guarded.reader, guarded.job["links"]["self"])) == guarded.job
     assert guarded.get(guarded.reader, guarded.job["links"]["result"]).content
     problem(guarded.get(guarded.reader, guarded.blues["links"]["self"]), 404, "job-not-found")

@@ -99,7 +99,7 @@ def _look_up(authorization: str | None, connection: Connection) -> Caller:
     key = keys.find(connection, _bearer(authorization))
     if key is None:
         raise Unauthorized("this API key is unknown or revoked")
-    return Caller(key.tenant, key.scope)
+    return Caller(key.tenant, key.scope, key.name)
 
 
 class AuthMiddleware:

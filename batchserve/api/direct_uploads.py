@@ -119,7 +119,7 @@ async def complete_upload(
                     f"what was sent does not match: expected sha-256 {sha256}, got {received.sha256} of {upload.bytes} "
                     "bytes"
                 )
-            return await create_job(service, Caller(upload.tenant, caller.scope), received, version, fit, end)
+            return await create_job(service, replace(caller, tenant=upload.tenant), received, version, fit, end)
     except (UploadNotFound, UploadIncomplete) as error:  # perhaps completed meanwhile, and what was sent removed
         return await _completed(service, caller, upload_id, error)
 

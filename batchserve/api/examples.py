@@ -175,6 +175,20 @@ VALIDATION: dict[str, Any] = {
     "model": _REFERENCE,
 }
 
+AUDIT: dict[str, Any] = {
+    "entries": [
+        {
+            "id": 17,
+            "at": "2026-11-20T08:15:30.120000Z",
+            "tenant": "sales",
+            "key": "night",
+            "action": "delete",
+            "kind": "job",
+            "subject": _ID,
+        }
+    ],
+    "next": 17,
+}
 HEALTH: dict[str, Any] = {"status": "ok", "version": "0.1.0"}
 READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "ok"}, "unreadable_rows": 0}
 UNREADINESS: dict[str, Any] = {

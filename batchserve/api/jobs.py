@@ -11,9 +11,11 @@ import uuid_utils
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency
+from batchserve import audit, idempotency
+from batchserve.access import Action, Caller
 from batchserve.api import conditional, examples
 from batchserve.api.auth import CallerDep, caller_of, is_key_in_force
 from batchserve.api.bodies import json_object, require_space
@@ -43,6 +45,7 @@ from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
 from batchserve.jobs.queries import JobFilter
+from batchserve.jobs.statements import Owned
 from batchserve.service import Service
 from batchserve.service.listing import read_slice
 from batchserve.storage import Storage, copy_object, delete_objects, part_key, parts_prefix
@@ -175,16 +178,20 @@ async def follow_job(
     "/v1/jobs/{job_id}/cancel", status_code=202, response_model=JobBody, responses=PROBLEMS,
     operation_id="cancel_job", summary="Cancel a job",
 )  # fmt: skip
-async def cancel_job(job_id: OwnJob, service: ServiceDep, background: BackgroundTasks) -> Response:
+async def cancel_job(job_id: OwnJob, service: ServiceDep, caller: CallerDep, background: BackgroundTasks) -> Response:
     """Immediate for a queued job, within seconds for a running one. Finished chunks are kept; a finished job does not
     change."""
 
     database = service.runtime.database
 
+    def request(connection: Connection) -> None:
+        now = database.moment(connection).wall
+        job = requests.request_cancel(connection, job_id, now)
+        if job is not None:
+            audit.note_job(connection, caller, Action.CANCEL, job_id, job.tenant, now)
+
     def cancel() -> JobBody:
-        database.write_freeing(
-            lambda connection: requests.request_cancel(connection, job_id, database.moment(connection).wall)
-        )
+        database.write_freeing(request)
         return read_body_from_thread(service, job_id)
 
     body = await run_in_threadpool(cancel)
@@ -231,10 +238,10 @@ async def retry_job(
     with service.only_one(caller.tenant, key):
         if (answer := await replayed(service, keyed)) is not None:
             return answer
-        return job_response(await retry(service, job_id, rows, keyed), 202)
+        return job_response(await retry(service, caller, job_id, rows, keyed), 202)
 
 
-async def retry(service: Service, job_id: str, rows: RetriedRows, keyed: KeyedRequest) -> JobBody:
+async def retry(service: Service, caller: Caller, job_id: str, rows: RetriedRows, keyed: KeyedRequest) -> JobBody:
     """The retried job. Raises JobConflict."""
 
     def retry() -> JobBody:
@@ -253,7 +260,8 @@ async def retry(service: Service, job_id: str, rows: RetriedRows, keyed: KeyedRe
                 job = queries.get(connection, job_id)
                 requests.create_retry_of_failed_rows(connection, job, retried, now)
             else:
-                requests.retry_if_stopped(connection, job_id, now)
+                job = requests.retry_if_stopped(connection, job_id, now)
+            audit.note_job(connection, caller, Action.RETRY, job_id, job.tenant, now)
             keyed.remember(connection, retried, 202, now)
         return read_body_from_thread(service, retried)
 
@@ -264,11 +272,11 @@ async def retry(service: Service, job_id: str, rows: RetriedRows, keyed: KeyedRe
     "/v1/jobs/{job_id}", status_code=204, responses=PROBLEMS, operation_id="delete_job",
     summary="Remove a job with its input and result",
 )  # fmt: skip
-async def delete_job(job_id: OwnJob, request: Request, service: ServiceDep) -> Response:
+async def delete_job(job_id: OwnJob, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """Bytes shared with another job (`reused_from`) stay. A running job is cancelled first, by its owner (409)."""
     if conditional.is_conditional(request):
         conditional.require(request, _etag(await read_body(service, job_id)), exists=True)
-    await run_in_threadpool(_delete, service, job_id)
+    await run_in_threadpool(_delete, service, caller, job_id)
     return Response(status_code=204)
 
 
@@ -299,9 +307,15 @@ def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable
         raise
 
 
-def _delete(service: Service, job_id: str) -> None:
+def _delete(service: Service, caller: Caller, job_id: str) -> None:
     database = service.runtime.database
-    job = database.write_freeing(lambda connection: requests.delete_if_not_running(connection, job_id))
+
+    def delete(connection: Connection) -> Owned:
+        job = requests.delete_if_not_running(connection, job_id)
+        audit.note_job(connection, caller, Action.DELETE, job_id, job.tenant, database.moment(connection).wall)
+        return job
+
+    job = database.write_freeing(delete)
     retention.remove_bytes(database, service.runtime.storage, job)
 
 

@@ -11,8 +11,8 @@ from fastapi import APIRouter, Path, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import registry
-from batchserve.access import Caller
+from batchserve import audit, registry
+from batchserve.access import Action, Caller
 from batchserve.api import conditional
 from batchserve.api.auth import ADMIN, CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
@@ -161,11 +161,15 @@ async def get_version(name: Name, version: Version, request: Request, service: S
     "/v1/models/{name}/versions/{version}", status_code=204, responses=PROBLEMS, operation_id="delete_version",
     summary="Remove a version that no unfinished job uses", dependencies=ADMIN,
 )  # fmt: skip
-async def delete_version(name: Name, version: Version, request: Request, service: ServiceDep) -> Response:
+async def delete_version(
+    name: Name, version: Version, request: Request, service: ServiceDep, caller: CallerDep
+) -> Response:
     def forget(connection: Connection) -> ModelVersion:
         model = registry.resolve_to_remove(connection, name, version)
         conditional.require(request, _etag(model), exists=True)
-        registry.delete_if_unused(connection, model, service.runtime.database.moment(connection).wall)
+        now = service.runtime.database.moment(connection).wall
+        registry.delete_if_unused(connection, model, now)
+        audit.note_model(connection, caller, Action.DELETE, model.reference, now)
         return model
 
     def delete() -> None:
@@ -370,7 +374,8 @@ def _register(
     with storage.open(mended) as graph:
         artifact = [Span(mended, 0, graph.seek(0, 2))]
     new = NewModel(name, digest, size, signature, metadata, artifact)
-    return register(service.runtime.database, storage, new, partial(_require_preconditions, request))
+    require = partial(_require_preconditions, request)
+    return register(service.runtime.database, storage, new, require, by=caller_of(request))
 
 
 def _discard(service: Service, key: str) -> None:

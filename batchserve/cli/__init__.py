@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from batchserve import __version__
-from batchserve.cli import backup, convert, demo, doctor, jobs, keys, models, move, server
+from batchserve.cli import audit, backup, convert, demo, doctor, jobs, keys, models, move, server
 from batchserve.cli.terminal import print_error, print_json, wants_json, with_reason
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError, NoRowScored
@@ -45,6 +45,7 @@ app.command()(jobs.predict)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.command()(audit.audit)
 app.command()(convert.convert)
 app.command()(server.version)
 

@@ -202,6 +202,22 @@ events = Table(
     sqlite_autoincrement=True,
 )
 
+# Who did what, in the order of the IDs, which are never reused. It names what it is about, which may be deleted.
+audit = Table(
+    "audit",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("at", Number, nullable=False),
+    Column("tenant", Words(64), nullable=False),
+    # The name of the API key.
+    Column("key", Words(64), nullable=False),
+    Column("action", Words(16), nullable=False),
+    Column("kind", Words(16), nullable=False),
+    Column("subject", Words(255), nullable=False),
+    Index(None, "tenant", "id"),
+    sqlite_autoincrement=True,
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

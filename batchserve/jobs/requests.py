@@ -111,14 +111,17 @@ def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job,
     return bool(finish(connection, _COMPLETE_QUEUED, JobState.COMPLETED, now, values))
 
 
-def request_cancel(connection: Connection, job_id: str, now: float) -> Job:
-    """uploaded, queued -> cancelled immediately; running: requests cancellation. No effect on a finished job."""
+def request_cancel(connection: Connection, job_id: str, now: float) -> Job | None:
+    """uploaded, queued -> cancelled immediately; running: requests cancellation. None: no effect, because the job is
+    finished, or its cancellation was requested before."""
     waits = ending(jobs.c.id == job_id, jobs.c.state.in_((JobState.UPLOADED, JobState.QUEUED)))
-    finish(connection, waits, JobState.CANCELLED, now, {"cancel_requested_at": now})
+    ended = finish(connection, waits, JobState.CANCELLED, now, {"cancel_requested_at": now})
     running = (jobs.c.id == job_id, jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_(None))
-    if changed(connection, update(jobs).where(*running).values(cancel_requested_at=now)):
+    requested = changed(connection, update(jobs).where(*running).values(cancel_requested_at=now))
+    if requested:
         notifications.send(connection, Topic.CANCEL, [job_id])
-    return get(connection, job_id)
+    job = get(connection, job_id)
+    return job if ended or requested else None
 
 
 def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:

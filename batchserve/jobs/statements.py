@@ -26,6 +26,7 @@ INPUT_COLUMNS = tuple(
 )
 """Columns of a job joined with its first input."""
 WITH_FIRST_INPUT = jobs.outerjoin(inputs, and_(inputs.c.job_id == jobs.c.id, inputs.c.number == 0))
+_OWNED = ("id", "tenant", "state", "result_key", "errors_key", "attempt")
 _UNREAD = ("model_id", "crashes", "lease_until", "lease_clock")  # the model has an ID, too
 JOBS = (
     select(*(column for column in jobs.c if column.name not in _UNREAD), *INPUT_COLUMNS, *model_columns)
@@ -45,6 +46,7 @@ class Owned:
     """The objects that a removed job referenced; `state`: before it was removed, or expired."""
 
     id: str
+    tenant: str
     state: str
     inputs: tuple[str, ...]
     """The keys of its inputs that are not borrowed. Other jobs may reference them, too."""
@@ -118,7 +120,7 @@ def _job(row: rows.Row, further: Mapping[str, list[RowMapping]]) -> Job:
 def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
     """From possibly damaged rows: results with foreign keys are left to the sweep, and the key of an upload is known.
     Locks the rows until this transaction ends, always in one order, to avoid deadlocks."""
-    query = select(jobs.c.id, jobs.c.state, jobs.c.result_key, jobs.c.errors_key, jobs.c.attempt).where(*guards)
+    query = select(*(jobs.c[name] for name in _OWNED)).where(*guards)
     found = connection.execute(query.order_by(jobs.c.id).with_for_update()).mappings().all()
     keys: dict[str, list[str]] = {row["id"]: [] for row in found}
     its_inputs = select(inputs.c.job_id, inputs.c.key).where(inputs.c.job_id.in_(keys), inputs.c.owned)
@@ -132,6 +134,7 @@ def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
     return [
         Owned(
             row["id"],
+            str(row["tenant"]),
             str(row["state"]),
             tuple(keys[row["id"]]),
             named(row, "result_key"),

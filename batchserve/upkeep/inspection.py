@@ -20,7 +20,7 @@ from batchserve import rows
 from batchserve.db import notifications
 from batchserve.db.connect import Database
 from batchserve.db.notifications import Topic
-from batchserve.db.tables import attempts, chunks, idempotency_keys, inputs, jobs, keys, models
+from batchserve.db.tables import attempts, audit, chunks, idempotency_keys, inputs, jobs, keys, models
 from batchserve.db.watcher import Version
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError, Unavailable
@@ -232,6 +232,7 @@ _UNREADABLE_MENDS = {
     "models": "batchserve mend (which removes this version), then: batchserve models add",
     "keys": "batchserve mend (which revokes this key), then: batchserve keys create",
     "idempotency_keys": "batchserve mend (which deletes this key)",
+    "audit": "batchserve mend (which deletes this entry)",
 }
 
 
@@ -243,14 +244,14 @@ def find_unreadable(database: Database) -> Iterator[Unreadable]:
 
 def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
     """Removes each unreadable row: a job, also one with an unreadable chunk, with its bytes; a key is revoked and a
-    model version removed; attempts and idempotency keys are deleted. Returns those rows."""
+    model version removed; attempts, idempotency keys and audit entries are deleted. Returns those rows."""
     found = list(find_unreadable(database))
     for job_id in {row.key[0] for row in found if row.table in ("jobs", "inputs", "chunks")}:
         with database.write() as connection:
             owned = requests.remove_whatever_its_state(connection, job_id)
         if owned is not None:
             retention.remove_bytes(database, storage, owned)
-    forgotten = {"attempts": attempts, "idempotency_keys": idempotency_keys}
+    forgotten = {"attempts": attempts, "idempotency_keys": idempotency_keys, "audit": audit}
     with database.write(exclusive="models") as connection:
         now = database.moment(connection).wall
         ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}
@@ -331,6 +332,7 @@ _READERS: tuple[tuple[Table, Select[Any], Callable[[rows.Row], object]], ...] = 
     (chunks, select(chunks), _read_chunk),
     (keys, select(keys).where(keys.c.revoked_at.is_(None)), rows.key),
     (idempotency_keys, select(idempotency_keys), rows.remembered),
+    (audit, select(audit), rows.audit_entry),
 )
 """Columns and reader of each table. A job comes with the first of its inputs."""
 

@@ -10,7 +10,7 @@ from functools import partial
 
 from sqlalchemy import Connection
 
-from batchserve import clock
+from batchserve import audit, clock
 from batchserve.db.connect import Database
 from batchserve.domain import DirectUpload, Job, JobState
 from batchserve.jobs import expiry, queries
@@ -83,12 +83,13 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
 
 
 def forget(database: Database, settings: Settings, now: float, settled: float = math.inf) -> int:
-    """Deletes old events, and the rows of jobs that expired long ago; returns how many of these.
+    """Deletes old events and audit entries, and the rows of jobs that expired long ago; returns how many of these.
 
     To be called after a sweep of the same moment: leftover bytes of a crash are gone then, so the row is not needed to
     find them. While a hold keeps bytes from the sweep, rows stay, too.
     """
     _forget_events(database, now, settled)
+    _forget_audit(database, settings.keep_audit, now, settled)
     if settings.keep_rows is None or max(settings.keep_rows, settings.sweep_age) > settled:
         return 0
     before, after = now - max(settings.keep_rows, settings.sweep_age), now + clock.TOLERANCE
@@ -111,6 +112,15 @@ def _forget_events(database: Database, now: float, settled: float) -> None:
     deleted = _BATCH
     while settled >= _KEEP_EVENTS and deleted == _BATCH:
         deleted = database.write_freeing(lambda connection: forget_events(connection, before, _BATCH, after))
+
+
+def _forget_audit(database: Database, keep: float | None, now: float, settled: float) -> None:
+    if keep is None or keep > settled:
+        return
+    before, after = now - keep, now + clock.TOLERANCE
+    deleted = _BATCH
+    while deleted == _BATCH:
+        deleted = database.write_freeing(lambda connection: audit.forget_before(connection, before, _BATCH, after))
 
 
 def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:

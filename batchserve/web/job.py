@@ -4,6 +4,7 @@ from fastapi import BackgroundTasks, Request, Response
 from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
+from batchserve.api.auth import caller_of
 from batchserve.api.deps import own_job, read_body, service_of
 from batchserve.api.jobs import cancel_job
 from batchserve.domain import JobState
@@ -22,7 +23,7 @@ async def show(request: Request) -> Response:
 
 async def cancel(request: Request) -> Response:
     job_id, background = await own_job(request.path_params["job_id"], request), BackgroundTasks()
-    await cancel_job(job_id, service_of(request), background)
+    await cancel_job(job_id, service_of(request), caller_of(request), background)
     return RedirectResponse(f"/jobs/{job_id}", 303, background=background)
 
 

@@ -77,18 +77,18 @@ async def change_selected(request: Request) -> Response:
         raise BadRequest(f"action: expected {', '.join(_ACTIONS)}, got {action!r}")
     if action == "delete" and not form.first("confirmed"):
         return page(request, "confirm.html", jobs=selected, back=back, q=text)
-    service, tenant, background = service_of(request), caller_of(request).tenant, BackgroundTasks()
+    service, caller, background = service_of(request), caller_of(request), BackgroundTasks()
     background.add_task(service.wake)
     problems = []
     for job_id in selected:
         try:
-            await service.require_visible(tenant, job_id)
+            await service.require_visible(caller.tenant, job_id)
             if action == "cancel":
-                await cancel_job(job_id, service, background)
+                await cancel_job(job_id, service, caller, background)
             elif action == "retry":
-                await retry(service, job_id, "unfinished", KeyedRequest(tenant, None, ""))
+                await retry(service, caller, job_id, "unfinished", KeyedRequest(caller.tenant, None, ""))
             else:
-                await delete_job(job_id, request, service)
+                await delete_job(job_id, request, service, caller)
         except BatchserveError as error:
             problems.append((job_id, error.detail))
     if problems:
