@@ -9,15 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 
 from batchserve import errors
 from batchserve.api.schemas.options import PredictOptions
 from batchserve.app import create_app
-from batchserve.cli import app as command_line
 from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS
 from batchserve.settings import Settings
+from website import reference
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCS = ROOT / "docs"
@@ -163,22 +162,26 @@ def _row_error_codes(source: str) -> Iterator[str]:
 # --- command line ----------------------------------------------------------------------------------------------------
 
 
-def commands(command: Any, path: str) -> Iterator[tuple[str, Any]]:
-    if hasattr(command, "commands"):
-        for name, inner in command.commands.items():
-            yield from commands(inner, f"{path} {name}")
-    else:
-        yield path, command
-
-
 def test_every_command_is_documented_with_its_options_and_no_other() -> None:
     text = text_of("docs/cli.md")
-    there = dict(commands(typer.main.get_command(command_line), "batchserve"))
+    there = {path: command for path, command, _ in reference.commands()}
     assert sorted(re.findall(r"^### `(batchserve [a-z -]+)`$", text, re.MULTILINE)) == sorted(there)
     for path, command in there.items():
         said = section(text, f"### `{path}`")
         options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
         assert set(re.findall(r"`(--?[a-z][a-z-]*)`", said)) == {o for o in options if o.startswith("-")}, path
+
+
+@pytest.mark.parametrize("page", reference.PAGES, ids=lambda page: page.name)
+def test_what_is_generated_from_the_code_is_up_to_date(page: Path) -> None:
+    """`make docs` writes it."""
+    assert page.read_text(encoding="utf-8") == reference.filled(page)
+
+
+def test_every_section_of_a_command_has_its_generated_table() -> None:
+    text = text_of("docs/cli.md")
+    for path, _, _ in reference.commands():
+        assert section(text, f"### `{path}`").count("| argument, option |") == 1, path
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:

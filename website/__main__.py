@@ -1,0 +1,12 @@
+"""`python -m website`: writes the generated parts of pages."""
+
+from website.reference import PAGES, filled
+
+
+def main() -> None:
+    for page in PAGES:
+        page.write_text(filled(page), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
