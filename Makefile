@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-browser test-ray test-slow test-faults test-faults-postgres test-torch examples lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-browser test-ray test-slow test-faults test-faults-postgres test-torch examples docs lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -73,6 +73,13 @@ examples: $(VENV)/.dev ## Run the examples, each with its own server; ONLY=iris 
 	@$(if $(filter $(or $(ONLY),$(WITH_TORCH)),$(WITH_TORCH)),$(MAKE) --silent VENV=$(TORCH) $(TORCH)/.torch)
 	@$(BIN)/python -m examples $(ONLY)
 
+# Its theme says at each build that it is in maintenance.
+docs: export NO_MKDOCS_2_WARNING := 1
+docs: $(VENV)/.docs ## Write the generated parts of pages, and build the documentation as a site into build/site
+	@$(BIN)/python -m website
+	@$(BIN)/python -m mkdocs build --strict --quiet
+	@echo 'build/site/index.html'
+
 test-mutations: $(VENV)/.dev ## Remove one mechanism at a time and check that a test fails
 	@PYTHONPATH=tests $(BIN)/python -m mutations
 
@@ -128,7 +135,7 @@ ci: ## Run all checks of continuous integration
 constraints: ## Rewrite constraints.txt with the latest versions
 	@$(MAKE) --no-print-directory clean
 	@$(MAKE) --no-print-directory VENV=$(TORCH) $(TORCH)/bin/python
-	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,dev-ray,s3]'
+	@$(TORCH)/bin/python -m pip --quiet install --editable '.[dev-torch,dev-ray,docs,s3]'
 	@{ head -n 1 constraints.txt; $(TORCH)/bin/python -m pip freeze --exclude-editable | sed 's/+.*//'; } > $(TORCH)/constraints.txt
 	@mv $(TORCH)/constraints.txt constraints.txt
 
@@ -163,7 +170,13 @@ $(VENV)/.ray: $(VENV)/.dev
 	@$(PIP) install --constraint constraints.txt --editable '.[dev-ray,s3]'
 	@touch $@
 
+# Only for the site: 60 MB.
+$(VENV)/.docs: $(VENV)/.dev
+	@echo 'Installing MkDocs into $(VENV) ...'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev,docs,s3]'
+	@touch $@
+
 $(VENV)/.torch: $(PINS) | $(BIN)/python
 	@echo 'Installing batchserve, PyTorch and img2feat into $(VENV) (some minutes) ...'
-	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,dev-ray,s3]'
+	@$(PIP) install --constraint constraints.txt --editable '.[dev-torch,dev-ray,docs,s3]'
 	@touch $@
