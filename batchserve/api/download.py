@@ -171,11 +171,7 @@ async def download_errors(
         headers["etag"] = _derived_tag(job.result, variant)
     if (known := conditional.answered(request, headers.get("etag"), headers)) is not None:
         return known
-    parts = (
-        (Part(job.result.errors_key, job.result.errors_bytes, job.rows_failed),)
-        if job.result is not None and job.result.errors_key is not None
-        else (await run_in_threadpool(_stored_parts, service, job))[1]
-    )
+    parts = await run_in_threadpool(stored_errors, service, job)
     opened = functools.partial(contents.opened, service.runtime.database, service.runtime.storage)
     blocks = blocks_of(opened, (Span(part.key, 0, part.bytes) for part in parts))
     if is_table:
@@ -198,6 +194,13 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep, 
     name = stored.filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
     input = _Object(stored.key, stored.bytes or 0, stored.sha256, job.created_at)
     return await _file(request, service, job, input, _Shown(format.media_type, name, redirect))
+
+
+def stored_errors(service: Service, job: Job) -> tuple[Part, ...]:
+    """The objects of a job's errors list, in order: of a completed one, or of the finished chunks of another."""
+    if job.result is not None and job.result.errors_key is not None:
+        return (Part(job.result.errors_key, job.result.errors_bytes, job.rows_failed),)
+    return _stored_parts(service, job)[1]
 
 
 def _as_file(name: str) -> dict[str, str]:

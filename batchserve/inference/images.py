@@ -17,6 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from batchserve.allowance import IMAGE_PIXELS
 from batchserve.domain import DType, InputTensor, Preprocessing, RowError
+from batchserve.errors import InvalidInput
 from batchserve.formats.schema import holds_bytes, numpy_type, shorten
 from batchserve.inference.faults import InvalidValue
 from batchserve.inference.resize import bilinear, nearest
@@ -29,6 +30,7 @@ __all__ = [
     "images_of_column",
     "sample_image",
     "tables",
+    "thumbnail_of",
 ]
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
@@ -197,6 +199,28 @@ def sample_image(tensor: InputTensor, shade: int) -> str:
     file = BytesIO()
     Image.new("L", (width, height), shade).save(file, "PNG")
     return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def thumbnail_of(values: pl.Series | np.ndarray, side: int, most_pixels: int) -> bytes:
+    """The first image of a column or array as a small JPEG, upright and in its proportions. Raises InvalidInput."""
+    with _decoding():
+        try:
+            if isinstance(values, np.ndarray):
+                with _reading():
+                    is_gray = values.ndim == 4 and values.shape[3] == 1
+                    image = Image.fromarray(values[0, ..., 0] if is_gray else values[0])
+            else:
+                image = _opened(_encoded(_files(values)[0]), most_pixels)
+            _require_pixels(image.size, most_pixels)
+            with _reading():
+                image.draft(None, (side, side))
+                image.thumbnail((side, side))
+                image = ImageOps.exif_transpose(image)
+                file = BytesIO()
+                image.convert("L" if image.mode in ("1", "L") else "RGB").save(file, "JPEG", quality=80)
+        except InvalidValue as invalid:
+            raise InvalidInput(invalid.message) from invalid
+    return file.getvalue()
 
 
 # --- decoding --------------------------------------------------------------------------------------------------------

@@ -13,6 +13,29 @@ function localTimes(root) {
 document.addEventListener("DOMContentLoaded", () => localTimes(document));
 document.addEventListener("htmx:afterSwap", (event) => localTimes(event.target));
 
+// A text to copy has a button that does it, where the browser allows it.
+function copyButtons(root) {
+  if (!navigator.clipboard) return;
+  for (const text of root.querySelectorAll(".copy pre")) {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "plain";
+    button.textContent = "Copy";
+    button.setAttribute("aria-label", `Copy: ${text.getAttribute("aria-label")}`);
+    button.addEventListener("click", async () => {
+      await navigator.clipboard.writeText(text.textContent);
+      button.textContent = "Copied";
+      setTimeout(() => (button.textContent = "Copy"), 2000);
+    });
+    text.before(button);
+  }
+}
+
+document.addEventListener("DOMContentLoaded", () => copyButtons(document));
+document.addEventListener("htmx:load", (event) => {
+  if (event.target.id === "job") copyButtons(event.target);
+});
+
 // A list that is replaced keeps what is selected in it.
 let selected = new Set();
 document.addEventListener("htmx:beforeSwap", (event) => {
