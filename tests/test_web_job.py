@@ -1,14 +1,32 @@
 """The page of a job, as a browser without scripts, or htmx, asks for it."""
 
+import base64
 import html
+import io
+import json
+import os
 import re
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import httpx2
 import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from service import Api, encoded
+from commands import clean_environment
+from onnx import parser
+from PIL import Image
+from service import Api, decoded, encoded, ok, running
+
+import batchserve
+from batchserve import keys
+from batchserve.access import Scope
 
 HTMX = {"hx-request": "true"}
 COLUMNS = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)"
@@ -103,10 +121,10 @@ def test_beyond_the_last_record_there_is_none(api: Api, scored: dict[str, Any]) 
     assert "There is no record 150." in shown(api, f"/jobs/{scored['id']}/records?record=150")
 
 
-@pytest.mark.parametrize("record", ["-1", "x", "1e3", "9" * 30, "٣"])
+@pytest.mark.parametrize("record", ["-1", "x", "1e3", "9" * 5000, "٣"])
 def test_a_record_that_is_no_number_is_refused(api: Api, scored: dict[str, Any], record: str) -> None:
-    for path in ("", "/records"):
-        assert "record: expected a number" in shown(api, f"/jobs/{scored['id']}{path}?record={record}", 400)
+    for path in (f"?record={record}", f"/records?record={record}", f"/image/{record}"):
+        assert "record: expected a number" in shown(api, f"/jobs/{scored['id']}{path}", 400)
 
 
 def test_the_address_of_the_page_names_the_first_record(api: Api, scored: dict[str, Any]) -> None:
@@ -282,3 +300,273 @@ def test_a_large_result_is_sampled_evenly(api: Api) -> None:
     counts = [int(count) for count in bins if count != "0"]
     assert len(counts) == 2
     assert abs(counts[0] - counts[1]) <= 0.4 * read
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+
+PICTURES = [Image.new("RGB", (300 + 10 * number, 150), (40 * number, 90, 200)) for number in range(4)]
+
+
+def saved(image: Image.Image, kind: str = "png") -> bytes:
+    target = io.BytesIO()
+    image.save(target, kind)
+    return target.getvalue()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A service with a model of the mean colour of an image."""
+    graph = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3,16,16] x) => (float[N,3] means) '
+        "{ means = ReduceMean<axes=[2,3], keepdims=0>(x) }"
+    )
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = "batchserve.image", json.dumps({"resize": "stretch", "size": [16, 16]})
+    with running(tmp_path_factory.mktemp("pictures"), chunk_records=2) as api:
+        api.register("means", graph.SerializeToString())
+        yield api
+
+
+@pytest.fixture(scope="module")
+def archive(pictures: Api) -> dict[str, Any]:
+    """A job of four images, and a file that is none."""
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as members:
+        for number, picture in enumerate(PICTURES):
+            members.writestr(f"photos/{number}.png", saved(picture))
+        members.writestr("notes.txt", b"hello")
+    return pictures.run(content.getvalue(), "means", filename="photos.zip")
+
+
+def colour(image: Image.Image) -> tuple[int, ...]:
+    middle = image.getpixel((image.width // 2, image.height // 2))
+    assert isinstance(middle, tuple)
+    return tuple(round(channel) for channel in middle)
+
+
+def test_images_of_an_archive_are_small_ones_with_their_answers(pictures: Api, archive: dict[str, Any]) -> None:
+    page = shown(pictures, f"/jobs/{archive['id']}/records")
+    rows = cells(page)
+    assert [row[1] for row in rows] == [f"photos/{number}.png" for number in range(4)] + ["notes.txt"]
+    assert float(rows[2][3]) == pytest.approx(80, abs=1)
+    for number, picture in enumerate(PICTURES):
+        assert f'src="/jobs/{archive["id"]}/image/{number}"' in page
+        answer = pictures.http.get(f"/jobs/{archive['id']}/image/{number}")
+        assert (answer.status_code, answer.headers["content-type"]) == (200, "image/jpeg")
+        small = Image.open(io.BytesIO(answer.content))
+        assert max(small.size) == 128
+        assert small.width / small.height == pytest.approx(picture.width / picture.height, rel=0.02)
+        assert np.abs(np.subtract(colour(small), colour(picture))).max() <= 4
+
+
+@pytest.mark.parametrize(
+    ("record", "told"), [(4, "expected a JPEG, PNG, WebP or GIF image"), (5, "there is no record 5")]
+)
+def test_an_image_that_is_none_is_told(pictures: Api, archive: dict[str, Any], record: int, told: str) -> None:
+    assert told in shown(pictures, f"/jobs/{archive['id']}/image/{record}", 422)
+
+
+def test_a_failed_image_is_named_by_its_file(pictures: Api, archive: dict[str, Any]) -> None:
+    page = shown(pictures, f"/jobs/{archive['id']}/failed")
+    assert cells(page)[0][:2] == ["4", "notes.txt"]
+
+
+def test_images_in_tables_and_arrays_are_shown_as_well(pictures: Api) -> None:
+    texts = [base64.b64encode(saved(picture)).decode() for picture in PICTURES]
+    csv = pl.DataFrame({"id": range(4), "photo": texts}).write_csv().encode()
+    parquet = encoded(pl.DataFrame({"id": range(4), "photo": [saved(picture) for picture in PICTURES]}), "parquet")
+    pixels = io.BytesIO()
+    np.save(pixels, np.stack([np.asarray(picture.resize((40, 20))) for picture in PICTURES]))
+    for body, columns in ((csv, '{"image": "photo"}'), (parquet, '{"image": "photo"}'), (pixels.getvalue(), None)):
+        job = pictures.run(body, "means", format="csv", **({"columns": columns} if columns else {}))
+        assert job["state"] == "completed", job
+        page = shown(pictures, f"/jobs/{job['id']}/records")
+        assert page.count('class="thumbnail"') == 4
+        answer = pictures.http.get(f"/jobs/{job['id']}/image/3")
+        assert np.abs(np.subtract(colour(Image.open(io.BytesIO(answer.content))), (120, 90, 200))).max() <= 4
+
+
+def test_a_job_without_images_has_none_to_show(api: Api, scored: dict[str, Any]) -> None:
+    assert "the records of this input have no images" in shown(api, f"/jobs/{scored['id']}/image/0", 422)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def test_every_listed_file_is_downloaded(api: Api, scored: dict[str, Any], flowers: pl.DataFrame) -> None:
+    page = shown(api, f"/jobs/{scored['id']}")
+    formats = re.findall(r"/result\?format=(\w+)", page)
+    assert len(formats) == 6
+    for format in formats:
+        answer = api.http.get(f"/jobs/{scored['id']}/result?format={format}")
+        assert answer.headers["content-disposition"].startswith("attachment")
+        assert answer.content == api.result(scored, format=format).content
+        assert decoded(answer.content, format).height == 150
+    assert api.http.get(f"/jobs/{scored['id']}/input").content == encoded(flowers, "csv")
+
+
+def test_a_result_that_is_not_there_is_a_page_that_says_so(api: Api, flowers: pl.DataFrame) -> None:
+    job = api.upload(encoded(flowers, "csv"))
+    assert "there is no result" in shown(api, f"/jobs/{job['id']}/result", 404)
+    assert "Result as" not in shown(api, f"/jobs/{job['id']}")
+
+
+def test_the_manifest_has_digests_versions_and_options(api: Api, scored: dict[str, Any]) -> None:
+    answer = api.http.get(f"/jobs/{scored['id']}/manifest.json")
+    told = answer.json()
+    model = ok(api.http.get("/v1/models/iris"))
+    assert told["inputs"] == [
+        {
+            "filename": "flowers.csv",
+            "format": "csv",
+            "bytes": scored["input"]["bytes"],
+            "sha256": scored["input"]["sha256"],
+        }
+    ]
+    assert told["model"] == {"name": "iris", "version": 1, "sha256": model["digest"]}
+    assert told["result"] == scored["result"]
+    assert told["options"] == scored["options"]
+    assert told["batchserve"] == batchserve.__version__
+    assert answer.headers["content-disposition"] == f'attachment; filename="{scored["id"]}-manifest.json"'
+
+
+# --- what changes it -------------------------------------------------------------------------------------------------
+
+
+def test_a_queued_job_is_cancelled_retried_and_deleted(idle_api: Api, flowers: pl.DataFrame) -> None:
+    api = idle_api
+    job = api.http.post("/v1/predict?model=iris&priority=-1", content=encoded(flowers, "csv")).json()
+    page = shown(api, f"/jobs/{job['id']}")
+    assert "<progress" in page
+    assert f'sse-connect="/jobs/{job["id"]}/live?state=queued"' in page
+    assert "Cancel" in shown(api, f"/jobs/{job['id']}/status")
+    api.http.post(f"/jobs/{job['id']}/cancel")
+    assert api.job(job["id"])["state"] == "cancelled"
+    api.http.post(f"/jobs/{job['id']}/retry", data={"rows": "unfinished"})
+    assert api.job(job["id"])["state"] == "queued"
+    assert "This cannot be undone." in shown(api, f"/jobs/{job['id']}/delete")
+    assert api.job(job["id"])["state"] == "queued"
+    answer = api.http.post(f"/jobs/{job['id']}/delete", follow_redirects=False)
+    assert (answer.status_code, answer.headers["location"]) == (303, "/jobs")
+    assert api.http.get(f"/v1/jobs/{job['id']}").status_code == 404
+
+
+def test_the_page_follows_a_job_until_it_is_in_another_state(api: Api, scored: dict[str, Any]) -> None:
+    other = api.http.get(f"/jobs/{scored['id']}/live?state=running")
+    assert other.headers["content-type"].startswith("text/event-stream")
+    assert other.text == "event: state\ndata:\n\n"
+    assert api.http.get(f"/jobs/{scored['id']}/live?state=completed").text == "event: progress\ndata:\n\n"
+
+
+def test_a_running_job_tells_its_progress_and_then_its_end(tmp_path: Path, iris_onnx: Path) -> None:
+    body = "\n".join([COLUMNS, *["5.1,3.5,1.4,0.2"] * 40_000, ""])
+    with running(tmp_path, chunk_records=2000) as api:
+        api.register("iris", iris_onnx)
+        job = api.http.post("/v1/predict?model=iris&filename=many.csv", content=body).json()
+        assert job["state"] == "queued"
+        told = api.http.get(f"/jobs/{job['id']}/live?state=queued").text.split("\n\n")
+        assert told[-2:] == ["event: state\ndata:", ""]
+        running_page = shown(api, f"/jobs/{job['id']}")
+        assert "many.csv" in running_page
+        told = api.http.get(f"/jobs/{job['id']}/live?state=running").text.split("\n\n")
+        assert told[-2:] == ["event: state\ndata:", ""]
+        assert api.job(job["id"])["state"] == "completed"
+        page = shown(api, f"/jobs/{job['id']}")
+        assert "Completed <time" in page
+        assert "sse-connect" not in page
+        assert [row[0] for row in cells(shown(api, f"/jobs/{job['id']}/records?record=39980"))][-1] == "39,999"
+        assert "<polyline" in shown(api, f"/jobs/{job['id']}/plots")
+
+
+def test_an_expired_job_shows_what_remains(tmp_path: Path, iris_onnx: Path) -> None:
+    with running(tmp_path, keep_results=0.5, sweep_age=0.2) as api:
+        api.register("iris", iris_onnx)
+        job = api.run(f"{COLUMNS}\n5.1,3.5,1.4,0.2\n", "iris", filename="old.csv")
+        deadline = time.monotonic() + 20
+        while api.job(job["id"])["state"] != "expired":
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        page = shown(api, f"/jobs/{job['id']}")
+        assert "old.csv" in page
+        assert "Expired <time" in page
+        assert "Downloads" not in page
+        assert "Records" not in page
+        assert "There are no records." in shown(api, f"/jobs/{job['id']}/records")
+        assert "There is nothing to plot." in shown(api, f"/jobs/{job['id']}/plots")
+        assert "removed" in shown(api, f"/jobs/{job['id']}/image/0", 410)
+        assert "removed" in shown(api, f"/jobs/{job['id']}/input", 410)
+
+
+# --- the same from a program -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["flowers.csv", "-my 'new' \"$HOME\" {1} flowers;.csv"])
+def test_the_commands_of_a_job_give_its_result(
+    server: str, tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame, name: str
+) -> None:
+    body = flowers.write_csv(separator=";").encode()
+    (tmp_path / name).write_bytes(body)
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    with httpx2.Client(base_url=server, timeout=30) as http:
+        assert http.put("/v1/models/copied", content=iris_onnx.read_bytes()).is_success
+        options: dict[str, str | int] = {"model": "copied", "filename": name, "format": "jsonl", "top_k": 2}
+        options |= {"passthrough": "flower", "key": "flower", "metadata": '{"for": "it\'s a \\"test\\""}'}
+        answer = http.post("/v1/predict", content=body, params=options, headers={"prefer": "wait=30"})
+        job = answer.json()
+        assert job["state"] == "completed", job
+        expected = http.get(job["links"]["result"]).content
+        page = http.get(f"/jobs/{job['id']}").text
+    texts = dict(re.findall(r'aria-label="(curl|Command line|Python)">(.*?)</pre>', page, re.DOTALL))
+    commands = {
+        "curl": ["bash", "-euc", html.unescape(texts["curl"])],
+        "Command line": ["bash", "-euc", html.unescape(texts["Command line"])],
+        "Python": [sys.executable, "-c", html.unescape(texts["Python"])],
+    }
+    for known, command in commands.items():
+        target = tmp_path / f"{Path(name).stem}.predictions.jsonl"
+        target.unlink(missing_ok=True)
+        environment = clean_environment() | {"PATH": path}
+        done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, (known, command, done.stderr)
+        assert target.read_bytes() == expected, known
+
+
+# --- keys ------------------------------------------------------------------------------------------------------------
+
+
+def test_with_keys_the_page_and_its_files_are_for_their_tenant_alone(tmp_path: Path, iris_onnx: Path) -> None:
+    with running(tmp_path) as api:
+        api.register("iris", iris_onnx)
+        own, other = with_key(api, tenant="acme"), with_key(api, tenant="umbrella")
+        answer = api.http.post(
+            "/v1/predict?model=iris&filename=secret.csv", content=f"{COLUMNS}\n5.1,3.5,1.4,0.2\n",
+            headers={"authorization": f"Bearer {own}", "prefer": "wait=30"},
+        )  # fmt: skip
+        job = answer.json()
+        assert job["state"] == "completed"
+        paths = ["", "/records", "/failed", "/plots", "/status", "/live", "/result", "/errors.csv", "/errors.jsonl",
+                 "/input", "/manifest.json", "/image/0", "/delete"]  # fmt: skip
+        for path in paths:
+            answer = api.http.get(f"/jobs/{job['id']}{path}", follow_redirects=False)
+            assert answer.headers["location"].startswith("/sign-in"), path
+        api.http.post("/sign-in", data={"key": other})
+        for path in paths:
+            shown(api, f"/jobs/{job['id']}{path}", 404)
+        api.http.post("/sign-in", data={"key": own})
+        page = shown(api, f"/jobs/{job['id']}")
+        assert "Authorization: Bearer $BATCHSERVE_API_KEY" in html.unescape(page)
+        assert own not in page
+        assert "setosa" in api.http.get(f"/jobs/{job['id']}/result").text
+        assert "5.1" in shown(api, f"/jobs/{job['id']}/records")
+        assert api.http.post(f"/jobs/{job['id']}/delete").status_code == 403
+        token = re.search(r"delete\?token=(\w+)", shown(api, f"/jobs/{job['id']}/delete"))
+        assert token is not None
+        assert api.http.post(f"/jobs/{job['id']}/delete?token={token[1]}", follow_redirects=False).status_code == 303
+        shown(api, f"/jobs/{job['id']}", 404)
+
+
+def with_key(api: Api, tenant: str) -> str:
+    database = api.http.app.state.service.runtime.database  # type: ignore[attr-defined]
+    with database.write() as connection:
+        _, text = keys.create(connection, tenant, Scope.USER, tenant, 1.0)
+    return text

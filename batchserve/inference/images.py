@@ -215,7 +215,8 @@ def thumbnail_of(values: pl.Series | np.ndarray, side: int, most_pixels: int) ->
             with _reading():
                 image.draft(None, (side, side))
                 image.thumbnail((side, side))
-                image = ImageOps.exif_transpose(image)
+                with suppress(Exception):  # invalid EXIF is ignored
+                    ImageOps.exif_transpose(image, in_place=True)
                 file = BytesIO()
                 image.convert("L" if image.mode in ("1", "L") else "RGB").save(file, "JPEG", quality=80)
         except InvalidValue as invalid:

@@ -29,6 +29,8 @@ from batchserve.web.tokens import COOKIE
 
 __all__ = ["ROUTES"]
 
+_FOLLOWED = (JobState.QUEUED, JobState.RUNNING)
+
 
 async def show(request: Request) -> Response:
     """`record`: the first one of those that are shown."""
@@ -38,14 +40,14 @@ async def show(request: Request) -> Response:
     return page(
         request, "job.html", job=body, fit=fit, formats=_formats(job), record=records.wanted(request),
         recipe=recipe, manifest=_pretty(manifest_of(job, body)).decode(), has_input=_has_input(job),
-        is_live=not body.state.finished,
+        is_live=body.state in _FOLLOWED,
     )  # fmt: skip
 
 
 async def status(request: Request) -> Response:
     """The part of the page that changes while the job runs."""
     _, body = await _read(request)
-    return page(request, "_job_status.html", job=body, is_live=not body.state.finished)
+    return page(request, "_job_status.html", job=body, is_live=body.state in _FOLLOWED)
 
 
 async def live(request: Request) -> Response:
@@ -104,7 +106,7 @@ async def result(request: Request) -> Response:
     """`format`: another one than the job's. `partial`: the finished rows."""
     job_id, query = await own_job(request.path_params["job_id"], request), request.query_params
     return await download.download(
-        job_id, request, service_of(request), format=query.get("format") or None, partial="partial" in query
+        job_id, request, service_of(request), format=query.get("format") or None, partial=query.get("partial") == "true"
     )
 
 
@@ -162,7 +164,7 @@ _ROUTES: list[tuple[str, Any]] = [
     ("/input", input_file),
     ("/manifest.json", manifest),
     ("/records", records.show),
-    ("/image/{record:int}", records.show_image),
+    ("/image/{record}", records.show_image),
     ("/failed", failed.show),
     ("/plots", summary.show),
 ]

@@ -65,17 +65,19 @@ async def show_image(request: Request) -> Response:
     """The image of a record, small."""
     job_id, service = await own_job(request.path_params["job_id"], request), service_of(request)
     job = await service.read_job(job_id)
-    record = min(request.path_params["record"], _FARTHEST)
-    task = await run_in_threadpool(_input_task, service, job, record, 1)
+    task = await run_in_threadpool(_input_task, service, job, _record(request.path_params["record"]), 1)
     return Response(await run(request, service, thumbnail, task), headers=_IMAGE, media_type="image/jpeg")
 
 
 def wanted(request: Request) -> int:
-    """The record that the query names, counted from 0. Raises BadRequest."""
-    text = request.query_params.get("record") or "0"
+    """The record that the query names. Raises BadRequest."""
+    return _record(request.query_params.get("record") or "0")
+
+
+def _record(text: str) -> int:
     if not (text.isdecimal() and text.isascii()) or int(text[:20]) > _FARTHEST:
         raise BadRequest(f"record: expected a number from 0 on, got {text[:50]!r}")
-    return int(text)
+    return int(text[:20])
 
 
 def part(request: Request, name: str, job: Job, **values: Any) -> Response:
