@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 import time
+import uuid
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +26,11 @@ from PIL import Image
 from service import Api, decoded, encoded, ok, running
 
 import batchserve
-from batchserve import keys
+from batchserve import keys, registry
 from batchserve.access import Scope
+from batchserve.domain import Options, StoredInput
+from batchserve.storage import input_key
+from batchserve.submission import Queueing, Submission, create
 
 HTMX = {"hx-request": "true"}
 COLUMNS = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)"
@@ -166,6 +170,32 @@ def test_arrays_are_shown_with_a_column_for_each_of_a_few_values(api: Api, flowe
     rows = cells(page)
     assert rows[0][0] == "7"
     assert float(rows[0][1]) == pytest.approx(measures.row(7)[0])
+
+
+def test_records_of_several_inputs_count_over_all_of_them(
+    tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame
+) -> None:
+    with running(tmp_path, chunk_records=30) as api:
+        api.register("iris", iris_onnx)
+        runtime = api.http.app.state.service.runtime  # type: ignore[attr-defined]
+        stored = []
+        for number, frame in enumerate((flowers[:70], flowers[70:])):
+            key = input_key(str(uuid.uuid4()))
+            with runtime.storage.create(key) as writer:
+                writer.write(encoded(frame, "csv"))
+                written = writer.commit()
+            stored.append(StoredInput(key, "csv", bytes=written.bytes, filename=f"part-{number}.csv"))
+        with runtime.database.write() as connection:
+            model = registry.resolve(connection, "iris")
+            new = Submission("default", str(uuid.uuid4()), tuple(stored), model, Options("csv"), Queueing())
+            create(connection, new, runtime.database.moment(connection).wall)
+        job = api.finished(new.job_id)
+        assert job["rows"] == {"total": 150, "ok": 150, "failed": 0}
+        predictions = pl.read_csv(api.result(job).content)["prediction"].to_list()
+        for first, count in ((0, 20), (60, 10), (70, 20), (95, 20), (140, 10)):
+            rows = cells(shown(api, f"/jobs/{job['id']}/records?record={first}"))
+            assert [row[1] for row in rows] == [str(flower) for flower in range(first, first + count)]
+            assert [row[6] for row in rows] == predictions[first : first + count]
 
 
 def test_an_input_without_records_says_so(api: Api) -> None:
