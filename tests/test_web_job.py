@@ -238,6 +238,19 @@ def test_failed_records_are_grouped_by_reason_with_their_values(api: Api, failin
     assert "<code>wide</code>" in page
 
 
+def test_failed_records_of_arrays_have_a_reason_and_no_value(api: Api, flowers: pl.DataFrame) -> None:
+    matrix = flowers.drop("flower").to_numpy().astype(np.float32)
+    matrix[3, 1] = np.nan
+    body = io.BytesIO()
+    np.save(body, matrix)
+    job = api.run(body.getvalue(), "iris", format="csv")
+    assert job["rows"]["failed"] == 1, job
+    page = shown(api, f"/jobs/{job['id']}/failed")
+    assert cells(page)[0][0] == "3"
+    assert ">Value<" not in page
+    assert cells(shown(api, f"/jobs/{job['id']}/records"))[3][2] == "nan"
+
+
 def test_only_the_failed_records_are_scored_again(api: Api, failing: dict[str, Any]) -> None:
     page = shown(api, f"/jobs/{failing['id']}")
     assert "Score only these 17 again" in page

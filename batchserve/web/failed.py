@@ -16,6 +16,7 @@ from batchserve.api.download import stored_errors
 from batchserve.api.files import blocks_of
 from batchserve.domain import Job, JobState
 from batchserve.errors import BatchserveError
+from batchserve.formats import get_format
 from batchserve.jobs import contents
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.preview import Cell, cells
@@ -74,7 +75,14 @@ async def show(request: Request) -> Response:
         problem = "The list of failed records was removed."
     except BatchserveError as error:
         problem = error.detail
-    return records.part(request, "failed", job, failed=found, shown=found.groups[:_GROUPS], problem=problem)
+    shown, has_values = found.groups[:_GROUPS], _has_values(job)
+    return records.part(request, "failed", job, failed=found, shown=shown, has_values=has_values, problem=problem)
+
+
+def _has_values(job: Job) -> bool:
+    """Whether its input is there, and has columns."""
+    there = job.input_removed_at is None and job.state is not JobState.EXPIRED
+    return there and get_format(job.input.format).holds == "table"
 
 
 def _read(service: Service, job: Job) -> Failed:
@@ -106,7 +114,7 @@ def _text(key: Any) -> str | None:
 
 
 async def _add_values(request: Request, service: Service, job: Job, groups: list[Group]) -> None:
-    if job.input_removed_at is not None or job.state is JobState.EXPIRED:
+    if not _has_values(job):
         return
     wanted = [(group.column, failure) for group in groups if group.column is not None for failure in group.first]
     for source, some in (await run_in_threadpool(_sources, service, job, wanted)).items():
