@@ -50,6 +50,11 @@ class Caller:
         """Whether it may do more than read."""
         return self.scope is not Scope.READER
 
+    def administers(self, tenant: str) -> bool:
+        """Whether it may create and revoke the keys of a tenant: of its own, and of each where it is of all tenants or
+        there are no keys."""
+        return self.scope is Scope.ADMIN and (self.key == NO_KEY or self.tenant in (tenant, EVERY_TENANT))
+
     @property
     def home(self) -> str:
         """The tenant of what it creates."""

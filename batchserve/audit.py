@@ -24,9 +24,9 @@ def note_model(connection: Connection, by: Caller, action: Action, reference: st
     _note(connection, by, action, "model", reference, EVERY_TENANT, now)
 
 
-def note_key(connection: Connection, action: Action, key: ApiKey, now: float) -> None:
-    """Keys are created and revoked by commands, which need none."""
-    _note(connection, Caller(), action, "key", key.name, key.tenant, now)
+def note_key(connection: Connection, by: Caller, action: Action, key: ApiKey, now: float) -> None:
+    """`by`: of the page; commands need no key."""
+    _note(connection, by, action, "key", key.name, key.tenant, now)
 
 
 def list_page(

@@ -18,7 +18,7 @@ from contextlib import suppress
 from sqlalchemy import Connection, bindparam, insert, select, update
 
 from batchserve import audit, rows
-from batchserve.access import EVERY_TENANT, Action, ApiKey, Scope
+from batchserve.access import EVERY_TENANT, Action, ApiKey, Caller, Scope
 from batchserve.db import notifications
 from batchserve.db.connect import Database, lock
 from batchserve.db.notifications import Topic
@@ -27,6 +27,8 @@ from batchserve.db.tables import keys
 from batchserve.db.watcher import Probe
 from batchserve.errors import Conflict, InvalidOptions, NotFound, UnreadableRow
 
+COMMAND = Caller()
+"""A command on the server's host, which needs no key."""
 _PREFIX = "bs_"
 _DIGITS = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _RANDOM, _CHECKSUM = 43, 6  # digits: 62**43 > 2**256, 62**6 > 2**32
@@ -46,8 +48,13 @@ def is_well_formed(key: str) -> bool:
     return _WELL_FORMED.fullmatch(key) is not None and _checksum(key[:-_CHECKSUM]) == key[-_CHECKSUM:]
 
 
-def create(connection: Connection, name: str, scope: Scope, tenant: str, now: float) -> tuple[ApiKey, str]:
-    """A new key, and its text, which is not stored. Raises InvalidOptions, and Conflict when the name is taken."""
+def create(
+    connection: Connection, name: str, scope: Scope, tenant: str, now: float, by: Caller = COMMAND
+) -> tuple[ApiKey, str]:
+    """A new key, and its text, which is not stored. `by`: for the audit log.
+
+    Raises InvalidOptions, and Conflict when the name is taken.
+    """
     for what, text in (("name", name), ("tenant", tenant)):
         if not (_NAME.fullmatch(text) or (what == "tenant" and text == EVERY_TENANT)):
             raise InvalidOptions(
@@ -72,7 +79,7 @@ def create(connection: Connection, name: str, scope: Scope, tenant: str, now: fl
     connection.execute(insert(keys), row)
     made = find(connection, text)
     assert made is not None
-    audit.note_key(connection, Action.CREATE, made, now)
+    audit.note_key(connection, by, Action.CREATE, made, now)
     return made, text
 
 
@@ -99,8 +106,11 @@ def list_all(connection: Connection) -> list[ApiKey]:
     return found
 
 
-def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
-    """Revokes a key, by ID or name, permanently and immediately. Raises NotFound when no valid key matches."""
+def revoke(connection: Connection, reference: str, now: float, by: Caller = COMMAND) -> ApiKey:
+    """Revokes a key, by ID or name, permanently and immediately. `by`: for the audit log.
+
+    Raises NotFound when no valid key matches.
+    """
     by_id = keys.c.id == int(reference) if reference.isdecimal() and len(reference) < 10 else keys.c.name == reference
     ended = connection.execute(
         update(keys).where(by_id, keys.c.revoked_at.is_(None)).values(revoked_at=now).returning(*keys.c)
@@ -109,7 +119,7 @@ def revoke(connection: Connection, reference: str, now: float) -> ApiKey:
     if row is None:
         raise NotFound(f"there is no valid key {reference!r}: `batchserve keys list` shows all")
     key = rows.key(row)
-    audit.note_key(connection, Action.REVOKE, key, now)
+    audit.note_key(connection, by, Action.REVOKE, key, now)
     notifications.send(connection, Topic.REVOKED)
     return key
 

@@ -32,7 +32,7 @@ def database_of(site: Api) -> Database:
 def signed_in(site: Api, scope: Scope, tenant: str = "acme") -> str:
     """The text of a new key, with which the client is signed in."""
     with database_of(site).write() as connection:
-        _, text = keys.create(connection, f"{tenant}-{scope}", scope, tenant, 1.0)
+        _, text = keys.create(connection, f"{tenant.replace('*', 'all')}-{scope}", scope, tenant, 1.0)
     assert site.http.post("/sign-in", data={"key": text}).status_code in (200, 303)
     return text
 
@@ -96,6 +96,48 @@ def test_admins_create_and_revoke_keys(site: Api) -> None:
     assert number is not None
     site.http.post(f"/keys/{number[1]}/revoke?token={token(site)}")
     assert site.http.get("/v1/jobs", headers=headers).status_code == 401
+
+
+def test_admins_of_a_tenant_administer_its_keys_alone(site: Api) -> None:
+    signed_in(site, Scope.ADMIN, tenant="umbrella")
+    signed_in(site, Scope.ADMIN, tenant="acme")
+    page = site.http.get("/keys").text
+    assert "acme-admin" in page
+    assert "umbrella" not in page
+    for tenant in ("umbrella", "*"):
+        fields = {"name": "mine", "scope": "admin", "tenant": tenant}
+        assert site.http.post(f"/keys?token={token(site)}", data=fields).status_code == 403
+    assert site.http.post(f"/keys/1/revoke?token={token(site)}").status_code == 403
+    with database_of(site).read() as connection:
+        assert [(key.name, key.revoked_at) for key in keys.list_all(connection)] == [
+            ("umbrella-admin", None),
+            ("acme-admin", None),
+        ]
+
+
+def test_the_audit_log_shows_who_did_what(site: Api) -> None:
+    job = site.upload(CSV)
+    signed_in(site, Scope.ADMIN, tenant="*")
+    site.http.post(f"/jobs?token={token(site)}", data={"job": job["id"], "action": "delete", "confirmed": "yes"})
+    site.http.post(f"/keys?token={token(site)}", data={"name": "night", "scope": "user", "tenant": "acme"})
+    text = re.sub(r"\s+|<[^>]+>", " ", site.http.get("/system/audit").text)
+    text = re.sub(r" +", " ", text)
+    assert f"all-admin default delete job {job['id']}" in text
+    assert "all-admin acme create key night" in text
+
+
+def test_the_audit_log_goes_on_a_page_further(site: Api) -> None:
+    with database_of(site).write() as connection:
+        for number in range(101):
+            keys.create(connection, f"key-{number}", Scope.USER, "acme", 1.0)
+    signed_in(site, Scope.ADMIN)
+    first = site.http.get("/system/audit").text
+    assert "key-100" in first
+    assert "key-0<" not in first
+    older = re.search(r"/system/audit\?after=\d+", first)
+    assert older is not None
+    assert "key-0<" in site.http.get(older[0]).text
+    assert site.http.get("/system/audit?after=x").status_code == 422
 
 
 @pytest.mark.parametrize(

@@ -79,13 +79,14 @@ async def cancel(request: Request) -> Response:
 async def retry_rows(request: Request) -> Response:
     """`rows`: unfinished, those of this job; failed, those of a new one, which is shown."""
     job_id, service = await own_job(request.path_params["job_id"], request), service_of(request)
+    caller = caller_of(request)
     wanted = (await read_fields(request)).first("rows")
     rows = next((rows for rows in get_args(RetriedRows) if rows == wanted), None)
     if rows is None:
         raise BadRequest(f"rows: expected {' or '.join(get_args(RetriedRows))}, got {wanted[:50]!r}")
     background = BackgroundTasks()
     background.add_task(service.wake)
-    body = await retry(service, job_id, rows, KeyedRequest(caller_of(request).tenant, None, ""))
+    body = await retry(service, caller, job_id, rows, KeyedRequest(caller.tenant, None, ""))
     return RedirectResponse(f"/jobs/{body.id}", 303, background=background)
 
 
@@ -95,7 +96,7 @@ async def delete(request: Request) -> Response:
         _, body = await _read(request)
         return page(request, "job_delete.html", job=body)
     job_id = await own_job(request.path_params["job_id"], request)
-    await delete_job(job_id, request, service_of(request))
+    await delete_job(job_id, request, service_of(request), caller_of(request))
     return RedirectResponse("/jobs", 303)
 
 

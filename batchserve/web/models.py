@@ -98,13 +98,14 @@ async def show(request: Request) -> Response:
 
 async def remove(request: Request) -> Response:
     """Deletes a version, once that was confirmed."""
-    await require_admin(caller_of(request))
+    caller = caller_of(request)
+    await require_admin(caller)
     service, form = service_of(request), await read_fields(request)
     name, version = request.path_params["name"], request.path_params["version"]
     model = await service.resolve_model(f"{name}@{version}")
     if not form.first("confirmed"):
         return page(request, "delete_version.html", model=model, back=_address(model))
-    await delete_version(name, version, request, service)
+    await delete_version(name, version, request, service, caller)
     return RedirectResponse("/models", 303)
 
 

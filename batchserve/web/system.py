@@ -4,19 +4,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Request, Response
-from sqlalchemy import make_url
+from sqlalchemy import Connection, make_url
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 from starlette.routing import Route
 
-from batchserve import keys
-from batchserve.access import DEFAULT_TENANT, ApiKey, Caller, Scope
+from batchserve import audit, keys
+from batchserve.access import EVERY_TENANT, ApiKey, AuditEntry, Caller, Scope
 from batchserve.api.auth import caller_of, require_admin
 from batchserve.api.deps import service_of
 from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.api.schemas.values import time_of, time_or_none
 from batchserve.domain import JobState
-from batchserve.errors import InvalidOptions
+from batchserve.errors import Forbidden, InvalidOptions
 from batchserve.jobs import queries
 from batchserve.jobs.queries import JobFilter
 from batchserve.service import Service
@@ -30,6 +30,7 @@ from batchserve.web.pages import page
 __all__ = ["ROUTES"]
 
 _MOST_RUNNING = 200
+_ENTRIES = 100
 _RUNNING = JobFilter(states=(JobState.RUNNING,))
 
 
@@ -59,7 +60,7 @@ def _facts(service: Service, caller: Caller) -> _Facts:
     with database.read() as connection:
         counts = queries.count_by_state(connection, caller.tenant)
         waits = queries.longest_waits(connection, database.moment(connection).wall)
-    if caller.scope is not Scope.ADMIN:
+    if caller.tenant != EVERY_TENANT:
         waits = {tenant: wait for tenant, wait in waits.items() if tenant == caller.tenant}
     found, _ = read_slice(service, caller.tenant, _RUNNING, None, _MOST_RUNNING)
     running = [job_body(view.job, view.attempts, view.place, view.now) for view in found]
@@ -90,34 +91,71 @@ async def create_key(request: Request) -> Response:
     await require_admin(caller)
     fields, database = await read_fields(request), service_of(request).runtime.database
     if (scope := fields.first("scope")) not in list(Scope):
-        raise InvalidOptions(f"scope: expected {' or '.join(Scope)}, got {scope[:100]!r}")
-    tenant = fields.first("tenant").strip() or DEFAULT_TENANT
-    key, text = await database.commit(
-        lambda connection: keys.create(
-            connection, fields.first("name").strip(), Scope(scope), tenant, database.moment(connection).wall
-        )
-    )
+        raise InvalidOptions(f"scope: expected {', '.join(Scope)}, got {scope[:100]!r}")
+    tenant = fields.first("tenant").strip() or caller.tenant
+    _require_administration(caller, tenant)
+
+    def create(connection: Connection) -> tuple[ApiKey, str]:
+        now = database.moment(connection).wall
+        return keys.create(connection, fields.first("name").strip(), Scope(scope), tenant, now, caller)
+
+    key, text = await database.commit(create)
     return await _keys_page(request, created=key, text=text)
 
 
 async def revoke_key(request: Request) -> Response:
-    await require_admin(caller_of(request))
-    database, reference = service_of(request).runtime.database, str(request.path_params["key_id"])
-    await run_in_threadpool(
-        database.write_freeing,
-        lambda connection: keys.revoke(connection, reference, database.moment(connection).wall),
-    )
+    caller, database = caller_of(request), service_of(request).runtime.database
+    await require_admin(caller)
+    reference = str(request.path_params["key_id"])
+
+    def revoke(connection: Connection) -> None:
+        key = keys.revoke(connection, reference, database.moment(connection).wall, caller)
+        _require_administration(caller, key.tenant)  # else nothing is committed
+
+    await run_in_threadpool(database.write_freeing, revoke)
     return RedirectResponse("/keys", 303)
 
 
+def _require_administration(caller: Caller, tenant: str) -> None:
+    """Raises Forbidden."""
+    if not caller.administers(tenant):
+        raise Forbidden(f"the keys of the tenant {tenant[:100]!r} need an admin key of it, or of all tenants")
+
+
 async def _keys_page(request: Request, created: ApiKey | None = None, text: str = "") -> Response:
+    caller = caller_of(request)
     found = await service_of(request).runtime.database.fetch(keys.list_all)
-    times = {key.id: (time_of(key.created_at), time_or_none(key.revoked_at)) for key in found}
-    return page(request, "keys.html", keys=found, times=times, created=created, text=text, scopes=list(Scope))
+    shown = [key for key in found if caller.administers(key.tenant)]
+    times = {key.id: (time_of(key.created_at), time_or_none(key.revoked_at)) for key in shown}
+    return page(
+        request, "keys.html", keys=shown, times=times, created=created, text=text, scopes=list(Scope),
+        is_first=not found,
+    )  # fmt: skip
+
+
+# --- the audit log ---------------------------------------------------------------------------------------------------
+
+
+async def show_audit(request: Request) -> Response:
+    """`after`: the last entry of the page before."""
+    service, caller = service_of(request), caller_of(request)
+    await require_admin(caller)
+    text = request.query_params.get("after", "")
+    if text and not (text.isdecimal() and len(text) < 10):
+        raise InvalidOptions(f"after: expected the number of an entry, got {text[:100]!r}")
+
+    def read() -> list[AuditEntry]:
+        with service.runtime.database.read() as connection:
+            return audit.list_page(connection, caller.tenant, after=int(text) if text else None, limit=_ENTRIES + 1)
+
+    found = await service.calls.read(caller.tenant, read)
+    entries = [(entry, time_of(entry.at)) for entry in found[:_ENTRIES]]
+    return page(request, "audit.html", entries=entries, following=found[-2].id if len(found) > _ENTRIES else None)
 
 
 ROUTES = [
     Route("/system", show),
+    Route("/system/audit", show_audit),
     Route("/keys", show_keys),
     Route("/keys", create_key, methods=["POST"]),
     Route("/keys/{key_id:int}/revoke", revoke_key, methods=["POST"]),
