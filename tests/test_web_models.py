@@ -95,7 +95,7 @@ def test_the_list_has_the_newest_version_of_each_model(versions: Api) -> None:
 def test_a_version_shows_its_signature_its_labels_its_parity_and_its_speed(models: Api) -> None:
     page = shown(models, "/models/iris")
     assert "<h1>iris@1</h1>" in page
-    assert '<th scope="row">petal width (cm)</th><td>float32</td><td>fail</td>' in page
+    assert '<th scope="row">petal width (cm)</th><td>float32</td><td>not allowed</td>' in page
     assert '<th scope="row">probability_setosa</th><td>Float32</td>' in page
     assert "setosa, versicolor, virginica" in page
     assert "with its original: 0 label flips in 150 records" in page
@@ -108,7 +108,7 @@ def test_a_version_shows_its_signature_its_labels_its_parity_and_its_speed(model
 def test_a_column_shows_which_values_it_takes(models: Api) -> None:
     page = shown(models, "/models/people")
     assert '<th scope="row">age</th><td>float32</td><td>allowed</td>' in page
-    assert '<th scope="row">city</th><td>string</td><td>fail</td><td>Bern, Biel, Genf</td>' in page
+    assert '<th scope="row">city</th><td>string</td><td>not allowed</td><td>Bern, Biel, Genf</td>' in page
 
 
 def test_each_version_shows_what_it_changes_against_the_one_before(versions: Api) -> None:

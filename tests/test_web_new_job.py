@@ -175,6 +175,29 @@ def test_a_change_of_the_model_gives_the_form_alone_and_its_address(models: Api)
     assert answer.headers["hx-replace-url"] == f"{address}?model=people%401"
 
 
+def test_a_page_of_a_job_that_was_started_elsewhere_leads_to_the_job(models: Api) -> None:
+    address = dropped(models, CSV)
+    models.http.post(f"{address}/predict", data={"model": "iris@1"})
+    answer = models.http.get(f"{address}/fit", headers={"hx-request": "true"})
+    assert (answer.status_code, answer.headers["hx-redirect"]) == (204, address)
+
+
+def test_an_input_whose_bytes_are_lost_is_told_on_its_page(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    address = dropped(site, CSV + "1,2,3,4\n" * 50_000)
+    for path in (Path(site.settings.storage) / "inputs").rglob("*"):
+        if path.is_file():
+            path.unlink()
+    assert "the stored input cannot be read: No such file or directory" in shown(site, address)
+
+
+def test_markup_in_names_and_values_is_text(models: Api) -> None:
+    page = shown(models, dropped(models, "<b>,age\n<script>alert(1)</script>,3\n"), model="people")
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "<script>alert" not in page
+    assert "<b>" not in page
+
+
 # --- the dry run -----------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import polars as pl
 
 from batchserve.domain import Chunk, ChunkLimits, ModelVersion, Options
-from batchserve.errors import BatchserveError, SchemaMismatch
+from batchserve.errors import BatchserveError, InvalidInput, SchemaMismatch
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header, Records
 from batchserve.inference.answers import score
@@ -96,8 +96,12 @@ class DryRun:
 @by_name
 def survey(task: Input, models: Sequence[tuple[ModelVersion, Options]]) -> tuple[Beginning, list[int | None]]:
     """The beginning of an input, and for each model how many of its columns or arrays it would use, None where the
-    input does not fit. Raises InvalidInput."""
-    return _beginning(header_of(task)), [_used_if_fits(task, model, options) for model, options in models]
+    input does not fit. Raises InvalidInput, also where the stored bytes are lost."""
+    try:
+        beginning = _beginning(header_of(task))
+    except OSError as error:
+        raise InvalidInput(f"the stored input cannot be read: {error.strerror}") from error
+    return beginning, [_used_if_fits(task, model, options) for model, options in models]
 
 
 def _beginning(header: Header) -> Beginning:

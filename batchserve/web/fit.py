@@ -17,7 +17,7 @@ from batchserve.api.auth import caller_of
 from batchserve.api.deps import own_job, parsed, read_body, service_of
 from batchserve.api.predict import predict_stored
 from batchserve.api.schemas.options import PredictOptions
-from batchserve.domain import ModelVersion, Signature, StoredInput
+from batchserve.domain import JobState, ModelVersion, Signature, StoredInput
 from batchserve.errors import BatchserveError, ModelNotFound
 from batchserve.formats import RESULT_FORMATS
 from batchserve.jobs import contents
@@ -27,7 +27,7 @@ from batchserve.service import Service
 from batchserve.service.turns import Lane
 from batchserve.submission import default_format, default_options
 from batchserve.web.forms import Fields, read_fields
-from batchserve.web.pages import page
+from batchserve.web.pages import page, see
 
 __all__ = ["ROUTES", "Fit", "fit_of"]
 
@@ -84,6 +84,12 @@ class Fit:
         """Whether the model may have classes to rank."""
         outputs = self.model.signature.outputs if self.model else ()
         return any(output.role in ("probabilities", "scores") for output in outputs)
+
+    @property
+    def has_options(self) -> bool:
+        """Whether some are not those by default."""
+        usual = {"format": self.format, "passthrough": "unused", "on_row_error": "continue"}
+        return any(self.fields.first(name) not in ("", usual.get(name)) for name in _OPTIONS)
 
     @property
     def records(self) -> float | None:
@@ -153,9 +159,15 @@ async def _surveyed(
     candidates = {model.reference: None for model in models} | {
         name: count is not None for name, count in counts.items()
     }
+    return replace(fit, candidates=candidates, beginning=beginning, share=_share(inputs)), _obvious(counts, len(models))
+
+
+def _share(inputs: Sequence[StoredInput]) -> float | None:
+    """The bytes of all, relative to those of the first; None where some are not known."""
+    if len(inputs) == 1:
+        return 1.0
     sizes = [one.bytes for one in inputs]
-    share = None if None in sizes or not sizes[0] else sum(size or 0 for size in sizes) / sizes[0]
-    return replace(fit, candidates=candidates, beginning=beginning, share=share), _obvious(counts, len(models))
+    return sum(size or 0 for size in sizes) / sizes[0] if sizes[0] and None not in sizes else None
 
 
 def _obvious(counts: dict[str, int | None], models: int) -> str | None:
@@ -201,8 +213,10 @@ def _detail(request: Request, error: BatchserveError | RequestValidationError) -
 async def change(request: Request) -> Response:
     """The form again, for what was changed in it; the address of the page becomes that of this state."""
     job_id = await own_job(request.path_params["job_id"], request)
-    fit = await fit_of(request, job_id)
-    answer = page(request, "_fit_form.html", job=await read_body(service_of(request), job_id), fit=fit)
+    body = await read_body(service_of(request), job_id)
+    if body.state is not JobState.UPLOADED:  # it was started elsewhere
+        return see(request, f"/jobs/{job_id}")
+    answer = page(request, "_fit_form.html", job=body, fit=await fit_of(request, job_id))
     chosen = [(name, value) for name, value in request.query_params.multi_items() if value]
     answer.headers["hx-replace-url"] = f"/jobs/{job_id}?{urlencode(chosen)}"
     return answer

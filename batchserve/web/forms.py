@@ -1,6 +1,5 @@
 """The fields of a form without files."""
 
-from collections.abc import Sequence
 from urllib.parse import parse_qsl
 
 from fastapi import Request
@@ -24,10 +23,6 @@ class Fields:
 
     def all(self, name: str) -> list[str]:
         return [value for known, value in self._pairs if known == name]
-
-    def any(self, names: Sequence[str]) -> bool:
-        """Whether one of these has a value."""
-        return any(map(self.first, names))
 
     def below(self, prefix: str) -> dict[str, str]:
         """Those whose names begin with this, by the rest of their names; none that is empty."""

@@ -36,16 +36,19 @@ document.addEventListener("htmx:load", (event) => {
   if (event.target.id === "job") copyButtons(event.target);
 });
 
-// A list that is replaced keeps what is selected in it.
+// A list or a form that is replaced keeps what is selected and open in it.
 let selected = new Set();
+let open = [];
 document.addEventListener("htmx:beforeSwap", (event) => {
   const boxes = event.target.querySelectorAll("input[type=checkbox]:checked");
   selected = new Set(Array.from(boxes, (box) => box.value));
+  open = Array.from(event.target.querySelectorAll("details"), (details) => details.open);
   const focused = document.activeElement;
   event.target.dataset.focused = event.target.contains(focused) ? focused.id : "";
 });
 document.addEventListener("htmx:afterSwap", (event) => {
   for (const box of event.target.querySelectorAll("input[type=checkbox]")) box.checked = selected.has(box.value);
+  event.target.querySelectorAll("details").forEach((details, place) => { details.open ||= Boolean(open[place]); });
   if (event.target.dataset.focused) document.getElementById(event.target.dataset.focused)?.focus();
 });
 
@@ -84,9 +87,10 @@ async function filesOf(entry) {
 }
 
 async function droppedFiles(transfer) {
-  const entries = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.()).filter(Boolean);
+  // All before the first pause, after which the transfer is empty. What has no entry is a file.
+  const items = Array.from(transfer.items, (item) => item.webkitGetAsEntry?.() ?? item.getAsFile()).filter(Boolean);
   const files = [];
-  for (const entry of entries) files.push(...await filesOf(entry));
+  for (const item of items) files.push(...(item instanceof File ? [[item.name, item]] : await filesOf(item)));
   return files;
 }
 
