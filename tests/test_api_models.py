@@ -242,8 +242,8 @@ def test_a_form_with_one_file_registers_it(idle_api: Api, iris_onnx: Path) -> No
     assert answer.json()["digest"] == hashlib.sha256(model).hexdigest()
     two = idle_api.http.put("/v1/models/sent-as-form", files=[("file", ("a.onnx", model)), ("file", ("b.onnx", model))])
     assert "expected a form with one file, got 2" in problem(two, 422, "invalid-options")["detail"]
-    long = idle_api.http.put("/v1/models/sent-as-form", files={"file": ("a.onnx", model)}, data={"note": "x" * 70_000})
-    assert "may have 65,536 bytes" in problem(long, 400, "bad-request")["detail"]
+    long = idle_api.http.put("/v1/models/sent-as-form", files={"file": ("a.onnx", model)}, data={"note": "x" * 300_000})
+    assert "may have 262,144 bytes in all" in problem(long, 400, "bad-request")["detail"]
 
 
 # --- refused models --------------------------------------------------------------------------------------------------

@@ -309,9 +309,51 @@ def test_an_image_is_sent_as_a_file(site: Api) -> None:
     assert 'role="alert"' in broken.text
 
 
+def test_an_image_is_sent_with_the_values_of_the_other_columns(site: Api) -> None:
+    site.register(
+        "weighted",
+        model_of(
+            "g (float[N, 3, 4, 4] image, float[N] weight) => (float[N, 3] hue) {"
+            "mean = ReduceMean <axes = [2, 3], keepdims = 0> (image) "
+            "axes = Constant <value_ints = [1]> () column = Unsqueeze(weight, axes) hue = Mul(mean, column) }",
+            batchserve_image='{"resize": "stretch", "size": [4, 4]}',
+        ),
+    )
+    page = shown(site, "/models/weighted/try")
+    name = re.search(r'name="(column\.[^"]+)"', page)
+    assert name is not None
+    file = io.BytesIO()
+    Image.fromarray(np.full((9, 7, 3), (10, 20, 30), np.uint8)).save(file, "PNG")
+    files = {"file": ("a.png", file.getvalue())}
+    answer = site.http.post("/models/weighted/try", data={name[1]: "2"}, files=files)
+    assert "<dt>hue_2</dt><dd>60</dd>" in answer.text
+
+
 def test_a_form_of_one_record_needs_the_token_of_its_session_and_no_admin_key(site: Api, iris_onnx: Path) -> None:
     site.register("iris", iris_onnx)
     token = signed_in(site, Scope.USER)
     assert "<h2>Prediction</h2>" in shown(site, "/models/iris/try", **FLOWER)
     assert site.http.post("/models/iris/try", data=FLOWER).status_code == 403
     assert site.http.post("/models/iris/try", params={"token": token}, data=FLOWER).status_code == 200
+
+
+# --- protection ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("path", ["/models", "/models/iris", "/models/iris/try"])
+def test_the_pages_of_models_run_no_foreign_script_and_answer_no_other_site(models: Api, path: str) -> None:
+    policy = models.http.get(path).headers["content-security-policy"]
+    assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
+    for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
+        assert models.http.get(path, headers=headers).status_code == 403
+        assert models.http.post(path, headers=headers).status_code == 403
+
+
+def test_markup_in_a_signature_is_text(site: Api) -> None:
+    frame = pd.DataFrame({"<b>bold</b>": [0.0, 1.0, 2.0], "plain": [1.0, 2.0, 0.0]})
+    site.register("odd", convert(LogisticRegression().fit(frame, ["<i>", "b", "c"]), frame).onnx)
+    for path in ("/models/odd", "/models/odd/try?column.plain=1&column.%3Cb%3Ebold%3C%2Fb%3E=%22%3E"):
+        page = shown(site, path) if "?" not in path else text_of(site.http.get(path))
+        assert "&lt;b&gt;bold&lt;/b&gt;" in page
+        assert "<b>bold" not in page
+        assert "<i>" not in page

@@ -24,8 +24,9 @@ __all__ = ["MAX_FILES", "Form", "FormFile", "disposition_filename", "form_file",
 
 MAX_FILES = 10_000
 """In one form: more come as a zip."""
-_MAX_FIELDS = 8
-_FIELD_BYTES = 64 * 2**10
+_MAX_FIELDS = 64
+_FIELD_BYTES = 256 * 2**10
+"""Of all fields that are not files."""
 _IN_MEMORY = 1 << 20
 _UNSAFE = re.compile(r"[\x00-\x1f\x7f]")
 
@@ -141,8 +142,8 @@ class Form:
         if self._file is None:
             _, value = self._values[-1]
             value += content
-            if len(value) > _FIELD_BYTES:
-                raise BadRequest(f"a field of a form that is not a file may have {_FIELD_BYTES:,} bytes")
+            if sum(len(one) for _, one in self._values) > _FIELD_BYTES:
+                raise BadRequest(f"the fields of a form that are not files may have {_FIELD_BYTES:,} bytes in all")
             return
         self._spool.write(content)
         self._file.bytes += len(content)

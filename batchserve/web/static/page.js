@@ -38,17 +38,17 @@ document.addEventListener("htmx:load", (event) => {
 
 // A list or a form that is replaced keeps what is selected and open in it.
 let selected = new Set();
-let open = [];
+let opened = [];
 document.addEventListener("htmx:beforeSwap", (event) => {
   const boxes = event.target.querySelectorAll("input[type=checkbox]:checked");
   selected = new Set(Array.from(boxes, (box) => box.value));
-  open = Array.from(event.target.querySelectorAll("details"), (details) => details.open);
+  opened = Array.from(event.target.querySelectorAll("details"), (details) => details.open);
   const focused = document.activeElement;
   event.target.dataset.focused = event.target.contains(focused) ? focused.id : "";
 });
 document.addEventListener("htmx:afterSwap", (event) => {
   for (const box of event.target.querySelectorAll("input[type=checkbox]")) box.checked = selected.has(box.value);
-  event.target.querySelectorAll("details").forEach((details, place) => { details.open ||= Boolean(open[place]); });
+  event.target.querySelectorAll("details").forEach((details, place) => { details.open ||= Boolean(opened[place]); });
   if (event.target.dataset.focused) document.getElementById(event.target.dataset.focused)?.focus();
 });
 
@@ -95,6 +95,7 @@ async function droppedFiles(transfer) {
 }
 
 function send(form, given) {
+  if (form.getAttribute("aria-busy")) return;
   const files = given.length > 1 ? given.filter(([path]) => !path.split("/").pop().startsWith(".")) : given;
   form.querySelector(".sending")?.remove();
   const sending = document.createElement("div");
@@ -114,7 +115,6 @@ function send(form, given) {
   const bar = document.createElement("progress");
   const cancel = document.createElement("button");
   if (!files.length) return fail("Choose a file first.");
-  if (form.getAttribute("aria-busy")) return;
   bar.setAttribute("aria-label", "Upload");
   cancel.type = "button";
   cancel.className = "plain";
