@@ -12,6 +12,8 @@ _LABEL, _COUNT = 170, 110
 _ROW = 24
 _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 220, 64, 8, 12, 34
 _LONGEST = 24
+_STEPS = (1, 1.2, 1.6, 2, 3, 4, 5, 6, 8, 10, 12)
+"""Of which a half is a round number as well."""
 
 _PLOT = Markup('<svg class="plot" viewBox="0 0 {} {}" role="img"><title>{}</title>{}</svg>')
 _WORD = Markup('<text class="value" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>')
@@ -55,7 +57,7 @@ def bars(title: str, counts: Sequence[tuple[str, int]], total: int) -> Markup:
 
 def histogram(title: str, counts: Sequence[int], low: float, high: float) -> Markup:
     """A bar for each of the bins of one width from `low` to `high`."""
-    most = max(counts, default=0) or 1
+    most = _top(max(counts, default=0))
     step, size = (_WIDTH - _LEFT - _RIGHT) / max(1, len(counts)), (high - low) / max(1, len(counts))
     parts = [*_axes(most, "records"), *_ticks(low, high)]
     for place, count in enumerate(counts):
@@ -71,14 +73,15 @@ def histogram(title: str, counts: Sequence[int], low: float, high: float) -> Mar
 
 def line(title: str, points: Sequence[tuple[float, float]], unit: str) -> Markup:
     """A line through points in the order of their first coordinates, from 0 up."""
-    most = max((y for _, y in points), default=0.0) or 1.0
+    highest = max((y for _, y in points), default=0.0)
+    most = _top(highest)
     low, high = (points[0][0], points[-1][0]) if points else (0.0, 1.0)
     wide, tall = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     places = " ".join(
         f"{_LEFT + wide * (x - low) / ((high - low) or 1.0):.1f},{_HEIGHT - _BOTTOM - tall * y / most:.1f}"
         for x, y in points
     )
-    told = f"{title}: {_number(min((y for _, y in points), default=0))} to {_number(most)} {unit}"
+    told = f"{title}: {_number(min((y for _, y in points), default=0))} to {_number(highest)} {unit}"
     return _svg(told, _HEIGHT, [*_axes(most, unit), *_ticks(low, high), _LINE.format(places)])
 
 
@@ -97,6 +100,14 @@ def _axes(most: float, unit: str) -> list[Markup]:
     return parts
 
 
+def _top(highest: float) -> float:
+    """A round number at this or above it, for the top of an axis."""
+    if highest <= 0:
+        return 1.0
+    unit = 10.0 ** math.floor(math.log10(highest))
+    return next(unit * step for step in _STEPS if unit * step >= highest)
+
+
 def _ticks(low: float, high: float) -> list[Markup]:
     wide, y = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _BOTTOM + 15
     return [
@@ -112,4 +123,4 @@ def _short(name: str) -> str:
 def _number(value: float) -> str:
     if not math.isfinite(value):
         return "-"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.3g}"
