@@ -24,10 +24,13 @@ from commands import clean_environment
 from onnx import parser
 from PIL import Image
 from service import Api, decoded, encoded, ok, running
+from sklearn.ensemble import IsolationForest
+from sklearn.tree import DecisionTreeClassifier
 
 import batchserve
 from batchserve import keys, registry
 from batchserve.access import Scope
+from batchserve.conversion import convert
 from batchserve.domain import Options, StoredInput
 from batchserve.storage import input_key
 from batchserve.submission import Queueing, Submission, create
@@ -320,6 +323,48 @@ def test_ranked_classes_are_plotted_by_the_first(api: Api, flowers: pl.DataFrame
     page = shown(api, f"/jobs/{job['id']}/plots")
     assert "Classes: label_1" in page
     assert "Distribution: probability_1" in page
+
+
+@pytest.fixture(scope="module")
+def kinds(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Api]:
+    """A service with a model of 70 classes, one of two targets, one of outliers, and a network without a label."""
+    numbers = pd.DataFrame(np.random.default_rng(0).normal(size=(280, 3)).astype(np.float32), columns=list("abc"))
+    targets = pd.DataFrame({"u": np.where(numbers.a > 0, "x", "y"), "v": np.where(numbers.b > 0, "p", "q")})
+    models = {
+        "many": DecisionTreeClassifier(random_state=0).fit(numbers, np.arange(280) % 70),
+        "several": DecisionTreeClassifier(max_depth=2, random_state=0).fit(numbers, targets),
+        "outliers": IsolationForest(n_estimators=5, random_state=0).fit(numbers),
+    }
+    network = parser.parse_model(
+        '<ir_version: 8, opset_import: ["" : 17]> g (float[N,3] x) => (float[N,3] y) { y = Softmax(x) }'
+    )
+    with running(tmp_path_factory.mktemp("kinds")) as api:
+        for name, model in models.items():
+            api.register(name, convert(model, numbers).onnx)
+        api.register("network", network.SerializeToString())
+        yield api
+
+
+@pytest.mark.parametrize("format", ["csv", "jsonl", "parquet", "npz"])
+@pytest.mark.parametrize(
+    ("model", "titles"),
+    [
+        ("many", ["Classes: prediction", "Distribution: probability"]),
+        ("several", ["Classes: prediction_1", "Classes: prediction_2",
+                     "Distribution: probability of 1", "Distribution: probability of 2"]),
+        ("outliers", ["Classes: prediction", "Distribution: score"]),
+        ("network", ["Classes: most probable class", "Distribution: probability"]),
+    ],
+)  # fmt: skip
+def test_results_of_every_kind_are_plotted(kinds: Api, model: str, titles: list[str], format: str) -> None:
+    numbers = pl.DataFrame(np.random.default_rng(1).normal(size=(90, 3)).astype(np.float32), schema=list("abc"))
+    job = kinds.run(encoded(numbers, "csv"), model, format=format, passthrough="none")
+    assert job["state"] == "completed", job
+    page = shown(kinds, f"/jobs/{job['id']}/plots")
+    assert re.findall(r"<h3>(.*?)</h3>", page) == titles
+    assert "All 90 records." in page
+    bins = [int(count) for count in re.findall(r"<title>[^<]* to [^<]*: (\d+)</title>", page)]
+    assert sum(bins) == 90 * sum(title.startswith("Distribution") for title in titles)
 
 
 def test_rows_that_failed_have_no_class(api: Api, failing: dict[str, Any]) -> None:

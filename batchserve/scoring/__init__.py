@@ -4,6 +4,7 @@ The server parses no user data and loads no model. Each function takes a task an
 goes through storage.
 
 `checks`, `planning`, `chunks` and `assembly` are the steps of a job, `small` all of them in one call. `conversion`,
-`online`, `unpacking` and `admission` answer clients that wait. What they share: `inputs`, `artifacts` and `sessions`,
-which a process keeps, then `answers`, what the model says of records, and `results`, how that is written down.
+`online`, `unpacking` and `admission` answer clients that wait, `preview` and `summary` their readers. What they share:
+`inputs`, `artifacts` and `sessions`, which a process keeps, then `answers`, what the model says of records, and
+`results`, how that is written down.
 """

@@ -19,6 +19,8 @@ from batchserve.scoring.preview import places_of
 _MOST_CLASSES = 20
 _MOST_HISTOGRAMS = 4
 _BINS = 24
+_WIDE = 16
+"""Probabilities of a record from which on fewer records are read."""
 _SECONDS = 8.0
 """To find the chunks of the result; those found by then are sampled."""
 
@@ -69,17 +71,17 @@ class Summary:
 @by_name
 def summarize(task: SummaryTask) -> Summary:
     """Raises InvalidInput."""
-    summary, wanted = Summary(), _wanted(task)
+    summary, (wanted, types) = Summary(), _wanted(task)
     if not wanted:
         return summary
     with task.input.open() as source:
         places = places_of(task.input)
         places.extend(source, lambda _: False, _SECONDS)
-        chosen = _spread(places.chunks, task.records)
+        chosen = _spread(places.chunks, task.records // _values_of_record(task))
         summary.is_whole = places.is_complete and len(chosen) == len(places.chunks)
         frames = []
         for chunk in chosen:
-            records = task.input.reader.read(source, chunk, wanted, list(wanted) or None).records
+            records = task.input.reader.read(source, chunk, types, wanted).records
             frames.append(_frame(records, task.model))
             summary.records += chunk.records
     frame = pl.concat(frames, how="vertical_relaxed")
@@ -97,17 +99,25 @@ def _spread(chunks: list[Chunk], most: int) -> list[Chunk]:
     return [chunks[place] for place in np.linspace(0, len(chunks) - 1, count).round().astype(int).tolist()]
 
 
-def _wanted(task: SummaryTask) -> dict[str, DType]:
-    """The columns to read, each with its type. Those of lists are left out."""
+def _values_of_record(task: SummaryTask) -> int:
+    """By how much fewer records are read where each has many probabilities."""
+    widths = [output.shape[1] or 1 for output in task.model.signature.outputs if len(output.shape) == 2]
+    return max(1, max(widths, default=1) // _WIDE)
+
+
+def _wanted(task: SummaryTask) -> tuple[list[str], dict[str, DType]]:
+    """The columns to read, and their types; lists come as the format has them."""
     header = header_of(task.input)
     if header.arrays:
-        return dict.fromkeys(header.arrays, "float64")
+        return list(header.arrays), {}
     schema = ResultSchema(task.model.signature, task.top_k)
-    kinds: dict[str, DType] = {}
-    for name, kind in schema.columns.items():
-        if name in header.columns and not kind.is_nested():
-            kinds[name] = "float64" if kind.is_float() else "string"
-    return kinds
+    kinds = {name: kind for name, kind in schema.columns.items() if name in header.columns}
+    lists = {name for name, kind in kinds.items() if kind.is_nested()}
+    types: dict[str, DType] = {
+        name: "float64" if kind.is_float() else "string" for name, kind in kinds.items() if name not in lists
+    }
+    ranked = {output.name for output in task.model.signature.outputs if output.role == "probabilities"}
+    return [name for name in kinds if name not in lists or schema.lists.get(name) in ranked], types
 
 
 def _frame(records: Records, model: ModelVersion) -> pl.DataFrame:
@@ -118,7 +128,7 @@ def _frame(records: Records, model: ModelVersion) -> pl.DataFrame:
     for name, array in records.items():
         output = next((output for output in signature.outputs if output.name == name or not name), None)
         names = [name] if output is None else column_names(signature, output)
-        if array.ndim == 1:
+        if array.ndim == 1 or (array.ndim == 2 and len(names) == 1 and array.shape[1] > 1):
             columns.append(pl.Series(names[0], array))
         elif array.ndim == 2 and array.shape[1] == len(names):
             columns += [pl.Series(each, array[:, index]) for index, each in enumerate(names)]
@@ -131,7 +141,7 @@ def _add(summary: Summary, frame: pl.DataFrame, task: SummaryTask) -> None:
         names = [name for name in column_names(signature, output) if name in frame.columns]
         if output.role == "label" or (output.role == "value" and signature.task in ("clustering", "outliers")):
             summary.classes += [_classes(name, frame[name]) for name in names[:_MOST_HISTOGRAMS]]
-        elif output.role == "value":
+        elif output.role == "value" or (output.role == "scores" and len(names) == 1 and not top_k):
             numbers = [name for name in names if frame[name].dtype.is_numeric()]
             summary.numbers += [_histogram(name, frame[name]) for name in numbers[:_MOST_HISTOGRAMS]]
         elif output.role == "probabilities" and not top_k:
@@ -148,30 +158,51 @@ def _add_probabilities(
     summary: Summary, frame: pl.DataFrame, output: OutputTensor, names: list[str], task: SummaryTask
 ) -> None:
     """Of the predicted class; in a model that gives no class, of the most probable one, which is counted as well."""
-    if not names or not all(frame[name].dtype.is_numeric() for name in names):
+    matrix = _matrix(frame.select(names))
+    if matrix is None or not matrix.shape[1]:
         return
-    matrix = frame.select(names).to_numpy().astype(np.float64)
     failed = np.isnan(matrix).all(axis=1)
     most = np.where(failed, 0, np.nan_to_num(matrix, nan=-np.inf).argmax(axis=1))
-    labels = output.labels if len(output.labels) == len(names) else tuple(names)
+    labels = output.labels or (tuple(names) if len(names) > 1 else tuple(map(str, range(matrix.shape[1]))))
     label = next((name for name in _labels_of(task, output) if name in frame.columns), None)
     if label is not None:
         places = {text: place for place, text in enumerate(labels)}
         predicted = frame[label].cast(pl.String()).replace_strict(places, default=None, return_dtype=pl.Int64())
         most = predicted.fill_null(pl.Series(most)).to_numpy() if predicted.null_count() else predicted.to_numpy()
-    elif len(names) > 1:
-        texts = pl.Series([labels[place] for place in most.tolist()])
-        summary.classes.append(_classes(output.group or "most probable class", texts.set(pl.Series(failed), None)))
+    elif matrix.shape[1] > 1:
+        texts = [None if is_failed else labels[place] for is_failed, place in zip(failed, most.tolist(), strict=True)]
+        summary.classes.append(_classes(output.group or "most probable class", pl.Series(texts, dtype=pl.String())))
     chosen = np.where(failed, np.nan, matrix[np.arange(len(matrix)), most])
     name = "probability" if output.group is None else f"probability of {output.group}"
     summary.probabilities.append(_histogram(name, pl.Series(chosen), (0.0, 1.0)))
 
 
+def _matrix(frame: pl.DataFrame) -> np.ndarray | None:
+    """The numbers of columns, or of one column of lists, with NaN in failed rows; None where there are none."""
+    if all(column.dtype.is_numeric() for column in frame):
+        return frame.cast(pl.Float64()).fill_null(float("nan")).to_numpy()
+    if frame.width != 1:
+        return None
+    lists = frame.to_series()
+    if lists.dtype == pl.String():
+        lists = lists.str.json_decode(pl.List(pl.Float64()))
+    given = lists.drop_nulls()
+    if not len(given) or not given.dtype.is_nested():
+        return None
+    if isinstance(given.dtype, pl.List) and given.list.len().n_unique() > 1:
+        return None
+    rows = given.explode().cast(pl.Float64()).fill_null(float("nan")).to_numpy().reshape(len(given), -1)
+    matrix = np.full((len(lists), rows.shape[1]), np.nan)
+    matrix[lists.is_not_null().to_numpy()] = rows
+    return matrix
+
+
 def _labels_of(task: SummaryTask, output: OutputTensor) -> Iterator[str]:
     """The columns with the class that an output gives the probabilities of."""
     for other in task.model.signature.outputs:
-        if other.role == "label" and other.group == output.group:
-            yield from column_names(task.model.signature, other)
+        names = column_names(task.model.signature, other) if other.role == "label" else []
+        its = names if other.group == output.group else [f"prediction_{output.group}"]
+        yield from (name for name in names if name in its)
 
 
 def _classes(name: str, column: pl.Series) -> Classes:
