@@ -392,6 +392,20 @@ MUTANTS = (
         ("tests/test_keys.py::test_streams_and_long_polls_end_when_their_key_is_revoked",),
     ),
     Mutant(
+        "a key that only reads changes nothing", "batchserve/api/auth.py",
+        "if not caller.may_change and not", "if False and not",
+        ("tests/test_keys.py::test_a_reader_gets_what_a_user_reads_and_may_do_nothing_else",),
+    ),
+    Mutant(
+        "a cancel without effect is not recorded", REQUESTS, "return job if ended or requested else None", "return job",
+        ("tests/test_audit.py::test_what_has_no_effect_is_not_recorded",),
+    ),
+    Mutant(
+        "an admin key of a tenant reads its entries only", "batchserve/audit.py",
+        "if tenant == EVERY_TENANT else", "if True else",
+        ("tests/test_audit.py::test_the_log_is_for_admin_keys_and_each_sees_its_tenant",),
+    ),
+    Mutant(
         "the length of a body is limited", BODIES, "        if decoded > self._limit:\n", "        if False:\n",
         ("tests/test_api_upload.py",),
     ),
