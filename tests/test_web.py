@@ -1,10 +1,13 @@
 """The pages, as a browser without scripts asks for them."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
+import httpx2
 import pytest
+from commands import in_a_process
 from service import Api, running
 
 from batchserve import keys
@@ -139,6 +142,23 @@ def test_with_keys_in_force_a_page_leads_to_the_form_for_a_key(site: Api) -> Non
     assert token is not None
     site.http.post(f"/sign-out?token={token[1]}")
     assert site.http.get("/jobs", follow_redirects=False).status_code == 303
+
+
+def test_a_page_is_told_of_changes_until_its_key_is_revoked(
+    start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path
+) -> None:
+    key = in_a_process(tmp_path, "keys", "create", "ada").stdout.strip()
+    with start_server(tmp_path) as url, httpx2.Client(base_url=url, timeout=30) as http:
+        http.post("/sign-in", data={"key": key})
+        with http.stream("GET", "/jobs/changes") as stream:
+            lines = stream.iter_lines()
+            for name in ("first.csv", "second.csv"):
+                headers = {"authorization": f"Bearer {key}"}
+                httpx2.post(f"{url}/v1/upload", content=CSV, params={"filename": name}, headers=headers)
+                assert next(line for line in lines if line) == "event: change"
+                assert next(lines) == "data:"
+            in_a_process(tmp_path, "keys", "revoke", "ada")
+            assert set(lines) <= {"", "event: change", "data:"}  # it ends
 
 
 def test_the_cookie_of_pages_is_no_key_for_the_api(site: Api) -> None:

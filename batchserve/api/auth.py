@@ -124,7 +124,7 @@ class AuthMiddleware:
 async def admit(scope: Scope, keyring: Keyring, authorization: str | None, version: Version | None) -> None:
     """Notes the caller of a request, for the API and for pages alike. `version`: of the database, since it came. Raises
     what `Keyring.identify` does, and Forbidden for a key that only reads and a request that is to do more."""
-    scope["database_version"] = version
+    scope["database_version"], scope["authorization"] = version, authorization
     caller = scope["caller"] = await keyring.identify(authorization, version)
     if not caller.may_change and not _is_reading(scope["method"], scope["path"]):
         raise Forbidden(f"this request does more than read; the key sent has the scope {caller.scope}")
@@ -146,7 +146,7 @@ def _given(scope: Scope) -> str | None:
 
 async def require_key_still(request: Request, keyring: Keyring) -> None:
     """For long requests: raises Unauthorized once their key was revoked."""
-    caller = await keyring.identify(_given(request.scope), await keyring.version())
+    caller = await keyring.identify(request.scope["authorization"], await keyring.version())
     if caller != caller_of(request):
         raise Unauthorized("this API key was revoked during the request")
 
