@@ -100,9 +100,9 @@ def _run_some(url: str, folder: Path) -> None:
     asked = f"{url}/v1/predict?model={MODEL}&{service.AGAIN}"
     send(asked, "POST", source, service.WAIT)
     send(f"{asked}&on_row_error=fail", "POST", faulty, service.WAIT)
-    for _ in range(2):
-        queued = json.loads(send(f"{asked}&run_after={FAR}", "POST", source))["id"]
-    send(f"{url}/v1/jobs/{queued}/cancel", "POST")
+    delayed = f"{asked}&run_after={FAR}"
+    send(delayed, "POST", source)
+    send(f"{url}/v1/jobs/{json.loads(send(delayed, 'POST', source))['id']}/cancel", "POST")
     service.upload(url, source)
 
 

@@ -2,20 +2,23 @@
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 
 import pytest
 from browsers import NARROW, WIDE, hindrances, overflow, visiting
 from commands import in_a_process
-from exhibits import HEADER, Exhibits, arranged
+from exhibits import HEADER, Exhibits, arranged, colours
 from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import TimeoutError as PageTimeout
 
 from batchserve import Client
 
 pytestmark = pytest.mark.browser
 
 PAGES = tuple(Exhibits.PATHS)
+LONG = 200_000
+"""Records of a job that takes some seconds where chunks are small."""
 Start = Callable[..., AbstractContextManager[str]]
 
 
@@ -35,6 +38,14 @@ def exhibits(site: str, iris_onnx: Path, iris_csv: Path, tmp_path_factory: pytes
 def live(start_server: Start, iris_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with a model of flowers, for tests that make jobs."""
     with start_server(tmp_path_factory.mktemp("live")) as url, Client(url) as client:
+        client.models.add(iris_onnx, name="iris")
+        yield url
+
+
+@pytest.fixture(scope="module")
+def slow(start_server: Start, iris_onnx: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The same with chunks so small that a job takes seconds."""
+    with start_server(tmp_path_factory.mktemp("slow"), BATCHSERVE_CHUNK_BYTES="20000") as url, Client(url) as client:
         client.models.add(iris_onnx, name="iris")
         yield url
 
@@ -149,10 +160,10 @@ def test_jobs_are_searched_by_keyboard(browser: Browser, site: str, exhibits: Ex
 
 
 def test_a_list_shows_new_jobs_by_itself_and_keeps_what_is_selected(
-    browser: Browser, live: str, iris_csv: Path
+    browser: Browser, live: str, iris_csv: Path, tmp_path: Path
 ) -> None:
     with Client(live) as client, visiting(browser, f"{live}/jobs") as page:
-        client.upload(b"a\n1\n", filename="first.csv")
+        client.upload(flowers(tmp_path, "first.csv", 1))
         box = page.get_by_label("Select first.csv")
         box.check()
         client.submit(iris_csv, "iris").wait(timeout=60)
@@ -170,9 +181,10 @@ def test_times_are_those_of_the_reader(browser: Browser, site: str, exhibits: Ex
         expect(page.locator("td time").first).not_to_contain_text("UTC")
 
 
-def test_selected_jobs_are_deleted_once_that_is_confirmed(browser: Browser, live: str) -> None:
+def test_selected_jobs_are_deleted_once_that_is_confirmed(browser: Browser, live: str, tmp_path: Path) -> None:
     with Client(live) as client:
-        unwanted, kept = (client.upload(b"a\n1\n", filename=name) for name in ("unwanted.csv", "kept.csv"))
+        files = [flowers(tmp_path, name, 1) for name in ("unwanted.csv", "kept.csv")]
+        unwanted, kept = map(client.upload, files)
         for scripts in (True, False):
             with visiting(browser, f"{live}/jobs?q=unwanted.csv", scripts=scripts) as page:
                 page.get_by_label("Select unwanted.csv").check()
@@ -180,7 +192,7 @@ def test_selected_jobs_are_deleted_once_that_is_confirmed(browser: Browser, live
                 expect(page.get_by_role("heading", level=1)).to_have_text("Delete 1 job?")
                 page.get_by_role("button", name="Delete", exact=True).click()
                 expect(page.get_by_text("No job matches this search.")).to_be_visible()
-            unwanted = client.upload(b"a\n1\n", filename="unwanted.csv")
+            unwanted = client.upload(files[0])
         assert {unwanted.id, kept.id} <= {job.id for job in client.jobs.list(state="uploaded")}
 
 
@@ -201,7 +213,7 @@ def hash_of(name: str) -> int:
 
 def drop(page: Page, *files: Path) -> None:
     """Chooses files on the first page, and waits for the page of their job."""
-    page.get_by_label("Drop a table or images here").set_input_files(files)
+    page.get_by_label("Drop a table, images").set_input_files(files)
     page.get_by_role("button", name="Upload").click()
     page.wait_for_url("**/jobs/*")
 
@@ -222,7 +234,7 @@ def test_a_dropped_file_is_matched_started_and_scored(
 
 def test_a_file_is_dropped_matched_and_started_by_keyboard(browser: Browser, live: str, tmp_path: Path) -> None:
     with visiting(browser, live) as page:
-        tab_to(page, "Drop a table or images here")
+        tab_to(page, "Drop a table, images")
         with page.expect_file_chooser() as chosen:
             page.keyboard.press("Space")
         chosen.value.set_files(flowers(tmp_path, "typed.csv"))
@@ -243,13 +255,126 @@ def tab_to(page: Page, label: str) -> None:
 
 
 def until_state(page: Page, state: str) -> None:
-    """Waits for the state of a job, by loading its page again."""
+    """Waits for the state of a job on its page, which shows it by itself where there are scripts."""
     found = page.locator("main .state").first
     deadline = time.monotonic() + 30
     while found.inner_text() != state and time.monotonic() < deadline:
         page.wait_for_timeout(200)
-        page.reload()
+        if not page.evaluate("typeof htmx === 'object'"):
+            page.reload()
     expect(found).to_have_text(state)
+
+
+# --- a job -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_shows_its_bar_until_it_is_completed(browser: Browser, slow: str, tmp_path: Path) -> None:
+    with Client(slow) as client, visiting(browser, slow) as page:
+        job = client.submit(flowers(tmp_path, "long.csv", LONG), "iris")
+        page.goto(f"{slow}/jobs/{job.id}")
+        bar = page.get_by_label("Progress of long.csv")
+        expect(bar).to_be_visible()
+        seen = {float(bar.get_attribute("value") or 0)}
+        while job.refresh().state == "running":
+            with suppress(PageTimeout):
+                seen.add(float(bar.get_attribute("value", timeout=200) or 0))
+        until_state(page, "completed")
+        assert len(seen) > 2
+        expect(page.get_by_role("link", name="Result as csv")).to_be_visible()
+
+
+def test_a_running_job_is_cancelled_and_retried(browser: Browser, slow: str, tmp_path: Path) -> None:
+    with Client(slow) as client, visiting(browser, slow) as page:
+        job = client.submit(flowers(tmp_path, "unwanted.csv", LONG), "iris")
+        page.goto(f"{slow}/jobs/{job.id}")
+        page.get_by_role("button", name="Cancel").click()
+        until_state(page, "cancelled")
+        page.get_by_role("button", name="Retry the unfinished rows").click()
+        until_state(page, "completed")
+        assert job.refresh().rows["ok"] == LONG
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_records_are_shown_side_by_side(browser: Browser, site: str, exhibits: Exhibits, scripts: bool) -> None:
+    path, _ = exhibits.page("a job with failed rows")
+    with visiting(browser, site + path, scripts=scripts) as page:
+        if not scripts:
+            page.get_by_role("link", name="Show the records").click()
+        table = page.get_by_role("region", name="Table of records")
+        expect(table.get_by_role("row")).to_have_count(22)
+        page.get_by_label("Go to record").fill("40")
+        page.keyboard.press("Enter")
+        expect(table.get_by_role("row").nth(2)).to_contain_text("tall")
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_failed_records_are_grouped_and_scored_again(
+    browser: Browser, site: str, exhibits: Exhibits, scripts: bool
+) -> None:
+    path, _ = exhibits.page("a job with failed rows")
+    with visiting(browser, site + path, scripts=scripts) as page:
+        if not scripts:
+            page.get_by_role("link", name="Show why they failed").click()
+        expect(page.get_by_role("heading", name="2 with wrong-type in sepal width (cm)")).to_be_visible()
+        expect(page.get_by_role("heading", name="1 with missing-value in sepal width (cm)")).to_be_visible()
+        page.goto(site + path)
+        page.get_by_role("button", name="Score only these 3 again").click()
+        page.wait_for_url(lambda url: not url.endswith(path))
+
+
+def test_results_are_plotted(browser: Browser, site: str, exhibits: Exhibits) -> None:
+    path, _ = exhibits.page("a job without failed rows")
+    for dark in (False, True):
+        with visiting(browser, site + path, dark=dark) as page:
+            plots = page.get_by_role("img")
+            expect(plots.first).to_be_visible()
+            assert page.locator("#plots svg").count() >= 2
+            assert hindrances(page) == []
+
+
+def test_a_result_is_downloaded_in_another_format(browser: Browser, site: str, exhibits: Exhibits) -> None:
+    path, _ = exhibits.page("a job without failed rows")
+    with visiting(browser, site + path) as page:
+        with page.expect_download() as begun:
+            page.get_by_role("link", name="Result as csv").click()
+        lines = begun.value.path().read_text().splitlines()
+        assert len(lines) == 151
+        assert "prediction" in lines[0]
+
+
+# --- models ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_one_record_is_tried(browser: Browser, live: str, scripts: bool) -> None:
+    with visiting(browser, f"{live}/models/iris/try", scripts=scripts, refused=[422]) as page:
+        for name, value in zip(HEADER.strip().split(","), ("5.1", "3.5", "1.4", "0.2"), strict=True):
+            page.get_by_label(name).fill(value)
+        page.keyboard.press("Enter")
+        expect(page.locator("#answer dd").first).to_have_text("setosa")
+        page.get_by_label("petal width (cm)").fill("wide")
+        page.get_by_role("button", name="Predict").click()
+        expect(page.get_by_role("alert")).to_contain_text("wide")
+
+
+@pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
+def test_a_model_is_registered_with_its_admission_or_the_reason_against_it(
+    browser: Browser, live: str, tmp_path: Path, scripts: bool
+) -> None:
+    name, damaged = f"colours-{scripts}", tmp_path / "damaged.onnx"
+    damaged.write_bytes(b"no graph")
+    with visiting(browser, f"{live}/models", scripts=scripts, refused=[422]) as page:
+        page.get_by_label("Name").fill(name)
+        page.get_by_label("ONNX file").set_input_files(damaged)
+        page.get_by_role("button", name="Register").click()
+        expect(page.get_by_role("alert")).to_be_visible()
+        good = tmp_path / "colours.onnx"
+        good.write_bytes(colours())
+        page.get_by_label("Name").fill(name)
+        page.get_by_label("ONNX file").set_input_files(good)
+        page.get_by_role("button", name="Register").click()
+        expect(page.get_by_role("heading", level=1)).to_have_text(f"{name}@1")
+        expect(page.get_by_role("status")).to_contain_text("Version 1 is registered.")
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -265,6 +390,16 @@ def test_the_form_for_a_key_hinders_nobody(browser: Browser, guarded: tuple[str,
             expect(page.get_by_role("alert")).to_contain_text("not an API key")
             assert hindrances(page) == []
             assert overflow(page) == 0
+
+
+def test_pages_follow_jobs_where_keys_are_in_force(browser: Browser, guarded: tuple[str, str], tmp_path: Path) -> None:
+    url, key = guarded
+    with Client(url, api_key=key) as client, visiting(browser, f"{url}/jobs") as page:
+        page.get_by_label("API key").fill(key)
+        page.keyboard.press("Enter")
+        expect(page.get_by_role("heading", level=1)).to_have_text("Jobs")
+        client.upload(flowers(tmp_path, "followed.csv"))
+        expect(page.get_by_role("link", name="followed.csv")).to_be_visible()
 
 
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])

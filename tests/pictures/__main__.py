@@ -1,7 +1,6 @@
 """Writes the pictures of docs/images: `screenshots` of the pages, and the `recording` of a kill and a restart."""
 
 import argparse
-import sys
 import tempfile
 from pathlib import Path
 
@@ -22,4 +21,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()
