@@ -210,6 +210,14 @@ def test_a_page_ends_early_when_its_jobs_take_too_many_bytes(filled_api: tuple[A
     assert 1 in [count for _, count in sizes]
 
 
+def test_jobs_are_counted_by_state_without_reading_them(sqlite: Database) -> None:
+    fill(sqlite, 100)
+    with statements(sqlite) as run, sqlite.read() as connection:
+        queries.count_by_state(connection, "default")
+        plan = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {run[-1]}", ("x",) * run[-1].count("?")).all()
+    assert [row.detail for row in plan] == ["SEARCH jobs USING COVERING INDEX ix_jobs_turn (state=? AND tenant=?)"]
+
+
 @pytest.mark.parametrize("deep", [False, True], ids=["newest", "deep"])
 @pytest.mark.parametrize("wanted", [ALL_JOBS, JobFilter(states=OLD), JobFilter(states=OLD, since=0.0)])
 def test_a_page_of_a_list_reads_as_much_among_many_jobs_as_among_few(
