@@ -221,6 +221,11 @@ class Database:
         should start. Cheap, to be called often."""
         return self._reserve is None or self._reserve.refill()
 
+    def write_back(self) -> None:
+        """Writes SQLite's log into its file, so that this has the space that it needs. A no-op on a server."""
+        if self._sqlite:
+            self._checkpoint("TRUNCATE")
+
     def _checkpoint(self, mode: str) -> None:
         """Checkpoints SQLite's log as far as readers and space allow."""
         # A connection of the pool, which stays open: when the last one closes, SQLite removes its log, and may have no

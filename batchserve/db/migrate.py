@@ -37,6 +37,7 @@ def upgrade(database: Database) -> tuple[str | None, str]:
     with _upgrading, database.write(exclusive="schema") as connection, unbounded(connection):
         config.attributes["connection"] = connection
         command.upgrade(config, "head")  # which reads the version again, behind the lock
+    database.write_back()  # a disk that becomes full later need not have space for the new tables
     return before, after
 
 
