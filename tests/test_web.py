@@ -203,6 +203,20 @@ def test_after_the_sign_in_no_other_site_is_shown(site: Api, target: str) -> Non
     assert answer.headers["location"] == "/"
 
 
+def test_a_reader_sees_pages_without_what_changes_something(site: Api, iris_onnx: Path) -> None:
+    site.register("iris", iris_onnx)
+    job_id = site.upload(CSV, filename="flowers.csv")["id"]
+    site.http.post("/sign-in", data={"key": with_key(site, Scope.READER, "default")})
+    for path in ("/", "/jobs", f"/jobs/{job_id}", "/models", "/models/iris", "/system"):
+        changing = set(re.findall(r'<form method="post" action="([^"?]+)', shown(site, path)))
+        assert changing <= {"/sign-out", "/jobs"}, path
+        assert not re.search(r"Cancel|Delete|Upload<|Start<|Register<", shown(site, path)), path
+    token = re.search(r"sign-out\?token=(\w+)", shown(site, "/"))
+    assert token is not None
+    for path in ("/jobs", "/upload", f"/jobs/{job_id}/cancel", f"/jobs/{job_id}/delete", f"/jobs/{job_id}/predict"):
+        assert site.http.post(f"{path}?token={token[1]}").status_code == 403, path
+
+
 def test_tenants_see_their_own_jobs(site: Api) -> None:
     acme, umbrella = with_key(site, tenant="acme"), with_key(site, tenant="umbrella")
     headers = {"authorization": f"Bearer {umbrella}"}

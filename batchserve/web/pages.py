@@ -11,6 +11,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from starlette.responses import RedirectResponse
 
 from batchserve import __version__
+from batchserve.access import Caller
 from batchserve.api.schemas.values import time_of
 from batchserve.web.tokens import token_of
 
@@ -22,8 +23,9 @@ _KEPT_PRIVATE = {"cache-control": "no-store", "referrer-policy": "same-origin"}
 
 def page(request: Request, template: str, status: int = 200, **values: Any) -> Response:
     """A page, or the part of one that a template `_name.html` is."""
+    caller: Caller = request.scope.get("caller", Caller())
     text = _TEMPLATES.get_template(template).render(
-        values, request=request, path=request.scope["path"], caller=request.scope.get("caller"),
+        values, request=request, path=request.scope["path"], caller=caller, may_change=caller.may_change,
         token=token_of(request), version=__version__,
     )  # fmt: skip
     return HTMLResponse(text, status, _KEPT_PRIVATE)
