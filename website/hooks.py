@@ -23,6 +23,7 @@ _PAGES = {
 _SOURCES = {name: path for path, name in _PAGES.items()}
 _FENCE = re.compile(r"(^ *```.*?^ *```$)", re.MULTILINE | re.DOTALL)
 _LINK = re.compile(r"(!?)\[([^\[\]]*)\]\(([^)\s]+)\)")
+_PICTURE = re.compile(r"""(\bsrc(?:set)?=")([^":]+)(?=")""")
 _LOADED = re.compile(r"<(?:script|link|img|iframe|source)\b[^>]*\b(?:src|href)=[\"']?((?:https?:)?//[^\"' >]+)")
 _IN_STYLE = re.compile(r"(?:@import|url\()\s*[\"']?((?:https?:)?//[^\"')]+)")
 
@@ -35,10 +36,13 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001 - by name
-    """Links between pages lead to where these are on the site; one to a file that the site does not have is its text
-    alone."""
+    """Links between pages and to pictures lead to where these are on the site; a link to a file that the site does not
+    have is its text alone."""
     here = page.file.src_uri
     folder = posixpath.dirname(_SOURCES.get(here, _DOCS + here))
+
+    def placed(name: str) -> str:
+        return posixpath.relpath(name, posixpath.dirname(here) or ".")
 
     def changed(match: re.Match[str]) -> str:
         sign, text, link = match.groups()
@@ -49,10 +53,17 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         found = _on_site(target)
         if found is None:
             return text if (_ROOT / target).exists() else match[0]  # MkDocs warns of what leads nowhere
-        return f"{sign}[{text}]({posixpath.relpath(found, posixpath.dirname(here) or '.')}{mark}{anchor})"
+        return f"{sign}[{text}]({placed(found)}{mark}{anchor})"
+
+    def shown(match: re.Match[str]) -> str:
+        """Of a picture in HTML."""
+        found = _on_site(posixpath.normpath(posixpath.join(folder, match[2])))
+        return match[0] if found is None else match[1] + placed(found)
 
     parts = _FENCE.split(markdown)
-    return "".join(part if index % 2 else _LINK.sub(changed, part) for index, part in enumerate(parts))
+    return "".join(
+        part if index % 2 else _PICTURE.sub(shown, _LINK.sub(changed, part)) for index, part in enumerate(parts)
+    )
 
 
 def _on_site(path: str) -> str | None:

@@ -15,9 +15,8 @@ def main() -> None:
     kind = parser.parse_args().kind
     IMAGES.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="batchserve-pictures-") as name:
-        written = {"screenshots": screenshots.take, "recording": recording.take}[kind](Path(name), IMAGES)
-    for path in written:
-        print(f"{path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}: {path.stat().st_size:,} B")
+        for path in {"screenshots": screenshots.take, "recording": recording.take}[kind](Path(name), IMAGES):
+            print(f"docs/images/{path.name}: {path.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -9,8 +9,10 @@ from pictures.terminals import COLUMNS, Row
 
 LETTER, LINE, MARGIN, TITLE = 7.83, 18, 14, 26
 WIDTH = round(2 * MARGIN + COLUMNS * LETTER)
-MOST_STILL, END = 0.6, 4.0
-"""Seconds for which a picture that does not change is shown, and the last one."""
+SPEED = 3
+"""How much faster than what happened."""
+LEAST, MOST, END = 0.12, 0.6, 4.0
+"""Seconds for which a picture is shown: at least, at most, and the last one."""
 COLOURS = {
     "default": "#d8dee4", "red": "#ff938a", "green": "#7ee2a8", "brown": "#f0c36d", "blue": "#8cc4ee",
     "magenta": "#e3a6e8", "cyan": "#7fd6dd", "white": "#ffffff", "brightblack": "#8b949e",
@@ -59,11 +61,14 @@ def film(frames: Sequence[Frame], titles: Sequence[str]) -> str:
 
 
 def _shortened(frames: Sequence[Frame]) -> Iterator[tuple[Frame, float]]:
-    """Each picture that differs from the one before, and the seconds for which it is shown."""
-    changed = [frames[0], *(after for before, after in pairwise(frames) if after.screens != before.screens)]
+    """Pictures that differ from the one before, and the seconds for which each is shown."""
+    changed = [frames[0]]
+    for frame in frames[1:]:
+        if frame.screens != changed[-1].screens and frame.moment - changed[-1].moment >= SPEED * LEAST:
+            changed.append(frame)
     for frame, following in pairwise(changed):
-        yield frame, min(following.moment - frame.moment, MOST_STILL)
-    yield changed[-1], END
+        yield frame, min((following.moment - frame.moment) / SPEED, MOST)
+    yield frames[-1], END
 
 
 def _rows(frames: Iterable[Frame]) -> Iterator[Row]:

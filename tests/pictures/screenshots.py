@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import browsers
 from commands import Service, clean_environment
-from exhibits import Exhibits, arranged
+from exhibits import TRIED, Exhibits, arranged
 from PIL import Image
 from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
@@ -22,7 +22,8 @@ from batchserve.conversion import convert
 if TYPE_CHECKING:
     from playwright.sync_api import Browser
 
-SIZE = (1100, 700)
+WIDTH = 1100
+HEIGHT, HEIGHTS = 700, {"fit": 1250, "job": 1100, "failed-rows": 420, "system": 640, "try": 600}
 COLOURS = 96
 MOST_BYTES = 100_000
 FLIGHTS = 100_000
@@ -40,7 +41,7 @@ def take(folder: Path, images: Path) -> Iterator[Path]:
             for name, path in shown.items():
                 for dark in (False, True):
                     target = images / f"{name}-{'dark' if dark else 'light'}.png"
-                    target.write_bytes(_picture(browser, url + path, dark=dark))
+                    target.write_bytes(_picture(browser, url + path, (WIDTH, HEIGHTS.get(name, HEIGHT)), dark=dark))
                     yield target
     finally:
         server.end()
@@ -55,12 +56,24 @@ def _shown(url: str, folder: Path) -> dict[str, str]:
     exhibits: Exhibits = arranged(url, folder, folder / "iris.onnx", folder / "flowers.csv")
     with Client(url) as client:
         flights = next(client.jobs.list(model="flights"))
-    return {"home": "/", "jobs": "/jobs", "job": f"/jobs/{flights.id}", "failed-rows": f"/jobs/{exhibits.scored.id}"}
+    return {
+        "home": "/",
+        "fit": f"/jobs/{exhibits.uploaded.id}?model=iris@1",
+        "jobs": "/jobs",
+        "job": f"/jobs/{flights.id}",
+        "plots": f"/jobs/{flights.id}/plots",
+        "failed-rows": f"/jobs/{exhibits.scored.id}/failed",
+        "images": f"/jobs/{exhibits.images.id}/records",
+        "models": "/models",
+        "model": "/models/iris",
+        "try": f"/models/iris/try?version=1&{TRIED}",
+        "system": "/system",
+    }
 
 
-def _picture(browser: "Browser", url: str, *, dark: bool) -> bytes:
+def _picture(browser: "Browser", url: str, size: tuple[int, int], *, dark: bool) -> bytes:
     """A PNG with few colours: pages have no more, but for the edges of letters."""
-    with browsers.visiting(browser, url, dark=dark, size=SIZE) as page:
+    with browsers.visiting(browser, url, dark=dark, size=size) as page:
         page.wait_for_timeout(500)  # what is fetched after the page is there then
         taken = Image.open(io.BytesIO(page.screenshot()))
     target = io.BytesIO()
