@@ -213,8 +213,27 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
 
 
 def test_every_page_is_reached_from_the_readme() -> None:
-    linked = {(ROOT / link).resolve() for link in re.findall(r"\]\((docs/[^)#]+)", text_of("README.md"))}
+    linked = {(ROOT / link).resolve() for link in re.findall(r"\]\((docs/[^)#]+\.md)", text_of("README.md"))}
     assert linked == set(DOCS.glob("*.md"))
+
+
+def test_every_picture_of_a_page_exists_and_is_small() -> None:
+    for page in PAGES:
+        text = without_fences(page.read_text(encoding="utf-8"))
+        for path in re.findall(r"""(?:!\[[^\]]*\]\(|src(?:set)?=")([^)\s"]+)""", text):
+            assert "://" in path or (page.parent / path).stat().st_size < 100_000, path
+
+
+def test_each_figure_of_the_first_screen_stands_in_its_proof() -> None:
+    shown = rows(text_of("README.md").partition("## Getting started")[0])
+    assert len(shown) == 3
+    for figures, proof in shown:
+        found = re.search(r"\]\((\S+)#(\S+)\)", proof)
+        assert found, proof
+        heading = found[2].replace("-", " ").capitalize()
+        said = section(text_of(found[1]), f"## {heading}")
+        for figure in re.findall(r"\d[\d.]*", " ".join(re.findall(r"\*\*(.+?)\*\*", figures))):
+            assert re.search(rf"(?<![\d.]){re.escape(figure)}(?![\d.])", said) or int(figure) == len(rows(said)), figure
 
 
 def test_every_test_that_a_promise_names_exists() -> None:
