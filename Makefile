@@ -27,7 +27,7 @@ demo: $(VENV)/.demo ## Score real data through a real server, end to end; OPEN=1
 SIDE_BY_SIDE := --numprocesses 2
 # Together they occupy the cores: further threads of BLAS and OpenMP would spend most of their time in waiting for each
 # other, which they do busily.
-test test-slow test-postgres: export OMP_NUM_THREADS := 1
+test test-slow test-postgres test-browser: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile
@@ -46,7 +46,7 @@ test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its ow
 	@$(BIN)/python -m pytest -m 's3 and not faults and not postgres' -rs
 
 test-browser: $(VENV)/.dev ## Run the tests of the pages in Chromium, which must be installed
-	@$(BIN)/python -m pytest -m browser -rs
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m browser -rs
 
 test-ray: $(VENV)/.ray ## Run the tests on a Ray cluster of two network namespaces; as root, with iproute2
 	@$(BIN)/python -m pytest -m ray -rs
