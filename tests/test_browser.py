@@ -232,6 +232,22 @@ def test_a_dropped_file_is_matched_started_and_scored(
         until_state(page, "completed")
 
 
+def test_a_file_is_dropped_anywhere_on_the_first_page(browser: Browser, live: str) -> None:
+    with visiting(browser, live) as page:
+        transfer = page.evaluate_handle(
+            """(text) => {
+                const transfer = new DataTransfer();
+                transfer.items.add(new File([text], "thrown.csv", { type: "text/csv" }));
+                return transfer;
+            }""",
+            HEADER + "5.1,3.5,1.4,0.2\n",
+        )
+        for kind in ("dragover", "drop"):
+            page.dispatch_event("footer", kind, {"dataTransfer": transfer})
+        page.wait_for_url("**/jobs/*")
+        expect(page.get_by_role("heading", level=1)).to_have_text("thrown.csv")
+
+
 def test_a_file_is_dropped_matched_and_started_by_keyboard(browser: Browser, live: str, tmp_path: Path) -> None:
     with visiting(browser, live) as page:
         tab_to(page, "Drop a table, images")
