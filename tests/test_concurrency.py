@@ -13,11 +13,13 @@ from typing import Any
 
 import pytest
 from service import ok, running
-from sqlalchemy import Connection, event, text
+from sqlalchemy import Connection, bindparam, event, text, update
 
 from batchserve import clock, idempotency, keys, registry
 from batchserve.access import Scope
 from batchserve.db.connect import Database, Moment
+from batchserve.db.prepared import Prepared
+from batchserve.db.tables import holds
 from batchserve.domain import (
     Chunk,
     Dialect,
@@ -251,6 +253,32 @@ def test_a_transaction_that_a_deadlock_breaks_off_begins_once_more(postgres_serv
         with database.read() as connection:
             assert connection.scalars(text("SELECT until FROM holds")).all() == [2.0, 2.0]
         assert len(begun) >= 3  # again, where the other one has not ended yet
+
+
+@pytest.mark.postgres
+def test_a_transaction_that_a_deadlock_breaks_off_at_its_commit_begins_once_more(postgres_server: Any) -> None:
+    raised = Prepared(update(holds).where(holds.c.name == bindparam("its_name")).values(until=holds.c.until + 1.0))
+    with closing(Database(postgres_server.migrated())) as database, ThreadPoolExecutor(2) as pool:
+        with database.write() as connection:
+            connection.execute(text("INSERT INTO holds (name, until, clock) VALUES ('a', 0, 'c'), ('b', 0, 'c')"))
+        both, begun = threading.Barrier(2), []
+
+        def write(first: str, second: str, connection: Connection) -> None:
+            begun.append(first)
+            raised.run(connection, {"its_name": first})
+            if begun.count(first) == 1:
+                both.wait(20)
+            raised.send(connection, {"its_name": second})  # the commit is the next statement
+
+        writes = [
+            pool.submit(asyncio.run, database.commit(partial(write, "a", "b"))),
+            pool.submit(asyncio.run, database.commit(partial(write, "b", "a"))),
+        ]
+        for done in writes:
+            done.result()
+        with database.read() as connection:
+            assert connection.scalars(text("SELECT until FROM holds")).all() == [2.0, 2.0]
+        assert len(begun) >= 3
 
 
 @pytest.mark.postgres

@@ -6,17 +6,18 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
 from sqlalchemy import Connection, bindparam, func, insert, select, text, update
+from sqlalchemy.exc import IntegrityError, InternalError
 
 from batchserve.db import connect, server
 from batchserve.db.connect import Database, unbounded
 from batchserve.db.prepared import Prepared
-from batchserve.db.tables import holds
+from batchserve.db.tables import contents, holds
 from batchserve.db.watcher import Probe, Version
 from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
 
@@ -156,6 +157,78 @@ def test_loops_of_several_threads_ask_for_versions(database: Database) -> None:
     assert len(set(versions)) == 1
 
 
+# --- statements that travel together ---
+
+ADD = Prepared(insert(holds))
+NAMES = Prepared(select(holds.c.name).order_by(holds.c.name))
+ADD_CONTENT, CONTENTS = Prepared(insert(contents)), Prepared(select(contents.c.content))
+
+
+def hold(name: str) -> dict[str, Any]:
+    return {"name": name, "until": 1.0, "clock": "c"}
+
+
+def names(connection: Connection) -> list[str]:
+    return [row["name"] for row in NAMES.rows(connection, {})]
+
+
+def test_statements_without_a_result_are_executed_before_whatever_follows_them(database: Database) -> None:
+    with database.write() as connection:
+        ADD.send(connection, hold("a"), hold("b"))
+        assert names(connection) == ["a", "b"]
+        ADD.send(connection, hold("c"))
+        assert connection.scalar(select(func.count()).select_from(holds)) == 3
+        ADD.send(connection, hold("d"))
+    with database.read() as connection:
+        assert names(connection) == ["a", "b", "c", "d"]
+
+
+def test_a_statement_without_a_result_that_fails_ends_its_transaction_with_the_next_one(database: Database) -> None:
+    with database.write() as connection:
+        ADD.send(connection, hold("a"))
+
+    def add_and_read(connection: Connection) -> list[str]:
+        ADD.send(connection, hold("b"), hold("a"))
+        return names(connection)
+
+    with pytest.raises(IntegrityError):
+        asyncio.run(database.commit(add_and_read))
+    with pytest.raises(IntegrityError):
+        asyncio.run(database.commit(lambda connection: ADD.send(connection, hold("b"), hold("a"), hold("c"))))
+    for number in range(10):  # the connection and what it has prepared are as good as before
+        with database.write() as connection:
+            ADD.send(connection, hold(f"later {number}"))
+    with database.read() as connection:
+        assert names(connection) == ["a", *(f"later {number}" for number in range(10))]
+
+
+def test_a_statement_without_a_result_is_forgotten_with_its_transaction(database: Database) -> None:
+    with suppress(KeyError), database.write() as connection:
+        ADD.send(connection, hold("a"))
+        raise KeyError
+    with database.write() as connection:
+        assert names(connection) == []
+
+
+def test_a_transaction_whose_failure_was_passed_over_is_not_taken_for_committed(database: Database) -> None:
+    def pass_over(connection: Connection) -> None:
+        ADD.send(connection, hold("a"), hold("a"))
+        with suppress(IntegrityError):
+            names(connection)
+
+    with pytest.raises(InternalError):
+        asyncio.run(database.commit(pass_over))
+    with database.read() as connection:
+        assert names(connection) == []
+
+
+def test_the_results_of_many_bytes_and_statements_travel_at_once(database: Database) -> None:
+    key = "row:inputs/{}".format
+    with database.write() as connection:
+        ADD_CONTENT.send(connection, *({"key": key(number), "content": bytes(2**20)} for number in range(20)))
+        assert [len(row["content"]) for row in CONTENTS.rows(connection, {})] == [2**20] * 20
+
+
 # --- a server that was restarted, or hangs ---
 
 
@@ -171,7 +244,7 @@ def test_connections_that_were_lost_while_unused_are_replaced_unseen(database: D
     async def use_twice() -> list[list[Any]]:
         first = await use()
         end_connections(database.url)
-        await asyncio.sleep(1.1)  # a write is not repeated: only connections that were unused for a second are tested
+        await asyncio.sleep(0.2)  # a write is not repeated, but the end of a connection is seen as soon as it has come
         second = await use()
         end_connections(database.url)
         return [first, second, [await database.version() is not None, *[await database.fetch(one) for _ in range(5)]]]

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NoReturn, TypeVar, get_args
 
 import stamina
-from sqlalchemy import Connection, Engine, create_engine, event, func, make_url, select
+from sqlalchemy import Connection, Engine, bindparam, create_engine, event, func, make_url, select
 from sqlalchemy.exc import DataError, InternalError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -32,6 +32,7 @@ from sqlalchemy.pool import ConnectionPoolEntry
 from batchserve.db import codec
 from batchserve.db.lasting import BEGIN, Busy, LastingConnection, begin, driver_of
 from batchserve.db.notifications import Hear
+from batchserve.db.prepared import Prepared
 from batchserve.db.reserve import Reserve
 from batchserve.db.watcher import InlineWatcher, Probe, Version, Watcher
 from batchserve.db.writer import Writer
@@ -171,7 +172,7 @@ class Database:
         worked = False
 
         def may_succeed_now(error: Exception) -> bool:
-            return not worked and _is_worth_a_try(error)
+            return _was_broken_off(error) or (not worked and _was_lost(error))
 
         # Pauses of different lengths, so that two do not meet again.
         for attempt in stamina.retry_context(
@@ -318,12 +319,13 @@ class Database:
         self._writes.dispose()
 
 
-def _is_worth_a_try(error: Exception) -> bool:
-    """Whether a transaction that failed so may succeed at once."""
-    cause = error.__cause__
-    if getattr(getattr(cause, "orig", None), "sqlstate", None) in (_DEADLOCK, _NOT_SERIALIZABLE):
-        return True
-    return bool(getattr(cause, "connection_invalidated", False))
+def _was_broken_off(error: Exception) -> bool:
+    """Whether a server has undone a transaction for the sake of another one."""
+    return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) in (_DEADLOCK, _NOT_SERIALIZABLE)
+
+
+def _was_lost(error: Exception) -> bool:
+    return bool(getattr(error.__cause__, "connection_invalidated", False))
 
 
 def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> None:
@@ -332,8 +334,11 @@ def lock(connection: Connection, subject: Subject, *, shared: bool = False) -> N
     """
     if connection.dialect.name == "sqlite":
         return
-    take = func.pg_advisory_xact_lock_shared if shared else func.pg_advisory_xact_lock
-    connection.execute(select(take(_LOCKS, get_args(Subject).index(subject))))
+    values = {"its_place": get_args(Subject).index(subject)}
+    if shared:
+        _LOCK_SHARED.send(connection, values)
+    else:
+        _LOCK.rows(connection, values)  # what follows, such as a reading of a clock, is after the wait for it
 
 
 @contextmanager
@@ -350,6 +355,8 @@ def unbounded(connection: Connection) -> Iterator[None]:
 
 _LOCKS = 0x6261_7463
 """Distinguishes batchserve's advisory locks from others in the same database."""
+_LOCK = Prepared(select(func.pg_advisory_xact_lock(_LOCKS, bindparam("its_place")).label("taken")))
+_LOCK_SHARED = Prepared(select(func.pg_advisory_xact_lock_shared(_LOCKS, bindparam("its_place")).label("taken")))
 
 # Text that is not UTF-8 was not written by batchserve; it must not prevent the reading of other rows.
 _text = partial(str, encoding="utf-8", errors="replace")
@@ -429,7 +436,7 @@ def _read_again(read: Callable[[Connection], T], door: _Door) -> T:
     try:
         return _read(read, door)
     except Unavailable as error:
-        if not getattr(error.__cause__, "connection_invalidated", False):
+        if not _was_lost(error):
             raise
     return _read(read, door)
 

@@ -43,7 +43,7 @@ def send(connection: Connection, topic: Topic, job_ids: Sequence[str] = ()) -> N
     """Notifies all processes, once this transaction is committed. A no-op on SQLite."""
     if connection.dialect.name != "sqlite":
         named = job_ids if len(job_ids) <= _MOST_JOBS else ()
-        _NOTIFY.run(connection, {"payload": " ".join((topic, *named))})
+        _NOTIFY.send(connection, {"payload": " ".join((topic, *named))})
 
 
 def parsed(payload: str) -> Notification:

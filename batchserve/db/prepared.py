@@ -13,9 +13,7 @@ from sqlalchemy.types import TypeEngine
 from batchserve.db.lasting import driver_of, execute
 
 if TYPE_CHECKING:
-    import psycopg
-
-    _Cursor = sqlite3.Cursor | psycopg.Cursor[Any]
+    from batchserve.db.pipeline import Answer
 
 __all__ = ["Prepared"]
 
@@ -28,8 +26,6 @@ class _Text:
     """A statement as a database takes it."""
 
     sql: str
-    is_positional: bool
-    """Whether its parameters are given by their order, instead of their names."""
     parameters: tuple[tuple[str, _Convert | None], ...]
     """Name and conversion of each, in order."""
     fixed: Values
@@ -44,21 +40,17 @@ class _Text:
         known = {**self.fixed, **values} if self.fixed else values
         return [known[name] if convert is None else convert(known[name]) for name, convert in self.parameters]
 
-    def named(self, values: Values) -> dict[str, Any]:
-        """The parameters by name."""
-        names = (name for name, _ in self.parameters)
-        return dict(zip(names, self.given(values), strict=True))
-
-    def fetched(self, cursor: "_Cursor", dialect: Dialect) -> list[dict[str, Any]]:
-        """All rows."""
+    def fetched(
+        self, found: Iterable[Sequence[Any]], codes: Callable[[], Iterable[int | None]], dialect: Dialect
+    ) -> list[dict[str, Any]]:
+        """All rows, by the names of their columns. `codes`: the types of these, by which those of the driver differ."""
         if self.converted is None:
-            codes = [code for _, code, *_ in cursor.description or ()]  # by which types of the driver differ
             converts = [
                 (name, kind.result_processor(dialect, code))
-                for (name, kind), code in zip(self.columns.items(), codes, strict=True)
+                for (name, kind), code in zip(self.columns.items(), codes(), strict=True)
             ]
             self.converted = tuple((name, convert) for name, convert in converts if convert is not None)
-        rows = [dict(zip(self.columns, found, strict=True)) for found in cursor.fetchall()]
+        rows = [dict(zip(self.columns, values, strict=True)) for values in found]
         for name, convert in self.converted:
             for row in rows:
                 row[name] = convert(row[name])
@@ -77,16 +69,32 @@ class Prepared:
 
     def run(self, connection: Connection, values: Values) -> int:
         """Executes it; returns the number of changed rows."""
-        return self._execute(connection, self._text(connection, values), values).rowcount
+        text = self._text(connection, values)
+        if connection.dialect.name == "sqlite":
+            return self._embedded(connection, text, values).rowcount
+        return self._served(connection, text, values).changed
 
-    def run_many(self, connection: Connection, several: Iterable[Values]) -> None:
+    def send(self, connection: Connection, *several: Values) -> None:
+        """Executes it for each of these values. A server is given it together with the next statement that has a
+        result, or with the commit, which then raise its errors: for one that cannot fail but by a fault."""
         for values in several:
-            self.run(connection, values)
+            text = self._text(connection, values)
+            if connection.dialect.name == "sqlite":
+                self._embedded(connection, text, values)
+            else:
+                from batchserve.db import server  # psycopg is an extra
+
+                _require_begun(connection)
+                server.put(connection, text.sql, text.given(values))
 
     def rows(self, connection: Connection, values: Values) -> Sequence[Mapping[Any, Any]]:
         """The rows that it returns, all fetched."""
-        text = self._text(connection, values)
-        return text.fetched(self._execute(connection, text, values), connection.dialect)
+        text, dialect = self._text(connection, values), connection.dialect
+        if dialect.name == "sqlite":
+            cursor = self._embedded(connection, text, values)
+            return text.fetched(cursor.fetchall(), lambda: _codes(cursor), dialect)
+        answer = self._served(connection, text, values)
+        return text.fetched(answer.rows(), answer.codes, dialect)
 
     def row(self, connection: Connection, values: Values) -> Mapping[Any, Any] | None:
         """The only row, if there is one."""
@@ -97,17 +105,17 @@ class Prepared:
         row = self.row(connection, values)
         return None if row is None else next(iter(row.values()))
 
-    def _execute(self, connection: Connection, text: _Text, values: Values) -> "_Cursor":
-        if not text.is_positional:
-            from batchserve.db import server  # psycopg is an extra
-
-            if not connection.in_transaction():
-                connection.begin()
-            return server.execute(connection, text.sql, text.named(values))
+    def _embedded(self, connection: Connection, text: _Text, values: Values) -> sqlite3.Cursor:
         driver = driver_of(connection)
         if not driver.in_transaction:
             connection.begin()
         return execute(connection, text.sql, text.given(values), driver)
+
+    def _served(self, connection: Connection, text: _Text, values: Values) -> "Answer":
+        from batchserve.db import server  # psycopg is an extra
+
+        _require_begun(connection)
+        return server.run(connection, text.sql, text.given(values))
 
     def _text(self, connection: Connection, values: Values) -> _Text:
         keys = connection.dialect.name, *values
@@ -121,15 +129,32 @@ class Prepared:
         changed = None
         if isinstance(statement, Insert | Update):
             changed = [key for key in keys if key in statement.table.c]
-        compiled = statement.compile(dialect=dialect, column_keys=changed)
+        compiled = statement.compile(dialect=_rendering(dialect), column_keys=changed)
         kinds = {name: bind.type.dialect_impl(dialect) for bind, name in compiled.bind_names.items()}
         fixed = {name: value for name, value in compiled.params.items() if name not in keys}
         returned = statement.selected_columns if isinstance(statement, Select) else statement.exported_columns
         columns = {column.key: column.type.dialect_impl(dialect) for column in returned if column.key is not None}
         return _Text(
             str(compiled),
-            compiled.positiontup is not None,
-            tuple((name, kinds[name].bind_processor(dialect)) for name in compiled.positiontup or kinds),
+            tuple((name, kinds[name].bind_processor(dialect)) for name in compiled.positiontup or ()),
             fixed,
             columns,
         )
+
+
+def _require_begun(connection: Connection) -> None:
+    if not connection.in_transaction():
+        connection.begin()
+
+
+def _rendering(dialect: Dialect) -> Dialect:
+    """The dialect with parameters by their positions, as the drivers take them here."""
+    if dialect.name == "sqlite":
+        return dialect
+    from sqlalchemy.dialects.postgresql import psycopg
+
+    return psycopg.dialect(paramstyle="numeric_dollar")  # type: ignore[no-untyped-call]
+
+
+def _codes(cursor: sqlite3.Cursor) -> list[None]:
+    return [code for _, code, *_ in cursor.description or ()]

@@ -3,21 +3,27 @@
 The server itself ends statements that take too long. But one that hangs, or whose host is gone, answers nothing at all:
 so a connection counts as lost when it has waited for longer.
 
-A round trip costs more than most statements: a transaction begins, and asks for the time, in one.
+A round trip costs more than most statements: a transaction begins with its first statement that has a result, and
+statements whose results nobody needs travel with those that follow (`pipeline`). The time of the server is known from a
+moment before.
 """
 
 import asyncio
 import math
+import select
 import threading
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeVar
 
 import psycopg
+from psycopg import errors
 from psycopg.abc import PQGen
+from psycopg.pq import TransactionStatus
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import DBAPIError, InvalidatePoolError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
@@ -27,9 +33,10 @@ from batchserve.db import codec
 from batchserve.db.lasting import BEGIN
 from batchserve.db.listener import Listener
 from batchserve.db.notifications import Hear
+from batchserve.db.pipeline import Answer, Pipeline
 from batchserve.db.watcher import Probe
 
-__all__ = ["Limits", "Server", "ServerWatcher", "execute", "seconds_now", "unbounded_transaction"]
+__all__ = ["Limits", "Server", "ServerWatcher", "put", "run", "seconds_now", "unbounded_transaction"]
 
 T = TypeVar("T")
 
@@ -38,8 +45,8 @@ _CONNECTIONS = 15
 _VERSION = "SELECT CAST(pg_current_snapshot() AS text)"
 """Changes whenever a transaction that writes begins or ends, in any process."""
 _CLOCK = "SELECT CAST(extract(epoch FROM clock_timestamp()) AS float8)"
-_BEGUN = "batchserve_begun"
-"""What a connection knows of its transaction: the time of the server at its beginning, and that of the host."""
+_FRESH = 0.2
+"""Seconds for which a reading of this clock is continued by that of the host."""
 _KEPT = 5
 """Of the connections, those that stay open while unused; and transactions of an event loop at a time. To open one takes
 longer than a transaction, and with more threads than a few the interpreter's lock is contended."""
@@ -81,15 +88,85 @@ class NoAnswer(psycopg.OperationalError):
     """The server has answered nothing for too long; the connection is closed."""
 
 
+class _Clock:
+    """The clock of a server. Its readings are shared by all connections of a process."""
+
+    def __init__(self) -> None:
+        self._reading = 0.0, -math.inf
+        """The last one, and the time of the host at which it came."""
+
+    def now(self, ask: Callable[[], float]) -> float:
+        """Its time in seconds since 1970. `ask` reads it."""
+        read, since = self._reading
+        passed = _host_time() - since
+        if passed <= _FRESH:
+            return read + passed
+        read = ask()
+        self._reading = read, _host_time()
+        return read
+
+
+def _host_time() -> float:
+    """Seconds that include those in which the host was suspended."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
+
+
 class _Bounded(psycopg.Connection[Any]):
     patience: float | None = None
     """Seconds to wait for an answer; None: any time."""
+    clock: _Clock
+
+    @cached_property
+    def batch(self) -> Pipeline:
+        return Pipeline(self)
+
+    def commit(self) -> None:
+        """What waits is sent with it."""
+        if not self._is_idle():
+            done = self.batch.run("COMMIT")
+            if done.result.command_status != b"COMMIT":
+                raise errors.InFailedSqlTransaction("a statement of this transaction has failed before")
+
+    def rollback(self) -> None:
+        self.batch.drop()
+        if self.closed:
+            super().rollback()
+        elif not self._is_idle():
+            self.batch.run("ROLLBACK")  # that of psycopg forgets what is prepared
+
+    def _is_idle(self) -> bool:
+        return not self.batch.waiting and self.pgconn.transaction_status == TransactionStatus.IDLE
 
     def wait(self, gen: PQGen[T], interval: float = 0.1, timeout: float | None = None) -> T:
         try:
             return super().wait(gen, interval, self.patience if timeout is None else timeout)
         except psycopg.OperationalError as error:
             raise _lost(self, error) from None
+
+
+class _CursorAfter(psycopg.Cursor[Any]):
+    """Of statements that do not go through the pipeline, such as those of SQLAlchemy: after what waits in it."""
+
+    def execute(self, *words: Any, **named: Any) -> "_CursorAfter":
+        _settle(self.connection)
+        return super().execute(*words, **named)
+
+    def executemany(self, *words: Any, **named: Any) -> None:
+        _settle(self.connection)
+        super().executemany(*words, **named)
+
+
+class _ServerCursorAfter(psycopg.ServerCursor[Any]):
+    """The same, for results that are fetched bit by bit."""
+
+    def execute(self, *words: Any, **named: Any) -> "_ServerCursorAfter":
+        _settle(self.connection)
+        return super().execute(*words, **named)
+
+
+def _settle(connection: psycopg.Connection[Any]) -> None:
+    assert isinstance(connection, _Bounded)
+    connection.batch.settle()
 
 
 class _BoundedAsync(psycopg.AsyncConnection[Any]):
@@ -109,7 +186,7 @@ class _BoundedAsync(psycopg.AsyncConnection[Any]):
 
 def _lost(connection: _Bounded | _BoundedAsync, error: psycopg.OperationalError) -> psycopg.OperationalError:
     """The error to raise; a connection that still waits for an answer is closed, and of no more use."""
-    if connection.pgconn.transaction_status != psycopg.pq.TransactionStatus.ACTIVE:
+    if connection.pgconn.transaction_status != TransactionStatus.ACTIVE:
         return error
     connection.pgconn.finish()
     return NoAnswer(f"no answer from the server after {connection.patience} s")
@@ -119,7 +196,7 @@ class Server:
     """What a process has open to a server."""
 
     def __init__(self, url: str, limits: Limits) -> None:
-        self._closed = threading.Event()
+        self._closed, self._clock = threading.Event(), _Clock()
         self.looks = self._engine(url, limits, "-c default_transaction_read_only=on")
         """Each statement is a transaction."""
         self.reads = self.looks.execution_options(**{BEGIN: "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"})
@@ -142,7 +219,7 @@ class Server:
         self.writes.dispose()
 
     def _engine(self, url: str, limits: Limits, options: str = "") -> Engine:
-        engine = _engine(url, limits, options)
+        engine = _engine(url, limits, options, self._clock)
 
         @event.listens_for(engine, "checkin")
         def close_late(connection: _Bounded | None, _entry: ConnectionPoolEntry) -> None:
@@ -164,7 +241,7 @@ def _arguments(url: str, limits: Limits) -> tuple[Sequence[str], dict[str, Any]]
     return words, {**limits.arguments(make_url(url)), **named}
 
 
-def _engine(url: str, limits: Limits, options: str) -> Engine:
+def _engine(url: str, limits: Limits, options: str, clock: _Clock) -> Engine:
     """`options`: of the server, for its sessions."""
     given = limits.arguments(make_url(url))
     if "options" in given:
@@ -183,7 +260,9 @@ def _engine(url: str, limits: Limits, options: str) -> Engine:
     @event.listens_for(engine, "do_connect")
     def connect(_dialect: Any, _entry: Any, words: list[Any], named: dict[str, Any]) -> _Bounded:
         connection = _Bounded.connect(*words, autocommit=True, **named)  # `begin` below begins transactions
-        connection.patience = patience
+        connection.patience, connection.clock = patience, clock
+        connection.cursor_factory, connection.server_cursor_factory = _CursorAfter, _ServerCursorAfter
+        connection.prepare_threshold = None  # what it prepares would be dropped with all that the pipeline has prepared
         return connection
 
     event.listen(engine, "begin", _begin)
@@ -194,7 +273,8 @@ def _engine(url: str, limits: Limits, options: str) -> Engine:
 
     @event.listens_for(engine, "checkout")
     def test(connection: _Bounded, entry: ConnectionPoolEntry, _proxy: Any) -> None:
-        if time.monotonic() - entry.info.get("since", math.inf) > _IDLE and not _answers(connection, limits.connect):
+        is_doubtful = time.monotonic() - entry.info.get("since", math.inf) > _IDLE or _has_said_something(connection)
+        if is_doubtful and not _answers(connection, limits.connect):
             raise InvalidatePoolError  # of which the pool makes a new connection
 
     return engine
@@ -211,39 +291,49 @@ def _answers(connection: _Bounded, seconds: float) -> bool:
     return True
 
 
+def _has_said_something(connection: _Bounded) -> bool:
+    """Whether something came from the server while nothing was asked: mostly that it has ended the connection."""
+    ready = select.poll()
+    ready.register(connection.pgconn.socket, select.POLLIN)
+    return bool(ready.poll(0))
+
+
 def _begin(connection: Connection) -> None:
     statement = connection.get_execution_options().get(BEGIN)
     if statement is not None:
-        found = execute(connection, f"{statement}; {_CLOCK}", prepare=False)
-        found.nextset()  # that of the second statement
-        connection.info[_BEGUN] = found.fetchall()[0][0], time.monotonic()
+        put(connection, statement)
 
 
 def seconds_now(connection: Connection) -> float:
-    """Now, by the clock of the server, in seconds since 1970: in a transaction without a further round trip."""
-    if BEGIN not in connection.get_execution_options():
-        return float(execute(connection, _CLOCK).fetchall()[0][0])
-    if not connection.in_transaction():
-        connection.begin()
-    begun, since = connection.info[_BEGUN]
-    return float(begun + time.monotonic() - since)
+    """Now, by the clock of the server, in seconds since 1970: mostly without a round trip."""
+    return _driver_of(connection).clock.now(lambda: float(run(connection, _CLOCK).rows()[0][0]))
 
 
-def execute(
-    connection: Connection, statement: str, values: Mapping[str, Any] | None = None, *, prepare: bool | None = None
-) -> psycopg.Cursor[Any]:
+def put(connection: Connection, statement: str, values: Sequence[Any] = ()) -> None:
+    """Executes a statement with the next one that is `run`, or with the commit: see `Pipeline.put`."""
+    with _as_of_sqlalchemy(connection, statement, values):
+        _driver_of(connection).batch.put(statement, values)
+
+
+def run(connection: Connection, statement: str, values: Sequence[Any] = ()) -> Answer:
     """Executes a statement by the driver: SQLAlchemy takes longer for it than the server. Raises what SQLAlchemy would
-    raise. `prepare` as in `psycopg.Cursor.execute`."""
+    raise."""
+    with _as_of_sqlalchemy(connection, statement, values):
+        return _driver_of(connection).batch.run(statement, values)
+
+
+@contextmanager
+def _as_of_sqlalchemy(connection: Connection, statement: str, values: Sequence[Any]) -> Iterator[None]:
     driver = _driver_of(connection)
     try:
-        return driver.execute(statement.encode(), values, prepare=prepare)
+        yield
     except psycopg.Error as error:
         is_lost = driver.closed
         if is_lost:
             connection.invalidate(error)
             connection.engine.dispose()  # the unused ones are as old
         raise DBAPIError.instance(
-            statement, values, error, psycopg.Error, connection_invalidated=is_lost, dialect=connection.dialect
+            statement, list(values), error, psycopg.Error, connection_invalidated=is_lost, dialect=connection.dialect
         ) from error
 
 

@@ -22,7 +22,7 @@ from batchserve.storage import Storage, is_in_row, key_in_storage
 
 def add(connection: Connection, added: Mapping[str, bytes]) -> None:
     """Adds contents by their keys."""
-    _ADD.run_many(connection, ({"key": key, "content": content} for key, content in added.items()))
+    _ADD.send(connection, *({"key": key, "content": content} for key, content in added.items()))
 
 
 def find(connection: Connection, key: str) -> bytes:

@@ -45,7 +45,7 @@ def finish(
     else:
         ended = connection.execute(guarded, values).mappings().all()
     events_of = ({"job_id": row["id"], "tenant": row["tenant"], "state": state, "at": now} for row in ended)
-    _ADD_EVENTS.run_many(connection, events_of)
+    _ADD_EVENTS.send(connection, *events_of)
     if ended:
         notifications.send(connection, Topic.ENDED, [row["id"] for row in ended])
     return [Ended(row["id"], row["attempt"]) for row in ended]

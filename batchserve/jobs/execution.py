@@ -76,7 +76,7 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
         }
         for job in taken
     ]
-    _BEGIN_ATTEMPT.run_many(connection, begun)
+    _BEGIN_ATTEMPT.send(connection, *begun)
     return taken
 
 
@@ -136,7 +136,7 @@ def complete_if_mine(
     values = _account_of(only) | result_values(result, facts)
     if not _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED):
         return
-    ADD_CHUNKS.run(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
+    ADD_CHUNKS.send(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
     contents.add(connection, small)
 
 
@@ -160,8 +160,8 @@ def complete_if_queued(
     if not finish(connection, _COMPLETE_QUEUED, JobState.COMPLETED, now, values):
         return False
     begun = {"job_id": job_id, "number": attempt, "worker": worker, "started_at": now, "rows_before": 0}
-    _BEGIN_ATTEMPT.run(connection, begun | {"finished_at": now, "outcome": JobState.COMPLETED.value})
-    ADD_CHUNKS.run(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
+    _BEGIN_ATTEMPT.send(connection, begun | {"finished_at": now, "outcome": JobState.COMPLETED.value})
+    ADD_CHUNKS.send(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
     contents.add(connection, small)
     return True
 
@@ -265,7 +265,7 @@ def _end_attempt(
     connection: Connection, job_id: str, number: int, outcome: str, error: dict[str, Any] | None, now: float
 ) -> None:
     values = {"outcome": outcome, "error": error, "finished_at": now}
-    _END_ATTEMPT.run(connection, {"job": job_id, "mine": number, **values})
+    _END_ATTEMPT.send(connection, {"job": job_id, "mine": number, **values})
 
 
 _IS_DUE = select(jobs.c.id).where(*due(bindparam("now"))).limit(1)

@@ -33,7 +33,7 @@ def add_chunks_if_mine(
         if planned and _is_mine(connection, job_id, attempt, jobs.c.rows_planned == _end(planned[-1])):
             return
         raise
-    ADD_CHUNKS.run_many(connection, (chunk_values(job_id, chunk) for chunk in planned))
+    ADD_CHUNKS.send(connection, *(chunk_values(job_id, chunk) for chunk in planned))
 
 
 def last_chunk(connection: Connection, job_id: str) -> Chunk | None:

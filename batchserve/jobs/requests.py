@@ -41,9 +41,9 @@ def create(
         "metadata": {},
         "created_at": now,
     }
-    _CREATE.run(connection, row)
+    _CREATE.send(connection, row)
     contents.add(connection, {one.key: one.content for one in stored if one.content is not None})
-    _ADD_INPUTS.run_many(connection, _input_rows(job_id, stored))
+    _ADD_INPUTS.send(connection, *_input_rows(job_id, stored))
 
 
 def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: float) -> None:
@@ -204,7 +204,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
         )
     )
     notifications.send(connection, Topic.QUEUED, [job_id])
-    _ADD_INPUTS.run_many(connection, _input_rows(job_id, job.inputs))
+    _ADD_INPUTS.send(connection, *_input_rows(job_id, job.inputs))
     plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
     taken = {chunk.first_record for chunk in done}
     opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes", "facts"))
