@@ -16,13 +16,13 @@ from batchserve import rows
 from batchserve.db import notifications
 from batchserve.db.connect import Database, lock
 from batchserve.db.notifications import Topic
-from batchserve.domain import Dialect, Job, JobState, ModelVersion, Options, StoredInput
+from batchserve.domain import Attempt, Dialect, Job, JobState, ModelVersion, Options, StoredInput
 from batchserve.errors import JobConflict, JobNotFound
 from batchserve.facts import merge_facts
 from batchserve.formats import RESULT_FORMATS
 from batchserve.idempotency import KeyedRequest
 from batchserve.inference.outputs import ResultSchema
-from batchserve.jobs import execution, queries, requests
+from batchserve.jobs import queries, requests
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.small import Small
 
@@ -31,6 +31,7 @@ __all__ = [
     "Scored",
     "Submission",
     "clean_filename",
+    "complete_once",
     "create",
     "default_format",
     "default_options",
@@ -148,32 +149,55 @@ class Scored:
     small: Small
 
 
-def create(
+def create(connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None) -> None:
+    """Creates and queues the job of a new input."""
+    requests.create(connection, submission.job_id, submission.inputs, submission.model, now, submission.tenant)
+    enqueue_once(connection, submission, now, request)
+
+
+def complete_once(
     connection: Connection,
     submission: Submission,
+    job: Job,
+    scored: Scored,
     now: float,
     request: KeyedRequest | None = None,
-    scored: Scored | None = None,
-) -> None:
-    """Creates and queues the job of a new input, or completes it."""
-    requests.create(connection, submission.job_id, submission.inputs, submission.model, now, submission.tenant)
-    enqueue_once(connection, submission, now, request, scored)
+) -> tuple[Job, Attempt] | None:
+    """Completes an uploaded job with its `scored` result; returns it and its attempt, as they would be read. None, and
+    nothing has changed: it is for `enqueue_once`, because an equal job has a result, the job is no longer `uploaded`,
+    or its model was deleted. `job`: as it was read while it was uploaded.
+    """
+    queueing, small = submission.queueing, scored.small
+    if queueing.reuse and queries.find_equal(connection, submission.digest, submission.tenant) is not None:
+        return None
+    asked = replace(
+        job,
+        model=submission.model,
+        options=submission.options,
+        request_digest=submission.digest,
+        metadata=dict(queueing.metadata),
+        priority=queueing.priority,
+        run_after=queueing.run_after,
+    )
+    facts = merge_facts({"notes": list(submission.model.signature.notes)}, small.scored.facts)
+    done = requests.complete_if_uploaded(
+        connection, asked, scored.worker, small.result, facts, now, only=small.scored, small=small.contents
+    )
+    if done is not None and request is not None:
+        request.remember(connection, submission.job_id, 202, now)
+    return done
 
 
 def enqueue_once(
-    connection: Connection,
-    submission: Submission,
-    now: float,
-    request: KeyedRequest | None = None,
-    scored: Scored | None = None,
+    connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None
 ) -> str:
-    """Queues an uploaded job, or completes it from an equal one or with its own `scored` result; returns its ID. An
-    input that was predicted otherwise before gets a new job. Idempotent in all cases.
+    """Queues an uploaded job, or completes it from an equal one; returns its ID. An input that was predicted otherwise
+    before gets a new job. Idempotent in all cases.
 
     Raises JobConflict when the job was never queued, or its input was removed, and ModelNotFound when the model was
     deleted meanwhile.
     """
-    if enqueue(connection, submission, now, scored) is None:
+    if enqueue(connection, submission, now) is None:
         submission = _on_same_input(connection, submission, now)
     if request is not None:
         request.remember(connection, submission.job_id, 202, now)
@@ -205,11 +229,8 @@ def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: 
     return states
 
 
-def enqueue(
-    connection: Connection, submission: Submission, now: float, scored: Scored | None = None
-) -> JobState | None:
-    """Queues an uploaded job, or completes it from an equal one or as it was scored; returns its state. None: it is no
-    longer `uploaded`.
+def enqueue(connection: Connection, submission: Submission, now: float) -> JobState | None:
+    """Queues an uploaded job, or completes it from an equal one; returns its state. None: it is no longer `uploaded`.
 
     Raises ModelNotFound when the model was deleted meanwhile.
     """
@@ -230,22 +251,5 @@ def enqueue(
         return None
     if equal is not None and requests.complete_as_equal_if_queued(connection, job_id, equal, now):
         return JobState.COMPLETED
-    if scored is not None and _complete(connection, submission, scored, now):
-        return JobState.COMPLETED
     notifications.send(connection, Topic.QUEUED, [job_id])
     return JobState.QUEUED
-
-
-def _complete(connection: Connection, submission: Submission, scored: Scored, now: float) -> bool:
-    small = scored.small
-    facts = merge_facts({"notes": list(submission.model.signature.notes)}, small.scored.facts)
-    return execution.complete_if_queued(
-        connection,
-        submission.job_id,
-        scored.worker,
-        small.result,
-        facts,
-        now,
-        only=small.scored,
-        small=small.contents,
-    )

@@ -19,6 +19,7 @@ HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\
 ROW = "5.1,3.5,1.4,0.2\n"
 CSV = HEADER + ROW * 3
 SOME_FAIL = HEADER + ROW * 3 + ",,,\n"
+NAMES = {name: name for name in HEADER.strip().split(",")}
 OF_THE_RUN = ("id", "created_at", "queued_at", "started_at", "finished_at", "links", "attempts", "rows_per_s")
 """Fields that differ between two equal jobs."""
 
@@ -69,6 +70,23 @@ def test_a_job_ends_as_by_a_worker(service: Api, queueing: Api, body: str) -> No
     assert (attempt["number"], attempt["outcome"], attempt["worker"]) == (1, "completed", its["worker"])
     assert service.result(ours).content == queueing.result(other).content
     assert service.errors(ours) == queueing.errors(other)
+
+
+@pytest.mark.parametrize("body", [CSV, SOME_FAIL], ids=["all", "some-fail"])
+def test_an_answer_shows_the_job_as_it_is_read_afterwards(service: Api, body: str) -> None:
+    def read(job: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = ok(service.http.get(job["links"]["self"]))
+        return found
+
+    uploaded = service.upload(body)
+    assert read(uploaded) == uploaded
+    options = {"model": "iris", "priority": 3, "metadata": {"of": "it"}, "passthrough": "all", "columns": NAMES}
+    done = ok(service.http.post(f"/v1/predict/{uploaded['id']}", json={**options, "reuse": False}), 202)
+    assert (done["state"], done["metadata"], done["options"]["priority"]) == ("completed", {"of": "it"}, 3)
+    assert read(done) == done
+    at_once = submit(service, body, priority=2)
+    assert at_once["state"] == "completed"
+    assert read(at_once) == at_once
 
 
 def test_the_end_has_its_event(service: Api) -> None:

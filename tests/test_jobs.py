@@ -15,6 +15,7 @@ from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import attempts, chunks, events, inputs
 from batchserve.db.tables import jobs as job_rows
 from batchserve.domain import (
+    Attempt,
     Chunk,
     CommittedChunk,
     Dialect,
@@ -119,6 +120,15 @@ def complete(database: Database, attempt: int = 1, second: float = 9) -> None:
         execution.complete_if_mine(connection, "1", attempt, RESULT, {"notes": ["a note"]}, wall(second))
 
 
+def complete_at_once(connection: Connection, of_model: ModelVersion) -> tuple[Job, Attempt] | None:
+    """Of job 1, as if it had been read while it was uploaded."""
+    stored = StoredInput("inputs/1", "csv", Dialect(";"), 150, "b" * 64)
+    asked = {"options": OPTIONS, "request_digest": "r" * 64, "metadata": {"a": "b"}, "priority": 2}
+    job = Job("1", JobState.UPLOADED, (stored,), wall(0), model=of_model, **asked)  # type: ignore[arg-type]
+    facts = {"notes": ["a note"]}
+    return requests.complete_if_uploaded(connection, job, "w2", RESULT, facts, wall(8), only=scored(FIRST, 1), small={})
+
+
 def rescue(database: Database, second: float, clock: str = "boot-1", crashes: int = 3) -> tuple[list[str], list[str]]:
     with database.write() as connection:
         return execution.rescue_expired(connection, crashes, at(second, clock))
@@ -153,6 +163,7 @@ ACTIONS: dict[str, Action] = {
     "enqueue_if_uploaded": lambda connection: requests.enqueue_if_uploaded(
         connection, "1", model(connection), OPTIONS, "r" * 64, metadata={}, priority=0, run_after=None, now=wall(8)
     ),
+    "complete_if_uploaded": lambda connection: complete_at_once(connection, model(connection)),
     "complete_as_equal_if_queued": lambda connection: requests.complete_as_equal_if_queued(
         connection, "1", queries.get(connection, "equal"), wall(8)
     ),
@@ -189,6 +200,7 @@ MINE = [name for name in ACTIONS if name.endswith("_if_mine")]
 LEGAL: dict[str, dict[str, JobState | None]] = {
     "uploaded": {
         "enqueue_if_uploaded": JobState.QUEUED,
+        "complete_if_uploaded": JobState.COMPLETED,
         "request_cancel": JobState.CANCELLED,
         "delete_if_not_running": None,
         "expire_if_over": JobState.EXPIRED,
@@ -883,6 +895,15 @@ def test_failed_records_are_not_scored_again_when_the_model_was_deleted(database
     assert everything(database) == before
 
 
+def test_a_job_that_is_completed_at_once_is_returned_as_it_is_read(database: Database) -> None:
+    upload(database, "1")
+    with database.write() as connection:
+        done = complete_at_once(connection, model(connection))
+    with database.read() as connection:
+        assert done == (queries.get(connection, "1"), *queries.attempts_of(connection, "1"))
+    assert ends(database) == [("default", "completed", wall(8))]
+
+
 def test_a_job_is_not_queued_for_a_model_that_was_deleted_meanwhile(database: Database) -> None:
     upload(database, "1")
     with database.write() as connection:
@@ -892,6 +913,9 @@ def test_a_job_is_not_queued_for_a_model_that_was_deleted_meanwhile(database: Da
     before = everything(database)
     with pytest.raises(ModelNotFound, match="gone@1 was deleted"), database.write() as connection:
         requests.enqueue_if_uploaded(connection, "1", gone, OPTIONS, "r" * 64, **request)
+    assert everything(database) == before
+    with database.write() as connection:
+        assert complete_at_once(connection, gone) is None
     assert everything(database) == before
     assert enqueue(database, "1")
     with database.write() as connection:  # an earlier request remains valid, even if its model was deleted since

@@ -39,10 +39,11 @@ from batchserve.api.upload import (
     keep,
     received_input,
 )
-from batchserve.domain import JobState, ModelVersion, ReadOptions
+from batchserve.domain import Job, JobState, ModelVersion, ReadOptions
 from batchserve.idempotency import KeyedRequest
+from batchserve.jobs import requests
 from batchserve.service import JobSnapshot, Service
-from batchserve.submission import Scored, create, enqueue_once, wanted_columns
+from batchserve.submission import Scored, Submission, complete_once, enqueue_once, wanted_columns
 
 router = APIRouter(tags=["predict"])
 
@@ -135,8 +136,7 @@ async def predict_stored(
             await service.check(caller.tenant, submitted)
 
         def commit(connection: Connection) -> JobSnapshot:
-            queued_id = enqueue_once(connection, submitted, database.moment(connection).wall, keyed, scored)
-            return service.snapshot(connection, queued_id)
+            return _submit(service, connection, submitted, job, keyed, scored)
 
         view = await database.commit(commit)
         return await _answer(request, service, background, view, wait, scored)
@@ -203,11 +203,30 @@ async def upload_and_predict(
             scored = await service.check_or_score(caller.tenant, submitted)
 
             def insert(connection: Connection) -> JobSnapshot:
-                create(connection, submitted, service.runtime.database.moment(connection).wall, keyed, scored)
-                return service.snapshot(connection, received.job_id)
+                now = service.runtime.database.moment(connection).wall
+                job = requests.create(connection, received.job_id, submitted.inputs, model, now, caller.home)
+                return _submit(service, connection, submitted, job, keyed, scored)
 
             view = await keep(service, received, insert)
         return await _answer(request, service, background, view, preferred_wait(prefer), scored)
+
+
+def _submit(
+    service: Service,
+    connection: Connection,
+    submitted: Submission,
+    job: Job,
+    keyed: KeyedRequest,
+    scored: Scored | None,
+) -> JobSnapshot:
+    """Completes or queues a job. `job`: as it was read, or created."""
+    now = service.runtime.database.moment(connection).wall
+    if scored is not None:
+        done = complete_once(connection, submitted, job, scored, now, keyed)
+        if done is not None:
+            ended, attempt = done
+            return service.shown(ended, [attempt], now)
+    return service.snapshot(connection, enqueue_once(connection, submitted, now, keyed))
 
 
 def _names(model: ModelVersion) -> tuple[str, str]:

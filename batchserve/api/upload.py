@@ -186,8 +186,7 @@ async def create_job(
     def insert(connection: Connection) -> JobSnapshot:
         now = service.runtime.database.moment(connection).wall
         also(connection, now)
-        requests.create(connection, received.job_id, (new,), version, now, caller.home)
-        return service.snapshot(connection, received.job_id)
+        return service.shown(requests.create(connection, received.job_id, (new,), version, now, caller.home), [], now)
 
     view = await keep(service, received, insert)
     service.note_created(caller.tenant, received.job_id, new)

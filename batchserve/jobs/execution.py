@@ -17,7 +17,7 @@ from batchserve.db.connect import Moment
 from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import attempts, jobs
-from batchserve.domain import Job, JobState, Result, ScoredChunk
+from batchserve.domain import Attempt, Job, JobState, Result, ScoredChunk
 from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed
 from batchserve.jobs import contents
 from batchserve.jobs.ends import Ended, ending, error_values, finish, result_values
@@ -66,18 +66,17 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
     taken = _taken(connection, claimed, now.wall)
     if not taken:
         return []
-    begun = [
-        {
-            "job_id": job.id,
-            "number": job.attempt,
-            "worker": worker,
-            "started_at": now.wall,
-            "rows_before": job.rows_done,
-        }
-        for job in taken
-    ]
-    _BEGIN_ATTEMPT.send(connection, *begun)
+    for job in taken:
+        begun = Attempt(job.attempt, worker, started_at=now.wall, rows_before=job.rows_done)
+        add_attempt(connection, job.id, begun)
     return taken
+
+
+def add_attempt(connection: Connection, job_id: str, attempt: Attempt) -> None:
+    values = {name: getattr(attempt, name) for name in Attempt.__dataclass_fields__}
+    _ADD_ATTEMPT.send(
+        connection, {"job_id": job_id, **{name: value for name, value in values.items() if value is not None}}
+    )
 
 
 def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
@@ -133,37 +132,18 @@ def complete_if_mine(
     if only is None:
         _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
         return
-    values = _account_of(only) | result_values(result, facts)
+    values = account_of(only) | result_values(result, facts)
     if not _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED):
         return
-    ADD_CHUNKS.send(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
-    contents.add(connection, small)
+    add_scored(connection, job_id, attempt, only, small)
 
 
-def complete_if_queued(
-    connection: Connection,
-    job_id: str,
-    worker: str,
-    result: Result,
-    facts: Mapping[str, Any],
-    now: float,
-    *,
-    only: ScoredChunk,
-    small: Mapping[str, bytes],
-) -> bool:
-    """queued -> completed, for a job that was scored before it was queued in the same transaction: with its first
-    attempt, as if it had been claimed. False when it is not queued, or had an attempt. See `complete_if_mine`.
-    """
-    attempt = 1
-    taken = {"job": job_id, "attempt": attempt, "worker": worker, "started_at": now}
-    values = _account_of(only) | result_values(result, facts) | taken
-    if not finish(connection, _COMPLETE_QUEUED, JobState.COMPLETED, now, values):
-        return False
-    begun = {"job_id": job_id, "number": attempt, "worker": worker, "started_at": now, "rows_before": 0}
-    _BEGIN_ATTEMPT.send(connection, begun | {"finished_at": now, "outcome": JobState.COMPLETED.value})
+def add_scored(
+    connection: Connection, job_id: str, attempt: int, only: ScoredChunk, small: Mapping[str, bytes]
+) -> None:
+    """The only chunk of a job and, if they are kept in rows, the contents of its result."""
     ADD_CHUNKS.send(connection, chunk_values(job_id, only.chunk) | part_values(only, attempt))
     contents.add(connection, small)
-    return True
 
 
 def fail_if_mine(connection: Connection, job_id: str, attempt: int, error: BatchserveError, now: float) -> None:
@@ -227,7 +207,7 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
     return [job.id for job in again], [job.id for job in failed]
 
 
-def _account_of(only: ScoredChunk) -> dict[str, Any]:
+def account_of(only: ScoredChunk) -> dict[str, Any]:
     """The counts of a job of one chunk that is done."""
     return {
         "planned": True,
@@ -309,7 +289,7 @@ _CLAIM = (
     )
     .returning(jobs.c.id)
 )
-_BEGIN_ATTEMPT = Prepared(insert(attempts))
+_ADD_ATTEMPT = Prepared(insert(attempts))
 _END_ATTEMPT = Prepared(
     update(attempts).where(attempts.c.job_id == bindparam("job"), attempts.c.number == bindparam("mine"))
 )
@@ -326,4 +306,3 @@ _COMPLETE = Prepared(
     )
 )
 _COMPLETE_UNPLANNED = Prepared(_mine.where(jobs.c.chunks_total == 0))
-_COMPLETE_QUEUED = Prepared(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED, jobs.c.attempt == 0))

@@ -1,6 +1,7 @@
 """Transitions made by clients: creating, queueing, cancelling, retrying and deleting jobs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from sqlalchemy import Connection, bindparam, delete, exists, insert, select, update
@@ -13,10 +14,11 @@ from batchserve.db.connect import lock
 from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import chunks, inputs, jobs, models
-from batchserve.domain import Job, JobState, ModelVersion, Options, StoredInput
+from batchserve.domain import Attempt, Job, JobState, ModelVersion, Options, Result, ScoredChunk, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
 from batchserve.jobs import contents
 from batchserve.jobs.ends import ending, finish, result_values
+from batchserve.jobs.execution import account_of, add_attempt, add_scored
 from batchserve.jobs.plan import done_chunks
 from batchserve.jobs.queries import get
 from batchserve.jobs.statements import Owned, changed, owned
@@ -29,8 +31,9 @@ def create(
     model: ModelVersion | None,
     now: float,
     tenant: str = DEFAULT_TENANT,
-) -> None:
-    """-> uploaded, for inputs that are stored durably, or small and stored here. `model`: the default of predict."""
+) -> Job:
+    """-> uploaded, for inputs that are stored durably, or small and stored here. `model`: the default of predict.
+    Returns the job as it would be read."""
     row = {
         "id": job_id,
         "tenant": tenant,
@@ -44,6 +47,8 @@ def create(
     _CREATE.send(connection, row)
     contents.add(connection, {one.key: one.content for one in stored if one.content is not None})
     _ADD_INPUTS.send(connection, *_input_rows(job_id, stored))
+    as_read = tuple(replace(one, content=None) for one in stored)
+    return Job(job_id, JobState.UPLOADED, as_read, now, model=model, tenant=tenant)
 
 
 def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: float) -> None:
@@ -77,22 +82,49 @@ def enqueue_if_uploaded(
     Raises UnreadableRow for values that could not be read again, and ModelNotFound when the model was deleted
     meanwhile.
     """
-    values = {
-        "state": JobState.QUEUED,
-        "model_id": model.id,
-        "options": rows.options_adapter.dump_python(options, mode="json"),
-        "request_digest": request_digest,
-        "metadata": dict(metadata),
-        "priority": priority,
-        "run_after": run_after,
-        "queued_at": now,
-    }
+    asked = {"request_digest": request_digest, "metadata": dict(metadata), "priority": priority, "run_after": run_after}
+    values = {"state": JobState.QUEUED, **asked, **_scored_by(model, options), "queued_at": now}
     rows.require_written(values)
     lock(connection, "models", shared=True)
     queued = _ENQUEUE.run(connection, {"job": job_id, "model": model.id, **values}) > 0
     if not queued and get(connection, job_id).state is JobState.UPLOADED:
         raise ModelNotFound(f"the model {model.reference} was deleted")
     return queued
+
+
+def complete_if_uploaded(
+    connection: Connection,
+    job: Job,
+    worker: str,
+    result: Result,
+    facts: Mapping[str, Any],
+    now: float,
+    *,
+    only: ScoredChunk,
+    small: Mapping[str, bytes],
+) -> tuple[Job, Attempt] | None:
+    """uploaded -> completed, for a job that was scored before it is queued: with its first attempt, as if it had been
+    queued and claimed. See `execution.complete_if_mine`. Returns both as they would be read. None when it is in any
+    other state, had an attempt, or its model was deleted: nothing was changed.
+
+    `job`: as it was read while it was uploaded, with the request of its predict.
+    """
+    assert job.model is not None
+    assert job.options is not None
+    asked = {name: getattr(job, name) for name in ("request_digest", "metadata", "priority", "run_after")}
+    values = {**asked, **_scored_by(job.model, job.options), "queued_at": now}
+    rows.require_written(values)
+    lock(connection, "models", shared=True)
+    taken: dict[str, Any] = {"attempt": 1, "worker": worker, "started_at": now}
+    account, kept = account_of(only), result_values(result, facts)
+    values |= {"job": job.id, "model": job.model.id, **account, **kept, **taken}
+    if not finish(connection, _COMPLETE_UPLOADED, JobState.COMPLETED, now, values):
+        return None
+    add_scored(connection, job.id, 1, only, small)
+    done = Attempt(1, worker, started_at=now, finished_at=now, outcome=JobState.COMPLETED.value)
+    add_attempt(connection, job.id, done)
+    shown = {name: value for name, value in (account | kept | taken).items() if name in Job.__dataclass_fields__}
+    return replace(job, state=JobState.COMPLETED, **shown, result=result, queued_at=now, finished_at=now), done
 
 
 def complete_as_equal_if_queued(connection: Connection, job_id: str, equal: Job, now: float) -> bool:
@@ -260,6 +292,10 @@ def _input_rows(job_id: str, stored: Sequence[StoredInput]) -> list[dict[str, An
     ]
 
 
+def _scored_by(model: ModelVersion, options: Options) -> dict[str, Any]:
+    return {"model_id": model.id, "options": rows.options_adapter.dump_python(options, mode="json")}
+
+
 def _is_registered(model_id: Any) -> ColumnElement[bool]:
     return exists().where(models.c.id == model_id, models.c.deleted_at.is_(None))
 
@@ -279,6 +315,14 @@ _ADD_INPUTS = Prepared(insert(inputs))
 _ENQUEUE = Prepared(
     update(jobs).where(
         jobs.c.id == bindparam("job"), jobs.c.state == JobState.UPLOADED, _is_registered(bindparam("model"))
+    )
+)
+_COMPLETE_UPLOADED = Prepared(
+    ending(
+        jobs.c.id == bindparam("job"),
+        jobs.c.state == JobState.UPLOADED,
+        jobs.c.attempt == 0,
+        _is_registered(bindparam("model")),
     )
 )
 _COMPLETE_QUEUED = Prepared(ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.QUEUED))

@@ -187,6 +187,10 @@ class Service:
         now = self.runtime.database.moment(connection).wall
         return JobSnapshot(job, attempts, self.places.near(connection, job, now), now)
 
+    def shown(self, job: Job, attempts: list[Attempt], now: float) -> JobSnapshot:
+        """The same of a job that does not queue, as it was just written: what is known need not be read."""
+        return JobSnapshot(retention.dated(job, self.runtime.settings), attempts, None, now)
+
     async def check(self, tenant: str, submission: Submission) -> None:
         """Raises SchemaMismatch or InvalidInput when the beginning of an input does not fit a model."""
         settings = self.runtime.settings

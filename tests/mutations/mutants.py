@@ -135,7 +135,7 @@ MUTANTS = (
     ),
     Mutant(
         "each end of a job has its event", "batchserve/jobs/ends.py",
-        "    _ADD_EVENTS.run_many(connection, events_of)\n", "    pass\n", ("tests/test_jobs.py",),
+        "    _ADD_EVENTS.send(connection, *events_of)\n", "    pass\n", ("tests/test_jobs.py",),
     ),
     Mutant(
         "a chunk is committed once", PLAN,
