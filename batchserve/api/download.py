@@ -123,7 +123,7 @@ async def download(
     """
     if wait:
         await wait_for(request, service, job_id, wait, finished)
-    job = await service.read_job(job_id)
+    job, content = await service.read_job_with_result(job_id)
     if job.state is JobState.EXPIRED:
         raise Gone(f"the result of job {job_id} was removed when it expired")
     if job.options is None:
@@ -142,7 +142,7 @@ async def download(
         return await _converted(request, service, job, job.result, _Conversion(own, wanted, csv_escape))
     result = _Object(job.result.key, job.result.bytes, job.result.sha256, job.finished_at or job.created_at)
     shown = _Shown(own.media_type, f"{job_id}.{own.suffix.lstrip('.')}", redirect)
-    return await _file(request, service, job, result, shown)
+    return await _file(request, service, job, result, shown, content)
 
 
 @router.head("/v1/download/{job_id}/errors", include_in_schema=False)
@@ -325,13 +325,16 @@ class _Shown:
         return wanted and request.method == "GET"
 
 
-async def _file(request: Request, service: Service, job: Job, stored: _Object, shown: _Shown) -> Response:
-    """A stored object with ranges: a file of this host, a stream from the store, or a redirect to its URL there."""
+async def _file(
+    request: Request, service: Service, job: Job, stored: _Object, shown: _Shown, content: bytes | None = None
+) -> Response:
+    """A stored object with ranges: a file of this host, a stream from the store, or a redirect to its URL there.
+    `content`: of an object in a row, if it was read."""
     storage = service.runtime.storage
     headers = {**stored.headers(), "vary": "accept"}
-    path, status, content = None, stored.status(), None
+    path, status = None, stored.status()
     if is_in_row(stored.key):
-        content = await _content(service, job, stored.key)
+        content = await _content(service, job, stored.key) if content is None else content
     elif (path := local_path(storage, stored.key)) is not None:
         try:
             status = await run_in_threadpool(_opened, path)

@@ -13,10 +13,11 @@ from sqlalchemy import Connection, bindparam, delete, insert, select
 
 from batchserve.db.connect import Database
 from batchserve.db.prepared import Prepared
-from batchserve.db.tables import contents
+from batchserve.db.tables import contents, jobs
 from batchserve.domain import Job, StoredInput
+from batchserve.errors import JobNotFound
 from batchserve.jobs.queries import get, named_inputs, named_results
-from batchserve.jobs.statements import Owned
+from batchserve.jobs.statements import JOBS, Owned, job_from_row
 from batchserve.storage import Storage, is_in_row, key_in_storage
 
 
@@ -49,6 +50,15 @@ def get_with_inputs(connection: Connection, job_id: str) -> tuple[Job, tuple[Sto
     return job, (with_content(connection, job.input), *job.inputs[1:])
 
 
+def get_with_result(connection: Connection, job_id: str) -> tuple[Job, bytes | None]:
+    """A job and its result, where that is in a row. Raises JobNotFound."""
+    row = _WITH_RESULT.row(connection, {"job_id": job_id})
+    if row is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    content = row["result_content"]
+    return job_from_row(connection, row), None if content is None else bytes(content)
+
+
 def opened(database: Database, storage: Storage, key: str) -> BinaryIO:
     """A reader of an object in a row or in the storage. Raises FileNotFoundError."""
     if not is_in_row(key):
@@ -71,4 +81,9 @@ def _delete(connection: Connection, keys: Collection[str]) -> None:
 
 
 _ADD = Prepared(insert(contents))
+_WITH_RESULT = Prepared(
+    JOBS.add_columns(contents.c.content.label("result_content"))
+    .outerjoin(contents, contents.c.key == jobs.c.result_key)
+    .where(jobs.c.id == bindparam("job_id"))
+)
 _CONTENT = Prepared(select(contents.c.content).where(contents.c.key == bindparam("its_key")))
