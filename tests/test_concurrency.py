@@ -271,7 +271,7 @@ def test_a_transaction_that_a_deadlock_breaks_off_at_its_commit_begins_once_more
             raised.send(connection, {"its_name": second})  # the commit is the next statement
 
         writes = [
-            pool.submit(asyncio.run, database.commit(partial(write, "a", "b"))),
+            pool.submit(database.write_freeing, partial(write, "a", "b")),
             pool.submit(asyncio.run, database.commit(partial(write, "b", "a"))),
         ]
         for done in writes:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from batchserve.db.connect import Database, unbounded
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import contents, holds
 from batchserve.db.watcher import Probe, Version
-from batchserve.errors import BatchserveError, InsufficientStorage, InvalidOptions, Unavailable
+from batchserve.errors import BatchserveError, Conflict, InsufficientStorage, InvalidOptions, Unavailable
 
 pytestmark = pytest.mark.postgres
 ONE = text("SELECT 1")
@@ -227,6 +228,85 @@ def test_the_results_of_many_bytes_and_statements_travel_at_once(database: Datab
     with database.write() as connection:
         ADD_CONTENT.send(connection, *({"key": key(number), "content": bytes(2**20)} for number in range(20)))
         assert [len(row["content"]) for row in CONTENTS.rows(connection, {})] == [2**20] * 20
+
+
+# --- works that share a transaction ---
+
+
+def test_works_that_come_together_share_transactions(database: Database) -> None:
+    current = text("SELECT CAST(pg_current_xact_id() AS text)")
+
+    async def together() -> list[Any]:
+        await database.commit(one)
+        return await asyncio.gather(
+            *(database.commit(lambda connection: connection.scalar(current)) for _ in range(40))
+        )
+
+    assert len(set(asyncio.run(together()))) < 20
+
+
+@pytest.mark.parametrize("at_once", [True, False], ids=["at once", "at its commit"])
+def test_a_work_that_fails_affects_none_that_shares_its_transaction(database: Database, at_once: bool) -> None:
+    def add(name: str, connection: Connection) -> str:
+        if name == "refused":
+            raise Conflict(name)
+        ADD.send(connection, hold(name))
+        if at_once:
+            names(connection)
+        return name
+
+    wanted = [f"{number:02}" for number in range(20)]
+    given = ["00", *wanted[:10], "refused", *wanted[10:], "19"]
+
+    async def together() -> list[Any]:
+        works = (database.commit(partial(add, name)) for name in given)
+        return await asyncio.gather(*works, return_exceptions=True)
+
+    told = asyncio.run(together())
+    with database.read() as connection:
+        assert names(connection) == wanted
+    assert [name for name in told if isinstance(name, str)].count("refused") == 0
+    assert sorted(name for name in told if isinstance(name, str)) == wanted
+    assert sorted(type(error).__name__ for error in told if not isinstance(error, str)) == [
+        "Conflict",
+        "IntegrityError",
+        "IntegrityError",
+    ]
+
+
+def test_a_work_that_waits_for_a_lock_delays_no_other(database: Database) -> None:
+    raised = Prepared(update(holds).where(holds.c.name == bindparam("its_name")).values(until=holds.c.until + 1.0))
+    with database.write() as connection:
+        ADD.send(connection, hold("locked"))
+
+    async def together() -> float:
+        with database.write() as holding:
+            raised.run(holding, {"its_name": "locked"})
+            waiting = asyncio.create_task(
+                database.commit(lambda connection: raised.run(connection, {"its_name": "locked"}))
+            )
+            await asyncio.sleep(0.1)
+            began = time.monotonic()
+            await asyncio.gather(*(database.commit(one) for _ in range(20)))
+            passed = time.monotonic() - began
+            assert not waiting.done()
+        assert await waiting == 1
+        return passed
+
+    assert asyncio.run(together()) < 2.0
+
+
+def test_a_work_is_done_without_its_caller(database: Database) -> None:
+    async def leave() -> None:
+        task = asyncio.create_task(database.commit(lambda connection: ADD.send(connection, hold("left"))))
+        await asyncio.sleep(0)
+        task.cancel()
+        await database.commit(one)
+        await asyncio.sleep(0.2)
+
+    asyncio.run(leave())
+    with database.read() as connection:
+        assert names(connection) == ["left"]
 
 
 # --- a server that was restarted, or hangs ---

@@ -123,7 +123,8 @@ async def download(
     """
     if wait:
         await wait_for(request, service, job_id, wait, finished)
-    job, content = await service.read_job_with_result(job_id)
+    database = service.runtime.database
+    job, content = await database.fetch_one(lambda connection: contents.get_with_result(connection, job_id))
     if job.state is JobState.EXPIRED:
         raise Gone(f"the result of job {job_id} was removed when it expired")
     if job.options is None:

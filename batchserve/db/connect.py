@@ -30,6 +30,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.pool import ConnectionPoolEntry
 
 from batchserve.db import codec
+from batchserve.db.joint import JointWriter
 from batchserve.db.lasting import BEGIN, Busy, LastingConnection, begin, driver_of
 from batchserve.db.notifications import Hear
 from batchserve.db.prepared import Prepared
@@ -103,6 +104,7 @@ class Database:
         path = make_url(url).database if self._sqlite else None
         self._reserve = Reserve(Path(path)) if path else None
         self._writer = Writer(self._write_group, _failures_named)
+        self._joint = JointWriter(self._threads, self._commit, _was_undone) if self._threads is not None else None
 
     @contextmanager
     def read(self) -> Iterator[Connection]:
@@ -158,12 +160,12 @@ class Database:
         """A write transaction for the event loop: the value of `work`, once it is committed durably. It continues when
         its caller is cancelled. Raises as `write` does, and what `work` raises.
 
-        `work` may be called again when the transaction fails before its commit. On SQLite, works of concurrent callers
-        share a transaction and its sync; each is undone alone when it raises.
+        Works of concurrent callers share a transaction and its sync; one that raises affects no other. So `work` may be
+        called again, as well as when the transaction fails before its commit.
         """
-        if self._threads is None:
-            return await self._writer.run(work)
-        return await asyncio.shield(asyncio.wrap_future(self._threads.submit(self._commit, work)))
+        if self._joint is not None:
+            return await self._joint.run(work)
+        return await self._writer.run(work)
 
     def _commit(self, work: Callable[[Connection], T], exclusive: Subject | None = None) -> T:
         """The value of `work` in a write transaction. A server may break it off for another one that waits for it, more
@@ -171,18 +173,26 @@ class Database:
         commit itself fails, whose outcome is unknown."""
         worked = False
 
+        def commit() -> T:
+            nonlocal worked
+            worked = False
+            with self.write(exclusive=exclusive) as connection:
+                value = work(connection)
+                worked = True
+            return value
+
         def may_succeed_now(error: Exception) -> bool:
             return _was_broken_off(error) or (not worked and _was_lost(error))
 
+        try:
+            return commit()  # the context of stamina takes longer than the statements of a small transaction
+        except Exception as error:
+            if not may_succeed_now(error):
+                raise
         # Pauses of different lengths, so that two do not meet again.
-        for attempt in stamina.retry_context(
-            on=may_succeed_now, attempts=_TRIES, wait_initial=0, wait_max=_PAUSE, wait_jitter=_PAUSE
-        ):
-            with attempt, self.write(exclusive=exclusive) as connection:
-                value = work(connection)
-                worked = True
-                return value
-        raise AssertionError("stamina either returns or raises")
+        return stamina.RetryingCaller(attempts=_TRIES - 1, wait_initial=0, wait_max=_PAUSE, wait_jitter=_PAUSE)(
+            may_succeed_now, commit
+        )
 
     def _write_group(self, work: Callable[[Connection], None]) -> None:
         """As `write`, for the writer thread."""
@@ -322,6 +332,13 @@ class Database:
 def _was_broken_off(error: Exception) -> bool:
     """Whether a server has undone a transaction for the sake of another one."""
     return getattr(getattr(error.__cause__, "orig", None), "sqlstate", None) in (_DEADLOCK, _NOT_SERIALIZABLE)
+
+
+def _was_undone(error: BaseException) -> bool:
+    """Whether a server has said that it has not committed a transaction."""
+    cause = error if isinstance(error, SQLAlchemyError) else error.__cause__
+    has_said_so = getattr(getattr(cause, "orig", None), "sqlstate", None) is not None
+    return has_said_so and not getattr(cause, "connection_invalidated", False)
 
 
 def _was_lost(error: Exception) -> bool:

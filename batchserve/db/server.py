@@ -18,7 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import psycopg
 from psycopg import errors
@@ -311,30 +311,33 @@ def seconds_now(connection: Connection) -> float:
 
 def put(connection: Connection, statement: str, values: Sequence[Any] = ()) -> None:
     """Executes a statement with the next one that is `run`, or with the commit: see `Pipeline.put`."""
-    with _as_of_sqlalchemy(connection, statement, values):
-        _driver_of(connection).batch.put(statement, values)
+    driver = _driver_of(connection)
+    try:
+        driver.batch.put(statement, values)
+    except psycopg.Error as error:
+        _raise_as_sqlalchemy(connection, driver, statement, values, error)
 
 
 def run(connection: Connection, statement: str, values: Sequence[Any] = ()) -> Answer:
     """Executes a statement by the driver: SQLAlchemy takes longer for it than the server. Raises what SQLAlchemy would
     raise."""
-    with _as_of_sqlalchemy(connection, statement, values):
-        return _driver_of(connection).batch.run(statement, values)
-
-
-@contextmanager
-def _as_of_sqlalchemy(connection: Connection, statement: str, values: Sequence[Any]) -> Iterator[None]:
     driver = _driver_of(connection)
     try:
-        yield
+        return driver.batch.run(statement, values)
     except psycopg.Error as error:
-        is_lost = driver.closed
-        if is_lost:
-            connection.invalidate(error)
-            connection.engine.dispose()  # the unused ones are as old
-        raise DBAPIError.instance(
-            statement, list(values), error, psycopg.Error, connection_invalidated=is_lost, dialect=connection.dialect
-        ) from error
+        _raise_as_sqlalchemy(connection, driver, statement, values, error)
+
+
+def _raise_as_sqlalchemy(
+    connection: Connection, driver: _Bounded, statement: str, values: Sequence[Any], error: psycopg.Error
+) -> NoReturn:
+    is_lost = driver.closed
+    if is_lost:
+        connection.invalidate(error)
+        connection.engine.dispose()  # the unused ones are as old
+    raise DBAPIError.instance(
+        statement, list(values), error, psycopg.Error, connection_invalidated=is_lost, dialect=connection.dialect
+    ) from error
 
 
 def _driver_of(connection: Connection) -> _Bounded:

@@ -165,10 +165,6 @@ class Service:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch_one(lambda connection: queries.get(connection, job_id))
 
-    async def read_job_with_result(self, job_id: str) -> tuple[Job, bytes | None]:
-        """A job and its result, where that is in a row. Raises JobNotFound."""
-        return await self.runtime.database.fetch_one(lambda connection: contents.get_with_result(connection, job_id))
-
     async def read_job_to_check(self, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
         """A job and its inputs, the first with its content where that is in a row. Raises JobNotFound."""
         if (new := self._just_uploaded.take(job_id)) is not None:
