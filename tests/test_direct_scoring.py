@@ -8,12 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import graphs
+import httpx2
 import pytest
 from service import Api, ok, problem, running
 from sqlalchemy import select
 
+from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.db.tables import events
+from batchserve.domain import Options
+from batchserve.jobs import requests
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 ROW = "5.1,3.5,1.4,0.2\n"
@@ -87,6 +91,28 @@ def test_an_answer_shows_the_job_as_it_is_read_afterwards(service: Api, body: st
     at_once = submit(service, body, priority=2)
     assert at_once["state"] == "completed"
     assert read(at_once) == at_once
+
+
+def test_a_job_that_has_changed_since_its_upload_is_predicted_as_it_is_now(service: Api) -> None:
+    """By other processes: this one does not read what it has just created."""
+    cancelled, queued, deleted, kept = (service.upload(CSV)["id"] for _ in range(4))
+    with closing(Database(service.settings.database_url)) as database, database.write() as connection:
+        requests.request_cancel(connection, cancelled, time.time())
+        requests.delete_if_not_running(connection, deleted)
+        asked: dict[str, Any] = {"metadata": {}, "priority": -5, "run_after": time.time() + 3600}
+        model = registry.resolve(connection, "iris")
+        requests.enqueue_if_uploaded(connection, queued, model, Options("jsonl"), "r" * 64, **asked, now=time.time())
+
+    def predict(job_id: str, **options: Any) -> httpx2.Response:
+        return service.http.post(f"/v1/predict/{job_id}", params={"model": "iris", "reuse": False, **options})
+
+    problem(predict(cancelled), 409, "job-conflict")
+    problem(predict(deleted), 404, "job-not-found")
+    other = ok(predict(queued), 202)
+    assert other["id"] != queued
+    assert other["input"]["sha256"] == ok(service.http.get(f"/v1/jobs/{queued}"))["input"]["sha256"]
+    problem(predict(kept, model="missing"), 404, "model-not-found")
+    assert ok(predict(kept), 202)["state"] == "completed"
 
 
 def test_the_end_has_its_event(service: Api) -> None:

@@ -40,10 +40,11 @@ from batchserve.api.upload import (
     received_input,
 )
 from batchserve.domain import Job, JobState, ModelVersion, ReadOptions
+from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.service import JobSnapshot, Service
-from batchserve.submission import Scored, Submission, complete_once, enqueue_once, wanted_columns
+from batchserve.submission import Scored, Submission, complete_once, enqueue, enqueue_once, wanted_columns
 
 router = APIRouter(tags=["predict"])
 
@@ -116,7 +117,12 @@ async def predict_stored(
     for at most `wait` seconds. Raises RequestValidationError for unknown or invalid options, and as `predict` does."""
     database = service.runtime.database
     with service.only_one(caller.tenant, key):
-        job, inputs = await service.read_job_to_check(job_id)
+        new = service.just_uploaded.take(job_id)
+        if new is not None and key is None:
+            done = await _predict_unread(service, caller, new, given)
+            if done is not None:
+                return await _answer(request, service, background, *done, wait)
+        job, inputs = await service.read_job_to_check(job_id, new)
         if "model" not in given and job.model is not None:
             given = {**given, "model": job.model.reference}
         options = parsed(PredictOptions, given)
@@ -139,7 +145,35 @@ async def predict_stored(
             return _submit(service, connection, submitted, job, keyed, scored)
 
         view = await database.commit(commit)
-        return await _answer(request, service, background, view, wait, scored)
+        return await _answer(request, service, background, view, scored, wait)
+
+
+async def _predict_unread(
+    service: Service, caller: Caller, job: Job, given: dict[str, Any]
+) -> tuple[JobSnapshot, Scored | None] | None:
+    """Predicts a small job as it was just created here, without reading it first: its state is a guard of what is
+    written. None, with nothing written, for a job that has changed since and for any refusal, which may not be true of
+    it as it is now."""
+    if "model" not in given:
+        if job.model is None:
+            return None
+        given = {**given, "model": job.model.reference}
+    options, database = parsed(PredictOptions, given), service.runtime.database
+    try:
+        model = await service.resolve_model(options.model)
+        submitted = options.submission(job.tenant, job.id, job.inputs, model)
+        scored = await service.check_or_score(caller.tenant, submitted)
+    except BatchserveError:
+        return None
+
+    def commit(connection: Connection) -> JobSnapshot | None:
+        now = database.moment(connection).wall
+        if scored is not None and (done := complete_once(connection, submitted, job, scored, now)) is not None:
+            return service.shown(done[0], [done[1]], now)
+        return service.snapshot(connection, job.id) if enqueue(connection, submitted, now) is not None else None
+
+    view = await database.commit(commit)
+    return None if view is None else (view, scored)
 
 
 async def _upload_and_predict(request: Request) -> Response | None:
@@ -208,7 +242,7 @@ async def upload_and_predict(
                 return _submit(service, connection, submitted, job, keyed, scored)
 
             view = await keep(service, received, insert)
-        return await _answer(request, service, background, view, preferred_wait(prefer), scored)
+        return await _answer(request, service, background, view, scored, preferred_wait(prefer))
 
 
 def _submit(
@@ -238,8 +272,8 @@ async def _answer(
     service: Service,
     background: BackgroundTasks,
     view: JobSnapshot,
-    wait: float,
     scored: Scored | None,
+    wait: float,
 ) -> Response:
     """202 to a request that does not wait, also for a job that was scored at once: clients poll as for any other.
 

@@ -189,7 +189,7 @@ async def create_job(
         return service.shown(requests.create(connection, received.job_id, (new,), version, now, caller.home), [], now)
 
     view = await keep(service, received, insert)
-    service.note_created(caller.tenant, received.job_id, new)
+    service.note_created(caller.tenant, view.job, new)
     return job_response(await body_of(service, view), 201)
 
 

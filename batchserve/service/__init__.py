@@ -5,7 +5,7 @@ import asyncio
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import uuid_utils
 from sqlalchemy import Connection
@@ -92,8 +92,8 @@ class Service:
     """Tenants and their idempotency keys."""
     _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
     """Pairs of tenant and job whose ownership was verified; it holds as long as the job exists."""
-    _just_uploaded: VersionedCache[str, StoredInput] = field(default_factory=lambda: VersionedCache(_JUST_UPLOADED))
-    """The only inputs of small jobs with their content, until their first predict."""
+    just_uploaded: VersionedCache[str, Job] = field(default_factory=lambda: VersionedCache(_JUST_UPLOADED))
+    """Small jobs as they were created, with the content of their only input, until their first predict."""
     _models_seen: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
     """Model versions by reference."""
     _models_unprobed: VersionedCache[str, ModelVersion] = field(default_factory=lambda: VersionedCache(_MODELS_SEEN))
@@ -137,12 +137,12 @@ class Service:
             await self.runtime.database.fetch_one(lambda connection: queries.require_seen(connection, job_id, tenant))
             self._jobs_seen.put((tenant, job_id), ALWAYS, True)
 
-    def note_created(self, tenant: str, job_id: str, new: StoredInput) -> None:
-        """Spares the queries of `require_visible`, and that for the content, for a job that this tenant has just
-        created from this input."""
-        self._jobs_seen.put((tenant, job_id), ALWAYS, True)
+    def note_created(self, tenant: str, job: Job, new: StoredInput) -> None:
+        """Spares the queries of `require_visible`, and those for the job and its content, for one that this tenant has
+        just created from this input."""
+        self._jobs_seen.put((tenant, job.id), ALWAYS, True)
         if new.content is not None and len(new.content) <= _CONTENT_KEPT:
-            self._just_uploaded.put(job_id, ALWAYS, new)
+            self.just_uploaded.put(job.id, ALWAYS, replace(job, inputs=(new,), expires_at=None))
 
     async def resolve_model(self, reference: str, known_version: Version | None = None) -> ModelVersion:
         """`known_version`: of the database, since the request came. Raises ModelNotFound."""
@@ -165,10 +165,11 @@ class Service:
         """Raises JobNotFound."""
         return await self.runtime.database.fetch_one(lambda connection: queries.get(connection, job_id))
 
-    async def read_job_to_check(self, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
-        """A job and its inputs, the first with its content where that is in a row. Raises JobNotFound."""
-        if (new := self._just_uploaded.take(job_id)) is not None:
-            return await self.read_job(job_id), (new,)  # the job may have changed; bytes never do
+    async def read_job_to_check(self, job_id: str, new: Job | None = None) -> tuple[Job, tuple[StoredInput, ...]]:
+        """A job and its inputs, the first with its content where that is in a row. `new`: as it was created here.
+        Raises JobNotFound."""
+        if new is not None:
+            return await self.read_job(job_id), new.inputs
         return await self.runtime.database.fetch(lambda connection: contents.get_with_inputs(connection, job_id))
 
     async def view(self, job_id: str) -> JobSnapshot:
