@@ -96,13 +96,19 @@ class JointWriter:
             is_of_a_piece = not is_worked and not isinstance(error, Unavailable)
             if len(group) > 1 and (is_of_a_piece or self._is_undone(error)):
                 for piece in group:
-                    self._threads.submit(self._write, [piece])
+                    self._write_alone(piece)
                 return
             for piece in group:  # the server is away, say, or it is unknown whether the commit has happened
                 piece.error = error
         for loop, its_pieces in groupby(group, key=lambda piece: piece.done.get_loop()):
             with suppress(RuntimeError):  # the loop has ended, and with it its callers
                 loop.call_soon_threadsafe(_tell, list(its_pieces))
+
+    def _write_alone(self, piece: _Piece) -> None:
+        try:
+            self._threads.submit(self._write, [piece])  # one that waits for a lock delays no other
+        except RuntimeError:  # they end
+            self._write([piece])
 
 
 def _tell(pieces: list[_Piece]) -> None:

@@ -21,6 +21,8 @@ __all__ = ["Answer", "Pipeline"]
 
 Row = tuple[Any, ...]
 
+BYTEA = psycopg.postgres.types["bytea"].oid
+
 
 @dataclass(slots=True)
 class _Known:
@@ -84,11 +86,12 @@ class Pipeline:
         known = self._known.get(statement)
         if known is None:
             known = self._known[statement] = _Known(adapt.Transformer(self._connection))
-        transformer = known.transformer
-        bound = transformer.dump_sequence(values, [PyFormat.AUTO] * len(values))
-        self._waiting.append(
-            _Bound(statement, known, bound, tuple(transformer.types or ()), list(transformer.formats or ()))
-        )
+        are_bytes = [isinstance(value, bytes) for value in values]
+        formats = [PyFormat.BINARY if is_bytes else PyFormat.TEXT for is_bytes in are_bytes]
+        bound = known.transformer.dump_sequence(values, formats)
+        # The server knows the types of the others. Those of psycopg differ by the size of a number.
+        types = tuple(BYTEA if is_bytes else 0 for is_bytes in are_bytes)
+        self._waiting.append(_Bound(statement, known, bound, types, known.transformer.formats or ()))
 
     def run(self, statement: str, values: Sequence[Any] = ()) -> Answer:
         """Sends all that waits, and this statement. Raises psycopg.Error for the first that fails: those after it are
@@ -122,11 +125,11 @@ class Pipeline:
                 steps.append(None)
             self._libpq.pipeline_sync()
             results = self._connection.wait(self._exchange(len(steps) + 1))
+            if self._libpq.status == pq.ConnStatus.OK:
+                self._libpq.exit_pipeline_mode()
         except BaseException:
             self._libpq.finish()  # what it still answers could be taken for the answer to something else
             raise
-        if self._libpq.status == pq.ConnStatus.OK:
-            self._libpq.exit_pipeline_mode()
         self._require_done(steps, results)
         return Answer(results[-2], sent[-1].known)
 

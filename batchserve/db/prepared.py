@@ -62,7 +62,7 @@ class Prepared:
     insert or an update gives values, as by `Connection.execute`. Lists as parameters are not supported.
     """
 
-    def __init__(self, statement: Select[Any] | Insert | Update | Delete) -> None:
+    def __init__(self, statement: Select[*tuple[Any, ...]] | Insert | Update | Delete) -> None:
         self.statement = statement
         self._texts: dict[tuple[str, ...], _Text] = {}
         """By the dialect and the names of the given values."""

@@ -30,7 +30,7 @@ _chance = random.Random()  # noqa: S311 - separate from the global generator, wh
 def is_due(connection: Connection, now: float, most: int = 1) -> bool:
     """Whether `claim_due` would probably find a job. Cheaper than an empty claim, and waits for no lock."""
     if most > 0:
-        return connection.scalar(_IS_DUE, {"now": now}) is not None
+        return _IS_DUE.row(connection, {"now": now}) is not None
     return 0 in _waiting_tenants(connection).values()
 
 
@@ -56,8 +56,8 @@ def claim_due(connection: Connection, worker: str, lease: float, now: Moment, mo
             "until": now.steady + lease,
             "of_clock": now.clock,
         }
-        its_jobs = connection.scalars(_CLAIM, values).all()
-        claimed += its_jobs
+        its_jobs = _CLAIM.rows(connection, values)
+        claimed += (row["id"] for row in its_jobs)
         running[tenant] += len(its_jobs)
         if len(its_jobs) < share:
             del running[tenant]
@@ -93,8 +93,7 @@ def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
 
 def _waiting_tenants(connection: Connection) -> dict[str, int]:
     """The tenants that have queued jobs, due or not, each with the number of its running ones."""
-    waiting = connection.execute(_WAITING_TENANTS).mappings()
-    return {row["tenant"]: row["running"] for row in waiting}
+    return {row["tenant"]: row["running"] for row in _WAITING_TENANTS.rows(connection, {})}
 
 
 def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease: float, now: Moment) -> None:
@@ -248,7 +247,7 @@ def _end_attempt(
     _END_ATTEMPT.send(connection, {"job": job_id, "mine": number, **values})
 
 
-_IS_DUE = select(jobs.c.id).where(*due(bindparam("now"))).limit(1)
+_IS_DUE = Prepared(select(jobs.c.id).where(*due(bindparam("now"))).limit(1))
 _its_running = jobs.alias("its_running")
 _QUEUED = select(func.min(jobs.c.tenant).label("tenant")).where(jobs.c.state == JobState.QUEUED)
 _FIRST_TENANT = _QUEUED.cte("waiting", recursive=True)
@@ -258,14 +257,16 @@ _TENANTS = _FIRST_TENANT.union_all(
         _FIRST_TENANT.c.tenant.is_not(None)
     )
 )
-_WAITING_TENANTS = select(
-    _TENANTS.c.tenant,
-    select(func.count())
-    .select_from(_its_running)
-    .where(_its_running.c.state == JobState.RUNNING, _its_running.c.tenant == _TENANTS.c.tenant)
-    .scalar_subquery()
-    .label("running"),
-).where(_TENANTS.c.tenant.is_not(None))
+_WAITING_TENANTS = Prepared(
+    select(
+        _TENANTS.c.tenant,
+        select(func.count())
+        .select_from(_its_running)
+        .where(_its_running.c.state == JobState.RUNNING, _its_running.c.tenant == _TENANTS.c.tenant)
+        .scalar_subquery()
+        .label("running"),
+    ).where(_TENANTS.c.tenant.is_not(None))
+)
 _NEXT = (
     select(jobs.c.id)
     .where(*due(bindparam("now")), jobs.c.tenant == bindparam("its_tenant"))
@@ -274,7 +275,7 @@ _NEXT = (
     .with_for_update(skip_locked=True)
     .cte("next")
 )
-_CLAIM = (
+_CLAIM = Prepared(
     update(jobs)
     # The guard is in `next`, which locks what it finds. Repeated here, it would make SQLite read the whole queue.
     .where(jobs.c.id.in_(select(_NEXT.c.id)))

@@ -233,8 +233,9 @@ def queue_position(connection: Connection, job: Job, now: float, most: int = 2**
         "job": job.id,
         "most": most + 1,
     }
-    ahead, due = connection.execute(_COUNT_AHEAD, values).one()
-    return int(due or 0) if ahead <= most else None
+    found = _COUNT_AHEAD.row(connection, values)
+    assert found is not None
+    return int(found["due"] or 0) if found["ahead"] <= most else None
 
 
 def queue_of(connection: Connection, tenant: str) -> Iterable[Sequence[Any]]:
@@ -315,9 +316,13 @@ _AHEAD = union_all(
         or_(jobs.c.queued_at < bindparam("since"), jobs.c.id < bindparam("job")),
     ),
 ).subquery()
-_COUNT_AHEAD = select(
-    func.count(),
-    func.sum(case((or_(_AHEAD.c.run_after.is_(None), _AHEAD.c.run_after <= bindparam("now")), 1), else_=0)),
+_COUNT_AHEAD = Prepared(
+    select(
+        func.count().label("ahead"),
+        func.sum(case((or_(_AHEAD.c.run_after.is_(None), _AHEAD.c.run_after <= bindparam("now")), 1), else_=0)).label(
+            "due"
+        ),
+    )
 )
 _QUEUE = (
     select(jobs.c.priority, jobs.c.queued_at, jobs.c.id, jobs.c.run_after)
