@@ -83,8 +83,7 @@ def enqueue_if_uploaded(
     meanwhile.
     """
     asked = {"request_digest": request_digest, "metadata": dict(metadata), "priority": priority, "run_after": run_after}
-    values = {"state": JobState.QUEUED, **asked, **_scored_by(model, options), "queued_at": now}
-    rows.require_written(values)
+    values = {"state": JobState.QUEUED, **_request(model, options, asked, now)}
     lock(connection, "models", shared=True)
     queued = _ENQUEUE.run(connection, {"job": job_id, "model": model.id, **values}) > 0
     if not queued and get(connection, job_id).state is JobState.UPLOADED:
@@ -112,8 +111,7 @@ def complete_if_uploaded(
     assert job.model is not None
     assert job.options is not None
     asked = {name: getattr(job, name) for name in ("request_digest", "metadata", "priority", "run_after")}
-    values = {**asked, **_scored_by(job.model, job.options), "queued_at": now}
-    rows.require_written(values)
+    values = _request(job.model, job.options, asked, now)
     lock(connection, "models", shared=True)
     taken: dict[str, Any] = {"attempt": 1, "worker": worker, "started_at": now}
     account, kept = account_of(only), result_values(result, facts)
@@ -292,8 +290,12 @@ def _input_rows(job_id: str, stored: Sequence[StoredInput]) -> list[dict[str, An
     ]
 
 
-def _scored_by(model: ModelVersion, options: Options) -> dict[str, Any]:
-    return {"model_id": model.id, "options": rows.options_adapter.dump_python(options, mode="json")}
+def _request(model: ModelVersion, options: Options, asked: Mapping[str, Any], now: float) -> dict[str, Any]:
+    """The columns of a request. Raises UnreadableRow for values that could not be read again."""
+    dumped = rows.options_adapter.dump_python(options, mode="json")
+    values = {"model_id": model.id, "options": dumped, **asked, "queued_at": now}
+    rows.require_written(values)
+    return values
 
 
 def _is_registered(model_id: Any) -> ColumnElement[bool]:
