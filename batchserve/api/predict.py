@@ -142,7 +142,7 @@ async def predict_stored(
             await service.check(caller.tenant, submitted)
 
         def commit(connection: Connection) -> JobSnapshot:
-            return _submit(service, connection, submitted, job, keyed, scored)
+            return _submit(service, connection, submitted, job, keyed, scored, database.moment(connection).wall)
 
         view = await database.commit(commit)
         return await _answer(request, service, background, view, scored, wait)
@@ -239,7 +239,7 @@ async def upload_and_predict(
             def insert(connection: Connection) -> JobSnapshot:
                 now = service.runtime.database.moment(connection).wall
                 job = requests.create(connection, received.job_id, submitted.inputs, model, now, caller.home)
-                return _submit(service, connection, submitted, job, keyed, scored)
+                return _submit(service, connection, submitted, job, keyed, scored, now)
 
             view = await keep(service, received, insert)
         return await _answer(request, service, background, view, scored, preferred_wait(prefer))
@@ -252,9 +252,9 @@ def _submit(
     job: Job,
     keyed: KeyedRequest,
     scored: Scored | None,
+    now: float,
 ) -> JobSnapshot:
     """Completes or queues a job. `job`: as it was read, or created."""
-    now = service.runtime.database.moment(connection).wall
     if scored is not None:
         done = complete_once(connection, submitted, job, scored, now, keyed)
         if done is not None:

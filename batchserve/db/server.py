@@ -293,6 +293,8 @@ def _answers(connection: _Bounded, seconds: float) -> bool:
 
 def _has_said_something(connection: _Bounded) -> bool:
     """Whether something came from the server while nothing was asked: mostly that it has ended the connection."""
+    if connection.closed:
+        return True
     ready = select.poll()
     ready.register(connection.pgconn.socket, select.POLLIN)
     return bool(ready.poll(0))
