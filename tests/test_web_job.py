@@ -372,6 +372,13 @@ def test_rows_that_failed_have_no_class(api: Api, failing: dict[str, Any]) -> No
     assert "17 records have no class." in page
 
 
+def test_arrays_say_that_failed_rows_look_like_others(kinds: Api) -> None:
+    job = kinds.run("a,b,c\n1,2,3\n1,x,3\n", "outliers", format="npz", passthrough="none")
+    assert job["rows"]["failed"] == 1, job
+    page = shown(kinds, f"/jobs/{job['id']}/plots")
+    assert "Failed records, 1 in the job, count as 0 or empty: arrays have no missing labels." in page
+
+
 def test_a_large_result_is_sampled_evenly(tmp_path: Path, petals_onnx: bytes) -> None:
     rows = 240_000
     values = pl.DataFrame({name: np.repeat([1.0, 6.0], rows // 2) for name in COLUMNS.split(",")[:3]})

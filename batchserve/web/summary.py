@@ -8,6 +8,7 @@ from batchserve.api.auth import caller_of
 from batchserve.api.deps import leaving, own_job, service_of
 from batchserve.domain import CommittedChunk, Job
 from batchserve.errors import BatchserveError
+from batchserve.formats import get_format
 from batchserve.jobs import plan
 from batchserve.scoring.summary import Classes, Histogram, Summary, SummaryTask, summarize
 from batchserve.service import Service
@@ -32,7 +33,8 @@ async def show(request: Request) -> Response:
     except (BatchserveError, FileNotFoundError) as error:
         problem = error.detail if isinstance(error, BatchserveError) else "The result was removed."
     done = await service.calls.read(caller_of(request).tenant, lambda: _done(service, job))
-    drawn = [*map(_of_classes, summary.classes), *map(_of_numbers, summary.probabilities + summary.numbers)]
+    drawn = [_of_classes(found, _unmarked(job)) for found in summary.classes]
+    drawn += map(_of_numbers, summary.probabilities + summary.numbers)
     speeds = _speeds(done)
     if len(speeds) > 1:
         below = "Rows per second of time in the model, without reading and writing, over the records of the input."
@@ -52,13 +54,21 @@ async def _summary(request: Request, service: Service, job: Job) -> Summary:
             return await service.calls.run(place, summarize, task, seconds=seconds, leaving=leaving(request))
 
 
-def _of_classes(found: Classes) -> Plot:
+def _unmarked(job: Job) -> str:
+    """What is to be said of failed records that look like others in the result."""
+    is_of_arrays = job.options is not None and get_format(job.options.format).holds != "table"
+    if not is_of_arrays or not job.rows_failed:
+        return ""
+    return f"Failed records, {job.rows_failed:,} in the job, count as 0 or empty: arrays have no missing labels."
+
+
+def _of_classes(found: Classes, unmarked: str) -> Plot:
     counts, (others, rest) = list(found.counts), found.rest
     if others:
         counts.append((f"{others:,} others", rest))
     total = sum(count for _, count in counts)
-    below = f"{found.others:,} records have no class." if found.others else ""
-    return f"Classes: {found.name}", plots.bars(found.name, counts, total), below
+    below = [f"{found.others:,} records have no class."] if found.others else []
+    return f"Classes: {found.name}", plots.bars(found.name, counts, total), " ".join([*below, unmarked]).strip()
 
 
 def _of_numbers(found: Histogram) -> Plot:
