@@ -88,12 +88,18 @@ def _watch(context: "BrowserContext", host: str, refused: Collection[int]) -> li
     return faults
 
 
+def settle(page: "Page") -> None:
+    """Waits for the parts of a page that are fetched after it."""
+    from playwright.sync_api import expect
+
+    expect(page.locator(".htmx-request")).to_have_count(0)
+
+
 def hindrances(page: "Page") -> list[str]:
     """What axe finds on a page that makes it hard to use: the rule, and where. It needs scripts."""
     from axe_playwright_python.sync_playwright import Axe
-    from playwright.sync_api import expect
 
-    expect(page.locator(".htmx-request")).to_have_count(0)  # parts that are fetched are there then
+    settle(page)
     found = Axe().run(page).response["violations"]
     return [f"{rule['id']} ({rule['help']}): {node['target']}" for rule in found for node in rule["nodes"]]
 

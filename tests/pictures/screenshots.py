@@ -74,7 +74,10 @@ def _shown(url: str, folder: Path) -> dict[str, str]:
 def _picture(browser: "Browser", url: str, size: tuple[int, int], *, dark: bool) -> bytes:
     """A PNG with few colours: pages have no more, but for the edges of letters."""
     with browsers.visiting(browser, url, dark=dark, size=size) as page:
-        page.wait_for_timeout(500)  # what is fetched after the page is there then
+        browsers.settle(page)
+        page.wait_for_load_state(
+            "networkidle" if "/records" in url else "load"
+        )  # images are fetched when they are seen
         taken = Image.open(io.BytesIO(page.screenshot()))
     target = io.BytesIO()
     taken.convert("RGB").quantize(COLOURS, dither=Image.Dither.NONE).save(target, "PNG", optimize=True)
