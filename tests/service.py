@@ -228,3 +228,10 @@ def idle_api(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Itera
     with running(tmp_path_factory.mktemp("idle"), worker=False) as api:
         api.register("iris", iris_onnx)
         yield api
+
+
+@pytest.fixture
+def own_api(tmp_path: Path) -> Iterator[Api]:
+    """A service of this test alone, without a worker and models."""
+    with running(tmp_path, worker=False) as api:
+        yield api

@@ -1,14 +1,15 @@
 """The pages, as a browser without scripts asks for them."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
 import pytest
 from commands import in_a_process
-from service import Api, running
+from pages import shown
+from service import Api
 
 from batchserve import keys
 from batchserve.access import Scope
@@ -16,42 +17,29 @@ from batchserve.access import Scope
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
 
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Api]:
-    with running(tmp_path, worker=False) as api:
-        yield api
-
-
-def shown(api: Api, path: str, status: int = 200) -> str:
-    answer = api.http.get(path)
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    return answer.text
-
-
 # --- the list --------------------------------------------------------------------------------------------------------
 
 
-def test_a_dropped_file_becomes_a_job_that_is_shown(site: Api) -> None:
+def test_a_dropped_file_becomes_a_job_that_is_shown(own_api: Api) -> None:
     files = {"file": ("flowers.csv", CSV)}
-    answer = site.http.post("/upload", files=files, follow_redirects=False)
+    answer = own_api.http.post("/upload", files=files, follow_redirects=False)
     assert answer.status_code == 303
-    assert "flowers.csv" in shown(site, answer.headers["location"])
-    assert "flowers.csv" in shown(site, "/jobs")
-    assert "flowers.csv" in shown(site, "/")
+    assert "flowers.csv" in shown(own_api, answer.headers["location"])
+    assert "flowers.csv" in shown(own_api, "/jobs")
+    assert "flowers.csv" in shown(own_api, "/")
 
 
-def test_jobs_are_found_by_words_and_qualifiers(site: Api) -> None:
-    site.http.post("/upload", files={"file": ("flowers.csv", CSV)})
+def test_jobs_are_found_by_words_and_qualifiers(own_api: Api) -> None:
+    own_api.http.post("/upload", files={"file": ("flowers.csv", CSV)})
     for found in ("flowers", "state:uploaded", "state:failed,uploaded since:1h flowers", "until:2999-01-01"):
-        assert "flowers.csv" in shown(site, f"/jobs?q={found}"), found
+        assert "flowers.csv" in shown(own_api, f"/jobs?q={found}"), found
     for other in ("state:failed", "model:iris", "wine", "until:2020-01-01", "since:2999-01-01T10:00"):
-        assert "flowers.csv" not in shown(site, f"/jobs?q={other}"), other
+        assert "flowers.csv" not in shown(own_api, f"/jobs?q={other}"), other
 
 
-def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(site: Api) -> None:
-    site.upload(CSV, filename="flowers.csv")
-    page = shown(site, "/jobs?q=flowers state:failed since:1h")
+def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(own_api: Api) -> None:
+    own_api.upload(CSV, filename="flowers.csv")
+    page = shown(own_api, "/jobs?q=flowers state:failed since:1h")
     for link in (
         "flowers%20since%3A1h",
         "flowers%20since%3A1h%20state%3Auploaded",
@@ -59,7 +47,7 @@ def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(site: Ap
         "flowers%20state%3Afailed",
     ):
         assert f'href="/jobs?q={link}"' in page
-    assert "flowers.csv" in shown(site, "/jobs?q=flowers%20since%3A1h%20state%3Auploaded")
+    assert "flowers.csv" in shown(own_api, "/jobs?q=flowers%20since%3A1h%20state%3Auploaded")
 
 
 @pytest.mark.parametrize(
@@ -70,49 +58,49 @@ def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(site: Ap
         ("model:a@b", "expected a name, or name@version"),
     ],
 )
-def test_a_qualifier_that_is_not_understood_is_told(site: Api, text: str, told: str) -> None:
-    assert told in shown(site, f"/jobs?q={text}", 422)
+def test_a_qualifier_that_is_not_understood_is_told(own_api: Api, text: str, told: str) -> None:
+    assert told in shown(own_api, f"/jobs?q={text}", 422)
 
 
-def test_older_jobs_are_a_page_further(site: Api) -> None:
+def test_older_jobs_are_a_page_further(own_api: Api) -> None:
     for number in range(51):
-        site.upload(CSV, filename=f"file-{number}.csv")
-    first = shown(site, "/jobs")
+        own_api.upload(CSV, filename=f"file-{number}.csv")
+    first = shown(own_api, "/jobs")
     assert "file-50.csv" in first
     assert "file-0.csv" not in first
     older = re.search(r'rel="next" href="([^"]+)"', first)
     assert older is not None
-    assert "file-0.csv" in shown(site, older[1].replace("&amp;", "&"))
+    assert "file-0.csv" in shown(own_api, older[1].replace("&amp;", "&"))
 
 
 # --- several at a time -----------------------------------------------------------------------------------------------
 
 
-def test_selected_jobs_are_deleted_after_a_confirmation(site: Api) -> None:
-    jobs = [site.upload(CSV)["id"] for _ in range(3)]
-    asked = site.http.post("/jobs", data={"job": jobs[:2], "action": "delete"})
+def test_selected_jobs_are_deleted_after_a_confirmation(own_api: Api) -> None:
+    jobs = [own_api.upload(CSV)["id"] for _ in range(3)]
+    asked = own_api.http.post("/jobs", data={"job": jobs[:2], "action": "delete"})
     assert "Delete 2 jobs?" in asked.text
-    assert len(site.http.get("/v1/jobs").json()["jobs"]) == 3
-    site.http.post("/jobs", data={"job": jobs[:2], "action": "delete", "confirmed": "yes"})
-    assert [job["id"] for job in site.http.get("/v1/jobs").json()["jobs"]] == jobs[2:]
+    assert len(own_api.http.get("/v1/jobs").json()["jobs"]) == 3
+    own_api.http.post("/jobs", data={"job": jobs[:2], "action": "delete", "confirmed": "yes"})
+    assert [job["id"] for job in own_api.http.get("/v1/jobs").json()["jobs"]] == jobs[2:]
 
 
-def test_selected_jobs_are_cancelled_and_retried(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    answer = site.http.post("/v1/predict?model=iris&priority=-1", content=CSV)
+def test_selected_jobs_are_cancelled_and_retried(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    answer = own_api.http.post("/v1/predict?model=iris&priority=-1", content=CSV)
     job_id = answer.json()["id"]
-    site.http.post("/jobs", data={"job": [job_id], "action": "cancel"})
-    assert site.job(job_id)["state"] == "cancelled"
-    site.http.post("/jobs", data={"job": [job_id], "action": "retry"})
-    assert site.job(job_id)["state"] == "queued"
+    own_api.http.post("/jobs", data={"job": [job_id], "action": "cancel"})
+    assert own_api.job(job_id)["state"] == "cancelled"
+    own_api.http.post("/jobs", data={"job": [job_id], "action": "retry"})
+    assert own_api.job(job_id)["state"] == "queued"
 
 
-def test_a_job_that_cannot_be_changed_is_named_and_the_others_are_changed(site: Api) -> None:
-    job_id = site.upload(CSV)["id"]
-    answer = site.http.post("/jobs", data={"job": ["gone", job_id], "action": "delete", "confirmed": "yes"})
+def test_a_job_that_cannot_be_changed_is_named_and_the_others_are_changed(own_api: Api) -> None:
+    job_id = own_api.upload(CSV)["id"]
+    answer = own_api.http.post("/jobs", data={"job": ["gone", job_id], "action": "delete", "confirmed": "yes"})
     assert answer.status_code == 409
     assert "no job &#39;gone&#39;" in answer.text
-    assert site.http.get(f"/v1/jobs/{job_id}").status_code == 404
+    assert own_api.http.get(f"/v1/jobs/{job_id}").status_code == 404
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------
@@ -125,23 +113,23 @@ def with_key(api: Api, scope: Scope = Scope.USER, tenant: str = "acme") -> str:
     return text
 
 
-def test_with_keys_in_force_a_page_leads_to_the_form_for_a_key(site: Api) -> None:
-    key = with_key(site)
-    answer = site.http.get("/jobs", follow_redirects=False)
+def test_with_keys_in_force_a_page_leads_to_the_form_for_a_key(own_api: Api) -> None:
+    key = with_key(own_api)
+    answer = own_api.http.get("/jobs", follow_redirects=False)
     assert (answer.status_code, answer.headers["location"]) == (303, "/sign-in?next=/jobs")
-    wrong = site.http.post("/sign-in?next=/jobs", data={"key": "bs_wrong"})
+    wrong = own_api.http.post("/sign-in?next=/jobs", data={"key": "bs_wrong"})
     assert wrong.status_code == 401
     assert "not an API key" in wrong.text
-    right = site.http.post("/sign-in?next=/jobs", data={"key": key}, follow_redirects=False)
+    right = own_api.http.post("/sign-in?next=/jobs", data={"key": key}, follow_redirects=False)
     assert (right.status_code, right.headers["location"]) == (303, "/jobs")
     cookie = right.headers["set-cookie"].lower()
     assert "httponly" in cookie
     assert "samesite=strict" in cookie
-    assert "Sign out" in shown(site, "/jobs")
-    token = re.search(r"sign-out\?token=(\w+)", shown(site, "/jobs"))
+    assert "Sign out" in shown(own_api, "/jobs")
+    token = re.search(r"sign-out\?token=(\w+)", shown(own_api, "/jobs"))
     assert token is not None
-    site.http.post(f"/sign-out?token={token[1]}")
-    assert site.http.get("/jobs", follow_redirects=False).status_code == 303
+    own_api.http.post(f"/sign-out?token={token[1]}")
+    assert own_api.http.get("/jobs", follow_redirects=False).status_code == 303
 
 
 def test_a_page_is_told_of_changes_until_its_key_is_revoked(
@@ -161,25 +149,25 @@ def test_a_page_is_told_of_changes_until_its_key_is_revoked(
             assert set(lines) <= {"", "event: change", "data:"}  # it ends
 
 
-def test_the_cookie_of_pages_is_no_key_for_the_api(site: Api) -> None:
-    site.http.post("/sign-in", data={"key": with_key(site)})
-    assert site.http.get("/v1/jobs").status_code == 401
+def test_the_cookie_of_pages_is_no_key_for_the_api(own_api: Api) -> None:
+    own_api.http.post("/sign-in", data={"key": with_key(own_api)})
+    assert own_api.http.get("/v1/jobs").status_code == 401
 
 
-def test_a_form_without_the_token_of_its_session_changes_nothing(site: Api) -> None:
-    site.http.post("/sign-in", data={"key": with_key(site)})
-    answer = site.http.post("/upload", files={"file": ("flowers.csv", CSV)})
+def test_a_form_without_the_token_of_its_session_changes_nothing(own_api: Api) -> None:
+    own_api.http.post("/sign-in", data={"key": with_key(own_api)})
+    answer = own_api.http.post("/upload", files={"file": ("flowers.csv", CSV)})
     assert answer.status_code == 403
     assert "this form is of another session" in answer.text
-    assert "flowers.csv" not in shown(site, "/jobs")
+    assert "flowers.csv" not in shown(own_api, "/jobs")
 
 
-def test_a_reader_sees_jobs_and_changes_nothing(site: Api) -> None:
-    user, reader = with_key(site), with_key(site, Scope.READER)
+def test_a_reader_sees_jobs_and_changes_nothing(own_api: Api) -> None:
+    user, reader = with_key(own_api), with_key(own_api, Scope.READER)
     headers = {"authorization": f"Bearer {user}"}
-    job = site.http.post("/v1/upload?filename=flowers.csv", content=CSV, headers=headers).json()
-    site.http.post("/sign-in", data={"key": reader})
-    page = shown(site, "/jobs")
+    job = own_api.http.post("/v1/upload?filename=flowers.csv", content=CSV, headers=headers).json()
+    own_api.http.post("/sign-in", data={"key": reader})
+    page = shown(own_api, "/jobs")
     assert "flowers.csv" in page
     token = re.search(r"\?token=(\w+)", page)
     assert token is not None
@@ -188,51 +176,51 @@ def test_a_reader_sees_jobs_and_changes_nothing(site: Api) -> None:
         ("/jobs", {"job": job["id"], "action": "delete", "confirmed": "yes"}),
         ("/jobs", {"job": job["id"], "action": "cancel"}),
     ):
-        answer = site.http.post(f"{path}?token={token[1]}", data=form)
+        answer = own_api.http.post(f"{path}?token={token[1]}", data=form)
         assert answer.status_code == 403, path
         assert "the scope reader" in answer.text
-    assert site.http.get(job["links"]["self"], headers=headers).json()["state"] == "uploaded"
-    site.http.post(f"/sign-out?token={token[1]}")
-    assert site.http.get("/jobs", follow_redirects=False).status_code == 303
+    assert own_api.http.get(job["links"]["self"], headers=headers).json()["state"] == "uploaded"
+    own_api.http.post(f"/sign-out?token={token[1]}")
+    assert own_api.http.get("/jobs", follow_redirects=False).status_code == 303
 
 
 @pytest.mark.parametrize("target", ["https://example.org", "//example.org", "/\\example.org", "jobs", "/a\nb"])
-def test_after_the_sign_in_no_other_site_is_shown(site: Api, target: str) -> None:
-    key = with_key(site)
-    answer = site.http.post("/sign-in", params={"next": target}, data={"key": key}, follow_redirects=False)
+def test_after_the_sign_in_no_other_site_is_shown(own_api: Api, target: str) -> None:
+    key = with_key(own_api)
+    answer = own_api.http.post("/sign-in", params={"next": target}, data={"key": key}, follow_redirects=False)
     assert answer.headers["location"] == "/"
 
 
-def test_a_reader_sees_pages_without_what_changes_something(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    job_id = site.upload(CSV, filename="flowers.csv")["id"]
-    site.http.post("/sign-in", data={"key": with_key(site, Scope.READER, "default")})
+def test_a_reader_sees_pages_without_what_changes_something(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    job_id = own_api.upload(CSV, filename="flowers.csv")["id"]
+    own_api.http.post("/sign-in", data={"key": with_key(own_api, Scope.READER, "default")})
     for path in ("/", "/jobs", f"/jobs/{job_id}", "/models", "/models/iris", "/system"):
-        changing = set(re.findall(r'<form method="post" action="([^"?]+)', shown(site, path)))
+        changing = set(re.findall(r'<form method="post" action="([^"?]+)', shown(own_api, path)))
         assert changing <= {"/sign-out", "/jobs"}, path
-        assert not re.search(r"Cancel|Delete|Upload<|Start<|Register<", shown(site, path)), path
-    token = re.search(r"sign-out\?token=(\w+)", shown(site, "/"))
+        assert not re.search(r"Cancel|Delete|Upload<|Start<|Register<", shown(own_api, path)), path
+    token = re.search(r"sign-out\?token=(\w+)", shown(own_api, "/"))
     assert token is not None
     for path in ("/jobs", "/upload", f"/jobs/{job_id}/cancel", f"/jobs/{job_id}/delete", f"/jobs/{job_id}/predict"):
-        assert site.http.post(f"{path}?token={token[1]}").status_code == 403, path
+        assert own_api.http.post(f"{path}?token={token[1]}").status_code == 403, path
 
 
-def test_tenants_see_their_own_jobs(site: Api) -> None:
-    acme, umbrella = with_key(site, tenant="acme"), with_key(site, tenant="umbrella")
+def test_tenants_see_their_own_jobs(own_api: Api) -> None:
+    acme, umbrella = with_key(own_api, tenant="acme"), with_key(own_api, tenant="umbrella")
     headers = {"authorization": f"Bearer {umbrella}"}
-    job = site.http.post("/v1/upload?filename=secret.csv", content=CSV, headers=headers).json()
-    site.http.post("/sign-in", data={"key": acme})
-    assert "secret.csv" not in shown(site, "/jobs")
-    shown(site, f"/jobs/{job['id']}", 404)
-    assert "uploaded <b>0</b>" in shown(site, "/jobs")
+    job = own_api.http.post("/v1/upload?filename=secret.csv", content=CSV, headers=headers).json()
+    own_api.http.post("/sign-in", data={"key": acme})
+    assert "secret.csv" not in shown(own_api, "/jobs")
+    shown(own_api, f"/jobs/{job['id']}", 404)
+    assert "uploaded <b>0</b>" in shown(own_api, "/jobs")
 
 
 # --- protection ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("path", ["/", "/jobs", "/sign-in", "/static/style.css"])
-def test_pages_run_no_foreign_script_and_are_in_no_frame(site: Api, path: str) -> None:
-    headers = site.http.get(path).headers
+def test_pages_run_no_foreign_script_and_are_in_no_frame(own_api: Api, path: str) -> None:
+    headers = own_api.http.get(path).headers
     policy = headers["content-security-policy"]
     assert "default-src 'none'; script-src 'self'; style-src 'self';" in policy
     assert "frame-ancestors 'none'" in policy
@@ -241,15 +229,15 @@ def test_pages_run_no_foreign_script_and_are_in_no_frame(site: Api, path: str) -
 
 
 @pytest.mark.parametrize("path", ["/", "/jobs", "/upload", "/sign-in"])
-def test_a_page_from_elsewhere_neither_reads_nor_posts(site: Api, path: str) -> None:
+def test_a_page_from_elsewhere_neither_reads_nor_posts(own_api: Api, path: str) -> None:
     for headers in ({"origin": "https://evil.example"}, {"sec-fetch-site": "cross-site"}):
-        assert site.http.get(path, headers=headers).status_code == 403
-        assert site.http.post(path, headers=headers).status_code == 403
-    assert site.http.get(path, headers={"host": "evil.example"}).status_code == 421
+        assert own_api.http.get(path, headers=headers).status_code == 403
+        assert own_api.http.post(path, headers=headers).status_code == 403
+    assert own_api.http.get(path, headers={"host": "evil.example"}).status_code == 421
 
 
-def test_markup_in_a_name_is_text(site: Api) -> None:
-    site.upload(CSV, filename="<script>alert(1)</script>.csv")
-    page = shown(site, "/jobs")
+def test_markup_in_a_name_is_text(own_api: Api) -> None:
+    own_api.upload(CSV, filename="<script>alert(1)</script>.csv")
+    page = shown(own_api, "/jobs")
     assert "&lt;script&gt;alert(1)&lt;/script&gt;.csv" in page
     assert "<script>alert" not in page

@@ -22,6 +22,7 @@ import polars as pl
 import pytest
 from commands import clean_environment
 from onnx import parser
+from pages import HTMX, part_of, shown
 from PIL import Image
 from service import Api, decoded, encoded, ok, running
 from sklearn.ensemble import IsolationForest
@@ -35,16 +36,7 @@ from batchserve.domain import Options, StoredInput
 from batchserve.storage import input_key
 from batchserve.submission import Queueing, Submission, create
 
-HTMX = {"hx-request": "true"}
 COLUMNS = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)"
-
-
-def shown(api: Api, path: str, status: int = 200, *, part: bool = False) -> str:
-    """`part`: as htmx asks for it."""
-    answer = api.http.get(path, headers=HTMX if part else {})
-    assert answer.status_code == status, answer.text
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
-    return answer.text
 
 
 def cells(page: str) -> list[list[str]]:
@@ -93,7 +85,7 @@ def test_a_job_that_does_not_exist_is_not_found(api: Api, path: str) -> None:
 
 def test_a_part_is_alone_for_a_script_and_a_page_for_a_browser(api: Api, scored: dict[str, Any]) -> None:
     for part in ("records", "failed", "plots"):
-        assert "<main" not in shown(api, f"/jobs/{scored['id']}/{part}", part=True)
+        assert "<main" not in part_of(api, f"/jobs/{scored['id']}/{part}")
         assert f'<div id="{part}">' in shown(api, f"/jobs/{scored['id']}/{part}")
 
 
@@ -115,7 +107,7 @@ def test_pages_go_on_by_number_in_every_format_of_tables(api: Api, flowers: pl.D
     job = api.run(encoded(flowers, format), "iris", format=format)
     predictions = pl.read_csv(api.result(job, format="csv").content)["prediction"].to_list()
     for first in (0, 95, 100, 137):
-        page = shown(api, f"/jobs/{job['id']}/records?record={first}", part=True)
+        page = part_of(api, f"/jobs/{job['id']}/records?record={first}")
         rows = cells(page)
         assert [row[0] for row in rows] == [str(number) for number in range(first, min(first + 20, 150))]
         assert [float(row[2]) for row in rows] == flowers["sepal length (cm)"].to_list()[first : first + 20]
@@ -212,7 +204,7 @@ def test_an_input_without_records_says_so(api: Api) -> None:
 
 def test_an_input_that_cannot_be_read_is_told(api: Api) -> None:
     job = api.upload(b"PAR1 and no more")
-    page = shown(api, f"/jobs/{job['id']}/records", part=True)
+    page = part_of(api, f"/jobs/{job['id']}/records")
     assert 'role="alert"' in page
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pandas as pd
 import pytest
+from pages import shown, text_of
 from PIL import Image
 from service import Api, running
 from sklearn.linear_model import LogisticRegression
@@ -20,12 +21,6 @@ from batchserve.access import Scope
 from batchserve.conversion import convert
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Api]:
-    with running(tmp_path, worker=False) as api:
-        yield api
 
 
 @pytest.fixture(scope="module")
@@ -47,17 +42,6 @@ def versions(tmp_path_factory: pytest.TempPathFactory, iris: pd.DataFrame) -> It
         for frame, labels, steps in ((narrow, classes, 100), (wide, three, 100), (wide, three, 200)):
             api.register("size", convert(LogisticRegression(max_iter=steps, C=steps).fit(frame, labels), frame).onnx)
         yield api
-
-
-def shown(api: Api, path: str, **query: str) -> str:
-    answer = api.http.get(path, params=query or None)
-    assert answer.status_code == 200, answer.text
-    return text_of(answer)
-
-
-def text_of(answer: httpx2.Response) -> str:
-    """The page with the blanks between its lines and words as one."""
-    return re.sub(r"\s+", " ", answer.text)
 
 
 def sent(api: Api, model: bytes, name: str = "", filename: str = "model.onnx", **how: Any) -> httpx2.Response:
@@ -122,10 +106,10 @@ def test_each_version_shows_what_it_changes_against_the_one_before(versions: Api
 
 
 @pytest.mark.parametrize("report", ["{", "[]", '{"rows": "many"}', '{"rows": 1, "label_flips": 0, "tolerance": []}'])
-def test_a_parity_report_that_is_none_is_not_shown(site: Api, report: str) -> None:
+def test_a_parity_report_that_is_none_is_not_shown(own_api: Api, report: str) -> None:
     text = "g (float[N] x) => (float[N] y) { y = Add(x, x) }"
-    site.register("odd", model_of(text, batchserve_parity=report))
-    assert "<h2>Parity</h2>" not in shown(site, "/models/odd")
+    own_api.register("odd", model_of(text, batchserve_parity=report))
+    assert "<h2>Parity</h2>" not in shown(own_api, "/models/odd")
 
 
 @pytest.mark.parametrize("path", ["/models/gone", "/models/iris?version=9", "/models/iris?version=x"])
@@ -139,21 +123,21 @@ def test_a_version_that_is_not_there_is_a_page_that_says_so(models: Api, path: s
 # --- registering -----------------------------------------------------------------------------------------------------
 
 
-def test_a_file_is_registered_and_shows_what_admission_found(site: Api, iris_onnx: Path) -> None:
-    assert "Register a model" in shown(site, "/models")
-    answer = sent(site, iris_onnx.read_bytes(), "flowers", follow_redirects=False)
+def test_a_file_is_registered_and_shows_what_admission_found(own_api: Api, iris_onnx: Path) -> None:
+    assert "Register a model" in shown(own_api, "/models")
+    answer = sent(own_api, iris_onnx.read_bytes(), "flowers", follow_redirects=False)
     assert answer.status_code == 303
     assert answer.headers["location"] == "/models/flowers?version=1&admitted=new#admission"
-    page = shown(site, answer.headers["location"])
+    page = shown(own_api, answer.headers["location"])
     assert "Version 1 is registered." in page
     assert "it takes 4 columns by name and gives 4" in page
-    assert site.http.get("/v1/models/flowers").json()["version"] == 1
-    again = sent(site, iris_onnx.read_bytes(), "flowers")
+    assert own_api.http.get("/v1/models/flowers").json()["version"] == 1
+    again = sent(own_api, iris_onnx.read_bytes(), "flowers")
     assert "These bytes were registered before: they are version 1." in again.text
 
 
-def test_without_a_name_a_model_is_called_like_its_file(site: Api, iris_onnx: Path) -> None:
-    answer = sent(site, iris_onnx.read_bytes(), filename="iris.v2.onnx", follow_redirects=False)
+def test_without_a_name_a_model_is_called_like_its_file(own_api: Api, iris_onnx: Path) -> None:
+    answer = sent(own_api, iris_onnx.read_bytes(), filename="iris.v2.onnx", follow_redirects=False)
     assert answer.headers["location"].startswith("/models/iris.v2?version=1")
 
 
@@ -165,52 +149,52 @@ def test_without_a_name_a_model_is_called_like_its_file(site: Api, iris_onnx: Pa
         ("fine", b"", "the body is empty"),
     ],
 )
-def test_a_refused_file_is_told_why_with_the_form(site: Api, name: str, content: bytes, told: str) -> None:
-    answer = sent(site, content, name)
+def test_a_refused_file_is_told_why_with_the_form(own_api: Api, name: str, content: bytes, told: str) -> None:
+    answer = sent(own_api, content, name)
     assert answer.status_code == 422
     assert told in answer.text
     assert f'value="{name}"' in answer.text
-    assert site.http.get("/v1/models").json()["models"] == []
+    assert own_api.http.get("/v1/models").json()["models"] == []
 
 
-def test_a_form_without_a_file_registers_nothing(site: Api) -> None:
-    assert site.http.post("/models", data={"name": "x"}).status_code == 400
-    none = site.http.post("/models", files={"name": (None, "x")})
+def test_a_form_without_a_file_registers_nothing(own_api: Api) -> None:
+    assert own_api.http.post("/models", data={"name": "x"}).status_code == 400
+    none = own_api.http.post("/models", files={"name": (None, "x")})
     assert none.status_code == 422
     assert "the form needs one file" in none.text
 
 
-def test_only_an_admin_key_registers_and_deletes(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    token = signed_in(site, Scope.USER)
-    page = shown(site, "/models")
+def test_only_an_admin_key_registers_and_deletes(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    token = signed_in(own_api, Scope.USER)
+    page = shown(own_api, "/models")
     assert "needs an admin key" in page
     assert 'action="/models?' not in page
-    assert "Delete…" not in shown(site, "/models/iris")
-    assert sent(site, iris_onnx.read_bytes(), "other", params={"token": token}).status_code == 403
+    assert "Delete…" not in shown(own_api, "/models/iris")
+    assert sent(own_api, iris_onnx.read_bytes(), "other", params={"token": token}).status_code == 403
     delete = "/models/iris/versions/1/delete"
-    assert site.http.post(delete, params={"token": token}, data={"confirmed": "yes"}).status_code == 403
-    assert "iris@1" in shown(site, "/models/iris")
-    token = signed_in(site, Scope.ADMIN)
-    assert sent(site, iris_onnx.read_bytes(), "other").status_code == 403  # without the token
-    assert sent(site, iris_onnx.read_bytes(), "other", params={"token": token}).status_code == 200
-    assert site.http.post(delete, params={"token": token}, data={"confirmed": "yes"}).status_code == 200
-    assert site.http.get("/models/iris").status_code == 404
+    assert own_api.http.post(delete, params={"token": token}, data={"confirmed": "yes"}).status_code == 403
+    assert "iris@1" in shown(own_api, "/models/iris")
+    token = signed_in(own_api, Scope.ADMIN)
+    assert sent(own_api, iris_onnx.read_bytes(), "other").status_code == 403  # without the token
+    assert sent(own_api, iris_onnx.read_bytes(), "other", params={"token": token}).status_code == 200
+    assert own_api.http.post(delete, params={"token": token}, data={"confirmed": "yes"}).status_code == 200
+    assert own_api.http.get("/models/iris").status_code == 404
 
 
-def test_a_version_is_deleted_after_a_confirmation(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    asked = site.http.post("/models/iris/versions/1/delete")
+def test_a_version_is_deleted_after_a_confirmation(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    asked = own_api.http.post("/models/iris/versions/1/delete")
     assert "Delete iris@1?" in asked.text
-    assert "iris@1" in shown(site, "/models/iris")
-    deleted = site.http.post("/models/iris/versions/1/delete", data={"confirmed": "yes"})
+    assert "iris@1" in shown(own_api, "/models/iris")
+    deleted = own_api.http.post("/models/iris/versions/1/delete", data={"confirmed": "yes"})
     assert "No model is registered yet." in deleted.text
 
 
-def test_a_version_that_a_job_uses_is_not_deleted(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    site.http.post("/v1/predict?model=iris&priority=-1", content=CSV)
-    answer = site.http.post("/models/iris/versions/1/delete", data={"confirmed": "yes"})
+def test_a_version_that_a_job_uses_is_not_deleted(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    own_api.http.post("/v1/predict?model=iris&priority=-1", content=CSV)
+    answer = own_api.http.post("/models/iris/versions/1/delete", data={"confirmed": "yes"})
     assert answer.status_code == 409
     assert "iris@1 is used by 1 unfinished job(s)" in answer.text
 
@@ -271,26 +255,26 @@ def test_an_older_version_answers_where_it_is_named(versions: Api) -> None:
     assert "petal length" not in page
 
 
-def test_an_array_is_written_as_json(site: Api) -> None:
-    site.register("double", model_of("g (float[N, 2, 2] x) => (float[N, 2, 2] y) { y = Add(x, x) }"))
-    page = shown(site, "/models/double/try")
+def test_an_array_is_written_as_json(own_api: Api) -> None:
+    own_api.register("double", model_of("g (float[N, 2, 2] x) => (float[N, 2, 2] y) { y = Add(x, x) }"))
+    page = shown(own_api, "/models/double/try")
     assert 'name="column.x" rows="3" class="code" spellcheck="false">[[0,0],[0,0]]</textarea>' in page
-    page = shown(site, "/models/double/try", **{"column.x": "[[1, 2], [3, 4]]"})
+    page = shown(own_api, "/models/double/try", **{"column.x": "[[1, 2], [3, 4]]"})
     assert "<dt>y</dt><dd>[[2.0,4.0],[6.0,8.0]]</dd>" in page
-    wrong = site.http.get("/models/double/try", params={"column.x": "[1, 2"})
+    wrong = own_api.http.get("/models/double/try", params={"column.x": "[1, 2"})
     assert wrong.status_code == 422
 
 
-def test_many_fields_are_sent_in_the_body(site: Api) -> None:
+def test_many_fields_are_sent_in_the_body(own_api: Api) -> None:
     frame = pd.DataFrame({f"c{number}": [0.0, 1.0, 2.0] for number in range(100)})
-    site.register("wide", convert(LogisticRegression().fit(frame, ["a", "b", "c"]), frame).onnx)
-    assert '<form class="columns" method="post"' in shown(site, "/models/wide/try")
+    own_api.register("wide", convert(LogisticRegression().fit(frame, ["a", "b", "c"]), frame).onnx)
+    assert '<form class="columns" method="post"' in shown(own_api, "/models/wide/try")
     fields = {f"column.{name}": "2" for name in frame.columns}
-    assert "<dt>prediction</dt><dd>c</dd>" in site.http.post("/models/wide/try", data=fields).text
+    assert "<dt>prediction</dt><dd>c</dd>" in own_api.http.post("/models/wide/try", data=fields).text
 
 
-def test_an_image_is_sent_as_a_file(site: Api) -> None:
-    site.register(
+def test_an_image_is_sent_as_a_file(own_api: Api) -> None:
+    own_api.register(
         "hues",
         model_of(
             "g (float[N, 3, 4, 4] image) => (float[N, 3] hue) {"
@@ -298,19 +282,19 @@ def test_an_image_is_sent_as_a_file(site: Api) -> None:
             batchserve_image='{"resize": "stretch", "size": [4, 4]}',
         ),
     )
-    assert 'name="file" type="file" accept="image/*"' in shown(site, "/models/hues/try")
+    assert 'name="file" type="file" accept="image/*"' in shown(own_api, "/models/hues/try")
     file = io.BytesIO()
     Image.fromarray(np.full((9, 7, 3), (10, 20, 30), np.uint8)).save(file, "PNG")
-    answer = site.http.post("/models/hues/try", files={"file": ("a.png", file.getvalue())})
+    answer = own_api.http.post("/models/hues/try", files={"file": ("a.png", file.getvalue())})
     assert answer.status_code == 200
     assert "<dt>hue_1</dt><dd>20</dd>" in answer.text
-    broken = site.http.post("/models/hues/try", files={"file": ("a.png", file.getvalue()[:40])})
+    broken = own_api.http.post("/models/hues/try", files={"file": ("a.png", file.getvalue()[:40])})
     assert "<h2>Prediction</h2>" not in broken.text
     assert 'role="alert"' in broken.text
 
 
-def test_an_image_is_sent_with_the_values_of_the_other_columns(site: Api) -> None:
-    site.register(
+def test_an_image_is_sent_with_the_values_of_the_other_columns(own_api: Api) -> None:
+    own_api.register(
         "weighted",
         model_of(
             "g (float[N, 3, 4, 4] image, float[N] weight) => (float[N, 3] hue) {"
@@ -319,22 +303,22 @@ def test_an_image_is_sent_with_the_values_of_the_other_columns(site: Api) -> Non
             batchserve_image='{"resize": "stretch", "size": [4, 4]}',
         ),
     )
-    page = shown(site, "/models/weighted/try")
+    page = shown(own_api, "/models/weighted/try")
     name = re.search(r'name="(column\.[^"]+)"', page)
     assert name is not None
     file = io.BytesIO()
     Image.fromarray(np.full((9, 7, 3), (10, 20, 30), np.uint8)).save(file, "PNG")
     files = {"file": ("a.png", file.getvalue())}
-    answer = site.http.post("/models/weighted/try", data={name[1]: "2"}, files=files)
+    answer = own_api.http.post("/models/weighted/try", data={name[1]: "2"}, files=files)
     assert "<dt>hue_2</dt><dd>60</dd>" in answer.text
 
 
-def test_a_form_of_one_record_needs_the_token_of_its_session_and_no_admin_key(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    token = signed_in(site, Scope.USER)
-    assert "<h2>Prediction</h2>" in shown(site, "/models/iris/try", **FLOWER)
-    assert site.http.post("/models/iris/try", data=FLOWER).status_code == 403
-    assert site.http.post("/models/iris/try", params={"token": token}, data=FLOWER).status_code == 200
+def test_a_form_of_one_record_needs_the_token_of_its_session_and_no_admin_key(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    token = signed_in(own_api, Scope.USER)
+    assert "<h2>Prediction</h2>" in shown(own_api, "/models/iris/try", **FLOWER)
+    assert own_api.http.post("/models/iris/try", data=FLOWER).status_code == 403
+    assert own_api.http.post("/models/iris/try", params={"token": token}, data=FLOWER).status_code == 200
 
 
 # --- protection ------------------------------------------------------------------------------------------------------
@@ -349,11 +333,11 @@ def test_the_pages_of_models_run_no_foreign_script_and_answer_no_other_site(mode
         assert models.http.post(path, headers=headers).status_code == 403
 
 
-def test_markup_in_a_signature_is_text(site: Api) -> None:
+def test_markup_in_a_signature_is_text(own_api: Api) -> None:
     frame = pd.DataFrame({"<b>bold</b>": [0.0, 1.0, 2.0], "plain": [1.0, 2.0, 0.0]})
-    site.register("odd", convert(LogisticRegression().fit(frame, ["<i>", "b", "c"]), frame).onnx)
+    own_api.register("odd", convert(LogisticRegression().fit(frame, ["<i>", "b", "c"]), frame).onnx)
     for path in ("/models/odd", "/models/odd/try?column.plain=1&column.%3Cb%3Ebold%3C%2Fb%3E=%22%3E"):
-        page = shown(site, path) if "?" not in path else text_of(site.http.get(path))
+        page = shown(own_api, path) if "?" not in path else text_of(own_api.http.get(path).text)
         assert "&lt;b&gt;bold&lt;/b&gt;" in page
         assert "<b>bold" not in page
         assert "<i>" not in page

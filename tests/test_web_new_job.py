@@ -9,17 +9,12 @@ import numpy as np
 import onnx
 import polars as pl
 import pytest
+from pages import shown, text_of
 from PIL import Image
 from service import Api, encoded, running
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n6.7,3.1,4.7,1.5\n"
 PEOPLE = "age,city,visits\n31,Bern,4\n,Biel,9\n45,Genf,2\n"
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Iterator[Api]:
-    with running(tmp_path, worker=False) as api:
-        yield api
 
 
 @pytest.fixture(scope="module")
@@ -37,17 +32,6 @@ def dropped(api: Api, content: bytes | str, name: str = "flowers.csv") -> str:
     assert answer.status_code == 303, answer.text
     address: str = answer.headers["location"]
     return address
-
-
-def shown(api: Api, path: str, **query: str) -> str:
-    answer = api.http.get(path, params=query)
-    assert answer.status_code == 200, answer.text
-    return text_of(answer.text)
-
-
-def text_of(page: str) -> str:
-    """The page with the blanks between its lines and words as one."""
-    return re.sub(r"\s+", " ", page)
 
 
 def model_of(text: str, **metadata: str) -> bytes:
@@ -68,8 +52,8 @@ def row(page: str, name: str) -> str:
 # --- what a file is --------------------------------------------------------------------------------------------------
 
 
-def test_a_file_shows_its_type_its_size_and_its_first_rows_where_there_is_no_model(site: Api) -> None:
-    page = shown(site, dropped(site, CSV))
+def test_a_file_shows_its_type_its_size_and_its_first_rows_where_there_is_no_model(own_api: Api) -> None:
+    page = shown(own_api, dropped(own_api, CSV))
     assert "<dd>csv <small>text/csv</small></dd>" in page
     assert f"<dd>{len(CSV)} bytes</dd>" in page
     assert '<th scope="col">petal width (cm)</th>' in page
@@ -132,10 +116,10 @@ def test_the_only_model_that_fits_is_chosen(models: Api, content: str, name: str
     assert f"The input fits {name}." in page
 
 
-def test_nothing_is_chosen_where_several_models_fit_as_well(site: Api, iris_onnx: Path) -> None:
-    site.register("first", iris_onnx)
-    site.register("second", iris_onnx)
-    page = shown(site, dropped(site, CSV))
+def test_nothing_is_chosen_where_several_models_fit_as_well(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("first", iris_onnx)
+    own_api.register("second", iris_onnx)
+    page = shown(own_api, dropped(own_api, CSV))
     assert '<option value="">Choose a model</option>' in page
     assert page.count(" - fits") == 2
     assert "First predictions" not in page
@@ -182,13 +166,13 @@ def test_a_page_of_a_job_that_was_started_elsewhere_leads_to_the_job(models: Api
     assert (answer.status_code, answer.headers["hx-redirect"]) == (204, address)
 
 
-def test_an_input_whose_bytes_are_lost_is_told_on_its_page(site: Api, iris_onnx: Path) -> None:
-    site.register("iris", iris_onnx)
-    address = dropped(site, CSV + "1,2,3,4\n" * 50_000)
-    for path in (Path(site.settings.storage) / "inputs").rglob("*"):
+def test_an_input_whose_bytes_are_lost_is_told_on_its_page(own_api: Api, iris_onnx: Path) -> None:
+    own_api.register("iris", iris_onnx)
+    address = dropped(own_api, CSV + "1,2,3,4\n" * 50_000)
+    for path in (Path(own_api.settings.storage) / "inputs").rglob("*"):
         if path.is_file():
             path.unlink()
-    assert "the stored input cannot be read: No such file or directory" in shown(site, address)
+    assert "the stored input cannot be read: No such file or directory" in shown(own_api, address)
 
 
 def test_markup_in_names_and_values_is_text(models: Api) -> None:
@@ -235,8 +219,8 @@ def test_records_that_cannot_be_scored_are_shown_with_the_reason(models: Api) ->
     assert ">Start</button>" in page
 
 
-def test_images_are_shown_by_name_and_scored(site: Api) -> None:
-    site.register(
+def test_images_are_shown_by_name_and_scored(own_api: Api) -> None:
+    own_api.register(
         "hues",
         model_of(
             "g (float[N, 3, 4, 4] image) => (float[N, 3] hue) {"
@@ -247,19 +231,19 @@ def test_images_are_shown_by_name_and_scored(site: Api) -> None:
     file = io.BytesIO()
     Image.fromarray(np.full((9, 7, 3), (10, 20, 30), np.uint8)).save(file, "PNG")
     files = [("file", ("one.png", file.getvalue())), ("file", ("folder/two.png", b"\x89PNG\r\n\x1a\n but no image"))]
-    answer = site.http.post("/upload", files=files, follow_redirects=False)
-    page = shown(site, answer.headers["location"])
+    answer = own_api.http.post("/upload", files=files, follow_redirects=False)
+    page = shown(own_api, answer.headers["location"])
     assert "<dd>zip <small>application/zip</small></dd>" in page
     assert "<td>folder/two.png</td>" in page
     assert "<td>10</td><td>20</td><td>30</td>" in page
     assert "Of the first 2 records, 1 cannot be scored." in page
 
 
-def test_a_value_that_all_records_share_has_a_field(site: Api) -> None:
-    site.register("scaled", model_of("g (float[N] x, float factor) => (float[N] y) { y = Mul(x, factor) }"))
-    address = dropped(site, "x\n1.5\n2\n")
-    assert 'name="input.factor" type="text" value=""' in shown(site, address)
-    page = shown(site, address, **{"input.factor": "4"})
+def test_a_value_that_all_records_share_has_a_field(own_api: Api) -> None:
+    own_api.register("scaled", model_of("g (float[N] x, float factor) => (float[N] y) { y = Mul(x, factor) }"))
+    address = dropped(own_api, "x\n1.5\n2\n")
+    assert 'name="input.factor" type="text" value=""' in shown(own_api, address)
+    page = shown(own_api, address, **{"input.factor": "4"})
     assert "<td>6</td>" in page
     assert "<td>8</td>" in page
 

@@ -10,40 +10,21 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Executor
-from contextlib import suppress
-from dataclasses import dataclass
-from itertools import groupby
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
+from batchserve.db.pieces import Piece, Transaction, tell_all
 from batchserve.errors import Unavailable
 
 __all__ = ["JointWriter"]
 
 T = TypeVar("T")
-Transaction = Callable[[Callable[[Connection], None]], None]
 
 _MOST = 16
 """Pieces of work in a transaction: each waits for all of them, and for the locks that they wait for."""
 _AT_ONCE = 2
 """Transactions at a time: one that waits for a lock delays no other work."""
-
-
-@dataclass(eq=False, slots=True)
-class _Piece:
-    work: Callable[[Connection], Any]
-    done: "asyncio.Future[Any]"
-    value: Any = None
-    error: BaseException | None = None
-
-    def tell(self) -> None:
-        if self.done.done():
-            return  # its caller is gone
-        if self.error is not None:
-            self.done.set_exception(self.error)
-        else:
-            self.done.set_result(self.value)
 
 
 class JointWriter:
@@ -54,13 +35,13 @@ class JointWriter:
         error says that it was certainly not."""
         self._threads, self._transaction, self._is_undone = threads, transaction, is_undone
         self._lock = threading.Lock()
-        self._waiting: deque[_Piece] = deque()
+        self._waiting: deque[Piece] = deque()
         self._busy = 0
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """The value of `work`, once it is committed durably. Raises what it raises, and what a commit raises. When its
         caller is cancelled, the work is done nevertheless."""
-        piece = _Piece(work, asyncio.get_running_loop().create_future())
+        piece = Piece(work, asyncio.get_running_loop().create_future())
         with self._lock:
             self._waiting.append(piece)
             is_room = self._busy < _AT_ONCE
@@ -74,13 +55,13 @@ class JointWriter:
         while group := self._next():
             self._write(group)
 
-    def _next(self) -> list[_Piece]:
+    def _next(self) -> list[Piece]:
         with self._lock:
             group = [self._waiting.popleft() for _ in range(min(_MOST, len(self._waiting)))]
             self._busy -= not group
             return group
 
-    def _write(self, group: list[_Piece]) -> None:
+    def _write(self, group: list[Piece]) -> None:
         is_worked = False
 
         def work(connection: Connection) -> None:
@@ -100,17 +81,10 @@ class JointWriter:
                 return
             for piece in group:  # the server is away, say, or it is unknown whether the commit has happened
                 piece.error = error
-        for loop, its_pieces in groupby(group, key=lambda piece: piece.done.get_loop()):
-            with suppress(RuntimeError):  # the loop has ended, and with it its callers
-                loop.call_soon_threadsafe(_tell, list(its_pieces))
+        tell_all(group)
 
-    def _write_alone(self, piece: _Piece) -> None:
+    def _write_alone(self, piece: Piece) -> None:
         try:
             self._threads.submit(self._write, [piece])  # one that waits for a lock delays no other
         except RuntimeError:  # they end
             self._write([piece])
-
-
-def _tell(pieces: list[_Piece]) -> None:
-    for piece in pieces:
-        piece.tell()

@@ -8,38 +8,21 @@ import asyncio
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager, suppress
-from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from sqlalchemy import Connection
 
 from batchserve.db.lasting import driver_of
+from batchserve.db.pieces import Piece, Transaction, tell_all
 
 __all__ = ["GROUP", "Writer"]
 
 T = TypeVar("T")
-Transaction = Callable[[Callable[[Connection], None]], None]
 Named = Callable[[], AbstractContextManager[None]]
 
 GROUP = 128
 """Most pieces of work in a transaction."""
-
-
-@dataclass(eq=False, slots=True)
-class _Piece:
-    work: Callable[[Connection], Any]
-    done: "asyncio.Future[Any]"
-    value: Any = None
-    error: BaseException | None = None
-
-    def tell(self) -> None:
-        if self.done.done():
-            return  # its caller is gone
-        if self.error is not None:
-            self.done.set_exception(self.error)
-        else:
-            self.done.set_result(self.value)
 
 
 class Writer:
@@ -48,14 +31,14 @@ class Writer:
     def __init__(self, transaction: Transaction, named: Named) -> None:
         """`transaction` runs a function in one. `named` gives the errors of statements their names."""
         self._transaction, self._named = transaction, named
-        self._queue: SimpleQueue[_Piece | None] = SimpleQueue()
+        self._queue: SimpleQueue[Piece | None] = SimpleQueue()
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
 
     async def run(self, work: Callable[[Connection], T]) -> T:
         """The value of `work`, once it is committed durably. Raises what it raises, and what a commit raises. When its
         caller is cancelled, the work is done nevertheless."""
-        piece = _Piece(work, asyncio.get_running_loop().create_future())
+        piece = Piece(work, asyncio.get_running_loop().create_future())
         with self._lock:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._serve, name="writer", daemon=True)
@@ -86,7 +69,7 @@ class Writer:
             if is_last:
                 return
 
-    def _write(self, group: list[_Piece]) -> None:
+    def _write(self, group: list[Piece]) -> None:
         """Writes a group. If a failure undoes the work of others, too, each is written alone."""
         try:
             self._transaction(lambda connection: _do_all(connection, group, self._named))
@@ -98,21 +81,19 @@ class Writer:
         except BaseException as error:  # noqa: BLE001 - the callers get it
             for piece in group:
                 piece.error = piece.error or error
-        loop = group[0].done.get_loop()
-        with suppress(RuntimeError):  # the loop has ended, and with it all callers
-            loop.call_soon_threadsafe(_tell, group)
+        tell_all(group)
 
 
 class _Undone(Exception):
     """A failure has ended the transaction of a group before its commit."""
 
 
-def _do_all(connection: Connection, group: list[_Piece], named: Named) -> None:
+def _do_all(connection: Connection, group: list[Piece], named: Named) -> None:
     for piece in group:
         _do(connection, piece, named, is_alone=len(group) == 1)
 
 
-def _do(connection: Connection, piece: _Piece, named: Named, *, is_alone: bool) -> None:
+def _do(connection: Connection, piece: Piece, named: Named, *, is_alone: bool) -> None:
     """Does a piece of work as a savepoint of a transaction."""
     if is_alone:
         piece.value = piece.work(connection)
@@ -129,8 +110,3 @@ def _do(connection: Connection, piece: _Piece, named: Named, *, is_alone: bool) 
         driver.execute("ROLLBACK TO piece")
         driver.execute("RELEASE piece")
         piece.error = error
-
-
-def _tell(group: list[_Piece]) -> None:
-    for piece in group:
-        piece.tell()
