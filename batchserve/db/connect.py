@@ -184,15 +184,7 @@ class Database:
         def may_succeed_now(error: Exception) -> bool:
             return _was_broken_off(error) or (not worked and _was_lost(error))
 
-        try:
-            return commit()  # the context of stamina takes longer than the statements of a small transaction
-        except Exception as error:
-            if not may_succeed_now(error):
-                raise
-        # Pauses of different lengths, so that two do not meet again.
-        return stamina.RetryingCaller(attempts=_TRIES - 1, wait_initial=0, wait_max=_PAUSE, wait_jitter=_PAUSE)(
-            may_succeed_now, commit
-        )
+        return _tried(commit, may_succeed_now)
 
     def _write_group(self, work: Callable[[Connection], None]) -> None:
         """As `write`, for the writer thread."""
@@ -327,6 +319,17 @@ class Database:
         self._watcher.close()
         self._reads.dispose()
         self._writes.dispose()
+
+
+def _tried(act: Callable[[], T], may_succeed_now: Callable[[Exception], bool]) -> T:
+    """The value of `act`, possibly of a later try, after a pause of random length, so that two do not meet again."""
+    try:
+        return act()  # the context of stamina takes longer than the statements of a small transaction
+    except Exception as error:
+        if not may_succeed_now(error):
+            raise
+    again = stamina.RetryingCaller(attempts=_TRIES - 1, wait_initial=0, wait_max=_PAUSE, wait_jitter=_PAUSE)
+    return again(may_succeed_now, act)
 
 
 def _was_broken_off(error: Exception) -> bool:
