@@ -19,7 +19,7 @@ from batchserve.errors import BatchserveError, Unauthorized
 from batchserve.web import fit, home, job, jobs, models, session, system, trial
 from batchserve.web.pages import page
 
-__all__ = ["POLICIES", "WebMiddleware"]
+__all__ = ["POLICIES", "WebMiddleware", "is_page"]
 
 _STATIC = Path(__file__).parent / "static"
 _POLICY = (
@@ -43,6 +43,10 @@ POLICIES = dict.fromkeys(["/", *(f"/{folder}/" for folder in _FOLDERS)], _POLICY
 """The Content-Security-Policy of pages, for `OriginMiddleware`."""
 
 
+def is_page(path: str) -> bool:
+    return path == "/" or first_part(path) in _FOLDERS
+
+
 class WebMiddleware:
     """Answers requests for pages; all others go on to the API."""
 
@@ -51,8 +55,8 @@ class WebMiddleware:
         self._app, self._site = app, Site(state)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        is_page = scope["type"] == "http" and (scope["path"] == "/" or first_part(scope["path"]) in _FOLDERS)
-        await (self._site if is_page else self._app)(scope, receive, send)
+        is_for_people = scope["type"] == "http" and is_page(scope["path"])
+        await (self._site if is_for_people else self._app)(scope, receive, send)
 
 
 class Site:

@@ -4,7 +4,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
+from urllib.parse import urlsplit
 
+from batchserve.web.site import is_page
 from fuzz import account
 from fuzz.case import Case, Claim, Step
 from fuzz.wire import Answer
@@ -42,6 +44,10 @@ def _of_problem(step: Step, answer: Answer) -> Iterator[str]:
             yield f"{answer.status} {code}"
         return
     if step.method == "HEAD" or step.raw:  # an invalid head is not answered by the application
+        return
+    if answer.media_type.startswith("text/html") and is_page(urlsplit(step.target).path):
+        if b"<h1>" not in answer.body:
+            yield f"{answer.status} with an unfinished page: {answer.body[-200:]!r}"
         return
     if not isinstance(problem, dict) or problem.get("status") != answer.status or not problem.get("detail"):
         yield f"{answer.status} without a problem: {answer.media_type} {answer.body[:200]!r}"
