@@ -254,6 +254,7 @@ def test_a_damaged_file_raises_a_named_error(bench: Bench, name: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(400)
 @pytest.mark.parametrize("name", FILES)
 def test_thousands_of_damaged_files_raise_named_errors(bench: Bench, name: str) -> None:
     assert unforeseen(bench, name, "first", 40) == []
