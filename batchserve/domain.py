@@ -425,6 +425,11 @@ class Job:
     tenant: str = DEFAULT_TENANT
 
     @property
+    def has_input(self) -> bool:
+        """Whether retention has left the bytes of its inputs."""
+        return self.input_removed_at is None and self.state is not JobState.EXPIRED
+
+    @property
     def input(self) -> StoredInput:
         """The first input; of a job submitted over HTTP, the only one."""
         return self.inputs[0]

@@ -364,6 +364,13 @@ def test_rows_that_failed_have_no_class(api: Api, failing: dict[str, Any]) -> No
     assert "17 records have no class." in page
 
 
+def test_times_that_python_does_not_know_are_shown(api: Api, flowers: pl.DataFrame) -> None:
+    far = flowers.with_columns(at=pl.lit(4_000_000, pl.Int32()).cast(pl.Date()))
+    job = api.run(encoded(far, "parquet"), "iris")
+    assert job["state"] == "completed", job
+    assert "12921-" in shown(api, f"/jobs/{job['id']}/records")
+
+
 def test_arrays_say_that_failed_rows_look_like_others(kinds: Api) -> None:
     job = kinds.run("a,b,c\n1,2,3\n1,x,3\n", "outliers", format="npz", passthrough="none")
     assert job["rows"]["failed"] == 1, job

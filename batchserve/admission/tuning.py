@@ -42,7 +42,7 @@ def tune(signature: Signature, content: bytes, session: Session, feed: Feed, spe
     """The signature with the batch and the threads that score fastest, measured within about a second.
 
     Several threads are taken only where they give the answers of one, to the last bit: hosts differ in their cores for
-    each process, and a call online has more than a chunk. ONNX Runtime shares the trees of a forest out among the
+    each process, and a call online has more than a chunk. ONNX Runtime 1.32 shares the trees of a forest out among the
     threads and adds in another order then: 228 of 2,048 probabilities of the demo's boosted trees differ.
     """
     tuned = _fastest(signature, session, feed, TUNING_SECONDS)

@@ -21,6 +21,7 @@ from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of
 from batchserve.scoring.results import result_of
 from batchserve.scoring.sessions import keep_only, session_for
+from batchserve.scoring.texts import values_of
 
 __all__ = ["Answers", "Beginning", "DryRun", "Filled", "dry_run", "survey"]
 
@@ -289,14 +290,7 @@ def _result_bytes(format: Format, result: Records, records: int, all_records: in
 
 
 def _texts(table: pl.DataFrame) -> tuple[tuple[str | None, ...], ...]:
-    return tuple(zip(*([_text(value) for value in _values(column)] for column in table), strict=True))
-
-
-def _values(column: pl.Series) -> list[Any]:
-    try:
-        return column.to_list()
-    except (ValueError, OverflowError, pl.exceptions.PanicException):  # such as years beyond 9999
-        return column.cast(pl.String(), strict=False).to_list()
+    return tuple(zip(*([_text(value) for value in values_of(column)] for column in table), strict=True))
 
 
 def _text(value: Any) -> str | None:

@@ -19,6 +19,7 @@ from batchserve.inference.matching import match_input, with_names
 from batchserve.inference.outputs import ResultSchema
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of
+from batchserve.scoring.texts import values_of
 
 MOST_COLUMNS = 50
 _MOST_CHARACTERS = 200
@@ -251,7 +252,7 @@ def _texts_of(records: Records) -> Iterator[tuple[str, list[str | None]]]:
 def _texts(column: pl.Series) -> list[str | None]:
     if column.dtype.is_numeric() or column.dtype in (pl.String(), pl.Boolean()):
         column = column.cast(pl.String())
-    return [None if value is None else _text(value) for value in column.to_list()]
+    return [None if value is None else _text(value) for value in values_of(column)]
 
 
 def _text(value: Any) -> str:

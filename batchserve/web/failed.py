@@ -14,7 +14,7 @@ from batchserve.api.auth import caller_of
 from batchserve.api.deps import own_job, service_of
 from batchserve.api.download import stored_errors
 from batchserve.api.files import blocks_of
-from batchserve.domain import Job, JobState
+from batchserve.domain import Job
 from batchserve.errors import BatchserveError
 from batchserve.formats import get_format
 from batchserve.jobs import contents
@@ -81,8 +81,7 @@ async def show(request: Request) -> Response:
 
 def _has_values(job: Job) -> bool:
     """Whether its input is there, and has columns."""
-    there = job.input_removed_at is None and job.state is not JobState.EXPIRED
-    return there and get_format(job.input.format).holds == "table"
+    return job.has_input and get_format(job.input.format).holds == "table"
 
 
 def _read(service: Service, job: Job) -> Failed:

@@ -20,11 +20,11 @@ from batchserve.errors import BadRequest
 from batchserve.formats import RESULT_FORMATS, get_format
 from batchserve.idempotency import KeyedRequest
 from batchserve.web import failed, records, summary
-from batchserve.web.commands import recipe_of
 from batchserve.web.fit import fit_of
 from batchserve.web.forms import read_fields
 from batchserve.web.manifest import manifest_of
 from batchserve.web.pages import page
+from batchserve.web.recipes import recipe_of
 from batchserve.web.tokens import COOKIE
 
 __all__ = ["ROUTES"]
@@ -39,7 +39,7 @@ async def show(request: Request) -> Response:
     recipe = recipe_of(job, str(request.base_url).rstrip("/"), needs_key=COOKIE in request.cookies)
     return page(
         request, "job.html", job=body, fit=fit, formats=_formats(job), record=records.wanted(request),
-        recipe=recipe, manifest=_pretty(manifest_of(job, body)).decode(), has_input=_has_input(job),
+        recipe=recipe, manifest=_pretty(manifest_of(job, body)).decode(), has_input=job.has_input,
         is_live=body.state in _FOLLOWED,
     )  # fmt: skip
 
@@ -140,10 +140,6 @@ async def _read(request: Request) -> tuple[Job, JobBody]:
 
 def _pretty(content: dict[str, Any]) -> bytes:
     return orjson.dumps(content, option=orjson.OPT_INDENT_2)
-
-
-def _has_input(job: Job) -> bool:
-    return job.input_removed_at is None and job.state is not JobState.EXPIRED
 
 
 def _formats(job: Job) -> list[str]:

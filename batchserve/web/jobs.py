@@ -69,7 +69,7 @@ def _bodies(
 
 
 async def change_selected(request: Request) -> Response:
-    """Cancels or deletes the selected jobs; those that cannot be are named, and the others are changed."""
+    """Cancels, retries or deletes the selected jobs; those that cannot be are named, and the others are changed."""
     form = await read_fields(request)
     action, selected, text = form.first("action"), form.all("job"), form.first("q")
     back = f"/jobs?{urlencode({'q': text})}"

@@ -128,7 +128,7 @@ def result_of(service: Service, job: Job) -> Input | None:
 
 
 def _input_task(service: Service, job: Job, first: int, count: int) -> PreviewTask:
-    if job.input_removed_at is not None or job.state is JobState.EXPIRED:
+    if not job.has_input:
         raise Gone(f"the input of job {job.id} was removed at the end of its retention")
     with service.runtime.database.read() as connection:
         number, first, after = place_of(connection, job, first)
@@ -138,7 +138,7 @@ def _input_task(service: Service, job: Job, first: int, count: int) -> PreviewTa
 
 async def _read(request: Request, service: Service, job: Job, first: int) -> Records:
     given, answers = None, None
-    if job.input_removed_at is None and job.state is not JobState.EXPIRED:
+    if job.has_input:
         task = await run_in_threadpool(_input_task, service, job, first, PAGE)
         given = await run(request, service, preview, task)
     if (result := await run_in_threadpool(result_of, service, job)) is not None:

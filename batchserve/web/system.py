@@ -14,7 +14,6 @@ from batchserve.access import EVERY_TENANT, ApiKey, AuditEntry, Caller, Scope
 from batchserve.api.auth import caller_of, require_admin
 from batchserve.api.deps import service_of
 from batchserve.api.schemas.jobs import JobBody, job_body
-from batchserve.api.schemas.values import time_of, time_or_none
 from batchserve.domain import JobState
 from batchserve.errors import Forbidden, InvalidOptions
 from batchserve.jobs import queries
@@ -126,11 +125,7 @@ async def _keys_page(request: Request, created: ApiKey | None = None, text: str 
     caller = caller_of(request)
     found = await service_of(request).runtime.database.fetch(keys.list_all)
     shown = [key for key in found if caller.administers(key.tenant)]
-    times = {key.id: (time_of(key.created_at), time_or_none(key.revoked_at)) for key in shown}
-    return page(
-        request, "keys.html", keys=shown, times=times, created=created, text=text, scopes=list(Scope),
-        is_first=not found,
-    )  # fmt: skip
+    return page(request, "keys.html", keys=shown, created=created, text=text, scopes=list(Scope), is_first=not found)
 
 
 # --- the audit log ---------------------------------------------------------------------------------------------------
@@ -149,8 +144,9 @@ async def show_audit(request: Request) -> Response:
             return audit.list_page(connection, caller.tenant, after=int(text) if text else None, limit=_ENTRIES + 1)
 
     found = await service.calls.read(caller.tenant, read)
-    entries = [(entry, time_of(entry.at)) for entry in found[:_ENTRIES]]
-    return page(request, "audit.html", entries=entries, following=found[-2].id if len(found) > _ENTRIES else None)
+    entries = found[:_ENTRIES]
+    following = entries[-1].id if len(found) > _ENTRIES else None
+    return page(request, "audit.html", entries=entries, following=following)
 
 
 ROUTES = [
