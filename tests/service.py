@@ -1,6 +1,7 @@
 """The service inside the test process: a client of the ASGI app, and access to its stored data."""
 
 import io
+import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -82,8 +83,9 @@ class Api:
 
     def stored(self) -> set[str]:
         """The keys of everything in storage, and in rows."""
-        files = (path for path in Path(self.settings.storage).rglob("*") if path.is_file())
-        names = {path.relative_to(self.settings.storage).as_posix() for path in files}
+        home = Path(self.settings.storage)
+        # Unlike Path.rglob, it passes over a folder that a worker removes meanwhile.
+        names = {(Path(at) / name).relative_to(home).as_posix() for at, _, files in os.walk(home) for name in files}
         with closing(Database(self.settings.database_url)) as database, database.read() as connection:
             in_rows = connection.scalars(select(contents.c.key)).all()
         return {name for name in names if not name.startswith("batchserve.db")} | set(map(key_in_storage, in_rows))
