@@ -22,7 +22,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import __version__
-from batchserve.api import audit, direct_uploads, download, examples, models, predict, problems, upload
+from batchserve.api import audit, direct_uploads, download, examples, intake, models, predict, problems, upload
 from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, Keyring, caller_of, is_public
 from batchserve.api.cache import AnswerCache, CacheMiddleware
@@ -43,7 +43,7 @@ from batchserve.settings import Settings
 from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
-_ROUTES = (upload, direct_uploads, predict, download, job_routes, models, audit)
+_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, models, audit)
 _TAGS = ("upload", "predict", "download", "jobs", "models", "audit", "health")
 
 DESCRIPTION = """
@@ -71,7 +71,7 @@ class _Application(FastAPI):
 
     def openapi(self) -> dict[str, Any]:
         document = super().openapi()
-        document["components"]["schemas"]["Problem"] = Problem.model_json_schema()
+        document["components"]["schemas"] |= {"Problem": Problem.model_json_schema(), **intake.SCHEMAS}
         document["components"]["securitySchemes"] = SECURITY_SCHEMES
         for path, operations in document["paths"].items():
             for operation in operations.values():

@@ -7,12 +7,14 @@ States of a job and their legal transitions:
                                       failed | cancelled -> queued (retry)
 """
 
+import glob
 import pickle
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any, Literal
+from urllib.parse import quote
 
 from batchserve.access import DEFAULT_TENANT
 
@@ -57,6 +59,9 @@ class Chunk:
     stop: int
     input: int = 0
     """Number of its input in the job, counted from 0."""
+    inputs: int = 1
+    """Beyond 1, so many whole inputs, from that one on, in one chunk: each alone would not be worth a call. `start` and
+    `stop` say nothing then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +119,17 @@ class StoredInput:
     filename: str | None = None
     owned: bool = True
     """False: borrowed. The object is read, but never removed nor backed up."""
+    version: str | None = None
+    """Of an object that is read where its owner keeps it: tells whether it has been changed since the job was
+    queued. Its key is then its address (`storage.locations`)."""
     content: Content | None = field(default=None, repr=False, compare=False)
     """Its bytes, once they are read, where the key is of a row of the database (`storage.is_in_row`)."""
+
+    @property
+    def stem(self) -> str:
+        """Its file name without the suffix."""
+        name = (self.filename or self.key).rpartition("/")[2]
+        return name.rpartition(".")[0] or name
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,6 +369,35 @@ class ModelVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class Target:
+    """Where a result is written, outside of the service's storage."""
+
+    url: str
+    """Address of the result. With `{stem}` there is one for each input, named after it."""
+    root: str
+    """The prefix, allowed by an administrator, within which it lies."""
+    overwrite: bool = False
+    """Whether an object of that name is replaced. Otherwise the job is refused, or fails."""
+    partition_by: str | None = None
+    """A column of the result: `url` is then a folder, with one of its own for each value."""
+
+    @property
+    def is_per_input(self) -> bool:
+        return STEM in self.url
+
+    def urls(self, inputs: "Sequence[StoredInput]") -> list[str]:
+        """The address of each result, in the order of the inputs; of the only one."""
+        if not self.is_per_input:
+            return [self.url]
+        as_address = quote if self.url.startswith("file://") else glob.escape
+        return [self.url.replace(STEM, as_address(one.stem)) for one in inputs]
+
+
+STEM = "{stem}"
+"""Stands in the address of a target for the name of an input, without its suffix."""
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Options of a prediction, fixed when its job is queued. docs/api.md describes each for users."""
 
@@ -369,6 +412,17 @@ class Options:
     top_k: int | None = None
     inputs: dict[str, Scalar] | None = None
     """Values of the inputs that are one for all records, by name."""
+    input_file: bool = False
+    """Whether the result has a column `input_file` with the address of the input of each record."""
+    target: Target | None = None
+    """None: the storage of the service."""
+    archive: bool = False
+    """Whether the result is a ZIP of one file for each input, named after it."""
+
+    @property
+    def is_per_input(self) -> bool:
+        """Whether each input has a result of its own."""
+        return self.archive or (self.target is not None and self.target.is_per_input)
 
 
 @dataclass(frozen=True, slots=True)
@@ -392,7 +446,8 @@ class Job:
     id: str
     state: JobState
     inputs: tuple[StoredInput, ...]
-    """In the order of their records in the result."""
+    """In the order of their records in the result; only the first, unless the job was read whole
+    (`queries.get_whole`)."""
     created_at: float
     reason: str | None = None
     model: ModelVersion | None = None
@@ -422,6 +477,9 @@ class Job:
     finished_at: float | None = None
     expires_at: float | None = None
     input_removed_at: float | None = None
+    inputs_total: int = 1
+    inputs_bytes: int | None = None
+    """Of all inputs together; None: unknown before they are read."""
     tenant: str = DEFAULT_TENANT
 
     @property
@@ -431,7 +489,7 @@ class Job:
 
     @property
     def input(self) -> StoredInput:
-        """The first input; of a job submitted over HTTP, the only one."""
+        """The first input; of most jobs, the only one."""
         return self.inputs[0]
 
     @property

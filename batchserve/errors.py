@@ -5,11 +5,13 @@ BatchserveError
 │   └── TruncatedBody 400 truncated-body
 ├── Unauthorized 401 unauthorized
 ├── Forbidden 403 forbidden
-│   └── CrossOrigin 403 cross-origin
+│   ├── CrossOrigin 403 cross-origin
+│   └── LocationRefused 403 location-refused
 ├── NotFound 404 not-found
 │   ├── JobNotFound job-not-found
 │   ├── ModelNotFound model-not-found
 │   ├── UploadNotFound upload-not-found
+│   ├── InputNotFound input-not-found
 │   └── ResultNotReady result-not-ready
 ├── NotAcceptable 406 not-acceptable
 ├── RequestTimeout 408 request-timeout
@@ -17,6 +19,9 @@ BatchserveError
 │   ├── JobConflict job-conflict
 │   ├── ModelInUse model-in-use
 │   ├── UploadIncomplete upload-incomplete
+│   ├── InputChanged input-changed
+│   ├── TargetExists target-exists
+│   ├── Elsewhere elsewhere
 │   ├── UnreadableRow unreadable-row
 │   └── IdempotencyInProgress idempotency-in-progress
 ├── Gone 410 expired
@@ -29,6 +34,8 @@ BatchserveError
 │   ├── InvalidInput invalid-input
 │   ├── SchemaMismatch schema-mismatch
 │   ├── InvalidOptions invalid-options
+│   ├── InvalidLocation invalid-location
+│   ├── UnlikeInputs unlike-inputs
 │   ├── ModelRefused model-refused
 │   ├── ConversionFailed conversion-failed
 │   ├── ParityFailed parity-failed
@@ -129,6 +136,10 @@ class CrossOrigin(Forbidden):
     code = "cross-origin"
 
 
+class LocationRefused(Forbidden):
+    code = "location-refused"
+
+
 class NotFound(BatchserveError):
     code, status = "not-found", 404
 
@@ -143,6 +154,10 @@ class ModelNotFound(NotFound):
 
 class UploadNotFound(NotFound):
     code = "upload-not-found"
+
+
+class InputNotFound(NotFound):
+    code = "input-not-found"
 
 
 class ResultNotReady(NotFound):
@@ -171,6 +186,20 @@ class ModelInUse(Conflict):
 
 class UploadIncomplete(Conflict):
     code = "upload-incomplete"
+
+
+class InputChanged(Conflict):
+    code = "input-changed"
+
+
+class TargetExists(Conflict):
+    code = "target-exists"
+
+
+class Elsewhere(Conflict):
+    """What a request asks for is not kept by the service: the message gives its address."""
+
+    code = "elsewhere"
 
 
 class UnreadableRow(Conflict):
@@ -221,6 +250,14 @@ class SchemaMismatch(Unprocessable):
 
 class InvalidOptions(Unprocessable):
     code = "invalid-options"
+
+
+class InvalidLocation(Unprocessable):
+    code = "invalid-location"
+
+
+class UnlikeInputs(Unprocessable):
+    code = "unlike-inputs"
 
 
 class ModelRefused(Unprocessable):

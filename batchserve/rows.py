@@ -142,15 +142,16 @@ _remembered_row = _adapter(
 )
 
 
-def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] = ()) -> Job:
-    """`further`: the rows of its inputs after the first, which is in the job's row. Raises UnreadableRow."""
+def job(row: Row, of_model: ModelVersion | None, further: Sequence[Row] | None = None) -> Job:
+    """`further`: the rows of its inputs after the first, which is in the job's row; None: it is read without them.
+    Raises UnreadableRow."""
     with _Named(f"job {row['id']!r}"):
         # A row of a prepared statement is validated as it is: further columns are ignored.
         values = _job_row.validate_python(row if type(row) is dict else {name: row[name] for name in _JOB})
         values["options"] = _read_options(values["options"])
         values["facts"] = values["facts"] or {}
-        inputs = (_input(values), *(_input(_input_row.validate_python(_of(_INPUT, row))) for row in further))
-        if len(inputs) != values.pop("inputs_total"):
+        inputs = (_input(values), *(_input(_input_row.validate_python(_of(_INPUT, row))) for row in further or ()))
+        if len(inputs) != values["inputs_total"] and further is not None:
             raise ValueError(f"inputs_total: it has {len(inputs)}")
         result = _result(values)
         own = {name: value for name, value in values.items() if name not in _APART}
@@ -179,6 +180,7 @@ def _input(values: Mapping[str, Any]) -> StoredInput:
         sha256=values["input_sha256"],
         filename=values["input_filename"],
         owned=values["input_owned"],
+        version=values["input_version"],
     )
 
 

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
@@ -14,6 +14,7 @@ Bytes = Annotated[int, Field(gt=0)]
 
 _PROVIDER = re.compile(r"[a-z]+")
 _ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
+_PREFIX = re.compile(r"(file:///|s3://[a-z0-9][a-z0-9.-]+/)([^*?\[\]\0]*/)?")
 _PARTS = 9_000
 _OBJECT_BYTES = _PARTS * 8 * 2**20
 """Longest object whose length is not known before."""
@@ -36,6 +37,17 @@ def _duration(given: Any) -> Any:
 
 Kept = Annotated[Seconds | None, BeforeValidator(_duration)]
 """A duration as text (`30d`) or in seconds; None or an empty text means unlimited."""
+
+
+def _prefixes(given: dict[str, list[str]]) -> dict[str, list[str]]:
+    for prefix in (prefix for prefixes in given.values() for prefix in prefixes):
+        if not _PREFIX.fullmatch(prefix) or not {"..", "."}.isdisjoint(prefix.split("/")):
+            raise ValueError(f"{prefix!r} is not a prefix; expected file:///folder/ or s3://bucket/prefix/")
+    return given
+
+
+Prefixes = Annotated[dict[str, list[str]], AfterValidator(_prefixes)]
+"""Prefixes of addresses by tenant; those of `*` are for all."""
 
 
 class Settings(BaseSettings):
@@ -132,6 +144,16 @@ class Settings(BaseSettings):
     cancel_grace: Seconds = Field(
         3.0, description="Seconds that a cancelled chunk may keep running before it is killed."
     )
+
+    input_prefixes: Prefixes = Field(
+        {},
+        description='Where jobs may read inputs in place, as JSON: `{"team": ["file:///data/in/", '
+        '"s3://bucket/in/"]}`; `*` for every tenant.',
+    )
+    output_prefixes: Prefixes = Field(
+        {}, description="Where jobs may write results besides the storage, as JSON in the same form."
+    )
+    job_inputs: int = Field(10_000, ge=1, description="Most inputs of one job.")
 
     upload_bytes: Bytes = Field(64 * 2**30, description="Longest input, in bytes, after decompression.")
     model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
@@ -249,6 +271,14 @@ class Settings(BaseSettings):
             )
         return heartbeat
 
+    def inputs_of(self, tenant: str) -> tuple[str, ...]:
+        """The prefixes from which jobs of a tenant may read inputs in place."""
+        return _of_tenant(self.input_prefixes, tenant)
+
+    def outputs_of(self, tenant: str) -> tuple[str, ...]:
+        """The prefixes to which jobs of a tenant may write results."""
+        return _of_tenant(self.output_prefixes, tenant)
+
     @property
     def execution_providers(self) -> tuple[str, ...]:
         return tuple(self.providers.split(","))
@@ -264,3 +294,7 @@ class Settings(BaseSettings):
         if self.database:
             return self.database
         return f"sqlite:///{Path(self.storage) / 'batchserve.db'}"
+
+
+def _of_tenant(prefixes: dict[str, list[str]], tenant: str) -> tuple[str, ...]:
+    return (*prefixes.get(tenant, ()), *(prefixes.get("*", ()) if tenant != "*" else ()))

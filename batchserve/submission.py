@@ -70,10 +70,15 @@ class Submission:
     """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
 
     def __post_init__(self) -> None:
-        # Bytes that were not read yet equal no others: the job ID replaces their digest.
-        read_as = [[one.sha256 or self.job_id, one.format, *_read_as(one.dialect)] for one in self.inputs]
+        read_as = [[*self._identity(one), one.format, *_read_as(one.dialect)] for one in self.inputs]
         what = [read_as, self.model.digest, rows.options_adapter.dump_python(self.options, mode="json")]
         object.__setattr__(self, "digest", hashlib.sha256(orjson.dumps(what)).hexdigest())
+
+    def _identity(self, stored: StoredInput) -> tuple[str, ...]:
+        """Equal for equal bytes. Bytes that were not read yet equal no others: the job ID replaces their digest."""
+        if stored.sha256 is None and stored.version is not None:
+            return stored.key, stored.version
+        return (stored.sha256 or self.job_id,)
 
     def source(self, storage: str) -> Input:
         """The first input, for scoring processes that open the storage at this address."""

@@ -295,7 +295,7 @@ def test_times_beyond_the_calendar_pass_through_or_fail_the_job_with_a_named_err
 def test_a_key_with_a_time_that_python_cannot_represent_is_null_in_the_errors_list() -> None:
     moments = pl.Series("key", [2**62, 0], dtype=pl.Int64).cast(pl.Datetime("us"))
     errors = [RowError(record, "wrong-type", "m", "a") for record in (0, 1)]
-    lines = error_lines(errors, moments.to_frame(), 0, "key").splitlines()
+    lines = error_lines(errors, moments, 0).splitlines()
     assert [json.loads(line)["key"] for line in lines] == [None, "1970-01-01T00:00:00"]
 
 

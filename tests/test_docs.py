@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from batchserve import errors
-from batchserve.api.schemas.options import PredictOptions
 from batchserve.app import create_app
 from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS
+from batchserve.options import PredictOptions
 from batchserve.settings import Settings
 from website import reference
 

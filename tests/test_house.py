@@ -135,6 +135,7 @@ def test_the_architecture_page_describes_the_layers_that_are_checked() -> None:
 
 MOST_LINES = {"module": 500, "class": 250, "function": 60}
 LONGER = {
+    "batchserve/domain.py": "the terms of the domain, one after the other",
     "batchserve/cli/protocol.py:Protocol": "one state machine, of one connection",
     "batchserve/cli/jobs.py:predict": "its options, each with its help",
     "batchserve/cli/server.py:serve": "its options, each with its help",

@@ -124,7 +124,7 @@ def complete_at_once(connection: Connection, of_model: ModelVersion) -> tuple[Jo
     """Of job 1, as if it had been read while it was uploaded."""
     stored = StoredInput("inputs/1", "csv", Dialect(";"), 150, "b" * 64)
     asked = {"options": OPTIONS, "request_digest": "r" * 64, "metadata": {"a": "b"}, "priority": 2}
-    job = Job("1", JobState.UPLOADED, (stored,), wall(0), model=of_model, **asked)  # type: ignore[arg-type]
+    job = Job("1", JobState.UPLOADED, (stored,), wall(0), model=of_model, inputs_bytes=150, **asked)  # type: ignore[arg-type]
     facts = {"notes": ["a note"]}
     return requests.complete_if_uploaded(connection, job, "w2", RESULT, facts, wall(8), only=scored(FIRST, 1), small={})
 
@@ -460,14 +460,12 @@ def test_several_inputs_are_read_as_they_were_given_and_borrowed_ones_stay_with_
     upload(database, "0")
     with database.write() as connection:
         requests.create(connection, "1", stored, model(connection), wall(0))
-    assert get(database).inputs == stored
+    assert (get(database).inputs, get(database).inputs_total) == (stored[:1], 3)
     assert get(database).dialect == Dialect(";")
     with database.write() as connection:
-        assert [job.inputs for job in queries.list_page(connection)] == [stored, get(database, "0").inputs]
-        assert [job.inputs for job in queries.get_several(connection, ["1", "0"])] == [
-            get(database, "0").inputs,
-            stored,
-        ]
+        assert queries.get_whole(connection, "1").inputs == stored
+        assert queries.get_whole(connection, "0").inputs == get(database, "0").inputs
+        assert [job.inputs_total for job in queries.list_page(connection)] == [3, 1]
         assert requests.delete_if_not_running(connection, "1").inputs == ("inputs/1", "inputs/c")
 
 

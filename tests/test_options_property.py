@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from service import Api, ok, problem, running
 
-from batchserve.api.schemas.options import METADATA_BYTES, OnlineOptions, PredictOptions
+from batchserve.api.schemas.options import OnlineOptions
 from batchserve.domain import ReadOptions
+from batchserve.options import METADATA_BYTES, PredictOptions
 
 CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 

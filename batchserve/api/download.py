@@ -23,6 +23,7 @@ from batchserve.api import conditional, examples
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, leaving, own_job, served, wait_for
+from batchserve.api.elsewhere import require_own_input, require_own_result
 from batchserve.api.files import File, InMemory, Remote, Stream, blocks_of
 from batchserve.api.plain import plain
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
@@ -139,6 +140,9 @@ async def download(
         if wanted is not own or csv_escape:
             raise InvalidOptions(f"a partial result is not converted; it has the format of the job, {own.name}")
         return await _partial_result(service, job, own)
+    require_own_result(job)
+    if job.options.archive:
+        return await _archive(request, service, job, job.result, redirect, is_converted=wanted is not own or csv_escape)
     if wanted is not own or csv_escape:
         return await _converted(request, service, job, job.result, _Conversion(own, wanted, csv_escape))
     result = _Object(job.result.key, job.result.bytes, job.result.sha256, job.finished_at or job.created_at)
@@ -191,10 +195,21 @@ async def download_input(job_id: OwnJob, request: Request, service: ServiceDep, 
     if job.input_removed_at is not None:
         raise Gone(f"the input of job {job_id} was removed at the end of its retention")
     stored = job.input
+    require_own_input(job)
     format = get_format(stored.format)
     name = stored.filename or f"{job_id}-input.{format.suffix.lstrip('.')}"
     input = _Object(stored.key, stored.bytes or 0, stored.sha256, job.created_at)
     return await _file(request, service, job, input, _Shown(format.media_type, name, redirect))
+
+
+async def _archive(
+    request: Request, service: Service, job: Job, result: Result, redirect: bool | None, *, is_converted: bool
+) -> Response:
+    """The ZIP of the results of all inputs."""
+    if is_converted:
+        raise InvalidOptions(f"the results of job {job.id} are in a ZIP, and are not converted")
+    stored = _Object(result.key, result.bytes, result.sha256, job.finished_at or job.created_at)
+    return await _file(request, service, job, stored, _Shown(FORMATS["zip"].media_type, f"{job.id}.zip", redirect))
 
 
 def stored_errors(service: Service, job: Job) -> tuple[Part, ...]:

@@ -43,6 +43,28 @@ QUEUED: dict[str, Any] = {
     "jobs": [_ID],
 }
 
+JOB_REQUEST: dict[str, Any] = {
+    "input": {"urls": ["file:///data/in/2026-11-*.parquet"]},
+    "model": "iris",
+    "output": {"url": "file:///data/out/{date}/{stem}.parquet"},
+}
+
+INPUTS: dict[str, Any] = {
+    "inputs": [
+        {
+            "number": 0,
+            "url": "file:///data/in/2026-11-01.parquet",
+            "filename": "2026-11-01.parquet",
+            "format": "parquet",
+            "bytes": 4211,
+            "sha256": None,
+            "version": "4211-1793606400000000000-1311",
+            "output": "file:///data/out/2026-11-30/2026-11-01.parquet",
+        }
+    ],
+    "next": None,
+}
+
 JOB: dict[str, Any] = {
     "id": _ID,
     "tenant": "default",
@@ -52,6 +74,8 @@ JOB: dict[str, Any] = {
     "input": {
         "bytes": 2470,
         "sha256": "9e9a173037b493d682c174f608f9bbeb86787eb5484c3d917f50a0fefa2231f8",
+        "url": None,
+        "files": 1,
         "media_type": "text/csv",
         "format": "csv",
         "filename": "flowers.csv",
@@ -66,6 +90,7 @@ JOB: dict[str, Any] = {
         "max_errors": None,
         "top_k": None,
         "inputs": None,
+        "input_file": False,
         "priority": 0,
         "run_after": None,
     },
@@ -106,6 +131,7 @@ JOB: dict[str, Any] = {
     "links": {
         "self": f"/v1/jobs/{_ID}",
         "input": f"/v1/download/{_ID}/input",
+        "inputs": f"/v1/jobs/{_ID}/inputs",
         "result": f"/v1/download/{_ID}",
         "errors": f"/v1/download/{_ID}/errors",
         "events": f"/v1/jobs/{_ID}/events",

@@ -39,7 +39,6 @@ from batchserve.api.deps import (
 from batchserve.api.events import tag_of
 from batchserve.api.plain import plain
 from batchserve.api.schemas.jobs import JobBody, JobList, job_body
-from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
 from batchserve.idempotency import KeyedRequest
@@ -51,6 +50,7 @@ from batchserve.service.listing import read_slice
 from batchserve.storage import Storage, copy_object, delete_objects, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
+from batchserve.values import MAX_REFERENCE, Plain
 
 router = APIRouter(tags=["jobs"])
 

@@ -30,7 +30,7 @@ from batchserve.api.deps import (
 from batchserve.api.plain import plain
 from batchserve.api.predict_uploaded import predict_uploaded
 from batchserve.api.schemas.jobs import JobBody, QueuedBody
-from batchserve.api.schemas.options import PredictOptions, query_parameters
+from batchserve.api.schemas.options import query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
     Filename,
@@ -43,6 +43,7 @@ from batchserve.domain import Job, JobState, ModelVersion, ReadOptions
 from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
+from batchserve.options import PredictOptions
 from batchserve.service import JobSnapshot, Service
 from batchserve.submission import Scored, Submission, complete_once, enqueue, enqueue_once, wanted_columns
 
@@ -121,7 +122,7 @@ async def predict_stored(
         if new is not None and key is None:
             done = await _predict_unread(service, caller, new, given)
             if done is not None:
-                return await _answer(request, service, background, *done, wait)
+                return await answered(request, service, background, *done, wait)
         job, inputs = await service.read_job_to_check(job_id, new)
         if "model" not in given and job.model is not None:
             given = {**given, "model": job.model.reference}
@@ -145,7 +146,7 @@ async def predict_stored(
             return _submit(service, connection, submitted, job, keyed, scored, database.moment(connection).wall)
 
         view = await database.commit(commit)
-        return await _answer(request, service, background, view, scored, wait)
+        return await answered(request, service, background, view, scored, wait)
 
 
 async def _predict_unread(
@@ -242,7 +243,7 @@ async def upload_and_predict(
                 return _submit(service, connection, submitted, job, keyed, scored, now)
 
             view = await keep(service, received, insert)
-        return await _answer(request, service, background, view, scored, preferred_wait(prefer))
+        return await answered(request, service, background, view, scored, preferred_wait(prefer))
 
 
 def _submit(
@@ -267,7 +268,7 @@ def _names(model: ModelVersion) -> tuple[str, str]:
     return model.name, model.reference
 
 
-async def _answer(
+async def answered(
     request: Request,
     service: Service,
     background: BackgroundTasks,

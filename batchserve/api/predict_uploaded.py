@@ -9,11 +9,11 @@ from batchserve import idempotency
 from batchserve.access import Caller
 from batchserve.api.deps import replayed
 from batchserve.api.schemas.jobs import QueuedBody, RefusedJob
-from batchserve.api.schemas.options import PredictOptions
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import contents, queries
+from batchserve.options import PredictOptions
 from batchserve.service import Service
 from batchserve.submission import Submission, enqueue_all
 

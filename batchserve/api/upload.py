@@ -32,7 +32,6 @@ from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_
 from batchserve.api.plain import plain
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.api.schemas.options import FitOptions, query_parameters
-from batchserve.api.schemas.values import MAX_REFERENCE, Plain
 from batchserve.domain import ModelVersion, Options, ReadOptions, StoredInput
 from batchserve.errors import InvalidInput, InvalidOptions
 from batchserve.formats import FORMATS, encoding_of, get_format, sniff
@@ -41,6 +40,7 @@ from batchserve.jobs import requests
 from batchserve.service import JobSnapshot, Service
 from batchserve.storage import input_key, is_in_row, key_in_row
 from batchserve.submission import Submission, clean_filename, default_format, naming_bytes, wanted_columns
+from batchserve.values import MAX_REFERENCE, Plain
 
 router = APIRouter(tags=["upload"])
 

@@ -323,6 +323,34 @@ class Core:
             return AsyncJob(self._transport, await self._transport.json(request))
         return await self._send("/v1/predict", data, params, on_upload)
 
+    async def submit_urls(
+        self,
+        urls: str | Sequence[str],
+        model: str,
+        *,
+        output: str | None = None,
+        overwrite: bool = False,
+        archive: bool = False,
+        input_file: bool = False,
+        **options: Unpack[JobOptions],
+    ) -> AsyncJob:
+        """Starts a prediction of inputs that the server reads where they are, and returns its job at once. `urls`:
+        addresses or patterns, `file:///...` or `s3://...`. `output`: the address of the result, with `{stem}` one for
+        each input; by default it is kept by the server. `archive`: it keeps one for each input, in a ZIP.
+        docs/locations.md explains them."""
+        source = {name: options.pop(name) for name in ("delimiter", "decimal") if name in options}
+        body: dict[str, Any] = {
+            "input": {"urls": [urls] if isinstance(urls, str) else list(urls), **source},
+            "model": model,
+            "input_file": input_file,
+            **options,
+        }
+        if output is not None:
+            body["output"] = {"url": output, "overwrite": overwrite}
+        elif archive:
+            body["output"] = {"archive": True}
+        return AsyncJob(self._transport, await self._transport.json(_json_request("/v1/jobs", body)))
+
     async def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[AsyncJob]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
         params = query({"state": "uploaded", "model": model, **options})

@@ -2,7 +2,7 @@
 
 import builtins
 import os
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
@@ -250,6 +250,35 @@ class Client:
         """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job. `direct`:
         as of `upload`."""
         return Job(now(self._twin.submit(data, model, direct=direct, on_upload=on_upload, **options)))
+
+    def submit_urls(
+        self,
+        urls: str | Sequence[str],
+        model: str,
+        *,
+        output: str | None = None,
+        overwrite: bool = False,
+        archive: bool = False,
+        input_file: bool = False,
+        **options: Unpack[JobOptions],
+    ) -> Job:
+        """Starts a prediction of inputs that the server reads where they are, and returns its job at once. `urls`:
+        addresses or patterns, `file:///...` or `s3://...`. `output`: the address of the result, with `{stem}` one for
+        each input; by default it is kept by the server. `archive`: it keeps one for each input, in a ZIP.
+        docs/locations.md explains them."""
+        return Job(
+            now(
+                self._twin.submit_urls(
+                    urls,
+                    model,
+                    output=output,
+                    overwrite=overwrite,
+                    archive=archive,
+                    input_file=input_file,
+                    **options,
+                )
+            )
+        )
 
     def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[Job]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""

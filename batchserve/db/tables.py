@@ -102,6 +102,8 @@ jobs = Table(
     Column("input_removed_at", Number),
     # Visibility.
     Column("tenant", Words(64), nullable=False, server_default="default"),
+    # Of its inputs together. Null: unknown before they are read.
+    Column("inputs_bytes", BigInteger),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
     Index(None, "model_id"),
@@ -117,7 +119,8 @@ inputs = Table(
     metadata,
     Column("job_id", Words(36), ForeignKey("jobs.id", ondelete="CASCADE"), primary_key=True),
     Column("number", Integer, primary_key=True, autoincrement=False),
-    Column("key", Words(255), nullable=False),
+    # In the storage; or, of what is read where its owner keeps it, the address.
+    Column("key", Words(2048), nullable=False),
     # Null: unknown before the job has read it.
     Column("bytes", BigInteger),
     Column("sha256", Words(64)),
@@ -127,6 +130,8 @@ inputs = Table(
     # Whether its bytes are removed with the jobs that reference it; others are borrowed.
     Column("owned", Boolean, nullable=False, server_default=true()),
     Column("decimal", Words(1), nullable=False, server_default="."),
+    # Of what is read where its owner keeps it.
+    Column("version", Words(255)),
     Index(None, "key"),
 )
 
@@ -171,6 +176,8 @@ chunks = Table(
     Column("rows_failed", BigInteger),
     Column("errors_bytes", BigInteger),
     Column("facts", JSON),
+    # Number of whole inputs in it, from its input on.
+    Column("inputs", Integer, nullable=False, server_default=text("1")),
 )
 
 attempts = Table(

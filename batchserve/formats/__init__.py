@@ -33,6 +33,7 @@ __all__ = [
     "Tensors",
     "by_media_type",
     "encoding_of",
+    "format_of_name",
     "get_format",
     "sniff",
     "unsupported",
@@ -149,6 +150,11 @@ def get_format(name: str, dialect: Dialect | None = None) -> Format:
     if name not in FORMATS:
         raise InvalidOptions(f"there is no format {name!r}; expected one of {', '.join(RESULT_FORMATS)}")
     return _BOUND[name](dialect) if dialect is not None and name in _BOUND else FORMATS[name]
+
+
+def format_of_name(name: str) -> str | None:
+    """The format that the suffix of a file name says; None where it says none of ours."""
+    return _SUFFIXES.get(PurePath(name).suffix.lower())
 
 
 def by_media_type(media_type: str) -> Format | None:

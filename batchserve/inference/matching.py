@@ -98,13 +98,14 @@ class Match:
         if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
             raise InvalidOptions("npy holds one array, and this result has several: request npz, parquet or arrow")
 
-    def read(self, format: Format, source: BinaryIO, chunk: Chunk) -> tuple[Reading, Records]:
+    def read(self, format: Format, source: BinaryIO, chunk: Chunk, *, matrices: bool = True) -> tuple[Reading, Records]:
         """The records of a chunk in the types of the model, and their passed-through columns or arrays. With equal
-        input and output formats, values pass through as written, not as the model rounds them.
+        input and output formats, values pass through as written, not as the model rounds them. `matrices`: whether
+        numbers may come as matrices.
         """
         there = self.header.columns or self.header.arrays
         needed = [name for name in there if name in self.passed or name in self.binding.used]
-        if isinstance(format, MatrixReader) and chunk.stop - chunk.start >= FEWEST_BYTES:
+        if matrices and isinstance(format, MatrixReader) and chunk.stop - chunk.start >= FEWEST_BYTES:
             blocks = tuple(self._blocks(format))
             inside = {name for block in blocks for name in block.columns}
             kept = [name for name in needed if name in self.passed or name not in inside]

@@ -16,7 +16,7 @@ from batchserve.db.prepared import Prepared
 from batchserve.db.tables import contents, jobs
 from batchserve.domain import Job, StoredInput
 from batchserve.errors import JobNotFound
-from batchserve.jobs.queries import get, named_inputs, named_results
+from batchserve.jobs.queries import get_whole, named_inputs, named_results
 from batchserve.jobs.statements import JOBS, Owned, job_from_row
 from batchserve.storage import Storage, is_in_row, key_in_storage
 
@@ -44,7 +44,7 @@ def with_content(connection: Connection, stored: StoredInput) -> StoredInput:
 
 def get_with_inputs(connection: Connection, job_id: str) -> tuple[Job, tuple[StoredInput, ...]]:
     """A job and its inputs, the first with its content if that is in a row and was not removed. Raises JobNotFound."""
-    job = get(connection, job_id)
+    job = get_whole(connection, job_id)
     if job.input_removed_at is not None:
         return job, job.inputs
     return job, (with_content(connection, job.input), *job.inputs[1:])
@@ -56,7 +56,7 @@ def get_with_result(connection: Connection, job_id: str) -> tuple[Job, bytes | N
     if row is None:
         raise JobNotFound(f"no job {job_id!r}")
     content = row["result_content"]
-    return job_from_row(connection, row), None if content is None else bytes(content)
+    return job_from_row(row), None if content is None else bytes(content)
 
 
 def opened(database: Database, storage: Storage, key: str) -> BinaryIO:

@@ -22,7 +22,7 @@ from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerC
 from batchserve.jobs import contents
 from batchserve.jobs.ends import Ended, ending, error_values, finish, result_values
 from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
-from batchserve.jobs.statements import JOBS_OF, due, job_from_row, require_mine
+from batchserve.jobs.statements import JOBS_OF, due, further_inputs, job_from_row, require_mine
 
 _chance = random.Random()  # noqa: S311 - separate from the global generator, whose state others use
 
@@ -82,9 +82,11 @@ def add_attempt(connection: Connection, job_id: str, attempt: Attempt) -> None:
 def _taken(connection: Connection, claimed: list[str], now: float) -> list[Job]:
     """The claimed jobs in the order of the queue. Unreadable ones fail."""
     taken = []
-    for row in connection.execute(JOBS_OF, {"job_ids": claimed}).mappings().all():
+    found = connection.execute(JOBS_OF, {"job_ids": claimed}).mappings().all()
+    further = further_inputs(connection, found)
+    for row in found:
         try:
-            taken.append(job_from_row(connection, row))
+            taken.append(job_from_row(row, further.get(row["id"], ())))
         except UnreadableRow as error:
             values = error_values(error) | {"worker": None}
             finish(connection, ending(jobs.c.id == row["id"]), JobState.FAILED, now, values)

@@ -146,6 +146,7 @@ def chunk_values(job_id: str, chunk: Chunk) -> dict[str, Any]:
         "start": chunk.start,
         "stop": chunk.stop,
         "input": chunk.input,
+        "inputs": chunk.inputs,
     }
 
 

@@ -12,9 +12,9 @@ from batchserve import rows
 from batchserve.access import DEFAULT_TENANT, EVERY_TENANT
 from batchserve.db.prepared import Prepared
 from batchserve.db.tables import attempts, inputs, jobs, models
-from batchserve.domain import Attempt, Job, JobState
+from batchserve.domain import Attempt, Job, JobState, StoredInput
 from batchserve.errors import JobNotFound, UnreadableRow
-from batchserve.jobs.statements import JOBS, JOBS_OF, due, job_from_row, readable
+from batchserve.jobs.statements import INPUT_COLUMNS, JOBS, JOBS_OF, due, further_inputs, job_from_row, readable
 from batchserve.storage import ERRORS_SUFFIX
 
 STATES = [state.value for state in JobState]
@@ -27,7 +27,15 @@ def get(connection: Connection, job_id: str) -> Job:
     row = _JOB.row(connection, {"job_id": job_id})
     if row is None:
         raise JobNotFound(f"no job {job_id!r}")
-    return job_from_row(connection, row)
+    return job_from_row(row)
+
+
+def get_whole(connection: Connection, job_id: str) -> Job:
+    """A job with all its inputs. Raises JobNotFound, and UnreadableRow."""
+    row = _JOB.row(connection, {"job_id": job_id})
+    if row is None:
+        raise JobNotFound(f"no job {job_id!r}")
+    return job_from_row(row, further_inputs(connection, [row]).get(row["id"], ()))
 
 
 def state_of(connection: Connection, job_id: str) -> JobState:
@@ -56,15 +64,15 @@ def find_equal(connection: Connection, request_digest: str, tenant: str = DEFAUL
     if row is None:
         return None
     try:
-        return job_from_row(connection, row)
+        return job_from_row(row)
     except UnreadableRow:
-        return next(readable(connection, connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings().all()), None)
+        return next(readable(connection.execute(_EQUAL.limit(_MOST_EQUAL), values).mappings().all()), None)
 
 
 def find_on_input(connection: Connection, key: str, request_digest: str, tenant: str) -> list[Job]:
     """The readable jobs of a tenant on this input with the same model and options, the newest first."""
     guards = (inputs.c.key == key, jobs.c.request_digest == request_digest, jobs.c.tenant == tenant)
-    return list(readable(connection, connection.execute(JOBS.where(*guards)).mappings().all()))
+    return list(readable(connection.execute(JOBS.where(*guards)).mappings().all()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +92,15 @@ class JobFilter:
 ALL_JOBS = JobFilter()
 
 
+def inputs_of(connection: Connection, job_id: str, first: int, limit: int) -> list[tuple[int, StoredInput]]:
+    """The inputs of a job from the number `first` on, each with its number. Raises UnreadableRow."""
+    query = select(inputs.c.job_id, inputs.c.number, *INPUT_COLUMNS).where(
+        inputs.c.job_id == job_id, inputs.c.number >= first
+    )
+    found = connection.execute(query.order_by(inputs.c.number).limit(limit)).mappings().all()
+    return [(row["number"], rows.stored_input(row)) for row in found]
+
+
 def list_page(
     connection: Connection,
     tenant: str = DEFAULT_TENANT,
@@ -98,7 +115,7 @@ def list_page(
     page: list[Job] = []
     while len(page) < limit:
         found = connection.execute(JOBS.where(*guards, *_within(wanted, after, few)).limit(limit)).mappings().all()
-        page += readable(connection, found)
+        page += readable(found)
         if len(found) < limit:
             break
         after = found[-1]["id"]
@@ -152,7 +169,7 @@ def _first_id(since: float) -> str:
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
     """Those of these jobs that exist and can be read, the oldest first."""
     found = connection.execute(JOBS_OF, {"job_ids": list(job_ids)}).mappings().all()
-    return sorted(readable(connection, found), key=lambda job: job.id)
+    return sorted(readable(found), key=lambda job: job.id)
 
 
 def uploaded_for(connection: Connection, model: str, tenant: str = DEFAULT_TENANT) -> list[str]:

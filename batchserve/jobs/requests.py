@@ -20,7 +20,7 @@ from batchserve.jobs import contents
 from batchserve.jobs.ends import ending, finish, result_values
 from batchserve.jobs.execution import account_of, add_attempt, add_scored
 from batchserve.jobs.plan import done_chunks
-from batchserve.jobs.queries import get
+from batchserve.jobs.queries import get, get_whole
 from batchserve.jobs.statements import Owned, changed, owned
 
 
@@ -39,6 +39,7 @@ def create(
         "tenant": tenant,
         "state": JobState.UPLOADED,
         "inputs_total": len(stored),
+        "inputs_bytes": total_bytes(stored),
         "options": {},
         "model_id": model.id if model else None,
         "metadata": {},
@@ -48,7 +49,21 @@ def create(
     contents.add(connection, {one.key: one.content for one in stored if one.content is not None})
     _ADD_INPUTS.send(connection, *_input_rows(job_id, stored))
     as_read = tuple(replace(one, content=None) for one in stored)
-    return Job(job_id, JobState.UPLOADED, as_read, now, model=model, tenant=tenant)
+    return Job(
+        job_id,
+        JobState.UPLOADED,
+        as_read[:1],
+        now,
+        model=model,
+        inputs_total=len(stored),
+        inputs_bytes=total_bytes(stored),
+        tenant=tenant,
+    )
+
+
+def total_bytes(stored: Sequence[StoredInput]) -> int | None:
+    sizes = [one.bytes for one in stored if one.bytes is not None]
+    return sum(sizes) if len(sizes) == len(stored) else None
 
 
 def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: float) -> None:
@@ -62,7 +77,7 @@ def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: fl
         raise JobNotFound(f"no job {other.id!r}")
     if row.input_removed_at is not None:
         raise JobConflict(f"job {other.id} cannot be predicted again: its input was removed; upload it again")
-    create(connection, job_id, other.inputs, other.model, now, other.tenant)
+    create(connection, job_id, get_whole(connection, other.id).inputs, other.model, now, other.tenant)
 
 
 def enqueue_if_uploaded(
@@ -234,7 +249,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
         )
     )
     notifications.send(connection, Topic.QUEUED, [job_id])
-    _ADD_INPUTS.send(connection, *_input_rows(job_id, job.inputs))
+    _ADD_INPUTS.send(connection, *_input_rows(job_id, get_whole(connection, job.id).inputs))
     plan = connection.execute(select(chunks).where(chunks.c.job_id == job.id)).mappings().all()
     taken = {chunk.first_record for chunk in done}
     opened = dict.fromkeys(("attempt", "part_bytes", "part_sha256", "rows_failed", "errors_bytes", "facts"))
@@ -285,6 +300,7 @@ def _input_rows(job_id: str, stored: Sequence[StoredInput]) -> list[dict[str, An
             "decimal": one.dialect.decimal,
             "filename": one.filename,
             "owned": one.owned,
+            "version": one.version,
         }
         for number, one in enumerate(stored)
     ]

@@ -22,7 +22,7 @@ from batchserve.storage import input_key, key_in_row, key_in_storage
 ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 INPUT_COLUMNS = tuple(
     inputs.c[name].label(f"input_{name}")
-    for name in ("key", "bytes", "sha256", "format", "delimiter", "decimal", "filename", "owned")
+    for name in ("key", "bytes", "sha256", "format", "delimiter", "decimal", "filename", "owned", "version")
 )
 """Columns of a job joined with its first input."""
 WITH_FIRST_INPUT = jobs.outerjoin(inputs, and_(inputs.c.job_id == jobs.c.id, inputs.c.number == 0))
@@ -83,18 +83,25 @@ def outside(moment: ColumnElement[Any], before: float, after: float) -> ColumnEl
     return or_(moment < early, and_(moment > late, early > 0.0))
 
 
-def job_from_row(connection: Connection, row: rows.Row) -> Job:
-    """Raises UnreadableRow. A job that has ended is shown without a model that cannot be read."""
-    return _job(row, further_inputs(connection, [row]))
+def job_from_row(row: rows.Row, further: Sequence[rows.Row] | None = None) -> Job:
+    """`further`: its inputs after the first; None: it is read without them. Raises UnreadableRow. A job that has ended
+    is shown without a model that cannot be read."""
+    model = None
+    if row["model_id"] is not None:
+        try:
+            model = model_from_row(row)
+        except UnreadableRow:
+            if row["state"] not in ENDED:
+                raise
+    return rows.job(row, model, further)
 
 
-def readable(connection: Connection, found: Sequence[rows.Row]) -> Iterator[Job]:
+def readable(found: Sequence[rows.Row]) -> Iterator[Job]:
     """From fetched rows, because a row may be refused: an open cursor would keep its connection at an old snapshot of
     the database."""
-    further = further_inputs(connection, found)
     for row in found:
         with suppress(UnreadableRow):
-            yield _job(row, further)
+            yield job_from_row(row)
 
 
 def further_inputs(connection: Connection, found: Sequence[rows.Row]) -> dict[str, list[RowMapping]]:
@@ -104,17 +111,6 @@ def further_inputs(connection: Connection, found: Sequence[rows.Row]) -> dict[st
         for row in connection.execute(_FURTHER, {"job_ids": list(further)}).mappings().all():
             further[row["job_id"]].append(row)
     return further
-
-
-def _job(row: rows.Row, further: Mapping[str, list[RowMapping]]) -> Job:
-    model = None
-    if row["model_id"] is not None:
-        try:
-            model = model_from_row(row)
-        except UnreadableRow:
-            if row["state"] not in ENDED:
-                raise
-    return rows.job(row, model, further.get(row["id"], ()))
 
 
 def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:

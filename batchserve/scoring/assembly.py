@@ -1,16 +1,35 @@
 """Parts are put together into a result."""
 
+import io
+import zipfile
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import BinaryIO
+from functools import partial
+from typing import Any, BinaryIO
 
-from batchserve.domain import CommittedChunk, Dialect, Result
+from batchserve.domain import CommittedChunk, Dialect, Result, Target
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Open, Part
 from batchserve.scoring.inputs import storage_at
-from batchserve.storage import Piece, ReadsAhead, Span, Storage, errors_key, errors_part_key, part_key, result_key
+from batchserve.scoring.planning import WHOLE
+from batchserve.scoring.targets import AT_ONCE, write_object, write_partitions
+from batchserve.storage import (
+    Composed,
+    Piece,
+    ReadsAhead,
+    Span,
+    Storage,
+    Writer,
+    errors_key,
+    errors_part_key,
+    part_key,
+    result_key,
+    target_key,
+)
 
 ERRORS_FORMAT = "jsonl"
+_BLOCK = 8 * 2**20
 _AHEAD = 6
 """Parts that are fetched before they are needed."""
 
@@ -24,6 +43,20 @@ class AssembleTask:
     dialect: Dialect
     parts: tuple[Part, ...]
     errors: tuple[Part, ...]
+    target: Target | None = None
+    """Where its owner wants the result; None: in the storage."""
+    outputs: tuple["Output", ...] = ()
+    """Its results, if it has several, or a target."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """One result of several, or in a target."""
+
+    name: str
+    """Its address, or its name in an archive."""
+    parts: tuple[Part, ...]
+    """() for an input without records."""
 
 
 def stored_parts(job_id: str, done: Iterable[CommittedChunk]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -37,14 +70,101 @@ def stored_parts(job_id: str, done: Iterable[CommittedChunk]) -> tuple[tuple[Par
     return tuple(parts), tuple(errors)
 
 
+def outputs_of(names: Sequence[str], done: Sequence[CommittedChunk], parts: Sequence[Part]) -> tuple[Output, ...]:
+    """The result of each input. `names`: in the order of the inputs; `parts`: of the committed chunks."""
+    of_input: dict[int, list[Part]] = {}
+    for committed, part in zip(done, parts, strict=True):
+        of_input.setdefault(committed.chunk.input, []).append(part)
+    return tuple(Output(name, tuple(of_input.get(number, ()))) for number, name in enumerate(names))
+
+
 def assemble_result(task: AssembleTask) -> Result:
     """Concatenates the parts into the result object, and their error lists into another one."""
     store = storage_at(task.storage)
-    key = result_key(task.job_id, task.attempt)
-    stored = store.compose(key, assembled_pieces(store, task.format, task.dialect, task.parts))
+    if task.target is None and task.outputs:
+        key = result_key(task.job_id, task.attempt)
+        stored = write_archive(store, key, task)
+    elif task.target is None:
+        key = result_key(task.job_id, task.attempt)
+        stored = store.compose(key, assembled_pieces(store, task.format, task.dialect, task.parts))
+    else:
+        key = target_key(task.job_id, task.attempt)
+        stored = write_outputs(store, task)
     errors = errors_key(task.job_id, task.attempt) if task.errors else None
     size = store.compose(errors, _errors_pieces(store, task.errors)).bytes if errors else 0
     return Result(key, stored.bytes, stored.sha256, errors, size)
+
+
+def write_outputs(store: Storage, task: AssembleTask) -> Composed:
+    """Writes all results of a job into its target, each whole. Raises TargetExists and LocationRefused."""
+    assert task.target is not None
+    if task.target.partition_by is not None:
+        return write_partitions(store, task.target, task.target.partition_by, task.parts)
+    write = partial(_write_output, store, task, task.target)
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        written = list(threads.map(write, task.outputs))
+    digest = written[0].sha256 if len(written) == 1 else None
+    return Composed(sum(one.bytes for one in written), digest)
+
+
+def _write_output(store: Storage, task: AssembleTask, target: Target, output: Output) -> Composed:
+    return write_object(target, output.name, _content(store, task, output))
+
+
+def write_archive(store: Storage, key: str, task: AssembleTask) -> Composed:
+    """Stores a ZIP of all results, which are not compressed: equal results give equal bytes."""
+    with store.create(key) as writer:
+        with zipfile.ZipFile(_Appended(writer), "w") as archive:
+            for output in task.outputs:
+                entry = zipfile.ZipInfo(output.name)
+                with archive.open(entry, "w", force_zip64=True) as file:
+                    for block in _content(store, task, output):
+                        file.write(block)
+        return writer.commit()
+
+
+class _Appended(io.RawIOBase):
+    """A writer as a file that takes bytes and knows no positions."""
+
+    def __init__(self, writer: Writer) -> None:
+        self._writer = writer
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        self._writer.write(bytes(data))
+        return len(data)
+
+
+def _content(store: Storage, task: AssembleTask, output: Output) -> Iterator[bytes]:
+    """The bytes of one result."""
+    if output.parts:
+        pieces = assembled_pieces(store, task.format, task.dialect, output.parts)
+    else:
+        pieces = iter([_without_records(store, task)])
+    return _blocks(store, pieces)
+
+
+def _blocks(store: Storage, pieces: Iterable[Piece]) -> Iterator[bytes]:
+    for piece in pieces:
+        if isinstance(piece, Span):
+            for start in range(piece.start, piece.stop, _BLOCK):
+                yield store.read(piece.key, start, min(start + _BLOCK, piece.stop))
+        else:
+            yield piece
+
+
+def _without_records(store: Storage, task: AssembleTask) -> bytes:
+    """A result with the columns of the others and no record."""
+    format = get_format(task.format, task.dialect)
+    part = min(task.parts, key=lambda part: part.bytes)
+    with store.open(part.key) as source:
+        chunk = next(format.plan(source, None, WHOLE))
+        records = format.read(source, chunk, {}).records
+    if isinstance(records, dict):
+        return format.write({name: array[:0] for name, array in records.items()})
+    return format.write(records.clear())
 
 
 def assembled_pieces(store: Storage, format: str, dialect: Dialect, parts: Sequence[Part]) -> Iterator[Piece]:

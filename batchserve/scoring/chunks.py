@@ -1,6 +1,6 @@
 """One chunk is read, scored and written as a part."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -9,9 +9,11 @@ from batchserve.domain import Chunk, ModelVersion, Options, ScoredChunk
 from batchserve.formats import get_format
 from batchserve.inference.answers import score
 from batchserve.inference.matching import match_input, with_names
+from batchserve.scoring.comparison import match_named
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of, storage_at
-from batchserve.scoring.planning import moved
+from batchserve.scoring.joining import Piece, Together, joined
+from batchserve.scoring.planning import moved, whole
 from batchserve.scoring.results import error_lines, result_of
 from batchserve.scoring.sessions import keep_only, session_for
 from batchserve.storage import errors_part_key, part_key
@@ -27,6 +29,10 @@ class ChunkTask:
     options: Options
     base: int = 0
     """Records in the job's previous inputs. A format counts only within its input."""
+    further: tuple[Input, ...] = ()
+    """The inputs after `input` that share the chunk, each whole."""
+    first: Input | None = None
+    """The first of several inputs of the job: its columns are those of the result, in its order."""
 
 
 def warm_up() -> None:
@@ -63,19 +69,46 @@ def score_chunk(task: ChunkTask) -> ScoredChunk:
 
 def score_rows(task: ChunkTask) -> Rows:
     """Scores a chunk, and writes its rows into memory."""
-    named = replace(task.input, dialect=with_names(task.input.dialect, task.model, task.options))
-    match = match_input(header_of(named), task.model, task.options)
-    chunk = moved(task.chunk, -task.base)
-    with named.open() as source:
-        reading, passed = match.read(named.reader, source, chunk)
+    together = _read(task)
+    match, reading, passed, chunk = together.match, together.reading, together.passed, task.chunk
     session = session_for(task.input.storage, task.model)
     scored = score(session, match, reading, chunk.records, partial(keep_only, session))
-    format = get_format(task.options.format, task.input.dialect)
+    format = get_format(task.options.format, (task.first or task.input).dialect)
     content = format.write(result_of(format, scored, passed, match))
-    keyed = passed if isinstance(passed, dict) else reading.records
-    errors = error_lines(scored.errors, keyed, task.chunk.first_record, task.options.key) if scored.errors else b""
+    errors = b""
+    if scored.errors:
+        keys = together.keyed[task.options.key] if task.options.key is not None else None
+        errors = error_lines(scored.errors, keys, chunk.first_record, together.place if task.first else None)
     facts = {"notes": list(match.notes), "model_seconds": scored.model_seconds}
     return Rows(content, errors, int(scored.failed.sum()), facts)
+
+
+def _read(task: ChunkTask) -> Together:
+    """The records of a chunk, of all its inputs."""
+    read = [_read_one(task, input, chunk) for input, chunk in _pieces(task)]
+    if len({tuple(piece.reading.matrices) for piece in read}) > 1:  # a small input has none
+        read = [_read_one(task, input, chunk, matrices=False) for input, chunk in _pieces(task)]
+    if task.first is None:
+        return read[0].together()
+    layout = match_named(task.first, task.model, task.options)
+    return joined(read, layout, with_files=task.options.input_file)
+
+
+def _pieces(task: ChunkTask) -> Iterator[tuple[Input, Chunk]]:
+    """The inputs of a chunk, each with what it has of it, numbered in the input."""
+    if not task.further:
+        yield task.input, moved(task.chunk, -task.base)
+        return
+    for input in (task.input, *task.further):
+        yield input, whole(input)
+
+
+def _read_one(task: ChunkTask, input: Input, chunk: Chunk, *, matrices: bool = True) -> Piece:
+    named = replace(input, dialect=with_names(input.dialect, task.model, task.options))
+    match = match_input(header_of(named), task.model, task.options)
+    with named.reading() as source:
+        reading, passed = match.read(named.reader, source, chunk, matrices=matrices)
+    return Piece(input.key, chunk, match, reading, passed)
 
 
 def store_rows(storage: str, rows: Rows, key: str, errors_key: str) -> str:

@@ -1,5 +1,7 @@
 """Inputs as scoring processes read them, and what a process remembers of them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from io import BytesIO
@@ -9,6 +11,7 @@ from batchserve.domain import Dialect, StoredInput
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header
 from batchserve.storage import Storage, open_storage
+from batchserve.storage.locations import open_at, require_unchanged
 from batchserve.storage.ranged import RangedObject, RangedReader
 
 
@@ -22,15 +25,20 @@ class Input:
     dialect: Dialect
     content: bytes | None = None
     """The bytes themselves, of an input that is in a row of the database."""
+    version: str | None = None
+    """Of an input that is read where its owner keeps it; its key is then its address."""
 
     @classmethod
     def of(cls, storage: str, stored: StoredInput) -> "Input":
-        return cls(storage, stored.key, stored.format, stored.dialect, stored.content)
+        return cls(storage, stored.key, stored.format, stored.dialect, stored.content, stored.version)
 
     def open(self) -> BinaryIO:
-        """Raises FileNotFoundError, for an object that is fetched by range perhaps only when it is read."""
+        """Raises FileNotFoundError, for an object that is fetched by range perhaps only when it is read; InputChanged
+        for one that its owner has changed."""
         if self.content is not None:
             return BytesIO(self.content)
+        if self.version is not None:
+            return open_at(self.key, self.version)
         known = _known.get((self.storage, self.key))
         if known is not None:
             return known.open()
@@ -40,6 +48,15 @@ class Input:
                 del _known[next(iter(_known))]
             _known[self.storage, self.key] = source.stored
         return source
+
+    @contextmanager
+    def reading(self) -> Iterator[BinaryIO]:
+        """Opens it to read it. Raises InputChanged, also when its owner has changed it meanwhile: what was read may be
+        of two states of it."""
+        with self.open() as source:
+            yield source
+        if self.version is not None:
+            require_unchanged(self.key, self.version)
 
     @property
     def reader(self) -> Format:
@@ -60,5 +77,5 @@ def storage_at(address: str) -> Storage:
 @lru_cache(maxsize=32)
 def header_of(input: Input) -> Header:
     """What the beginning of an input tells, read once in a process: stored bytes never change."""
-    with input.open() as source:
+    with input.reading() as source:
         return input.reader.header(source)

@@ -1,11 +1,16 @@
-"""An input is cut into chunks, and a chunk into halves."""
+"""An input is cut into chunks, and a chunk into halves. Small inputs share a chunk."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 
 from batchserve.domain import Chunk, ChunkLimits
+from batchserve.scoring.comparison import CompareTask, compare_inputs
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input
+
+WHOLE = ChunkLimits(bytes=2**62, records=2**62)
+"""Under which an input is one chunk."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,47 +20,142 @@ class PlanTask:
     """None: from the beginning of the input."""
     limits: ChunkLimits
     most: int
-    """Most chunks in one answer."""
+    """Most chunks in one answer, or one more."""
     number: int = 0
     """Number of the input in the job."""
     base: int = 0
     """Records in the inputs before it."""
+    further: tuple[Input, ...] = ()
+    """The next inputs, of which several may share a chunk with it; more than `MOST_TOGETHER`, or all that follow."""
+    sizes: tuple[int, ...] = ()
+    """Bytes of the input and of the further ones. (): none shares a chunk."""
+    is_last: bool = True
+    """Whether the job has no input after these."""
+    comparison: CompareTask | None = None
+    """Of all inputs of the job, before the first is planned."""
 
 
 @dataclass(frozen=True)  # without slots: see `Chunk`
 class Planned:
     chunks: tuple[Chunk, ...]
     complete: bool
+    """Whether all inputs of the task are planned to their ends."""
     share: float
-    """Planned share of the input, 0 to 1."""
+    """Planned share of the first input that is not, 0 to 1; of an only one, also when it is."""
+    ended: int = 1
+    """Inputs of the task that are planned to their ends."""
+
+
+MOST_TOGETHER = 64
+"""Inputs that share a chunk, at most."""
 
 
 @by_name
 def plan_chunks(task: PlanTask) -> Planned:
-    """The next chunks of an input, after those that are planned already. Raises InvalidInput."""
-    after = moved(task.after, -task.base) if task.after else None
-    format = task.input.reader
-    with task.input.open() as source:
-        planned = islice(format.plan(source, after, task.limits), task.most)
-        chunks = tuple(moved(chunk, task.base, task.number) for chunk in planned)
-        complete = len(chunks) < task.most
-        share = 1.0 if complete else min(1.0, chunks[-1].stop / max(format.end(source), 1))
-    return Planned(chunks, complete, share)
+    """The next chunks of one or several inputs, after those that are planned already. Raises InvalidInput, and what
+    `compare_inputs` raises.
+
+    Where they end depends on nothing but the inputs and the limits, however many chunks or inputs a call plans: so a
+    chunk to which the next input, beyond those of the task, may still belong is left to the next call.
+    """
+    if task.comparison is not None:
+        compare_inputs(task.comparison)
+    chunks: list[Chunk] = []
+    base, is_open, size = task.base, False, 0
+    for place, input in enumerate((task.input, *task.further)):
+        after = task.after if place == 0 else None
+        left = max(2, task.most - len(chunks))
+        own, is_complete, end = _of_one(input, after, task.limits, left, base, task.number + place)
+        if not is_complete:
+            return Planned((*chunks, *own), False, min(1.0, own[-1].stop / max(end, 1)), place)
+        base = _end_of(own[-1] if own else after, base)
+        if own and not own[0].records and not (base == 0 and task.is_last and place == len(task.further)):
+            # Records number chunks: only a job without any has a chunk without one.
+            if is_open and _fits(chunks[-1], own[0], size, task.limits):
+                chunks[-1] = _joined(chunks[-1], own[0])
+            else:
+                is_open = False
+            continue
+        is_whole = bool(task.sizes) and after is None and len(own) == 1
+        own_size = task.sizes[place] if task.sizes else 0
+        if is_open and is_whole and _fits(chunks[-1], own[0], size + own_size, task.limits):
+            chunks[-1], size = _joined(chunks[-1], own[0]), size + own_size
+        elif len(chunks) >= task.most:
+            return Planned(tuple(chunks), False, 0.0, place)
+        else:
+            chunks += own
+            is_open, size = is_whole, own_size
+    ended = 1 + len(task.further)
+    if is_open and not task.is_last and chunks[-1].inputs < MOST_TOGETHER:  # it may still grow
+        ended -= chunks.pop().inputs
+        return Planned(tuple(chunks), False, 0.0, ended)
+    return Planned(tuple(chunks), True, 1.0, ended)
 
 
-def halve_chunk(task: Input, whole: Chunk, after: Chunk | None, base: int = 0) -> list[Chunk]:
-    """A chunk split in two, or the same one where it cannot be split. `after`: the chunk of its input before it.
-    `base`: the records in the inputs before that."""
-    limits = ChunkLimits(bytes=2**62, records=(whole.records + 1) // 2)
+def _of_one(
+    input: Input, after: Chunk | None, limits: ChunkLimits, most: int, base: int, number: int
+) -> tuple[list[Chunk], bool, int]:
+    """Chunks of one input, whether they end it, and where it ends."""
+    format = input.reader
+    with input.reading() as source:
+        planned = islice(format.plan(source, moved(after, -base) if after else None, limits), most)
+        chunks = [moved(chunk, base, number) for chunk in planned]
+        is_complete = len(chunks) < most
+        return chunks, is_complete, 0 if is_complete else format.end(source)
+
+
+def _end_of(chunk: Chunk | None, base: int) -> int:
+    return base if chunk is None else chunk.first_record + chunk.records
+
+
+def _fits(before: Chunk, own: Chunk, size: int, limits: ChunkLimits) -> bool:
+    """Whether a whole input goes into the chunk of the whole inputs before it. Without limits all do, for a model that
+    must see all records at once."""
+    if limits == WHOLE:
+        return True
+    is_small = size <= limits.bytes and before.records + own.records <= limits.records
+    return is_small and before.inputs < MOST_TOGETHER
+
+
+def _joined(before: Chunk, own: Chunk) -> Chunk:
+    return replace(before, records=before.records + own.records, start=0, stop=0, inputs=before.inputs + 1)
+
+
+def whole(input: Input, base: int = 0, number: int = 0) -> Chunk:
+    """All records of an input as one chunk."""
+    with input.reading() as source:
+        return moved(next(input.reader.plan(source, None, WHOLE)), base, number)
+
+
+def halve_chunk(task: Sequence[Input], whole_chunk: Chunk, after: Chunk | None, base: int = 0) -> list[Chunk]:
+    """A chunk split in two, or the same one where it cannot be split. `task`: its inputs. `after`: the chunk of its
+    first input before it. `base`: the records in the inputs before that."""
+    if len(task) > 1:
+        return _halved_by_inputs(task, whole_chunk)
+    limits = ChunkLimits(bytes=2**62, records=(whole_chunk.records + 1) // 2)
     after = moved(after, -base) if after else None
-    with task.open() as source:
-        first = moved(next(task.reader.plan(source, after, limits)), base, whole.input)
-    if not 0 < first.records < whole.records:
-        return [whole]
-    return [
-        first,
-        Chunk(first.first_record + first.records, whole.records - first.records, first.stop, whole.stop, whole.input),
-    ]
+    with task[0].reading() as source:
+        first = moved(next(task[0].reader.plan(source, after, limits)), base, whole_chunk.input)
+    if not 0 < first.records < whole_chunk.records:
+        return [whole_chunk]
+    start, records = first.first_record + first.records, whole_chunk.records - first.records
+    return [first, Chunk(start, records, first.stop, whole_chunk.stop, whole_chunk.input)]
+
+
+def _halved_by_inputs(inputs: Sequence[Input], together: Chunk) -> list[Chunk]:
+    middle = len(inputs) // 2
+    return list(_of_inputs([inputs[:middle], inputs[middle:]], together))
+
+
+def _of_inputs(halves: Sequence[Sequence[Input]], together: Chunk) -> Iterator[Chunk]:
+    """A chunk for each of several sequences of whole inputs."""
+    base, number = together.first_record, together.input
+    for half in halves:
+        chunk = whole(half[0], base, number)
+        for further in half[1:]:
+            chunk = _joined(chunk, whole(further))
+        yield chunk
+        base, number = base + chunk.records, number + len(half)
 
 
 def moved(chunk: Chunk, by: int, number: int | None = None) -> Chunk:

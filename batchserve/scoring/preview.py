@@ -19,6 +19,7 @@ from batchserve.inference.matching import match_input, with_names
 from batchserve.inference.outputs import ResultSchema
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of
+from batchserve.scoring.planning import whole
 from batchserve.scoring.texts import values_of
 
 MOST_COLUMNS = 50
@@ -48,6 +49,8 @@ class PreviewTask:
     """How a job reads the file. None: as its bytes show."""
     is_result: bool = False
     """Whether only the columns are shown that the model has added."""
+    further: tuple[Input, ...] = ()
+    """The inputs that share its chunk, in one of which the first record may be."""
 
 
 class Preview(NamedTuple):
@@ -201,7 +204,14 @@ def _named(input: Input, model: ModelVersion | None, options: Options | None) ->
 
 
 def _as_job(task: PreviewTask) -> PreviewTask:
-    return task if task.is_result else replace(task, input=_named(task.input, task.model, task.options))
+    if task.is_result:
+        return task
+    input, first = task.input, task.first
+    for following in task.further:
+        if first < (records := whole(input).records):
+            break
+        input, first = following, first - records
+    return replace(task, input=_named(input, task.model, task.options), first=first, further=())
 
 
 def _names(task: PreviewTask, header: Header) -> list[str]:

@@ -1,6 +1,6 @@
 """From answers to the records of a result, and to the entries of its errors list."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -93,18 +93,25 @@ def _blanked(array: np.ndarray, failed: np.ndarray) -> np.ndarray:
     return array
 
 
-def error_lines(errors: Iterable[RowError], passed: Records, first_record: int, key: str | None) -> bytes:
+def error_lines(
+    errors: Iterable[RowError],
+    keys: pl.Series | np.ndarray | None,
+    first_record: int,
+    place: Callable[[int], Mapping[str, Any]] | None = None,
+) -> bytes:
     """An entry for each failed record, numbered over all inputs of the job, as NDJSON.
 
-    `key`: the column or array among those passed through that identifies a record.
+    `keys`: of the column or array that identifies a record. `place`: gives further fields by a record's number in the
+    chunk, of a job of several inputs.
     """
-    keys = None
-    if key is not None:
-        table = frame_of({key: passed[key]}) if isinstance(passed, dict) else passed.select(key)
-        keys = as_base64(table)[key]
+    if keys is not None:
+        table = frame_of({"key": keys}) if isinstance(keys, np.ndarray) else pl.DataFrame({"key": keys})
+        keys = as_base64(table)["key"]
     lines = []
     for error in errors:
         line: dict[str, Any] = {"record": first_record + error.record}
+        if place is not None:
+            line |= place(error.record)
         if keys is not None:
             line["key"] = _plain_value(keys, error.record)
         line |= {"column": error.column, "code": error.code, "message": error.message}

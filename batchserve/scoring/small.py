@@ -42,8 +42,9 @@ def score_small(task: SmallTask) -> Planned | Small:
     planned = plan_chunks(task.plan)
     if not planned.complete or len(planned.chunks) != 1:
         return planned
+    source, first = task.plan.input, task.plan.input if task.options.input_file else None
     rows = score_rows(
-        ChunkTask(task.plan.input, task.job_id, task.attempt, planned.chunks[0], task.model, task.options)
+        ChunkTask(source, task.job_id, task.attempt, planned.chunks[0], task.model, task.options, first=first)
     )
     return ended(task, planned, rows)
 

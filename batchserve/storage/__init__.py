@@ -82,11 +82,13 @@ Piece = bytes | Span
 
 @dataclass(frozen=True, slots=True)
 class ObjectInfo:
-    """One entry of a listing. `modified` is in seconds since the epoch, by the clock of the store."""
+    """One entry of a listing. `modified` is in seconds since the epoch, by the clock of the store; `tag` as by
+    `Tagged.tag`, where the store has tags."""
 
     key: str
     bytes: int
     modified: float
+    tag: str | None = None
 
 
 class Writer(Protocol):
@@ -295,7 +297,12 @@ class Tagged(Storage, Protocol):
     """A storage that is not on this host, and tells cheaply whether a copy on its disk is still right."""
 
     def tag(self, key: str) -> str:
-        """A text that differs for different bytes under a key. Raises FileNotFoundError."""
+        """A text that differs for different bytes under a key, and ends with their number. Raises
+        FileNotFoundError."""
+        ...
+
+    def open_tagged(self, key: str, tag: str) -> BinaryIO:
+        """As `open`. Raises FileNotFoundError also when the object has another tag."""
         ...
 
 
@@ -382,6 +389,16 @@ def result_key(job_id: str, attempt: int) -> str:
 
 def errors_key(job_id: str, attempt: int) -> str:
     return f"{result_key(job_id, attempt)}{ERRORS_SUFFIX}"
+
+
+def target_key(job_id: str, attempt: int) -> str:
+    """Of a result that is outside of the storage: under the address in the options of its job."""
+    return f"targets/{job_id}-{attempt}"
+
+
+def is_elsewhere(key: str) -> bool:
+    """Whether a result is outside of the storage (`target_key`)."""
+    return key.startswith("targets/")
 
 
 def model_key(digest: str) -> str:

@@ -1,5 +1,7 @@
 """Objects of a bucket: of Amazon S3, or of another store that speaks its protocol."""
 
+import errno
+import os
 import re
 import threading
 from collections import OrderedDict, deque
@@ -8,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 import obstore
 from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
@@ -20,6 +22,9 @@ from batchserve.storage.blocks import BLOCK, BlockCache
 from batchserve.storage.ranged import RangedObject
 from batchserve.storage.s3_uploads import SignedBucket
 from batchserve.storage.streamed import StreamedWriter
+
+if TYPE_CHECKING:
+    from obstore import ObjectMeta
 
 __all__ = ["S3Storage"]
 
@@ -136,7 +141,13 @@ class S3Storage:
     def tag(self, key: str) -> str:
         with self._failures_named():
             found = obstore.head(self._store, self._path(key))
-        return f"{found['e_tag']} {found['size']}"
+        return _tag(found["e_tag"], found["size"])
+
+    def open_tagged(self, key: str, tag: str) -> BinaryIO:
+        if self.tag(key) != tag:
+            raise FileNotFoundError(errno.ENOENT, f"{os.strerror(errno.ENOENT)} in this version", key)
+        self._blocks.forget(self._path(key))  # perhaps of another version
+        return RangedObject(self, key, int(tag.rsplit(maxsplit=1)[-1])).open()
 
     def read(self, key: str, start: int, stop: int) -> bytes:
         path = self._path(key)
@@ -183,7 +194,7 @@ class S3Storage:
         folder = f"{self._prefix}{prefix}".rpartition("/")[0]
         with self._failures_named():
             found = sorted(
-                (entry["path"].removeprefix(self._prefix), entry["size"], entry["last_modified"].timestamp())
+                (entry["path"].removeprefix(self._prefix), *_described(entry))
                 for page in obstore.list(self._store, folder or None)
                 for entry in page
             )
@@ -302,6 +313,15 @@ class S3Storage:
             if _says(error, _FULL):
                 raise InsufficientStorage(f"the object store has no space for {self.address}: {code}") from error
             raise Unavailable(f"the object store does not respond for {self.address}: {code}") from error
+
+
+def _described(entry: "ObjectMeta") -> tuple[int, float, str]:
+    """Size, time and tag of an entry of a listing."""
+    return entry["size"], entry["last_modified"].timestamp(), _tag(entry["e_tag"], entry["size"])
+
+
+def _tag(e_tag: str | None, size: int) -> str:
+    return f"{e_tag} {size}"
 
 
 def _whole(fetch: Callable[[str, int, int], bytes], path: str, start: int, stop: int) -> bytes:

@@ -314,7 +314,7 @@ def _read_first(row: rows.Row) -> object:
     further = row["inputs_there"] - 1
     if further > 0 and row["inputs_total"] == 1 + further:
         row = {**row, "inputs_total": 1}
-    return rows.job(row, None)
+    return rows.job(row, None, ())
 
 
 def _read_chunk(row: rows.Row) -> object:

@@ -12,7 +12,7 @@ from batchserve.db.connect import Database
 from batchserve.db.tables import chunks, jobs, models
 from batchserve.domain import JobState
 from batchserve.jobs.statements import INPUT_COLUMNS, WITH_FIRST_INPUT, further_inputs
-from batchserve.storage import errors_part_key, is_in_row, model_key, part_key
+from batchserve.storage import errors_part_key, is_elsewhere, is_in_row, model_key, part_key
 
 UNFINISHED = (JobState.QUEUED, JobState.RUNNING)
 STOPPED = (JobState.FAILED, JobState.CANCELLED)
@@ -140,7 +140,7 @@ def _of_job(row: RowMapping, further: Sequence[RowMapping]) -> list[NamedObject]
             for stored in (row, *further)
             if stored["input_owned"]
         ]
-    if state == JobState.COMPLETED and row["result_key"] is not None:
+    if state == JobState.COMPLETED and row["result_key"] is not None and not is_elsewhere(row["result_key"]):
         named.append(NamedObject(row["result_key"], row["result_bytes"], row["result_sha256"], owner, mend))
     if state == JobState.COMPLETED and row["errors_key"] is not None:
         named.append(NamedObject(row["errors_key"], row["errors_bytes"], None, owner, mend))

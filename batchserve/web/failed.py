@@ -19,6 +19,7 @@ from batchserve.errors import BatchserveError
 from batchserve.formats import get_format
 from batchserve.jobs import contents
 from batchserve.scoring.inputs import Input
+from batchserve.scoring.joining import INPUT_FILE
 from batchserve.scoring.preview import Cell, cells
 from batchserve.service import Service
 from batchserve.storage import Span
@@ -43,6 +44,10 @@ class Failure:
     key: str | None
     message: str
     value: str | None = None
+    input: str | None = None
+    """The address of its input, of a job that has several."""
+    place: int = 0
+    """The record's number in that input."""
 
 
 @dataclass(slots=True)
@@ -66,7 +71,7 @@ class Failed:
 
 async def show(request: Request) -> Response:
     job_id, service = await own_job(request.path_params["job_id"], request), service_of(request)
-    job = await service.read_job(job_id)
+    job = await records.whole(service, job_id)
     found, problem = Failed([], 0, False), None
     try:
         found = await service.calls.read(caller_of(request).tenant, functools.partial(_read, service, job))
@@ -94,7 +99,9 @@ def _read(service: Service, job: Job) -> Failed:
         group = groups.setdefault((code, column), Group(code, column))
         group.count += 1
         if len(group.first) < _FIRST:
-            group.first.append(Failure(entry["record"], _text(entry.get("key")), str(entry.get("message"))))
+            failure = Failure(entry["record"], _text(entry.get("key")), str(entry.get("message")))
+            failure.input, failure.place = entry.get(INPUT_FILE), entry.get("input_record", 0)
+            group.first.append(failure)
     has_more = next(lines, None) is not None
     return Failed(sorted(groups.values(), key=lambda group: -group.count), read, has_more)
 
@@ -127,8 +134,11 @@ def _sources(service: Service, job: Job, wanted: list[tuple[str, Failure]]) -> d
     found: dict[Input, list[tuple[Cell, Failure]]] = {}
     with service.runtime.database.read() as connection:
         inputs = [records.input_of(connection, service, stored) for stored in job.inputs]
+        numbers = {stored.key: number for number, stored in enumerate(job.inputs)}
         for column, failure in wanted:
-            number, record, after = records.place_of(connection, job, failure.record)
+            number, record, after, _ = records.place_of(connection, job, failure.record)
+            if failure.input in numbers:
+                number, record, after = numbers[failure.input], failure.place, None
             shown = _FILE if inputs[number].format == "zip" else column  # an image is known by its name
             found.setdefault(inputs[number], []).append((Cell(record, shown, after), failure))
     return found

@@ -16,11 +16,11 @@ from batchserve.api import problems
 from batchserve.api.auth import caller_of
 from batchserve.api.deps import own_job, parsed, read_body, service_of
 from batchserve.api.predict import predict_stored
-from batchserve.api.schemas.options import PredictOptions
 from batchserve.domain import JobState, ModelVersion, Signature, StoredInput
 from batchserve.errors import BatchserveError, ModelNotFound
 from batchserve.formats import RESULT_FORMATS
 from batchserve.jobs import contents
+from batchserve.options import PredictOptions
 from batchserve.scoring.dry_run import Beginning, DryRun, Filled, dry_run, survey
 from batchserve.scoring.inputs import Input
 from batchserve.service import Service

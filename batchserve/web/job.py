@@ -29,12 +29,16 @@ from batchserve.web.tokens import COOKIE
 
 __all__ = ["ROUTES"]
 
+_INPUTS_SHOWN = 100
+"""Most inputs of which the manifest on the page names all; its file always does."""
 _FOLLOWED = (JobState.QUEUED, JobState.RUNNING)
 
 
 async def show(request: Request) -> Response:
     """`record`: the first one of those that are shown."""
     job, body = await _read(request)
+    if 1 < job.inputs_total <= _INPUTS_SHOWN:
+        job = await records.whole(service_of(request), job.id)
     fit = await fit_of(request, job.id) if job.state is JobState.UPLOADED else None
     recipe = recipe_of(job, str(request.base_url).rstrip("/"), needs_key=COOKIE in request.cookies)
     return page(
@@ -128,6 +132,7 @@ async def input_file(request: Request) -> Response:
 
 async def manifest(request: Request) -> Response:
     job, body = await _read(request)
+    job = await records.whole(service_of(request), job.id)
     headers = {"content-disposition": f'attachment; filename="{job.id}-manifest.json"', "cache-control": "no-store"}
     return Response(_pretty(manifest_of(job, body)), headers=headers, media_type="application/json")
 

@@ -5,6 +5,7 @@ from typing import Any
 from batchserve import __version__
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.domain import Job
+from batchserve.storage.locations import is_external
 
 __all__ = ["manifest_of"]
 
@@ -14,6 +15,7 @@ def manifest_of(job: Job, body: JobBody) -> dict[str, Any]:
     shown = body.model_dump(mode="json")
     inputs = [
         {"filename": each.filename, "format": each.format, "bytes": each.bytes, "sha256": each.sha256}
+        | ({"url": each.key, "version": each.version} if is_external(each.key) else {})
         for each in job.inputs
     ]
     model = None
@@ -25,6 +27,7 @@ def manifest_of(job: Job, body: JobBody) -> dict[str, Any]:
         "batchserve": __version__,
         "model": model,
         "inputs": inputs,
+        "inputs_total": job.inputs_total,
         "options": shown["options"],
         "rows": shown["rows"],
         "result": shown["result"],

@@ -12,7 +12,7 @@ from starlette.responses import RedirectResponse
 
 from batchserve import __version__
 from batchserve.access import Caller
-from batchserve.api.schemas.values import time_of
+from batchserve.api.schemas.times import time_of
 from batchserve.web.tokens import token_of
 
 __all__ = ["page", "see"]

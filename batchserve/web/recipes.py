@@ -76,7 +76,7 @@ class Recipe:
 def recipe_of(job: Job, url: str, needs_key: bool) -> Recipe | None:
     """None for a job that has no model yet, or whose model cannot be read any more; and for one of several inputs,
     which no client submits."""
-    if job.model is None or job.options is None or len(job.inputs) > 1:
+    if job.model is None or job.options is None or job.inputs_total > 1:
         return None
     first = job.input
     file = first.filename or f"input{get_format(first.format).suffix}"

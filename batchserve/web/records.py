@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from fastapi import Request, Response
 from sqlalchemy import Connection
@@ -12,15 +12,16 @@ from batchserve.api.auth import caller_of
 from batchserve.api.deps import leaving, own_job, service_of
 from batchserve.domain import Chunk, Job, JobState, StoredInput
 from batchserve.errors import BadRequest, BatchserveError, Gone
-from batchserve.jobs import contents, plan
+from batchserve.jobs import contents, plan, queries
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import moved
 from batchserve.scoring.preview import Preview, PreviewTask, preview, thumbnail
 from batchserve.service import Service
 from batchserve.service.turns import Lane
+from batchserve.storage import is_elsewhere
 from batchserve.web.pages import page
 
-__all__ = ["PAGE", "input_of", "part", "place_of", "result_of", "run", "show", "show_image", "wanted"]
+__all__ = ["PAGE", "Place", "input_of", "part", "place_of", "result_of", "run", "show", "show_image", "wanted", "whole"]
 
 T = TypeVar("T")
 PAGE = 20
@@ -50,7 +51,7 @@ class Records:
 async def show(request: Request) -> Response:
     """A page of them."""
     job_id, service, first = await own_job(request.path_params["job_id"], request), service_of(request), wanted(request)
-    job = await service.read_job(job_id)
+    job = await whole(service, job_id)
     found, problem = None, None
     try:
         found = await _read(request, service, job, first)
@@ -64,7 +65,7 @@ async def show(request: Request) -> Response:
 async def show_image(request: Request) -> Response:
     """The image of a record, small."""
     job_id, service = await own_job(request.path_params["job_id"], request), service_of(request)
-    job = await service.read_job(job_id)
+    job = await whole(service, job_id)
     task = await run_in_threadpool(_input_task, service, job, _record(request.path_params["record"]), 1)
     return Response(await run(request, service, thumbnail, task), headers=_IMAGE, media_type="image/jpeg")
 
@@ -98,20 +99,36 @@ async def run(request: Request, service: Service, function: Callable[..., T], *a
         raise Gone("the bytes were removed") from None
 
 
+async def whole(service: Service, job_id: str) -> Job:
+    """A job with all its inputs. Raises JobNotFound."""
+    return await service.runtime.database.fetch(lambda connection: queries.get_whole(connection, job_id))
+
+
 # --- where the bytes are ---------------------------------------------------------------------------------------------
 
 
-def place_of(connection: Connection, job: Job, record: int) -> tuple[int, int, Chunk | None]:
-    """The number of the input that holds a record, the record in it, and a chunk of it that ends there or before: so
-    far into a long input, it is not read from its beginning."""
+class Place(NamedTuple):
+    """Where a record of a job is."""
+
+    number: int
+    """Of its input, or of the first of those that share its chunk."""
+    record: int
+    """Counted from the beginning of that one."""
+    after: Chunk | None
+    """A chunk of it that ends there or before: so far into a long input, it is not read from its beginning."""
+    together: int
+    """Inputs that share the chunk."""
+
+
+def place_of(connection: Connection, job: Job, record: int) -> Place:
     holding = plan.chunk_before(connection, job.id, record + 1)
     if holding is None:
-        return 0, record, None
-    base = plan.first_records(connection, job.id)[holding.input] if len(job.inputs) > 1 else 0
+        return Place(0, record, None, 1)
+    base = plan.first_records(connection, job.id)[holding.input] if job.inputs_total > 1 else 0
     before = plan.chunk_before(connection, job.id, holding.first_record)
-    if before is None or before.input != holding.input:
-        return holding.input, record - base, None
-    return holding.input, record - base, moved(before, -base, 0)
+    is_same = before is not None and before.input == holding.input
+    after = moved(before, -base, 0) if before is not None and is_same else None
+    return Place(holding.input, record - base, after, holding.inputs)
 
 
 def input_of(connection: Connection, service: Service, stored: StoredInput) -> Input:
@@ -122,6 +139,8 @@ def result_of(service: Service, job: Job) -> Input | None:
     """The result of a completed job. Raises Gone."""
     if job.state is not JobState.COMPLETED or job.result is None or job.options is None:
         return None
+    if is_elsewhere(job.result.key) or job.options.archive:
+        return None
     stored = StoredInput(job.result.key, job.options.format, job.dialect)
     with service.runtime.database.read() as connection:
         return input_of(connection, service, stored)
@@ -131,9 +150,10 @@ def _input_task(service: Service, job: Job, first: int, count: int) -> PreviewTa
     if not job.has_input:
         raise Gone(f"the input of job {job.id} was removed at the end of its retention")
     with service.runtime.database.read() as connection:
-        number, first, after = place_of(connection, job, first)
-        source = input_of(connection, service, job.inputs[number])
-    return PreviewTask(source, first, count, after, job.model, job.options)
+        place = place_of(connection, job, first)
+        sharing = job.inputs[place.number : place.number + place.together]
+        source, *further = (input_of(connection, service, stored) for stored in sharing)
+    return PreviewTask(source, place.record, count, place.after, job.model, job.options, further=tuple(further))
 
 
 async def _read(request: Request, service: Service, job: Job, first: int) -> Records:

@@ -1,20 +1,21 @@
 """The state of a job in the worker that holds its lease."""
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from batchserve.domain import Chunk, ChunkLimits, Job, ModelVersion, Options, ScoredChunk, StoredInput
+from batchserve.domain import Chunk, ChunkLimits, CommittedChunk, Job, ModelVersion, Options, ScoredChunk, StoredInput
 from batchserve.engines import Call
 from batchserve.errors import NoRowScored, TooManyRowErrors, UnreadableRow
 from batchserve.facts import merge_facts
-from batchserve.formats.protocol import Part
+from batchserve.formats import get_format
 from batchserve.inference.matching import with_names
-from batchserve.scoring.assembly import AssembleTask
+from batchserve.scoring.assembly import AssembleTask, Output, outputs_of, stored_parts
 from batchserve.scoring.chunks import ChunkTask
+from batchserve.scoring.comparison import CompareTask
 from batchserve.scoring.inputs import Input
-from batchserve.scoring.planning import Planned, PlanTask
+from batchserve.scoring.planning import MOST_TOGETHER, WHOLE, Planned, PlanTask
 from batchserve.scoring.small import SmallTask
 from batchserve.settings import Settings
 from batchserve.worker.limits import SMALL_JOB_BYTES, UNLIMITED, chunk_limits, even_limits
@@ -23,6 +24,8 @@ __all__ = ["ActiveJob"]
 
 _PLANNED_AT_ONCE = 64
 """Most chunks that one call plans."""
+_INPUTS_AT_ONCE = 2 * MOST_TOGETHER
+"""Inputs that one call gets to plan."""
 
 
 @dataclass(slots=True)
@@ -32,14 +35,22 @@ class ActiveJob:
     id: str
     attempt: int
     inputs: tuple[Input, ...]
+    stored: tuple[StoredInput, ...]
+    """The same as they are stored."""
+    sizes: tuple[int, ...]
+    """Bytes of each input, as far as they are known."""
     bases: dict[int, int]
-    """The number of the first record of each input, as far as they are planned."""
+    """The number of the first record of each input that begins a chunk, as far as they are planned."""
     model: ModelVersion
     options: Options
     limits: ChunkLimits
     planned: bool
     is_small: bool
     """Whether to try it in one call: plan, score and assemble."""
+    number: int
+    """Of the first input that is not planned to its end."""
+    is_compared: bool
+    """Whether its inputs are known to have the same columns."""
     last_planned: Chunk | None
     pending: deque[Chunk]
     rows_planned: int
@@ -71,16 +82,21 @@ class ActiveJob:
         if job.model is None or job.options is None:
             raise UnreadableRow(f"the database's row of job {job.id} names no model or no options: remove it")
         limits = chunk_limits(settings, job.model, job.input.format)
-        size = sum(UNLIMITED if stored.bytes is None else stored.bytes for stored in job.inputs)
+        sizes = tuple(UNLIMITED if stored.bytes is None else stored.bytes for stored in job.inputs)
+        size = sum(sizes)
         return cls(
             id=job.id,
             attempt=job.attempt,
             inputs=tuple(_input(settings.storage, stored, job.model, job.options) for stored in job.inputs),
+            stored=job.inputs,
+            sizes=sizes,
             bases=bases,
             model=job.model,
             options=job.options,
             limits=even_limits(limits, job.input.format, size),
             planned=job.planned,
+            number=0 if last is None else last.input + (last.inputs if last.inputs > 1 else 0),
+            is_compared=len(job.inputs) == 1 or bool(job.chunks_total),
             last_planned=last,
             pending=deque(pending),
             rows_planned=job.rows_planned,
@@ -88,8 +104,13 @@ class ActiveJob:
             rows_failed=job.rows_failed,
             share_planned=1.0 if job.planned else 0.0,
             facts=merge_facts(job.facts, {"notes": list(job.model.signature.notes)}),
-            is_small=len(job.inputs) == 1 and size <= SMALL_JOB_BYTES and not job.chunks_total,
+            is_small=_is_small(job, size),
         )
+
+    @property
+    def is_per_input(self) -> bool:
+        """Whether each input has a result of its own, and so chunks of its own."""
+        return self.options.is_per_input
 
     @property
     def calls(self) -> list[Call[Any]]:
@@ -102,41 +123,72 @@ class ActiveJob:
 
     def plan_task(self, window: int) -> PlanTask:
         """The task that plans the next chunks. The first one is short, so that scoring begins immediately."""
-        number, last = max(self.bases), self.last_planned
+        number, last = self.number, self.last_planned
         after = last if last is not None and last.input == number else None
         most = _PLANNED_AT_ONCE if last else min(window, _PLANNED_AT_ONCE)
-        return PlanTask(self.inputs[number], after, self.limits, most, number, self.bases[number])
+        base = self.bases[number] if after else self.rows_planned
+        if len(self.inputs) == 1:
+            return PlanTask(self.inputs[number], after, self.limits, most, number, base)
+        stop = len(self.inputs) if self.limits == WHOLE else number + _INPUTS_AT_ONCE
+        own, *further = self.inputs[number:stop]
+        sizes = () if self.is_per_input else self.sizes[number:stop]
+        is_last = stop >= len(self.inputs)
+        comparison = None if self.is_compared else CompareTask(self.inputs, self.model, self.options)
+        return PlanTask(own, after, self.limits, most, number, base, tuple(further), sizes, is_last, comparison)
 
     def small_task(self, plan: PlanTask, settings: Settings) -> SmallTask:
         return SmallTask(plan, self.id, self.attempt, self.model, self.options, settings.inline_bytes)
 
     def chunk_task(self, chunk: Chunk) -> ChunkTask:
-        source, base = self.inputs[chunk.input], self.bases[chunk.input]
-        return ChunkTask(source, self.id, self.attempt, chunk, self.model, self.options, base)
+        own, *further = self._inputs_of(chunk)
+        first = self.inputs[0] if len(self.inputs) > 1 or self.options.input_file else None
+        base = self.bases[chunk.input]
+        return ChunkTask(own, self.id, self.attempt, chunk, self.model, self.options, base, tuple(further), first)
 
-    def halving(self, chunk: Chunk, before: Chunk | None) -> tuple[Input, Chunk, Chunk | None, int]:
+    def _inputs_of(self, chunk: Chunk) -> tuple[Input, ...]:
+        return self.inputs[chunk.input : chunk.input + chunk.inputs]
+
+    def halving(self, chunk: Chunk, before: Chunk | None) -> tuple[tuple[Input, ...], Chunk, Chunk | None, int]:
         """What `planning.halve_chunk` takes for a chunk. `before`: the one that is planned before it."""
         after = before if before is not None and before.input == chunk.input else None
-        return self.inputs[chunk.input], chunk, after, self.bases[chunk.input]
+        return self._inputs_of(chunk), chunk, after, self.bases[chunk.input]
 
-    def assemble_task(self, storage: str, parts: tuple[Part, ...], errors: tuple[Part, ...]) -> AssembleTask:
+    def assemble_task(self, storage: str, done: Sequence[CommittedChunk]) -> AssembleTask:
+        """`done`: all its chunks, in order."""
+        parts, errors = stored_parts(self.id, done)
+        target = self.options.target
+        outputs: tuple[Output, ...] = ()
+        if self.options.is_per_input:
+            suffix = get_format(self.options.format).suffix
+            names = target.urls(self.stored) if target else [f"{one.stem}{suffix}" for one in self.stored]
+            outputs = outputs_of(names, done, parts)
+        elif target is not None:
+            outputs = (Output(target.url, parts),)
         dialect = self.inputs[0].dialect
-        return AssembleTask(storage, self.id, self.attempt, self.options.format, dialect, parts, errors)
+        return AssembleTask(
+            storage, self.id, self.attempt, self.options.format, dialect, parts, errors, target, outputs
+        )
 
     def is_planned_by(self, planned: Planned) -> bool:
         """Whether the plan of the whole job is complete with these chunks."""
-        return planned.complete and max(self.bases) == len(self.inputs) - 1
+        return planned.complete and self.number + planned.ended == len(self.inputs)
 
     def add_planned(self, planned: Planned) -> None:
-        number = max(self.bases)
-        self.planned = self.is_planned_by(planned)
-        self.share_planned = (number + planned.share) / len(self.inputs)
+        self.planned, self.is_compared = self.is_planned_by(planned), True
+        self.number += planned.ended
+        share = 0.0 if planned.complete else planned.share
+        self.share_planned = (self.number + share) / len(self.inputs)
         self.pending.extend(planned.chunks)
         self.rows_planned += sum(chunk.records for chunk in planned.chunks)
-        if planned.chunks:
-            self.last_planned = planned.chunks[-1]
-        if planned.complete and not self.planned:
-            self.bases[number + 1] = self.rows_planned
+        for chunk in planned.chunks:
+            self.bases.setdefault(chunk.input, chunk.first_record)
+            self.last_planned = chunk
+
+    def add_halves(self, halves: Sequence[Chunk]) -> None:
+        """The chunks that replace one that crashed."""
+        for half in halves:
+            self.bases.setdefault(half.input, half.first_record)
+        self.pending.extendleft(reversed(halves))
 
     def add_scored(self, scored: ScoredChunk) -> None:
         self.rows_done += scored.chunk.records
@@ -160,6 +212,12 @@ class ActiveJob:
         if settled and failed > most:
             return TooManyRowErrors(f"{failed} records could not be scored, max_errors allows {int(most)}; {see}")
         return None
+
+
+def _is_small(job: Job, size: int) -> bool:
+    """Whether one call may do the job: its result goes into the storage, or the database."""
+    is_plain = job.options is None or (job.options.target is None and not job.options.archive)
+    return len(job.inputs) == 1 and size <= SMALL_JOB_BYTES and not job.chunks_total and is_plain
 
 
 def _input(storage: str, stored: StoredInput, model: ModelVersion, options: Options) -> Input:

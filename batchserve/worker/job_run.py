@@ -24,7 +24,7 @@ from batchserve.facts import merge_facts
 from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
-from batchserve.scoring.assembly import assemble_result, stored_parts
+from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import score_chunk
 from batchserve.scoring.planning import Planned, halve_chunk, plan_chunks
 from batchserve.scoring.small import Small, score_small
@@ -191,7 +191,7 @@ class JobRun:
         halves = future.result()
         if len(halves) > 1:
             self._write(plan.split_chunk_if_mine, whole, halves)
-        job.pending.extendleft(reversed(halves))
+        job.add_halves(halves)
 
     # --- assemble ---
 
@@ -207,10 +207,9 @@ class JobRun:
         except UnreadableRow as error:
             self._fail(error)
             return
-        parts, errors = stored_parts(job.id, done)
         then = partial(self._assembled, merge_facts(job.facts, *(committed.facts for committed in done)))
-        task = job.assemble_task(self._settings.storage, parts, errors)
-        seconds = self._settings.chunk_timeout + sum(part.bytes for part in parts) / _MIN_COPY_RATE
+        task = job.assemble_task(self._settings.storage, done)
+        seconds = self._settings.chunk_timeout + sum(part.bytes for part in task.parts) / _MIN_COPY_RATE
         job.assembling = self._call(then, assemble_result, task, urgent=True, timeout=seconds)
 
     def _assembled(self, facts: Mapping[str, Any], future: Future[Result]) -> None:

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from batchserve.access import AuditEntry
 from batchserve.api import examples
-from batchserve.api.schemas.values import time_of
+from batchserve.api.schemas.times import time_of
 
 
 class AuditBody(BaseModel):

@@ -7,15 +7,18 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from batchserve.api import examples
 from batchserve.api.schemas.models import ModelReference, model_reference
-from batchserve.api.schemas.values import time_of, time_or_none
+from batchserve.api.schemas.times import time_of, time_or_none
 from batchserve.domain import Attempt, Job, JobState
 from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS
+from batchserve.storage.locations import is_external
 
 
 class InputBody(BaseModel):
-    bytes: int | None = Field(description="Null: unknown before it was read, as for a borrowed input.")
-    sha256: str | None
+    bytes: int | None = Field(description="Of all inputs. Null: unknown before they were read.")
+    sha256: str | None = Field(description="Null for one that is read in place.")
+    url: str | None = Field(description="Where the first input is read in place; null for one that was uploaded.")
+    files: int = Field(description="Number of inputs; `inputs` of the links lists them.")
     media_type: str
     format: str
     filename: str | None
@@ -39,6 +42,14 @@ class ResultBody(BaseModel):
     media_type: str
     format: str
     rows: int
+
+
+class OutputBody(BaseModel):
+    url: str | None = Field(description="With `{stem}`, one for each input; null for an archive.")
+    archive: bool = Field(description="A ZIP of one result for each input.")
+    files: int
+    overwrite: bool
+    partition_by: str | None
 
 
 class AttemptBody(BaseModel):
@@ -72,6 +83,7 @@ class JobBody(BaseModel):
     eta_s: float | None
     queue_position: int | None
     result: ResultBody | None
+    output: OutputBody | None = Field(description="What the result is, other than one that is kept and downloaded.")
     reused_from: str | None
     error: dict[str, Any] | None
     notes: list[str]
@@ -122,8 +134,10 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
         reason=job.reason,
         model=model_reference(job.model) if job.model else None,
         input=InputBody(
-            bytes=first.bytes,
+            bytes=job.inputs_bytes if job.inputs_total > 1 else first.bytes,
             sha256=first.sha256,
+            url=first.key if is_external(first.key) else None,
+            files=job.inputs_total,
             media_type=FORMATS[first.format].media_type,
             format=first.format,
             filename=first.filename,
@@ -140,6 +154,7 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
         eta_s=eta,
         queue_position=queue_position,
         result=_result(job),
+        output=_output(job),
         reused_from=job.reused_from,
         error=job.error,
         notes=list(job.notes),
@@ -165,19 +180,35 @@ def _options(job: Job) -> dict[str, Any]:
         "max_errors": job.options.max_errors,
         "top_k": job.options.top_k,
         "inputs": job.options.inputs,
+        "input_file": job.options.input_file,
         "priority": job.priority,
         "run_after": time_or_none(job.run_after),
     }
 
 
+def _output(job: Job) -> OutputBody | None:
+    options = job.options
+    if options is None or (options.target is None and not options.archive):
+        return None
+    target = options.target
+    return OutputBody(
+        url=target.url if target else None,
+        archive=options.archive,
+        files=job.inputs_total if options.is_per_input else 1,
+        overwrite=target is not None and target.overwrite,
+        partition_by=target.partition_by if target else None,
+    )
+
+
 def _result(job: Job) -> ResultBody | None:
     if job.state is not JobState.COMPLETED or job.result is None or job.options is None:
         return None
+    format = "zip" if job.options.archive else job.options.format
     return ResultBody(
         bytes=job.result.bytes,
         sha256=job.result.sha256,
-        media_type=FORMATS[job.options.format].media_type,
-        format=job.options.format,
+        media_type=FORMATS[format].media_type,
+        format=format,
         rows=job.rows_done,
     )
 
@@ -199,6 +230,7 @@ def _links(job: Job) -> dict[str, str]:
     return {
         "self": self_,
         "input": f"{download}/input",
+        "inputs": f"{self_}/inputs",
         "result": download,
         "errors": f"{download}/errors",
         "events": f"{self_}/events",

@@ -8,7 +8,7 @@ import orjson
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchserve.api import examples
-from batchserve.api.schemas.values import time_of
+from batchserve.api.schemas.times import time_of
 from batchserve.domain import Column, InputTensor, ModelVersion, OutputTensor
 from batchserve.inference.outputs import ResultSchema
 

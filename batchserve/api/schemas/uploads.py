@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from batchserve.api import examples
-from batchserve.api.schemas.values import time_of
+from batchserve.api.schemas.times import time_of
 from batchserve.domain import DirectUpload
 
 

@@ -1,8 +1,7 @@
-"""Single values of requests, checked as they are parsed, and times as answers give them."""
+"""Single values of requests, checked as they are parsed."""
 
 import json
 import math
-from datetime import UTC, datetime
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -86,12 +85,3 @@ Inputs = Annotated[
     BeforeValidator(parsed_json, json_schema_input_type=dict[str, Shared] | str | None),
     Field(description="Values of model inputs that all records share.", examples=[{"threshold": 0.5}]),
 ]
-
-
-def time_of(seconds: float) -> datetime:
-    """The moment, in UTC, so many seconds after the epoch."""
-    return datetime.fromtimestamp(seconds, UTC)
-
-
-def time_or_none(seconds: float | None) -> datetime | None:
-    return None if seconds is None else time_of(seconds)

@@ -1,0 +1,251 @@
+"""Intake: turns a request for inputs that are read where their owners keep them into a queued job. Used by the API, by
+schedules, and by processes that write to the database themselves.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Annotated, Self
+
+import uuid_utils
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from batchserve import registry
+from batchserve.db.connect import Database
+from batchserve.domain import STEM, Dialect, ModelVersion, ReadOptions, StoredInput, Target
+from batchserve.errors import InvalidInput, InvalidLocation, InvalidOptions, TargetExists, UnsupportedMedia
+from batchserve.formats import FORMATS, RESULT_FORMATS, encoding_of, format_of_name, sniff
+from batchserve.idempotency import KeyedRequest
+from batchserve.options import PredictOptions
+from batchserve.settings import Settings
+from batchserve.storage.locations import Found, any_within, exists, find, name_of, open_at, root_of
+from batchserve.submission import Submission, clean_filename, create, wanted_columns
+from batchserve.values import MAX_NAME, Plain
+
+__all__ = ["InputLocations", "JobRequest", "OutputLocation", "Prepared", "prepare", "submit"]
+
+_BEGINNING = 2**20
+"""Bytes from which the format of the first input is recognised."""
+_MOST_PATTERNS = 1000
+_SHOWN = 5
+_DATE = "{date}"
+_FIELDS = (STEM, _DATE)
+
+Address = Annotated[str, Field(min_length=1, max_length=2048), Plain]
+
+
+class InputLocations(BaseModel):
+    """Which inputs a job reads in place."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    urls: Annotated[list[Address], Field(min_length=1, max_length=_MOST_PATTERNS)] = Field(
+        description="Addresses, `file:///folder/name` or `s3://bucket/key`, each of one object or with the patterns "
+        "`*`, `?`, `[...]` and `**`. Those that match one are read in the order of their names; each object once.",
+        examples=[["file:///data/in/2026-11-*.parquet"]],
+    )
+    delimiter: str | None = Field(
+        None, max_length=8, description="Of CSV: `,`, `;`, `tab` or `|`. Default: recognised."
+    )
+    decimal: str | None = Field(None, max_length=8, description="Decimal mark of CSV: `.` (default) or `,`.")
+
+
+class OutputLocation(BaseModel):
+    """Where a job writes its result, instead of keeping it."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    url: Address | None = Field(
+        None,
+        description="Address of the result. With `{stem}`, one for each input, named after it; `{date}` is the day in "
+        "UTC on which the job was submitted, as 2026-11-30.",
+        examples=["file:///data/out/{date}/{stem}.parquet"],
+    )
+    archive: bool = Field(
+        False,
+        description="Instead of an address: keep one result for each input, named after it, in a ZIP to download.",
+    )
+    overwrite: bool = Field(False, description="Replace objects of that name. Otherwise the job is refused.")
+    partition_by: Annotated[str, Plain] | None = Field(
+        None,
+        max_length=MAX_NAME,
+        description="A column of the result in Parquet: `url` is an empty folder, and ends with a slash. Its files are "
+        "in folders named after the values, as `country=CH/`.",
+    )
+
+    @model_validator(mode="after")
+    def _has_one_place(self) -> Self:
+        if (self.url is not None) == self.archive:
+            raise ValueError("expected either url or archive")
+        if self.archive and (self.overwrite or self.partition_by is not None):
+            raise ValueError("overwrite and partition_by go with url only")
+        return self
+
+
+class JobRequest(PredictOptions):
+    """A job over inputs that are read where they are."""
+
+    input: InputLocations
+    output: OutputLocation | None = Field(None, description="Default: the result is kept, and downloaded.")
+    input_file: bool = Field(
+        False, description="Add a column `input_file` with the address of the input of each record."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A request whose inputs were found, and which is ready to be checked and queued."""
+
+    submission: Submission
+
+    def queue(self, database: Database, request: KeyedRequest | None = None) -> None:
+        with database.write() as connection:
+            create(connection, self.submission, database.moment(connection).wall, request)
+
+
+def prepare(
+    settings: Settings, tenant: str, model: ModelVersion, request: JobRequest, now: float, job_id: str | None = None
+) -> Prepared:
+    """Finds the inputs, and reads the beginning of the first. It blocks: not for an event loop.
+
+    `now`: in seconds since the epoch, the moment of which `{date}` is the day. Raises InvalidLocation and
+    LocationRefused for an address, InputNotFound where nothing matches one, InvalidInput, UnsupportedMedia and
+    InvalidOptions for what is found, TargetExists, and Unavailable for an object store out of reach.
+    """
+    found = _found(settings, tenant, request.input.urls)
+    inputs = _stored(found, request.input, wanted_columns(model, request.columns))
+    output = request.output
+    target = None if output is None or output.url is None else _target(settings, tenant, output, output.url, now)
+    submission = request.submission(tenant, job_id or str(uuid_utils.uuid7()), inputs, model)
+    archive = output is not None and output.archive
+    chosen = replace(submission.options, input_file=request.input_file, target=target, archive=archive)
+    if archive:
+        _require_own_names(inputs)
+    if target is not None:
+        _require_writable(target, settings.outputs_of(tenant), inputs, chosen.format)
+    if request.input_file and RESULT_FORMATS[chosen.format].holds == "array":
+        raise InvalidOptions(f"{chosen.format} holds one array, and no column input_file: request parquet or csv")
+    # A result that is reused is where its own job has put it.
+    queueing = replace(submission.queueing, reuse=submission.queueing.reuse and target is None)
+    return Prepared(replace(submission, options=chosen, queueing=queueing))
+
+
+def submit(database: Database, settings: Settings, tenant: str, request: JobRequest, job_id: str | None = None) -> str:
+    """Queues a job, and returns its ID. What a check of the first input would find, the job itself reports.
+
+    Raises ModelNotFound, and what `prepare` raises.
+    """
+    with database.read() as connection:
+        model = registry.resolve(connection, request.model)
+        now = database.moment(connection).wall
+    prepared = prepare(settings, tenant, model, request, now, job_id)
+    prepared.queue(database)
+    return prepared.submission.job_id
+
+
+def _found(settings: Settings, tenant: str, patterns: Sequence[str]) -> list[Found]:
+    """The objects in order, each once."""
+    allowed, most = settings.inputs_of(tenant), settings.job_inputs
+    found: dict[str, Found] = {}
+    for pattern in patterns:
+        for one in find(pattern, allowed, most):
+            found.setdefault(one.url, one)
+        if len(found) > most:
+            raise InvalidLocation(f"the addresses name more than {most} objects; expected at most {most} in a job")
+    return list(found.values())
+
+
+def _stored(found: Sequence[Found], wanted: InputLocations, columns: frozenset[str]) -> tuple[StoredInput, ...]:
+    first, read = found[0], ReadOptions(wanted.delimiter, wanted.decimal)
+    format, dialect = _recognised(first, read, columns)
+    _require_one_format(found, format)
+    return tuple(
+        StoredInput(
+            one.url,
+            format,
+            dialect,
+            one.bytes,
+            None,
+            clean_filename(name_of(one.url)),
+            owned=False,
+            version=one.version,
+        )
+        for one in found
+    )
+
+
+def _recognised(first: Found, read: ReadOptions, columns: frozenset[str]) -> tuple[str, Dialect]:
+    """The format and dialect of the first input, which are those of all."""
+    with open_at(first.url, first.version) as source:
+        beginning = source.read(_BEGINNING)
+    try:
+        encoding = encoding_of(beginning, read)
+        format, dialect = sniff(beginning, None, name_of(first.url), read, columns)
+    except (InvalidInput, UnsupportedMedia) as error:
+        raise type(error)(f"{first.url} cannot be read in place: {error.detail}") from error
+    if encoding is not None:
+        raise InvalidInput(
+            f"{first.url} is a text in {encoding}; only UTF-8 is read in place: convert it, or upload it"
+        )
+    if format.name == "zip" and not first.url.endswith(".zip"):
+        raise UnsupportedMedia(f"{first.url} cannot be read in place: it is an archive or a workbook: upload it")
+    return format.name, dialect
+
+
+def _require_one_format(found: Sequence[Found], format: str) -> None:
+    """Raises InvalidInput when names say that another input has another format."""
+    for one in found:
+        own = format_of_name(name_of(one.url))
+        if own is not None and own != format and FORMATS[own].family != FORMATS[format].family:
+            raise InvalidInput(
+                f"the inputs of a job have one format: {found[0].url} is {format}, and {one.url} is {own}"
+            )
+
+
+def _require_own_names(inputs: Sequence[StoredInput]) -> None:
+    named: dict[str, StoredInput] = {}
+    for one in inputs:
+        if one.stem in named:
+            raise InvalidLocation(f"{named[one.stem].key} and {one.key} would both have the result {one.stem!r}")
+        named[one.stem] = one
+
+
+def _target(settings: Settings, tenant: str, output: OutputLocation, address: str, now: float) -> Target:
+    url = address.replace(_DATE, datetime.fromtimestamp(now, UTC).date().isoformat())
+    if set("{}*?[]") & set(url.replace(STEM, "")):
+        raise InvalidLocation(
+            f"{address} is not an address of a result; expected one with {' and '.join(_FIELDS)} only"
+        )
+    root = root_of(url.replace(STEM, "x"), settings.outputs_of(tenant))
+    if (output.partition_by is not None) != url.endswith("/"):
+        raise InvalidLocation(f"{address}: an address that ends with a slash goes with partition_by, and no other")
+    if output.partition_by is not None and (STEM in url or output.overwrite):
+        raise InvalidLocation(f"{address}: with partition_by there is neither {STEM} nor overwrite")
+    return Target(url, root, output.overwrite, output.partition_by)
+
+
+def _require_writable(target: Target, allowed: Sequence[str], inputs: Sequence[StoredInput], format: str) -> None:
+    """Raises InvalidLocation for results of one name, TargetExists for those that are there."""
+    if target.partition_by is not None:
+        if format != "parquet":
+            raise InvalidOptions(f"partition_by is for results in parquet, and this one is {format}: request parquet")
+        if any_within(target.url):
+            raise TargetExists(f"{target.url} has objects already: name an empty folder")
+        return
+    named: dict[str, StoredInput] = {}
+    for url, one in zip(target.urls(inputs), inputs, strict=False):
+        if url in named:
+            raise InvalidLocation(f"{named[url].key} and {one.key} would both have the result {url}")
+        root_of(url, allowed)  # whatever the name of the input
+        named[url] = one
+    own = format_of_name(target.url)
+    if own is not None and own != format:
+        raise InvalidLocation(
+            f"{target.url} looks like {own}, and the result is {format}: give it the suffix of its format"
+        )
+    if target.overwrite:
+        return
+    there = [url for url in named if exists(url)]
+    if there:
+        more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
+        raise TargetExists(f"{', '.join(there[:_SHOWN])}{more} exist and are not replaced: remove them, or overwrite")

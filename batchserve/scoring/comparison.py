@@ -1,0 +1,104 @@
+"""The inputs of one job are compared by their beginnings, before anything is scored."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import polars as pl
+
+from batchserve.domain import ModelVersion, Options
+from batchserve.errors import InvalidInput, SchemaMismatch, UnlikeInputs
+from batchserve.formats.protocol import Header
+from batchserve.inference.matching import Match, match_input, with_names
+from batchserve.scoring.faults import by_name
+from batchserve.scoring.inputs import Input, header_of
+
+_AT_ONCE = 8
+"""Beginnings that are read at a time: in an object store each is a request."""
+_SHOWN = 20
+
+
+@dataclass(frozen=True, slots=True)
+class CompareTask:
+    inputs: tuple[Input, ...]
+    model: ModelVersion
+    options: Options
+
+
+@by_name
+def compare_inputs(task: CompareTask) -> None:
+    """Raises UnlikeInputs, which names each input that lacks a column, or has another type in it, that the model or the
+    result takes from the first one; and each that the model does not fit."""
+    first = match_named(task.inputs[0], task.model, task.options)
+    with ThreadPoolExecutor(_AT_ONCE) as threads:
+        found = threads.map(partial(_differences, task, first), task.inputs[1:])
+        unlike = [(one, what) for one, what in zip(task.inputs[1:], found, strict=True) if what]
+    if unlike:
+        shown = "; ".join(f"{one.key} {', '.join(what)}" for one, what in islice(unlike, 3))
+        more = f"; and {len(unlike) - 3} more" if len(unlike) > 3 else ""
+        raise UnlikeInputs(
+            f"{len(unlike)} of {len(task.inputs)} inputs are unlike the first, {task.inputs[0].key}: {shown}{more}",
+            errors=[{"input": one.key, "message": ", ".join(what)} for one, what in unlike[:_SHOWN]],
+        )
+
+
+def match_named(input: Input, model: ModelVersion, options: Options) -> Match:
+    """Raises SchemaMismatch and InvalidInput, which name the input."""
+    try:
+        return match_input(header_of(replace(input, dialect=with_names(input.dialect, model, options))), model, options)
+    except (SchemaMismatch, InvalidInput) as error:
+        raise type(error)(f"{input.key}: {error.detail}", errors=error.errors) from error
+
+
+def _differences(task: CompareTask, first: Match, input: Input) -> list[str]:
+    try:
+        own = header_of(replace(input, dialect=with_names(input.dialect, task.model, task.options)))
+        if _is_same(own, first.header):
+            return []
+        match = match_input(own, task.model, task.options)
+    except (SchemaMismatch, InvalidInput) as error:
+        return [f"does not fit: {error.detail}"]
+    if task.options.target is not None and task.options.target.is_per_input:
+        return []
+    return list(unlike(first, match))
+
+
+def _is_same(own: Header, first: Header) -> bool:
+    """Whether two beginnings surely are alike, without a match."""
+    return own.columns == first.columns and list(own.columns) == list(first.columns) and _arrays(own) == _arrays(first)
+
+
+def _arrays(header: Header) -> Mapping[str, Any]:
+    return {name: (array.dtype, array.shape[1:]) for name, array in header.arrays.items()}
+
+
+def unlike(first: Match, own: Match) -> Iterator[str]:
+    """What of the columns that pass through to the result differs between two inputs."""
+    lacking, extra = _without(first.passed, own.passed), _without(own.passed, first.passed)
+    if lacking:
+        yield f"lacks {', '.join(map(repr, lacking))}"
+    if extra:
+        yield f"has {', '.join(map(repr, extra))}, too"
+    for name in own.passed:
+        if name not in extra and (fault := _unlike_type(first, own, name)):
+            yield fault
+
+
+def _without(names: Sequence[str], others: Sequence[str]) -> list[str]:
+    known = set(others)
+    return [name for name in names if name not in known]
+
+
+def _unlike_type(first: Match, own: Match, name: str) -> str | None:
+    """None for columns without types, and for one that is empty in one of the inputs."""
+    if own.header.arrays:
+        known, found = _arrays(first.header)[name], _arrays(own.header)[name]
+        shown = f"has {found[0]} {list(found[1])} in {name!r} instead of {known[0]} {list(known[1])}"
+        return None if known == found else shown
+    before, after = first.header.columns[name], own.header.columns[name]
+    if before == after or None in (before, after) or pl.Null() in (before, after):
+        return None
+    return f"has {after} in {name!r} instead of {before}"

@@ -1,0 +1,139 @@
+"""The records of several inputs that share a chunk, as one table."""
+
+from bisect import bisect_right
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from batchserve.domain import Chunk
+from batchserve.errors import UnlikeInputs
+from batchserve.formats.protocol import Matrix, Reading, Records
+from batchserve.inference.matching import Match
+from batchserve.scoring.comparison import unlike
+
+INPUT_FILE = "input_file"
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one input has of a chunk."""
+
+    key: str
+    """Of the input."""
+    chunk: Chunk
+    """Numbered in the input."""
+    match: Match
+    reading: Reading
+    passed: Records
+
+    def together(self) -> "Together":
+        """This piece as a whole chunk."""
+        return Together(self.match, self.reading, self.passed, (self,), (0,))
+
+
+@dataclass(frozen=True, slots=True)
+class Together:
+    """All records of a chunk."""
+
+    match: Match
+    reading: Reading
+    passed: Records
+    """Columns or arrays that pass through to the result."""
+    pieces: Sequence[Piece]
+    starts: Sequence[int]
+    """The number in the chunk of the first record of each piece."""
+
+    @property
+    def keyed(self) -> Records:
+        """Where the key of a record is found."""
+        return self.passed if isinstance(self.passed, dict) else self.reading.records
+
+    def place(self, record: int) -> Mapping[str, Any]:
+        """The input of a record of the chunk, and the record's number in it."""
+        number = bisect_right(self.starts, record) - 1
+        piece = self.pieces[number]
+        return {INPUT_FILE: piece.key, "input_record": piece.chunk.first_record + record - self.starts[number]}
+
+
+def joined(pieces: Sequence[Piece], layout: Match, *, with_files: bool) -> Together:
+    """The records of all pieces in order. `layout`: of the first input of the job, whose columns the result has.
+    `with_files`: whether the name of the input passes through with each record. Raises UnlikeInputs."""
+    filled = [piece for piece in pieces if piece.chunk.records] or pieces[:1]
+    counts = [piece.chunk.records for piece in filled]
+    starts = [0, *accumulate(counts)][:-1]
+    passed = _joined_records([_laid_out(piece, layout) for piece in filled])
+    if with_files:
+        passed = _with_files(passed, filled)
+    reading = filled[0].reading if len(filled) == 1 else _joined_reading(filled, starts)
+    return Together(filled[0].match, reading, passed, filled, starts)
+
+
+def _laid_out(piece: Piece, layout: Match) -> Records:
+    """What passes through, in the order and the types of the first input. Raises UnlikeInputs: an input was compared
+    before, but it may have no types, or fewer records then."""
+    if faults := list(unlike(layout, piece.match)):
+        raise UnlikeInputs(f"{piece.key} is unlike the first input: {', '.join(faults)}")
+    if isinstance(piece.passed, dict):
+        return {name: piece.passed[name] for name in layout.passed}
+    columns = piece.passed.select(layout.passed)
+    known = {name: layout.header.columns.get(name) for name in layout.passed}
+    return columns.with_columns(
+        columns[name].cast(kind)
+        for name, kind in known.items()
+        if kind is not None and kind != pl.Null() and columns[name].dtype == pl.Null()
+    )
+
+
+def _joined_records(parts: Sequence[Records]) -> Records:
+    if len(parts) == 1:
+        return parts[0]
+    if isinstance(parts[0], dict):
+        return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return pl.concat([part for part in parts if isinstance(part, pl.DataFrame)], how="vertical_relaxed")
+
+
+def _with_files(passed: Records, pieces: Sequence[Piece]) -> Records:
+    names = [piece.key for piece in pieces]
+    counts = [piece.chunk.records for piece in pieces]
+    if isinstance(passed, dict):
+        return {**passed, INPUT_FILE: np.repeat(np.array(names), counts)}
+    column = pl.Series(INPUT_FILE, names, dtype=pl.String())
+    if len(names) == 1:
+        column = column.new_from_index(0, counts[0])
+    else:
+        column = pl.concat([column.new_from_index(place, count) for place, count in enumerate(counts)])
+    return pl.DataFrame([*passed, column])
+
+
+def _joined_reading(pieces: Sequence[Piece], starts: Sequence[int]) -> Reading:
+    records = _joined_records([_in_order_of(pieces[0].reading.records, piece.reading.records) for piece in pieces])
+    errors = [
+        replace(error, record=error.record + start)
+        for piece, start in zip(pieces, starts, strict=True)
+        for error in piece.reading.errors
+    ]
+    return Reading(records, errors, _joined_matrices([piece.reading.matrices for piece in pieces]))
+
+
+def _in_order_of(first: Records, records: Records) -> Records:
+    if isinstance(first, dict) or isinstance(records, dict):
+        return records
+    return records.select([name for name in first.columns if name in records.columns])
+
+
+def _joined_matrices(parts: Sequence[Mapping[str, Matrix]]) -> dict[str, Matrix]:
+    of_block = {name: [part[name] for part in parts] for name in parts[0]}
+    return {
+        name: Matrix(np.concatenate([matrix.values for matrix in matrices]), _joined_absent(matrices))
+        for name, matrices in of_block.items()
+    }
+
+
+def _joined_absent(parts: Sequence[Matrix]) -> np.ndarray | None:
+    if all(part.absent is None for part in parts):
+        return None
+    return np.concatenate([np.zeros(part.values.shape, bool) if part.absent is None else part.absent for part in parts])

@@ -1,0 +1,98 @@
+"""Results are written where their owners want them: one object, or a folder of objects by the values of a column."""
+
+import errno
+import hashlib
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import quote
+
+import polars as pl
+
+from batchserve.domain import Target
+from batchserve.errors import InvalidOptions, LocationRefused, TargetExists, Unavailable
+from batchserve.formats import get_format
+from batchserve.formats.protocol import Part
+from batchserve.storage import Composed, Storage
+from batchserve.storage.locations import create_at, exists, read_at
+
+AT_ONCE = 8
+"""Objects that are written at a time: each is synced."""
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
+_MOST_VALUES = 10_000
+_NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
+"""As other tools name the folder of records without a value."""
+
+
+def write_object(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
+    """Writes one object whole, or not at all. Raises TargetExists and LocationRefused."""
+    try:
+        if not target.overwrite and exists(url):
+            return _require_same(url, blocks)
+        with create_at(url, target.root) as writer:
+            for block in blocks:
+                writer.write(block)
+            return writer.commit()
+    except OSError as error:
+        if error.errno in _REFUSED:
+            raise LocationRefused(f"{url} cannot be written: {error.strerror}") from error
+        raise
+
+
+def _require_same(url: str, blocks: Iterable[bytes]) -> Composed:
+    """Raises TargetExists unless an object has these bytes: then an earlier attempt at this job has written it."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with read_at(url) as known:
+            for block in blocks:
+                if known.read(len(block)) != block:
+                    raise _exists(url)
+                digest.update(block)
+                size += len(block)
+            if known.read(1):
+                raise _exists(url)
+    except FileNotFoundError:
+        raise Unavailable(f"{url} was removed while it was compared") from None
+    return Composed(size, digest.hexdigest())
+
+
+def _exists(url: str) -> TargetExists:
+    return TargetExists(f"{url} exists and is not replaced: remove it, or submit the job with overwrite=true")
+
+
+def write_partitions(store: Storage, target: Target, column: str, parts: Sequence[Part]) -> Composed:
+    """Writes the records of all parts into folders named after the values of a column, without that column: an object
+    for each value and part. Raises TargetExists, LocationRefused, and InvalidOptions for too many values."""
+    size = 0
+    values: set[object] = set()
+    first = 0
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        for part in parts:
+            pieces = _partitioned(store, part, column)
+            values |= pieces.keys()
+            if len(values) > _MOST_VALUES:
+                raise InvalidOptions(f"partition_by: {column!r} has more than {_MOST_VALUES} values")
+            written = [
+                threads.submit(write_object, target, _url(target.url, column, value, first), [content])
+                for value, content in pieces.items()
+            ]
+            size += sum(future.result().bytes for future in written)
+            first += part.records
+    return Composed(size, None)
+
+
+def _partitioned(store: Storage, part: Part, column: str) -> dict[object, bytes]:
+    with store.open(part.key) as source:
+        frame = pl.read_parquet(source.read())
+    if column not in frame.columns:
+        raise InvalidOptions(f"partition_by: the result has no column {column!r}; it has {', '.join(frame.columns)}")
+    if not len(frame.columns) > 1:
+        raise InvalidOptions(f"partition_by: the result has no column besides {column!r}")
+    found = frame.partition_by(column, as_dict=True, include_key=False, maintain_order=True)
+    return {value: get_format("parquet").write(records) for (value,), records in found.items()}
+
+
+def _url(folder: str, column: str, value: object, first: int) -> str:
+    shown = _NO_VALUE if value is None or value == "" else quote(str(value), safe="")
+    # Once more, since the address of a file is decoded.
+    names = f"{quote(column, safe='')}={shown}"
+    return f"{folder}{quote(names, safe='=') if folder.startswith('file:') else names}/part-{first:015d}.parquet"

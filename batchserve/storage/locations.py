@@ -1,0 +1,385 @@
+"""Locations: files and objects where their owners keep them, outside of the service's storage. Inputs are read there in
+place, results are written there, and nothing is ever removed.
+
+An address is `file:///folder/name`, percent-encoded as by `Path.as_uri`, or `s3://bucket/key`, as it is. In a pattern,
+`*`, `?` and `[...]` stand for characters within a name, and `**` for any number of folders; they never match a name
+that begins with a dot. Links are not followed: where an administrator allows a prefix, a link in it may lead out of it.
+"""
+
+import errno
+import fnmatch
+import glob
+import os
+import re
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import PurePosixPath
+from typing import BinaryIO
+from urllib.parse import quote, unquote_to_bytes
+
+from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused
+from batchserve.storage import Storage, Tagged, Writer, open_storage
+
+__all__ = [
+    "Found",
+    "any_within",
+    "create_at",
+    "exists",
+    "find",
+    "is_external",
+    "name_of",
+    "open_at",
+    "read_at",
+    "require_unchanged",
+    "root_of",
+]
+
+_FILE, _S3 = "file://", "s3://"
+_ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
+_MAGIC = re.compile(r"[*?[]")
+_LONGEST = 2048
+_ANY_FOLDERS = "**"
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An object at the time when it was found."""
+
+    url: str
+    bytes: int
+    version: str
+    """Tells whether it has been changed since."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Address:
+    """An address, or a pattern of addresses. `base`: the file system, or a bucket."""
+
+    base: str
+    parts: tuple[str, ...]
+    """Each may be a pattern; without one it is a name as it is."""
+
+    @classmethod
+    def of(cls, url: str) -> "_Address":
+        """Raises InvalidLocation."""
+        if "\0" in url or len(url) > _LONGEST:
+            raise InvalidLocation(f"an address has at most {_LONGEST} characters, and no NUL, got {url[:80]!r}...")
+        if url.startswith(_FILE):
+            base, rest, expected = _FILE, url.removeprefix(_FILE), "file:///folder/name, an absolute path"
+            parts = [_decoded(part) for part in rest.split("/")]
+            is_whole = rest.startswith("/")
+        elif url.startswith(_S3):
+            bucket, slash, rest = url.removeprefix(_S3).partition("/")
+            base, parts, expected = f"{_S3}{bucket}", ["", *rest.split("/")], "s3://bucket/key"
+            is_whole = bool(bucket and slash) and not _MAGIC.search(bucket)
+        else:
+            raise InvalidLocation(f"{url!r} is not an address; expected file:///folder/name or s3://bucket/key")
+        parts = parts[1:-1] if parts[-1:] == [""] and len(parts) > 1 else parts[1:]
+        if not is_whole:
+            raise InvalidLocation(f"{url!r} is not an address; expected {expected}")
+        for part in parts:
+            if part in ("", ".", "..") or "/" in part or "\0" in part:
+                raise InvalidLocation(f"{url!r} has the component {part!r}; expected names of folders and of a file")
+        return cls(base, tuple(parts))
+
+    @property
+    def fixed(self) -> tuple[str, ...]:
+        """The parts before the first pattern."""
+        for place, part in enumerate(self.parts):
+            if _is_pattern(part):
+                return self.parts[:place]
+        return self.parts
+
+    @property
+    def path(self) -> str:
+        """Of a file without a pattern."""
+        return "/" + "/".join(_literal(part) for part in self.parts)
+
+    @property
+    def key(self) -> str:
+        """Of an object in the storage at `base`; of a file, relative to the root of the file system."""
+        return "/".join(_literal(part) for part in self.parts)
+
+    def is_within(self, root: "_Address") -> bool:
+        """Whether all that it can match lies within a folder, or begins with a prefix and a slash."""
+        return self.base == root.base and self.fixed[: len(root.parts)] == root.parts
+
+
+def _decoded(part: str) -> str:
+    """A part of a file's address without percent signs. What was encoded is never a pattern."""
+    return _ESCAPES.sub(lambda found: glob.escape(os.fsdecode(unquote_to_bytes(found[0]))), part)
+
+
+def _is_pattern(part: str) -> bool:
+    return _MAGIC.search(re.sub(r"\[([*?[])\]", "", part)) is not None
+
+
+def _literal(part: str) -> str:
+    """A part without a pattern, as the name that it is."""
+    return re.sub(r"\[([*?[])\]", r"\1", part)
+
+
+@lru_cache(maxsize=4096)
+def _address(url: str) -> _Address:
+    return _Address.of(url)
+
+
+def is_external(key: str) -> bool:
+    """Whether the key of an input is its address: it is not in the service's storage."""
+    return key.startswith((_FILE, _S3))
+
+
+def name_of(url: str) -> str:
+    """The file name in an address."""
+    return PurePosixPath(_address(url).key).name
+
+
+def root_of(url: str, allowed: Sequence[str]) -> str:
+    """The prefix of those that are allowed within which an address, or all that a pattern can match, lies.
+
+    Raises InvalidLocation and LocationRefused.
+    """
+    address = _address(url)
+    for root in allowed:
+        if address.is_within(_address(root)):
+            return root
+    shown = " or ".join(allowed) if allowed else "none: an administrator allows some by a setting"
+    raise LocationRefused(f"{url} is not within a location that this tenant may use; expected one within {shown}")
+
+
+def find(pattern: str, allowed: Sequence[str], most: int) -> list[Found]:
+    """The objects at an address, or at all addresses that match a pattern, in the order of their names.
+
+    Raises InvalidLocation and LocationRefused, also for a link, InputNotFound when there is none, or more than `most`,
+    and Unavailable for an object store out of reach.
+    """
+    root, address = _address(root_of(pattern, allowed)), _address(pattern)
+    if not address.parts:
+        raise InvalidLocation(f"{pattern} names no object; expected a name or a pattern, as in {pattern}*.parquet")
+    objects = _files(root, address) if address.base == _FILE else _objects(address)
+    found: list[Found] = []
+    for one in objects:
+        if len(found) == most:
+            raise InvalidLocation(f"more than {most} objects match {pattern}; expected at most {most} inputs in a job")
+        found.append(one)
+    if not found:
+        what = "no object matches" if _has_pattern(address) else "there is no object"
+        raise InputNotFound(f"{what} {pattern}")
+    return found
+
+
+def _has_pattern(address: _Address) -> bool:
+    return len(address.fixed) < len(address.parts)
+
+
+def _files(root: _Address, address: _Address) -> Iterator[Found]:
+    fixed = address.fixed if _has_pattern(address) else address.fixed[:-1]
+    folder = "/".join(("", *map(_literal, fixed))) or "/"
+    _require_no_links(root.path, folder)
+    try:
+        yield from _matching_files(folder, address.parts[len(fixed) :])
+    except PermissionError as error:
+        raise LocationRefused(f"{error.filename} cannot be read: {error.strerror}") from error
+
+
+def _require_no_links(root: str, path: str) -> None:
+    """Raises LocationRefused when a component of a path below its root is a link."""
+    while len(path) > len(root.rstrip("/")):
+        try:
+            status = os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError):
+            pass
+        else:
+            if stat.S_ISLNK(status.st_mode):
+                raise LocationRefused(f"{path} is a link, which is not followed")
+        path = path.rpartition("/")[0]
+
+
+def _matching_files(folder: str, parts: Sequence[str]) -> Iterator[Found]:
+    """Depth first, in the order of the names."""
+    part, rest = parts[0], parts[1:]
+    if part == _ANY_FOLDERS:
+        yield from _matching_files(folder, rest or ("*",))
+    elif not _is_pattern(part):
+        yield from _named(f"{folder.rstrip('/')}/{_literal(part)}", rest)
+        return
+    for name in _names(folder):
+        path = f"{folder.rstrip('/')}/{name}"
+        if part == _ANY_FOLDERS:
+            if not name.startswith(".") and _is_folder(path):
+                yield from _matching_files(path, parts)
+        elif _matches(name, part) and (rest or not _is_folder(path)):
+            yield from _named(path, rest)
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        return sorted(os.listdir(folder))  # noqa: PTH208 - names as they are
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _is_folder(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
+        return False
+
+
+def _named(path: str, rest: Sequence[str]) -> Iterator[Found]:
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    if stat.S_ISLNK(status.st_mode):
+        raise LocationRefused(f"{path} is a link, which is not followed")
+    if rest:
+        if stat.S_ISDIR(status.st_mode):
+            yield from _matching_files(path, rest)
+    elif stat.S_ISREG(status.st_mode):
+        yield Found(_FILE + quote(os.fsencode(path)), status.st_size, _version(status))
+    elif stat.S_ISDIR(status.st_mode):
+        raise InvalidLocation(f"{path} is a folder; expected a file, or a pattern, as in {_FILE}{path}/*")
+    else:
+        raise LocationRefused(f"{path} is not a file")
+
+
+def _version(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+
+
+@lru_cache(maxsize=256)
+def _pattern(part: str) -> re.Pattern[str]:
+    return re.compile(fnmatch.translate(part))
+
+
+def _matches(name: str, part: str) -> bool:
+    return (not name.startswith(".") or part.startswith(".")) and _pattern(part).match(name) is not None
+
+
+def _objects(address: _Address) -> Iterator[Found]:
+    bucket = _bucket(address.base)
+    if not _has_pattern(address):
+        try:
+            tag = bucket.tag(address.key)
+        except FileNotFoundError:
+            return
+        yield Found(f"{address.base}/{glob.escape(address.key)}", int(tag.rpartition(" ")[2]), tag)
+        return
+    prefix = "/".join(map(_literal, address.fixed))
+    for found in bucket.list(f"{prefix}/" if prefix else ""):
+        names = found.key.split("/")
+        if found.tag is not None and "" not in names and _all_match(names, address.parts):
+            yield Found(f"{address.base}/{glob.escape(found.key)}", found.bytes, found.tag)
+
+
+def _all_match(names: Sequence[str], parts: Sequence[str]) -> bool:
+    """Whether the components of a key match those of a pattern."""
+    if not parts:
+        return not names
+    if parts[0] == _ANY_FOLDERS:
+        rest = parts[1:] or ("*",)
+        if _all_match(names, rest):
+            return True
+        return len(names) > 1 and not names[0].startswith(".") and _all_match(names[1:], parts)
+    if not names:
+        return False
+    is_same = _matches(names[0], parts[0]) if _is_pattern(parts[0]) else names[0] == _literal(parts[0])
+    return is_same and _all_match(names[1:], parts[1:])
+
+
+@lru_cache(maxsize=8)
+def _opened(address: str) -> Storage:
+    return open_storage(address)
+
+
+def _bucket(address: str) -> Tagged:
+    bucket = _opened(address)
+    assert isinstance(bucket, Tagged), address
+    return bucket
+
+
+def open_at(url: str, version: str) -> BinaryIO:
+    """A seekable reader of the object that was found in this version. Raises InputChanged for any other, or none."""
+    address = _address(url)
+    if address.base == _FILE:
+        return _open_file(url, address.path, version)
+    try:
+        return _bucket(address.base).open_tagged(address.key, version)
+    except FileNotFoundError:
+        raise _changed(url) from None
+
+
+def _open_file(url: str, path: str, version: str) -> BinaryIO:
+    try:
+        source = open(path, "rb", opener=_without_links)  # noqa: SIM115 - Path.open takes no opener
+    except (FileNotFoundError, NotADirectoryError):
+        raise _changed(url) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _changed(url) from None
+        raise
+    if _version(os.fstat(source.fileno())) != version:
+        source.close()
+        raise _changed(url)
+    return source
+
+
+def _without_links(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+
+
+def require_unchanged(url: str, version: str) -> None:
+    """Raises InputChanged unless the object is still in this version: what was read of it is one state of it."""
+    address = _address(url)
+    try:
+        is_file = address.base == _FILE
+        now = _version(os.lstat(address.path)) if is_file else _bucket(address.base).tag(address.key)
+    except (FileNotFoundError, NotADirectoryError):
+        raise _changed(url) from None
+    if now != version:
+        raise _changed(url)
+
+
+def _changed(url: str) -> InputChanged:
+    return InputChanged(f"{url} was changed or removed after the job was queued: submit it again")
+
+
+def create_at(url: str, root: str) -> AbstractContextManager[Writer]:
+    """A writer of an object, which appears under its address whole and durable, or not at all; one that is there is
+    replaced. Raises LocationRefused for a link on the way from `root`, which allows it."""
+    address, allowed = _address(url), _address(root)
+    if address.base == _FILE:
+        _require_no_links(allowed.path, address.path)
+        return _opened(allowed.path).create("/".join(map(_literal, address.parts[len(allowed.parts) :])))
+    return _opened(address.base).create(address.key)
+
+
+def exists(url: str) -> bool:
+    address = _address(url)
+    if address.base == _FILE:
+        return os.path.lexists(address.path)
+    try:
+        _bucket(address.base).tag(address.key)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def any_within(url: str) -> bool:
+    """Whether a folder has anything in it, or a bucket anything below a prefix."""
+    address = _address(url)
+    if address.base == _FILE:
+        return bool(_names(address.path))
+    return next(iter(_opened(address.base).list(f"{address.key}/")), None) is not None
+
+
+def read_at(url: str) -> BinaryIO:
+    """A reader of an object in whatever version it is. Raises FileNotFoundError."""
+    address = _address(url)
+    if address.base == _FILE:
+        return open(address.path, "rb", opener=_without_links)
+    return _opened(address.base).open(address.key)

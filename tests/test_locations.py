@@ -1,0 +1,547 @@
+"""Jobs over inputs that are read where they are, and results that are written elsewhere."""
+
+import io
+import json
+import os
+import zipfile
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+import orjson
+import polars as pl
+import pytest
+from service import Api, encoded, ok, problem, running
+from waiting import until
+
+from batchserve.client import Client
+from batchserve.errors import InvalidLocation, LocationRefused
+from batchserve.storage import locations
+from batchserve.storage.locations import find
+
+COLUMNS = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
+
+
+def flowers(rows: int, seed: int = 0) -> pl.DataFrame:
+    values = np.random.default_rng(seed).uniform(0.1, 7.0, (rows, 4)).round(2)
+    return pl.DataFrame(values, schema=COLUMNS).with_columns(
+        plant=pl.Series([f"{seed}-{n}" for n in range(rows)], dtype=pl.String())
+    )
+
+
+@pytest.fixture
+def lake(tmp_path: Path) -> Path:
+    folder = tmp_path / "lake"
+    (folder / "in").mkdir(parents=True)
+    (folder / "out").mkdir()
+    return folder
+
+
+@pytest.fixture
+def api(tmp_path: Path, lake: Path, iris_onnx: Path) -> Iterator[Api]:
+    allowed: dict[str, Any] = {
+        "input_prefixes": {"default": [f"file://{lake}/in/"]},
+        "output_prefixes": {"*": [f"file://{lake}/out/"]},
+    }
+    with running(tmp_path / "store", **allowed) as api:
+        api.register("iris", iris_onnx)
+        yield api
+
+
+def fill(lake: Path, counts: dict[str, int], format: str = "parquet") -> pl.DataFrame:
+    """Files with so many rows each, and all rows in the order of the names."""
+    frames = {name: flowers(count, seed) for seed, (name, count) in enumerate(sorted(counts.items()))}
+    for name, frame in frames.items():
+        (lake / "in" / name).write_bytes(encoded(frame, format))
+    return pl.concat(frames.values())
+
+
+def refused(answer: httpx2.Response, status: int, code: str) -> str:
+    return str(problem(answer, status, code)["detail"])
+
+
+def names(folder: Path) -> list[str]:
+    return [file.name for file in folder.iterdir()]
+
+
+def asked(lake: Path, pattern: str = "*", **more: Any) -> dict[str, Any]:
+    return {"input": {"urls": [f"file://{lake}/in/{pattern}"]}, "model": "iris", **more}
+
+
+def submitted(api: Api, request: dict[str, Any]) -> dict[str, Any]:
+    answer = api.http.post("/v1/jobs", json=request)
+    assert answer.status_code in (200, 202), answer.text
+    return api.finished(answer.json()["id"])
+
+
+def completed(api: Api, request: dict[str, Any]) -> dict[str, Any]:
+    job = submitted(api, request)
+    assert job["state"] == "completed", job["error"]
+    return job
+
+
+def rows_of(content: bytes, format: str) -> list[dict[str, Any]]:
+    readers = {"parquet": pl.read_parquet, "csv": pl.read_csv, "jsonl": pl.read_ndjson, "arrow": pl.read_ipc}
+    return readers[format](io.BytesIO(content)).to_dicts()  # type: ignore[operator, no-any-return]
+
+
+# --- many inputs, one job ---
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl", "arrow"])
+def test_a_job_over_many_files_has_the_rows_of_one_over_their_concatenation(api: Api, lake: Path, format: str) -> None:
+    every = fill(lake, {f"{day:02}.{format}": 40 + day for day in range(1, 8)}, format)
+    job = completed(api, asked(lake, f"*.{format}"))
+    whole = api.run(encoded(every, format), "iris")
+    assert job["input"]["files"] == 7
+    assert job["rows"] == whole["rows"] == {"total": every.height, "ok": every.height, "failed": 0}
+    assert rows_of(api.result(job).content, format) == rows_of(api.result(whole).content, format)
+
+
+def test_small_files_share_chunks_and_large_ones_are_cut(tmp_path: Path, lake: Path, iris_onnx: Path) -> None:
+    counts = {"a": 3, "b": 250, "c": 1, "d": 60, "e": 39, "f": 2, "g": 100, "h": 1}
+    every = fill(lake, {f"{name}.parquet": count for name, count in counts.items()})
+    allowed: dict[str, Any] = {"input_prefixes": {"*": [f"file://{lake}/"]}, "chunk_records": 50}
+    with running(tmp_path / "store", **allowed) as api:
+        api.register("iris", iris_onnx)
+        job = completed(api, asked(lake))
+        assert pl.read_parquet(io.BytesIO(api.result(job).content))["plant"].to_list() == every["plant"].to_list()
+        assert job["chunks"]["total"] == 8  # of 100 records at most: a, three of b, c to e, f, g, h
+
+
+def test_files_are_read_in_the_order_of_the_request_then_of_their_names_and_each_once(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 1, "b.csv": 1, "c.csv": 1}, "csv")
+    base = f"file://{lake}/in"
+    request = {"input": {"urls": [f"{base}/c.csv", f"{base}/*.csv"]}, "model": "iris", "passthrough": "all"}
+    plants = [row["plant"] for row in rows_of(api.result(completed(api, request)).content, "csv")]
+    assert plants == ["2-0", "0-0", "1-0"]
+
+
+def test_the_name_of_the_input_is_a_column_on_request(api: Api, lake: Path) -> None:
+    fill(lake, {"a b.parquet": 2, "c.parquet": 1})
+    job = completed(api, asked(lake, input_file=True))
+    files = [row["input_file"] for row in rows_of(api.result(job).content, "parquet")]
+    assert files == [f"file://{lake}/in/a%20b.parquet"] * 2 + [f"file://{lake}/in/c.parquet"]
+
+
+def test_the_name_of_a_single_input_is_a_column_as_well(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 2}, "csv")
+    job = completed(api, asked(lake, input_file=True))
+    assert [row["input_file"] for row in rows_of(api.result(job).content, "csv")] == [f"file://{lake}/in/a.csv"] * 2
+
+
+def test_inputs_without_records_add_none(api: Api, lake: Path) -> None:
+    every = fill(lake, {"a.parquet": 0, "b.parquet": 3, "c.parquet": 0, "d.parquet": 2, "e.parquet": 0})
+    job = completed(api, asked(lake))
+    assert pl.read_parquet(io.BytesIO(api.result(job).content))["plant"].to_list() == every["plant"].to_list()
+    assert api.http.get(f"/v1/jobs/{job['id']}/inputs").json()["inputs"][0]["bytes"] > 0
+
+
+def test_only_inputs_without_records_give_an_empty_result(api: Api, lake: Path) -> None:
+    fill(lake, {"a.parquet": 0, "b.parquet": 0})
+    job = completed(api, asked(lake))
+    assert job["rows"]["total"] == 0
+    assert "prediction" in pl.read_parquet(io.BytesIO(api.result(job).content)).columns
+
+
+def test_failed_records_are_named_with_their_input_and_their_place_in_it(api: Api, lake: Path) -> None:
+    good, bad = ",".join(COLUMNS) + "\n1,1,1,1\n", ",".join(COLUMNS) + "\n1,1,1,1\n1,wide,1,1\n"
+    for name, text in (("a.csv", good), ("b.csv", bad), ("c.csv", bad)):
+        (lake / "in" / name).write_text(text)
+    job = completed(api, asked(lake))
+    found = [(entry["record"], entry["input_file"], entry["input_record"]) for entry in api.errors(job)]
+    assert found == [(2, f"file://{lake}/in/b.csv", 1), (4, f"file://{lake}/in/c.csv", 1)]
+    shown = api.http.get(f"/jobs/{job['id']}/failed").text
+    assert "wide" in shown
+
+
+def test_the_columns_of_a_file_may_be_in_another_order(api: Api, lake: Path) -> None:
+    (lake / "in" / "a.parquet").write_bytes(encoded(flowers(3, 1), "parquet"))
+    turned = flowers(3, 2).select(["plant", *reversed(COLUMNS)])
+    (lake / "in" / "b.parquet").write_bytes(encoded(turned, "parquet"))
+    job = completed(api, asked(lake, passthrough="all"))
+    result = pl.read_parquet(io.BytesIO(api.result(job).content))
+    assert result.columns[:5] == [*COLUMNS, "plant"]
+    assert result["plant"].to_list() == ["1-0", "1-1", "1-2", "2-0", "2-1", "2-2"]
+    assert result[COLUMNS[0]].to_list()[3:] == turned[COLUMNS[0]].to_list()
+
+
+@pytest.mark.parametrize(
+    ("other", "said"),
+    [
+        (flowers(2).drop(COLUMNS[1]), "does not fit"),
+        (flowers(2).drop("plant"), "lacks 'plant'"),
+        (flowers(2).with_columns(more=1), "has 'more', too"),
+        (flowers(2).with_columns(plant=pl.Series([1, 2])), "has Int64 in 'plant' instead of String"),
+    ],
+)
+def test_an_input_with_unlike_columns_is_named_before_anything_is_scored(
+    api: Api, lake: Path, other: pl.DataFrame, said: str
+) -> None:
+    fill(lake, {"a.parquet": 3, "b.parquet": 3})
+    (lake / "in" / "c.parquet").write_bytes(encoded(other, "parquet"))
+    job = submitted(api, asked(lake))
+    assert (job["state"], job["error"]["code"], job["rows"]["ok"]) == ("failed", "unlike-inputs", 0)
+    assert f"{lake}/in/c.parquet" in job["error"]["message"]
+    assert said in job["error"]["message"]
+    assert [entry["input"] for entry in job["error"]["errors"]] == [f"file://{lake}/in/c.parquet"]
+
+
+def test_a_column_without_any_value_has_any_type(api: Api, lake: Path) -> None:
+    (lake / "in" / "a.parquet").write_bytes(encoded(flowers(2), "parquet"))
+    empty = flowers(2).with_columns(plant=pl.Series([None, None], dtype=pl.Null()))
+    (lake / "in" / "b.parquet").write_bytes(encoded(empty, "parquet"))
+    job = completed(api, asked(lake))
+    assert pl.read_parquet(io.BytesIO(api.result(job).content))["plant"].to_list() == ["0-0", "0-1", None, None]
+
+
+def test_a_file_that_cannot_be_read_is_named(api: Api, lake: Path) -> None:
+    fill(lake, {"a.parquet": 3})
+    (lake / "in" / "b.parquet").write_bytes(b"PAR1 and no more")
+    job = submitted(api, asked(lake))
+    assert job["state"] == "failed"
+    assert f"{lake}/in/b.parquet" in job["error"]["message"]
+
+
+def test_files_of_two_formats_are_refused_naming_both(api: Api, lake: Path) -> None:
+    fill(lake, {"a.parquet": 3})
+    fill(lake, {"b.csv": 3}, "csv")
+    answer = api.http.post("/v1/jobs", json=asked(lake))
+    assert "a.parquet is parquet" in refused(answer, 422, "invalid-input")
+    assert "b.csv is csv" in answer.json()["detail"]
+
+
+def test_the_records_of_every_input_are_shown_on_the_page_of_the_job(api: Api, lake: Path) -> None:
+    every = fill(lake, {f"{number:02}.parquet": 7 for number in range(5)})
+    job = completed(api, asked(lake))
+    for record in (0, 8, 34):
+        shown = api.http.get(f"/jobs/{job['id']}/records", params={"record": record}).text
+        assert every["plant"][record] in shown
+
+
+def test_inputs_are_listed_page_by_page(api: Api, lake: Path) -> None:
+    fill(lake, {f"{number}.csv": 1 for number in range(5)}, "csv")
+    job = completed(api, asked(lake))
+    path, found, after = f"/v1/jobs/{job['id']}/inputs", [], None
+    while True:
+        page = ok(api.http.get(path, params={"limit": 2, **({} if after is None else {"after": after})}))
+        found += [entry["filename"] for entry in page["inputs"]]
+        if (after := page["next"]) is None:
+            break
+    assert found == [f"{number}.csv" for number in range(5)]
+
+
+def test_an_equal_job_over_unchanged_files_is_reused_and_one_over_changed_files_is_not(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 2, "b.csv": 2}, "csv")
+    first = completed(api, asked(lake))
+    again = completed(api, asked(lake))
+    (lake / "in" / "b.csv").write_bytes(encoded(flowers(3, 9), "csv"))
+    changed = completed(api, asked(lake))
+    assert again["reused_from"] == first["id"]
+    assert (changed["reused_from"], changed["rows"]["total"]) == (None, 5)
+
+
+def test_the_client_submits_addresses(
+    start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path, lake: Path, iris_onnx: Path
+) -> None:
+    fill(lake, {"a.csv": 2, "b.csv": 2}, "csv")
+    allowed = json.dumps({"default": [f"file://{lake}/"]})
+    environment = {"BATCHSERVE_INPUT_PREFIXES": allowed, "BATCHSERVE_OUTPUT_PREFIXES": allowed}
+    (tmp_path / "server").mkdir()
+    with start_server(tmp_path / "server", **environment) as url, Client(url) as client:
+        client.models.add(iris_onnx, name="iris")
+        job = client.submit_urls(f"file://{lake}/in/*.csv", "iris", input_file=True, delimiter=",")
+        assert job.wait(30).result().to_polars()["input_file"].n_unique() == 2
+        client.submit_urls(f"file://{lake}/in/*.csv", "iris", output=f"file://{lake}/out/{{stem}}.csv").wait(30)
+    assert sorted(names(lake / "out")) == ["a.csv", "b.csv"]
+
+
+# --- what may be read ---
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("file:///etc/passwd", 403, "location-refused"),
+        ("file://{lake}/out/x.csv", 403, "location-refused"),
+        ("file://{lake}/in/../out/x.csv", 422, "invalid-location"),
+        ("file://{lake}/in/%2e%2e/out/x.csv", 422, "invalid-location"),
+        ("file://{lake}/in/..%2Fout/x.csv", 422, "invalid-location"),
+        ("file://{lake}/in/a%00.csv", 422, "invalid-location"),
+        ("file://{lake}/i*/a.csv", 403, "location-refused"),
+        ("file://{lake}/inside/a.csv", 403, "location-refused"),
+        ("file://localhost{lake}/in/a.csv", 422, "invalid-location"),
+        ("s3://bucket/in/a.csv", 403, "location-refused"),
+        ("https://example.org/a.csv", 422, "invalid-location"),
+        ("{lake}/in/a.csv", 422, "invalid-location"),
+        ("file://{lake}/in/missing.csv", 404, "input-not-found"),
+        ("file://{lake}/in/*.arrow", 404, "input-not-found"),
+        ("file://{lake}/in/folder", 422, "invalid-location"),
+        ("file://{lake}/in/link.csv", 403, "location-refused"),
+        ("file://{lake}/in/*.csv", 403, "location-refused"),
+        ("file://{lake}/in/away/a.csv", 403, "location-refused"),
+        ("file://{lake}/in/pipe", 403, "location-refused"),
+    ],
+)
+def test_an_address_outside_of_the_prefixes_or_by_a_link_is_refused(
+    api: Api, lake: Path, url: str, status: int, code: str
+) -> None:
+    (lake / "out" / "x.csv").write_bytes(encoded(flowers(1), "csv"))
+    (lake / "in" / "folder").mkdir()
+    (lake / "in" / "link.csv").symlink_to(lake / "out" / "x.csv")
+    (lake / "in" / "away").symlink_to(lake / "out")
+    os.mkfifo(lake / "in" / "pipe")
+    request = {"input": {"urls": [url.format(lake=lake)]}, "model": "iris"}
+    with api.unchanged():
+        problem(api.http.post("/v1/jobs", json=request), status, code)
+
+
+def test_nothing_is_allowed_by_default(tmp_path: Path, lake: Path, iris_onnx: Path) -> None:
+    fill(lake, {"a.csv": 1}, "csv")
+    with running(tmp_path / "store") as api:
+        api.register("iris", iris_onnx)
+        answer = api.http.post("/v1/jobs", json=asked(lake))
+        assert "an administrator allows some by a setting" in refused(answer, 403, "location-refused")
+
+
+@pytest.mark.parametrize(
+    "prefix", ["/data/in", "file://data/in/", "file:///data/*/", "file:///data/../etc/", "s3:///x/"]
+)
+def test_a_prefix_of_another_form_stops_the_start(tmp_path: Path, prefix: str) -> None:
+    with pytest.raises(ValueError, match="is not a prefix"), running(tmp_path, input_prefixes={"*": [prefix]}):
+        pass
+
+
+def test_prefixes_are_those_of_the_tenant(tmp_path: Path, lake: Path) -> None:
+    with running(tmp_path / "store", input_prefixes={"a": [f"file://{lake}/in/"], "*": ["file:///all/"]}) as api:
+        assert api.settings.inputs_of("a") == (f"file://{lake}/in/", "file:///all/")
+        assert api.settings.inputs_of("b") == ("file:///all/",)
+
+
+def test_patterns_match_as_in_a_shell(lake: Path) -> None:
+    names = ["a.csv", "b.csv", ".hidden.csv", "x/c.csv", "x/y/d.csv", "x/[1].csv", "x/é.csv"]
+    for name in names:
+        (lake / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (lake / "in" / name).write_text("a\n")
+    allowed = [f"file://{lake}/in/"]
+
+    def matches(pattern: str) -> list[str]:
+        found = find(f"file://{lake}/in/{pattern}", allowed, 100)
+        return [one.url.removeprefix(allowed[0]) for one in found]
+
+    assert matches("*.csv") == ["a.csv", "b.csv"]
+    assert matches("[b-z].csv") == ["b.csv"]
+    assert matches("**/*.csv") == ["a.csv", "b.csv", "x/%5B1%5D.csv", "x/c.csv", "x/%C3%A9.csv", "x/y/d.csv"]
+    assert matches("x/**") == ["x/%5B1%5D.csv", "x/c.csv", "x/%C3%A9.csv", "x/y/d.csv"]
+    assert matches("x/%5B1%5D.csv") == ["x/%5B1%5D.csv"]
+    assert matches("*/?.csv") == ["x/c.csv", "x/%C3%A9.csv"]
+    assert matches(".hid*.csv") == [".hidden.csv"]
+    with pytest.raises(InvalidLocation, match="at most 1 inputs"):
+        find(f"file://{lake}/in/*.csv", allowed, 1)
+    with pytest.raises(LocationRefused):
+        find(f"file://{lake}/*/a.csv", allowed, 1)
+
+
+# --- one state of each input ---
+
+
+@pytest.mark.parametrize("change", ["longer", "as long", "removed", "replaced", "link"])
+def test_a_file_that_changes_after_its_job_is_queued_fails_it_by_name(
+    tmp_path: Path, lake: Path, iris_onnx: Path, change: str
+) -> None:
+    fill(lake, {"a.csv": 5, "b.csv": 5}, "csv")
+    file = lake / "in" / "b.csv"
+    with running(tmp_path / "store", worker=False, input_prefixes={"*": [f"file://{lake}/in/"]}) as api:
+        api.register("iris", iris_onnx)
+        job = ok(api.http.post("/v1/jobs", json=asked(lake)), 202)
+    content = file.read_bytes()
+    if change == "longer":
+        file.write_bytes(content + content[content.index(b"\n") + 1 :])
+    elif change == "as long":
+        file.write_bytes(content.replace(b"1-0", b"1-9"))
+    elif change == "removed":
+        file.unlink()
+    elif change == "replaced":
+        (lake / "in" / "new").write_bytes(content)
+        (lake / "in" / "new").rename(file)
+    else:
+        file.rename(lake / "out" / "b.csv")
+        file.symlink_to(lake / "out" / "b.csv")
+    with running(tmp_path / "store", input_prefixes={"*": [f"file://{lake}/in/"]}) as api:
+        ended = api.finished(job["id"])
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "input-changed")
+    assert f"{lake}/in/b.csv" in ended["error"]["message"]
+
+
+def test_a_file_that_changes_while_it_is_read_is_noticed(lake: Path) -> None:
+    fill(lake, {"a.csv": 5}, "csv")
+    (found,) = find(f"file://{lake}/in/a.csv", [f"file://{lake}/in/"], 1)
+    with locations.open_at(found.url, found.version) as source:
+        source.read(3)
+        (lake / "in" / "a.csv").write_bytes(b"other")
+    with pytest.raises(Exception, match="was changed or removed"):
+        locations.require_unchanged(found.url, found.version)
+
+
+# --- results elsewhere ---
+
+
+def test_a_merged_result_is_written_to_an_address(api: Api, lake: Path) -> None:
+    every = fill(lake, {"a.parquet": 3, "b.parquet": 4})
+    job = completed(api, asked(lake, output={"url": f"file://{lake}/out/all.parquet"}))
+    assert pl.read_parquet(lake / "out" / "all.parquet")["plant"].to_list() == every["plant"].to_list()
+    assert (job["output"]["url"], job["output"]["files"]) == (f"file://{lake}/out/all.parquet", 1)
+    assert names(lake / "out") == ["all.parquet"]
+    assert "all.parquet" in refused(api.http.get(job["links"]["result"]), 409, "elsewhere")
+    assert "a.parquet" in refused(api.http.get(job["links"]["input"]), 409, "elsewhere")
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv"])
+def test_each_input_has_a_result_of_its_own_with_the_bytes_of_a_job_of_its_own(
+    api: Api, lake: Path, format: str
+) -> None:
+    fill(lake, {f"a.{format}": 3, f"b.{format}": 40, f"c.{format}": 0}, format)
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{date}}/{{stem}}.{format}"}))
+    (day,) = (lake / "out").iterdir()
+    assert sorted(file.name for file in day.iterdir()) == [f"{name}.{format}" for name in "abc"]
+    for name in "ab":
+        alone = api.run((lake / "in" / f"{name}.{format}").read_bytes(), "iris")
+        assert (day / f"{name}.{format}").read_bytes() == api.result(alone).content
+    empty = (day / f"c.{format}").read_bytes()
+    columns = pl.read_parquet(io.BytesIO(empty)).columns if format == "parquet" else empty.decode().strip().split(",")
+    assert "prediction" in columns
+
+
+def test_a_result_that_exists_is_not_replaced_unless_that_is_asked_for(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    target = lake / "out" / "a.csv"
+    target.write_text("precious")
+    output = {"url": f"file://{lake}/out/{{stem}}.csv"}
+    assert "a.csv" in refused(api.http.post("/v1/jobs", json=asked(lake, output=output)), 409, "target-exists")
+    assert target.read_text() == "precious"
+    completed(api, asked(lake, output={**output, "overwrite": True}))
+    assert "prediction" in target.read_text()
+
+
+def test_a_result_that_appears_before_the_end_of_the_job_is_not_replaced(
+    tmp_path: Path, lake: Path, iris_onnx: Path
+) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    allowed: dict[str, Any] = {
+        "input_prefixes": {"*": [f"file://{lake}/"]},
+        "output_prefixes": {"*": [f"file://{lake}/"]},
+    }
+    with running(tmp_path / "store", worker=False, **allowed) as api:
+        api.register("iris", iris_onnx)
+        job = ok(api.http.post("/v1/jobs", json=asked(lake, output={"url": f"file://{lake}/out/x.csv"})), 202)
+    (lake / "out" / "x.csv").write_text("precious")
+    with running(tmp_path / "store", **allowed) as api:
+        ended = api.finished(job["id"])
+    assert (ended["state"], ended["error"]["code"]) == ("failed", "target-exists")
+    assert (lake / "out" / "x.csv").read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("url", "status", "code"),
+    [
+        ("file://{lake}/in/x.csv", 403, "location-refused"),
+        ("file://{lake}/out/../in/x.csv", 422, "invalid-location"),
+        ("file://{lake}/out/{name}.csv", 422, "invalid-location"),
+        ("file://{lake}/out/*.csv", 422, "invalid-location"),
+        ("file://{lake}/out/x.parquet", 422, "invalid-location"),
+    ],
+)
+def test_a_target_of_another_form_or_outside_of_the_prefixes_is_refused(
+    api: Api, lake: Path, url: str, status: int, code: str
+) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    request = asked(lake, output={"url": url.replace("{lake}", str(lake))})
+    problem(api.http.post("/v1/jobs", json=request), status, code)
+    assert not list((lake / "out").iterdir())
+
+
+def test_two_inputs_of_one_name_are_refused_before_anything_is_scored(api: Api, lake: Path) -> None:
+    (lake / "in" / "x").mkdir()
+    fill(lake, {"a.csv": 3, "x/a.csv": 3}, "csv")
+    request = asked(lake, "**/*.csv", output={"url": f"file://{lake}/out/{{stem}}.csv"})
+    detail = refused(api.http.post("/v1/jobs", json=request), 422, "invalid-location")
+    assert "in/a.csv" in detail
+    assert "in/x/a.csv" in detail
+
+
+def test_deleting_and_expiring_a_job_leaves_what_its_owner_has(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 3, "b.csv": 3}, "csv")
+    job = completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))
+    assert api.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
+    until(lambda: not [key for key in api.stored() if job["id"] in key])
+    assert sorted(names(lake / "in")) == sorted(names(lake / "out")) == ["a.csv", "b.csv"]
+
+
+def test_a_repeated_request_with_a_key_gives_the_same_job(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    headers = {"idempotency-key": "tonight"}
+    first = ok(api.http.post("/v1/jobs", json=asked(lake), headers=headers), 202)
+    (lake / "in" / "b.csv").write_bytes(encoded(flowers(2), "csv"))
+    again = ok(api.http.post("/v1/jobs", json=asked(lake), headers=headers), 202)
+    assert again["id"] == first["id"]
+    problem(api.http.post("/v1/jobs", json=asked(lake, "a.csv"), headers=headers), 422, "idempotency-mismatch")
+
+
+def test_what_is_missing_or_misspelt_in_the_request_is_named(api: Api, lake: Path) -> None:
+    for body, where in [
+        ({"model": "iris"}, "input"),
+        ({"input": {"urls": []}, "model": "iris"}, "input.urls"),
+        ({"input": {"urls": ["file:///x"], "url": 1}, "model": "iris"}, "input.url"),
+        (asked(lake, colums=["a"]), "colums"),
+    ]:
+        answer = api.http.post("/v1/jobs", json=body)
+        problem(answer, 422, "invalid-options")
+        assert where in orjson.dumps(answer.json()).decode()
+
+
+def test_a_result_in_parquet_is_partitioned_by_a_column(api: Api, lake: Path) -> None:
+    every = fill(lake, {"a.parquet": 30, "b.parquet": 20}).with_columns(
+        plant=pl.Series([["x", "y/z", "é 1", None][number % 4] for number in range(50)])
+    )
+    for name, part in (("a", every[:30]), ("b", every[30:])):
+        (lake / "in" / f"{name}.parquet").write_bytes(encoded(part, "parquet"))
+    output = {"url": f"file://{lake}/out/run/", "partition_by": "plant"}
+    completed(api, asked(lake, output=output))
+    assert (lake / "out" / "run" / "plant=x").is_dir()
+    read = pl.read_parquet(lake / "out" / "run" / "**" / "*.parquet", hive_partitioning=True)
+    counts = dict(read.group_by("plant").len().iter_rows())
+    assert counts == dict(every.group_by("plant").len().iter_rows())
+    assert "prediction" in read.columns
+    detail = refused(api.http.post("/v1/jobs", json=asked(lake, output=output)), 409, "target-exists")
+    assert "name an empty folder" in detail
+
+
+def test_a_column_to_partition_by_that_the_result_lacks_is_named(api: Api, lake: Path) -> None:
+    fill(lake, {"a.parquet": 3})
+    job = submitted(api, asked(lake, output={"url": f"file://{lake}/out/run/", "partition_by": "state"}))
+    assert (job["state"], job["error"]["code"]) == ("failed", "invalid-options")
+    assert "'state'" in job["error"]["message"]
+
+
+def test_an_archive_has_a_result_for_each_input_with_the_bytes_of_a_job_of_its_own(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 3, "b b.csv": 40, "c.csv": 0}, "csv")
+    job = completed(api, asked(lake, output={"archive": True}))
+    answer = api.result(job)
+    assert answer.headers["content-type"] == "application/zip"
+    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+        assert archive.testzip() is None
+        assert archive.namelist() == ["a.csv", "b b.csv", "c.csv"]
+        for name in ("a.csv", "b b.csv"):
+            alone = api.run((lake / "in" / name).read_bytes(), "iris")
+            assert archive.read(name) == api.result(alone).content
+        assert b"prediction" in archive.read("c.csv")
+    problem(api.http.get(job["links"]["result"], params={"format": "parquet"}), 422, "invalid-options")
+
+
+@pytest.mark.parametrize("output", [{}, {"url": "file:///x", "archive": True}, {"archive": True, "overwrite": True}])
+def test_an_output_has_either_an_address_or_an_archive(api: Api, lake: Path, output: dict[str, Any]) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    problem(api.http.post("/v1/jobs", json=asked(lake, output=output)), 422, "invalid-options")
