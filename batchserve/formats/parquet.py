@@ -16,7 +16,7 @@ import polars as pl
 from batchserve.domain import Chunk, ChunkLimits, DType
 from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.formats.frames import SAMPLE, decoding, plain, typed
-from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
+from batchserve.formats.protocol import FilesReader, Header, Holds, Open, Outline, Part, Reading, Records
 from batchserve.formats.records import check_names, check_width, table
 from batchserve.formats.wire import thrift
 from batchserve.storage import Piece, Span
@@ -42,7 +42,7 @@ _META_DATA_OFFSETS = (_DATA_PAGE, 10, _DICTIONARY_PAGE, 14)  # of them: also ind
 _MAX_ORDINAL = 2**15 - 1
 
 
-class Parquet:
+class Parquet(FilesReader):
     """Parquet. A chunk's `start` and `stop` are record numbers.
 
     Every chunk of a file unpacks the dictionaries of its row group anew, so chunks get twice the size: there is no text
@@ -112,6 +112,31 @@ class Parquet:
         columns: Sequence[str] | None = None,
     ) -> Reading:
         return typed(_slice(_for_polars(source), chunk.start, chunk.records, columns), chunk, types, columns)
+
+    def outline(self, source: BinaryIO, like: bytes = b"") -> Outline:
+        footer = _footer_bytes(source)
+        with _damage_named():
+            layout = like if like and footer.startswith(like) else footer[: thrift.end_of(footer, _SCHEMA)]
+            return Outline(layout, thrift.number_at(footer, len(layout)))
+
+    def read_files(
+        self,
+        sources: Sequence[BinaryIO],
+        records: int,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None,
+    ) -> Reading | None:
+        paths = [path for source in sources if isinstance(path := getattr(source, "name", None), str)]
+        if len(paths) < len(sources):
+            return None
+        try:
+            scan = pl.scan_parquet(paths, glob=False, hive_partitioning=False)
+            frame = (scan if columns is None else scan.select(columns)).collect(engine="in-memory")
+        except pl.exceptions.PolarsError:
+            return None
+        if frame.height != records:
+            return None
+        return typed(plain(frame), Chunk(0, records, 0, records), types, columns)
 
     def write(self, records: Records) -> bytes:
         frame = plain(table(records, self.name))
@@ -282,7 +307,8 @@ def _footer_of(footer: thrift.Struct, records: int, groups: Sequence[thrift.Stru
     return data + struct.pack("<I", len(data)) + _MAGIC
 
 
-def _parse_footer(source: BinaryIO) -> thrift.Struct:
+def _footer_bytes(source: BinaryIO) -> bytes:
+    """FileMetaData as it is. Raises InvalidInput when it is missing."""
     size = source.seek(0, os.SEEK_END)
     source.seek(0)
     if (magic := source.read(4)) != _MAGIC:
@@ -297,8 +323,13 @@ def _parse_footer(source: BinaryIO) -> thrift.Struct:
     if length > min(size - 12, _FOOTER_LIMIT):
         raise InvalidInput(f"the footer of the Parquet file is damaged: it claims {length} of {size} bytes")
     source.seek(size - 8 - length)
+    return source.read(length)
+
+
+def _parse_footer(source: BinaryIO) -> thrift.Struct:
+    data = _footer_bytes(source)
     with _damage_named():
-        footer = thrift.load(source.read(length))
+        footer = thrift.load(data)
         rows, expected = sum(rows for rows, _ in _row_groups(footer)), _num_rows(footer)
     if rows != expected:
         raise InvalidInput(

@@ -186,6 +186,33 @@ class Format(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Outline:
+    """What a file says of itself, without its records."""
+
+    layout: bytes
+    """The same for files whose columns have the same names and types, in the same order."""
+    records: int
+
+
+class FilesReader(ABC):
+    """A Format that outlines a file in no time, and reads several as one table, much faster than one by one."""
+
+    @abstractmethod
+    def outline(self, source: BinaryIO, like: bytes = b"") -> Outline:
+        """`like`: the layout that it probably has. Raises InvalidInput."""
+
+    @abstractmethod
+    def read_files(
+        self,
+        sources: Sequence[BinaryIO],
+        records: int,
+        types: Mapping[str, DType],
+        columns: Sequence[str] | None,
+    ) -> Reading | None:
+        """All records of files of one layout, as `read` gives those of one. None: these cannot be read together."""
+
+
 class MatrixReader(ABC):
     """A Format that may read the numbers of a model straight into its matrices, several times as fast."""
 

@@ -2,16 +2,16 @@
 result."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import chain
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Chunk, Dialect, ModelVersion, Options, Signature
+from batchserve.domain import Chunk, Dialect, DType, ModelVersion, Options, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats import RESULT_FORMATS
 from batchserve.formats.frames import SAMPLE
@@ -32,6 +32,12 @@ from batchserve.inference.inputs import (
 from batchserve.inference.outputs import ResultSchema
 
 __all__ = ["Match", "match_input", "with_names"]
+
+
+class ReadRecords(Protocol):
+    """Gives records by the types and the names of their columns: the rest of `Format.read`."""
+
+    def __call__(self, types: Mapping[str, DType], columns: Sequence[str] | None, /) -> Reading: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +109,7 @@ class Match:
         input and output formats, values pass through as written, not as the model rounds them. `matrices`: whether
         numbers may come as matrices.
         """
-        there = self.header.columns or self.header.arrays
-        needed = [name for name in there if name in self.passed or name in self.binding.used]
+        needed = self._needed()
         if matrices and isinstance(format, MatrixReader) and chunk.stop - chunk.start >= FEWEST_BYTES:
             blocks = tuple(self._blocks(format))
             inside = {name for block in blocks for name in block.columns}
@@ -112,24 +117,38 @@ class Match:
             reading = format.read_matrices(source, chunk, self.binding.types, needed, blocks, kept)
         else:
             reading = format.read(source, chunk, self.binding.types, needed or None)
+        return self._with_passed(reading, chunk, format.family, partial(format.read, source, chunk))
+
+    def read_by(self, read: ReadRecords, chunk: Chunk, family: str) -> tuple[Reading, Records]:
+        """The same of records that `read` gives, from files of a family of formats."""
+        reading = read(self.binding.types, self._needed() or None)
+        return self._with_passed(reading, chunk, family, read)
+
+    def _needed(self) -> list[str]:
+        there = self.header.columns or self.header.arrays
+        return [name for name in there if name in self.passed or name in self.binding.used]
+
+    def _with_passed(
+        self, reading: Reading, chunk: Chunk, family: str, read: ReadRecords
+    ) -> tuple[Reading, Records]:
         if isinstance(reading.records, dict):
             passed_arrays = {name: reading.records[name] for name in self.passed}
             return replace(reading, records=self._own(reading.records)), passed_arrays
         passed = dict.fromkeys(self.passed, reading.records)
         both = [name for name in self.passed if name in self.binding.used]
-        if both and not reading.matrices and self._is_as_written(format):
-            passed |= dict.fromkeys(both, self._written(format, source, chunk, both))
+        if both and not reading.matrices and self._is_as_written(family):
+            passed |= dict.fromkeys(both, self._written(read, chunk, both))
         return reading, pl.DataFrame([records[name] for name, records in passed.items()])
 
-    def _is_as_written(self, format: Format) -> bool:
+    def _is_as_written(self, family: str) -> bool:
         """Whether what passes through comes as it is written, not as the model takes it."""
-        return format.family == RESULT_FORMATS[self.options.format].family
+        return family == RESULT_FORMATS[self.options.format].family
 
     def _blocks(self, format: Format) -> Iterator[Block]:
         """The inputs that matrices of numbers fill, as they are in the file."""
         binding = self.binding
         takers = Counter(chain.from_iterable(binding.sources.values()))
-        typed = set() if self._is_as_written(format) else set(self.passed)
+        typed = set() if self._is_as_written(format.family) else set(self.passed)
         typed |= {self.options.key} if self.options.key is not None else set()
         for tensor in self.signature.inputs:
             sources = binding.sources[tensor.name]
@@ -139,12 +158,12 @@ class Match:
             if dtypes == {tensor.dtype} and all(takers[s] == 1 for s in sources) and typed.isdisjoint(sources):
                 yield Block(tensor.name, sources, tensor.dtype)
 
-    def _written(self, format: Format, source: BinaryIO, chunk: Chunk, columns: Sequence[str]) -> pl.DataFrame:
+    def _written(self, read: ReadRecords, chunk: Chunk, columns: Sequence[str]) -> pl.DataFrame:
         records: Records = {}
         if chunk.first_record == 0 and chunk.records <= SAMPLE:  # the sample may be all records: it is as written, too
             records = self.sample()
         if not isinstance(records, pl.DataFrame) or records.height != chunk.records:
-            records = format.read(source, chunk, {}, columns).records
+            records = read({}, columns).records
         assert isinstance(records, pl.DataFrame)
         return records
 

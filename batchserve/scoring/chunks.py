@@ -1,18 +1,20 @@
 """One chunk is read, scored and written as a part."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
-from batchserve.domain import Chunk, ModelVersion, Options, ScoredChunk
+from batchserve.domain import Chunk, DType, ModelVersion, Options, ScoredChunk
 from batchserve.formats import get_format
+from batchserve.formats.protocol import FilesReader, Reading
 from batchserve.inference.answers import score
 from batchserve.inference.matching import match_input, with_names
 from batchserve.scoring.comparison import match_named
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of, storage_at
-from batchserve.scoring.joining import Piece, Together, joined
+from batchserve.scoring.joining import Piece, Together, joined, of_files
 from batchserve.scoring.planning import moved, whole
 from batchserve.scoring.results import error_lines, result_of
 from batchserve.scoring.sessions import keep_only, session_for
@@ -33,6 +35,8 @@ class ChunkTask:
     """The inputs after `input` that share the chunk, each whole."""
     first: Input | None = None
     """The first of several inputs of the job: its columns are those of the result, in its order."""
+    records: tuple[int | None, ...] = ()
+    """Of each input, if it is known to have the layout of the first."""
 
 
 def warm_up() -> None:
@@ -85,6 +89,8 @@ def score_rows(task: ChunkTask) -> Rows:
 
 def _read(task: ChunkTask) -> Together:
     """The records of a chunk, of all its inputs."""
+    if task.first is not None and (together := _read_files(task, task.first)) is not None:
+        return together
     read = [_read_one(task, input, chunk) for input, chunk in _pieces(task)]
     if len({tuple(piece.reading.matrices) for piece in read}) > 1:  # a small input has none
         read = [_read_one(task, input, chunk, matrices=False) for input, chunk in _pieces(task)]
@@ -92,6 +98,34 @@ def _read(task: ChunkTask) -> Together:
         return read[0].together()
     layout = match_named(task.first, task.model, task.options)
     return joined(read, layout, with_files=task.options.input_file)
+
+
+class _Apart(Exception):
+    """Files cannot be read together."""
+
+
+def _read_files(task: ChunkTask, first: Input) -> Together | None:
+    """The records of whole inputs of one layout, read as one table. None: they are not, or cannot be."""
+    counts = [records for records in task.records if records is not None]
+    format = task.input.reader
+    if len(counts) < 2 or len(counts) != len(task.further) + 1 or not isinstance(format, FilesReader):
+        return None
+    layout = match_named(first, task.model, task.options)
+    with ExitStack() as opened:
+        sources = [opened.enter_context(input.reading()) for input in (task.input, *task.further)]
+
+        def read(types: Mapping[str, DType], columns: Sequence[str] | None) -> Reading:
+            reading = format.read_files(sources, task.chunk.records, types, columns)
+            if reading is None:
+                raise _Apart
+            return reading
+
+        try:
+            reading, passed = layout.read_by(read, task.chunk, task.input.reader.family)
+        except _Apart:
+            return None
+    keys = [input.key for input in (task.input, *task.further)]
+    return of_files(layout, reading, passed, keys, counts, with_files=task.options.input_file)
 
 
 def _pieces(task: ChunkTask) -> Iterator[tuple[Input, Chunk]]:

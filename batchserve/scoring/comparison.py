@@ -11,10 +11,11 @@ import polars as pl
 
 from batchserve.domain import ModelVersion, Options
 from batchserve.errors import InvalidInput, SchemaMismatch, UnlikeInputs
-from batchserve.formats.protocol import Header
+from batchserve.formats.protocol import FilesReader, Header, Outline
 from batchserve.inference.matching import Match, match_input, with_names
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of
+from batchserve.storage.locations import is_file
 
 _AT_ONCE = 8
 """Beginnings that are read at a time: in an object store each is a request."""
@@ -29,13 +30,22 @@ class CompareTask:
 
 
 @by_name
-def compare_inputs(task: CompareTask) -> None:
-    """Raises UnlikeInputs, which names each input that lacks a column, or has another type in it, that the model or the
-    result takes from the first one; and each that the model does not fit."""
+def compare_inputs(task: CompareTask) -> tuple[int | None, ...]:
+    """The number of records of each input that surely has the layout of the first, in formats that outline themselves;
+    None for the others.
+
+    Raises UnlikeInputs, which names each input that lacks a column, or has another type in it, that the model or the
+    result takes from the first one; and each that the model does not fit.
+    """
     first = match_named(task.inputs[0], task.model, task.options)
-    with ThreadPoolExecutor(_AT_ONCE) as threads:
-        found = threads.map(partial(_differences, task, first), task.inputs[1:])
-        unlike = [(one, what) for one, what in zip(task.inputs[1:], found, strict=True) if what]
+    like = outline_of(task.inputs[0])
+    compare = partial(_compared, task, first, b"" if like is None else like.layout)
+    if is_file(task.inputs[0].key):
+        found = list(map(compare, task.inputs[1:]))
+    else:
+        with ThreadPoolExecutor(_AT_ONCE) as threads:
+            found = list(threads.map(compare, task.inputs[1:]))
+    unlike = [(one, what) for one, (_, what) in zip(task.inputs[1:], found, strict=True) if what]
     if unlike:
         shown = "; ".join(f"{one.key} {', '.join(what)}" for one, what in islice(unlike, 3))
         more = f"; and {len(unlike) - 3} more" if len(unlike) > 3 else ""
@@ -43,6 +53,17 @@ def compare_inputs(task: CompareTask) -> None:
             f"{len(unlike)} of {len(task.inputs)} inputs are unlike the first, {task.inputs[0].key}: {shown}{more}",
             errors=[{"input": one.key, "message": ", ".join(what)} for one, what in unlike[:_SHOWN]],
         )
+    own = None if like is None else like.records
+    return (own, *(records for records, _ in found))
+
+
+def outline_of(input: Input, like: bytes = b"") -> Outline | None:
+    """None in a format that does not outline its files."""
+    format = input.reader
+    if not isinstance(format, FilesReader):
+        return None
+    with input.open() as source:
+        return format.outline(source, like)
 
 
 def match_named(input: Input, model: ModelVersion, options: Options) -> Match:
@@ -51,6 +72,17 @@ def match_named(input: Input, model: ModelVersion, options: Options) -> Match:
         return match_input(header_of(replace(input, dialect=with_names(input.dialect, model, options))), model, options)
     except (SchemaMismatch, InvalidInput) as error:
         raise type(error)(f"{input.key}: {error.detail}", errors=error.errors) from error
+
+
+def _compared(task: CompareTask, first: Match, layout: bytes, input: Input) -> tuple[int | None, list[str]]:
+    """The records of an input, if it surely is like the first, and what differs."""
+    try:
+        outline = outline_of(input, layout)
+    except InvalidInput as error:
+        return None, [f"does not fit: {error.detail}"]
+    if outline is not None and outline.layout == layout:
+        return outline.records, []
+    return None, _differences(task, first, input)
 
 
 def _differences(task: CompareTask, first: Match, input: Input) -> list[str]:

@@ -32,7 +32,11 @@ class Piece:
 
     def together(self) -> "Together":
         """This piece as a whole chunk."""
-        return Together(self.match, self.reading, self.passed, (self,), (0,))
+        return Together(self.match, self.reading, self.passed, (self.start,), (0,))
+
+    @property
+    def start(self) -> tuple[str, int]:
+        return self.key, self.chunk.first_record
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +47,8 @@ class Together:
     reading: Reading
     passed: Records
     """Columns or arrays that pass through to the result."""
-    pieces: Sequence[Piece]
+    places: Sequence[tuple[str, int]]
+    """Of the first record of each piece: its input, and its number in it."""
     starts: Sequence[int]
     """The number in the chunk of the first record of each piece."""
 
@@ -55,8 +60,8 @@ class Together:
     def place(self, record: int) -> Mapping[str, Any]:
         """The input of a record of the chunk, and the record's number in it."""
         number = bisect_right(self.starts, record) - 1
-        piece = self.pieces[number]
-        return {INPUT_FILE: piece.key, "input_record": piece.chunk.first_record + record - self.starts[number]}
+        key, first = self.places[number]
+        return {INPUT_FILE: key, "input_record": first + record - self.starts[number]}
 
 
 def joined(pieces: Sequence[Piece], layout: Match, *, with_files: bool) -> Together:
@@ -67,9 +72,20 @@ def joined(pieces: Sequence[Piece], layout: Match, *, with_files: bool) -> Toget
     starts = [0, *accumulate(counts)][:-1]
     passed = _joined_records([_laid_out(piece, layout) for piece in filled])
     if with_files:
-        passed = _with_files(passed, filled)
+        passed = _with_files(passed, [piece.key for piece in filled], counts)
     reading = filled[0].reading if len(filled) == 1 else _joined_reading(filled, starts)
-    return Together(filled[0].match, reading, passed, filled, starts)
+    return Together(filled[0].match, reading, passed, [piece.start for piece in filled], starts)
+
+
+def of_files(
+    match: Match, reading: Reading, passed: Records, keys: Sequence[str], counts: Sequence[int], *, with_files: bool
+) -> Together:
+    """The records of whole inputs that were read as one table. `counts`: how many each has."""
+    filled = [(key, count) for key, count in zip(keys, counts, strict=True) if count]
+    if with_files:
+        passed = _with_files(passed, [key for key, _ in filled], [count for _, count in filled])
+    starts = [0, *accumulate(count for _, count in filled)][:-1]
+    return Together(match, reading, passed, [(key, 0) for key, _ in filled], starts)
 
 
 def _laid_out(piece: Piece, layout: Match) -> Records:
@@ -96,12 +112,10 @@ def _joined_records(parts: Sequence[Records]) -> Records:
     return pl.concat([part for part in parts if isinstance(part, pl.DataFrame)], how="vertical_relaxed")
 
 
-def _with_files(passed: Records, pieces: Sequence[Piece]) -> Records:
-    names = [piece.key for piece in pieces]
-    counts = [piece.chunk.records for piece in pieces]
+def _with_files(passed: Records, names: Sequence[str], counts: Sequence[int]) -> Records:
     if isinstance(passed, dict):
         return {**passed, INPUT_FILE: np.repeat(np.array(names), counts)}
-    column = pl.Series(INPUT_FILE, names, dtype=pl.String())
+    column = pl.Series(INPUT_FILE, list(names), dtype=pl.String())
     if len(names) == 1:
         column = column.new_from_index(0, counts[0])
     else:

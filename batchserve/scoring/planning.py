@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from batchserve.domain import Chunk, ChunkLimits
-from batchserve.scoring.comparison import CompareTask, compare_inputs
+from batchserve.scoring.comparison import CompareTask, compare_inputs, outline_of
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input
 
@@ -33,6 +33,8 @@ class PlanTask:
     """Whether the job has no input after these."""
     comparison: CompareTask | None = None
     """Of all inputs of the job, before the first is planned."""
+    records: tuple[int | None, ...] = ()
+    """Of the input and of the further ones, as far as they are known by a comparison."""
 
 
 @dataclass(frozen=True)  # without slots: see `Chunk`
@@ -44,8 +46,12 @@ class Planned:
     """Planned share of the first input that is not, 0 to 1; of an only one, also when it is."""
     ended: int = 1
     """Inputs of the task that are planned to their ends."""
+    compared: tuple[int | None, ...] = ()
+    """What the comparison has found about all inputs of the job; see `compare_inputs`."""
 
 
+_MOST_GROWTH = 8
+"""How many times as large as its file a table may become."""
 MOST_TOGETHER = 64
 """Inputs that share a chunk, at most."""
 
@@ -58,14 +64,24 @@ def plan_chunks(task: PlanTask) -> Planned:
     Where they end depends on nothing but the inputs and the limits, however many chunks or inputs a call plans: so a
     chunk to which the next input, beyond those of the task, may still belong is left to the next call.
     """
-    if task.comparison is not None:
-        compare_inputs(task.comparison)
+    if task.comparison is None:
+        return _planned(task)
+    compared = compare_inputs(task.comparison)
+    known = compared[task.number : task.number + 1 + len(task.further)]
+    return replace(_planned(replace(task, records=known)), compared=compared)
+
+
+def _planned(task: PlanTask) -> Planned:
     chunks: list[Chunk] = []
     base, is_open, size = task.base, False, 0
     for place, input in enumerate((task.input, *task.further)):
         after = task.after if place == 0 else None
         left = max(2, task.most - len(chunks))
-        own, is_complete, end = _of_one(input, after, task.limits, left, base, task.number + place)
+        alone = _alone(task, place, input) if after is None else None
+        if alone is not None:
+            own, is_complete, end = [moved(alone, base, task.number + place)], True, 0
+        else:
+            own, is_complete, end = _of_one(input, after, task.limits, left, base, task.number + place)
         if not is_complete:
             return Planned((*chunks, *own), False, min(1.0, own[-1].stop / max(end, 1)), place)
         base = _end_of(own[-1] if own else after, base)
@@ -90,6 +106,18 @@ def plan_chunks(task: PlanTask) -> Planned:
         ended -= chunks.pop().inputs
         return Planned(tuple(chunks), False, 0.0, ended)
     return Planned(tuple(chunks), True, 1.0, ended)
+
+
+def _alone(task: PlanTask, place: int, input: Input) -> Chunk | None:
+    """All records of a small input as one chunk, where its outline tells their number: by that and its bytes alone, so
+    that it is the same whatever is known."""
+    if not task.sizes or task.sizes[place] * _MOST_GROWTH > task.limits.bytes:
+        return None
+    records = task.records[place] if task.records else None
+    if records is None:
+        outline = outline_of(input)
+        records = None if outline is None else outline.records
+    return None if records is None or records > task.limits.records else Chunk(0, records, 0, records)
 
 
 def _of_one(

@@ -30,6 +30,7 @@ __all__ = [
     "exists",
     "find",
     "is_external",
+    "is_file",
     "name_of",
     "open_at",
     "read_at",
@@ -130,6 +131,10 @@ def _address(url: str) -> _Address:
 def is_external(key: str) -> bool:
     """Whether the key of an input is its address: it is not in the service's storage."""
     return key.startswith((_FILE, _S3))
+
+
+def is_file(key: str) -> bool:
+    return key.startswith(_FILE)
 
 
 def name_of(url: str) -> str:

@@ -56,6 +56,8 @@ class ActiveJob:
     rows_planned: int
     rows_done: int
     rows_failed: int
+    records: tuple[int | None, ...] = ()
+    """Of each input that is known to be like the first, since they were compared."""
     share_planned: float = 0.0
     planning: Call[Any] | None = None
     chunk_calls: dict[int, Call[Any]] = field(default_factory=dict)
@@ -134,7 +136,8 @@ class ActiveJob:
         sizes = () if self.is_per_input else self.sizes[number:stop]
         is_last = stop >= len(self.inputs)
         comparison = None if self.is_compared else CompareTask(self.inputs, self.model, self.options)
-        return PlanTask(own, after, self.limits, most, number, base, tuple(further), sizes, is_last, comparison)
+        known = self.records[number:stop]
+        return PlanTask(own, after, self.limits, most, number, base, tuple(further), sizes, is_last, comparison, known)
 
     def small_task(self, plan: PlanTask, settings: Settings) -> SmallTask:
         return SmallTask(plan, self.id, self.attempt, self.model, self.options, settings.inline_bytes)
@@ -143,7 +146,10 @@ class ActiveJob:
         own, *further = self._inputs_of(chunk)
         first = self.inputs[0] if len(self.inputs) > 1 or self.options.input_file else None
         base = self.bases[chunk.input]
-        return ChunkTask(own, self.id, self.attempt, chunk, self.model, self.options, base, tuple(further), first)
+        known = self.records[chunk.input : chunk.input + chunk.inputs]
+        return ChunkTask(
+            own, self.id, self.attempt, chunk, self.model, self.options, base, tuple(further), first, known
+        )
 
     def _inputs_of(self, chunk: Chunk) -> tuple[Input, ...]:
         return self.inputs[chunk.input : chunk.input + chunk.inputs]
@@ -175,6 +181,7 @@ class ActiveJob:
 
     def add_planned(self, planned: Planned) -> None:
         self.planned, self.is_compared = self.is_planned_by(planned), True
+        self.records = planned.compared or self.records
         self.number += planned.ended
         share = 0.0 if planned.complete else planned.share
         self.share_planned = (self.number + share) / len(self.inputs)

@@ -7,7 +7,10 @@ https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.m
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["BINARY", "I16", "I32", "I64", "LIST", "STRUCT", "Encoded", "Struct", "ThriftError", "dump", "load"]
+__all__ = [
+    "BINARY", "I16", "I32", "I64", "LIST", "STRUCT", "Encoded", "Struct", "ThriftError", "dump", "end_of", "load",
+    "number_at",
+]  # fmt: skip
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT, UUID = range(1, 14)
 
@@ -37,6 +40,22 @@ def load(data: bytes) -> Struct:
         raise ThriftError("the struct has no end") from error
 
 
+def end_of(data: bytes, field: int) -> int:
+    """Where the fields of a struct up to this one end, if they come in order. Raises ThriftError."""
+    try:
+        return _Reader(data).end_of(field)
+    except IndexError as error:
+        raise ThriftError("the struct has no end") from error
+
+
+def number_at(data: bytes, position: int) -> int:
+    """The number of the next field, which is the one after that before it. Raises ThriftError."""
+    try:
+        return _Reader(data, position).next_number()
+    except IndexError as error:
+        raise ThriftError("the struct has no end") from error
+
+
 def dump(struct: Struct) -> bytes:
     """The bytes of a struct."""
     out = bytearray()
@@ -45,8 +64,23 @@ def dump(struct: Struct) -> bytes:
 
 
 class _Reader:
-    def __init__(self, data: bytes) -> None:
-        self._data, self._position = data, 0
+    def __init__(self, data: bytes, position: int = 0) -> None:
+        self._data, self._position = data, position
+
+    def end_of(self, field: int) -> int:
+        number = 0
+        while number < field and (head := self._byte()):
+            number = number + (head >> 4) if head >> 4 else self._zigzag()
+            if head & 15 not in (TRUE, FALSE):
+                self._value(head & 15, 0)
+        if number != field:
+            raise ThriftError(f"there is no field {field}")
+        return self._position
+
+    def next_number(self) -> int:
+        if self._byte() not in (1 << 4 | I32, 1 << 4 | I64):
+            raise ThriftError("the next field is no number")
+        return self._zigzag()
 
     def struct(self, depth: int) -> Struct:
         if depth > _DEPTH:
