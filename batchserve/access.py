@@ -61,7 +61,7 @@ class Caller:
         return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
 
 
-Kind = Literal["job", "model", "key"]
+Kind = Literal["job", "model", "key", "schedule"]
 """Of what an entry of the audit log is about."""
 
 
@@ -74,6 +74,10 @@ class Action(StrEnum):
     REGISTER = "register"
     CREATE = "create"
     REVOKE = "revoke"
+    CHANGE = "change"
+    PAUSE = "pause"
+    RESUME = "resume"
+    RUN = "run"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,4 +94,4 @@ class AuditEntry:
     action: Action
     kind: Kind
     subject: str
-    """The ID of the job, `name@version` of the model, or the name of the key."""
+    """The ID of the job, `name@version` of the model, or the name of the key or schedule."""

@@ -22,7 +22,18 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from batchserve import __version__
-from batchserve.api import audit, direct_uploads, download, examples, intake, models, predict, problems, upload
+from batchserve.api import (
+    audit,
+    direct_uploads,
+    download,
+    examples,
+    intake,
+    models,
+    predict,
+    problems,
+    schedules,
+    upload,
+)
 from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, Keyring, caller_of, is_public
 from batchserve.api.cache import AnswerCache, CacheMiddleware
@@ -35,6 +46,8 @@ from batchserve.api.schemas.problems import Problem
 from batchserve.db.notifications import Hear, Notification
 from batchserve.jobs import queries
 from batchserve.runtime import Runtime
+from batchserve.schedules.actions import actions_of
+from batchserve.schedules.scheduler import Scheduler
 from batchserve.service import Service
 from batchserve.service.following import Following
 from batchserve.service.health import health_of
@@ -43,8 +56,8 @@ from batchserve.settings import Settings
 from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
-_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, models, audit)
-_TAGS = ("upload", "predict", "download", "jobs", "models", "audit", "health")
+_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, audit)
+_TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "audit", "health")
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.
@@ -96,18 +109,21 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
             if embedded:
                 service.worker_trouble = lambda: embedded.trouble
             app.state.service = service
+            app.state.scheduler = scheduler = Scheduler(runtime, actions_of(runtime), wake)
             app.state.keyring, app.state.answers = Keyring(runtime.database), AnswerCache()
             app.state.following = Following(runtime.database, settings, service.places, service.stopping, job_events)
             hearing = [hear.hear for hear in (notifier, app.state.following, embedded) if hear is not None]
-            thread = threading.Thread(target=embedded.run, name="worker") if embedded else None
-            if thread:
+            threads = [threading.Thread(target=scheduler.run, name="scheduler")]
+            threads += [threading.Thread(target=embedded.run, name="worker")] if embedded else []
+            for thread in threads:
                 thread.start()
             try:
                 with runtime.database.listening(partial(_tell_all, hearing)) as notifier.hears_others:
                     yield
             finally:
                 service.stop()
-                if thread:
+                scheduler.stop()
+                for thread in threads:
                     await run_in_threadpool(thread.join)
 
     app = _Application(

@@ -11,7 +11,7 @@ from batchserve.access import EVERY_TENANT, Action, ApiKey, AuditEntry, Caller, 
 from batchserve.db.tables import audit
 from batchserve.errors import UnreadableRow
 
-__all__ = ["forget_before", "list_page", "note_job", "note_key", "note_model"]
+__all__ = ["forget_before", "list_page", "note_job", "note_key", "note_model", "note_schedule"]
 
 
 def note_job(connection: Connection, by: Caller, action: Action, job_id: str, tenant: str, now: float) -> None:
@@ -27,6 +27,11 @@ def note_model(connection: Connection, by: Caller, action: Action, reference: st
 def note_key(connection: Connection, by: Caller, action: Action, key: ApiKey, now: float) -> None:
     """`by`: of the page; commands need no key."""
     _note(connection, by, action, "key", key.name, key.tenant, now)
+
+
+def note_schedule(connection: Connection, by: Caller, action: Action, name: str, tenant: str, now: float) -> None:
+    """`tenant`: of the schedule, whoever acts on it."""
+    _note(connection, by, action, "schedule", name, tenant, now)
 
 
 def list_page(

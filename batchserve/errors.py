@@ -12,6 +12,7 @@ BatchserveError
 │   ├── ModelNotFound model-not-found
 │   ├── UploadNotFound upload-not-found
 │   ├── InputNotFound input-not-found
+│   ├── ScheduleNotFound schedule-not-found
 │   └── ResultNotReady result-not-ready
 ├── NotAcceptable 406 not-acceptable
 ├── RequestTimeout 408 request-timeout
@@ -158,6 +159,10 @@ class UploadNotFound(NotFound):
 
 class InputNotFound(NotFound):
     code = "input-not-found"
+
+
+class ScheduleNotFound(NotFound):
+    code = "schedule-not-found"
 
 
 class ResultNotReady(NotFound):

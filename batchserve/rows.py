@@ -30,11 +30,12 @@ from batchserve.domain import (
 )
 from batchserve.errors import UnreadableRow
 from batchserve.formats import FORMATS, RESULT_FORMATS
+from batchserve.recurring import ActionKind, CatchUp, Overlap, Schedule, Tick, TickState
 
 __all__ = [
     "EARLIEST", "LATEST", "attempt", "audit_entry", "chunk", "committed_chunk", "direct_upload", "fault_of",
-    "is_readable", "job", "key", "model", "options_adapter", "remembered", "require_written", "signature",
-    "signature_adapter", "stored_input",
+    "is_readable", "job", "key", "model", "options_adapter", "remembered", "require_written", "schedule", "signature",
+    "signature_adapter", "stored_input", "tick",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
@@ -136,6 +137,22 @@ _model_row = _adapter("ModelRow", _columns(ModelVersion, {"signature": str}))
 _key_row = _adapter("KeyRow", _columns(ApiKey, {"scope": Annotated[Scope, Strict(False)]}))
 _audit_row = _adapter("AuditRow", _columns(AuditEntry, {"action": Annotated[Action, Strict(False)]}))
 _direct_upload_row = _adapter("DirectUploadRow", _columns(DirectUpload, {}))
+_schedule_row = _adapter(
+    "ScheduleRow",
+    _columns(
+        Schedule,
+        {
+            "action": Annotated[ActionKind, Strict(False)],
+            "request": Annotated[dict[str, Any], AfterValidator(_encodable)],
+            "catch_up": Annotated[CatchUp, Strict(False)],
+            "overlap": Annotated[Overlap, Strict(False)],
+        },
+    ),
+)
+_tick_row = _adapter(
+    "TickRow",
+    _columns(Tick, {"state": Annotated[TickState, Strict(False)], "late": bool, "error": _Json}),
+)
 _remembered_row = _adapter(
     "RememberedRow",
     {"job_id": str | None, "status": Annotated[int, Field(ge=200, lt=300)], "answer": str | None},
@@ -264,6 +281,18 @@ def direct_upload(row: Row) -> DirectUpload:
     """Raises UnreadableRow."""
     with _Named(f"upload {row['id']!r}"):
         return DirectUpload(**_direct_upload_row.validate_python(dict(row)))
+
+
+def schedule(row: Row) -> Schedule:
+    """Raises UnreadableRow."""
+    with _Named(f"schedule {row['id']!r}"):
+        return Schedule(**_schedule_row.validate_python({name: row[name] for name in Schedule.__dataclass_fields__}))
+
+
+def tick(row: Row) -> Tick:
+    """Raises UnreadableRow."""
+    with _Named(f"tick {row['id']!r} of schedule {row['schedule_id']!r}"):
+        return Tick(**_tick_row.validate_python({name: row[name] for name in Tick.__dataclass_fields__}))
 
 
 def remembered(row: Row) -> dict[str, Any]:

@@ -138,6 +138,9 @@ class Settings(BaseSettings):
         64, ge=1, description="Jobs that one worker runs concurrently, plus one of each tenant that has none running."
     )
     poll: Seconds = Field(1.0, description="Polling interval for new jobs and cancel requests.")
+    schedule_grace: Seconds = Field(
+        900.0, description="Seconds by which a tick of a schedule may be late, and for which it is tried again."
+    )
     crashes: int = Field(
         3, ge=1, description="Crashes on the same chunk, or without progress, after which a job fails."
     )
@@ -202,6 +205,9 @@ class Settings(BaseSettings):
     )
     keep_audit: Kept = Field(
         365 * 86400.0, description="Retention of an entry of the audit log, of a year by default. Empty: for ever."
+    )
+    keep_ticks: Kept = Field(
+        90 * 86400.0, description="Retention of the ticks of a schedule, of 90 days by default. Empty: for ever."
     )
     sweep_age: Seconds = Field(
         3600.0, description="Seconds after which unreferenced bytes are removed; longer than any request takes."

@@ -14,7 +14,7 @@ from onnx import parser
 from PIL import Image, ImageDraw
 
 from batchserve import Client
-from batchserve.client import Job, JobFailed
+from batchserve.client import Job, JobFailed, Schedule
 
 HEADER = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 FLOWER, TALL, EMPTY = "5.1,3.5,1.4,0.2\n", "5.1,tall,1.4,0.2\n", "5.1,,1.4,0.2\n"
@@ -37,6 +37,7 @@ class Exhibits:
     """Uploaded, and of another shape than any model takes."""
     images: Job
     """Of images, one of which is none."""
+    schedule: Schedule
 
     PATHS: ClassVar = {
         "new job": ("/", 200),
@@ -56,6 +57,8 @@ class Exhibits:
         "records that failed": ("/jobs/{scored}/failed", 200),
         "plots": ("/jobs/{flawless}/plots", 200),
         "a deletion": ("/jobs/{scored}/delete", 200),
+        "schedules": ("/schedules", 200),
+        "a schedule": ("/schedules/{schedule}", 200),
         "models": ("/models", 200),
         "a model": ("/models/iris", 200),
         "a version": ("/models/iris?version=1", 200),
@@ -92,9 +95,14 @@ def arranged(url: str, folder: Path, iris: Path, flowers: Path) -> Exhibits:
         queued = client.submit(flowers, "iris@1", run_after=FAR, reuse=False)
         uploaded, unfit = client.upload(flowers), client.upload(wine)
         images = client.submit(pictures(folder), "colours").wait(timeout=60)
+        options = {"model": "colours", "metadata": {"night": "{date-1d}"}}
+        schedule = client.schedules.create(
+            "nightly", "30 2 29 2 *", options, action="uploaded", time_zone="Europe/Zurich"
+        )
+        schedule.run()  # it fails: nothing that was uploaded fits
         with suppress(JobFailed):
             failed.wait(timeout=60)
-    return Exhibits(scored, flawless, failed, cancelled, queued, uploaded, unfit, images)
+    return Exhibits(scored, flawless, failed, cancelled, queued, uploaded, unfit, images, schedule)
 
 
 def renamed(iris: Path) -> bytes:

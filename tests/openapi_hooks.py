@@ -32,7 +32,7 @@ def map_path_parameters(context: schemathesis.HookContext, path_parameters: dict
     deletes = context.operation is not None and context.operation.method.upper() in ("PUT", "DELETE")
     if path_parameters is None or deletes or choice % 3 == 0:
         return path_parameters
-    there = {"job_id": JOBS[choice % len(JOBS)], "name": "iris", "version": "1"}
+    there = {"job_id": JOBS[choice % len(JOBS)], "schedule_id": "nightly", "name": "iris", "version": "1"}
     return {name: there.get(name, value) for name, value in path_parameters.items()}
 
 

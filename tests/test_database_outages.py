@@ -60,7 +60,7 @@ def test_every_route_answers_503_while_the_database_is_away_and_works_when_it_is
     with running(tmp_path, database=own_server.migrated()) as api:
         api.register("iris", iris_onnx)
         job = api.run(CSV, "iris")
-        names = {"job_id": job["id"], "upload_id": job["id"], "name": "iris", "version": "1"}
+        names = {"job_id": job["id"], "upload_id": job["id"], "schedule_id": "x", "name": "iris", "version": "1"}
         for _ in range(2):
             ok(api.http.get(job["links"]["self"]))  # now it is cached
         own_server.stop()

@@ -41,6 +41,9 @@ IN_PATHS = [
     ("POST", "/v1/models/{odd}/predict"),
     ("DELETE", "/v1/models/{odd}/versions/1"),
     ("DELETE", "/v1/jobs/{odd}"),
+    *(("GET", f"/v1/schedules/{path}") for path in ("{odd}", "{odd}/ticks", "?after={odd}")),
+    *(("POST", f"/v1/schedules/{path}") for path in ("{odd}/run", "{odd}/pause", "{odd}/resume")),
+    ("DELETE", "/v1/schedules/{odd}"),
 ]
 HEADERS = ("idempotency-key", "authorization", "content-disposition", "content-type", "if-none-match", "prefer")
 

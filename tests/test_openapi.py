@@ -6,7 +6,7 @@ import pytest
 from service import Api, ok, problem
 
 JOB = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
-UNKNOWN = {"job_id": JOB, "upload_id": JOB, "name": "unknown", "version": "1"}
+UNKNOWN = {"job_id": JOB, "upload_id": JOB, "schedule_id": JOB, "name": "unknown", "version": "1"}
 TEXT = ("application/json", "application/x-ndjson", "text/csv", "text/plain", "text/event-stream")
 
 
@@ -110,7 +110,11 @@ def test_every_operation_answers_an_unknown_id_with_a_problem(api: Api, document
             continue
         query = {"model": "iris"} if operation["operationId"] == "predict" else {}
         answer = api.http.request(method, path.format(**UNKNOWN), params=query)
-        codes = {"{job_id}": "job-not-found", "{upload_id}": "upload-not-found"}
+        codes = {
+            "{job_id}": "job-not-found",
+            "{upload_id}": "upload-not-found",
+            "{schedule_id}": "schedule-not-found",
+        }
         problem(answer, 404, next((code for name, code in codes.items() if name in path), "model-not-found"))
         asked += 1
     assert asked >= 14
@@ -147,7 +151,7 @@ def test_hostile_path_segments_are_not_found_or_refused(api: Api, document: dict
     for method, path, _ in operations(document):
         if "{" in path and method != "PUT":
             for segment in ("%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "%ff%fe", "a%0d%0ab", "'--", "x" * 5000):
-                url = path.format(job_id=segment, upload_id=segment, name=segment, version=segment)
+                url = path.format(job_id=segment, upload_id=segment, schedule_id=segment, name=segment, version=segment)
                 answer = api.http.request(method, url, params={"model": "iris"})
                 assert answer.status_code in (404, 405, 422), (method, url, answer.text)
                 assert answer.headers["content-type"] == "application/problem+json"

@@ -45,6 +45,8 @@ def test_a_running_server_with_keys_answers_as_its_openapi_document_says(
         admin, tenant = keys_in(tmp_path)
         register(url, admin, iris_onnx)
         key = admin if who == "admin" else tenant
+        schedule = {"name": "nightly", "cron": "0 0 29 2 *", "action": "uploaded", "request": {"model": "iris"}}
+        assert httpx2.post(f"{url}/v1/schedules", json=schedule, headers=bearer(tenant)).status_code == 201
         done = requests_made_of(url, key, phases, jobs_in(url, tenant), tmp_path)
         assert httpx2.get(f"{url}/readyz").json()["status"] == "ok"
         assert httpx2.get(f"{url}/v1/jobs", headers=bearer(key)).status_code == 200

@@ -201,6 +201,51 @@ VALIDATION: dict[str, Any] = {
     "model": _REFERENCE,
 }
 
+SCHEDULE_REQUEST: dict[str, Any] = {
+    "name": "nightly",
+    "cron": "0 2 * * *",
+    "time_zone": "Europe/Zurich",
+    "request": {
+        "input": {"urls": ["file:///data/in/{date-1d}/*.parquet"]},
+        "model": "iris",
+        "output": {"url": "file:///data/out/{date-1d}/{stem}.parquet"},
+    },
+    "catch_up": "last",
+    "overlap": "skip",
+}
+TICK: dict[str, Any] = {
+    "id": 41,
+    "at": "2026-11-20T02:00:00+01:00",
+    "kind": "due",
+    "state": "queued",
+    "jobs": [{"id": _ID, "state": "completed"}],
+    "jobs_total": 1,
+    "job_states": {"completed": 1},
+    "error": None,
+    "attempt": 1,
+    "created_at": "2026-11-20T01:00:00.004000Z",
+    "ended_at": "2026-11-20T01:00:00.318000Z",
+}
+TICKS: dict[str, Any] = {"ticks": [TICK], "next": None}
+_SCHEDULE_LINK = "/v1/schedules/01a1f7d8-94c8-7d31-8b0f-4f1c0a6f3e21"
+SCHEDULE: dict[str, Any] = {
+    "id": _SCHEDULE_LINK.rpartition("/")[2],
+    "tenant": "default",
+    "action": "job",
+    "catch_up_limit": 100,
+    **SCHEDULE_REQUEST,
+    "meaning": "At 02:00 every day",
+    "paused": False,
+    "next": [f"2026-11-{day}T02:00:00+01:00" for day in range(21, 26)],
+    "last": TICK,
+    "created_at": "2026-11-01T09:12:40.551000Z",
+    "changed_at": "2026-11-01T09:12:40.551000Z",
+    "paused_at": None,
+    "links": {"self": _SCHEDULE_LINK}
+    | {name: f"{_SCHEDULE_LINK}/{name}" for name in ("ticks", "run", "pause", "resume")},
+}
+SCHEDULES: dict[str, Any] = {"schedules": [SCHEDULE], "next": None}
+
 AUDIT: dict[str, Any] = {
     "entries": [
         {

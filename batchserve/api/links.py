@@ -11,6 +11,8 @@ _KNOWN: dict[str, dict[str, str]] = {
     "#/components/schemas/JobBody": {"job_id": "id"},
     "#/components/schemas/JobList": {"job_id": "jobs/0/id"},
     "#/components/schemas/UploadBody": {"upload_id": "id"},
+    "#/components/schemas/ScheduleBody": {"schedule_id": "id"},
+    "#/components/schemas/ScheduleList": {"schedule_id": "schedules/0/id"},
     "#/components/schemas/ModelBody": {"name": "name", "version": "version"},
 }
 """The path parameters in the body of a response, and their place in it."""

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from batchserve import __version__
-from batchserve.cli import audit, backup, convert, demo, doctor, jobs, keys, models, move, server
+from batchserve.cli import audit, backup, convert, demo, doctor, jobs, keys, models, move, schedules, server
 from batchserve.cli.terminal import print_error, print_json, wants_json, with_reason
 from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.errors import BatchserveError, NoRowScored
@@ -43,6 +43,7 @@ app.command()(backup.restore)
 app.command()(move.migrate_to)
 app.command()(jobs.predict)
 app.add_typer(jobs.app, name="jobs")
+app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.command()(audit.audit)

@@ -117,17 +117,31 @@ def worker(storage: Storage = None, database: Database = None) -> None:
     """Run jobs, next to a `serve --no-worker` on the same database and storage."""
     from batchserve import logs
     from batchserve.runtime import Runtime
+    from batchserve.schedules.actions import actions_of
+    from batchserve.schedules.scheduler import Scheduler
     from batchserve.worker import Worker
 
     settings = settings_of(storage, database)
     logs.configure(settings.log_format, settings.log_level)
     with Runtime.open(settings) as runtime:
         running = Worker(runtime)
+        scheduler = Scheduler(runtime, actions_of(runtime), running.wake)
+
+        def stop(*_: object) -> None:
+            running.stop()
+            scheduler.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: running.stop())
+            signal.signal(number, stop)
         say(f"batchserve {version_of('batchserve')} worker {running.name} (storage: {settings.storage})")
-        with runtime.database.listening(running.hear):
-            running.run()
+        keeper = threading.Thread(target=scheduler.run, name="scheduler")
+        keeper.start()
+        try:
+            with runtime.database.listening(running.hear):
+                running.run()
+        finally:
+            scheduler.stop()
+            keeper.join()
 
 
 def migrate(database: Database = None, as_json: AsJson = False) -> None:

@@ -13,6 +13,7 @@ from batchserve.client.errors import (
     WaitTimeout,
 )
 from batchserve.client.results import AsyncResult
+from batchserve.client.schedules import AsyncSchedule, Schedule
 from batchserve.client.sync import Client, Job, Result
 from batchserve.client.views import Model, Queued
 
@@ -21,6 +22,7 @@ __all__ = [
     "AsyncClient",
     "AsyncJob",
     "AsyncResult",
+    "AsyncSchedule",
     "AuthenticationFailed",
     "Client",
     "ConnectionFailed",
@@ -31,5 +33,6 @@ __all__ = [
     "Model",
     "Queued",
     "Result",
+    "Schedule",
     "WaitTimeout",
 ]

@@ -20,6 +20,7 @@ from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, 
 from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
 from batchserve.client.results import AsyncResult, beside
+from batchserve.client.schedules import AsyncSchedules
 from batchserve.client.tables import origins_of, table_of
 from batchserve.client.transport import OnUpload, Request, Transport, query
 from batchserve.client.uploads import parts_of, with_digest
@@ -279,6 +280,7 @@ class Core:
         self._transport = transport
         self.jobs = AsyncJobs(transport)
         self.models = AsyncModels(transport)
+        self.schedules = AsyncSchedules(transport)
 
     @property
     def url(self) -> str:

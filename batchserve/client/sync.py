@@ -23,6 +23,7 @@ from batchserve.client.core import (
 )
 from batchserve.client.errors import JobError
 from batchserve.client.results import AsyncResult
+from batchserve.client.schedules import Schedules
 from batchserve.client.transport import BlockingWire, OnUpload, Transport, each_now, now
 from batchserve.client.views import JobView, Model, Queued
 
@@ -217,6 +218,7 @@ class Client:
         self._twin = Core(Transport(wire, url, max_retries=max_retries, timeout=timeout))
         self.jobs = Jobs(self._twin.jobs)
         self.models = Models(self._twin.models)
+        self.schedules = Schedules(self._twin.schedules)
 
     @property
     def url(self) -> str:

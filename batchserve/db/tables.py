@@ -225,6 +225,66 @@ audit = Table(
     sqlite_autoincrement=True,
 )
 
+# Requests that are repeated at the times of a cron text.
+schedules = Table(
+    "schedules",
+    metadata,
+    Column("id", Words(36), primary_key=True),
+    Column("tenant", Words(64), nullable=False),
+    Column("name", Words(64), nullable=False),
+    Column("cron", Words(512), nullable=False),
+    Column("time_zone", Words(64), nullable=False),
+    Column("action", Words(16), nullable=False),
+    Column("request", JSON, nullable=False),
+    Column("catch_up", Words(16), nullable=False),
+    Column("catch_up_limit", Integer, nullable=False),
+    Column("overlap", Words(16), nullable=False),
+    Column("created_at", Number, nullable=False),
+    Column("changed_at", Number, nullable=False),
+    Column("paused_at", Number),
+    # Its next tick, and when that was computed. Null: none, or it is paused.
+    Column("next_at", Number),
+    Column("planned_at", Number, nullable=False),
+    # Runs on request so far.
+    Column("runs", Integer, nullable=False, server_default=text("0")),
+    UniqueConstraint("tenant", "name"),
+    Index(None, "next_at"),
+)
+
+# One row for each time of a schedule, and for each run on request, in the order of the IDs, which are never reused.
+ticks = Table(
+    "ticks",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("schedule_id", Words(36), ForeignKey("schedules.id", ondelete="CASCADE"), nullable=False),
+    # The time that it is for; and 0, or the number of a run on request.
+    Column("at", Number, nullable=False),
+    Column("run", Integer, nullable=False, server_default=text("0")),
+    Column("late", Boolean, nullable=False, server_default=false()),
+    Column("state", Words(16), nullable=False),
+    # Tries so far; and when a pending one may be tried by any process.
+    Column("attempt", Integer, nullable=False, server_default=text("0")),
+    Column("try_at", Number, nullable=False),
+    # Number of its jobs (table tick_jobs), and whether all of them had ended at the last look.
+    Column("jobs", Integer, nullable=False, server_default=text("0")),
+    Column("settled", Boolean, nullable=False, server_default=false()),
+    Column("error", JSON),
+    Column("created_at", Number, nullable=False),
+    Column("ended_at", Number),
+    UniqueConstraint("schedule_id", "at", "run"),
+    Index(None, "schedule_id", "settled"),
+    Index(None, "state", "try_at"),
+    sqlite_autoincrement=True,
+)
+
+# The jobs that a tick has queued, which may be deleted.
+tick_jobs = Table(
+    "tick_jobs",
+    metadata,
+    Column("tick_id", Integer, ForeignKey("ticks.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
+    Column("job_id", Words(36), primary_key=True),
+)
+
 idempotency_keys = Table(
     "idempotency_keys",
     metadata,

@@ -38,6 +38,7 @@ from batchserve.storage import input_key
 from batchserve.submission import Scored, Submission
 from batchserve.upkeep import retention
 from batchserve.upkeep.inspection import UnreadableCount
+from batchserve.uploaded import each_checked
 
 __all__ = ["MAX_WAIT", "JobSnapshot", "Service"]
 
@@ -279,17 +280,15 @@ class Service:
     async def check_all(self, tenant: str, submissions: list[Submission]) -> list[BatchserveError | None]:
         """The problem of each of several inputs for one model. Raises InvalidOptions when the options suit none,
         Unavailable, and TooManyRequests."""
-        settings = self.runtime.settings
-        inputs = [(submission.source(settings.storage), submission.options) for submission in submissions]
-        model, seconds = submissions[0].model, settings.online_timeout
-        try:
+        settings, model = self.runtime.settings, submissions[0].model
+
+        async def check(some: list[Submission]) -> list[BatchserveError | None]:
+            inputs, seconds = [(one.source(settings.storage), one.options) for one in some], settings.online_timeout
             with self.calls.place(tenant, Lane.LONG) as place:
                 async with self.calls.long_turn(place):
                     return await self.calls.run(place, check_inputs, inputs, model, seconds=seconds)
-        except (ScoringCrashed, ScoringTimeout, OutOfMemory) as error:
-            if len(submissions) == 1:
-                return [error]
-            return [problem for one in submissions for problem in await self.check_all(tenant, [one])]
+
+        return await each_checked(check, submissions)
 
     async def wait_for(
         self,

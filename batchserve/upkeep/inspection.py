@@ -20,7 +20,18 @@ from batchserve import rows
 from batchserve.db import notifications
 from batchserve.db.connect import Database
 from batchserve.db.notifications import Topic
-from batchserve.db.tables import attempts, audit, chunks, idempotency_keys, inputs, jobs, keys, models
+from batchserve.db.tables import (
+    attempts,
+    audit,
+    chunks,
+    idempotency_keys,
+    inputs,
+    jobs,
+    keys,
+    models,
+    schedules,
+    ticks,
+)
 from batchserve.db.watcher import Version
 from batchserve.domain import JobState
 from batchserve.errors import BatchserveError, Unavailable
@@ -160,8 +171,8 @@ def _shown(moment: float) -> str:
 
 def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
     """Stuck jobs: running with a lease that lapsed `patience` seconds ago or on another boot, queued and due for that
-    long while no worker runs any of their tenant, cancelled for that long without an end; and jobs whose attempts are
-    lost repeatedly."""
+    long while no worker runs any of their tenant, cancelled for that long without an end; jobs whose attempts are
+    lost repeatedly; and schedules whose tick is overdue for that long."""
     with database.read() as connection:
         now = database.moment(connection)
         mine = jobs.c.lease_clock == now.clock
@@ -204,7 +215,19 @@ def inspect_jobs(database: Database, *, patience: float) -> list[Fault]:
               f"check the worker's log and memory; batchserve jobs cancel {job_id}")
         for job_id, count in repeated
     ]  # fmt: skip
-    return faults
+    return faults + _overdue_schedules(database, patience, start)
+
+
+def _overdue_schedules(database: Database, patience: float, start: str) -> list[Fault]:
+    with database.read() as connection:
+        overdue = schedules.c.next_at.between(rows.EARLIEST, database.moment(connection).wall - patience)
+        query = select(schedules.c.name, schedules.c.next_at).where(schedules.c.paused_at.is_(None), overdue)
+        found = connection.execute(query).all()
+    expected = "ticks at its times"
+    return [
+        Fault(f"schedule {name}", expected, f"none since {_shown(next_at)}: no process plans them", start)
+        for name, next_at in found
+    ]
 
 
 # --- rows that cannot be read ----------------------------------------------------------------------------------------
@@ -233,6 +256,8 @@ _UNREADABLE_MENDS = {
     "keys": "batchserve mend (which revokes this key), then: batchserve keys create",
     "idempotency_keys": "batchserve mend (which deletes this key)",
     "audit": "batchserve mend (which deletes this entry)",
+    "schedules": "batchserve mend (which deletes this schedule and its history), then: batchserve schedules create",
+    "ticks": "batchserve mend (which deletes this entry of the history)",
 }
 
 
@@ -244,14 +269,15 @@ def find_unreadable(database: Database) -> Iterator[Unreadable]:
 
 def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
     """Removes each unreadable row: a job, also one with an unreadable chunk, with its bytes; a key is revoked and a
-    model version removed; attempts, idempotency keys and audit entries are deleted. Returns those rows."""
+    model version removed; attempts, idempotency keys, audit entries, schedules and ticks are deleted. Returns those
+    rows."""
     found = list(find_unreadable(database))
     for job_id in {row.key[0] for row in found if row.table in ("jobs", "inputs", "chunks")}:
         with database.write() as connection:
             owned = requests.remove_whatever_its_state(connection, job_id)
         if owned is not None:
             retention.remove_bytes(database, storage, owned)
-    forgotten = {"attempts": attempts, "idempotency_keys": idempotency_keys, "audit": audit}
+    forgotten = {table.name: table for table in (attempts, idempotency_keys, audit, schedules, ticks)}
     with database.write(exclusive="models") as connection:
         now = database.moment(connection).wall
         ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}
@@ -333,6 +359,8 @@ _READERS: tuple[tuple[Table, Select[Any], Callable[[rows.Row], object]], ...] = 
     (keys, select(keys).where(keys.c.revoked_at.is_(None)), rows.key),
     (idempotency_keys, select(idempotency_keys), rows.remembered),
     (audit, select(audit), rows.audit_entry),
+    (schedules, select(schedules), rows.schedule),
+    (ticks, select(ticks), rows.tick),
 )
 """Columns and reader of each table. A job comes with the first of its inputs."""
 

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, func, insert, make_url, select
 
 from batchserve.db import closed, migrate
 from batchserve.db.connect import Database, unbounded
-from batchserve.db.tables import clock, holds, jobs, keys, metadata, models
+from batchserve.db.tables import clock, holds, jobs, keys, metadata, models, schedules
 from batchserve.domain import JobState
 from batchserve.errors import InvalidOptions
 from batchserve.jobs import execution
@@ -47,7 +47,7 @@ def move(
     compared with the digest of its row. Jobs that run are queued there, and keep the chunks that they have.
 
     Afterwards the old database is closed for writes. Raises InvalidOptions where the source is not SQLite, or the
-    target has jobs, models or keys.
+    target has jobs, models, keys or schedules.
     """
     if make_url(source.url).get_backend_name() != "sqlite":
         raise InvalidOptions("only an installation with SQLite can be moved: use the tools of your database")
@@ -73,7 +73,7 @@ def move(
 
 def _require_empty(target: Database) -> None:
     with target.read() as connection:
-        for table in (jobs, models, keys):
+        for table in (jobs, models, keys, schedules):
             if count := connection.scalar(select(func.count()).select_from(table)):
                 there = make_url(target.url).render_as_string(hide_password=True)
                 raise InvalidOptions(f"{there} is in use: it has {count} {table.name}; move to an empty database")

@@ -20,8 +20,10 @@ from batchserve.jobs.uploads import sent_object
 from batchserve.rows import LATEST
 from batchserve.settings import Settings
 from batchserve.storage import Storage, TakesParts, delete_objects, errors_key, is_in_row, parts_prefix, result_key
+from batchserve.timetable import ticks
 from batchserve.upkeep import holds
 
+_Forget = Callable[[Connection, float, int, float], int]
 _BATCH = 100
 """Jobs in one transaction."""
 _KEEP_EVENTS = 7 * 86400.0
@@ -83,13 +85,14 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
 
 
 def forget(database: Database, settings: Settings, now: float, settled: float = math.inf) -> int:
-    """Deletes old events and audit entries, and the rows of jobs that expired long ago; returns how many of these.
+    """Deletes old events, audit entries and ticks, and the rows of jobs that expired long ago; returns their number.
 
     To be called after a sweep of the same moment: leftover bytes of a crash are gone then, so the row is not needed to
     find them. While a hold keeps bytes from the sweep, rows stay, too.
     """
     _forget_events(database, now, settled)
-    _forget_audit(database, settings.keep_audit, now, settled)
+    _forget_older(database, audit.forget_before, settings.keep_audit, now, settled)
+    _forget_older(database, ticks.forget_before, settings.keep_ticks, now, settled)
     if settings.keep_rows is None or max(settings.keep_rows, settings.sweep_age) > settled:
         return 0
     before, after = now - max(settings.keep_rows, settings.sweep_age), now + clock.TOLERANCE
@@ -114,13 +117,13 @@ def _forget_events(database: Database, now: float, settled: float) -> None:
         deleted = database.write_freeing(lambda connection: forget_events(connection, before, _BATCH, after))
 
 
-def _forget_audit(database: Database, keep: float | None, now: float, settled: float) -> None:
+def _forget_older(database: Database, forget: _Forget, keep: float | None, now: float, settled: float) -> None:
     if keep is None or keep > settled:
         return
     before, after = now - keep, now + clock.TOLERANCE
     deleted = _BATCH
     while deleted == _BATCH:
-        deleted = database.write_freeing(lambda connection: audit.forget_before(connection, before, _BATCH, after))
+        deleted = database.write_freeing(lambda connection: forget(connection, before, _BATCH, after))
 
 
 def remove_bytes(database: Database, storage: Storage, job: Owned) -> None:

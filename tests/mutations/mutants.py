@@ -45,6 +45,7 @@ FIELDS, MATRICES = "batchserve/formats/kernels/fields.py", "batchserve/formats/m
 DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.py"
 PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
 UPLOADS, DIRECT_UPLOADS = "batchserve/jobs/uploads.py", "batchserve/api/direct_uploads.py"
+TICKS = "batchserve/timetable/ticks.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
 
 MUTANTS = (
@@ -1117,5 +1118,52 @@ MUTANTS = (
     Mutant(
         "what was sent for a direct upload is kept until it expires", "batchserve/upkeep/sweep.py",
         '    "uploads/": _needed_uploads,', '    "uploads/": _none_needed,', ("tests/test_direct_uploads.py",),
+    ),
+    # Schedules
+    Mutant(
+        "the transaction that queues the job of a tick ends the tick", "batchserve/schedules/claim.py",
+        "ticks.end_if_mine(connection, self.tick, state, now, job_ids=job_ids, error=error)", "pass",
+        ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a process that has lost its claim of a tick queues nothing", TICKS,
+        'raise LeaseLost(f"another process has claimed or ended tick {tick.id}")', "return",
+        ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a claim of a tick is prolonged while it runs", TICKS,
+        "connection.execute(update(ticks).where(*mine).values(try_at=until))", "pass", ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a tick is claimed by one process", TICKS,
+        "as_read = (ticks.c.id == tick.id, ticks.c.attempt == tick.attempt, _PENDING, _is_free(now))\n    claimed",
+        "as_read = (ticks.c.id == tick.id,)\n    claimed", ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a tick does not overlap the job of an earlier one", TICKS, "return None if row is None else f",
+        "return None and f",
+        ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a schedule goes on after its clock was set back", "batchserve/timetable/schedules.py",
+        "or_(schedules.c.next_at <= now, schedules.c.planned_at > now + _TOLERANCE)", "or_(schedules.c.next_at <= now)",
+        ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a schedule is found by its tenant alone", "batchserve/timetable/schedules.py",
+        "select(*_READ).where(is_it, *_guards(tenant))", "select(*_READ).where(is_it)", ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a repeated time of the day runs once", "batchserve/cron.py", "if (moment := found.timestamp()) > last:",
+        "if (moment := found.timestamp()):", ("tests/test_cron.py",),
+    ),
+    Mutant(
+        "a missed tick is caught up as its schedule says", "batchserve/schedules/planning.py", "if at < now - grace:",
+        "if False:", ("tests/test_scheduler.py",),
+    ),
+    Mutant(
+        "a tick that meets an outage is tried again", "batchserve/schedules/firing.py",
+        "if error.status in _TRANSIENT and",
+        "if False and", ("tests/test_scheduler.py",),
     ),
 )  # fmt: skip

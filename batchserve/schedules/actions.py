@@ -1,0 +1,94 @@
+"""What ticks queue: one job by its request, or all inputs that wait in state uploaded."""
+
+import asyncio
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from batchserve import intake, registry
+from batchserve.domain import STEM, ModelVersion
+from batchserve.engines import open_interactive
+from batchserve.errors import BatchserveError
+from batchserve.options import PredictOptions
+from batchserve.recurring import ActionKind, TickState
+from batchserve.runtime import Runtime
+from batchserve.schedules.claim import Actions, Claim, reason
+from batchserve.scoring.checks import check_inputs
+from batchserve.storage.locations import root_of
+from batchserve.submission import Submission, create
+from batchserve.uploaded import Collected, each_checked, queue_uploaded
+
+__all__ = ["JobAction", "UploadedAction", "actions_of"]
+
+
+def actions_of(runtime: Runtime) -> Actions:
+    return {ActionKind.JOB: JobAction(runtime), ActionKind.UPLOADED: UploadedAction(runtime)}
+
+
+@dataclass(frozen=True, slots=True)
+class JobAction:
+    """Queues one job over inputs that are read in place, in the transaction that ends the tick."""
+
+    runtime: Runtime
+
+    def check(self, tenant: str, request: Mapping[str, Any]) -> None:
+        """Whether its inputs exist is known at its tick."""
+        asked, settings = intake.JobRequest.model_validate(request), self.runtime.settings
+        for url in asked.input.urls:
+            root_of(url, settings.inputs_of(tenant))
+        if asked.output is not None and asked.output.url is not None:
+            root_of(asked.output.url.replace(STEM, "x"), settings.outputs_of(tenant))
+        _model_of(self.runtime, asked)
+
+    def run(self, tenant: str, request: Mapping[str, Any], claim: Claim) -> None:
+        asked, database = intake.JobRequest.model_validate(request), self.runtime.database
+        model = _model_of(self.runtime, asked)
+        submission = intake.prepare(self.runtime.settings, tenant, model, asked, claim.tick.at).submission
+        with database.write() as connection:
+            create(connection, submission, database.moment(connection).wall)
+            claim.queued(connection, [submission.job_id])
+
+
+@dataclass(frozen=True, slots=True)
+class UploadedAction:
+    """Queues all inputs that wait in state uploaded. They are checked in a scoring process of their own, which starts
+    when there is one, so that no client waits for them."""
+
+    runtime: Runtime
+
+    def check(self, tenant: str, request: Mapping[str, Any]) -> None:  # noqa: ARG002 - models are of all tenants
+        _model_of(self.runtime, PredictOptions.model_validate(request))
+
+    def run(self, tenant: str, request: Mapping[str, Any], claim: Claim) -> None:
+        options = PredictOptions.model_validate(request)
+        model = _model_of(self.runtime, options)
+        collected = asyncio.run(self._queue(tenant, options, model, claim))
+        count, refused = len(collected.states) + claim.tick.jobs, len(collected.refused)
+        if refused:
+            job_id, problem = next(iter(collected.refused.items()))
+            message = f"{refused:,} inputs stay uploaded; the first, of job {job_id}: {problem.detail}"
+            claim.end(TickState.QUEUED if count else TickState.FAILED, reason(problem.code, message))
+        elif count:
+            claim.end(TickState.QUEUED)
+        else:
+            claim.end(TickState.SKIPPED, reason("nothing-uploaded", f"no input waits for the model {model.name}"))
+
+    async def _queue(self, tenant: str, options: PredictOptions, model: ModelVersion, claim: Claim) -> Collected:
+        settings = self.runtime.settings
+        with closing(open_interactive(settings)) as processes:
+
+            async def check(some: list[Submission]) -> list[BatchserveError | None]:
+                inputs = [(submission.source(settings.storage), submission.options) for submission in some]
+                return await processes.run(check_inputs, inputs, model, seconds=settings.online_timeout)
+
+            checked = partial(each_checked, check)
+            database = self.runtime.database
+            return await queue_uploaded(database, tenant, model, options.submission, checked, note=claim.note)
+
+
+def _model_of(runtime: Runtime, options: PredictOptions) -> ModelVersion:
+    """Raises ModelNotFound."""
+    with runtime.database.read() as connection:
+        return registry.resolve(connection, options.model)

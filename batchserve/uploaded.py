@@ -1,0 +1,93 @@
+"""Queues all inputs that wait in state uploaded, for `POST /v1/predict?state=uploaded` and for schedules.
+
+They are queued in several transactions, so that after a crash a repetition continues with the rest.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+
+from sqlalchemy import Connection
+from starlette.concurrency import run_in_threadpool
+
+from batchserve.db.connect import Database
+from batchserve.domain import JobState, ModelVersion, StoredInput
+from batchserve.errors import BatchserveError, OutOfMemory, ScoringCrashed, ScoringTimeout
+from batchserve.jobs import contents, queries
+from batchserve.submission import Submission, enqueue_all
+
+__all__ = ["Check", "Collected", "SubmissionOf", "each_checked", "queue_uploaded"]
+
+_TOGETHER = 100
+"""Jobs checked in one call and queued in one transaction; other work runs in between."""
+
+SubmissionOf = Callable[[str, str, tuple[StoredInput, ...], ModelVersion], Submission]
+"""The submission of a job's inputs: tenant, ID, inputs and model."""
+Check = Callable[[list[Submission]], Awaitable[list[BatchserveError | None]]]
+"""The problem of each of several inputs for one model."""
+Note = Callable[[Connection, Sequence[str]], None]
+"""Called with the IDs of the jobs that this transaction queues."""
+
+
+@dataclass(slots=True)
+class Collected:
+    """Jobs that were queued, or completed from an equal one, and those that stay uploaded, with the reason."""
+
+    states: dict[str, JobState] = field(default_factory=dict)
+    refused: dict[str, BatchserveError] = field(default_factory=dict)
+
+    @property
+    def completed(self) -> int:
+        return sum(state is JobState.COMPLETED for state in self.states.values())
+
+
+async def queue_uploaded(
+    database: Database,
+    tenant: str,
+    model: ModelVersion,
+    submission_of: SubmissionOf,
+    check: Check,
+    *,
+    note: Note = lambda _connection, _job_ids: None,
+    wake: Callable[[], None] = lambda: None,
+) -> Collected:
+    """Queues all uploaded jobs that the tenant sees, but for those that were uploaded for another model. One that does
+    not fit stays uploaded. `wake`: called after each transaction. Raises what `check` and `note` do."""
+
+    def find() -> list[str]:
+        with database.read() as connection:
+            return queries.uploaded_for(connection, model.name, tenant)
+
+    def read(job_ids: list[str]) -> list[Submission]:
+        with database.read() as connection:
+            found = queries.get_several(connection, job_ids)
+            its_inputs = [tuple(contents.with_content(connection, one) for one in job.inputs) for job in found]
+        return [submission_of(job.tenant, job.id, inputs, model) for job, inputs in zip(found, its_inputs, strict=True)]
+
+    def enqueue(submissions: list[Submission], problems: list[BatchserveError | None]) -> None:
+        fitting = [one for one, problem in zip(submissions, problems, strict=True) if problem is None]
+        with database.write() as connection:
+            states = enqueue_all(connection, fitting, database.moment(connection).wall)
+            note(connection, list(states))
+        collected.states |= states
+        collected.refused |= {
+            one.job_id: problem for one, problem in zip(submissions, problems, strict=True) if problem is not None
+        }
+
+    job_ids, collected = await run_in_threadpool(find), Collected()
+    for start in range(0, len(job_ids), _TOGETHER):
+        if submissions := await run_in_threadpool(read, job_ids[start : start + _TOGETHER]):
+            problems = await check(submissions)
+            await run_in_threadpool(enqueue, submissions, problems)
+            wake()
+    return collected
+
+
+async def each_checked(check: Check, submissions: list[Submission]) -> list[BatchserveError | None]:
+    """The problem of each, also of one whose check dies, takes too long or needs too much memory: then each is checked
+    alone, and the one at fault fails alone. Raises what else `check` does."""
+    try:
+        return await check(submissions)
+    except (ScoringCrashed, ScoringTimeout, OutOfMemory) as error:
+        if len(submissions) == 1:
+            return [error]
+        return [problem for one in submissions for problem in await each_checked(check, [one])]
