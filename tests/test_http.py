@@ -141,7 +141,7 @@ def test_the_head_of_an_event_stream_ends_at_once(idle_api: Api) -> None:
 @pytest.mark.parametrize(
     ("path", "allowed"),
     [
-        ("/v1/jobs", "GET, HEAD"),
+        ("/v1/jobs", "GET, HEAD, POST"),
         ("/v1/jobs/some", "GET, HEAD, DELETE"),
         ("/v1/models/iris", "GET, HEAD, PUT"),
         ("/v1/models/iris/versions/1", "GET, HEAD, DELETE"),

@@ -6,6 +6,8 @@ import json
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from tempfile import TemporaryDirectory
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -18,7 +20,9 @@ from hypothesis import strategies as st
 
 from batchserve.domain import Chunk, ChunkLimits, Dialect, DType
 from batchserve.formats import RESULT_FORMATS, Format, Part, Records, get_format
-from batchserve.storage import Piece
+from batchserve.scoring.inputs import Input
+from batchserve.scoring.planning import MOST_TOGETHER, PlanTask, plan_chunks
+from batchserve.storage import Piece, open_storage
 from batchserve.worker.limits import even_limits
 
 Row = tuple[str | None, float | None, int | None]
@@ -317,3 +321,57 @@ def test_a_long_text_has_chunks_of_nearly_the_limit_that_many_numbers_of_process
         counts.append(round(megabytes * 2**20 / (even.bytes - 16 * 2**10)))
     assert all(count % 4 == 0 for count in counts)
     assert {12, 24, 32, 48, 96, 256} <= set(counts)
+
+
+# --- several inputs --------------------------------------------------------------------------------------------------
+
+
+def plan_of(inputs: list[Input], sizes: tuple[int, ...], limits: ChunkLimits, most: int, window: int) -> list[Chunk]:
+    """The chunks of a job over these inputs, planned by calls of `most` chunks that see `window` inputs; after each
+    call the planner remembers only its last chunk, as after a restart."""
+    chunks: list[Chunk] = []
+    while True:
+        last = chunks[-1] if chunks else None
+        number = 0 if last is None else last.input + (last.inputs if last.inputs > 1 else 0)
+        after = last if last is not None and last.inputs == 1 else None
+        bases = {chunk.input: chunk.first_record for chunk in reversed(chunks)}
+        base = bases[number] if after else sum(chunk.records for chunk in chunks)
+        stop = number + window
+        if number == len(inputs):
+            return chunks
+        own, *further = inputs[number:stop]
+        task = PlanTask(own, after, limits, most, number, base, tuple(further), sizes[number:stop], stop >= len(inputs))
+        planned = plan_chunks(task)
+        chunks += planned.chunks
+        if planned.complete and stop >= len(inputs):
+            return chunks
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    counts=st.lists(st.one_of(st.integers(0, 9), st.sampled_from([0, 30, 100])), min_size=1, max_size=90),
+    records=st.integers(5, 40),
+    format=st.sampled_from(["csv", "parquet"]),
+    most=st.integers(1, 6),
+)
+def test_where_chunks_of_several_inputs_end_depends_on_the_inputs_alone(
+    counts: list[int], records: int, format: str, most: int
+) -> None:
+    with TemporaryDirectory() as folder:
+        storage = open_storage(folder)
+        inputs, sizes = [], []
+        for number, count in enumerate(counts):
+            content = get_format(format).write(pl.DataFrame({"x": [float(record) for record in range(count)]}))
+            with storage.create(f"inputs/{number:03}") as writer:
+                writer.write(content)
+                writer.commit()
+            inputs.append(Input(folder, f"inputs/{number:03}", format, Dialect()))
+            sizes.append(len(content))
+        limits = ChunkLimits(bytes=2**20, records=records)
+        whole = plan_of(inputs, tuple(sizes), limits, 2**62, len(inputs))
+        assert plan_of(inputs, tuple(sizes), limits, most, 2 * MOST_TOGETHER) == whole
+    starts = [0, *accumulate(chunk.records for chunk in whole)]
+    assert [chunk.first_record for chunk in whole] == starts[:-1]
+    assert starts[-1] == sum(counts)
+    assert all(chunk.records <= records and chunk.inputs <= MOST_TOGETHER for chunk in whole)
+    assert len({chunk.first_record for chunk in whole}) == len(whole)

@@ -95,6 +95,7 @@ async def _prepared(service: Service, caller: Caller, given: JobRequest) -> Prep
     return prepared
 
 
+@router.head("/v1/jobs/{job_id}/inputs", include_in_schema=False)
 @router.get(
     "/v1/jobs/{job_id}/inputs", response_model=InputList, responses=PROBLEMS,
     operation_id="list_inputs", summary="List the inputs of a job",

@@ -128,9 +128,7 @@ class Match:
         there = self.header.columns or self.header.arrays
         return [name for name in there if name in self.passed or name in self.binding.used]
 
-    def _with_passed(
-        self, reading: Reading, chunk: Chunk, family: str, read: ReadRecords
-    ) -> tuple[Reading, Records]:
+    def _with_passed(self, reading: Reading, chunk: Chunk, family: str, read: ReadRecords) -> tuple[Reading, Records]:
         if isinstance(reading.records, dict):
             passed_arrays = {name: reading.records[name] for name in self.passed}
             return replace(reading, records=self._own(reading.records)), passed_arrays

@@ -46,6 +46,7 @@ DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.
 PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
 UPLOADS, DIRECT_UPLOADS = "batchserve/jobs/uploads.py", "batchserve/api/direct_uploads.py"
 TICKS = "batchserve/timetable/ticks.py"
+LOCATIONS, PLANNING = "batchserve/storage/locations.py", "batchserve/scoring/planning.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
 
 MUTANTS = (
@@ -754,8 +755,8 @@ MUTANTS = (
     Mutant(
         "a list leaves out what cannot be read",
         STATEMENTS,
-        "        with suppress(UnreadableRow):\n            yield _job(row, further)\n",
-        "        yield _job(row, further)\n",
+        "        with suppress(UnreadableRow):\n            yield job_from_row(row)\n",
+        "        yield job_from_row(row)\n",
         ("tests/test_unreadable.py",),
     ),
     Mutant(
@@ -1118,6 +1119,37 @@ MUTANTS = (
     Mutant(
         "what was sent for a direct upload is kept until it expires", "batchserve/upkeep/sweep.py",
         '    "uploads/": _needed_uploads,', '    "uploads/": _none_needed,', ("tests/test_direct_uploads.py",),
+    ),
+    # Inputs and results where they are
+    Mutant(
+        "an address lies within a prefix by whole components", LOCATIONS,
+        "self.fixed[: len(root.parts)] == root.parts", '"".join(self.fixed).startswith("".join(root.parts))',
+        ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "an encoded component is checked as what it means", LOCATIONS,
+        'if part in ("", ".", "..") or "/" in part or "\\0" in part:', 'if part == "":', ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "a link on the way to an input is refused", LOCATIONS,
+        "    _require_no_links(root.path, folder)\n", "", ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "an input is read in the version that was found", LOCATIONS,
+        "    if _version(os.fstat(source.fileno())) != version:", "    if False:", ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "a result elsewhere replaces nothing by itself", "batchserve/scoring/targets.py",
+        "if not target.overwrite and exists(url):", "if False:", ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "all inputs are compared before anything is scored", "batchserve/worker/active_job.py",
+        "None if self.is_compared else CompareTask", "None if True else CompareTask", ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "where chunks of several inputs end does not depend on how many a call plans", PLANNING,
+        "    if is_open and not task.is_last and chunks[-1].inputs < MOST_TOGETHER:", "    if False:",
+        ("tests/test_planning.py",),
     ),
     # Schedules
     Mutant(
