@@ -1,6 +1,7 @@
 """Commands of batchserve: in separate processes, to be awaited or killed, or in the process of the test."""
 
 import os
+import pty
 import re
 import signal
 import subprocess
@@ -67,6 +68,24 @@ def in_this_process(folder: Path, *arguments: str | Path, input: str | None = No
         assert isinstance(code, int)
         sys.stdout.flush()
         return subprocess.CompletedProcess(command, code, stdout.getvalue().decode(), stderr.getvalue().decode())
+
+
+def on_terminal(arguments: list[str], folder: Path, server: str, until: str, number: int | None) -> tuple[int, str]:
+    """Runs a command on a terminal of 80 columns; sends a signal once a text was shown. Its code, and all it showed."""
+    ours, its = pty.openpty()
+    environment = clean_environment() | {"BATCHSERVE_URL": server, "COLUMNS": "80", "TERM": "xterm"}
+    command = [sys.executable, "-m", "batchserve", *arguments]
+    shown = b""
+    with subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its) as process:
+        os.close(its)
+        with suppress(OSError):  # it has ended
+            while block := os.read(ours, 65536):
+                shown += block
+                if number is not None and until.encode() in shown:
+                    process.send_signal(number)
+                    number = None
+    os.close(ours)
+    return process.returncode, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 def lowest_free_descriptor(pid: int) -> int:

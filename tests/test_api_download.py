@@ -15,6 +15,7 @@ from service import Api, decoded, encoded, ok, problem, running
 from sqlalchemy import update
 
 from batchserve import runtime
+from batchserve.api.forms import disposition_filename
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 
@@ -120,6 +121,31 @@ def test_a_result_comes_with_its_length_digest_and_name(api: Api, job: dict[str,
     assert answer.headers["content-type"].startswith("text/csv")
     assert answer.headers["x-content-type-options"] == "nosniff"
     assert answer.headers["accept-ranges"] == "bytes"
+
+
+@pytest.mark.parametrize(
+    ("filename", "stem"),
+    [
+        ("flowers.csv", "flowers"),
+        ("../in/2026.11.csv.gz", "2026.11"),
+        ("C:\\in\\flowers.csv", "flowers"),
+        ('say "hi"; a=b.csv', 'say "hi"; a=b'),
+        ("Zürich ☃.csv", "Zürich ☃"),
+    ],
+)
+def test_downloads_are_named_after_their_input(api: Api, filename: str, stem: str) -> None:
+    job = api.run(CSV + b"tall,,,\n", "iris", filename=filename)
+    result, errors = job["links"]["result"], job["links"]["errors"]
+    for path, accept, name in (
+        (result, None, f"{stem}.predictions.csv"),
+        (f"{result}?format=parquet", None, f"{stem}.predictions.parquet"),
+        (errors, None, f"{stem}.errors.jsonl"),
+        (errors, "text/csv", f"{stem}.errors.csv"),
+        (f"/jobs/{job['id']}/result?format=jsonl", None, f"{stem}.predictions.jsonl"),
+        (f"/jobs/{job['id']}/manifest.json", None, f"{stem}.manifest.json"),
+    ):
+        answer = api.http.get(path, headers={"accept": accept} if accept else {})
+        assert disposition_filename(answer.headers["content-disposition"]) == name, path
 
 
 @pytest.mark.parametrize("link", ["result", "input"])

@@ -1,16 +1,14 @@
 """The command line against a real server, each command as a process at least once: output, errors and exit codes."""
 
 import json
-import os
 import pickle
-import pty
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,7 @@ import polars as pl
 import postgres
 import pytest
 import typer
-from commands import Run, Service, clean_environment, in_a_process, in_this_process
+from commands import Run, Service, clean_environment, in_a_process, in_this_process, on_terminal
 from sklearn.linear_model import LogisticRegression
 
 from batchserve import __version__
@@ -345,11 +343,13 @@ def test_predict_takes_a_folder_of_images_or_several_of_them(
         assert pl.read_ndjson(tmp_path / saved)["file"].to_list() == keys
     refused = run("predict", "photos/1.jpg", "photos/notes.txt", *options)
     assert refused.returncode == 1
-    assert "'photos/notes.txt' has no image suffix" in refused.stderr
-    for files in (["photos/1.jpg", "photos/3.jpg"], ["photos/1.jpg", "photos"]):
-        missing = run("predict", *files, *options)
-        assert missing.returncode == 2
-        assert f"there is no file '{files[1]}'" in missing.stderr
+    assert "'photos/notes.txt' would be a job each, and 'photos/1.jpg' one job of images" in refused.stderr
+    missing = run("predict", "photos/1.jpg", "photos/3.jpg", *options)
+    assert missing.returncode == 2
+    assert "there is no file 'photos/3.jpg'" in missing.stderr
+    both = run("predict", "photos/1.jpg", "photos", *options)
+    assert both.returncode == 1
+    assert "the images in 'photos' are one job" in both.stderr
 
 
 @pytest.mark.usefixtures("iris_model")
@@ -434,24 +434,6 @@ def test_waiting_too_long_exits_with_5_and_a_cancelled_job_with_6(run: Run, iris
     assert run("jobs", "cancel", job_id).returncode == 0
     assert run("jobs", "watch", job_id).returncode == 6
     assert json.loads(run("jobs", "retry", job_id, "--json").stdout)["id"] == job_id
-
-
-def on_terminal(arguments: list[str], folder: Path, server: str, until: str, number: int | None) -> tuple[int, str]:
-    """Runs a command on a terminal of 80 columns; sends a signal once a text was shown. Its code, and all it showed."""
-    ours, its = pty.openpty()
-    environment = clean_environment() | {"BATCHSERVE_URL": server, "COLUMNS": "80", "TERM": "xterm"}
-    command = [sys.executable, "-m", "batchserve", *arguments]
-    shown = b""
-    with subprocess.Popen(command, cwd=folder, env=environment, stdout=its, stderr=its) as process:
-        os.close(its)
-        with suppress(OSError):  # it has ended
-            while block := os.read(ours, 65536):
-                shown += block
-                if number is not None and until.encode() in shown:
-                    process.send_signal(number)
-                    number = None
-    os.close(ours)
-    return process.returncode, re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
 
 
 @pytest.mark.usefixtures("iris_model")

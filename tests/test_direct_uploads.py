@@ -533,6 +533,19 @@ def test_the_command_predict_sends_a_file_directly(client: Client, tmp_path: Pat
     assert (tmp_path / "flowers.predictions.csv").read_text().count("\n") == 201
 
 
+@pytest.mark.s3
+def test_the_command_predict_sends_a_folder_of_files_directly(client: Client, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "in" / name).write_bytes(CSV)
+    for state in ("completed", "unchanged"):
+        done = in_a_process(tmp_path, "predict", "in", "-o", "out", "-m", "iris", "--direct", BATCHSERVE_URL=client.url)
+        assert done.returncode == 0, done.stderr
+        assert [line.split("\t")[1] for line in done.stdout.splitlines()] == [state, state]
+    for name in ("a", "b"):
+        assert (tmp_path / "out" / f"{name}.predictions.csv").read_text().count("\n") == 201
+
+
 # --- rows ------------------------------------------------------------------------------------------------------------
 
 

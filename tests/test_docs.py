@@ -185,7 +185,7 @@ def test_every_section_of_a_command_has_its_generated_table() -> None:
 
 
 def test_the_exit_codes_are_those_of_the_command_line() -> None:
-    from batchserve.cli import EXIT_CODES, NO_ROW_SCORED
+    from batchserve.cli.terminal import EXIT_CODES, NO_ROW_SCORED
 
     documented = {int(row[0]) for row in rows(text_of("docs/cli.md")) if row[0].isdecimal()}
     assert documented == {0, 1, 2, *EXIT_CODES.values(), NO_ROW_SCORED, 130}

@@ -493,7 +493,7 @@ def test_every_listed_file_is_downloaded(api: Api, scored: dict[str, Any], flowe
     assert len(formats) == 6
     for format in formats:
         answer = api.http.get(f"/jobs/{scored['id']}/result?format={format}")
-        assert answer.headers["content-disposition"].startswith("attachment")
+        assert answer.headers["content-disposition"] == f'attachment; filename="flowers.predictions.{format}"'
         assert answer.content == api.result(scored, format=format).content
         assert decoded(answer.content, format).height == 150
     assert api.http.get(f"/jobs/{scored['id']}/input").content == encoded(flowers, "csv")
@@ -521,7 +521,7 @@ def test_the_manifest_has_digests_versions_and_options(api: Api, scored: dict[st
     assert told["result"] == scored["result"]
     assert told["options"] == scored["options"]
     assert told["batchserve"] == batchserve.__version__
-    assert answer.headers["content-disposition"] == f'attachment; filename="{scored["id"]}-manifest.json"'
+    assert answer.headers["content-disposition"] == 'attachment; filename="flowers.manifest.json"'
 
 
 # --- what changes it -------------------------------------------------------------------------------------------------

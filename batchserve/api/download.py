@@ -24,7 +24,7 @@ from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
 from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, leaving, own_job, served, wait_for
 from batchserve.api.elsewhere import require_own_input, require_own_result
-from batchserve.api.files import File, InMemory, Remote, Stream, blocks_of
+from batchserve.api.files import File, InMemory, Remote, Stream, attachment, blocks_of, named_after
 from batchserve.api.plain import plain
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
@@ -146,7 +146,7 @@ async def download(
     if wanted is not own or csv_escape:
         return await _converted(request, service, job, job.result, _Conversion(own, wanted, csv_escape))
     result = _Object(job.result.key, job.result.bytes, job.result.sha256, job.finished_at or job.created_at)
-    shown = _Shown(own.media_type, f"{job_id}.{own.suffix.lstrip('.')}", redirect)
+    shown = _Shown(own.media_type, named_after(job, "predictions", own.suffix), redirect)
     return await _file(request, service, job, result, shown, content)
 
 
@@ -170,7 +170,7 @@ async def download_errors(
     if job.state is not JobState.COMPLETED and not partial:
         raise _not_ready(job)
     is_table = accept is not None and "text/csv" in accept
-    headers = _as_file(f"{job_id}-errors.{'csv' if is_table else 'jsonl'}")
+    headers = _as_file(named_after(job, "errors", ".csv" if is_table else ".jsonl"))
     if job.state is JobState.COMPLETED and job.result is not None:  # from now on it is what it is
         variant = f"errors{'-csv' if is_table else ''}{'-escaped' if csv_escape else ''}"
         headers["etag"] = _derived_tag(job.result, variant)
@@ -221,7 +221,7 @@ def stored_errors(service: Service, job: Job) -> tuple[Part, ...]:
 
 def _as_file(name: str) -> dict[str, str]:
     """Headers that make a browser save uploaded content instead of showing it."""
-    return {"vary": "accept", "content-disposition": f'attachment; filename="{name}"'}
+    return {"vary": "accept", "content-disposition": attachment(name)}
 
 
 def _not_ready(job: Job) -> ResultNotReady:
@@ -398,7 +398,7 @@ async def _partial_result(service: Service, job: Job, own: Format) -> Response:
     pieces = assembled_pieces(service.runtime.storage, own.name, job.dialect, parts)
     headers = {
         "batchserve-incomplete": f"rows 0-{rows - 1}/{total}",
-        "content-disposition": f'attachment; filename="{job.id}-partial.{own.suffix.lstrip(".")}"',
+        "content-disposition": attachment(named_after(job, "partial", own.suffix)),
     }
     return Stream(blocks_of(service.runtime.storage.open, pieces), own.media_type, headers)
 
@@ -426,11 +426,10 @@ class _Conversion:
 async def _converted(request: Request, service: Service, job: Job, result: Result, conversion: _Conversion) -> Response:
     """The result in another format, converted chunk by chunk in scoring processes while it is sent."""
     wanted = conversion.wanted
-    name = f"{job.id}.{wanted.suffix.lstrip('.')}"
     headers = {
         "etag": _derived_tag(result, f"{wanted.name}{'-escaped' if conversion.escape else ''}"),
         "vary": "accept",
-        "content-disposition": f'attachment; filename="{name}"',
+        "content-disposition": attachment(named_after(job, "predictions", wanted.suffix)),
     }
     if (known := conditional.answered(request, headers["etag"], headers)) is not None:
         return known

@@ -2,10 +2,13 @@
 
 import io
 import os
+import re
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, contextmanager, nullcontext
 from email.utils import formatdate
+from pathlib import PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 import anyio
 from fastapi.responses import FileResponse, StreamingResponse
@@ -13,11 +16,24 @@ from starlette import responses
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
 
+from batchserve.domain import Job
 from batchserve.errors import RangeNotSatisfiable
 from batchserve.formats.protocol import Open
 from batchserve.storage import Piece, Span, Storage
 
-__all__ = ["BLOCK", "MANY", "SMALL_BLOCK", "File", "InMemory", "Remote", "Stream", "blocks_of"]
+__all__ = [
+    "BLOCK",
+    "MANY",
+    "SMALL_BLOCK",
+    "File",
+    "InMemory",
+    "Remote",
+    "Stream",
+    "attachment",
+    "blocks_of",
+    "input_stem",
+    "named_after",
+]
 
 BLOCK, SMALL_BLOCK = 1 << 20, 1 << 17
 MANY = 64
@@ -186,6 +202,28 @@ class Stream(StreamingResponse):
             with anyio.CancelScope(shield=True):
                 with self._held:
                     await run_in_threadpool(self._blocks.close)
+
+
+def input_stem(filename: str) -> str:
+    """The name of an input without its suffix, and without that of its compression. The client has the same rule."""
+    path = PurePosixPath(re.split(r"[/\\]", filename)[-1])
+    return (path.with_suffix("") if path.suffix.lower() in (".gz", ".zst") else path).stem
+
+
+def named_after(job: Job, what: str, suffix: str) -> str:
+    """The name of a file about a job: `flights.predictions.csv` for the input `flights.csv`. After the job itself,
+    where it has several inputs, or one without a name: `<id>.csv`, `<id>-errors.jsonl`."""
+    filename = job.input.filename if job.inputs_total == 1 else None
+    stem = input_stem(filename) if filename else ""
+    if stem:
+        return f"{stem}.{what}{suffix}"
+    return f"{job.id}{suffix}" if what == "predictions" else f"{job.id}-{what}{suffix}"
+
+
+def attachment(name: str) -> str:
+    """The Content-Disposition of a file that a browser saves and never shows."""
+    quoted = quote(name)
+    return f'attachment; filename="{name}"' if quoted == name else f"attachment; filename*=utf-8''{quoted}"
 
 
 def blocks_of(open: Open, pieces: Iterator[Piece]) -> Generator[bytes]:

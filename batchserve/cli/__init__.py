@@ -11,19 +11,10 @@ from typing import Annotated
 import typer
 
 from batchserve import __version__
-from batchserve.cli import audit, backup, convert, demo, doctor, jobs, keys, models, move, schedules, server
-from batchserve.cli.terminal import print_error, print_json, wants_json, with_reason
-from batchserve.client.errors import AuthenticationFailed, JobCancelled, JobFailed, WaitTimeout
-from batchserve.errors import BatchserveError, NoRowScored
+from batchserve.cli import audit, backup, convert, demo, doctor, files, jobs, keys, models, move, schedules, server
+from batchserve.cli.terminal import exit_code, print_error, print_json, wants_json, with_reason
+from batchserve.errors import BatchserveError
 from batchserve.secrets import take_from_files
-
-EXIT_CODES: dict[type[BatchserveError], int] = {
-    JobFailed: 3,
-    AuthenticationFailed: 4,
-    WaitTimeout: 5,
-    JobCancelled: 6,
-}
-NO_ROW_SCORED = 7
 
 app = typer.Typer(
     help="Asynchronous batch prediction: a file of inputs and an ONNX model give a file of predictions.",
@@ -41,6 +32,7 @@ app.command()(doctor.mend)
 app.command()(backup.backup)
 app.command()(backup.restore)
 app.command()(move.migrate_to)
+app.command()(files.upload)
 app.command()(jobs.predict)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(schedules.app, name="schedules")
@@ -76,13 +68,7 @@ def main() -> None:
         if wants_json():
             print_json({"error": error.to_json()})
         print_error(error)
-        sys.exit(_exit_code(error))
+        sys.exit(exit_code(error))
     except OSError as error:
         print_error(error)
         sys.exit(1)
-
-
-def _exit_code(error: BatchserveError) -> int:
-    if isinstance(error, JobFailed) and error.reason == NoRowScored.code:
-        return NO_ROW_SCORED
-    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)

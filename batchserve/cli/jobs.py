@@ -11,12 +11,25 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from batchserve.cli.files import (
+    STREAM,
+    Decimal,
+    Delimiter,
+    Directly,
+    Encoding,
+    Sheet,
+    existing,
+    predict_many,
+    print_left_out,
+)
 from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, print_rows, say, size
 from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
 from batchserve.client.core import JobOptions
 from batchserve.client.data import format_of
 from batchserve.client.errors import JobError, WaitTimeout
+from batchserve.client.inputs import find_inputs
+from batchserve.client.names import placed
 from batchserve.client.results import beside
 from batchserve.domain import JobState
 from batchserve.errors import JobNotFound
@@ -28,7 +41,6 @@ ID_LENGTH = 36
 Timeout = Annotated[
     float | None, typer.Option(parser=duration, metavar="DURATION", help="How long to wait, as in 90s, 15m, 2h.")
 ]
-STREAM = "-"
 
 
 class OnRowError(StrEnum):
@@ -74,21 +86,17 @@ Columns = Annotated[
         help='The columns to use for a model without column names, or a mapping: {"model name": "input name"}.',
     ),
 ]
-Sheet = Annotated[str | None, typer.Option(help="Of an Excel workbook: the first one by default.")]
-Encoding = Annotated[
-    str | None, typer.Option(help="Of a text: utf-8 by default, latin-1, windows-1252, utf-16 and others.")
-]
 
 
 def predict(
     model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model to score with.")],
     files: Annotated[
         list[str] | None,
-        typer.Argument(metavar="FILE...|-", help="The input, a folder of images, or several images; - reads stdin."),
+        typer.Argument(metavar="FILE...|-", help="A file, images, or files and folders of tables; - reads stdin."),
     ] = None,
     all_uploaded: Annotated[bool, typer.Option("--all-uploaded", help="Instead of a file: queue all uploads.")] = False,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="File for the result; - is stdout.")
+        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="File for the result, or folder; - is stdout.")
     ] = None,
     format: Annotated[
         str | None, typer.Option(help="Format of the result. Default: the input's, jsonl for images.")
@@ -102,8 +110,8 @@ def predict(
     passthrough: Annotated[
         str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
     ] = None,
-    delimiter: Annotated[str | None, typer.Option(help="Of a CSV: , ; tab or |; recognised by default.")] = None,
-    decimal: Annotated[str | None, typer.Option(help="Decimal mark of a CSV: a point by default, or a comma.")] = None,
+    delimiter: Delimiter = None,
+    decimal: Decimal = None,
     encoding: Encoding = None,
     sheet: Sheet = None,
     top_k: Annotated[int | None, typer.Option(min=1, help="Only the k most probable classes.")] = None,
@@ -130,12 +138,13 @@ def predict(
     reuse: Annotated[
         bool, typer.Option("--reuse/--no-reuse", help="Whether the result of an equal job may be the answer.")
     ] = True,
-    direct: Annotated[
-        bool, typer.Option("--direct", help="Send the file to the server's object store, not through the server.")
-    ] = False,
+    direct: Directly = False,
+    in_flight: Annotated[
+        int, typer.Option(min=1, max=64, help="Of many files: how many are in progress at a time.")
+    ] = 8,
     as_json: AsJson = False,
 ) -> None:
-    """Predict a file, or images: upload, score, download. Or queue all uploads."""
+    """Predict a file, images, or many files: upload, score, download. Or queue all uploads."""
     if bool(files) == all_uploaded:
         raise typer.BadParameter("name a file, or pass --all-uploaded", param_hint="FILE")
     options: dict[str, Any] = {
@@ -158,7 +167,7 @@ def predict(
     }
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]
     if files:
-        _predict_file(files, model, output, wait is not False, timeout, as_json, direct, given)
+        _predict_files(files, model, output, wait is not False, timeout, in_flight, as_json, direct, given)
     elif output or direct or any(name in given for name in ("delimiter", "decimal", "encoding", "sheet")):
         raise typer.BadParameter(
             "--output, --direct, --delimiter, --decimal, --encoding and --sheet are for a file",
@@ -168,8 +177,33 @@ def predict(
         _predict_uploaded(model, bool(wait), timeout, as_json, given)
 
 
-def _predict_file(
+def _predict_files(
     files: list[str],
+    model: str,
+    output: str | None,
+    wait: bool,
+    timeout: float | None,
+    in_flight: int,
+    as_json: bool,
+    direct: bool,
+    options: JobOptions,
+) -> None:
+    """Several tables, or those in a folder, are a job each; all else is one job."""
+    paths = [] if files == [STREAM] else existing(files)
+    source: Any = paths[0] if len(paths) == 1 else paths or sys.stdin.buffer
+    if len(paths) > 1 or (paths and paths[0].is_dir()):
+        found = find_inputs(paths)
+        if found.images is None:
+            predict_many(found, model, output, wait, timeout, in_flight, as_json, direct, options)
+            return
+        source = found.images
+        print_left_out(found.left_out)
+    _predict_one(source, paths, model, output, wait, timeout, as_json, direct, options)
+
+
+def _predict_one(
+    source: Any,
+    paths: list[Path],
     model: str,
     output: str | None,
     wait: bool,
@@ -178,27 +212,24 @@ def _predict_file(
     direct: bool,
     options: JobOptions,
 ) -> None:
-    piped = files == [STREAM]
-    paths = [Path(file) for file in files]
-    source: Any = sys.stdin.buffer if piped else paths[0] if len(paths) == 1 else paths
+    """`paths`: of the source; none for stdin."""
+    piped = not paths
     target = output or (STREAM if piped else None)
-    missing = [] if piped else [path for path in paths if not (path.is_file() or (path.is_dir() and len(paths) == 1))]
-    if missing:
-        raise typer.BadParameter(f"there is no file {str(missing[0])!r}", param_hint="FILE")
     if as_json and target == STREAM and wait:
         raise typer.BadParameter("--json and a result on stdout exclude each other: name a file with -o")
-    folder = Path(target) if target and target != STREAM and (target.endswith("/") or Path(target).is_dir()) else None
-    if folder is not None and piped:
+    is_folder = target is not None and target != STREAM and (target.endswith("/") or Path(target).is_dir())
+    if is_folder and piped:
         raise typer.BadParameter("the result of stdin needs the name of a file, got a folder", param_hint="--output")
-    if target and target != STREAM and folder is None and (by_suffix := format_of(Path(target))):
+    if target and target != STREAM and not is_folder and (by_suffix := format_of(Path(target))):
         options.setdefault("format", by_suffix)
     where = ""
     with Client() as client:
         job = _submit(client, source, model, direct, options)
         if wait:
             wait_for(job, timeout)
-            if folder is not None or target is None:
-                target = str(_default_target(paths[0], job.result().suffix, folder))
+            if is_folder or target is None:
+                name = beside(paths[0], job.result().suffix)
+                target = str(name if target is None else placed(target, name.name))
             with Bars() as bars:
                 where = deliver(job.result(), target, bars)
         if as_json:
@@ -218,15 +249,6 @@ def _submit(client: Client, source: Any, model: str, direct: bool, options: JobO
     except KeyboardInterrupt:
         say("\nThe upload was interrupted. Whether its job is queued: [bold]batchserve jobs list[/]")
         raise typer.Exit(130) from None
-
-
-def _default_target(path: Path, suffix: str, folder: Path | None) -> Path:
-    """Where the result of a file goes: beside it, or under the same name into a folder, which is made."""
-    target = beside(path, suffix)
-    if folder is None:
-        return target
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder / target.name
 
 
 def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bool, options: JobOptions) -> None:
@@ -363,7 +385,8 @@ def retry(
 def download(
     job_id: JobId,
     output: Annotated[
-        str | None, typer.Option("--output", "-o", metavar="OUT|-", help="Output file; default and -: stdout.")
+        str | None,
+        typer.Option("--output", "-o", metavar="OUT|-", help="Output file, or folder; default and -: stdout."),
     ] = None,
     format: Annotated[str | None, typer.Option(help="Convert to this format.")] = None,
     partial: Annotated[bool, typer.Option("--partial", help="The finished rows of an unfinished job.")] = False,

@@ -11,10 +11,26 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from batchserve.client.errors import ConnectionFailed, JobError, WaitTimeout
-from batchserve.errors import BatchserveError
+from batchserve.client.errors import (
+    AuthenticationFailed,
+    ConnectionFailed,
+    JobCancelled,
+    JobError,
+    JobFailed,
+    WaitTimeout,
+)
+from batchserve.errors import BatchserveError, NoRowScored
 
 MOST_FAULTS = 10
+EXIT_CODES: dict[type[BatchserveError], int] = {
+    JobFailed: 3,
+    AuthenticationFailed: 4,
+    WaitTimeout: 5,
+    JobCancelled: 6,
+}
+NO_ROW_SCORED = 7
+_WORST = (4, 1, 3, 7, 6, 5)
+"""The exit codes of errors, the worst first."""
 
 _wants_json = False
 
@@ -83,15 +99,27 @@ def print_facts(facts: Mapping[str, Any]) -> None:
     print_rows(("", ""), [(name, value) for name, value in facts.items() if value is not None])
 
 
-def print_error(error: Exception) -> None:
+def exit_code(error: Exception) -> int:
+    if isinstance(error, JobFailed) and error.reason == NoRowScored.code:
+        return NO_ROW_SCORED
+    return next((code for kind, code in EXIT_CODES.items() if isinstance(error, kind)), 1)
+
+
+def worst_code(errors: Iterable[Exception]) -> int:
+    """The exit code of several errors; 0 without any."""
+    codes = {exit_code(error) for error in errors}
+    return next((code for code in _WORST if code in codes), 0)
+
+
+def print_error(error: Exception, *, about: str = "") -> None:
     """Prints an error, its individual faults, and advice."""
-    say(f"[bold red]Error:[/] {escape(str(error))}")
+    say(f"[bold red]Error:[/] {escape(about + str(error))}")
     if isinstance(error, BatchserveError):
         for fault in error.errors[:MOST_FAULTS]:
             say(f"  {escape(_fault(fault))}")
         if len(error.errors) > MOST_FAULTS:
             say(f"  and {len(error.errors) - MOST_FAULTS:,} more")
-    if isinstance(error, JobError):
+    if isinstance(error, JobError) and error.extra["job"] is not None:
         say(_next_step(error))
     if isinstance(error, ConnectionFailed):
         say("Start a server with [bold]batchserve serve[/], or set BATCHSERVE_URL.")

@@ -7,11 +7,13 @@ from batchserve.client.errors import (
     APIError,
     AuthenticationFailed,
     ConnectionFailed,
+    FilesFailed,
     JobCancelled,
     JobError,
     JobFailed,
     WaitTimeout,
 )
+from batchserve.client.many import FileOutcome, FilesReport
 from batchserve.client.results import AsyncResult
 from batchserve.client.schedules import AsyncSchedule, Schedule
 from batchserve.client.sync import Client, Job, Result
@@ -26,6 +28,9 @@ __all__ = [
     "AuthenticationFailed",
     "Client",
     "ConnectionFailed",
+    "FileOutcome",
+    "FilesFailed",
+    "FilesReport",
     "Job",
     "JobCancelled",
     "JobError",

@@ -3,11 +3,12 @@
 import os
 from importlib.metadata import PackageNotFoundError, version
 from types import TracebackType
-from typing import Self
+from typing import Self, Unpack
 
 import httpx2
 
-from batchserve.client.core import Core
+from batchserve.client.core import Core, FilesOptions
+from batchserve.client.many import FilesReport, Inputs, predict_files
 from batchserve.client.transport import AsyncWire, Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -44,6 +45,18 @@ class AsyncClient(Core):
         url, headers = settings_of(url, api_key)
         wire = AsyncWire(httpx2.AsyncClient(headers=headers, transport=transport))
         super().__init__(Transport(wire, url, max_retries=max_retries, timeout=timeout))
+
+    async def predict_files(
+        self, paths: Inputs, model: str, output: str | os.PathLike[str], **options: Unpack[FilesOptions]
+    ) -> FilesReport:
+        """Predicts many files, each as one job, into a folder: `<name>.predictions.<suffix>` for each, and
+        `<name>.errors.jsonl` for its failed records. `paths`: files, and folders, of which all tables are taken.
+
+        A call continues where an earlier one ended, for whatever reason: a file is sent and scored again only if it has
+        changed, or the model, the options or its result have. Raises FilesFailed, with a report, when some failed and
+        all others are done.
+        """
+        return await predict_files(self._transport, paths, model, output, options)
 
     async def __aenter__(self) -> Self:
         return self

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from batchserve.client.notebook import Cell, is_notebook
-from batchserve.client.views import JobView
+from batchserve.client.views import FilesProgress, JobView
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -69,6 +69,13 @@ class Bars:
         if rows.get("failed"):
             notes.append(f"{rows['failed']:,} failed")
         self._show("scoring", job.progress, 1.0, ", ".join(notes))
+
+    def files(self, progress: FilesProgress) -> None:
+        """Shows many files as one."""
+        notes = [f"{progress.done:,}/{progress.total:,} files", f"{progress.rows:,} rows"]
+        if progress.failed:
+            notes.append(f"{progress.failed:,} failed")
+        self._show("files", progress.share, 1.0, ", ".join(notes))
 
     def _bytes(self, stage: str, done: int, total: int | None) -> None:
         elapsed = time.monotonic() - self._started.setdefault(stage, time.monotonic())

@@ -19,12 +19,14 @@ from batchserve.client.data import bytes_content, content_of, holds_arrays, libr
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
+from batchserve.client.names import placed
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.schedules import AsyncSchedules
 from batchserve.client.tables import origins_of, table_of
 from batchserve.client.transport import OnUpload, Request, Transport, query
 from batchserve.client.uploads import parts_of, with_digest
 from batchserve.client.views import JobView, Model, Queued
+from batchserve.client.writing import write_whole
 from batchserve.errors import BatchserveError, Unavailable
 
 if TYPE_CHECKING:
@@ -102,6 +104,21 @@ class PredictOptions(JobOptions, total=False):
     """See `upload`."""
 
 
+class FilesOptions(JobOptions, total=False):
+    """Options of `predict_files`."""
+
+    wait: bool
+    """Whether to wait for the results; otherwise the next call saves them."""
+    timeout: float | None
+    """Seconds to wait for all results."""
+    in_flight: int
+    """Files in progress at a time; 8 by default."""
+    progress: bool | None
+    """Whether to show a bar; None: on a terminal or in a notebook."""
+    direct: bool
+    """See `upload`."""
+
+
 class AsyncJob(JobView):
     """A job on the server. Its properties hold the last response; `refresh` updates them."""
 
@@ -165,18 +182,26 @@ class AsyncJob(JobView):
 
     async def errors(self) -> list[dict[str, Any]]:
         """The records that could not be scored so far: number (from 0), column, code and message of each."""
-        request = Request(
+        content = b"".join([block async for block in self._transport.download(self._errors())])
+        return [json.loads(line) for line in content.splitlines() if line.strip()]
+
+    async def save_errors(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the same as lines of JSON. The file appears when it is complete."""
+        blocks = self._transport.download(self._errors())
+        await write_whole(self._transport.wire, Path(path), blocks)
+        return Path(path)
+
+    async def delete(self) -> None:
+        """Removes the job with its input and result."""
+        await self._transport.json(Request(method="DELETE", path=f"/v1/jobs/{self.id}"))
+
+    def _errors(self) -> Request:
+        return Request(
             method="GET",
             path=f"/v1/download/{self.id}/errors",
             params=query({"partial": None if self.state == "completed" else True}),
             headers={"Accept": "application/x-ndjson"},
         )
-        content = b"".join([block async for block in self._transport.download(request)])
-        return [json.loads(line) for line in content.splitlines() if line.strip()]
-
-    async def delete(self) -> None:
-        """Removes the job with its input and result."""
-        await self._transport.json(Request(method="DELETE", path=f"/v1/jobs/{self.id}"))
 
     def result(self, format: str | None = None, *, partial: bool = False) -> AsyncResult:
         """The result, by default in the format of the job. `partial`: the rows finished so far."""
@@ -381,7 +406,7 @@ class Core:
     ) -> Any:
         """Predicts and waits. Returns the type of its input: a DataFrame for a DataFrame (with its index), a structured
         array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
-        path of the saved result (`output`, or `<name>.predictions.<suffix>` beside it, or the first of several).
+        path of the saved result (`output`, or `<name>.predictions.<suffix>` in that folder, or next to the data).
 
         Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
         """
@@ -400,7 +425,9 @@ class Core:
                 )
             result = job.result()
             if (path := path_of(data)) is not None:
-                target = Path(output) if output is not None else beside(path, result.suffix)
+                target = beside(path, result.suffix)
+                if output is not None:
+                    target = placed(os.fspath(output), target.name)
                 return await result.save(target, on_download=bars.download)
             if table is not None:
                 frame = await result.to_polars()

@@ -188,23 +188,25 @@ def _of_path(path: Path) -> Content:
         with path.open("rb") as file:
             yield from _read(file)
 
-    return Content(blocks, MEDIA_TYPES.get(suffix, UNKNOWN), path.stat().st_size, encoding, path.name)
+    name = path.name.encode(errors="surrogateescape").decode(errors="replace")  # a name may be any bytes
+    return Content(blocks, MEDIA_TYPES.get(suffix, UNKNOWN), path.stat().st_size, encoding, name)
 
 
 def _images_in(folder: Path) -> dict[str, Path]:
     """The images in a folder and all below it, by their paths in it, in order. Hidden files and folders are skipped."""
-    found = ((path.relative_to(folder), path) for path in folder.rglob("*") if _is_image(path) and path.is_file())
+    found = ((path.relative_to(folder), path) for path in folder.rglob("*") if is_image(path) and path.is_file())
     images = {name.as_posix(): path for name, path in found if not any(part.startswith(".") for part in name.parts)}
     if not images:
-        raise InvalidInput(f"there are no images in {str(folder)!r}: expected files named {_named()}")
+        raise InvalidInput(f"there are no images in {str(folder)!r}: expected files named {named_images()}")
     return dict(sorted(images.items()))
 
 
 def _images_of(paths: Sequence[Path]) -> dict[str, Path]:
     """These images, by their paths below the folder that is common to all."""
-    if (other := next((path for path in paths if not _is_image(path)), None)) is not None:
+    if (other := next((path for path in paths if not is_image(path)), None)) is not None:
         raise InvalidInput(
-            f"several files are sent as a zip of images, and {str(other)!r} has no image suffix: expected {_named()}"
+            f"several files are sent as a zip of images, and {str(other)!r} has no image suffix: "
+            f"expected {named_images()}"
         )
     whole = [Path(os.path.abspath(path)) for path in paths]  # noqa: PTH100 - `absolute` leaves `..`, `resolve` no links
     common = os.path.commonpath([path.parent for path in whole])
@@ -215,11 +217,11 @@ def _images_of(paths: Sequence[Path]) -> dict[str, Path]:
     return images
 
 
-def _is_image(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     return MEDIA_TYPES.get(path.suffix.lower(), "").startswith("image/")
 
 
-def _named() -> str:
+def named_images() -> str:
     return ", ".join(f"*{suffix}" for suffix, media_type in MEDIA_TYPES.items() if media_type.startswith("image/"))
 
 

@@ -4,21 +4,25 @@ BatchserveError
 ├── APIError                    the server refused, with a code or a status that has no class of its own
 │   └── AuthenticationFailed    401 or 403: the API key is missing, wrong or too weak
 ├── ConnectionFailed            no answer: nothing listens there, or the connection broke too often
-└── JobError                    `job` is the job
-    ├── JobFailed, JobCancelled     it ended so
-    └── WaitTimeout                 it is not finished yet and goes on
+├── JobError                    `job` is the job
+│   ├── JobFailed, JobCancelled     it ended so
+│   └── WaitTimeout                 it is not finished yet and goes on
+└── FilesFailed                 some of many files; `report` says which
 """
 
 import re
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx2
 
 from batchserve import errors
 from batchserve.client.views import JobView
 from batchserve.errors import BatchserveError
+
+if TYPE_CHECKING:
+    from batchserve.client.many import FilesReport
 
 _KINDS: dict[str, type[BatchserveError]] = {
     kind.code: kind
@@ -79,6 +83,16 @@ class JobCancelled(JobError):
 
 class WaitTimeout(JobError, TimeoutError):
     code = "wait-timeout"
+
+
+class FilesFailed(BatchserveError):
+    """Some of many files failed. The results of the others are saved."""
+
+    code = "files-failed"
+
+    @property
+    def report(self) -> "FilesReport":
+        return self.extra["report"]  # type: ignore[no-any-return]
 
 
 def error_of(response: httpx2.Response) -> BatchserveError:

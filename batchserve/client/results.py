@@ -1,9 +1,7 @@
 """Results: downloaded as bytes, into a file, or as a table, when they are asked for."""
 
-import functools
 import json
 import os
-import uuid
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from batchserve.client.data import arrays_of, arrow_of, format_of, numpy_of, pandas_of, polars_of
 from batchserve.client.extras import require_polars
 from batchserve.client.ipc import frames_of
+from batchserve.client.names import partial_name, placed, result_name, safe_name, stem_of
 from batchserve.client.notebook import facts_html
 from batchserve.client.transport import Request, Transport, query
 from batchserve.client.views import JobView
+from batchserve.client.writing import write_whole
 
 if TYPE_CHECKING:
     import numpy as np
@@ -55,26 +55,17 @@ class AsyncResult:
         return b"".join([block async for block in self.iter_bytes(format=format)])
 
     async def save(
-        self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
+        self, path: str | os.PathLike[str] = ".", *, on_download: Callable[[int, int | None], None] | None = None
     ) -> Path:
-        """Writes the result to `path`, in the format of its suffix. The file appears when it is complete."""
-        path = Path(path)
-        format = self._format or format_of(path)
+        """Writes the result to `path`, in the format of its suffix; or into a folder, as
+        `<input>.predictions.<suffix>`. The file appears when it is complete."""
+        target = placed(os.fspath(path), self._name)
+        format = self._format or format_of(target)
         stored = self._job.data.get("result") or {}
         total = stored.get("bytes") if format in (None, self._stored_format) else None
-        run, done = self._transport.wire.call, 0
-        part = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            with part.open("xb") as file:
-                async for block in self.iter_bytes(format=format):
-                    await run(functools.partial(file.write, block))
-                    done += len(block)
-                    if on_download is not None:
-                        on_download(done, total)
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
-        return path
+        report = None if on_download is None else lambda done: on_download(done, total)
+        await write_whole(self._transport.wire, target, self.iter_bytes(format=format), report)
+        return target
 
     async def iter_frames(self) -> "AsyncGenerator[pl.DataFrame]":
         """The records in order, some thousands at a time as frames of polars, without holding the result in memory."""
@@ -117,7 +108,16 @@ class AsyncResult:
     @property
     def suffix(self) -> str:
         """The suffix of a file with this result, with the dot."""
-        return f".{self._format or self._stored_format or 'bin'}"
+        return f".{self._own_format or 'bin'}"
+
+    @property
+    def _name(self) -> str:
+        """Of its file in a folder: after the input, or after the job where that has no name or there are several."""
+        given = self._job.data.get("input") or {}
+        name = safe_name(given.get("filename")) if given.get("files", 1) == 1 else None
+        if name is None:
+            return f"{self._job.id}{'-partial' if self._partial else ''}{self.suffix}"
+        return (partial_name if self._partial else result_name)(name, self.suffix)
 
     @property
     def _own_format(self) -> str | None:
@@ -130,6 +130,6 @@ class AsyncResult:
 
 
 def beside(path: Path, suffix: str) -> Path:
-    """Default path for the result of a file: `<name>.predictions<suffix>` in the same folder."""
+    """Default path for the result of a file or of a folder of images: `<name>.predictions<suffix>` next to it."""
     path = path if path.name else path.resolve()  # `.` and `..` have no name
-    return path.with_name(f"{path.name.split('.')[0] or path.stem}.predictions{suffix}")
+    return path.with_name(f"{path.name if path.is_dir() else stem_of(path.name)}.predictions{suffix}")

@@ -15,13 +15,15 @@ from batchserve.client.core import (
     AsyncJobs,
     AsyncModels,
     Core,
+    FilesOptions,
     JobOptions,
     OnlineOptions,
     PredictOptions,
     ReadOptions,
     ValidateOptions,
 )
-from batchserve.client.errors import JobError
+from batchserve.client.errors import FilesFailed, JobError
+from batchserve.client.many import FilesReport, Inputs, predict_files
 from batchserve.client.results import AsyncResult
 from batchserve.client.schedules import Schedules
 from batchserve.client.transport import BlockingWire, OnUpload, Transport, each_now, now
@@ -57,9 +59,10 @@ class Result:
         return now(self._twin.read(format=format))
 
     def save(
-        self, path: str | os.PathLike[str], *, on_download: Callable[[int, int | None], None] | None = None
+        self, path: str | os.PathLike[str] = ".", *, on_download: Callable[[int, int | None], None] | None = None
     ) -> Path:
-        """Writes the result to `path`, in the format of its suffix. The file appears when it is complete."""
+        """Writes the result to `path`, in the format of its suffix; or into a folder, as
+        `<input>.predictions.<suffix>`. The file appears when it is complete."""
         return now(self._twin.save(path, on_download=on_download))
 
     def iter_frames(self) -> "Iterator[pl.DataFrame]":
@@ -133,6 +136,10 @@ class Job(JobView):
     def errors(self) -> list[dict[str, Any]]:
         """The records that could not be scored so far: number (from 0), column, code and message of each."""
         return now(self._twin.errors())
+
+    def save_errors(self, path: str | os.PathLike[str]) -> Path:
+        """Writes the same as lines of JSON. The file appears when it is complete."""
+        return now(self._twin.save_errors(path))
 
     def delete(self) -> None:
         """Removes the job with its input and result."""
@@ -215,7 +222,8 @@ class Client:
     ) -> None:
         url, headers = settings_of(url, api_key)
         wire = BlockingWire(httpx2.Client(headers=headers, transport=transport))
-        self._twin = Core(Transport(wire, url, max_retries=max_retries, timeout=timeout))
+        self._transport = Transport(wire, url, max_retries=max_retries, timeout=timeout)
+        self._twin = Core(self._transport)
         self.jobs = Jobs(self._twin.jobs)
         self.models = Models(self._twin.models)
         self.schedules = Schedules(self._twin.schedules)
@@ -296,11 +304,28 @@ class Client:
     def predict(self, data: Any, model: str, **options: Unpack[PredictOptions]) -> Any:
         """Predicts and waits. Returns the type of its input: a DataFrame for a DataFrame (with its index), a structured
         array for an array, arrays for arrays, records for records, bytes for bytes; for a path or a list of paths, the
-        path of the saved result (`output`, or `<name>.predictions.<suffix>` beside it, or the first of several).
+        path of the saved result (`output`, or `<name>.predictions.<suffix>` in that folder, or next to the data).
 
         Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
         """
         return _settled(self._twin.predict(data, model, **options))
+
+    def predict_files(
+        self, paths: Inputs, model: str, output: str | os.PathLike[str], **options: Unpack[FilesOptions]
+    ) -> FilesReport:
+        """Predicts many files, each as one job, into a folder: `<name>.predictions.<suffix>` for each, and
+        `<name>.errors.jsonl` for its failed records. `paths`: files, and folders, of which all tables are taken.
+
+        A call continues where an earlier one ended, for whatever reason: a file is sent and scored again only if it has
+        changed, or the model, the options or its result have. Raises FilesFailed, with a report, when some failed and
+        all others are done.
+        """
+        try:
+            return now(predict_files(self._transport, paths, model, output, options))
+        except FilesFailed as error:
+            for file in error.report.failed:
+                _settle(file.error)
+            raise
 
     def close(self) -> None:
         now(self._twin.close())
@@ -319,6 +344,10 @@ def _settled(waiting: Coroutine[Any, Any, T]) -> T:
     try:
         return now(waiting)
     except JobError as error:
-        if isinstance(error.job, AsyncJob):
-            error.extra["job"] = Job(error.job)
+        _settle(error)
         raise
+
+
+def _settle(error: Exception | None) -> None:
+    if isinstance(error, JobError) and isinstance(error.job, AsyncJob):
+        error.extra["job"] = Job(error.job)

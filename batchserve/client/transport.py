@@ -9,12 +9,15 @@ import base64
 import hashlib
 import json
 import random
+import threading
 import time
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from functools import partial
+from types import TracebackType
 from typing import Any, Protocol, TypeVar
 from urllib.parse import urlsplit
 
@@ -24,6 +27,7 @@ from batchserve.client.errors import ConnectionFailed, error_of, no_answer, refu
 from batchserve.errors import BatchserveError, DigestMismatch, IdempotencyInProgress
 
 T = TypeVar("T")
+Calls = Sequence[Callable[[], Coroutine[Any, Any, None]]]
 OnUpload = Callable[[int, int | None], None]
 """Called with the bytes sent so far and their total, if known."""
 
@@ -32,6 +36,8 @@ _NEVER_RETRIED = frozenset({501, 505, 507})
 _LONGEST_PAUSE = 120.0
 _STORED = 60.0
 """Seconds that an object store may take after the last byte."""
+_FAREWELL = 2.0
+"""Seconds that interrupted threads may take to leave nothing behind."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +81,15 @@ class Wire(Protocol):
         """Runs a function that may block on file I/O."""
         ...
 
+    def gate(self, most: int) -> AbstractAsyncContextManager[None]:
+        """What at most so many calls are in at a time; the others wait for it."""
+        ...
+
+    async def each(self, calls: Calls, most: int, halt: Callable[[], None]) -> None:
+        """Runs all calls, in order and so many at a time. The first error ends them: `halt` asks those that still run
+        to raise one, too."""
+        ...
+
     async def close(self) -> None: ...
 
 
@@ -107,6 +122,24 @@ class AsyncWire:
 
     async def call(self, function: Callable[[], T]) -> T:
         return await asyncio.to_thread(function)
+
+    def gate(self, most: int) -> AbstractAsyncContextManager[None]:
+        return asyncio.Semaphore(most)
+
+    async def each(self, calls: Calls, most: int, halt: Callable[[], None]) -> None:
+        following = iter(calls)
+
+        async def work() -> None:
+            for call in following:
+                await call()
+
+        try:
+            async with asyncio.TaskGroup() as group:
+                for _ in range(min(most, len(calls))):
+                    group.create_task(work())
+        except BaseExceptionGroup as failures:
+            halt()
+            raise failures.exceptions[0] from None
 
     async def close(self) -> None:
         await self._http.aclose()
@@ -142,8 +175,64 @@ class BlockingWire:
     async def call(self, function: Callable[[], T]) -> T:
         return function()
 
+    def gate(self, most: int) -> AbstractAsyncContextManager[None]:
+        return _Gate(most)
+
+    async def each(self, calls: Calls, most: int, halt: Callable[[], None]) -> None:
+        """In threads, which do not keep this process from ending."""
+        following, lock = iter(calls), threading.Lock()
+        failures: list[BaseException] = []
+
+        def work() -> None:
+            try:
+                while not failures:
+                    with lock:
+                        call = next(following, None)
+                    if call is None:
+                        return
+                    now(call())
+            except BaseException as failure:  # noqa: BLE001 - raised below
+                failures.append(failure)
+                halt()
+
+        threads = [threading.Thread(target=work, daemon=True) for _ in range(min(most, len(calls)))]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        except BaseException as failure:  # Ctrl-C
+            failures.insert(0, failure)
+            halt()
+            _join(threads, _FAREWELL)
+            raise
+        if failures:
+            raise failures[0]
+
     async def close(self) -> None:
         self._http.close()
+
+
+def _join(threads: Sequence[threading.Thread], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    for thread in threads:
+        if thread.is_alive():
+            thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class _Gate:
+    """A semaphore for coroutines that never suspend, in several threads."""
+
+    def __init__(self, most: int) -> None:
+        self._free = threading.Semaphore(most)
+
+    async def __aenter__(self) -> None:
+        self._free.acquire()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._free.release()
 
 
 def now(coroutine: Coroutine[Any, Any, T]) -> T:

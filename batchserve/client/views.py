@@ -84,6 +84,19 @@ class Queued(Generic[J]):
 
 
 @dataclass(frozen=True, slots=True)
+class FilesProgress:
+    """How far many files have come."""
+
+    done: int
+    total: int
+    rows: int
+    """Of the files that are done, `failed` of them without a prediction."""
+    failed: int
+    share: float
+    """0.0 to 1.0, by the sizes of the files."""
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A registered model version. `data` is the whole description."""
 

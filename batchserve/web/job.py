@@ -13,6 +13,7 @@ from starlette.routing import Route
 from batchserve.api import download
 from batchserve.api.auth import caller_of, is_key_in_force
 from batchserve.api.deps import body_of, own_job, service_of
+from batchserve.api.files import attachment, named_after
 from batchserve.api.jobs import RetriedRows, cancel_job, delete_job, retry
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.domain import Job, JobState
@@ -133,7 +134,7 @@ async def input_file(request: Request) -> Response:
 async def manifest(request: Request) -> Response:
     job, body = await _read(request)
     job = await records.whole(service_of(request), job.id)
-    headers = {"content-disposition": f'attachment; filename="{job.id}-manifest.json"', "cache-control": "no-store"}
+    headers = {"content-disposition": attachment(named_after(job, "manifest", ".json")), "cache-control": "no-store"}
     return Response(_pretty(manifest_of(job, body)), headers=headers, media_type="application/json")
 
 

@@ -3,12 +3,12 @@
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
 from typing import Any
 from urllib.parse import urlencode
 
 import orjson
 
+from batchserve.api.files import input_stem
 from batchserve.domain import Job, StoredInput
 from batchserve.formats import get_format
 
@@ -80,7 +80,7 @@ def recipe_of(job: Job, url: str, needs_key: bool) -> Recipe | None:
         return None
     first = job.input
     file = first.filename or f"input{get_format(first.format).suffix}"
-    target = f"{PurePosixPath(file).stem}.predictions{get_format(job.options.format).suffix}"
+    target = f"{input_stem(file) or job.id}.predictions{get_format(job.options.format).suffix}"
     return Recipe(url, needs_key, file, target, job.model.reference, _options(job), _reading(first, file))
 
 

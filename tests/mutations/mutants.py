@@ -48,6 +48,7 @@ UPLOADS, DIRECT_UPLOADS = "batchserve/jobs/uploads.py", "batchserve/api/direct_u
 TICKS = "batchserve/timetable/ticks.py"
 LOCATIONS, PLANNING = "batchserve/storage/locations.py", "batchserve/scoring/planning.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
+MANY, FOLDERS = "batchserve/client/many.py", "tests/test_folders.py"
 
 MUTANTS = (
     # Durability
@@ -1062,6 +1063,31 @@ MUTANTS = (
     Mutant(
         "a local server ends with its block", CHILD,
         "        self._server.stop()\n        self._folder.cleanup()\n", "        pass\n", ("tests/test_local.py",),
+    ),
+    # Many files
+    Mutant(
+        "a file that has changed is scored again", MANY,
+        "if known is None or (known.input.sha256, known.asked) != (read.sha256, self._asked):", "if known is None:",
+        (f"{FOLDERS}::test_only_a_file_that_has_changed_is_sent_again_even_if_size_and_time_are_the_same",),
+    ),
+    Mutant(
+        "the bytes of a file are those that were compared", MANY, ', "Content-Digest": f"sha-256=:{digest}:"}', "}",
+        (f"{FOLDERS}::test_a_file_that_changes_between_two_reads_is_read_again",),
+    ),
+    Mutant(
+        "a file has one key until it has a job", MANY,
+        '"Idempotency-Key": entry.key', '"Idempotency-Key": str(uuid.uuid4())',
+        (f"{FOLDERS}::test_an_answer_that_is_lost_makes_no_second_job",),
+    ),
+    Mutant(
+        "a status that may hide a change is not trusted", "batchserve/client/ledger.py",
+        " and begun - before[1] >= settled * 1e9", "",
+        (f"{FOLDERS}::test_a_file_that_has_just_changed_is_read_again_whatever_its_status_says",),
+    ),
+    Mutant(
+        "a saved result is synced before it has its name", "batchserve/client/writing.py",
+        "            await wire.call(functools.partial(_sync, file))\n", "",
+        (f"{FOLDERS}::test_a_result_is_synced_before_it_has_its_name_and_its_folder_behind",),
     ),
     # Storages whose objects are not files
     Mutant(

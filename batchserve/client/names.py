@@ -1,0 +1,45 @@
+"""Names of files: which are tables or images, and what the result of a file is called."""
+
+import os
+import re
+from pathlib import Path, PurePath
+
+__all__ = ["errors_name", "partial_name", "placed", "result_name", "safe_name", "stem_of"]
+
+COMPRESSED = (".gz", ".zst")
+"""Suffixes behind that of the file which is compressed."""
+
+
+def stem_of(name: str) -> str:
+    """The name of a file without its suffix, and without that of its compression: `2026.11` of `2026.11.csv.gz`."""
+    path = PurePath(name)
+    return (path.with_suffix("") if path.suffix.lower() in COMPRESSED else path).stem
+
+
+def result_name(name: str, suffix: str) -> str:
+    return f"{stem_of(name)}.predictions{suffix}"
+
+
+def partial_name(name: str, suffix: str) -> str:
+    return f"{stem_of(name)}.partial{suffix}"
+
+
+def errors_name(name: str) -> str:
+    """Of the list of the records of a file that could not be scored."""
+    return f"{stem_of(name)}.errors.jsonl"
+
+
+def safe_name(filename: str | None) -> str | None:
+    """The name of a file in a folder, as a client of the server once gave it; None if there is none."""
+    last = re.split(r"[/\\]", filename or "")[-1]
+    return None if last in ("", ".", "..") else last
+
+
+def placed(output: str, name: str) -> Path:
+    """The path `output`, or a file called `name` in it where it is a folder: it exists, or ends with a slash and is
+    made."""
+    path = Path(output)
+    if not (output.endswith(("/", os.sep)) or path.is_dir()):
+        return path
+    path.mkdir(parents=True, exist_ok=True)
+    return path / name
