@@ -3,7 +3,9 @@ against their schemas, and `make cluster-demo` runs the services of the former a
 
 import json
 import re
+import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -143,3 +145,45 @@ def test_the_dashboard_and_the_scaler_show_metrics_that_there_are(api: Api) -> N
     asked |= {metric["external"]["metric"]["name"] for metric in scaler}
     named = {name for expression in asked for name in re.findall(r"batchserve_\w+", expression)}
     assert named <= exposed
+
+
+# --- systemd ---------------------------------------------------------------------------------------------------------
+
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+
+
+def settings_in(unit: str, name: str) -> list[str]:
+    return re.findall(rf"^{name}=(.*)$", unit, re.MULTILINE)
+
+
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_the_units_run_commands_and_set_variables_that_there_are(unit: Path) -> None:
+    text = unit.read_text()
+    (command,) = settings_in(text, "ExecStart")
+    program, *arguments = command.split()
+    assert program == "/opt/batchserve/bin/batchserve"
+    parse(arguments)
+    variables = {pair.partition("=")[0] for line in settings_in(text, "(?:# )?Environment") for pair in line.split()}
+    require_known(variables - {"BATCHSERVE_URL", "BATCHSERVE_API_KEY_FILE"})
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+@pytest.mark.parametrize("unit", UNITS, ids=lambda unit: unit.name)
+def test_the_units_are_confined(unit: Path) -> None:
+    command = ["systemd-analyze", "security", "--offline=yes", "--no-pager", str(unit)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    found = re.search(r"Overall exposure level for \S+: ([\d.]+)", done.stdout)
+    assert found, done.stderr
+    assert float(found[1]) < 3
+    assert f" {found[1]}" in (ROOT / "docs" / "recipes.md").read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_the_units_are_well_formed(tmp_path: Path) -> None:
+    """With the program of this environment, because systemd looks for it."""
+    program = Path(sys.executable).with_name("batchserve")
+    for unit in (DEPLOY / "systemd").iterdir():
+        (tmp_path / unit.name).write_text(unit.read_text().replace("/opt/batchserve/bin/batchserve", str(program)))
+    command = ["systemd-analyze", "verify", "--man=no", "--recursive-errors=no", *map(str, sorted(tmp_path.iterdir()))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert [line for line in done.stderr.splitlines() if "batchserve" in line] == []
