@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
@@ -256,7 +258,15 @@ def test_the_client_submits_addresses(
         job = client.submit_urls(f"file://{lake}/in/*.csv", "iris", input_file=True, delimiter=",")
         assert job.wait(30).result().to_polars()["input_file"].n_unique() == 2
         client.submit_urls(f"file://{lake}/in/*.csv", "iris", output=f"file://{lake}/out/{{stem}}.csv").wait(30)
-    assert sorted(names(lake / "out")) == ["a.csv", "b.csv"]
+        command = [sys.executable, "-m", "batchserve", "jobs", "create", f"file://{lake}/in/*.csv", "-m", "iris"]
+        target = f"file://{lake}/out/all.csv"
+        done = subprocess.run(
+            [*command, "-o", target, "--json"], check=True, capture_output=True, text=True,
+            env=os.environ | {"BATCHSERVE_URL": url},
+        )  # fmt: skip
+        assert json.loads(done.stdout)["rows"]["ok"] == 4
+        assert target in done.stderr.replace("\n", "")
+    assert sorted(names(lake / "out")) == ["a.csv", "all.csv", "b.csv"]
 
 
 # --- what may be read ---

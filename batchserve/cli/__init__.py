@@ -11,7 +11,21 @@ from typing import Annotated
 import typer
 
 from batchserve import __version__
-from batchserve.cli import audit, backup, convert, demo, doctor, files, jobs, keys, models, move, schedules, server
+from batchserve.cli import (
+    audit,
+    backup,
+    convert,
+    demo,
+    doctor,
+    files,
+    jobs,
+    keys,
+    locations,
+    models,
+    move,
+    schedules,
+    server,
+)
 from batchserve.cli.terminal import exit_code, print_error, print_json, wants_json, with_reason
 from batchserve.errors import BatchserveError
 from batchserve.secrets import take_from_files
@@ -34,6 +48,7 @@ app.command()(backup.restore)
 app.command()(move.migrate_to)
 app.command()(files.upload)
 app.command()(jobs.predict)
+jobs.app.command()(locations.create)
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")
