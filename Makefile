@@ -36,7 +36,7 @@ test: $(VENV)/.dev ## Run the tests, without the slow ones
 # and those of kills and failing disks.
 ON_POSTGRES := $(wildcard tests/test_api_*.py) $(addprefix tests/test_,accumulate.py audit.py cli.py client.py clock.py contents.py \
 	direct.py direct_scoring.py doctor.py http.py keys.py locations.py online.py origin.py outages.py retention.py sweep.py unreadable.py wire.py)
-SLOW_ON_POSTGRES := tests/test_crashes.py tests/test_schedules_killed.py tests/test_turns.py
+SLOW_ON_POSTGRES := tests/test_crashes.py tests/test_schedules_killed.py tests/test_turns.py tests/test_webhook_crashes.py
 FAULTS_ON_POSTGRES := tests/faults/test_leases.py tests/faults/test_system_calls.py
 test-postgres: $(VENV)/.dev ## Run the suites of databases and services on PostgreSQL; starts its own server
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile -m 'postgres and not slow and not faults' -rs

@@ -61,7 +61,7 @@ class Caller:
         return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
 
 
-Kind = Literal["job", "model", "key", "schedule"]
+Kind = Literal["job", "model", "key", "schedule", "webhook"]
 """Of what an entry of the audit log is about."""
 
 
@@ -78,6 +78,7 @@ class Action(StrEnum):
     PAUSE = "pause"
     RESUME = "resume"
     RUN = "run"
+    ROTATE = "rotate"
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,4 +95,4 @@ class AuditEntry:
     action: Action
     kind: Kind
     subject: str
-    """The ID of the job, `name@version` of the model, or the name of the key or schedule."""
+    """The ID of the job or webhook, `name@version` of the model, or the name of the key or schedule."""

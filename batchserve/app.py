@@ -33,6 +33,7 @@ from batchserve.api import (
     problems,
     schedules,
     upload,
+    webhooks,
 )
 from batchserve.api import jobs as job_routes
 from batchserve.api.auth import ADMIN, SECURITY_SCHEMES, AuthMiddleware, Keyring, caller_of, is_public
@@ -56,8 +57,8 @@ from batchserve.settings import Settings
 from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
-_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, audit)
-_TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "audit", "health")
+_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, webhooks, audit)
+_TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "webhooks", "audit", "health")
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.

@@ -11,7 +11,9 @@ from batchserve.access import EVERY_TENANT, Action, ApiKey, AuditEntry, Caller, 
 from batchserve.db.tables import audit
 from batchserve.errors import UnreadableRow
 
-__all__ = ["forget_before", "list_page", "note_job", "note_key", "note_model", "note_schedule"]
+__all__ = [
+    "forget_before", "list_page", "note_job", "note_key", "note_model", "note_schedule", "note_webhook",
+]  # fmt: skip
 
 
 def note_job(connection: Connection, by: Caller, action: Action, job_id: str, tenant: str, now: float) -> None:
@@ -32,6 +34,11 @@ def note_key(connection: Connection, by: Caller, action: Action, key: ApiKey, no
 def note_schedule(connection: Connection, by: Caller, action: Action, name: str, tenant: str, now: float) -> None:
     """`tenant`: of the schedule, whoever acts on it."""
     _note(connection, by, action, "schedule", name, tenant, now)
+
+
+def note_webhook(connection: Connection, by: Caller, action: Action, endpoint_id: str, tenant: str, now: float) -> None:
+    """`tenant`: of the webhook, whoever acts on it."""
+    _note(connection, by, action, "webhook", endpoint_id, tenant, now)
 
 
 def list_page(

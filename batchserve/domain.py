@@ -455,6 +455,8 @@ class Job:
     metadata: dict[str, str] = field(default_factory=dict)
     priority: int = 0
     run_after: float | None = None
+    webhook: str | None = None
+    """The address that its end is sent to."""
     attempt: int = 0
     worker: str | None = None
     cancel_requested_at: float | None = None

@@ -13,6 +13,7 @@ BatchserveError
 │   ├── UploadNotFound upload-not-found
 │   ├── InputNotFound input-not-found
 │   ├── ScheduleNotFound schedule-not-found
+│   ├── WebhookNotFound webhook-not-found
 │   └── ResultNotReady result-not-ready
 ├── NotAcceptable 406 not-acceptable
 ├── RequestTimeout 408 request-timeout
@@ -163,6 +164,10 @@ class InputNotFound(NotFound):
 
 class ScheduleNotFound(NotFound):
     code = "schedule-not-found"
+
+
+class WebhookNotFound(NotFound):
+    code = "webhook-not-found"
 
 
 class ResultNotReady(NotFound):

@@ -112,6 +112,7 @@ def prepare(
     LocationRefused for an address, InputNotFound where nothing matches one, InvalidInput, UnsupportedMedia and
     InvalidOptions for what is found, TargetExists, and Unavailable for an object store out of reach.
     """
+    request.require_allowed(settings)
     found = _found(settings, tenant, request.input.urls)
     inputs = _stored(found, request.input, wanted_columns(model, request.columns))
     output = request.output

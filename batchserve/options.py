@@ -7,6 +7,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 
 from batchserve.domain import ModelVersion, Options, StoredInput
 from batchserve.formats import RESULT_FORMATS
+from batchserve.settings import Settings, networks_of
 from batchserve.submission import Queueing, Submission, default_format
 from batchserve.values import (
     MAX_NAMES,
@@ -19,6 +20,7 @@ from batchserve.values import (
     comma_list,
     parsed_json,
 )
+from batchserve.webhooks.addresses import HookUrl, require_allowed
 
 MAX_METADATA = 16
 METADATA_BYTES = 16 * 1024
@@ -78,6 +80,11 @@ class PredictOptions(BaseModel):
         max_length=MAX_METADATA,
         description="At most 16 pairs of texts, 16 KiB in all, stored with the job.",
     )
+    webhook: HookUrl | None = Field(
+        None,
+        description="Address that the end of the job is sent to, signed by a secret of the tenant.",
+        examples=["https://example.com/hook"],
+    )
 
     @field_validator("format")
     @classmethod
@@ -103,6 +110,11 @@ class PredictOptions(BaseModel):
             raise ValueError(f"expected at most {METADATA_BYTES} bytes in all, got {size}")
         return pairs
 
+    def require_allowed(self, settings: Settings) -> None:
+        """Raises InvalidOptions for an address that the settings do not allow."""
+        if self.webhook is not None:
+            require_allowed(self.webhook, networks_of(settings.webhook_networks))
+
     def submission(self, tenant: str, job_id: str, inputs: tuple[StoredInput, ...], model: ModelVersion) -> Submission:
         """The submission of a job's inputs with these options."""
         passthrough = self.passthrough
@@ -117,5 +129,5 @@ class PredictOptions(BaseModel):
             inputs=self.inputs,
         )
         run_after = self.run_after.timestamp() if self.run_after else None
-        queueing = Queueing(self.priority, run_after, self.metadata, self.reuse)
+        queueing = Queueing(self.priority, run_after, self.metadata, self.reuse, self.webhook)
         return Submission(tenant, job_id, inputs, model, options, queueing)

@@ -6,7 +6,7 @@ joins belong to the modules that read them.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
 
 import orjson
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
@@ -34,11 +34,12 @@ from batchserve.recurring import ActionKind, CatchUp, Overlap, Schedule, Tick, T
 
 __all__ = [
     "EARLIEST", "LATEST", "attempt", "audit_entry", "chunk", "committed_chunk", "direct_upload", "fault_of",
-    "is_readable", "job", "key", "model", "options_adapter", "remembered", "require_written", "schedule", "signature",
-    "signature_adapter", "stored_input", "tick",
+    "is_readable", "job", "key", "model", "options_adapter", "reader", "remembered", "require_written", "schedule",
+    "signature", "signature_adapter", "stored_input", "tick",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
+T = TypeVar("T")
 
 EARLIEST, LATEST = -62_135_596_800.0, 253_402_300_799.0
 """The years 1 to 9999, which `datetime` can represent."""
@@ -275,6 +276,19 @@ def audit_entry(row: Row) -> AuditEntry:
     """Raises UnreadableRow."""
     with _Named(f"audit entry {row['id']!r}"):
         return AuditEntry(**_audit_row.validate_python({name: row[name] for name in AuditEntry.__dataclass_fields__}))
+
+
+def reader(kind: type[T], what: str, own: Mapping[str, Any]) -> Callable[[Row], T]:
+    """A function that reads a row as this dataclass, and raises UnreadableRow. `what`: how the row is called, with the
+    names of its columns in braces. `own`: types of columns that the hints of the dataclass do not say."""
+    types = _columns(kind, own)
+    adapter = _adapter(f"{kind.__name__}Row", types)
+
+    def read(row: Row) -> T:
+        with _Named(what.format_map(row)):
+            return kind(**adapter.validate_python(_of(types, row)))
+
+    return read
 
 
 def direct_upload(row: Row) -> DirectUpload:

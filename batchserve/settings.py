@@ -1,5 +1,6 @@
 """The only reader of the environment. Every setting is `BATCHSERVE_<NAME>`; docs/settings.md lists them all."""
 
+import ipaddress
 import os
 import re
 from functools import cached_property
@@ -11,6 +12,7 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _PROVIDER = re.compile(r"[a-z]+")
 _ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
@@ -29,12 +31,24 @@ def seconds_of(text: str) -> float:
     return float(match[1]) * _UNITS[match[2]]
 
 
+def networks_of(text: str) -> tuple[Network, ...]:
+    """The networks that a text names. Raises ValueError."""
+    return tuple(ipaddress.ip_network(entry.strip()) for entry in text.split(",") if entry.strip())
+
+
 def _duration(given: Any) -> Any:
     if not isinstance(given, str):
         return given
     return seconds_of(given) if given.strip() else None
 
 
+def _name_networks(text: str) -> str:
+    networks_of(text)
+    return text
+
+
+Networks = Annotated[str, AfterValidator(_name_networks)]
+"""Networks as CIDRs, separated by commas."""
 Kept = Annotated[Seconds | None, BeforeValidator(_duration)]
 """A duration as text (`30d`) or in seconds; None or an empty text means unlimited."""
 
@@ -211,6 +225,14 @@ class Settings(BaseSettings):
     )
     sweep_age: Seconds = Field(
         3600.0, description="Seconds after which unreferenced bytes are removed; longer than any request takes."
+    )
+
+    webhook_networks: Networks = Field(
+        "", description="Networks that webhooks may reach besides public addresses: `10.0.0.0/8,fd00::/8`. http, too."
+    )
+    webhook_timeout: Seconds = Field(15.0, le=60, description="Seconds for an attempt to deliver a webhook, in total.")
+    keep_webhooks: Kept = Field(
+        30 * 86400.0, description="Retention of a delivery and its attempts, of 30 days by default. Empty: for ever."
     )
 
     log_format: Literal["auto", "console", "json"] = Field(

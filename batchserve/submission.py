@@ -25,6 +25,7 @@ from batchserve.inference.outputs import ResultSchema
 from batchserve.jobs import queries, requests
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.small import Small
+from batchserve.webhooks.endpoints import require_secret
 
 __all__ = [
     "Queueing",
@@ -52,6 +53,8 @@ class Queueing:
     metadata: Mapping[str, str] = field(default_factory=dict)
     reuse: bool = True
     """Whether the result of an equal finished job is reused."""
+    webhook: str | None = None
+    """The address that its end is sent to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +89,9 @@ class Submission:
 
     def is_of(self, job: Job) -> bool:
         """Whether a job was queued for this submission."""
-        before = (job.request_digest, job.priority, job.run_after, job.metadata)
-        return before == (self.digest, self.queueing.priority, self.queueing.run_after, self.queueing.metadata)
+        before = (job.request_digest, job.priority, job.run_after, job.metadata, job.webhook)
+        asked = self.queueing
+        return before == (self.digest, asked.priority, asked.run_after, asked.metadata, asked.webhook)
 
 
 def _read_as(dialect: Dialect) -> Iterator[str]:
@@ -183,7 +187,9 @@ def complete_once(
         metadata=dict(queueing.metadata),
         priority=queueing.priority,
         run_after=queueing.run_after,
+        webhook=queueing.webhook,
     )
+    _require_signed(connection, submission)
     facts = merge_facts({"notes": list(submission.model.signature.notes)}, small.scored.facts)
     done = requests.complete_if_uploaded(
         connection, asked, scored.worker, small.result, facts, now, only=small.scored, small=small.contents
@@ -234,12 +240,19 @@ def enqueue_all(connection: Connection, submissions: Iterable[Submission], now: 
     return states
 
 
+def _require_signed(connection: Connection, submission: Submission) -> None:
+    """Raises InvalidOptions for an address on the job that requests could not be signed for."""
+    if submission.queueing.webhook is not None:
+        require_secret(connection, submission.tenant)
+
+
 def enqueue(connection: Connection, submission: Submission, now: float) -> JobState | None:
     """Queues an uploaded job, or completes it from an equal one; returns its state. None: it is no longer `uploaded`.
 
-    Raises ModelNotFound when the model was deleted meanwhile.
+    Raises ModelNotFound when the model was deleted meanwhile, and InvalidOptions for a webhook without a secret.
     """
     job_id, digest, queueing = submission.job_id, submission.digest, submission.queueing
+    _require_signed(connection, submission)
     equal = queries.find_equal(connection, digest, submission.tenant) if queueing.reuse else None
     queued = requests.enqueue_if_uploaded(
         connection,
@@ -250,6 +263,7 @@ def enqueue(connection: Connection, submission: Submission, now: float) -> JobSt
         metadata=queueing.metadata,
         priority=queueing.priority,
         run_after=queueing.run_after,
+        webhook=queueing.webhook,
         now=now,
     )
     if not queued:

@@ -69,6 +69,8 @@ class Exhibits:
         "audit": ("/system/audit", 200),
         "system": ("/system", 200),
         "keys": ("/keys", 200),
+        "webhooks": ("/webhooks", 200),
+        "a webhook": ("/webhooks/jobs", 200),
         "no such job": ("/jobs/none", 404),
     }
     """The path of every kind of page, with the names of these jobs for their IDs, and its status."""

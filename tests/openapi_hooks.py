@@ -33,6 +33,7 @@ def map_path_parameters(context: schemathesis.HookContext, path_parameters: dict
     if path_parameters is None or deletes or choice % 3 == 0:
         return path_parameters
     there = {"job_id": JOBS[choice % len(JOBS)], "schedule_id": "nightly", "name": "iris", "version": "1"}
+    there |= {"webhook_id": "jobs"}
     return {name: there.get(name, value) for name, value in path_parameters.items()}
 
 

@@ -30,13 +30,16 @@ IN_QUERIES = [
     ("GET", "/v1/jobs", ("model", "q", "after", "state")),
     ("POST", "/v1/upload", ("filename", "model", "columns", "delimiter", "decimal", "encoding", "sheet")),
     ("POST", "/v1/predict", ("model", "filename", "format", "passthrough", "columns", "metadata", "delimiter")),
-    ("POST", "/v1/predict/{job}", ("model", "format", "columns", "run_after", "metadata")),
+    ("POST", "/v1/predict/{job}", ("model", "format", "columns", "run_after", "metadata", "webhook")),
+    ("GET", "/v1/webhooks/jobs/deliveries", ("after", "state")),
     ("GET", "/v1/models", ("q", "name")),
 ]
 IN_PATHS = [
     *(("GET", f"/v1/{path}") for path in ("jobs/{odd}", "jobs/{odd}/events", "download/{odd}", "download/{odd}/input")),
     *(("POST", f"/v1/{path}") for path in ("jobs/{odd}/cancel", "jobs/{odd}/retry", "predict/{odd}")),
     *(("GET", f"/v1/models/{path}") for path in ("{odd}", "{odd}/versions", "iris/versions/{odd}", "iris@{odd}")),
+    *(("GET", f"/v1/webhooks/{path}") for path in ("{odd}", "{odd}/deliveries", "jobs/deliveries/{odd}")),
+    *(("POST", f"/v1/webhooks/{path}") for path in ("{odd}/test", "{odd}/rotate", "{odd}/deliveries/{odd}/redeliver")),
     ("PUT", "/v1/models/{odd}"),
     ("POST", "/v1/models/{odd}/predict"),
     ("DELETE", "/v1/models/{odd}/versions/1"),

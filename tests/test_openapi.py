@@ -6,7 +6,10 @@ import pytest
 from service import Api, ok, problem
 
 JOB = "01a1f7d8-94a2-73b4-888c-2ac5b95e5d38"
-UNKNOWN = {"job_id": JOB, "upload_id": JOB, "schedule_id": JOB, "name": "unknown", "version": "1"}
+UNKNOWN = {
+    "job_id": JOB, "upload_id": JOB, "schedule_id": JOB, "name": "unknown", "version": "1", "webhook_id": JOB,
+    "delivery_id": JOB,
+}  # fmt: skip
 TEXT = ("application/json", "application/x-ndjson", "text/csv", "text/plain", "text/event-stream")
 
 
@@ -114,6 +117,7 @@ def test_every_operation_answers_an_unknown_id_with_a_problem(api: Api, document
             "{job_id}": "job-not-found",
             "{upload_id}": "upload-not-found",
             "{schedule_id}": "schedule-not-found",
+            "{webhook_id}": "webhook-not-found",
         }
         problem(answer, 404, next((code for name, code in codes.items() if name in path), "model-not-found"))
         asked += 1
@@ -151,7 +155,7 @@ def test_hostile_path_segments_are_not_found_or_refused(api: Api, document: dict
     for method, path, _ in operations(document):
         if "{" in path and method != "PUT":
             for segment in ("%2e%2e%2f%2e%2e%2fetc%2fpasswd", "%00", "%ff%fe", "a%0d%0ab", "'--", "x" * 5000):
-                url = path.format(job_id=segment, upload_id=segment, schedule_id=segment, name=segment, version=segment)
+                url = path.format(**dict.fromkeys(UNKNOWN, segment))
                 answer = api.http.request(method, url, params={"model": "iris"})
                 assert answer.status_code in (404, 405, 422), (method, url, answer.text)
                 assert answer.headers["content-type"] == "application/problem+json"

@@ -25,6 +25,7 @@ _FIRST_SETTINGS = {
     "Scoring": "processes",
     "Worker": "lease",
     "Limits": "upload_bytes",
+    "Webhooks": "webhook_networks",
     "Logs": "log_format",
 }
 """The sections of settings, and the first setting of each."""

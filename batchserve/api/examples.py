@@ -93,6 +93,7 @@ JOB: dict[str, Any] = {
         "input_file": False,
         "priority": 0,
         "run_after": None,
+        "webhook": None,
     },
     "attempt": 1,
     "attempts": [
@@ -260,6 +261,80 @@ AUDIT: dict[str, Any] = {
     ],
     "next": 17,
 }
+_HOOK = "01a1f7d9-03c7-7f60-b4de-6a2f1e8c9d10"
+_MESSAGE = "01a1f7da-1b7e-7a52-9c1d-3f0c2a917e64"
+SECRET: dict[str, Any] = {
+    "secret": "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSwNl1Cb2iN0aE=",
+    "earlier_until": "2026-11-21T07:25:28.835744Z",
+}
+NEW_WEBHOOK: dict[str, Any] = {
+    "url": "https://example.com/hook",
+    "events": ["job.completed", "job.failed"],
+    "description": "the night run",
+}
+WEBHOOK: dict[str, Any] = {
+    "id": _HOOK,
+    "tenant": "default",
+    **NEW_WEBHOOK,
+    "enabled": True,
+    "reason": None,
+    "failing_since": None,
+    "created_at": "2026-11-20T07:25:28.649046Z",
+    "links": {
+        "self": f"/v1/webhooks/{_HOOK}",
+        "deliveries": f"/v1/webhooks/{_HOOK}/deliveries",
+        "test": f"/v1/webhooks/{_HOOK}/test",
+    },
+}
+CREATED_WEBHOOK: dict[str, Any] = {**WEBHOOK, "secret": SECRET["secret"]}
+DELIVERY: dict[str, Any] = {
+    "id": _MESSAGE,
+    "event": "job.completed",
+    "job": _ID,
+    "url": None,
+    "state": "delivered",
+    "attempts": 1,
+    "next_attempt_at": None,
+    "created_at": "2026-11-20T07:25:28.835744Z",
+    "ended_at": "2026-11-20T07:25:29.120385Z",
+    "links": {
+        "self": f"/v1/webhooks/{_HOOK}/deliveries/{_MESSAGE}",
+        "redeliver": f"/v1/webhooks/{_HOOK}/deliveries/{_MESSAGE}/redeliver",
+    },
+}
+DELIVERY_DETAILS: dict[str, Any] = {
+    **DELIVERY,
+    "body": {
+        "type": "job.completed",
+        "timestamp": "2026-11-20T07:25:28.835744Z",
+        "data": {
+            "id": _ID,
+            "tenant": "default",
+            "state": "completed",
+            "model": "iris@1",
+            "rows": {"total": 150, "ok": 149, "failed": 1},
+            "error": None,
+            "reused_from": None,
+            "metadata": {"night": "2026-11-20"},
+            "links": {
+                "self": f"/v1/jobs/{_ID}",
+                "result": f"/v1/download/{_ID}",
+                "errors": f"/v1/download/{_ID}/errors",
+            },
+        },
+    },
+    "log": [
+        {
+            "number": 1,
+            "at": "2026-11-20T07:25:28.982117Z",
+            "seconds": 0.138,
+            "status": 204,
+            "response": "",
+            "error": None,
+        }
+    ],
+}
+
 HEALTH: dict[str, Any] = {"status": "ok", "version": "0.1.0"}
 READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "ok"}, "unreadable_rows": 0}
 UNREADINESS: dict[str, Any] = {

@@ -14,6 +14,8 @@ _KNOWN: dict[str, dict[str, str]] = {
     "#/components/schemas/ScheduleBody": {"schedule_id": "id"},
     "#/components/schemas/ScheduleList": {"schedule_id": "schedules/0/id"},
     "#/components/schemas/ModelBody": {"name": "name", "version": "version"},
+    "#/components/schemas/CreatedWebhook": {"webhook_id": "id"},
+    "#/components/schemas/WebhookBody": {"webhook_id": "id"},
 }
 """The path parameters in the body of a response, and their place in it."""
 _PARAMETER = re.compile(r"\{(\w+)\}")

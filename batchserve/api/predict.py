@@ -1,5 +1,6 @@
 """POST /v1/predict: queues a job and responds immediately."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
@@ -126,7 +127,7 @@ async def predict_stored(
         job, inputs = await service.read_job_to_check(job_id, new)
         if "model" not in given and job.model is not None:
             given = {**given, "model": job.model.reference}
-        options = parsed(PredictOptions, given)
+        options = _options(service, given)
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
         keyed = KeyedRequest(caller.tenant, key, content)
         if (answer := await replayed(service, keyed)) is not None:
@@ -149,6 +150,13 @@ async def predict_stored(
         return await answered(request, service, background, view, scored, wait)
 
 
+def _options(service: Service, given: Mapping[str, Any]) -> PredictOptions:
+    """Raises RequestValidationError, and InvalidOptions for an address that the settings do not allow."""
+    options = parsed(PredictOptions, given)
+    options.require_allowed(service.runtime.settings)
+    return options
+
+
 async def _predict_unread(
     service: Service, caller: Caller, job: Job, given: dict[str, Any]
 ) -> tuple[JobSnapshot, Scored | None] | None:
@@ -159,7 +167,7 @@ async def _predict_unread(
         if job.model is None:
             return None
         given = {**given, "model": job.model.reference}
-    options, database = parsed(PredictOptions, given), service.runtime.database
+    options, database = _options(service, given), service.runtime.database
     try:
         model = await service.resolve_model(options.model)
         submitted = options.submission(job.tenant, job.id, job.inputs, model)
@@ -222,10 +230,10 @@ async def upload_and_predict(
     query = {name: value for name, value in request.query_params.items() if name not in no_options}
     key = bare_key(idempotency_key)
     if state is not None:
-        given = parsed(PredictOptions, {**query, **await json_object(request, service.runtime.settings)})
+        given = _options(service, {**query, **await json_object(request, service.runtime.settings)})
         with service.only_one(caller.tenant, key):
             return await predict_uploaded(service, caller, given, key)
-    options = parsed(PredictOptions, query)
+    options = _options(service, query)
     with service.only_one(caller.tenant, key):
         model = await service.resolve_model(options.model)
         hints = InputHints(caller.tenant, read, wanted_columns(model, options.columns))

@@ -25,6 +25,7 @@ from batchserve.cli import (
     move,
     schedules,
     server,
+    webhooks,
 )
 from batchserve.cli.terminal import exit_code, print_error, print_json, wants_json, with_reason
 from batchserve.errors import BatchserveError
@@ -53,6 +54,7 @@ app.add_typer(jobs.app, name="jobs")
 app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
+app.add_typer(webhooks.app, name="webhooks")
 app.command()(audit.audit)
 app.command()(convert.convert)
 app.command()(server.version)

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LITTLE_SPACE = 2 * 2**30
 SLOW_FSYNC, SLOW_PUT = 0.1, 1.0
 CLOCK_SKEW = 60.0
+LONG_SILENCE = 3600.0
+"""Seconds for which deliveries of webhooks may fail before that is reported."""
 MOST_SHOWN = 10
 """Most faults of one check in the text output; `--json` has them all."""
 Status = Literal["ok", "warn", "fail"]
@@ -252,6 +254,16 @@ def stuck_jobs(settings: "Settings") -> Finding:
     return _finding("jobs", faults, "warn", "none is stuck")
 
 
+def webhooks(settings: "Settings") -> Finding:
+    from batchserve.upkeep.inspection import inspect_webhooks
+
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("webhooks", "ok", _NOT_YET)
+        faults = inspect_webhooks(connection, patience=LONG_SILENCE)
+    return _finding("webhooks", faults, "warn", "deliveries arrive")
+
+
 def clock(settings: "Settings") -> Finding:
     from batchserve.upkeep.inspection import inspect_clock
 
@@ -383,6 +395,7 @@ CHECKS: "dict[str, Callable[[Settings], Finding]]" = {
     "stored bytes": stored_bytes,
     "orphans": orphans,
     "jobs": stuck_jobs,
+    "webhooks": webhooks,
     "clock": clock,
     "memory": memory,
     "scoring": scoring,

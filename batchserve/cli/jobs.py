@@ -135,6 +135,9 @@ def predict(
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Shown with the job; may be repeated.")
     ] = None,
+    webhook: Annotated[
+        str | None, typer.Option(metavar="URL", help="An address that the server sends the end of the job to.")
+    ] = None,
     reuse: Annotated[
         bool, typer.Option("--reuse/--no-reuse", help="Whether the result of an equal job may be the answer.")
     ] = True,
@@ -163,6 +166,7 @@ def predict(
         "priority": priority,
         "run_after": run_after,
         "metadata": _pairs(metadata) if metadata else None,
+        "webhook": webhook,
         "reuse": None if reuse else False,
     }
     given: JobOptions = {name: value for name, value in options.items() if value is not None}  # type: ignore[assignment]

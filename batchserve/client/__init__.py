@@ -18,6 +18,7 @@ from batchserve.client.results import AsyncResult
 from batchserve.client.schedules import AsyncSchedule, Schedule
 from batchserve.client.sync import Client, Job, Result
 from batchserve.client.views import Model, Queued
+from batchserve.client.webhooks import Delivery, Webhook
 
 __all__ = [
     "APIError",
@@ -28,6 +29,7 @@ __all__ = [
     "AuthenticationFailed",
     "Client",
     "ConnectionFailed",
+    "Delivery",
     "FileOutcome",
     "FilesFailed",
     "FilesReport",
@@ -40,4 +42,5 @@ __all__ = [
     "Result",
     "Schedule",
     "WaitTimeout",
+    "Webhook",
 ]

@@ -26,6 +26,7 @@ from batchserve.client.tables import origins_of, table_of
 from batchserve.client.transport import OnUpload, Request, Transport, query
 from batchserve.client.uploads import parts_of, with_digest
 from batchserve.client.views import JobView, Model, Queued
+from batchserve.client.webhooks import AsyncWebhooks
 from batchserve.client.writing import write_whole
 from batchserve.errors import BatchserveError, Unavailable
 
@@ -76,6 +77,7 @@ class JobOptions(ReadOptions, total=False):
     priority: int
     run_after: str
     metadata: dict[str, str]
+    webhook: str
 
 
 class ValidateOptions(ReadOptions, total=False):
@@ -306,6 +308,7 @@ class Core:
         self.jobs = AsyncJobs(transport)
         self.models = AsyncModels(transport)
         self.schedules = AsyncSchedules(transport)
+        self.webhooks = AsyncWebhooks(transport)
 
     @property
     def url(self) -> str:

@@ -28,6 +28,7 @@ from batchserve.client.results import AsyncResult
 from batchserve.client.schedules import Schedules
 from batchserve.client.transport import BlockingWire, OnUpload, Transport, each_now, now
 from batchserve.client.views import JobView, Model, Queued
+from batchserve.client.webhooks import Webhooks
 
 if TYPE_CHECKING:
     import numpy as np
@@ -227,6 +228,7 @@ class Client:
         self.jobs = Jobs(self._twin.jobs)
         self.models = Models(self._twin.models)
         self.schedules = Schedules(self._twin.schedules)
+        self.webhooks = Webhooks(self._twin.webhooks)
 
     @property
     def url(self) -> str:

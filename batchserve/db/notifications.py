@@ -1,4 +1,5 @@
-"""Notifications between processes: jobs were queued, have ended or are to be cancelled; a key was revoked.
+"""Notifications between processes: jobs were queued, have ended or are to be cancelled; a key was revoked;
+webhooks are to be sent.
 
 They are sent in the transaction that does so, and received after its commit. SQLite has none, and those of a server are
 lost while a receiver is not connected: so every receiver polls as well.
@@ -24,6 +25,7 @@ class Topic(StrEnum):
     ENDED = "ended"
     CANCEL = "cancel"
     REVOKED = "revoked"
+    WEBHOOKS = "webhooks"
     UNKNOWN = "unknown"
     """Anything may have happened: notifications were lost."""
 

@@ -104,6 +104,8 @@ jobs = Table(
     Column("tenant", Words(64), nullable=False, server_default="default"),
     # Of its inputs together. Null: unknown before they are read.
     Column("inputs_bytes", BigInteger),
+    # The address that its end is sent to.
+    Column("webhook", Words(2048)),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
     Index(None, "model_id"),
@@ -283,6 +285,84 @@ tick_jobs = Table(
     metadata,
     Column("tick_id", Integer, ForeignKey("ticks.id", ondelete="CASCADE"), primary_key=True, autoincrement=False),
     Column("job_id", Words(36), primary_key=True),
+)
+
+# Where the ends of a tenant's jobs are sent to.
+webhook_endpoints = Table(
+    "webhook_endpoints",
+    metadata,
+    Column("id", Words(36), primary_key=True),
+    Column("tenant", Words(64), nullable=False),
+    Column("url", Words(2048), nullable=False),
+    # Types of events and families of types, such as job.*
+    Column("events", JSON, nullable=False),
+    Column("description", Words(255), nullable=False),
+    Column("enabled", Boolean, nullable=False),
+    # Why it was disabled, if not by a request.
+    Column("reason", Words(64)),
+    Column("created_at", Number, nullable=False),
+    # The first of the deliveries that have failed since the last one that succeeded.
+    Column("failing_since", Number),
+    Index(None, "tenant", "id"),
+)
+
+# What requests to an endpoint are signed by, or to the addresses of a tenant's jobs: then without an endpoint.
+webhook_secrets = Table(
+    "webhook_secrets",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("tenant", Words(64), nullable=False),
+    Column("endpoint_id", Words(36), ForeignKey("webhook_endpoints.id", ondelete="CASCADE")),
+    Column("secret", Words(128), nullable=False),
+    Column("created_at", Number, nullable=False),
+    # Of a replaced one: until then requests are signed by it, too.
+    Column("expires_at", Number),
+    Index(None, "endpoint_id"),
+    Index(None, "tenant", "endpoint_id"),
+)
+
+# Events of jobs on their way to an endpoint or an address, written in the transaction of the event. The ID identifies
+# the message in all attempts.
+webhook_deliveries = Table(
+    "webhook_deliveries",
+    metadata,
+    Column("id", Words(36), primary_key=True),
+    Column("tenant", Words(64), nullable=False),
+    Column("endpoint_id", Words(36), ForeignKey("webhook_endpoints.id", ondelete="CASCADE")),
+    # The job may be deleted.
+    Column("job_id", Words(36)),
+    Column("event", Words(64), nullable=False),
+    # The address on the job; null: that of the endpoint.
+    Column("url", Words(2048)),
+    # What few attempts at a time are made to: the endpoint, or the host and port of the address.
+    Column("target", Words(300), nullable=False),
+    Column("body", Text, nullable=False),
+    Column("state", Words(16), nullable=False),
+    # The number of the latest attempt, which is the fencing token, and of the last one before it was sent again.
+    Column("attempts", Integer, nullable=False, server_default=text("0")),
+    Column("attempts_before", Integer, nullable=False, server_default=text("0")),
+    # When it is to be tried, on the clock of leases: a claim puts it off. Of another clock: now.
+    Column("due_at", Number, nullable=False),
+    Column("due_clock", Words(64), nullable=False),
+    Column("created_at", Number, nullable=False),
+    Column("ended_at", Number),
+    Index(None, "state", "due_clock", "due_at"),
+    Index(None, "tenant", "id"),
+    Index(None, "endpoint_id", "id"),
+    Index(None, "ended_at"),
+)
+
+webhook_attempts = Table(
+    "webhook_attempts",
+    metadata,
+    Column("delivery_id", Words(36), ForeignKey("webhook_deliveries.id", ondelete="CASCADE"), primary_key=True),
+    Column("number", Integer, primary_key=True, autoincrement=False),
+    Column("at", Number, nullable=False),
+    Column("seconds", Number, nullable=False),
+    # Of the response, and its beginning; or why there was none.
+    Column("status", Integer),
+    Column("response", Text, nullable=False),
+    Column("error", Words(255)),
 )
 
 idempotency_keys = Table(

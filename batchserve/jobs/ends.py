@@ -1,4 +1,4 @@
-"""Ends of jobs: each is written by `finish`, with its event and a notification in the same transaction."""
+"""Ends of jobs: each is written by `finish`, with its event, webhooks and a notification in the same transaction."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from batchserve.db.tables import events, jobs
 from batchserve.domain import JobState, Result
 from batchserve.errors import BatchserveError, presentable
 from batchserve.jobs.statements import outside
+from batchserve.webhooks import outbox
 
 ENDS = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
@@ -28,13 +29,15 @@ class Ended:
 
 def ending(*guards: ColumnElement[bool]) -> Update:
     """The statement by which `finish` ends the jobs that satisfy all guards."""
-    return update(jobs).where(*guards).returning(jobs.c.id, jobs.c.tenant, jobs.c.attempt)
+    columns = (jobs.c.id, jobs.c.tenant, jobs.c.attempt, jobs.c.webhook, outbox.IS_HEARD)
+    return update(jobs).where(*guards).returning(*columns)
 
 
 def finish(
     connection: Connection, guarded: Update | Prepared, state: JobState, now: float, values: Mapping[str, Any]
 ) -> list[Ended]:
-    """-> an end state, for the jobs that `guarded` (see `ending`) takes, each with an event. Returns these jobs.
+    """-> an end state, for the jobs that `guarded` (see `ending`) takes, each with an event and the deliveries
+    of that. Returns these jobs.
 
     `values`: further columns, and the parameters of `guarded`. Columns that the statement itself sets take precedence.
     """
@@ -46,6 +49,8 @@ def finish(
         ended = connection.execute(guarded, values).mappings().all()
     events_of = ({"job_id": row["id"], "tenant": row["tenant"], "state": state, "at": now} for row in ended)
     _ADD_EVENTS.send(connection, *events_of)
+    if heard := [row["id"] for row in ended if row["is_heard"] or row["webhook"] is not None]:
+        outbox.add(connection, heard, state, now)
     if ended:
         notifications.send(connection, Topic.ENDED, [row["id"] for row in ended])
     return [Ended(row["id"], row["attempt"]) for row in ended]

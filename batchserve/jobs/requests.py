@@ -91,13 +91,15 @@ def enqueue_if_uploaded(
     priority: int,
     run_after: float | None,
     now: float,
+    webhook: str | None = None,
 ) -> bool:
     """uploaded -> queued. False when the job is in any other state: nothing was changed.
 
     Raises UnreadableRow for values that could not be read again, and ModelNotFound when the model was deleted
     meanwhile.
     """
-    asked = {"request_digest": request_digest, "metadata": dict(metadata), "priority": priority, "run_after": run_after}
+    given = {"metadata": dict(metadata), "priority": priority, "run_after": run_after, "webhook": webhook}
+    asked = {"request_digest": request_digest, **given}
     values = {"state": JobState.QUEUED, **_request(model, options, asked, now)}
     lock(connection, "models", shared=True)
     queued = _ENQUEUE.run(connection, {"job": job_id, "model": model.id, **values}) > 0
@@ -125,7 +127,7 @@ def complete_if_uploaded(
     """
     assert job.model is not None
     assert job.options is not None
-    asked = {name: getattr(job, name) for name in ("request_digest", "metadata", "priority", "run_after")}
+    asked = {name: getattr(job, name) for name in _ASKED}
     values = _request(job.model, job.options, asked, now)
     lock(connection, "models", shared=True)
     taken: dict[str, Any] = {"attempt": 1, "worker": worker, "started_at": now}
@@ -328,6 +330,7 @@ def _model_is_gone(job: Job) -> JobConflict:
     return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
 
 
+_ASKED = ("request_digest", "metadata", "priority", "run_after", "webhook")
 _CREATE = Prepared(insert(jobs))
 _ADD_INPUTS = Prepared(insert(inputs))
 _ENQUEUE = Prepared(

@@ -31,7 +31,7 @@ class JobNotifier:
 
     def hear(self, notification: Notification) -> None:
         """A notification of any process. Safe from any thread."""
-        if notification.topic is Topic.QUEUED:
+        if notification.topic in (Topic.QUEUED, Topic.WEBHOOKS):
             return
         for job_id in notification.job_ids or list(self._waiting):
             self.notify(job_id)

@@ -31,6 +31,10 @@ from batchserve.db.tables import (
     models,
     schedules,
     ticks,
+    webhook_attempts,
+    webhook_deliveries,
+    webhook_endpoints,
+    webhook_secrets,
 )
 from batchserve.db.watcher import Version
 from batchserve.domain import JobState
@@ -41,6 +45,8 @@ from batchserve.jobs.statements import INPUT_COLUMNS
 from batchserve.storage import Storage
 from batchserve.upkeep import retention
 from batchserve.upkeep.objects import UNFINISHED, WHOLE, NamedObject, objects_by_row
+from batchserve.webhooks import terms
+from batchserve.webhooks.terms import DeliveryState
 
 BUDGET_BYTES = 2**30
 BUDGET_SECONDS = 10.0
@@ -230,6 +236,32 @@ def _overdue_schedules(database: Database, patience: float, start: str) -> list[
     ]
 
 
+# --- webhooks that do not arrive --------------------------------------------------------------------------------------
+
+
+def inspect_webhooks(database: Database, *, patience: float) -> list[Fault]:
+    """Endpoints to which nothing was delivered for `patience` seconds, though it was tried; and deliveries that have
+    been due for so long."""
+    own, delivery = webhook_endpoints.c, webhook_deliveries.c
+    with database.read() as connection:
+        now = database.moment(connection)
+        failing = select(own.id, own.failing_since).where(own.enabled, own.failing_since < now.wall - patience)
+        endpoints = connection.execute(failing.order_by(own.id)).all()
+        overdue = and_(delivery.due_clock == now.clock, delivery.due_at < now.steady - patience)
+        fresh = and_(delivery.attempts == 0, delivery.created_at < now.wall - patience)
+        waiting = select(func.count()).where(delivery.state == DeliveryState.PENDING, or_(overdue, fresh))
+        count = connection.scalar(waiting) or 0
+    faults = [
+        Fault(f"webhook {endpoint_id}", "deliveries that succeed", f"none since {_shown(since)}",
+              f"batchserve webhooks deliveries {endpoint_id}")
+        for endpoint_id, since in endpoints
+    ]  # fmt: skip
+    if count:
+        found = f"{count} that no worker has tried for {patience:.0f} s"
+        faults.append(Fault("webhooks", "due deliveries that are tried", found, "batchserve worker (or serve)"))
+    return faults
+
+
 # --- rows that cannot be read ----------------------------------------------------------------------------------------
 
 
@@ -258,7 +290,16 @@ _UNREADABLE_MENDS = {
     "audit": "batchserve mend (which deletes this entry)",
     "schedules": "batchserve mend (which deletes this schedule and its history), then: batchserve schedules create",
     "ticks": "batchserve mend (which deletes this entry of the history)",
+    "webhook_endpoints": "batchserve mend (which deletes this webhook), then: batchserve webhooks add",
+    "webhook_secrets": "batchserve mend (which deletes this secret), then: batchserve webhooks rotate",
+    "webhook_deliveries": "batchserve mend (which deletes this delivery)",
+    "webhook_attempts": "batchserve mend (which deletes this attempt)",
 }
+
+
+_WEBHOOKS = (webhook_attempts, webhook_deliveries, webhook_secrets, webhook_endpoints)
+_FORGOTTEN = (attempts, idempotency_keys, audit, schedules, ticks, *_WEBHOOKS)
+"""Tables whose unreadable rows are deleted."""
 
 
 def find_unreadable(database: Database) -> Iterator[Unreadable]:
@@ -269,15 +310,15 @@ def find_unreadable(database: Database) -> Iterator[Unreadable]:
 
 def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
     """Removes each unreadable row: a job, also one with an unreadable chunk, with its bytes; a key is revoked and a
-    model version removed; attempts, idempotency keys, audit entries, schedules and ticks are deleted. Returns those
-    rows."""
+    model version removed; attempts, idempotency keys, audit entries, schedules, ticks and rows of webhooks are deleted.
+    Returns those rows."""
     found = list(find_unreadable(database))
     for job_id in {row.key[0] for row in found if row.table in ("jobs", "inputs", "chunks")}:
         with database.write() as connection:
             owned = requests.remove_whatever_its_state(connection, job_id)
         if owned is not None:
             retention.remove_bytes(database, storage, owned)
-    forgotten = {table.name: table for table in (attempts, idempotency_keys, audit, schedules, ticks)}
+    forgotten = {table.name: table for table in _FORGOTTEN}
     with database.write(exclusive="models") as connection:
         now = database.moment(connection).wall
         ends = {"models": (models, {"deleted_at": now}), "keys": (keys, {"revoked_at": now})}
@@ -361,6 +402,10 @@ _READERS: tuple[tuple[Table, Select[Any], Callable[[rows.Row], object]], ...] = 
     (audit, select(audit), rows.audit_entry),
     (schedules, select(schedules), rows.schedule),
     (ticks, select(ticks), rows.tick),
+    (webhook_endpoints, select(webhook_endpoints), terms.read_endpoint),
+    (webhook_secrets, select(webhook_secrets), terms.read_secret),
+    (webhook_deliveries, select(webhook_deliveries), terms.read_delivery),
+    (webhook_attempts, select(webhook_attempts), terms.read_attempt),
 )
 """Columns and reader of each table. A job comes with the first of its inputs."""
 

@@ -22,6 +22,7 @@ from batchserve.settings import Settings
 from batchserve.storage import Storage, TakesParts, delete_objects, errors_key, is_in_row, parts_prefix, result_key
 from batchserve.timetable import ticks
 from batchserve.upkeep import holds
+from batchserve.webhooks import deliveries
 
 _Forget = Callable[[Connection, float, int, float], int]
 _BATCH = 100
@@ -85,7 +86,8 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
 
 
 def forget(database: Database, settings: Settings, now: float, settled: float = math.inf) -> int:
-    """Deletes old events, audit entries and ticks, and the rows of jobs that expired long ago; returns their number.
+    """Deletes old events, audit entries, ticks and deliveries of webhooks, and the rows of jobs that expired long ago;
+    returns their number.
 
     To be called after a sweep of the same moment: leftover bytes of a crash are gone then, so the row is not needed to
     find them. While a hold keeps bytes from the sweep, rows stay, too.
@@ -93,6 +95,7 @@ def forget(database: Database, settings: Settings, now: float, settled: float = 
     _forget_events(database, now, settled)
     _forget_older(database, audit.forget_before, settings.keep_audit, now, settled)
     _forget_older(database, ticks.forget_before, settings.keep_ticks, now, settled)
+    _forget_older(database, deliveries.forget_before, settings.keep_webhooks, now, settled)
     if settings.keep_rows is None or max(settings.keep_rows, settings.sweep_age) > settled:
         return 0
     before, after = now - max(settings.keep_rows, settings.sweep_age), now + clock.TOLERANCE

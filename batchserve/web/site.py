@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from batchserve.api import problems
 from batchserve.api.head import first_part
 from batchserve.errors import BatchserveError, Unauthorized
-from batchserve.web import fit, home, job, jobs, models, schedules, session, system, trial
+from batchserve.web import fit, home, job, jobs, models, schedules, session, system, trial, webhooks
 from batchserve.web.pages import page
 
 __all__ = ["POLICIES", "WebMiddleware", "is_page"]
@@ -35,10 +35,13 @@ _ROUTES: list[BaseRoute] = [
     *trial.ROUTES,
     *schedules.ROUTES,
     *system.ROUTES,
+    *webhooks.ROUTES,
     *session.ROUTES,
     Mount("/static", StaticFiles(directory=_STATIC)),
 ]
-_FOLDERS = frozenset({"jobs", "schedules", "upload", "system", "keys", "sign-in", "sign-out", "static", "models"})
+_FOLDERS = frozenset(
+    {"jobs", "schedules", "upload", "system", "keys", "webhooks", "sign-in", "sign-out", "static", "models"}
+)
 """The first parts of the paths of pages; all other paths but / belong to the API."""
 POLICIES = dict.fromkeys(["/", *(f"/{folder}/" for folder in _FOLDERS)], _POLICY)
 """The Content-Security-Policy of pages, for `OriginMiddleware`."""

@@ -1,7 +1,7 @@
 """The worker: claims jobs, runs them on the engine, and rescues jobs of dead workers.
 
-One thread owns all state (`Worker.run`); finished calls and wake-ups reach it through a queue. Two more renew leases
-(`leases`) and apply retention (`housekeeper`).
+One thread owns all state (`Worker.run`); finished calls and wake-ups reach it through a queue. Others renew leases
+(`leases`), apply retention (`housekeeper`) and send webhooks (`webhooks.deliverer`).
 """
 
 import threading
@@ -23,6 +23,7 @@ from batchserve.jobs import contents, execution, plan
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime, process_name
 from batchserve.storage import is_in_row
+from batchserve.webhooks.deliverer import Deliverer
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
 from batchserve.worker.housekeeper import Housekeeper
@@ -86,6 +87,7 @@ class Worker:
             failed=self._note_failure,
         )
         self.housekeeper = Housekeeper(runtime, self._clock)
+        self.deliverer = Deliverer(runtime.database, settings, self._clock.moment)
 
     # --- what other threads call ---
 
@@ -99,6 +101,8 @@ class Worker:
         """A notification of any process. Safe from any thread."""
         if notification.topic in (Topic.QUEUED, Topic.CANCEL, Topic.UNKNOWN):
             self.wake()
+        if notification.topic in (Topic.WEBHOOKS, Topic.UNKNOWN):
+            self.deliverer.wake()
 
     @property
     def trouble(self) -> str | None:
@@ -118,18 +122,15 @@ class Worker:
         """Runs until `stop`. Survives every error of a single job. Raises what `Engine.start` raises."""
         self._runtime.engine.start()
         log.info("Worker is ready", action="worker_start", worker=self.name, processes=self._runtime.engine.capacity)
-        keepers = [
-            threading.Thread(target=self.leases.run, args=[self._ended], name="heartbeat", daemon=True),
-            threading.Thread(target=self.housekeeper.run, args=[self._ended], name="housekeeper", daemon=True),
-        ]
-        for thread in keepers:
-            thread.start()
+        runs = {"heartbeat": self.leases.run, "housekeeper": self.housekeeper.run, "webhooks": self.deliverer.run}
+        keepers = [_started(name, run, self._ended) for name, run in runs.items()]
         try:
             while not self._stopping.is_set():
                 self.turn()
             self.give_back()
         finally:
             self._ended.set()
+            self.deliverer.wake()
             for thread in keepers:
                 thread.join()
             log.info("Worker has stopped", action="worker_stop", worker=self.name)
@@ -289,6 +290,12 @@ class Worker:
         self._turns.append(run)
         reference = active.model.reference
         log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
+
+
+def _started(name: str, run: Callable[[threading.Event], None], ended: threading.Event) -> threading.Thread:
+    thread = threading.Thread(target=run, args=[ended], name=name, daemon=True)
+    thread.start()
+    return thread
 
 
 def _rescue(runtime: Runtime, clock: Clock) -> None:

@@ -13,7 +13,7 @@ BODY = f"{_HEADER}\n0,5.1,3.5,1.4,0.2\n1,wide,3.5,1.4,0.2\n2,6.1,2.9,4.7,1.4\n".
 NAMES = (
     "model", "format", "passthrough", "columns", "key", "on_row_error", "max_errors", "top_k", "inputs", "reuse",
     "priority", "run_after", "metadata", "delimiter", "decimal", "encoding", "filename", "wait", "state", "limit",
-    "after", "q", "partial", "csv_escape", "rows", "unknown", "",
+    "after", "q", "partial", "csv_escape", "rows", "webhook", "unknown", "",
 )  # fmt: skip
 SENSIBLE: dict[str, tuple[Any, ...]] = {
     "model": ("iris", "iris@1", "people", "arrays"),

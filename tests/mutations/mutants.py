@@ -47,6 +47,8 @@ PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py
 UPLOADS, DIRECT_UPLOADS = "batchserve/jobs/uploads.py", "batchserve/api/direct_uploads.py"
 TICKS = "batchserve/timetable/ticks.py"
 LOCATIONS, PLANNING = "batchserve/storage/locations.py", "batchserve/scoring/planning.py"
+HOOKS, OUTGOING = "batchserve/webhooks/deliveries.py", "batchserve/webhooks/outgoing.py"
+ROOM = "batchserve/webhooks/room.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
 MANY, FOLDERS = "batchserve/client/many.py", "tests/test_folders.py"
 
@@ -1223,5 +1225,62 @@ MUTANTS = (
         "a tick that meets an outage is tried again", "batchserve/schedules/firing.py",
         "if error.status in _TRANSIENT and",
         "if False and", ("tests/test_scheduler.py",),
+    ),
+    # Webhooks
+    Mutant(
+        "a delivery is written with the end of its job", "batchserve/jobs/ends.py",
+        "outbox.add(connection, heard, state, now)", "pass", ("tests/test_webhooks.py",),
+    ),
+    Mutant(
+        "a claimed delivery is put off for a lease", HOOKS,
+        '"due_at": now.steady + lease, "due_clock": now.clock}', '"due_at": 0.0, "due_clock": now.clock}',
+        ("tests/test_webhooks.py",),
+    ),
+    Mutant(
+        "a late failure of an attempt does not count", HOOKS, ' or claimed.attempt != row["attempts"]:', ":",
+        ("tests/test_webhooks.py::test_a_late_success_counts_and_a_late_failure_does_not",),
+    ),
+    Mutant(
+        "410 disables a webhook", HOOKS, "if outcome.status == _GONE_STATUS and claimed.endpoint_id is not None:",
+        "if False:", ("tests/test_webhooks.py::test_410_disables_the_endpoint_and_gives_up_what_is_on_its_way",),
+    ),
+    Mutant(
+        "a delivery is seen by its tenant alone", HOOKS,
+        'if row is None or tenant not in (row["tenant"], EVERY_TENANT):', "if row is None:",
+        ("tests/test_webhooks.py::test_another_tenants_webhook_looks_exactly_like_a_missing_one",),
+    ),
+    Mutant(
+        "a webhook is seen by its tenant alone", "batchserve/webhooks/endpoints.py",
+        'if row is None or tenant not in (row["tenant"], EVERY_TENANT):', "if row is None:",
+        ("tests/test_webhooks.py::test_another_tenants_webhook_looks_exactly_like_a_missing_one",),
+    ),
+    Mutant(
+        "few attempts at a time are made to one receiver", ROOM, "target in self.full_targets or ", "",
+        ("tests/test_webhooks.py::test_few_attempts_at_a_time_are_made_to_one_target_and_for_one_tenant",),
+    ),
+    Mutant(
+        "what has failed leaves room for what has not", ROOM, "if is_full or (is_slow and self.is_slow_full):",
+        "if is_full:", ("tests/test_webhooks.py::test_what_has_failed_leaves_room_for_what_has_not",),
+    ),
+    Mutant(
+        "all addresses of a host are checked", OUTGOING,
+        "if not all(is_allowed(one, self._networks) for one in addresses):",
+        "if not any(is_allowed(one, self._networks) for one in addresses):",
+        ("tests/test_webhook_requests.py::test_a_host_with_any_address_that_is_not_public_is_not_connected_to",),
+    ),
+    Mutant(
+        "http is for allowed networks alone", OUTGOING,
+        'if address.scheme == "http" and not all(', "if False and not all(",
+        ("tests/test_webhook_requests.py::test_http_is_for_allowed_networks_alone",),
+    ),
+    Mutant(
+        "the certificate of a receiver is that of its name", OUTGOING,
+        'server_hostname=address.host.rstrip(".")', 'server_hostname="127.0.0.1"',
+        ("tests/test_webhook_requests.py",),
+    ),
+    Mutant(
+        "an address of IPv6 is judged by that which it stands for", "batchserve/webhooks/addresses.py",
+        "if address in _NAT64[0] or address in _COMPATIBLE:", "if False:",
+        ("tests/test_webhook_addresses.py",),
     ),
 )  # fmt: skip

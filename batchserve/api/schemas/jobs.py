@@ -183,6 +183,7 @@ def _options(job: Job) -> dict[str, Any]:
         "input_file": job.options.input_file,
         "priority": job.priority,
         "run_after": time_or_none(job.run_after),
+        "webhook": job.webhook,
     }
 
 
