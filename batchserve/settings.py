@@ -228,12 +228,10 @@ class Settings(BaseSettings):
     )
 
     webhook_networks: Networks = Field(
-        "", description="Networks that webhooks may reach besides public addresses: `10.0.0.0/8,fd00::/8`. http, too."
+        "", description="CIDRs that webhooks may reach besides public addresses, also by http."
     )
     webhook_timeout: Seconds = Field(15.0, le=60, description="Seconds for an attempt to deliver a webhook, in total.")
-    keep_webhooks: Kept = Field(
-        30 * 86400.0, description="Retention of a delivery and its attempts, of 30 days by default. Empty: for ever."
-    )
+    keep_webhooks: Kept = Field(30 * 86400.0, description="Retention of deliveries of webhooks. Empty: for ever.")
 
     log_format: Literal["auto", "console", "json"] = Field(
         "auto", description="`json`, `console`, or `auto`: console on a terminal."
