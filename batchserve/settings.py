@@ -47,6 +47,25 @@ def _name_networks(text: str) -> str:
     return text
 
 
+def _name_hosts(hosts: str) -> str:
+    for entry in filter(None, map(str.strip, hosts.split(","))):
+        if not _ALLOWED_HOST.fullmatch(entry):
+            raise ValueError(
+                f"{entry!r} is not a host; expected a name or an address as a browser sends it, without scheme, "
+                "port and final dot; *.example.com for all below a name; or *"
+            )
+    return hosts
+
+
+def _name_providers(providers: str) -> str:
+    named = [name.strip().lower() for name in providers.split(",")]
+    if not all(map(_PROVIDER.fullmatch, named)) or len(set(named)) < len(named):
+        raise ValueError(f"{providers!r} does not name providers of ONNX Runtime; expected names such as 'cuda,cpu'")
+    return ",".join(named)
+
+
+Hosts = Annotated[str, AfterValidator(_name_hosts)]
+Providers = Annotated[str, AfterValidator(_name_providers)]
 Networks = Annotated[str, AfterValidator(_name_networks)]
 """Networks as CIDRs, separated by commas."""
 Kept = Annotated[Seconds | None, BeforeValidator(_duration)]
@@ -93,7 +112,7 @@ class Settings(BaseSettings):
         description="Hosts with these resources that a worker asks Ray's autoscaler for, as long as it runs (0: none).",
     )
 
-    allowed_hosts: str = Field(
+    allowed_hosts: Hosts = Field(
         "",
         description="Hosts accepted in requests besides loopback: `a.example,*.b.example`; `*` accepts any.",
     )
@@ -137,7 +156,7 @@ class Settings(BaseSettings):
         ge=1,
         description="Most online predictions of one tenant that wait or run; as many checks and conversions (429).",
     )
-    providers: str = Field(
+    providers: Providers = Field(
         "cpu",
         description="Execution providers of ONNX Runtime on this host, the preferred first: `cuda,cpu`. A model "
         "version keeps that which its admission found to answer like the processor.",
@@ -264,27 +283,6 @@ class Settings(BaseSettings):
                 f"at most {_OBJECT_BYTES}"
             )
         return most
-
-    @field_validator("allowed_hosts")
-    @classmethod
-    def _name_hosts(cls, hosts: str) -> str:
-        for entry in filter(None, map(str.strip, hosts.split(","))):
-            if not _ALLOWED_HOST.fullmatch(entry):
-                raise ValueError(
-                    f"{entry!r} is not a host; expected a name or an address as a browser sends it, without scheme, "
-                    "port and final dot; *.example.com for all below a name; or *"
-                )
-        return hosts
-
-    @field_validator("providers")
-    @classmethod
-    def _name_providers(cls, providers: str) -> str:
-        named = [name.strip().lower() for name in providers.split(",")]
-        if not all(map(_PROVIDER.fullmatch, named)) or len(set(named)) < len(named):
-            raise ValueError(
-                f"{providers!r} does not name providers of ONNX Runtime; expected names such as 'cuda,cpu'"
-            )
-        return ",".join(named)
 
     @field_validator("heartbeat")
     @classmethod

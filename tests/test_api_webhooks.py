@@ -283,6 +283,27 @@ def test_an_uploaded_job_takes_its_address_when_it_is_predicted(
     assert {request.path for request in receiver.requests} == {"/hook", "/hook/other"}
 
 
+def test_a_job_over_inputs_in_place_has_an_address_as_well_and_so_has_a_schedule(
+    receiver: Receiver, tmp_path: Path, iris_onnx: Path
+) -> None:
+    lake = tmp_path / "lake"
+    lake.mkdir()
+    (lake / "a.csv").write_text(CSV)
+    with running(tmp_path / "store", input_prefixes={"*": [f"file://{lake}/"]}, **LOOPBACK) as api:
+        api.register("iris", iris_onnx)
+        ok(api.http.post("/v1/webhooks/jobs/rotate"))
+        asked = {"input": {"urls": [f"file://{lake}/*.csv"]}, "model": "iris", "webhook": receiver.url}
+        job = ok(api.http.post("/v1/jobs", json=asked, headers={"prefer": "wait=30"}))
+        (request,) = receiver.wait(1)
+        assert (request.event["data"]["id"], request.event["type"]) == (job["id"], "job.completed")
+        refused = {**asked, "webhook": "https://10.0.0.1/"}
+        problem(api.http.post("/v1/jobs", json=refused), 422, "invalid-options")
+        schedule = {"name": "nightly", "cron": "0 6 * * *", "request": refused}
+        found = problem(api.http.post("/v1/schedules", json=schedule), 422, "invalid-options")
+        assert "not a public address" in found["detail"]
+        ok(api.http.post("/v1/schedules", json={**schedule, "request": asked}), 201)
+
+
 @pytest.mark.parametrize(
     ("url", "said"),
     [

@@ -89,6 +89,7 @@ class UploadedAction:
 
 
 def _model_of(runtime: Runtime, options: PredictOptions) -> ModelVersion:
-    """Raises ModelNotFound."""
+    """Raises ModelNotFound, and InvalidOptions for a webhook that the settings do not allow."""
+    options.require_allowed(runtime.settings)
     with runtime.database.read() as connection:
         return registry.resolve(connection, options.model)
