@@ -16,7 +16,7 @@ FOLDER = Path(__file__).resolve().parent
 NAMES = sorted(script.parent.name for script in FOLDER.glob("*/run.py"))
 WITH_TORCH = {"animals", "imagenet", "one-row"}
 TORCH = FOLDER.parent / ".venv-torch" / "bin" / "python"
-WITHOUT_SERVER = {"direct"}
+WITHOUT_SERVER = {"direct", "night"}
 ENVIRONMENT = {
     "OMP_WAIT_POLICY": "passive",  # threads that spin while they wait are very slow on shared cores
     "ORT_DISABLE_TELEMETRY": "1",  # also for scripts that import onnxruntime themselves

@@ -36,9 +36,9 @@ def printed_words(script: Path) -> Iterator[str]:
                         yield from re.findall(r"[A-Za-z][\w' ]{4,}\w", str(part.value))
 
 
-def test_the_seven_examples_exist() -> None:
+def test_the_eight_examples_exist() -> None:
     names = [folder.name for folder in FOLDERS]
-    assert names == ["animals", "direct", "flights", "imagenet", "iris", "one-row", "sentiment"]
+    assert names == ["animals", "direct", "flights", "imagenet", "iris", "night", "one-row", "sentiment"]
 
 
 def test_every_example_is_listed_and_no_other() -> None:
