@@ -19,6 +19,8 @@ from chaos.audit import Verdict, audit, wait_for_all
 from chaos.clients import MODEL, run_clients
 from chaos.cluster_site import ClusterSite
 from chaos.history import History
+from chaos.inputs import Input
+from chaos.nightly import Nightly, nightly
 from chaos.ray_site import RaySite
 from chaos.site import Site
 
@@ -47,6 +49,8 @@ def main() -> int:
     say("kills: " + ", ".join(f"{kind} {count}" for kind, count in kills.items()))
     states = ", ".join(f"{count} {state}" for state, count in sorted(verdict.states.items()))
     say(f"jobs: {states}, in {verdict.attempts} attempts; {verdict.records} records compared")
+    if verdict.ticks:
+        say(f"ticks: {verdict.ticks}; webhooks: {verdict.events} events in {verdict.requests} requests")
     if verdict.is_good:
         shutil.rmtree(folder)
     else:
@@ -72,15 +76,29 @@ def run(
         site.wait_until_ready()
         model = graphs.busy()
         httpx2.put(f"{site.url}/v1/models/{MODEL}", content=model, timeout=60).raise_for_status()
-        run_clients(CLIENTS, seed, site.url, history, seconds, partial(site.disturb, seed=seed))
-        site.wait_until_ready()
-        wait_for_all(site.url, max(site.patience, seconds / 2), verdict, site.start_missing)
-        audit(site.url, history.path, verdict)
+        with nightly(site.url, site.inputs, MODEL) as nights:
+            run_clients(CLIENTS, seed, site.url, site.inputs, history, seconds, partial(site.disturb, seed=seed))
+            site.wait_until_ready()
+            check(site, nights, history.path, max(site.patience, seconds / 2), verdict)
     finally:
         history.close()
         site.stop()
     site.check(verdict)
     return verdict, {name: site.kills[name] for name in site.kinds}
+
+
+def check(site: Site | ClusterSite, nights: Nightly | None, path: Path, patience: float, verdict: Verdict) -> None:
+    """Waits for the end of everything, and compares it with the history."""
+    others: dict[str, tuple[str, Input]] = {}
+    if nights is not None:
+        nights.wait(patience, verdict, site.start_missing)
+    wait_for_all(site.url, patience, verdict, site.start_missing)
+    if nights is not None:
+        others = nights.audit_ticks(path, verdict)
+        nights.wait_for_deliveries(patience, verdict, site.start_missing)
+    found = audit(site.url, path, verdict, others)
+    if nights is not None:
+        nights.audit_events(found, verdict)
 
 
 def say(line: str) -> None:

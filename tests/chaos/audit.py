@@ -4,7 +4,7 @@ import base64
 import sqlite3
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -29,6 +29,10 @@ class Verdict:
     duplicated: int = 0
     stuck: int = 0
     records: int = 0
+    ticks: int = 0
+    events: int = 0
+    requests: int = 0
+    """By which events arrived, some of them more than once."""
     states: Counter[str] = field(default_factory=Counter)
     attempts: int = 0
     sentences: list[str] = field(default_factory=list)
@@ -55,7 +59,7 @@ def wait_for_all(url: str, seconds: float, verdict: Verdict, meanwhile: Callable
     deadline = time.monotonic() + seconds
     while waiting := [job["id"] for state in ("queued", "running") for job in listed(url, state=state)]:
         if time.monotonic() > deadline:
-            verdict.stuck = len(waiting)
+            verdict.stuck += len(waiting)
             verdict.sentences += [f"stuck: {job_id}" for job_id in waiting]
             return
         meanwhile()
@@ -83,13 +87,16 @@ class Told:
     digests: set[str] = field(default_factory=set)
 
 
-def audit(url: str, path: Path, verdict: Verdict) -> None:
-    """Compares every line of the history with every job of the service."""
+def audit(url: str, path: Path, verdict: Verdict, others: Mapping[str, tuple[str, Input]]) -> dict[str, Job]:
+    """Compares every line of the history with every job of the service, and returns these. `others`: jobs that no
+    client has submitted, each with a token of its own and its input."""
     inputs, told = _read_history(path, verdict)
+    inputs |= dict(others.values())
     found = {job["id"]: job for job in listed(url)}
+    tokens = {job_id: others[job_id][0] if job_id in others else _token(job) for job_id, job in found.items()}
     jobs_of: defaultdict[str, list[str]] = defaultdict(list)
-    for job_id, job in found.items():
-        jobs_of[job["input"]["filename"]].append(job_id)
+    for job_id, token in tokens.items():
+        jobs_of[token].append(job_id)
     for token, job_ids in jobs_of.items():
         verdict.expect(token in inputs, f"job {job_ids[0]} was submitted by no client")
         if len(job_ids) > 1:
@@ -100,8 +107,14 @@ def audit(url: str, path: Path, verdict: Verdict) -> None:
         for job_id, job in found.items():
             verdict.states[job["state"]] += 1
             verdict.attempts += job["attempt"]
-            if input := inputs.get(job["input"]["filename"]):
+            if input := inputs.get(tokens[job_id]):
                 _check_content(http, job, input, told[job_id].digests if job_id in told else set(), verdict)
+    return found
+
+
+def _token(job: Job) -> str:
+    """What names the input of a job: its file name, or what its client has noted on a job that reads in place."""
+    return str(job["metadata"].get("token") or job["input"]["filename"])
 
 
 def _read_history(path: Path, verdict: Verdict) -> tuple[dict[str, Input], dict[str, Told]]:
@@ -115,7 +128,7 @@ def _read_history(path: Path, verdict: Verdict) -> tuple[dict[str, Input], dict[
             inputs[event["token"]] = Input(**event["input"])
         elif name == "unexpected":
             verdict.lose(f"{event['call']} was answered with {event['status']}: {event['answer']}")
-        else:
+        elif name != "ran":
             known = told.setdefault(event["job"], Told(event.get("token", "")))
             known.events.add(name)
             if name == "read":
@@ -129,7 +142,7 @@ def _check_acknowledged(job_id: str, known: Told, job: Job | None, verdict: Verd
         return
     state = job["state"]
     verdict.expect("deleted" not in known.events, f"job {job_id} was deleted and is there")
-    verdict.expect(job["input"]["filename"] == known.token, f"job {job_id} has the input of another")
+    verdict.expect(_token(job) == known.token, f"job {job_id} has the input of another")
     if "queued" in known.events:
         verdict.expect(state != "uploaded", f"job {job_id} was queued and is {state}")
     if known.digests:
@@ -145,8 +158,9 @@ def _check_acknowledged(job_id: str, known: Told, job: Job | None, verdict: Verd
 def _check_content(http: httpx2.Client, job: Job, input: Input, digests: set[str], verdict: Verdict) -> None:
     """Checks the bytes of a job: its input as it was sent; its result complete, correct, and the same each time."""
     job_id = job["id"]
-    stored = http.get(f"/v1/download/{job_id}/input").raise_for_status().content
-    verdict.expect(stored == input.body(), f"the input of job {job_id} has changed")
+    if job["input"]["url"] is None:  # one that is kept by the service
+        stored = http.get(f"/v1/download/{job_id}/input").raise_for_status().content
+        verdict.expect(stored == input.body(), f"the input of job {job_id} has changed")
     if job["state"] != "completed":
         return
     answers = [http.get(f"/v1/download/{job_id}").raise_for_status() for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Clients that submit, wait, cancel, delete and download, and record all responses in the history."""
+"""Clients that submit, run a schedule, wait, cancel, delete and download, and record all responses in the history."""
 
 import random
 import threading
@@ -7,6 +7,7 @@ import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -14,6 +15,7 @@ import orjson
 
 from chaos.history import History
 from chaos.inputs import FORMATS, Input
+from chaos.nightly import SCHEDULE
 
 MODEL = "busy"
 COMMON = [Input(seed, 300, format, faulty=True) for seed, format in enumerate(FORMATS)]
@@ -28,10 +30,13 @@ class GaveUp(Exception):
 class Client:
     """Submits one job after the other until `stopping`, each in a random way."""
 
-    def __init__(self, number: int, seed: int, url: str, history: History, stopping: threading.Event) -> None:
+    def __init__(
+        self, number: int, seed: int, url: str, inputs: Path | None, history: History, stopping: threading.Event
+    ) -> None:
         self.thread = threading.Thread(target=self._run, name=f"client-{number}", daemon=True)
         self._random = random.Random(f"{seed}-{number}")
         self._number = number
+        self._inputs = inputs
         self._history = history
         self._stopping = stopping
         self._http = httpx2.Client(base_url=url, timeout=20.0)
@@ -49,8 +54,12 @@ class Client:
             self.error = error
 
     def _one_job(self) -> None:
-        input = self._new_input()
-        job_id = self._random.choice((self._submit_in_one_call, self._submit_in_two_calls))(input)
+        ways = [self._submit_in_one_call, self._submit_in_two_calls]
+        if self._inputs is not None:
+            if self._random.random() < 0.1:
+                return self._run_schedule()
+            ways.append(self._submit_in_place)
+        job_id = self._random.choice(ways)(self._new_input())
         match self._random.choices(("wait", "leave", "cancel", "delete", "cancel and retry"), (10, 3, 2, 2, 1))[0]:
             case "wait":
                 self._read(job_id)
@@ -63,6 +72,7 @@ class Client:
             case "delete":
                 self._read(job_id)
                 self._delete(job_id)
+        return None
 
     def _new_input(self) -> Input:
         if self._random.random() < 0.1:
@@ -95,6 +105,29 @@ class Client:
         self._answer("POST", f"/v1/predict/{job_id}", params=params, expected=(200, 202))
         self._history.tell("queued", token=token, job=job_id)
         return job_id
+
+    def _submit_in_place(self, input: Input) -> str:
+        """Of several files in a folder that the service reads."""
+        assert self._inputs is not None
+        token, key = self._try(input, "in place")
+        folder = self._inputs / token
+        folder.mkdir()
+        for number, part in enumerate(input.parts(self._random.randint(1, min(4, input.records // 2)))):
+            (folder / f"{number}.{input.format}").write_bytes(part)
+        body = {
+            "input": {"urls": [f"{folder.as_uri()}/*"]},
+            "model": MODEL,
+            "metadata": {"token": token},
+            "reuse": input in COMMON,
+        }
+        job_id = self._post("/v1/jobs", key, json=body, expected=(200, 202))["id"]
+        self._history.tell("queued", token=token, job=job_id)
+        return str(job_id)
+
+    def _run_schedule(self) -> None:
+        key = str(uuid.UUID(int=self._random.getrandbits(128)))
+        tick = self._post(f"/v1/schedules/{SCHEDULE}/run", key, json={}, expected=(202,))
+        self._history.tell("ran", tick=tick["id"])
 
     def _try(self, input: Input, way: str) -> tuple[str, str | None]:
         token = f"{self._number}-{uuid.UUID(int=self._random.getrandbits(128))}"
@@ -137,8 +170,8 @@ class Client:
             request["headers"] = {"Idempotency-Key": key}
             if self._random.random() < 0.33:
                 self._answer("POST", path, **request)
-        job: Mapping[str, Any] = self._answer("POST", path, repeatable=key is not None, **request).json()
-        return job
+        body: Mapping[str, Any] = self._answer("POST", path, repeatable=key is not None, **request).json()
+        return body
 
     def _answer(
         self, method: str, path: str, *, expected: tuple[int, ...] = (200,), repeatable: bool = True, **request: Any
@@ -175,11 +208,18 @@ def _asks_to_come_back(answer: httpx2.Response) -> bool:
 
 
 def run_clients(
-    count: int, seed: int, url: str, history: History, seconds: float, meanwhile: Callable[[float], None]
+    count: int,
+    seed: int,
+    url: str,
+    inputs: Path | None,
+    history: History,
+    seconds: float,
+    meanwhile: Callable[[float], None],
 ) -> None:
-    """Runs clients for a while. Raises the exception of a client that failed."""
+    """Runs clients for a while. `inputs`: a folder that the service reads, if there is one. Raises the exception of a
+    client that failed."""
     stopping = threading.Event()
-    clients = [Client(number, seed, url, history, stopping) for number in range(count)]
+    clients = [Client(number, seed, url, inputs, history, stopping) for number in range(count)]
     for client in clients:
         client.thread.start()
     try:

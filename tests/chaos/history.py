@@ -7,7 +7,7 @@ from typing import Any
 
 import orjson
 
-ACKNOWLEDGED = ("stored", "queued", "cancelled", "deleted", "retried", "read")
+ACKNOWLEDGED = ("stored", "queued", "cancelled", "deleted", "retried", "read", "ran")
 
 
 class History:

@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -41,22 +42,29 @@ class Input:
         return set(range(0, self.records, _FAULTY_EVERY)) if self.faulty else set()
 
     def body(self) -> bytes:
-        work: list[int | None] = self._work.tolist()
-        for record in self.faulty_records:
-            work[record] = None
+        return self._body(range(self.records))
+
+    def parts(self, count: int) -> list[bytes]:
+        """The same records in several files, in their order."""
+        bounds = [self.records * number // count for number in range(count + 1)]
+        return [self._body(range(first, end)) for first, end in pairwise(bounds)]
+
+    def _body(self, numbers: range) -> bytes:
+        faulty = self.faulty_records
+        values = self._work[numbers.start : numbers.stop].tolist()
+        pairs = [(number, None if number in faulty else value) for number, value in zip(numbers, values, strict=True)]
         match self.format:
             case "csv":
-                lines = (f"{number},{'none' if value is None else value}\n" for number, value in enumerate(work))
+                lines = (f"{number},{'none' if value is None else value}\n" for number, value in pairs)
                 return "".join(["number,work\n", *lines]).encode()
             case "jsonl":
                 lines = (
-                    f'{{"number":{number},"work":{"null" if value is None else value}}}\n'
-                    for number, value in enumerate(work)
+                    f'{{"number":{number},"work":{"null" if value is None else value}}}\n' for number, value in pairs
                 )
                 return "".join(lines).encode()
             case _:
                 target = io.BytesIO()
-                columns = {"number": range(self.records), "work": pl.Series(work, dtype=pl.Float32)}
+                columns = {"number": numbers, "work": pl.Series([value for _, value in pairs], dtype=pl.Float32)}
                 pl.DataFrame(columns).write_parquet(target, row_group_size=5_000)
                 return target.getvalue()
 

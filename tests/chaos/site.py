@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx2
 from commands import FAST, Service
 
+from chaos import nightly
 from chaos.audit import Verdict, check_database
 
 SETTINGS = {
@@ -33,6 +34,8 @@ class Disturbed(ABC):
     """Seconds from one kill to the next."""
     patience = 60.0
     """Seconds after the last kill in which all jobs end."""
+    inputs: Path | None = None
+    """A folder that clients write to and the service reads; None: they share none."""
 
     def __init__(self) -> None:
         self.kills: Counter[str] = Counter()
@@ -74,7 +77,9 @@ class Site(Disturbed):
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.folder = folder
+        self.folder, self.inputs = folder, folder / "inputs"
+        self.inputs.mkdir()
+        self.settings = SETTINGS | nightly.settings(self.inputs)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -97,7 +102,7 @@ class Site(Disturbed):
         for name, command in self.commands.items():
             service = self.services.get(name)
             if service is None or service.process.poll() is not None:
-                self.services[name] = Service(self.folder, *command, settings=SETTINGS)
+                self.services[name] = Service(self.folder, *command, settings=self.settings)
                 if service is not None:
                     service.log.unlink()
 
