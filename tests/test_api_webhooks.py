@@ -412,6 +412,9 @@ def test_the_client_manages_webhooks(own_server: str, receiver: Receiver, iris_o
         client.webhooks.rotate("jobs")
         client.submit(file, "iris", reuse=False, webhook=receiver.url).wait(60)
         receiver.wait(4)
+        words = ("predict", file, "--model", "iris", "--no-reuse", "--webhook", receiver.url)
+        assert in_this_process(tmp_path, *words, BATCHSERVE_URL=own_server).returncode == 0
+        receiver.wait(5)
         client.webhooks.delete(made.id)
         with pytest.raises(WebhookNotFound):
             client.webhooks.get(made.id)
