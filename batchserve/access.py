@@ -1,4 +1,4 @@
-"""Tenants, the keys and callers that act for them, and the log of what these did."""
+"""Tenants and their quotas, the keys and callers that act for them, and the log of what these did."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -61,7 +61,23 @@ class Caller:
         return DEFAULT_TENANT if self.tenant == EVERY_TENANT else self.tenant
 
 
-Kind = Literal["job", "model", "key", "schedule", "webhook"]
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """The limits of a tenant; None: unlimited."""
+
+    tenant: str
+    """`EVERY_TENANT`: of each tenant that has none of its own."""
+    jobs: int | None = None
+    """Jobs that are queued or running."""
+    bytes: int | None = None
+    """Bytes of inputs and results that are stored."""
+    rows_per_day: int | None = None
+    """Rows planned or scored in a day (UTC)."""
+    requests_per_second: float | None = None
+    """In each server process."""
+
+
+Kind = Literal["job", "model", "key", "schedule", "webhook", "quota"]
 """Of what an entry of the audit log is about."""
 
 
@@ -79,6 +95,7 @@ class Action(StrEnum):
     RESUME = "resume"
     RUN = "run"
     ROTATE = "rotate"
+    SET = "set"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,4 +112,5 @@ class AuditEntry:
     action: Action
     kind: Kind
     subject: str
-    """The ID of the job or webhook, `name@version` of the model, or the name of the key or schedule."""
+    """The ID of the job or webhook, `name@version` of the model, the name of the key or schedule, or the tenant of the
+    quota."""

@@ -31,6 +31,7 @@ from batchserve.api import (
     models,
     predict,
     problems,
+    quotas,
     schedules,
     upload,
     webhooks,
@@ -46,6 +47,8 @@ from batchserve.api.plain import PlainMiddleware
 from batchserve.api.schemas.problems import Problem
 from batchserve.db.notifications import Hear, Notification
 from batchserve.jobs import queries
+from batchserve.quotas import account
+from batchserve.quotas.limits import LIMITS
 from batchserve.runtime import Runtime
 from batchserve.schedules.actions import actions_of
 from batchserve.schedules.scheduler import Scheduler
@@ -57,8 +60,8 @@ from batchserve.settings import Settings
 from batchserve.web.site import POLICIES, WebMiddleware
 from batchserve.worker import Worker
 
-_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, webhooks, audit)
-_TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "webhooks", "audit", "health")
+_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, webhooks, audit, quotas)
+_TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "webhooks", "audit", "quotas", "health")
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.
@@ -109,6 +112,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
             service = Service(runtime, wake, stop, notifier)
             if embedded:
                 service.worker_trouble = lambda: embedded.trouble
+                service.limits = embedded.limits  # a change by the API is in force for both at once
             app.state.service = service
             app.state.scheduler = scheduler = Scheduler(runtime, actions_of(runtime), wake)
             app.state.keyring, app.state.answers = Keyring(runtime.database), AnswerCache()
@@ -241,7 +245,9 @@ class _JobMetrics(Collector):
         with self._runtime.database.read() as connection:
             by_state = queries.count_by_state(connection)
             rows_ok, rows_failed = queries.count_rows(connection)
-            age = queries.longest_wait(connection, self._runtime.database.moment(connection).wall)
+            now = self._runtime.database.moment(connection).wall
+            age = queries.longest_wait(connection, now)
+            usages = account.usages(connection, now)
         states = GaugeMetricFamily("batchserve_jobs", "Jobs by state.", labels=["state"])
         for state in queries.STATES:
             states.add_metric([state], by_state.get(state, 0))
@@ -250,7 +256,22 @@ class _JobMetrics(Collector):
         rows.add_metric(["ok"], rows_ok)
         rows.add_metric(["failed"], rows_failed)
         yield rows
+        yield from quota_metrics(usages)
         yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Longest wait of a job that is due.", age)
         yield GaugeMetricFamily(
             "batchserve_unreadable_rows", "Damaged rows, which batchserve doctor lists.", self._unreadable.count()
         )
+
+
+def quota_metrics(usages: Iterable[account.Usage]) -> Iterator[Metric]:
+    """What tenants with a quota use, and their limits."""
+    used = GaugeMetricFamily("batchserve_quota_used", "What a tenant with a quota uses.", labels=["tenant", "quota"])
+    limit = GaugeMetricFamily("batchserve_quota_limit", "Limits of tenants.", labels=["tenant", "quota"])
+    for usage in usages:
+        for name, count in (("jobs", usage.jobs), ("bytes", usage.bytes), ("rows_per_day", usage.rows)):
+            used.add_metric([usage.tenant, name], count)
+        for name in LIMITS:
+            if (most := getattr(usage.quota, name, None)) is not None:
+                limit.add_metric([usage.tenant, name], most)
+    yield used
+    yield limit

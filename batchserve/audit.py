@@ -1,5 +1,5 @@
-"""The audit log: who cancelled, retried, deleted, registered or revoked what. An entry is written in the transaction of
-what it records, so that neither is without the other.
+"""The audit log: who cancelled, retried, deleted, registered, revoked or set what. An entry is written in the
+transaction of what it records, so that neither is without the other.
 """
 
 from contextlib import suppress
@@ -12,7 +12,7 @@ from batchserve.db.tables import audit
 from batchserve.errors import UnreadableRow
 
 __all__ = [
-    "forget_before", "list_page", "note_job", "note_key", "note_model", "note_schedule", "note_webhook",
+    "forget_before", "list_page", "note_job", "note_key", "note_model", "note_quota", "note_schedule", "note_webhook",
 ]  # fmt: skip
 
 
@@ -39,6 +39,11 @@ def note_schedule(connection: Connection, by: Caller, action: Action, name: str,
 def note_webhook(connection: Connection, by: Caller, action: Action, endpoint_id: str, tenant: str, now: float) -> None:
     """`tenant`: of the webhook, whoever acts on it."""
     _note(connection, by, action, "webhook", endpoint_id, tenant, now)
+
+
+def note_quota(connection: Connection, by: Caller, action: Action, tenant: str, now: float) -> None:
+    """`tenant`: of the quota; a tenant reads of its own, and of that for all others."""
+    _note(connection, by, action, "quota", tenant, tenant, now)
 
 
 def list_page(

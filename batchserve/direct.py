@@ -28,6 +28,7 @@ from batchserve.errors import ResultNotReady
 from batchserve.formats import encoding_of, sniff
 from batchserve.formats.encodings import Transcoder
 from batchserve.jobs import contents, queries
+from batchserve.quotas.account import Added, charge
 from batchserve.registration import NewModel, register, require_name
 from batchserve.runtime import open_database
 from batchserve.scoring import unpacking
@@ -110,7 +111,9 @@ class Direct:
             self._storage.delete(new.key)
             raise
         with naming_bytes(self._database, undo=lambda: self._storage.delete(new.key)) as connection:
-            create(connection, submission, self._database.moment(connection).wall)
+            now = self._database.moment(connection).wall
+            create(connection, submission, now)
+            charge(connection, tenant, Added(new.bytes or 0), now, is_enforced=False)
         return job_id
 
     def job(self, job_id: str) -> Job:

@@ -483,6 +483,8 @@ class Job:
     inputs_bytes: int | None = None
     """Of all inputs together; None: unknown before they are read."""
     tenant: str = DEFAULT_TENANT
+    expires_in: float | None = None
+    """Its own retention after its end, in seconds; a shorter one of the settings counts."""
 
     @property
     def has_input(self) -> bool:

@@ -52,8 +52,10 @@ BatchserveError
 │   ├── TooManyRowErrors too-many-row-errors
 │   └── NoRowScored no-row-scored
 ├── TooManyRequests 429 too-many-requests
+│   └── QuotaExceeded quota-exceeded
 ├── Unavailable 503 unavailable
 ├── InsufficientStorage 507 insufficient-storage
+├── StorageQuotaExceeded 507 storage-quota-exceeded   (of a tenant: there is space)
 ├── LeaseLost 500 lease-lost               (inside the worker: another attempt owns the job)
 └── SchemaOutdated, SchemaTooNew, SchemaTooOld 500   (start-up: the message says what to do)
 
@@ -326,12 +328,24 @@ class TooManyRequests(BatchserveError):
     code, status = "too-many-requests", 429
 
 
+class QuotaExceeded(TooManyRequests):
+    """`quota`, `limit` and `used` say of what."""
+
+    code = "quota-exceeded"
+
+
 class Unavailable(BatchserveError):
     code, status = "unavailable", 503
 
 
 class InsufficientStorage(BatchserveError):
     code, status = "insufficient-storage", 507
+
+
+class StorageQuotaExceeded(BatchserveError):
+    """A tenant may store no more. Not of the kind above, for which jobs wait and the reserve is used."""
+
+    code, status = "storage-quota-exceeded", 507
 
 
 class LeaseLost(BatchserveError):

@@ -87,6 +87,11 @@ def remember(
         ) from error
 
 
+def is_known(connection: Connection, key: str, tenant: str) -> bool:
+    """Whether a request with this key was answered, whatever its content."""
+    return _OF_KEY.row(connection, {"its_tenant": tenant, "its_key": key}) is not None
+
+
 def forget_older(connection: Connection, before: float, after: float = math.inf) -> int:
     """Removes keys that were remembered before a moment, or `after` another; returns their number."""
     early, late = literal(before, Float()), literal(after, Float())  # may be infinite, unlike the times in rows

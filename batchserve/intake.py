@@ -17,6 +17,7 @@ from batchserve.errors import InvalidInput, InvalidLocation, InvalidOptions, Tar
 from batchserve.formats import FORMATS, RESULT_FORMATS, encoding_of, format_of_name, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.options import PredictOptions
+from batchserve.quotas.account import Added, charge
 from batchserve.settings import Settings
 from batchserve.storage.locations import Found, any_within, exists, find, name_of, open_at, root_of
 from batchserve.submission import Submission, clean_filename, create, wanted_columns
@@ -99,8 +100,11 @@ class Prepared:
     submission: Submission
 
     def queue(self, database: Database, request: KeyedRequest | None = None) -> None:
+        """Raises QuotaExceeded, and StorageQuotaExceeded where no space is left for a result."""
         with database.write() as connection:
-            create(connection, self.submission, database.moment(connection).wall, request)
+            now = database.moment(connection).wall
+            create(connection, self.submission, now, request)
+            charge(connection, self.submission.tenant, Added(queues=True), now)
 
 
 def prepare(

@@ -6,8 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator
 
 from batchserve.domain import ModelVersion, Options, StoredInput
+from batchserve.errors import InvalidOptions
 from batchserve.formats import RESULT_FORMATS
-from batchserve.settings import Settings, networks_of
+from batchserve.settings import Settings, networks_of, seconds_of
 from batchserve.submission import Queueing, Submission, default_format
 from batchserve.values import (
     MAX_NAMES,
@@ -26,8 +27,14 @@ MAX_METADATA = 16
 METADATA_BYTES = 16 * 1024
 MAX_COUNT = 2**53
 """The largest number up to which a float represents every integer."""
+LONGEST_RETENTION = 100 * 365 * 86400
+"""Seconds of `expires_in`: with it, the expiry of any job can be shown."""
 RUN_AFTER = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 """Limits of `run_after`: with any retention, all times of the job can be shown."""
+
+
+def _seconds(value: Any) -> Any:
+    return seconds_of(value) if isinstance(value, str) else value
 
 
 def _word_or_list(value: Any) -> Any:
@@ -72,6 +79,14 @@ class PredictOptions(BaseModel):
     run_after: datetime | None = Field(
         None, description="Do not start before this time (RFC 3339), of the years 1970 to 2999."
     )
+    expires_in: Annotated[
+        Annotated[float, Field(gt=0, le=LONGEST_RETENTION, allow_inf_nan=False)] | None,
+        BeforeValidator(_seconds, json_schema_input_type=str | float | None),
+    ] = Field(
+        None,
+        description="Retention of its bytes after its end, as `7d`, `12h` or seconds; at most that of the server.",
+        examples=["7d"],
+    )
     metadata: Annotated[
         dict[Annotated[str, Plain], Annotated[str, Plain]],
         BeforeValidator(parsed_json, json_schema_input_type=dict[str, str] | str),
@@ -111,9 +126,15 @@ class PredictOptions(BaseModel):
         return pairs
 
     def require_allowed(self, settings: Settings) -> None:
-        """Raises InvalidOptions for an address that the settings do not allow."""
+        """Raises InvalidOptions for an address, or a longer retention, than the settings allow."""
         if self.webhook is not None:
             require_allowed(self.webhook, networks_of(settings.webhook_networks))
+        most = settings.keep_results
+        if self.expires_in is not None and most is not None and self.expires_in > most:
+            raise InvalidOptions(
+                f"expires_in: this server keeps results for {most:g} s (BATCHSERVE_KEEP_RESULTS): expected at most "
+                f"that, got {self.expires_in:g} s"
+            )
 
     def submission(self, tenant: str, job_id: str, inputs: tuple[StoredInput, ...], model: ModelVersion) -> Submission:
         """The submission of a job's inputs with these options."""
@@ -129,5 +150,5 @@ class PredictOptions(BaseModel):
             inputs=self.inputs,
         )
         run_after = self.run_after.timestamp() if self.run_after else None
-        queueing = Queueing(self.priority, run_after, self.metadata, self.reuse, self.webhook)
+        queueing = Queueing(self.priority, run_after, self.metadata, self.reuse, self.webhook, self.expires_in)
         return Submission(tenant, job_id, inputs, model, options, queueing)

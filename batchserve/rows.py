@@ -12,7 +12,7 @@ import orjson
 from pydantic import AfterValidator, ConfigDict, Field, Strict, TypeAdapter, ValidationError, with_config
 from typing_extensions import TypedDict
 
-from batchserve.access import Action, ApiKey, AuditEntry, Scope
+from batchserve.access import Action, ApiKey, AuditEntry, Quota, Scope
 from batchserve.db.cache import ALWAYS, VersionedCache
 from batchserve.domain import (
     Attempt,
@@ -34,8 +34,8 @@ from batchserve.recurring import ActionKind, CatchUp, Overlap, Schedule, Tick, T
 
 __all__ = [
     "EARLIEST", "LATEST", "attempt", "audit_entry", "chunk", "committed_chunk", "direct_upload", "fault_of",
-    "is_readable", "job", "key", "model", "options_adapter", "reader", "remembered", "require_written", "schedule",
-    "signature", "signature_adapter", "stored_input", "tick",
+    "is_readable", "job", "key", "model", "options_adapter", "quota", "reader", "remembered", "require_written",
+    "schedule", "signature", "signature_adapter", "stored_input", "tick",
 ]  # fmt: skip
 
 Row = Mapping[Any, Any]
@@ -70,6 +70,7 @@ def _known(facts: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 Time = Annotated[float, Field(ge=EARLIEST, le=LATEST, allow_inf_nan=False)]
+_Rate = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 _Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Format = Annotated[str, AfterValidator(lambda name: _one_of(name, FORMATS))]
@@ -94,6 +95,7 @@ _JOB_TYPES: dict[str, Any] = {
     "facts": _Facts,
     "error": _Json,
     "progress": _Share,
+    "expires_in": _Rate | None,
 }
 
 
@@ -137,6 +139,7 @@ _committed_row = _adapter("CommittedRow", _COMMITTED)
 _model_row = _adapter("ModelRow", _columns(ModelVersion, {"signature": str}))
 _key_row = _adapter("KeyRow", _columns(ApiKey, {"scope": Annotated[Scope, Strict(False)]}))
 _audit_row = _adapter("AuditRow", _columns(AuditEntry, {"action": Annotated[Action, Strict(False)]}))
+_quota_row = _adapter("QuotaRow", _columns(Quota, {"requests_per_second": _Rate | None}))
 _direct_upload_row = _adapter("DirectUploadRow", _columns(DirectUpload, {}))
 _schedule_row = _adapter(
     "ScheduleRow",
@@ -289,6 +292,12 @@ def reader(kind: type[T], what: str, own: Mapping[str, Any]) -> Callable[[Row], 
             return kind(**adapter.validate_python(_of(types, row)))
 
     return read
+
+
+def quota(row: Row) -> Quota:
+    """Raises UnreadableRow."""
+    with _Named(f"quota of {row['tenant']!r}"):
+        return Quota(**_quota_row.validate_python({name: row[name] for name in Quota.__dataclass_fields__}))
 
 
 def direct_upload(row: Row) -> DirectUpload:

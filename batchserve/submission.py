@@ -55,6 +55,8 @@ class Queueing:
     """Whether the result of an equal finished job is reused."""
     webhook: str | None = None
     """The address that its end is sent to."""
+    expires_in: float | None = None
+    """Its own retention after its end, in seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,9 +91,10 @@ class Submission:
 
     def is_of(self, job: Job) -> bool:
         """Whether a job was queued for this submission."""
-        before = (job.request_digest, job.priority, job.run_after, job.metadata, job.webhook)
         asked = self.queueing
-        return before == (self.digest, asked.priority, asked.run_after, asked.metadata, asked.webhook)
+        before = (job.request_digest, job.priority, job.run_after, job.metadata, job.webhook, job.expires_in)
+        wanted = (asked.priority, asked.run_after, asked.metadata, asked.webhook, asked.expires_in)
+        return before == (self.digest, *wanted)
 
 
 def _read_as(dialect: Dialect) -> Iterator[str]:
@@ -188,6 +191,7 @@ def complete_once(
         priority=queueing.priority,
         run_after=queueing.run_after,
         webhook=queueing.webhook,
+        expires_in=queueing.expires_in,
     )
     _require_signed(connection, submission)
     facts = merge_facts({"notes": list(submission.model.signature.notes)}, small.scored.facts)
@@ -264,6 +268,7 @@ def enqueue(connection: Connection, submission: Submission, now: float) -> JobSt
         priority=queueing.priority,
         run_after=queueing.run_after,
         webhook=queueing.webhook,
+        expires_in=queueing.expires_in,
         now=now,
     )
     if not queued:

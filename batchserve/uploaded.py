@@ -1,6 +1,7 @@
 """Queues all inputs that wait in state uploaded, for `POST /v1/predict?state=uploaded` and for schedules.
 
-They are queued in several transactions, so that after a crash a repetition continues with the rest.
+They are queued in several transactions, so that after a crash a repetition continues with the rest. Those of a tenant
+with a quota each have their own: one beyond it stays uploaded.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -11,8 +12,17 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve.db.connect import Database
 from batchserve.domain import JobState, ModelVersion, StoredInput
-from batchserve.errors import BatchserveError, OutOfMemory, ScoringCrashed, ScoringTimeout
+from batchserve.errors import (
+    BatchserveError,
+    OutOfMemory,
+    QuotaExceeded,
+    ScoringCrashed,
+    ScoringTimeout,
+    StorageQuotaExceeded,
+)
 from batchserve.jobs import contents, queries
+from batchserve.quotas import limits
+from batchserve.quotas.account import Added, charge
 from batchserve.submission import Submission, enqueue_all
 
 __all__ = ["Check", "Collected", "SubmissionOf", "each_checked", "queue_uploaded"]
@@ -65,13 +75,18 @@ async def queue_uploaded(
 
     def enqueue(submissions: list[Submission], problems: list[BatchserveError | None]) -> None:
         fitting = [one for one, problem in zip(submissions, problems, strict=True) if problem is None]
-        with database.write() as connection:
-            states = enqueue_all(connection, fitting, database.moment(connection).wall)
-            note(connection, list(states))
-        collected.states |= states
         collected.refused |= {
             one.job_id: problem for one, problem in zip(submissions, problems, strict=True) if problem is not None
         }
+        with database.write() as connection:
+            limited = {tenant for tenant in {one.tenant for one in fitting} if limits.find_for(connection, tenant)}
+            free = [one for one in fitting if one.tenant not in limited]
+            states = enqueue_all(connection, free, database.moment(connection).wall)
+            note(connection, list(states))
+        collected.states |= states
+        for one in fitting:
+            if one.tenant in limited:
+                _enqueue_within_quota(database, one, note, collected)
 
     job_ids, collected = await run_in_threadpool(find), Collected()
     for start in range(0, len(job_ids), _TOGETHER):
@@ -80,6 +95,21 @@ async def queue_uploaded(
             await run_in_threadpool(enqueue, submissions, problems)
             wake()
     return collected
+
+
+def _enqueue_within_quota(database: Database, submission: Submission, note: Note, collected: Collected) -> None:
+    """In a transaction of its own, for it may be refused."""
+    try:
+        with database.write() as connection:
+            now = database.moment(connection).wall
+            states = enqueue_all(connection, [submission], now)
+            note(connection, list(states))
+            if JobState.QUEUED in states.values():
+                charge(connection, submission.tenant, Added(queues=True), now)
+    except (QuotaExceeded, StorageQuotaExceeded) as error:
+        collected.refused[submission.job_id] = error
+    else:
+        collected.states |= states
 
 
 async def each_checked(check: Check, submissions: list[Submission]) -> list[BatchserveError | None]:

@@ -67,6 +67,7 @@ class Exhibits:
         "an answer": ("/models/iris/try?version=1&" + TRIED, 200),
         "an image to try": ("/models/colours/try", 200),
         "audit": ("/system/audit", 200),
+        "quotas": ("/system/quotas", 200),
         "system": ("/system", 200),
         "keys": ("/keys", 200),
         "webhooks": ("/webhooks", 200),

@@ -237,3 +237,24 @@ def own_api(tmp_path: Path) -> Iterator[Api]:
     """A service of this test alone, without a worker and models."""
     with running(tmp_path, worker=False) as api:
         yield api
+
+
+@pytest.fixture(scope="module", params=["sqlite", pytest.param("postgres", marks=pytest.mark.postgres)])
+def database_settings(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """The settings of a service that the tests of a module share, on every kind of database."""
+    if request.param == "sqlite":
+        return {"database": ""}
+    server: postgres.Server = request.getfixturevalue("postgres_server")
+    return {"database": server.migrated()}
+
+
+def emptied(api: Api) -> None:
+    """Removes all jobs and quotas of the tenant."""
+    for quota in ok(api.http.get("/v1/quotas"))["quotas"]:
+        api.http.delete(f"/v1/quotas/{quota['tenant']}")
+    while jobs := ok(api.http.get("/v1/jobs", params={"limit": 200}))["jobs"]:
+        for job in jobs:
+            if job["state"] in ("queued", "running"):
+                api.http.post(job["links"]["cancel"])
+                api.finished(job["id"])
+            api.http.delete(job["links"]["self"])

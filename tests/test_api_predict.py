@@ -253,6 +253,7 @@ def test_options_come_by_query_and_by_body_and_the_body_takes_precedence(idle_ap
         "priority": 3,
         "run_after": None,
         "webhook": None,
+        "expires_in": None,
     }
     assert queued["metadata"] == {"night": "2026-11-20"}
 

@@ -122,7 +122,7 @@ def test_a_sound_installation_has_no_faults_and_stays_as_it_is(site: Site) -> No
     assert status == 0, findings
     assert {name: finding["status"] for name, finding in findings.items() if name != "free space"} == dict.fromkeys(
         ("packages", "storage", "database", "database file", "rows", "stored bytes", "orphans", "jobs", "webhooks",
-         "clock", "memory", "scoring", "server"), "ok"
+         "quotas", "clock", "memory", "scoring", "server"), "ok"
     )  # fmt: skip
     assert {path: path.read_bytes() for path in site.folder.rglob("*") if path.is_file()} == before
 

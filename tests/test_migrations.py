@@ -108,11 +108,16 @@ def test_the_migrations_name_constraints_and_defaults_as_the_code_does(sqlite: D
             assert there.get_pk_constraint(table) == here.get_pk_constraint(table)
             assert there.get_foreign_keys(table) == here.get_foreign_keys(table)
             assert there.get_unique_constraints(table) == here.get_unique_constraints(table)
-            assert there.get_indexes(table) == here.get_indexes(table)
+            assert list(map(as_text, there.get_indexes(table))) == list(map(as_text, here.get_indexes(table)))
             assert [str(column) for column in there.get_columns(table)] == [
                 str(column) for column in here.get_columns(table)
             ]
     made.dispose()
+
+
+def as_text(index: Any) -> dict[str, Any]:
+    """An index, whose condition compares as a text."""
+    return {**index, "dialect_options": {name: str(value) for name, value in index["dialect_options"].items()}}
 
 
 @pytest.mark.slow

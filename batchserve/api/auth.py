@@ -19,6 +19,7 @@ from batchserve.db.cache import VersionedCache
 from batchserve.db.connect import Database
 from batchserve.db.watcher import Version
 from batchserve.errors import BatchserveError, Forbidden, Unauthorized, Unavailable
+from batchserve.quotas.limits import Limits
 
 PUBLIC = frozenset({"/docs", "/openapi.json", "/livez", "/readyz"})
 """Public paths, which expose no user data. All others need a key, once a key exists."""
@@ -123,11 +124,18 @@ class AuthMiddleware:
 
 async def admit(scope: Scope, keyring: Keyring, authorization: str | None, version: Version | None) -> None:
     """Notes the caller of a request, for the API and for pages alike. `version`: of the database, since it came. Raises
-    what `Keyring.identify` does, and Forbidden for a key that only reads and a request that is to do more."""
+    what `Keyring.identify` does, Forbidden for a key that only reads and a request that is to do more, and
+    QuotaExceeded for one request too many."""
     scope["database_version"], scope["authorization"] = version, authorization
     caller = scope["caller"] = await keyring.identify(authorization, version)
+    await _limits_of(scope).admit(caller.tenant)
     if not caller.may_change and not _is_reading(scope["method"], scope["path"]):
         raise Forbidden(f"this request does more than read; the key sent has the scope {caller.scope}")
+
+
+def _limits_of(scope: Scope) -> Limits:
+    limits: Limits = scope["app"].state.service.limits
+    return limits
 
 
 def _is_reading(method: str, path: str) -> bool:

@@ -16,6 +16,7 @@ from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import BadRequest
 from batchserve.idempotency import KeyedRequest
+from batchserve.options import PredictOptions
 from batchserve.service import MAX_WAIT, JobSnapshot, Service
 from batchserve.service.calls import Leaving
 from batchserve.service.following import Following
@@ -79,6 +80,13 @@ def parsed(kind: type[Options], given: Mapping[str, Any]) -> Options:
         return kind.model_validate(given)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from None
+
+
+def predict_options(service: Service, given: Mapping[str, Any]) -> PredictOptions:
+    """Raises RequestValidationError, and InvalidOptions for a longer retention than the settings have."""
+    options = parsed(PredictOptions, given)
+    options.require_allowed(service.runtime.settings)
+    return options
 
 
 def has_long_key(request: Request) -> bool:

@@ -49,6 +49,7 @@ from batchserve.errors import (
 )
 from batchserve.formats import encoding_of, sniff
 from batchserve.jobs import uploads
+from batchserve.quotas.account import Added, charge_if_limited, require_room
 from batchserve.service import Service
 from batchserve.storage import Stored, TakesParts, TakesUploads, copy_object, delete_objects, input_key, sent_key
 from batchserve.submission import clean_filename, wanted_columns
@@ -148,13 +149,18 @@ def _begin(service: Service, caller: Caller, size: int) -> UploadBody:
             f"the storage is no object store to which clients could send inputs: {_OTHERWISE}"
         )
     require_space(runtime)
+    added = Added(size)
+    with runtime.database.read() as connection:  # before the store prepares for parts
+        if service.limits.of_in(connection, caller.home) is not None:
+            require_room(connection, caller.home, added, runtime.database.moment(connection).wall)
     upload_id = str(uuid_utils.uuid7())
     parts = storage.begin_parts(input_key(upload_id), size, life) if isinstance(storage, TakesParts) else None
     urls = parts.urls if parts else (storage.upload_url(sent_key(upload_id), size, life),)
     with runtime.database.write() as connection:
-        expires_at = runtime.database.moment(connection).wall + life
-        upload = DirectUpload(upload_id, caller.home, size, expires_at, parts.id if parts else None)
+        now = runtime.database.moment(connection).wall
+        upload = DirectUpload(upload_id, caller.home, size, now + life, parts.id if parts else None)
         uploads.begin(connection, upload)
+        charge_if_limited(service.limits, connection, caller.home, added, now)
     return upload_body(upload, parts.part_bytes if parts else size, urls)
 
 

@@ -94,6 +94,7 @@ JOB: dict[str, Any] = {
         "priority": 0,
         "run_after": None,
         "webhook": None,
+        "expires_in": None,
     },
     "attempt": 1,
     "attempts": [
@@ -334,7 +335,20 @@ DELIVERY_DETAILS: dict[str, Any] = {
         }
     ],
 }
-
+NEW_QUOTA: dict[str, Any] = {
+    "jobs": 100,
+    "bytes": 50_000_000_000,
+    "rows_per_day": 10_000_000,
+    "requests_per_second": 20.0,
+}
+QUOTA: dict[str, Any] = {**NEW_QUOTA, "tenant": "sales"}
+USAGE: dict[str, Any] = {
+    "tenant": "sales",
+    "jobs": {"used": 3, "limit": 100},
+    "bytes": {"used": 1_204_332, "limit": 50_000_000_000},
+    "rows_per_day": {"used": 15_150, "limit": 10_000_000, "resets_at": "2026-11-21T00:00:00Z"},
+    "requests_per_second": 20.0,
+}
 HEALTH: dict[str, Any] = {"status": "ok", "version": "0.1.0"}
 READINESS: dict[str, Any] = {**HEALTH, "checks": {"database": "ok", "storage": "ok"}, "unreadable_rows": 0}
 UNREADINESS: dict[str, Any] = {

@@ -28,6 +28,7 @@ from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.idempotency import KeyedRequest
 from batchserve.intake import JobRequest, Prepared, prepare
 from batchserve.jobs import queries
+from batchserve.quotas.account import added_by, charge_if_limited
 from batchserve.service import JobSnapshot, Service
 from batchserve.submission import create
 
@@ -76,9 +77,12 @@ async def create_job(
         def commit(connection: Connection) -> JobSnapshot:
             now = service.runtime.database.moment(connection).wall
             create(connection, prepared.submission, now, keyed)
-            return service.snapshot(connection, prepared.submission.job_id)
+            view = service.snapshot(connection, prepared.submission.job_id)
+            charge_if_limited(service.limits, connection, caller.home, added_by(view.job, now), now)
+            return view
 
-        view = await service.runtime.database.commit(commit)
+        is_limited = await service.limits.of(caller.home) is not None
+        view = await service.runtime.database.commit(commit, alone=is_limited)
         return await answered(request, service, background, view, None, preferred_wait(prefer))
 
 

@@ -45,6 +45,7 @@ from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
 from batchserve.jobs.queries import JobFilter
 from batchserve.jobs.statements import Owned
+from batchserve.quotas.account import Added, charge_if_limited
 from batchserve.service import Service
 from batchserve.service.listing import read_slice
 from batchserve.storage import Storage, copy_object, delete_objects, part_key, parts_prefix
@@ -259,10 +260,12 @@ async def retry(service: Service, caller: Caller, job_id: str, rows: RetriedRows
             if rows == "failed":
                 job = queries.get(connection, job_id)
                 requests.create_retry_of_failed_rows(connection, job, retried, now)
+                added = Added(again=job.rows_failed, queues=True)
             else:
-                job = requests.retry_if_stopped(connection, job_id, now)
+                job, added = requests.retry_if_stopped(connection, job_id, now), Added(queues=True)
             audit.note_job(connection, caller, Action.RETRY, job_id, job.tenant, now)
             keyed.remember(connection, retried, 202, now)
+            charge_if_limited(service.limits, connection, job.tenant, added, now)
         return read_body_from_thread(service, retried)
 
     return await run_in_threadpool(retry)

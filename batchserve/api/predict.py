@@ -1,6 +1,5 @@
 """POST /v1/predict: queues a job and responds immediately."""
 
-from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
@@ -21,7 +20,7 @@ from batchserve.api.deps import (
     has_long_key,
     job_response,
     own_job,
-    parsed,
+    predict_options,
     preferred_wait,
     read_body,
     replayed,
@@ -39,12 +38,14 @@ from batchserve.api.upload import (
     Read,
     keep,
     received_input,
+    require_quota,
 )
 from batchserve.domain import Job, JobState, ModelVersion, ReadOptions
 from batchserve.errors import BatchserveError
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.options import PredictOptions
+from batchserve.quotas.account import added_by, charge_if_limited
 from batchserve.service import JobSnapshot, Service
 from batchserve.submission import Scored, Submission, complete_once, enqueue, enqueue_once, wanted_columns
 
@@ -127,7 +128,7 @@ async def predict_stored(
         job, inputs = await service.read_job_to_check(job_id, new)
         if "model" not in given and job.model is not None:
             given = {**given, "model": job.model.reference}
-        options = _options(service, given)
+        options = predict_options(service, given)
         content = idempotency.fingerprint("predict", job_id, options.model_dump_json())
         keyed = KeyedRequest(caller.tenant, key, content)
         if (answer := await replayed(service, keyed)) is not None:
@@ -144,17 +145,13 @@ async def predict_stored(
             await service.check(caller.tenant, submitted)
 
         def commit(connection: Connection) -> JobSnapshot:
-            return _submit(service, connection, submitted, job, keyed, scored, database.moment(connection).wall)
+            now = database.moment(connection).wall
+            view = _submit(service, connection, submitted, job, keyed, scored, now)
+            charge_if_limited(service.limits, connection, job.tenant, added_by(view.job, now), now)
+            return view
 
-        view = await database.commit(commit)
+        view = await database.commit(commit, alone=await service.limits.of(job.tenant) is not None)
         return await answered(request, service, background, view, scored, wait)
-
-
-def _options(service: Service, given: Mapping[str, Any]) -> PredictOptions:
-    """Raises RequestValidationError, and InvalidOptions for an address that the settings do not allow."""
-    options = parsed(PredictOptions, given)
-    options.require_allowed(service.runtime.settings)
-    return options
 
 
 async def _predict_unread(
@@ -167,7 +164,7 @@ async def _predict_unread(
         if job.model is None:
             return None
         given = {**given, "model": job.model.reference}
-    options, database = _options(service, given), service.runtime.database
+    options, database = predict_options(service, given), service.runtime.database
     try:
         model = await service.resolve_model(options.model)
         submitted = options.submission(job.tenant, job.id, job.inputs, model)
@@ -177,11 +174,16 @@ async def _predict_unread(
 
     def commit(connection: Connection) -> JobSnapshot | None:
         now = database.moment(connection).wall
+        view: JobSnapshot | None = None
         if scored is not None and (done := complete_once(connection, submitted, job, scored, now)) is not None:
-            return service.shown(done[0], [done[1]], now)
-        return service.snapshot(connection, job.id) if enqueue(connection, submitted, now) is not None else None
+            view = service.shown(done[0], [done[1]], now)
+        elif enqueue(connection, submitted, now) is not None:
+            view = service.snapshot(connection, job.id)
+        if view is not None:
+            charge_if_limited(service.limits, connection, job.tenant, added_by(view.job, now), now)
+        return view
 
-    view = await database.commit(commit)
+    view = await database.commit(commit, alone=await service.limits.of(job.tenant) is not None)
     return None if view is None else (view, scored)
 
 
@@ -230,10 +232,11 @@ async def upload_and_predict(
     query = {name: value for name, value in request.query_params.items() if name not in no_options}
     key = bare_key(idempotency_key)
     if state is not None:
-        given = _options(service, {**query, **await json_object(request, service.runtime.settings)})
+        given = predict_options(service, {**query, **await json_object(request, service.runtime.settings)})
         with service.only_one(caller.tenant, key):
             return await predict_uploaded(service, caller, given, key)
-    options = _options(service, query)
+    options = predict_options(service, query)
+    await require_quota(request, service, caller, key, queues=True)
     with service.only_one(caller.tenant, key):
         model = await service.resolve_model(options.model)
         hints = InputHints(caller.tenant, read, wanted_columns(model, options.columns))
@@ -248,9 +251,12 @@ async def upload_and_predict(
             def insert(connection: Connection) -> JobSnapshot:
                 now = service.runtime.database.moment(connection).wall
                 job = requests.create(connection, received.job_id, submitted.inputs, model, now, caller.home)
-                return _submit(service, connection, submitted, job, keyed, scored, now)
+                view = _submit(service, connection, submitted, job, keyed, scored, now)
+                added = added_by(view.job, now, received.input.bytes or 0)
+                charge_if_limited(service.limits, connection, caller.home, added, now)
+                return view
 
-            view = await keep(service, received, insert)
+            view = await keep(service, caller, received, insert)
         return await answered(request, service, background, view, scored, preferred_wait(prefer))
 
 

@@ -29,6 +29,7 @@ from batchserve.api.deps import (
     served,
 )
 from batchserve.api.forms import MAX_FILES, disposition_filename, is_form, open_form
+from batchserve.api.head import header
 from batchserve.api.plain import plain
 from batchserve.api.schemas.jobs import JobBody
 from batchserve.api.schemas.options import FitOptions, query_parameters
@@ -37,6 +38,7 @@ from batchserve.errors import InvalidInput, InvalidOptions
 from batchserve.formats import FORMATS, encoding_of, get_format, sniff
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
+from batchserve.quotas.account import Added, charge_if_limited, require_room
 from batchserve.service import JobSnapshot, Service
 from batchserve.storage import input_key, is_in_row, key_in_row
 from batchserve.submission import Submission, clean_filename, default_format, naming_bytes, wanted_columns
@@ -153,6 +155,7 @@ async def upload(
     `columns` and `inputs` count for that check, and predict takes them again.
     """
     key, fit = bare_key(idempotency_key), fit_options(request, model)
+    await require_quota(request, service, caller, key)
     with service.only_one(caller.tenant, key):
         version = await service.resolve_model(model) if model else None
         columns = wanted_columns(version, fit.columns) if version else frozenset()
@@ -186,9 +189,11 @@ async def create_job(
     def insert(connection: Connection) -> JobSnapshot:
         now = service.runtime.database.moment(connection).wall
         also(connection, now)
-        return service.shown(requests.create(connection, received.job_id, (new,), version, now, caller.home), [], now)
+        job = requests.create(connection, received.job_id, (new,), version, now, caller.home)
+        charge_if_limited(service.limits, connection, caller.home, Added(new.bytes or 0), now)
+        return service.shown(job, [], now)
 
-    view = await keep(service, received, insert)
+    view = await keep(service, caller, received, insert)
     service.note_created(caller.tenant, view.job, new)
     return job_response(await body_of(service, view), 201)
 
@@ -238,8 +243,8 @@ async def received_input(
             await run_in_threadpool(service.runtime.storage.delete, received.input.key)
 
 
-async def keep(service: Service, received: Received, insert: Callable[[Connection], T]) -> T:
-    """Inserts the row of an input in the transaction of `insert`, and returns its value."""
+async def keep(service: Service, caller: Caller, received: Received, insert: Callable[[Connection], T]) -> T:
+    """Inserts the row of an input of this caller in the transaction of `insert`, and returns its value."""
 
     def discard() -> None:
         received.kept = False
@@ -249,9 +254,30 @@ async def keep(service: Service, received: Received, insert: Callable[[Connectio
             return insert(connection)
 
     if is_in_row(received.input.key):
-        return await service.runtime.database.commit(insert)
+        is_limited = await service.limits.of(caller.home) is not None
+        return await service.runtime.database.commit(insert, alone=is_limited)
     received.kept = True  # set before the commit: when the request is cancelled, the thread continues
     return await run_in_threadpool(commit)
+
+
+async def require_quota(
+    request: Request, service: Service, caller: Caller, key: str | None, *, queues: bool = False
+) -> None:
+    """Raises QuotaExceeded and StorageQuotaExceeded before a large body is sent in vain. The transaction of its job
+    decides; so it does on a small one, and on one that may have been answered before, under its idempotency key."""
+    if await service.limits.of(caller.home) is None:
+        return
+    length, database = header(request.scope, b"content-length"), service.runtime.database
+    if length is not None and int(length) <= service.runtime.settings.inline_bytes:
+        return
+
+    def require(connection: Connection) -> None:
+        if key is None or not idempotency.is_known(connection, key, caller.tenant):
+            size = int(length or 0) - service.runtime.settings.inline_bytes  # a form has more than its file
+            added = Added(max(1, size), queues=queues)
+            require_room(connection, caller.home, added, database.moment(connection).wall)
+
+    await database.fetch(require)
 
 
 async def _receive(request: Request, service: Service, hints: InputHints, filename: str | None) -> Received:

@@ -23,6 +23,7 @@ from batchserve.cli import (
     locations,
     models,
     move,
+    quotas,
     schedules,
     server,
     webhooks,
@@ -55,6 +56,8 @@ app.add_typer(schedules.app, name="schedules")
 app.add_typer(models.app, name="models")
 app.add_typer(keys.app, name="keys")
 app.add_typer(webhooks.app, name="webhooks")
+app.add_typer(quotas.app, name="quotas")
+app.command()(quotas.usage)
 app.command()(audit.audit)
 app.command()(convert.convert)
 app.command()(server.version)

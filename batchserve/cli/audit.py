@@ -18,7 +18,7 @@ def audit(
     database: Database = None,
     as_json: AsJson = False,
 ) -> None:
-    """List who cancelled, retried, deleted, registered or revoked what, newest first."""
+    """List who cancelled, retried, deleted, registered, revoked or set what, newest first."""
     from batchserve.audit import list_page
     from batchserve.runtime import open_database
 

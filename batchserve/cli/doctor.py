@@ -264,6 +264,16 @@ def webhooks(settings: "Settings") -> Finding:
     return _finding("webhooks", faults, "warn", "deliveries arrive")
 
 
+def accounts(settings: "Settings") -> Finding:
+    from batchserve.upkeep.inspection import inspect_accounts
+
+    with _current_database(settings) as connection:
+        if connection is None:
+            return Finding("quotas", "ok", _NOT_YET)
+        faults = inspect_accounts(connection)
+    return _finding("quotas", faults, "warn", "accounts of bytes are those that are stored")
+
+
 def clock(settings: "Settings") -> Finding:
     from batchserve.upkeep.inspection import inspect_clock
 
@@ -396,6 +406,7 @@ CHECKS: "dict[str, Callable[[Settings], Finding]]" = {
     "orphans": orphans,
     "jobs": stuck_jobs,
     "webhooks": webhooks,
+    "quotas": accounts,
     "clock": clock,
     "memory": memory,
     "scoring": scoring,

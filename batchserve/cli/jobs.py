@@ -132,6 +132,10 @@ def predict(
     run_after: Annotated[
         str | None, typer.Option(metavar="TIME", help="Not before this time, as in 2026-12-01T02:00:00Z.")
     ] = None,
+    expires_in: Annotated[
+        str | None,
+        typer.Option(metavar="DURATION", help="Retention after the end, as in 12h or 7d, instead of the server's."),
+    ] = None,
     metadata: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="Shown with the job; may be repeated.")
     ] = None,
@@ -165,6 +169,7 @@ def predict(
         "max_errors": max_errors,
         "priority": priority,
         "run_after": run_after,
+        "expires_in": expires_in,
         "metadata": _pairs(metadata) if metadata else None,
         "webhook": webhook,
         "reuse": None if reuse else False,
@@ -347,6 +352,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
             "created": moment(job.data.get("created_at")),
             "started": moment(job.data.get("started_at")),
             "finished": moment(job.data.get("finished_at")),
+            "expires": moment(job.data.get("expires_at")),
             "metadata": ", ".join(f"{name}={value}" for name, value in job.metadata.items()) or None,
         }
     )

@@ -9,6 +9,7 @@ import httpx2
 
 from batchserve.client.core import Core, FilesOptions
 from batchserve.client.many import FilesReport, Inputs, predict_files
+from batchserve.client.quotas import AsyncQuotas
 from batchserve.client.transport import AsyncWire, Transport
 
 DEFAULT_URL = "http://127.0.0.1:8000"
@@ -45,6 +46,7 @@ class AsyncClient(Core):
         url, headers = settings_of(url, api_key)
         wire = AsyncWire(httpx2.AsyncClient(headers=headers, transport=transport))
         super().__init__(Transport(wire, url, max_retries=max_retries, timeout=timeout))
+        self.quotas = AsyncQuotas(self._transport)
 
     async def predict_files(
         self, paths: Inputs, model: str, output: str | os.PathLike[str], **options: Unpack[FilesOptions]

@@ -1,5 +1,4 @@
-"""The clients, implemented once as coroutines. `AsyncClient` uses them directly; `Client` runs them without an event
-loop."""
+"""The clients, written once, as coroutines. `AsyncClient` uses them directly, `Client` without an event loop."""
 
 import builtins
 import functools
@@ -76,6 +75,7 @@ class JobOptions(ReadOptions, total=False):
     reuse: bool
     priority: int
     run_after: str
+    expires_in: str | float
     metadata: dict[str, str]
     webhook: str
 

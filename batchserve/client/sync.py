@@ -24,6 +24,7 @@ from batchserve.client.core import (
 )
 from batchserve.client.errors import FilesFailed, JobError
 from batchserve.client.many import FilesReport, Inputs, predict_files
+from batchserve.client.quotas import AsyncQuotas, Quotas
 from batchserve.client.results import AsyncResult
 from batchserve.client.schedules import Schedules
 from batchserve.client.transport import BlockingWire, OnUpload, Transport, each_now, now
@@ -229,6 +230,7 @@ class Client:
         self.models = Models(self._twin.models)
         self.schedules = Schedules(self._twin.schedules)
         self.webhooks = Webhooks(self._twin.webhooks)
+        self.quotas = Quotas(AsyncQuotas(self._transport))
 
     @property
     def url(self) -> str:

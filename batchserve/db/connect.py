@@ -49,7 +49,7 @@ _TRIES, _PAUSE = 4, 0.1
 """Of a transaction that a server breaks off, and the longest pause between two of them, in seconds."""
 CONNECT_TIMEOUT = 5
 """Seconds after which a server that does not answer counts as unavailable."""
-Subject = Literal["clock", "keys", "models", "schema", "inputs"]
+Subject = Literal["clock", "keys", "models", "schema", "inputs", "quotas"]
 """Names of exclusive locks. The place of each is its number among the advisory locks of the server."""
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
 _TRANSIENT_ERRORS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)
@@ -156,15 +156,15 @@ class Database:
                 lock(connection, exclusive)
             yield connection
 
-    async def commit(self, work: Callable[[Connection], T]) -> T:
+    async def commit(self, work: Callable[[Connection], T], *, alone: bool = False) -> T:
         """A write transaction for the event loop: the value of `work`, once it is committed durably. It continues when
         its caller is cancelled. Raises as `write` does, and what `work` raises.
 
         Works of concurrent callers share a transaction and its sync; one that raises affects no other. So `work` may be
-        called again, as well as when the transaction fails before its commit.
+        called again, also when the transaction fails before its commit. `alone`: shares none on a server, for its lock.
         """
         if self._joint is not None:
-            return await self._joint.run(work)
+            return await self._joint.run(work, alone=alone)
         return await self._writer.run(work)
 
     def _commit(self, work: Callable[[Connection], T], exclusive: Subject | None = None) -> T:

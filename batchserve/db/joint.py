@@ -38,18 +38,24 @@ class JointWriter:
         self._waiting: deque[Piece] = deque()
         self._busy = 0
 
-    async def run(self, work: Callable[[Connection], T]) -> T:
+    async def run(self, work: Callable[[Connection], T], *, alone: bool = False) -> T:
         """The value of `work`, once it is committed durably. Raises what it raises, and what a commit raises. When its
-        caller is cancelled, the work is done nevertheless."""
+        caller is cancelled, the work is done nevertheless. `alone`: it shares no transaction."""
         piece = Piece(work, asyncio.get_running_loop().create_future())
+        if alone:
+            self._write_alone(piece)
+        else:
+            self._put(piece)
+        value: T = await piece.done
+        return value
+
+    def _put(self, piece: Piece) -> None:
         with self._lock:
             self._waiting.append(piece)
             is_room = self._busy < _AT_ONCE
             self._busy += is_room
         if is_room:
             self._threads.submit(self._serve)
-        value: T = await piece.done
-        return value
 
     def _serve(self) -> None:
         while group := self._next():

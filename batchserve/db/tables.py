@@ -106,10 +106,15 @@ jobs = Table(
     Column("inputs_bytes", BigInteger),
     # The address that its end is sent to.
     Column("webhook", Words(2048)),
+    # Its own retention in seconds, and when it is over: `finished_at` plus that.
+    Column("expires_in", Number),
+    Column("due_at", Number),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
     Index(None, "model_id"),
     Index(None, "result_key"),
+    # Few jobs have their own retention.
+    Index(None, "due_at", sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL")),
 )
 
 # The queue of each tenant in order: a claim reads no more jobs than it takes.
@@ -415,4 +420,29 @@ clock = Table(
     Column("wall", Number, nullable=False),
     Column("counted", Number, nullable=False),
     Column("settled", Number, nullable=False),
+)
+
+# The limits of tenants, null where there is none. The row of the tenant * is for each that has none of its own.
+quotas = Table(
+    "quotas",
+    metadata,
+    Column("tenant", Words(64), primary_key=True),
+    Column("jobs", BigInteger),
+    Column("bytes", BigInteger),
+    Column("rows_per_day", BigInteger),
+    Column("requests_per_second", Number),
+    Column("changed_at", Number, nullable=False),
+)
+
+# What a tenant with a quota uses. The row is the lock of all that adds to it (quotas.account).
+accounts = Table(
+    "accounts",
+    metadata,
+    Column("tenant", Words(64), primary_key=True),
+    # Of the row: the counts begin some time later, and are null until then.
+    Column("since", Number, nullable=False),
+    Column("bytes", BigInteger),
+    # Rows of the day, a number of days since the epoch.
+    Column("day", Integer, nullable=False),
+    Column("day_rows", BigInteger),
 )

@@ -5,7 +5,8 @@ removed with the last row that references them, each in one transaction: none is
 import errno
 import io
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections import Counter
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from typing import BinaryIO
 
@@ -18,6 +19,7 @@ from batchserve.domain import Job, StoredInput
 from batchserve.errors import JobNotFound
 from batchserve.jobs.queries import get_whole, named_inputs, named_results
 from batchserve.jobs.statements import JOBS, Owned, job_from_row
+from batchserve.quotas import account
 from batchserve.storage import Storage, is_in_row, key_in_storage
 
 
@@ -67,13 +69,24 @@ def opened(database: Database, storage: Storage, key: str) -> BinaryIO:
         return io.BytesIO(find(connection, key))
 
 
-def release(connection: Connection, removed: Iterable[Owned]) -> None:
-    """Deletes the contents that these jobs referenced, unless another job references them."""
+def release(connection: Connection, removed: Collection[Owned]) -> None:
+    """Deletes the contents that these jobs referenced, and gives the bytes of all their objects back to the accounts of
+    their tenants, unless another job references them."""
+    if not removed:
+        return
+    with_account = account.locked(connection, {job.tenant for job in removed})
     keys = {key for job in removed for key in (*job.inputs, job.result_key, job.errors_key) if key and is_in_row(key)}
-    if keys:
-        of_results = {key for key in keys if key_in_storage(key).startswith("results/")}
-        unnamed = keys - named_inputs(connection, keys - of_results) - named_results(connection, of_results)
-        _delete(connection, unnamed)
+    known = [job for job in removed if job.tenant in with_account]
+    sizes = {key: (job.tenant, size) for job in known for key, size in job.sizes.items()}
+    if keys or sizes:
+        asked = keys | sizes.keys()
+        of_results = {key for key in asked if key_in_storage(key).startswith("results/")}
+        unnamed = asked - named_inputs(connection, asked - of_results) - named_results(connection, of_results)
+        _delete(connection, unnamed & keys)
+        freed: Counter[str] = Counter()
+        for tenant, size in (sizes[key] for key in unnamed & sizes.keys()):
+            freed[tenant] += size
+        account.give_back(connection, freed)
 
 
 def _delete(connection: Connection, keys: Collection[str]) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Update, delete, insert, select, update
+from sqlalchemy import Connection, Update, bindparam, delete, insert, select, update
 from sqlalchemy.sql import ColumnElement
 
 from batchserve.db import notifications
@@ -16,6 +16,7 @@ from batchserve.errors import BatchserveError, presentable
 from batchserve.jobs.statements import outside
 from batchserve.webhooks import outbox
 
+_ENDED_AT = bindparam("ended_at", type_=jobs.c.due_at.type)
 ENDS = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED, JobState.EXPIRED)
 
 
@@ -28,7 +29,13 @@ class Ended:
 
 
 def ending(*guards: ColumnElement[bool]) -> Update:
-    """The statement by which `finish` ends the jobs that satisfy all guards."""
+    """The statement by which `finish` ends the jobs that satisfy all guards. A job with its own retention is due after
+    it."""
+    return ending_undated(*guards).values(due_at=_ENDED_AT + jobs.c.expires_in)
+
+
+def ending_undated(*guards: ColumnElement[bool]) -> Update:
+    """The same for jobs whose `due_at` is among the values of `finish`."""
     columns = (jobs.c.id, jobs.c.tenant, jobs.c.attempt, jobs.c.webhook, outbox.IS_HEARD)
     return update(jobs).where(*guards).returning(*columns)
 
@@ -42,7 +49,8 @@ def finish(
     `values`: further columns, and the parameters of `guarded`. Columns that the statement itself sets take precedence.
     """
     assert state in ENDS, f"{state} is not an end state"
-    values = {"state": state, "finished_at": now, "lease_until": None, **values}
+    dated = {} if "due_at" in values else {"ended_at": now}
+    values = {"state": state, "finished_at": now, "lease_until": None, **dated, **values}
     if isinstance(guarded, Prepared):
         ended: Sequence[Mapping[Any, Any]] = guarded.rows(connection, values)
     else:

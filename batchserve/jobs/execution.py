@@ -124,19 +124,20 @@ def complete_if_mine(
     *,
     only: ScoredChunk | None = None,
     small: Mapping[str, bytes] = MappingProxyType({}),
-) -> None:
+) -> bool:
     """running -> completed. Before this commit the result is invisible; after it, it never changes. Also guarded by the
     row count: every planned record has its row. `only`: the chunk of a job that was done in one call; it is planned and
     committed here, and must not have been planned before. `small`: the contents of its result, if it is
-    kept in rows.
+    kept in rows. False when this attempt has completed it before.
     """
     if only is None:
-        _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, result_values(result, facts), _COMPLETE)
-        return
+        values = result_values(result, facts)
+        return _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE)
     values = account_of(only) | result_values(result, facts)
     if not _finish_mine(connection, job_id, attempt, JobState.COMPLETED, now, values, _COMPLETE_UNPLANNED):
-        return
+        return False
     add_scored(connection, job_id, attempt, only, small)
+    return True
 
 
 def add_scored(

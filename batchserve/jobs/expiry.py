@@ -3,13 +3,13 @@
 import math
 from collections.abc import Collection
 
-from sqlalchemy import Connection, and_, delete, func, or_, select, update
+from sqlalchemy import Connection, Float, and_, delete, func, literal, or_, select, update
 from sqlalchemy.sql import ColumnElement
 
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import JobState
 from batchserve.jobs import contents
-from batchserve.jobs.ends import ending, finish
+from batchserve.jobs.ends import ending_undated, finish
 from batchserve.jobs.statements import ENDED, Owned, outside, owned
 
 
@@ -34,14 +34,28 @@ def expire_if_over(
     for those that were uploaded before another. A date `after` a third is of a wrong clock, and counts as old. The rows
     reference no bytes any more: the caller removes them. Returns what the expired jobs referenced.
     """
-    expired = owned(connection, jobs.c.id.in_(job_ids), _is_over(ended_before, uploaded_before, after))
+    return _expired(connection, job_ids, _is_over(ended_before, uploaded_before, after), now)
+
+
+def find_due(connection: Connection, now: float, longest: float, most: int) -> list[str]:
+    """Up to `most` jobs that `expire_if_due` would take."""
+    return list(connection.scalars(select(jobs.c.id).where(*_due(now, longest)).order_by(jobs.c.due_at).limit(most)))
+
+
+def expire_if_due(connection: Connection, job_ids: Collection[str], now: float, longest: float) -> list[Owned]:
+    """The same for those of these jobs that are past a retention of their own, of at most `longest` seconds."""
+    return _expired(connection, job_ids, and_(*_due(now, longest), jobs.c.state.in_(ENDED)), now)
+
+
+def _expired(connection: Connection, job_ids: Collection[str], guard: ColumnElement[bool], now: float) -> list[Owned]:
+    expired = owned(connection, jobs.c.id.in_(job_ids), guard)
     # These alone: one that has ended since would be locked behind others with higher IDs.
     ids = [job.id for job in expired]
-    expiring = ending(jobs.c.id.in_(ids)).values(
+    expiring = ending_undated(jobs.c.id.in_(ids)).values(
         finished_at=func.coalesce(jobs.c.finished_at, now),
         input_removed_at=func.coalesce(jobs.c.input_removed_at, now),
     )
-    values = {"result_key": None, "errors_key": None, "expires_at": now}
+    values = {"result_key": None, "errors_key": None, "expires_at": now, "due_at": None}
     finish(connection, expiring, JobState.EXPIRED, now, values)
     connection.execute(delete(chunks).where(chunks.c.job_id.in_(ids)))
     contents.release(connection, expired)
@@ -79,6 +93,12 @@ def _is_over(ended_before: float, uploaded_before: float, after: float) -> Colum
         and_(jobs.c.state.in_(ENDED), outside(jobs.c.finished_at, ended_before, after)),
         and_(jobs.c.state == JobState.UPLOADED, outside(jobs.c.created_at, uploaded_before, after)),
     )
+
+
+def _due(now: float, longest: float) -> tuple[ColumnElement[bool], ColumnElement[bool]]:
+    """By the index of the few jobs that are `due_at` some time, all of which have ended. Next to their states, SQLite
+    would read all jobs in these."""
+    return jobs.c.due_at < now, jobs.c.expires_in <= literal(longest, Float())
 
 
 def _has_input_over(ended_before: float, after: float) -> ColumnElement[bool]:

@@ -19,8 +19,9 @@ from batchserve.jobs.statements import changed, require_mine
 
 def add_chunks_if_mine(
     connection: Connection, job_id: str, attempt: int, planned: Sequence[Chunk], complete: bool
-) -> None:
-    """Appends to the plan. Ranges of stored chunks never change, so that a resumed job has the same chunks."""
+) -> bool:
+    """Appends to the plan. Ranges of stored chunks never change, so that a resumed job has the same chunks. False when
+    they were stored before, and nothing has changed."""
     values = {
         "rows_planned": jobs.c.rows_planned + sum(chunk.records for chunk in planned),
         "chunks_total": jobs.c.chunks_total + len(planned),
@@ -31,9 +32,10 @@ def add_chunks_if_mine(
         require_mine(connection, job_id, attempt, values, "plan", *behind)
     except LeaseLost:
         if planned and _is_mine(connection, job_id, attempt, jobs.c.rows_planned == _end(planned[-1])):
-            return
+            return False
         raise
     ADD_CHUNKS.send(connection, *(chunk_values(job_id, chunk) for chunk in planned))
+    return True
 
 
 def last_chunk(connection: Connection, job_id: str) -> Chunk | None:

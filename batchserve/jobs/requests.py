@@ -17,7 +17,7 @@ from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import Attempt, Job, JobState, ModelVersion, Options, Result, ScoredChunk, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
 from batchserve.jobs import contents
-from batchserve.jobs.ends import ending, finish, result_values
+from batchserve.jobs.ends import ending, ending_undated, finish, result_values
 from batchserve.jobs.execution import account_of, add_attempt, add_scored
 from batchserve.jobs.plan import done_chunks
 from batchserve.jobs.queries import get, get_whole
@@ -90,6 +90,7 @@ def enqueue_if_uploaded(
     metadata: Mapping[str, str],
     priority: int,
     run_after: float | None,
+    expires_in: float | None = None,
     now: float,
     webhook: str | None = None,
 ) -> bool:
@@ -98,8 +99,14 @@ def enqueue_if_uploaded(
     Raises UnreadableRow for values that could not be read again, and ModelNotFound when the model was deleted
     meanwhile.
     """
-    given = {"metadata": dict(metadata), "priority": priority, "run_after": run_after, "webhook": webhook}
-    asked = {"request_digest": request_digest, **given}
+    asked = {
+        "request_digest": request_digest,
+        "metadata": dict(metadata),
+        "priority": priority,
+        "run_after": run_after,
+        "webhook": webhook,
+        "expires_in": expires_in,
+    }
     values = {"state": JobState.QUEUED, **_request(model, options, asked, now)}
     lock(connection, "models", shared=True)
     queued = _ENQUEUE.run(connection, {"job": job_id, "model": model.id, **values}) > 0
@@ -131,8 +138,9 @@ def complete_if_uploaded(
     values = _request(job.model, job.options, asked, now)
     lock(connection, "models", shared=True)
     taken: dict[str, Any] = {"attempt": 1, "worker": worker, "started_at": now}
+    due = {"due_at": None if job.expires_in is None else now + job.expires_in}
     account, kept = account_of(only), result_values(result, facts)
-    values |= {"job": job.id, "model": job.model.id, **account, **kept, **taken}
+    values |= {"job": job.id, "model": job.model.id, **account, **kept, **taken, **due}
     if not finish(connection, _COMPLETE_UPLOADED, JobState.COMPLETED, now, values):
         return None
     add_scored(connection, job.id, 1, only, small)
@@ -195,6 +203,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
             cancel_requested_at=None,
             queued_at=now,
             finished_at=None,
+            due_at=None,
         ),
     )
     job = get(connection, job_id)
@@ -330,7 +339,7 @@ def _model_is_gone(job: Job) -> JobConflict:
     return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
 
 
-_ASKED = ("request_digest", "metadata", "priority", "run_after", "webhook")
+_ASKED = ("request_digest", "metadata", "priority", "run_after", "webhook", "expires_in")
 _CREATE = Prepared(insert(jobs))
 _ADD_INPUTS = Prepared(insert(inputs))
 _ENQUEUE = Prepared(
@@ -339,7 +348,7 @@ _ENQUEUE = Prepared(
     )
 )
 _COMPLETE_UPLOADED = Prepared(
-    ending(
+    ending_undated(
         jobs.c.id == bindparam("job"),
         jobs.c.state == JobState.UPLOADED,
         jobs.c.attempt == 0,

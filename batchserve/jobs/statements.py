@@ -17,7 +17,7 @@ from batchserve.db.tables import inputs, jobs, models
 from batchserve.domain import Job, JobState
 from batchserve.errors import LeaseLost, UnreadableRow
 from batchserve.registry import model_columns, model_from_row
-from batchserve.storage import input_key, key_in_row, key_in_storage
+from batchserve.storage import TARGETS, input_key, key_in_row, key_in_storage
 
 ENDED = (JobState.COMPLETED, JobState.FAILED, JobState.CANCELLED)
 INPUT_COLUMNS = tuple(
@@ -26,8 +26,10 @@ INPUT_COLUMNS = tuple(
 )
 """Columns of a job joined with its first input."""
 WITH_FIRST_INPUT = jobs.outerjoin(inputs, and_(inputs.c.job_id == jobs.c.id, inputs.c.number == 0))
-_OWNED = ("id", "tenant", "state", "result_key", "errors_key", "attempt")
-_UNREAD = ("model_id", "crashes", "lease_until", "lease_clock")  # the model has an ID, too
+_OWNED = (
+    "id", "tenant", "state", "result_key", "result_bytes", "errors_key", "errors_bytes", "attempt", "input_removed_at",
+)  # fmt: skip
+_UNREAD = ("model_id", "crashes", "lease_until", "lease_clock", "due_at")  # the model has an ID, too
 JOBS = (
     select(*(column for column in jobs.c if column.name not in _UNREAD), *INPUT_COLUMNS, *model_columns)
     .select_from(WITH_FIRST_INPUT.outerjoin(models, jobs.c.model_id == models.c.id))
@@ -54,6 +56,8 @@ class Owned:
     errors_key: str | None
     attempt: int
     """Number of the last attempt. Each may have left a result."""
+    sizes: Mapping[str, int]
+    """The bytes of those of its inputs that were not removed before, and of its result with the errors list, by key."""
 
 
 def changed(connection: Connection, statement: Any, values: Mapping[str, Any] | None = None) -> bool:
@@ -119,10 +123,19 @@ def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
     query = select(*(jobs.c[name] for name in _OWNED)).where(*guards)
     found = connection.execute(query.order_by(jobs.c.id).with_for_update()).mappings().all()
     keys: dict[str, list[str]] = {row["id"]: [] for row in found}
-    its_inputs = select(inputs.c.job_id, inputs.c.key).where(inputs.c.job_id.in_(keys), inputs.c.owned)
-    for job_id, key in connection.execute(its_inputs.order_by(inputs.c.job_id, inputs.c.number)).all():
+    sizes: dict[str, dict[str, int]] = {row["id"]: {} for row in found}
+    kept = {row["id"] for row in found if row["input_removed_at"] is None and row["state"] != JobState.EXPIRED}
+    its_inputs = select(inputs.c.job_id, inputs.c.key, inputs.c.bytes).where(inputs.c.job_id.in_(keys), inputs.c.owned)
+    for job_id, key, size in connection.execute(its_inputs.order_by(inputs.c.job_id, inputs.c.number)).all():
         known = input_key(job_id)
         keys[job_id] += [key] if _is_under("inputs/", key) else [known, key_in_row(known)]
+        if job_id in kept and isinstance(size, int):
+            sizes[job_id][key] = size
+    for row in found:
+        if row["result_key"] is not None:
+            is_here = not str(row["result_key"]).startswith(TARGETS)
+            result = row["result_bytes"] if is_here else 0, row["errors_bytes"]
+            sizes[row["id"]][row["result_key"]] = sum(size for size in result if isinstance(size, int))
 
     def named(row: RowMapping, name: str) -> str | None:
         return row[name] if _is_under("results/", row[name]) else None
@@ -136,6 +149,7 @@ def owned(connection: Connection, *guards: ColumnElement[bool]) -> list[Owned]:
             named(row, "result_key"),
             named(row, "errors_key"),
             row["attempt"] if isinstance(row["attempt"], int) else 0,
+            sizes[row["id"]],
         )
         for row in found
     ]

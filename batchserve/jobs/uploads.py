@@ -9,10 +9,12 @@ from batchserve.access import EVERY_TENANT
 from batchserve.db.tables import direct_uploads
 from batchserve.domain import DirectUpload
 from batchserve.errors import UploadNotFound
+from batchserve.quotas import account
 from batchserve.storage import input_key, sent_key
 
 
 def begin(connection: Connection, upload: DirectUpload) -> None:
+    """Stores it; its bytes are to be charged."""
     values = {name: getattr(upload, name) for name in DirectUpload.__dataclass_fields__}
     connection.execute(insert(direct_uploads).values(values))
 
@@ -34,8 +36,11 @@ def sent_object(upload: DirectUpload) -> str:
 def end(connection: Connection, upload_id: str) -> None:
     """Deletes it. Raises UploadNotFound when it was ended before: the second of two concurrent ends waits for the
     first."""
-    if not connection.execute(delete(direct_uploads).where(direct_uploads.c.id == upload_id)).rowcount:
+    ended = delete(direct_uploads).where(direct_uploads.c.id == upload_id)
+    found = connection.execute(ended.returning(direct_uploads.c.tenant, direct_uploads.c.bytes)).all()
+    if not found:
         raise UploadNotFound(f"no upload {upload_id!r}")
+    _give_back(connection, [(row.tenant, row.bytes) for row in found])
 
 
 def end_expired(connection: Connection, before: float, most: int) -> list[DirectUpload]:
@@ -44,7 +49,19 @@ def end_expired(connection: Connection, before: float, most: int) -> list[Direct
     # What another worker deletes at this moment is skipped, in place of a wait for each other.
     found = connection.execute(query.with_for_update(skip_locked=True)).mappings().all()
     connection.execute(delete(direct_uploads).where(direct_uploads.c.id.in_([row["id"] for row in found])))
+    _give_back(connection, [(row["tenant"], row["bytes"]) for row in found])
     return [DirectUpload(**row) for row in found]
+
+
+def _give_back(connection: Connection, ended: Collection[tuple[str, int]]) -> None:
+    """Subtracts the announced bytes from the accounts of their tenants."""
+    if not ended:
+        return
+    freed = dict.fromkeys(account.locked(connection, {tenant for tenant, _ in ended}), 0)
+    for tenant, size in ended:
+        if tenant in freed:
+            freed[tenant] += size
+    account.give_back(connection, freed)
 
 
 def pending(connection: Connection, upload_ids: Collection[str]) -> set[str]:

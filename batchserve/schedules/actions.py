@@ -12,6 +12,7 @@ from batchserve.domain import STEM, ModelVersion
 from batchserve.engines import open_interactive
 from batchserve.errors import BatchserveError
 from batchserve.options import PredictOptions
+from batchserve.quotas.account import Added, charge
 from batchserve.recurring import ActionKind, TickState
 from batchserve.runtime import Runtime
 from batchserve.schedules.claim import Actions, Claim, reason
@@ -47,8 +48,10 @@ class JobAction:
         model = _model_of(self.runtime, asked)
         submission = intake.prepare(self.runtime.settings, tenant, model, asked, claim.tick.at).submission
         with database.write() as connection:
-            create(connection, submission, database.moment(connection).wall)
+            now = database.moment(connection).wall
+            create(connection, submission, now)
             claim.queued(connection, [submission.job_id])
+            charge(connection, tenant, Added(queues=True), now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class UploadedAction:
 
 
 def _model_of(runtime: Runtime, options: PredictOptions) -> ModelVersion:
-    """Raises ModelNotFound, and InvalidOptions for a webhook that the settings do not allow."""
+    """Raises ModelNotFound, and InvalidOptions for a webhook or a retention that the settings do not allow."""
     options.require_allowed(runtime.settings)
     with runtime.database.read() as connection:
         return registry.resolve(connection, options.model)

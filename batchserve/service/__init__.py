@@ -25,6 +25,7 @@ from batchserve.errors import (
 from batchserve.formats import FORMATS
 from batchserve.jobs import contents, queries
 from batchserve.logs import get_logger
+from batchserve.quotas.limits import Limits
 from batchserve.runtime import Runtime, process_name
 from batchserve.scoring import unpacking
 from batchserve.scoring.checks import check_input, check_inputs
@@ -89,6 +90,7 @@ class Service:
     calls: Calls = field(init=False)
     places: Places = field(init=False)
     unreadable: UnreadableCount = field(init=False)
+    limits: Limits = field(init=False)
     _keys_under_way: set[tuple[str, str]] = field(default_factory=set)
     """Tenants and their idempotency keys."""
     _jobs_seen: VersionedCache[tuple[str, str], bool] = field(default_factory=lambda: VersionedCache(_JOBS_SEEN))
@@ -105,6 +107,7 @@ class Service:
         self.calls = Calls(self.runtime.interactive, settings.online_calls, settings.online_wait)
         self.places = Places(database)
         self.unreadable = UnreadableCount(database)
+        self.limits = Limits(database)
 
     async def wake(self) -> None:
         """A coroutine, because a background task of another kind would take a thread."""

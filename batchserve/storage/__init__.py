@@ -44,6 +44,8 @@ __all__ = [
 ]
 
 _IN_ROW = "rows/"
+TARGETS = "targets/"
+"""Beginning of the keys of results outside of the storage."""
 ERRORS_SUFFIX = ".errors"
 """Suffix of the key of a part's or a result's errors list."""
 
@@ -393,12 +395,12 @@ def errors_key(job_id: str, attempt: int) -> str:
 
 def target_key(job_id: str, attempt: int) -> str:
     """Of a result that is outside of the storage: under the address in the options of its job."""
-    return f"targets/{job_id}-{attempt}"
+    return f"{TARGETS}{job_id}-{attempt}"
 
 
 def is_elsewhere(key: str) -> bool:
     """Whether a result is outside of the storage (`target_key`)."""
-    return key.startswith("targets/")
+    return key.startswith(TARGETS)
 
 
 def model_key(digest: str) -> str:

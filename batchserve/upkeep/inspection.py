@@ -29,6 +29,7 @@ from batchserve.db.tables import (
     jobs,
     keys,
     models,
+    quotas,
     schedules,
     ticks,
     webhook_attempts,
@@ -42,6 +43,7 @@ from batchserve.errors import BatchserveError, Unavailable
 from batchserve.formats.protocol import Open
 from batchserve.jobs import contents, queries, requests
 from batchserve.jobs.statements import INPUT_COLUMNS
+from batchserve.quotas import account
 from batchserve.storage import Storage
 from batchserve.upkeep import retention
 from batchserve.upkeep.objects import UNFINISHED, WHOLE, NamedObject, objects_by_row
@@ -262,6 +264,20 @@ def inspect_webhooks(database: Database, *, patience: float) -> list[Fault]:
     return faults
 
 
+# --- accounts of tenants with a quota --------------------------------------------------------------------------------
+
+
+def inspect_accounts(database: Database) -> list[Fault]:
+    """Checks that the bytes of each account are those that are stored."""
+    with database.read() as connection:
+        found = account.differing(connection)
+    return [
+        Fault(f"account of the tenant {tenant}", f"{stored:,} bytes, which are stored", f"{kept:,} bytes",
+              f"batchserve quotas recount {tenant}")
+        for tenant, kept, stored in found
+    ]  # fmt: skip
+
+
 # --- rows that cannot be read ----------------------------------------------------------------------------------------
 
 
@@ -294,11 +310,12 @@ _UNREADABLE_MENDS = {
     "webhook_secrets": "batchserve mend (which deletes this secret), then: batchserve webhooks rotate",
     "webhook_deliveries": "batchserve mend (which deletes this delivery)",
     "webhook_attempts": "batchserve mend (which deletes this attempt)",
+    "quotas": "batchserve mend (which removes this quota), then: batchserve quotas set",
 }
 
 
 _WEBHOOKS = (webhook_attempts, webhook_deliveries, webhook_secrets, webhook_endpoints)
-_FORGOTTEN = (attempts, idempotency_keys, audit, schedules, ticks, *_WEBHOOKS)
+_FORGOTTEN = (attempts, idempotency_keys, audit, schedules, ticks, quotas, *_WEBHOOKS)
 """Tables whose unreadable rows are deleted."""
 
 
@@ -310,8 +327,8 @@ def find_unreadable(database: Database) -> Iterator[Unreadable]:
 
 def mend_unreadable(database: Database, storage: Storage) -> list[Unreadable]:
     """Removes each unreadable row: a job, also one with an unreadable chunk, with its bytes; a key is revoked and a
-    model version removed; attempts, idempotency keys, audit entries, schedules, ticks and rows of webhooks are deleted.
-    Returns those rows."""
+    model version removed; attempts, idempotency keys, audit entries, schedules, ticks, quotas and rows of webhooks are
+    deleted. Returns those rows."""
     found = list(find_unreadable(database))
     for job_id in {row.key[0] for row in found if row.table in ("jobs", "inputs", "chunks")}:
         with database.write() as connection:
@@ -406,6 +423,7 @@ _READERS: tuple[tuple[Table, Select[Any], Callable[[rows.Row], object]], ...] = 
     (webhook_secrets, select(webhook_secrets), terms.read_secret),
     (webhook_deliveries, select(webhook_deliveries), terms.read_delivery),
     (webhook_attempts, select(webhook_attempts), terms.read_attempt),
+    (quotas, select(quotas), rows.quota),
 )
 """Columns and reader of each table. A job comes with the first of its inputs."""
 

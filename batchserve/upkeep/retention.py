@@ -54,12 +54,14 @@ def dated(job: Job, settings: Settings) -> Job:
         return job
     seconds = _keep_uploads(settings) if job.state is JobState.UPLOADED else settings.keep_results
     since = job.created_at if job.state is JobState.UPLOADED else job.finished_at
+    if job.state is not JobState.UPLOADED and job.expires_in is not None:
+        seconds = min(job.expires_in, math.inf if seconds is None else seconds)
     return job if seconds is None or since is None else replace(job, expires_at=min(since + seconds, LATEST))
 
 
 def expire(database: Database, storage: Storage, settings: Settings, now: float, settled: float = math.inf) -> Expired:
-    """Removes the bytes of jobs past their retention, and of inputs past theirs. The rows remain. `settled`: seconds
-    for which `now` is trusted (see `clock`); bytes with a longer retention stay.
+    """Removes the bytes of jobs past their retention, or one of their own, and of inputs past theirs. The rows remain.
+    `settled`: seconds for which `now` is trusted (see `clock`); bytes with a longer retention stay.
     """
     after = now + clock.TOLERANCE
     over = {
@@ -72,6 +74,13 @@ def expire(database: Database, storage: Storage, settings: Settings, now: float,
         storage,
         lambda connection: expiry.find_over(connection, **over, most=_BATCH),
         lambda connection, found: expiry.expire_if_over(connection, found, **over, now=now),
+        _bytes_of,
+    )
+    expired += _in_batches(
+        database,
+        storage,
+        lambda connection: expiry.find_due(connection, now, settled, _BATCH),
+        lambda connection, found: expiry.expire_if_due(connection, found, now, settled),
         _bytes_of,
     )
     before = _before(settings.keep_inputs, now, settled)

@@ -14,13 +14,12 @@ from starlette.routing import Route
 from batchserve import registry
 from batchserve.api import problems
 from batchserve.api.auth import caller_of
-from batchserve.api.deps import own_job, parsed, read_body, service_of
+from batchserve.api.deps import own_job, predict_options, read_body, service_of
 from batchserve.api.predict import predict_stored
 from batchserve.domain import JobState, ModelVersion, Signature, StoredInput
 from batchserve.errors import BatchserveError, ModelNotFound
 from batchserve.formats import RESULT_FORMATS
 from batchserve.jobs import contents
-from batchserve.options import PredictOptions
 from batchserve.scoring.dry_run import Beginning, DryRun, Filled, dry_run, survey
 from batchserve.scoring.inputs import Input
 from batchserve.service import Service
@@ -35,7 +34,7 @@ _COMPARED = 100
 """Most models that an input is compared with, to show which it fits."""
 _LISTED = 200
 """Most columns that are listed."""
-_OPTIONS = ("format", "passthrough", "key", "on_row_error", "max_errors", "top_k")
+_OPTIONS = ("format", "passthrough", "key", "on_row_error", "max_errors", "top_k", "expires_in")
 _COLUMN, _SHARED = "column.", "input."
 """Beginnings of fields: which column fills one of the model, and the value of an input that all records share."""
 
@@ -131,7 +130,7 @@ async def fit_of(request: Request, job_id: str, fields: Fields | None = None) ->
     fit = replace(fit, candidates=candidates, model=model, format=default_format(inputs[0].format, model))
     try:
         options = (
-            parsed(PredictOptions, _given(fit.fields, model)).submission(job.tenant, job_id, inputs, model).options
+            predict_options(service, _given(fit.fields, model)).submission(job.tenant, job_id, inputs, model).options
         )
         with service.calls.place(tenant, Lane.ONLINE) as place:
             seconds = service.runtime.settings.online_timeout

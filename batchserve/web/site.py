@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from batchserve.api import problems
 from batchserve.api.head import first_part
 from batchserve.errors import BatchserveError, Unauthorized
-from batchserve.web import fit, home, job, jobs, models, schedules, session, system, trial, webhooks
+from batchserve.web import fit, home, job, jobs, models, quotas, schedules, session, system, trial, webhooks
 from batchserve.web.pages import page
 
 __all__ = ["POLICIES", "WebMiddleware", "is_page"]
@@ -36,6 +36,7 @@ _ROUTES: list[BaseRoute] = [
     *schedules.ROUTES,
     *system.ROUTES,
     *webhooks.ROUTES,
+    *quotas.ROUTES,
     *session.ROUTES,
     Mount("/static", StaticFiles(directory=_STATIC)),
 ]

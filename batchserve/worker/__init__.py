@@ -21,6 +21,7 @@ from batchserve.domain import Chunk, Job
 from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
 from batchserve.jobs import contents, execution, plan
 from batchserve.logs import get_logger
+from batchserve.quotas.limits import Limits
 from batchserve.runtime import Runtime, process_name
 from batchserve.storage import is_in_row
 from batchserve.webhooks.deliverer import Deliverer
@@ -29,6 +30,7 @@ from batchserve.worker.clock import Clock
 from batchserve.worker.housekeeper import Housekeeper
 from batchserve.worker.job_run import JobRun, RunContext
 from batchserve.worker.leases import LeaseKeeper
+from batchserve.worker.metering import Metering
 from batchserve.worker.transitions import Transitions
 
 __all__ = ["Worker"]
@@ -67,11 +69,12 @@ class Worker:
         self._pause = 0.0
         self._database_failed = not runtime.database.is_inline
         """Whether it has not responded since the last turn. At the start a server may just be back."""
-        settings = runtime.settings
+        self.limits = Limits(runtime.database)
         self._context = RunContext(
             runtime,
             self._clock,
             Transitions(runtime.database, self._clock, self._stopping.is_set, self._note_failure),
+            Metering(self.limits, self._clock),
             window=self._window,
             post=self._events.put,
             is_stopping=self._stopping.is_set,
@@ -80,14 +83,14 @@ class Worker:
         )
         self.leases = LeaseKeeper(
             runtime.database,
-            settings,
+            self._settings,
             self._clock,
             held=lambda: list(self._runs.values()),
             lost=lambda run: self._events.put(run.lose),
             failed=self._note_failure,
         )
         self.housekeeper = Housekeeper(runtime, self._clock)
-        self.deliverer = Deliverer(runtime.database, settings, self._clock.moment)
+        self.deliverer = Deliverer(runtime.database, self._settings, self._clock.moment)
 
     # --- what other threads call ---
 

@@ -34,6 +34,7 @@ class ActiveJob:
 
     id: str
     attempt: int
+    tenant: str
     inputs: tuple[Input, ...]
     stored: tuple[StoredInput, ...]
     """The same as they are stored."""
@@ -89,6 +90,7 @@ class ActiveJob:
         return cls(
             id=job.id,
             attempt=job.attempt,
+            tenant=job.tenant,
             inputs=tuple(_input(settings.storage, stored, job.model, job.options) for stored in job.inputs),
             stored=job.inputs,
             sizes=sizes,

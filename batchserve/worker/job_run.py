@@ -15,6 +15,7 @@ from batchserve.errors import (
     BatchserveError,
     LeaseLost,
     OutOfMemory,
+    QuotaExceeded,
     ScoringCrashed,
     ScoringTimeout,
     Unavailable,
@@ -33,6 +34,7 @@ from batchserve.storage.disk import outage_of
 from batchserve.upkeep.retention import remove_unnamed
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
+from batchserve.worker.metering import Metering
 from batchserve.worker.transitions import CancelRequested, Transitions
 from batchserve.worker.waits import Waits, delay_of
 
@@ -52,6 +54,7 @@ class RunContext:
     runtime: Runtime
     clock: Clock
     transitions: Transitions
+    metering: Metering
     window: Callable[[], int]
     """Most running calls: one for each process, and one queued behind it. 0 while the engine has no process."""
     post: Callable[[Callable[[], None]], None]
@@ -118,7 +121,7 @@ class JobRun:
             self._add_planned(future.result())
 
     def _add_planned(self, planned: Planned) -> None:
-        self._write(plan.add_chunks_if_mine, planned.chunks, self._job.is_planned_by(planned))
+        self._write(self._context.metering.plan, self._job.tenant, planned.chunks, self._job.is_planned_by(planned))
         self._job.add_planned(planned)
 
     def _done_small(self, future: Future[Planned | Small]) -> None:
@@ -132,7 +135,7 @@ class JobRun:
             self._add_planned(done)
             return
         job.add_scored(done.scored)
-        complete = partial(execution.complete_if_mine, only=done.scored, small=done.contents)
+        complete = partial(self._context.metering.complete, only=done.scored, small=done.contents)
         self._complete(complete, done.result, merge_facts(job.facts, done.scored.facts))
 
     # --- score ---
@@ -216,7 +219,7 @@ class JobRun:
         self._job.assembling = None
         if self._has_failed(future):
             return
-        completed = self._complete(execution.complete_if_mine, future.result(), facts)
+        completed = self._complete(self._context.metering.complete, future.result(), facts)
         if completed and not self._job.rows_failed:  # otherwise a retry of the failed records reuses the other parts
             _delete_parts(self._runtime, self.id)
 
@@ -249,7 +252,7 @@ class JobRun:
 
     def _complete(self, transition: Callable[..., None], result: Result, facts: Mapping[str, Any]) -> bool:
         job = self._job
-        completed = self._end(transition, result, facts)
+        completed = self._end(transition, job.tenant, result, facts)
         if completed:
             log.info("Job is completed", action="job_complete", job_id=job.id, attempt=job.attempt, rows=job.rows_done,
                      rows_failed=job.rows_failed)  # fmt: skip
@@ -294,6 +297,8 @@ class JobRun:
             then(future)
         except LeaseLost:
             self.lose()
+        except QuotaExceeded as error:
+            self._fail(error)
         except CancelRequested:  # the outcome is not recorded: a retry scores that chunk again
             self.request_cancel()
         except Exception:

@@ -13,7 +13,7 @@ BODY = f"{_HEADER}\n0,5.1,3.5,1.4,0.2\n1,wide,3.5,1.4,0.2\n2,6.1,2.9,4.7,1.4\n".
 NAMES = (
     "model", "format", "passthrough", "columns", "key", "on_row_error", "max_errors", "top_k", "inputs", "reuse",
     "priority", "run_after", "metadata", "delimiter", "decimal", "encoding", "filename", "wait", "state", "limit",
-    "after", "q", "partial", "csv_escape", "rows", "webhook", "unknown", "",
+    "after", "q", "partial", "csv_escape", "rows", "webhook", "expires_in", "tenant", "unknown", "",
 )  # fmt: skip
 SENSIBLE: dict[str, tuple[Any, ...]] = {
     "model": ("iris", "iris@1", "people", "arrays"),
@@ -28,6 +28,7 @@ SENSIBLE: dict[str, tuple[Any, ...]] = {
     "reuse": (True, False),
     "priority": (-100, 0, 100),
     "run_after": ("2020-01-01T00:00:00Z", "2040-01-01T00:00:00+02:00"),
+    "expires_in": ("7d", 3600, "12h"),
     "metadata": ({"night": "1"}, {}),
     "delimiter": (",", "tab", ";", "|"),
     "decimal": (".", ","),

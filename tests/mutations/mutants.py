@@ -44,6 +44,8 @@ NEWLINES = "batchserve/formats/kernels/newlines.py"
 FIELDS, MATRICES = "batchserve/formats/kernels/fields.py", "batchserve/formats/matrices.py"
 DIALECT, EXCEL = "batchserve/formats/csv_dialect.py", "batchserve/formats/excel.py"
 PANDAS, CHILD = "batchserve/client/pandas_table.py", "batchserve/client/child.py"
+ACCOUNT, QUOTAS = "batchserve/quotas/account.py", "tests/test_quotas.py"
+CONTENTS = "batchserve/jobs/contents.py"
 UPLOADS, DIRECT_UPLOADS = "batchserve/jobs/uploads.py", "batchserve/api/direct_uploads.py"
 TICKS = "batchserve/timetable/ticks.py"
 LOCATIONS, PLANNING = "batchserve/storage/locations.py", "batchserve/scoring/planning.py"
@@ -109,12 +111,12 @@ MUTANTS = (
     ),
     Mutant(
         "contents in rows end with the last job that needs them", "batchserve/jobs/contents.py",
-        "unnamed = keys - named_inputs(connection, keys - of_results)", "unnamed = keys",
+        "unnamed = asked - named_inputs(connection, asked - of_results)", "unnamed = asked",
         ("tests/test_contents.py",),
     ),
     Mutant(
         "contents in rows are removed with their job", "batchserve/jobs/contents.py",
-        "        _delete(connection, unnamed)\n", "", ("tests/test_contents.py",),
+        "        _delete(connection, unnamed & keys)\n", "", ("tests/test_contents.py",),
     ),
     Mutant(
         "bytes are removed only after a certain rollback", "batchserve/submission.py",
@@ -1282,5 +1284,48 @@ MUTANTS = (
         "an address of IPv6 is judged by that which it stands for", "batchserve/webhooks/addresses.py",
         "if address in _NAT64[0] or address in _COMPATIBLE:", "if False:",
         ("tests/test_webhook_addresses.py",),
+    ),
+    # Quotas
+    Mutant(
+        "no more jobs are queued than a quota allows", ACCOUNT,
+        "if quota.jobs is not None and added.queues and jobs_used >= quota.jobs:", "if False:", (QUOTAS,),
+    ),
+    Mutant(
+        "no more bytes are stored than a quota allows", ACCOUNT, "if quota.bytes is not None and _is_too_much(",
+        "if False and _is_too_much(", (QUOTAS,),
+    ),
+    Mutant(
+        "no more rows are planned in a day than a quota allows", ACCOUNT,
+        "if quota.rows_per_day is not None and _is_too_much(", "if False and _is_too_much(", (QUOTAS,),
+    ),
+    Mutant(
+        "rows are charged once although their commit is repeated", "batchserve/worker/metering.py",
+        "        if added:\n", "        if True:\n", (QUOTAS,),
+    ),
+    Mutant(
+        "requests beyond the quota of a second are refused", "batchserve/quotas/limits.py", "if left < 1.0:",
+        "if False:", (QUOTAS,),
+    ),
+    Mutant(
+        "removed bytes are given back", CONTENTS, "        account.give_back(connection, freed)\n", "",
+        ("tests/test_quotas_account.py",),
+    ),
+    Mutant(
+        "an object that another job references is not given back", CONTENTS,
+        "for key in unnamed & sizes.keys()):", "for key in sizes.keys()):", ("tests/test_quotas_account.py",),
+    ),
+    Mutant(
+        "a new account is not kept at once", ACCOUNT, 'if kept is not None or abs(now - row["since"]) >= SETTLES:',
+        "if True:", ("tests/test_quotas_account.py",),
+    ),
+    Mutant(
+        "a job with its own retention is due after it", "batchserve/jobs/ends.py",
+        "ending_undated(*guards).values(due_at=_ENDED_AT + jobs.c.expires_in)",
+        "ending_undated(*guards).values(due_at=_ENDED_AT)", ("tests/test_expires_in.py",),
+    ),
+    Mutant(
+        "a longer retention than that of the settings is refused", "batchserve/options.py",
+        "if self.expires_in is not None and most is not None and self.expires_in > most:", "if False:",
+        ("tests/test_expires_in.py",),
     ),
 )  # fmt: skip

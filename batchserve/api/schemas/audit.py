@@ -12,17 +12,18 @@ from batchserve.api.schemas.times import time_of
 class AuditBody(BaseModel):
     id: int
     at: datetime
-    tenant: str = Field(
-        description="The tenant of the job, key, schedule or webhook; `*` for a model, which all share."
-    )
+    tenant: str = Field(description="The tenant of the job, key, schedule, webhook or quota; `*` for what all share.")
     key: str = Field(description="The name of the API key that did it; `-` for a command, and where there are no keys.")
     action: str = Field(
         description="`cancel`, `retry`, `delete`, `register`, `create`, `revoke`, `change`, `rotate`, `pause`, "
-        "`resume` or `run`."
+        "`set`, `resume` or `run`."
     )
-    kind: str = Field(description="What it was done to: a `job`, a `model`, a `key`, a `schedule` or a `webhook`.")
+    kind: str = Field(
+        description="What it was done to: a `job`, a `model`, a `key`, a `schedule`, a `webhook` or a `quota`."
+    )
     subject: str = Field(
-        description="The ID of the job or webhook, `name@version` of the model, or the name of the key or schedule."
+        description="The ID of the job or webhook, `name@version` of the model, the name of the key or schedule, or a "
+        "tenant."
     )
 
 

@@ -91,7 +91,7 @@ class JobBody(BaseModel):
     queued_at: datetime | None
     started_at: datetime | None
     finished_at: datetime | None
-    expires_at: datetime | None
+    expires_at: datetime | None = Field(description="When the bytes of an ended job are due to be removed, or were.")
     metadata: dict[str, str]
     links: dict[str, str]
 
@@ -184,6 +184,7 @@ def _options(job: Job) -> dict[str, Any]:
         "priority": job.priority,
         "run_after": time_or_none(job.run_after),
         "webhook": job.webhook,
+        "expires_in": job.expires_in,
     }
 
 

@@ -1,0 +1,1 @@
+"""Quotas of tenants: their limits (`limits`), and what the tenants use (`account`)."""
