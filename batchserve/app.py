@@ -4,7 +4,7 @@ import base64
 import hashlib
 import re
 import threading
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -14,9 +14,6 @@ import fastapi_offline
 from fastapi import FastAPI, Request, Response
 from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.responses import JSONResponse, PlainTextResponse
-from prometheus_client import CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, InfoMetricFamily, Metric
-from prometheus_client.registry import Collector
 from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -42,26 +39,35 @@ from batchserve.api.cache import AnswerCache, CacheMiddleware
 from batchserve.api.deps import PROBLEMS
 from batchserve.api.events import job_events
 from batchserve.api.links import add_links
+from batchserve.api.measured import MeasuringMiddleware, templates_of
 from batchserve.api.origin import OriginMiddleware
 from batchserve.api.plain import PlainMiddleware
 from batchserve.api.schemas.problems import Problem
 from batchserve.db.notifications import Hear, Notification
-from batchserve.jobs import queries
-from batchserve.quotas import account
-from batchserve.quotas.limits import LIMITS
+from batchserve.metrics import Metrics
 from batchserve.runtime import Runtime
 from batchserve.schedules.actions import actions_of
 from batchserve.schedules.scheduler import Scheduler
 from batchserve.service import Service
+from batchserve.service.exposition import Exposition
 from batchserve.service.following import Following
 from batchserve.service.health import health_of
 from batchserve.service.notifier import JobNotifier
 from batchserve.settings import Settings
-from batchserve.web.site import POLICIES, WebMiddleware
+from batchserve.upkeep.inspection import UnreadableCount
+from batchserve.web.site import POLICIES, ROUTES, WebMiddleware
 from batchserve.worker import Worker
 
 _ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, webhooks, audit, quotas)
 _TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "webhooks", "audit", "quotas", "health")
+_READ = Callable[[Request], Awaitable[tuple[bytes, str]]]
+"""Reads what /metrics shows, and its media type."""
+_METRICS = {
+    "content": {
+        "text/plain": {"example": examples.METRICS},
+        "application/openmetrics-text": {"schema": {"type": "string"}},
+    }
+}
 
 DESCRIPTION = """
 A file of inputs plus a model gives a file of predictions.
@@ -102,10 +108,11 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
     `host`: the address that it listens on, which determines the accepted hosts.
     """
     settings = settings or Settings()
+    metrics = Metrics()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with Runtime.open(settings) as runtime:
+        with Runtime.open(settings, metrics) as runtime:
             notifier = JobNotifier(has_worker=worker)
             embedded = Worker(runtime, notifier.notify) if worker else None
             wake, stop = (embedded.wake, embedded.stop) if embedded else (_no_worker, _no_worker)
@@ -115,6 +122,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
                 service.limits = embedded.limits  # a change by the API is in force for both at once
             app.state.service = service
             app.state.scheduler = scheduler = Scheduler(runtime, actions_of(runtime), wake)
+            app.state.exposition = Exposition(runtime, service.unreadable)
             app.state.keyring, app.state.answers = Keyring(runtime.database), AnswerCache()
             app.state.following = Following(runtime.database, settings, service.places, service.stopping, job_events)
             hearing = [hear.hear for hear in (notifier, app.state.following, embedded) if hear is not None]
@@ -137,15 +145,38 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
         docs_url=None, redoc_url=None,
         redirect_slashes=False,  # a redirect would repeat the Host header
     )  # fmt: skip
+    app.state.metrics = metrics
     problems.install(app)
     app.add_middleware(problems.ErrorMiddleware)  # here as well: inside of Starlette's, which would answer otherwise
     plain = PlainMiddleware(app.routed, [module.router for module in _ROUTES])
-    guarded = AuthMiddleware(CacheMiddleware(plain))
-    pages = problems.ErrorMiddleware(WebMiddleware(guarded, app.state))
-    app.entrance = OriginMiddleware(pages, settings.allowed_hosts, host, POLICIES | _add_docs(app))
+    pages = problems.ErrorMiddleware(WebMiddleware(AuthMiddleware(CacheMiddleware(plain)), app.state))
+    guarded = OriginMiddleware(pages, settings.allowed_hosts, host, POLICIES | _add_docs(app))
     for module in _ROUTES:
         app.include_router(module.router)
-    _add_health(app)
+    _add_livez(app)
+    _add_readyz(app)
+    _add_metrics(app, _read_in_turn)
+    app.entrance = MeasuringMiddleware(guarded, metrics, templates_of([*app.routes, *ROUTES]))
+    return app
+
+
+def create_metrics_app(runtime: Runtime, host: str) -> FastAPI:
+    """What a worker without a server answers: that it lives, and its metrics. For the same keys and hosts as a server.
+    `host`: as for `create_app`.
+    """
+    app = _Application(
+        title="batchserve worker", version=__version__, openapi_url=None, docs_url=None, redoc_url=None,
+        redirect_slashes=False,
+    )  # fmt: skip
+    problems.install(app)
+    app.add_middleware(problems.ErrorMiddleware)
+    app.state.keyring = Keyring(runtime.database)
+    app.state.exposition = Exposition(runtime, UnreadableCount(runtime.database))
+    _add_livez(app)
+    _add_metrics(app, _read_in_a_thread)
+    guarded = problems.ErrorMiddleware(AuthMiddleware(app.routed))
+    origin = OriginMiddleware(guarded, runtime.settings.allowed_hosts, host)
+    app.entrance = MeasuringMiddleware(origin, runtime.metrics, templates_of(app.routes))
     return app
 
 
@@ -190,7 +221,7 @@ def _docs_policy(html: str) -> str:
     )
 
 
-def _add_health(app: FastAPI) -> None:
+def _add_livez(app: FastAPI) -> None:
     @app.head("/livez", include_in_schema=False)
     @app.get(
         "/livez", tags=["health"], operation_id="livez", summary="The process responds",
@@ -199,6 +230,8 @@ def _add_health(app: FastAPI) -> None:
     async def livez() -> dict[str, str]:
         return {"status": "ok", "version": __version__}
 
+
+def _add_readyz(app: FastAPI) -> None:
     @app.head("/readyz", include_in_schema=False)
     @app.get(
         "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage respond",
@@ -216,62 +249,33 @@ def _add_health(app: FastAPI) -> None:
             body["unreadable_rows"] = await run_in_threadpool(service.unreadable.count)
         return JSONResponse(body, 200 if ready else 503)
 
+
+def _add_metrics(app: FastAPI, read: _READ) -> None:
     @app.head("/metrics", include_in_schema=False, dependencies=ADMIN)
     @app.get(
         "/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics",
-        response_class=PlainTextResponse, responses={200: _shown(examples.METRICS, "text/plain"), **PROBLEMS},
+        response_class=PlainTextResponse, responses={200: _METRICS, **PROBLEMS},
         dependencies=ADMIN,
     )  # fmt: skip
     async def metrics(request: Request) -> Response:
-        registry = CollectorRegistry()
-        service: Service = request.app.state.service
-        registry.register(_JobMetrics(service))
-        text = await service.calls.read(caller_of(request).tenant, lambda: generate_latest(registry))
-        return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
+        text, media_type = await read(request)
+        return Response(text, media_type=media_type)
 
 
-def _shown(example: object, media_type: str = "application/json") -> dict[str, Any]:
-    return {"content": {media_type: {"example": example}}}
+async def _read_in_turn(request: Request) -> tuple[bytes, str]:
+    """In the turn of the caller: what the database is asked for takes as long as a list."""
+    service: Service = request.app.state.service
+    return await service.calls.read(caller_of(request).tenant, partial(_read, request))
 
 
-class _JobMetrics(Collector):
-    """Read from the database at each scrape, so that all processes report the same."""
-
-    def __init__(self, service: Service) -> None:
-        self._runtime, self._unreadable = service.runtime, service.unreadable
-
-    def collect(self) -> Iterator[Metric]:
-        yield InfoMetricFamily("batchserve_build", "The running release.", {"version": __version__})
-        with self._runtime.database.read() as connection:
-            by_state = queries.count_by_state(connection)
-            rows_ok, rows_failed = queries.count_rows(connection)
-            now = self._runtime.database.moment(connection).wall
-            age = queries.longest_wait(connection, now)
-            usages = account.usages(connection, now)
-        states = GaugeMetricFamily("batchserve_jobs", "Jobs by state.", labels=["state"])
-        for state in queries.STATES:
-            states.add_metric([state], by_state.get(state, 0))
-        yield states
-        rows = GaugeMetricFamily("batchserve_rows", "Rows of all stored jobs, by outcome.", labels=["outcome"])
-        rows.add_metric(["ok"], rows_ok)
-        rows.add_metric(["failed"], rows_failed)
-        yield rows
-        yield from quota_metrics(usages)
-        yield GaugeMetricFamily("batchserve_queue_oldest_age_seconds", "Longest wait of a job that is due.", age)
-        yield GaugeMetricFamily(
-            "batchserve_unreadable_rows", "Damaged rows, which batchserve doctor lists.", self._unreadable.count()
-        )
+async def _read_in_a_thread(request: Request) -> tuple[bytes, str]:
+    return await run_in_threadpool(_read, request)
 
 
-def quota_metrics(usages: Iterable[account.Usage]) -> Iterator[Metric]:
-    """What tenants with a quota use, and their limits."""
-    used = GaugeMetricFamily("batchserve_quota_used", "What a tenant with a quota uses.", labels=["tenant", "quota"])
-    limit = GaugeMetricFamily("batchserve_quota_limit", "Limits of tenants.", labels=["tenant", "quota"])
-    for usage in usages:
-        for name, count in (("jobs", usage.jobs), ("bytes", usage.bytes), ("rows_per_day", usage.rows)):
-            used.add_metric([usage.tenant, name], count)
-        for name in LIMITS:
-            if (most := getattr(usage.quota, name, None)) is not None:
-                limit.add_metric([usage.tenant, name], most)
-    yield used
-    yield limit
+def _read(request: Request) -> tuple[bytes, str]:
+    exposition: Exposition = request.app.state.exposition
+    return exposition.text(request.headers.get("accept", ""))
+
+
+def _shown(example: object) -> dict[str, Any]:
+    return {"content": {"application/json": {"example": example}}}

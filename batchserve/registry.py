@@ -54,6 +54,13 @@ def add(
     return resolve(connection, f"{name}@{newest + 1}")
 
 
+def count(connection: Connection) -> tuple[int, int]:
+    """The number of models, and of their versions."""
+    counted = select(func.count(models.c.name.distinct()), func.count()).where(models.c.deleted_at.is_(None))
+    names, versions = connection.execute(counted).one()
+    return int(names), int(versions)
+
+
 def find_newest(connection: Connection, name: str) -> ModelVersion | None:
     """The newest version of this model, if it has one."""
     return _one(connection, _NEWEST, {"of_name": name})

@@ -4,13 +4,14 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from batchserve.db import closed, migrate
 from batchserve.db.connect import Database
 from batchserve.engines import Engine, Interactive, open_engine, open_interactive
 from batchserve.errors import Unavailable
 from batchserve.logs import get_logger
+from batchserve.metrics import Metrics
 from batchserve.settings import Settings
 from batchserve.storage import Storage, check_access, open_storage
 
@@ -34,11 +35,13 @@ class Runtime:
     """Runs the chunks of jobs."""
     interactive: Interactive
     """Runs interactive calls: always on this host."""
+    metrics: Metrics = field(default_factory=Metrics)
+    """What this process counts."""
 
     @classmethod
     @contextmanager
-    def open(cls, settings: Settings) -> Iterator["Runtime"]:
-        """Opens all resources, migrating an embedded database first, and closes them.
+    def open(cls, settings: Settings, metrics: Metrics | None = None) -> Iterator["Runtime"]:
+        """Opens all resources, migrating an embedded database first, and closes them. `metrics`: to count in.
 
         Raises SchemaOutdated (a database that the settings name is migrated by hand), SchemaTooNew, SchemaTooOld, and
         InvalidOptions as `open_reached` does.
@@ -47,7 +50,7 @@ class Runtime:
         with open_database(settings) as database:
             database.refill_reserve()
             with closing(open_engine(settings)) as engine, closing(open_interactive(settings)) as interactive:
-                yield cls(settings, database, storage, engine, interactive)
+                yield cls(settings, database, storage, engine, interactive, metrics or Metrics())
 
 
 def open_reached(settings: Settings) -> Storage:

@@ -17,6 +17,7 @@ Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _PROVIDER = re.compile(r"[a-z]+")
 _ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
 _PREFIX = re.compile(r"(file:///|s3://[a-z0-9][a-z0-9.-]+/)([^*?\[\]\0]*/)?")
+_ADDRESS = re.compile(r"(\w[\w.-]*|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", re.ASCII)
 _PARTS = 9_000
 _OBJECT_BYTES = _PARTS * 8 * 2**20
 """Longest object whose length is not known before."""
@@ -83,6 +84,22 @@ Prefixes = Annotated[dict[str, list[str]], AfterValidator(_prefixes)]
 """Prefixes of addresses by tenant; those of `*` are for all."""
 
 
+def host_and_port(address: str) -> tuple[str, int] | None:
+    """Of an address as `metrics_address` has it; None of an empty one."""
+    host, _, port = address.rpartition(":")
+    return (host.strip("[]"), int(port)) if port else None
+
+
+def _require_port(address: str) -> str:
+    if address and not (_ADDRESS.fullmatch(address) and int(address.rpartition(":")[2]) <= 65535):
+        raise ValueError(f"{address!r} is not an address; expected a host and a port: 127.0.0.1:9464 or [::1]:9464")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_require_port)]
+"""A host and a port."""
+
+
 class Settings(BaseSettings):
     """Configuration of one process. Relative paths are resolved against the working directory once, at startup."""
 
@@ -115,6 +132,10 @@ class Settings(BaseSettings):
     allowed_hosts: Hosts = Field(
         "",
         description="Hosts accepted in requests besides loopback: `a.example,*.b.example`; `*` accepts any.",
+    )
+    metrics_address: Address = Field(
+        "",
+        description="Address (`host:port`) at which `batchserve worker` answers `/metrics` and `/livez`. Empty: none.",
     )
 
     processes: int = Field(

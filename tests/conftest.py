@@ -17,6 +17,7 @@ import browsers
 import httpx2
 import pandas as pd
 import postgres
+import promtool as promtools
 import pytest
 import ray_hosts
 import ray_servers
@@ -182,6 +183,12 @@ def s3_server() -> Iterator[seaweed.Server]:
 def browser() -> Iterator["Browser"]:
     """A Chromium that all tests share. Continuous integration fails without one."""
     yield from shared(browsers.running(), browsers.NoBrowser)
+
+
+@pytest.fixture(scope="session")
+def promtool() -> Iterator[promtools.Promtool]:
+    """Continuous integration fails without it."""
+    yield from shared(promtools.found(), promtools.NoPromtool)
 
 
 @pytest.fixture(scope="session")

@@ -55,6 +55,7 @@ class HandCall:
     args: tuple[Any, ...]
     urgent: bool
     future: Future[Any] = field(default_factory=Future)
+    seconds: float | None = None
 
     def run(self) -> None:
         try:

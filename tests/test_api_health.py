@@ -3,7 +3,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
+from exposed import values_in
 from service import Api, ok, problem, running
 
 from batchserve import __version__
@@ -12,13 +12,7 @@ CSV = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5
 
 
 def samples(api: Api) -> dict[str, float]:
-    answer = api.http.get("/metrics")
-    assert answer.headers["content-type"].startswith("text/plain; version=")
-    return {
-        sample.name + "".join(f"{{{value}}}" for value in sample.labels.values()): sample.value
-        for family in text_string_to_metric_families(answer.text)
-        for sample in family.samples
-    }
+    return values_in(api.http.get("/metrics").text)
 
 
 def test_the_process_is_alive(api: Api) -> None:
@@ -53,7 +47,7 @@ def test_metrics_count_jobs_and_rows(tmp_path: Path, iris_onnx: Path) -> None:
         found = samples(api)
     assert (found["batchserve_jobs{completed}"], found["batchserve_jobs{uploaded}"]) == (1, 1)
     assert found["batchserve_jobs{failed}"] == 0
-    assert (found["batchserve_rows{ok}"], found["batchserve_rows{failed}"]) == (1, 1)
+    assert (found["batchserve_rows_total{ok}"], found["batchserve_rows_total{failed}"]) == (1, 1)
     assert found["batchserve_queue_oldest_age_seconds"] == 0
     assert found[f"batchserve_build_info{{{__version__}}}"] == 1
 

@@ -1,5 +1,6 @@
-"""docker-compose.yml, the manifests of Kubernetes and the dashboard name what there is. `.ci/manifests` checks them
-against their schemas, and `make cluster-demo` runs the services of the former as processes."""
+"""docker-compose.yml, the manifests of Kubernetes and the configuration of Prometheus name what there is.
+`.ci/manifests` checks the former against their schemas, and `make cluster-demo` runs the services of Compose as
+processes."""
 
 import json
 import re
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
-from service import Api
+from exposed import SERIES
 
 from batchserve.cli import app
 from batchserve.settings import Settings
@@ -137,14 +138,19 @@ def test_the_kustomizations_have_every_manifest(folder: Path) -> None:
     assert {*listed, "kustomization.yaml"} == {file.name for file in folder.glob("*.yaml")}
 
 
-def test_the_dashboard_and_the_scaler_show_metrics_that_there_are(api: Api) -> None:
-    exposed = set(re.findall(r"^(batchserve_\w+)", api.http.get("/metrics").text, re.MULTILINE))
-    board = json.loads((DEPLOY / "grafana" / "dashboards" / "batchserve.json").read_text())
-    asked = {target["expr"] for panel in board["panels"] for target in panel["targets"]}
+def test_the_scaler_reads_a_metric_that_there_is() -> None:
     (scaler,) = (d["spec"]["metrics"] for d in MANIFESTS if d["kind"] == "HorizontalPodAutoscaler")
-    asked |= {metric["external"]["metric"]["name"] for metric in scaler}
-    named = {name for expression in asked for name in re.findall(r"batchserve_\w+", expression)}
-    assert named <= exposed
+    for metric in scaler:
+        asked = metric["external"]["metric"]
+        assert set(asked["selector"]["matchLabels"]) <= set(SERIES[asked["name"]].labels)
+
+
+def test_prometheus_scrapes_ports_that_the_services_listen_on() -> None:
+    scraped = yaml.safe_load((DEPLOY / "prometheus" / "prometheus.yml").read_text())["scrape_configs"]
+    (api,), (workers,) = (config.get("static_configs") or config["dns_sd_configs"] for config in scraped)
+    assert api["targets"] == [f"api:{SERVICES['api']['command'][-2]}"]
+    address = SERVICES["worker"]["environment"]["BATCHSERVE_METRICS_ADDRESS"]
+    assert (workers["names"], f"0.0.0.0:{workers['port']}") == (["worker"], address)
 
 
 # --- systemd ---------------------------------------------------------------------------------------------------------

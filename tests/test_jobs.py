@@ -14,6 +14,7 @@ from batchserve import registry
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import attempts, chunks, events, inputs
 from batchserve.db.tables import jobs as job_rows
+from batchserve.db.tables import totals as total_rows
 from batchserve.domain import (
     Attempt,
     Chunk,
@@ -31,7 +32,7 @@ from batchserve.domain import (
 )
 from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
 from batchserve.facts import merge_facts
-from batchserve.jobs import execution, expiry, plan, queries, requests
+from batchserve.jobs import execution, expiry, plan, queries, requests, totals
 from batchserve.jobs.ends import forget_events
 from batchserve.jobs.queries import JobFilter
 
@@ -1020,7 +1021,7 @@ def test_a_job_that_is_not_due_is_ahead_of_no_other(database: Database) -> None:
 def test_jobs_and_rows_are_counted(database: Database) -> None:
     with database.read() as connection:
         assert queries.count_by_state(connection) == {}
-        assert queries.count_rows(connection) == (0, 0)
+        assert totals.count_all(connection).rows_ok == 0
         assert queries.longest_wait(connection, wall(1)) == 0.0
     run(database, "1", FIRST, SECOND)
     commit(database, FIRST, failed=4)
@@ -1028,7 +1029,7 @@ def test_jobs_and_rows_are_counted(database: Database) -> None:
     queue(database, "3", second=6)
     with database.read() as connection:
         assert queries.count_by_state(connection) == {"running": 1, "queued": 2}
-        assert queries.count_rows(connection) == (6, 4)
+        assert (totals.count_all(connection).rows_ok, totals.count_all(connection).rows_failed) == (6, 4)
         assert queries.longest_wait(connection, wall(10)) == 4.0
 
 
@@ -1067,3 +1068,88 @@ def test_referenced_results_are_distinguished_from_others(database: Database) ->
         asked = ["results/1-1", "results/1-1.errors", "results/1-2", "results/1-2.errors", "results/2-1"]
         assert queries.named_results(connection, asked) == {"results/1-1", "results/1-1.errors"}
         assert queries.named_results(connection, []) == set()
+
+
+# --- the counters of the service ---
+
+
+def counted(database: Database) -> tuple[dict[str, int], int, int]:
+    """Ends of jobs without those that never happened, and scored and failed rows."""
+    with database.read() as connection:
+        found = totals.count_all(connection)
+    return {outcome: count for outcome, count in found.ended.items() if count}, found.rows_ok, found.rows_failed
+
+
+def test_a_job_counts_once_also_when_it_has_expired_and_was_deleted(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST, failed=4)
+    assert counted(database) == ({}, 6, 4)
+    commit(database, SECOND)
+    complete(database)
+    expected = ({"completed": 1}, 11, 4)
+    assert counted(database) == expected
+    over = {"ended_before": wall(50), "uploaded_before": wall(50)}
+    with database.write() as connection:
+        assert expiry.expire_if_over(connection, ["1"], **over, now=wall(60))
+    assert counted(database) == expected
+    with database.write() as connection:
+        assert expiry.delete_expired_before(connection, wall(70), 9) == 1
+    assert counted(database) == expected
+
+
+def test_an_upload_that_expires_is_no_end_of_a_job(database: Database) -> None:
+    upload(database, "1")
+    with database.write() as connection:
+        over = {"ended_before": wall(50), "uploaded_before": wall(50)}
+        assert expiry.expire_if_over(connection, ["1"], **over, now=wall(60))
+    assert counted(database) == ({}, 0, 0)
+
+
+def test_each_end_of_a_job_that_is_retried_counts(database: Database) -> None:
+    run(database, "1", FIRST, SECOND)
+    commit(database, FIRST)
+    with database.write() as connection:
+        execution.fail_if_mine(connection, "1", 1, OutOfMemory("too much"), wall(4))
+    with database.write() as connection:
+        requests.retry_if_stopped(connection, "1", wall(5))
+    assert counted(database) == ({"failed": 1}, 10, 0)
+    with database.write() as connection:
+        requests.request_cancel(connection, "1", wall(6))
+    assert counted(database) == ({"failed": 1, "cancelled": 1}, 10, 0)
+    with database.write() as connection:
+        requests.delete_if_not_running(connection, "1")
+    assert counted(database) == ({"failed": 1, "cancelled": 1}, 10, 0)
+
+
+def test_a_retry_that_is_refused_counts_for_nothing(database: Database) -> None:
+    run(database, "1", FIRST)
+    commit(database, FIRST)
+    complete(database)
+    with pytest.raises(JobConflict), database.write() as connection:
+        requests.retry_if_stopped(connection, "1", wall(20))
+    assert counted(database) == ({"completed": 1}, 10, 0)
+
+
+def test_a_damaged_job_that_is_removed_keeps_what_it_has_counted_for(database: Database) -> None:
+    run(database, "1", FIRST)
+    commit(database, FIRST, failed=1)
+    complete(database)
+    with database.write() as connection:
+        assert requests.remove_whatever_its_state(connection, "1") is not None
+        assert requests.remove_whatever_its_state(connection, "1") is None
+    assert counted(database) == ({"completed": 1}, 9, 1)
+
+
+def test_what_removed_jobs_have_counted_for_is_summed_up(database: Database) -> None:
+    with database.write() as connection:
+        for _ in range(400):
+            totals.add(connection, {"failed": 1, "rows_ok": 2**40, "rows_failed": 0})
+    assert counted(database) == ({"failed": 400}, 400 * 2**40, 0)
+    while True:
+        with database.write() as connection:
+            more = totals.fold(connection)
+        assert counted(database) == ({"failed": 400}, 400 * 2**40, 0)
+        if not more:
+            break
+    with database.read() as connection:
+        assert len(connection.execute(select(total_rows)).all()) <= 4

@@ -47,7 +47,7 @@ from batchserve.errors import (
     ModelNotFound,
     ScoringCrashed,
 )
-from batchserve.jobs import execution, plan, queries, requests
+from batchserve.jobs import execution, plan, queries, requests, totals
 from batchserve.storage import input_key, result_key
 
 T = TypeVar("T")
@@ -118,6 +118,7 @@ class JobLife(RuleBasedStateMachine):
         self.last: dict[str, tuple[JobState, int, float]] = {}
         self.committed: dict[tuple[str, int], tuple[int, int, str]] = {}
         self.results: dict[str, tuple[Any, ...]] = {}
+        self.counted: dict[str, int] = {}
         with database.write() as connection:
             for table in reversed(tables.metadata.sorted_tables):
                 connection.execute(delete(table))
@@ -417,6 +418,14 @@ class JobLife(RuleBasedStateMachine):
             self.claim_by(worker, 1)
 
     # --- what must hold after every event ---
+
+    @invariant()
+    def no_counter_of_the_service_ever_decreases(self) -> None:
+        with self.database.read() as connection:
+            found = totals.count_all(connection)
+        counted = {**found.ended, "rows_ok": found.rows_ok, "rows_failed": found.rows_failed}
+        assert all(counted[name] >= before for name, before in self.counted.items()), (self.counted, counted)
+        self.counted = counted
 
     @invariant()
     def the_database_tells_what_the_reference_tells(self) -> None:

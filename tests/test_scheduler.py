@@ -10,6 +10,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
+from exposed import values_of
 from sqlalchemy import Connection, delete, func, select, text, update
 from uuid_utils import uuid7
 from waiting import until
@@ -20,6 +21,7 @@ from batchserve.db.connect import Database, Moment
 from batchserve.domain import JobState, StoredInput
 from batchserve.errors import Conflict, InvalidInput, LeaseLost, ScheduleNotFound, TooManyRequests, Unavailable
 from batchserve.jobs import requests
+from batchserve.metrics import Metrics
 from batchserve.recurring import ActionKind, CatchUp, Overlap, Schedule, Tick, TickState
 from batchserve.schedules import firing as firing_module
 from batchserve.schedules import planning
@@ -103,6 +105,7 @@ class Runtime:
 
     database: Database
     settings: Settings
+    metrics: Metrics = field(default_factory=Metrics)
 
 
 class Site:
@@ -112,14 +115,14 @@ class Site:
         self.database = database
         self.settings = SETTINGS.model_copy(update=settings)
         self.clock = MovedClock(database, at(now))
-        self.action = Recorded(database)
+        self.action, self.metrics = Recorded(database), Metrics()
         self.scheduler = self.another(self.action)
 
     def another(self, action: Recorded | None = None, database: Database | None = None) -> Scheduler:
         """A scheduler of another process, with the same clock."""
         used = database or self.database
         actions = dict.fromkeys(ActionKind, action or Recorded(used))
-        runtime: Any = Runtime(used, self.settings)
+        runtime: Any = Runtime(used, self.settings, self.metrics)
         return Scheduler(runtime, actions, clock=self.clock)
 
     def create(self, cron: str = "0 2 * * *", **fields: Any) -> Schedule:
@@ -678,6 +681,21 @@ def test_a_tick_that_finds_no_input_fails_with_the_reason(site: Site) -> None:
     assert tick.error == {"code": "invalid-input", "message": "no file matches in/2026-12-01/*.csv"}
     site.action.problem = None
     assert told(site.until("2026-12-02T02:00:00+01:00"))[1] == ("2026-12-02T02:00:00+01:00", "queued")
+
+
+def test_ticks_are_counted_by_outcome(site: Site) -> None:
+    site.create("0 * * * *")
+    site.action.problem = InvalidInput("no file matches")
+    site.until("2026-11-30T13:00:00+01:00")
+    site.action.problem = None
+    site.until("2026-11-30T14:00:00+01:00", turns=2)
+    site.until("2026-11-30T15:00:00+01:00", turns=2)
+    site.until("2026-11-30T16:00:00+01:00")
+    found = values_of(site.metrics.collect())
+    counts = {
+        outcome: found[f"batchserve_schedule_ticks_total{{{outcome}}}"] for outcome in ("queued", "skipped", "failed")
+    }
+    assert counts == {"queued": 1, "skipped": 2, "failed": 1}
 
 
 @pytest.mark.parametrize("problem", [Unavailable("the bucket does not respond"), TooManyRequests("quota: jobs a day")])

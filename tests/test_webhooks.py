@@ -16,6 +16,7 @@ from typing import Any
 import orjson
 import postgres
 import pytest
+from exposed import values_of
 from openai import OpenAI
 from openai.types.webhooks import BatchCancelledWebhookEvent
 from receivers import Received, Receiver, receiving
@@ -31,6 +32,7 @@ from batchserve.db.lasting import driver_of
 from batchserve.domain import Dialect, StoredInput
 from batchserve.errors import Conflict, InvalidOptions, Unavailable, WebhookNotFound
 from batchserve.jobs import requests
+from batchserve.metrics import Metrics
 from batchserve.settings import Settings, networks_of
 from batchserve.storage import open_storage
 from batchserve.upkeep.backup import back_up, restore
@@ -851,11 +853,29 @@ def test_a_delivery_without_a_secret_is_not_sent(database: Database, hand: Hand)
         with database.write() as connection:
             connection.execute(text("DELETE FROM webhook_secrets"))
         chosen = Settings(storage="unused", webhook_networks="127.0.0.0/8")
-        deliverer = Deliverer(database, chosen, hand, Outgoing(networks_of("127.0.0.0/8"), 5.0))
+        metrics = Metrics()
+        deliverer = Deliverer(database, chosen, hand, Outgoing(networks_of("127.0.0.0/8"), 5.0), metrics)
         assert deliverer.dispatch() == 1
         deliverer.join()
+    assert values_of(metrics.collect())["batchserve_webhook_attempts_total{failed}"] == 1
     assert "there is no secret" in str(log_of(database, to)[0].error)
     assert receiver.requests == []
+
+
+def test_attempts_are_counted_by_outcome(database: Database, hand: Hand) -> None:
+    metrics = Metrics()
+    with receiving() as receiver:
+        to_receiver(database, receiver)
+        end(database)
+        chosen = Settings(storage="unused", webhook_networks="127.0.0.0/8")
+        deliverer = Deliverer(database, chosen, hand, Outgoing(networks_of("127.0.0.0/8"), 5.0), metrics)
+        assert deliverer.dispatch() == 1
+        deliverer.join()
+    found = values_of(metrics.collect())
+    counts = [
+        found[f"batchserve_webhook_attempts_total{{{outcome}}}"] for outcome in ("delivered", "failed", "given-up")
+    ]
+    assert counts == [1, 0, 0]
 
 
 def test_the_receiver_of_the_documentation_takes_what_is_sent(database: Database) -> None:

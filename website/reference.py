@@ -1,4 +1,4 @@
-"""The parts of pages that are generated from the code: the options of each command, and the settings.
+"""The parts of pages that are generated from the code: the options of each command, the settings and the metrics.
 
 They are between two comments, in the section of which they are. The rest of these pages is written by hand.
 """
@@ -12,6 +12,7 @@ from typing import Any
 import typer
 
 from batchserve.cli import app
+from batchserve.metrics import FAMILIES, Family
 from batchserve.settings import Settings
 
 __all__ = ["PAGES", "commands", "filled"]
@@ -29,6 +30,8 @@ _FIRST_SETTINGS = {
     "Logs": "log_format",
 }
 """The sections of settings, and the first setting of each."""
+_METRICS = {"The whole service": "service", "A process": "process"}
+"""The sections of metrics, and whose values they are."""
 _KINDS = {
     "str": "TEXT", "path": "PATH", "file": "FILE", "dir": "FOLDER", "int": "NUMBER", "int range": "NUMBER",
     "float range": "NUMBER", "list[str]": "",
@@ -96,6 +99,18 @@ def _parts_of_settings() -> dict[str, str]:
     return {heading: _table(("variable", "default", "description"), found) for heading, found in rows.items()}
 
 
+def _parts_of_metrics() -> dict[str, str]:
+    head = ("name", "type", "labels", "")
+    return {
+        heading: _table(head, [_row_of_family(family) for family in FAMILIES if family.of == of])
+        for heading, of in _METRICS.items()
+    }
+
+
+def _row_of_family(family: Family) -> list[str]:
+    return [f"`{family.name}`", family.kind, ", ".join(f"`{label}`" for label in family.labels), family.help]
+
+
 def _default(field: Any) -> str:
     if field.default_factory is not None:
         return "cores"
@@ -116,6 +131,7 @@ def _line(cells: Sequence[str]) -> str:
 
 PAGES: dict[Path, Callable[[], dict[str, str]]] = {
     _DOCS / "cli.md": _parts_of_commands,
+    _DOCS / "metrics.md": _parts_of_metrics,
     _DOCS / "settings.md": _parts_of_settings,
 }
 """The pages with generated parts, and what makes these by the headings of their sections."""

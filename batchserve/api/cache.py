@@ -12,6 +12,8 @@ MAX_AGE = 0.25
 SIZE = 256
 _NOT_HERE = conditional.HEADERS - {b"if-none-match"}
 """Preconditions that may fail: left to their route."""
+_TEMPLATE = "/v1/jobs/{job_id}"
+"""The only route that fills the cache."""
 
 
 class AnswerCache(VersionedCache[tuple[str, str], Response]):
@@ -48,6 +50,8 @@ def _kept_answer(scope: Scope) -> Response | None:
     answers: AnswerCache = scope["app"].state.answers
     caller: Caller = scope["caller"]
     answer = answers.get((caller.tenant, scope["path"]), scope["database_version"])
+    if answer is not None:
+        scope["template"] = _TEMPLATE
     if answer is None or b"if-none-match" not in headers:
         return answer
     return conditional.answered(Request(scope), answer.headers["etag"]) or answer

@@ -4,7 +4,7 @@ bodies, on pipelined requests, unread responses and the number of connections.""
 import asyncio
 import ctypes
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, ClassVar
@@ -38,6 +38,10 @@ _METHOD = re.compile(rb"[\w!#$%&'*+.^`|~-]{1,64} ")
 _FRAMING = frozenset((b"content-length", b"transfer-encoding", b"expect"))
 
 
+def _uncounted(_status: int) -> None:
+    """Refusals are not counted."""
+
+
 @dataclass(slots=True)
 class Limits:
     """State shared by all connections of a server."""
@@ -52,6 +56,8 @@ class Limits:
     """The connections with an unread response, and its bytes when that began."""
     peak: int = 0
     """Bytes that were unread, since the heap was last trimmed."""
+    refused: Callable[[int], None] = _uncounted
+    """Called with the status of each refusal."""
 
     def wait_for(self, reader: "Protocol", unsent: int, now: float) -> None:
         self.unread[reader] = max(unsent, COUNTED)
@@ -178,6 +184,7 @@ class Protocol(HttpToolsProtocol):
             other.transport.abort()
         if len(idle) < excess:
             detail = f"all {self.limits.connections} connections that this server may have are busy; try again soon"
+            self.limits.refused(503)
             self._leave(Refusal(503, "too-many-connections", detail).answer())
 
     def idle_rank(self) -> tuple[int, float] | None:
@@ -389,6 +396,7 @@ class Protocol(HttpToolsProtocol):
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answers after the previous requests, and stops reading."""
+        self.limits.refused(refusal.status)
         self.logger.warning("Request was refused: %s", refusal.detail)
         cycle = self.cycle
         if self._is_idle():

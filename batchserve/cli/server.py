@@ -9,7 +9,7 @@ import signal
 import socket
 import sys
 import threading
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import version as version_of
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,6 +19,7 @@ import typer
 from batchserve.cli.terminal import AsJson, print_json, say
 
 if TYPE_CHECKING:
+    from batchserve.runtime import Runtime
     from batchserve.settings import Settings
 
 Storage = Annotated[str | None, typer.Option(help="Storage folder. Default: BATCHSERVE_STORAGE, else storage/.")]
@@ -91,6 +92,7 @@ def serve(
     open_reached(settings)  # a refusal is one line here; the application would report it with a traceback
     listener = listen(host, port, settings.send_idle)
     app = create_app(settings, worker=worker, host=host)
+    Protocol.limits.refused = app.state.metrics.count_refusal
     config = uvicorn.Config(
         app,
         http=Protocol,
@@ -113,15 +115,30 @@ def serve(
         raise typer.Exit(1)
 
 
-def worker(storage: Storage = None, database: Database = None) -> None:
+def worker(
+    storage: Storage = None,
+    database: Database = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a BATCHSERVE_METRICS_ADDRESS that other hosts can reach.")
+    ] = False,
+) -> None:
     """Run jobs, next to a `serve --no-worker` on the same database and storage."""
+    from batchserve.settings import host_and_port
+
+    settings = settings_of(storage, database)
+    metrics = host_and_port(settings.metrics_address)
+    if metrics is not None and not (insecure or is_loopback(metrics[0]) or has_admin_key(settings)):
+        raise typer.BadParameter(
+            f"{metrics[0]} can be reached from other hosts, and without keys any client may read the metrics. Create a "
+            "key first, with `batchserve keys create NAME --scope admin`; or listen on 127.0.0.1; or pass --insecure.",
+            param_hint="BATCHSERVE_METRICS_ADDRESS",
+        )
     from batchserve import logs
     from batchserve.runtime import Runtime
     from batchserve.schedules.actions import actions_of
     from batchserve.schedules.scheduler import Scheduler
     from batchserve.worker import Worker
 
-    settings = settings_of(storage, database)
     logs.configure(settings.log_format, settings.log_level)
     with Runtime.open(settings) as runtime:
         running = Worker(runtime)
@@ -137,11 +154,19 @@ def worker(storage: Storage = None, database: Database = None) -> None:
         keeper = threading.Thread(target=scheduler.run, name="scheduler")
         keeper.start()
         try:
-            with runtime.database.listening(running.hear):
+            with _metrics_served(runtime, metrics), runtime.database.listening(running.hear):
                 running.run()
         finally:
             scheduler.stop()
             keeper.join()
+
+
+def _metrics_served(runtime: "Runtime", address: tuple[str, int] | None) -> AbstractContextManager[None]:
+    if address is None:
+        return nullcontext()
+    from batchserve.cli.metrics import serving_metrics
+
+    return serving_metrics(runtime, *address)
 
 
 def migrate(database: Database = None, as_json: AsJson = False) -> None:

@@ -49,7 +49,7 @@ _TRIES, _PAUSE = 4, 0.1
 """Of a transaction that a server breaks off, and the longest pause between two of them, in seconds."""
 CONNECT_TIMEOUT = 5
 """Seconds after which a server that does not answer counts as unavailable."""
-Subject = Literal["clock", "keys", "models", "schema", "inputs", "quotas"]
+Subject = Literal["clock", "keys", "models", "schema", "inputs", "quotas", "totals"]
 """Names of exclusive locks. The place of each is its number among the advisory locks of the server."""
 _MAYBE_FULL = (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_CANTOPEN)
 _TRANSIENT_ERRORS = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN)

@@ -409,6 +409,28 @@ holds = Table(
     Column("clock", Words(64), nullable=False),
 )
 
+# What jobs that are gone have added to the counters of /metrics: amounts by name, summed up from time to time.
+totals = Table(
+    "totals",
+    metadata,
+    Column("id", Integer, primary_key=True),
+    Column("name", Words(32), nullable=False),
+    Column("amount", BigInteger, nullable=False),
+    sqlite_autoincrement=True,
+)
+
+# The workers, each until the moment, on the clock of leases, by which it announces itself again.
+workers = Table(
+    "workers",
+    metadata,
+    Column("name", Words(64), primary_key=True),
+    # Scoring processes for chunks.
+    Column("processes", Integer, nullable=False),
+    Column("started_at", Number, nullable=False),
+    Column("until", Number, nullable=False),
+    Column("clock", Words(64), nullable=False),
+)
+
 # One row: both clocks at the latest reading, the seconds counted until then, and the count since which they have
 # agreed.
 clock = Table(

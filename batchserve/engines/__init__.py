@@ -21,6 +21,8 @@ class Call(Protocol[T]):
     """
 
     future: Future[T]
+    seconds: float | None
+    """How long its process has worked, of a call that has ended and was not killed."""
 
     def kill(self) -> None:
         """Ends the call and its process immediately; other calls continue. Its future ends as cancelled."""

@@ -34,6 +34,8 @@ class LocalCall(Generic[T]):
         self.future: Future[T] = Future()
         self.message = message
         self.timeout = timeout
+        self.seconds: float | None = None
+        self._begun = 0.0
         self._lock = Lock()
         self._killed = self._has_begun = False
         self._process: BaseProcess | None = None
@@ -61,6 +63,7 @@ class LocalCall(Generic[T]):
                 self.future.set_running_or_notify_cancel()
                 return False
             self._process, self._has_begun = process, True
+            self._begun = time.monotonic()
             return True
 
     def detach(self) -> bool:
@@ -74,6 +77,8 @@ class LocalCall(Generic[T]):
             self.future.cancel()
         if not self.future.set_running_or_notify_cancel():
             return  # killed, or cancelled by its waiter
+        if self._has_begun:
+            self.seconds = time.monotonic() - self._begun
         if error is not None:
             self.future.set_exception(error)
         else:

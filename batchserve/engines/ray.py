@@ -64,6 +64,13 @@ class RayCall(Generic[T]):
         """The hosts that are to answer it, each with the number that it has there. A silent one is not, and yet may."""
         self.losses = 0
         self._engine = engine
+        self.seconds: float | None = None
+        self._sent = 0.0
+
+    def sent(self) -> "RayCall[T]":
+        """The call, which goes to a host now: the way there, and a wait for a process, count as work."""
+        self._sent = time.monotonic()
+        return self
 
     def kill(self) -> None:
         if self.future.cancel():
@@ -72,6 +79,8 @@ class RayCall(Generic[T]):
     def end(self, outcome: Any, error: BaseException | None) -> None:
         if not self.future.set_running_or_notify_cancel():
             return
+        if self._sent:
+            self.seconds = time.monotonic() - self._sent
         if error is not None:
             self.future.set_exception(error)
         else:
@@ -264,7 +273,7 @@ class RayEngine:
 
     def _send(self, call: RayCall[Any], host: _Host) -> None:
         number = call.places[host] = next(self._numbers)
-        host.calls[number] = call
+        host.calls[number] = call.sent()
         try:
             answer = host.actor.run.remote(self._id, number, call.message, call.timeout, call.urgent)
         except Exception as error:  # noqa: BLE001 - Ray has ended its connection, say

@@ -8,7 +8,7 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve.db.tables import chunks, jobs
 from batchserve.domain import JobState
-from batchserve.jobs import contents
+from batchserve.jobs import contents, totals
 from batchserve.jobs.ends import ending_undated, finish
 from batchserve.jobs.statements import ENDED, Owned, outside, owned
 
@@ -55,6 +55,7 @@ def _expired(connection: Connection, job_ids: Collection[str], guard: ColumnElem
         finished_at=func.coalesce(jobs.c.finished_at, now),
         input_removed_at=func.coalesce(jobs.c.input_removed_at, now),
     )
+    totals.note_gone(connection, ids, with_rows=False)
     values = {"result_key": None, "errors_key": None, "expires_at": now, "due_at": None}
     finish(connection, expiring, JobState.EXPIRED, now, values)
     connection.execute(delete(chunks).where(chunks.c.job_id.in_(ids)))
@@ -85,6 +86,7 @@ def delete_expired_before(connection: Connection, before: float, most: int, afte
     query = select(jobs.c.id).where(jobs.c.state == JobState.EXPIRED, outside(jobs.c.expires_at, before, after))
     # What another worker deletes at this moment is skipped, in place of a wait for each other.
     old = connection.scalars(query.order_by(jobs.c.id).limit(most).with_for_update(skip_locked=True)).all()
+    totals.note_gone(connection, old, with_rows=True)
     return connection.execute(delete(jobs).where(jobs.c.id.in_(old), jobs.c.state == JobState.EXPIRED)).rowcount
 
 

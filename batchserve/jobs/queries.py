@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Column, Connection, String, Text, and_, bindparam, case, cast, func, or_, select, union_all
+from sqlalchemy import Connection, String, Text, and_, bindparam, case, cast, func, or_, select, union_all
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
@@ -224,17 +224,6 @@ def count_by_state(connection: Connection, tenant: str = EVERY_TENANT) -> dict[s
         counting = counting.where(jobs.c.state.in_(STATES), *_guards(tenant))
     counted = connection.execute(counting.group_by(jobs.c.state))
     return {row["state"]: row["jobs"] for row in counted.mappings()}
-
-
-def count_rows(connection: Connection) -> tuple[int, int]:
-    """Scored and failed rows of all stored jobs."""
-    ok, failed = connection.execute(select(_plausible_sum(jobs.c.rows_ok), _plausible_sum(jobs.c.rows_failed))).one()
-    return int(ok or 0), int(failed or 0)
-
-
-def _plausible_sum(counts: Column[int]) -> ColumnElement[int]:
-    """Excludes impossible numbers, with which a sum would overflow."""
-    return func.sum(case((counts.between(0, 2**48), counts), else_=0))
 
 
 def queue_position(connection: Connection, job: Job, now: float, most: int = 2**31) -> int | None:

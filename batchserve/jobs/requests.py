@@ -16,7 +16,7 @@ from batchserve.db.prepared import Prepared
 from batchserve.db.tables import chunks, inputs, jobs, models
 from batchserve.domain import Attempt, Job, JobState, ModelVersion, Options, Result, ScoredChunk, StoredInput
 from batchserve.errors import JobConflict, JobNotFound, ModelNotFound, UnreadableRow
-from batchserve.jobs import contents
+from batchserve.jobs import contents, totals
 from batchserve.jobs.ends import ending, ending_undated, finish, result_values
 from batchserve.jobs.execution import account_of, add_attempt, add_scored
 from batchserve.jobs.plan import done_chunks
@@ -185,6 +185,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
     Raises JobConflict in any other state, and when its input was removed or the model deleted meanwhile.
     """
     lock(connection, "models", shared=True)
+    totals.note_gone(connection, [job_id], with_rows=False)
     retried = changed(
         connection,
         update(jobs)
@@ -283,6 +284,7 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
         guards.append(jobs.c.state != JobState.RUNNING)
     except UnreadableRow:
         pass
+    totals.note_gone(connection, [job_id], with_rows=True)
     if not changed(connection, delete(jobs).where(*guards)):
         raise JobConflict(f"job {job_id} is running: cancel it before you delete it")
     contents.release(connection, found)
@@ -292,8 +294,10 @@ def delete_if_not_running(connection: Connection, job_id: str) -> Owned:
 def remove_whatever_its_state(connection: Connection, job_id: str) -> Owned | None:
     """Deletes the row of a job that cannot continue, and returns what it referenced; None when there is none."""
     found = owned(connection, jobs.c.id == job_id)
-    if not found or not changed(connection, delete(jobs).where(jobs.c.id == job_id)):
+    if not found:
         return None
+    totals.note_gone(connection, [job_id], with_rows=True)
+    connection.execute(delete(jobs).where(jobs.c.id == job_id))
     contents.release(connection, found)
     return found[0]
 

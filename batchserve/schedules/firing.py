@@ -38,11 +38,17 @@ class Firing:
     """Safe from any thread."""
 
     def __init__(
-        self, database: Database, settings: Settings, actions: Actions, clock: Clock, wake: Callable[[], None]
+        self,
+        database: Database,
+        settings: Settings,
+        actions: Actions,
+        clock: Clock,
+        wake: Callable[[], None],
+        ended: Callable[[str], None],
     ) -> None:
-        """`wake`: called when jobs were queued."""
+        """`wake`: called when jobs were queued. `ended`: with the state of each tick that ends here."""
         self._database, self._settings, self._clock = database, settings, clock
-        self._actions, self._wake = actions, wake
+        self._actions, self._wake, self._ended = actions, wake, ended
         self._lock = threading.Lock()
         self._held: dict[int, Tick] = {}
         """The ticks that run in this process, by their IDs."""
@@ -71,6 +77,7 @@ class Firing:
             room -= skipped is None
             ticks.add(connection, schedule, planned.at, now, late=planned.late, skipped=skipped)
             if skipped is not None:
+                self._ended(TickState.SKIPPED)
                 log.warning("Tick is skipped", action="tick_skip", schedule=schedule.name, tenant=schedule.tenant,
                             at=planned.at, detail=skipped["message"])  # fmt: skip
 
@@ -95,6 +102,7 @@ class Firing:
             ticks.settle_before(connection, tick)
             return ticks.claim_if_pending(connection, tick, now, now + self._settings.lease)
         if not _may_wait(schedule, tick) and ticks.end_if_pending(connection, tick, now, reason("overlap", blocker)):
+            self._ended(TickState.SKIPPED)
             self._log("Tick is skipped", "tick_skip", schedule, tick, detail=blocker)
         return None
 
@@ -156,6 +164,7 @@ class Firing:
             self._end(schedule, claim, BatchserveError(told))
         else:
             self._wake()
+            self._ended(TickState.QUEUED)
             self._log("Tick has run", "tick_run", schedule, tick)
 
     def _end(self, schedule: Schedule, claim: Claim, error: BatchserveError) -> None:
@@ -169,6 +178,7 @@ class Firing:
             self._log("Tick is tried again", "tick_wait", schedule, tick, code=error.code, detail=error.detail)
         else:
             claim.end(TickState.FAILED, told)
+            self._ended(TickState.FAILED)
             self._log("Tick has failed", "tick_fail", schedule, tick, code=error.code, detail=error.detail)
 
     def _log(self, event: str, action: str, schedule: Schedule, tick: Tick, **facts: Any) -> None:

@@ -39,7 +39,7 @@ class Scheduler:
         self.actions = actions
         self._database, self._settings = runtime.database, runtime.settings
         self._clock = clock or Clock(runtime.database)
-        self.firing = Firing(runtime.database, runtime.settings, actions, self._clock, wake)
+        self.firing = Firing(runtime.database, runtime.settings, actions, self._clock, wake, runtime.metrics.count_tick)
         self._called, self._stopping = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
         self._unreadable: set[str] = set()

@@ -32,6 +32,7 @@ from batchserve.scoring.checks import check_input, check_inputs
 from batchserve.scoring.direct import DirectItem, DirectTask, score_directly
 from batchserve.scoring.small import Small
 from batchserve.service.calls import Calls, Leaving
+from batchserve.service.counted import Counted
 from batchserve.service.notifier import JobNotifier
 from batchserve.service.places import Places
 from batchserve.service.turns import Lane
@@ -104,7 +105,8 @@ class Service:
 
     def __post_init__(self) -> None:
         settings, database = self.runtime.settings, self.runtime.database
-        self.calls = Calls(self.runtime.interactive, settings.online_calls, settings.online_wait)
+        processes = Counted(self.runtime.interactive, self.runtime.metrics)
+        self.calls = Calls(processes, settings.online_calls, settings.online_wait)
         self.places = Places(database)
         self.unreadable = UnreadableCount(database)
         self.limits = Limits(database)

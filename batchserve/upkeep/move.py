@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Table, func, insert, make_url, select
 
 from batchserve.db import closed, migrate
 from batchserve.db.connect import Database, unbounded
-from batchserve.db.tables import clock, holds, jobs, keys, metadata, models, schedules
+from batchserve.db.tables import clock, holds, jobs, keys, metadata, models, schedules, workers
 from batchserve.domain import JobState
 from batchserve.errors import InvalidOptions
 from batchserve.jobs import execution
@@ -23,8 +23,8 @@ from batchserve.upkeep.objects import named_objects
 
 __all__ = ["MoveReport", "move"]
 
-_OWN = (holds, clock)
-"""Tables of a host: they are neither copied nor closed."""
+_OWN = (holds, clock, workers)
+"""Tables of hosts: they are neither copied nor closed."""
 _MOVED = [table for table in metadata.sorted_tables if table not in _OWN]
 _BATCH = 500
 

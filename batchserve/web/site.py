@@ -19,14 +19,14 @@ from batchserve.errors import BatchserveError, Unauthorized
 from batchserve.web import fit, home, job, jobs, models, quotas, schedules, session, system, trial, webhooks
 from batchserve.web.pages import page
 
-__all__ = ["POLICIES", "WebMiddleware", "is_page"]
+__all__ = ["POLICIES", "ROUTES", "WebMiddleware", "is_page"]
 
 _STATIC = Path(__file__).parent / "static"
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; "
     "form-action 'self'; base-uri 'none'; frame-ancestors 'none'"
 )
-_ROUTES: list[BaseRoute] = [
+ROUTES: list[BaseRoute] = [
     *home.ROUTES,
     *jobs.ROUTES,
     *job.ROUTES,
@@ -69,7 +69,7 @@ class Site:
 
     def __init__(self, state: State) -> None:
         self.state = state
-        self.router = Router(_ROUTES, redirect_slashes=False)
+        self.router = Router(ROUTES, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         scope["app"] = self

@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 from batchserve.db.connect import Database, Moment
 from batchserve.errors import BatchserveError, Unavailable
 from batchserve.logs import get_logger
+from batchserve.metrics import Metrics
 from batchserve.settings import Settings, networks_of
 from batchserve.webhooks import deliveries
 from batchserve.webhooks.addresses import target_of
@@ -41,9 +42,11 @@ class Deliverer:
         settings: Settings,
         moment: Callable[[Connection], Moment],
         outgoing: Outgoing | None = None,
+        metrics: Metrics | None = None,
     ) -> None:
         """`moment`: now, by the clocks that all users of the database share."""
         self._database, self._poll, self._moment = database, settings.poll, moment
+        self._metrics = metrics or Metrics()
         self._lease = _LEASE * settings.webhook_timeout
         self._stopping = threading.Event()
         self._outgoing = outgoing or Outgoing(
@@ -143,10 +146,13 @@ class Deliverer:
         told = {"delivery": claimed.id, "type": claimed.event, "attempt": claimed.attempt, "status": outcome.status}
         where = {"target": target_of(claimed.url), "seconds": round(outcome.seconds, 3), "error": outcome.error}
         if outcome.is_delivered:
+            self._metrics.count_webhook("delivered")
             log.info("Webhook is delivered", action="webhook_deliver", **told, **where)
         elif state is DeliveryState.GIVEN_UP:
+            self._metrics.count_webhook("given-up")
             log.error("Webhook is given up", action="webhook_give_up", **told, **where)
         else:
+            self._metrics.count_webhook("failed")
             log.warning("Webhook is not delivered yet", action="webhook_fail", **told, **where)
 
     def _recorded(self, claimed: Claimed, outcome: Outcome, connection: Connection) -> DeliveryState | None:

@@ -31,6 +31,7 @@ from batchserve.worker.housekeeper import Housekeeper
 from batchserve.worker.job_run import JobRun, RunContext
 from batchserve.worker.leases import LeaseKeeper
 from batchserve.worker.metering import Metering
+from batchserve.worker.presence import Presence
 from batchserve.worker.transitions import Transitions
 
 __all__ = ["Worker"]
@@ -85,12 +86,13 @@ class Worker:
             runtime.database,
             self._settings,
             self._clock,
+            Presence(runtime, self._clock, self.name),
             held=lambda: list(self._runs.values()),
             lost=lambda run: self._events.put(run.lose),
             failed=self._note_failure,
         )
         self.housekeeper = Housekeeper(runtime, self._clock)
-        self.deliverer = Deliverer(runtime.database, self._settings, self._clock.moment)
+        self.deliverer = Deliverer(runtime.database, self._settings, self._clock.moment, metrics=runtime.metrics)
 
     # --- what other threads call ---
 
@@ -291,8 +293,14 @@ class Worker:
         active = ActiveJob.begin(job, *left, self._settings)
         run = self._runs[job.id] = JobRun(active, self._context)
         self._turns.append(run)
-        reference = active.model.reference
-        log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=reference)
+        _note_start(self._runtime, job, active.model.reference)
+
+
+def _note_start(runtime: Runtime, job: Job, model: str) -> None:
+    """Counts how long a job has waited for its first attempt."""
+    log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=model)
+    if job.attempt == 1 and job.queued_at is not None and job.started_at is not None:
+        runtime.metrics.observe_queue_wait(job.started_at - max(job.queued_at, job.run_after or 0.0))
 
 
 def _started(name: str, run: Callable[[threading.Event], None], ended: threading.Event) -> threading.Thread:
@@ -310,6 +318,7 @@ def _rescue(runtime: Runtime, clock: Clock) -> None:
         kept = 3600 * settings.idempotency_hours
         if clocks.settled_for(connection, now) >= kept:
             idempotency.forget_older(connection, now.wall - kept, now.wall + clocks.TOLERANCE)
+    runtime.metrics.count_rescued(len(queued) + len(failed))
     runtime.database.refill_reserve()
     for job_id in queued:
         log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)

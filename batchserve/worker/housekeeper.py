@@ -5,6 +5,7 @@ import threading
 from sqlalchemy import Connection
 
 from batchserve import clock as clocks
+from batchserve.jobs import totals
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
 from batchserve.upkeep.retention import expire, forget
@@ -35,7 +36,7 @@ class Housekeeper:
                 return
 
     def tidy(self) -> None:
-        """Applies retention, and removes leftovers of crashes."""
+        """Applies retention, removes leftovers of crashes, and sums up what removed jobs have counted for."""
         database, storage, settings = self._database, self._storage, self._settings
         now, settled = database.write_freeing(self._settled)
         expired = expire(database, storage, settings, now, settled)
@@ -47,6 +48,8 @@ class Housekeeper:
             log.info("Orphaned bytes are removed", action="sweep", objects=swept.total)
         if forgotten := forget(database, settings, now, settled):
             log.info("Expired jobs are forgotten", action="forget", jobs=forgotten)
+        while database.write_freeing(totals.fold):
+            pass
 
     def _settled(self, connection: Connection) -> tuple[float, float]:
         """The wall clock, and the seconds for which it is trusted."""

@@ -11,19 +11,11 @@ from typing import Any
 
 from batchserve.domain import Chunk, Result, ScoredChunk
 from batchserve.engines import Call
-from batchserve.errors import (
-    BatchserveError,
-    LeaseLost,
-    OutOfMemory,
-    QuotaExceeded,
-    ScoringCrashed,
-    ScoringTimeout,
-    Unavailable,
-    UnreadableRow,
-)
+from batchserve.errors import BatchserveError, LeaseLost, QuotaExceeded, Unavailable, UnreadableRow
 from batchserve.facts import merge_facts
 from batchserve.jobs import execution, plan
 from batchserve.logs import get_logger
+from batchserve.metrics import CRASHES, Metrics, Stage
 from batchserve.runtime import Runtime
 from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import score_chunk
@@ -42,7 +34,14 @@ __all__ = ["JobRun", "RunContext"]
 
 log = get_logger()
 
-_CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)
+_STAGES: dict[Callable[..., Any], Stage] = {
+    plan_chunks: "plan",
+    halve_chunk: "plan",
+    score_chunk: "score",
+    score_small: "small",
+    assemble_result: "assemble",
+}
+"""What the metrics call the functions that run on the engine."""
 _MIN_COPY_RATE = 20e6
 """Bytes of parts that every disk should copy, hash and sync in a second."""
 
@@ -76,7 +75,12 @@ class RunContext:
         """Calls a function on the engine; its outcome is handled by the worker's thread."""
         seconds = timeout or self.runtime.settings.chunk_timeout
         call = self.runtime.engine.submit(function, *args, timeout=seconds, urgent=urgent)
-        call.future.add_done_callback(lambda future: self.post(partial(then, future)))
+
+        def returned(future: Future[Any]) -> None:
+            _count(self.runtime.metrics, function, call)
+            self.post(partial(then, future))
+
+        call.future.add_done_callback(returned)
         return call
 
 
@@ -153,9 +157,9 @@ class JobRun:
 
     def _scored(self, chunk: Chunk, future: Future[ScoredChunk]) -> None:
         job = self._job
-        del job.chunk_calls[chunk.first_record]
+        seconds = job.chunk_calls.pop(chunk.first_record).seconds
         error = None if future.cancelled() else future.exception()
-        if isinstance(error, _CRASHES):
+        if isinstance(error, CRASHES):
             self._crashed(chunk, error)
             return
         if error is not None and delay_of(error) is not None:
@@ -163,6 +167,8 @@ class JobRun:
         if self._has_failed(future):
             return
         scored = future.result()
+        if seconds is not None:
+            self._runtime.metrics.observe_chunk(job.model.reference, seconds)
         job.add_scored(scored)
         self._write(plan.commit_chunk_if_mine, scored, job.progress)
         if fatal := job.fatal_row_errors:
@@ -316,7 +322,7 @@ class JobRun:
             return False
         if (delay := delay_of(error)) is not None:
             self._waits.pause(delay)
-        elif isinstance(error, _CRASHES) and job.lost_calls + 1 < self._settings.crashes:
+        elif isinstance(error, CRASHES) and job.lost_calls + 1 < self._settings.crashes:
             job.lost_calls += 1
             log.warning("Scoring process was lost", action="call_crash", job_id=job.id, crashes=job.lost_calls,
                         code=error.code, detail=error.detail)  # fmt: skip
@@ -329,6 +335,17 @@ class JobRun:
 
     def _write(self, transition: Callable[..., Any], *details: Any) -> Any:
         return self._context.transitions.write(transition, self.id, self.attempt, *details)
+
+
+def _count(metrics: Metrics, function: Callable[..., Any], call: Call[Any]) -> None:
+    """Counts a call that has ended."""
+    if call.future.cancelled():
+        return
+    error = call.future.exception()
+    if isinstance(error, CRASHES):
+        metrics.count_crash("chunks", error)
+    elif error is None and call.seconds is not None and (stage := _STAGES.get(function)) is not None:
+        metrics.observe_stage(stage, call.seconds)
 
 
 def _of_last_try(error: BatchserveError, chunk: Chunk, crashes: int) -> BatchserveError:

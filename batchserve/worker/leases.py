@@ -10,6 +10,7 @@ from batchserve.logs import get_logger
 from batchserve.settings import Settings
 from batchserve.worker.clock import Clock
 from batchserve.worker.job_run import JobRun
+from batchserve.worker.presence import Presence
 
 __all__ = ["LeaseKeeper"]
 
@@ -22,18 +23,23 @@ class LeaseKeeper:
         database: Database,
         settings: Settings,
         clock: Clock,
+        presence: Presence,
         held: Callable[[], Iterable[JobRun]],
         lost: Callable[[JobRun], None],
         failed: Callable[[], None],
     ) -> None:
         """`held`: the runs whose leases are renewed. `lost` is called, from this thread, for one whose lease another
         attempt has; `failed` when the database does not respond."""
-        self._database, self._settings, self._clock = database, settings, clock
+        self._database, self._settings, self._clock, self._presence = database, settings, clock, presence
         self._held, self._lost, self._failed = held, lost, failed
 
     def run(self, ended: threading.Event) -> None:
+        """Renews the leases, and announces the worker, with each heartbeat."""
+        self._presence.announce()
         while not self._clock.wait(ended, self._settings.heartbeat):
             self.renew()
+            self._presence.announce()
+        self._presence.leave()
 
     def renew(self) -> None:
         """Renews each lease, in a separate transaction. Survives every error."""

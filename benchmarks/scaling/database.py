@@ -151,6 +151,7 @@ class _Ended:
     def __init__(self, value: Any) -> None:
         self.future: Future[Any] = Future()
         self.future.set_result(value)
+        self.seconds: float | None = None
 
     def kill(self) -> None:
         """It has ended."""

@@ -46,6 +46,7 @@ class Compose:
             "seaweedfs:8333": f"{self.servers}:{self.s3}",
             "@postgres/": f"@{self.servers}:{self.postgres}/",
             "-ip=seaweedfs": f"-ip={self.servers}",
+            "0.0.0.0:9464": "127.0.0.1:0",  # of several workers on one host
             "-ip.bind=0.0.0.0": f"-ip.bind={self.servers}",
             "0.0.0.0": "127.0.0.1",  # noqa: S104 - which is replaced
             "=/data": f"={self.folder / 'objects'}",

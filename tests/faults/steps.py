@@ -68,6 +68,7 @@ class EndedCall(Generic[T]):
 
     def __init__(self, future: "Future[T]") -> None:
         self.future = future
+        self.seconds: float | None = None
 
     def kill(self) -> None:
         """It has ended."""

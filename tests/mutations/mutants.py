@@ -648,7 +648,7 @@ MUTANTS = (
         ", *seal]", "]", ("tests/test_origin.py",),
     ),
     Mutant(
-        "no redirect repeats a host", "batchserve/app.py", "redirect_slashes=False", "redirect_slashes=True",
+        "no redirect repeats a host", "batchserve/app.py", "redirect_slashes=False,  #", "redirect_slashes=True,  #",
         ("tests/test_origin.py",),
     ),
     # Full disks
@@ -1327,5 +1327,28 @@ MUTANTS = (
         "a longer retention than that of the settings is refused", "batchserve/options.py",
         "if self.expires_in is not None and most is not None and self.expires_in > most:", "if False:",
         ("tests/test_expires_in.py",),
+    ),
+    # Metrics
+    Mutant(
+        "a deleted job keeps what it has counted for", REQUESTS,
+        "    totals.note_gone(connection, [job_id], with_rows=True)\n    if not changed(", "    if not changed(",
+        ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "an expired job keeps its end in the counters", "batchserve/jobs/expiry.py",
+        "    totals.note_gone(connection, ids, with_rows=False)\n", "", ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "a worker that does not announce itself is not alive", "batchserve/jobs/workers.py",
+        "and_(workers.c.until >= now.steady, workers.c.clock == now.clock)", "and_(workers.c.clock == now.clock)",
+        ("tests/test_metrics.py",),
+    ),
+    Mutant(
+        "cached answers are counted by their route", "batchserve/api/cache.py", 'scope["template"] = _TEMPLATE', "pass",
+        ("tests/test_metrics.py",),
+    ),
+    Mutant(
+        "models have a bounded number of series", "batchserve/metrics.py", "len(self._known) >= self._most", "False",
+        ("tests/test_metrics.py",),
     ),
 )  # fmt: skip
