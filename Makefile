@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-browser test-ray test-slow test-faults test-faults-postgres test-torch examples docs lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-browser test-clients test-ray test-slow test-faults test-faults-postgres test-torch examples docs lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -48,6 +48,9 @@ test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its ow
 test-browser: $(VENV)/.dev ## Run the tests of the pages in Chromium, which must be installed
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m browser -rs
 
+test-clients: $(VENV)/.dev ## Generate clients from docs/openapi.json, compile them, run them on a server; needs npm
+	@.ci/clients
+
 test-ray: $(VENV)/.ray ## Run the tests on a Ray cluster of two network namespaces; as root, with iproute2
 	@$(BIN)/python -m pytest -m ray -rs
 
@@ -75,7 +78,7 @@ examples: $(VENV)/.dev ## Run the examples, each with its own server; ONLY=iris 
 
 # Its theme says at each build that it is in maintenance.
 docs: export NO_MKDOCS_2_WARNING := 1
-docs: $(VENV)/.docs ## Write the generated parts of pages, and build the documentation as a site into build/site
+docs: $(VENV)/.docs ## Write what is generated (pages, openapi.json), and build the documentation into build/site
 	@$(BIN)/python -m website
 	@$(BIN)/python -m mkdocs build --strict --quiet
 	@echo 'build/site/index.html'

@@ -25,8 +25,10 @@ from batchserve.api import (
     download,
     examples,
     intake,
+    job_list,
     models,
     predict,
+    predict_uploaded,
     problems,
     quotas,
     schedules,
@@ -42,6 +44,7 @@ from batchserve.api.links import add_links
 from batchserve.api.measured import MeasuringMiddleware, templates_of
 from batchserve.api.origin import OriginMiddleware
 from batchserve.api.plain import PlainMiddleware
+from batchserve.api.schemas.health import HealthBody, ReadinessBody
 from batchserve.api.schemas.problems import Problem
 from batchserve.db.notifications import Hear, Notification
 from batchserve.metrics import Metrics
@@ -58,7 +61,10 @@ from batchserve.upkeep.inspection import UnreadableCount
 from batchserve.web.site import POLICIES, ROUTES, WebMiddleware
 from batchserve.worker import Worker
 
-_ROUTES = (upload, direct_uploads, predict, download, job_routes, intake, schedules, models, webhooks, audit, quotas)
+_ROUTES = (
+    upload, direct_uploads, predict, predict_uploaded, download, job_list, job_routes, intake, schedules, models,
+    webhooks, audit, quotas,
+)  # fmt: skip
 _TAGS = ("upload", "predict", "download", "jobs", "schedules", "models", "webhooks", "audit", "quotas", "health")
 _READ = Callable[[Request], Awaitable[tuple[bytes, str]]]
 """Reads what /metrics shows, and its media type."""
@@ -224,7 +230,8 @@ def _docs_policy(html: str) -> str:
 def _add_livez(app: FastAPI) -> None:
     @app.head("/livez", include_in_schema=False)
     @app.get(
-        "/livez", tags=["health"], operation_id="livez", summary="The process responds",
+        "/livez", tags=["health"], operation_id="get_liveness", summary="The process responds",
+        response_model=HealthBody,
         responses={200: _shown(examples.HEALTH)},
     )  # fmt: skip
     async def livez() -> dict[str, str]:
@@ -234,10 +241,15 @@ def _add_livez(app: FastAPI) -> None:
 def _add_readyz(app: FastAPI) -> None:
     @app.head("/readyz", include_in_schema=False)
     @app.get(
-        "/readyz", tags=["health"], operation_id="readyz", summary="Database and storage respond",
+        "/readyz", tags=["health"], operation_id="get_readiness", summary="Database and storage respond",
+        response_model=ReadinessBody,
         responses={
             200: _shown(examples.READINESS),
-            503: {"description": "Database or storage fails; see `checks`.", **_shown(examples.UNREADINESS)},
+            503: {
+                "model": ReadinessBody,
+                "description": "Database or storage fails; see `checks`.",
+                **_shown(examples.UNREADINESS),
+            },
         },
     )  # fmt: skip
     async def readyz(request: Request) -> Response:
@@ -253,7 +265,7 @@ def _add_readyz(app: FastAPI) -> None:
 def _add_metrics(app: FastAPI, read: _READ) -> None:
     @app.head("/metrics", include_in_schema=False, dependencies=ADMIN)
     @app.get(
-        "/metrics", tags=["health"], operation_id="metrics", summary="Prometheus metrics",
+        "/metrics", tags=["health"], operation_id="get_metrics", summary="Prometheus metrics",
         response_class=PlainTextResponse, responses={200: _METRICS, **PROBLEMS},
         dependencies=ADMIN,
     )  # fmt: skip

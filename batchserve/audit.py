@@ -3,8 +3,10 @@ transaction of what it records, so that neither is without the other.
 """
 
 from contextlib import suppress
+from dataclasses import dataclass
 
 from sqlalchemy import Connection, delete, insert, or_, select
+from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.access import EVERY_TENANT, Action, ApiKey, AuditEntry, Caller, Kind
@@ -12,7 +14,8 @@ from batchserve.db.tables import audit
 from batchserve.errors import UnreadableRow
 
 __all__ = [
-    "forget_before", "list_page", "note_job", "note_key", "note_model", "note_quota", "note_schedule", "note_webhook",
+    "AuditFilter", "forget_before", "list_page", "note_job", "note_key", "note_model", "note_quota", "note_schedule",
+    "note_webhook",
 ]  # fmt: skip
 
 
@@ -46,12 +49,34 @@ def note_quota(connection: Connection, by: Caller, action: Action, tenant: str, 
     _note(connection, by, action, "quota", tenant, tenant, now)
 
 
+@dataclass(frozen=True, slots=True)
+class AuditFilter:
+    """Which entries of a list are wanted. Times: seconds since the epoch; `since` is included, `until` is not."""
+
+    actions: tuple[Action, ...] = ()
+    """Any of these; all when there is none."""
+    kind: Kind | None = None
+    subject: str | None = None
+    key: str | None = None
+    since: float | None = None
+    until: float | None = None
+
+
+ALL_ENTRIES = AuditFilter()
+
+
 def list_page(
-    connection: Connection, tenant: str = EVERY_TENANT, *, after: int | None = None, limit: int = 50
+    connection: Connection,
+    tenant: str = EVERY_TENANT,
+    wanted: AuditFilter = ALL_ENTRIES,
+    *,
+    after: int | None = None,
+    limit: int = 50,
 ) -> list[AuditEntry]:
     """Newest first: entries about a tenant and about what all tenants share; without unreadable ones. `after`: the last
     ID of the previous page."""
-    guards = [] if tenant == EVERY_TENANT else [audit.c.tenant.in_((tenant, EVERY_TENANT))]
+    of_tenant = [] if tenant == EVERY_TENANT else [audit.c.tenant.in_((tenant, EVERY_TENANT))]
+    guards = [*of_tenant, *_guards(wanted)]
     page: list[AuditEntry] = []
     while len(page) < limit:
         beyond = [] if after is None else [audit.c.id < after]
@@ -64,6 +89,18 @@ def list_page(
             break
         after = found[-1]["id"]
     return page[:limit]
+
+
+def _guards(wanted: AuditFilter) -> list[ColumnElement[bool]]:
+    texts = {"kind": wanted.kind, "subject": wanted.subject, "key": wanted.key}
+    guards: list[ColumnElement[bool]] = [audit.c[name] == text for name, text in texts.items() if text is not None]
+    if wanted.actions:
+        guards.append(audit.c.action.in_(wanted.actions))
+    if wanted.since is not None:
+        guards.append(audit.c.at >= wanted.since)
+    if wanted.until is not None:
+        guards.append(audit.c.at < wanted.until)
+    return guards
 
 
 def forget_before(connection: Connection, before: float, most: int, after: float) -> int:

@@ -14,7 +14,7 @@ class ActionKind(StrEnum):
     JOB = "job"
     """One job, by the request of `POST /v1/jobs`."""
     UPLOADED = "uploaded"
-    """All inputs that wait in state uploaded, by the options of `POST /v1/predict?state=uploaded`."""
+    """All inputs that wait in state uploaded, by the options of `POST /v1/jobs/predict`."""
 
 
 class CatchUp(StrEnum):

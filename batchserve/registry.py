@@ -5,6 +5,7 @@ from contextlib import suppress
 from typing import Any
 
 from sqlalchemy import Connection, RowMapping, Select, bindparam, exists, func, insert, select, update
+from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.db.connect import Database, lock
@@ -110,16 +111,31 @@ def _alternatives(connection: Connection, name: str) -> str:
 
 def newest_versions(connection: Connection) -> list[ModelVersion]:
     """The newest version of every model, by name."""
+    return newest_page(connection)[0]
+
+
+def newest_page(
+    connection: Connection, search: str | None = None, after: str = "", limit: int | None = None
+) -> tuple[list[ModelVersion], str | None]:
+    """The same of the models with a part of their name, behind a name, up to `limit`; and the name of the last one, if
+    there are more."""
+    guards: list[ColumnElement[bool]] = [models.c.deleted_at.is_(None), models.c.name > after]
+    if search:
+        guards.append(models.c.name.icontains(search, autoescape=True))
     newest = (
         select(models.c.name, func.max(models.c.version).label("version"))
-        .where(models.c.deleted_at.is_(None))
+        .where(*guards)
         .group_by(models.c.name)
+        .order_by(models.c.name)
+        .limit(None if limit is None else limit + 1)
         .subquery()
     )
     query = select(*model_columns).join(
         newest, (models.c.name == newest.c.name) & (models.c.version == newest.c.version)
     )
-    return _readable(connection.execute(query.order_by(models.c.name)).mappings().all())
+    found = connection.execute(query.order_by(models.c.name)).mappings().all()
+    more = limit is not None and len(found) > limit
+    return _readable(found[:limit]), found[:limit][-1]["model_name"] if more else None
 
 
 def versions(connection: Connection, name: str) -> list[ModelVersion]:

@@ -1,4 +1,4 @@
-"""Queues all inputs that wait in state uploaded, for `POST /v1/predict?state=uploaded` and for schedules.
+"""Queues all inputs that wait in state uploaded, for `POST /v1/jobs/predict` and for schedules.
 
 They are queued in several transactions, so that after a crash a repetition continues with the rest. Those of a tenant
 with a quota each have their own: one beyond it stays uploaded.

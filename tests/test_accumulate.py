@@ -1,4 +1,4 @@
-"""Inputs that are collected and scored together: `POST /v1/predict?state=uploaded`."""
+"""Inputs that are collected and scored together: `POST /v1/jobs/predict`."""
 
 import sqlite3
 import threading
@@ -27,8 +27,8 @@ def rows(first: float, count: int = 1) -> str:
 
 
 def collect(api: Api, model: str = "iris", headers: dict[str, str] | None = None, **options: Any) -> dict[str, Any]:
-    params = {"state": "uploaded", "model": model, **options}
-    answer: dict[str, Any] = ok(api.http.post("/v1/predict", params=params, headers=headers), 202)
+    params = {"model": model, **options}
+    answer: dict[str, Any] = ok(api.http.post("/v1/jobs/predict", params=params, headers=headers), 202)
     return answer
 
 
@@ -97,26 +97,33 @@ def test_options_that_are_invalid_for_every_input_queue_nothing(day: Api) -> Non
     refusals: tuple[dict[str, str | int], ...]
     refusals = ({"inputs": '{"x": 1}'}, {"top_k": 9}, {"format": "npy"}, {"fromat": "csv"}, {"delimiter": ";"})
     for options in refusals:
-        params = {"state": "uploaded", "model": "iris", **options}
-        problem(day.http.post("/v1/predict", params=params), 422, "invalid-options")
-    problem(day.http.post("/v1/predict", params={"state": "queued", "model": "iris"}), 422, "invalid-options")
-    problem(day.http.post("/v1/predict", params={"state": "uploaded"}), 422, "invalid-options")
-    problem(day.http.post("/v1/predict", params={"state": "uploaded", "model": "none"}), 404, "model-not-found")
-    answer = day.http.post("/v1/predict", params={"state": "uploaded", "model": "iris"}, content=b"a,b\n1,2\n")
+        params = {"model": "iris", **options}
+        problem(day.http.post("/v1/jobs/predict", params=params), 422, "invalid-options")
+    problem(day.http.post("/v1/jobs/predict"), 422, "invalid-options")
+    problem(day.http.post("/v1/jobs/predict", params={"model": "none"}), 404, "model-not-found")
+    answer = day.http.post("/v1/jobs/predict", params={"model": "iris"}, content=b"a,b\n1,2\n")
     assert answer.status_code in (415, 422)
     assert {day.job(job_id)["state"] for job_id in ids} == {"uploaded"}
 
 
+@pytest.mark.parametrize("query", ["state=uploaded&model=iris", "state=uploaded", "model=iris&state=queued"])
+def test_the_form_before_this_route_is_refused_and_names_it(day: Api, query: str) -> None:
+    job_id = day.upload(rows(5.0))["id"]
+    body = problem(day.http.post(f"/v1/predict?{query}"), 422, "invalid-options")
+    assert "POST /v1/jobs/predict" in body["detail"]
+    assert day.job(job_id)["state"] == "uploaded"
+
+
 def test_a_repeated_request_with_its_key_gets_the_first_response(day: Api) -> None:
     first_id = day.upload(rows(5.0))["id"]
-    params = {"state": "uploaded", "model": "iris"}
-    first = day.http.post("/v1/predict", params=params, headers={"idempotency-key": "night-1"})
+    params = {"model": "iris"}
+    first = day.http.post("/v1/jobs/predict", params=params, headers={"idempotency-key": "night-1"})
     later_id = day.upload(rows(6.0))["id"]
-    again = day.http.post("/v1/predict", params=params, headers={"idempotency-key": "night-1"})
+    again = day.http.post("/v1/jobs/predict", params=params, headers={"idempotency-key": "night-1"})
     assert again.headers["idempotency-replayed"] == "true"
     assert (ok(first, 202), ok(first, 202)["jobs"]) == (ok(again, 202), [first_id])
     assert day.job(later_id)["state"] == "uploaded"
-    other = day.http.post("/v1/predict", params={**params, "top_k": 2}, headers={"idempotency-key": "night-1"})
+    other = day.http.post("/v1/jobs/predict", params={**params, "top_k": 2}, headers={"idempotency-key": "night-1"})
     problem(other, 422, "idempotency-mismatch")
     problem(
         day.http.post("/v1/upload", content=rows(1), headers={"idempotency-key": "night-1"}),
@@ -166,7 +173,7 @@ def test_each_tenant_queues_its_own(guarded: Api) -> None:
     assert collect(day, headers=of["bob"] | same_key)["jobs"] == [bobs]
     later = [upload("ann"), upload("bob")]
     assert collect(day, headers=of[EVERY_TENANT])["jobs"] == later
-    problem(day.http.post("/v1/predict", params={"state": "uploaded", "model": "iris"}), 401, "unauthorized")
+    problem(day.http.post("/v1/jobs/predict", params={"model": "iris"}), 401, "unauthorized")
 
 
 @pytest.mark.slow
@@ -184,7 +191,7 @@ def test_a_server_that_is_killed_between_two_transactions_continues_with_the_res
     tmp_path: Path, iris_onnx: Path
 ) -> None:
     """The request has a key: the whole response is stored, never a part of it."""
-    params, key = {"state": "uploaded", "model": "iris"}, {"idempotency-key": "night"}
+    params, key = {"model": "iris"}, {"idempotency-key": "night"}
 
     @contextmanager
     def serving() -> Iterator[tuple[Service, httpx2.Client]]:
@@ -197,7 +204,7 @@ def test_a_server_that_is_killed_between_two_transactions_continues_with_the_res
 
     def ask(http: httpx2.Client) -> None:
         with suppress(httpx2.TransportError):
-            http.post("/v1/predict", params=params, headers=key)
+            http.post("/v1/jobs/predict", params=params, headers=key)
 
     def uploads() -> list[str]:
         with closing(sqlite3.connect(tmp_path / "storage" / "batchserve.db")) as database:
@@ -217,9 +224,9 @@ def test_a_server_that_is_killed_between_two_transactions_continues_with_the_res
     assert left == ids[-len(left) :], "each part was queued as a whole, the oldest first"
     assert len(left) in (150, 50)
     with serving() as (_, http):
-        answer = ok(http.post("/v1/predict", params=params, headers=key), 202)
+        answer = ok(http.post("/v1/jobs/predict", params=params, headers=key), 202)
         assert (answer["jobs"], answer["refused"]) == (left, [])
-        again = http.post("/v1/predict", params=params, headers=key)
+        again = http.post("/v1/jobs/predict", params=params, headers=key)
         assert (again.headers["idempotency-replayed"], ok(again, 202)) == ("true", answer)
         for job_id in ids:
             job = ok(http.get(f"/v1/jobs/{job_id}", params={"wait": 60}))

@@ -65,6 +65,30 @@ def test_a_model_is_registered_once_and_its_next_bytes_are_a_version(api: Api) -
     assert list(listed) == sorted(listed)
 
 
+def test_models_are_listed_in_pages_and_by_a_part_of_their_name(api: Api) -> None:
+    for name in ("paged-a", "paged-b", "Paged-c"):
+        ok(api.http.put(f"/v1/models/{name}", content=numbered(21)), 201)
+    ok(api.http.put("/v1/models/paged-a", content=numbered(22)), 201)
+    whole = ok(api.http.get("/v1/models"))
+    assert whole["next"] is None
+    names = [model["name"] for model in whole["models"]]
+    seen: list[str] = []
+    after: dict[str, str] = {}
+    while True:
+        page = ok(api.http.get("/v1/models", params={"limit": 2, **after}))
+        seen += [model["name"] for model in page["models"]]
+        if page["next"] is None:
+            break
+        assert page["next"] == seen[-1]
+        after = {"after": page["next"]}
+    assert seen == names
+    found = ok(api.http.get("/v1/models", params={"q": "PAGED-"}))["models"]
+    assert {(model["name"], model["version"]) for model in found} == {("paged-a", 2), ("paged-b", 1), ("Paged-c", 1)}
+    assert ok(api.http.get("/v1/models", params={"q": "%"}))["models"] == []
+    for query in ("limit=0", "limit=201", "name=x", "q=a%00"):
+        problem(api.http.get(f"/v1/models?{query}"), 422, "invalid-options")
+
+
 def test_a_model_lists_its_inputs_and_outputs(api: Api) -> None:
     model = ok(api.http.get("/v1/models/people"))
     assert (model["task"], model["labels"], model["mode"]) == ("classification", ["rare", "regular"], "rows")

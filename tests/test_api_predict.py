@@ -110,7 +110,7 @@ def test_the_first_predict_of_a_job_meets_it_as_it_is_now(idle_api: Api, iris_on
     """Also where this server has the upload in memory, and another request has changed the job meanwhile."""
     idle_api.register("newer", iris_onnx)
     job = idle_api.upload(CSV)
-    assert job["id"] in ok(idle_api.http.post("/v1/predict?state=uploaded&model=newer"), 202)["jobs"]
+    assert job["id"] in ok(idle_api.http.post("/v1/jobs/predict?model=newer"), 202)["jobs"]
     idle_api.register("newer", unlike(iris_onnx))  # a newer version does not make it another request
     for query in ("", "?model=newer"):
         again = ok(idle_api.http.post(f"/v1/predict/{job['id']}{query}"), 202)

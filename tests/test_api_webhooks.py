@@ -322,7 +322,7 @@ def test_an_address_that_cannot_be_is_refused_before_anything_is_stored(url: str
             idle_api.http.post("/v1/predict", params=options, content=CSV),
             idle_api.http.post(f"/v1/predict/{job['id']}", params=options),
             idle_api.http.post(f"/v1/predict/{job['id']}", json=options),
-            idle_api.http.post("/v1/predict?state=uploaded", json=options),
+            idle_api.http.post("/v1/jobs/predict", json=options),
         ):
             assert said in problem(answer, 422, "invalid-options")["detail"]
 

@@ -241,6 +241,25 @@ def test_a_page_of_the_log_names_the_next_until_the_last(site: Site) -> None:
         )
 
 
+def test_the_log_is_filtered(site: Site) -> None:
+    job_id = uploaded(site, "red-user")
+    site.send("red-user", "DELETE", f"/v1/jobs/{job_id}", 204)
+
+    def told(**query: str) -> list[dict[str, Any]]:
+        answer = site.send("operator", "GET", "/v1/audit", 200, params={"limit": 200, **query})
+        entries: list[dict[str, Any]] = answer["entries"]
+        return entries
+
+    (entry,) = told(subject=job_id)
+    assert (entry["action"], entry["kind"], entry["key"]) == ("delete", "job", "red-user")
+    assert entry in told(action="cancel,delete", kind="job", key="red-user", since="1h")
+    assert {one["action"] for one in told(action="delete")} == {"delete"}
+    assert {one["kind"] for one in told(kind="key")} == {"key"}
+    assert told(subject=job_id, action="cancel") == told(since="2999-01-01") == told(until="1000d") == []
+    for query in ({"action": "stop"}, {"kind": "page"}, {"since": "soon"}, {"until": "x"}, {"subject": "a\0b"}):
+        problem(site.api.http.get("/v1/audit", params=query, headers=site.headers["operator"]), 422, "invalid-options")
+
+
 def test_the_command_lists_the_log(site: Site) -> None:
     job_id = uploaded(site, "red-user")
     site.send("red-user", "DELETE", f"/v1/jobs/{job_id}", 204)
@@ -249,6 +268,9 @@ def test_the_command_lists_the_log(site: Site) -> None:
     lines = in_this_process(folder, "audit", "-n", "2", **own).stdout.splitlines()
     assert lines[0].split("\t")[1:] == ["red", "red-user", "delete", "job", job_id]
     assert len(lines) == 2
+    for words in (("--subject", job_id), ("--key", "red-user", "--action", "delete", "--since", "1h", "-n", "1")):
+        assert in_this_process(folder, "audit", *words, **own).stdout.splitlines() == lines[:1]
+    assert in_this_process(folder, "audit", "--until", "1000d", **own).stdout == ""
     told = in_this_process(folder, "audit", "--tenant", "blue", "--json", **own).stdout
     assert '"key": "-",\n    "action": "create",\n    "kind": "key",\n    "subject": "blue-user"' in told
     assert '"subject": "iris@1"' in told

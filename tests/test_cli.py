@@ -99,6 +99,7 @@ def test_help_loads_no_heavy_library(tmp_path: Path) -> None:
         ["predict", "-", "--model", "iris", "--json"],
         ["predict", "-", "--model", "iris", "--top-k", "0"],
         ["jobs", "list", "--state", "lost"],
+        ["jobs", "list", "--sort", "size"],
         ["models", "rm", "iris"],
         ["models", "add", "no-such.onnx"],
         ["no-such-command"],
@@ -377,6 +378,27 @@ def test_lists_are_tab_separated_without_a_terminal(run: Run, iris_csv: Path) ->
     assert {len(row) for row in rows} == {7}
     assert {row[1] for row in rows} == {"completed"}
     assert "iris" in [line.split("\t")[0] for line in run("models", "list").stdout.splitlines()]
+
+
+@pytest.mark.usefixtures("iris_model")
+def test_a_list_is_filtered_sorted_and_counted(run: Run, iris_csv: Path) -> None:
+    for _ in range(2):
+        run("predict", iris_csv, "--model", "iris", "--metadata", "batch=of-the-command", "--no-reuse", "-o", "out.csv")
+    mark = ("--search", "of-the-command")
+
+    def ids(*words: str) -> list[str]:
+        return [line.split("\t")[0] for line in run("jobs", "list", *mark, *words).stdout.splitlines()]
+
+    listed = ids()
+    assert len(listed) == 2
+    assert ids("--sort", "finished", "--order", "asc", "--state", "completed", "--state", "failed") == listed[::-1]
+    assert ids("--since", "1h", "--until", "2999-01-01", "--finished-since", "1d") == listed
+    assert run("jobs", "list", *mark, "--finished-until", "1h", "--count").stdout == "0\n"
+    assert run("jobs", "list", *mark, "--count").stdout == "2\n"
+    refused = run("jobs", "list", "--since", "soon")
+    assert refused.returncode == 1
+    assert "since: expected an age such as 30min, 12h or 7d" in refused.stderr
+    assert [line.split("\t")[0] for line in run("models", "list", "--search", "iri").stdout.splitlines()] == ["iris"]
 
 
 @pytest.mark.usefixtures("iris_model")

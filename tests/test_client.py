@@ -7,6 +7,7 @@ import json
 import time
 import zipfile
 from collections.abc import AsyncIterator, Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,7 @@ from batchserve.client import (
     WaitTimeout,
 )
 from batchserve.client.data import content_of, format_of
+from batchserve.client.options import JobOptions
 from batchserve.client.transport import BLOCK, Content, pause_before, seconds_to_wait
 from batchserve.conversion import convert
 from batchserve.errors import (
@@ -755,6 +757,37 @@ def test_a_listing_continues_over_all_pages(client: Client, iris_csv: Path, monk
     listed = [job.id for job in client.jobs.list(model="iris")]
     assert submitted <= set(listed)
     assert len(listed) == len(set(listed))
+
+
+def test_a_listing_is_filtered_sorted_and_counted(client: Client, iris_csv: Path) -> None:
+    options: JobOptions = {"metadata": {"batch": "of-the-client"}, "reuse": False}
+    ids = [client.submit(iris_csv, model="iris", **options).wait(30).id for _ in range(3)]
+    mark = "of-the-client"
+
+    def listed(**wanted: Any) -> list[int]:
+        assert client.jobs.count(q=mark, **{name: value for name, value in wanted.items() if name != "order"}) == 3
+        return [ids.index(job.id) for job in client.jobs.list(q=mark, **wanted)]
+
+    assert listed() == listed(since=timedelta(hours=1)) == listed(state=["completed", "failed"]) == [2, 1, 0]
+    assert listed(order="asc", until=datetime(2999, 1, 1)) == [0, 1, 2]  # noqa: DTZ001 - a time of this machine
+    assert sorted(listed(finished_since="1h", finished_until="2999-01-01", state="completed")) == [0, 1, 2]
+    assert client.jobs.count(q=mark, since=datetime(2999, 1, 1, tzinfo=UTC)) == 0
+    assert [job.id for job in client.jobs.list(q=mark, sort="finished")] == ids[::-1]
+
+    async def of_twin() -> tuple[int, list[str]]:
+        async with AsyncClient(client.url) as twin:
+            found = twin.jobs.list(q=mark, sort="finished", order="asc", since="1h")
+            return await twin.jobs.count(q=mark, state=("completed",)), [job.id async for job in found]
+
+    assert asyncio.run(of_twin()) == (3, ids)
+
+
+def test_models_are_listed_over_all_pages(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = [model.name for model in client.models.list()]
+    monkeypatch.setattr("batchserve.client.core._PAGE", 1)
+    assert [model.name for model in client.models.list()] == whole
+    assert [model.name for model in client.models.list(q="IRI")] == ["iris"]
+    assert client.models.list(q="no such model") == []
 
 
 def test_the_asynchronous_client_predicts_and_lists_in_the_same_way(

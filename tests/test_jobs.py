@@ -32,9 +32,9 @@ from batchserve.domain import (
 )
 from batchserve.errors import JobConflict, JobNotFound, LeaseLost, ModelNotFound, OutOfMemory
 from batchserve.facts import merge_facts
-from batchserve.jobs import execution, expiry, plan, queries, requests, totals
+from batchserve.jobs import execution, expiry, lists, plan, queries, requests, totals
 from batchserve.jobs.ends import forget_events
-from batchserve.jobs.queries import JobFilter
+from batchserve.jobs.lists import JobFilter
 
 SIGNATURE = Signature((InputTensor("X", "float32", (None, 2)),), ())
 OPTIONS = Options("csv", passthrough=("id", "name"), columns={"a": "x"}, max_errors=0.5, top_k=3)
@@ -466,7 +466,7 @@ def test_several_inputs_are_read_as_they_were_given_and_borrowed_ones_stay_with_
     with database.write() as connection:
         assert queries.get_whole(connection, "1").inputs == stored
         assert queries.get_whole(connection, "0").inputs == get(database, "0").inputs
-        assert [job.inputs_total for job in queries.list_page(connection)] == [3, 1]
+        assert [job.inputs_total for job in lists.list_page(connection)] == [3, 1]
         assert requests.delete_if_not_running(connection, "1").inputs == ("inputs/1", "inputs/c")
 
 
@@ -936,7 +936,7 @@ def test_a_deleted_job_leaves_no_row(database: Database) -> None:
 
 def page(database: Database, limit: int = 50, after: str | None = None, **wanted: Any) -> list[str]:
     with database.read() as connection:
-        found = queries.list_page(connection, wanted=JobFilter(**wanted), after=after, limit=limit)
+        found = lists.list_page(connection, wanted=JobFilter(**wanted), after=after, limit=limit)
         return [job.id for job in found]
 
 

@@ -39,7 +39,7 @@ ROW = "5.1,3.5,1.4,0.2\n"
 CSV = f"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n{ROW}"
 PUBLIC = {"/livez", "/readyz"}
 OF_QUOTAS = {"list_quotas", "get_quota", "set_quota", "delete_quota"}
-FOR_ADMINISTRATORS = {"register_model", "delete_version", "list_audit", "metrics"} | OF_QUOTAS
+FOR_ADMINISTRATORS = {"register_model", "delete_version", "list_audit", "get_metrics"} | OF_QUOTAS
 NO_WEBHOOK = {"webhook_id": "none", "delivery_id": "none", "tenant": "red"}
 
 
@@ -292,8 +292,8 @@ def test_a_reader_gets_what_a_user_reads_and_may_do_nothing_else(guarded: Guarde
             as_user = guarded.api.http.request(method, url, headers=bearer(guarded.red), content=CSV)
             assert answer.status_code == as_user.status_code, path
     assert {method for method, _ in allowed} == {"GET", "POST"}
-    assert [name for method, name in allowed if method == "POST"] == ["validate"]
-    unread = {"list_audit", "metrics", "list_quotas", "get_quota"}
+    assert [name for method, name in allowed if method == "POST"] == ["validate_records"]
+    unread = {"list_audit", "get_metrics", "list_quotas", "get_quota"}
     assert {name for method, name in refused if method == "GET"} == unread
     assert ok(guarded.get(guarded.reader, guarded.job["links"]["self"])) == guarded.job
     assert guarded.get(guarded.reader, guarded.job["links"]["result"]).content
@@ -747,6 +747,9 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
     gone = run("keys", "revoke", "none")
     assert gone.returncode == 1
     assert "no valid key" in gone.stderr
+    assert run("keys", "list", "--in-force").stdout == ""
+    assert len(run("keys", "list", "--scope", "admin", "--tenant", "red").stdout.splitlines()) == 1
+    assert run("keys", "list", "--scope", "user", "--tenant", "red").stdout == ""
     found = json.loads(run("keys", "list", "--json").stdout)
     assert [entry["revoked_at"] is not None for entry in found] == [True, True]
     for shown in (listed.stdout, json.dumps(found)):

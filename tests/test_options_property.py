@@ -120,7 +120,7 @@ def try_body(api: Api, options: dict[str, Any], raw: Any) -> None:
             (f"/v1/predict/{job_id}", encoded({"model": "iris", **options})),
             (f"/v1/predict/{job_id}", encoded(raw)),
             (f"/v1/jobs/{job_id}/retry", encoded({"rows": raw})),
-            ("/v1/predict?state=uploaded", encoded({"model": "iris", **options})),
+            ("/v1/jobs/predict", encoded({"model": "iris", **options})),
         )
     ]
     for path in POSTED[2:]:

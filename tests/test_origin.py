@@ -56,7 +56,7 @@ def attacks(api: Api) -> list[tuple[str, str, str | None]]:
         ("POST", "/v1/upload", CSV),
         ("PUT", "/v1/upload", CSV),
         ("POST", "/v1/predict?model=iris", CSV),
-        ("POST", "/v1/predict?state=uploaded&model=iris", None),
+        ("POST", "/v1/jobs/predict?model=iris", None),
         ("POST", f"/v1/predict/{job}?model=iris", None),
         ("POST", "/v1/models/iris/predict", CSV),
         ("POST", f"/v1/jobs/{job}/cancel", None),

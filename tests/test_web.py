@@ -37,6 +37,21 @@ def test_jobs_are_found_by_words_and_qualifiers(own_api: Api) -> None:
         assert "flowers.csv" not in shown(own_api, f"/jobs?q={other}"), other
 
 
+def test_a_list_is_sorted_by_qualifiers_on_all_its_pages(own_api: Api) -> None:
+    for number in range(53):
+        own_api.http.post(own_api.upload(CSV, filename=f"file-{number:02}.csv")["links"]["cancel"])
+    for search, first, last in (("order:asc", 0, 52), ("sort:finished", 52, 0), ("finished-since:1d order:asc", 0, 52)):
+        page = shown(own_api, f"/jobs?q={search}")
+        assert re.findall(r"file-(\d\d)\.csv</a>", page)[0] == f"{first:02}"
+        assert ("Finished</th>" in page) == ("finished" in search)
+        following = re.search(r'rel="next" href="([^"]+)"', page)
+        assert following is not None
+        assert (
+            re.findall(r"file-(\d\d)\.csv</a>", shown(own_api, following[1].replace("&amp;", "&")))[-1] == f"{last:02}"
+        )
+    assert "There are no jobs yet" not in shown(own_api, "/jobs?q=finished-until:1d")
+
+
 def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(own_api: Api) -> None:
     own_api.upload(CSV, filename="flowers.csv")
     page = shown(own_api, "/jobs?q=flowers state:failed since:1h")
@@ -56,6 +71,9 @@ def test_states_and_times_are_chosen_by_links_that_keep_the_other_words(own_api:
         ("state:done", "there is no state &#39;done&#39;; the states are uploaded, queued"),
         ("since:yesterday", "expected an age such as 30min, 12h or 7d, or a date"),
         ("model:a@b", "expected a name, or name@version"),
+        ("sort:size", "sort:size: expected created or finished"),
+        ("order:up", "order:up: expected desc or asc"),
+        ("sort:created finished-since:1d", "sort:created: expected finished, with finished-since:1d"),
     ],
 )
 def test_a_qualifier_that_is_not_understood_is_told(own_api: Api, text: str, told: str) -> None:

@@ -19,11 +19,12 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
-from batchserve.api import conditional, examples
+from batchserve.api import conditional
 from batchserve.api.auth import caller_of
 from batchserve.api.bodies import require_space
-from batchserve.api.deps import PROBLEMS, OwnJob, ServiceDep, finished, leaving, own_job, served, wait_for
+from batchserve.api.deps import OwnJob, ServiceDep, finished, leaving, own_job, served, wait_for
 from batchserve.api.elsewhere import require_own_input, require_own_result
+from batchserve.api.file_responses import FAILED_RECORDS, FILE, INPUT_FILE
 from batchserve.api.files import File, InMemory, Remote, Stream, attachment, blocks_of, named_after
 from batchserve.api.plain import plain
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
@@ -62,35 +63,6 @@ Redirect = Annotated[
     ),
 ]
 Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the result before responding 404.")]
-FILE: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "The file, with ETag, Repr-Digest and ranges.",
-        "content": {
-            **{format.media_type: {} for format in RESULT_FORMATS.values()},
-            "text/csv": {"example": "prediction,probability_setosa,probability_versicolor\nsetosa,0.98,0.02\n"},
-            "application/x-ndjson": {"example": '{"prediction":"setosa","probability_setosa":0.98}\n'},
-            "application/json": {"example": [{"prediction": "setosa", "probability_setosa": 0.98}]},
-        },
-    },
-    206: {"description": "The requested range."},
-    304: {"description": "The client has it already (If-None-Match)."},
-    307: {"description": "The object store serves it at the Location (redirect=true)."},
-    **PROBLEMS,
-}
-INPUT_FILE: dict[int | str, dict[str, Any]] = {
-    **FILE,
-    200: FILE[200] | {"content": {format.media_type: {} for format in FORMATS.values()} | FILE[200]["content"]},
-}
-FAILED_RECORDS: dict[int | str, dict[str, Any]] = {
-    200: {
-        "description": "One line for each error of a record.",
-        "content": {
-            "application/x-ndjson": {"example": examples.ERRORS},
-            "text/csv": {"example": examples.ERRORS_CSV},
-        },
-    },
-    **PROBLEMS,
-}
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 

@@ -140,7 +140,7 @@ JOB: dict[str, Any] = {
         "cancel": f"/v1/jobs/{_ID}/cancel",
     },
 }
-JOBS: dict[str, Any] = {"jobs": [JOB], "next": _ID}
+JOBS: dict[str, Any] = {"jobs": [JOB], "next": _ID, "total": None}
 
 MODEL: dict[str, Any] = {
     "name": "iris",
@@ -173,7 +173,7 @@ MODEL: dict[str, Any] = {
         "validate": "/v1/models/iris/validate",
     },
 }
-MODELS: dict[str, Any] = {"models": [MODEL]}
+MODELS: dict[str, Any] = {"models": [MODEL], "next": None}
 
 UPLOAD: dict[str, Any] = {
     "id": _ID,

@@ -1,12 +1,10 @@
-"""/v1/jobs: list, show, follow, cancel, retry and remove jobs."""
+"""/v1/jobs/{job_id}: show, follow, cancel, retry and remove a job."""
 
-import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from functools import partial
 from typing import Annotated, Literal
 
-import orjson
 import uuid_utils
 from fastapi import APIRouter, BackgroundTasks, Depends, Header, Query, Request, Response
 from fastapi.sse import EventSourceResponse, ServerSentEvent
@@ -38,72 +36,20 @@ from batchserve.api.deps import (
 )
 from batchserve.api.events import tag_of
 from batchserve.api.plain import plain
-from batchserve.api.schemas.jobs import JobBody, JobList, job_body
-from batchserve.domain import Job, JobState
-from batchserve.errors import InvalidOptions
+from batchserve.api.schemas.jobs import JobBody
+from batchserve.domain import Job
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import plan, queries, requests
-from batchserve.jobs.queries import JobFilter
 from batchserve.jobs.statements import Owned
 from batchserve.quotas.account import Added, charge_if_limited
 from batchserve.service import Service
-from batchserve.service.listing import read_slice
 from batchserve.storage import Storage, copy_object, delete_objects, part_key, parts_prefix
 from batchserve.submission import naming_bytes
 from batchserve.upkeep import retention
-from batchserve.values import MAX_REFERENCE, Plain
 
 router = APIRouter(tags=["jobs"])
 
 EVENTS_SHOWN = {"responses": {"200": {"content": {"text/event-stream": {"example": examples.EVENTS}}}}}
-SLICE = 50
-PAGE_BYTES = 4 * 2**20
-_REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
-
-
-@router.head("/v1/jobs", include_in_schema=False)
-@router.get(
-    "/v1/jobs", response_model=JobList, responses=PROBLEMS, operation_id="list_jobs", summary="List jobs, newest first"
-)  # fmt: skip
-async def list_jobs(
-    service: ServiceDep,
-    caller: CallerDep,
-    state: Annotated[JobState | None, Query(examples=["failed"])] = None,
-    model: Annotated[
-        Annotated[str, Plain] | None,
-        Query(description="`name` or `name@version`.", examples=["iris"], max_length=MAX_REFERENCE),
-    ] = None,
-    q: Annotated[
-        Annotated[str, Plain] | None,
-        Query(description="Part of an ID, a file name or a metadata value.", max_length=1024),
-    ] = None,
-    limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[
-        Annotated[str, Plain] | None, Query(description="`next` of the page before.", max_length=64)
-    ] = None,
-) -> Response:
-    """A page ends early, with `next`, where its jobs would take more than 4 MiB."""
-    if model is not None and not _REFERENCE.fullmatch(model):
-        raise InvalidOptions(f"model: expected name or name@version with a number, got {model!r}")
-
-    wanted = JobFilter(() if state is None else (state,), model, q)
-
-    def read(after: str | None) -> bytes:
-        """In several reads, so that none fetches much more than the page holds."""
-        page: list[bytes] = []
-        size, more = 0, True
-        while more and len(page) < limit:
-            found, more = read_slice(service, caller.tenant, wanted, after, min(SLICE, limit - len(page)))
-            for view in found:
-                body = job_body(view.job, view.attempts, view.place, view.now).model_dump_json().encode()
-                size += len(body)
-                if page and size > PAGE_BYTES:
-                    return _page(page, after)
-                page.append(body)
-                after = view.job.id
-        return _page(page, after if more else None)
-
-    return Response(await service.calls.read(caller.tenant, lambda: read(after)), media_type="application/json")
 
 
 async def _get_job(request: Request) -> Response | None:
@@ -281,11 +227,6 @@ async def delete_job(job_id: OwnJob, request: Request, service: ServiceDep, call
         conditional.require(request, _etag(await read_body(service, job_id)), exists=True)
     await run_in_threadpool(_delete, service, caller, job_id)
     return Response(status_code=204)
-
-
-def _page(bodies: list[bytes], following: str | None) -> bytes:
-    """A JobList."""
-    return b'{"jobs":[%b],"next":%b}' % (b",".join(bodies), orjson.dumps(following))
 
 
 def _copy_scored(service: Service, job_id: str, retry_id: str, discard: Callable[[], None]) -> None:

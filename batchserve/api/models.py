@@ -7,7 +7,7 @@ from typing import Annotated, Any, NamedTuple
 
 import orjson
 import uuid_utils
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Header, Path, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
@@ -37,6 +37,7 @@ from batchserve.service.turns import Lane, Place
 from batchserve.storage import Span, model_key
 from batchserve.submission import wanted_columns
 from batchserve.upkeep import holds
+from batchserve.values import Plain
 
 router = APIRouter(tags=["models"])
 
@@ -48,6 +49,8 @@ _GROUP_SECONDS = 0.05
 Name = Annotated[str, Path(description="Letters, digits, `.`, `_` and `-`.", examples=["iris"])]
 Reference = Annotated[str, Path(description="`name` (its newest version) or `name@version`.", examples=["iris"])]
 Version = Annotated[int, Path(ge=1, examples=[1])]
+IfMatch = Annotated[str | None, Header(description="The ETag of the newest version: register the one after it only.")]
+IfNoneMatch = Annotated[str | None, Header(description="`*`: register a first version only.")]
 
 MODEL_BODY: dict[str, Any] = {
     "requestBody": {
@@ -74,7 +77,14 @@ RECORDS_BODY: dict[str, Any] = INPUT_BODY["requestBody"] | {
     operation_id="register_model", summary="Register a version of a model", dependencies=ADMIN,
     responses={200: {"model": ModelBody, "description": "A version of these bytes exists."}, **PROBLEMS},
 )  # fmt: skip
-async def register_model(name: Name, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
+async def register_model(
+    name: Name,
+    request: Request,
+    service: ServiceDep,
+    caller: CallerDep,
+    if_match: IfMatch = None,  # noqa: ARG001 - `conditional` reads it, and the next
+    if_none_match: IfNoneMatch = None,  # noqa: ARG001
+) -> Response:
     """The graph is checked, mended and measured in a limited process first; a refused model is not stored."""
     require_name(name)
     body = Body(request, service.runtime.settings, service.runtime.settings.model_bytes)
@@ -126,8 +136,17 @@ async def admit_version(
     "/v1/models", response_model=ModelList, responses=PROBLEMS,
     operation_id="list_models", summary="List models, newest versions",
 )  # fmt: skip
-async def list_models(service: ServiceDep, caller: CallerDep) -> Response:
-    return await _list(service, caller, registry.newest_versions)
+async def list_models(
+    service: ServiceDep,
+    caller: CallerDep,
+    q: Annotated[Annotated[str, Plain] | None, Query(description="Part of a name.", max_length=128)] = None,
+    limit: Annotated[int | None, Query(ge=1, le=200, description="Default: all.")] = None,
+    after: Annotated[
+        Annotated[str, Plain] | None, Query(description="`next` of the page before.", max_length=128)
+    ] = None,
+) -> Response:
+    """By name."""
+    return await _list(service, caller, lambda connection: registry.newest_page(connection, q, after or "", limit))
 
 
 @router.head("/v1/models/{name}", include_in_schema=False)
@@ -145,7 +164,7 @@ async def get_model(name: Reference, request: Request, service: ServiceDep) -> R
     operation_id="list_versions", summary="List all versions",
 )  # fmt: skip
 async def list_versions(name: Name, service: ServiceDep, caller: CallerDep) -> Response:
-    return await _list(service, caller, lambda connection: registry.versions(connection, name))
+    return await _list(service, caller, lambda connection: (registry.versions(connection, name), None))
 
 
 @router.head("/v1/models/{name}/versions/{version}", include_in_schema=False)
@@ -227,7 +246,7 @@ async def predict_records(
 @router.post(
     "/v1/models/{name}/validate", response_model=ValidationBody, responses=PROBLEMS,
     openapi_extra={"parameters": query_parameters(ValidateOptions), "requestBody": RECORDS_BODY},
-    operation_id="validate", summary="Check a sample against the model's signature",
+    operation_id="validate_records", summary="Check a sample against the model's signature",
 )  # fmt: skip
 async def validate(name: Reference, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """No job, nothing stored. `errors` names each value that does not fit; a sample that does not fit at all is a 422,
@@ -351,11 +370,13 @@ async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature,
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
 
 
-async def _list(service: Service, caller: Caller, find: Callable[[Connection], list[ModelVersion]]) -> Response:
+async def _list(
+    service: Service, caller: Caller, find: Callable[[Connection], tuple[list[ModelVersion], str | None]]
+) -> Response:
     def read() -> str:  # encoded in the thread, too: signatures of thousands of versions
         with service.runtime.database.read() as connection:
-            found = find(connection)
-        return ModelList(models=[model_body(model) for model in found]).model_dump_json()
+            found, following = find(connection)
+        return ModelList(models=[model_body(model) for model in found], next=following).model_dump_json()
 
     return Response(await service.calls.read(caller.tenant, read), media_type="application/json")
 

@@ -1,8 +1,8 @@
 """POST /v1/predict: queues a job and responds immediately."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
-from fastapi import APIRouter, BackgroundTasks, Header, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Header, Request, Response
 from sqlalchemy import Connection
 
 from batchserve import idempotency
@@ -28,8 +28,7 @@ from batchserve.api.deps import (
     wait_for,
 )
 from batchserve.api.plain import plain
-from batchserve.api.predict_uploaded import predict_uploaded
-from batchserve.api.schemas.jobs import JobBody, QueuedBody
+from batchserve.api.schemas.jobs import JobBody
 from batchserve.api.schemas.options import query_parameters
 from batchserve.api.upload import (
     INPUT_BODY,
@@ -41,7 +40,7 @@ from batchserve.api.upload import (
     require_quota,
 )
 from batchserve.domain import Job, JobState, ModelVersion, ReadOptions
-from batchserve.errors import BatchserveError
+from batchserve.errors import BatchserveError, InvalidOptions
 from batchserve.idempotency import KeyedRequest
 from batchserve.jobs import requests
 from batchserve.options import PredictOptions
@@ -52,9 +51,6 @@ from batchserve.submission import Scored, Submission, complete_once, enqueue, en
 router = APIRouter(tags=["predict"])
 
 Prefer = Annotated[str | None, Header(description="`wait=10`: respond when the job is finished, or after 10 seconds.")]
-Uploaded = Annotated[
-    Literal["uploaded"] | None, Query(description="Queue all uploaded jobs instead of an input in the body.")
-]
 _NOT_OPTIONS = (*ReadOptions.__dataclass_fields__, "filename")
 
 OPTION_PARAMETERS = query_parameters(PredictOptions)
@@ -188,7 +184,11 @@ async def _predict_unread(
 
 
 async def _upload_and_predict(request: Request) -> Response | None:
-    if has_long_key(request) or not request.query_params.keys().isdisjoint(("state", *_NOT_OPTIONS)):
+    if "state" in request.query_params:
+        raise InvalidOptions(
+            "state: all uploaded inputs are queued by POST /v1/jobs/predict; here the body is the input"
+        )
+    if has_long_key(request) or not request.query_params.keys().isdisjoint(_NOT_OPTIONS):
         return None
     key, prefer = request.headers.get("idempotency-key"), request.headers.get("prefer")
     background = BackgroundTasks()
@@ -206,9 +206,9 @@ async def _upload_and_predict(request: Request) -> Response | None:
 
 
 @router.post(
-    "/v1/predict", status_code=202, response_model=JobBody | QueuedBody, operation_id="upload_and_predict",
-    summary="Upload and predict in one call, or queue all uploaded inputs", responses={**FINISHED, **PROBLEMS},
-    openapi_extra={"parameters": OPTION_PARAMETERS, "requestBody": INPUT_BODY["requestBody"] | {"required": False}},
+    "/v1/predict", status_code=202, response_model=JobBody, operation_id="upload_and_predict",
+    summary="Upload and predict in one call", responses={**FINISHED, **PROBLEMS},
+    openapi_extra={"parameters": OPTION_PARAMETERS, **INPUT_BODY},
 )  # fmt: skip
 @plain(_upload_and_predict)
 async def upload_and_predict(
@@ -218,23 +218,12 @@ async def upload_and_predict(
     background: BackgroundTasks,
     read: Read,
     filename: Filename = None,
-    state: Uploaded = None,
     idempotency_key: IdempotencyKey = None,
     prefer: Prefer = None,
 ) -> Response:
-    """The body is the input. Nothing is stored unless it fits the model.
-
-    With `state=uploaded` there is no input: all jobs in that state are queued, but for those that were uploaded for
-    another model. One that does not fit stays uploaded, and the response gives the reason.
-    """
-    # Inputs that were uploaded before have their delimiter and file name already.
-    no_options = ("state",) if state is not None else _NOT_OPTIONS
-    query = {name: value for name, value in request.query_params.items() if name not in no_options}
+    """The body is the input. Nothing is stored unless it fits the model."""
+    query = {name: value for name, value in request.query_params.items() if name not in _NOT_OPTIONS}
     key = bare_key(idempotency_key)
-    if state is not None:
-        given = predict_options(service, {**query, **await json_object(request, service.runtime.settings)})
-        with service.only_one(caller.tenant, key):
-            return await predict_uploaded(service, caller, given, key)
     options = predict_options(service, query)
     await require_quota(request, service, caller, key, queues=True)
     with service.only_one(caller.tenant, key):

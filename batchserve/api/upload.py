@@ -96,13 +96,19 @@ INPUT_BODY: dict[str, Any] = {
         "description": "The bytes of a file (`curl -T`), plain or compressed by gzip or zstd; or a form with one "
         f"file of any type. A form with several, at most {MAX_FILES}, is an archive of them: one record per image.",
         "content": {
+            # Any of the formats; first, for clients that are generated from this.
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
             "text/csv": {
                 "schema": {"type": "string"},
                 "example": "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n",
             },
             "application/x-ndjson": {"schema": {"type": "string"}, "example": '{"age": 31, "city": "Bern"}\n'},
             "application/json": {
-                "schema": {"type": ["object", "array"]},
+                "schema": {
+                    "type": "object",
+                    "additionalProperties": True,
+                    "description": "Records under `data`, or one record. An array of records is taken as well.",
+                },
                 "example": {"data": [{"age": 31, "city": "Bern"}, {"age": None, "city": "Biel"}]},
             },
             **{

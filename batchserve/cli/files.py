@@ -12,10 +12,10 @@ from rich.markup import escape
 from batchserve.cli.terminal import AsJson, print_error, print_json, print_rows, say, worst_code
 from batchserve.client import Client, FileOutcome, FilesFailed, FilesReport
 from batchserve.client.bars import Bars
-from batchserve.client.core import JobOptions, ReadOptions
 from batchserve.client.data import format_of
 from batchserve.client.errors import AuthenticationFailed, ConnectionFailed
 from batchserve.client.inputs import Found, LeftOut, find_inputs
+from batchserve.client.options import JobOptions, ReadOptions
 from batchserve.errors import BatchserveError, InvalidInput, presentable
 
 STREAM = "-"

@@ -22,16 +22,16 @@ from batchserve.cli.files import (
     predict_many,
     print_left_out,
 )
-from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, print_rows, say, size
+from batchserve.cli.job_list import list_jobs
+from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, say, size
 from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
-from batchserve.client.core import JobOptions
 from batchserve.client.data import format_of
 from batchserve.client.errors import JobError, WaitTimeout
 from batchserve.client.inputs import find_inputs
 from batchserve.client.names import placed
+from batchserve.client.options import JobOptions
 from batchserve.client.results import beside
-from batchserve.domain import JobState
 from batchserve.errors import JobNotFound
 
 app = typer.Typer(help="Jobs: one prediction of one input by one model version.", no_args_is_help=True)
@@ -293,34 +293,7 @@ def _predict_uploaded(model: str, wait: bool, timeout: float | None, as_json: bo
         raise typer.Exit(1)
 
 
-@app.command("list")
-def list_jobs(
-    state: Annotated[JobState | None, typer.Option(help="Only jobs in this state.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Only jobs of this model.")] = None,
-    limit: Annotated[int, typer.Option("--limit", "-n", min=1, help="Most jobs to list.")] = 30,
-    as_json: AsJson = False,
-) -> None:
-    """List jobs, newest first."""
-    with Client() as client:
-        jobs = list(islice(client.jobs.list(state=state, model=model), limit))
-    if as_json:
-        print_json([job.data for job in jobs])
-        return
-    print_rows(
-        ("id", "state", "model", "rows", "failed", "progress", "created"),
-        [
-            (
-                job.id,
-                job.state,
-                job.model,
-                job.rows.get("total"),
-                job.rows.get("failed"),
-                f"{job.progress:.0%}",
-                moment(job.data.get("created_at")),
-            )
-            for job in jobs
-        ],
-    )
+app.command("list")(list_jobs)
 
 
 @app.command()

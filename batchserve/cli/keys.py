@@ -52,13 +52,26 @@ def create(
 
 
 @app.command("list")
-def list_keys(storage: Storage = None, database: Database = None, as_json: AsJson = False) -> None:
+def list_keys(
+    tenant: Annotated[str | None, typer.Option(help="Only keys of this tenant.")] = None,
+    scope: Annotated[Scope | None, typer.Option(help="Only keys of this scope.")] = None,
+    in_force: Annotated[bool, typer.Option("--in-force", help="Without revoked keys.")] = False,
+    storage: Storage = None,
+    database: Database = None,
+    as_json: AsJson = False,
+) -> None:
     """List all keys, with their first characters only."""
     from batchserve import keys
     from batchserve.runtime import open_database
 
     with open_database(settings_of(storage, database)) as opened, opened.read() as connection:
-        found = [_shown(key) for key in keys.list_all(connection)]
+        found = [
+            _shown(key)
+            for key in keys.list_all(connection)
+            if (tenant is None or key.tenant == tenant)
+            and (scope is None or key.scope is scope)
+            and not (in_force and key.revoked_at is not None)
+        ]
     if as_json:
         print_json(found)
         return

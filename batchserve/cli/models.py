@@ -17,10 +17,15 @@ Reference = Annotated[str, typer.Argument(metavar="NAME[@VERSION]", help="The mo
 
 
 @app.command("list")
-def list_models(as_json: AsJson = False) -> None:
+def list_models(
+    search: Annotated[
+        str | None, typer.Option("--search", "-s", metavar="TEXT", help="Only with this in the name.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
     """List the newest version of every model."""
     with Client() as client:
-        models = client.models.list()
+        models = client.models.list(q=search)
     if as_json:
         print_json([model.data for model in models])
         return

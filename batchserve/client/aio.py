@@ -7,8 +7,9 @@ from typing import Self, Unpack
 
 import httpx2
 
-from batchserve.client.core import Core, FilesOptions
+from batchserve.client.core import Core
 from batchserve.client.many import FilesReport, Inputs, predict_files
+from batchserve.client.options import FilesOptions
 from batchserve.client.quotas import AsyncQuotas
 from batchserve.client.transport import AsyncWire, Transport
 

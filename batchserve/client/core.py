@@ -10,7 +10,7 @@ import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 from urllib.parse import quote
 
 from batchserve.client.bars import Bars
@@ -18,7 +18,9 @@ from batchserve.client.data import bytes_content, content_of, holds_arrays, libr
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
+from batchserve.client.lists import JobFilters, each_item, jobs_query
 from batchserve.client.names import placed
+from batchserve.client.options import JobOptions, OnlineOptions, PredictOptions, ReadOptions, ValidateOptions
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.schedules import AsyncSchedules
 from batchserve.client.tables import origins_of, table_of
@@ -46,79 +48,8 @@ _VERIFICATION = 1800.0
 _PAGE = 200
 _TYPED = frozenset({"arrow", "arrows", "parquet"})
 """Formats of results that keep the types of columns that pass through."""
-
-
-class ReadOptions(TypedDict, total=False):
-    """Options of `POST /v1/upload`: how a file is read."""
-
-    delimiter: str
-    decimal: str
-    encoding: str
-    sheet: str
-
-
 _OF_UPLOAD = frozenset({"model", "columns", "inputs", *ReadOptions.__annotations__})
 """Options of a prediction that the completion of its direct upload takes, to check the input."""
-
-
-class JobOptions(ReadOptions, total=False):
-    """Options of `POST /v1/predict`; docs/api.md explains each."""
-
-    format: str
-    passthrough: str | list[str]
-    columns: list[str] | dict[str, str]
-    key: str
-    on_row_error: str
-    max_errors: float
-    top_k: int
-    inputs: dict[str, bool | int | float | str]
-    reuse: bool
-    priority: int
-    run_after: str
-    expires_in: str | float
-    metadata: dict[str, str]
-    webhook: str
-
-
-class ValidateOptions(ReadOptions, total=False):
-    """Options of `POST /v1/models/{name}/validate`."""
-
-    columns: list[str] | dict[str, str]
-    inputs: dict[str, bool | int | float | str]
-
-
-class OnlineOptions(ValidateOptions, total=False):
-    """Options of `POST /v1/models/{name}/predict`."""
-
-    top_k: int
-
-
-class PredictOptions(JobOptions, total=False):
-    """Options of `predict`."""
-
-    output: str | os.PathLike[str] | None
-    """Where to save the result of a path."""
-    timeout: float | None
-    """Seconds to wait for the result."""
-    progress: bool | None
-    """Whether to show bars; None: on a terminal or in a notebook."""
-    direct: bool
-    """See `upload`."""
-
-
-class FilesOptions(JobOptions, total=False):
-    """Options of `predict_files`."""
-
-    wait: bool
-    """Whether to wait for the results; otherwise the next call saves them."""
-    timeout: float | None
-    """Seconds to wait for all results."""
-    in_flight: int
-    """Files in progress at a time; 8 by default."""
-    progress: bool | None
-    """Whether to show a bar; None: on a terminal or in a notebook."""
-    direct: bool
-    """See `upload`."""
 
 
 class AsyncJob(JobView):
@@ -237,18 +168,18 @@ class AsyncJobs:
         await AsyncJob(self._transport, {"id": id}).delete()
 
     async def list(
-        self, *, state: str | None = None, model: str | None = None, q: str | None = None
+        self, *, sort: str | None = None, order: str | None = None, **wanted: Unpack[JobFilters]
     ) -> AsyncGenerator[AsyncJob]:
-        """All matching jobs, newest first; further pages are fetched on demand."""
-        after = None
-        while True:
-            params = query({"state": state, "model": model, "q": q, "limit": _PAGE, "after": after})
-            page = await self._transport.json(Request(method="GET", path="/v1/jobs", params=params))
-            for data in page["jobs"]:
-                yield AsyncJob(self._transport, data)
-            after = page.get("next")
-            if after is None:
-                return
+        """All matching jobs, the latest first; further pages are fetched on demand. By the time at which they finished,
+        `sort="finished"`, only jobs that have."""
+        params = jobs_query({**wanted, "sort": sort, "order": order, "limit": _PAGE})
+        async for data in each_item(self._transport, "/v1/jobs", params, "jobs"):
+            yield AsyncJob(self._transport, data)
+
+    async def count(self, **wanted: Unpack[JobFilters]) -> int:
+        """The number of matching jobs."""
+        params = jobs_query({**wanted, "total": True, "limit": 1})
+        return int((await self._transport.json(Request(method="GET", path="/v1/jobs", params=params)))["total"])
 
 
 class AsyncModels:
@@ -273,10 +204,10 @@ class AsyncModels:
         """The newest version of `name`, or exactly `name@version`."""
         return Model(await self._transport.json(Request(method="GET", path=_model_path(name))))
 
-    async def list(self) -> "builtins.list[Model]":
-        """The newest version of every model."""
-        page = await self._transport.json(Request(method="GET", path="/v1/models"))
-        return [Model(data) for data in page["models"]]
+    async def list(self, *, q: str | None = None) -> "builtins.list[Model]":
+        """The newest version of every model, or of those with `q` in their names."""
+        params = query({"q": q, "limit": _PAGE})
+        return [Model(data) async for data in each_item(self._transport, "/v1/models", params, "models")]
 
     async def remove(self, name: str) -> None:
         """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""
@@ -383,9 +314,9 @@ class Core:
 
     async def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[AsyncJob]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
-        params = query({"state": "uploaded", "model": model, **options})
+        params = query({"model": model, **options})
         answer = await self._transport.json(
-            Request(method="POST", path="/v1/predict", params=params, patience=_COLLECTIVE)
+            Request(method="POST", path="/v1/jobs/predict", params=params, patience=_COLLECTIVE)
         )
         jobs = [AsyncJob(self._transport, {"id": id, "state": "queued"}) for id in answer["jobs"]]
         return Queued(jobs, answer["completed"], answer["refused"])

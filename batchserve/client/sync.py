@@ -15,6 +15,11 @@ from batchserve.client.core import (
     AsyncJobs,
     AsyncModels,
     Core,
+)
+from batchserve.client.errors import FilesFailed, JobError
+from batchserve.client.lists import JobFilters
+from batchserve.client.many import FilesReport, Inputs, predict_files
+from batchserve.client.options import (
     FilesOptions,
     JobOptions,
     OnlineOptions,
@@ -22,8 +27,6 @@ from batchserve.client.core import (
     ReadOptions,
     ValidateOptions,
 )
-from batchserve.client.errors import FilesFailed, JobError
-from batchserve.client.many import FilesReport, Inputs, predict_files
 from batchserve.client.quotas import AsyncQuotas, Quotas
 from batchserve.client.results import AsyncResult
 from batchserve.client.schedules import Schedules
@@ -165,9 +168,14 @@ class Jobs:
         """Removes a job with its input and result, even if it cannot be shown any more."""
         now(self._twin.delete(id))
 
-    def list(self, *, state: str | None = None, model: str | None = None, q: str | None = None) -> Iterator[Job]:
-        """All matching jobs, newest first; further pages are fetched on demand."""
-        return map(Job, each_now(self._twin.list(state=state, model=model, q=q)))
+    def list(self, *, sort: str | None = None, order: str | None = None, **wanted: Unpack[JobFilters]) -> Iterator[Job]:
+        """All matching jobs, the latest first; further pages are fetched on demand. By the time at which they finished,
+        `sort="finished"`, only jobs that have."""
+        return map(Job, each_now(self._twin.list(sort=sort, order=order, **wanted)))
+
+    def count(self, **wanted: Unpack[JobFilters]) -> int:
+        """The number of matching jobs."""
+        return now(self._twin.count(**wanted))
 
 
 class Models:
@@ -188,9 +196,9 @@ class Models:
         """The newest version of `name`, or exactly `name@version`."""
         return now(self._twin.get(name))
 
-    def list(self) -> "builtins.list[Model]":
-        """The newest version of every model."""
-        return now(self._twin.list())
+    def list(self, *, q: str | None = None) -> "builtins.list[Model]":
+        """The newest version of every model, or of those with `q` in their names."""
+        return now(self._twin.list(q=q))
 
     def remove(self, name: str) -> None:
         """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""

@@ -111,7 +111,9 @@ jobs = Table(
     Column("due_at", Number),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
-    Index(None, "model_id"),
+    # The lists of jobs (jobs.lists) in a state, and of a version.
+    Index(None, "tenant", "state", "id", "model_id"),
+    Index(None, "model_id", "tenant", "id"),
     Index(None, "result_key"),
     # Few jobs have their own retention.
     Index(None, "due_at", sqlite_where=text("due_at IS NOT NULL"), postgresql_where=text("due_at IS NOT NULL")),
@@ -119,6 +121,14 @@ jobs = Table(
 
 # The queue of each tenant in order: a claim reads no more jobs than it takes.
 Index("ix_jobs_turn", jobs.c.state, jobs.c.tenant, jobs.c.priority.desc(), jobs.c.queued_at)
+
+# The lists of those that have finished.
+Index(
+    "ix_jobs_finished",
+    *(jobs.c[name] for name in ("tenant", "state", "finished_at", "id", "model_id")),
+    sqlite_where=jobs.c.finished_at.is_not(None),
+    postgresql_where=jobs.c.finished_at.is_not(None),
+)
 
 # Inputs of jobs, in order. Several may reference one object: it is removed with the last of them.
 inputs = Table(
@@ -229,6 +239,7 @@ audit = Table(
     Column("kind", Words(16), nullable=False),
     Column("subject", Words(255), nullable=False),
     Index(None, "tenant", "id"),
+    Index(None, "subject", "id"),
     sqlite_autoincrement=True,
 )
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Collection, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, String, Text, and_, bindparam, case, cast, func, or_, select, union_all
+from sqlalchemy import Connection, and_, bindparam, case, func, or_, select, union_all
 from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
@@ -18,8 +17,6 @@ from batchserve.jobs.statements import INPUT_COLUMNS, JOBS, JOBS_OF, due, furthe
 from batchserve.storage import ERRORS_SUFFIX
 
 STATES = [state.value for state in JobState]
-_FEW = 1000
-"""Jobs of some states up to this number are found by their states."""
 
 
 def get(connection: Connection, job_id: str) -> Job:
@@ -75,23 +72,6 @@ def find_on_input(connection: Connection, key: str, request_digest: str, tenant:
     return list(readable(connection.execute(JOBS.where(*guards)).mappings().all()))
 
 
-@dataclass(frozen=True, slots=True)
-class JobFilter:
-    """Which jobs of a list are wanted. Times: seconds since the epoch, of the creation."""
-
-    states: tuple[JobState, ...] = ()
-    """Any of these; all when there is none."""
-    model: str | None = None
-    """`name` or `name@version`."""
-    search: str | None = None
-    """Part of an ID, file name or metadata value."""
-    since: float | None = None
-    until: float | None = None
-
-
-ALL_JOBS = JobFilter()
-
-
 def inputs_of(connection: Connection, job_id: str, first: int, limit: int) -> list[tuple[int, StoredInput]]:
     """The inputs of a job from the number `first` on, each with its number. Raises UnreadableRow."""
     query = select(inputs.c.job_id, inputs.c.number, *INPUT_COLUMNS).where(
@@ -99,71 +79,6 @@ def inputs_of(connection: Connection, job_id: str, first: int, limit: int) -> li
     )
     found = connection.execute(query.order_by(inputs.c.number).limit(limit)).mappings().all()
     return [(row["number"], rows.stored_input(row)) for row in found]
-
-
-def list_page(
-    connection: Connection,
-    tenant: str = DEFAULT_TENANT,
-    wanted: JobFilter = ALL_JOBS,
-    *,
-    after: str | None = None,
-    limit: int = 50,
-) -> list[Job]:
-    """Newest first, without unreadable jobs. `after`: the last ID of the previous page."""
-    guards = [*_guards(tenant), *_wanted(wanted)]
-    few = _few_ids(connection, tenant, wanted) if wanted.states else None
-    page: list[Job] = []
-    while len(page) < limit:
-        found = connection.execute(JOBS.where(*guards, *_within(wanted, after, few)).limit(limit)).mappings().all()
-        page += readable(found)
-        if len(found) < limit:
-            break
-        after = found[-1]["id"]
-    return page[:limit]
-
-
-def _guards(tenant: str) -> list[ColumnElement[bool]]:
-    return [] if tenant == EVERY_TENANT else [jobs.c.tenant == tenant]
-
-
-def _wanted(wanted: JobFilter) -> list[ColumnElement[bool]]:
-    guards: list[ColumnElement[bool]] = []
-    if wanted.states:
-        guards.append(jobs.c.state.in_(wanted.states))
-    if wanted.model is not None:
-        name, _, version = wanted.model.partition("@")
-        guards.append(models.c.name == name)
-        if version:
-            guards.append(cast(models.c.version, String) == version)
-    if wanted.search:
-        texts = (jobs.c.id, inputs.c.filename, cast(jobs.c.metadata, Text))
-        guards.append(or_(*(text.icontains(wanted.search, autoescape=True) for text in texts)))
-    return guards
-
-
-def _within(wanted: JobFilter, after: str | None, few: list[str] | None) -> list[ColumnElement[bool]]:
-    """Those of the wanted time, before the job `after`: IDs begin with their time, and they have the index. Of few jobs
-    their IDs alone are given: next to a range, SQLite would read all jobs in it."""
-    lowest = "" if wanted.since is None else _first_id(wanted.since)
-    ends = [] if wanted.until is None else [_first_id(wanted.until)]
-    end = min([*ends, *([] if after is None else [after])], default=None)
-    if few is not None:
-        return [jobs.c.id.in_([id for id in few if id >= lowest and (end is None or id < end)])]
-    return [*([jobs.c.id >= lowest] if lowest else []), *([] if end is None else [jobs.c.id < end])]
-
-
-def _few_ids(connection: Connection, tenant: str, wanted: JobFilter) -> list[str] | None:
-    """The IDs of all jobs in these states, where they are few: by their own index. A page of the newest jobs would be
-    looked for among all jobs, of which a few failed ones are rarely the newest."""
-    query = select(jobs.c.id).where(*_guards(tenant), jobs.c.state.in_(wanted.states)).limit(_FEW + 1)
-    found = list(connection.scalars(query))
-    return found if len(found) <= _FEW else None
-
-
-def _first_id(since: float) -> str:
-    """The smallest ID of that time (RFC 9562, 5.7): its milliseconds in 48 bits."""
-    digits = f"{min(max(0, int(since * 1000)), 2**48 - 1):012x}"
-    return f"{digits[:8]}-{digits[8:]}"
 
 
 def get_several(connection: Connection, job_ids: Collection[str]) -> list[Job]:
@@ -220,8 +135,8 @@ def named_inputs(connection: Connection, keys: Collection[str]) -> set[str]:
 
 def count_by_state(connection: Connection, tenant: str = EVERY_TENANT) -> dict[str, int]:
     counting = select(jobs.c.state, func.count().label("jobs"))
-    if tenant != EVERY_TENANT:  # with both columns, the index of the queue is read and no row
-        counting = counting.where(jobs.c.state.in_(STATES), *_guards(tenant))
+    if tenant != EVERY_TENANT:  # with both columns, an index is read and no row
+        counting = counting.where(jobs.c.state.in_(STATES), jobs.c.tenant == tenant)
     counted = connection.execute(counting.group_by(jobs.c.state))
     return {row["state"]: row["jobs"] for row in counted.mappings()}
 

@@ -1,7 +1,7 @@
 """Lists of jobs, as the API and the pages show them."""
 
-from batchserve.jobs import queries
-from batchserve.jobs.queries import JobFilter
+from batchserve.jobs import lists, queries
+from batchserve.jobs.lists import NEWEST, JobFilter, JobOrder
 from batchserve.service import JobSnapshot, Service
 from batchserve.upkeep import retention
 
@@ -9,13 +9,13 @@ __all__ = ["read_slice"]
 
 
 def read_slice(
-    service: Service, tenant: str, wanted: JobFilter, after: str | None, most: int
+    service: Service, tenant: str, wanted: JobFilter, after: str | None, most: int, order: JobOrder = NEWEST
 ) -> tuple[list[JobSnapshot], bool]:
-    """The next jobs of a list, the newest first, at most so many; and whether there are more. Reads many rows: call it
-    by `Service.calls.read`."""
+    """The next jobs of a list, at most so many; and whether there are more. `after`: `lists.cursor_of` the last job
+    before. Reads many rows: call it by `Service.calls.read`."""
     runtime = service.runtime
     with runtime.database.read() as connection:
-        found = queries.list_page(connection, tenant, wanted, after=after, limit=most + 1)
+        found = lists.list_page(connection, tenant, wanted, order, after=after, limit=most + 1)
         tried = queries.attempts_of_several(connection, [job.id for job in found if job.attempt])
         now = runtime.database.moment(connection).wall
     places = service.places.of(found, now)

@@ -16,7 +16,7 @@ from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import BadRequest, BatchserveError
 from batchserve.idempotency import KeyedRequest
-from batchserve.jobs import queries
+from batchserve.jobs import lists, queries
 from batchserve.service import Service
 from batchserve.service.listing import read_slice
 from batchserve.web.forms import read_fields
@@ -33,21 +33,21 @@ _PAUSE = 1.0
 
 
 async def list_page(request: Request) -> Response:
-    """`q`: the search. `after`: the last job of the page before."""
+    """`q`: the search. `after`: the cursor of the page before."""
     service, tenant = service_of(request), caller_of(request).tenant
     text, after = request.query_params.get("q", ""), request.query_params.get("after")
 
-    def read() -> tuple[Search, dict[str, int], list[JobBody], bool]:
+    def read() -> tuple[Search, dict[str, int], list[JobBody], str | None]:
         with service.runtime.database.read() as connection:
             now = service.runtime.database.moment(connection).wall
             counts = queries.count_by_state(connection, tenant)
         search = parse(text, now)
         if search.problem is not None:
-            return search, counts, [], False
+            return search, counts, [], None
         return search, counts, *_bodies(service, tenant, search, after)
 
-    search, counts, bodies, more = await service.calls.read(tenant, read)
-    following = urlencode({"q": text, "after": bodies[-1].id}) if more else None
+    search, counts, bodies, cursor = await service.calls.read(tenant, read)
+    following = None if cursor is None else urlencode({"q": text, "after": cursor})
     template = "_jobs.html" if request.headers.get("hx-target") == "jobs" else "jobs.html"
     return page(
         request, template, 422 if search.problem else 200, search=search, jobs=bodies, counts=counts, after=after,
@@ -63,9 +63,11 @@ async def latest(service: Service, tenant: str, most: int) -> list[JobBody]:
 
 def _bodies(
     service: Service, tenant: str, search: Search, after: str | None, most: int = _PAGE
-) -> tuple[list[JobBody], bool]:
-    found, more = read_slice(service, tenant, search.wanted, after, most)
-    return [job_body(view.job, view.attempts, view.place, view.now) for view in found], more
+) -> tuple[list[JobBody], str | None]:
+    """The jobs of a page, and its cursor unless it is the last one."""
+    found, more = read_slice(service, tenant, search.wanted, after, most, search.order)
+    bodies = [job_body(view.job, view.attempts, view.place, view.now) for view in found]
+    return bodies, lists.cursor_of(found[-1].job, search.order) if more else None
 
 
 async def change_selected(request: Request) -> Response:

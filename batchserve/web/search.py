@@ -1,19 +1,19 @@
 """The search of the list of jobs: words, and qualifiers such as `state:failed model:churn since:1d`."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
 
+from batchserve.api.schemas.filters import Direction, moment_of
 from batchserve.domain import JobState
-from batchserve.jobs.queries import ALL_JOBS, JobFilter
+from batchserve.jobs.lists import ALL_JOBS, NEWEST, JobFilter, JobOrder, SortKey
 
 __all__ = ["Search", "parse"]
 
-_SECONDS = {"s": 1, "min": 60, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
-_AGO = re.compile(r"(\d{1,6})(s|min|m|h|d|w)")
 _REFERENCE = re.compile(r"[^@]+(@[0-9]{1,9})?")
 _STATES = ", ".join(JobState)
-QUALIFIERS = ("state", "model", "since", "until")
+_TIMES = ("since", "until", "finished-since", "finished-until")
+QUALIFIERS = ("state", "model", "sort", "order", *_TIMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +22,7 @@ class Search:
 
     text: str
     wanted: JobFilter = ALL_JOBS
+    order: JobOrder = NEWEST
     problem: str | None = None
     """What of it cannot be understood; then nothing is searched."""
 
@@ -38,17 +39,35 @@ class Search:
 
 def parse(text: str, now: float) -> Search:
     """`now`: seconds since the epoch, from which `since:1d` counts back."""
-    wanted, words = ALL_JOBS, []
+    wanted, words, finished, direction = ALL_JOBS, [], None, Direction.DESC
+    by: SortKey | None = None
     for word in text.split():
         name, colon, value = word.partition(":")
         if not colon or name not in QUALIFIERS:
             words.append(word)
             continue
         try:
-            wanted = _qualified(wanted, name, value, now)
+            if name == "sort":
+                by = SortKey(_one_of(value, list(SortKey)))
+            elif name == "order":
+                direction = Direction(_one_of(value, list(Direction)))
+            else:
+                wanted = _qualified(wanted, name, value, now)
         except ValueError as error:
             return Search(text, problem=f"{word}: {error}")
-    return Search(text, replace(wanted, search=" ".join(words) or None))
+        if name.startswith("finished"):
+            finished = word
+    if finished is not None and by is SortKey.CREATED:
+        return Search(text, problem=f"sort:created: expected finished, with {finished}")
+    order = JobOrder(by or (SortKey.FINISHED if finished else SortKey.CREATED), direction is Direction.ASC)
+    return Search(text, replace(wanted, search=" ".join(words) or None), order)
+
+
+def _one_of(value: str, known: Sequence[str]) -> str:
+    """Raises ValueError."""
+    if value not in known:
+        raise ValueError(f"expected {' or '.join(known)}")
+    return value
 
 
 def _qualified(wanted: JobFilter, name: str, value: str, now: float) -> JobFilter:
@@ -62,15 +81,12 @@ def _qualified(wanted: JobFilter, name: str, value: str, now: float) -> JobFilte
         if not _REFERENCE.fullmatch(value):
             raise ValueError("expected a name, or name@version with a number")
         return replace(wanted, model=value)
-    return replace(wanted, since=_moment(value, now)) if name == "since" else replace(wanted, until=_moment(value, now))
-
-
-def _moment(value: str, now: float) -> float:
-    """Raises ValueError."""
-    if found := _AGO.fullmatch(value):
-        return now - int(found[1]) * _SECONDS[found[2]]
-    try:
-        moment = datetime.fromisoformat(value)
-    except ValueError:
-        raise ValueError("expected an age such as 30min, 12h or 7d, or a date such as 2026-11-30") from None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    moment = moment_of(value, now)
+    match name:
+        case "since":
+            return replace(wanted, since=moment)
+        case "until":
+            return replace(wanted, until=moment)
+        case "finished-since":
+            return replace(wanted, finished_since=moment)
+    return replace(wanted, finished_until=moment)

@@ -17,7 +17,7 @@ from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import JobState
 from batchserve.errors import Forbidden, InvalidOptions
 from batchserve.jobs import queries
-from batchserve.jobs.queries import JobFilter
+from batchserve.jobs.lists import JobFilter
 from batchserve.service import Service
 from batchserve.service.health import health_of
 from batchserve.service.listing import read_slice

@@ -33,7 +33,7 @@ from batchserve import logs
 from batchserve.app import create_app
 from batchserve.db import tables
 from batchserve.domain import Job, JobState
-from batchserve.jobs import execution, queries, requests
+from batchserve.jobs import execution, lists, queries, requests
 from batchserve.runtime import Runtime
 from batchserve.scoring import assembly
 from batchserve.service import Service
@@ -350,7 +350,7 @@ def _unfinished(connection: Connection) -> list[Job]:
 
 
 def _all(connection: Connection) -> list[Job]:
-    return queries.list_page(connection, limit=1000)
+    return lists.list_page(connection, limit=1000)
 
 
 # --- shared ----------------------------------------------------------------------------------------------------------

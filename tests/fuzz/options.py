@@ -171,7 +171,7 @@ def in_body(random: Random) -> Case:
     body = "{" + ",".join(f"{json.dumps(name)}:{value}" for name, value in literal.items()) + "}"
     if random.random() < 0.05:
         body = random.choice(LITERALS)
-    target = "/v1/predict/{job}" if random.random() < 0.9 else "/v1/predict?state=uploaded"
+    target = "/v1/predict/{job}" if random.random() < 0.9 else "/v1/jobs/predict"
     typed: Headers = (("content-type", "application/json"), *_headers(random))
     steps = (
         Step("POST", "/v1/upload", (), BODY, tenant, must=(201,)),

@@ -29,7 +29,7 @@ RUN, ARRAYS, IMAGES = "batchserve/inference/run.py", "batchserve/inference/array
 PLAIN, PLAIN_CSV = "batchserve/scoring/plain_records.py", "batchserve/scoring/plain_csv.py"
 DIRECT, PLAIN_JSON = "batchserve/scoring/direct.py", "batchserve/scoring/plain_json.py"
 TURNS, GROUPS = "batchserve/service/turns.py", "batchserve/service/groups.py"
-ORIGIN = "batchserve/api/origin.py"
+LISTS, ORIGIN = "batchserve/jobs/lists.py", "batchserve/api/origin.py"
 CSV, TABLE = "batchserve/formats/csv_records.py", "batchserve/formats/csv_table.py"
 PROCESS, INTERACTIVE = "batchserve/engines/process.py", "batchserve/engines/interactive.py"
 JSON, JSONL = "batchserve/formats/json.py", "batchserve/formats/jsonl.py"
@@ -593,8 +593,24 @@ MUTANTS = (
         "same = version is not None and", "same = False and", ("tests/test_places.py",),
     ),
     Mutant(
-        "a page of jobs is bounded in bytes", "batchserve/api/jobs.py", "if page and size > PAGE_BYTES:", "if False:",
+        "a page of jobs is bounded in bytes", "batchserve/api/job_list.py",
+        "if page and size > PAGE_BYTES:", "if False:",
         ("tests/test_places.py",),
+    ),
+    Mutant(
+        "a list has the jobs of its tenant", LISTS,
+        "        return [[jobs.c.tenant == tenant, *part] for part in parts]\n", "        return parts\n",
+        ("tests/test_lists.py",),
+    ),
+    Mutant(
+        "a page begins behind the last job of the one before, also among jobs of one moment", LISTS,
+        "key < place if place[0] < until else moment < until]", "moment < min(until, place[0])]",
+        ("tests/test_lists.py",),
+    ),
+    Mutant(
+        "each state of a list is read by its index", LISTS,
+        "[[jobs.c.state == state] for state in states] or [[]]", "[[jobs.c.state.in_(states)]] if states else [[]]",
+        ("tests/test_lists.py",),
     ),
     Mutant(
         "each tenant queues its own uploads", QUERIES,

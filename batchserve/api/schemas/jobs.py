@@ -123,6 +123,7 @@ class JobList(BaseModel):
 
     jobs: list[JobBody]
     next: str | None = Field(description="Value of `after` for the next page; null on the last one.")
+    total: int | None = Field(None, description="Jobs of all pages, with `total=true`; null without.")
 
 
 def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:

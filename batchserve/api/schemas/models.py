@@ -78,6 +78,7 @@ class ModelList(BaseModel):
     model_config = ConfigDict(json_schema_extra={"example": examples.MODELS})
 
     models: list[ModelBody]
+    next: str | None = Field(None, description="Value of `after` for the next page; null on the last one.")
 
 
 class OnlineBody(BaseModel):

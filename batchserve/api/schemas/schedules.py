@@ -41,7 +41,7 @@ class ScheduleRequest(BaseModel):
         "job", description="`job`: one job, as of `POST /v1/jobs`. `uploaded`: all inputs that wait in state uploaded."
     )
     request: dict[str, Any] = Field(
-        description="The body of `POST /v1/jobs`, or the options of `POST /v1/predict?state=uploaded`. In its texts "
+        description="The body of `POST /v1/jobs`, or the options of `POST /v1/jobs/predict`. In its texts "
         "`{date}`, `{date-1d}` and `{date:%Y%m}` stand for the date of a tick."
     )
     catch_up: Literal["none", "last", "all"] = Field(
