@@ -254,6 +254,7 @@ def test_options_come_by_query_and_by_body_and_the_body_takes_precedence(idle_ap
         "run_after": None,
         "webhook": None,
         "expires_in": None,
+        "input_file": False,
     }
     assert queued["metadata"] == {"night": "2026-11-20"}
 

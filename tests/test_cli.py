@@ -198,8 +198,8 @@ def test_doctor_finds_no_fault_in_a_fresh_folder(process_alone: Run) -> None:
     findings = {finding["check"]: finding for finding in json.loads(done.stdout)}
     assert done.returncode == 0
     assert {name: finding["status"] for name, finding in findings.items() if name != "free space"} == dict.fromkeys(
-        ("packages", "storage", "database", "database file", "rows", "stored bytes", "orphans", "jobs", "quotas",
-         "clock", "memory", "scoring", "server"), "ok"
+        ("packages", "storage", "database", "database file", "rows", "stored bytes", "orphans", "jobs", "webhooks",
+         "quotas", "clock", "memory", "scoring", "server"), "ok"
     )  # fmt: skip
     assert "scored" in findings["scoring"]["detail"]
 

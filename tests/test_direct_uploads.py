@@ -574,3 +574,30 @@ def test_uploads_end_when_they_expire(database: Database) -> None:
         with database.write() as connection:
             ended.append({upload.id for upload in uploads.end_expired(connection, 1003.0, 2)})
     assert ended == [{"0", "1"}, {"2"}, set()]
+
+
+# --- quotas ---
+
+
+@pytest.mark.s3
+def test_announced_bytes_must_fit_and_are_counted_until_the_upload_ends(site: Site) -> None:
+    def used() -> int:
+        count: int = ok(site.http.get("/v1/usage"))["bytes"]["used"]
+        return count
+
+    before, size = used(), len(CSV)
+    ok(site.http.put("/v1/quotas/default", json={"bytes": before + size + 10}))
+    try:
+        upload = site.sent()
+        assert used() == before + size
+        refused = problem(site.http.post("/v1/uploads", json={"bytes": 11}), 507, "storage-quota-exceeded")
+        assert (refused["quota"], refused["used"]) == ("bytes", before + size)
+        job = ok(site.complete(upload), 201)
+        assert used() == before + size
+        assert site.http.delete(job["links"]["self"]).status_code == 204
+        given_up = site.begin()
+        assert used() == before + size
+        assert site.http.delete(given_up["links"]["self"]).status_code == 204
+        assert used() == before
+    finally:
+        site.http.delete("/v1/quotas/default")

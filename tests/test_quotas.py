@@ -19,7 +19,7 @@ from hand import HandEngine
 from service import Api, emptied, ok, problem, running
 from starlette.testclient import TestClient
 
-from batchserve import Client, keys
+from batchserve import Client, intake, keys
 from batchserve.access import EVERY_TENANT, Caller, Quota, Scope
 from batchserve.db.connect import Database
 from batchserve.domain import JobState
@@ -610,3 +610,38 @@ def test_an_error_of_a_quota_travels_between_processes() -> None:
     for kind in (QuotaExceeded, StorageQuotaExceeded):
         error = pickle.loads(pickle.dumps(kind("too much", quota="jobs", limit=1, used=1)))
         assert error.extra == {"quota": "jobs", "limit": 1, "used": 1}
+
+
+def test_jobs_over_inputs_in_place_are_limited_and_count_only_what_is_kept_here(
+    tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(account, "SETTLES", 0.0)
+    lake = tmp_path / "lake"
+    for name in ("in", "out"):
+        (lake / name).mkdir(parents=True)
+    (lake / "in" / "a.csv").write_text(rows(150))
+    allowed: dict[str, Any] = {f"{name}put_prefixes": {"*": [f"file://{lake}/{name}/"]} for name in ("in", "out")}
+    request = {"input": {"urls": [f"file://{lake}/in/*.csv"]}, "model": "iris"}
+    with running(tmp_path / "store", keep_results="3d", **allowed) as api:
+        api.register("iris", iris_onnx)
+        site = Site(api)
+        site.limit(jobs=0)
+        site.refused(site.http.post("/v1/jobs", json=request), "jobs", 0, 0)
+        with closing(Database(api.settings.database_url)) as database:
+            with pytest.raises(QuotaExceeded):  # as a schedule does
+                intake.submit(database, api.settings, "default", intake.JobRequest.model_validate(request))
+            told = problem(site.http.post("/v1/jobs", json={**request, "expires_in": "4d"}), 422, "invalid-options")
+            assert "expires_in" in told["detail"]
+            site.limit(jobs=5, bytes=10**9, rows_per_day=300)
+            elsewhere = {**request, "output": {"url": f"file://{lake}/out/a.csv"}}
+            written = api.finished(ok(site.http.post("/v1/jobs", json=elsewhere), 202)["id"])
+            assert written["state"] == "completed"
+            assert (site.used()["bytes"], site.used()["rows_per_day"]) == (0, 150)
+            kept = api.finished(ok(site.http.post("/v1/jobs", json=request), 202)["id"])
+            assert site.used()["bytes"] == kept["result"]["bytes"]
+            site.refused(site.http.post("/v1/jobs", json={**request, "reuse": False}), "rows_per_day", 300, 300)
+            for job in (written, kept):
+                assert site.http.delete(job["links"]["self"]).status_code == 204
+            with database.read() as connection:
+                assert account.differing(connection) == []
+            assert site.used()["bytes"] == 0
