@@ -134,13 +134,12 @@ class JobRun:
         job.planning, job.is_small = None, False
         if self._has_failed(future):
             return
-        done = future.result()
-        if isinstance(done, Planned):
+        if isinstance(done := future.result(), Planned):
             self._add_planned(done)
             return
         job.add_scored(done.scored)
-        complete = partial(self._context.metering.complete, only=done.scored, small=done.contents)
-        self._complete(complete, done.result, merge_facts(job.facts, done.scored.facts))
+        facts = merge_facts(job.facts, done.scored.facts)
+        self._complete(done.result, facts, only=done.scored, small=done.contents)
 
     # --- score ---
 
@@ -225,7 +224,7 @@ class JobRun:
         self._job.assembling = None
         if self._has_failed(future):
             return
-        completed = self._complete(self._context.metering.complete, future.result(), facts)
+        completed = self._complete(future.result(), facts)
         if completed and not self._job.rows_failed:  # otherwise a retry of the failed records reuses the other parts
             _delete_parts(self._runtime, self.id)
 
@@ -256,9 +255,9 @@ class JobRun:
                         attempt=self.attempt)  # fmt: skip
             self._drop()
 
-    def _complete(self, transition: Callable[..., None], result: Result, facts: Mapping[str, Any]) -> bool:
+    def _complete(self, result: Result, facts: Mapping[str, Any], **small: Any) -> bool:
         job = self._job
-        completed = self._end(transition, job.tenant, result, facts)
+        completed = self._end(partial(self._context.metering.complete, **small), job.tenant, result, facts)
         if completed:
             log.info("Job is completed", action="job_complete", job_id=job.id, attempt=job.attempt, rows=job.rows_done,
                      rows_failed=job.rows_failed)  # fmt: skip
