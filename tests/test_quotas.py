@@ -159,13 +159,13 @@ def test_each_way_to_queue_a_job_is_limited(path: Callable[[Site, str], httpx2.R
 def test_of_all_uploads_those_within_the_quota_are_queued(site: Site) -> None:
     uploaded = [site.api.upload(rows(1, 5 + number / 10))["id"] for number in range(5)]
     site.limit(jobs=3)
-    answer = ok(site.http.post("/v1/predict", params={"state": "uploaded", "model": "iris"}), 202)
+    answer = ok(site.http.post("/v1/jobs/predict", params={"model": "iris"}), 202)
     assert answer["jobs"] == uploaded[:3]
     assert [refused["id"] for refused in answer["refused"]] == uploaded[3:]
     assert {refused["problem"]["code"] for refused in answer["refused"]} == {"quota-exceeded"}
     assert site.used()["jobs"] == 3
     site.limit(jobs=4)
-    answer = ok(site.http.post("/v1/predict", params={"state": "uploaded", "model": "iris"}), 202)
+    answer = ok(site.http.post("/v1/jobs/predict", params={"model": "iris"}), 202)
     assert answer["jobs"] == uploaded[3:4]
 
 
@@ -599,7 +599,7 @@ def test_an_administrator_of_all_tenants_is_limited_by_the_tenant_of_a_job(own_a
     ok(http.put("/v1/quotas/red", json={"jobs": 0}, headers=operator))
     answer = http.post(f"/v1/predict/{uploaded}", params={"model": "iris"}, headers=operator)
     assert problem(answer, 429, "quota-exceeded")["quota"] == "jobs"
-    answer = ok(http.post("/v1/predict", params={"state": "uploaded", "model": "iris"}, headers=operator), 202)
+    answer = ok(http.post("/v1/jobs/predict", params={"model": "iris"}, headers=operator), 202)
     assert [refused["id"] for refused in answer["refused"]] == [uploaded]
     ok(http.post("/v1/predict", content=CSV, params={"model": "iris"}, headers=operator), 202)  # of the tenant default
 
