@@ -96,7 +96,7 @@ def test_a_job_resource_has_its_whole_history(api: Api) -> None:
     assert job["metadata"] == {"night": "2026-11-20"}
     (attempt,) = job["attempts"]
     assert (attempt["number"], attempt["outcome"], attempt["error"]) == (1, "completed", None)
-    assert set(job["links"]) == {"self", "input", "result", "errors", "events", "cancel"}
+    assert set(job["links"]) == {"self", "input", "inputs", "result", "errors", "events", "cancel"}
     for name, link in job["links"].items():
         if name != "cancel":
             assert api.http.get(link).status_code == 200, link
