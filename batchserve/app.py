@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from batchserve import __version__
+from batchserve import __version__, tracing
 from batchserve.api import (
     audit,
     direct_uploads,
@@ -44,6 +44,7 @@ from batchserve.api.links import add_links
 from batchserve.api.measured import MeasuringMiddleware, templates_of
 from batchserve.api.origin import OriginMiddleware
 from batchserve.api.plain import PlainMiddleware
+from batchserve.api.requests import RequestMiddleware
 from batchserve.api.schemas.health import HealthBody, ReadinessBody
 from batchserve.api.schemas.problems import Problem
 from batchserve.db.notifications import Hear, Notification
@@ -118,7 +119,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        with Runtime.open(settings, metrics) as runtime:
+        with tracing.exporting(), Runtime.open(settings, metrics) as runtime:
             notifier = JobNotifier(has_worker=worker)
             embedded = Worker(runtime, notifier.notify) if worker else None
             wake, stop = (embedded.wake, embedded.stop) if embedded else (_no_worker, _no_worker)
@@ -162,7 +163,8 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
     _add_livez(app)
     _add_readyz(app)
     _add_metrics(app, _read_in_turn)
-    app.entrance = MeasuringMiddleware(guarded, metrics, templates_of([*app.routes, *ROUTES]))
+    measured = MeasuringMiddleware(guarded, metrics, templates_of([*app.routes, *ROUTES]))
+    app.entrance = RequestMiddleware(measured, settings.access_log, settings.log_level)
     return app
 
 
@@ -170,6 +172,7 @@ def create_metrics_app(runtime: Runtime, host: str) -> FastAPI:
     """What a worker without a server answers: that it lives, and its metrics. For the same keys and hosts as a server.
     `host`: as for `create_app`.
     """
+    settings = runtime.settings
     app = _Application(
         title="batchserve worker", version=__version__, openapi_url=None, docs_url=None, redoc_url=None,
         redirect_slashes=False,
@@ -181,8 +184,9 @@ def create_metrics_app(runtime: Runtime, host: str) -> FastAPI:
     _add_livez(app)
     _add_metrics(app, _read_in_a_thread)
     guarded = problems.ErrorMiddleware(AuthMiddleware(app.routed))
-    origin = OriginMiddleware(guarded, runtime.settings.allowed_hosts, host)
-    app.entrance = MeasuringMiddleware(origin, runtime.metrics, templates_of(app.routes))
+    origin = OriginMiddleware(guarded, settings.allowed_hosts, host)
+    measured = MeasuringMiddleware(origin, runtime.metrics, templates_of(app.routes))
+    app.entrance = RequestMiddleware(measured, settings.access_log, settings.log_level)
     return app
 
 

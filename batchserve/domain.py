@@ -485,6 +485,11 @@ class Job:
     tenant: str = DEFAULT_TENANT
     expires_in: float | None = None
     """Its own retention after its end, in seconds; a shorter one of the settings counts."""
+    request_id: str | None = None
+    """Of the request that queued it: its predict, or the latest retry."""
+    upload_traceparent: str | None = None
+    traceparent: str | None = None
+    """The spans of its upload, and of the request that queued it."""
 
     @property
     def has_input(self) -> bool:

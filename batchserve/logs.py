@@ -1,4 +1,7 @@
-"""Structured logs: a sentence for people, fields (`action`, `job_id`, ...) for machines."""
+"""Structured logs: a sentence for people, fields (`action`, `job_id`, ...) for machines.
+
+Each line of a request has its `request_id`, and so has each of a job that the request has queued.
+"""
 
 import logging
 import sys
@@ -7,6 +10,8 @@ from typing import Any
 
 import structlog
 
+from batchserve import correlation
+
 
 def get_logger() -> structlog.typing.FilteringBoundLogger:
     """The product's logger. `log.info("Job is completed", action="complete", job_id=...)`."""
@@ -14,10 +19,17 @@ def get_logger() -> structlog.typing.FilteringBoundLogger:
     return logger
 
 
+def logger_of_job(job_id: str, request_id: str | None) -> structlog.typing.FilteringBoundLogger:
+    """The same for lines about one job. `request_id`: of the request that has queued it."""
+    fields = {"job_id": job_id} if request_id is None else {"job_id": job_id, "request_id": request_id}
+    return get_logger().bind(**fields)
+
+
 def configure(format: str, level: str) -> None:
     """Sends the logs of this process to stderr: `json` lines, `console` text, or `auto`: text on a terminal."""
     as_json = format == "json" or (format == "auto" and not sys.stderr.isatty())
     shared: list[structlog.types.Processor] = [
+        _with_request,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         structlog.processors.format_exc_info,
@@ -39,6 +51,13 @@ def configure(format: str, level: str) -> None:
         )
     )
     logging.basicConfig(handlers=[handler], level=logging.WARNING, force=True)
+
+
+def _with_request(_logger: object, _method: str, fields: structlog.typing.EventDict) -> structlog.typing.EventDict:
+    request_id = correlation.current().request_id
+    if request_id is not None:
+        fields.setdefault("request_id", request_id)
+    return fields
 
 
 class _Lines(structlog.WriteLogger):

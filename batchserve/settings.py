@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
+
+from batchserve.variables import VariableSettings
 
 Seconds = Annotated[float, Field(gt=0)]
 Bytes = Annotated[int, Field(gt=0)]
@@ -100,7 +102,7 @@ Address = Annotated[str, AfterValidator(_require_port)]
 """A host and a port."""
 
 
-class Settings(BaseSettings):
+class Settings(VariableSettings):
     """Configuration of one process. Relative paths are resolved against the working directory once, at startup."""
 
     model_config = SettingsConfigDict(
@@ -278,6 +280,9 @@ class Settings(BaseSettings):
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="Log level: debug, info, warning or error."
+    )
+    access_log: Literal["off", "debug", "info"] = Field(
+        "off", description="Level of a line for each request that is answered: debug or info; or `off`: none."
     )
 
     @field_validator("storage")

@@ -12,7 +12,8 @@ import orjson
 import uuid_utils
 from sqlalchemy import Connection
 
-from batchserve import rows
+from batchserve import correlation, rows
+from batchserve.correlation import Correlation
 from batchserve.db import notifications
 from batchserve.db.connect import Database, lock
 from batchserve.db.notifications import Topic
@@ -71,6 +72,8 @@ class Submission:
     model: ModelVersion
     options: Options
     queueing: Queueing = Queueing()
+    asked_by: Correlation = field(default_factory=correlation.current)
+    """The request that is being answered, unless another one is given."""
     digest: str = field(init=False)
     """Equal for equal input bytes, read in the same way, model and options: such jobs have equal results."""
 
@@ -163,7 +166,15 @@ class Scored:
 
 def create(connection: Connection, submission: Submission, now: float, request: KeyedRequest | None = None) -> None:
     """Creates and queues the job of a new input."""
-    requests.create(connection, submission.job_id, submission.inputs, submission.model, now, submission.tenant)
+    requests.create(
+        connection,
+        submission.job_id,
+        submission.inputs,
+        submission.model,
+        now,
+        submission.tenant,
+        submission.asked_by.traceparent,
+    )
     enqueue_once(connection, submission, now, request)
 
 
@@ -192,6 +203,8 @@ def complete_once(
         run_after=queueing.run_after,
         webhook=queueing.webhook,
         expires_in=queueing.expires_in,
+        request_id=submission.asked_by.request_id,
+        traceparent=submission.asked_by.traceparent,
     )
     _require_signed(connection, submission)
     facts = merge_facts({"notes": list(submission.model.signature.notes)}, small.scored.facts)
@@ -270,6 +283,7 @@ def enqueue(connection: Connection, submission: Submission, now: float) -> JobSt
         webhook=queueing.webhook,
         expires_in=queueing.expires_in,
         now=now,
+        asked_by=submission.asked_by,
     )
     if not queued:
         return None

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, contextmanager
@@ -192,6 +193,7 @@ def test_every_form_of_a_poll_gets_the_same_response(idle_api: Api) -> None:
     plain = [idle_api.http.get(link) for _ in range(2)]
     others = [idle_api.http.get(link, headers={"prefer": "return=minimal"}), idle_api.http.get(f"{link}?wait=0")]
     for answer in (*plain, *others):
+        assert uuid.UUID(answer.headers.pop("x-request-id")).version == 7  # of its own
         assert (ok(answer), answer.headers) == (ok(plain[0]), plain[0].headers)
         assert (answer.headers["content-type"], answer.headers["retry-after"]) == ("application/json", "1")
         assert answer.headers["location"] == link

@@ -24,7 +24,17 @@ ROW = "5.1,3.5,1.4,0.2\n"
 CSV = HEADER + ROW * 3
 SOME_FAIL = HEADER + ROW * 3 + ",,,\n"
 NAMES = {name: name for name in HEADER.strip().split(",")}
-OF_THE_RUN = ("id", "created_at", "queued_at", "started_at", "finished_at", "links", "attempts", "rows_per_s")
+OF_THE_RUN = (
+    "id",
+    "request_id",
+    "created_at",
+    "queued_at",
+    "started_at",
+    "finished_at",
+    "links",
+    "attempts",
+    "rows_per_s",
+)
 """Fields that differ between two equal jobs."""
 
 

@@ -16,6 +16,7 @@ from batchserve.errors import BatchserveError
 from batchserve.formats import FORMATS
 from batchserve.options import PredictOptions
 from batchserve.settings import Settings
+from batchserve.variables import OF_CLIENTS
 from website import reference
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -79,8 +80,12 @@ def shown_default(field: Any) -> str:
     return "empty" if field.default in ("", None) else f"`{field.default}`"
 
 
+NO_SETTINGS = {"BATCHSERVE_X", "BATCHSERVE_LAESE", "BATCHSERVE_SERVICE_HOST", "BATCHSERVE_PORT"}
+"""Examples of variables that are none."""
+
+
 def test_every_setting_that_a_page_names_exists() -> None:
-    known = {f"BATCHSERVE_{name.upper()}" for name in Settings.model_fields} | {"BATCHSERVE_URL", "BATCHSERVE_API_KEY"}
+    known = {f"BATCHSERVE_{name.upper()}" for name in Settings.model_fields} | OF_CLIENTS | NO_SETTINGS
     for page in PAGES:
         named = set(re.findall(r"BATCHSERVE_[A-Z_]*[A-Z]", page.read_text(encoding="utf-8")))
         assert {name.removesuffix("_FILE") for name in named} <= known, page.name

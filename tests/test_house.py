@@ -67,8 +67,8 @@ def test_every_documented_extra_exists() -> None:
     extras = metadata.metadata("batchserve").get_all("Provides-Extra")
     assert extras is not None
     assert set(extras) == {
-        "sklearn", "fast", "excel", "postgres", "s3", "ray", "torch", "img2feat", "demo", "docs", "dev", "dev-ray",
-        "dev-torch",
+        "sklearn", "fast", "excel", "postgres", "s3", "otel", "ray", "torch", "img2feat", "demo", "docs", "dev",
+        "dev-ray", "dev-torch",
     }  # fmt: skip
 
 

@@ -11,6 +11,7 @@ from calls import claim_all
 from sqlalchemy import Connection, select, update
 
 from batchserve import registry
+from batchserve.correlation import Correlation
 from batchserve.db.connect import Database, Moment
 from batchserve.db.tables import attempts, chunks, events, inputs
 from batchserve.db.tables import jobs as job_rows
@@ -1153,3 +1154,56 @@ def test_what_removed_jobs_have_counted_for_is_summed_up(database: Database) -> 
             break
     with database.read() as connection:
         assert len(connection.execute(select(total_rows)).all()) <= 4
+
+
+# --- the requests of a job -------------------------------------------------------------------------------------------
+
+SPANS = [f"00-{number:032x}-{number:016x}-01" for number in range(1, 5)]
+
+
+def asked(database: Database, job_id: str = "1") -> tuple[str | None, str | None, str | None]:
+    job = get(database, job_id)
+    return job.upload_traceparent, job.request_id, job.traceparent
+
+
+def upload_and_enqueue(database: Database) -> None:
+    with database.write() as connection:
+        stored = StoredInput("inputs/1", "csv", Dialect(";"), 150, "b" * 64)
+        requests.create(connection, "1", [stored], model(connection), wall(0), traceparent=SPANS[0])
+        by = Correlation("predict", SPANS[1])
+        values: dict[str, Any] = {"metadata": {}, "priority": 0, "run_after": None, "now": wall(1), "asked_by": by}
+        assert requests.enqueue_if_uploaded(connection, "1", model(connection), OPTIONS, "r" * 64, **values)
+
+
+def test_a_job_names_the_request_that_queued_it_until_it_is_retried(database: Database) -> None:
+    upload_and_enqueue(database)
+    assert asked(database) == (SPANS[0], "predict", SPANS[1])
+    job = claim(database)
+    assert job is not None
+    assert (job.upload_traceparent, job.request_id, job.traceparent) == (SPANS[0], "predict", SPANS[1])
+    assert rescue(database, 100) == (["1"], [])
+    assert asked(database) == (SPANS[0], "predict", SPANS[1])
+    claim(database, second=101)
+    with database.write() as connection:
+        assert execution.request_ids(connection, ["1", "none"]) == {"1": "predict"}
+        assert execution.request_ids(connection, []) == {}
+        execution.fail_if_mine(connection, "1", 2, OutOfMemory("too much"), wall(102))
+        requests.retry_if_stopped(connection, "1", wall(103), Correlation("retry", SPANS[2]))
+    assert asked(database) == (SPANS[0], "retry", SPANS[2])
+
+
+def test_a_job_on_the_input_of_another_has_its_upload_and_a_request_of_its_own(database: Database) -> None:
+    upload_and_enqueue(database)
+    with database.write() as connection:
+        requests.create_on_inputs_of(connection, "2", queries.get(connection, "1"), wall(2))
+    assert asked(database, "2") == (SPANS[0], None, None)
+    claim(database)
+    with database.write() as connection:
+        plan.add_chunks_if_mine(connection, "1", 1, [FIRST], complete=True)
+    commit(database, FIRST, failed=1)
+    complete(database)
+    with database.write() as connection:
+        by = Correlation("retry", SPANS[3])
+        requests.create_retry_of_failed_rows(connection, queries.get(connection, "1"), "3", wall(11), by)
+    assert asked(database, "3") == (SPANS[0], "retry", SPANS[3])
+    assert asked(database, "1") == (SPANS[0], "predict", SPANS[1])

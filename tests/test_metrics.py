@@ -399,6 +399,8 @@ def test_a_server_and_a_worker_show_the_same_of_the_service_and_each_what_it_cou
             assert "batchserve_http_requests_total{/v1/predict,POST,2xx}" not in there
             assert ok(httpx2.get(f"{metrics}/livez"))["status"] == "ok"
             assert httpx2.get(f"{metrics}/v1/jobs").status_code == 404
+            named = httpx2.get(f"{metrics}/livez", headers={"x-request-id": "probe-1"})
+            assert named.headers["x-request-id"] == "probe-1"
             problem(httpx2.get(f"{metrics}/metrics", headers={"host": "elsewhere.example"}), 421, "misdirected-request")
 
             created = in_this_process(tmp_path, "keys", "create", "scraper", "--scope", "admin", "--json")

@@ -12,7 +12,6 @@ from batchserve.access import Scope
 from batchserve.db.connect import Database
 from batchserve.db.tables import jobs
 from batchserve.settings import Settings
-from batchserve.web.system import settings_in_force
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
@@ -152,6 +151,6 @@ def test_a_key_that_cannot_be_is_refused_with_the_reason(own_api: Api, fields: d
 def test_passwords_in_settings_are_hidden() -> None:
 
     settings = Settings(storage="s3://bucket", database="postgresql://me:secret@db/batchserve")
-    shown = {variable: value for variable, value, _, _ in settings_in_force(settings)}
+    shown = {setting.variable: setting.value for setting in settings.in_force()}
     assert shown["BATCHSERVE_DATABASE"] == "postgresql://me:***@db/batchserve"
     assert "secret" not in str(shown)

@@ -204,6 +204,19 @@ def test_a_request_that_servers_could_frame_differently_is_refused_and_closed(se
     assert b"connection: close" in head
 
 
+def test_a_refused_request_has_its_id_in_response_and_log(service: Service) -> None:
+    named = b"GET /livez HTTP/1.1\r\n" + HOST + b"X-Request-ID: odd-7\r\nTransfer-Encoding: gzip\r\n\r\n"
+    head, _, body = answer_to(service, named).partition(b"\r\n\r\n")
+    assert b"x-request-id: odd-7\r\n" in head
+    assert json.loads(body)["request_id"] == "odd-7"
+    until(lambda: "odd-7" in service.log.read_text())
+    for malformed in (b"nonsense\r\n\r\n", b"GET /livez HTTP/1.1\r\nX-Request-ID: \xff\r\n" + HOST * 2 + b"\r\n"):
+        head, _, body = answer_to(service, malformed).partition(b"\r\n\r\n")
+        found = re.search(rb"x-request-id: ([0-9a-f-]{36})(?:\r\n|$)", head)
+        assert found is not None, head
+        assert json.loads(body)["request_id"] == found[1].decode()
+
+
 def test_http_1_0_needs_no_host_and_an_upgrade_without_a_body_is_ignored(service: Service) -> None:
     assert status_of(answer_to(service, b"GET /livez HTTP/1.0\r\n\r\n")) == 200
     upgrade = b"Connection: upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: a\r\n\r\n"
@@ -437,6 +450,7 @@ def test_a_connection_beyond_the_limit_gets_503_with_retry_after(small: Service)
             assert status_of(refused) == 503
             assert b"retry-after: 1" in head
             assert b"connection: close" in head
+            assert b"x-request-id: " in head
             assert json.loads(body)["code"] == "too-many-connections"
         followers.pop().close()
         until(lambda: status_of(answer_to(small, GET + b"Connection: close\r\n\r\n")) == 200)

@@ -29,6 +29,7 @@ PROBLEM: dict[str, Any] = {
             "message": "expected float32, got 'wide' in record 0",
         }
     ],
+    "request_id": "01a1f7d8-94a0-7f31-8f4d-51c7a0c5b7e2",
 }
 
 QUEUED: dict[str, Any] = {
@@ -129,6 +130,7 @@ JOB: dict[str, Any] = {
     "started_at": "2026-11-20T07:25:28.662261Z",
     "finished_at": "2026-11-20T07:25:28.835744Z",
     "expires_at": None,
+    "request_id": "01a1f7d8-94a1-7c02-b0a1-4d3a6c0f6a55",
     "metadata": {"night": "2026-11-20"},
     "links": {
         "self": f"/v1/jobs/{_ID}",

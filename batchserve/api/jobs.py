@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import audit, idempotency
+from batchserve import audit, correlation, idempotency
 from batchserve.access import Action, Caller
 from batchserve.api import conditional, examples
 from batchserve.api.auth import CallerDep, caller_of, is_key_in_force
@@ -205,10 +205,11 @@ async def retry(service: Service, caller: Caller, job_id: str, rows: RetriedRows
             now = service.runtime.database.moment(connection).wall
             if rows == "failed":
                 job = queries.get(connection, job_id)
-                requests.create_retry_of_failed_rows(connection, job, retried, now)
+                requests.create_retry_of_failed_rows(connection, job, retried, now, correlation.current())
                 added = Added(again=job.rows_failed, queues=True)
             else:
-                job, added = requests.retry_if_stopped(connection, job_id, now), Added(queues=True)
+                job = requests.retry_if_stopped(connection, job_id, now, correlation.current())
+                added = Added(queues=True)
             audit.note_job(connection, caller, Action.RETRY, job_id, job.tenant, now)
             keyed.remember(connection, retried, 202, now)
             charge_if_limited(service.limits, connection, job.tenant, added, now)

@@ -9,7 +9,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from batchserve.metrics import Metrics
 
-__all__ = ["MeasuringMiddleware", "templates_of"]
+__all__ = ["NO_ROUTE", "MeasuringMiddleware", "templates_of"]
 
 NO_ROUTE = "none"
 """The route of requests that were refused before one was found, or for which there is none."""
@@ -27,7 +27,7 @@ def templates_of(routes: Iterable[BaseRoute]) -> dict[Any, str]:
 
 
 class MeasuringMiddleware:
-    """Comes before all others. Takes some microseconds of each request."""
+    """Comes directly behind RequestMiddleware, which is told the template. Takes some microseconds of each request."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics, templates: Mapping[Any, str]) -> None:
         """`templates`: of endpoints whose route is not in the scope, where FastAPI puts its own."""
@@ -44,8 +44,9 @@ class MeasuringMiddleware:
             await self._app(scope, exchange.receive if has_body else receive, exchange.send)
         finally:
             metrics.requests_under_way -= 1
+            scope["template"] = template = self._template(scope)
             metrics.count_request(
-                self._template(scope),
+                template,
                 scope["method"],
                 exchange.status,
                 time.perf_counter() - began,

@@ -239,7 +239,10 @@ async def upload_and_predict(
 
             def insert(connection: Connection) -> JobSnapshot:
                 now = service.runtime.database.moment(connection).wall
-                job = requests.create(connection, received.job_id, submitted.inputs, model, now, caller.home)
+                uploaded_by = submitted.asked_by.traceparent
+                job = requests.create(
+                    connection, received.job_id, submitted.inputs, model, now, caller.home, uploaded_by
+                )
                 view = _submit(service, connection, submitted, job, keyed, scored, now)
                 added = added_by(view.job, now, received.input.bytes or 0)
                 charge_if_limited(service.limits, connection, caller.home, added, now)

@@ -14,6 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from batchserve import correlation
 from batchserve.errors import BatchserveError, Unavailable, presentable
 from batchserve.logs import get_logger
 from batchserve.storage.disk import outage_of
@@ -45,6 +46,8 @@ def problem(request: Request, status: int, code: str, detail: str, **extra: Any)
         "instance": request.scope["path"],
         **extra,
     }
+    if (request_id := correlation.current().request_id) is not None:
+        body["request_id"] = request_id
     return Response(_encoded(body), status, headers, "application/problem+json")
 
 

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Query, Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 
-from batchserve import idempotency
+from batchserve import correlation, idempotency
 from batchserve.access import Caller
 from batchserve.api.auth import CallerDep, caller_of
 from batchserve.api.bodies import Body, require_space
@@ -187,7 +187,7 @@ async def create_job(
 ) -> Response:
     """Creates the uploaded job of an input, whose beginning fits the version if one is named. `also` is called first in
     its transaction, with the time."""
-    new = received.input
+    new, asked_by = received.input, correlation.current()
     if version is not None:
         options = _options(fit, new, version)
         await service.check(caller.tenant, Submission(caller.home, received.job_id, (new,), version, options))
@@ -195,7 +195,7 @@ async def create_job(
     def insert(connection: Connection) -> JobSnapshot:
         now = service.runtime.database.moment(connection).wall
         also(connection, now)
-        job = requests.create(connection, received.job_id, (new,), version, now, caller.home)
+        job = requests.create(connection, received.job_id, (new,), version, now, caller.home, asked_by.traceparent)
         charge_if_limited(service.limits, connection, caller.home, Added(new.bytes or 0), now)
         return service.shown(job, [], now)
 

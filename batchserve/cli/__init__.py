@@ -14,6 +14,7 @@ from batchserve import __version__
 from batchserve.cli import (
     audit,
     backup,
+    config,
     convert,
     demo,
     doctor,
@@ -43,6 +44,7 @@ app.command()(demo.demo)
 app.command()(server.serve)
 app.command()(server.worker)
 app.command()(server.migrate)
+app.command()(config.config)
 app.command()(doctor.doctor)
 app.command()(doctor.mend)
 app.command()(backup.backup)

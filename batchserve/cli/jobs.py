@@ -321,6 +321,7 @@ def show(job_id: JobId, as_json: AsJson = False) -> None:
             "attempt": job.data.get("attempt"),
             "result": f"{result.get('media_type')}, {size(result.get('bytes'))}" if result else None,
             "reused from": job.data.get("reused_from"),
+            "request": job.request_id,
             "error": error.get("message") or error.get("detail"),
             "created": moment(job.data.get("created_at")),
             "started": moment(job.data.get("started_at")),

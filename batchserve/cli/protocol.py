@@ -6,15 +6,19 @@ import ctypes
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
-import orjson
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from batchserve.api.requests import REQUEST_ID
 from batchserve.cli.joined import Joined
+from batchserve.cli.refusal import Refusal
+from batchserve.correlation import request_id_of
+from batchserve.logs import get_logger
+
+log = get_logger()
 
 HEAD_BYTES = 64 * 1024
 """Most bytes of a head, of trailers, and of anything else outside of bodies. batchserve's client sends less than 1
@@ -74,30 +78,6 @@ class Limits:
                 break
             waiting -= self.unread.pop(reader)
             reader.transport.abort()
-
-
-class Refusal(Exception):
-    """An invalid request, answered before the application sees it."""
-
-    def __init__(self, status: int, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status, self.code, self.detail = status, code, detail
-
-    def answer(self) -> bytes:
-        problem = {
-            "type": f"/problems/{self.code}",
-            "code": self.code,
-            "title": self.code.replace("-", " ").capitalize(),
-            "status": self.status,
-            "detail": self.detail,
-        }
-        body = orjson.dumps(problem)
-        again = "retry-after: 1\r\n" if self.status in (429, 503) else ""
-        head = (
-            f"HTTP/1.1 {self.status} {HTTPStatus(self.status).phrase}\r\ncontent-type: application/problem+json\r\n"
-            f"content-length: {len(body)}\r\n{again}connection: close\r\n\r\n"
-        )
-        return head.encode() + body
 
 
 class _Flow(FlowControl):
@@ -185,7 +165,7 @@ class Protocol(HttpToolsProtocol):
         if len(idle) < excess:
             detail = f"all {self.limits.connections} connections that this server may have are busy; try again soon"
             self.limits.refused(503)
-            self._leave(Refusal(503, "too-many-connections", detail).answer())
+            self._leave(Refusal(503, "too-many-connections", detail).answer(request_id_of(None)))
 
     def idle_rank(self) -> tuple[int, float] | None:
         """Priority for closing, least first; None for a connection that is busy or closing."""
@@ -397,20 +377,26 @@ class Protocol(HttpToolsProtocol):
     def _refuse(self, refusal: Refusal) -> None:
         """Answers after the previous requests, and stops reading."""
         self.limits.refused(refusal.status)
-        self.logger.warning("Request was refused: %s", refusal.detail)
+        request_id = self._request_id()
+        log.warning("Request was refused", action="request_refuse", status=refusal.status, code=refusal.code,
+                    detail=refusal.detail, request_id=request_id)  # fmt: skip
         cycle = self.cycle
         if self._is_idle():
-            self._leave(b"" if self._chunked else refusal.answer())
+            self._leave(b"" if self._chunked else refusal.answer(request_id))
         elif self._chunked and not self.pipeline:  # the fault is in the body of the running request
-            answer = b"" if cycle.response_started else refusal.answer()
+            answer = b"" if cycle.response_started else refusal.answer(request_id)
             cycle.disconnected = True
             cycle.message_event.set()
             self._leave(answer)
         else:
             if self._chunked:
                 self.pipeline.popleft()  # the latest, which is not complete
-            self._refusal = refusal.answer()
+            self._refusal = refusal.answer(request_id)
             self._hold(b"")
+
+    def _request_id(self) -> str:
+        """Of a request whose head may be incomplete."""
+        return request_id_of(next((value for name, value in self.headers or () if name == REQUEST_ID), None))
 
     def _leave(self, answer: bytes) -> None:
         """Sends a final response. Further bytes are read and discarded for a moment, so that it is not lost."""

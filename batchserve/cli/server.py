@@ -9,6 +9,7 @@ import signal
 import socket
 import sys
 import threading
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from importlib.metadata import version as version_of
 from pathlib import Path
@@ -133,14 +134,14 @@ def worker(
             "key first, with `batchserve keys create NAME --scope admin`; or listen on 127.0.0.1; or pass --insecure.",
             param_hint="BATCHSERVE_METRICS_ADDRESS",
         )
-    from batchserve import logs
+    from batchserve import logs, tracing
     from batchserve.runtime import Runtime
     from batchserve.schedules.actions import actions_of
     from batchserve.schedules.scheduler import Scheduler
     from batchserve.worker import Worker
 
     logs.configure(settings.log_format, settings.log_level)
-    with Runtime.open(settings) as runtime:
+    with tracing.exporting(), Runtime.open(settings) as runtime:
         running = Worker(runtime)
         scheduler = Scheduler(runtime, actions_of(runtime), running.wake)
 
@@ -207,11 +208,14 @@ def settings_of(storage: str | None, database: str | None) -> "Settings":
     try:
         return Settings(**{name: value for name, value in given.items() if value is not None})
     except ValidationError as error:
-        faults = (
-            f"BATCHSERVE_{'_'.join(map(str, fault['loc'])).upper()}: {fault['msg'].removeprefix('Value error, ')}"
-            for fault in error.errors()
-        )
-        raise typer.BadParameter("; ".join(faults)) from None
+        raise typer.BadParameter("; ".join(map(_fault, error.errors()))) from None
+
+
+def _fault(fault: Mapping[str, Any]) -> str:
+    """One fault of the settings. One that is about no single setting names its variables itself."""
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    place = "_".join(map(str, fault["loc"])).upper()
+    return f"BATCHSERVE_{place}: {message}" if place else message
 
 
 def require_local_engine(settings: "Settings", *, worker: bool) -> None:

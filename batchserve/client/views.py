@@ -67,6 +67,11 @@ class JobView:
         return f"{model['name']}@{model['version']}" if model else None
 
     @property
+    def request_id(self) -> str | None:
+        """The ID of the request that queued it, as in the logs of server and worker."""
+        return self.data.get("request_id")
+
+    @property
     def metadata(self) -> dict[str, str]:
         return dict(self.data.get("metadata") or {})
 

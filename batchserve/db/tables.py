@@ -109,6 +109,10 @@ jobs = Table(
     # Its own retention in seconds, and when it is over: `finished_at` plus that.
     Column("expires_in", Number),
     Column("due_at", Number),
+    # The request that queued it, and the spans of its upload and of that request (W3C Trace Context).
+    Column("request_id", Words(128)),
+    Column("upload_traceparent", Words(64)),
+    Column("traceparent", Words(64)),
     Index(None, "tenant", "id"),
     Index(None, "tenant", "request_digest", "id"),
     # The lists of jobs (jobs.lists) in a state, and of a version.

@@ -6,7 +6,7 @@ unknown whether a commit has happened when the connection is lost.
 """
 
 import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -209,6 +209,13 @@ def rescue_expired(connection: Connection, crashes: int, now: Moment) -> tuple[l
     return [job.id for job in again], [job.id for job in failed]
 
 
+def request_ids(connection: Connection, job_ids: Sequence[str]) -> dict[str, str | None]:
+    """Of the requests that queued these jobs, by the ID of the job."""
+    if not job_ids:
+        return {}
+    return {row.id: row.request_id for row in connection.execute(_REQUEST_IDS, {"job_ids": list(job_ids)})}
+
+
 def account_of(only: ScoredChunk) -> dict[str, Any]:
     """The counts of a job of one chunk that is done."""
     return {
@@ -299,6 +306,7 @@ _END_ATTEMPT = Prepared(
 )
 # For all workers: a list of jobs in the statement would be rendered again for each of its lengths.
 _CANCEL_REQUESTS = select(jobs.c.id).where(jobs.c.state == JobState.RUNNING, jobs.c.cancel_requested_at.is_not(None))
+_REQUEST_IDS = select(jobs.c.id, jobs.c.request_id).where(jobs.c.id.in_(bindparam("job_ids", expanding=True)))
 _mine = ending(jobs.c.id == bindparam("job"), jobs.c.state == JobState.RUNNING, jobs.c.attempt == bindparam("mine"))
 _END = Prepared(_mine)
 _CANCEL_IF_ASKED = Prepared(_mine.where(jobs.c.cancel_requested_at.is_not(None)))

@@ -9,6 +9,7 @@ from sqlalchemy.sql import ColumnElement
 
 from batchserve import rows
 from batchserve.access import DEFAULT_TENANT
+from batchserve.correlation import NONE, Correlation
 from batchserve.db import notifications
 from batchserve.db.connect import lock
 from batchserve.db.notifications import Topic
@@ -31,9 +32,10 @@ def create(
     model: ModelVersion | None,
     now: float,
     tenant: str = DEFAULT_TENANT,
+    traceparent: str | None = None,
 ) -> Job:
     """-> uploaded, for inputs that are stored durably, or small and stored here. `model`: the default of predict.
-    Returns the job as it would be read."""
+    `traceparent`: the span of the upload. Returns the job as it would be read."""
     row = {
         "id": job_id,
         "tenant": tenant,
@@ -44,6 +46,7 @@ def create(
         "model_id": model.id if model else None,
         "metadata": {},
         "created_at": now,
+        "upload_traceparent": traceparent,
     }
     _CREATE.send(connection, row)
     contents.add(connection, {one.key: one.content for one in stored if one.content is not None})
@@ -58,6 +61,7 @@ def create(
         inputs_total=len(stored),
         inputs_bytes=total_bytes(stored),
         tenant=tenant,
+        upload_traceparent=traceparent,
     )
 
 
@@ -77,7 +81,8 @@ def create_on_inputs_of(connection: Connection, job_id: str, other: Job, now: fl
         raise JobNotFound(f"no job {other.id!r}")
     if row.input_removed_at is not None:
         raise JobConflict(f"job {other.id} cannot be predicted again: its input was removed; upload it again")
-    create(connection, job_id, get_whole(connection, other.id).inputs, other.model, now, other.tenant)
+    its_inputs = get_whole(connection, other.id).inputs
+    create(connection, job_id, its_inputs, other.model, now, other.tenant, other.upload_traceparent)
 
 
 def enqueue_if_uploaded(
@@ -93,6 +98,7 @@ def enqueue_if_uploaded(
     expires_in: float | None = None,
     now: float,
     webhook: str | None = None,
+    asked_by: Correlation = NONE,
 ) -> bool:
     """uploaded -> queued. False when the job is in any other state: nothing was changed.
 
@@ -106,6 +112,7 @@ def enqueue_if_uploaded(
         "run_after": run_after,
         "webhook": webhook,
         "expires_in": expires_in,
+        **_correlated(asked_by),
     }
     values = {"state": JobState.QUEUED, **_request(model, options, asked, now)}
     lock(connection, "models", shared=True)
@@ -179,7 +186,7 @@ def request_cancel(connection: Connection, job_id: str, now: float) -> Job | Non
     return job if ended or requested else None
 
 
-def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
+def retry_if_stopped(connection: Connection, job_id: str, now: float, asked_by: Correlation = NONE) -> Job:
     """failed, cancelled -> queued, with the chunks that are done.
 
     Raises JobConflict in any other state, and when its input was removed or the model deleted meanwhile.
@@ -205,6 +212,7 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float) -> Job:
             queued_at=now,
             finished_at=None,
             due_at=None,
+            **_correlated(asked_by),
         ),
     )
     job = get(connection, job_id)
@@ -229,7 +237,9 @@ def require_failed_rows(job: Job) -> None:
         )
 
 
-def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, now: float) -> None:
+def create_retry_of_failed_rows(
+    connection: Connection, job: Job, job_id: str, now: float, asked_by: Correlation = NONE
+) -> None:
     """-> queued: a new job with the plan of a completed one, in which only chunks with failed records are open.
 
     The result of the completed job never changes; the new job's result is the merged one. It reads the same inputs; the
@@ -242,7 +252,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
     if not connection.scalar(select(_is_registered(row["model_id"]))):
         raise _model_is_gone(job)
     own = {"id", "state", "attempt", "crashes", "worker", "lease_until", "lease_clock", "cancel_requested_at"}
-    own |= {"rows_ok", "rows_failed", "chunks_done", "progress", "facts", "request_digest"}
+    own |= {"rows_ok", "rows_failed", "chunks_done", "progress", "facts", "request_digest", *_correlated(asked_by)}
     own |= {name for name in jobs.c.keys() if name.endswith("_at") or name.startswith(("result_", "errors_"))}  # noqa: SIM118
     copied = {name: value for name, value in row.items() if name not in own}
     done = [committed.chunk for committed in done_chunks(connection, job.id) if not committed.errors_bytes]
@@ -258,6 +268,7 @@ def create_retry_of_failed_rows(connection: Connection, job: Job, job_id: str, n
             facts={"notes": [f"scores the failed records of job {job.id} again"]},
             created_at=now,
             queued_at=now,
+            **_correlated(asked_by),
         )
     )
     notifications.send(connection, Topic.QUEUED, [job_id])
@@ -329,6 +340,11 @@ def _request(model: ModelVersion, options: Options, asked: Mapping[str, Any], no
     return values
 
 
+def _correlated(asked_by: Correlation) -> dict[str, str | None]:
+    """The columns of the request that queues a job."""
+    return {"request_id": asked_by.request_id, "traceparent": asked_by.traceparent}
+
+
 def _is_registered(model_id: Any) -> ColumnElement[bool]:
     return exists().where(models.c.id == model_id, models.c.deleted_at.is_(None))
 
@@ -343,7 +359,8 @@ def _model_is_gone(job: Job) -> JobConflict:
     return JobConflict(f"job {job.id} cannot be retried: its model {name} was deleted")
 
 
-_ASKED = ("request_digest", "metadata", "priority", "run_after", "webhook", "expires_in")
+_ASKED = ("request_digest", "metadata", "priority", "run_after", "webhook", "expires_in", "request_id", "traceparent")
+"""The columns of a request besides its model and options."""
 _CREATE = Prepared(insert(jobs))
 _ADD_INPUTS = Prepared(insert(inputs))
 _ENQUEUE = Prepared(

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
+from contextvars import Context
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
@@ -95,7 +96,7 @@ class Following(Generic[S]):
         if followed.is_due:
             self._come.set()
         if self._polling is None or self._polling.done():
-            self._polling = asyncio.create_task(self._poll())
+            self._polling = asyncio.create_task(self._poll(), context=Context())
         notified: S | None = None
         try:
             while not self._stopping.is_set() and await allowed():

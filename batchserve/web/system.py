@@ -1,10 +1,9 @@
 """The system: health, queue, workers and what they do, space, settings and keys."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Request, Response
-from sqlalchemy import Connection, make_url
+from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
 from starlette.responses import RedirectResponse
 from starlette.routing import Route
@@ -21,7 +20,6 @@ from batchserve.jobs.lists import JobFilter
 from batchserve.service import Service
 from batchserve.service.health import health_of
 from batchserve.service.listing import read_slice
-from batchserve.settings import Settings
 from batchserve.storage import free_bytes
 from batchserve.web.forms import read_fields
 from batchserve.web.pages import page
@@ -48,7 +46,7 @@ async def show(request: Request) -> Response:
     service, caller = service_of(request), caller_of(request)
     facts = await service.calls.read(caller.tenant, lambda: _facts(service, caller))
     is_admin = caller.scope is Scope.ADMIN
-    settings = settings_in_force(service.runtime.settings) if is_admin else []
+    settings = service.runtime.settings.in_force() if is_admin else []
     template = "_system.html" if request.headers.get("hx-target") == "system" else "system.html"
     return page(request, template, facts=facts, settings=settings, is_admin=is_admin)
 
@@ -64,16 +62,6 @@ def _facts(service: Service, caller: Caller) -> _Facts:
     found, _ = read_slice(service, caller.tenant, _RUNNING, None, _MOST_RUNNING)
     running = [job_body(view.job, view.attempts, view.place, view.now) for view in found]
     return _Facts(health, counts, waits, running, free_bytes(service.runtime.storage), service.unreadable.count())
-
-
-def settings_in_force(settings: Settings) -> list[tuple[str, str, str, bool]]:
-    """The variable, value and description of each, and whether it was set. Addresses come without their passwords."""
-    found = []
-    for name, field in Settings.model_fields.items():
-        value: Any = getattr(settings, name)
-        shown = make_url(value).render_as_string(hide_password=True) if name == "database" and value else str(value)
-        found.append((f"BATCHSERVE_{name.upper()}", shown, field.description or "", name in settings.model_fields_set))
-    return found
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

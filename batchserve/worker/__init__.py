@@ -20,7 +20,7 @@ from batchserve.db.notifications import Notification, Topic
 from batchserve.domain import Chunk, Job
 from batchserve.errors import BatchserveError, LeaseLost, Unavailable, UnreadableRow
 from batchserve.jobs import contents, execution, plan
-from batchserve.logs import get_logger
+from batchserve.logs import get_logger, logger_of_job
 from batchserve.quotas.limits import Limits
 from batchserve.runtime import Runtime, process_name
 from batchserve.storage import is_in_row
@@ -276,9 +276,8 @@ class Worker:
         except Unavailable:
             raise  # this worker stops: its lease lapses, and it is claimed again
         except Exception as error:
-            named = error if isinstance(error, BatchserveError) else None
-            log.error("Job cannot be started", action="job_error", job_id=job.id, exc_info=None if named else error)
-            found = named or UnreadableRow(f"job {job.id} cannot be started; the worker's log has the details")
+            found, log = _fault_at_start(job, error), logger_of_job(job.id, job.request_id)
+            log.error("Job cannot be started", action="job_error", exc_info=None if found is error else error)
             with suppress(LeaseLost):
                 self._context.transitions.write_end(execution.fail_if_mine, job.id, job.attempt, found)
             self._notify(job.id)
@@ -293,12 +292,19 @@ class Worker:
         active = ActiveJob.begin(job, *left, self._settings)
         run = self._runs[job.id] = JobRun(active, self._context)
         self._turns.append(run)
-        _note_start(self._runtime, job, active.model.reference)
+        _note_start(self._runtime, job, run, active.model.reference)
 
 
-def _note_start(runtime: Runtime, job: Job, model: str) -> None:
+def _fault_at_start(job: Job, error: Exception) -> BatchserveError:
+    """The error of a job that cannot be started."""
+    if isinstance(error, BatchserveError):
+        return error
+    return UnreadableRow(f"job {job.id} cannot be started; the worker's log has the details")
+
+
+def _note_start(runtime: Runtime, job: Job, run: JobRun, reference: str) -> None:
     """Counts how long a job has waited for its first attempt."""
-    log.info("Job has started", action="job_start", job_id=job.id, attempt=job.attempt, model=model)
+    run.log.info("Job has started", action="job_start", attempt=job.attempt, model=reference)
     if job.attempt == 1 and job.queued_at is not None and job.started_at is not None:
         runtime.metrics.observe_queue_wait(job.started_at - max(job.queued_at, job.run_after or 0.0))
 
@@ -315,15 +321,17 @@ def _rescue(runtime: Runtime, clock: Clock) -> None:
     with runtime.database.write() as connection:
         now = clock.moment(connection)
         queued, failed = execution.rescue_expired(connection, settings.crashes, now)
+        asked_by = execution.request_ids(connection, [*queued, *failed])
         kept = 3600 * settings.idempotency_hours
         if clocks.settled_for(connection, now) >= kept:
             idempotency.forget_older(connection, now.wall - kept, now.wall + clocks.TOLERANCE)
     runtime.metrics.count_rescued(len(queued) + len(failed))
     runtime.database.refill_reserve()
     for job_id in queued:
-        log.warning("Job is queued again: its worker was lost", action="job_rescue", job_id=job_id)
+        logger_of_job(job_id, asked_by[job_id]).warning("Job is queued again: its worker was lost", action="job_rescue")
     for job_id in failed:
-        log.error("Job has failed: its workers died", action="job_fail", job_id=job_id, code="worker-crashed")
+        of_job = logger_of_job(job_id, asked_by[job_id])
+        of_job.error("Job has failed: its workers died", action="job_fail", code="worker-crashed")
 
 
 def _with_contents(job: Job, connection: Connection) -> Job:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from batchserve.correlation import Correlation
 from batchserve.domain import Chunk, ChunkLimits, CommittedChunk, Job, ModelVersion, Options, ScoredChunk, StoredInput
 from batchserve.engines import Call
 from batchserve.errors import NoRowScored, TooManyRowErrors, UnreadableRow
@@ -52,6 +53,9 @@ class ActiveJob:
     """Of the first input that is not planned to its end."""
     is_compared: bool
     """Whether its inputs are known to have the same columns."""
+    asked_by: Correlation
+    """The request that queued it."""
+    upload_traceparent: str | None
     last_planned: Chunk | None
     pending: deque[Chunk]
     rows_planned: int
@@ -109,6 +113,8 @@ class ActiveJob:
             share_planned=1.0 if job.planned else 0.0,
             facts=merge_facts(job.facts, {"notes": list(job.model.signature.notes)}),
             is_small=_is_small(job, size),
+            asked_by=Correlation(job.request_id, job.traceparent),
+            upload_traceparent=job.upload_traceparent,
         )
 
     @property

@@ -9,13 +9,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from structlog.typing import FilteringBoundLogger
+
 from batchserve.domain import Chunk, Result, ScoredChunk
 from batchserve.engines import Call
 from batchserve.errors import BatchserveError, LeaseLost, QuotaExceeded, Unavailable, UnreadableRow
 from batchserve.facts import merge_facts
 from batchserve.jobs import execution, plan
-from batchserve.logs import get_logger
-from batchserve.metrics import CRASHES, Metrics, Stage
+from batchserve.logs import logger_of_job
+from batchserve.metrics import CRASHES, Metrics
 from batchserve.runtime import Runtime
 from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import score_chunk
@@ -26,22 +28,13 @@ from batchserve.storage.disk import outage_of
 from batchserve.upkeep.retention import remove_unnamed
 from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
+from batchserve.worker.job_trace import STAGES, Back, JobTrace
 from batchserve.worker.metering import Metering
 from batchserve.worker.transitions import CancelRequested, Transitions
 from batchserve.worker.waits import Waits, delay_of
 
 __all__ = ["JobRun", "RunContext"]
 
-log = get_logger()
-
-_STAGES: dict[Callable[..., Any], Stage] = {
-    plan_chunks: "plan",
-    halve_chunk: "plan",
-    score_chunk: "score",
-    score_small: "small",
-    assemble_result: "assemble",
-}
-"""What the metrics call the functions that run on the engine."""
 _MIN_COPY_RATE = 20e6
 """Bytes of parts that every disk should copy, hash and sync in a second."""
 
@@ -66,7 +59,7 @@ class RunContext:
 
     def call(
         self,
-        then: Callable[[Future[Any]], None],
+        then: Back,
         function: Callable[..., Any],
         *args: Any,
         urgent: bool = False,
@@ -91,7 +84,8 @@ class JobRun:
         self._job, self._context = job, context
         self._runtime, self._settings = context.runtime, context.runtime.settings
         self.id, self.attempt = job.id, job.attempt
-        self._waits = Waits(self._runtime.database, context.clock, job.id, job.attempt, self._settings.rescue)
+        self.log, self._trace = logger_of_job(job.id, job.asked_by.request_id), JobTrace(job)
+        self._waits = Waits(self._runtime.database, context.clock, job, self._settings.rescue, self.log)
         self.is_over = False
 
     @property
@@ -177,16 +171,14 @@ class JobRun:
         """A chunk gets as many tries as in the settings, the last one as two halves."""
         job, most = self._job, self._settings.crashes
         crashes = self._write(plan.count_crash_if_mine, chunk.first_record)
-        log.warning("Scoring process was lost", action="chunk_crash", job_id=job.id, record=chunk.first_record,
-                    crashes=crashes, code=error.code, detail=error.detail)  # fmt: skip
+        self.log.warning("Scoring process was lost", action="chunk_crash", record=chunk.first_record, crashes=crashes,
+                         code=error.code, detail=error.detail)  # fmt: skip
         if crashes >= most:
             self._fail(_of_last_try(error, chunk, crashes))
         elif crashes == most - 1 and chunk.records > 1 and job.model.signature.mode != "whole":
             first = chunk.first_record
             before = self._context.transitions.read(lambda connection: plan.chunk_before(connection, job.id, first))
-            then = partial(self._halved, chunk)
-            call = self._call(then, halve_chunk, *job.halving(chunk, before))
-            job.chunk_calls[chunk.first_record] = call
+            job.chunk_calls[first] = self._call(partial(self._halved, chunk), halve_chunk, *job.halving(chunk, before))
         else:
             job.pending.appendleft(chunk)
 
@@ -226,7 +218,7 @@ class JobRun:
             return
         completed = self._complete(future.result(), facts)
         if completed and not self._job.rows_failed:  # otherwise a retry of the failed records reuses the other parts
-            _delete_parts(self._runtime, self.id)
+            _delete_parts(self._runtime, self.id, self.log)
 
     # --- end ---
 
@@ -240,47 +232,49 @@ class JobRun:
         if job.cancelled_at is None:
             return
         overdue = self._context.clock.monotonic() - job.cancelled_at > self._settings.cancel_grace
-        if (not job.calls or overdue) and self._end(execution.cancel_if_mine):
-            log.info("Job is cancelled", action="job_cancel", job_id=job.id)
+        if (not job.calls or overdue) and self._end("cancelled", execution.cancel_if_mine):
+            self.log.info("Job is cancelled", action="job_cancel")
 
     def release(self) -> None:
         """Releases the job to the queue."""
-        if self._end(execution.release_if_mine):
-            log.info("Job is released", action="job_release", job_id=self.id)
+        if self._end("released", execution.release_if_mine):
+            self.log.info("Job is released", action="job_release")
 
     def lose(self) -> None:
         """Another attempt has the job: nothing more is written."""
         if not self.is_over:
-            log.warning("Lease is lost: another worker owns the job", action="lease_lost", job_id=self.id,
-                        attempt=self.attempt)  # fmt: skip
-            self._drop()
+            self.log.warning("Lease is lost: another worker owns the job", action="lease_lost", attempt=self.attempt)
+            self._drop("lost")
 
     def _complete(self, result: Result, facts: Mapping[str, Any], **small: Any) -> bool:
         job = self._job
-        completed = self._end(partial(self._context.metering.complete, **small), job.tenant, result, facts)
+        transition = partial(self._context.metering.complete, **small)
+        completed = self._end("completed", transition, job.tenant, result, facts)
         if completed:
-            log.info("Job is completed", action="job_complete", job_id=job.id, attempt=job.attempt, rows=job.rows_done,
-                     rows_failed=job.rows_failed)  # fmt: skip
+            self.log.info("Job is completed", action="job_complete", attempt=job.attempt, rows=job.rows_done,
+                          rows_failed=job.rows_failed)  # fmt: skip
         return completed
 
     def _fail(self, error: BatchserveError) -> None:
-        if self._end(execution.fail_if_mine, error):
-            log.warning("Job has failed", action="job_fail", job_id=self.id, code=error.code, detail=error.detail)
+        self._trace.error = error
+        if self._end("failed", execution.fail_if_mine, error):
+            self.log.warning("Job has failed", action="job_fail", code=error.code, detail=error.detail)
 
-    def _end(self, transition: Callable[..., None], *details: Any) -> bool:
+    def _end(self, outcome: str, transition: Callable[..., None], *details: Any) -> bool:
         """Writes the end of the attempt. False when another attempt has the job."""
         try:
             self._context.transitions.write_end(transition, self.id, self.attempt, *details)
         except LeaseLost:
             self.lose()
             return False
-        self._drop()
+        self._drop(outcome)
         self._context.ended(self)
         return True
 
-    def _drop(self) -> None:
+    def _drop(self, outcome: str) -> None:
         if not self.is_over:
             self.is_over = True
+            self._trace.end(outcome)
             self._context.over(self)
         for call in self._job.calls:
             call.kill()
@@ -290,12 +284,11 @@ class JobRun:
         job = self._job
         return job.cancelled_at is not None or self._waits.is_paused or self._context.is_stopping()
 
-    def _call(
-        self, then: Callable[[Future[Any]], None], function: Callable[..., Any], *args: Any, **how: Any
-    ) -> Call[Any]:
-        return self._context.call(partial(self._come_back, then), function, *args, **how)
+    def _call(self, then: Back, function: Callable[..., Any], *args: Any, **how: Any) -> Call[Any]:
+        back = self._trace.staged(partial(self._come_back, then), function, args[0])
+        return self._context.call(back, function, *args, **how)
 
-    def _come_back(self, then: Callable[[Future[Any]], None], future: Future[Any]) -> None:
+    def _come_back(self, then: Back, future: Future[Any]) -> None:
         if self.is_over:
             return  # the attempt was abandoned while this call ran
         try:
@@ -308,7 +301,7 @@ class JobRun:
             self.request_cancel()
         except Exception:
             # The outcome could not be recorded. The lease lapses, and the next attempt scores that chunk again.
-            self._drop()
+            self._drop("abandoned")
             raise
 
     def _has_failed(self, future: Future[Any]) -> bool:
@@ -323,12 +316,12 @@ class JobRun:
             self._waits.pause(delay)
         elif isinstance(error, CRASHES) and job.lost_calls + 1 < self._settings.crashes:
             job.lost_calls += 1
-            log.warning("Scoring process was lost", action="call_crash", job_id=job.id, crashes=job.lost_calls,
-                        code=error.code, detail=error.detail)  # fmt: skip
+            self.log.warning("Scoring process was lost", action="call_crash", crashes=job.lost_calls, code=error.code,
+                             detail=error.detail)  # fmt: skip
         elif isinstance(error, BatchserveError):
             self._fail(error)
         else:
-            log.error("Job has an unexpected error", action="job_error", job_id=job.id, exc_info=error)
+            self.log.error("Job has an unexpected error", action="job_error", exc_info=error)
             self._fail(BatchserveError(f"unexpected {type(error).__name__}; the worker's log has the details"))
         return True
 
@@ -343,7 +336,7 @@ def _count(metrics: Metrics, function: Callable[..., Any], call: Call[Any]) -> N
     error = call.future.exception()
     if isinstance(error, CRASHES):
         metrics.count_crash("chunks", error)
-    elif error is None and call.seconds is not None and (stage := _STAGES.get(function)) is not None:
+    elif error is None and call.seconds is not None and (stage := STAGES.get(function)) is not None:
         metrics.observe_stage(stage, call.seconds)
 
 
@@ -356,11 +349,11 @@ def _of_last_try(error: BatchserveError, chunk: Chunk, crashes: int) -> Batchser
     )
 
 
-def _delete_parts(runtime: Runtime, job_id: str) -> None:
+def _delete_parts(runtime: Runtime, job_id: str, log: FilteringBoundLogger) -> None:
     try:
         parts = [part.key for part in runtime.storage.list(parts_prefix(job_id))]
         remove_unnamed(runtime.database, runtime.storage, parts)
     except (OSError, Unavailable) as error:
         if outage_of(error) is None:
             raise
-        log.warning("Parts of a completed job are left to the sweep", action="parts_left", job_id=job_id)
+        log.warning("Parts of a completed job are left to the sweep", action="parts_left")

@@ -6,15 +6,12 @@ from collections.abc import Callable, Iterable
 from batchserve.db.connect import Database
 from batchserve.errors import LeaseLost, Unavailable
 from batchserve.jobs import execution
-from batchserve.logs import get_logger
 from batchserve.settings import Settings
 from batchserve.worker.clock import Clock
 from batchserve.worker.job_run import JobRun
 from batchserve.worker.presence import Presence
 
 __all__ = ["LeaseKeeper"]
-
-log = get_logger()
 
 
 class LeaseKeeper:
@@ -52,6 +49,6 @@ class LeaseKeeper:
                 self._lost(run)
             except Unavailable:
                 self._failed()
-                log.warning("Lease could not be renewed", action="lease_unavailable", job_id=run.id)
+                run.log.warning("Lease could not be renewed", action="lease_unavailable")
             except Exception:  # such as a full disk: this thread must outlive the worker
-                log.exception("Lease could not be renewed", action="lease_error", job_id=run.id)
+                run.log.exception("Lease could not be renewed", action="lease_error")

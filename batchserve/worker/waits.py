@@ -2,16 +2,16 @@
 
 from contextlib import suppress
 
+from structlog.typing import FilteringBoundLogger
+
 from batchserve.db.connect import Database
 from batchserve.errors import BatchserveError, InsufficientStorage, Unavailable
 from batchserve.jobs import execution
-from batchserve.logs import get_logger
 from batchserve.storage.disk import outage_of
+from batchserve.worker.active_job import ActiveJob
 from batchserve.worker.clock import Clock
 
 __all__ = ["Waits", "delay_of"]
-
-log = get_logger()
 
 _LONGEST = 6
 """Of the first pause: the longest one."""
@@ -26,10 +26,12 @@ class Waits:
     """Pauses a job for some seconds, and each further time for longer, as often as it takes: an outage of the storage
     ends no job."""
 
-    def __init__(self, database: Database, clock: Clock, job_id: str, attempt: int, seconds: float) -> None:
-        """`seconds`: of the first pause."""
+    def __init__(
+        self, database: Database, clock: Clock, job: ActiveJob, seconds: float, log: FilteringBoundLogger
+    ) -> None:
+        """`seconds`: of the first pause. `log`: for lines about the job."""
         self._database, self._clock, self._seconds = database, clock, seconds
-        self._job_id, self._attempt = job_id, attempt
+        self._job_id, self._attempt, self._log = job.id, job.attempt, log
         self._until = 0.0
         self._number = 0
         """Of pauses since a call succeeded."""
@@ -45,13 +47,13 @@ class Waits:
         seconds = self._seconds * min(2**self._number, _LONGEST)
         self._number, self._until = self._number + 1, self._clock.monotonic() + seconds
         event = f"Job waits: the storage {'is full' if isinstance(delay, InsufficientStorage) else 'does not respond'}"
-        log.warning(event, action="job_wait", job_id=self._job_id, seconds=seconds, detail=delay.detail)
+        self._log.warning(event, action="job_wait", seconds=seconds, detail=delay.detail)
         self._show(delay.code)
 
     def end(self) -> None:
         """A call has succeeded. Raises LeaseLost."""
         if self._number:
-            log.info("Job continues: the storage responds", action="job_continue", job_id=self._job_id)
+            self._log.info("Job continues: the storage responds", action="job_continue")
             self._number, self._until = 0, 0.0
             self._show(None)
 

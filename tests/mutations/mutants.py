@@ -1367,4 +1367,34 @@ MUTANTS = (
         "models have a bounded number of series", "batchserve/metrics.py", "len(self._known) >= self._most", "False",
         ("tests/test_metrics.py",),
     ),
+    # Signals
+    Mutant(
+        "a malformed request ID is replaced", "batchserve/correlation.py",
+        "if given is not None and _REQUEST_ID.fullmatch(given):", "if given is not None:", ("tests/test_requests.py",),
+    ),
+    Mutant(
+        "a job is stored with the request that queues it", REQUESTS,
+        'return {"request_id": asked_by.request_id, "traceparent": asked_by.traceparent}', "return {}",
+        ("tests/test_jobs.py",),
+    ),
+    Mutant(
+        "lines about a job name the request that queued it", "batchserve/logs.py",
+        "if request_id is None else", "if True else", ("tests/test_requests.py",),
+    ),
+    Mutant(
+        "the access log has no query", "batchserve/api/requests.py", 'raw.partition(b"?")[0]',
+        '(raw + b"?" + scope["query_string"])', ("tests/test_requests.py",),
+    ),
+    Mutant(
+        "the span of a job is linked to that of its upload", "batchserve/worker/job_trace.py",
+        "links=(job.upload_traceparent, asked_by.traceparent)", "links=()", ("tests/test_tracing.py",),
+    ),
+    Mutant(
+        "a misspelt variable stops the start", "batchserve/variables.py", "    if faults:\n", "    if False:\n",
+        ("tests/test_variables.py::test_variables_that_nobody_reads_are_refused",),
+    ),
+    Mutant(
+        "passwords of settings are not shown", "batchserve/variables.py",
+        '_PASSWORD.sub(rf"\\1{_HIDDEN}", value)', "value", ("tests/test_variables.py",),
+    ),
 )  # fmt: skip

@@ -92,6 +92,7 @@ class JobBody(BaseModel):
     started_at: datetime | None
     finished_at: datetime | None
     expires_at: datetime | None = Field(description="When the bytes of an ended job are due to be removed, or were.")
+    request_id: str | None = Field(description="Of the request that queued it: its predict, or the latest retry.")
     metadata: dict[str, str]
     links: dict[str, str]
 
@@ -164,6 +165,7 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
         started_at=time_or_none(job.started_at),
         finished_at=time_or_none(job.finished_at),
         expires_at=time_or_none(job.expires_at),
+        request_id=job.request_id,
         metadata=job.metadata,
         links=_links(job),
     )

@@ -21,3 +21,4 @@ class Problem(BaseModel):
     errors: list[dict[str, Any]] = Field(
         default_factory=list, description="Single errors: any of row, column, value, expected, message."
     )
+    request_id: str = Field("", description="The ID of the request, as in the header X-Request-ID.")
