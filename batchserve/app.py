@@ -49,6 +49,7 @@ from batchserve.api.schemas.health import HealthBody, ReadinessBody
 from batchserve.api.schemas.problems import Problem
 from batchserve.db.notifications import Hear, Notification
 from batchserve.metrics import Metrics
+from batchserve.quotas.limits import Limits
 from batchserve.runtime import Runtime
 from batchserve.schedules.actions import actions_of
 from batchserve.schedules.scheduler import Scheduler
@@ -127,7 +128,7 @@ def create_app(settings: Settings | None = None, *, worker: bool = True, host: s
             if embedded:
                 service.worker_trouble = lambda: embedded.trouble
                 service.limits = embedded.limits  # a change by the API is in force for both at once
-            app.state.service = service
+            app.state.service, app.state.limits = service, service.limits
             app.state.scheduler = scheduler = Scheduler(runtime, actions_of(runtime), wake)
             app.state.exposition = Exposition(runtime, service.unreadable)
             app.state.keyring, app.state.answers = Keyring(runtime.database), AnswerCache()
@@ -179,7 +180,7 @@ def create_metrics_app(runtime: Runtime, host: str) -> FastAPI:
     )  # fmt: skip
     problems.install(app)
     app.add_middleware(problems.ErrorMiddleware)
-    app.state.keyring = Keyring(runtime.database)
+    app.state.keyring, app.state.limits = Keyring(runtime.database), Limits(runtime.database)
     app.state.exposition = Exposition(runtime, UnreadableCount(runtime.database))
     _add_livez(app)
     _add_metrics(app, _read_in_a_thread)

@@ -11,6 +11,7 @@ from typing import Any
 
 import graphs
 import httpx2
+import postgres
 import pytest
 from bench import Bench, opened, rows_of
 from commands import FAST, Service, in_this_process
@@ -19,13 +20,16 @@ from hand import HandEngine
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as openmetrics_families
 from prometheus_client.parser import text_string_to_metric_families
 from promtool import Promtool
-from service import Api, ok, problem, running
+from service import URL, Api, ok, problem, running
+from starlette.testclient import TestClient
 from waiting import until
 
+from batchserve.app import create_metrics_app
 from batchserve.db.connect import Database, Moment
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout
 from batchserve.jobs import workers
 from batchserve.metrics import FAMILIES, Metrics
+from batchserve.runtime import Runtime
 from batchserve.scoring.checks import check_input
 from batchserve.service.counted import Counted
 from batchserve.settings import Settings, host_and_port
@@ -427,6 +431,17 @@ def test_a_worker_that_stops_is_not_counted_any_more(tmp_path: Path, iris_onnx: 
         until(lambda: scraped(api)["batchserve_workers"] == 1)
     with running(tmp_path, worker=False) as api:
         assert scraped(api)["batchserve_workers"] == 0
+
+
+def test_a_worker_answers_a_scrape_with_its_request_id(tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"storage": str(tmp_path), "processes": 1, **postgres.chosen_database(tmp_path)}
+    with Runtime.open(Settings(**chosen)) as runtime:
+        http = TestClient(create_metrics_app(runtime, "127.0.0.1"), base_url=URL)
+        scraped = http.get("/metrics", headers={"x-request-id": "scrape-1"})
+        assert (scraped.status_code, scraped.headers["x-request-id"]) == (200, "scrape-1")
+        assert values_in(scraped.text)["batchserve_workers"] == 0
+        missing = http.get("/v1/jobs", headers={"x-request-id": "scrape-2"})
+        assert problem(missing, 404, "not-found")["request_id"] == "scrape-2"
 
 
 def test_what_is_refused_before_a_route_is_counted(server: str) -> None:

@@ -134,7 +134,7 @@ async def admit(scope: Scope, keyring: Keyring, authorization: str | None, versi
 
 
 def _limits_of(scope: Scope) -> Limits:
-    limits: Limits = scope["app"].state.service.limits
+    limits: Limits = scope["app"].state.limits
     return limits
 
 
