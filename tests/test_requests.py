@@ -78,7 +78,7 @@ def test_an_unexpected_error_has_an_id(own_api: Api, monkeypatch: pytest.MonkeyP
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("batchserve.api.jobs.read_slice", fail)
+    monkeypatch.setattr("batchserve.api.job_list.read_slice", fail)
     with capture_logs() as lines:
         answer = own_api.http.get("/v1/jobs", headers=named("d"))
     assert [line["action"] for line in lines] == ["request_error"]
@@ -148,7 +148,7 @@ def test_a_job_of_one_call_has_its_id(api: Api, query: dict[str, str]) -> None:
 def test_jobs_that_are_queued_together_share_an_id(own_api: Api, iris_onnx: Path) -> None:
     own_api.register("iris", iris_onnx)
     uploads = [own_api.upload(CSV)["id"] for _ in range(3)]
-    ok(own_api.http.post("/v1/predict?state=uploaded&model=iris&reuse=false", headers=named("all")), 202)
+    ok(own_api.http.post("/v1/jobs/predict?model=iris&reuse=false", headers=named("all")), 202)
     assert [own_api.job(job_id)["request_id"] for job_id in uploads] == ["all"] * 3
 
 
@@ -271,7 +271,8 @@ def told(watched: tuple[Service, httpx2.Client]) -> Callable[..., dict[str, Any]
 def test_a_line_says_who_asked_for_what_and_what_came(told: Callable[..., dict[str, Any]]) -> None:
     caller = {"tenant": "acme", "key": "night"}
     assert told("GET", "/v1/jobs?limit=1") == {
-        "path": "/v1/jobs", "route": "/v1/jobs", "status": 200, "bytes": len(b'{"jobs":[],"next":null}'), **caller,
+        "path": "/v1/jobs", "route": "/v1/jobs", "status": 200, "bytes": len(b'{"jobs":[],"next":null,"total":null}'),
+        **caller,
     }  # fmt: skip
     missing = told("GET", "/v1/jobs/none")
     assert (missing["route"], missing["status"]) == ("/v1/jobs/{job_id}", 404)

@@ -127,7 +127,7 @@ def test_a_server_error_is_one_of_the_span(traced: Receiver, tmp_path: Path, mon
     def fail(*_: object, **__: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr("batchserve.api.jobs.read_slice", fail)
+    monkeypatch.setattr("batchserve.api.job_list.read_slice", fail)
     with running(tmp_path, worker=False) as api, capture_logs():
         assert api.http.get("/v1/jobs").status_code == 500
     span = traced.only("GET /v1/jobs")
