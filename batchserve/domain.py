@@ -105,6 +105,10 @@ class ReadOptions:
     sheet: str | None = None
 
 
+UNREAD = "queries/"
+"""Begins the key of an input that is the rows of a query, until these are read."""
+
+
 @dataclass(frozen=True, slots=True)
 class StoredInput:
     """Bytes that a job reads. Several jobs may reference one object: it is removed with the last of them."""
@@ -124,6 +128,11 @@ class StoredInput:
     queued. Its key is then its address (`storage.locations`)."""
     content: Content | None = field(default=None, repr=False, compare=False)
     """Its bytes, once they are read, where the key is of a row of the database (`storage.is_in_row`)."""
+
+    @property
+    def is_unread(self) -> bool:
+        """Whether it is the rows of a query that the job has not read yet: there are no bytes."""
+        return self.key.startswith(UNREAD)
 
     @property
     def stem(self) -> str:
@@ -398,6 +407,30 @@ STEM = "{stem}"
 
 
 @dataclass(frozen=True, slots=True)
+class TableTarget:
+    """A table of a database of others, to which the rows of a result go."""
+
+    connection: str
+    """The name that an administrator has given to the database."""
+    schema: str
+    table: str
+    mode: Literal["append", "replace"] = "append"
+    """`replace`: in place of all rows that the table has."""
+
+    @property
+    def shown(self) -> str:
+        return f"{self.connection}.{self.schema}.{self.table}"
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A SELECT in a database of others, whose rows are the input of a job. They are read once, when the job runs."""
+
+    connection: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
 class Options:
     """Options of a prediction, fixed when its job is queued. docs/api.md describes each for users."""
 
@@ -418,6 +451,8 @@ class Options:
     """None: the storage of the service."""
     archive: bool = False
     """Whether the result is a ZIP of one file for each input, named after it."""
+    table: TableTarget | None = None
+    query: Query | None = None
 
     @property
     def is_per_input(self) -> bool:
@@ -493,8 +528,9 @@ class Job:
 
     @property
     def has_input(self) -> bool:
-        """Whether retention has left the bytes of its inputs."""
-        return self.input_removed_at is None and self.state is not JobState.EXPIRED
+        """Whether there are the bytes of its inputs: retention has left them, and they are not to be read yet."""
+        left = self.input_removed_at is None and self.state is not JobState.EXPIRED
+        return left and not self.input.is_unread
 
     @property
     def input(self) -> StoredInput:

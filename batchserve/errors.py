@@ -38,6 +38,8 @@ BatchserveError
 │   ├── InvalidOptions invalid-options
 │   ├── InvalidLocation invalid-location
 │   ├── UnlikeInputs unlike-inputs
+│   ├── TableMismatch table-mismatch
+│   ├── QueryRefused query-refused
 │   ├── ModelRefused model-refused
 │   ├── ConversionFailed conversion-failed
 │   ├── ParityFailed parity-failed
@@ -270,6 +272,14 @@ class InvalidLocation(Unprocessable):
 
 class UnlikeInputs(Unprocessable):
     code = "unlike-inputs"
+
+
+class TableMismatch(Unprocessable):
+    code = "table-mismatch"
+
+
+class QueryRefused(Unprocessable):
+    code = "query-refused"
 
 
 class ModelRefused(Unprocessable):

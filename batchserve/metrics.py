@@ -20,7 +20,7 @@ from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout
 
 __all__ = ["CRASHES", "FAMILIES", "OTHER", "Family", "Metrics", "Pool", "Stage"]
 
-Stage = Literal["plan", "score", "assemble", "small", "direct", "check", "online"]
+Stage = Literal["read", "plan", "score", "assemble", "small", "direct", "check", "online"]
 Pool = Literal["chunks", "interactive"]
 
 CRASHES = (ScoringCrashed, ScoringTimeout, OutOfMemory)

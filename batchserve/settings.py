@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationInfo, field_validator
+from pydantic import AfterValidator, BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import SettingsConfigDict
 
 from batchserve.variables import VariableSettings
@@ -20,6 +20,8 @@ _PROVIDER = re.compile(r"[a-z]+")
 _ALLOWED_HOST = re.compile(r"\*|(\*\.)?\w[\w-]*(\.\w[\w-]*)*|\[?[0-9a-fA-F:]*:[0-9a-fA-F:.]*\]?", re.ASCII)
 _PREFIX = re.compile(r"(file:///|s3://[a-z0-9][a-z0-9.-]+/)([^*?\[\]\0]*/)?")
 _ADDRESS = re.compile(r"(\w[\w.-]*|\[[0-9a-fA-F:.]+\]):[0-9]{1,5}", re.ASCII)
+_DATABASE = re.compile(r"postgres(ql)?(\+psycopg)?://\S+")
+_NAME = re.compile(r"[A-Za-z0-9_-]{1,63}")
 _PARTS = 9_000
 _OBJECT_BYTES = _PARTS * 8 * 2**20
 """Longest object whose length is not known before."""
@@ -102,6 +104,23 @@ Address = Annotated[str, AfterValidator(_require_port)]
 """A host and a port."""
 
 
+def _connections(given: dict[str, dict[str, SecretStr]]) -> dict[str, dict[str, SecretStr]]:
+    for name, address in (named for connections in given.values() for named in connections.items()):
+        if not _NAME.fullmatch(name):
+            raise ValueError(f"{name!r} is not a name of a connection; expected letters, digits, _ and -")
+        if not _DATABASE.fullmatch(address.get_secret_value()):  # which is never shown: it may have a password
+            raise ValueError(f"the address of {name!r} is not one; expected postgresql://user:password@host/database")
+    return given
+
+
+Connections = Annotated[dict[str, dict[str, SecretStr]], AfterValidator(_connections)]
+"""Addresses of databases by tenant and name; those of `*` are for all."""
+
+
+def _resolved(address: str) -> str:
+    return address if "://" in address else str(Path(address).resolve())
+
+
 class Settings(VariableSettings):
     """Configuration of one process. Relative paths are resolved against the working directory once, at startup."""
 
@@ -109,7 +128,7 @@ class Settings(VariableSettings):
         env_prefix="BATCHSERVE_", env_file=".env", extra="ignore", frozen=True, validate_default=True
     )
 
-    storage: str = Field(
+    storage: Annotated[str, AfterValidator(_resolved)] = Field(
         "storage", description="Folder for inputs, parts, results and models, or a bucket: `s3://bucket/prefix`."
     )
     database: str = Field(
@@ -213,6 +232,14 @@ class Settings(VariableSettings):
         {}, description="Where jobs may write results besides the storage, as JSON in the same form."
     )
     job_inputs: int = Field(10_000, ge=1, description="Most inputs of one job.")
+    tables: Connections = Field(
+        {},
+        description="Databases of PostgreSQL that jobs may query and write to, by tenant and name, as JSON: "
+        '`{"team": {"warehouse": "postgresql://user:password@host/database"}}`; `*` for every tenant.',
+    )
+    query_timeout: Seconds = Field(
+        600.0, description="Time limit for a query whose rows are the input of a job, and for their transfer."
+    )
 
     upload_bytes: Bytes = Field(64 * 2**30, description="Longest input, in bytes, after decompression.")
     model_bytes: Bytes = Field(2 * 2**30, description="Longest model artifact, in bytes.")
@@ -285,11 +312,6 @@ class Settings(VariableSettings):
         "off", description="Level of a line for each request that is answered: debug or info; or `off`: none."
     )
 
-    @field_validator("storage")
-    @classmethod
-    def _resolve_folder(cls, address: str) -> str:
-        return address if "://" in address else str(Path(address).resolve())
-
     @field_validator("database")
     @classmethod
     def _embed_in_a_folder_only(cls, database: str, others: ValidationInfo) -> str:
@@ -328,6 +350,10 @@ class Settings(VariableSettings):
     def outputs_of(self, tenant: str) -> tuple[str, ...]:
         """The prefixes to which jobs of a tenant may write results."""
         return _of_tenant(self.output_prefixes, tenant)
+
+    def connections_of(self, tenant: str) -> dict[str, SecretStr]:
+        """The databases that jobs of a tenant may query and write to, by their names."""
+        return {**self.tables.get("*", {}), **self.tables.get(tenant, {})}
 
     @property
     def execution_providers(self) -> tuple[str, ...]:

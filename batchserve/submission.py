@@ -237,6 +237,7 @@ def _on_same_input(connection: Connection, submission: Submission, now: float) -
     job = queries.get(connection, submission.job_id)
     if job.queued_at is None:
         raise JobConflict(f"job {job.id} is {job.state} and was never queued: upload the input again")
+    requests.require_read(job)
     lock(connection, "inputs")  # of two equal requests at once, the second finds the job of the first
     for other in (job, *queries.find_on_input(connection, job.input.key, submission.digest, job.tenant)):
         if submission.is_of(other):

@@ -27,6 +27,7 @@ from sklearn.datasets import load_iris
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from warehouse import Warehouse
 
 from batchserve.conversion import convert
 from batchserve.db import migrate
@@ -164,6 +165,21 @@ def shared(
 def postgres_server() -> Iterator[postgres.Server]:
     """A PostgreSQL server that all tests share. Continuous integration fails without one."""
     yield from shared(postgres.serving(), postgres.NoServer)
+
+
+@pytest.fixture
+def own_server(request: pytest.FixtureRequest) -> Iterator[postgres.Server]:
+    """A server that only this test uses, and may stop."""
+    request.getfixturevalue("postgres_server")  # skips, or fails, where there is none
+    with postgres.serving() as server:
+        yield server
+
+
+@pytest.fixture
+def warehouse(postgres_server: postgres.Server) -> Iterator["Warehouse"]:
+    """A database of others on it."""
+    with postgres_server.apart() as address, closing(Warehouse(address)) as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session", autouse=True)

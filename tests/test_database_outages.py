@@ -30,14 +30,6 @@ AWAY = 6.0
 
 
 @pytest.fixture
-def own_server(request: pytest.FixtureRequest) -> Iterator[postgres.Server]:
-    """A server that only this test uses, and may stop."""
-    request.getfixturevalue("postgres_server")  # skips, or fails, where there is none
-    with postgres.serving() as server:
-        yield server
-
-
-@pytest.fixture
 def bench(database_url: str, tmp_path: Path) -> Iterator[Bench]:
     with opened(database_url, tmp_path / "store", HandEngine(), chunk_records=10) as bench:
         yield bench

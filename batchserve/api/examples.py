@@ -76,6 +76,8 @@ JOB: dict[str, Any] = {
         "bytes": 2470,
         "sha256": "9e9a173037b493d682c174f608f9bbeb86787eb5484c3d917f50a0fefa2231f8",
         "url": None,
+        "query": None,
+        "connection": None,
         "files": 1,
         "media_type": "text/csv",
         "format": "csv",

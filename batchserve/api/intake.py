@@ -92,10 +92,9 @@ async def _prepared(service: Service, caller: Caller, given: JobRequest) -> Prep
     now = await database.fetch(lambda connection: database.moment(connection).wall)
     prepared = await run_in_threadpool(prepare, settings, caller.home, model, given, now)
     try:
-        await service.check(caller.tenant, prepared.submission)
+        await service.check(caller.tenant, prepared.checked)
     except (SchemaMismatch, InvalidInput) as error:
-        first = prepared.submission.inputs[0].key
-        raise type(error)(f"{first}: {error.detail}", errors=error.errors) from error
+        raise type(error)(f"{prepared.first}: {error.detail}", errors=error.errors) from error
     return prepared
 
 

@@ -138,6 +138,7 @@ async def predict_stored(
         if job.state is JobState.UPLOADED:
             scored = await service.check_or_score(caller.tenant, submitted)
         elif job.input_removed_at is None and not submitted.is_of(job):
+            requests.require_read(job)
             await service.check(caller.tenant, submitted)
 
         def commit(connection: Connection) -> JobSnapshot:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 from urllib.parse import quote
 
+from batchserve.client import elsewhere
 from batchserve.client.bars import Bars
 from batchserve.client.data import bytes_content, content_of, holds_arrays, library_of, path_of
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
@@ -20,7 +21,14 @@ from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
 from batchserve.client.lists import JobFilters, each_item, jobs_query
 from batchserve.client.names import placed
-from batchserve.client.options import JobOptions, OnlineOptions, PredictOptions, ReadOptions, ValidateOptions
+from batchserve.client.options import (
+    JobOptions,
+    LocatedOptions,
+    OnlineOptions,
+    PredictOptions,
+    ReadOptions,
+    ValidateOptions,
+)
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.schedules import AsyncSchedules
 from batchserve.client.tables import origins_of, table_of
@@ -293,23 +301,21 @@ class Core:
         overwrite: bool = False,
         archive: bool = False,
         input_file: bool = False,
-        **options: Unpack[JobOptions],
+        **options: Unpack[LocatedOptions],
     ) -> AsyncJob:
         """Starts a prediction of inputs that the server reads where they are, and returns its job at once. `urls`:
         addresses or patterns, `file:///...` or `s3://...`. `output`: the address of the result, with `{stem}` one for
-        each input; by default it is kept by the server. `archive`: it keeps one for each input, in a ZIP.
-        docs/locations.md explains them."""
-        source = {name: options.pop(name) for name in ("delimiter", "decimal") if name in options}
-        body: dict[str, Any] = {
-            "input": {"urls": [urls] if isinstance(urls, str) else list(urls), **source},
-            "model": model,
-            "input_file": input_file,
-            **options,
-        }
-        if output is not None:
-            body["output"] = {"url": output, "overwrite": overwrite}
-        elif archive:
-            body["output"] = {"archive": True}
+        each input; by default the server keeps it. `archive`: one for each input, in a ZIP. See docs/locations.md."""
+        given = {"input_file": input_file, **options}
+        body = elsewhere.of_urls(urls, model, output, given, overwrite=overwrite, archive=archive)
+        return AsyncJob(self._transport, await self._transport.json(_json_request("/v1/jobs", body)))
+
+    async def submit_query(
+        self, query: str, model: str, *, connection: str, **options: Unpack[LocatedOptions]
+    ) -> AsyncJob:
+        """Starts a prediction of the rows of a query in a database that an administrator has named `connection`, and
+        returns its job at once. docs/tables.md explains it."""
+        body = elsewhere.of_query(query, connection, model, options)
         return AsyncJob(self._transport, await self._transport.json(_json_request("/v1/jobs", body)))
 
     async def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[AsyncJob]:

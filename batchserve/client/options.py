@@ -1,7 +1,7 @@
 """Options of calls, as types."""
 
 import os
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 
 class ReadOptions(TypedDict, total=False):
@@ -30,6 +30,14 @@ class JobOptions(ReadOptions, total=False):
     expires_in: str | float
     metadata: dict[str, str]
     webhook: str
+
+
+class LocatedOptions(JobOptions, total=False):
+    """Further options of `POST /v1/jobs`."""
+
+    table: str
+    """Where the rows of the result go: `connection.schema.name`, where the database has the name `connection`."""
+    mode: Literal["append", "replace"]
 
 
 class ValidateOptions(ReadOptions, total=False):

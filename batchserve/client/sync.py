@@ -22,6 +22,7 @@ from batchserve.client.many import FilesReport, Inputs, predict_files
 from batchserve.client.options import (
     FilesOptions,
     JobOptions,
+    LocatedOptions,
     OnlineOptions,
     PredictOptions,
     ReadOptions,
@@ -282,12 +283,11 @@ class Client:
         overwrite: bool = False,
         archive: bool = False,
         input_file: bool = False,
-        **options: Unpack[JobOptions],
+        **options: Unpack[LocatedOptions],
     ) -> Job:
         """Starts a prediction of inputs that the server reads where they are, and returns its job at once. `urls`:
         addresses or patterns, `file:///...` or `s3://...`. `output`: the address of the result, with `{stem}` one for
-        each input; by default it is kept by the server. `archive`: it keeps one for each input, in a ZIP.
-        docs/locations.md explains them."""
+        each input; by default the server keeps it. `archive`: one for each input, in a ZIP. See docs/locations.md."""
         return Job(
             now(
                 self._twin.submit_urls(
@@ -301,6 +301,11 @@ class Client:
                 )
             )
         )
+
+    def submit_query(self, query: str, model: str, *, connection: str, **options: Unpack[LocatedOptions]) -> Job:
+        """Starts a prediction of the rows of a query in a database that an administrator has named `connection`, and
+        returns its job at once. docs/tables.md explains it."""
+        return Job(now(self._twin.submit_query(query, model, connection=connection, **options)))
 
     def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[Job]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""

@@ -16,13 +16,13 @@ from batchserve.db import notifications
 from batchserve.db.connect import Moment
 from batchserve.db.notifications import Topic
 from batchserve.db.prepared import Prepared
-from batchserve.db.tables import attempts, jobs
-from batchserve.domain import Attempt, Job, JobState, Result, ScoredChunk
+from batchserve.db.tables import attempts, inputs, jobs
+from batchserve.domain import Attempt, Job, JobState, Result, ScoredChunk, StoredInput
 from batchserve.errors import BatchserveError, LeaseLost, UnreadableRow, WorkerCrashed
 from batchserve.jobs import contents
 from batchserve.jobs.ends import Ended, ending, error_values, finish, result_values
 from batchserve.jobs.plan import ADD_CHUNKS, chunk_values, part_values
-from batchserve.jobs.statements import JOBS_OF, due, further_inputs, job_from_row, require_mine
+from batchserve.jobs.statements import JOBS_OF, changed, due, further_inputs, job_from_row, require_mine
 
 _chance = random.Random()  # noqa: S311 - separate from the global generator, whose state others use
 
@@ -107,6 +107,14 @@ def renew_lease_if_mine(connection: Connection, job_id: str, attempt: int, lease
 def wait_if_mine(connection: Connection, job_id: str, attempt: int, reason: str | None) -> None:
     """Shows in the row what the job waits for, by the code of an error; None: it waits no longer."""
     require_mine(connection, job_id, attempt, {"reason": reason}, "delay")
+
+
+def keep_input_if_mine(connection: Connection, job_id: str, attempt: int, stored: StoredInput) -> bool:
+    """The rows of its query, which this attempt has read and stored, are the input of the job from now on. False: they
+    were before."""
+    require_mine(connection, job_id, attempt, {"reason": None}, "keep the input of")
+    kept = update(inputs).where(inputs.c.job_id == job_id, inputs.c.number == 0, inputs.c.key != stored.key)
+    return changed(connection, kept.values(key=stored.key, bytes=stored.bytes, sha256=stored.sha256))
 
 
 def cancel_requests(connection: Connection, job_ids: Iterable[str]) -> set[str]:

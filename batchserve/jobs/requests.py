@@ -230,11 +230,23 @@ def retry_if_stopped(connection: Connection, job_id: str, now: float, asked_by: 
 def require_failed_rows(job: Job) -> None:
     """Raises JobConflict unless the job is completed with failed records, and its input still exists."""
     _require_input(job)
+    table = job.options.table if job.options is not None else None
+    if table is not None and table.mode == "append":
+        raise JobConflict(
+            f"the rows of job {job.id} are in {table.shown}, to which a retry would add all of them again: score the "
+            "failed records in a job of their own"
+        )
     if job.state is not JobState.COMPLETED or not job.rows_failed or job.reused_from is not None:
         raise JobConflict(
             f"job {job.id} is {job.state} with {job.rows_failed} failed records: only the failed records of a "
             "completed job can be scored again"
         )
+
+
+def require_read(job: Job) -> None:
+    """Raises JobConflict for a job whose input is the rows of a query that were not read yet."""
+    if job.input.is_unread:
+        raise JobConflict(f"job {job.id} has not read the rows of its query yet: predict them when it has")
 
 
 def create_retry_of_failed_rows(

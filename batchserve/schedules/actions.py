@@ -37,7 +37,8 @@ class JobAction:
     def check(self, tenant: str, request: Mapping[str, Any]) -> None:
         """Whether its inputs exist is known at its tick."""
         asked, settings = intake.JobRequest.model_validate(request), self.runtime.settings
-        for url in asked.input.urls:
+        intake.require_connections(settings, tenant, asked)
+        for url in asked.input.urls or ():
             root_of(url, settings.inputs_of(tenant))
         if asked.output is not None and asked.output.url is not None:
             root_of(asked.output.url.replace(STEM, "x"), settings.outputs_of(tenant))

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, BinaryIO
 
-from batchserve.domain import CommittedChunk, Dialect, Result, Target
+from batchserve.domain import CommittedChunk, Dialect, Result, TableTarget, Target
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Open, Part
+from batchserve.postgres import Place
 from batchserve.scoring.inputs import storage_at
 from batchserve.scoring.planning import WHOLE
+from batchserve.scoring.tables import write_table
 from batchserve.scoring.targets import AT_ONCE, write_object, write_partitions
 from batchserve.storage import (
     Composed,
@@ -30,6 +32,10 @@ from batchserve.storage import (
 
 ERRORS_FORMAT = "jsonl"
 _BLOCK = 8 * 2**20
+_MIN_COPY_RATE = 20e6
+"""Bytes of parts that every disk should copy, hash and sync in a second."""
+_MIN_TABLE_RATE = 0.5e6
+"""Bytes of parts that every database should take in a second."""
 _AHEAD = 6
 """Parts that are fetched before they are needed."""
 
@@ -47,6 +53,15 @@ class AssembleTask:
     """Where its owner wants the result; None: in the storage."""
     outputs: tuple["Output", ...] = ()
     """Its results, if it has several, or a target."""
+    table: TableTarget | None = None
+    """The table that its rows go to, in place of an object."""
+    place: Place | None = None
+    """The database of the table."""
+
+    @property
+    def most_seconds(self) -> float:
+        """How long it may take to copy the parts."""
+        return sum(part.bytes for part in self.parts) / (_MIN_COPY_RATE if self.table is None else _MIN_TABLE_RATE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +96,10 @@ def outputs_of(names: Sequence[str], done: Sequence[CommittedChunk], parts: Sequ
 def assemble_result(task: AssembleTask) -> Result:
     """Concatenates the parts into the result object, and their error lists into another one."""
     store = storage_at(task.storage)
-    if task.target is None and task.outputs:
+    if task.table is not None and task.place is not None:
+        key = target_key(task.job_id, task.attempt)
+        stored = write_table(store, task.place, task.table, task.job_id, task.parts)
+    elif task.target is None and task.outputs:
         key = result_key(task.job_id, task.attempt)
         stored = write_archive(store, key, task)
     elif task.target is None:

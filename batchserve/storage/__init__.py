@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import BinaryIO, Protocol, TypeGuard, runtime_checkable
 
+from batchserve.domain import UNREAD
 from batchserve.errors import InvalidOptions
 
 __all__ = [
@@ -363,6 +364,11 @@ def key_in_storage(key: str) -> str:
 
 def input_key(job_id: str) -> str:
     return f"inputs/{job_id}"
+
+
+def query_key(job_id: str) -> str:
+    """Key of the rows of a query until they are read; then the job has an input under `input_key`."""
+    return f"{UNREAD}{job_id}"
 
 
 def sent_key(upload_id: str) -> str:

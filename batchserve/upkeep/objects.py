@@ -10,7 +10,7 @@ from sqlalchemy.sql import ColumnElement
 from batchserve import rows
 from batchserve.db.connect import Database
 from batchserve.db.tables import chunks, jobs, models
-from batchserve.domain import JobState
+from batchserve.domain import UNREAD, JobState
 from batchserve.jobs.statements import INPUT_COLUMNS, WITH_FIRST_INPUT, further_inputs
 from batchserve.storage import errors_part_key, is_elsewhere, is_in_row, model_key, part_key
 
@@ -138,7 +138,7 @@ def _of_job(row: RowMapping, further: Sequence[RowMapping]) -> list[NamedObject]
         named += [
             NamedObject(stored["input_key"], stored["input_bytes"], stored["input_sha256"], owner, mend)
             for stored in (row, *further)
-            if stored["input_owned"]
+            if stored["input_owned"] and not stored["input_key"].startswith(UNREAD)
         ]
     if state == JobState.COMPLETED and row["result_key"] is not None and not is_elsewhere(row["result_key"]):
         named.append(NamedObject(row["result_key"], row["result_bytes"], row["result_sha256"], owner, mend))

@@ -12,7 +12,7 @@ from batchserve.api.auth import caller_of
 from batchserve.api.deps import leaving, own_job, service_of
 from batchserve.domain import Chunk, Job, JobState, StoredInput
 from batchserve.errors import BadRequest, BatchserveError, Gone
-from batchserve.jobs import contents, plan, queries
+from batchserve.jobs import contents, plan, queries, requests
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import moved
 from batchserve.scoring.preview import Preview, PreviewTask, preview, thumbnail
@@ -147,6 +147,7 @@ def result_of(service: Service, job: Job) -> Input | None:
 
 
 def _input_task(service: Service, job: Job, first: int, count: int) -> PreviewTask:
+    requests.require_read(job)
     if not job.has_input:
         raise Gone(f"the input of job {job.id} was removed at the end of its retention")
     with service.runtime.database.read() as connection:

@@ -1,9 +1,11 @@
 """The state of a job in the worker that holds its lease."""
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
+
+import uuid_utils
 
 from batchserve.correlation import Correlation
 from batchserve.domain import Chunk, ChunkLimits, CommittedChunk, Job, ModelVersion, Options, ScoredChunk, StoredInput
@@ -12,13 +14,16 @@ from batchserve.errors import NoRowScored, TooManyRowErrors, UnreadableRow
 from batchserve.facts import merge_facts
 from batchserve.formats import get_format
 from batchserve.inference.matching import with_names
+from batchserve.postgres import Place, place_of
 from batchserve.scoring.assembly import AssembleTask, Output, outputs_of, stored_parts
 from batchserve.scoring.chunks import ChunkTask
 from batchserve.scoring.comparison import CompareTask
 from batchserve.scoring.inputs import Input
-from batchserve.scoring.planning import MOST_TOGETHER, WHOLE, Planned, PlanTask
-from batchserve.scoring.small import SmallTask
+from batchserve.scoring.planning import MOST_TOGETHER, WHOLE, Planned, PlanTask, plan_chunks
+from batchserve.scoring.small import SmallTask, score_small
+from batchserve.scoring.tables import QueryTask, read_query
 from batchserve.settings import Settings
+from batchserve.storage import input_key
 from batchserve.worker.limits import SMALL_JOB_BYTES, UNLIMITED, chunk_limits, even_limits
 
 __all__ = ["ActiveJob"]
@@ -47,6 +52,8 @@ class ActiveJob:
     options: Options
     limits: ChunkLimits
     planned: bool
+    places: Mapping[str, Place]
+    """The databases of others that it reads from and writes to, by their names."""
     is_small: bool
     """Whether to try it in one call: plan, score and assemble."""
     number: int
@@ -84,7 +91,8 @@ class ActiveJob:
         settings: Settings,
     ) -> "ActiveJob":
         """`pending`, `last`, `bases`: the chunks left by earlier attempts, the last planned one, and the first record
-        of each input. Raises UnreadableRow for a job without the values of a queued one.
+        of each input. Raises UnreadableRow for a job without the values of a queued one, and LocationRefused for one
+        that names a database which its tenant may not use any more.
         """
         if job.model is None or job.options is None:
             raise UnreadableRow(f"the database's row of job {job.id} names no model or no options: remove it")
@@ -102,6 +110,7 @@ class ActiveJob:
             model=job.model,
             options=job.options,
             limits=even_limits(limits, job.input.format, size),
+            places=_places(job.tenant, job.options, settings),
             planned=job.planned,
             number=0 if last is None else last.input + (last.inputs if last.inputs > 1 else 0),
             is_compared=len(job.inputs) == 1 or bool(job.chunks_total),
@@ -130,6 +139,19 @@ class ActiveJob:
     def progress(self) -> float:
         """0 to 1 over the whole input; the last hundredth is assembly."""
         return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
+
+    def planning_call(self, window: int, settings: Settings) -> tuple[Callable[..., Any], Any, float]:
+        """The call that plans the next chunks, or first of all reads the rows of the query: what it takes, and its time
+        limit."""
+        query = self.options.query
+        if query is not None and self.stored[0].is_unread:
+            place, key = self.places[query.connection], input_key(str(uuid_utils.uuid7()))
+            read = QueryTask(settings.storage, key, place, query.text, settings.query_timeout, settings.upload_bytes)
+            return read_query, read, settings.query_timeout + settings.chunk_timeout
+        task = self.plan_task(window)
+        if self.is_small:
+            return score_small, self.small_task(task, settings), settings.chunk_timeout
+        return plan_chunks, task, settings.chunk_timeout
 
     def plan_task(self, window: int) -> PlanTask:
         """The task that plans the next chunks. The first one is short, so that scoring begins immediately."""
@@ -179,15 +201,22 @@ class ActiveJob:
         elif target is not None:
             outputs = (Output(target.url, parts),)
         dialect = self.inputs[0].dialect
+        table = self.options.table
+        place = self.places[table.connection] if table is not None else None
         return AssembleTask(
-            storage, self.id, self.attempt, self.options.format, dialect, parts, errors, target, outputs
+            storage, self.id, self.attempt, self.options.format, dialect, parts, errors, target, outputs, table, place
         )
 
     def is_planned_by(self, planned: Planned) -> bool:
         """Whether the plan of the whole job is complete with these chunks."""
         return planned.complete and self.number + planned.ended == len(self.inputs)
 
-    def add_planned(self, planned: Planned) -> None:
+    def add_planned(self, planned: Planned | StoredInput) -> None:
+        """Chunks; or the rows of its query, which are its input from now on."""
+        if isinstance(planned, StoredInput):
+            self.stored, self.sizes = (planned,), (planned.bytes or 0,)
+            self.inputs = (_input(self.inputs[0].storage, planned, self.model, self.options),)
+            return
         self.planned, self.is_compared = self.is_planned_by(planned), True
         self.records = planned.compared or self.records
         self.number += planned.ended
@@ -231,8 +260,15 @@ class ActiveJob:
 
 def _is_small(job: Job, size: int) -> bool:
     """Whether one call may do the job: its result goes into the storage, or the database."""
-    is_plain = job.options is None or (job.options.target is None and not job.options.archive)
+    options = job.options
+    is_plain = options is None or (options.target is None and options.table is None and not options.archive)
     return len(job.inputs) == 1 and size <= SMALL_JOB_BYTES and not job.chunks_total and is_plain
+
+
+def _places(tenant: str, options: Options, settings: Settings) -> dict[str, Place]:
+    named = [used.connection for used in (options.table, options.query) if used is not None]
+    addresses = {name: address.get_secret_value() for name, address in settings.connections_of(tenant).items()}
+    return {name: place_of(name, addresses) for name in named}
 
 
 def _input(storage: str, stored: StoredInput, model: ModelVersion, options: Options) -> Input:

@@ -9,6 +9,7 @@ from batchserve.jobs import totals
 from batchserve.logs import get_logger
 from batchserve.runtime import Runtime
 from batchserve.upkeep.retention import expire, forget
+from batchserve.upkeep.staging import sweep_staging
 from batchserve.upkeep.sweep import sweep
 from batchserve.worker.clock import Clock
 
@@ -46,6 +47,8 @@ class Housekeeper:
         swept = sweep(database, storage, settings.sweep_age, now) if settled >= settings.sweep_age else None
         if swept is not None and swept.total:
             log.info("Orphaned bytes are removed", action="sweep", objects=swept.total)
+        if dropped := sweep_staging(database, settings, now):
+            log.info("Staging tables are removed", action="sweep_staging", tables=dropped)
         if forgotten := forget(database, settings, now, settled):
             log.info("Expired jobs are forgotten", action="forget", jobs=forgotten)
         while database.write_freeing(totals.fold):

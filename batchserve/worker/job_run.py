@@ -11,9 +11,16 @@ from typing import Any
 
 from structlog.typing import FilteringBoundLogger
 
-from batchserve.domain import Chunk, Result, ScoredChunk
+from batchserve.domain import Chunk, Result, ScoredChunk, StoredInput
 from batchserve.engines import Call
-from batchserve.errors import BatchserveError, LeaseLost, QuotaExceeded, Unavailable, UnreadableRow
+from batchserve.errors import (
+    BatchserveError,
+    LeaseLost,
+    QuotaExceeded,
+    StorageQuotaExceeded,
+    Unavailable,
+    UnreadableRow,
+)
 from batchserve.facts import merge_facts
 from batchserve.jobs import execution, plan
 from batchserve.logs import logger_of_job
@@ -21,8 +28,8 @@ from batchserve.metrics import CRASHES, Metrics
 from batchserve.runtime import Runtime
 from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import score_chunk
-from batchserve.scoring.planning import Planned, halve_chunk, plan_chunks
-from batchserve.scoring.small import Small, score_small
+from batchserve.scoring.planning import Planned, halve_chunk
+from batchserve.scoring.small import Small
 from batchserve.storage import parts_prefix
 from batchserve.storage.disk import outage_of
 from batchserve.upkeep.retention import remove_unnamed
@@ -34,9 +41,6 @@ from batchserve.worker.transitions import CancelRequested, Transitions
 from batchserve.worker.waits import Waits, delay_of
 
 __all__ = ["JobRun", "RunContext"]
-
-_MIN_COPY_RATE = 20e6
-"""Bytes of parts that every disk should copy, hash and sync in a second."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,19 +111,17 @@ class JobRun:
         job = self._job
         if job.planned or job.planning is not None or len(job.pending) >= self._context.window():
             return
-        task = job.plan_task(self._context.window())
-        if job.is_small:
-            job.planning = self._call(self._done_small, score_small, job.small_task(task, self._settings), urgent=True)
-        else:
-            job.planning = self._call(self._planned, plan_chunks, task, urgent=True)
+        function, task, seconds = job.planning_call(self._context.window(), self._settings)
+        then = self._done_small if job.is_small else self._planned
+        job.planning = self._call(then, function, task, urgent=True, timeout=seconds)
 
-    def _planned(self, future: Future[Planned]) -> None:
+    def _planned(self, future: Future[Planned | StoredInput]) -> None:
         self._job.planning = None
         if not self._has_failed(future):
             self._add_planned(future.result())
 
-    def _add_planned(self, planned: Planned) -> None:
-        self._write(self._context.metering.plan, self._job.tenant, planned.chunks, self._job.is_planned_by(planned))
+    def _add_planned(self, planned: Planned | StoredInput) -> None:
+        self._write(*_written(self._context.metering, self._job, planned))
         self._job.add_planned(planned)
 
     def _done_small(self, future: Future[Planned | Small]) -> None:
@@ -209,7 +211,7 @@ class JobRun:
             return
         then = partial(self._assembled, merge_facts(job.facts, *(committed.facts for committed in done)))
         task = job.assemble_task(self._settings.storage, done)
-        seconds = self._settings.chunk_timeout + sum(part.bytes for part in task.parts) / _MIN_COPY_RATE
+        seconds = self._settings.chunk_timeout + task.most_seconds
         job.assembling = self._call(then, assemble_result, task, urgent=True, timeout=seconds)
 
     def _assembled(self, facts: Mapping[str, Any], future: Future[Result]) -> None:
@@ -295,7 +297,7 @@ class JobRun:
             then(future)
         except LeaseLost:
             self.lose()
-        except QuotaExceeded as error:
+        except (QuotaExceeded, StorageQuotaExceeded) as error:
             self._fail(error)
         except CancelRequested:  # the outcome is not recorded: a retry scores that chunk again
             self.request_cancel()
@@ -338,6 +340,13 @@ def _count(metrics: Metrics, function: Callable[..., Any], call: Call[Any]) -> N
         metrics.count_crash("chunks", error)
     elif error is None and call.seconds is not None and (stage := STAGES.get(function)) is not None:
         metrics.observe_stage(stage, call.seconds)
+
+
+def _written(metering: Metering, job: ActiveJob, planned: Planned | StoredInput) -> tuple[Any, ...]:
+    """The transition that writes what a planning call has come back with, and its details."""
+    if isinstance(planned, StoredInput):
+        return metering.read, job.tenant, planned
+    return metering.plan, job.tenant, planned.chunks, job.is_planned_by(planned)
 
 
 def _of_last_try(error: BatchserveError, chunk: Chunk, crashes: int) -> BatchserveError:

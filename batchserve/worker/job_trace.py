@@ -11,6 +11,7 @@ from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import ChunkTask, score_chunk
 from batchserve.scoring.planning import halve_chunk, plan_chunks
 from batchserve.scoring.small import score_small
+from batchserve.scoring.tables import read_query
 from batchserve.worker.active_job import ActiveJob
 
 __all__ = ["STAGES", "Back", "JobTrace"]
@@ -19,6 +20,7 @@ Back = Callable[[Future[Any]], None]
 """What handles the outcome of a call."""
 
 STAGES: dict[Callable[..., Any], Stage] = {
+    read_query: "read",
     plan_chunks: "plan",
     halve_chunk: "plan",
     score_chunk: "score",
@@ -27,6 +29,7 @@ STAGES: dict[Callable[..., Any], Stage] = {
 }
 """What the metrics call the functions that run on the engine."""
 _SPANS: dict[Stage, str] = {
+    "read": "read",
     "plan": "plan",
     "score": "chunk",
     "small": "plan, chunk and assemble",

@@ -10,7 +10,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from batchserve.domain import Chunk, Result, ScoredChunk
+from batchserve.domain import Chunk, Result, ScoredChunk, StoredInput
 from batchserve.jobs import execution, plan
 from batchserve.quotas.account import Added, charge, charge_if_limited, stored_bytes
 from batchserve.quotas.limits import Limits
@@ -24,6 +24,12 @@ class Metering:
 
     def __init__(self, limits: Limits, clock: Clock) -> None:
         self._limits, self._clock = limits, clock
+
+    def read(self, connection: Connection, job_id: str, attempt: int, tenant: str, stored: StoredInput) -> None:
+        """As `keep_input_if_mine`. Raises QuotaExceeded and StorageQuotaExceeded."""
+        if execution.keep_input_if_mine(connection, job_id, attempt, stored):
+            now = self._clock.moment(connection).wall
+            charge_if_limited(self._limits, connection, tenant, Added(stored.bytes or 0), now)
 
     def plan(
         self,

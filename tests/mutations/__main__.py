@@ -92,7 +92,7 @@ def _failing_test(mutant: Mutant, copy: Path) -> str:
         "--timeout",
         "60",
         "-m",
-        "not faults and not torch and not postgres",
+        "postgres and not slow" if mutant.on_postgres else "not faults and not torch and not postgres",
     ]
     command = [sys.executable, "-m", "pytest", *options, *tests]
     environment = {"PYTHONPATH": str(copy), "PATH": f"{Path(sys.executable).parent}:/usr/local/bin:/usr/bin:/bin"}

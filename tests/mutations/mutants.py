@@ -15,6 +15,8 @@ class Mutant:
     before: str
     after: str
     tests: tuple[str, ...]
+    on_postgres: bool = False
+    """Whether these tests need PostgreSQL."""
 
 
 LOCAL, DISK = "batchserve/storage/local.py", "batchserve/storage/disk.py"
@@ -51,6 +53,7 @@ TICKS = "batchserve/timetable/ticks.py"
 LOCATIONS, PLANNING = "batchserve/storage/locations.py", "batchserve/scoring/planning.py"
 HOOKS, OUTGOING = "batchserve/webhooks/deliveries.py", "batchserve/webhooks/outgoing.py"
 ROOM = "batchserve/webhooks/room.py"
+LOAD = "batchserve/postgres/load.py"
 FOREST, COLUMNS = "batchserve/inference/kernels/forest.py", "batchserve/inference/kernels/columns.py"
 MANY, FOLDERS = "batchserve/client/many.py", "tests/test_folders.py"
 
@@ -1396,5 +1399,34 @@ MUTANTS = (
     Mutant(
         "passwords of settings are not shown", "batchserve/variables.py",
         '_PASSWORD.sub(rf"\\1{_HIDDEN}", value)', "value", ("tests/test_variables.py",),
+    ),
+    # Databases of others
+    Mutant(
+        "rows that go into a table are counted in the transaction that shows them", LOAD,
+        "if self._staged() != expected:", "if False:", ("tests/test_table_loads.py",), on_postgres=True,
+    ),
+    Mutant(
+        "a job is noted where its rows go, in their transaction", LOAD,
+        "INSERT INTO {} (job_id, target, mode, rows) VALUES (%s, %s, %s, %s) ON CONFLICT DO NOTHING",
+        "SELECT %s::text, %s::text, %s::text, %s::bigint /* {} */",
+        ("tests/test_table_loads.py",), on_postgres=True,
+    ),
+    Mutant(
+        "attempts at a job take turns with its table", LOAD,
+        "if connection.execute(_TURN, [_subject(job_id)]).fetchone() != (True,):", "if False:",
+        ("tests/test_table_loads.py",), on_postgres=True,
+    ),
+    Mutant(
+        "the columns of a table are compared again when it takes rows", LOAD,
+        "!= [(c.name, c.type) for c in columns]", "is None", ("tests/test_table_loads.py",), on_postgres=True,
+    ),
+    Mutant(
+        "a query only reads", "batchserve/postgres/query.py", "IsolationLevel.REPEATABLE_READ, True",
+        "IsolationLevel.REPEATABLE_READ, False", ("tests/test_queries.py",), on_postgres=True,
+    ),
+    Mutant(
+        "the rows of a query are read once", "batchserve/worker/metering.py",
+        "if execution.keep_input_if_mine(connection, job_id, attempt, stored):", "if False:",
+        ("tests/test_queries.py",), on_postgres=True,
     ),
 )  # fmt: skip

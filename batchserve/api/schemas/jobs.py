@@ -18,6 +18,8 @@ class InputBody(BaseModel):
     bytes: int | None = Field(description="Of all inputs. Null: unknown before they were read.")
     sha256: str | None = Field(description="Null for one that is read in place.")
     url: str | None = Field(description="Where the first input is read in place; null for one that was uploaded.")
+    query: str | None = Field(description="Whose rows are the input; null for any other.")
+    connection: str | None = Field(description="The database of the query.")
     files: int = Field(description="Number of inputs; `inputs` of the links lists them.")
     media_type: str
     format: str
@@ -45,8 +47,10 @@ class ResultBody(BaseModel):
 
 
 class OutputBody(BaseModel):
-    url: str | None = Field(description="With `{stem}`, one for each input; null for an archive.")
+    url: str | None = Field(description="With `{stem}`, one for each input; null for an archive and for a table.")
     archive: bool = Field(description="A ZIP of one result for each input.")
+    table: str | None = Field(description="`connection.schema.name` of a table; null for others.")
+    mode: str | None = Field(description="Of a table: `append` or `replace`.")
     files: int
     overwrite: bool
     partition_by: str | None
@@ -129,6 +133,7 @@ class JobList(BaseModel):
 
 def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now: float) -> JobBody:
     (rate, eta), first = _speed(job, attempts, now), job.input
+    query = job.options.query if job.options is not None else None
     return JobBody(
         id=job.id,
         tenant=job.tenant,
@@ -139,6 +144,8 @@ def job_body(job: Job, attempts: list[Attempt], queue_position: int | None, now:
             bytes=job.inputs_bytes if job.inputs_total > 1 else first.bytes,
             sha256=first.sha256,
             url=first.key if is_external(first.key) else None,
+            query=query.text if query is not None else None,
+            connection=query.connection if query is not None else None,
             files=job.inputs_total,
             media_type=FORMATS[first.format].media_type,
             format=first.format,
@@ -193,13 +200,15 @@ def _options(job: Job) -> dict[str, Any]:
 
 def _output(job: Job) -> OutputBody | None:
     options = job.options
-    if options is None or (options.target is None and not options.archive):
+    if options is None or (options.target is None and options.table is None and not options.archive):
         return None
-    target = options.target
+    target, table = options.target, options.table
     return OutputBody(
         url=target.url if target else None,
         archive=options.archive,
-        files=job.inputs_total if options.is_per_input else 1,
+        table=table.shown if table else None,
+        mode=table.mode if table else None,
+        files=0 if table else job.inputs_total if options.is_per_input else 1,
         overwrite=target is not None and target.overwrite,
         partition_by=target.partition_by if target else None,
     )
