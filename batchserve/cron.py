@@ -9,6 +9,7 @@ import difflib
 import zoneinfo
 from collections.abc import Iterator
 from datetime import UTC, datetime
+from math import floor
 
 from cronsim import CronSim, CronSimError
 
@@ -58,7 +59,8 @@ def times_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> Iterator[fl
     at the end of the calendar. Raises InvalidOptions."""
     last = after
     try:
-        for found in _parsed(cron, datetime.fromtimestamp(after, zone)):
+        # Down to a second: `fromtimestamp` rounds to microseconds, perhaps up to a time that is still to come.
+        for found in _parsed(cron, datetime.fromtimestamp(floor(after), zone)):
             # In an hour that is repeated, a time of the day has its first occurrence in the past.
             if (moment := found.timestamp()) > last:
                 last = moment

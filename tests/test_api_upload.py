@@ -696,9 +696,13 @@ def test_a_second_request_gets_409_while_the_first_one_with_its_key_is_in_progre
 @pytest.mark.parametrize(
     ("method", "path", "known"),
     [
-        ("GET", "/v1/jobs?stat=failed", "after, limit, model, q, state"),
+        (
+            "GET",
+            "/v1/jobs?stat=failed",
+            "after, finished_since, finished_until, limit, model, order, q, since, sort, state",
+        ),
         ("HEAD", "/v1/jobs?stat=failed", ""),
-        ("GET", "/v1/models?stat=failed", "none"),
+        ("GET", "/v1/models?stat=failed", "after, limit, q"),
         ("POST", "/v1/upload?stat=failed", "columns, decimal, delimiter, encoding, filename, inputs, model, sheet"),
         ("GET", "/v1/jobs/{job}?stat=failed", "wait"),
         ("GET", "/v1/jobs/{job}/events?stat=failed", "none"),

@@ -7,7 +7,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from batchserve.cron import meaning_of, next_after, require_cron, times_after, zone_of
@@ -159,6 +159,7 @@ def test_an_hourly_schedule_has_a_time_in_each_hour_of_a_year(zone: str) -> None
     st.sampled_from(["Europe/Zurich", "America/Havana", "Australia/Lord_Howe", "Asia/Kathmandu"]),
     st.floats(min_value=at("2026-01-01T00:00:00Z"), max_value=at("2027-01-01T00:00:00Z")),
 )
+@example("*/7 * * * *", "Europe/Zurich", at("2026-12-31T23:00:00Z") - 2e-7)
 def test_times_go_on_from_any_moment_as_from_any_earlier_one(cron: str, zone: str, moment: float) -> None:
     place = ZoneInfo(zone)
     following = next_after(cron, place, moment)

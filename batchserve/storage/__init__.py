@@ -20,6 +20,7 @@ __all__ = [
     "KeepsPartials",
     "ObjectInfo",
     "OnDisk",
+    "OpensTagged",
     "Parts",
     "Piece",
     "ReadsAhead",
@@ -303,6 +304,11 @@ class Tagged(Storage, Protocol):
         """A text that differs for different bytes under a key, and ends with their number. Raises
         FileNotFoundError."""
         ...
+
+
+@runtime_checkable
+class OpensTagged(Tagged, Protocol):
+    """A storage that opens an object in one version only."""
 
     def open_tagged(self, key: str, tag: str) -> BinaryIO:
         """As `open`. Raises FileNotFoundError also when the object has another tag."""

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused
-from batchserve.storage import Storage, Tagged, Writer, open_storage
+from batchserve.storage import OpensTagged, Storage, Writer, open_storage
 
 __all__ = [
     "Found",
@@ -301,9 +301,9 @@ def _opened(address: str) -> Storage:
     return open_storage(address)
 
 
-def _bucket(address: str) -> Tagged:
+def _bucket(address: str) -> OpensTagged:
     bucket = _opened(address)
-    assert isinstance(bucket, Tagged), address
+    assert isinstance(bucket, OpensTagged), address
     return bucket
 
 
