@@ -103,7 +103,8 @@ def test_each_change_of_a_job_is_recorded_with_its_key(site: Site) -> None:
 
 def test_a_cancelled_job_that_is_retried_is_recorded(site: Site) -> None:
     params = {"model": "iris", "run_after": "2999-01-01T00:00:00Z"}
-    job_id = site.send("red-user", "POST", "/v1/predict", 202, content=CSV, params=params)["id"]
+    queued = site.api.http.post("/v1/predict", content=CSV, params=params, headers=site.headers["red-user"])
+    job_id = ok(queued, 202)["id"]
     site.send("red-user", "POST", f"/v1/jobs/{job_id}/cancel", 202)
     before = site.told("operator")
     headers = site.headers["red-user"] | {"idempotency-key": "once"}
