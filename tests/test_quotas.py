@@ -342,6 +342,7 @@ def test_a_job_with_more_rows_than_are_left_fails_and_goes_on_the_next_day(recor
     assert (done.state, done.rows_ok) == (JobState.COMPLETED, records)
 
 
+@pytest.mark.slow
 def test_the_rows_of_a_day_are_counted_once_although_a_commit_is_repeated(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:

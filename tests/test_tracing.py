@@ -182,6 +182,7 @@ def ids(span: Any) -> tuple[str, str]:
     return span.trace_id.hex(), span.span_id.hex()
 
 
+@pytest.mark.slow
 def test_the_job_of_a_worker_is_linked_to_upload_and_predict_of_a_server(
     receiver: Receiver, tmp_path: Path, iris_onnx: Path
 ) -> None:
