@@ -139,8 +139,9 @@ def test_the_tabulator_goes_through_a_page_as_it_is_read(browser: Browser, site:
             stops.append(focused(page))
             if stops[-1].startswith("Delete"):
                 break
-        assert stops[:7] == ["Skip to the content", "batchserve", "New job", "Jobs", "Models", "System", "API"]
-        assert stops[7:9] == ["Search", "Search"]
+        links = ["New job", "Jobs", "Schedules", "Models", "System", "API"]
+        assert stops[:8] == ["Skip to the content", "batchserve", *links]
+        assert stops[8:10] == ["Search", "Search"]
         assert stops[-6:] == [
             "Select unreadable.csv", "unreadable.csv", "iris@1", "Cancel", "Retry", "Delete…"
         ]  # fmt: skip

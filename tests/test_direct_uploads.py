@@ -129,7 +129,7 @@ def test_what_a_client_sends_to_the_store_becomes_the_input_of_a_job(site: Site)
     assert (job["id"], job["state"]) == (upload["id"], "uploaded")
     assert job["input"] == {
         "bytes": len(CSV), "sha256": SHA256, "media_type": "text/csv", "format": "csv", "filename": "flowers.csv",
-        "rows": None,
+        "rows": None, "files": 1, "url": None, "query": None, "connection": None,
     }  # fmt: skip
     assert site.http.get(job["links"]["input"]).content == CSV
     (key,) = site.keys() - before
