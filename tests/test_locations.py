@@ -512,6 +512,17 @@ def test_two_inputs_of_one_name_are_refused_before_anything_is_scored(api: Api, 
     assert "in/x/a.csv" in detail
 
 
+def test_inputs_with_results_of_their_own_may_pass_other_columns_through(api: Api, lake: Path) -> None:
+    for name in ("a", "b"):
+        columns = flowers(3).with_columns(pl.lit(name).alias(f"only_{name}"))
+        (lake / "in" / f"{name}.csv").write_bytes(columns.write_csv().encode())
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))
+    for name, other in (("a", "b"), ("b", "a")):
+        rows = rows_of((lake / "out" / f"{name}.csv").read_bytes(), "csv")
+        assert [row[f"only_{name}"] for row in rows] == [name] * 3
+        assert f"only_{other}" not in rows[0]
+
+
 def test_deleting_and_expiring_a_job_leaves_what_its_owner_has(api: Api, lake: Path) -> None:
     fill(lake, {"a.csv": 3, "b.csv": 3}, "csv")
     job = completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))

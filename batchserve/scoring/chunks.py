@@ -96,7 +96,8 @@ def _read(task: ChunkTask) -> Together:
         read = [_read_one(task, input, chunk, matrices=False) for input, chunk in _pieces(task)]
     if task.first is None:
         return read[0].together()
-    layout = match_named(task.first, task.model, task.options)
+    own_result = task.options.is_per_input
+    layout = read[0].match if own_result else match_named(task.first, task.model, task.options)
     return joined(read, layout, with_files=task.options.input_file)
 
 

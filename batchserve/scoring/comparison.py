@@ -93,7 +93,7 @@ def _differences(task: CompareTask, first: Match, input: Input) -> list[str]:
         match = match_input(own, task.model, task.options)
     except (SchemaMismatch, InvalidInput) as error:
         return [f"does not fit: {error.detail}"]
-    if task.options.target is not None and task.options.target.is_per_input:
+    if task.options.is_per_input:
         return []
     return list(unlike(first, match))
 
