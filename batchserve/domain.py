@@ -405,6 +405,9 @@ class Target:
 STEM = "{stem}"
 """Stands in the address of a target for the name of an input, without its suffix."""
 
+INPUT_FILE = "input_file"
+"""The column with the address of the input of each record."""
+
 
 @dataclass(frozen=True, slots=True)
 class TableTarget:

@@ -523,6 +523,16 @@ def test_inputs_with_results_of_their_own_may_pass_other_columns_through(api: Ap
         assert f"only_{other}" not in rows[0]
 
 
+def test_an_input_with_a_column_input_file_keeps_one_of_the_two(api: Api, lake: Path) -> None:
+    columns = flowers(2).with_columns(pl.lit("mine").alias("input_file"))
+    (lake / "in" / "a.csv").write_bytes(columns.write_csv().encode())
+    answer = api.http.post("/v1/jobs", json=asked(lake, input_file=True))
+    detail = refused(answer, 422, "schema-mismatch")
+    assert "in/a.csv: the input has a column 'input_file', which input_file adds" in detail
+    job = completed(api, asked(lake, input_file=True, passthrough="none"))
+    assert rows_of(api.result(job).content, "csv")[0]["input_file"] == f"file://{lake}/in/a.csv"
+
+
 def test_deleting_and_expiring_a_job_leaves_what_its_owner_has(api: Api, lake: Path) -> None:
     fill(lake, {"a.csv": 3, "b.csv": 3}, "csv")
     job = completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))

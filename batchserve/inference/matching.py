@@ -11,7 +11,7 @@ from typing import BinaryIO, Protocol
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Chunk, Dialect, DType, ModelVersion, Options, Signature
+from batchserve.domain import INPUT_FILE, Chunk, Dialect, DType, ModelVersion, Options, Signature
 from batchserve.errors import InvalidInput, InvalidOptions, SchemaMismatch
 from batchserve.formats import RESULT_FORMATS
 from batchserve.formats.frames import SAMPLE
@@ -83,8 +83,13 @@ class Match:
 
     def require_writable(self) -> None:
         """Raises InvalidOptions for a `top_k` that the model does not support, or a result that its format cannot
-        hold."""
+        hold; SchemaMismatch for a passed column that it cannot hold, or that has the name of an added one."""
         columns = self.result().columns
+        if self.options.input_file and INPUT_FILE in self.passed:
+            message = (
+                f"the input has a column {INPUT_FILE!r}, which input_file adds: leave input_file out, or rename it"
+            )
+            raise SchemaMismatch(message, errors=[{"column": INPUT_FILE, "message": message}])
         format = RESULT_FORMATS[self.options.format]
         if format.holds == "table":
             return

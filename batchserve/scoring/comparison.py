@@ -91,10 +91,11 @@ def _differences(task: CompareTask, first: Match, input: Input) -> list[str]:
         if _is_same(own, first.header):
             return []
         match = match_input(own, task.model, task.options)
+        if task.options.is_per_input:
+            match.require_writable()
+            return []
     except (SchemaMismatch, InvalidInput) as error:
         return [f"does not fit: {error.detail}"]
-    if task.options.is_per_input:
-        return []
     return list(unlike(first, match))
 
 

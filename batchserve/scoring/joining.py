@@ -9,13 +9,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Chunk
+from batchserve.domain import INPUT_FILE, Chunk
 from batchserve.errors import UnlikeInputs
 from batchserve.formats.protocol import Matrix, Reading, Records
 from batchserve.inference.matching import Match
 from batchserve.scoring.comparison import unlike
-
-INPUT_FILE = "input_file"
 
 
 @dataclass(frozen=True, slots=True)

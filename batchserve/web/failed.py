@@ -14,12 +14,11 @@ from batchserve.api.auth import caller_of
 from batchserve.api.deps import own_job, service_of
 from batchserve.api.download import stored_errors
 from batchserve.api.files import blocks_of
-from batchserve.domain import Job
+from batchserve.domain import INPUT_FILE, Job
 from batchserve.errors import BatchserveError
 from batchserve.formats import get_format
 from batchserve.jobs import contents
 from batchserve.scoring.inputs import Input
-from batchserve.scoring.joining import INPUT_FILE
 from batchserve.scoring.preview import Cell, cells
 from batchserve.service import Service
 from batchserve.storage import Span
