@@ -2,10 +2,8 @@
 
 import os
 import signal
-import sqlite3
 import time
 from collections.abc import Iterator
-from contextlib import closing, suppress
 from pathlib import Path
 
 import httpx2
@@ -14,10 +12,8 @@ import polars as pl
 import postgres
 import pytest
 from commands import Service
-from sqlalchemy import text
+from pausing import pause
 from waiting import until
-
-from batchserve.db.connect import Database
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.timeout(180)]  # leases of a second
 
@@ -113,35 +109,6 @@ def result(url: str, job_id: str) -> bytes:
     return httpx2.get(f"{url}/v1/download/{job_id}", timeout=60).raise_for_status().content
 
 
-def pause(service: Service, storage: Path) -> None:
-    """Stops a process between two transactions: one that is stopped inside a transaction keeps its locks."""
-    in_transaction = _holds_the_lock if postgres.chosen is None else _is_in_a_transaction
-    while True:
-        service.process.send_signal(signal.SIGSTOP)
-        if not in_transaction(storage):
-            return
-        service.process.send_signal(signal.SIGCONT)
-        time.sleep(0.02)
-
-
-def _holds_the_lock(storage: Path) -> bool:
-    opened = sqlite3.connect(storage / "batchserve.db", timeout=0.1, isolation_level=None)
-    with closing(opened) as connection, suppress(sqlite3.OperationalError):
-        connection.execute("BEGIN IMMEDIATE").close()
-        connection.execute("ROLLBACK").close()
-        return False
-    return True
-
-
-def _is_in_a_transaction(storage: Path) -> bool:
-    """Whether some process is."""
-    ours = "datname = current_database() AND pid <> pg_backend_pid()"
-    query = text(f"SELECT 1 FROM pg_stat_activity WHERE {ours} AND state <> 'idle' LIMIT 1")  # noqa: S608
-    time.sleep(0.05)  # for a statement that is on its way
-    with closing(Database(postgres.address_of(storage))) as database, database.look() as connection:
-        return connection.scalar(query) is not None
-
-
 def test_killed_scoring_processes_are_replaced_and_the_result_is_the_same(site: Site, undisturbed: bytes) -> None:
     service = site.serve()
     job_id = site.submit(service.url)
@@ -202,7 +169,7 @@ def test_a_paused_worker_that_resumes_writes_nothing(site: Site, undisturbed: by
     job_id = site.submit(service.url)
     paused = site.work()
     wait_for_chunks(service.url, job_id, 30)
-    pause(paused, site.folder / "storage")
+    pause(paused, postgres.address_of(site.folder / "storage"))
     other = site.work()
     content = result(service.url, job_id)
     paused.process.send_signal(signal.SIGCONT)

@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import seaweed
 from commands import Service
+from pausing import pause
 from proxy import Proxy
 from selection import quick_first
 from service import ok
@@ -45,6 +46,7 @@ class Site:
     http: httpx2.Client
     workers: tuple[Service, Service]
     proxy: Proxy
+    database_url: str
 
     def submit(self) -> dict[str, Any]:
         job: dict[str, Any] = ok(
@@ -74,6 +76,15 @@ class Site:
             time.sleep(0.02)
         raise AssertionError(f"worker {worker.process.pid} runs none of {[self.get(job) for job in jobs]}")
 
+    def caught(self, jobs: list[dict[str, Any]], worker: Service) -> dict[str, Any]:
+        """Such a job in the middle of which its worker was stopped."""
+        while True:
+            job = self.one_of(jobs, worker)
+            pause(worker, self.database_url)
+            if self.get(job)["state"] == "running":
+                return job
+            worker.process.send_signal(signal.SIGCONT)
+
 
 @pytest.fixture
 def site(database_url: str, s3_server: seaweed.Server, tmp_path: Path, iris_onnx: Path) -> Iterator[Site]:
@@ -100,13 +111,13 @@ def started(database_url: str, s3_server: seaweed.Server, tmp_path: Path, iris_o
         ok(http.put("/v1/models/iris", content=iris_onnx.read_bytes()), 201)
         for worker in workers:
             worker.wait_for("worker_start")
-        yield Site(http, workers, proxy)
+        yield Site(http, workers, proxy, database_url)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
 def test_nothing_is_lost_of_the_jobs_of_a_worker_that_gets(number: signal.Signals, site: Site) -> None:
     jobs = [site.submit() for _ in range(6)]
-    victim = site.one_of(jobs, site.workers[0])
+    victim = site.caught(jobs, site.workers[0])
     site.workers[0].process.send_signal(number)
     until(lambda: site.get(victim)["attempt"] == 2)
     site.workers[0].process.send_signal(signal.SIGCONT)  # where it lives, it finds that its lease is lost
