@@ -37,6 +37,7 @@ from batchserve.errors import (
     BatchserveError,
     DigestMismatch,
     IdempotencyInProgress,
+    IdempotencyMismatch,
     InvalidInput,
     JobNotFound,
     ModelNotFound,
@@ -161,6 +162,19 @@ def test_two_calls_have_two_keys() -> None:
         client.submit(b"a\n1\n", model="iris")
         client.submit(b"a\n1\n", model="iris")
     assert requests[0].headers["Idempotency-Key"] != requests[1].headers["Idempotency-Key"]
+
+
+def test_a_call_may_bring_a_key_of_its_own() -> None:
+    handler, requests = in_turn(*[job_answer() for _ in range(4)])
+    with client_of(handler) as client:
+        uploaded = client.submit(b"a\n1\n", model="iris", idempotency_key="night-7")
+        client.submit(uploaded, model="iris", idempotency_key="night-7")
+        client.submit_urls("file:///in/a.csv", "iris", idempotency_key="night-7")
+        client.submit_query("TABLE a", "iris", connection="warehouse", idempotency_key="night-7")
+        with pytest.raises(ValueError, match="a direct upload takes no idempotency_key"):
+            client.submit(b"a\n1\n", model="iris", direct=True, idempotency_key="night-7")
+    assert [request.headers["Idempotency-Key"] for request in requests] == ["night-7"] * 4
+    assert all(b"night-7" not in request.content and "night-7" not in str(request.url) for request in requests)
 
 
 @pytest.mark.parametrize(
@@ -658,6 +672,13 @@ def test_an_upload_is_predicted_later(client: Client, iris_csv: Path) -> None:
     job = client.submit(uploaded, model="iris").wait(timeout=60)
     assert job.id == uploaded.id
     assert job.state == "completed"
+
+
+def test_a_repeated_call_with_one_key_has_one_job(client: Client, iris_csv: Path) -> None:
+    first, again = (client.submit(iris_csv, "iris", reuse=False, idempotency_key="night-7") for _ in range(2))
+    assert first.id == again.id
+    with pytest.raises(IdempotencyMismatch):
+        client.submit(iris_csv, "iris", reuse=False, idempotency_key="night-7", top_k=1)
 
 
 def test_a_pipe_of_unknown_length_is_uploaded(client: Client, iris_csv: Path) -> None:

@@ -302,6 +302,14 @@ def test_the_client_submits_addresses(
         )  # fmt: skip
         assert json.loads(done.stdout)["rows"]["ok"] == 4
         assert target in done.stderr.replace("\n", "")
+        twice = [
+            subprocess.run(
+                [*command, "--no-wait", "--idempotency-key", "night-7"], check=True, capture_output=True, text=True,
+                env=os.environ | {"BATCHSERVE_URL": url},
+            ).stdout
+            for _ in range(2)
+        ]  # fmt: skip
+        assert twice[0] == twice[1]
     assert sorted(names(lake / "out")) == ["a.csv", "all.csv", "b.csv"]
 
 

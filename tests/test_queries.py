@@ -2,6 +2,8 @@
 
 import io
 import json
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, closing
 from datetime import date, datetime, time
@@ -15,6 +17,7 @@ import polars as pl
 import postgres
 import pytest
 from bench import Bench, HandWorker, opened
+from commands import clean_environment
 from hand import HandEngine
 from service import Api, ok, problem, running
 from uuid_utils import uuid7
@@ -135,7 +138,35 @@ def test_the_client_submits_a_query_and_names_a_table(
         client.submit_query("TABLE plants", "iris", connection="warehouse", table=to, mode="replace").wait(30)
         kept = client.submit_query("SELECT * FROM plants LIMIT 5", "iris", connection="warehouse").wait(30)
         assert kept.result().to_polars().height == 5
-    assert warehouse("SELECT count(*) FROM scores") == [(130,)]
+        assert warehouse("SELECT count(*) FROM scores") == [(130,)]
+        query = ["--query", "SELECT * FROM plants LIMIT 7", "--connection", "warehouse"]
+        done = created(url, *query, "--table", to, "--mode", "replace")
+        assert (done.returncode, json.loads(done.stdout)["rows"]["ok"]) == (0, 7), done.stderr
+        assert f"written to {to}" in done.stderr.replace("\n", " ")
+    assert warehouse("SELECT count(*) FROM scores") == [(7,)]
+
+
+def created(url: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`batchserve jobs create`."""
+    command = [sys.executable, "-m", "batchserve", "jobs", "create", "-m", "iris", "--json", *arguments]
+    environment = clean_environment() | {"BATCHSERVE_URL": url}
+    return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "name what to score: addresses, or a --query"),
+        (["--query", "TABLE plants"], "a query needs the name of its database: --connection"),
+        (["file:///a.csv", "--connection", "warehouse"], "it names the database of a query: add --query"),
+        (["--query", "TABLE a", "--connection", "b", "file:///a.csv"], "a query does not go with addresses"),
+        (["--query", "TABLE a", "--connection", "b", "--archive"], "a query does not go with --archive"),
+    ],
+)
+def test_the_command_says_which_of_its_options_do_not_go_together(arguments: list[str], said: str) -> None:
+    done = created("http://127.0.0.1:9", *arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
 
 
 @pytest.mark.parametrize(

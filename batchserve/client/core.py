@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 from urllib.parse import quote
@@ -278,19 +279,24 @@ class Core:
         *,
         direct: bool = False,
         on_upload: OnUpload | None = None,
+        idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
     ) -> AsyncJob:
         """Starts a prediction and returns its job at once. `data`: what `content_of` takes, or an uploaded job.
-        `direct`: as of `upload`."""
+        `direct`: as of `upload`. `idempotency_key`: a call with the key of an earlier one returns its job; raises
+        IdempotencyMismatch if it had other data or options."""
         params = {"model": model, **options}
+        if direct and idempotency_key is not None:
+            raise ValueError("a direct upload takes no idempotency_key: pass its job, which is queued once")
         if direct and not isinstance(data, JobView):
             of_upload = {name: value for name, value in params.items() if name in _OF_UPLOAD}
             data = await self._send_directly(data, of_upload, on_upload)
             params = {name: value for name, value in params.items() if name not in ReadOptions.__annotations__}
         if isinstance(data, JobView):
-            request = Request(method="POST", path=f"/v1/predict/{data.id}", params=query(params))
+            path = f"/v1/predict/{data.id}"
+            request = Request(method="POST", path=path, params=query(params), idempotency_key=idempotency_key)
             return AsyncJob(self._transport, await self._transport.json(request))
-        return await self._send("/v1/predict", data, params, on_upload)
+        return await self._send("/v1/predict", data, params, on_upload, idempotency_key)
 
     async def submit_urls(
         self,
@@ -301,22 +307,29 @@ class Core:
         overwrite: bool = False,
         archive: bool = False,
         input_file: bool = False,
+        idempotency_key: str | None = None,
         **options: Unpack[LocatedOptions],
     ) -> AsyncJob:
         """Starts a prediction of inputs that the server reads where they are, and returns its job at once. `urls`:
         addresses or patterns, `file:///...` or `s3://...`. `output`: the address of the result, with `{stem}` one for
-        each input; by default the server keeps it. `archive`: one for each input, in a ZIP. See docs/locations.md."""
+        each input; by default the server keeps it. `archive`: one for each input, in a ZIP. See docs/locations.md.
+        `idempotency_key`: as of `submit`."""
         given = {"input_file": input_file, **options}
         body = elsewhere.of_urls(urls, model, output, given, overwrite=overwrite, archive=archive)
-        return AsyncJob(self._transport, await self._transport.json(_json_request("/v1/jobs", body)))
+        return await self._create(body, idempotency_key)
 
     async def submit_query(
-        self, query: str, model: str, *, connection: str, **options: Unpack[LocatedOptions]
+        self,
+        query: str,
+        model: str,
+        *,
+        connection: str,
+        idempotency_key: str | None = None,
+        **options: Unpack[LocatedOptions],
     ) -> AsyncJob:
         """Starts a prediction of the rows of a query in a database that an administrator has named `connection`, and
-        returns its job at once. docs/tables.md explains it."""
-        body = elsewhere.of_query(query, connection, model, options)
-        return AsyncJob(self._transport, await self._transport.json(_json_request("/v1/jobs", body)))
+        returns its job at once. docs/tables.md explains it. `idempotency_key`: as of `submit`."""
+        return await self._create(elsewhere.of_query(query, connection, model, options), idempotency_key)
 
     async def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[AsyncJob]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""
@@ -389,7 +402,18 @@ class Core:
     async def close(self) -> None:
         await self._transport.wire.close()
 
-    async def _send(self, path: str, data: "Data", params: Mapping[str, Any], on_upload: OnUpload | None) -> AsyncJob:
+    async def _create(self, body: dict[str, Any], idempotency_key: str | None) -> AsyncJob:
+        request = replace(_json_request("/v1/jobs", body), idempotency_key=idempotency_key)
+        return AsyncJob(self._transport, await self._transport.json(request))
+
+    async def _send(
+        self,
+        path: str,
+        data: "Data",
+        params: Mapping[str, Any],
+        on_upload: OnUpload | None,
+        idempotency_key: str | None = None,
+    ) -> AsyncJob:
         content = content_of(data)
         request = Request(
             method="POST",
@@ -398,6 +422,7 @@ class Core:
             content=content,
             on_upload=on_upload,
             patience=60.0,
+            idempotency_key=idempotency_key,
         )
         return AsyncJob(self._transport, await self._transport.json(request))
 

@@ -268,11 +268,19 @@ class Client:
         *,
         direct: bool = False,
         on_upload: OnUpload | None = None,
+        idempotency_key: str | None = None,
         **options: Unpack[JobOptions],
     ) -> Job:
         """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job. `direct`:
-        as of `upload`."""
-        return Job(now(self._twin.submit(data, model, direct=direct, on_upload=on_upload, **options)))
+        as of `upload`. `idempotency_key`: a call with the key of an earlier one returns its job; raises
+        IdempotencyMismatch if it had other data or options."""
+        return Job(
+            now(
+                self._twin.submit(
+                    data, model, direct=direct, on_upload=on_upload, idempotency_key=idempotency_key, **options
+                )
+            )
+        )
 
     def submit_urls(
         self,
@@ -283,11 +291,13 @@ class Client:
         overwrite: bool = False,
         archive: bool = False,
         input_file: bool = False,
+        idempotency_key: str | None = None,
         **options: Unpack[LocatedOptions],
     ) -> Job:
         """Starts a prediction of inputs that the server reads where they are, and returns its job at once. `urls`:
         addresses or patterns, `file:///...` or `s3://...`. `output`: the address of the result, with `{stem}` one for
-        each input; by default the server keeps it. `archive`: one for each input, in a ZIP. See docs/locations.md."""
+        each input; by default the server keeps it. `archive`: one for each input, in a ZIP. See docs/locations.md.
+        `idempotency_key`: as of `submit`."""
         return Job(
             now(
                 self._twin.submit_urls(
@@ -297,15 +307,25 @@ class Client:
                     overwrite=overwrite,
                     archive=archive,
                     input_file=input_file,
+                    idempotency_key=idempotency_key,
                     **options,
                 )
             )
         )
 
-    def submit_query(self, query: str, model: str, *, connection: str, **options: Unpack[LocatedOptions]) -> Job:
+    def submit_query(
+        self,
+        query: str,
+        model: str,
+        *,
+        connection: str,
+        idempotency_key: str | None = None,
+        **options: Unpack[LocatedOptions],
+    ) -> Job:
         """Starts a prediction of the rows of a query in a database that an administrator has named `connection`, and
-        returns its job at once. docs/tables.md explains it."""
-        return Job(now(self._twin.submit_query(query, model, connection=connection, **options)))
+        returns its job at once. docs/tables.md explains it. `idempotency_key`: as of `submit`."""
+        twin = self._twin.submit_query(query, model, connection=connection, idempotency_key=idempotency_key, **options)
+        return Job(now(twin))
 
     def predict_uploaded(self, model: str, **options: Unpack[JobOptions]) -> Queued[Job]:
         """Queues all inputs that wait in state uploaded, but for those that were uploaded for another model."""

@@ -64,6 +64,8 @@ class Request:
     patience: float = 0.0
     """Seconds allowed for the response, on top of the client's timeout."""
     on_upload: OnUpload | None = None
+    idempotency_key: str | None = None
+    """Of a POST; by default a new one."""
 
 
 class Wire(Protocol):
@@ -287,7 +289,7 @@ class Transport:
     async def send(self, request: Request) -> httpx2.Response:
         """The response with its body unread. Raises the BatchserveError that the server named, or ConnectionFailed."""
         # One key for all attempts: the server processes at most one.
-        key = {"Idempotency-Key": str(uuid.uuid4())} if request.method == "POST" else {}
+        key = {"Idempotency-Key": request.idempotency_key or str(uuid.uuid4())} if request.method == "POST" else {}
         return await self._tried(partial(self._request, request, key), request.content, self.url, error_of)
 
     async def put(self, url: str, content: Content, on_upload: OnUpload | None = None) -> None:
