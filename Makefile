@@ -1,7 +1,7 @@
 # The project's commands. Needs git, make and Python >= 3.11; everything else goes into .venv.
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test test-postgres test-s3 test-browser test-clients test-ray test-slow test-faults test-faults-postgres test-torch examples docs lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
+.PHONY: help setup demo test test-postgres test-s3 test-browser test-clients test-orchestrators test-ray test-slow test-faults test-faults-postgres test-torch examples docs lint hooks format serve screenshots recording bench bench-full wheel ci constraints clean chaos cluster-demo fuzz test-mutations
 
 VENV := .venv
 TORCH := .venv-torch
@@ -50,6 +50,9 @@ test-browser: $(VENV)/.dev ## Run the tests of the pages in Chromium, which must
 
 test-clients: $(VENV)/.dev ## Generate clients from docs/openapi.json, compile them, run them on a server; needs npm
 	@.ci/clients
+
+test-orchestrators: $(VENV)/.dev ## Run the recipes of Airflow, Dagster and Prefect, each in an environment of its own
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadgroup -m orchestrators -rs
 
 test-ray: $(VENV)/.ray ## Run the tests on a Ray cluster of two network namespaces; as root, with iproute2
 	@$(BIN)/python -m pytest -m ray -rs

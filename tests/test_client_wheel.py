@@ -2,14 +2,13 @@
 
 import json
 import shutil
-import subprocess
-import sys
 import tomllib
 import zipfile
 from importlib import metadata
 from pathlib import Path
 
 import pytest
+from environments import CLIENT, client_wheel, install, new_environment, run
 from packaging.requirements import Requirement
 from sklearn.datasets import load_iris
 
@@ -17,13 +16,12 @@ import batchserve
 from batchserve.client import Client, extras
 
 ROOT = Path(__file__).resolve().parent.parent
-PROJECT = ROOT / "packaging" / "client"
 LARGEST = 50 * 2**20
 """Bytes of the client with its dependencies."""
 
 
 def test_the_client_alone_needs_what_the_service_needs_of_it() -> None:
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((CLIENT / "pyproject.toml").read_text())["project"]
     whole = {requirement.name: requirement for requirement in map(Requirement, metadata.requires("batchserve") or [])}
     extra = project["optional-dependencies"]["tables"]
     for requirement in map(Requirement, [*project["dependencies"], *extra]):
@@ -84,16 +82,7 @@ with batchserve.Client(url) as client:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("wheel")
-    run(sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", str(folder), str(PROJECT))
-    (built,) = folder.glob("*.whl")
-    return built
-
-
-def run(*command: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(command, cwd=cwd, check=False, capture_output=True, text=True, timeout=600)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return client_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 @pytest.mark.slow
@@ -111,31 +100,16 @@ def test_the_wheel_scores_on_a_server_from_an_empty_environment_of_20_megabytes(
     wheel: Path, server: str, iris_onnx: Path, tmp_path: Path
 ) -> None:
     iris = prepared(server, iris_onnx, tmp_path)
-    python = environment(tmp_path / "venv")
-    pip = (
-        sys.executable,
-        "-m",
-        "pip",
-        "--python",
-        str(python),
-        "install",
-        "--quiet",
-        "-c",
-        str(ROOT / "constraints.txt"),
-    )
-    run(*pip, str(wheel))
+    python = new_environment(tmp_path / "venv")
+    pinned = ("-c", ROOT / "constraints.txt")
+    install(python, *pinned, wheel)
     installed = sum(path.stat().st_size for path in (tmp_path / "venv").rglob("*") if path.is_file())
     assert installed < LARGEST / 2, installed
     told = run(str(python), "-c", RECORDS, server, str(iris), cwd=tmp_path)
     assert told.count("needs the whole service") == 2
     assert "pip install 'batchserve-client[tables]'" in told
-    run(*pip, f"{wheel}[tables]", "pandas", "pyarrow")
+    install(python, *pinned, f"{wheel}[tables]", "pandas", "pyarrow")
     run(str(python), "-c", TABLES, server, str(iris), cwd=tmp_path)
-
-
-def environment(folder: Path) -> Path:
-    run(sys.executable, "-m", "venv", "--without-pip", str(folder))
-    return folder / "bin" / "python"
 
 
 def prepared(server: str, iris_onnx: Path, folder: Path) -> Path:
