@@ -116,5 +116,5 @@ def _written(task: SmallTask, plain: Plain, ran: RunResult, own: slice) -> Small
         return None
     share = plain.chunk.records / sum(len(array) for array in list(ran.outputs.values())[:1])
     facts = {"notes": task.model.signature.scored_on, "model_seconds": ran.seconds * share}
-    done = ended(task, Planned((plain.chunk,), True, 1.0), Rows(content, b"", 0, facts))
+    done = ended(task, Planned((plain.chunk,), complete=True, share=1.0, ended=1), Rows(content, b"", 0, facts))
     return done if isinstance(done, Small) else None

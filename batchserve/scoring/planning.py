@@ -44,7 +44,7 @@ class Planned:
     """Whether all inputs of the task are planned to their ends."""
     share: float
     """Planned share of the first input that is not, 0 to 1; of an only one, also when it is."""
-    ended: int = 1
+    ended: int
     """Inputs of the task that are planned to their ends."""
     compared: tuple[int | None, ...] = ()
     """What the comparison has found about all inputs of the job; see `compare_inputs`."""

@@ -182,7 +182,8 @@ class _NoEngine:
     def _planned(self, task: PlanTask) -> Planned:
         first = 0 if task.after is None else task.after.first_record // RECORDS + 1
         numbers = range(first, min(first + task.most, self._chunks))
-        return Planned(tuple(map(_chunk, numbers)), first + task.most > self._chunks, 0.5)
+        complete = first + task.most > self._chunks
+        return Planned(tuple(map(_chunk, numbers)), complete, share=0.5, ended=int(complete))
 
     @staticmethod
     def _scored(task: ChunkTask) -> ScoredChunk:
