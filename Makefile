@@ -61,6 +61,7 @@ test-slow: $(VENV)/.dev ## Run the slow tests: crashes, big inputs, many estimat
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist worksteal -m 'slow and not alone and not postgres and not s3 and not ray'
 	@$(BIN)/python -m pytest -m 'slow and alone and not postgres and not ray'
 	@$(BIN)/python -m pytest -m 'slow and postgres' -rs
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile -m 'slow and not alone' --on-postgres $(ON_POSTGRES)
 	@$(BIN)/python -m pytest -m slow --on-postgres $(SLOW_ON_POSTGRES)
 
 test-faults: $(VENV)/.dev ## Run the tests of kills, full disks, power cuts; best as root, with strace, xfsprogs, faketime

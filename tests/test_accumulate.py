@@ -186,6 +186,7 @@ def test_hundreds_are_queued_in_the_order_of_their_upload(guarded: Api) -> None:
     assert [guarded.job(ids[index])["queue_position"] for index in (0, 101, 249)] == [0, 101, 249]
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 def test_a_server_that_is_killed_between_two_transactions_continues_with_the_rest(
     tmp_path: Path, iris_onnx: Path

@@ -443,6 +443,7 @@ def events(text: str) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_events_report_each_state_once_and_end_with_the_job(
     tmp_path: Path, iris_onnx: Path, flowers: pl.DataFrame
 ) -> None:
@@ -489,6 +490,7 @@ def followed(url: str, job: dict[str, Any]) -> Iterator[Iterator[str]]:
         yield blocks
 
 
+@pytest.mark.slow
 def test_streams_and_long_polls_end_with_their_job_or_their_server(tmp_path: Path) -> None:
     with ExitStack() as server:
         url = server.enter_context(serving(tmp_path))

@@ -380,6 +380,7 @@ def test_a_key_that_reads_sees_schedules_and_changes_none(guarded: tuple[Api, di
     assert ok(api.http.get("/v1/schedules/nightly", headers=reader)) == made
 
 
+@pytest.mark.slow
 def test_the_uploads_of_a_tick_are_those_of_its_tenant(guarded: tuple[Api, dict[str, dict[str, str]]]) -> None:
     api, headers = guarded
     ok(api.http.post("/v1/schedules", json=BODY, headers=headers["red"]), 201)
@@ -427,6 +428,7 @@ def address(
         yield url, folder
 
 
+@pytest.mark.slow
 def test_the_client_creates_runs_changes_and_follows_schedules(address: tuple[str, Path]) -> None:
     url, folder = address
     (folder / "in" / "2026-11-20.csv").write_text(HEADER + FLOWER * 3)
@@ -597,6 +599,7 @@ def test_a_session_that_reads_sees_no_buttons(tmp_path: Path, iris_onnx: Path) -
 # --- what is out of reach --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_bucket_out_of_reach_is_named_and_tried_again(
     tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -358,6 +358,7 @@ def test_a_disk_that_fills_up_in_the_middle_of_a_body_is_named_and_leaves_nothin
     ok(api.http.post("/v1/upload", **sent), 201)
 
 
+@pytest.mark.slow
 def test_a_client_that_leaves_in_the_middle_of_a_big_body_leaves_nothing(tmp_path: Path) -> None:
     with serving(tmp_path) as url:
         address, inputs = urlsplit(url), tmp_path / "storage" / "inputs"

@@ -265,6 +265,7 @@ def test_a_job_may_have_an_address_once_its_tenant_has_a_secret(
         problem(api.http.get("/v1/webhooks/jobs"), 404, "webhook-not-found")
 
 
+@pytest.mark.slow
 def test_an_uploaded_job_takes_its_address_when_it_is_predicted(
     receiver: Receiver, tmp_path: Path, iris_onnx: Path
 ) -> None:
@@ -283,6 +284,7 @@ def test_an_uploaded_job_takes_its_address_when_it_is_predicted(
     assert {request.path for request in receiver.requests} == {"/hook", "/hook/other"}
 
 
+@pytest.mark.slow
 def test_a_job_over_inputs_in_place_has_an_address_as_well_and_so_has_a_schedule(
     receiver: Receiver, tmp_path: Path, iris_onnx: Path
 ) -> None:
@@ -385,6 +387,7 @@ def own_server(
         yield url
 
 
+@pytest.mark.slow
 def test_the_client_manages_webhooks(own_server: str, receiver: Receiver, iris_onnx: Path, tmp_path: Path) -> None:
     file = tmp_path / "one.csv"
     file.write_text(CSV)

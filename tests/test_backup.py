@@ -143,6 +143,7 @@ def test_a_backup_is_never_written_over_something_or_into_the_storage(source: Ap
         take(source, Path(source.settings.storage) / "results" / "backup")
 
 
+@pytest.mark.slow
 def test_damage_is_reported_and_does_not_stop_a_backup(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path / "storage", inline_bytes=0) as api:
         api.register("iris", iris_onnx)
@@ -161,6 +162,7 @@ def test_damage_is_reported_and_does_not_stop_a_backup(tmp_path: Path, iris_onnx
 # --- during writes ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_deleted_while_a_backup_is_taken_is_in_it(
     tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

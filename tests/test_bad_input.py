@@ -390,6 +390,7 @@ def head(*lines: str) -> bytes:
     return "\r\n".join(("POST /v1/upload HTTP/1.1", "host: localhost", "connection: close", *lines, "", "")).encode()
 
 
+@pytest.mark.slow
 def test_a_body_shorter_than_announced_never_becomes_an_input(impatient: tuple[str, Path]) -> None:
     url, storage = impatient
     body = (HEADER + ROW).encode()

@@ -215,6 +215,7 @@ def test_an_infinite_number_that_the_original_refuses_is_a_row_error() -> None:
     assert [(error.record, error.code) for error in scored.errors] == [(0, "out-of-range"), (2, "out-of-range")]
 
 
+@pytest.mark.slow
 def test_a_value_that_the_graph_answers_otherwise_refuses_the_conversion_and_is_named() -> None:
     frame = cities()
     unknown = OrdinalEncoder(handle_unknown="use_encoded_value", unknown_value=np.nan)

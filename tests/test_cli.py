@@ -129,6 +129,7 @@ def test_serve_refuses_an_address_that_others_can_reach(host: str, alone: Run, t
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_serve_drives_no_hosts_of_a_cluster_and_serves_without_them(
     alone: Run, start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path
 ) -> None:
@@ -588,6 +589,7 @@ def test_an_input_that_does_not_fit_is_refused_with_the_columns_at_fault(run: Ru
     assert "petal width (cm)" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_worker_process_runs_the_jobs_of_a_server_without_one(
     start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path, iris_onnx: Path, iris_csv: Path
 ) -> None:

@@ -113,6 +113,7 @@ def site(tmp_path: Path, iris_onnx: Path) -> Iterator[Site]:
         site.database.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("jump", [5 * YEAR, -5 * YEAR])
 def test_a_jump_removes_nothing_at_once_and_keeps_nothing_for_ever(site: Site, jump: float) -> None:
     site.api.run(CSV, "iris")
@@ -146,6 +147,7 @@ def test_a_jump_forgets_no_job_at_once(site: Site, jump: float) -> None:
 # --- a worker --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 @pytest.mark.parametrize("jump", [5 * YEAR, -5 * YEAR])
 def test_a_worker_that_sees_a_jump_neither_forgets_keys_nor_removes_bytes(
@@ -184,6 +186,7 @@ def test_keys_are_forgotten_by_their_age_and_those_of_a_wrong_clock_with_them(da
         assert idempotency.recall(connection, "young", "f") is not None
 
 
+@pytest.mark.slow
 def test_a_job_that_is_to_start_at_a_time_starts_when_the_wall_clock_says_so(site: Site) -> None:
     """Regardless of earlier jumps: `run_after` refers to the wall clock."""
     later = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + DAY))

@@ -140,6 +140,7 @@ def test_a_large_result_of_a_small_input_is_a_file(service: Api, database: Datab
     assert service.result(job).content.count(long.encode()) == 1100
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite  # that of a server is its own
 def test_a_backup_has_contents_with_their_rows(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path / "live") as api:

@@ -127,6 +127,7 @@ def test_a_sound_installation_has_no_faults_and_stays_as_it_is(site: Site) -> No
     assert {path: path.read_bytes() for path in site.folder.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.slow
 def test_a_running_server_is_checked_without_a_finding(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, chunk_records=10) as api, closing(Database(api.settings.database_url)) as database:
         api.register("iris", iris_onnx)
@@ -331,6 +332,7 @@ def test_stuck_jobs_are_a_warning_with_the_command(leased: Site) -> None:
 # --- on a terminal ---------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_text_output_has_each_fault_with_its_repair(site: Site) -> None:
     site.object_of(f"inputs/{site.jobs.completed}").unlink()
     environment = site.environment | {"COLUMNS": "100"}

@@ -297,8 +297,13 @@ CASES: dict[str, Callable[[], Case]] = {
 
 
 QUICK = (
-    *("logistic regression", "gaussian mixture", "several labels, forest", "mixed columns, missing texts filled"),
-    *("tf-idf", "scaled, forest", "filled and scaled, forest", "mixed columns, a part scaled"),
+    *(
+        "logistic regression",
+        "several labels, forest",
+        "mixed columns, missing texts filled",
+        "tf-idf",
+        "scaled, forest",
+    ),
 )
 """The others run with the slow tests."""
 

@@ -395,6 +395,7 @@ def test_a_refused_parquet_says_why(data: bytes, message: str) -> None:
         Parquet().header(io.BytesIO(data))
 
 
+@pytest.mark.slow
 def test_a_slice_of_a_giant_row_group_takes_little_memory(tmp_path: Path) -> None:
     path = tmp_path / "giant.parquet"
     rows = 2_000_000

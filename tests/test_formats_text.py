@@ -573,6 +573,7 @@ def test_a_malformed_document_is_refused_by_byte_and_record(data: bytes, message
     assert message in caught.value.detail
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     numbers=st.lists(st.floats(width=32) | st.none(), min_size=1, max_size=4),

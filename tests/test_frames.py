@@ -128,6 +128,7 @@ def passes_polars(client: Client, frame: pl.DataFrame) -> None:
     assert_frame_equal(out.select(frame.columns), frame, check_exact=True)
 
 
+@pytest.mark.slow
 @FEW
 @given(frame=polars_frames())
 def test_any_frame_of_polars_comes_back_equal_in_values_and_types(client: Client, frame: pl.DataFrame) -> None:

@@ -145,6 +145,7 @@ def test_a_group_has_a_bounded_number_of_bytes_and_a_longer_item_goes_alone() ->
     with_held(1, scenario)
 
 
+@pytest.mark.slow
 def test_an_item_waits_for_the_run_before_it_however_long_others_waited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(groups, "_QUICK", 2.0)
 

@@ -752,6 +752,7 @@ def answers(
     return decoded(api.result(job, format="parquet").content, "parquet").select(columns)
 
 
+@pytest.mark.slow
 def test_equal_pictures_in_every_format_have_equal_answers(service: Api) -> None:
     given = files(list(PICTURES))
     jobs = {format: service.run(body, "means") for format, body in given.items()}

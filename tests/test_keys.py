@@ -405,6 +405,7 @@ def test_only_requests_that_came_together_share_a_look_at_the_database(sqlite: D
 # --- tenants ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite
 def test_streams_and_long_polls_end_when_their_key_is_revoked(tmp_path: Path) -> None:
     with serving(tmp_path, "--no-worker") as url, ThreadPoolExecutor(4) as pool:
@@ -679,6 +680,7 @@ def test_the_queue_position_counts_only_jobs_of_the_tenant(database: Database) -
         assert queries.queue_position(connection, queries.get(connection, "few-00002"), 1e9) == 2
 
 
+@pytest.mark.slow
 def test_ten_thousand_queued_jobs_delay_a_job_of_another_tenant_by_little(tmp_path: Path, iris_onnx: Path) -> None:
     """A worker with the maximum of jobs of one tenant runs one of another in addition."""
     with running(tmp_path, processes=1, active_jobs=2, chunk_records=10) as api:
@@ -757,6 +759,7 @@ def test_keys_are_made_listed_and_revoked_on_the_command_line(tmp_path: Path) ->
         assert second["key"] not in shown
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 def test_an_address_that_others_can_reach_is_served_only_with_an_admin_key(
     tmp_path: Path, start_server: Callable[..., AbstractContextManager[str]]
@@ -775,6 +778,7 @@ def test_an_address_that_others_can_reach_is_served_only_with_an_admin_key(
     assert in_a_process(tmp_path, "serve", "--host", everywhere, "--port", "0").returncode == 2
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 def test_clients_send_their_key_and_no_log_or_file_holds_it(
     tmp_path: Path, iris_onnx: Path, iris_csv: Path, monkeypatch: pytest.MonkeyPatch

@@ -93,6 +93,7 @@ def test_a_folder_of_mlflow_is_added_with_its_sample(
             client.models.add(tmp_path, name="folder")
 
 
+@pytest.mark.slow
 def test_a_server_ends_with_the_program_that_started_it(tmp_path: Path) -> None:
     program = "import batchserve, time; client = batchserve.local(); print(client.url, flush=True); time.sleep(100)"
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
@@ -118,6 +119,7 @@ def test_a_setting_that_does_not_exist_is_refused_before_a_server_starts(
         batchserve.local(None, **{name: 2})
 
 
+@pytest.mark.slow
 def test_a_server_that_cannot_start_says_why(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(Unavailable, match="did not start"):

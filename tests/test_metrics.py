@@ -135,6 +135,7 @@ def test_jobs_rows_models_and_space_are_counted(worked: Api) -> None:
     assert found["batchserve_storage_required_bytes"] == worked.settings.free_bytes
 
 
+@pytest.mark.slow
 def test_the_counters_of_jobs_and_rows_survive_deletions_and_restarts(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)
@@ -425,6 +426,7 @@ def _values(url: str) -> dict[str, float]:
     return values_in(answer.text)
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_is_not_counted_any_more(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path) as api:
         api.register("iris", iris_onnx)

@@ -215,6 +215,7 @@ def shop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_command_finds_the_module_of_a_pickle_and_takes_converters_of_ones_own(shop: Path) -> None:
     command = ("convert", "model.joblib", "--sample", "sample.csv")
     run = partial(in_this_process, shop, *command)

@@ -164,6 +164,7 @@ def test_every_operation_answers_an_unknown_id_with_a_problem(api: Api, document
     assert asked >= 14
 
 
+@pytest.mark.slow
 def test_every_operation_survives_parameters_of_any_kind(api: Api, document: dict[str, Any]) -> None:
     hostile = [
         "",

@@ -352,6 +352,7 @@ def exchange(url: str, *lines: str) -> tuple[int, bytes]:
 Serving = Callable[..., AbstractContextManager[str]]
 
 
+@pytest.mark.slow
 def test_a_real_server_keeps_browsers_to_its_own_pages(server: str) -> None:
     own = f"Host: {urlsplit(server).netloc}"
     expected = {
@@ -388,6 +389,7 @@ def test_an_upgrade_to_a_websocket_is_ignored_and_its_origin_checked(server: str
     assert status == 403, answer
 
 
+@pytest.mark.slow
 def test_serve_takes_its_hosts_from_address_and_settings(start_server: Serving, tmp_path: Path) -> None:
     arguments = ("--host", "0.0.0.0", "--insecure")  # noqa: S104 - without data, for a moment
     with start_server(tmp_path, *arguments, BATCHSERVE_ALLOWED_HOSTS="batchserve") as url:

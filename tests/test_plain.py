@@ -245,8 +245,8 @@ MODELS = (
     *("logistic", "woods", "truth", "boosted", "linear", "kinds", "floats", "doubles", "longs", "ints", "halves"),
     *("unnamed", "any", *GRAPHS),
 )
-BY_DEFAULT = {"woods", "boosted", "columns", "longs"}
-"""Texts and numbers as labels, numbers that may be missing, several inputs and outputs, integers."""
+BY_DEFAULT = {"boosted", "columns", "longs"}
+"""Numbers that may be missing, several inputs and outputs, integers."""
 PLAIN_MODELS = {*MODELS} - {"kinds", "halves", "threshold", "any"}
 
 

@@ -108,6 +108,7 @@ def noted(job: dict[str, Any]) -> bool:
     return "scored on azure" in job["notes"]
 
 
+@pytest.mark.slow
 def test_a_job_says_on_which_provider_it_ran_and_a_host_without_it_does_not_score_it(
     tmp_path: Path, model: bytes
 ) -> None:

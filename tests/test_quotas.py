@@ -267,6 +267,7 @@ def test_the_results_of_accepted_jobs_are_kept_beyond_the_quota(scoring: Site) -
     scoring.refused(scoring.http.post("/v1/upload", content=CSV), "bytes", len(LARGE) + 1, scoring.used()["bytes"])
 
 
+@pytest.mark.slow
 def test_a_large_body_is_refused_before_it_is_read(start_server: StartServer, tmp_path: Path) -> None:
     with start_server(tmp_path, "--no-worker") as url:
         ok(httpx2.put(f"{url}/v1/quotas/default", json={"bytes": 100_000}))
@@ -614,6 +615,7 @@ def test_an_error_of_a_quota_travels_between_processes() -> None:
         assert error.extra == {"quota": "jobs", "limit": 1, "used": 1}
 
 
+@pytest.mark.slow
 def test_jobs_over_inputs_in_place_are_limited_and_count_only_what_is_kept_here(
     tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

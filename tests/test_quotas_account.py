@@ -127,6 +127,7 @@ class Changes:
         self.site.expire(2, keep_results="1d")
 
 
+@pytest.mark.slow
 def test_the_account_is_what_is_stored_after_any_sequence_of_changes(site: Site) -> None:
     changes = Changes(site)
     often = [changes.upload, changes.run, changes.run, changes.predict, changes.predict, changes.retry]

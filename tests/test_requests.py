@@ -193,6 +193,7 @@ def client_of(service: Service, **headers: str) -> httpx2.Client:
     return httpx2.Client(base_url=service.url, headers=headers, timeout=30)
 
 
+@pytest.mark.slow
 def test_each_line_about_a_job_has_the_request_in_another_process(tmp_path: Path, iris_onnx: Path) -> None:
     with started(tmp_path, "serve", "--no-worker", "--port", "0") as server, client_of(server) as http:
         http.put("/v1/models/iris", content=iris_onnx.read_bytes()).raise_for_status()
@@ -306,6 +307,7 @@ def test_probes_are_logged_only_where_they_fail(
     assert "probe-" not in service.log.read_text()
 
 
+@pytest.mark.slow
 def test_a_level_that_is_not_logged_is_off(tmp_path: Path) -> None:
     with started(tmp_path, "serve", "--no-worker", "--port", "0", BATCHSERVE_ACCESS_LOG="debug") as service:
         with client_of(service) as http:

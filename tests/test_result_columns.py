@@ -70,6 +70,7 @@ def test_a_softmax_behind_casts_and_reshapes_is_found() -> None:
     assert role_by_operator(graph, "x") is None
 
 
+@pytest.mark.slow
 def test_a_version_with_other_result_columns_says_so(tmp_path: Path) -> None:
     three = convert(LogisticRegression(max_iter=500).fit(X, Y), X).onnx
     two = convert(LogisticRegression(max_iter=500).fit(X, np.where(Y > 0, "yes", "no")), X).onnx

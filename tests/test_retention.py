@@ -186,6 +186,7 @@ def test_unfinished_jobs_never_expire(tmp_path: Path, iris_onnx: Path) -> None:
         site.database.close()
 
 
+@pytest.mark.slow
 def test_a_job_shows_when_it_will_expire(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, keep_inputs=3600.0, keep_results=2 * DAY) as api:
         api.register("iris", iris_onnx)
@@ -443,6 +444,7 @@ def test_a_lapsed_hold_is_not_reported_as_active(site: Site) -> None:
 # --- space -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_requests_that_need_space_are_refused_below_the_limit_and_those_that_free_it_are_not(
     tmp_path: Path, iris_onnx: Path
 ) -> None:

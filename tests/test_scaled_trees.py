@@ -76,7 +76,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("name", quick_of(MODELS, ["votes of probabilities", "calibrated", "of products"]))
+@pytest.mark.parametrize("name", quick_of(MODELS, ["votes of probabilities", "of products"]))
 def test_trees_behind_a_scaler_answer_equally_wherever_they_are(name: str) -> None:
     conversion = convert(MODELS[name]().fit(X, Y), X)
     assert conversion.report.label_flips == 0

@@ -257,6 +257,7 @@ def test_a_job_that_fails_has_its_error_in_the_span(by_worker: Callable[..., dic
     assert span.status.message.startswith(job["error"]["code"])
 
 
+@pytest.mark.slow
 def test_a_server_without_a_receiver_passes_the_trace_of_its_caller_on(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)
@@ -284,6 +285,7 @@ OFF: list[dict[str, str]] = [
 ]
 
 
+@pytest.mark.slow
 def test_no_sdk_of_opentelemetry_is_imported_unless_a_receiver_is_named(tmp_path: Path) -> None:
     code = (
         "import json, os, sys\nfrom batchserve import tracing\nfrom batchserve.app import create_app\n"

@@ -177,6 +177,7 @@ def test_a_row_that_cannot_be_read_fails_alone_and_can_be_removed(shared: Api, c
     assert not [key for key in idle.stored() if poisoned in key]
 
 
+@pytest.mark.slow
 @pytest.mark.sqlite
 def test_workers_skip_rows_that_cannot_be_read_and_end_their_jobs(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, worker=False) as idle:
@@ -287,6 +288,7 @@ def test_a_model_that_cannot_be_read_fails_alone_and_can_be_removed(
         assert api.run(CSV, "iris")["state"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_job_whose_model_cannot_be_read_ends_and_blocks_no_other(
     tmp_path: Path, iris_onnx: Path, petals_onnx: bytes
 ) -> None:
@@ -345,6 +347,7 @@ def cli(folder: Path, *arguments: str, **settings: str) -> Done:
     return in_this_process(folder, *arguments, BATCHSERVE_STORAGE=str(folder), **settings)
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 def test_a_key_that_cannot_be_read_opens_nothing_and_is_revoked_by_mend(tmp_path: Path) -> None:
     good = cli(tmp_path, "keys", "create", "ada", "--scope", "admin").stdout.strip()
@@ -409,6 +412,7 @@ def test_a_check_of_many_rows_counts_all_of_them_in_the_end(
 # --- a worker that cannot claim --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_worker_that_cannot_claim_makes_the_service_unready_and_claims_make_it_ready(
     tmp_path: Path, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -447,6 +451,7 @@ def test_a_worker_whose_thread_has_ended_reports_trouble(tmp_path: Path, monkeyp
         assert (before, "has ended" in str(worker.trouble)) == (None, True)
 
 
+@pytest.mark.slow
 def test_the_doctor_reports_a_tenant_whose_jobs_are_not_claimed_although_others_run(idle: Api) -> None:
     running_job, waiting, busy = queued(idle), queued(idle), queued(idle)
     with closing(Database(idle.settings.database_url)) as database, database.read() as connection:

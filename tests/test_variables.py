@@ -46,6 +46,7 @@ def test_a_misspelt_variable_stops_every_command_that_reads_settings(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_server_and_a_worker_end_before_they_touch_anything(tmp_path: Path) -> None:
     for command in (["serve", "--port", "0"], ["worker"]):
         done = in_a_process(tmp_path, *command, BATCHSERVE_PROCESES="2")

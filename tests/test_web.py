@@ -150,6 +150,7 @@ def test_with_keys_in_force_a_page_leads_to_the_form_for_a_key(own_api: Api) -> 
     assert own_api.http.get("/jobs", follow_redirects=False).status_code == 303
 
 
+@pytest.mark.slow
 def test_a_page_is_told_of_changes_until_its_key_is_revoked(
     start_server: Callable[..., AbstractContextManager[str]], tmp_path: Path
 ) -> None:

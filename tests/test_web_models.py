@@ -13,6 +13,7 @@ import pandas as pd
 import pytest
 from pages import shown, text_of
 from PIL import Image
+from selection import quick_first
 from service import Api, running
 from sklearn.linear_model import LogisticRegression
 
@@ -105,7 +106,9 @@ def test_each_version_shows_what_it_changes_against_the_one_before(versions: Api
     assert 'size?version=2" aria-current' in page
 
 
-@pytest.mark.parametrize("report", ["{", "[]", '{"rows": "many"}', '{"rows": 1, "label_flips": 0, "tolerance": []}'])
+@pytest.mark.parametrize(
+    "report", quick_first(['{"rows": "many"}', "{", "[]", '{"rows": 1, "label_flips": 0, "tolerance": []}'], 1)
+)
 def test_a_parity_report_that_is_none_is_not_shown(own_api: Api, report: str) -> None:
     text = "g (float[N] x) => (float[N] y) { y = Add(x, x) }"
     own_api.register("odd", model_of(text, batchserve_parity=report))
@@ -265,6 +268,7 @@ def test_an_array_is_written_as_json(own_api: Api) -> None:
     assert wrong.status_code == 422
 
 
+@pytest.mark.slow
 def test_many_fields_are_sent_in_the_body(own_api: Api) -> None:
     frame = pd.DataFrame({f"c{number}": [0.0, 1.0, 2.0] for number in range(100)})
     own_api.register("wide", convert(LogisticRegression().fit(frame, ["a", "b", "c"]), frame).onnx)

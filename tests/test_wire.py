@@ -351,6 +351,7 @@ def test_a_client_that_reads_nothing_is_disconnected_and_a_slow_one_is_not(impat
         until(lambda: impatient.files() <= files)
 
 
+@pytest.mark.sqlite
 @pytest.mark.slow
 def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_path: Path) -> None:
     with served(tmp_path, "--no-worker", BATCHSERVE_SEND_BYTES=str(16 * MIB)) as service, ExitStack() as silent:
@@ -369,6 +370,7 @@ def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_pat
         until(lambda: service.memory() - before < 128 * MIB)
 
 
+@pytest.mark.slow
 def test_a_response_is_no_longer_produced_when_its_client_has_disconnected(impatient: Service) -> None:
     """Also when the client has sent another request before it disconnected."""
     job = upload(impatient, 100)
@@ -416,6 +418,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
         yield service
 
 
+@pytest.mark.slow
 def test_idle_connections_are_closed_for_new_ones_and_busy_ones_are_not(small: Service) -> None:
     job = upload(small, 16 * MIB)
     with connect(small, takes=65536) as download, connect(small) as kept, ExitStack() as idle:

@@ -263,6 +263,7 @@ def test_a_record_is_scored_alike_whatever_model_ran_before_it(tmp_path: Path) -
 # --- crashes ---
 
 
+@pytest.mark.slow
 def test_a_model_that_must_see_all_records_is_never_given_half_of_them(tmp_path: Path) -> None:
     chosen = Settings(storage=str(tmp_path / "store"), **(SHORT | {"process_memory": 600 * 2**20}))
     with Runtime.open(chosen) as runtime:
@@ -336,6 +337,7 @@ def test_a_chunk_that_does_not_end_is_killed_by_a_cancel(bench: Bench, busy: byt
 # --- leases and housekeeping ---
 
 
+@pytest.mark.slow
 def test_a_lease_is_kept_for_as_long_as_its_job_runs(bench: Bench, busy: bytes, second: float) -> None:
     job_id = bench.submit(bench.register("busy", busy), rows_of(*[second / 5] * 24))
     with bench.worker(chunk_records=1, lease=2.0, heartbeat=0.2):
