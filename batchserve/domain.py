@@ -22,6 +22,18 @@ Content = bytes
 """The bytes of a small object."""
 
 
+class AdmissionStep(StrEnum):
+    """What is done with a model that is to be admitted, in this order."""
+
+    CHECK = "check"
+    """Its graph is read, checked and mended."""
+    RUN = "run"
+    """It is run on a few records, which shows its signature; once more where that fails on one kind of processor."""
+    MEASURE = "measure"
+    """Its batch size, threads and speed."""
+    STORE = "store"
+
+
 class JobState(StrEnum):
     """State of a job; each is a promise to its client. An end state is written together with its event (jobs.ends)."""
 

@@ -35,7 +35,7 @@ from sklearn.svm import SVC
 
 from batchserve import admission
 from batchserve.admission import Admitted, admit
-from batchserve.domain import Signature
+from batchserve.domain import AdmissionStep, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.inference.binding import bind
 from batchserve.inference.inputs import build_inputs
@@ -111,6 +111,16 @@ def test_a_zipmap_is_stripped_and_its_labels_are_kept() -> None:
     np.testing.assert_allclose(frame[:, 1:].to_numpy(), estimator.predict_proba(IRIS), atol=1e-5)
     assert admitted.metadata["producer"].startswith("skl2onnx")
     assert admitted.signature.mode == "rows"
+
+
+def test_each_step_is_told_as_it_begins() -> None:
+    steps: list[AdmissionStep] = []
+    admit(fitted(LogisticRegression(max_iter=500)), tell=steps.append)
+    assert steps == [AdmissionStep.CHECK, AdmissionStep.RUN, AdmissionStep.MEASURE]
+    steps.clear()
+    with pytest.raises(ModelRefused):
+        admit(b"no graph", tell=steps.append)
+    assert steps == [AdmissionStep.CHECK]
 
 
 def test_class_labels_come_from_the_classifier_when_there_is_no_zipmap() -> None:

@@ -374,6 +374,15 @@ def test_one_record_is_tried(browser: Browser, live: str, scripts: bool) -> None
         expect(page.get_by_role("alert")).to_contain_text("wide")
 
 
+WATCH_STEPS = """() => {
+    new MutationObserver((changes) => {
+        const now = changes.filter(({ target }) => target.hasAttribute("aria-current"));
+        for (const { target } of now) sessionStorage.entered = `${sessionStorage.entered || ""} ${target.dataset.step}`;
+    }).observe(document.querySelector("#admission"), { subtree: true, attributeFilter: ["aria-current"] });
+}"""
+"""Notes each step of an admission that the page enters, for the page that comes after it."""
+
+
 @pytest.mark.parametrize("scripts", [True, False], ids=["scripts", "no scripts"])
 def test_a_model_is_registered_with_its_admission_or_the_reason_against_it(
     browser: Browser, live: str, tmp_path: Path, scripts: bool
@@ -385,13 +394,19 @@ def test_a_model_is_registered_with_its_admission_or_the_reason_against_it(
         page.get_by_label("ONNX file").set_input_files(damaged)
         page.get_by_role("button", name="Register").click()
         expect(page.get_by_role("alert")).to_be_visible()
+        expect(page.locator("[aria-current=step], .done")).to_have_count(0)
         good = tmp_path / "colours.onnx"
         good.write_bytes(colours())
+        page.evaluate(WATCH_STEPS)
         page.get_by_label("Name").fill(name)
         page.get_by_label("ONNX file").set_input_files(good)
         page.get_by_role("button", name="Register").click()
         expect(page.get_by_role("heading", level=1)).to_have_text(f"{name}@1")
         expect(page.get_by_role("status")).to_contain_text("Version 1 is registered.")
+        entered = (page.evaluate("sessionStorage.entered") or "").split()
+        order = ["receive", "check", "run", "measure", "store"]
+        assert entered == [step for step in order if step in entered]
+        assert ("receive" in entered) == scripts
 
 
 # --- keys ------------------------------------------------------------------------------------------------------------

@@ -3,8 +3,10 @@
 import io
 import re
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import httpx2
 import numpy as np
@@ -20,6 +22,7 @@ from sklearn.linear_model import LogisticRegression
 from batchserve import keys
 from batchserve.access import Scope
 from batchserve.conversion import convert
+from batchserve.domain import AdmissionStep
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
@@ -137,6 +140,21 @@ def test_a_file_is_registered_and_shows_what_admission_found(own_api: Api, iris_
     assert own_api.http.get("/v1/models/flowers").json()["version"] == 1
     again = sent(own_api, iris_onnx.read_bytes(), "flowers")
     assert "These bytes were registered before: they are version 1." in again.text
+
+
+def test_the_step_of_a_registration_is_told_while_it_lasts(own_api: Api, iris_onnx: Path) -> None:
+    progress, told = f"/models/admissions/{uuid4()}", []
+    with ThreadPoolExecutor(1) as pool:
+        params = {"token": "", "admission": progress.rpartition("/")[2]}
+        registered = pool.submit(sent, own_api, iris_onnx.read_bytes(), "flowers", params=params)
+        while not registered.done():
+            if (step := own_api.http.get(progress).json()["step"]) not in told:
+                told.append(step)
+    assert registered.result().status_code == 200
+    assert [step for step in told if step] == [step for step in AdmissionStep if step in told]
+    assert AdmissionStep.MEASURE in told
+    assert own_api.http.get(progress).json() == {"step": None}
+    assert own_api.http.get("/models/admissions/no-id").status_code == 404
 
 
 def test_without_a_name_a_model_is_called_like_its_file(own_api: Api, iris_onnx: Path) -> None:

@@ -5,7 +5,7 @@ All runs here are of a few records; the caller bounds time and memory from outsi
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from itertools import product
 from math import inf, prod
@@ -35,7 +35,7 @@ from batchserve.admission.providers import with_parity
 from batchserve.admission.record_axes import RecordAxis, find_record_axes, put_records_first
 from batchserve.admission.run_sizes import with_multiple
 from batchserve.admission.tuning import tune, tune_kernel
-from batchserve.domain import Column, ColumnType, DType, InputTensor, OutputTensor, Signature
+from batchserve.domain import AdmissionStep, Column, ColumnType, DType, InputTensor, OutputTensor, Signature
 from batchserve.errors import ModelRefused, OutOfMemory, ScoringFailed
 from batchserve.formats.schema import polars_type
 from batchserve.inference.images import sample_image
@@ -43,7 +43,10 @@ from batchserve.inference.kernels import Session
 from batchserve.inference.outputs import ResultSchema, column_names
 from batchserve.inference.session import open_session
 
-__all__ = ["describe"]
+__all__ = ["Tell", "describe"]
+
+Tell = Callable[[AdmissionStep], None]
+"""Is called as a step of an admission begins."""
 
 DTYPES: dict[int, DType] = {
     TensorProto.FLOAT16: "float16",
@@ -80,7 +83,13 @@ _METADATA: dict[str, type[list[Any]] | type[dict[str, Any]] | type[str] | type[b
 
 
 def describe(
-    model: ModelProto, labels: Mapping[str, tuple[str, ...]], notes: list[str], *, tuned: bool, provider: str
+    model: ModelProto,
+    labels: Mapping[str, tuple[str, ...]],
+    notes: list[str],
+    tell: Tell,
+    *,
+    tuned: bool,
+    provider: str,
 ) -> tuple[bytes, Signature]:
     """The model's bytes, its outputs mended where they do not lie record by record, and its signature, by runs on an
     execution provider.
@@ -104,9 +113,7 @@ def describe(
     if gives_parts(session, model, feed, batching):
         batching = find_batching(session, feed, inputs, most=1)
         notes.append("The graph gives several rows for some records, so they are scored one at a time.")
-    if batching.shortage is not None:
-        few = f"Records are scored one at a time: with two or three in a run {batching.shortage.detail}."
-        notes.append(few + known_need(model))
+    notes.extend(_shortage(batching, model))
     groups = sequence_parts(model, batching)
     sizes = probe_sizes(session, model, feed, inputs, batching)
     changed, mended_groups = mend_outputs(model, inputs, batching, sizes, moved=bool(moved))
@@ -132,12 +139,28 @@ def describe(
     signature = with_parity(signature, session, content, feed)
     if not tuned:
         return content, signature
-    signature = tune(signature, content, session, feed, perf_counter() - started)
+    tell(AdmissionStep.MEASURE)
+    return content, _measured(signature, model, content, session, feed, perf_counter() - started)
+
+
+def _shortage(batching: Batching, model: ModelProto) -> list[str]:
+    """A note about memory, if only one record at a time has enough."""
+    if batching.shortage is None:
+        return []
+    few = f"Records are scored one at a time: with two or three in a run {batching.shortage.detail}."
+    return [few + known_need(model)]
+
+
+def _measured(
+    signature: Signature, model: ModelProto, content: bytes, session: Session, feed: Feed, seconds: float
+) -> Signature:
+    """With what makes it fast. `seconds`: how long admission has taken."""
+    signature = tune(signature, content, session, feed, seconds)
     signature = tune_kernel(signature, model, content, feed)
     session = open_session(content, signature.threads, signature.kernel, signature.provider)
     signature = with_multiple(signature, model, session, feed)
     session.close()
-    return content, signature
+    return signature
 
 
 def _serialize(model: ModelProto) -> bytes:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path as FilePath
 from typing import Annotated, Any, NamedTuple
 
 import orjson
@@ -100,10 +101,16 @@ async def register_model(
 
 
 async def admit_version(
-    name: str, body: Body, blocks: AsyncGenerator[bytes], request: Request, service: Service, caller: Caller
+    name: str,
+    body: Body,
+    blocks: AsyncGenerator[bytes],
+    request: Request,
+    service: Service,
+    caller: Caller,
+    steps: FilePath | None = None,
 ) -> tuple[ModelVersion, bool]:
-    """The version that these `blocks` of a body are, and whether it is new. Raises InvalidOptions for a name that a
-    model cannot have, and ModelRefused."""
+    """The version that these `blocks` of a body are, and whether it is new. `steps`: see `admit_model`. Raises
+    InvalidOptions for a name that a model cannot have, and ModelRefused."""
     require_name(name)
     runtime = service.runtime
     require_space(runtime)
@@ -122,7 +129,7 @@ async def admit_version(
         )
         if known is not None and await run_in_threadpool(has_artifact, service.runtime.storage, stored.sha256):
             return known, False
-        signature, metadata, mended = await _admit(service, caller, key)
+        signature, metadata, mended = await _admit(service, caller, key, steps)
         model = await run_in_threadpool(
             _register, request, service, name, stored.sha256, stored.bytes, signature, metadata, mended
         )
@@ -359,13 +366,15 @@ def _size(task: online.OnlineTask) -> int:
     return max(len(task.body), int(GROUP_BYTES * seconds / _GROUP_SECONDS))
 
 
-async def _admit(service: Service, caller: Caller, key: str) -> tuple[Signature, dict[str, str], str]:
+async def _admit(
+    service: Service, caller: Caller, key: str, steps: FilePath | None
+) -> tuple[Signature, dict[str, str], str]:
     settings = service.runtime.settings
     try:
         with service.calls.place(caller.tenant, Lane.LONG) as place:
             async with service.calls.long_turn(place, settings.online_wait):
                 seconds = settings.admission_timeout
-                return await service.calls.run(place, admit_model, settings.storage, key, seconds=seconds)
+                return await service.calls.run(place, admit_model, settings.storage, key, steps, seconds=seconds)
     except ScoringFailed as error:
         raise ModelRefused(f"the model failed its first run: {error.detail}") from error
 

@@ -1,18 +1,25 @@
 """An uploaded artifact is admitted in a limited process."""
 
-from batchserve.domain import Signature
+from pathlib import Path
+
+from batchserve.domain import AdmissionStep, Signature
 from batchserve.inference.session import trim_heap
 from batchserve.scoring.inputs import storage_at
 
 
-def admit_model(storage: str, key: str) -> tuple[Signature, dict[str, str], str]:
+def admit_model(storage: str, key: str, steps: Path | None = None) -> tuple[Signature, dict[str, str], str]:
     """Admits an uploaded artifact and stores the repaired graph under `key` + `.onnx`; returns its signature, metadata
-    and digest."""
+    and digest. `steps`: a file of this host that has the step that is under way."""
     from batchserve.admission import admit  # imports onnx, which no other call needs
+
+    def tell(step: AdmissionStep) -> None:
+        if steps is not None:
+            steps.write_text(step)
 
     store = storage_at(storage)
     with store.open(key) as source:
-        admitted = admit(source.read())
+        admitted = admit(source.read(), tell=tell)
+    tell(AdmissionStep.STORE)
     mended = f"{key}.onnx"
     with store.create(mended) as writer:
         writer.write(admitted.model)

@@ -18,6 +18,7 @@ from batchserve.api.schemas.models import model_body
 from batchserve.domain import ModelVersion
 from batchserve.errors import BadRequest, BatchserveError
 from batchserve.service import Service
+from batchserve.web.admissions import followed
 from batchserve.web.forms import read_fields
 from batchserve.web.pages import page, see
 from batchserve.web.versions import differences, domain_text, parity_of
@@ -52,7 +53,8 @@ async def _list_page(request: Request, status: int = 200, name: str = "", proble
 
 async def register(request: Request) -> Response:
     """Admits a file as `PUT /v1/models/{name}` does, and shows its version; a refusal is shown with the form."""
-    await require_admin(caller_of(request))
+    caller = caller_of(request)
+    await require_admin(caller)
     service, name = service_of(request), ""
     media_type = request.headers.get("content-type")
     if not is_form(media_type):
@@ -65,7 +67,8 @@ async def register(request: Request) -> Response:
             file = only_file(form, "a model, with its external data, comes as one zip")
             name = name or PurePath(file.name).stem
             blocks = body.decoded(form.blocks(file))
-            model, is_new = await admit_version(name, body, blocks, request, service, caller_of(request))
+            with followed(request, caller) as steps:
+                model, is_new = await admit_version(name, body, blocks, request, service, caller, steps)
     except BatchserveError as refused:
         return await _list_page(request, refused.status, name, refused.detail)
     state = "new" if is_new else "known"

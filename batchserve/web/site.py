@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from batchserve.api import problems
 from batchserve.api.head import first_part
 from batchserve.errors import BatchserveError, Unauthorized
-from batchserve.web import fit, home, job, jobs, models, quotas, schedules, session, system, trial, webhooks
+from batchserve.web import admissions, fit, home, job, jobs, models, quotas, schedules, session, system, trial, webhooks
 from batchserve.web.pages import page
 
 __all__ = ["POLICIES", "ROUTES", "WebMiddleware", "is_page"]
@@ -31,6 +31,7 @@ ROUTES: list[BaseRoute] = [
     *jobs.ROUTES,
     *job.ROUTES,
     *fit.ROUTES,
+    *admissions.ROUTES,
     *models.ROUTES,
     *trial.ROUTES,
     *schedules.ROUTES,
@@ -69,6 +70,7 @@ class Site:
 
     def __init__(self, state: State) -> None:
         self.state = state
+        self.admissions: admissions.UnderWay = {}
         self.router = Router(ROUTES, redirect_slashes=False)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -94,6 +94,45 @@ async function droppedFiles(transfer) {
   return files;
 }
 
+// The steps of a registration, in a list that marks those that are done and the one that is under way.
+function stepsOf(list, tell) {
+  const bytes = crypto.getRandomValues(new Uint8Array(16)); // randomUUID is for https alone
+  const id = Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  let asking = false;
+  let current = "";
+  const enter = (name) => {
+    if (name === current) return;
+    current = name;
+    const steps = Array.from(list.children);
+    const now = steps.findIndex((step) => step.dataset.step === name);
+    for (const [place, step] of steps.entries()) {
+      step.classList.toggle("done", place < now);
+      if (place === now) step.setAttribute("aria-current", "step");
+      else step.removeAttribute("aria-current");
+    }
+    if (now >= 0) tell(steps[now].textContent);
+  };
+  const ask = async () => {
+    const answer = await fetch(`/models/admissions/${id}`).catch(() => null);
+    const found = answer?.ok ? await answer.json() : {};
+    if (!asking) return;
+    if (found.step) enter(found.step);
+    setTimeout(ask, 200);
+  };
+  return {
+    id,
+    begin() {
+      enter("receive");
+      asking = true;
+      ask();
+    },
+    end() {
+      asking = false;
+      enter("");
+    },
+  };
+}
+
 function send(form, given) {
   if (form.getAttribute("aria-busy")) return;
   const files = given.length > 1 ? given.filter(([path]) => !path.split("/").pop().startsWith(".")) : given;
@@ -104,7 +143,10 @@ function send(form, given) {
   told.setAttribute("role", "status");
   sending.append(told);
   form.append(sending);
+  const list = document.querySelector(form.dataset.steps || "none");
+  const steps = list && stepsOf(list, (step) => (told.textContent = step));
   const fail = (reason) => {
+    steps?.end();
     bar.remove();
     cancel.remove();
     form.removeAttribute("aria-busy");
@@ -126,7 +168,7 @@ function send(form, given) {
   for (const field of form.querySelectorAll("input:not([type=file])")) data.append(field.name, field.value);
   for (const [path, file] of files) data.append("file", file, path);
   const request = new XMLHttpRequest();
-  request.open("POST", form.getAttribute("action"));
+  request.open("POST", form.getAttribute("action") + (steps ? `&admission=${steps.id}` : ""));
   request.setRequestHeader("HX-Request", "true");
   request.upload.addEventListener("progress", (event) => {
     if (!event.lengthComputable) return;
@@ -136,7 +178,8 @@ function send(form, given) {
   });
   request.upload.addEventListener("load", () => {
     bar.removeAttribute("value");
-    told.textContent = form.dataset.afterwards || "Received, and being stored.";
+    told.textContent = "Received, and being stored.";
+    steps?.begin();
   });
   request.addEventListener("load", () => {
     const address = request.getResponseHeader("HX-Redirect");
