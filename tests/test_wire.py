@@ -320,8 +320,8 @@ def test_requests_whose_answers_are_not_read_take_no_memory(impatient: Service) 
             most = max(most, impatient.memory())
         assert httpx2.get(f"{impatient.url}/livez", timeout=10).is_success
         assert most - before < 96 * MIB
-        # Also while their clients are still connected; but a quiet event stream has no unread bytes.
-        until(lambda: impatient.files() <= files + 20)  # some of them of the database
+        # Also while their clients are still connected; but 8 event streams are quiet, and have no unread bytes.
+        until(lambda: impatient.files() <= files + 8)
 
 
 def test_a_refused_request_is_answered_after_those_before_it(service: Service) -> None:
@@ -367,14 +367,13 @@ def test_unread_responses_are_bounded_in_total_and_their_memory_is_freed(tmp_pat
         assert service.files() > files
         silent.close()
         until(lambda: service.files() <= files)
-        until(lambda: service.memory() - before < 128 * MIB)
+        until(lambda: service.memory() - before < 160 * MIB)  # glibc keeps 3 for each of 40 threads
 
 
 @pytest.mark.slow
 def test_a_response_is_no_longer_produced_when_its_client_has_disconnected(impatient: Service) -> None:
     """Also when the client has sent another request before it disconnected."""
     job = upload(impatient, 100)
-    assert httpx2.get(f"{impatient.url}/v1/jobs").is_success  # read by a thread, whose connection stays open
     files = impatient.files()
     with connect(impatient) as connection:
         connection.sendall(b"GET /v1/jobs/%s/events HTTP/1.1\r\n" % job.encode() + HOST + b"\r\n" + GET + b"\r\n")
