@@ -27,7 +27,7 @@ demo: $(VENV)/.demo ## Score real data through a real server, end to end; OPEN=1
 SIDE_BY_SIDE := --numprocesses 2
 # Together they occupy the cores: further threads of BLAS and OpenMP would spend most of their time in waiting for each
 # other, which they do busily.
-test test-slow test-postgres test-browser: export OMP_NUM_THREADS := 1
+test test-slow test-postgres test-s3 test-browser test-orchestrators: export OMP_NUM_THREADS := 1
 
 test: $(VENV)/.dev ## Run the tests, without the slow ones
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile
@@ -43,7 +43,7 @@ test-postgres: $(VENV)/.dev ## Run the suites of databases and services on Postg
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile --on-postgres $(ON_POSTGRES)
 
 test-s3: $(VENV)/.dev ## Run the tests of storages and jobs on S3; starts its own server
-	@$(BIN)/python -m pytest -m 's3 and not faults and not postgres' -rs
+	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) --dist loadfile -m 's3 and not faults and not postgres' -rs
 
 test-browser: $(VENV)/.dev ## Run the tests of the pages in Chromium, which must be installed
 	@$(BIN)/python -m pytest $(SIDE_BY_SIDE) -m browser -rs
