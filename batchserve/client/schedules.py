@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 from batchserve.client.data import bytes_content
 from batchserve.client.transport import Request, Transport, each_now, now, query
+from batchserve.client.views import View
 
 __all__ = ["AsyncSchedule", "AsyncSchedules", "Schedule", "ScheduleOptions", "ScheduleView", "Schedules"]
 
@@ -26,23 +27,11 @@ class ScheduleOptions(TypedDict, total=False):
     overlap: str
 
 
-class ScheduleView:
+class ScheduleView(View):
     """A schedule as of the last response."""
-
-    def __init__(self, data: Mapping[str, Any]) -> None:
-        self._data = dict(data)
-
-    @property
-    def data(self) -> dict[str, Any]:
-        """The whole description."""
-        return self._data
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.name!r}, cron={self.cron!r}, time_zone={self.time_zone!r})"
-
-    @property
-    def id(self) -> str:
-        return str(self.data["id"])
 
     @property
     def name(self) -> str:

@@ -11,8 +11,8 @@ J = TypeVar("J", bound="JobView")
 FINISHED = frozenset({"completed", "failed", "cancelled", "expired"})
 
 
-class JobView:
-    """A job as of the last response."""
+class View:
+    """Something on the server, as of the last response."""
 
     def __init__(self, data: Mapping[str, Any]) -> None:
         self._data = dict(data)
@@ -21,6 +21,14 @@ class JobView:
     def data(self) -> dict[str, Any]:
         """The whole description."""
         return self._data
+
+    @property
+    def id(self) -> str:
+        return str(self.data["id"])
+
+
+class JobView(View):
+    """A job as of the last response."""
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.id!r}, state={self.state!r}, progress={self.progress:.0%})"
@@ -31,10 +39,6 @@ class JobView:
         reason = error.get("message") or error.get("detail")
         facts = {"state": self.state, "model": self.model, "progress": f"{self.progress:.0%}", "rows": counts or None}
         return facts_html(f"Job {self.id}", facts | {"error": reason})
-
-    @property
-    def id(self) -> str:
-        return str(self.data["id"])
 
     @property
     def state(self) -> str:
