@@ -2,7 +2,7 @@
 queued job. Used by the API, by schedules, and by processes that write to the database themselves.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
@@ -177,6 +177,8 @@ def prepare(
     output = request.output
     target = None if output is None or output.url is None else _target(settings, tenant, output, output.url, now)
     table = None if output is None or output.table is None else _table(settings, tenant, output, output.table)
+    if request.format is None and target is not None:
+        request = request.model_copy(update={"format": _format_by(target)})
     submission = request.submission(tenant, job_id, inputs, model)
     archive = output is not None and output.archive
     chosen = replace(
@@ -190,7 +192,7 @@ def prepare(
     if table is not None:
         chosen = replace(chosen, format=_format_for(table, request.format))
     if archive:
-        _require_own_names(inputs)
+        _by_result([one.stem for one in inputs], inputs)
     if target is not None:
         _require_writable(target, settings.outputs_of(tenant), inputs, chosen.format)
     if request.input_file and sample is not None:
@@ -275,12 +277,14 @@ def _require_one_format(found: Sequence[Found], format: str) -> None:
             )
 
 
-def _require_own_names(inputs: Sequence[StoredInput]) -> None:
+def _by_result(results: Iterable[str], inputs: Sequence[StoredInput]) -> dict[str, StoredInput]:
+    """The inputs by the names of their results. Raises InvalidLocation for two with one name."""
     named: dict[str, StoredInput] = {}
-    for one in inputs:
-        if one.stem in named:
-            raise InvalidLocation(f"{named[one.stem].key} and {one.key} would both have the result {one.stem!r}")
-        named[one.stem] = one
+    for result, one in zip(results, inputs, strict=False):
+        if result in named:
+            raise InvalidLocation(f"{named[result].key} and {one.key} would both have the result {result}")
+        named[result] = one
+    return named
 
 
 def _target(settings: Settings, tenant: str, output: OutputLocation, address: str, now: float) -> Target:
@@ -297,6 +301,14 @@ def _target(settings: Settings, tenant: str, output: OutputLocation, address: st
     return Target(url, root, output.overwrite, output.partition_by)
 
 
+def _format_by(target: Target) -> str | None:
+    """The format that the address of a result says."""
+    if target.partition_by is not None:
+        return "parquet"
+    own = format_of_name(target.url)
+    return own if own in RESULT_FORMATS else None
+
+
 def _require_writable(target: Target, allowed: Sequence[str], inputs: Sequence[StoredInput], format: str) -> None:
     """Raises InvalidLocation for results of one name, TargetExists for those that are there."""
     if target.partition_by is not None:
@@ -305,12 +317,9 @@ def _require_writable(target: Target, allowed: Sequence[str], inputs: Sequence[S
         if any_within(target.url):
             raise TargetExists(f"{target.url} has objects already: name an empty folder")
         return
-    named: dict[str, StoredInput] = {}
-    for url, one in zip(target.urls(inputs), inputs, strict=False):
-        if url in named:
-            raise InvalidLocation(f"{named[url].key} and {one.key} would both have the result {url}")
+    named = _by_result(target.urls(inputs), inputs)
+    for url in named:
         root_of(url, allowed)  # whatever the name of the input
-        named[url] = one
     own = format_of_name(target.url)
     if own is not None and own != format:
         raise InvalidLocation(

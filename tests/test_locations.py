@@ -526,10 +526,28 @@ def test_inputs_with_results_of_their_own_may_pass_other_columns_through(api: Ap
         columns = flowers(3).with_columns(pl.lit(name).alias(f"only_{name}"))
         (lake / "in" / f"{name}.csv").write_bytes(columns.write_csv().encode())
     completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))
+    packed = api.result(completed(api, asked(lake, output={"archive": True}))).content
     for name, other in (("a", "b"), ("b", "a")):
-        rows = rows_of((lake / "out" / f"{name}.csv").read_bytes(), "csv")
+        content = (lake / "out" / f"{name}.csv").read_bytes()
+        rows = rows_of(content, "csv")
         assert [row[f"only_{name}"] for row in rows] == [name] * 3
         assert f"only_{other}" not in rows[0]
+        with zipfile.ZipFile(io.BytesIO(packed)) as archive:
+            assert archive.read(f"{name}.csv") == content
+
+
+def test_the_address_of_a_result_says_its_format(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 3, "b.csv": 4}, "csv")
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/all.parquet"}))
+    assert pl.read_parquet(lake / "out" / "all.parquet").height == 7
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.jsonl"}))
+    assert pl.read_ndjson(lake / "out" / "b.jsonl").height == 4
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/rows/", "partition_by": "prediction"}))
+    assert pl.read_parquet(lake / "out" / "rows" / "**" / "*.parquet", hive_partitioning=True).height == 7
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.scores"}))
+    assert (lake / "out" / "a.scores").read_bytes().count(b"\n") == 4
+    named = asked(lake, format="csv", output={"url": f"file://{lake}/out/more.parquet"})
+    assert "looks like parquet" in refused(api.http.post("/v1/jobs", json=named), 422, "invalid-location")
 
 
 def test_an_input_with_a_column_input_file_keeps_one_of_the_two(api: Api, lake: Path) -> None:

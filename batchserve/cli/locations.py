@@ -55,7 +55,9 @@ def create(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace results that exist.")] = False,
     archive: Annotated[bool, typer.Option("--archive", help="Keep one result for each input, in a ZIP.")] = False,
     input_file: InputFile = False,
-    format: Annotated[str | None, typer.Option(help="Format of the result. Default: the inputs'.")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="Format of the result. Default: by the suffix of --output, or the inputs'.")
+    ] = None,
     passthrough: Passthrough = None,
     key: Key = None,
     delimiter: Delimiter = None,
