@@ -34,6 +34,7 @@ from batchserve.client.options import JobOptions
 from batchserve.client.transport import BLOCK, Content, pause_before, seconds_to_wait
 from batchserve.conversion import convert
 from batchserve.errors import (
+    BadRequest,
     BatchserveError,
     DigestMismatch,
     IdempotencyInProgress,
@@ -162,6 +163,14 @@ def test_two_calls_have_two_keys() -> None:
         client.submit(b"a\n1\n", model="iris")
         client.submit(b"a\n1\n", model="iris")
     assert requests[0].headers["Idempotency-Key"] != requests[1].headers["Idempotency-Key"]
+
+
+@pytest.mark.parametrize("key", ["", "nächtlich", "a\nb", "a\0b", " padded ", "x" * 256])
+def test_a_key_that_no_header_can_have_is_refused_before_anything_is_sent(key: str) -> None:
+    handler, requests = in_turn(job_answer())
+    with client_of(handler) as client, pytest.raises(BadRequest, match="1 to 255 printable ASCII characters"):
+        client.submit(b"a\n1\n", model="iris", idempotency_key=key)
+    assert requests == []
 
 
 def test_a_call_may_bring_a_key_of_its_own() -> None:

@@ -284,7 +284,8 @@ class Core:
     ) -> AsyncJob:
         """Starts a prediction and returns its job at once. `data`: what `content_of` takes, or an uploaded job.
         `direct`: as of `upload`. `idempotency_key`: a call with the key of an earlier one returns its job; raises
-        IdempotencyMismatch if it had other data or options."""
+        IdempotencyMismatch if it had other data or options, and BadRequest for what is not 1 to 255 printable ASCII
+        characters."""
         params = {"model": model, **options}
         if direct and idempotency_key is not None:
             raise ValueError("a direct upload takes no idempotency_key: pass its job, which is queued once")

@@ -273,7 +273,8 @@ class Client:
     ) -> Job:
         """Starts a prediction and returns its job at once. `data`: what `predict` takes, or an uploaded job. `direct`:
         as of `upload`. `idempotency_key`: a call with the key of an earlier one returns its job; raises
-        IdempotencyMismatch if it had other data or options."""
+        IdempotencyMismatch if it had other data or options, and BadRequest for what is not 1 to 255 printable ASCII
+        characters."""
         return Job(
             now(
                 self._twin.submit(

@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import httpx2
 
 from batchserve.client.errors import ConnectionFailed, error_of, no_answer, refusal_of_store
-from batchserve.errors import BatchserveError, DigestMismatch, IdempotencyInProgress
+from batchserve.errors import BadRequest, BatchserveError, DigestMismatch, IdempotencyInProgress
 
 T = TypeVar("T")
 Calls = Sequence[Callable[[], Coroutine[Any, Any, None]]]
@@ -34,6 +34,8 @@ OnUpload = Callable[[int, int | None], None]
 BLOCK = 2**20
 _NEVER_RETRIED = frozenset({501, 505, 507})
 _LONGEST_PAUSE = 120.0
+_LONGEST_KEY = 255
+"""Characters of an Idempotency-Key, as the server has it."""
 _STORED = 60.0
 """Seconds that an object store may take after the last byte."""
 _FAREWELL = 2.0
@@ -268,6 +270,16 @@ async def _close(values: AsyncGenerator[Any]) -> None:
     await values.aclose()
 
 
+def _key_of(request: Request) -> str:
+    """Raises BadRequest for one that no header can have."""
+    key = request.idempotency_key
+    if key is None:
+        return str(uuid.uuid4())
+    if not 0 < len(key) <= _LONGEST_KEY or not (key.isascii() and key.isprintable()) or key != key.strip():
+        raise BadRequest(f"an idempotency_key has 1 to {_LONGEST_KEY} printable ASCII characters, got {key[:300]!r}")
+    return key
+
+
 class Transport:
     """Sends calls until they succeed, fail permanently, or have been tried `1 + max_retries` times."""
 
@@ -289,7 +301,7 @@ class Transport:
     async def send(self, request: Request) -> httpx2.Response:
         """The response with its body unread. Raises the BatchserveError that the server named, or ConnectionFailed."""
         # One key for all attempts: the server processes at most one.
-        key = {"Idempotency-Key": request.idempotency_key or str(uuid.uuid4())} if request.method == "POST" else {}
+        key = {"Idempotency-Key": _key_of(request)} if request.method == "POST" else {}
         return await self._tried(partial(self._request, request, key), request.content, self.url, error_of)
 
     async def put(self, url: str, content: Content, on_upload: OnUpload | None = None) -> None:
