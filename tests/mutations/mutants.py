@@ -1192,6 +1192,18 @@ MUTANTS = (
         "if not target.overwrite and exists(url):", "if False:", ("tests/test_locations.py",),
     ),
     Mutant(
+        "no two inputs of a job have one result", "batchserve/intake.py", "        if result in named:",
+        "        if False:", ("tests/test_locations.py",),
+    ),
+    Mutant(
+        "a call of the client has the key that it is given", "batchserve/client/transport.py", "    if key is None:",
+        "    if True:", ("tests/test_client.py",),
+    ),
+    Mutant(
+        "the address of a result says its format", "batchserve/intake.py",
+        "    if request.format is None and target is not None:", "    if False:", ("tests/test_locations.py",),
+    ),
+    Mutant(
         "all inputs are compared before anything is scored", "batchserve/worker/active_job.py",
         "None if self.is_compared else CompareTask", "None if True else CompareTask", ("tests/test_locations.py",),
     ),
