@@ -23,6 +23,7 @@ from batchserve import keys
 from batchserve.access import Scope
 from batchserve.conversion import convert
 from batchserve.domain import AdmissionStep
+from batchserve.web import admissions
 
 CSV = "sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n5.1,3.5,1.4,0.2\n"
 
@@ -155,6 +156,18 @@ def test_the_step_of_a_registration_is_told_while_it_lasts(own_api: Api, iris_on
     assert AdmissionStep.MEASURE in told
     assert own_api.http.get(progress).json() == {"step": None}
     assert own_api.http.get("/models/admissions/no-id").status_code == 404
+
+
+def test_a_registration_whose_steps_cannot_be_noted_is_admitted(
+    own_api: Api, iris_onnx: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(admissions, "TemporaryDirectory", lambda prefix: Path("/dev/null/none").touch())  # noqa: ARG005
+    params = {"token": "", "admission": str(uuid4())}
+    assert sent(own_api, iris_onnx.read_bytes(), "flowers", params=params).status_code == 200
+    monkeypatch.undo()
+    with ThreadPoolExecutor(2) as pool:  # of a page that sends its form twice
+        both = [pool.submit(sent, own_api, iris_onnx.read_bytes(), name, params=params) for name in ("a", "b")]
+        assert [answer.result().status_code for answer in both] == [200, 200]
 
 
 def test_without_a_name_a_model_is_called_like_its_file(own_api: Api, iris_onnx: Path) -> None:

@@ -1,5 +1,6 @@
 """An uploaded artifact is admitted in a limited process."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from batchserve.domain import AdmissionStep, Signature
@@ -14,7 +15,8 @@ def admit_model(storage: str, key: str, steps: Path | None = None) -> tuple[Sign
 
     def tell(step: AdmissionStep) -> None:
         if steps is not None:
-            steps.write_text(step)
+            with suppress(OSError):  # of no importance for the model
+                steps.write_text(step)
 
     store = storage_at(storage)
     with store.open(key) as source:

@@ -1,7 +1,7 @@
 """The steps of registrations that are under way here, for the page that waits for one."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from uuid import UUID
@@ -27,18 +27,16 @@ def _under_way(request: Request) -> UnderWay:
 
 @contextmanager
 def followed(request: Request, caller: Caller) -> Iterator[Path | None]:
-    """A file for the steps of a registration, while it lasts; None for a page that does not ask for them."""
-    try:
-        key = caller.tenant, UUID(request.query_params.get("admission", ""))
-    except ValueError:
-        yield None
-        return
-    with TemporaryDirectory(prefix="batchserve-admission-") as folder:
-        _under_way(request)[key] = Path(folder) / "step"
-        try:
-            yield Path(folder) / "step"
-        finally:
-            del _under_way(request)[key]
+    """A file for the steps of a registration, while it lasts; None for a page that does not ask for them, and where no
+    file can be made."""
+    with ExitStack() as stack:
+        file = None
+        with suppress(ValueError, OSError):
+            key = caller.tenant, UUID(request.query_params.get("admission", ""))
+            file = Path(stack.enter_context(TemporaryDirectory(prefix="batchserve-admission-"))) / "step"
+            _under_way(request)[key] = file
+            stack.callback(_under_way(request).pop, key, None)  # a page may have sent its ID twice
+        yield file
 
 
 async def show(request: Request) -> JSONResponse:
