@@ -578,7 +578,7 @@ def test_the_pages_run_pause_resume_and_delete(site: Site) -> None:
 
 def test_an_empty_list_says_how_a_schedule_is_created(own_api: Api) -> None:
     page = shown(own_api, "/schedules")
-    assert "There is no schedule yet." in page
+    assert "There are no schedules yet." in page
     assert "batchserve schedules create" in page
 
 

@@ -44,7 +44,7 @@ def test_the_system_page_shows_health_queue_and_settings(own_api: Api, iris_onnx
     assert "longest wait of default" in text
     assert "BATCHSERVE_CHUNK_TIMEOUT" in text
     assert '<td class="value">600.0</td>' in text
-    assert "No job runs." in text
+    assert "No job is running." in text
 
 
 def test_a_running_job_is_shown_with_its_worker(tmp_path: Path, iris_onnx: Path) -> None:

@@ -25,7 +25,7 @@ def create(own_api: Api, **fields: object) -> str:
 
 
 def test_a_webhook_is_created_and_its_secret_shown_once(own_api: Api) -> None:
-    assert "There is no webhook yet." in own_api.http.get("/webhooks").text
+    assert "There are no webhooks yet." in own_api.http.get("/webhooks").text
     answer = own_api.http.post("/webhooks", data={"url": URL, "event": ["job.failed", "batch.*"], "description": "<b>"})
     secret = re.search(r"<pre>(whsec_\S+)</pre>", answer.text)
     assert secret is not None
@@ -40,10 +40,10 @@ def test_a_webhook_is_tried_disabled_changed_and_deleted(own_api: Api) -> None:
     path = create(own_api)
     tried = own_api.http.post(f"{path}/test")
     assert "webhook.test" in words(tried.text)
-    assert "There was none yet." in tried.text
+    assert "None yet." in tried.text
     assert '"type": "webhook.test"' in unescape(tried.text)
     assert "webhook.test" in own_api.http.get(path).text
-    assert "Nothing was sent." in own_api.http.get(f"{path}?state=delivered").text
+    assert "Nothing has been sent." in own_api.http.get(f"{path}?state=delivered").text
     own_api.http.post(path, data={"url": f"{URL}/other", "event": "job.failed", "description": "night"})
     text = words(own_api.http.get(path).text)
     assert f"address {URL}/other events job.failed state enabled description night" in text
