@@ -67,7 +67,12 @@ def _shown(url: str, folder: Path) -> dict[str, str]:
         "models": "/models",
         "model": "/models/iris",
         "try": f"/models/iris/try?version=1&{TRIED}",
+        "schedule": f"/schedules/{exhibits.schedule.id}",
         "system": "/system",
+        "webhooks": "/webhooks",
+        "keys": "/keys",
+        "audit": "/system/audit",
+        "quotas": "/system/quotas",
     }
 
 
