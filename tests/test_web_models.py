@@ -44,8 +44,8 @@ def versions(tmp_path_factory: pytest.TempPathFactory, iris: pd.DataFrame) -> It
     classes = np.where(iris.iloc[:, 2] > 2.5, "long", "short")
     three = np.where(iris.iloc[:, 2] > 5, "huge", classes)
     with running(tmp_path_factory.mktemp("versions"), worker=False) as api:
-        for frame, labels, steps in ((narrow, classes, 100), (wide, three, 100), (wide, three, 200)):
-            api.register("size", convert(LogisticRegression(max_iter=steps, C=steps).fit(frame, labels), frame).onnx)
+        for frame, labels, c in ((narrow, classes, 100), (wide, three, 100), (wide, three, 200)):
+            api.register("size", convert(LogisticRegression(max_iter=10_000, C=c).fit(frame, labels), frame).onnx)
         yield api
 
 
