@@ -78,6 +78,13 @@ def _pairs(texts: list[str]) -> dict[str, str]:
     return pairs
 
 
+Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model to score with.")]
+Passthrough = Annotated[
+    str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
+]
+Key = Annotated[
+    str | None, typer.Option(metavar="COLUMN", help="The column that identifies a record in the errors list.")
+]
 Columns = Annotated[
     Any,
     typer.Option(
@@ -89,7 +96,7 @@ Columns = Annotated[
 
 
 def predict(
-    model: Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model to score with.")],
+    model: Model,
     files: Annotated[
         list[str] | None,
         typer.Argument(metavar="FILE...|-", help="A file, images, or files and folders of tables; - reads stdin."),
@@ -107,9 +114,7 @@ def predict(
     ] = None,
     timeout: Timeout = None,
     columns: Columns = None,
-    passthrough: Annotated[
-        str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
-    ] = None,
+    passthrough: Passthrough = None,
     delimiter: Delimiter = None,
     decimal: Decimal = None,
     encoding: Encoding = None,
@@ -118,9 +123,7 @@ def predict(
     inputs: Annotated[
         Any, typer.Option(parser=_values, metavar="JSON", help="Values of model inputs that all records share.")
     ] = None,
-    key: Annotated[
-        str | None, typer.Option(metavar="COLUMN", help="The column that identifies a record in the errors list.")
-    ] = None,
+    key: Key = None,
     on_row_error: Annotated[
         OnRowError | None, typer.Option(help="Whether a record that cannot be scored fails the job.")
     ] = None,

@@ -6,14 +6,13 @@ import typer
 from rich.markup import escape
 
 from batchserve.cli.files import Decimal, Delimiter
-from batchserve.cli.jobs import Timeout, summary, wait_for
+from batchserve.cli.jobs import Key, Model, Passthrough, Timeout, summary, wait_for
 from batchserve.cli.terminal import AsJson, print_json, say
 from batchserve.client import Client
 
 Urls = Annotated[
     list[str] | None, typer.Argument(metavar="URL...", help="Addresses or patterns: file:///... or s3://...")
 ]
-Model = Annotated[str, typer.Option("--model", "-m", metavar="NAME[@VERSION]", help="The model to score with.")]
 Query = Annotated[
     str | None, typer.Option(metavar="SELECT", help="Score the rows of a query instead; with --connection.")
 ]
@@ -32,12 +31,6 @@ Mode = Annotated[
 ]
 InputFile = Annotated[
     bool, typer.Option("--input-file", help="Add a column with the address of the input of each record.")
-]
-Passthrough = Annotated[
-    str | None, typer.Option(metavar="unused|all|none|A,B", help="Input columns that are copied to the result.")
-]
-Key = Annotated[
-    str | None, typer.Option(metavar="COLUMN", help="The column that identifies a record in the errors list.")
 ]
 IdempotencyKey = Annotated[
     str | None, typer.Option(metavar="KEY", help="A command with the key of an earlier one continues with its job.")
