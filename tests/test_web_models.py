@@ -143,11 +143,18 @@ def test_a_file_is_registered_and_shows_what_admission_found(own_api: Api, iris_
     assert "These bytes were registered before: they are version 1." in again.text
 
 
-def test_the_step_of_a_registration_is_told_while_it_lasts(own_api: Api, iris_onnx: Path) -> None:
+def test_the_step_of_a_registration_is_told_while_it_lasts(own_api: Api) -> None:
+    # A run takes some 20 ms, so that its speed is measured for a second: no poll falls beside that step.
+    slow = model_of(
+        "g (float[N] x) => (float[N] y) {"
+        " shape = Constant<value = int64[2] {800, 800}>() some = ReduceMax<keepdims = 0>(x) nothing = Sub(some, some)"
+        " square = Expand(nothing, shape) product = MatMul(square, square) zero = ReduceMax<keepdims = 0>(product)"
+        " y = Add(x, zero) }"
+    )
     progress, told = f"/models/admissions/{uuid4()}", []
     with ThreadPoolExecutor(1) as pool:
         params = {"token": "", "admission": progress.rpartition("/")[2]}
-        registered = pool.submit(sent, own_api, iris_onnx.read_bytes(), "flowers", params=params)
+        registered = pool.submit(sent, own_api, slow, "slow", params=params)
         while not registered.done():
             if (step := own_api.http.get(progress).json()["step"]) not in told:
                 told.append(step)

@@ -16,7 +16,9 @@ def admit_model(storage: str, key: str, steps: Path | None = None) -> tuple[Sign
     def tell(step: AdmissionStep) -> None:
         if steps is not None:
             with suppress(OSError):  # of no importance for the model
-                steps.write_text(step)
+                begun = steps.with_suffix(".begun")
+                begun.write_text(step)
+                begun.replace(steps)  # a reader sees a whole step
 
     store = storage_at(storage)
     with store.open(key) as source:
