@@ -47,6 +47,24 @@ def test_the_system_page_shows_health_queue_and_settings(own_api: Api, iris_onnx
     assert "No job is running." in text
 
 
+@pytest.mark.parametrize(
+    ("address", "entry"),
+    [
+        ("/", "New job"),
+        ("/jobs", "Jobs"),
+        ("/schedules", "Schedules"),
+        ("/models", "Models"),
+        ("/system", "System"),
+        ("/system/quotas", "System"),
+        ("/webhooks", "System"),
+        ("/keys", "System"),
+    ],
+)
+def test_the_navigation_marks_the_entry_of_the_page(own_api: Api, address: str, entry: str) -> None:
+    signed_in(own_api, Scope.ADMIN, tenant="*")
+    assert re.findall(r'aria-current="page">([^<]+)<', own_api.http.get(address).text) == [entry]
+
+
 def test_a_running_job_is_shown_with_its_worker(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, processes=1) as own_api:
         own_api.register("iris", iris_onnx)
