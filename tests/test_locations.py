@@ -14,6 +14,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import onnx
 import orjson
 import polars as pl
 import pytest
@@ -558,6 +559,24 @@ def test_an_input_with_a_column_input_file_keeps_one_of_the_two(api: Api, lake: 
     assert "in/a.csv: the input has a column 'input_file', which input_file adds" in detail
     job = completed(api, asked(lake, input_file=True, passthrough="none"))
     assert rows_of(api.result(job).content, "csv")[0]["input_file"] == f"file://{lake}/in/a.csv"
+
+
+def test_arrays_have_the_address_of_their_input_and_cannot_bring_their_own(
+    api: Api, lake: Path, iris_onnx: Path
+) -> None:
+    [tensor] = [one.name for one in onnx.load(iris_onnx).graph.input]
+    values = np.ones((3, 4), np.float32)
+    for name, rows in (("a", 2), ("long-b", 1)):
+        np.savez(lake / "in" / f"{name}.npz", **{tensor: values[:rows]})
+    job = completed(api, asked(lake, input_file=True, format="npz"))
+    with np.load(io.BytesIO(api.result(job).content)) as result:
+        found = [f"file://{lake}/in/{name}.npz" for name in ("a", "a", "long-b")]
+        assert result["input_file"].tolist() == found
+    np.savez(lake / "in" / "a.npz", **{tensor: values, "input_file": np.zeros(3)})
+    answer = api.http.post(
+        "/v1/jobs", json=asked(lake, "a.npz", input_file=True, format="npz", passthrough="input_file")
+    )
+    assert "in/a.npz: the input has an array 'input_file'" in refused(answer, 422, "schema-mismatch")
 
 
 def test_deleting_and_expiring_a_job_leaves_what_its_owner_has(api: Api, lake: Path) -> None:

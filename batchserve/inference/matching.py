@@ -86,9 +86,8 @@ class Match:
         hold; SchemaMismatch for a passed column that it cannot hold, or that has the name of an added one."""
         columns = self.result().columns
         if self.options.input_file and INPUT_FILE in self.passed:
-            message = (
-                f"the input has a column {INPUT_FILE!r}, which input_file adds: leave input_file out, or rename it"
-            )
+            there = f"an array {INPUT_FILE!r}" if self.header.arrays else f"a column {INPUT_FILE!r}"
+            message = f"the input has {there}, which input_file adds: leave input_file out, or rename it"
             raise SchemaMismatch(message, errors=[{"column": INPUT_FILE, "message": message}])
         format = RESULT_FORMATS[self.options.format]
         if format.holds == "table":
