@@ -54,14 +54,11 @@ def measure(folder: Path, files: int, rows: int) -> Iterator[Measurement]:
 
 
 def _cut(whole: Path, folder: Path, rows: int) -> Path:
-    """The same rows in files of so many each."""
+    """The same rows in files of so many each, written as the whole is."""
     folder.mkdir()
     read = pl.read_parquet if whole.suffix == ".parquet" else pl.read_csv
-    frame = read(whole)
-    for number, start in enumerate(range(0, frame.height, rows)):
-        target = folder / f"{number:06}{whole.suffix}"
-        part = frame.slice(start, rows)
-        part.write_parquet(target) if whole.suffix == ".parquet" else part.write_csv(target)
+    for number, part in enumerate(read(whole).iter_slices(rows)):
+        data.WRITERS[whole.suffix](folder / f"{number:06}{whole.suffix}", iter([part]))
     return folder
 
 
