@@ -120,7 +120,7 @@ def _is_pattern(part: str) -> bool:
 
 def _literal(part: str) -> str:
     """A part without a pattern, as the name that it is."""
-    return re.sub(r"\[([*?[])\]", r"\1", part)
+    return re.sub(r"\[([*?[])\]", r"\1", part) if "[" in part else part
 
 
 @lru_cache(maxsize=4096)
