@@ -683,6 +683,32 @@ def test_an_upload_is_predicted_later(client: Client, iris_csv: Path) -> None:
     assert job.state == "completed"
 
 
+@pytest.mark.parametrize(
+    "id",
+    [
+        "../models/iris/versions/1",
+        "../../livez",
+        "..",
+        ".",
+        "",
+        "a b?x=1#f",
+        "%2e%2e/models/iris/versions/1",
+        "a/../b",
+        "ü",
+    ],
+)
+def test_whatever_is_given_as_an_id_leads_to_nothing_else(client: Client, id: str) -> None:
+    for call in (client.jobs.get, client.jobs.delete, client.schedules.get, client.schedules.delete):
+        with pytest.raises(BatchserveError) as refused:
+            call(id)
+        assert refused.value.code.endswith("not-found")
+    with pytest.raises(BatchserveError):
+        client.models.remove(f"gone@{id}")
+    with pytest.raises(BatchserveError):
+        client.webhooks.delete(id)
+    assert client.models.get("iris@1").version == 1
+
+
 def test_a_repeated_call_with_one_key_has_one_job(client: Client, iris_csv: Path) -> None:
     first, again = (client.submit(iris_csv, "iris", reuse=False, idempotency_key="night-7") for _ in range(2))
     assert first.id == again.id

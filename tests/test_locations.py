@@ -565,14 +565,14 @@ def test_arrays_have_the_address_of_their_input_and_cannot_bring_their_own(
     api: Api, lake: Path, iris_onnx: Path
 ) -> None:
     [tensor] = [one.name for one in onnx.load(iris_onnx).graph.input]
-    values = np.ones((3, 4), np.float32)
+    given: dict[str, Any] = {tensor: np.ones((3, 4), np.float32)}
     for name, rows in (("a", 2), ("long-b", 1)):
-        np.savez(lake / "in" / f"{name}.npz", **{tensor: values[:rows]})
+        np.savez(lake / "in" / f"{name}.npz", **{name: values[:rows] for name, values in given.items()})
     job = completed(api, asked(lake, input_file=True, format="npz"))
     with np.load(io.BytesIO(api.result(job).content)) as result:
         found = [f"file://{lake}/in/{name}.npz" for name in ("a", "a", "long-b")]
         assert result["input_file"].tolist() == found
-    np.savez(lake / "in" / "a.npz", **{tensor: values, "input_file": np.zeros(3)})
+    np.savez(lake / "in" / "a.npz", **given, input_file=np.zeros(3))
     answer = api.http.post(
         "/v1/jobs", json=asked(lake, "a.npz", input_file=True, format="npz", passthrough="input_file")
     )

@@ -405,7 +405,10 @@ def remove(
 
 
 def find(client: Client, reference: str) -> Job:
-    """The job of an id, or of the beginning of one. Raises JobNotFound, and BadParameter when several begin so."""
+    """The job of an id, or of the beginning of one. Raises JobNotFound, and BadParameter for no text, and when several
+    begin so."""
+    if not reference:
+        raise typer.BadParameter("expected the id of a job or its beginning, got an empty text", param_hint="JOB")
     if len(reference) >= ID_LENGTH:
         return client.jobs.get(reference)
     found = list(islice((job for job in client.jobs.list(q=reference) if job.id.startswith(reference)), 4))

@@ -12,7 +12,6 @@ from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
-from urllib.parse import quote
 
 from batchserve.client import elsewhere
 from batchserve.client.bars import Bars
@@ -33,7 +32,7 @@ from batchserve.client.options import (
 from batchserve.client.results import AsyncResult, beside
 from batchserve.client.schedules import AsyncSchedules
 from batchserve.client.tables import origins_of, table_of
-from batchserve.client.transport import OnUpload, Request, Transport, query
+from batchserve.client.transport import OnUpload, Request, Transport, query, segment
 from batchserve.client.uploads import parts_of, with_digest
 from batchserve.client.views import JobView, Model, Queued
 from batchserve.client.webhooks import AsyncWebhooks
@@ -69,7 +68,7 @@ class AsyncJob(JobView):
         self._transport = transport
 
     async def refresh(self) -> Self:
-        return await self._ask(Request(method="GET", path=f"/v1/jobs/{self.id}"))
+        return await self._ask(Request(method="GET", path=_job_path(self.id)))
 
     async def wait(
         self,
@@ -93,7 +92,7 @@ class AsyncJob(JobView):
             seconds = min(left, _PROGRESS if on_progress else _LONG_POLL)
             try:
                 await self._ask(
-                    Request(method="GET", path=f"/v1/jobs/{self.id}", params={"wait": seconds}, patience=seconds)
+                    Request(method="GET", path=_job_path(self.id), params={"wait": seconds}, patience=seconds)
                 )
                 heard = time.monotonic()
             except (ConnectionFailed, Unavailable):
@@ -107,17 +106,17 @@ class AsyncJob(JobView):
 
     async def cancel(self) -> Self:
         """Requests cancellation. Finished chunks stay; the state follows within seconds."""
-        return await self._ask(Request(method="POST", path=f"/v1/jobs/{self.id}/cancel"))
+        return await self._ask(Request(method="POST", path=f"{_job_path(self.id)}/cancel"))
 
     async def retry(self) -> Self:
         """Resumes the unfinished chunks of a failed or cancelled job."""
-        return await self._ask(Request(method="POST", path=f"/v1/jobs/{self.id}/retry"))
+        return await self._ask(Request(method="POST", path=f"{_job_path(self.id)}/retry"))
 
     async def retry_failed_rows(self) -> "AsyncJob":
         """A new job that scores the failed records of this completed one again; its result is the merged one."""
         request = Request(
             method="POST",
-            path=f"/v1/jobs/{self.id}/retry",
+            path=f"{_job_path(self.id)}/retry",
             content=bytes_content(b'{"rows":"failed"}', "application/json"),
         )
         return AsyncJob(self._transport, await self._transport.json(request))
@@ -135,12 +134,12 @@ class AsyncJob(JobView):
 
     async def delete(self) -> None:
         """Removes the job with its input and result."""
-        await self._transport.json(Request(method="DELETE", path=f"/v1/jobs/{self.id}"))
+        await self._transport.json(Request(method="DELETE", path=_job_path(self.id)))
 
     def _errors(self) -> Request:
         return Request(
             method="GET",
-            path=f"/v1/download/{self.id}/errors",
+            path=f"/v1/download/{segment(self.id)}/errors",
             params=query({"partial": None if self.state == "completed" else True}),
             headers={"Accept": "application/x-ndjson"},
         )
@@ -221,7 +220,7 @@ class AsyncModels:
     async def remove(self, name: str) -> None:
         """Removes the version `name@version`. Raises ModelInUse while an unfinished job needs it."""
         name, _, version = name.partition("@")
-        await self._transport.json(Request(method="DELETE", path=f"{_model_path(name)}/versions/{quote(version)}"))
+        await self._transport.json(Request(method="DELETE", path=f"{_model_path(name)}/versions/{segment(version)}"))
 
     async def predict(
         self, name: str, data: "Data", **options: Unpack[OnlineOptions]
@@ -294,7 +293,7 @@ class Core:
             data = await self._send_directly(data, of_upload, on_upload)
             params = {name: value for name, value in params.items() if name not in ReadOptions.__annotations__}
         if isinstance(data, JobView):
-            path = f"/v1/predict/{data.id}"
+            path = f"/v1/predict/{segment(data.id)}"
             request = Request(method="POST", path=path, params=query(params), idempotency_key=idempotency_key)
             return AsyncJob(self._transport, await self._transport.json(request))
         return await self._send("/v1/predict", data, params, on_upload, idempotency_key)
@@ -449,8 +448,12 @@ def _json_request(path: str, body: Any, params: Mapping[str, Any] | None = None,
     return Request(method="POST", path=path, params=params or {}, content=content, patience=patience)
 
 
+def _job_path(id: str) -> str:
+    return f"/v1/jobs/{segment(id)}"
+
+
 def _model_path(reference: str) -> str:
-    return f"/v1/models/{quote(reference, safe='@')}"
+    return f"/v1/models/{segment(reference, safe='@')}"
 
 
 async def _alike(data: Any, result: AsyncResult) -> Any:

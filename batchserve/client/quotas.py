@@ -3,10 +3,9 @@
 import builtins
 import json
 from typing import Any, TypedDict, Unpack
-from urllib.parse import quote
 
 from batchserve.client.data import bytes_content
-from batchserve.client.transport import Request, Transport, now, query
+from batchserve.client.transport import Request, Transport, now, query, segment
 
 __all__ = ["AsyncQuotas", "Limits", "Quotas"]
 
@@ -80,4 +79,4 @@ class Quotas:
 
 
 def _path(tenant: str) -> str:
-    return f"/v1/quotas/{quote(tenant, safe='')}"
+    return f"/v1/quotas/{segment(tenant)}"

@@ -11,7 +11,7 @@ from batchserve.client.extras import require_polars
 from batchserve.client.ipc import frames_of
 from batchserve.client.names import partial_name, placed, result_name, safe_name, stem_of
 from batchserve.client.notebook import facts_html
-from batchserve.client.transport import Request, Transport, query
+from batchserve.client.transport import Request, Transport, query, segment
 from batchserve.client.views import JobView
 from batchserve.client.writing import write_whole
 
@@ -35,7 +35,7 @@ class AsyncResult:
         """The bytes as they come, at most some MiB at a time."""
         params = {"format": format or self._format, "partial": True if self._partial else None}
         request = Request(
-            method="GET", path=f"/v1/download/{self._job.id}", params=query(params), headers={"Accept": "*/*"}
+            method="GET", path=f"/v1/download/{segment(self._job.id)}", params=query(params), headers={"Accept": "*/*"}
         )
         async for block in self._transport.download(request):
             yield block

@@ -4,10 +4,9 @@ import json
 from collections.abc import AsyncGenerator, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Self, TypedDict, Unpack
-from urllib.parse import quote
 
 from batchserve.client.data import bytes_content
-from batchserve.client.transport import Request, Transport, each_now, now, query
+from batchserve.client.transport import Request, Transport, each_now, now, query, segment
 from batchserve.client.views import View
 
 __all__ = ["AsyncSchedule", "AsyncSchedules", "Schedule", "ScheduleOptions", "ScheduleView", "Schedules"]
@@ -217,7 +216,7 @@ class Schedules:
 
 
 def _path(reference: str) -> str:
-    return f"/v1/schedules/{quote(reference, safe='')}"
+    return f"/v1/schedules/{segment(reference)}"
 
 
 def _request(method: str, path: str, body: Mapping[str, Any] | None = None, patience: float = 0.0) -> Request:

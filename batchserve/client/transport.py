@@ -19,7 +19,7 @@ from email.utils import parsedate_to_datetime
 from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx2
 
@@ -410,6 +410,11 @@ def _upload(request: Request, content: Content) -> Iterator[bytes]:
         done += len(block)
         if request.on_upload is not None:
             request.on_upload(done, content.length)
+
+
+def segment(text: str, safe: str = "") -> str:
+    """A text as one segment of a path, whatever it holds: no slash, query or `..` of it leads elsewhere."""
+    return quote(text, safe=safe) if text.strip(".") else text.replace(".", "%2E")
 
 
 def query(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,10 +5,9 @@ import json
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import quote
 
 from batchserve.client.data import bytes_content
-from batchserve.client.transport import Request, Transport, each_now, now, query
+from batchserve.client.transport import Request, Transport, each_now, now, query, segment
 
 __all__ = ["AsyncWebhooks", "Delivery", "Webhook", "Webhooks"]
 
@@ -196,4 +195,4 @@ class Webhooks:
 
 
 def _path(id: str) -> str:
-    return f"/{quote(id, safe='')}"
+    return f"/{segment(id)}"
