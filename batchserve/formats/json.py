@@ -298,7 +298,10 @@ def _check_tail(source: BinaryIO, closing: int, before: bytes) -> None:
         rest = loads(before + tail)
     except orjson.JSONDecodeError as error:
         raise InvalidInput(f"malformed JSON after the array, which ends at byte {closing}: {error.msg}") from None
-    if before == _WRAPPED and any(isinstance(value, dict | list) for key, value in rest.items() if key != "data"):
+    # The array stands for itself as an empty one, unless a second one follows under its name.
+    if before == _WRAPPED and (
+        rest["data"] != [] or any(isinstance(value, dict | list) for key, value in rest.items() if key != "data")
+    ):
         raise InvalidInput(f"after the array, which ends at byte {closing}, only numbers and texts may follow")
 
 
