@@ -544,6 +544,19 @@ def test_the_key_is_in_each_row_error(api: Api) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("given", "format"), quick_first([("csv", "csv"), ("jsonl", "csv"), ("jsonl", "jsonl"), ("parquet", "jsonl")], 2)
+)
+def test_a_key_that_the_model_takes_is_in_row_errors_as_in_the_result(api: Api, given: str, format: str) -> None:
+    """The model takes float32, which has neither 1.9 nor 16,777,217."""
+    table = pl.DataFrame({"age": [1.9, 16_777_217.0], "city": ["Bern", None], "visits": [1.0, 2.0]})
+    table = pl.concat([table, table.with_columns(city=None)], how="vertical_relaxed")
+    job = api.run(encoded(table, given), "people", key="age", format=format)
+    keys = decoded(api.result(job).content, format)["age"].cast(pl.String).to_list()
+    assert keys[:2] == keys[2:]
+    assert {entry["record"]: str(entry["key"]) for entry in api.errors(job)} == dict(enumerate(keys[1:], 1))
+
+
 def test_a_pass_through_column_with_the_name_of_an_output_is_renamed(api: Api) -> None:
     body = PEOPLE.replace("name", "prediction")
     table = decoded(api.result(api.run(body, "people")).content, "csv")

@@ -81,7 +81,7 @@ def score_rows(task: ChunkTask) -> Rows:
     content = format.write(result_of(format, scored, passed, match))
     errors = b""
     if scored.errors:
-        keys = together.keyed[task.options.key] if task.options.key is not None else None
+        keys = passed[task.options.key] if task.options.key is not None else None
         errors = error_lines(scored.errors, keys, chunk.first_record, together.place if task.first else None)
     facts = {"notes": list(match.notes), "model_seconds": scored.model_seconds}
     return Rows(content, errors, int(scored.failed.sum()), facts)

@@ -44,16 +44,11 @@ class Together:
     match: Match
     reading: Reading
     passed: Records
-    """Columns or arrays that pass through to the result."""
+    """Columns or arrays that pass through to the result; the key of a record, if one is wanted, is among them."""
     places: Sequence[tuple[str, int]]
     """Of the first record of each piece: its input, and its number in it."""
     starts: Sequence[int]
     """The number in the chunk of the first record of each piece."""
-
-    @property
-    def keyed(self) -> Records:
-        """Where the key of a record is found."""
-        return self.passed if isinstance(self.passed, dict) else self.reading.records
 
     def place(self, record: int) -> Mapping[str, Any]:
         """The input of a record of the chunk, and the record's number in it."""

@@ -120,7 +120,10 @@ def error_lines(
 
 
 def _plain_value(column: pl.Series, place: int) -> Any:
-    """A value as a Python object; None where Python has none, such as for years beyond 9999."""
+    """A value as a Python object, of float32 with no more digits than a result has; None where Python has none, such as
+    for years beyond 9999."""
+    if column.dtype == pl.Float32() and column[place] is not None:
+        return float(str(np.float32(column[place])))
     try:
         return column[place]
     except (ValueError, OverflowError, pl.exceptions.PanicException):
