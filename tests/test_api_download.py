@@ -163,6 +163,7 @@ def test_head_works_for_errors_and_conversions(api: Api, job: dict[str, Any]) ->
     converted = api.http.head(job["links"]["result"], params={"format": "parquet"})
     assert (converted.status_code, converted.content) == (200, b"")
     assert converted.headers["content-type"] == TYPES["parquet"]
+    assert "content-length" not in converted.headers  # which is unknown, and surely not 0
 
 
 @pytest.mark.parametrize("query", [{}, {"format": "jsonl"}])
@@ -196,9 +197,17 @@ def test_a_range_beyond_the_end_is_a_problem_that_says_how_long_the_file_is(api:
     assert answer.headers["content-range"] == f"bytes */{job['result']['bytes']}"
 
 
-@pytest.mark.parametrize("header", ["bytes=x-y", "lines=0-1", "bytes", "bytes=", "bytes=9-2"])
-def test_an_invalid_range_is_ignored(api: Api, job: dict[str, Any], header: str) -> None:
+@pytest.mark.parametrize("header", ["bytes=0-1,500000-", "bytes=-0, 0-1", "bytes=,0-1"])
+def test_of_several_ranges_those_beyond_the_end_are_left_out(api: Api, job: dict[str, Any], header: str) -> None:
     answer = api.http.get(job["links"]["result"], headers={"range": header})
+    assert (answer.status_code, answer.content) == (206, api.result(job).content[:2])
+
+
+@pytest.mark.parametrize(
+    "header", ["bytes=+1-3", "bytes=1_0-2_0", "bytes=\u0661-", "bytes=x-y", "lines=0-1", "bytes", "bytes=", "bytes=9-2"]
+)
+def test_an_invalid_range_is_ignored(api: Api, job: dict[str, Any], header: str) -> None:
+    answer = api.http.get(job["links"]["result"], headers={"range": header.encode()})
     assert (answer.status_code, len(answer.content)) == (200, job["result"]["bytes"])
 
 
@@ -329,6 +338,28 @@ def test_errors_come_as_json_lines_or_csv(api: Api, people: dict[str, Any]) -> N
     table = api.http.get(people["links"]["errors"], headers={"accept": "text/csv"})
     assert table.headers["content-type"].startswith("text/csv")
     assert table.text == f'record,key,column,code,message\n2,009,city,missing-value,"{message}"\n'
+
+
+@pytest.mark.parametrize(
+    ("accept", "format"),
+    [
+        ("text/csv;q=0", "application/x-ndjson"),
+        ("application/x-ndjson, text/csv;q=0.1", "application/x-ndjson"),
+        ("*/*", "application/x-ndjson"),
+        ("application/x-ndjson;q=0.5, TEXT/CSV", "text/csv"),
+    ],
+)
+def test_accept_chooses_the_form_of_errors_by_its_qualities(
+    api: Api, people: dict[str, Any], accept: str, format: str
+) -> None:
+    errors = api.http.get(people["links"]["errors"], headers={"accept": accept})
+    assert errors.headers["content-type"].partition(";")[0] == format
+
+
+@pytest.mark.parametrize("query", ["", "?csv_escape=false"])
+def test_an_accept_in_two_lines_is_one_list(api: Api, job: dict[str, Any], query: str) -> None:
+    accept = [("accept", "image/webp"), ("accept", "*/*")]
+    assert api.http.get(job["links"]["result"] + query, headers=accept).status_code == 200
 
 
 def test_a_job_without_failed_records_has_an_empty_list_of_errors(api: Api, job: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Code shared by routes: dependencies, and common forms of requests and responses."""
 
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated, Any, TypeVar
@@ -11,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 
 from batchserve.api.auth import caller_of, require_key_still
 from batchserve.api.events import JobEvents
+from batchserve.api.head import listed
 from batchserve.api.parameters import require_documented
 from batchserve.api.schemas.jobs import JobBody, job_body
 from batchserve.domain import JobState
@@ -22,6 +24,8 @@ from batchserve.service.calls import Leaving
 from batchserve.service.following import Following
 
 Options = TypeVar("Options", bound=BaseModel)
+_WAIT_QUOTED = re.compile(r'"([0-9]+)"')
+_QUOTED = re.compile(r'"(?:[^"\\]|\\.)*"')
 
 
 async def get_service(request: Request) -> Service:  # as a plain function it would take a thread, for each request
@@ -152,12 +156,15 @@ def job_response(body: JobBody, status: int, headers: dict[str, str] | None = No
     )
 
 
-def preferred_wait(prefer: str | None) -> float:
-    """Seconds of `Prefer: wait=N`; 0 without it."""
-    for preference in (prefer or "").split(","):
-        name, _, value = preference.strip().partition("=")
-        if name.lower() == "wait" and value.strip('"').isdecimal():
-            return min(float(value.strip('"')), MAX_WAIT)
+def preferred_wait(request: Request) -> float:
+    """Seconds of `Prefer: wait=N` (RFC 7240); 0 without it."""
+    given = listed(request.scope, b"prefer")
+    if given is None:
+        return 0.0
+    for preference in _QUOTED.sub("", _WAIT_QUOTED.sub(r"\1", given)).split(","):
+        name, _, value = preference.partition(";")[0].partition("=")
+        if name.strip().lower() == "wait" and (seconds := value.strip()).isascii() and seconds.isdigit():
+            return min(float(seconds), MAX_WAIT)
     return 0.0
 
 

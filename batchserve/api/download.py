@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import orjson
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import RedirectResponse
 from starlette.concurrency import run_in_threadpool
 
@@ -26,6 +26,7 @@ from batchserve.api.deps import OwnJob, ServiceDep, finished, leaving, own_job, 
 from batchserve.api.elsewhere import require_own_input, require_own_result
 from batchserve.api.file_responses import FAILED_RECORDS, FILE, INPUT_FILE
 from batchserve.api.files import File, InMemory, Remote, Stream, attachment, blocks_of, named_after
+from batchserve.api.head import listed
 from batchserve.api.plain import plain
 from batchserve.domain import Chunk, ChunkLimits, Dialect, Job, JobState, Result
 from batchserve.errors import Gone, InvalidOptions, NotAcceptable, ResultNotReady, UnreadableRow
@@ -66,11 +67,19 @@ Wait = Annotated[float, Query(ge=0, le=60, description="Seconds to wait for the 
 _QUALITY = re.compile(r"0(\.\d{0,3})?|1(\.0{0,3})?")
 
 
+async def accepted(request: Request) -> str | None:
+    """What the client accepts."""
+    return listed(request.scope, b"accept")
+
+
+Accept = Annotated[str | None, Depends(accepted)]
+
+
 async def _download(request: Request) -> Response | None:
     if request.scope["query_string"]:
         return None
     job_id = await own_job(request.path_params["job_id"], request)
-    return await download(job_id, request, served(request), accept=request.headers.get("accept"))
+    return await download(job_id, request, served(request), accept=await accepted(request))
 
 
 @router.head("/v1/download/{job_id}", include_in_schema=False)
@@ -88,7 +97,7 @@ async def download(
     csv_escape: CsvEscape = False,
     wait: Wait = 0.0,
     redirect: Redirect = None,
-    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    accept: Accept = None,
 ) -> Response:
     """404 `result-not-ready` until the job is completed; then always the same bytes; 410 once expired.
 
@@ -133,7 +142,7 @@ async def download_errors(
     service: ServiceDep,
     partial: Partial = False,
     csv_escape: CsvEscape = False,
-    accept: Annotated[str | None, Header(include_in_schema=False)] = None,
+    accept: Accept = None,
 ) -> Response:
     """NDJSON, or CSV by Accept: record number (from 0), column, code and message. Empty when no record failed."""
     job = await service.read_job(job_id)
@@ -141,7 +150,8 @@ async def download_errors(
         raise Gone(f"the errors of job {job_id} were removed when it expired")
     if job.state is not JobState.COMPLETED and not partial:
         raise _not_ready(job)
-    is_table = accept is not None and "text/csv" in accept
+    ranges = _media_ranges(accept or "")
+    is_table = _quality(ranges, get_format("csv")) > _quality(ranges, get_format("jsonl"))
     headers = _as_file(named_after(job, "errors", ".csv" if is_table else ".jsonl"))
     if job.state is JobState.COMPLETED and job.result is not None:  # from now on it is what it is
         variant = f"errors{'-csv' if is_table else ''}{'-escaped' if csv_escape else ''}"
@@ -406,7 +416,9 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
     if (known := conditional.answered(request, headers["etag"], headers)) is not None:
         return known
     if request.method == "HEAD":
-        return Response(headers=headers, media_type=wanted.media_type)
+        head = Response(headers=headers, media_type=wanted.media_type)
+        del head.headers["content-length"]  # of the bytes that a GET sends, which nobody knows before
+        return head
     await run_in_threadpool(require_space, service.runtime)  # holds its parts while they are sent
     content = await _content(service, job, result.key) if is_in_row(result.key) else None
     source = Input(service.runtime.settings.storage, result.key, conversion.own.name, job.dialect, content)

@@ -2,7 +2,7 @@
 
 from starlette.types import Scope
 
-__all__ = ["first_part", "header", "headers_of"]
+__all__ = ["first_part", "header", "headers_of", "listed"]
 
 _KEPT = "headers_by_name"
 
@@ -24,6 +24,13 @@ def header(scope: Scope, name: bytes) -> str | None:
     if len(headers) != len(scope["headers"]):
         value = next(value for known, value in scope["headers"] if known == name)
     return value.decode("latin-1")
+
+
+def listed(scope: Scope, name: bytes) -> str | None:
+    """A header whose value is a list, which may come in several parts (RFC 9110, 5.3), as one."""
+    if name not in headers_of(scope):
+        return None
+    return ", ".join(value.decode("latin-1") for known, value in scope["headers"] if known == name)
 
 
 def first_part(path: str) -> str:

@@ -60,7 +60,7 @@ async def create_job(
     caller: CallerDep,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
+    prefer: Prefer = None,  # noqa: ARG001 - `preferred_wait` reads it
 ) -> Response:
     """The inputs are files of the server, or objects, within prefixes that an administrator allows. They are found now,
     each in its version, and read when the job runs; nothing is copied. The beginning of the first is checked now; all
@@ -83,7 +83,7 @@ async def create_job(
 
         is_limited = await service.limits.of(caller.home) is not None
         view = await service.runtime.database.commit(commit, alone=is_limited)
-        return await answered(request, service, background, view, None, preferred_wait(prefer))
+        return await answered(request, service, background, view, None, preferred_wait(request))
 
 
 async def _prepared(service: Service, caller: Caller, given: JobRequest) -> Prepared:

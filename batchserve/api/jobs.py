@@ -56,7 +56,7 @@ async def _get_job(request: Request) -> Response | None:
     if request.scope["query_string"]:
         return None
     job_id = await own_job(request.path_params["job_id"], request)
-    return await get_job(job_id, request, served(request), prefer=request.headers.get("prefer"))
+    return await get_job(job_id, request, served(request))
 
 
 @router.head("/v1/jobs/{job_id}", include_in_schema=False)
@@ -70,10 +70,10 @@ async def get_job(
     request: Request,
     service: ServiceDep,
     wait: Annotated[float, Query(ge=0, le=60, description="Seconds to wait for another state.")] = 0.0,
-    prefer: Annotated[str | None, Header(description="`wait=30` does the same.")] = None,
+    prefer: Annotated[str | None, Header(description="`wait=30` does the same.")] = None,  # noqa: ARG001 - see below
     if_none_match: Annotated[str | None, Header()] = None,  # noqa: ARG001 - `conditional` reads it, and the others
 ) -> Response:
-    if seconds := wait or preferred_wait(prefer):
+    if seconds := wait or preferred_wait(request):
         before = (await service.read_job(job_id)).state
         if not before.finished:
             await wait_for(request, service, job_id, seconds, lambda state: state is not before)

@@ -71,8 +71,8 @@ async def _predict(request: Request) -> Response | None:
     if has_long_key(request):
         return None
     job_id, background = await own_job(request.path_params["job_id"], request), BackgroundTasks()
-    key, prefer = request.headers.get("idempotency-key"), request.headers.get("prefer")
-    response = await predict(job_id, request, served(request), caller_of(request), background, key, prefer)
+    key = request.headers.get("idempotency-key")
+    response = await predict(job_id, request, served(request), caller_of(request), background, key)
     response.background = background
     return response
 
@@ -90,7 +90,7 @@ async def predict(
     caller: CallerDep,
     background: BackgroundTasks,
     idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
+    prefer: Prefer = None,  # noqa: ARG001 - `preferred_wait` reads it
 ) -> Response:
     """Repeating the call gives the same job and never starts a second run; with another model or other options it
     gives a new job on the same input.
@@ -98,7 +98,7 @@ async def predict(
     The beginning of the input is checked against the model's signature now, not in an hour.
     """
     given = {**request.query_params, **await json_object(request, service.runtime.settings)}
-    key, wait = bare_key(idempotency_key), preferred_wait(prefer)
+    key, wait = bare_key(idempotency_key), preferred_wait(request)
     return await predict_stored(job_id, given, request, service, caller, background, key, wait)
 
 
@@ -191,7 +191,7 @@ async def _upload_and_predict(request: Request) -> Response | None:
         )
     if has_long_key(request) or not request.query_params.keys().isdisjoint(_NOT_OPTIONS):
         return None
-    key, prefer = request.headers.get("idempotency-key"), request.headers.get("prefer")
+    key = request.headers.get("idempotency-key")
     background = BackgroundTasks()
     response = await upload_and_predict(
         request,
@@ -200,7 +200,6 @@ async def _upload_and_predict(request: Request) -> Response | None:
         background,
         ReadOptions(),
         idempotency_key=key,
-        prefer=prefer,
     )
     response.background = background
     return response
@@ -220,7 +219,7 @@ async def upload_and_predict(
     read: Read,
     filename: Filename = None,
     idempotency_key: IdempotencyKey = None,
-    prefer: Prefer = None,
+    prefer: Prefer = None,  # noqa: ARG001 - `preferred_wait` reads it
 ) -> Response:
     """The body is the input. Nothing is stored unless it fits the model."""
     query = {name: value for name, value in request.query_params.items() if name not in _NOT_OPTIONS}
@@ -250,7 +249,7 @@ async def upload_and_predict(
                 return view
 
             view = await keep(service, caller, received, insert)
-        return await answered(request, service, background, view, scored, preferred_wait(prefer))
+        return await answered(request, service, background, view, scored, preferred_wait(request))
 
 
 def _submit(
