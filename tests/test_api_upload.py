@@ -89,6 +89,14 @@ def test_curl_may_put_a_file(api: Api) -> None:
     assert (job["state"], job["input"]["filename"]) == ("uploaded", "one.csv")
 
 
+def test_a_part_of_a_file_is_no_file(api: Api) -> None:
+    headers = {"content-range": "bytes 76-149/150"}
+    with api.unchanged():
+        for path in ("/v1/upload", "/v1/models/part"):
+            answer = api.http.put(path, content=CSV, headers=headers)
+            assert "got Content-Range bytes 76-149/150" in problem(answer, 400, "bad-request")["detail"]
+
+
 def test_the_delimiter_is_chosen_by_query_or_by_type(api: Api) -> None:
     data = CSV.replace(b",", b";")
     job = api.run(data, "iris", delimiter=";")

@@ -60,6 +60,10 @@ class Body:
         self._received = 0
         self._waited = 0.0
         """Seconds for the client alone: the disk may be slow as well."""
+        if (part := header(request.scope, b"content-range")) is not None:  # as RFC 9110, 14.5 asks for
+            raise BadRequest(
+                f"a part of a file cannot be stored: expected all bytes of it, got Content-Range {part[:100]}"
+            )
         length = header(request.scope, b"content-length")
         self._declared = None if length is None else int(length)
         if self._declared is not None and self._declared > limit:
@@ -379,9 +383,11 @@ async def json_object(request: Request, settings: Settings) -> Mapping[str, Any]
     text = b"" if body.is_absent else await body.read()
     if not text.strip():
         return {}
-    media_type = request.headers.get("content-type", "application/json").partition(";")[0]
-    if media_type not in ("application/json", "application/x-www-form-urlencoded"):
-        raise UnsupportedMedia(f"the options are JSON, got {media_type!r}; to send data, POST it to /v1/predict?model=")
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media_type not in ("", "application/json", "application/x-www-form-urlencoded"):
+        raise UnsupportedMedia(
+            f"the options are JSON, got {media_type[:100]!r}; to send data, POST it to /v1/predict?model="
+        )
     try:
         value = orjson.loads(text)
     except orjson.JSONDecodeError as error:
