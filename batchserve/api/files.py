@@ -61,6 +61,14 @@ class _Downloads:
 _downloads = _Downloads()
 
 
+_SPAN = re.compile(r"[0-9]+-[0-9]*|-[0-9]+")
+
+
+def _begins_within(span: str, file_size: int) -> bool:
+    first, _, last = span.partition("-")
+    return int(first) < file_size if first else int(last) > 0
+
+
 class File(FileResponse):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         with _downloads.one_more():
@@ -75,9 +83,15 @@ class File(FileResponse):
 
     @classmethod
     def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
-        # Starlette answers both in plain text. A Range that makes no sense is to be ignored (RFC 9110, 14.2).
+        # Starlette answers both in plain text. A Range that makes no sense is to be ignored (RFC 9110, 14.2), as are
+        # those of several that begin beyond the end (14.1.2).
+        unit, _, given = http_range.partition("=")
+        spans = [span for part in given.split(",") if (span := part.strip())]
+        if not all(_SPAN.fullmatch(span) for span in spans):
+            return []
+        there = [span for span in spans if _begins_within(span, file_size)]
         try:
-            return super()._parse_range_header(http_range, file_size)
+            return super()._parse_range_header(f"{unit}={','.join(there or spans)}", file_size)
         except responses.MalformedRangeHeader:
             return []
         except responses.RangeNotSatisfiable:
