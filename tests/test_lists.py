@@ -214,6 +214,8 @@ def test_jobs_that_finished_at_one_moment_are_on_one_page_each(database: Databas
         (JobOrder(SortKey.FINISHED), "nan_x"),
         (JobOrder(SortKey.FINISHED), "_"),
         (JobOrder(SortKey.FINISHED), ""),
+        (NEWEST, ""),
+        (NEWEST, "x"),
     ],
 )
 def test_the_cursor_of_another_list_is_refused(database: Database, order: JobOrder, cursor: str) -> None:
