@@ -17,7 +17,9 @@ from batchserve.values import (
     Inputs,
     Name,
     Plain,
+    Real,
     TopK,
+    Whole,
     comma_list,
     parsed_json,
 )
@@ -65,7 +67,7 @@ class PredictOptions(BaseModel):
         None, description="Column that identifies a record: first in the result, and in each row error."
     )
     on_row_error: Literal["continue", "fail"] = Field("continue", description="`fail` ends the job at a failed record.")
-    max_errors: float | None = Field(
+    max_errors: Real | None = Field(
         None,
         ge=0,
         le=MAX_COUNT,
@@ -75,12 +77,12 @@ class PredictOptions(BaseModel):
     top_k: TopK = None
     inputs: Inputs = None
     reuse: bool = Field(True, description="Reuse the result of a completed job with equal input, model and options.")
-    priority: int = Field(0, ge=-100, le=100, description="Queued jobs with a higher priority start first.")
+    priority: Whole = Field(0, ge=-100, le=100, description="Queued jobs with a higher priority start first.")
     run_after: datetime | None = Field(
         None, description="Do not start before this time (RFC 3339), of the years 1970 to 2999."
     )
     expires_in: Annotated[
-        Annotated[float, Field(gt=0, le=LONGEST_RETENTION, allow_inf_nan=False)] | None,
+        Annotated[Real, Field(gt=0, le=LONGEST_RETENTION, allow_inf_nan=False)] | None,
         BeforeValidator(_seconds, json_schema_input_type=str | float | None),
     ] = Field(
         None,

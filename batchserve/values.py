@@ -28,6 +28,17 @@ Name = Annotated[str, Field(max_length=MAX_NAME), Plain]
 """Name of a column or of a model input."""
 
 
+def no_truth(value: Any) -> Any:
+    """Any other value as it came: JSON tells `true` from 1, and a limit of `true` is a mistake. Raises ValueError."""
+    if isinstance(value, bool):
+        raise ValueError(f"expected a number, got {str(value).lower()}")
+    return value
+
+
+Whole = Annotated[int, BeforeValidator(no_truth)]
+Real = Annotated[float, BeforeValidator(no_truth)]
+
+
 def comma_list(value: Any) -> Any:
     """Query parameters carry lists as `a,b` and everything else as JSON."""
     if not isinstance(value, str):
@@ -78,7 +89,7 @@ Columns = Annotated[
     ),
 ]
 TopK = Annotated[
-    int | None, Field(ge=1, lt=2**31, description="Only the k most probable classes, as label_1, probability_1 ...")
+    Whole | None, Field(ge=1, lt=2**31, description="Only the k most probable classes, as label_1, probability_1 ...")
 ]
 Inputs = Annotated[
     Annotated[dict[Name, Shared], Field(max_length=1024)] | None,

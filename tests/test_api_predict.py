@@ -286,6 +286,19 @@ def test_an_option_that_is_unknown_or_wrong_is_named(idle_api: Api, query: str, 
     assert idle_api.job(job["id"])["state"] == "uploaded"
 
 
+@pytest.mark.parametrize("option", ["priority", "max_errors", "expires_in", "top_k"])
+def test_true_is_no_number(idle_api: Api, option: str) -> None:
+    job = idle_api.upload(CSV)
+    answer = idle_api.http.post(f"/v1/predict/{job['id']}", json={"model": "iris", option: True})
+    assert f"{option}: expected a number, got true" in problem(answer, 422, "invalid-options")["detail"]
+
+
+def test_the_digits_of_a_duration_are_those_of_ascii(idle_api: Api) -> None:
+    job = idle_api.upload(CSV)
+    answer = idle_api.http.post(f"/v1/predict/{job['id']}", json={"model": "iris", "expires_in": "\u0663d"})
+    assert "is not a duration" in problem(answer, 422, "invalid-options")["detail"]
+
+
 def test_predict_without_a_model_is_refused(api: Api) -> None:
     body = problem(api.http.post(f"/v1/predict/{api.upload(CSV)['id']}"), 422, "invalid-options")
     assert body["detail"] == "model: must be given"
@@ -311,6 +324,13 @@ def test_a_body_that_is_not_an_object_of_options_is_refused(
     assert api.job(job["id"])["state"] == "uploaded"
 
 
+@pytest.mark.parametrize("media_type", ["application/json ; charset=utf-8", "Application/JSON", ""])
+def test_the_media_type_of_options_is_compared_as_others_are(idle_api: Api, media_type: str) -> None:
+    job = idle_api.upload(CSV)
+    headers = {"content-type": media_type}
+    ok(idle_api.http.post(f"/v1/predict/{job['id']}", content=b'{"model":"iris"}', headers=headers), 202)
+
+
 # --- waiting ---------------------------------------------------------------------------------------------------------
 
 
@@ -327,9 +347,25 @@ def test_prefer_wait_gives_up_after_the_time_it_names(idle_api: Api) -> None:
     assert 0.9 < time.monotonic() - started < 20
 
 
-@pytest.mark.parametrize("prefer", ["wait=", "wait=soon", "wait=-1", "handling=strict", ";;,=", "wait"])
-def test_an_invalid_preference_is_ignored(idle_api: Api, prefer: str) -> None:
-    ok(idle_api.http.post("/v1/predict?model=iris", content=CSV, headers={"prefer": prefer}), 202)
+@pytest.mark.parametrize(
+    "prefer", ["wait=30; foo=bar", "wait = 30", 'a="x,y", WAIT="30"', ("respond-async", "wait=30")]
+)
+def test_prefer_is_read_by_its_grammar(api: Api, prefer: str | tuple[str, ...]) -> None:
+    lines = [("prefer", line) for line in ([prefer] if isinstance(prefer, str) else prefer)]
+    for query in ("model=iris&reuse=false", "model=iris&reuse=false&delimiter=,"):
+        answer = api.http.post(f"/v1/predict?{query}", content=CSV, headers=lines)
+        assert answer.headers["preference-applied"] == "wait=30"
+
+
+@pytest.mark.parametrize(
+    "prefer",
+    ['foo="a,wait=3"', "wait=\u0663".encode(), "wait=", "wait=soon", "wait=-1", "handling=strict", ";;,=", "wait"],
+)
+def test_an_invalid_preference_is_ignored(idle_api: Api, prefer: str | bytes) -> None:
+    given = prefer if isinstance(prefer, bytes) else prefer.encode()
+    answer = idle_api.http.post("/v1/predict?model=iris", content=CSV, headers=[(b"prefer", given)])
+    ok(answer, 202)
+    assert "preference-applied" not in answer.headers
 
 
 def test_a_job_waits_for_its_run_after(api: Api) -> None:

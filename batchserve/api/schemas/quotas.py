@@ -8,6 +8,7 @@ from batchserve.access import Quota
 from batchserve.api import examples
 from batchserve.api.schemas.times import time_of
 from batchserve.quotas.account import Usage
+from batchserve.values import Real, Whole
 
 MOST = 2**53
 
@@ -17,10 +18,10 @@ class NewQuota(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": examples.NEW_QUOTA})
 
-    jobs: int | None = Field(None, ge=0, le=MOST, description="Jobs that are queued or running at a time (429).")
-    bytes: int | None = Field(None, ge=0, le=MOST, description="Bytes of inputs and results that are stored (507).")
-    rows_per_day: int | None = Field(None, ge=0, le=MOST, description="Rows that jobs have in a day, in UTC (429).")
-    requests_per_second: float | None = Field(
+    jobs: Whole | None = Field(None, ge=0, le=MOST, description="Jobs that are queued or running at a time (429).")
+    bytes: Whole | None = Field(None, ge=0, le=MOST, description="Bytes of inputs and results that are stored (507).")
+    rows_per_day: Whole | None = Field(None, ge=0, le=MOST, description="Rows that jobs have in a day, in UTC (429).")
+    requests_per_second: Real | None = Field(
         None, ge=0.01, le=MOST, allow_inf_nan=False, description="Requests to each server process (429)."
     )
 

@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from batchserve.api import examples
 from batchserve.api.schemas.times import time_of
 from batchserve.domain import DirectUpload
+from batchserve.values import Whole
 
 
 class NewUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"bytes": 1048576}})
 
-    bytes: Annotated[int, Field(ge=1, lt=2**63, description="Length of the input.")]
+    bytes: Annotated[Whole, Field(ge=1, lt=2**63, description="Length of the input.")]
 
 
 class SentUpload(BaseModel):

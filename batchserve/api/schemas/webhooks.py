@@ -8,7 +8,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from batchserve.api import examples
 from batchserve.api.schemas.times import time_of, time_or_none
-from batchserve.values import Plain
+from batchserve.values import Plain, Real
 from batchserve.webhooks.addresses import HookUrl
 from batchserve.webhooks.endpoints import LONGEST_OVERLAP
 from batchserve.webhooks.events import FAMILIES, TYPES
@@ -52,7 +52,7 @@ class ChangedWebhook(BaseModel):
 class Rotation(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"overlap": 86400}})
 
-    overlap: float = Field(
+    overlap: Real = Field(
         86400.0,
         ge=0,
         le=LONGEST_OVERLAP,
