@@ -113,6 +113,13 @@ def flip(path: Path) -> None:
     os.utime(path, (times.st_atime, times.st_mtime))
 
 
+def test_a_folder_that_is_not_there_is_said_and_not_made(tmp_path: Path) -> None:
+    done = in_this_process(tmp_path, "doctor", "--json", "--storage", tmp_path / "mistyped")
+    found = {finding["check"]: finding for finding in json.loads(done.stdout)}
+    assert f"{tmp_path / 'mistyped'} does not exist" in found["storage"]["detail"]
+    assert not (tmp_path / "mistyped").exists()
+
+
 # --- no findings -----------------------------------------------------------------------------------------------------
 
 

@@ -127,6 +127,11 @@ def storage(settings: "Settings") -> Finding:
     """Writes an object as durably as an upload is written."""
     from batchserve.storage import open_storage
 
+    if (missing := _missing_folder(settings)) is not None:
+        above = next(folder for folder in missing.absolute().parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK)):
+            return Finding("storage", "fail", f"{missing} cannot be created in {above}", "Choose another folder.")
+        return Finding("storage", "ok", f"{missing} does not exist; the first `batchserve serve` creates it")
     store = open_storage(settings.storage)
     key = f"inputs/doctor-{uuid.uuid4()}"
     started = time.perf_counter()
@@ -149,10 +154,18 @@ def storage(settings: "Settings") -> Finding:
     return Finding("storage", "ok", detail)
 
 
+def _missing_folder(settings: "Settings") -> Path | None:
+    """The folder of the storage, if there is none: a check creates nothing."""
+    folder = Path(settings.storage)
+    return None if "://" in settings.storage or folder.exists() else folder
+
+
 def free_space(settings: "Settings") -> Finding:
     if "://" in settings.storage:
         rule = "it should have a lifecycle rule that aborts incomplete uploads, which is not visible from here"
         return Finding("free space", "ok", f"{settings.storage} is not a folder of this host; {rule}")
+    if (missing := _missing_folder(settings)) is not None:
+        return Finding("free space", "ok", f"unknown: {missing} does not exist")
     free = shutil.disk_usage(settings.storage).free
     detail = f"{size(free)} free, uploads leave {size(settings.free_bytes)}"
     if free < settings.free_bytes:
