@@ -260,6 +260,16 @@ def test_a_file_without_permission_fails_alone(run: Run, tmp_path: Path, tables:
     assert "Permission denied" in done.stderr
 
 
+def test_a_file_whose_result_would_have_too_long_a_name_fails_alone(run: Run, tmp_path: Path, tables: Tables) -> None:
+    long = f"{'n' * 240}.csv"
+    tables.write(long, *(f"z{number}.csv" for number in range(9)))
+    for state in ("completed", "unchanged"):
+        done = run("predict", tables.folder, "-o", tmp_path / "out", *tables.options)
+        assert done.returncode == 1
+        assert states(done) == {long: "failed"} | {f"z{number}.csv": state for number in range(9)}
+        assert "File name too long" in done.stderr
+
+
 def test_a_folder_of_images_stays_one_job_and_names_what_it_leaves_out(run: Run, tmp_path: Path) -> None:
     for name in ("photos/b/2.png", "photos/1.jpg", "photos/notes.txt", "photos/more.zip"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

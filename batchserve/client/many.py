@@ -268,7 +268,9 @@ class _Run:
     async def _failed(self, file: InputFile, error: BatchserveError | OSError) -> FileOutcome:
         entry = self._ledger.get(file.name)
         result = self._output / entry.result if entry is not None and entry.result else None
-        older = result if result is not None and await self._transport.wire.call(result.exists) else None
+        # False for a name that is too long, where Path.exists raises
+        is_there = result is not None and await self._transport.wire.call(functools.partial(os.path.exists, result))
+        older = result if is_there else None
         states: dict[type[Exception], str] = {WaitTimeout: "unfinished", JobCancelled: "cancelled"}
         return FileOutcome(
             file.path, states.get(type(error), "failed"), entry.job if entry else None, older, error=error
