@@ -207,7 +207,7 @@ def test_of_several_ranges_those_beyond_the_end_are_left_out(api: Api, job: dict
     "header", ["bytes=+1-3", "bytes=1_0-2_0", "bytes=\u0661-", "bytes=x-y", "lines=0-1", "bytes", "bytes=", "bytes=9-2"]
 )
 def test_an_invalid_range_is_ignored(api: Api, job: dict[str, Any], header: str) -> None:
-    answer = api.http.get(job["links"]["result"], headers={"range": header.encode()})
+    answer = api.http.get(job["links"]["result"], headers=[(b"range", header.encode())])
     assert (answer.status_code, len(answer.content)) == (200, job["result"]["bytes"])
 
 

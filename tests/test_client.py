@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
+from commands import in_this_process
 from sklearn.linear_model import LogisticRegression
 
 from batchserve import AsyncClient, Client
@@ -40,6 +41,7 @@ from batchserve.errors import (
     IdempotencyInProgress,
     IdempotencyMismatch,
     InvalidInput,
+    InvalidOptions,
     JobNotFound,
     ModelNotFound,
     SchemaMismatch,
@@ -304,6 +306,24 @@ def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPat
         client.jobs.get("j1")
     assert str(requests[0].url) == "http://elsewhere:1/v1/jobs/j1"
     assert requests[0].headers["Authorization"] == "Bearer bs_live_env"
+
+
+def test_a_key_may_be_in_a_file_and_end_with_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "key").write_bytes(b"bs_live_file\r\n")
+    monkeypatch.setenv("BATCHSERVE_API_KEY_FILE", str(tmp_path / "key"))
+    handler, requests = in_turn(job_answer())
+    client_of(handler).jobs.get("j1")
+    assert requests[0].headers["Authorization"] == "Bearer bs_live_file"
+    monkeypatch.setenv("BATCHSERVE_API_KEY_FILE", str(tmp_path / "gone"))
+    with pytest.raises(InvalidOptions, match=r"BATCHSERVE_API_KEY_FILE: .*No such file"):
+        Client()
+
+
+@pytest.mark.parametrize("key", ["bs_secr\u00e9t", "bs_secret bs_secret", "bs_secret\nX: y"])
+def test_a_key_that_no_header_can_have_is_refused_and_not_shown(key: str) -> None:
+    with pytest.raises(InvalidOptions, match="visible ones of ASCII") as refused:
+        Client(api_key=key)
+    assert "bs_" not in refused.value.detail
 
 
 # Bodies
@@ -629,6 +649,37 @@ def test_a_path_comes_back_as_the_path_of_the_saved_result(client: Client, iris_
     elsewhere = client.predict(str(path), model="iris", output=tmp_path / "out.parquet")
     assert beside == tmp_path / "night.predictions.csv"
     assert pl.read_csv(beside)["prediction"].to_list() == pl.read_parquet(elsewhere)["prediction"].to_list()
+
+
+@pytest.mark.parametrize("output", ["night.csv", "link.csv", "again.csv"])
+def test_an_input_is_not_replaced_by_its_result(
+    client: Client, server: str, iris_csv: Path, tmp_path: Path, output: str
+) -> None:
+    path = tmp_path / "night.csv"
+    path.write_bytes(iris_csv.read_bytes())
+    (tmp_path / "link.csv").symlink_to(path)
+    (tmp_path / "again.csv").hardlink_to(path)
+    with pytest.raises(InvalidOptions, match="is an input, which its result would replace"):
+        client.predict(path, model="iris", output=tmp_path / output)
+    done = in_this_process(tmp_path, "predict", "night.csv", "-m", "iris", "-o", output, BATCHSERVE_URL=server)
+    assert done.returncode == 1
+    assert "is an input, which its result would replace" in done.stderr
+    assert path.read_bytes() == iris_csv.read_bytes()
+
+
+@pytest.mark.parametrize("output", ["out.csv.gz", "out.parquet.zst", "out.xlsx", "out.zip"])
+def test_a_suffix_that_promises_what_no_result_is_is_refused(
+    client: Client, server: str, iris_csv: Path, tmp_path: Path, output: str
+) -> None:
+    with pytest.raises(InvalidOptions, match=f"a result is not written as {Path(output).suffix}"):
+        client.predict(iris_csv, model="iris", output=tmp_path / output)
+    job = client.submit(iris_csv, model="iris").wait(60)
+    with pytest.raises(InvalidOptions, match=r"expected one of \.csv"):
+        job.result().save(tmp_path / output)
+    done = in_this_process(tmp_path, "predict", iris_csv, "-m", "iris", "-o", output, BATCHSERVE_URL=server)
+    assert done.returncode == 1
+    assert "a result is not written as" in done.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_images_come_back_as_the_path_of_the_saved_result(client: Client, reviews_onnx: bytes, tmp_path: Path) -> None:

@@ -26,10 +26,10 @@ from batchserve.cli.job_list import list_jobs
 from batchserve.cli.terminal import AsJson, duration, moment, print_facts, print_json, say, size
 from batchserve.client import Client, Job, Result
 from batchserve.client.bars import Bars
-from batchserve.client.data import format_of
+from batchserve.client.data import format_of, require_format
 from batchserve.client.errors import JobError, WaitTimeout
 from batchserve.client.inputs import find_inputs
-from batchserve.client.names import placed
+from batchserve.client.names import is_folder, placed, require_other
 from batchserve.client.options import JobOptions
 from batchserve.client.results import beside
 from batchserve.errors import JobNotFound
@@ -229,17 +229,20 @@ def _predict_one(
     target = output or (STREAM if piped else None)
     if as_json and target == STREAM and wait:
         raise typer.BadParameter("--json and a result on stdout exclude each other: name a file with -o")
-    is_folder = target is not None and target != STREAM and (target.endswith("/") or Path(target).is_dir())
-    if is_folder and piped:
+    into_folder = target is not None and target != STREAM and is_folder(target)
+    if into_folder and piped:
         raise typer.BadParameter("the result of stdin needs the name of a file, got a folder", param_hint="--output")
-    if target and target != STREAM and not is_folder and (by_suffix := format_of(Path(target))):
-        options.setdefault("format", by_suffix)
+    if target and target != STREAM and not into_folder:
+        require_other(target, paths)
+        require_format(Path(target))
+        if by_suffix := format_of(Path(target)):
+            options.setdefault("format", by_suffix)
     where = ""
     with Client() as client:
         job = _submit(client, source, model, direct, options)
         if wait:
             wait_for(job, timeout)
-            if is_folder or target is None:
+            if into_folder or target is None:
                 name = beside(paths[0], job.result().suffix)
                 target = str(name if target is None else placed(target, name.name))
             with Bars() as bars:

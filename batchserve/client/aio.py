@@ -2,6 +2,7 @@
 
 import os
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from types import TracebackType
 from typing import Self, Unpack
 
@@ -12,16 +13,32 @@ from batchserve.client.many import FilesReport, Inputs, predict_files
 from batchserve.client.options import FilesOptions
 from batchserve.client.quotas import AsyncQuotas
 from batchserve.client.transport import AsyncWire, Transport
+from batchserve.errors import InvalidOptions
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
 
 def settings_of(url: str | None, api_key: str | None) -> tuple[str, dict[str, str]]:
-    """A client's address and headers, from its arguments or the environment."""
+    """A client's address and headers, from its arguments or the environment. Raises InvalidOptions for a key that no
+    header can have, and for a file of it that cannot be read."""
     url = url or os.environ.get("BATCHSERVE_URL") or DEFAULT_URL
-    api_key = api_key or os.environ.get("BATCHSERVE_API_KEY")
+    api_key = (api_key or os.environ.get("BATCHSERVE_API_KEY") or _key_in_file()).strip()
+    if not all("!" <= character <= "~" for character in api_key):
+        raise InvalidOptions(
+            "the API key has characters that no key has: expected visible ones of ASCII"
+        )  # not the key
     headers = {"User-Agent": f"batchserve-python/{_version()}"}
     return url, headers | ({"Authorization": f"Bearer {api_key}"} if api_key else {})
+
+
+def _key_in_file() -> str:
+    """The content of the file that BATCHSERVE_API_KEY_FILE names, as containers get their secrets."""
+    if not (file := os.environ.get("BATCHSERVE_API_KEY_FILE")):
+        return ""
+    try:
+        return Path(file).read_text()
+    except (OSError, ValueError) as error:
+        raise InvalidOptions(f"BATCHSERVE_API_KEY_FILE: {error}") from error
 
 
 def _version() -> str:

@@ -15,12 +15,20 @@ from typing import TYPE_CHECKING, Any, Self, TypeVar, Unpack, overload
 
 from batchserve.client import elsewhere
 from batchserve.client.bars import Bars
-from batchserve.client.data import bytes_content, content_of, holds_arrays, library_of, path_of
+from batchserve.client.data import (
+    bytes_content,
+    content_of,
+    holds_arrays,
+    library_of,
+    path_of,
+    paths_of,
+    require_format,
+)
 from batchserve.client.errors import ConnectionFailed, JobCancelled, JobFailed, WaitTimeout
 from batchserve.client.extras import require_polars
 from batchserve.client.graphs import content_of_model
 from batchserve.client.lists import JobFilters, each_item, jobs_query
-from batchserve.client.names import placed
+from batchserve.client.names import is_folder, placed, require_other
 from batchserve.client.options import (
     JobOptions,
     LocatedOptions,
@@ -363,6 +371,9 @@ class Core:
 
         Raises JobFailed, JobCancelled or WaitTimeout. Rows that could not be scored hold nulls, and a warning says so.
         """
+        if output is not None and not is_folder(os.fspath(output)):
+            require_other(os.fspath(output), paths_of(data))
+            require_format(Path(output))
         table = table_of(data)
         if library_of(data) == "numpy":
             require_polars("an array, whose result is a structured one,")

@@ -15,7 +15,7 @@ from uuid import UUID
 from batchserve.client.ipc import END, blocks_of
 from batchserve.client.tables import Table, table_of
 from batchserve.client.transport import BLOCK, Content
-from batchserve.errors import InvalidInput
+from batchserve.errors import InvalidInput, InvalidOptions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -72,6 +72,8 @@ _FORMATS = {
     ".npz": "npz",
 }
 """Formats of results by file suffix."""
+_NO_RESULTS = frozenset({".gz", ".zst", ".bz2", ".xz", ".zip", ".xls", ".xlsx", ".xlsm", ".ods"})
+"""Of what results are not: compressed, or sheets."""
 _ENCODINGS = {".gz": "gzip", ".zst": "zstd"}
 _FEW_BLOCKS = 3
 """Of a stream of one record batch: its schema, the batch, its end."""
@@ -148,6 +150,20 @@ def _json_of(value: Any) -> Any:
 def format_of(path: Path) -> str | None:
     """The `format` option for a file name; None if its suffix is unknown."""
     return _FORMATS.get(path.suffix.lower())
+
+
+def require_format(path: Path) -> None:
+    """Raises InvalidOptions for a file name whose suffix promises what no result is: a reader would go by it."""
+    if path.suffix.lower() in _NO_RESULTS:
+        known = ", ".join(_FORMATS)
+        raise InvalidOptions(f"output: a result is not written as {path.suffix}, got {path}; expected one of {known}")
+
+
+def paths_of(data: object) -> "list[str | os.PathLike[str]]":
+    """All paths of `data`; none if it is not a path."""
+    if holds_paths(data):
+        return list(data)  # type: ignore[call-overload, no-any-return]
+    return [data] if isinstance(data, str | os.PathLike) else []
 
 
 def path_of(data: object) -> Path | None:

@@ -2,9 +2,12 @@
 
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path, PurePath
 
-__all__ = ["errors_name", "partial_name", "placed", "result_name", "safe_name", "stem_of"]
+from batchserve.errors import InvalidOptions
+
+__all__ = ["errors_name", "is_folder", "partial_name", "placed", "require_other", "result_name", "safe_name", "stem_of"]
 
 COMPRESSED = (".gz", ".zst")
 """Suffixes behind that of the file which is compressed."""
@@ -35,11 +38,22 @@ def safe_name(filename: str | None) -> str | None:
     return None if last in ("", ".", "..") else last
 
 
+def is_folder(output: str) -> bool:
+    return output.endswith(("/", os.sep)) or os.path.isdir(output)  # noqa: PTH112 - False for a name that is too long
+
+
+def require_other(output: str, inputs: Sequence[str | os.PathLike[str]]) -> None:
+    """Raises InvalidOptions for a file of results that is one of the inputs: it would be gone."""
+    for input in inputs:
+        if os.path.exists(output) and os.path.exists(input) and os.path.samefile(output, input):  # noqa: PTH110, PTH121 - of any name
+            raise InvalidOptions(f"output: {output} is an input, which its result would replace; name another file")
+
+
 def placed(output: str, name: str) -> Path:
     """The path `output`, or a file called `name` in it where it is a folder: it exists, or ends with a slash and is
     made."""
     path = Path(output)
-    if not (output.endswith(("/", os.sep)) or path.is_dir()):
+    if not is_folder(output):
         return path
     path.mkdir(parents=True, exist_ok=True)
     return path / name

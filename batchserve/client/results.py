@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchserve.client.data import arrays_of, arrow_of, format_of, numpy_of, pandas_of, polars_of
+from batchserve.client.data import arrays_of, arrow_of, format_of, numpy_of, pandas_of, polars_of, require_format
 from batchserve.client.extras import require_polars
 from batchserve.client.ipc import frames_of
 from batchserve.client.names import partial_name, placed, result_name, safe_name, stem_of
@@ -60,6 +60,8 @@ class AsyncResult:
         """Writes the result to `path`, in the format of its suffix; or into a folder, as
         `<input>.predictions.<suffix>`. The file appears when it is complete."""
         target = placed(os.fspath(path), self._name)
+        if not (self._job.data.get("options") or {}).get("archive"):
+            require_format(target)
         format = self._format or format_of(target)
         stored = self._job.data.get("result") or {}
         total = stored.get("bytes") if format in (None, self._stored_format) else None
