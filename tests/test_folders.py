@@ -162,6 +162,13 @@ def test_odd_names_of_files_are_kept(run: Run, tmp_path: Path, tables: Tables) -
     assert len(tables.jobs()) == len(ODD)
 
 
+def test_control_characters_of_a_name_are_escaped_in_a_list(run: Run, tables: Tables) -> None:
+    tables.write("n\nl.csv", "e\x1b[31mt\t.csv", "ü 1.csv")
+    done = run("predict", "in", "-o", "out", *tables.options)
+    assert done.returncode == 0, done.stderr
+    assert set(states(done)) == {"n\\nl.csv", "e\\x1b[31mt\\t.csv", "ü 1.csv"}
+
+
 def test_a_name_that_begins_with_a_dash_is_given_behind_two(run: Run, tmp_path: Path, tables: Tables) -> None:
     tables.write("-a.csv", "-b.csv")
     done = run("predict", "-o", "out", *tables.options, "--", *(f"-{name}.csv" for name in "ab"))

@@ -169,4 +169,10 @@ def _cell(value: Any) -> str:
             return f"{value:,}" if Console().is_terminal else str(value)
         case float():
             return f"{value:.6g}"
-    return str(value)
+    # A tab or a newline would be another cell or row, and an escape sequence would be carried out by a terminal.
+    text = str(value)
+    return text if text.isprintable() else "".join(map(_printable, text))
+
+
+def _printable(character: str) -> str:
+    return character if character.isprintable() else character.encode("unicode_escape").decode()
