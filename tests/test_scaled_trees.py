@@ -6,16 +6,21 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pytest
 from selection import quick_of
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.compose import TransformedTargetRegressor
+from sklearn.compose import TransformedTargetRegressor, make_column_transformer
 from sklearn.datasets import load_iris
 from sklearn.decomposition import PCA
 from sklearn.ensemble import (
+    AdaBoostClassifier,
     BaggingClassifier,
     BaggingRegressor,
+    ExtraTreesClassifier,
     GradientBoostingClassifier,
+    HistGradientBoostingClassifier,
     RandomForestClassifier,
     RandomForestRegressor,
     StackingClassifier,
@@ -23,14 +28,17 @@ from sklearn.ensemble import (
     VotingRegressor,
 )
 from sklearn.feature_selection import SelectKBest
+from sklearn.impute import SimpleImputer
 from sklearn.linear_model import LogisticRegression, Ridge, RidgeClassifier
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.multioutput import MultiOutputRegressor
 from sklearn.pipeline import make_pipeline, make_union
-from sklearn.preprocessing import MinMaxScaler, PolynomialFeatures, StandardScaler
+from sklearn.preprocessing import MaxAbsScaler, MinMaxScaler, PolynomialFeatures, RobustScaler, StandardScaler
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
-from batchserve.conversion import convert
+from batchserve.conversion import Conversion, convert
+from batchserve.conversion.served import Served
+from batchserve.inference.outputs import ResultSchema
 
 IRIS = load_iris(as_frame=True)
 X, Y = IRIS.data, IRIS.target
@@ -114,6 +122,79 @@ def test_what_is_in_front_of_trees_takes_float64_where_rounding_would_decide(fir
     conversion = convert(make_pipeline(first, DecisionTreeClassifier(random_state=0)).fit(x, y), x)
     assert {column.dtype for column in conversion.columns} == {"float64"}
     assert conversion.report.label_flips == 0
+
+
+def whole(records: int, seed: int) -> pd.DataFrame:
+    random = np.random.default_rng(seed)
+    columns = {"age": random.integers(18, 90, records), "income": random.integers(200, 3000, records) * 10}
+    return pd.DataFrame(columns).astype("float64")
+
+
+SAMPLE, NEW = whole(300, 0), whole(3000, 1)
+THIRDS = np.digitize(SAMPLE.age / 90 + SAMPLE.income / 30000, [0.9, 1.3])
+
+
+def wrong(model: Any, conversion: Conversion, asked: pd.DataFrame) -> int:
+    """For how many records a server answers otherwise than the model."""
+    served = Served(conversion.onnx)
+    frame = ResultSchema(served.signature).frame(served.score(pl.from_pandas(asked)).outputs)
+    chances = frame.select(pl.exclude("prediction")).to_numpy()
+    differ = (np.abs(chances - model.predict_proba(asked)) > 1e-4).any(axis=1)
+    return int((differ | (frame["prediction"].to_numpy() != model.predict(asked))).sum())
+
+
+def tree() -> Any:
+    return DecisionTreeClassifier(max_depth=5, random_state=0)
+
+
+def of_each(numbers: Any, more: Any) -> Any:
+    return make_column_transformer((numbers, ["age"]), (more, ["income"]))
+
+
+WHOLE = {
+    "a tree": lambda: scaled(tree()),
+    "a forest": lambda: scaled(forest()),
+    "extra trees": lambda: scaled(ExtraTreesClassifier(10, random_state=0)),
+    "gradient boosting": lambda: scaled(GradientBoostingClassifier(n_estimators=5, random_state=0)),
+    "histogram boosting": lambda: scaled(HistGradientBoostingClassifier(max_iter=5)),
+    "adaptive boosting": lambda: scaled(AdaBoostClassifier(tree(), n_estimators=5, random_state=0)),
+    "a bag": lambda: scaled(BaggingClassifier(tree(), random_state=0)),
+    "between limits": lambda: make_pipeline(MinMaxScaler(), tree()),
+    "by quartiles": lambda: make_pipeline(RobustScaler(), tree()),
+    "by the largest": lambda: make_pipeline(MaxAbsScaler(), forest()),
+    "filled in": lambda: make_pipeline(SimpleImputer(), scaled(tree())),
+    "each column otherwise": lambda: make_pipeline(of_each(StandardScaler(), MinMaxScaler()), tree()),
+    "votes": lambda: VotingClassifier([("one", scaled(tree())), ("two", tree())], voting="soft"),
+    "a stack": lambda: StackingClassifier([("one", scaled(tree())), ("two", scaled(LogisticRegression()))], cv=2),
+}
+
+
+@pytest.mark.parametrize("name", quick_of(WHOLE, ["a tree", "each column otherwise"]))
+def test_records_on_the_middle_of_two_of_the_training_go_the_way_they_went(name: str) -> None:
+    model = WHOLE[name]().fit(SAMPLE, THIRDS)
+    assert wrong(model, convert(model, SAMPLE), NEW) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("package", ["lightgbm", "xgboost"])
+def test_records_on_the_middle_of_two_go_the_way_they_went_in_boosters(package: str) -> None:
+    made = pytest.importorskip(package)
+    booster = made.LGBMClassifier(n_estimators=9, verbose=-1) if package == "lightgbm" else made.XGBClassifier()
+    model = scaled(booster).fit(SAMPLE, THIRDS)
+    assert wrong(model, convert(model, SAMPLE), NEW) == 0
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_what_is_scaled_before_trees_is_computed_in_the_type_of_the_training(kind: Any) -> None:
+    model = scaled(tree()).fit(SAMPLE.astype(kind), THIRDS)
+    conversion = convert(model, SAMPLE.astype(kind))
+    assert {column.dtype for column in conversion.columns} == {kind}
+    assert wrong(model, conversion, NEW.astype(kind)) == 0
+
+
+def test_trees_of_columns_as_they_are_take_float32() -> None:
+    model = make_pipeline(SimpleImputer(), tree()).fit(SAMPLE, THIRDS)
+    assert {column.dtype for column in convert(model, SAMPLE).columns} == {"float32"}
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ from batchserve.conversion.links import chain
 from batchserve.conversion.mlflow import name_columns, sample_of
 from batchserve.conversion.network import annotate
 from batchserve.conversion.parity import Parity
-from batchserve.conversion.sample import INSTALL, Array, Table, listed
+from batchserve.conversion.sample import INSTALL, Array, Rounds, Table, listed
 from batchserve.conversion.torch import convert_torch, export_torch
 from batchserve.conversion.values import Unequal, with_domains
 from batchserve.errors import BatchserveError, ConversionFailed, ParityFailed
@@ -199,20 +199,26 @@ def _cause(report: Parity, model: Any, reference: Reference, tolerance: float) -
 
 
 def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
-    """What to convert, and with which inputs, the best first."""
-    from batchserve.conversion.converters.within import with_double, with_exact_trees
+    """What to convert, and with which inputs, the best first.
+
+    Where trees split by what is computed before them, float64 comes first, as the estimator computes that: the sample
+    is most often the training data, whose numbers all lie apart from the splits, and would show nothing.
+    """
+    from batchserve.conversion.converters.within import scales_before_trees, with_double, with_exact_trees
 
     ways = [way for way in (model, with_exact_trees(model)) if way is not None]
     plain = ((way, layout) for way in ways for layout in layouts(way, table))
-    in_double = (
-        (wide, layout if rounds else widened(layout))
-        for way, rounds in itertools.product(ways, (False, True))
-        if (wide := with_double(way, rounds=rounds)) is not None
-        for layout in layouts(way, table)
-    )
-    return (
-        itertools.chain(in_double, plain) if finds_neighbours(last_step(model)) else itertools.chain(plain, in_double)
-    )
+
+    def in_double(*rounding: Rounds) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:
+        for way, rounds in itertools.product(ways, rounding):
+            if (wide := with_double(way, rounds=rounds)) is not None:
+                yield from ((wide, widened(layout, rounds)) for layout in layouts(way, table))
+
+    always = in_double(lambda _: False, lambda _: True)
+    if finds_neighbours(last_step(model)):
+        return itertools.chain(always, plain)
+    first = in_double(table.in_float32) if scales_before_trees(model) else iter(())
+    return itertools.chain(first, plain, always)
 
 
 # --- metadata --------------------------------------------------------------------------------------------------------

@@ -30,6 +30,7 @@ NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
 }
 """Methods of the estimator that the graph's numeric outputs may correspond to; the first that it has counts."""
 
+_TREES = ("Boosted", "CatBoosted", "GradientBoosting", "HistGradientBoosting")
 _NEAREST = frozenset({"AffinityPropagation", "MeanShift"})
 _ROUNDED = 1e-12
 """Relative difference of two numbers in double precision that are equal up to their rounding."""
@@ -79,6 +80,14 @@ def finds_neighbours(step: object) -> bool:
 
 def has(model: object, kind: Any) -> bool:
     return any(isinstance(part, kind) for part in parts(model))
+
+
+def has_trees(model: object) -> bool:
+    """Whether trees decide, by themselves or within it."""
+    return any(
+        hasattr(part, "tree_") or package(part) in BOOSTERS or type(part).__name__.startswith(_TREES)
+        for part in parts(model)
+    )
 
 
 def boosters(model: object) -> frozenset[str]:

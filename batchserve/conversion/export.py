@@ -17,7 +17,7 @@ from batchserve.conversion.conversion import tidy
 from batchserve.conversion.converters.words import token_expression
 from batchserve.conversion.estimator import boosters, encoded_columns, has, last_step, package, parts
 from batchserve.conversion.refusals import hint, way_out
-from batchserve.conversion.sample import INSTALL, Array, Table, listed, sentence
+from batchserve.conversion.sample import INSTALL, Array, Rounds, Table, listed, sentence
 from batchserve.errors import ConversionFailed
 
 ML_OPSET = 3
@@ -200,9 +200,12 @@ def layouts(model: object, table: Table) -> Iterator[tuple[GraphInput, ...]]:
         yield (GraphInput("input", "float32", columns),)
 
 
-def widened(layout: Sequence[GraphInput]) -> tuple[GraphInput, ...]:
-    """The same inputs, with float64 for float32."""
-    return tuple(replace(item, dtype="float64") if item.dtype == "float32" else item for item in layout)
+def widened(layout: Sequence[GraphInput], rounds: Rounds = lambda _: False) -> tuple[GraphInput, ...]:
+    """The same inputs, with float64 for float32, unless the estimator `rounds` their columns."""
+    return tuple(
+        replace(item, dtype="float64") if item.dtype == "float32" and not rounds(item.columns) else item
+        for item in layout
+    )
 
 
 def to_onnx(model: Any, layout: Sequence[GraphInput], target_opset: int) -> onnx.ModelProto:

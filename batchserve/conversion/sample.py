@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 INSTALL = "Install it with: pip install 'batchserve[sklearn]'"
 Kind = Literal["bool", "int", "float", "string"]
+Rounds = Callable[[Sequence[str] | None], bool]
+"""Whether what is computed of these columns (None: of all) is rounded to float32."""
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,14 @@ class Table:
             records = self.frame.astype(object).to_dict("records")
             return [{str(name): value for name, value in record.items() if value == value} for record in records]
         return self.frame.iloc[:, 0].tolist() if self.form == "texts" else self.frame.to_numpy()
+
+    def in_float32(self, columns: Sequence[str] | None = None) -> bool:
+        """Whether scikit-learn computes with these columns, or all, in float32, which it does where it gets that."""
+        dtypes = list(self.frame[list(columns)].dtypes) if columns is not None and self.form == "frame" else []
+        dtypes = dtypes or list(self.frame.dtypes)
+        if any(getattr(dtype, "kind", "O") not in "fiu" for dtype in dtypes):
+            return False
+        return bool(np.result_type(*(getattr(dtype, "numpy_dtype", dtype) for dtype in dtypes)) == np.float32)
 
     def take(self, rows: Array | slice) -> Self:
         return replace(self, frame=self.frame.iloc[rows])

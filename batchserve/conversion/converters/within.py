@@ -24,8 +24,8 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
-from batchserve.conversion.estimator import finds_neighbours, last_step, parts, selected
-from batchserve.conversion.sample import Array
+from batchserve.conversion.estimator import finds_neighbours, has_trees, last_step, parts, selected
+from batchserve.conversion.sample import Array, Rounds
 
 
 class TransformOnly(TransformerMixin, BaseEstimator):  # type: ignore[misc]
@@ -77,7 +77,18 @@ class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
         return np.asarray(x)
 
 
-def with_double(model: Any, *, rounds: bool) -> Any:
+def scales_before_trees(model: Any) -> bool:
+    """Whether trees split by numbers that are computed first, and `with_double` knows how.
+
+    What lies exactly between two numbers of the training is common where these are whole, or have few digits, and on
+    which side of a split it falls is then a matter of the last bit of float64.
+    """
+    if not has_trees(model) or (wide := with_double(model, rounds=lambda _: False)) is None:
+        return False
+    return any(type(step) in _ARITHMETIC for part in parts(wide) if isinstance(part, InDouble) for step in part.steps)
+
+
+def with_double(model: Any, *, rounds: Rounds) -> Any:
     """A copy whose first steps compute in float64, as scikit-learn does; None where these are no arithmetic."""
     if finds_neighbours(model):
         return model
@@ -87,13 +98,13 @@ def with_double(model: Any, *, rounds: bool) -> Any:
     steps = copied.steps = list(_flat(model))
     title, head = steps[0] if steps else ("", None)
     if isinstance(head, FeatureUnion):
-        copied.steps[0] = (title, _union_in_double(head, model.n_features_in_, rounds))
+        copied.steps[0] = (title, _union_in_double(head, model.n_features_in_, rounds(None)))
     elif isinstance(head, ColumnTransformer) and type(head) is not Chosen and hasattr(head, "transformers_"):
         copied.steps[0] = (title, _columns_in_double(head, rounds))
     elif count := _count_in_double(steps):
         first = [step for _, step in steps[:count]]
         stays = any(finds_neighbours(step) for _, step in steps[count : count + 1])
-        copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds, stays))]
+        copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds(None), stays))]
     else:
         return None
     return copied
@@ -108,7 +119,7 @@ def _flat(pipeline: Pipeline) -> Iterator[tuple[str, Any]]:
             yield name, step
 
 
-def _parts_in_double(model: Any, rounds: bool) -> Any:
+def _parts_in_double(model: Any, rounds: Rounds) -> Any:
     """A copy of an estimator made of others that all read what it reads, where any of these has such first steps."""
     copied, found = copy.copy(model), False
 
@@ -117,7 +128,7 @@ def _parts_in_double(model: Any, rounds: bool) -> Any:
         if (wide := with_double(part, rounds=rounds)) is not None:
             found = True
             return wide
-        return Pipeline([("in_double", InDouble([], part.n_features_in_, rounds)), ("part", part)])
+        return Pipeline([("in_double", InDouble([], part.n_features_in_, rounds(None))), ("part", part)])
 
     kind = type(model).__name__
     if kind in _OF_SEVERAL and _all_read_all(model):
@@ -157,13 +168,14 @@ def has_double(model: Any) -> bool:
     return any(isinstance(part, InDouble) for part in parts(model))
 
 
-def _columns_in_double(head: ColumnTransformer, rounds: bool) -> ColumnTransformer:
+def _columns_in_double(head: ColumnTransformer, rounds: Rounds) -> ColumnTransformer:
     names = list(getattr(head, "feature_names_in_", range(head.n_features_in_)))
     copied = copy.copy(head)
     copied.transformers_ = []
     for name, step, chosen in head.transformers_:
         if not isinstance(chosen, str):  # that is one column of texts
-            step = _in_double(step, len(selected(chosen, names)), rounds)
+            own = selected(chosen, names)
+            step = _in_double(step, len(own), rounds(own))
         copied.transformers_.append((name, step, chosen))
     return copied
 
