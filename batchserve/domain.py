@@ -232,7 +232,7 @@ class Categories:
     """The values of a column that an encoder in the model knows."""
 
     count: int
-    some: tuple[str | float, ...]
+    some: tuple[str | int | float, ...]
     """The first of them, for messages."""
     packed: str
     """All of them: a JSON list of texts or of numbers, compressed by zlib, in base64."""

@@ -9,6 +9,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from lightgbm import LGBMClassifier
+from pydantic import TypeAdapter
 from selection import quick_first
 from sklearn.cluster import AffinityPropagation
 from sklearn.compose import make_column_transformer
@@ -285,6 +286,14 @@ def test_categories_are_read_as_they_were_written() -> None:
     assert pack([1, 2.5]).some == (1, 2.5)
     with pytest.raises(ValueError, match="list"):
         unpack(Categories(1, (), pack([]).packed).packed.replace(pack([]).packed, _packed_object()))
+
+
+def test_integers_that_an_encoder_knows_are_integers_again_when_they_are_stored_and_read() -> None:
+    """They are shown in messages, and their writing warned of a type that was not expected."""
+    stored = TypeAdapter(Categories)
+    for known in ([0, 1], [0.0, 2.5], ["a", "1"]):
+        again = stored.validate_json(stored.dump_json(pack(known)))
+        assert list(map(repr, again.some)) == list(map(repr, known))
 
 
 def _packed_object() -> str:
