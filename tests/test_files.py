@@ -358,6 +358,23 @@ def test_a_cell_of_another_type_far_below_loses_no_value(api: Api, flowers: pl.D
     assert result["note"].to_list() == [*map(str, range(1, many.height)), "late"]
 
 
+@pytest.mark.parametrize("others", [[], [1], ["x"], ["x", 1.5], ["True"]])
+def test_truth_values_in_a_workbook_are_numbers_whatever_is_beside_them(
+    api: Api, flowers: pl.DataFrame, others: list[Any]
+) -> None:
+    cells, first = [True, False, *others], flowers.row(0, named=True)
+    target = io.BytesIO()
+    with xlsxwriter.Workbook(target) as book:
+        sheet = book.add_worksheet()
+        sheet.write_row(0, 0, flowers.columns)
+        for row, cell in enumerate(cells, 1):
+            sheet.write_row(row, 0, [*(first | {"sepal width (cm)": cell}).values()])
+    job = api.run(target.getvalue(), "iris")
+    wrong = [row for row, cell in enumerate(cells) if cell == "x"]
+    assert job["rows"]["failed"] == len(wrong)
+    assert [(error["record"], error["code"]) for error in api.errors(job)] == [(row, "wrong-type") for row in wrong]
+
+
 def test_an_index_in_a_workbook_passes_through_under_the_name_that_pandas_gives_it(
     api: Api, flowers: pl.DataFrame
 ) -> None:

@@ -29,6 +29,7 @@ ODD = [
     *("1e400", "-1e400", "1e-400", "1e39", "3.4028235e38", "3.4028236e38", "1e38", "1e-38", "1e-45", "1.2e-38", "0e99"),
     *("-0", "-0.0", "0", "00", "007", "-007", "0.0", "1e5", "1E5", "1e+5", "1e-05", "1e", "1e+", "e5", "1.e5", ".e5"),
     *("0x1", "1_0", "1.2.3", "--1", "1,5", "١٢", "1\u00a0", "½", "1a", "a", "true", "null", "None", "1e1.5"),
+    *("True", "False", "TRUE", " false", "true ", "Tru", "truest", "T", "yes"),
     *("00000000000000000000001", "12345678", "123456789", "123456789012345", "1234567890123456", "9007199254740993"),
     *("0.1234567", "0.12345678", "0.123456789", "0.1234567812345678", "0.12345678123456789", "0." + "0" * 40 + "1"),
     *("18446744073709551616", "36893488147419103232.5", "9" * 40, "0." + "9" * 40, "1" + "0" * 30, "9" * 18, "9" * 19),
@@ -350,6 +351,16 @@ def test_many_odd_numbers_are_left_to_polars(monkeypatch: pytest.MonkeyPatch) ->
     assert fast.matrices
 
 
+def test_a_truth_word_among_numbers_costs_no_record_and_leaves_none_of_the_others_to_polars() -> None:
+    texts = [*map(str, range(5000)), "True", "false", "x", *map(str, range(5000))]
+    for dtype in ("float32", "int64"):
+        slow, fast = both(of_texts(texts), len(texts), {"a": dtype}, kept=("a", "b"))
+        assert fast.matrices["of a"].values[5000:5002, 0].tolist() == [1, 0]
+        assert [error.record for error in fast.errors] == [error.record for error in slow.errors] == [5002]
+        assert isinstance(fast.records, pl.DataFrame)
+        assert fast.records["a"][5000:5002].to_list() == ["True", "false"]
+
+
 def test_a_host_without_numba_has_no_compiled_reading(monkeypatch: pytest.MonkeyPatch) -> None:
     assert matrices.fast_reader() is not None
     assert lines.fast_counter() is not None
@@ -391,6 +402,9 @@ JSON_ODD = [
     *ODD,
     '"1.5"',
     '"a"',
+    '"True"',
+    '"false"',
+    "false",
     "[1]",
     "{}",
     "1]",

@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pandas as pd
 import polars as pl
 import pytest
 from selection import quick_first
 from service import Api, ok, running
 from sklearn.cluster import KMeans
+from sklearn.compose import make_column_transformer
 from sklearn.datasets import make_classification
 from sklearn.decomposition import PCA
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestRegressor
@@ -23,7 +25,7 @@ from sklearn.naive_bayes import GaussianNB
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures, QuantileTransformer, StandardScaler
+from sklearn.preprocessing import OneHotEncoder, PolynomialFeatures, QuantileTransformer, StandardScaler
 from sklearn.svm import SVC, SVR, LinearSVC
 
 from batchserve.admission import admit
@@ -204,6 +206,47 @@ def test_a_column_in_which_nothing_fits_is_refused_in_every_format(models: Api, 
     )
     assert answer.status_code == 422, answer.text
     assert "column 'a': expected float32, got " in answer.json()["detail"]
+
+
+@pytest.mark.parametrize("model", ["float", "int64"])
+@pytest.mark.parametrize("word", quick_first(["true", '"False"', '"TRUE"', "false", '" true"'], 2))
+def test_a_truth_value_is_a_number_in_every_format_whatever_its_neighbours(models: Api, model: str, word: str) -> None:
+    doubled = 2 * (word.strip('" ').lower() == "true")
+    kind = "float32" if model == "float" else model
+    for format in ("csv", "jsonl", "json", "lists"):
+        for values in ([word], [word, "1"], [word, '"x"'], [*["1"] * GOOD, word, '"x"'], [*[word] * GOOD, '"x"']):
+            body = written(values, format)
+            assert body is not None
+            wanted = [None if value == '"x"' else 2 if value == "1" else doubled for value in values]
+            faults = [(row, f"expected {kind}, got 'x'") for row, value in enumerate(wanted) if value is None]
+            job = models.run(body, model, format="jsonl")
+            results = [json.loads(line)["y_0"] for line in models.result(job).text.splitlines()]
+            assert results == wanted, (format, values[:2])
+            assert [(e["record"], e["message"]) for e in models.errors(job)] == faults
+            if len(values) > GOOD:
+                continue  # too many for an online request
+            headers = {"content-type": MEDIA[format]}
+            answer = ok(models.http.post(f"/v1/models/{model}/predict", content=body, headers=headers))
+            assert [record["y_0"] for record in answer["prediction"]] == wanted, (format, values[:2])
+            assert [(e["record"], e["message"]) for e in answer["errors"]] == faults
+
+
+def test_the_csv_that_pandas_writes_of_dummies_has_the_answers_of_its_frame(models: Api) -> None:
+    chance = np.random.default_rng(0)
+    raw = pd.DataFrame({"age": chance.integers(18, 90, 300), "plan": chance.choice(["a", "b", "c"], 300)})
+    sent = pd.get_dummies(raw).to_csv(index=False)
+    assert "True" in sent
+    frame = pd.read_csv(io.StringIO(sent))
+    target = frame.age + 30 * frame.plan_a > 60
+    encoder = make_column_transformer((OneHotEncoder(drop="if_binary"), ["plan_a"]), remainder="passthrough")
+    for name, first in (("dummies", StandardScaler()), ("encoded", encoder)):
+        estimator = make_pipeline(first, LogisticRegression(max_iter=500)).fit(frame, target)
+        models.register(name, convert(estimator, frame).onnx)
+        job = models.run(sent, name, passthrough="all")
+        assert job["rows"] == {"total": 300, "ok": 300, "failed": 0}
+        result = pd.read_csv(io.StringIO(models.result(job).text))
+        assert result[list(frame.columns)].to_csv(index=False) == sent
+        assert result.prediction.tolist() == estimator.predict(frame).tolist()
 
 
 def test_arrays_with_a_number_too_large_fail_alone(tmp_path: Path) -> None:

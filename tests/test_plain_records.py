@@ -129,6 +129,7 @@ OTHERS: dict[str, Any] = {
     "a null for the model": [row(), row(**{FIRST: None})],
     "a text for the model": [row(), row(**{FIRST: "5.5"})],
     "a truth value for the model": [row(), row(**{FIRST: True})],
+    "a truth value before a text": [row(**{FIRST: True}), row(**{FIRST: "x"}), row(**{FIRST: "False"})],
     "an integer that is rounded": [row(**{FIRST: 2**53 + 1})],
     "integers that are rounded among others": [row(**{FIRST: 2**60 + 1}), row(**{FIRST: 0.5})],
     "an integer beyond 64 bits": [row(id=2**63), row(id=2**64 - 1)],

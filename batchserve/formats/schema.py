@@ -37,7 +37,9 @@ POLARS: dict[DType, pl.DataType] = {
     "string": pl.String(),
 }
 
-_TRUTH = {"true": True, "false": False, "1": True, "0": False}
+_WORDS = {"true": True, "false": False}
+"""What pandas, R and JSON write for truth values, in any case."""
+_TRUTH = {**_WORDS, "1": True, "0": False}
 _SHOWN = 80
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INFINITY = r"(?i)^[+-]?inf(inity)?$"
@@ -100,7 +102,8 @@ def instance(kind: Any) -> pl.DataType:
 def cast_column(series: pl.Series, dtype: DType, first: int = 0) -> tuple[pl.Series, list[RowError]]:
     """The values as `dtype`, under the same name, and an error for each that does not fit: it becomes null.
 
-    Fitting is about values, not about types: 3.0 and "3.0" are integers, 1 and "true" are booleans, true is a number.
+    Fitting is about values, not about types: 3.0 and "3.0" are integers, 1 and "true" are booleans, true and "true" are
+    the number 1.
     Nothing is truncated and no integer wraps around; a number is rounded to the precision of a float type, but not to
     infinity. Nulls stay nulls and are no error. `first` is the number of the first value's record.
     """
@@ -185,7 +188,19 @@ def _parse(text: pl.Series, target: pl.DataType) -> pl.Series:
         return text
     text = text.str.strip_chars()
     if target == pl.Boolean():
-        return text.str.to_lowercase().replace_strict(_TRUTH, default=None, return_dtype=target)
+        return _truth(text, _TRUTH)
+    numbers = _parse_numbers(text, target)
+    if numbers.null_count() == text.null_count():
+        return numbers
+    # A column of truth values is text where it comes from a CSV, or has other values beside them.
+    return numbers.zip_with(numbers.is_not_null(), _truth(text, _WORDS).cast(target))
+
+
+def _truth(text: pl.Series, words: dict[str, bool]) -> pl.Series:
+    return text.str.to_lowercase().replace_strict(words, default=None, return_dtype=pl.Boolean())
+
+
+def _parse_numbers(text: pl.Series, target: pl.DataType) -> pl.Series:
     cast = text.cast(target, strict=False)
     if target.is_float() and reaches_limits(cast):
         # Through float64, as numbers other than texts come: so the same ones are rounded to infinity.
