@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import onnx
 import orjson
 import polars as pl
 import pytest
@@ -373,6 +374,32 @@ def test_truth_values_in_a_workbook_are_numbers_whatever_is_beside_them(
     wrong = [row for row, cell in enumerate(cells) if cell == "x"]
     assert job["rows"]["failed"] == len(wrong)
     assert [(error["record"], error["code"]) for error in api.errors(job)] == [(row, "wrong-type") for row in wrong]
+
+
+def test_a_whole_number_in_a_workbook_that_may_have_lost_digits_is_none_as_in_any_float(api: Api) -> None:
+    graph = """<ir_version: 8, opset_import: ["" : 17]>
+        g (int64[N] code, int64[N] other) => (int64[N] sum) { sum = Add (code, other) }"""
+    api.register("codes", onnx.parser.parse_model(graph).SerializeToString())
+    exact = 2**53 - 1
+    for far in (2**53, 2**54 + 4, -(2**54), 2**63, 2**70):
+        codes = [exact, far, 5, -exact]
+        book = workbook(Data=pl.DataFrame({"code": list(map(float, codes)), "other": [0, 1, 2, 3]}))
+        job = api.run(book, "codes", format="jsonl")
+        assert job["state"] == "completed"
+        (error,) = api.errors(job)
+        assert (error["record"], error["column"], error["code"]) == (1, "code", "wrong-type")
+        results = [orjson.loads(line)["sum"] for line in api.result(job).content.splitlines()]
+        assert results == [exact, None, 7, 3 - exact]
+    target = io.BytesIO()
+    with xlsxwriter.Workbook(target) as book:
+        sheet = book.add_worksheet()
+        for row, cell in enumerate(["code", 2**54 + 4, "x", str(2**54 + 1), exact, True, 7]):
+            sheet.write(row, 0, cell)
+    mixed = read_workbook(target.getvalue(), None)["code"].to_list()
+    assert mixed == ["1.801439850948199e+16", "x", str(2**54 + 1), str(exact), "true", "7"]
+    whole = read_workbook(workbook(Data=pl.DataFrame({"code": [1.0, None, float(exact)], "n": [1] * 3})), None)
+    assert whole["code"].to_list() == [1, None, exact]
+    assert whole["code"].dtype == pl.Int64()
 
 
 def test_an_index_in_a_workbook_passes_through_under_the_name_that_pandas_gives_it(

@@ -1,15 +1,23 @@
 """Workbooks of Excel as tables. The only door to fastexcel, which the extra `excel` installs."""
 
+import re
 from collections import Counter
+from datetime import time
 from importlib.util import find_spec
+from typing import Any
 
 import polars as pl
 
 from batchserve.errors import InvalidInput, UnsupportedMedia
 from batchserve.formats.frames import decoding
 from batchserve.formats.records import name_outer
+from batchserve.formats.schema import EXACT
 
 __all__ = ["read_workbook"]
+
+_LONG = r"^-?\d{16,}$"
+_UNNAMED = re.compile(r"__UNNAMED__\d+")
+"""The names that columns have where the first row gives none."""
 
 
 def read_workbook(content: bytes, sheet: str | None) -> pl.DataFrame:
@@ -28,9 +36,10 @@ def read_workbook(content: bytes, sheet: str | None) -> pl.DataFrame:
 
     with decoding("the Excel workbook"):
         try:
-            names = fastexcel.read_excel(content).sheet_names
+            book = fastexcel.read_excel(content)
         except fastexcel.FastExcelError as error:
             raise InvalidInput(f"the Excel workbook cannot be read: {str(error).splitlines()[0]}") from None
+        names = book.sheet_names
         if not names:
             raise InvalidInput("the Excel workbook has no sheets")
         if sheet is not None and sheet not in names:
@@ -39,14 +48,53 @@ def read_workbook(content: bytes, sheet: str | None) -> pl.DataFrame:
         try:
             header = _first_row(content, chosen)
             # All rows decide the type of a column: by the first ones alone, later cells of another type would be lost.
-            frame = pl.read_excel(content, sheet_name=chosen, engine="calamine", infer_schema_length=None)
+            frame = _with_floats(book, chosen, book.load_sheet(chosen, schema_sample_rows=None).to_polars())
         except (fastexcel.FastExcelError, pl.exceptions.NoDataError) as error:
             raise InvalidInput(f"sheet {chosen!r} cannot be read: {str(error).splitlines()[0]}") from None
+        frame = _typed(_without_blanks(frame))
     # A column without a name and without any cell is left out of the frame.
     names = name_outer([name or "" for name in header])
     frame = frame.rename({f"__UNNAMED__{place}": name for place, name in enumerate(names) if name}, strict=False)
     _check_header(header, frame, chosen)
     return frame
+
+
+def _with_floats(book: Any, sheet: str, frame: pl.DataFrame) -> pl.DataFrame:
+    """The sheet with numbers beyond those that a float tells apart written as floats, where they are beside texts: as
+    digits they would be taken for exact. Cells that are texts keep all their digits."""
+    for name in frame.columns:
+        text = frame[name]
+        if text.dtype != pl.String() or not text.str.contains(_LONG).any():
+            continue
+        # As a truth value a text is nothing, unlike a number.
+        is_number = book.load_sheet(sheet, schema_sample_rows=None, dtypes={name: "boolean"}).to_polars()[name]
+        number = text.set(is_number.is_null(), None).cast(pl.Float64, strict=False)
+        beyond = (number.abs() > EXACT).fill_null(value=False)
+        frame = frame.with_columns(number.cast(pl.String).zip_with(beyond, text).alias(name))
+    return frame
+
+
+def _without_blanks(frame: pl.DataFrame) -> pl.DataFrame:
+    """Without rows that are empty, and columns that have neither a name nor a cell."""
+    empty = [name for name in frame.columns if _UNNAMED.fullmatch(name) and frame[name].null_count() == frame.height]
+    frame = frame.drop(empty)
+    return frame.filter(~pl.all_horizontal(pl.all().is_null())) if frame.width else frame
+
+
+def _typed(frame: pl.DataFrame) -> pl.DataFrame:
+    """A workbook has no integers and no dates: whole numbers are such where none may have lost digits as a float, times
+    that are all midnight are dates."""
+    return frame.with_columns([_refined(column) for column in frame])
+
+
+def _refined(column: pl.Series) -> pl.Series:
+    if column.dtype.is_float():
+        # Without a number beyond them: as integers these would be taken for exact.
+        is_whole = (column.floor() == column).all() and (column.abs() <= EXACT).all()
+        return column.cast(pl.Int64) if is_whole else column
+    if isinstance(column.dtype, pl.Datetime):
+        return column.cast(pl.Date) if (column.dt.time() == time(0)).all() else column
+    return column.cast(pl.String) if column.dtype == pl.Null() else column
 
 
 def _first_row(content: bytes, sheet: str) -> list[str | None]:

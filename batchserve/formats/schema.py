@@ -10,6 +10,7 @@ import polars as pl
 from batchserve.domain import DType, RowError
 
 __all__ = [
+    "EXACT",
     "POLARS",
     "as_base64",
     "cast_column",
@@ -43,7 +44,7 @@ _TRUTH = {**_WORDS, "1": True, "0": False}
 _SHOWN = 80
 _DECIMAL = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _INFINITY = r"(?i)^[+-]?inf(inity)?$"
-_EXACT = 2**53 - 1
+EXACT = 2**53 - 1
 """Up to here distinct integers are distinct as float64."""
 
 
@@ -176,7 +177,7 @@ def _cast(series: pl.Series, target: pl.DataType) -> pl.Series:
     if target.is_integer() and not source.is_integer():
         # A cast of 1.5 gives 1: a value fits only if it survives a round trip.
         cast = cast.set(cast.cast(source, strict=False) != series, None)
-        return cast.set(series.abs() > _EXACT, None) if source.is_float() else cast
+        return cast.set(series.abs() > EXACT, None) if source.is_float() else cast
     if target.is_float() and reaches_limits(cast):
         finite = series.is_finite() if source.is_float() else pl.Series([True])
         return cast.set(cast.is_infinite() & finite, None)
@@ -209,7 +210,7 @@ def _parse_numbers(text: pl.Series, target: pl.DataType) -> pl.Series:
         return _cast(number, target) if target != number.dtype else number
     if target.is_integer() and cast.null_count() > text.null_count():
         number = text.cast(pl.Float64(), strict=False)
-        exact = number.set(number.abs() > _EXACT, None)
+        exact = number.set(number.abs() > EXACT, None)
         return cast.zip_with(cast.is_not_null(), _cast(exact, target))
     return cast
 
