@@ -125,7 +125,7 @@ class Site:
         runtime: Any = Runtime(used, self.settings, self.metrics)
         return Scheduler(runtime, actions, clock=self.clock)
 
-    def create(self, cron: str = "0 2 * * *", **fields: Any) -> Schedule:
+    def create(self, cron: str = "0 2 * * *", tenant: str = "default", **fields: Any) -> Schedule:
         values: dict[str, Any] = {
             "name": "nightly",
             "cron": cron,
@@ -137,7 +137,7 @@ class Site:
             "overlap": Overlap.SKIP,
             **fields,
         }
-        made = Definition(**values).schedule("default", self.clock.now)
+        made = Definition(**values).schedule(tenant, self.clock.now)
         with self.database.write() as connection:
             schedules.create(connection, made)
         return made
@@ -668,6 +668,40 @@ def test_schedules_do_not_wait_for_each_other(site: Site) -> None:
     site.create(name="first")
     site.create(name="second")
     assert [tick.state for tick in site.until("2026-12-01T02:00:00+01:00")] == [TickState.QUEUED] * 2
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_ticks_that_wait_keep_no_other_schedule_from_its_tick(
+    site: Site, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    monkeypatch.setattr("batchserve.schedules.scheduler._MOST", 2)
+    for number in range(5):
+        policy = {"catch_up": CatchUp.ALL} if late else {"overlap": Overlap.QUEUE}
+        site.create("0 * * * *", name=f"waits-{number}", **policy)
+    victim = site.create("5 15 * * *", tenant="blue", name="victim")
+    if not late:
+        site.until("2026-11-30T13:00:00+01:00", turns=3)
+    site.until("2026-11-30T14:30:00+01:00", turns=6)
+    waiting = [tick for tick in site.history() if tick.state is TickState.PENDING]
+    assert len(waiting) == 5
+    history = site.until("2026-11-30T15:05:00+01:00", turns=6)
+    assert [tick.state for tick in history if tick.schedule_id == victim.id] == [TickState.QUEUED]
+    explained = [tick for tick in history if tick.id in {one.id for one in waiting}]
+    assert codes(explained) == ["overlap"] * 5
+
+
+def test_tenants_take_turns_however_many_ticks_of_one_are_due(site: Site) -> None:
+    for number in range(5):
+        site.create(name=f"many-{number}", tenant="many")
+    few = site.create(name="few", tenant="few")
+    site.clock.now = at("2026-12-01T02:00:00+01:00")
+    with site.database.read() as connection:
+        for schedule in schedules.due(connection, site.clock.now, 10):
+            site.scheduler.firing.plan(schedule)
+    with site.database.read() as connection:
+        found = ticks.due(connection, site.clock.now, 2)
+    assert few.id in {tick.schedule_id for tick in found}
+    assert len(found) == 2
 
 
 # --- ticks that queue nothing ----------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ a due schedule is planned, a planned tick is claimed, and a claim that lapses is
 """
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from pydantic import ValidationError
@@ -105,6 +105,14 @@ class Firing:
             self._ended(TickState.SKIPPED)
             self._log("Tick is skipped", "tick_skip", schedule, tick, detail=blocker)
         return None
+
+    def explain(self, waiting: Sequence[Tick]) -> None:
+        """Shows for what each of these ticks waits."""
+        with self._database.read() as connection:
+            blockers = [ticks.blocker_of(connection, tick) for tick in waiting]
+        for tick, blocker in zip(waiting, blockers, strict=True):
+            if blocker is not None:
+                self._show(tick, reason("overlap", blocker))
 
     def _show(self, tick: Tick, why: Mapping[str, Any]) -> None:
         if tick.error != why:  # rarely: each commit invalidates caches

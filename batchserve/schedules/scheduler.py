@@ -44,6 +44,8 @@ class Scheduler:
         self._threads: list[threading.Thread] = []
         self._unreadable: set[str] = set()
         """IDs of schedules whose fault is in the log."""
+        self._explained = 0
+        """ID of the last tick whose wait was explained. The next look goes on behind it."""
 
     def look(self) -> None:
         """Signals a schedule that was created or changed. Safe from any thread, and cheap."""
@@ -74,18 +76,24 @@ class Scheduler:
         """Does what is due; returns the seconds until more may be."""
         self.firing.renew()
         with self._database.read() as connection:
-            planned = schedules.due(connection, self._clock.moment(connection).wall, _MOST)
+            planned = schedules.due(connection, self._clock.moment(connection).wall, _MOST + len(self._unreadable))
         for schedule in planned:
             self._plan(schedule)
         with self._database.read() as connection:
-            due = ticks.due(connection, self._clock.moment(connection).wall, _MOST)
+            now = self._clock.moment(connection).wall
+            # Those that cannot be read stay in the list, and must not fill it.
+            due = ticks.due(connection, now, _MOST + len(self._unreadable))
+            waiting = ticks.waiting(connection, now, _MOST, self._explained)
         self._start(due)
+        self.firing.explain(waiting)
+        waited = bool(waiting) or self._explained > 0
+        self._explained = waiting[-1].id if len(waiting) == _MOST else 0
         self._join(min(_PATIENCE, self._settings.lease / 3))
         with self._database.read() as connection:
             now = self._clock.moment(connection).wall
             moments = schedules.next_moment(connection), ticks.next_moment(connection, now)
         pause = min([_LONGEST_PAUSE, *(moment - now for moment in moments if moment is not None)])
-        if due or pause <= 0:  # others may have become due, or what is due waits, or cannot be read
+        if due or waited or pause <= 0:  # others may have become due, or what is due waits, or cannot be read
             pause = min(_RECHECK, pause) if pause > 0 else _RECHECK
         return min(pause, self._settings.lease / 3) if self._threads else pause
 

@@ -16,13 +16,13 @@ from batchserve import rows
 from batchserve.db.tables import jobs, schedules, tick_jobs, ticks
 from batchserve.domain import JobState
 from batchserve.errors import LeaseLost, UnreadableRow
-from batchserve.recurring import Schedule, Tick, TickState
+from batchserve.recurring import Overlap, Schedule, Tick, TickState
 
 __all__ = [
     "DELETED", "MOST_JOBS", "TickJobs", "add", "add_run", "blocker_of", "claim_if_pending", "count_pending", "due",
     "end_if_mine", "end_if_pending", "end_pending", "forget_before", "get", "jobs_of", "known_times",
     "last_of_several", "list_page", "next_moment", "note_jobs_if_mine", "note_reason", "postpone_if_mine",
-    "renew_if_mine", "settle_before",
+    "renew_if_mine", "settle_before", "waiting",
 ]  # fmt: skip
 
 MOST_JOBS = 100
@@ -81,12 +81,43 @@ def _row(schedule: Schedule, at: float, now: float) -> dict[str, Any]:
 
 
 def due(connection: Connection, now: float, most: int) -> list[Tick]:
-    """The first pending tick of each schedule, where it may be tried, and the runs on request; the oldest first. None
-    of a paused schedule, except runs on request."""
-    first = select(func.min(ticks.c.id)).where(_PENDING, ticks.c.run == 0).group_by(ticks.c.schedule_id)
-    either = or_(ticks.c.run > 0, and_(ticks.c.id.in_(first), schedules.c.paused_at.is_(None)))
-    query = select(*_READ).join(schedules, ticks.c.schedule_id == schedules.c.id).where(_PENDING, _is_free(now), either)
+    """The first pending tick of each schedule, where it may be tried and waits for nothing, and the runs on request.
+    None of a paused schedule, except runs on request. Tenants take turns, each with its oldest first, so that none of
+    them fills the list alone."""
+    either = or_(ticks.c.run > 0, and_(_is_next(), ~_waits()))
+    turn = func.row_number().over(partition_by=schedules.c.tenant, order_by=ticks.c.id).label("turn")
+    both = ticks.join(schedules, ticks.c.schedule_id == schedules.c.id)
+    found = select(*_READ, turn).select_from(both).where(_PENDING, _is_free(now), either).subquery()
+    query = select(*(found.c[column.name] for column in _READ)).order_by(found.c.turn, found.c.id).limit(most)
+    return _readable(connection.execute(query).mappings().all())
+
+
+def waiting(connection: Connection, now: float, most: int, after: int) -> list[Tick]:
+    """The ticks that would be due if they did not wait for earlier ones, from the first ID beyond `after` on."""
+    guards = (_PENDING, _is_free(now), ticks.c.id > after, _is_next(), _waits())
+    query = select(*_READ).join(schedules, ticks.c.schedule_id == schedules.c.id).where(*guards)
     return _readable(connection.execute(query.order_by(ticks.c.id).limit(most)).mappings().all())
+
+
+def _is_next() -> ColumnElement[bool]:
+    """Whether a tick is the first pending one of a schedule that is not paused."""
+    first = select(func.min(ticks.c.id)).where(_PENDING, ticks.c.run == 0).group_by(ticks.c.schedule_id)
+    return and_(ticks.c.id.in_(first), schedules.c.paused_at.is_(None))
+
+
+def _waits() -> ColumnElement[bool]:
+    """Whether a tick is to wait, and not to be skipped, and has a blocker (see `blocker_of`)."""
+    earlier = ticks.alias("earlier")
+    is_earlier = (
+        earlier.c.schedule_id == ticks.c.schedule_id,
+        earlier.c.settled.is_(False),
+        earlier.c.id < ticks.c.id,
+    )
+    pending = exists(select(earlier.c.id).where(*is_earlier, earlier.c.state == TickState.PENDING))
+    its_jobs = earlier.join(tick_jobs, tick_jobs.c.tick_id == earlier.c.id).join(jobs, jobs.c.id == tick_jobs.c.job_id)
+    unfinished = select(earlier.c.id).select_from(its_jobs).where(*is_earlier, jobs.c.state.in_(_UNFINISHED))
+    may_wait = or_(ticks.c.late, schedules.c.overlap == Overlap.QUEUE)
+    return and_(may_wait, or_(pending, exists(unfinished)))
 
 
 def next_moment(connection: Connection, now: float) -> float | None:
