@@ -510,6 +510,30 @@ def test_a_tick_that_hangs_delays_no_other_schedule(site: Site, monkeypatch: pyt
     assert {tick.state for tick in site.history()} == {TickState.QUEUED}
 
 
+def test_more_ticks_than_threads_follow_each_other_without_a_pause(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("batchserve.schedules.scheduler._PATIENCE", 0.2)
+    monkeypatch.setattr("batchserve.schedules.scheduler._MOST", 12)
+    going_on, run = threading.Event(), site.action.run
+
+    def hanging(tenant: str, request: Mapping[str, Any], claim: Claim) -> None:
+        if claim.tick.id == 1:
+            assert going_on.wait(60)
+        run(tenant, request, claim)
+
+    site.action.run = hanging  # type: ignore[method-assign]
+    for number in range(30):
+        site.create(name=f"s{number}")
+    site.clock.now = at("2026-12-01T02:00:00+01:00")
+    try:
+        while site.scheduler.turn() == 0:
+            pass
+        until(lambda: [tick.state for tick in site.history()].count(TickState.QUEUED) == 29)
+    finally:
+        going_on.set()
+    site.scheduler._join(60)  # noqa: SLF001 - the thread of the tick
+    assert {tick.state for tick in site.history()} == {TickState.QUEUED}
+
+
 # --- missed ticks ----------------------------------------------------------------------------------------------------
 
 

@@ -22,7 +22,7 @@ _LONGEST_PAUSE = 10.0
 _RECHECK = 2.0
 """Seconds between two looks for the end of what a tick waits for."""
 _PATIENCE = 5.0
-"""Seconds of a look that ticks may take; they go on in their threads."""
+"""Seconds of a look that ticks may take, and wait for a thread; they go on in their threads."""
 _MOST = 100
 """Schedules, and ticks, of one look."""
 _THREADS = 8
@@ -42,6 +42,8 @@ class Scheduler:
         self.firing = Firing(runtime.database, runtime.settings, actions, self._clock, wake, runtime.metrics.count_tick)
         self._called, self._stopping = threading.Event(), threading.Event()
         self._threads: list[threading.Thread] = []
+        self._free = threading.Semaphore(_THREADS)
+        """One for each thread that may be started."""
         self._unreadable: set[str] = set()
         """IDs of schedules whose fault is in the log."""
         self._explained = 0
@@ -73,22 +75,24 @@ class Scheduler:
         self._join(self._settings.grace)
 
     def turn(self) -> float:
-        """Does what is due; returns the seconds until more may be."""
+        """Does what is due; returns the seconds until more may be: 0, if there was more than a look takes."""
+        deadline = time.monotonic() + min(_PATIENCE, self._settings.lease / 3)
         self.firing.renew()
+        most = _MOST + len(self._unreadable)  # those that cannot be read stay in the lists, and must not fill them
         with self._database.read() as connection:
-            planned = schedules.due(connection, self._clock.moment(connection).wall, _MOST + len(self._unreadable))
-        for schedule in planned:
-            self._plan(schedule)
+            planned = schedules.due(connection, self._clock.moment(connection).wall, most)
+        read = [self._plan(schedule) for schedule in planned]
         with self._database.read() as connection:
             now = self._clock.moment(connection).wall
-            # Those that cannot be read stay in the list, and must not fill it.
-            due = ticks.due(connection, now, _MOST + len(self._unreadable))
+            due = ticks.due(connection, now, most)
             waiting = ticks.waiting(connection, now, _MOST, self._explained)
-        self._start(due)
+        is_more = self._start(due, most, deadline) or (len(planned) >= most and any(read))
         self.firing.explain(waiting)
         waited = bool(waiting) or self._explained > 0
         self._explained = waiting[-1].id if len(waiting) == _MOST else 0
-        self._join(min(_PATIENCE, self._settings.lease / 3))
+        self._join(0.0 if is_more else deadline - time.monotonic())
+        if is_more:
+            return 0.0
         with self._database.read() as connection:
             now = self._clock.moment(connection).wall
             moments = schedules.next_moment(connection), ticks.next_moment(connection, now)
@@ -97,8 +101,8 @@ class Scheduler:
             pause = min(_RECHECK, pause) if pause > 0 else _RECHECK
         return min(pause, self._settings.lease / 3) if self._threads else pause
 
-    def _plan(self, schedule: Schedule) -> None:
-        """One that cannot be planned does not prevent others."""
+    def _plan(self, schedule: Schedule) -> bool:
+        """False: it cannot be planned. That does not prevent others."""
         try:
             self.firing.plan(schedule)
         except Unavailable:
@@ -108,32 +112,46 @@ class Scheduler:
                 self._unreadable.add(schedule.id)
                 log.error("Schedule cannot be planned", action="schedule_error", schedule=schedule.name,
                           tenant=schedule.tenant, detail=error.detail)  # fmt: skip
+            return False
+        return True
 
-    def _start(self, due: list[Tick]) -> None:
-        """Claims the due ticks, and runs each in a thread."""
-        under_way = self.firing.under_way
+    def _start(self, due: list[Tick], most: int, deadline: float) -> bool:
+        """Claims the due ticks, and runs each in a thread, as soon as one is free. Returns whether the next look is to
+        come at once: no thread was free until the deadline, or there are more ticks than these."""
+        under_way, read = self.firing.under_way, False
         for tick in due:
-            if tick.id in under_way or self._stopping.is_set() or len(self._threads) >= _THREADS:
+            if tick.id in under_way or self._stopping.is_set():
                 continue
-            claimed = self._claim(tick)
-            if claimed is not None:
-                thread = threading.Thread(target=self._act, args=claimed, daemon=True)
-                self._threads.append(thread)
-                thread.start()
+            if not self._free.acquire(timeout=max(0.0, deadline - time.monotonic())):
+                return True
+            started = False
+            try:
+                claimed, is_read = self._claim(tick)
+                read = read or is_read
+                if claimed is not None:
+                    thread = threading.Thread(target=self._act, args=claimed, daemon=True)
+                    thread.start()
+                    started = True
+                    self._threads.append(thread)
+            finally:
+                if not started:
+                    self._free.release()
+        return read and len(due) >= most
 
-    def _claim(self, tick: Tick) -> tuple[Schedule, Tick] | None:
-        """See `Firing.claim`. A tick that cannot be read, or whose schedule cannot, does not prevent others."""
+    def _claim(self, tick: Tick) -> tuple[tuple[Schedule, Tick] | None, bool]:
+        """See `Firing.claim`; and whether the tick and its schedule can be read. One that cannot does not prevent
+        others."""
         try:
-            return self.firing.claim(tick)
+            return self.firing.claim(tick), True
         except Unavailable:
             raise
         except ScheduleNotFound:  # deleted meanwhile, with its ticks
-            return None
+            return None, True
         except BatchserveError as error:
             if tick.schedule_id not in self._unreadable:
                 self._unreadable.add(tick.schedule_id)
                 log.error("Tick cannot be claimed", action="tick_error", tick=tick.id, detail=error.detail)
-            return None
+            return None, False
 
     def _act(self, schedule: Schedule, tick: Tick) -> None:
         try:
@@ -143,6 +161,8 @@ class Scheduler:
                         detail=error.detail)  # fmt: skip
         except Exception:
             log.exception("Tick meets an unexpected error", action="tick_error", schedule=schedule.name, tick=tick.id)
+        finally:
+            self._free.release()
 
     def _join(self, seconds: float) -> None:
         """Waits for the ticks that run, for so many seconds at most."""
