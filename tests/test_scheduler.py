@@ -12,6 +12,7 @@ from zoneinfo import ZoneInfo
 import pytest
 from exposed import values_of
 from sqlalchemy import Connection, delete, func, select, text, update
+from structlog.testing import capture_logs
 from uuid_utils import uuid7
 from waiting import until
 
@@ -754,6 +755,23 @@ def test_ticks_are_counted_by_outcome(site: Site) -> None:
         outcome: found[f"batchserve_schedule_ticks_total{{{outcome}}}"] for outcome in ("queued", "skipped", "failed")
     }
     assert counts == {"queued": 1, "skipped": 2, "failed": 1}
+
+
+@pytest.mark.parametrize("state", [TickState.QUEUED, TickState.SKIPPED, TickState.FAILED])
+def test_a_tick_is_counted_and_logged_by_the_outcome_that_its_action_has_given_it(site: Site, state: TickState) -> None:
+    def ending(tenant: str, request: Mapping[str, Any], claim: Claim) -> None:  # noqa: ARG001 - those of an action
+        claim.end(state, {"code": "given", "message": "as the inputs were"})
+
+    site.action.run = ending  # type: ignore[method-assign]
+    site.create()
+    with capture_logs() as logs:
+        [tick] = site.until("2026-12-01T02:00:00+01:00")
+    assert tick.state is state
+    found = values_of(site.metrics.collect())
+    counts = {one: found[f"batchserve_schedule_ticks_total{{{one}}}"] for one in ("queued", "skipped", "failed")}
+    assert counts == {"queued": 0, "skipped": 0, "failed": 0} | {state.value: 1}
+    action = {TickState.QUEUED: "tick_run", TickState.SKIPPED: "tick_skip", TickState.FAILED: "tick_fail"}[state]
+    assert [(line["action"], line["code"]) for line in logs] == [(action, "given")]
 
 
 @pytest.mark.parametrize("problem", [Unavailable("the bucket does not respond"), TooManyRequests("quota: jobs a day")])

@@ -20,6 +20,9 @@ class Claim:
     def __init__(self, database: Database, clock: Clock, tick: Tick, seconds: float) -> None:
         """`seconds`: after which another process may claim it."""
         self.tick = tick
+        self.state: TickState | None = None
+        """In which state it was ended here."""
+        self.error: Mapping[str, Any] | None = None
         self._database, self._clock, self._seconds = database, clock, seconds
 
     def note(self, connection: Connection, job_ids: Sequence[str]) -> None:
@@ -47,6 +50,7 @@ class Claim:
     ) -> None:
         now = self._clock.moment(connection).wall
         ticks.end_if_mine(connection, self.tick, state, now, job_ids=job_ids, error=error)
+        self.state, self.error = state, error
 
 
 class Action(Protocol):

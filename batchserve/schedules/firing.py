@@ -32,6 +32,12 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 300.0
 """Seconds between two tries of a tick."""
 _MOST_PENDING = 1000
 """Ticks of a schedule that wait for each other; others are skipped."""
+_EVENTS = {
+    TickState.QUEUED: ("Tick has run", "tick_run"),
+    TickState.SKIPPED: ("Tick is skipped", "tick_skip"),
+    TickState.FAILED: ("Tick has failed", "tick_fail"),
+}
+"""What the log says of the ends of ticks."""
 
 
 class Firing:
@@ -172,8 +178,18 @@ class Firing:
             self._end(schedule, claim, BatchserveError(told))
         else:
             self._wake()
-            self._ended(TickState.QUEUED)
-            self._log("Tick has run", "tick_run", schedule, tick)
+            self._tell(schedule, claim)
+
+    def _tell(self, schedule: Schedule, claim: Claim) -> None:
+        """Counts and logs the end that the tick was given."""
+        state = claim.state or TickState.QUEUED
+        self._ended(state)
+        event, action = _EVENTS[state]
+        if claim.error is None:
+            self._log(event, action, schedule, claim.tick)
+        else:
+            code, detail = claim.error.get("code"), claim.error.get("message")
+            self._log(event, action, schedule, claim.tick, code=code, detail=detail)
 
     def _end(self, schedule: Schedule, claim: Claim, error: BatchserveError) -> None:
         """Fails the tick, or has it tried again later, if the error may pass within the grace."""
@@ -186,8 +202,7 @@ class Firing:
             self._log("Tick is tried again", "tick_wait", schedule, tick, code=error.code, detail=error.detail)
         else:
             claim.end(TickState.FAILED, told)
-            self._ended(TickState.FAILED)
-            self._log("Tick has failed", "tick_fail", schedule, tick, code=error.code, detail=error.detail)
+            self._tell(schedule, claim)
 
     def _log(self, event: str, action: str, schedule: Schedule, tick: Tick, **facts: Any) -> None:
         say = log.info if action in ("tick_run", "tick_lost") else log.warning
