@@ -266,6 +266,28 @@ def test_a_tick_may_score_all_that_was_uploaded(site: Site) -> None:
     site.api.http.delete(f"/v1/jobs/{unfit['id']}")
 
 
+def test_uploads_beyond_a_quota_are_tried_again_until_there_is_room(tmp_path: Path, iris_onnx: Path) -> None:
+    with running(tmp_path, worker=False) as api:
+        site = Site(api, tmp_path, tmp_path)
+        api.register("iris", iris_onnx)
+        ok(api.http.put("/v1/quotas/default", json={"jobs": 1}))
+        api.upload("a,b\n1,2\n")
+        held = [api.upload(HEADER + FLOWER * count)["id"] for count in (1, 2)]
+        site.create("collected", {"model": "iris"}, action="uploaded")
+        tick = site.run("collected")
+        assert (tick["state"], [job["id"] for job in tick["jobs"]]) == ("pending", held[:1])
+        assert tick["error"]["code"] == "quota-exceeded"
+        assert held[1] in tick["error"]["message"]
+        ok(api.http.put("/v1/quotas/default", json={"jobs": 2}))
+        with closing(Database(api.settings.database_url)) as database, database.write() as connection:
+            connection.execute(update(tables.ticks).values(try_at=0.0))
+        api.http.app.state.scheduler.look()  # type: ignore[attr-defined]
+        until(lambda: [one["state"] for one in site.ticks("collected")] == ["queued"])
+        [tick] = site.ticks("collected")
+        assert [job["id"] for job in tick["jobs"]] == held
+        assert tick["error"]["code"] == "schema-mismatch"
+
+
 def test_a_repeated_run_with_its_key_runs_once(site: Site) -> None:
     site.fill("2026-10-01", 2)
     site.create("keyed")

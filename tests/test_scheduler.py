@@ -20,7 +20,15 @@ from batchserve import rows
 from batchserve.db import closed, tables
 from batchserve.db.connect import Database, Moment
 from batchserve.domain import JobState, StoredInput
-from batchserve.errors import Conflict, InvalidInput, LeaseLost, ScheduleNotFound, TooManyRequests, Unavailable
+from batchserve.errors import (
+    Conflict,
+    InvalidInput,
+    LeaseLost,
+    QuotaExceeded,
+    ScheduleNotFound,
+    TooManyRequests,
+    Unavailable,
+)
 from batchserve.jobs import requests
 from batchserve.metrics import Metrics
 from batchserve.recurring import ActionKind, CatchUp, Overlap, Schedule, Tick, TickState
@@ -800,6 +808,25 @@ def test_what_does_not_pass_within_the_grace_fails(site: Site) -> None:
     assert tick.error is not None
     assert tick.error["code"] == "unavailable"
     assert 5 < tick.attempt < 10
+
+
+def test_a_tick_that_has_queued_some_of_its_jobs_is_queued_with_the_reason_for_the_rest(site: Site) -> None:
+    """Until the grace ends it is tried again, and adds what it can."""
+
+    def partly(tenant: str, request: Mapping[str, Any], claim: Claim) -> None:  # noqa: ARG001 - those of an action
+        if claim.tick.attempt < 3:
+            with site.database.write() as connection:
+                claim.note(connection, [f"job {claim.tick.attempt}"])
+        raise QuotaExceeded("no more jobs at a time")
+
+    site.action.run = partly  # type: ignore[method-assign]
+    site.create()
+    [tick] = site.until("2026-12-01T02:00:00+01:00")
+    assert (tick.state, tick.jobs, codes([tick])) == (TickState.PENDING, 1, ["quota-exceeded"])
+    [tick] = site.until("2026-12-01T02:05:00+01:00")
+    assert (tick.state, tick.jobs) == (TickState.PENDING, 2)
+    [tick] = site.until("2026-12-01T02:14:59+01:00")
+    assert (tick.state, tick.jobs, codes([tick])) == (TickState.QUEUED, 2, ["quota-exceeded"])
 
 
 def test_an_unexpected_error_fails_its_tick_and_no_other(site: Site) -> None:

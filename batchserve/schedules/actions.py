@@ -15,7 +15,7 @@ from batchserve.options import PredictOptions
 from batchserve.quotas.account import Added, charge
 from batchserve.recurring import ActionKind, TickState
 from batchserve.runtime import Runtime
-from batchserve.schedules.claim import Actions, Claim, reason
+from batchserve.schedules.claim import Actions, Claim, is_passing, reason
 from batchserve.scoring.checks import check_inputs
 from batchserve.storage.locations import root_of
 from batchserve.submission import Submission, create
@@ -69,10 +69,15 @@ class UploadedAction:
         options = PredictOptions.model_validate(request)
         model = _model_of(self.runtime, options)
         collected = asyncio.run(self._queue(tenant, options, model, claim))
-        count, refused = len(collected.states) + claim.tick.jobs, len(collected.refused)
+        count, refused = len(collected.states) + claim.tick.jobs, collected.refused
         if refused:
-            job_id, problem = next(iter(collected.refused.items()))
-            message = f"{refused:,} inputs stay uploaded; the first, of job {job_id}: {problem.detail}"
+            # One that may pass comes first: then the tick is tried again, and goes on with what is left.
+            job_id, problem = min(refused.items(), key=lambda item: not is_passing(item[1]))
+            several = f"{len(refused):,} inputs stay uploaded, among them that"
+            which = "an input stays uploaded, that" if len(refused) == 1 else several
+            message = f"{which} of job {job_id}: {problem.detail}"
+            if is_passing(problem):
+                raise type(problem)(message, errors=problem.errors, **problem.extra)
             claim.end(TickState.QUEUED if count else TickState.FAILED, reason(problem.code, message))
         elif count:
             claim.end(TickState.QUEUED)

@@ -6,11 +6,15 @@ from typing import Any, Protocol
 from sqlalchemy import Connection
 
 from batchserve.db.connect import Database
+from batchserve.errors import BatchserveError
 from batchserve.recurring import ActionKind, Tick, TickState
 from batchserve.timetable import ticks
 from batchserve.worker.clock import Clock
 
-__all__ = ["Action", "Actions", "Claim", "reason"]
+__all__ = ["Action", "Actions", "Claim", "is_passing", "reason"]
+
+_PASSING = frozenset({429, 503, 507})
+"""Statuses of errors that pass: a full quota or disk, an outage."""
 
 
 class Claim:
@@ -72,3 +76,8 @@ Actions = Mapping[ActionKind, Action]
 def reason(code: str, message: str) -> dict[str, Any]:
     """Why a tick does not run, or not yet, as its row has it."""
     return {"code": code, "message": message}
+
+
+def is_passing(error: BatchserveError) -> bool:
+    """Whether a tick is tried again after it."""
+    return error.status in _PASSING

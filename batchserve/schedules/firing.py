@@ -15,7 +15,7 @@ from batchserve.db.connect import Database
 from batchserve.errors import BatchserveError, InvalidOptions, LeaseLost
 from batchserve.logs import get_logger
 from batchserve.recurring import Overlap, Schedule, Tick, TickState
-from batchserve.schedules.claim import Actions, Claim, reason
+from batchserve.schedules.claim import Actions, Claim, is_passing, reason
 from batchserve.schedules.definition import request_of
 from batchserve.schedules.planning import Plan, plan_of
 from batchserve.settings import Settings
@@ -26,8 +26,6 @@ __all__ = ["Firing"]
 
 log = get_logger()
 
-_TRANSIENT = frozenset({429, 503, 507})
-"""Statuses of errors that pass: a full quota or disk, an outage."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 10.0, 300.0
 """Seconds between two tries of a tick."""
 _MOST_PENDING = 1000
@@ -192,16 +190,21 @@ class Firing:
             self._log(event, action, schedule, claim.tick, code=code, detail=detail)
 
     def _end(self, schedule: Schedule, claim: Claim, error: BatchserveError) -> None:
-        """Fails the tick, or has it tried again later, if the error may pass within the grace."""
+        """Has the tick tried again later, if the error may pass within the grace; else ends it. Of one that has queued
+        some of its jobs, the error says what it has not."""
         tick, told = claim.tick, error.to_json()
         with self._database.read() as connection:
             passed = self._clock.moment(connection).wall - tick.created_at
+            now = ticks.get(connection, tick.id)
+        is_partial = now is not None and now.jobs > 0
+        if is_partial:
+            self._wake()
         pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** min(tick.attempt - 1, 10))
-        if error.status in _TRANSIENT and 0 <= passed + pause <= self._settings.schedule_grace:
+        if is_passing(error) and 0 <= passed + pause <= self._settings.schedule_grace:
             claim.postpone(pause, told)
             self._log("Tick is tried again", "tick_wait", schedule, tick, code=error.code, detail=error.detail)
         else:
-            claim.end(TickState.FAILED, told)
+            claim.end(TickState.QUEUED if is_partial else TickState.FAILED, told)
             self._tell(schedule, claim)
 
     def _log(self, event: str, action: str, schedule: Schedule, tick: Tick, **facts: Any) -> None:
