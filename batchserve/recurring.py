@@ -41,11 +41,11 @@ class TickState(StrEnum):
     PENDING = "pending"
     """It will run, waits for an earlier one, or is tried again."""
     QUEUED = "queued"
-    """Its jobs are queued, or completed already."""
+    """Its jobs are queued, or completed already. An `error` says why others are not."""
     SKIPPED = "skipped"
     """Nothing was queued, as the policies of the schedule say; `error` has the reason."""
     FAILED = "failed"
-    """Not all was queued; `error` has the reason."""
+    """Nothing was queued; `error` has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
