@@ -291,7 +291,7 @@ async def _read_in_a_thread(request: Request) -> tuple[bytes, str]:
 
 def _read(request: Request) -> tuple[bytes, str]:
     exposition: Exposition = request.app.state.exposition
-    return exposition.text(request.headers.get("accept", ""))
+    return exposition.text(request.headers.get("accept", ""), caller_of(request).administers)
 
 
 def _shown(example: object) -> dict[str, Any]:

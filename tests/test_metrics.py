@@ -24,6 +24,8 @@ from service import URL, Api, ok, problem, running
 from starlette.testclient import TestClient
 from waiting import until
 
+from batchserve import keys
+from batchserve.access import Scope
 from batchserve.app import create_metrics_app
 from batchserve.db.connect import Database, Moment
 from batchserve.errors import OutOfMemory, ScoringCrashed, ScoringTimeout
@@ -37,6 +39,7 @@ from batchserve.settings import Settings, host_and_port
 ROOT = Path(__file__).resolve().parent.parent
 HEADER = b"sepal length (cm),sepal width (cm),petal length (cm),petal width (cm)\n"
 CSV = HEADER + b"5.1,3.5,1.4,0.2\n"
+QUOTAS = ("batchserve_quota_used", "batchserve_quota_limit")
 OPENMETRICS = {"accept": "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"}
 
 
@@ -451,6 +454,27 @@ def test_what_is_refused_before_a_route_is_counted(server: str) -> None:
     before = _values(server).get(refused, 0)
     assert httpx2.get(f"{server}/{'a' * 20_000}").status_code == 414
     assert _values(server)[refused] == before + 1
+
+
+def test_quotas_of_other_tenants_are_shown_to_administrators_of_all_alone(tmp_path: Path) -> None:
+    chosen: dict[str, Any] = {"storage": str(tmp_path), "processes": 1, **postgres.chosen_database(tmp_path)}
+    with running(tmp_path, worker=False) as api, Runtime.open(Settings(**chosen)) as runtime:
+        for tenant in ("red", "blue"):
+            ok(api.http.put(f"/v1/quotas/{tenant}", json={"jobs": 3}))
+        both = {f'{name}{{quota="jobs",tenant="{tenant}"}}' for name in QUOTAS for tenant in ("red", "blue")}
+        red = {series for series in both if "red" in series}
+        worker = TestClient(create_metrics_app(runtime, "127.0.0.1"), base_url=URL)
+
+        def shown(headers: dict[str, str]) -> list[set[str]]:
+            texts = [http.get("/metrics", headers=headers).text for http in (api.http, worker)]
+            return [{line.split(" ")[0] for line in text.splitlines()} & both for text in texts]
+
+        assert shown({}) == [both, both]
+        with runtime.database.write() as connection:
+            of = {"*": "all", "red": "red"}
+            made = {one: keys.create(connection, name, Scope.ADMIN, one, 1.0)[1] for one, name in of.items()}
+        for tenant, seen in (("*", both), ("red", red), ("*", both)):
+            assert shown({"authorization": f"Bearer {made[tenant]}"}) == [seen, seen]
 
 
 @pytest.mark.parametrize("address", ["0.0.0.0:9464", "[::]:9464", "192.0.2.1:9464"])

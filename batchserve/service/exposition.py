@@ -22,25 +22,27 @@ from batchserve.upkeep.inspection import UnreadableCount
 __all__ = ["Exposition"]
 
 
-class Exposition(Collector):
+class Exposition:
     """All families of a process."""
 
     def __init__(self, runtime: Runtime, unreadable: UnreadableCount) -> None:
         self._runtime, self._unreadable = runtime, unreadable
-        self._registry = CollectorRegistry()
-        self._registry.register(self)
 
-    def text(self, accept: str) -> tuple[bytes, str]:
+    def text(self, accept: str, sees: Callable[[str], bool]) -> tuple[bytes, str]:
         """The series, in OpenMetrics if the Accept header asks for it, else as Prometheus' text; and the media type.
-        Raises Unavailable when the database does not respond: then a scrape fails as a whole."""
+        `sees`: whether series of a tenant are for the caller. Raises Unavailable when the database does not respond:
+        then a scrape fails as a whole."""
         encode, media_type = choose_encoder(accept)
-        return encode(self._registry), media_type
+        registry = CollectorRegistry()  # one for each scrape, as callers see different series
+        registry.register(_Seen(lambda: self._collect(sees)))
+        return encode(registry), media_type
 
-    def collect(self) -> Iterator[Metric]:
+    def _collect(self, sees: Callable[[str], bool]) -> Iterator[Metric]:
         database = self._runtime.database
         with database.read() as connection:
             now = database.moment(connection)
             found = [metric for read in _OF_SERVICE for metric in read(connection, now)]
+            found += _quotas(connection, now, sees)
         yield from found
         yield _gauge(metrics.UNREADABLE_ROWS, self._unreadable.count())
         build = metrics.BUILD
@@ -49,6 +51,14 @@ class Exposition(Collector):
             yield _gauge(metrics.FREE_BYTES, free)
             yield _gauge(metrics.REQUIRED_BYTES, self._runtime.settings.free_bytes)
         yield from self._runtime.metrics.collect()
+
+
+class _Seen(Collector):
+    def __init__(self, collect: Callable[[], Iterator[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterator[Metric]:
+        return self._collect()
 
 
 # --- of the service: a function for each subject, which reads a snapshot of the database -----------------------------
@@ -74,11 +84,13 @@ def _models(connection: Connection, _: Moment) -> Iterator[Metric]:
     yield _gauge(metrics.MODEL_VERSIONS, versions)
 
 
-def _quotas(connection: Connection, now: Moment) -> Iterator[Metric]:
-    """What tenants with a quota use, and their limits."""
+def _quotas(connection: Connection, now: Moment, sees: Callable[[str], bool]) -> Iterator[Metric]:
+    """What tenants with a quota use, and their limits: of those tenants that the caller sees."""
     used = GaugeMetricFamily(metrics.QUOTA_USED.name, metrics.QUOTA_USED.help, labels=metrics.QUOTA_USED.labels)
     limit = GaugeMetricFamily(metrics.QUOTA_LIMIT.name, metrics.QUOTA_LIMIT.help, labels=metrics.QUOTA_LIMIT.labels)
     for usage in account.usages(connection, now.wall):
+        if not sees(usage.tenant):
+            continue
         for name, count in (("jobs", usage.jobs), ("bytes", usage.bytes), ("rows_per_day", usage.rows)):
             used.add_metric([usage.tenant, name], count)
         for name in LIMITS:
@@ -88,7 +100,7 @@ def _quotas(connection: Connection, now: Moment) -> Iterator[Metric]:
     yield limit
 
 
-_OF_SERVICE: tuple[Callable[[Connection, Moment], Iterator[Metric]], ...] = (_jobs, _workers, _models, _quotas)
+_OF_SERVICE: tuple[Callable[[Connection, Moment], Iterator[Metric]], ...] = (_jobs, _workers, _models)
 
 
 def _gauge(family: Family, value: float) -> Metric:
