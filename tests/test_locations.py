@@ -626,6 +626,35 @@ def test_a_result_in_parquet_is_partitioned_by_a_column(api: Api, lake: Path) ->
     assert "name an empty folder" in detail
 
 
+@pytest.mark.parametrize(
+    ("values", "folders"),
+    [
+        (pl.Series(["x", "", None, "__HIVE_DEFAULT_PARTITION__"] * 2), ["__HIVE_DEFAULT_PARTITION__", "x"]),
+        (
+            pl.Series([10**9, 10**9 + 1, None] * 2, dtype=pl.Datetime("ns")),
+            [
+                "1970-01-01%2000%3A00%3A01",
+                "1970-01-01%2000%3A00%3A01.000000001",
+                "__HIVE_DEFAULT_PARTITION__",
+            ],
+        ),
+        (
+            pl.Series([1000, 1001, 2], dtype=pl.Duration("ns")),
+            ["0%3A00%3A00.000001", "1001%20ns", "2%20ns"],
+        ),
+    ],
+)
+def test_values_that_share_a_folder_keep_all_their_records(
+    api: Api, lake: Path, values: pl.Series, folders: list[str]
+) -> None:
+    every = flowers(len(values)).with_columns(kind=values)
+    (lake / "in" / "a.parquet").write_bytes(encoded(every, "parquet"))
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/run/", "partition_by": "kind"}))
+    assert sorted(names(lake / "out" / "run")) == [f"kind={folder}" for folder in folders]
+    read = pl.read_parquet(lake / "out" / "run" / "**" / "*.parquet", hive_partitioning=False)
+    assert sorted(read["plant"]) == sorted(every["plant"])
+
+
 def test_a_column_to_partition_by_that_the_result_lacks_is_named(api: Api, lake: Path) -> None:
     fill(lake, {"a.parquet": 3})
     job = submitted(api, asked(lake, output={"url": f"file://{lake}/out/run/", "partition_by": "state"}))

@@ -63,36 +63,65 @@ def write_partitions(store: Storage, target: Target, column: str, parts: Sequenc
     """Writes the records of all parts into folders named after the values of a column, without that column: an object
     for each value and part. Raises TargetExists, LocationRefused, and InvalidOptions for too many values."""
     size = 0
-    values: set[object] = set()
+    names: set[str] = set()
     first = 0
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for part in parts:
             pieces = _partitioned(store, part, column)
-            values |= pieces.keys()
-            if len(values) > _MOST_VALUES:
+            names |= pieces.keys()
+            if len(names) > _MOST_VALUES:
                 raise InvalidOptions(f"partition_by: {column!r} has more than {_MOST_VALUES} values")
             written = [
-                threads.submit(write_object, target, _url(target.url, column, value, first), [content])
-                for value, content in pieces.items()
+                threads.submit(write_object, target, _url(target.url, name, first), [content])
+                for name, content in pieces.items()
             ]
             size += sum(future.result().bytes for future in written)
             first += part.records
     return Composed(size, None)
 
 
-def _partitioned(store: Storage, part: Part, column: str) -> dict[object, bytes]:
+def _partitioned(store: Storage, part: Part, column: str) -> dict[str, bytes]:
+    """The contents of the files of a part, by the names of their folders: so no two have one address."""
     with store.open(part.key) as source:
         frame = pl.read_parquet(source.read())
     if column not in frame.columns:
         raise InvalidOptions(f"partition_by: the result has no column {column!r}; it has {', '.join(frame.columns)}")
     if not len(frame.columns) > 1:
         raise InvalidOptions(f"partition_by: the result has no column besides {column!r}")
-    found = frame.partition_by(column, as_dict=True, include_key=False, maintain_order=True)
-    return {value: get_format("parquet").write(records) for (value,), records in found.items()}
+    found: dict[str, list[pl.DataFrame]] = {}
+    # Not by a dict of polars: its keys are objects of Python, in which times have no nanoseconds.
+    for records in frame.with_columns(_values(frame[column])).partition_by(column, maintain_order=True):
+        found.setdefault(_folder(records[column]), []).append(records.drop(column))
+    return {name: get_format("parquet").write(pl.concat(records)) for name, records in found.items()}
 
 
-def _url(folder: str, column: str, value: object, first: int) -> str:
-    shown = _NO_VALUE if value is None or value == "" else quote(str(value), safe="")
-    # Once more, since the address of a file is decoded.
-    names = f"{quote(column, safe='')}={shown}"
-    return f"{folder}{quote(names, safe='=') if folder.startswith('file:') else names}/part-{first:015d}.parquet"
+def _values(column: pl.Series) -> pl.Series:
+    """With null for each text whose folder is that of null."""
+    if column.dtype != pl.String():
+        return column
+    return column.set(column.is_in(["", _NO_VALUE]), None)
+
+
+def _folder(values: pl.Series) -> str:
+    """The name of the folder of records that share a value."""
+    first = values[:1]
+    shown = _NO_VALUE if first.has_nulls() else quote(_text(first), safe="")
+    return f"{quote(values.name, safe='')}={shown}"
+
+
+def _text(value: pl.Series) -> str:
+    """Another one for each value of the column. Raises InvalidOptions."""
+    kind = value.dtype
+    try:
+        if isinstance(kind, pl.Time) or (isinstance(kind, pl.Datetime | pl.Duration) and kind.time_unit == "ns"):
+            count = int(value.to_physical().item())
+            if count % 1000:  # Python has no nanoseconds
+                return f"{count} ns" if isinstance(kind, pl.Duration) else str(value.cast(pl.String()).item())
+        return str(value.item())
+    except (ValueError, OverflowError, pl.exceptions.PanicException) as error:
+        raise InvalidOptions(f"partition_by: a {kind} in {value.name!r} has no text: {error}") from error
+
+
+def _url(folder: str, name: str, first: int) -> str:
+    # Quoted once more, since the address of a file is decoded.
+    return f"{folder}{quote(name, safe='=') if folder.startswith('file:') else name}/part-{first:015d}.parquet"
