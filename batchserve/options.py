@@ -17,10 +17,9 @@ from batchserve.values import (
     Inputs,
     Name,
     Plain,
-    Real,
     TopK,
-    Whole,
     comma_list,
+    no_truth,
     parsed_json,
 )
 from batchserve.webhooks.addresses import HookUrl, require_allowed
@@ -67,7 +66,7 @@ class PredictOptions(BaseModel):
         None, description="Column that identifies a record: first in the result, and in each row error."
     )
     on_row_error: Literal["continue", "fail"] = Field("continue", description="`fail` ends the job at a failed record.")
-    max_errors: Real | None = Field(
+    max_errors: float | None = Field(
         None,
         ge=0,
         le=MAX_COUNT,
@@ -77,12 +76,12 @@ class PredictOptions(BaseModel):
     top_k: TopK = None
     inputs: Inputs = None
     reuse: bool = Field(True, description="Reuse the result of a completed job with equal input, model and options.")
-    priority: Whole = Field(0, ge=-100, le=100, description="Queued jobs with a higher priority start first.")
+    priority: int = Field(0, ge=-100, le=100, description="Queued jobs with a higher priority start first.")
     run_after: datetime | None = Field(
         None, description="Do not start before this time (RFC 3339), of the years 1970 to 2999."
     )
     expires_in: Annotated[
-        Annotated[Real, Field(gt=0, le=LONGEST_RETENTION, allow_inf_nan=False)] | None,
+        Annotated[float, Field(gt=0, le=LONGEST_RETENTION, allow_inf_nan=False)] | None,
         BeforeValidator(_seconds, json_schema_input_type=str | float | None),
     ] = Field(
         None,
@@ -102,6 +101,8 @@ class PredictOptions(BaseModel):
         description="Address that the end of the job is sent to, signed by a secret of the tenant.",
         examples=["https://example.com/hook"],
     )
+
+    _numbers = field_validator("max_errors", "top_k", "priority", "expires_in", mode="before")(no_truth)
 
     @field_validator("format")
     @classmethod

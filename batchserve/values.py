@@ -29,14 +29,13 @@ Name = Annotated[str, Field(max_length=MAX_NAME), Plain]
 
 
 def no_truth(value: Any) -> Any:
-    """Any other value as it came: JSON tells `true` from 1, and a limit of `true` is a mistake. Raises ValueError."""
+    """Any other value as it came: JSON tells `true` from 1, and a limit of `true` is a mistake. Raises ValueError.
+
+    For field_validator, before the type: in the annotation of a field its bounds would be missing in the schema.
+    """
     if isinstance(value, bool):
         raise ValueError(f"expected a number, got {str(value).lower()}")
     return value
-
-
-Whole = Annotated[int, BeforeValidator(no_truth)]
-Real = Annotated[float, BeforeValidator(no_truth)]
 
 
 def comma_list(value: Any) -> Any:
@@ -89,7 +88,7 @@ Columns = Annotated[
     ),
 ]
 TopK = Annotated[
-    Whole | None, Field(ge=1, lt=2**31, description="Only the k most probable classes, as label_1, probability_1 ...")
+    int | None, Field(ge=1, lt=2**31, description="Only the k most probable classes, as label_1, probability_1 ...")
 ]
 Inputs = Annotated[
     Annotated[dict[Name, Shared], Field(max_length=1024)] | None,

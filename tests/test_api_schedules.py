@@ -146,6 +146,7 @@ def test_a_definition_is_replaced_and_its_history_and_state_stay(site: Site) -> 
         ({"name": UNKNOWN}, 422, "invalid-options", "does not look like an ID"),
         ({"catch_up": "some"}, 422, "invalid-options", "catch_up"),
         ({"catch_up_limit": 0}, 422, "invalid-options", "catch_up_limit"),
+        ({"catch_up_limit": True}, 422, "invalid-options", "catch_up_limit: expected a number, got true"),
         ({"overlap": "both"}, 422, "invalid-options", "overlap"),
         ({"every": "day"}, 422, "invalid-options", "every: there is no such option"),
         ({"request": {}}, 422, "invalid-options", "request.model: must be given"),

@@ -132,7 +132,7 @@ def test_a_secret_is_shown_once(own_api: Api) -> None:
         assert made["secret"] not in text
         assert rotated["secret"] not in text
     assert ok(own_api.http.post("/v1/webhooks/jobs/rotate"))["earlier_until"] is None
-    for overlap in (-1, 8 * 86400, "day", None):
+    for overlap in (-1, 8 * 86400, "day", True, None):
         answer = own_api.http.post(f"{made['links']['self']}/rotate", json={"overlap": overlap})
         problem(answer, 422, "invalid-options")
 

@@ -457,6 +457,7 @@ def test_quotas_are_set_by_administrators_of_all_tenants_and_audited(own_api: Ap
         ("red", {}, "at least one limit"),
         ("red", {"jobs": -1}, "jobs"),
         ("red", {"jobs": 1.5}, "jobs"),
+        ("red", {"jobs": True}, "jobs"),
         ("red", {"bytes": 2**60}, "bytes"),
         ("red", {"requests_per_second": 0}, "requests_per_second"),
         ("red", {"rows": 1}, "rows"),

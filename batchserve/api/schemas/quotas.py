@@ -2,13 +2,13 @@
 
 from datetime import datetime
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from batchserve.access import Quota
 from batchserve.api import examples
 from batchserve.api.schemas.times import time_of
 from batchserve.quotas.account import Usage
-from batchserve.values import Real, Whole
+from batchserve.values import no_truth
 
 MOST = 2**53
 
@@ -18,12 +18,14 @@ class NewQuota(BaseModel):
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": examples.NEW_QUOTA})
 
-    jobs: Whole | None = Field(None, ge=0, le=MOST, description="Jobs that are queued or running at a time (429).")
-    bytes: Whole | None = Field(None, ge=0, le=MOST, description="Bytes of inputs and results that are stored (507).")
-    rows_per_day: Whole | None = Field(None, ge=0, le=MOST, description="Rows that jobs have in a day, in UTC (429).")
-    requests_per_second: Real | None = Field(
+    jobs: int | None = Field(None, ge=0, le=MOST, description="Jobs that are queued or running at a time (429).")
+    bytes: int | None = Field(None, ge=0, le=MOST, description="Bytes of inputs and results that are stored (507).")
+    rows_per_day: int | None = Field(None, ge=0, le=MOST, description="Rows that jobs have in a day, in UTC (429).")
+    requests_per_second: float | None = Field(
         None, ge=0.01, le=MOST, allow_inf_nan=False, description="Requests to each server process (429)."
     )
+
+    _numbers = field_validator("*", mode="before")(no_truth)
 
     def of(self, tenant: str) -> Quota:
         return Quota(tenant, self.jobs, self.bytes, self.rows_per_day, self.requests_per_second)

@@ -14,7 +14,7 @@ from batchserve.errors import InvalidOptions
 from batchserve.recurring import ActionKind, CatchUp, Overlap, Schedule, Tick, TickState
 from batchserve.schedules.definition import Definition, next_times
 from batchserve.timetable.ticks import MOST_JOBS, TickJobs
-from batchserve.values import Plain, Whole
+from batchserve.values import Plain, no_truth
 
 _EARLIEST, _LATEST = datetime(1970, 1, 1, tzinfo=UTC), datetime(3000, 1, 1, tzinfo=UTC)
 _MOST_CAUGHT_UP = 1000
@@ -47,10 +47,12 @@ class ScheduleRequest(BaseModel):
     catch_up: Literal["none", "last", "all"] = Field(
         "last", description="Which ticks run later that were missed while no server or worker ran."
     )
-    catch_up_limit: Whole = Field(100, ge=1, le=_MOST_CAUGHT_UP, description="Most ticks that `all` catches up.")
+    catch_up_limit: int = Field(100, ge=1, le=_MOST_CAUGHT_UP, description="Most ticks that `all` catches up.")
     overlap: Literal["skip", "queue"] = Field(
         "skip", description="What becomes of a tick while a job of an earlier one is unfinished; `queue`: it waits."
     )
+
+    _numbers = field_validator("catch_up_limit", mode="before")(no_truth)
 
     def definition(self) -> Definition:
         return Definition(

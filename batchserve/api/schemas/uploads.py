@@ -4,18 +4,20 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
 from batchserve.api.schemas.times import time_of
 from batchserve.domain import DirectUpload
-from batchserve.values import Whole
+from batchserve.values import no_truth
 
 
 class NewUpload(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"bytes": 1048576}})
 
-    bytes: Annotated[Whole, Field(ge=1, lt=2**63, description="Length of the input.")]
+    bytes: Annotated[int, Field(ge=1, lt=2**63, description="Length of the input.")]
+
+    _numbers = field_validator("bytes", mode="before")(no_truth)
 
 
 class SentUpload(BaseModel):

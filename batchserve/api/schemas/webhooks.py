@@ -4,11 +4,11 @@ from datetime import datetime
 from typing import Annotated, Any
 
 import orjson
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from batchserve.api import examples
 from batchserve.api.schemas.times import time_of, time_or_none
-from batchserve.values import Plain, Real
+from batchserve.values import Plain, no_truth
 from batchserve.webhooks.addresses import HookUrl
 from batchserve.webhooks.endpoints import LONGEST_OVERLAP
 from batchserve.webhooks.events import FAMILIES, TYPES
@@ -52,13 +52,15 @@ class ChangedWebhook(BaseModel):
 class Rotation(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"example": {"overlap": 86400}})
 
-    overlap: Real = Field(
+    overlap: float = Field(
         86400.0,
         ge=0,
         le=LONGEST_OVERLAP,
         allow_inf_nan=False,
         description="Seconds for which the secret before it is valid, too: a day by default, at most seven.",
     )
+
+    _numbers = field_validator("overlap", mode="before")(no_truth)
 
 
 class WebhookBody(BaseModel):
