@@ -291,6 +291,29 @@ def test_an_imputer_with_its_own_placeholder_text_keeps_it() -> None:
     assert conversion.report.label_flips == 0
 
 
+@pytest.mark.parametrize("fill", [-1, 0.5, None])
+@pytest.mark.parametrize("indicates", [False, True])
+def test_a_constant_number_is_put_in_the_place_of_missing_ones(fill: float | None, indicates: bool) -> None:
+    frame = X.astype("float64").mask(np.random.default_rng(0).random(X.shape) < 0.2)
+    imputer = SimpleImputer(strategy="constant", fill_value=fill, add_indicator=indicates)
+    report = convert(make_pipeline(imputer, LogisticRegression(max_iter=500)).fit(frame, Y), frame).report
+    assert report.rows == len(frame)
+    assert report.differences[0].max_relative < 1e-5
+
+
+def test_the_most_frequent_truth_value_is_put_in_the_place_of_missing_ones() -> None:
+    random = np.random.default_rng(0)
+    truths = pd.Series(random.choice([True, False, np.nan], 200), dtype=object).replace({1.0: True, 0.0: False})
+    frame = pd.DataFrame({"known": truths, "size": random.normal(size=200)})
+    texts = make_pipeline(SimpleImputer(strategy="most_frequent"), OneHotEncoder(handle_unknown="ignore"))
+    model = make_pipeline(
+        make_column_transformer((texts, ["known"]), (StandardScaler(), ["size"])), LogisticRegression()
+    )
+    conversion = convert(model.fit(frame, (frame["known"] == True) ^ (frame["size"] > 1)), frame)  # noqa: E712
+    assert conversion.report.label_flips == 0
+    assert next(column for column in conversion.columns if column.name == "known").nullable
+
+
 def test_an_encoder_with_missing_as_a_category_keeps_it() -> None:
     frame = houses()
     frame["City Name"] = frame["City Name"].astype(object)

@@ -192,6 +192,12 @@ def test_what_is_scaled_before_trees_is_computed_in_the_type_of_the_training(kin
     assert wrong(model, conversion, NEW.astype(kind)) == 0
 
 
+def test_a_constant_before_scaled_trees_is_put_in_in_float64() -> None:
+    some = [frame.mask(np.random.default_rng(0).random(frame.shape) < 0.1) for frame in (SAMPLE, NEW)]
+    model = make_pipeline(SimpleImputer(strategy="constant", fill_value=-1), scaled(tree())).fit(some[0], THIRDS)
+    assert wrong(model, convert(model, some[0]), some[1]) == 0
+
+
 def test_trees_of_columns_as_they_are_take_float32() -> None:
     model = make_pipeline(SimpleImputer(), tree()).fit(SAMPLE, THIRDS)
     assert {column.dtype for column in convert(model, SAMPLE).columns} == {"float32"}

@@ -1,5 +1,6 @@
 """Inspection of scikit-learn estimators: parts, columns, task and outputs."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
@@ -31,6 +32,7 @@ NUMERIC_METHODS: dict[Task, tuple[str, ...]] = {
 """Methods of the estimator that the graph's numeric outputs may correspond to; the first that it has counts."""
 
 _TREES = ("Boosted", "CatBoosted", "GradientBoosting", "HistGradientBoosting")
+_NUMBERS = (bool, int, float, np.number, np.bool_)
 _NEAREST = frozenset({"AffinityPropagation", "MeanShift"})
 _ROUNDED = 1e-12
 """Relative difference of two numbers in double precision that are equal up to their rounding."""
@@ -76,6 +78,13 @@ def finds_neighbours(step: object) -> bool:
     from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 
     return isinstance(step, KNeighborsClassifier | KNeighborsRegressor)
+
+
+def fills_numbers(imputer: Any) -> bool:
+    """Whether a fitted SimpleImputer puts numbers in the place of NaN. Those of a constant, and truth values, are in an
+    array of objects."""
+    missing, statistics = imputer.missing_values, getattr(imputer, "statistics_", [None])
+    return isinstance(missing, float) and math.isnan(missing) and all(isinstance(s, _NUMBERS) for s in statistics)
 
 
 def has(model: object, kind: Any) -> bool:

@@ -145,7 +145,7 @@ def _round_down(thresholds: Array) -> None:
 def _fills_texts(imputer: Any) -> bool:
     """Whether it imputes texts for None or NaN, and not for a text such as "?"."""
     statistics = getattr(imputer, "statistics_", np.empty(0))
-    return statistics.dtype == object and not isinstance(imputer.missing_values, str)
+    return any(isinstance(item, str) for item in statistics) and not isinstance(imputer.missing_values, str)
 
 
 def _with_empty_for_missing(categories: Array) -> Array:

@@ -66,7 +66,7 @@ CONVERTERS: dict[str, Converter] = {
     "NearestCentroid": Converter("classifier", algebra.nearest_centroid),
     "Nystroem": Converter("transformer", algebra.nystroem),
     "OneVsRestClassifier": Converter("classifier", meta.one_against_rest, within.has_double),
-    "OneHotEncoder": Converter("transformer", transforms.one_hot, transforms.groups_rare),
+    "OneHotEncoder": Converter("transformer", transforms.one_hot, transforms.encodes_beyond_skl2onnx),
     "OutputCodeClassifier": Converter("labels", meta.output_code),
     "QuantileTransformer": Converter("transformer", transforms.quantiles),
     "RBFSampler": Converter("transformer", algebra.rbf_sampler),

@@ -9,6 +9,7 @@ import numpy as np
 from onnx import TensorProto
 
 from batchserve.conversion.converters.tape import EXAMPLES, Expression, Tape, Untraceable, Value
+from batchserve.conversion.estimator import fills_numbers
 from batchserve.conversion.estimator import selected as selected_columns
 from batchserve.conversion.sample import Array
 from batchserve.errors import ConversionFailed
@@ -215,10 +216,7 @@ def imputed(tape: Tape, model: Any) -> Expression:
 
 
 def fills_numbers_and_indicates(model: Any) -> bool:
-    missing = model.missing_values
-    return (
-        bool(model.add_indicator) and model.statistics_.dtype.kind == "f" and missing is not None and missing != missing
-    )
+    return bool(model.add_indicator) and fills_numbers(model)
 
 
 def chosen(tape: Tape, model: Any) -> Expression:
@@ -365,9 +363,12 @@ def _filled(tape: Tape, x: Value, imputer: Any) -> Value:
     return x if kept.all() or imputer.keep_empty_features else x[:, np.flatnonzero(kept)]
 
 
-def groups_rare(encoder: Any) -> bool:
-    """Whether a OneHotEncoder may put several categories into one, which skl2onnx does for some inputs alone."""
-    return bool(encoder._infrequent_enabled or encoder.handle_unknown in ("infrequent_if_exist", "warn"))
+def encodes_beyond_skl2onnx(encoder: Any) -> bool:
+    """Whether a OneHotEncoder may put several categories into one, which skl2onnx does for some inputs alone; or knows
+    True and False in a column with missing values, which is one of floats, and skl2onnx cuts these to integers."""
+    groups = encoder._infrequent_enabled or encoder.handle_unknown in ("infrequent_if_exist", "warn")
+    objects = [item for categories in encoder.categories_ if categories.dtype == object for item in categories]
+    return bool(groups) or any(isinstance(item, bool | np.bool_) for item in objects)
 
 
 def one_hot(tape: Tape, encoder: Any) -> Expression:

@@ -24,7 +24,7 @@ from sklearn.preprocessing import (
 )
 from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor, ExtraTreeClassifier, ExtraTreeRegressor
 
-from batchserve.conversion.estimator import finds_neighbours, has_trees, last_step, parts, selected
+from batchserve.conversion.estimator import fills_numbers, finds_neighbours, has_trees, last_step, parts, selected
 from batchserve.conversion.sample import Array, Rounds
 
 
@@ -212,8 +212,7 @@ def _count_in_double(steps: Sequence[tuple[str, Any]]) -> int:
 
 
 def _fills_numbers(imputer: SimpleImputer) -> bool:
-    missing = imputer.missing_values
-    return imputer.indicator_ is None and imputer.statistics_.dtype.kind == "f" and missing != missing
+    return imputer.indicator_ is None and fills_numbers(imputer)
 
 
 _ARITHMETIC = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PolynomialFeatures, PCA, TruncatedSVD)
