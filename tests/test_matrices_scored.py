@@ -172,6 +172,24 @@ def test_a_chunk_has_the_same_part_and_errors_as_by_polars(
     assert slow[2]["failed"] == 0 or table == "with faults"
 
 
+@pytest.mark.parametrize("format", ["csv", "jsonl"])
+def test_every_error_names_the_column_of_the_input(
+    format: str, storage: str, versions: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not the one of the model, also where an option or blanks around it tell them apart."""
+    renamed = {"a": "w", "n": " n", "city": "Ort"}
+    columns = {renamed.get(name, name): texts for name, texts in with_faults().items()}
+    task = stored(storage, encoded(columns, format), format)
+    given = Options("csv", columns={"a": "w", "city": "Ort"})
+    slow = scored(task, versions["columns"], given)
+    monkeypatch.setattr(matching, "FEWEST_BYTES", 0)
+    assert scored(task, versions["columns"], given) == slow
+    errors = [json.loads(line) for line in slow[1].splitlines()]
+    assert {error["column"] for error in errors} == {"w", " n", "d", "Ort"}
+    assert {error["code"] for error in errors} == {"wrong-type", "missing-value"}
+    assert all(repr(error["column"]) in error["message"] for error in errors if error["code"] == "missing-value")
+
+
 def test_small_chunks_do_not_load_the_compiled_reading(
     storage: str, versions: dict[str, ModelVersion], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -197,6 +197,59 @@ def test_a_number_that_is_no_integer_of_the_model_is_an_error_in_every_format(
         assert (record, column, code) == (GOOD, "a", "wrong-type"), format
 
 
+NAMED_OTHERWISE = {
+    "wrong": ('"x"', "1", "w", "wrong-type"),
+    "missing": ("null", "1", "w", "missing-value"),
+    "infinite": ('"inf"', "1", "w", "out-of-range"),
+    "wrong and limited": ("1", '"x"', " b", "wrong-type"),
+    "missing and limited": ("1", "null", " b", "missing-value"),
+    "limited": ("1", "1000", " b", "out-of-range"),
+}
+
+
+def test_the_errors_of_a_column_all_have_its_name_in_the_input(models: Api) -> None:
+    model = onnx.load_from_string(doubling("float"))
+    limits = [{"missing": False, "infinite": False}, {"missing": False, "high": 100}]
+    columns = next(entry.value for entry in model.metadata_props if entry.key == "batchserve.columns")
+    domains = json.dumps({"x": limits})
+    onnx.helper.set_model_props(model, {"batchserve.columns": columns, "batchserve.domains": domains})
+    models.register("limited", model.SerializeToString())
+    wanted = [(number, column, code) for number, (_, _, column, code) in enumerate(NAMED_OTHERWISE.values(), 1)]
+    rows = [("1", "1"), *((a, b) for a, b, _, _ in NAMED_OTHERWISE.values())]
+    lines = [f'{{"w":{a}," b":{b}}}' for a, b in rows]
+    texts = {"null": ""}
+    table = "".join(f"{texts.get(a, a)},{texts.get(b, b)}\n".replace('"', "") for a, b in rows)
+    bodies = {"csv": "w, b\n" + table, "jsonl": "\n".join(lines), "json": f"[{','.join(lines)}]"}
+    renamed = json.dumps({"a": "w"})
+    for format, body in bodies.items():
+        job = models.run(body, "limited", columns=renamed)
+        errors = models.errors(job)
+        assert [(e["record"], e["column"], e["code"]) for e in errors] == wanted, format
+        assert all(repr(e["column"]) in e["message"] for e in errors if e["code"] != "wrong-type")
+        for verb in ("predict", "validate"):
+            path, headers = f"/v1/models/limited/{verb}", {"content-type": MEDIA[format]}
+            answer = ok(models.http.post(path, content=body, params={"columns": renamed}, headers=headers))
+            assert [(e["record"], e["column"], e["code"]) for e in answer["errors"]] == wanted, (format, verb)
+
+
+def test_the_errors_of_an_array_all_have_its_name_in_the_input(models: Api) -> None:
+    graph = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Add(x, x) }"""
+    model = onnx.parser.parse_model(graph)
+    limits = [{"missing": False, "infinite": False}, {"missing": False, "high": 100}]
+    onnx.helper.set_model_props(model, {"batchserve.domains": json.dumps({"x": limits})})
+    models.register("unnamed", model.SerializeToString())
+    rows = [[1.0, 1.0], [1e39, 1.0], [np.nan, 1.0], [np.inf, 1.0], [1.0, 1000.0]]
+    codes = ["wrong-type", "missing-value", "out-of-range", "out-of-range"]
+    for row, code in zip(rows[1:], codes, strict=True):
+        arrays, lists = io.BytesIO(), io.BytesIO()
+        np.savez(arrays, features=np.array([rows[0], row]))
+        pl.DataFrame({"features": [rows[0], row]}).write_parquet(lists)
+        for body in (arrays.getvalue(), lists.getvalue()):
+            (error,) = models.errors(models.run(body, "unnamed"))
+            assert (error["record"], error["column"], error["code"]) == (1, "features", code)
+            assert row[1] == 1.0 or "for 'features'[1], got 1000.0" in error["message"]
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_a_column_in_which_nothing_fits_is_refused_in_every_format(models: Api, format: str) -> None:
     body = written(["1e39"] * 3, format)

@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import polars as pl
 
-from batchserve.domain import Categories, Column, Domain, DType, InputTensor
+from batchserve.domain import Categories, Domain, DType, InputTensor
 from batchserve.formats.schema import shorten
 from batchserve.inference.faults import InvalidValue, RecordErrors
 
@@ -45,18 +45,19 @@ def _known(packed: str, kind: pl.DataType) -> pl.Series:
     return pl.Series(list(unpack(packed)), dtype=pl.Float64() if kind.is_float() else None, strict=False).cast(kind)
 
 
-def find_outside(series: pl.Series, domain: Domain, name: str, faults: RecordErrors) -> None:
-    """Adds a fault for each value outside of the domain. Missing values are not its concern."""
+def find_outside(series: pl.Series, domain: Domain, name: str, faults: RecordErrors, place: str = "") -> None:
+    """Adds a fault for each value outside of the domain. Missing values are not its concern. `name`: of the column in
+    the input; `place`: of the values in each of its arrays, for messages."""
     if series.dtype == pl.String() and not domain.empty:
-        empty = InvalidValue("missing-value", f"an empty text for {name!r}, and the model needs a value")
+        empty = InvalidValue("missing-value", f"an empty text for {name!r}{place}, and the model needs a value")
         faults.add_each(_mask(series == ""), name, lambda _: empty)
     if series.dtype.is_numeric():
-        _find_far(series, domain, name, faults)
+        _find_far(series, domain, name, faults, place)
     if domain.categories is not None:
-        _find_unknown(series, domain.categories, name, faults)
+        _find_unknown(series, domain.categories, name, faults, place)
 
 
-def _find_unknown(series: pl.Series, categories: Categories, name: str, faults: RecordErrors) -> None:
+def _find_unknown(series: pl.Series, categories: Categories, name: str, faults: RecordErrors, place: str) -> None:
     series = series.cast(pl.Int64()) if series.dtype == pl.Boolean() else series
     outside = series.is_not_null() & ~series.is_in(_known(categories.packed, series.dtype).implode())
     if series.dtype.is_float():
@@ -69,18 +70,18 @@ def _find_unknown(series: pl.Series, categories: Categories, name: str, faults: 
     def unknown(record: int) -> InvalidValue:
         return InvalidValue(
             "unknown-category",
-            f"{shorten(series[record])} is no category of {name!r} that the model knows: it knows {known}{more}",
+            f"{shorten(series[record])} is no category of {name!r}{place} that the model knows: it knows {known}{more}",
         )
 
     faults.add_each(_mask(outside), name, unknown)
 
 
-def _find_far(series: pl.Series, domain: Domain, name: str, faults: RecordErrors) -> None:
+def _find_far(series: pl.Series, domain: Domain, name: str, faults: RecordErrors, place: str) -> None:
     def far(outside: pl.Series, limits: str) -> None:
         faults.add_each(
             _mask(outside),
             name,
-            lambda record: InvalidValue("out-of-range", f"expected {limits} for {name!r}, got {series[record]}"),
+            lambda record: InvalidValue("out-of-range", f"expected {limits} for {name!r}{place}, got {series[record]}"),
         )
 
     if series.dtype.is_float() and not domain.infinite:
@@ -102,13 +103,13 @@ def _mask(outside: pl.Series) -> np.ndarray:
     return outside.fill_null(value=False).to_numpy()
 
 
-def find_infinite(tensor: InputTensor, matrix: np.ndarray, columns: Sequence[Column], faults: RecordErrors) -> None:
-    """The same for infinite values in all columns of an input at once."""
+def find_infinite(tensor: InputTensor, matrix: np.ndarray, sources: Sequence[str], faults: RecordErrors) -> None:
+    """The same for infinite values in all columns of an input at once. `sources`: their names."""
     if not tensor.domains or matrix.dtype.kind != "f" or not matrix.size or _surely_finite(matrix):
         return
-    for domain, column, values in zip(tensor.domains, columns, matrix.reshape(len(matrix), -1).T, strict=False):
+    for domain, source, values in zip(tensor.domains, sources, matrix.reshape(len(matrix), -1).T, strict=False):
         if not domain.infinite:
-            find_outside(pl.Series(np.ascontiguousarray(values)), Domain(infinite=False), column.name, faults)
+            find_outside(pl.Series(np.ascontiguousarray(values)), Domain(infinite=False), source, faults)
 
 
 def _surely_finite(matrix: np.ndarray) -> bool:
@@ -116,17 +117,20 @@ def _surely_finite(matrix: np.ndarray) -> bool:
         return bool(np.isfinite(matrix.sum()))  # in one pass; one value that is not makes the sum so
 
 
-def find_outside_array(tensor: InputTensor, array: np.ndarray, faults: RecordErrors) -> None:
-    """The same for an array [N] or [N, k] that fills an input as it is."""
+def find_outside_array(tensor: InputTensor, array: np.ndarray, name: str, faults: RecordErrors) -> None:
+    """The same for an array [N] or [N, k] that fills an input as it is. `name`: that of the array, whose values the
+    file gives none."""
     flat = array.reshape(len(array), -1) if array.size else array
     if not tensor.domains or not array.size or flat.shape[1] != len(tensor.domains):
         return
     if all(domain.is_plain for domain in tensor.domains) and (flat.dtype.kind != "f" or _surely_finite(flat)):
         return
     for index, (domain, values) in enumerate(zip(tensor.domains, flat.T, strict=True)):
-        name = tensor.columns[index].name if tensor.columns is not None else f"{tensor.name}_{index}"
-        given = values.tolist() if values.dtype.kind in "UTO" else np.ascontiguousarray(values)
-        find_outside(pl.Series(given), domain, name, faults)
+        given = pl.Series(values.tolist() if values.dtype.kind in "UTO" else np.ascontiguousarray(values))
+        if tensor.columns is not None:
+            find_outside(given, domain, tensor.columns[index].name, faults)
+        else:
+            find_outside(given, domain, name, faults, f"[{index}]" if array.ndim > 1 else "")
 
 
 def dtype_to_read(tensor: InputTensor, index: int) -> DType:

@@ -158,11 +158,15 @@ def images_of_column(
     return Images(tensor, source, most_pixels), missing
 
 
-def images_of_array(array: np.ndarray, tensor: InputTensor, most_pixels: int = IMAGE_PIXELS) -> Images:
+def images_of_array(
+    array: np.ndarray, tensor: InputTensor, most_pixels: int = IMAGE_PIXELS, name: str | None = None
+) -> Images:
     """The images of an uint8 array [N, H, W, C] or [N, H, W], as they would be decoded: C is 1 (gray), 3 (RGB) or 4
-    (RGBA)."""
+    (RGBA). `name`: of the array, where it is not that of the input."""
     pixels = array[..., 0] if array.ndim == 4 and array.shape[3] == 1 else array
-    source = _Source(lambda record, _: Image.fromarray(pixels[record]), np.zeros(len(pixels), bool), tensor.name)
+    source = _Source(
+        lambda record, _: Image.fromarray(pixels[record]), np.zeros(len(pixels), bool), name or tensor.name
+    )
     return Images(tensor, source, most_pixels)
 
 

@@ -61,7 +61,7 @@ def check_types(
                 continue
             beyond = _beyond_range(tensor, array)
             if beyond.size and beyond.all():
-                column, message = _misfit(tensor, array[0])
+                column, message = _misfit(tensor, array[0], _array_name(tensor, binding))
                 raise SchemaMismatch(
                     f"column {column!r}: {message} in record 0",
                     errors=[{"row": 0, "column": column, "expected": tensor.dtype, "message": message}],
@@ -173,8 +173,9 @@ def build_inputs(
     """The inputs for all records, a mask of those that cannot be scored, and one error for each of these.
 
     A masked record gets harmless values, so that the others can be scored in the same run; its outputs are meaningless.
-    Tensors have the names of the inputs and need no binding. Images of at most `image_pixels` are decoded on access,
-    when undecodable ones are reported. `matrices`: inputs whose columns were read as such, and are not in the records.
+    Tensors have the names of the inputs and need no binding: it tells those that they have in the file. The columns of
+    errors are called as in the file. Images of at most `image_pixels` are decoded on access, when undecodable ones are
+    reported. `matrices`: inputs whose columns were read as such, and are not in the records.
 
     Raises SchemaMismatch when tensors do not fit, or a value for all records differs between them.
     """
@@ -200,14 +201,14 @@ def build_inputs(
     faults = RecordErrors(max(lengths, default=0))
     inputs = {}
     for tensor in signature.inputs:
-        array = matched[tensor.name]
+        array, name = matched[tensor.name], _array_name(tensor, binding)
         if _are_pixels(tensor, array):
-            inputs[tensor.name] = images_of_array(array, tensor, image_pixels)
+            inputs[tensor.name] = images_of_array(array, tensor, image_pixels, name)
             continue
-        _find_misfits(tensor, array, faults)
-        _find_nan(tensor, array, faults)
+        _find_misfits(tensor, array, name, faults)
+        _find_nan(tensor, array, name, faults)
         if tensor.per_record:
-            find_outside_array(tensor, array, faults)
+            find_outside_array(tensor, array, name, faults)
         inputs[tensor.name] = _typed(tensor, array)
     return inputs, faults.mask, faults.errors()
 
@@ -217,7 +218,7 @@ def _fill_array(tensor: InputTensor, series: pl.Series, faults: RecordErrors) ->
     for error in errors:
         faults.add(error)
     if isinstance(values, np.ndarray):
-        find_outside_array(tensor, values, faults)
+        find_outside_array(tensor, values, series.name, faults)
     return values
 
 
@@ -248,7 +249,7 @@ def _fill(tensor: InputTensor, sources: Sequence[str], table: pl.DataFrame, faul
         matrix = np.empty((table.height, len(columns)), numpy_type(tensor.dtype))
         for index, column_values in enumerate(values):
             matrix[:, index] = column_values
-    find_infinite(tensor, matrix, columns, faults)
+    find_infinite(tensor, matrix, sources, faults)
     return matrix
 
 
@@ -258,10 +259,10 @@ def _checked(tensor: InputTensor, sources: Sequence[str], matrix: Matrix, faults
     if absent is None and values.size and np.isnan(values.min()):
         absent = np.isnan(values)
     if absent is not None and absent.any():
-        for column, of_column in zip(columns, absent.T, strict=True):
+        for column, source, of_column in zip(columns, sources, absent.T, strict=True):
             if not column.nullable:
-                faults.add_missing(of_column, column.name)
-    find_infinite(tensor, values, columns, faults)
+                faults.add_missing(of_column, source)
+    find_infinite(tensor, values, sources, faults)
     return values.reshape(-1) if len(tensor.shape) == 1 else values
 
 
@@ -271,7 +272,7 @@ def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordError
     for error in errors:
         faults.add(error)
     if domain is not None:
-        find_outside(series, domain, column.name, faults)
+        find_outside(series, domain, series.name, faults)
         series, errors = cast_column(series, dtype)
         for error in errors:
             faults.add(error)
@@ -279,11 +280,11 @@ def _values(series: pl.Series, column: Column, dtype: DType, faults: RecordError
     if dtype.startswith("float"):
         values = series.to_numpy()
         if not column.nullable and len(values) and np.isnan(values.min()):  # one NaN makes the minimum NaN
-            faults.add_missing(np.isnan(values), column.name)
+            faults.add_missing(np.isnan(values), series.name)
         return values
     if series.null_count():
         if not column.nullable:
-            faults.add_missing(series.is_null().to_numpy(), column.name)
+            faults.add_missing(series.is_null().to_numpy(), series.name)
         blank = "" if dtype == "string" else False if dtype == "bool" else 0
         series = series.fill_null(pl.lit(blank, dtype=series.dtype))
     return _objects(series) if dtype == "string" else series.to_numpy()
@@ -415,19 +416,25 @@ def _typed(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(array, numpy_type(tensor.dtype)) if tensor.per_record else array
 
 
-def _find_misfits(tensor: InputTensor, array: np.ndarray, faults: RecordErrors) -> None:
+def _array_name(tensor: InputTensor, binding: Binding | None) -> str:
+    """What the file calls the array that fills an input; an npy gives it no name."""
+    return (binding.arrays.get(tensor.name) if binding is not None else None) or tensor.name
+
+
+def _find_misfits(tensor: InputTensor, array: np.ndarray, name: str, faults: RecordErrors) -> None:
     """Numbers beyond the range of the input: a cast would wrap them around, or make them infinite."""
     for index in np.flatnonzero(_beyond_range(tensor, array)).tolist():
-        column, message = _misfit(tensor, array[index])
+        column, message = _misfit(tensor, array[index], name)
         faults.add(RowError(index, "wrong-type", message, column))
 
 
-def _misfit(tensor: InputTensor, record: np.ndarray) -> tuple[str, str]:
-    """The column and the message of the first number of a record that is beyond the range of the input."""
+def _misfit(tensor: InputTensor, record: np.ndarray, name: str) -> tuple[str, str]:
+    """The column and the message of the first number of a record that is beyond the range of the input. `name`: of the
+    array."""
     values = record.reshape(-1)
     place = int(np.flatnonzero(misfits(values, tensor.dtype))[0])
     named = tensor.columns is not None and tensor.image is None and len(tensor.columns) == len(values)
-    column = tensor.columns[place].name if tensor.columns is not None and named else tensor.name
+    column = tensor.columns[place].name if tensor.columns is not None and named else name
     return column, f"expected {tensor.dtype}, got {shown(values[place].item(), tensor.dtype)}"
 
 
@@ -438,12 +445,12 @@ def _beyond_range(tensor: InputTensor, array: np.ndarray) -> np.ndarray:
     return np.asarray(misfits(array, tensor.dtype).any(axis=tuple(range(1, array.ndim))))
 
 
-def _find_nan(tensor: InputTensor, array: np.ndarray, faults: RecordErrors) -> None:
+def _find_nan(tensor: InputTensor, array: np.ndarray, name: str, faults: RecordErrors) -> None:
     if array.dtype.kind != "f" or not array.size or not tensor.per_record or not np.isnan(array.min()):
         return
     if tensor.columns is None or tensor.image is not None:
         if not tensor.nullable:
-            faults.add_missing(np.isnan(array.reshape(len(array), -1)).any(axis=1), tensor.name)
+            faults.add_missing(np.isnan(array.reshape(len(array), -1)).any(axis=1), name)
         return
     for column, values in zip(tensor.columns, array.reshape(len(array), -1).T, strict=True):
         if not column.nullable:
