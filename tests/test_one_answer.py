@@ -13,7 +13,7 @@ import pandas as pd
 import polars as pl
 import pytest
 from selection import quick_first
-from service import Api, ok, running
+from service import Api, encoded, ok, running
 from sklearn.cluster import KMeans
 from sklearn.compose import make_column_transformer
 from sklearn.datasets import make_classification
@@ -248,6 +248,17 @@ def test_the_errors_of_an_array_all_have_its_name_in_the_input(models: Api) -> N
             (error,) = models.errors(models.run(body, "unnamed"))
             assert (error["record"], error["column"], error["code"]) == (1, "features", code)
             assert row[1] == 1.0 or "for 'features'[1], got 1000.0" in error["message"]
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow", "jsonl"])
+def test_an_array_that_fails_hides_no_value_out_of_range_in_others(models: Api, format: str) -> None:
+    graph = """<ir_version: 8, opset_import: ["" : 17]> g (float[N, 2] x) => (float[N, 2] y) { y = Add(x, x) }"""
+    model = onnx.parser.parse_model(graph)
+    limits = [{"missing": False}, {"missing": False, "high": 100}]
+    onnx.helper.set_model_props(model, {"batchserve.domains": json.dumps({"x": limits})})
+    models.register("high", model.SerializeToString())
+    job = models.run(encoded(pl.DataFrame({"x": [[1.0, 1.0], [1.0, None], [1.0, 1000.0]]}), format), "high")
+    assert [(e["record"], e["code"]) for e in models.errors(job)] == [(1, "missing-value"), (2, "out-of-range")]
 
 
 @pytest.mark.parametrize("format", FORMATS)
