@@ -48,6 +48,7 @@ def with_faults() -> dict[str, list[str]]:
     for step, (name, text) in enumerate([
         *(("a", ""), ("n", ""), ("d", ""), ("city", ""), ("a", "x"), ("n", "1.5"), ("n", "3.0"), ("d", "1e400")),
         *(("a", "nan"), ("a", "inf"), ("a", " 1"), ("n", "99999999999999999999"), ("a", "1e39"), ("id", "")),
+        *(("a", "True"), ("n", "false"), ("d", "TRUE")),
     ]):  # fmt: skip
         for record in range(step * 7, RECORDS, 311):
             table[name][record] = text
