@@ -317,6 +317,28 @@ def test_a_paused_schedule_has_no_next_times_until_it_is_resumed(site: Site) -> 
         assert (active["paused"], len(active["next"]), active["paused_at"]) == (False, 5, None)
 
 
+def test_a_tick_that_is_due_at_a_change_or_a_pause_is_not_lost(tmp_path: Path, iris_onnx: Path) -> None:
+    with running(tmp_path, worker=False) as api:
+        api.http.app.state.scheduler.stop()  # type: ignore[attr-defined]  # so that nothing else plans the tick
+        api.register("iris", iris_onnx)
+        site = Site(api, tmp_path, tmp_path)
+        request = {"model": "iris"}
+        due = {}
+        for name in ("changed", "paused"):
+            made = site.create(name, request, action="uploaded", cron="0 2 * * *")
+            due[name] = site.make_due(made["id"])
+        body = site.body("changed", {**request, "priority": 1}, action="uploaded", cron="0 3 * * *")
+        assert ok(api.http.put("/v1/schedules/changed", json=body))["next"][0][11:16] == "03:00"
+        ok(api.http.post("/v1/schedules/paused/pause"))
+        [pending], [skipped] = site.ticks("changed"), site.ticks("paused")
+        found = [datetime.fromisoformat(tick["at"]).timestamp() for tick in (pending, skipped)]
+        assert found == [due["changed"], due["paused"]]
+        assert pending["state"] == "pending"
+        assert (skipped["state"], skipped["error"]["code"]) == ("skipped", "paused")
+        ok(api.http.put("/v1/schedules/changed", json={**body, "cron": "0 4 * * *"}))
+        assert len(site.ticks("changed")) == 1
+
+
 def test_a_deleted_schedule_is_gone_and_its_jobs_stay(site: Site) -> None:
     site.fill("2026-10-02", 2)
     site.create("brief")

@@ -131,9 +131,9 @@ async def delete_schedule(schedule_id: Reference, service: ServiceDep, caller: C
     "/v1/schedules/{schedule_id}/pause", response_model=ScheduleBody, responses=PROBLEMS,
     operation_id="pause_schedule", summary="Pause a schedule",
 )  # fmt: skip
-async def pause_schedule(schedule_id: Reference, service: ServiceDep, caller: CallerDep) -> Response:
+async def pause_schedule(schedule_id: Reference, request: Request, service: ServiceDep, caller: CallerDep) -> Response:
     """Ticks that wait are skipped. Jobs that are queued continue."""
-    return _answer(await run_in_threadpool(pause, service, caller, schedule_id))
+    return _answer(await run_in_threadpool(pause, service, scheduler_of(request), caller, schedule_id))
 
 
 @router.post(
@@ -229,10 +229,11 @@ def read_ticks(
     return tick_list(schedule, found, its_jobs, following)
 
 
-def pause(service: Service, caller: Caller, reference: str) -> ScheduleBody:
+def pause(service: Service, scheduler: Scheduler, caller: Caller, reference: str) -> ScheduleBody:
     """Raises ScheduleNotFound."""
 
     def pause(connection: Connection, schedule: Schedule, now: float) -> bool:
+        scheduler.firing.plan_due(connection, schedule, now)
         is_new = schedules.pause_if_active(connection, schedule, now)
         ticks.end_pending(connection, schedule, now, reason("paused", "the schedule was paused"))
         return is_new
@@ -307,6 +308,7 @@ def _change(service: Service, scheduler: Scheduler, caller: Caller, reference: s
         before = schedules.find(connection, before.id, caller.tenant, locked=True)
         changed = asked.schedule(before.tenant, now, before)
         if changed.definition != before.definition:
+            scheduler.firing.plan_due(connection, before, now)
             schedules.replace(connection, changed)
             audit.note_schedule(connection, caller, Action.CHANGE, changed.name, changed.tenant, now)
     return changed

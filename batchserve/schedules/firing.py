@@ -69,6 +69,17 @@ class Firing:
             if schedules.advance_if_unchanged(connection, schedule, plan.next_at, now):
                 self._write(connection, schedule, plan, now)
 
+    def plan_due(self, connection: Connection, schedule: Schedule, now: float) -> None:
+        """Writes the due ticks of a schedule that this transaction changes: it sets another next time, and nothing else
+        would plan them."""
+        if schedule.next_at is None or schedule.next_at > now:
+            return
+        try:
+            plan = plan_of(schedule, now, self._settings.schedule_grace)
+        except InvalidOptions:  # what cannot be read has no ticks, and may be changed
+            return
+        self._write(connection, schedule, plan, now)
+
     def _write(self, connection: Connection, schedule: Schedule, plan: Plan, now: float) -> None:
         known = ticks.known_times(connection, schedule, [planned.at for planned in plan.ticks])
         room = _MOST_PENDING - ticks.count_pending(connection, schedule)

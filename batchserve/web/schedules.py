@@ -72,7 +72,7 @@ async def change(request: Request) -> Response:
         await delete_schedule(reference, service, caller)
         return RedirectResponse("/schedules", 303)
     if action == "pause":
-        found = await run_in_threadpool(pause, service, caller, reference)
+        found = await run_in_threadpool(pause, service, scheduler, caller, reference)
     elif action == "resume":
         found = await run_in_threadpool(resume, service, scheduler, caller, reference)
     else:
