@@ -8,7 +8,7 @@ the first time. Any other text names an interval, which runs by elapsed time: ev
 import difflib
 import zoneinfo
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from math import floor
 
 from cronsim import CronSim, CronSimError
@@ -20,6 +20,8 @@ __all__ = ["meaning_of", "next_after", "require_cron", "times_after", "zone_of"]
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 _COUNTS = {0: "none", 1: "one", 2: "two", 3: "three", 4: "four", 6: "six", 7: "seven"}
 _HINTS = {6: ": there is no field for seconds or years", 1: ": `@daily` is written `0 0 * * *`"}
+_DAY = 86400
+"""Seconds in which the offset of a zone changes once at most."""
 _ANY_DAY = datetime(2026, 1, 1, tzinfo=UTC)
 
 
@@ -57,6 +59,9 @@ def zone_of(name: str) -> zoneinfo.ZoneInfo:
 def times_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> Iterator[float]:
     """The times after a moment, in seconds since the epoch, in their order. It ends when none comes for 50 years, and
     at the end of the calendar. Raises InvalidOptions."""
+    if _is_interval(cron):
+        yield from _interval_after(cron, zone, after)
+        return
     last = after
     try:
         # Down to a second: `fromtimestamp` rounds to microseconds, perhaps up to a time that is still to come.
@@ -67,6 +72,51 @@ def times_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> Iterator[fl
                 yield moment
     except OverflowError:
         return
+
+
+def _is_interval(cron: str) -> bool:
+    minute, hour, *_ = cron.split()
+    return minute.startswith("*") or hour.startswith("*")
+
+
+def _interval_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> Iterator[float]:
+    """Each minute whose local time is one of the text. While the offset of the zone holds, local time goes on as UTC
+    does; where it changes, the search begins anew. (CronSim goes on in whole hours across a change, and misses minutes
+    where that is one of half an hour, or not on the hour.)"""
+    begin = known = floor(after)  # the offset holds until `known`
+    try:
+        offset = _offset(zone, begin)
+        while True:
+            for found in _parsed(cron, datetime.fromtimestamp(begin, UTC) + offset):
+                moment = (found - offset).timestamp()
+                while known < moment and _offset(zone, known + _DAY) == offset:
+                    known += _DAY
+                if known < moment and (change := _change_after(zone, known)) <= moment:
+                    begin, known, offset = change - 1, change, _offset(zone, change)
+                    break
+                yield moment
+            else:
+                return
+    except (OverflowError, ValueError):  # the end of the calendar
+        return
+
+
+def _offset(zone: zoneinfo.ZoneInfo, moment: float) -> timedelta:
+    offset = datetime.fromtimestamp(moment, zone).utcoffset()
+    assert offset is not None
+    return offset
+
+
+def _change_after(zone: zoneinfo.ZoneInfo, moment: int) -> int:
+    """The second within the next day at which the offset changes."""
+    before, low, high = _offset(zone, moment), moment, moment + _DAY
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _offset(zone, middle) == before:
+            low = middle
+        else:
+            high = middle
+    return high
 
 
 def next_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> float | None:

@@ -138,6 +138,41 @@ def test_an_interval_runs_by_elapsed_time_on_both_days() -> None:
     ]
 
 
+@pytest.mark.parametrize("cron", ["30 * * * *", "*/10 */2 * * *", "* 20 * * *", "*/15 */3 * * *", "5 * * * SUN"])
+@pytest.mark.parametrize(
+    ("zone", "changes"),
+    [
+        ("Australia/Lord_Howe", ["2026-10-03T15:30:00Z", "2027-04-03T15:00:00Z"]),  # by half an hour
+        ("Pacific/Chatham", ["2026-09-26T14:00:00Z", "2027-04-03T14:00:00Z"]),  # at 02:45 and 03:45
+        ("Europe/Zurich", ["2026-03-29T01:00:00Z", "2026-10-25T01:00:00Z"]),
+        ("America/Havana", ["2026-03-08T05:00:00Z", "2026-11-01T05:00:00Z"]),  # at midnight
+        ("Antarctica/Troll", ["2026-03-29T01:00:00Z", "2026-10-25T01:00:00Z"]),  # by two hours
+        ("Asia/Kathmandu", ["2026-03-29T01:00:00Z"]),  # none
+    ],
+)
+def test_an_interval_has_each_minute_whose_local_time_is_one_of_the_text(
+    cron: str, zone: str, changes: list[str]
+) -> None:
+    place = ZoneInfo(zone)
+    minutes, hours, _, _, weekday = cron.split()
+
+    def fits(field: str, number: int) -> bool:
+        begin, _, step = field.partition("/")
+        return number % int(step or 1) == 0 if begin == "*" else number == int(field)
+
+    for change in changes:
+        begin, end = int(at(change)) - 40_020, int(at(change)) + 90_000
+        local = [(time, datetime.fromtimestamp(time, place)) for time in range(begin, end, 60)]
+        expected = [
+            time
+            for time, there in local
+            if fits(minutes, there.minute) and fits(hours, there.hour) and (weekday == "*" or there.weekday() == 6)
+        ]
+        for after in (begin - 1, int(at(change)) - 5400, int(at(change)) - 1, int(at(change))):
+            found = [time for time in islice(times_after(cron, place, after), 200) if time < end]
+            assert found == [time for time in expected if time > after]
+
+
 @pytest.mark.parametrize("zone", ["Europe/Zurich", "America/New_York", "Australia/Lord_Howe", "America/Havana", "UTC"])
 @pytest.mark.parametrize("cron", ["30 2 * * *", "0 0 * * *", "15 1 * * *"])
 def test_a_daily_schedule_has_one_time_on_each_day_of_a_year(zone: str, cron: str) -> None:
