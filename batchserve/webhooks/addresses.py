@@ -31,6 +31,9 @@ _SERVICES = frozenset(
 )
 """Ports of databases and other services that might take a request for a command."""
 _GLOBAL_UNICAST = ipaddress.ip_network("2000::/3")
+_SPECIAL = tuple(map(ipaddress.ip_network, ("192.0.0.0/24", "192.88.99.0/24", "2001::/23", "3fff::/20")))
+"""Networks in IANA's registries of special purposes that some releases of Python take for public, in whole or in part.
+Nothing in them is the host of a webhook."""
 _NAT64 = ipaddress.ip_network("64:ff9b::/96"), ipaddress.ip_network("64:ff9b:1::/48")
 _COMPATIBLE = ipaddress.ip_network("::/96")
 
@@ -116,6 +119,8 @@ def is_within(address: IPAddress, networks: Sequence[Network]) -> bool:
 def _is_public(address: IPAddress) -> bool:
     judged = _embedded(address)
     if isinstance(judged, ipaddress.IPv6Address) and judged not in _GLOBAL_UNICAST:
+        return False
+    if any(judged in network for network in _SPECIAL):
         return False
     return judged.is_global and not (judged.is_multicast or judged.is_reserved or judged.is_unspecified)
 
