@@ -314,7 +314,7 @@ def _require_writable(target: Target, allowed: Sequence[str], inputs: Sequence[S
     if target.partition_by is not None:
         if format != "parquet":
             raise InvalidOptions(f"partition_by is for results in parquet, and this one is {format}: request parquet")
-        if any_within(target.url):
+        if any_within(target.url, target.root):
             raise TargetExists(f"{target.url} has objects already: name an empty folder")
         return
     named = _by_result(target.urls(inputs), inputs)
@@ -327,7 +327,7 @@ def _require_writable(target: Target, allowed: Sequence[str], inputs: Sequence[S
         )
     if target.overwrite:
         return
-    there = [url for url in named if exists(url)]
+    there = [url for url in named if exists(url, target.root)]
     if there:
         more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
         raise TargetExists(f"{', '.join(there[:_SHOWN])}{more} exist and are not replaced: remove them, or overwrite")

@@ -8,7 +8,7 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from service import Api, encoded, ok, problem, running
 from waiting import until
 
 from batchserve.client import Client
-from batchserve.errors import InvalidLocation, LocationRefused
+from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused
 from batchserve.storage import locations
 from batchserve.storage.locations import find
 
@@ -435,6 +435,58 @@ def test_a_file_that_changes_while_it_is_read_is_noticed(lake: Path) -> None:
         (lake / "in" / "a.csv").write_bytes(b"other")
     with pytest.raises(Exception, match="was changed or removed"):
         locations.require_unchanged(found.url, found.version)
+
+
+def test_a_folder_in_whose_place_a_link_is_put_is_left_even_where_the_link_leads_back_to_the_file(lake: Path) -> None:
+    folder = lake / "in" / "a"
+    folder.mkdir()
+    (folder / "x.csv").write_text("a\n")
+    (found,) = find(f"file://{folder}/x.csv", [f"file://{lake}/in/"], 1)
+    folder.rename(lake / "out" / "a")
+    folder.symlink_to(lake / "out" / "a")
+    with pytest.raises(InputChanged):
+        locations.open_at(found.url, found.version)
+    with pytest.raises(InputChanged):
+        locations.require_unchanged(found.url, found.version)
+
+
+def test_a_link_that_takes_the_place_of_a_folder_just_when_it_was_looked_at_is_not_followed(
+    lake: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The files of others outside are neither found nor replaced."""
+    folder, look = lake / "in" / "a", os.lstat
+    folder.mkdir()
+    (lake / "out" / "x.csv").write_text("secret")
+
+    def exchanging(path: Any, **more: Any) -> os.stat_result:
+        status = look(path, **more)
+        if str(path) == str(folder) and folder.is_dir() and not folder.is_symlink():
+            folder.rename(lake / "in" / "b")
+            folder.symlink_to(lake / "out")
+        return status
+
+    monkeypatch.setattr(os, "lstat", exchanging)
+    with pytest.raises((InputNotFound, LocationRefused)):
+        find(f"file://{folder}/*.csv", [f"file://{lake}/in/"], 1)
+    with suppress(OSError), locations.create_at(f"file://{folder}/x.csv", f"file://{lake}/in/") as writer:
+        writer.write(b"public")
+        writer.commit()
+    assert names(lake / "out") == ["x.csv"]
+    assert (lake / "out" / "x.csv").read_text() == "secret"
+
+
+def test_the_prefix_that_allows_an_address_may_contain_links(lake: Path) -> None:
+    (lake / "in" / "x.csv").write_text("a\n")
+    (lake / "data").symlink_to(lake / "in")
+    root = f"file://{lake}/data/"
+    (found,) = find(f"{root}*.csv", [root], 1)
+    with locations.open_at(found.url, found.version) as source:
+        assert source.read() == b"a\n"
+    locations.require_unchanged(found.url, found.version)
+    with locations.create_at(f"{root}deep/y.csv", root) as writer:
+        writer.write(b"b")
+        writer.commit()
+    assert (lake / "in" / "deep" / "y.csv").read_text() == "b"
 
 
 # --- results elsewhere ---

@@ -19,6 +19,7 @@ from batchserve.formats.frames import SAMPLE, typed
 from batchserve.formats.protocol import Header, Holds, Open, Part, Reading, Records
 from batchserve.formats.records import MAX_RECORD, read_span
 from batchserve.formats.wire.archive import check_directory, find_directory, read_member, walk
+from batchserve.storage.folders import KeptFile
 from batchserve.storage.ranged import RangedReader
 
 __all__ = ["Image", "Zip"]
@@ -189,7 +190,8 @@ def _lazily(source: BinaryIO, read: Callable[[BinaryIO], Records]) -> Callable[[
         return partial(_read_again, source.stored.open, read)
     name = getattr(source, "name", None)
     if isinstance(name, str) and Path(name).is_file():
-        return partial(_read_again, lambda: Path(name).open("rb"), read)
+        kept = KeptFile(source, Path(name))
+        return partial(_read_again, lambda: kept.path.open("rb"), read)
     records = read(source)
     return lambda: records
 

@@ -20,6 +20,7 @@ from batchserve.formats.protocol import FilesReader, Header, Holds, Open, Outlin
 from batchserve.formats.records import check_names, check_width, table
 from batchserve.formats.wire import thrift
 from batchserve.storage import Piece, Span
+from batchserve.storage.folders import KeptFile
 from batchserve.storage.ranged import RangedObject, RangedReader
 
 __all__ = ["Parquet"]
@@ -68,8 +69,11 @@ class Parquet(FilesReader):
         check_width(len(columns))
         check_names(list(columns))
         # For a few records polars unpacks whole pages and dictionaries.
-        if isinstance(given, Path | RangedObject):
+        if isinstance(given, RangedObject):
             return Header(dict(columns), partial(_slice, given, 0, records, None))
+        if isinstance(given, Path):
+            kept = KeptFile(source, given)
+            return Header(dict(columns), lambda: _slice(kept.path, 0, records, None))
         sample = _slice(given, 0, records, None)
         return Header(dict(columns), lambda: sample)
 

@@ -26,8 +26,8 @@ _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 def write_object(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
     """Writes one object whole, or not at all. Raises TargetExists and LocationRefused."""
     try:
-        if not target.overwrite and exists(url):
-            return _require_same(url, blocks)
+        if not target.overwrite and exists(url, target.root):
+            return _require_same(target, url, blocks)
         with create_at(url, target.root) as writer:
             for block in blocks:
                 writer.write(block)
@@ -38,11 +38,11 @@ def write_object(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
         raise
 
 
-def _require_same(url: str, blocks: Iterable[bytes]) -> Composed:
+def _require_same(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
     """Raises TargetExists unless an object has these bytes: then an earlier attempt at this job has written it."""
     digest, size = hashlib.sha256(), 0
     try:
-        with read_at(url) as known:
+        with read_at(url, target.root) as known:
             for block in blocks:
                 if known.read(len(block)) != block:
                     raise _exists(url)

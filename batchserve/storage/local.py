@@ -13,6 +13,7 @@ from typing import BinaryIO
 
 from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
 from batchserve.storage.disk import full_disk_named, make_folder, sync_folder
+from batchserve.storage.folders import sync_entries
 
 TEMPORARY = ".partial-"
 _BLOCK = 1 << 20
@@ -128,10 +129,13 @@ class LocalStorage:
 class FileWriter:
     """A file being written. A failed fsync is never retried: the file is discarded (promise D3)."""
 
-    def __init__(self, target: Path) -> None:
-        self._target = target
+    def __init__(self, target: Path, folder: int | None = None) -> None:
+        """`folder`: a descriptor of the folder, which stays open; `target` is then a name in it."""
+        self._target, self._folder = target, folder
         self._temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
-        self._fd = os.open(self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        self._fd = os.open(
+            self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self._folder
+        )
         self._hash = hashlib.sha256()
         self._bytes = 0
         self._begun = 0  # of them, so many are on their way to the disk
@@ -169,8 +173,11 @@ class FileWriter:
             self._await_hashes()
             os.close(self._fd)
             self._fd = -1
-            self._temporary.rename(self._target)
-            sync_folder(self._target.parent)
+            os.rename(self._temporary, self._target, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            if self._folder is None:
+                sync_folder(self._target.parent)
+            else:
+                sync_entries(self._folder)
         return Stored(self._bytes, self._hash.hexdigest())
 
     def abandon(self) -> None:
@@ -180,7 +187,8 @@ class FileWriter:
         if self._fd >= 0:
             os.close(self._fd)
             self._fd = -1
-        self._temporary.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):
+            os.unlink(self._temporary, dir_fd=self._folder)
 
     def _hash_copied(self, start: int, stop: int) -> None:
         while start < stop:

@@ -13,15 +13,18 @@ import os
 import re
 import stat
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused
 from batchserve.storage import OpensTagged, Storage, Writer, open_storage
+from batchserve.storage.disk import full_disk_named
+from batchserve.storage.folders import Place, folder_below, list_names, status_of
+from batchserve.storage.local import FileWriter
 
 __all__ = [
     "Found",
@@ -43,6 +46,8 @@ _ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _MAGIC = re.compile(r"[*?[]")
 _LONGEST = 2048
 _ANY_FOLDERS = "**"
+_DEEPEST = 100
+"""Folders on the way to a file that a pattern finds: each is open while it is listed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +102,7 @@ class _Address:
     @property
     def path(self) -> str:
         """Of a file without a pattern."""
-        return "/" + "/".join(_literal(part) for part in self.parts)
+        return _path(self.parts)
 
     @property
     def key(self) -> str:
@@ -181,79 +186,114 @@ def _has_pattern(address: _Address) -> bool:
 
 
 def _files(root: _Address, address: _Address) -> Iterator[Found]:
+    depth = _vouched(root, address)
     fixed = address.fixed if _has_pattern(address) else address.fixed[:-1]
-    folder = "/".join(("", *map(_literal, fixed))) or "/"
-    _require_no_links(root.path, folder)
+    place = Place(_path(address.parts[:depth]), (*map(_literal, address.parts[depth : len(fixed)]), ""))
+    with suppress(FileNotFoundError, NotADirectoryError), _refusals_named(), place.folder() as folder:
+        listed = _Folder(folder, _path(fixed).rstrip("/"), depth)
+        yield from _matching_files(listed, address.parts[len(fixed) :])
+
+
+@contextmanager
+def _refusals_named() -> Iterator[None]:
     try:
-        yield from _matching_files(folder, address.parts[len(fixed) :])
-    except PermissionError as error:
-        raise LocationRefused(f"{error.filename} cannot be read: {error.strerror}") from error
+        yield
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise LocationRefused(f"{error.filename} {error.strerror}") from error
+        if isinstance(error, PermissionError):
+            raise LocationRefused(f"{error.filename} cannot be read: {error.strerror}") from error
+        raise
 
 
-def _require_no_links(root: str, path: str) -> None:
-    """Raises LocationRefused when a component of a path below its root is a link."""
-    while len(path) > len(root.rstrip("/")):
-        try:
-            status = os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            pass
-        else:
-            if stat.S_ISLNK(status.st_mode):
-                raise LocationRefused(f"{path} is a link, which is not followed")
-        path = path.rpartition("/")[0]
+def _vouched(root: _Address, address: _Address) -> int:
+    """How many folders of an address the prefix that allows it names: these may be links, as an administrator has made
+    them; the others may not."""
+    return min(len(root.parts), len(address.parts) - 1)
 
 
-def _matching_files(folder: str, parts: Sequence[str]) -> Iterator[Found]:
+def _path(parts: Sequence[str]) -> str:
+    return "/" + "/".join(map(_literal, parts))
+
+
+def _place(address: _Address, depth: int) -> Place:
+    """Of a file without a pattern."""
+    return Place(_path(address.parts[:depth]), tuple(map(_literal, address.parts[depth:])))
+
+
+@dataclass(frozen=True, slots=True)
+class _Folder:
+    """An open folder whose files are listed. `depth`: see `_vouched`."""
+
+    descriptor: int
+    path: str
+    depth: int
+
+
+@contextmanager
+def _entered(folder: _Folder, name: str) -> Iterator[_Folder]:
+    path = f"{folder.path}/{name}"
+    if path.count("/") > _DEEPEST:
+        raise InvalidLocation(f"{path} is more than {_DEEPEST} folders deep")
+    descriptor = folder_below(folder.descriptor, name, path)
+    try:
+        yield _Folder(descriptor, path, folder.depth)
+    finally:
+        os.close(descriptor)
+
+
+def _matching_files(folder: _Folder, parts: Sequence[str]) -> Iterator[Found]:
     """Depth first, in the order of the names."""
     part, rest = parts[0], parts[1:]
     if part == _ANY_FOLDERS:
         yield from _matching_files(folder, rest or ("*",))
     elif not _is_pattern(part):
-        yield from _named(f"{folder.rstrip('/')}/{_literal(part)}", rest)
+        yield from _below(folder, _literal(part), rest)
         return
-    for name in _names(folder):
-        path = f"{folder.rstrip('/')}/{name}"
+    for name in list_names(folder.descriptor, folder.path or "/"):
         if part == _ANY_FOLDERS:
-            if not name.startswith(".") and _is_folder(path):
-                yield from _matching_files(path, parts)
-        elif _matches(name, part) and (rest or not _is_folder(path)):
-            yield from _named(path, rest)
+            if not name.startswith(".") and _is_folder(folder, name):
+                yield from _below(folder, name, parts)
+        elif _matches(name, part) and (rest or not _is_folder(folder, name)):
+            yield from _below(folder, name, rest)
 
 
-def _names(folder: str) -> list[str]:
+def _is_folder(folder: _Folder, name: str) -> bool:
     try:
-        return sorted(os.listdir(folder))  # noqa: PTH208 - names as they are
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-
-
-def _is_folder(path: str) -> bool:
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
+        return stat.S_ISDIR(status_of(folder.descriptor, name, f"{folder.path}/{name}").st_mode)
     except (FileNotFoundError, NotADirectoryError):  # removed meanwhile
         return False
 
 
-def _named(path: str, rest: Sequence[str]) -> Iterator[Found]:
+def _below(folder: _Folder, name: str, rest: Sequence[str]) -> Iterator[Found]:
+    """What matches in a folder, or the file of that name."""
+    path = f"{folder.path}/{name}"
     try:
-        status = os.lstat(path)
+        if rest:
+            with _entered(folder, name) as inner:
+                yield from _matching_files(inner, rest)
+            return
+        status = status_of(folder.descriptor, name, path)
     except (FileNotFoundError, NotADirectoryError):
         return
     if stat.S_ISLNK(status.st_mode):
         raise LocationRefused(f"{path} is a link, which is not followed")
-    if rest:
-        if stat.S_ISDIR(status.st_mode):
-            yield from _matching_files(path, rest)
-    elif stat.S_ISREG(status.st_mode):
-        yield Found(_FILE + quote(os.fsencode(path)), status.st_size, _version(status))
+    if stat.S_ISREG(status.st_mode):
+        yield Found(_FILE + quote(os.fsencode(path)), status.st_size, _version(status, folder.depth))
     elif stat.S_ISDIR(status.st_mode):
         raise InvalidLocation(f"{path} is a folder; expected a file, or a pattern, as in {_FILE}{path}/*")
     else:
         raise LocationRefused(f"{path} is not a file")
 
 
-def _version(status: os.stat_result) -> str:
-    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}"
+def _version(status: os.stat_result, depth: int) -> str:
+    """`depth`: see `_vouched`. Who opens the file later knows by it where links begin to be refused."""
+    return f"{status.st_size}-{status.st_mtime_ns}-{status.st_ino}/{depth}"
+
+
+def _depth(version: str) -> int:
+    depth = version.rpartition("/")[2]
+    return int(depth) if depth.isdecimal() and "/" in version else 0
 
 
 @lru_cache(maxsize=256)
@@ -311,40 +351,43 @@ def open_at(url: str, version: str) -> BinaryIO:
     """A seekable reader of the object that was found in this version. Raises InputChanged for any other, or none."""
     address = _address(url)
     if address.base == _FILE:
-        return _open_file(url, address.path, version)
+        return _open_file(url, address, version)
     try:
         return _bucket(address.base).open_tagged(address.key, version)
     except FileNotFoundError:
         raise _changed(url) from None
 
 
-def _open_file(url: str, path: str, version: str) -> BinaryIO:
-    try:
-        source = open(path, "rb", opener=_without_links)  # noqa: SIM115 - Path.open takes no opener
-    except (FileNotFoundError, NotADirectoryError):
-        raise _changed(url) from None
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise _changed(url) from None
-        raise
-    if _version(os.fstat(source.fileno())) != version:
+def _open_file(url: str, address: _Address, version: str) -> BinaryIO:
+    with _missing_is_changed(url):
+        source = _place(address, _depth(version)).open()
+    if _version(os.fstat(source.fileno()), _depth(version)) != version:
         source.close()
         raise _changed(url)
     return source
 
 
-def _without_links(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC)
+@contextmanager
+def _missing_is_changed(url: str) -> Iterator[None]:
+    try:
+        yield
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise _changed(url) from None
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise _changed(url) from None
+        raise
 
 
 def require_unchanged(url: str, version: str) -> None:
     """Raises InputChanged unless the object is still in this version: what was read of it is one state of it."""
     address = _address(url)
-    try:
-        is_file = address.base == _FILE
-        now = _version(os.lstat(address.path)) if is_file else _bucket(address.base).tag(address.key)
-    except (FileNotFoundError, NotADirectoryError):
-        raise _changed(url) from None
+    with _missing_is_changed(url):
+        if address.base == _FILE:
+            depth = _depth(version)
+            now = _version(_place(address, depth).status(), depth)
+        else:
+            now = _bucket(address.base).tag(address.key)
     if now != version:
         raise _changed(url)
 
@@ -355,36 +398,52 @@ def _changed(url: str) -> InputChanged:
 
 def create_at(url: str, root: str) -> AbstractContextManager[Writer]:
     """A writer of an object, which appears under its address whole and durable, or not at all; one that is there is
-    replaced. Raises LocationRefused for a link on the way from `root`, which allows it."""
-    address, allowed = _address(url), _address(root)
-    if address.base == _FILE:
-        _require_no_links(allowed.path, address.path)
-        return _opened(allowed.path).create("/".join(map(_literal, address.parts[len(allowed.parts) :])))
-    return _opened(address.base).create(address.key)
-
-
-def exists(url: str) -> bool:
+    replaced. Raises OSError with ELOOP for a link on the way from `root`, the prefix which allows it."""
     address = _address(url)
-    if address.base == _FILE:
-        return os.path.lexists(address.path)
-    try:
-        _bucket(address.base).tag(address.key)
-    except FileNotFoundError:
-        return False
-    return True
+    return _create_file(address, root) if address.base == _FILE else _opened(address.base).create(address.key)
 
 
-def any_within(url: str) -> bool:
+@contextmanager
+def _create_file(address: _Address, root: str) -> Iterator[Writer]:
+    place = _place_below(address, root)
+    with full_disk_named(), place.folder(makes=True) as folder:
+        writer = FileWriter(Path(place.names[-1]), folder)
+        try:
+            yield writer
+        finally:
+            writer.abandon()
+
+
+def _place_below(address: _Address, root: str) -> Place:
+    return _place(address, _vouched(_address(root), address))
+
+
+def exists(url: str, root: str) -> bool:
+    """Whether there is an object, or a link. `root`: the prefix which allows the address, as in all that follow."""
+    address = _address(url)
+    with suppress(FileNotFoundError, NotADirectoryError), _refusals_named():
+        if address.base == _FILE:
+            _place_below(address, root).status()
+        else:
+            _bucket(address.base).tag(address.key)
+        return True
+    return False
+
+
+def any_within(url: str, root: str) -> bool:
     """Whether a folder has anything in it, or a bucket anything below a prefix."""
     address = _address(url)
     if address.base == _FILE:
-        return bool(_names(address.path))
+        place = _place_below(replace(address, parts=(*address.parts, "any")), root)
+        with suppress(FileNotFoundError, NotADirectoryError), _refusals_named(), place.folder() as folder:
+            return bool(list_names(folder, address.path))
+        return False
     return next(iter(_opened(address.base).list(f"{address.key}/")), None) is not None
 
 
-def read_at(url: str) -> BinaryIO:
+def read_at(url: str, root: str) -> BinaryIO:
     """A reader of an object in whatever version it is. Raises FileNotFoundError."""
     address = _address(url)
     if address.base == _FILE:
-        return open(address.path, "rb", opener=_without_links)
+        return _place_below(address, root).open()
     return _opened(address.base).open(address.key)

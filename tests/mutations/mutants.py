@@ -1180,16 +1180,17 @@ MUTANTS = (
         'if part in ("", ".", "..") or "/" in part or "\\0" in part:', 'if part == "":', ("tests/test_locations.py",),
     ),
     Mutant(
-        "a link on the way to an input is refused", LOCATIONS,
-        "    _require_no_links(root.path, folder)\n", "", ("tests/test_locations.py",),
+        "a link on the way to an input is refused", "batchserve/storage/folders.py",
+        "_FOLDER | os.O_NOFOLLOW", "_FOLDER", ("tests/test_locations.py",),
     ),
     Mutant(
         "an input is read in the version that was found", LOCATIONS,
-        "    if _version(os.fstat(source.fileno())) != version:", "    if False:", ("tests/test_locations.py",),
+        "    if _version(os.fstat(source.fileno()), _depth(version)) != version:", "    if False:",
+        ("tests/test_locations.py",),
     ),
     Mutant(
         "a result elsewhere replaces nothing by itself", "batchserve/scoring/targets.py",
-        "if not target.overwrite and exists(url):", "if False:", ("tests/test_locations.py",),
+        "if not target.overwrite and exists(url, target.root):", "if False:", ("tests/test_locations.py",),
     ),
     Mutant(
         "no two inputs of a job have one result", "batchserve/intake.py", "        if result in named:",
