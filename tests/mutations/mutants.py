@@ -65,7 +65,7 @@ MUTANTS = (
     ),
     Mutant(
         "the name of an object is synced", LOCAL,
-        "            sync_folder(self._target.parent)\n        return", "        return",
+        "                sync_folder(self._target.parent)\n", "                pass\n",
         ("tests/test_storage.py",),
     ),
     Mutant(
