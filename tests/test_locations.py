@@ -23,7 +23,9 @@ from service import Api, encoded, ok, problem, running
 from waiting import until
 
 from batchserve.client import Client
-from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused
+from batchserve.domain import Target
+from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused, TargetExists
+from batchserve.scoring.targets import write_object
 from batchserve.storage import locations
 from batchserve.storage.locations import find
 
@@ -468,7 +470,10 @@ def test_a_link_that_takes_the_place_of_a_folder_just_when_it_was_looked_at_is_n
     monkeypatch.setattr(os, "lstat", exchanging)
     with pytest.raises((InputNotFound, LocationRefused)):
         find(f"file://{folder}/*.csv", [f"file://{lake}/in/"], 1)
-    with suppress(OSError), locations.create_at(f"file://{folder}/x.csv", f"file://{lake}/in/") as writer:
+    with (
+        suppress(OSError),
+        locations.create_at(f"file://{folder}/x.csv", f"file://{lake}/in/", replaces=True) as writer,
+    ):
         writer.write(b"public")
         writer.commit()
     assert names(lake / "out") == ["x.csv"]
@@ -483,7 +488,7 @@ def test_the_prefix_that_allows_an_address_may_contain_links(lake: Path) -> None
     with locations.open_at(found.url, found.version) as source:
         assert source.read() == b"a\n"
     locations.require_unchanged(found.url, found.version)
-    with locations.create_at(f"{root}deep/y.csv", root) as writer:
+    with locations.create_at(f"{root}deep/y.csv", root, replaces=True) as writer:
         writer.write(b"b")
         writer.commit()
     assert (lake / "in" / "deep" / "y.csv").read_text() == "b"
@@ -545,6 +550,30 @@ def test_a_result_that_appears_before_the_end_of_the_job_is_not_replaced(
         ended = api.finished(job["id"])
     assert (ended["state"], ended["error"]["code"]) == ("failed", "target-exists")
     assert (lake / "out" / "x.csv").read_text() == "precious"
+
+
+def test_of_two_results_for_one_address_that_are_written_at_once_one_is_refused(lake: Path) -> None:
+    url, root = f"file://{lake}/out/x.csv", f"file://{lake}/out/"
+
+    def interrupted() -> Iterator[bytes]:
+        yield b"mine"
+        write_object(Target(url, root), url, [b"theirs"])
+
+    with pytest.raises(TargetExists, match=r"x\.csv exists"):
+        write_object(Target(url, root), url, interrupted())
+    assert (lake / "out" / "x.csv").read_text() == "theirs"
+    assert names(lake / "out") == ["x.csv"]
+
+
+def test_of_two_attempts_that_write_the_same_bytes_at_once_both_succeed(lake: Path) -> None:
+    url, root = f"file://{lake}/out/x.csv", f"file://{lake}/out/"
+
+    def interrupted() -> Iterator[bytes]:
+        yield b"mine"
+        write_object(Target(url, root), url, [b"mine"])
+
+    assert write_object(Target(url, root), url, interrupted()).bytes == 4
+    assert names(lake / "out") == ["x.csv"]
 
 
 @pytest.mark.parametrize(

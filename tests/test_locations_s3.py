@@ -11,6 +11,9 @@ import pytest
 from service import Api, encoded, ok, problem, running
 from test_locations import flowers
 
+from batchserve.domain import Target
+from batchserve.errors import TargetExists
+from batchserve.scoring.targets import write_object
 from batchserve.storage import Storage, open_storage
 
 pytestmark = [pytest.mark.s3, pytest.mark.timeout(180)]
@@ -102,6 +105,23 @@ def test_results_are_written_to_the_bucket_one_for_each_input(api: Api, bucket: 
     problem(api.http.post("/v1/jobs", json=asked(bucket, "*", output=output)), 409, "target-exists")
     assert api.http.delete(f"/v1/jobs/{job['id']}").status_code == 204
     assert [entry.key for entry in bucket.list("out/")] == written
+
+
+@pytest.mark.parametrize("size", [4, 20 * 2**20])
+def test_of_two_results_for_one_address_that_are_written_at_once_one_is_refused(bucket: Storage, size: int) -> None:
+    """Also where it is sent in parts."""
+    url, root = f"{bucket.address}/out/x.csv", f"{bucket.address}/out/"
+
+    def interrupted(others: bytes) -> Iterator[bytes]:
+        yield bytes(size)
+        write_object(Target(url, root), url, [others])
+
+    with pytest.raises(TargetExists, match=r"x\.csv exists"):
+        write_object(Target(url, root), url, interrupted(b"theirs"))
+    with bucket.open("out/x.csv") as result:
+        assert result.read() == b"theirs"
+    bucket.delete("out/x.csv")
+    assert write_object(Target(url, root), url, interrupted(bytes(size))).bytes == size
 
 
 def test_what_is_not_there_and_what_is_not_allowed_is_named(api: Api, bucket: Storage) -> None:

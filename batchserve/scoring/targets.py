@@ -12,7 +12,7 @@ from batchserve.domain import Target
 from batchserve.errors import InvalidOptions, LocationRefused, TargetExists, Unavailable
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Part
-from batchserve.storage import Composed, Storage
+from batchserve.storage import Composed, Occupied, Storage, Stored
 from batchserve.storage.locations import create_at, exists, read_at
 
 AT_ONCE = 8
@@ -28,10 +28,12 @@ def write_object(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
     try:
         if not target.overwrite and exists(url, target.root):
             return _require_same(target, url, blocks)
-        with create_at(url, target.root) as writer:
+        with create_at(url, target.root, replaces=target.overwrite) as writer:
             for block in blocks:
                 writer.write(block)
             return writer.commit()
+    except Occupied as found:  # it has appeared since
+        return _require_equal(target, url, found.stored)
     except OSError as error:
         if error.errno in _REFUSED:
             raise LocationRefused(f"{url} cannot be written: {error.strerror}") from error
@@ -53,6 +55,18 @@ def _require_same(target: Target, url: str, blocks: Iterable[bytes]) -> Composed
     except FileNotFoundError:
         raise Unavailable(f"{url} was removed while it was compared") from None
     return Composed(size, digest.hexdigest())
+
+
+def _require_equal(target: Target, url: str, stored: Stored) -> Composed:
+    """As `_require_same`, of bytes that were written already."""
+    try:
+        with read_at(url, target.root) as known:
+            is_same = hashlib.file_digest(known, "sha256").hexdigest() == stored.sha256  # type: ignore[arg-type]
+    except FileNotFoundError:
+        raise Unavailable(f"{url} was removed while it was compared") from None
+    if not is_same:
+        raise _exists(url)
+    return stored
 
 
 def _exists(url: str) -> TargetExists:

@@ -3,6 +3,8 @@
 Keys derive from server-generated IDs, never from client input.
 """
 
+import errno
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -16,9 +18,11 @@ from batchserve.errors import InvalidOptions
 __all__ = [
     "Composed",
     "Copies",
+    "CreatesNew",
     "DeletesMany",
     "KeepsPartials",
     "ObjectInfo",
+    "Occupied",
     "OnDisk",
     "OpensTagged",
     "Parts",
@@ -93,6 +97,15 @@ class ObjectInfo:
     bytes: int
     modified: float
     tag: str | None = None
+
+
+class Occupied(FileExistsError):
+    """Another object is under the key of a new one, and is not replaced."""
+
+    def __init__(self, stored: Stored) -> None:
+        """`stored`: what was written, and is discarded."""
+        super().__init__(errno.EEXIST, os.strerror(errno.EEXIST))
+        self.stored = stored
 
 
 class Writer(Protocol):
@@ -312,6 +325,15 @@ class OpensTagged(Tagged, Protocol):
 
     def open_tagged(self, key: str, tag: str) -> BinaryIO:
         """As `open`. Raises FileNotFoundError also when the object has another tag."""
+        ...
+
+
+@runtime_checkable
+class CreatesNew(Protocol):
+    """A storage that creates an object only where none is."""
+
+    def create_new(self, key: str) -> AbstractContextManager[Writer]:
+        """As `create`. The commit raises Occupied where there is an object by then."""
         ...
 
 

@@ -11,12 +11,14 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from batchserve.storage import ObjectInfo, Piece, Span, Stored, require_key
+from batchserve.storage import ObjectInfo, Occupied, Piece, Span, Stored, require_key
 from batchserve.storage.disk import full_disk_named, make_folder, sync_folder
 from batchserve.storage.folders import sync_entries
 
 TEMPORARY = ".partial-"
 _BLOCK = 1 << 20
+_NO_LINKS = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP, errno.ENOSYS)
+"""Where a file gets no second name."""
 _WRITE_BACK = 16 << 20
 """Bytes after which a writer starts writeback."""
 
@@ -87,7 +89,7 @@ class LocalStorage:
         try:
             target.hardlink_to(file)
         except OSError as error:
-            if error.errno not in (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.EOPNOTSUPP):
+            if error.errno not in _NO_LINKS:
                 raise
             return False
         sync_folder(target.parent)
@@ -129,9 +131,10 @@ class LocalStorage:
 class FileWriter:
     """A file being written. A failed fsync is never retried: the file is discarded (promise D3)."""
 
-    def __init__(self, target: Path, folder: int | None = None) -> None:
-        """`folder`: a descriptor of the folder, which stays open; `target` is then a name in it."""
-        self._target, self._folder = target, folder
+    def __init__(self, target: Path, folder: int | None = None, *, replaces: bool = True) -> None:
+        """`folder`: a descriptor of the folder, which stays open; `target` is then a name in it. `replaces`: a file of
+        that name; otherwise the commit raises Occupied where there is one."""
+        self._target, self._folder, self._replaces = target, folder, replaces
         self._temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
         self._fd = os.open(
             self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self._folder
@@ -173,12 +176,38 @@ class FileWriter:
             self._await_hashes()
             os.close(self._fd)
             self._fd = -1
-            os.rename(self._temporary, self._target, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._appear()
             if self._folder is None:
                 sync_folder(self._target.parent)
             else:
                 sync_entries(self._folder)
         return Stored(self._bytes, self._hash.hexdigest())
+
+    def _appear(self) -> None:
+        if not self._replaces:
+            try:
+                os.link(
+                    self._temporary,
+                    self._target,
+                    src_dir_fd=self._folder,
+                    dst_dir_fd=self._folder,
+                    follow_symlinks=False,
+                )
+            except FileExistsError as error:
+                raise Occupied(Stored(self._bytes, self._hash.hexdigest())) from error
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+                self._require_free()  # the best that such a file system can do
+            else:
+                os.unlink(self._temporary, dir_fd=self._folder)
+                return
+        os.rename(self._temporary, self._target, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _require_free(self) -> None:
+        with suppress(FileNotFoundError):
+            os.stat(self._target, dir_fd=self._folder, follow_symlinks=False)
+            raise Occupied(Stored(self._bytes, self._hash.hexdigest()))
 
     def abandon(self) -> None:
         """Removes the file of an uncommitted write; does nothing after a commit."""

@@ -21,7 +21,7 @@ from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
 from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused
-from batchserve.storage import OpensTagged, Storage, Writer, open_storage
+from batchserve.storage import CreatesNew, OpensTagged, Storage, Writer, open_storage
 from batchserve.storage.disk import full_disk_named
 from batchserve.storage.folders import Place, folder_below, list_names, status_of
 from batchserve.storage.local import FileWriter
@@ -396,18 +396,23 @@ def _changed(url: str) -> InputChanged:
     return InputChanged(f"{url} was changed or removed after the job was queued: submit it again")
 
 
-def create_at(url: str, root: str) -> AbstractContextManager[Writer]:
-    """A writer of an object, which appears under its address whole and durable, or not at all; one that is there is
-    replaced. Raises OSError with ELOOP for a link on the way from `root`, the prefix which allows it."""
+def create_at(url: str, root: str, *, replaces: bool) -> AbstractContextManager[Writer]:
+    """A writer of an object, which appears under its address whole and durable, or not at all. `replaces`: one that is
+    there; otherwise the commit raises Occupied. Raises OSError with ELOOP for a link on the way from `root`, the prefix
+    which allows it."""
     address = _address(url)
-    return _create_file(address, root) if address.base == _FILE else _opened(address.base).create(address.key)
+    if address.base == _FILE:
+        return _create_file(address, root, replaces)
+    bucket = _opened(address.base)
+    assert isinstance(bucket, CreatesNew), address
+    return bucket.create(address.key) if replaces else bucket.create_new(address.key)
 
 
 @contextmanager
-def _create_file(address: _Address, root: str) -> Iterator[Writer]:
+def _create_file(address: _Address, root: str, replaces: bool) -> Iterator[Writer]:
     place = _place_below(address, root)
     with full_disk_named(), place.folder(makes=True) as folder:
-        writer = FileWriter(Path(place.names[-1]), folder)
+        writer = FileWriter(Path(place.names[-1]), folder, replaces=replaces)
         try:
             yield writer
         finally:

@@ -13,7 +13,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
 
 import obstore
-from obstore.exceptions import BaseError, PermissionDeniedError, UnauthenticatedError
+from obstore.exceptions import AlreadyExistsError, BaseError, PermissionDeniedError, UnauthenticatedError
 from obstore.store import S3Store
 
 from batchserve.errors import InsufficientStorage, InvalidOptions, PayloadTooLarge, Unavailable
@@ -21,12 +21,14 @@ from batchserve.storage import ObjectInfo, Parts, Piece, Span, Stored, require_k
 from batchserve.storage.blocks import BLOCK, BlockCache
 from batchserve.storage.ranged import RangedObject
 from batchserve.storage.s3_uploads import SignedBucket
-from batchserve.storage.streamed import StreamedWriter
+from batchserve.storage.streamed import Data, StreamedWriter
 
 if TYPE_CHECKING:
     from obstore import ObjectMeta
 
 __all__ = ["S3Storage"]
+
+_Content = bytes | bytearray | Iterator[Data]
 
 _ADDRESS = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.ASCII)
 _PART = 8 * 2**20
@@ -64,13 +66,16 @@ _CODE = re.compile(r"<Code>(\w+)</Code>")
 _FULL = {"507", "QuotaExceeded", "StorageFull", "InsufficientStorage", "XMinioStorageFull"}
 _REFUSED = {"401", "403", "NoSuchBucket"}
 _BEYOND = {"416", "InvalidRange"}
+_UNCONDITIONAL = {"501", "NotImplemented"}
+"""Of a store that takes no condition with an object."""
 
 
 class S3Storage:
     """A bucket, or what begins with a prefix in it. Endpoint, region and credentials are those of the environment of
     each host (`AWS_*`), or of its role. Small objects are written by one request, larger ones in parts while they come.
 
-    No object is ever created on condition that it is missing: a key names the job, and the attempt that writes it.
+    In the storage of a service no object is created on condition that it is missing: a key names the job, and the
+    attempt that writes it. In the buckets of others, `create_new` is for that.
     """
 
     def __init__(self, address: str) -> None:
@@ -110,6 +115,13 @@ class S3Storage:
     @contextmanager
     def create(self, key: str) -> Iterator[StreamedWriter]:
         with self._writing(key, _PART) as writer:
+            yield writer
+
+    @contextmanager
+    def create_new(self, key: str) -> Iterator[StreamedWriter]:
+        """An object of several parts is looked for just before they are joined: the client joins them without a
+        condition."""
+        with self._writing(key, _PART, self._put_new) as writer:
             yield writer
 
     def read_ahead(self, key: str, size: int) -> None:
@@ -245,19 +257,55 @@ class S3Storage:
             return SignedBucket.of(obstore.sign(self._store, "GET", "probe", _URL_LIFE))
 
     @contextmanager
-    def _writing(self, key: str, part: int) -> Iterator[StreamedWriter]:
+    def _writing(self, key: str, part: int, put: Callable[..., None] | None = None) -> Iterator[StreamedWriter]:
         path = self._path(key)
-        writer = StreamedWriter(partial(self._put, path), part, _AHEAD)
+        writer = StreamedWriter(partial(put or self._put, path), part, _AHEAD)
         try:
             yield writer
         finally:
             writer.abandon()
             self._blocks.forget(path)
 
-    def _put(self, path: str, content: bytes | bytearray | Iterator[bytes | bytearray | memoryview], part: int) -> None:
+    def _put(self, path: str, content: _Content, part: int) -> None:
         is_small = isinstance(content, bytes | bytearray)
         with self._failures_named():
             obstore.put(self._store, path, content, use_multipart=not is_small, chunk_size=part, max_concurrency=_AHEAD)
+
+    def _put_new(self, path: str, content: _Content, part: int) -> None:
+        """Raises FileExistsError."""
+        if isinstance(content, bytes | bytearray):
+            with self._failures_named():
+                try:
+                    obstore.put(self._store, path, content, use_multipart=False, mode="create")
+                    return
+                except AlreadyExistsError as error:
+                    raise _exists(path) from error
+                except BaseError as error:
+                    if not _says(error, _UNCONDITIONAL):
+                        raise
+        found = False
+
+        def unless_there() -> Iterator[Data]:
+            nonlocal found
+            yield from [content] if isinstance(content, bytes | bytearray) else content
+            # In another thread: the client makes no request in one that asks for a part.
+            if found := self._requests.submit(self._has, path).result():
+                raise _exists(path)
+
+        try:
+            self._put(path, unless_there(), part)
+        except Exception as error:
+            if found:
+                raise _exists(path) from error
+            raise
+
+    def _has(self, path: str) -> bool:
+        try:
+            with self._failures_named():
+                obstore.head(self._store, path)
+        except FileNotFoundError:
+            return False
+        return True
 
     def _contents(self, pieces: Iterable[Piece]) -> Iterator[Callable[[], bytes]]:
         for piece in pieces:
@@ -329,6 +377,10 @@ def _whole(fetch: Callable[[str, int, int], bytes], path: str, start: int, stop:
     if len(data) < stop - start:
         raise EOFError(f"{path} ends before its byte {stop}")
     return data
+
+
+def _exists(path: str) -> FileExistsError:
+    return FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), path)
 
 
 def _is_refusal(error: BaseException | None) -> bool:

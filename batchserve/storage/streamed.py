@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from queue import Empty, Full, Queue
 
-from batchserve.storage import Stored
+from batchserve.storage import Occupied, Stored
 
 __all__ = ["StreamedWriter"]
 
@@ -49,6 +49,14 @@ class StreamedWriter:
             self._send(held)
 
     def commit(self) -> Stored:
+        stored = Stored(self._bytes, self._hash.hexdigest())
+        try:
+            self._finish()
+        except FileExistsError as error:
+            raise Occupied(stored) from error
+        return stored
+
+    def _finish(self) -> None:
         if self._sender is None:
             self._put(self._held, self._part)
         else:
@@ -59,7 +67,6 @@ class StreamedWriter:
             if self._error is not None:
                 raise self._error
         self._is_over = True
-        return Stored(self._bytes, self._hash.hexdigest())
 
     def abandon(self) -> None:
         """Discards what was not committed. Waits for nothing: an event loop may call it, and the store may be away."""
