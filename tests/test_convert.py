@@ -39,7 +39,7 @@ from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import FeatureUnion, make_pipeline
 from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, OrdinalEncoder, StandardScaler
 from sklearn.svm import SVC
-from sklearn.tree import DecisionTreeClassifier
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
 
 from batchserve.conversion import Conversion, convert
 from batchserve.conversion.parity import Answers, Parity, compare
@@ -472,6 +472,22 @@ def test_a_converter_that_computes_something_else_is_not_excused_by_rounding() -
     model.predict = lambda given: np.asarray(given).sum(axis=1) + 1  # as its graph does not
     with pytest.raises(ParityFailed, match=r"rounding does not explain(.|\n)*update_registered_converter") as caught:
         convert(model, x)
+    assert "float32" not in str(caught.value)
+
+
+def test_rounding_is_not_excluded_where_trees_split_by_what_is_computed() -> None:
+    x = np.random.default_rng(0).normal(size=(300, 1)) * 1e-6 + 1
+    model = make_pipeline(UNSCALED, StandardScaler(), DecisionTreeRegressor()).fit(x, np.arange(300.0) % 2)
+    with pytest.raises(ParityFailed, match="where the graph rounds that to float32") as caught:
+        convert(model, x)
+    assert "does not explain" not in str(caught.value)
+
+
+def test_labels_that_differ_where_the_numbers_agree_are_not_put_down_to_rounding() -> None:
+    model = LogisticRegression(max_iter=500).fit(X, Y)
+    model.predict = lambda given: np.zeros(len(given), int)  # as its graph does not
+    with pytest.raises(ParityFailed, match="The numbers agree and the labels do not") as caught:
+        convert(model, X)
     assert "float32" not in str(caught.value)
 
 

@@ -198,6 +198,15 @@ def test_a_constant_before_scaled_trees_is_put_in_in_float64() -> None:
     assert wrong(model, convert(model, some[0]), some[1]) == 0
 
 
+@pytest.mark.parametrize("strategy", ["median", "constant"])
+def test_which_values_were_missing_is_told_to_scaled_trees(strategy: str) -> None:
+    some = [frame.mask(np.random.default_rng(0).random(frame.shape) < 0.1) for frame in (SAMPLE, NEW)]
+    filled = make_pipeline(SimpleImputer(strategy=strategy, add_indicator=True), StandardScaler())
+    for preparation in (filled, of_each(filled, "passthrough")):
+        model = make_pipeline(preparation, tree()).fit(some[0], THIRDS + 4 * some[0].age.isna())
+        assert wrong(model, convert(model, some[0]), some[1]) == 0
+
+
 def test_trees_of_columns_as_they_are_take_float32() -> None:
     model = make_pipeline(SimpleImputer(), tree()).fit(SAMPLE, THIRDS)
     assert {column.dtype for column in convert(model, SAMPLE).columns} == {"float32"}

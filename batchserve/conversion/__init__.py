@@ -25,6 +25,7 @@ from batchserve.conversion.estimator import (
     choose_columns,
     class_labels,
     finds_neighbours,
+    has_trees,
     known_differences,
     last_step,
     neighbours_tie,
@@ -62,6 +63,17 @@ _OTHER = (
     "Most records differ, which rounding does not explain: the converter of a step computes something else. Replace "
     "that step, or register a converter before you call convert (skl2onnx.update_registered_converter; on the command "
     "line --converters MODULE)."
+)
+_ROUNDED = (
+    "Most records differ. Trees split by what the steps before them compute: where the graph rounds that to float32, "
+    "or the converter of a step computes something else, records go another way. Fit the model on float32 data, "
+    "replace that step, or register a converter before you call convert (skl2onnx.update_registered_converter; on the "
+    "command line --converters MODULE)."
+)
+_LABELS = (
+    "The numbers agree and the labels do not: the converter of the last step chooses the label otherwise. Replace that "
+    "step, or register a converter before you call convert (skl2onnx.update_registered_converter; on the command line "
+    "--converters MODULE)."
 )
 _TIES = (
     "Neighbours at the same distance are chosen in an order that only the fitted model knows. Fit it on numbers with "
@@ -191,11 +203,15 @@ def _cause(report: Parity, model: Any, reference: Reference, tolerance: float) -
     """Why a graph disagrees, as far as the differences tell, and what to do."""
     if neighbours_tie(model, reference.table):
         return _TIES
+    if report.differences and all(difference.max_relative <= tolerance for difference in report.differences):
+        return _LABELS
     widely = any(
         difference.mean_relative > max(10 * tolerance, _WIDELY * difference.max_relative)
         for difference in report.differences
     )
-    return _OTHER if widely else _FLOAT32
+    if widely:
+        return _ROUNDED if has_trees(model) else _OTHER
+    return _FLOAT32
 
 
 def _ways(model: Any, table: Table) -> Iterator[tuple[Any, tuple[GraphInput, ...]]]:

@@ -355,12 +355,17 @@ def _clipped(tape: Tape, x: Value, least: float, most: float) -> Value:
 
 
 def _filled(tape: Tape, x: Value, imputer: Any) -> Value:
+    """SimpleImputer, and behind its columns which values were missing, where it says so."""
     statistics = np.asarray(imputer.statistics_, dtype=np.float64)
     kept = ~np.isnan(statistics)
     absent = tape.node("IsNaN", x, example=np.isnan(x.example))
     content = tape.constant(np.nan_to_num(statistics).reshape(1, -1), "d")
-    x = tape.node("Where", absent, content, x, example=x.example)
-    return x if kept.all() or imputer.keep_empty_features else x[:, np.flatnonzero(kept)]
+    filled = tape.node("Where", absent, content, x, example=x.example)
+    filled = filled if kept.all() or imputer.keep_empty_features else filled[:, np.flatnonzero(kept)]
+    if imputer.indicator_ is None:
+        return filled
+    marks = tape.node("Cast", absent, example=x.example, to=TensorProto.DOUBLE)[:, imputer.indicator_.features_]
+    return tape.node("Concat", filled, marks, example=np.hstack([filled.example, marks.example]), axis=1)
 
 
 def encodes_beyond_skl2onnx(encoder: Any) -> bool:

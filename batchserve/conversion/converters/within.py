@@ -194,7 +194,7 @@ def _in_double(step: Any, width: int, rounds: bool) -> Any:
     if any(isinstance(part, OneHotEncoder | OrdinalEncoder) for part in parts(step)):
         return step
     steps = step.steps if isinstance(step, Pipeline) else [("step", step)]
-    if isinstance(steps[0][1], SimpleImputer) and not _fills_numbers(steps[0][1]):
+    if isinstance(steps[0][1], SimpleImputer) and not fills_numbers(steps[0][1]):
         return step
     count = _count_in_double(steps)
     first = InDouble([item for _, item in steps[:count]], width, rounds)
@@ -204,15 +204,11 @@ def _in_double(step: Any, width: int, rounds: bool) -> Any:
 def _count_in_double(steps: Sequence[tuple[str, Any]]) -> int:
     count = 0
     for _, step in steps:
-        is_imputer = isinstance(step, SimpleImputer) and _fills_numbers(step)
+        is_imputer = isinstance(step, SimpleImputer) and fills_numbers(step)
         if not (type(step) in _ARITHMETIC or is_imputer or isinstance(step, SelectorMixin)):
             break
         count += 1
     return count
-
-
-def _fills_numbers(imputer: SimpleImputer) -> bool:
-    return imputer.indicator_ is None and fills_numbers(imputer)
 
 
 _ARITHMETIC = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PolynomialFeatures, PCA, TruncatedSVD)
