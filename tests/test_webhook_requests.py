@@ -4,8 +4,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from typing import Any
 
 import pytest
@@ -218,16 +218,23 @@ def test_a_handshake_that_does_not_end_is_left(serve: Callable[[socket.socket], 
     assert "no response within 1 s" in said or "no TLS connection" in said
 
 
-def test_a_connection_that_is_not_made_in_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(outgoing, "_CONNECT", 0.3)
+@contextmanager
+def full_listener() -> Iterator[int]:
+    """A port at which connections are not answered."""
     with closing(socket.socket()) as listener, ExitStack() as waiting:
         listener.bind(("127.0.0.1", 0))
         listener.listen(0)
-        for _ in range(4):  # until its queue is full: then connections are not answered
+        for _ in range(4):  # until its queue is full
             filling = waiting.enter_context(closing(socket.socket()))
             filling.setblocking(False)
             filling.connect_ex(listener.getsockname())
-        said = refused(to_loopback(), f"http://{NAME}:{listener.getsockname()[1]}/")
+        yield listener.getsockname()[1]
+
+
+def test_a_connection_that_is_not_made_in_time_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "_CONNECT", 0.3)
+    with full_listener() as port:
+        said = refused(to_loopback(), f"http://{NAME}:{port}/")
     assert "no connection to" in said
 
 
@@ -302,9 +309,32 @@ def test_a_closed_port_is_named() -> None:
     assert f"no connection to {NAME}:{port}: Connection refused" in refused(to_loopback(), f"http://{NAME}:{port}/")
 
 
-def test_a_request_is_broken_off_when_the_process_stops() -> None:
+def deaf(_connection: socket.socket) -> None:
+    """Reads nothing, and says nothing."""
+    threading.Event().wait(60)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "serve", "size"),
+    [("http", silent, 2), ("https", silent, 2), ("http", deaf, 50_000_000)],
+    ids=["response", "handshake", "sending"],
+)
+def test_a_request_is_broken_off_when_the_process_stops(
+    scheme: str, serve: Callable[[socket.socket], None], size: int
+) -> None:
     stopping = threading.Event()
-    with raw(silent) as port:
+    with raw(serve) as port:
+        threading.Timer(0.2, stopping.set).start()
+        with pytest.raises(Aborted):
+            to_loopback(tls().client, is_stopping=stopping.is_set).post(
+                f"{scheme}://{NAME}:{port}/", HEADERS, b"x" * size
+            )
+
+
+def test_a_connection_that_is_not_made_is_broken_off_when_the_process_stops(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outgoing, "_CONNECT", 30.0)
+    stopping = threading.Event()
+    with full_listener() as port:
         threading.Timer(0.2, stopping.set).start()
         with pytest.raises(Aborted):
             to_loopback(is_stopping=stopping.is_set).post(f"http://{NAME}:{port}/", HEADERS, b"{}")

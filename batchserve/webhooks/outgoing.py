@@ -5,9 +5,12 @@ name means a moment later is of no effect. Certificate and SNI are those of the 
 proxy and no credential of the environment is used, and of the response only the beginning is read.
 """
 
+import errno
 import http.client
 import io
 import ipaddress
+import os
+import selectors
 import socket
 import ssl
 import threading
@@ -15,9 +18,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, TypeVar
 
 from batchserve import __version__
 from batchserve.errors import presentable
@@ -25,6 +28,8 @@ from batchserve.settings import Network
 from batchserve.webhooks.addresses import Address, IPAddress, is_allowed, is_within, parsed
 
 __all__ = ["Aborted", "Answer", "NotSent", "Outgoing", "Resolve"]
+
+T = TypeVar("T")
 
 Resolve = Callable[[str, int], Sequence[str]]
 """The addresses of a host, for connections to a port. Raises OSError."""
@@ -41,6 +46,7 @@ _SHOWN = 1024
 """Bytes of its body that are kept."""
 _SLICE = 0.25
 """Seconds after which a wait looks whether it is to be broken off."""
+_UNDER_WAY = frozenset({errno.EINPROGRESS, errno.EWOULDBLOCK})
 
 
 class NotSent(Exception):
@@ -129,7 +135,7 @@ class Outgoing:
     def _exchange(
         self, plain: socket.socket, address: Address, headers: Mapping[str, str], body: bytes, time_left: "_TimeLeft"
     ) -> Answer:
-        plain.settimeout(time_left.seconds())
+        plain.settimeout(_SLICE)
         connection = plain
         if address.scheme == "https":
             connection = self._context.wrap_socket(
@@ -137,9 +143,10 @@ class Outgoing:
             )
         with closing(connection):
             if isinstance(connection, ssl.SSLSocket):
-                connection.do_handshake()
-            connection.settimeout(time_left.seconds())
-            connection.sendall(_request(address, headers, body))
+                time_left.in_slices(connection.do_handshake)
+            unsent = memoryview(_request(address, headers, body))
+            while unsent:
+                unsent = unsent[time_left.in_slices(partial(connection.send, unsent)) :]
             return _read(connection, time_left)
 
     @cached_property
@@ -167,15 +174,34 @@ def _connected(addresses: Sequence[IPAddress], port: int, time_left: "_TimeLeft"
         family = socket.AF_INET6 if address.version == 6 else socket.AF_INET
         seconds = min(_CONNECT, time_left.seconds())
         connection = socket.socket(family, socket.SOCK_STREAM)
-        connection.settimeout(seconds)
         try:
-            connection.connect((str(address), port))
+            _connect(connection, (str(address), port), seconds, time_left)
         except OSError as error:
             connection.close()
             failure = OSError(f"none within {seconds:.1f} s") if isinstance(error, TimeoutError) else error
+        except Aborted:
+            connection.close()
+            raise
         else:
             return connection
     raise failure
+
+
+def _connect(connection: socket.socket, to: tuple[str, int], seconds: float, time_left: "_TimeLeft") -> None:
+    """Raises OSError, also when it takes longer, and Aborted."""
+    until = time.monotonic() + seconds
+    connection.setblocking(False)
+    code = connection.connect_ex(to)
+    if code in _UNDER_WAY:
+        with selectors.DefaultSelector() as selector:
+            selector.register(connection, selectors.EVENT_WRITE)
+            while not selector.select(min(_SLICE, max(0.0, until - time.monotonic()))):
+                time_left.seconds()
+                if time.monotonic() >= until:
+                    raise TimeoutError
+        code = connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if code:
+        raise OSError(code, os.strerror(code))
 
 
 def _read(connection: socket.socket, time_left: "_TimeLeft") -> Answer:
@@ -210,6 +236,14 @@ class _TimeLeft:
     def shorten(self, seconds: float) -> None:
         self._until = min(self._until, time.monotonic() + seconds)
 
+    def in_slices(self, act: Callable[[], T]) -> T:
+        """The result of a step of a socket whose timeout is a slice: one that is broken off by that goes on when it is
+        called again. Raises TimeoutError and Aborted."""
+        while True:
+            self.seconds()
+            with suppress(TimeoutError):
+                return act()
+
     def next_of(self, queue: SimpleQueue[Any], seconds: float) -> Any:
         """What comes within so many seconds, or None."""
         until = time.monotonic() + min(seconds, self.seconds())
@@ -236,9 +270,6 @@ class _Reading(io.RawIOBase):
         if not self._bytes_left:
             raise http.client.LineTooLong("head")
         part = memoryview(buffer)[: self._bytes_left]
-        while True:
-            self._connection.settimeout(min(_SLICE, self._time_left.seconds()))
-            with suppress(TimeoutError):
-                count = self._connection.recv_into(part)
-                self._bytes_left -= count
-                return count
+        count = self._time_left.in_slices(partial(self._connection.recv_into, part))
+        self._bytes_left -= count
+        return count
