@@ -63,6 +63,19 @@ def test_a_webhook_is_tried_disabled_changed_and_deleted(own_api: Api) -> None:
     assert own_api.http.get(path).status_code == 404
 
 
+def test_a_change_clears_what_is_left_empty(own_api: Api) -> None:
+    path = create(own_api, description="night")
+    answer = own_api.http.post(path, data={"url": URL, "description": "night"})
+    assert answer.status_code == 422
+    assert "events" in answer.text
+    own_api.http.post(path, data={"url": URL, "event": "job.failed", "description": ""})
+    changed = ok(own_api.http.get(f"/v1{path}"))
+    assert (changed["description"], changed["events"], changed["enabled"]) == ("", ["job.failed"], True)
+    own_api.http.post(path, data={"enabled": "false"})
+    changed = ok(own_api.http.get(f"/v1{path}"))
+    assert (changed["url"], changed["events"], changed["enabled"]) == (URL, ["job.failed"], False)
+
+
 def test_the_secret_of_the_addresses_on_jobs_is_made_on_the_page(own_api: Api) -> None:
     assert "<pre>whsec_" in own_api.http.post("/webhooks/jobs/rotate").text
     assert "Addresses on jobs" in own_api.http.get("/webhooks/jobs").text

@@ -1,5 +1,7 @@
 """The webhooks of a tenant: created, changed, tried, and what was sent to them."""
 
+from typing import Any
+
 from fastapi import Request, Response
 from sqlalchemy import Connection
 from starlette.concurrency import run_in_threadpool
@@ -55,9 +57,12 @@ async def show(request: Request) -> Response:
 
 async def change(request: Request) -> Response:
     service, caller, fields = service_of(request), caller_of(request), await read_fields(request)
-    texts = {name: fields.first(name).strip() for name in ("url", "description", "enabled")}
-    given = {**texts, "events": fields.all("event")}
-    asked = parsed(ChangedWebhook, {name: value for name, value in given.items() if value})
+    given: dict[str, Any] = {
+        name: fields.first(name).strip() for name in ("url", "description", "enabled") if fields.all(name)
+    }
+    if "url" in given or fields.all("event"):  # a list of which nothing is selected is not in the form
+        given["events"] = fields.all("event")
+    asked = parsed(ChangedWebhook, given)
     webhook_id = _id(request)
 
     def work(connection: Connection) -> WebhookBody:
