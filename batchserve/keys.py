@@ -51,7 +51,7 @@ def is_well_formed(key: str) -> bool:
 def create(
     connection: Connection, name: str, scope: Scope, tenant: str, now: float, by: Caller = COMMAND
 ) -> tuple[ApiKey, str]:
-    """A new key, and its text, which is not stored. `by`: for the audit log.
+    """A new key, and its text, which is not stored. `by`: for the audit log, and for what it may know of other keys.
 
     Raises InvalidOptions, and Conflict when the name is taken.
     """
@@ -65,8 +65,11 @@ def create(
     if tenant == EVERY_TENANT and scope is not Scope.ADMIN:
         raise InvalidOptions(f"only an admin key may see every tenant ({EVERY_TENANT}): name the tenant of {name!r}")
     lock(connection, "keys")
-    if connection.scalar(select(keys.c.id).where(keys.c.name == name, keys.c.revoked_at.is_(None))) is not None:
+    owner = connection.scalar(select(keys.c.tenant).where(keys.c.name == name, keys.c.revoked_at.is_(None)))
+    if owner is not None and by.administers(owner):
         raise Conflict(f"a key {name!r} already exists: revoke it first, or choose another name")
+    if owner is not None:  # a name belongs to one key of all tenants: more cannot be told of another's
+        raise Conflict(f"the name {name!r} is not free: choose another one")
     text = generate()
     row = {
         "name": name,
@@ -117,11 +120,15 @@ def revoke(connection: Connection, reference: str, now: float, by: Caller = COMM
     )
     row = ended.mappings().one_or_none()
     if row is None:
-        raise NotFound(f"there is no valid key {reference!r}: `batchserve keys list` shows all")
+        raise no_key(reference)
     key = rows.key(row)
     audit.note_key(connection, by, Action.REVOKE, key, now)
     notifications.send(connection, Topic.REVOKED)
     return key
+
+
+def no_key(reference: str) -> NotFound:
+    return NotFound(f"there is no valid key {reference!r}: `batchserve keys list` shows all")
 
 
 def exist(connection: Connection) -> bool:

@@ -29,6 +29,13 @@ def signed_in(own_api: Api, scope: Scope, tenant: str = "acme") -> str:
     return text
 
 
+def said(html: str) -> str:
+    """The text of a page, without its navigation."""
+    main = re.search(r"<main.*</main>", html, re.DOTALL)
+    assert main is not None
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", main[0]))
+
+
 def token(own_api: Api) -> str:
     found = re.search(r"token=(\w+)", own_api.http.get("/").text)
     assert found is not None
@@ -117,12 +124,26 @@ def test_admins_of_a_tenant_administer_its_keys_alone(own_api: Api) -> None:
     for tenant in ("umbrella", "*"):
         fields = {"name": "mine", "scope": "admin", "tenant": tenant}
         assert own_api.http.post(f"/keys?token={token(own_api)}", data=fields).status_code == 403
-    assert own_api.http.post(f"/keys/1/revoke?token={token(own_api)}").status_code == 403
+    foreign, unknown = (own_api.http.post(f"/keys/{key}/revoke?token={token(own_api)}") for key in (1, 77))
+    for answer in (foreign, unknown):
+        assert answer.status_code == 404
+        assert "there is no valid key" in answer.text
+        assert "umbrella" not in answer.text
     with database_of(own_api).read() as connection:
         assert [(key.name, key.revoked_at) for key in keys.list_all(connection)] == [
             ("umbrella-admin", None),
             ("acme-admin", None),
         ]
+
+
+def test_of_a_name_that_a_key_of_another_tenant_has_only_that_is_told(own_api: Api) -> None:
+    signed_in(own_api, Scope.USER, tenant="umbrella")
+    signed_in(own_api, Scope.ADMIN, tenant="acme")
+    for name, told in (("umbrella-user", "is not free: choose another one"), ("acme-admin", "revoke it first")):
+        answer = own_api.http.post(f"/keys?token={token(own_api)}", data={"name": name, "scope": "user"})
+        assert answer.status_code == 409
+        assert told in answer.text
+        assert ("revoke" in said(answer.text)) == (name == "acme-admin")
 
 
 def test_the_audit_log_shows_who_did_what(own_api: Api) -> None:

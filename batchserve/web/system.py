@@ -97,7 +97,8 @@ async def revoke_key(request: Request) -> Response:
 
     def revoke(connection: Connection) -> None:
         key = keys.revoke(connection, reference, database.moment(connection).wall, caller)
-        _require_administration(caller, key.tenant)  # else nothing is committed
+        if not caller.administers(key.tenant):  # nothing is committed, and it is as unknown as one that does not exist
+            raise keys.no_key(reference)
 
     await run_in_threadpool(database.write_freeing, revoke)
     return RedirectResponse("/keys", 303)
