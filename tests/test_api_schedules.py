@@ -180,6 +180,26 @@ def test_a_place_that_the_tenant_may_not_read_or_write_is_refused_at_once(site: 
     problem(site.api.http.post("/v1/schedules", json=site.body("wrong", output)), 403, "location-refused")
 
 
+def test_a_webhook_without_a_secret_is_refused_when_the_schedule_is_created_or_changed(
+    tmp_path: Path, iris_onnx: Path
+) -> None:
+    with running(tmp_path, worker=False, input_prefixes={"*": ["file:///in/"]}) as api:
+        api.register("iris", iris_onnx)
+        uploaded: dict[str, Any] = {"name": "u", "cron": NEVER, "action": "uploaded", "request": {"model": "iris"}}
+        request = {"model": "iris", "input": {"urls": ["file:///in/a.csv"]}}
+        job: dict[str, Any] = {"name": "j", "cron": NEVER, "request": request}
+        ok(api.http.post("/v1/schedules", json={**uploaded, "name": "plain"}), 201)
+        signed = [{**one, "request": {**one["request"], "webhook": "https://example.com/"}} for one in (uploaded, job)]
+        for body in signed:
+            refused = problem(api.http.post("/v1/schedules", json=body), 422, "invalid-options")
+            assert "has no secret to sign requests with" in refused["detail"]
+        refused = problem(api.http.put("/v1/schedules/plain", json=signed[0]), 422, "invalid-options")
+        assert "has no secret to sign requests with" in refused["detail"]
+        ok(api.http.post("/v1/webhooks/jobs/rotate"), 200)
+        for body in signed:
+            ok(api.http.post("/v1/schedules", json=body), 201)
+
+
 def test_schedules_are_listed_in_pages(tmp_path: Path, iris_onnx: Path) -> None:
     with running(tmp_path, worker=False) as api:
         api.register("iris", iris_onnx)

@@ -20,6 +20,7 @@ from batchserve.scoring.checks import check_inputs
 from batchserve.storage.locations import root_of
 from batchserve.submission import Submission, create
 from batchserve.uploaded import Collected, each_checked, queue_uploaded
+from batchserve.webhooks.endpoints import require_secret
 
 __all__ = ["JobAction", "UploadedAction", "actions_of"]
 
@@ -42,7 +43,7 @@ class JobAction:
             root_of(url, settings.inputs_of(tenant))
         if asked.output is not None and asked.output.url is not None:
             root_of(asked.output.url.replace(STEM, "x"), settings.outputs_of(tenant))
-        _model_of(self.runtime, asked)
+        _require_usable(self.runtime, tenant, asked)
 
     def run(self, tenant: str, request: Mapping[str, Any], claim: Claim) -> None:
         asked, database = intake.JobRequest.model_validate(request), self.runtime.database
@@ -62,8 +63,8 @@ class UploadedAction:
 
     runtime: Runtime
 
-    def check(self, tenant: str, request: Mapping[str, Any]) -> None:  # noqa: ARG002 - models are of all tenants
-        _model_of(self.runtime, PredictOptions.model_validate(request))
+    def check(self, tenant: str, request: Mapping[str, Any]) -> None:
+        _require_usable(self.runtime, tenant, PredictOptions.model_validate(request))
 
     def run(self, tenant: str, request: Mapping[str, Any], claim: Claim) -> None:
         options = PredictOptions.model_validate(request)
@@ -95,6 +96,14 @@ class UploadedAction:
             checked = partial(each_checked, check)
             database = self.runtime.database
             return await queue_uploaded(database, tenant, model, options.submission, checked, note=claim.note)
+
+
+def _require_usable(runtime: Runtime, tenant: str, options: PredictOptions) -> None:
+    """Raises what `_model_of` does, and InvalidOptions for a webhook that the tenant has no secret for."""
+    _model_of(runtime, options)
+    if options.webhook is not None:
+        with runtime.database.read() as connection:
+            require_secret(connection, tenant)
 
 
 def _model_of(runtime: Runtime, options: PredictOptions) -> ModelVersion:
