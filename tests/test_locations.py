@@ -240,6 +240,82 @@ def test_a_column_without_any_value_has_any_type(api: Api, lake: Path) -> None:
     assert pl.read_parquet(io.BytesIO(api.result(job).content))["plant"].to_list() == ["0-0", "0-1", None, None]
 
 
+@pytest.mark.parametrize("format", ["parquet", "jsonl"])
+def test_a_column_has_the_type_of_its_first_value_in_any_input(api: Api, lake: Path, format: str) -> None:
+    for number in range(66):  # in several chunks
+        note = pl.Series([number] * 2 if number == 65 else [None, None], dtype=pl.Int64())
+        frame = flowers(2).with_columns(note=note if number == 65 or format != "parquet" else note.cast(pl.Null()))
+        (lake / "in" / f"{number:02}.{format}").write_bytes(encoded(frame, format))
+    request = asked(lake, passthrough=["note"], format="parquet", input_file=True)
+    result = pl.read_parquet(io.BytesIO(api.result(completed(api, request)).content))
+    assert result["note"].to_list() == [None] * 130 + [65, 65]
+    output = {"url": f"file://{lake}/out/run/", "partition_by": "prediction"}
+    completed(api, asked(lake, passthrough=["note"], format="parquet", output=output))
+    found = {str(pl.read_parquet_schema(file)) for file in (lake / "out" / "run").rglob("*.parquet")}
+    assert len(found) == 1
+
+
+def test_a_retry_gives_a_column_the_type_that_it_had(api: Api, lake: Path) -> None:
+    for number in range(66):
+        frame = flowers(1).with_columns(pl.lit(None if number < 65 else 7).alias("note"))
+        row = frame.with_columns(pl.lit("wide").alias(COLUMNS[0])) if number == 1 else frame
+        (lake / "in" / f"{number:02}.jsonl").write_bytes(encoded(row, "jsonl"))
+    job = completed(api, asked(lake, passthrough=["note"], format="parquet"))
+    again = ok(api.http.post(f"/v1/jobs/{job['id']}/retry", json={"rows": "failed"}), 202)
+    job = api.finished(again["id"])
+    assert (job["state"], job["rows"]["failed"]) == ("completed", 1)
+    assert pl.read_parquet(io.BytesIO(api.result(job).content))["note"].to_list() == [None] * 65 + [7]
+
+
+@pytest.mark.parametrize("format", ["parquet", "arrow"])
+def test_inputs_behind_one_without_values_are_compared_with_each_other(api: Api, lake: Path, format: str) -> None:
+    notes = [pl.Series([None], dtype=pl.Null()), pl.Series([2**60 + 1]), pl.Series([0.5])]
+    for name, note in zip("abc", notes, strict=True):
+        (lake / "in" / name).write_bytes(encoded(flowers(1).with_columns(note=note), format))
+    job = submitted(api, asked(lake, passthrough=["note"]))
+    assert (job["state"], job["error"]["code"], job["rows"]["ok"]) == ("failed", "unlike-inputs", 0)
+    said = f"in/c has Float64 in 'note' instead of Int64, which file://{lake}/in/b has"
+    assert said in job["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["90071992547409931", "90071992547409933", "12.0", "null"],
+        ["7", "true", "null"],
+        ["5", "null"],
+        ["null", "5", "0.5"],
+        ["7", '"x"'],
+        ["18446744073709551615", "3", "null"],
+        ["18446744073709551615", "-3"],
+        ["[1,2]", "7", '{"a":1.5}'],
+        ["null", "true"],
+    ],
+)
+@pytest.mark.parametrize("format", ["jsonl", "json"])
+def test_values_of_json_pass_from_several_files_as_from_one(
+    api: Api, lake: Path, values: list[str], format: str
+) -> None:
+    flower = orjson.dumps(dict.fromkeys(COLUMNS, 1.5)).decode()[:-1]
+    rows = [f'{flower},"note":{value}}}' for value in values]
+    for number, row in enumerate(rows):
+        (lake / "in" / f"{number}.{format}").write_text(f"[{row}]" if format == "json" else row + "\n")
+    content = api.result(completed(api, asked(lake, passthrough=["note"]))).content
+    whole = f"[{','.join(rows)}]" if format == "json" else "".join(row + "\n" for row in rows)
+    assert content == api.result(api.run(whole.encode(), "iris", passthrough="note")).content
+
+
+def test_a_value_of_json_behind_the_first_ones_that_would_change_is_named(api: Api, lake: Path) -> None:
+    flower = dict.fromkeys(COLUMNS, 1.5)
+    notes = {"a": [0.5], "b": [*range(100), 2**53 + 1]}
+    for name, values in notes.items():
+        lines = b"".join(orjson.dumps({**flower, "note": value}) + b"\n" for value in values)
+        (lake / "in" / f"{name}.jsonl").write_bytes(lines)
+    job = submitted(api, asked(lake, passthrough=["note"]))
+    assert (job["state"], job["error"]["code"]) == ("failed", "unlike-inputs")
+    assert "in/b.jsonl is unlike the other inputs: has Int64 in 'note' instead of Float64" in job["error"]["message"]
+
+
 def test_a_file_that_cannot_be_read_is_named(api: Api, lake: Path) -> None:
     fill(lake, {"a.parquet": 3})
     (lake / "in" / "b.parquet").write_bytes(b"PAR1 and no more")

@@ -76,6 +76,14 @@ class Match:
         assert isinstance(records, pl.DataFrame), "what has columns is a table"
         return self.header.columns[name] or records[name].dtype
 
+    def own_types(self, family: str) -> tuple[str, ...]:
+        """The passed-through columns that come in the types of the input, a file of a family of formats, and not in
+        those of the model."""
+        if self.header.arrays:
+            return ()
+        written = self.binding.used if self._is_as_written(family) else ()
+        return tuple(name for name in self.passed if name in written or name not in self.binding.types)
+
     def check(self) -> None:
         """Raises SchemaMismatch when the types or first values of the input do not fit."""
         binding = self.binding if self.header.columns else None

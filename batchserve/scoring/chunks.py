@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
+
+import polars as pl
 
 from batchserve.domain import Chunk, DType, ModelVersion, Options, ScoredChunk
 from batchserve.formats import get_format
@@ -15,6 +17,7 @@ from batchserve.scoring.comparison import match_named
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of, storage_at
 from batchserve.scoring.joining import Piece, Together, joined, of_files
+from batchserve.scoring.passing import Kinds, fitted
 from batchserve.scoring.planning import moved, whole
 from batchserve.scoring.results import error_lines, result_of
 from batchserve.scoring.sessions import keep_only, session_for
@@ -37,6 +40,8 @@ class ChunkTask:
     """The first of several inputs of the job: its columns are those of the result, in its order."""
     records: tuple[int | None, ...] = ()
     """Of each input, if it is known to have the layout of the first."""
+    kinds: Kinds = field(default_factory=dict)
+    """The types in which columns pass through from all inputs of the job."""
 
 
 def warm_up() -> None:
@@ -98,7 +103,7 @@ def _read(task: ChunkTask) -> Together:
         return read[0].together()
     own_result = task.options.is_per_input
     layout = read[0].match if own_result else match_named(task.first, task.model, task.options)
-    return joined(read, layout, with_files=task.options.input_file)
+    return joined(read, layout, task.kinds, with_files=task.options.input_file)
 
 
 class _Apart(Exception):
@@ -126,6 +131,8 @@ def _read_files(task: ChunkTask, first: Input) -> Together | None:
         except _Apart:
             return None
     keys = [input.key for input in (task.input, *task.further)]
+    if isinstance(passed, pl.DataFrame):
+        passed = fitted(passed, task.kinds, layout.header, first.key)
     return of_files(layout, reading, passed, keys, counts, with_files=task.options.input_file)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ from batchserve.formats.protocol import FilesReader, Header, Outline
 from batchserve.inference.matching import Match, match_input, with_names
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input, header_of
+from batchserve.scoring.passing import Kinds, Seen, common_kinds, seen_in
 from batchserve.storage.locations import is_file
 
 _AT_ONCE = 8
@@ -29,12 +30,29 @@ class CompareTask:
     options: Options
 
 
-@by_name
-def compare_inputs(task: CompareTask) -> tuple[int | None, ...]:
-    """The number of records of each input that surely has the layout of the first, in formats that outline themselves;
-    None for the others.
+@dataclass(frozen=True)  # without slots: see `Chunk`
+class Compared:
+    """What a comparison has found about the inputs of a job."""
 
-    Raises UnlikeInputs, which names each input that lacks a column, or has another type in it, that the model or the
+    records: tuple[int | None, ...] = ()
+    """Of each input that surely has the layout of the first, in formats that outline themselves; None for the
+    others."""
+    kinds: Kinds = field(default_factory=dict)
+    """The types of the columns that pass through to the one result of all."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """The same about one input, and what of it is unlike the first."""
+
+    records: int | None = None
+    seen: Mapping[str, Seen] = field(default_factory=dict)
+    faults: Sequence[str] = ()
+
+
+@by_name
+def compare_inputs(task: CompareTask) -> Compared:
+    """Raises UnlikeInputs, which names each input that lacks a column, or has another type in it, that the model or the
     result takes from the first one; and each that the model does not fit.
     """
     first = match_named(task.inputs[0], task.model, task.options)
@@ -45,7 +63,14 @@ def compare_inputs(task: CompareTask) -> tuple[int | None, ...]:
     else:
         with ThreadPoolExecutor(_AT_ONCE) as threads:
             found = list(threads.map(compare, task.inputs[1:]))
-    unlike = [(one, what) for one, (_, what) in zip(task.inputs[1:], found, strict=True) if what]
+    names = () if task.options.is_per_input else first.own_types(task.inputs[0].reader.family)
+    seen = [seen_in(first.header, names), *(one.seen for one in found)]
+    kinds, faults = common_kinds(zip((one.key for one in task.inputs), seen, strict=True))
+    told = [
+        (one, one_found.faults or faults.get(one.key, ()))
+        for one, one_found in zip(task.inputs[1:], found, strict=True)
+    ]
+    unlike = [(one, what) for one, what in told if what]
     if unlike:
         shown = "; ".join(f"{one.key} {', '.join(what)}" for one, what in islice(unlike, 3))
         more = f"; and {len(unlike) - 3} more" if len(unlike) > 3 else ""
@@ -54,7 +79,7 @@ def compare_inputs(task: CompareTask) -> tuple[int | None, ...]:
             errors=[{"input": one.key, "message": ", ".join(what)} for one, what in unlike[:_SHOWN]],
         )
     own = None if like is None else like.records
-    return (own, *(records for records, _ in found))
+    return Compared((own, *(one.records for one in found)), kinds)
 
 
 def outline_of(input: Input, like: bytes = b"") -> Outline | None:
@@ -74,29 +99,31 @@ def match_named(input: Input, model: ModelVersion, options: Options) -> Match:
         raise type(error)(f"{input.key}: {error.detail}", errors=error.errors) from error
 
 
-def _compared(task: CompareTask, first: Match, layout: bytes, input: Input) -> tuple[int | None, list[str]]:
-    """The records of an input, if it surely is like the first, and what differs."""
+def _compared(task: CompareTask, first: Match, layout: bytes, input: Input) -> _Found:
     try:
         outline = outline_of(input, layout)
     except InvalidInput as error:
-        return None, [f"does not fit: {error.detail}"]
+        return _Found(faults=[f"does not fit: {error.detail}"])
     if outline is not None and outline.layout == layout:
-        return outline.records, []
-    return None, _differences(task, first, input)
+        return _Found(outline.records)
+    return _differences(task, first, input)
 
 
-def _differences(task: CompareTask, first: Match, input: Input) -> list[str]:
+def _differences(task: CompareTask, first: Match, input: Input) -> _Found:
+    faults: list[str] = []
     try:
         own = header_of(replace(input, dialect=with_names(input.dialect, task.model, task.options)))
-        if _is_same(own, first.header):
-            return []
-        match = match_input(own, task.model, task.options)
-        if task.options.is_per_input:
-            match.require_writable()
-            return []
+        if not _is_same(own, first.header):
+            match = match_input(own, task.model, task.options)
+            if task.options.is_per_input:
+                match.require_writable()
+            else:
+                faults += unlike(first, match)
     except (SchemaMismatch, InvalidInput) as error:
-        return [f"does not fit: {error.detail}"]
-    return list(unlike(first, match))
+        return _Found(faults=[f"does not fit: {error.detail}"])
+    if task.options.is_per_input:
+        return _Found()
+    return _Found(None, seen_in(own, first.own_types(input.reader.family)), faults)
 
 
 def _is_same(own: Header, first: Header) -> bool:

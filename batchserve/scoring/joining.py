@@ -14,6 +14,7 @@ from batchserve.errors import UnlikeInputs
 from batchserve.formats.protocol import Matrix, Reading, Records
 from batchserve.inference.matching import Match
 from batchserve.scoring.comparison import unlike
+from batchserve.scoring.passing import Kinds, fitted
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,17 @@ class Together:
         return {INPUT_FILE: key, "input_record": first + record - self.starts[number]}
 
 
-def joined(pieces: Sequence[Piece], layout: Match, *, with_files: bool) -> Together:
+def joined(pieces: Sequence[Piece], layout: Match, kinds: Kinds, *, with_files: bool) -> Together:
     """The records of all pieces in order. `layout`: of the first input of the job, whose columns the result has.
-    `with_files`: whether the name of the input passes through with each record. Raises UnlikeInputs."""
+    `kinds`: the types of these. `with_files`: whether the name of the input passes through with each record. Raises
+    UnlikeInputs."""
     filled = [piece for piece in pieces if piece.chunk.records] or pieces[:1]
     counts = [piece.chunk.records for piece in filled]
     starts = [0, *accumulate(counts)][:-1]
-    passed = _joined_records([_laid_out(piece, layout) for piece in filled])
+    keys = [piece.key for piece in filled]
+    passed = _joined_records([_laid_out(piece, layout, kinds) for piece in filled], keys)
     if with_files:
-        passed = _with_files(passed, [piece.key for piece in filled], counts)
+        passed = _with_files(passed, keys, counts)
     reading = filled[0].reading if len(filled) == 1 else _joined_reading(filled, starts)
     return Together(filled[0].match, reading, passed, [piece.start for piece in filled], starts)
 
@@ -81,28 +84,41 @@ def of_files(
     return Together(match, reading, passed, [(key, 0) for key, _ in filled], starts)
 
 
-def _laid_out(piece: Piece, layout: Match) -> Records:
-    """What passes through, in the order and the types of the first input. Raises UnlikeInputs: an input was compared
-    before, but it may have no types, or fewer records then."""
+def _laid_out(piece: Piece, layout: Match, kinds: Kinds) -> Records:
+    """What passes through, in the order of the first input and the types of all. Raises UnlikeInputs: an input was
+    compared before, but by its first records."""
     if faults := list(unlike(layout, piece.match)):
         raise UnlikeInputs(f"{piece.key} is unlike the first input: {', '.join(faults)}")
     if isinstance(piece.passed, dict):
         return {name: piece.passed[name] for name in layout.passed}
-    columns = piece.passed.select(layout.passed)
-    known = {name: layout.header.columns.get(name) for name in layout.passed}
-    return columns.with_columns(
-        columns[name].cast(kind)
-        for name, kind in known.items()
-        if kind is not None and kind != pl.Null() and columns[name].dtype == pl.Null()
-    )
+    return fitted(piece.passed.select(layout.passed), kinds, piece.match.header, piece.key)
 
 
-def _joined_records(parts: Sequence[Records]) -> Records:
+def _joined_records(parts: Sequence[Records], keys: Sequence[str]) -> Records:
+    """`keys`: of their inputs. Raises UnlikeInputs."""
     if len(parts) == 1:
         return parts[0]
     if isinstance(parts[0], dict):
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return pl.concat([part for part in parts if isinstance(part, pl.DataFrame)], how="vertical_relaxed")
+    frames = [part for part in parts if isinstance(part, pl.DataFrame)]
+    if all(frame.schema == frames[0].schema for frame in frames):
+        return pl.concat(frames)
+    return _joined_by_value(frames, keys)
+
+
+def _joined_by_value(frames: Sequence[pl.DataFrame], keys: Sequence[str]) -> pl.DataFrame:
+    """Frames with columns of several types, such as lists of integers and of other numbers, in types that hold all
+    values of both. Raises UnlikeInputs where there are none: in the type of all, a value would be another one."""
+    together, start = pl.concat(frames, how="vertical_relaxed"), 0
+    for frame, key in zip(frames, keys, strict=True):
+        for column in frame:
+            kind = together[column.name].dtype
+            back = together[column.name].slice(start, frame.height).cast(column.dtype, strict=False)
+            if column.dtype != kind and not back.equals(column, null_equal=True):
+                has = f"has {column.dtype} in {column.name!r}, and other inputs have what {kind} holds"
+                raise UnlikeInputs(f"{key} is unlike the other inputs: {has}")
+        start += frame.height
+    return together
 
 
 def _with_files(passed: Records, names: Sequence[str], counts: Sequence[int]) -> Records:
@@ -117,13 +133,22 @@ def _with_files(passed: Records, names: Sequence[str], counts: Sequence[int]) ->
 
 
 def _joined_reading(pieces: Sequence[Piece], starts: Sequence[int]) -> Reading:
-    records = _joined_records([_in_order_of(pieces[0].reading.records, piece.reading.records) for piece in pieces])
+    used = [_used(piece) for piece in pieces]
+    records = _joined_records([_in_order_of(used[0], one) for one in used], [piece.key for piece in pieces])
     errors = [
         replace(error, record=error.record + start)
         for piece, start in zip(pieces, starts, strict=True)
         for error in piece.reading.errors
     ]
     return Reading(records, errors, _joined_matrices([piece.reading.matrices for piece in pieces]))
+
+
+def _used(piece: Piece) -> Records:
+    """The records without the columns that only pass through."""
+    records = piece.reading.records
+    if isinstance(records, dict):
+        return records
+    return records.drop([name for name in records.columns if name not in piece.match.binding.used])
 
 
 def _in_order_of(first: Records, records: Records) -> Records:

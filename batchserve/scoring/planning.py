@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from batchserve.domain import Chunk, ChunkLimits
-from batchserve.scoring.comparison import CompareTask, compare_inputs, outline_of
+from batchserve.scoring.comparison import Compared, CompareTask, compare_inputs, outline_of
 from batchserve.scoring.faults import by_name
 from batchserve.scoring.inputs import Input
 
@@ -46,8 +46,8 @@ class Planned:
     """Planned share of the first input that is not, 0 to 1; of an only one, also when it is."""
     ended: int
     """Inputs of the task that are planned to their ends."""
-    compared: tuple[int | None, ...] = ()
-    """What the comparison has found about all inputs of the job; see `compare_inputs`."""
+    compared: Compared | None = None
+    """What the comparison has found about all inputs of the job, if the task has one."""
 
 
 _MOST_GROWTH = 8
@@ -67,7 +67,7 @@ def plan_chunks(task: PlanTask) -> Planned:
     if task.comparison is None:
         return _planned(task)
     compared = compare_inputs(task.comparison)
-    known = compared[task.number : task.number + 1 + len(task.further)]
+    known = compared.records[task.number : task.number + 1 + len(task.further)]
     return replace(_planned(replace(task, records=known)), compared=compared)
 
 

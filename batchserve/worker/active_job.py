@@ -17,7 +17,7 @@ from batchserve.inference.matching import with_names
 from batchserve.postgres import Place, place_of
 from batchserve.scoring.assembly import AssembleTask, Output, outputs_of, stored_parts
 from batchserve.scoring.chunks import ChunkTask
-from batchserve.scoring.comparison import CompareTask
+from batchserve.scoring.comparison import Compared, CompareTask, compare_inputs
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.planning import MOST_TOGETHER, WHOLE, Planned, PlanTask, plan_chunks
 from batchserve.scoring.small import SmallTask, score_small
@@ -68,8 +68,8 @@ class ActiveJob:
     rows_planned: int
     rows_done: int
     rows_failed: int
-    records: tuple[int | None, ...] = ()
-    """Of each input that is known to be like the first, since they were compared."""
+    compared: Compared = field(default_factory=Compared)
+    """What is known of its inputs since they were compared."""
     share_planned: float = 0.0
     planning: Call[Any] | None = None
     chunk_calls: dict[int, Call[Any]] = field(default_factory=dict)
@@ -113,7 +113,8 @@ class ActiveJob:
             places=_places(job.tenant, job.options, settings),
             planned=job.planned,
             number=0 if last is None else last.input + (last.inputs if last.inputs > 1 else 0),
-            is_compared=len(job.inputs) == 1 or bool(job.chunks_total),
+            # Where all have one result, a later attempt must know the types of its columns again.
+            is_compared=len(job.inputs) == 1 or (bool(job.chunks_total) and job.options.is_per_input),
             last_planned=last,
             pending=deque(pending),
             rows_planned=job.rows_planned,
@@ -141,13 +142,15 @@ class ActiveJob:
         return 0.99 * self.share_planned * self.rows_done / max(self.rows_planned, 1)
 
     def planning_call(self, window: int, settings: Settings) -> tuple[Callable[..., Any], Any, float]:
-        """The call that plans the next chunks, or first of all reads the rows of the query: what it takes, and its time
-        limit."""
+        """The call that plans the next chunks, or first of all reads the rows of the query, or compares the inputs of
+        an earlier attempt's plan: what it takes, and its time limit."""
         query = self.options.query
         if query is not None and self.stored[0].is_unread:
             place, key = self.places[query.connection], input_key(str(uuid_utils.uuid7()))
             read = QueryTask(settings.storage, key, place, query.text, settings.query_timeout, settings.upload_bytes)
             return read_query, read, settings.query_timeout + settings.chunk_timeout
+        if self.planned:
+            return compare_inputs, self._comparison, settings.chunk_timeout
         task = self.plan_task(window)
         if self.is_small:
             return score_small, self.small_task(task, settings), settings.chunk_timeout
@@ -165,8 +168,8 @@ class ActiveJob:
         own, *further = self.inputs[number:stop]
         sizes = () if self.is_per_input else self.sizes[number:stop]
         is_last = stop >= len(self.inputs)
-        comparison = None if self.is_compared else CompareTask(self.inputs, self.model, self.options)
-        known = self.records[number:stop]
+        comparison = None if self.is_compared else self._comparison
+        known = self.compared.records[number:stop]
         return PlanTask(own, after, self.limits, most, number, base, tuple(further), sizes, is_last, comparison, known)
 
     def small_task(self, plan: PlanTask, settings: Settings) -> SmallTask:
@@ -176,9 +179,9 @@ class ActiveJob:
         own, *further = self._inputs_of(chunk)
         first = self.inputs[0] if len(self.inputs) > 1 or self.options.input_file else None
         base = self.bases[chunk.input]
-        known = self.records[chunk.input : chunk.input + chunk.inputs]
+        known, kinds = self.compared.records[chunk.input : chunk.input + chunk.inputs], self.compared.kinds
         return ChunkTask(
-            own, self.id, self.attempt, chunk, self.model, self.options, base, tuple(further), first, known
+            own, self.id, self.attempt, chunk, self.model, self.options, base, tuple(further), first, known, kinds
         )
 
     def _inputs_of(self, chunk: Chunk) -> tuple[Input, ...]:
@@ -211,6 +214,18 @@ class ActiveJob:
         """Whether the plan of the whole job is complete with these chunks."""
         return planned.complete and self.number + planned.ended == len(self.inputs)
 
+    @property
+    def _comparison(self) -> CompareTask:
+        return CompareTask(self.inputs, self.model, self.options)
+
+    @property
+    def needs_planning(self) -> bool:
+        """Whether chunks are still to be planned, or inputs to be compared before the planned ones are scored."""
+        return not self.planned or (bool(self.pending) and not self.is_compared)
+
+    def add_compared(self, compared: Compared) -> None:
+        self.compared, self.is_compared = compared, True
+
     def add_planned(self, planned: Planned | StoredInput) -> None:
         """Chunks; or the rows of its query, which are its input from now on."""
         if isinstance(planned, StoredInput):
@@ -218,7 +233,7 @@ class ActiveJob:
             self.inputs = (_input(self.inputs[0].storage, planned, self.model, self.options),)
             return
         self.planned, self.is_compared = self.is_planned_by(planned), True
-        self.records = planned.compared or self.records
+        self.compared = planned.compared or self.compared
         self.number += planned.ended
         share = 0.0 if planned.complete else planned.share
         self.share_planned = (self.number + share) / len(self.inputs)

@@ -28,6 +28,7 @@ from batchserve.metrics import CRASHES, Metrics
 from batchserve.runtime import Runtime
 from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import score_chunk
+from batchserve.scoring.comparison import Compared
 from batchserve.scoring.planning import Planned, halve_chunk
 from batchserve.scoring.small import Small
 from batchserve.storage import parts_prefix
@@ -109,16 +110,22 @@ class JobRun:
 
     def _plan(self) -> None:
         job = self._job
-        if job.planned or job.planning is not None or len(job.pending) >= self._context.window():
+        if not job.needs_planning or job.planning is not None:
+            return
+        if job.is_compared and len(job.pending) >= self._context.window():
             return
         function, task, seconds = job.planning_call(self._context.window(), self._settings)
         then = self._done_small if job.is_small else self._planned
         job.planning = self._call(then, function, task, urgent=True, timeout=seconds)
 
-    def _planned(self, future: Future[Planned | StoredInput]) -> None:
+    def _planned(self, future: Future[Planned | StoredInput | Compared]) -> None:
         self._job.planning = None
-        if not self._has_failed(future):
-            self._add_planned(future.result())
+        if self._has_failed(future):
+            return
+        if isinstance(found := future.result(), Compared):
+            self._job.add_compared(found)
+        else:
+            self._add_planned(found)
 
     def _add_planned(self, planned: Planned | StoredInput) -> None:
         self._write(*_written(self._context.metering, self._job, planned))
@@ -141,7 +148,7 @@ class JobRun:
 
     def _score(self) -> bool:
         job = self._job
-        if not job.pending:
+        if not job.pending or not job.is_compared:
             return False
         chunk = job.pending.popleft()
         task = job.chunk_task(chunk)

@@ -9,6 +9,7 @@ from batchserve.errors import BatchserveError
 from batchserve.metrics import Stage
 from batchserve.scoring.assembly import assemble_result
 from batchserve.scoring.chunks import ChunkTask, score_chunk
+from batchserve.scoring.comparison import compare_inputs
 from batchserve.scoring.planning import halve_chunk, plan_chunks
 from batchserve.scoring.small import score_small
 from batchserve.scoring.tables import read_query
@@ -22,6 +23,7 @@ Back = Callable[[Future[Any]], None]
 STAGES: dict[Callable[..., Any], Stage] = {
     read_query: "read",
     plan_chunks: "plan",
+    compare_inputs: "plan",
     halve_chunk: "plan",
     score_chunk: "score",
     score_small: "small",
