@@ -324,6 +324,23 @@ def test_a_file_that_cannot_be_read_is_named(api: Api, lake: Path) -> None:
     assert f"{lake}/in/b.parquet" in job["error"]["message"]
 
 
+@pytest.mark.parametrize(("format", "rows"), [("parquet", 3), ("parquet", 2000), ("jsonl", 2000), ("json", 2000)])
+def test_a_file_that_is_damaged_behind_its_beginning_is_named(api: Api, lake: Path, format: str, rows: int) -> None:
+    fill(lake, {f"{name}.{format}": rows for name in "abc"}, format)
+    file = lake / "in" / f"b.{format}"
+    content = file.read_bytes()
+    place = 10 if rows < 100 else len(content) // 2
+    file.write_bytes(content[:place] + b"\xff" * 40 + content[place + 40 :])
+    if format == "json":
+        file.write_bytes(content[:place])
+    job = submitted(api, asked(lake))
+    if format == "jsonl":  # a fault of one record
+        assert {entry["input_file"] for entry in api.errors(job)} == {f"file://{file}"}
+    else:
+        assert (job["state"], job["error"]["code"]) == ("failed", "invalid-input")
+        assert f"file://{file}: " in job["error"]["message"]
+
+
 def test_files_of_two_formats_are_refused_naming_both(api: Api, lake: Path) -> None:
     fill(lake, {"a.parquet": 3})
     fill(lake, {"b.csv": 3}, "csv")

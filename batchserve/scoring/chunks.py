@@ -9,12 +9,13 @@ from typing import Any
 import polars as pl
 
 from batchserve.domain import Chunk, DType, ModelVersion, Options, ScoredChunk
+from batchserve.errors import InvalidInput, SchemaMismatch
 from batchserve.formats import get_format
 from batchserve.formats.protocol import FilesReader, Reading
 from batchserve.inference.answers import score
 from batchserve.inference.matching import match_input, with_names
 from batchserve.scoring.comparison import match_named
-from batchserve.scoring.faults import by_name
+from batchserve.scoring.faults import PANICS, by_name, of_input
 from batchserve.scoring.inputs import Input, header_of, storage_at
 from batchserve.scoring.joining import Piece, Together, joined, of_files
 from batchserve.scoring.passing import Kinds, fitted
@@ -128,8 +129,8 @@ def _read_files(task: ChunkTask, first: Input) -> Together | None:
 
         try:
             reading, passed = layout.read_by(read, task.chunk, task.input.reader.family)
-        except _Apart:
-            return None
+        except (_Apart, InvalidInput, SchemaMismatch, *PANICS):
+            return None  # one by one: to name the input at fault
     keys = [input.key for input in (task.input, *task.further)]
     if isinstance(passed, pl.DataFrame):
         passed = fitted(passed, task.kinds, layout.header, first.key)
@@ -147,9 +148,10 @@ def _pieces(task: ChunkTask) -> Iterator[tuple[Input, Chunk]]:
 
 def _read_one(task: ChunkTask, input: Input, chunk: Chunk, *, matrices: bool = True) -> Piece:
     named = replace(input, dialect=with_names(input.dialect, task.model, task.options))
-    match = match_input(header_of(named), task.model, task.options)
-    with named.reading() as source:
-        reading, passed = match.read(named.reader, source, chunk, matrices=matrices)
+    with of_input(input):
+        match = match_input(header_of(named), task.model, task.options)
+        with named.reading() as source:
+            reading, passed = match.read(named.reader, source, chunk, matrices=matrices)
     return Piece(input.key, chunk, match, reading, passed)
 
 

@@ -13,7 +13,7 @@ from batchserve.domain import ModelVersion, Options
 from batchserve.errors import InvalidInput, SchemaMismatch, UnlikeInputs
 from batchserve.formats.protocol import FilesReader, Header, Outline
 from batchserve.inference.matching import Match, match_input, with_names
-from batchserve.scoring.faults import by_name
+from batchserve.scoring.faults import by_name, of_input
 from batchserve.scoring.inputs import Input, header_of
 from batchserve.scoring.passing import Kinds, Seen, common_kinds, seen_in
 from batchserve.storage.locations import is_file
@@ -93,10 +93,8 @@ def outline_of(input: Input, like: bytes = b"") -> Outline | None:
 
 def match_named(input: Input, model: ModelVersion, options: Options) -> Match:
     """Raises SchemaMismatch and InvalidInput, which name the input."""
-    try:
+    with of_input(input):
         return match_input(header_of(replace(input, dialect=with_names(input.dialect, model, options))), model, options)
-    except (SchemaMismatch, InvalidInput) as error:
-        raise type(error)(f"{input.key}: {error.detail}", errors=error.errors) from error
 
 
 def _compared(task: CompareTask, first: Match, layout: bytes, input: Input) -> _Found:

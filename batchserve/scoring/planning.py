@@ -6,7 +6,7 @@ from itertools import islice
 
 from batchserve.domain import Chunk, ChunkLimits
 from batchserve.scoring.comparison import Compared, CompareTask, compare_inputs, outline_of
-from batchserve.scoring.faults import by_name
+from batchserve.scoring.faults import by_name, of_input
 from batchserve.scoring.inputs import Input
 
 WHOLE = ChunkLimits(bytes=2**62, records=2**62)
@@ -115,7 +115,8 @@ def _alone(task: PlanTask, place: int, input: Input) -> Chunk | None:
         return None
     records = task.records[place] if task.records else None
     if records is None:
-        outline = outline_of(input)
+        with of_input(input):
+            outline = outline_of(input)
         records = None if outline is None else outline.records
     return None if records is None or records > task.limits.records else Chunk(0, records, 0, records)
 
@@ -125,7 +126,7 @@ def _of_one(
 ) -> tuple[list[Chunk], bool, int]:
     """Chunks of one input, whether they end it, and where it ends."""
     format = input.reader
-    with input.reading() as source:
+    with of_input(input), input.reading() as source:
         planned = islice(format.plan(source, moved(after, -base) if after else None, limits), most)
         chunks = [moved(chunk, base, number) for chunk in planned]
         is_complete = len(chunks) < most
@@ -151,7 +152,7 @@ def _joined(before: Chunk, own: Chunk) -> Chunk:
 
 def whole(input: Input, base: int = 0, number: int = 0) -> Chunk:
     """All records of an input as one chunk."""
-    with input.reading() as source:
+    with of_input(input), input.reading() as source:
         return moved(next(input.reader.plan(source, None, WHOLE)), base, number)
 
 
@@ -162,7 +163,7 @@ def halve_chunk(task: Sequence[Input], whole_chunk: Chunk, after: Chunk | None, 
         return _halved_by_inputs(task, whole_chunk)
     limits = ChunkLimits(bytes=2**62, records=(whole_chunk.records + 1) // 2)
     after = moved(after, -base) if after else None
-    with task[0].reading() as source:
+    with of_input(task[0]), task[0].reading() as source:
         first = moved(next(task[0].reader.plan(source, after, limits)), base, whole_chunk.input)
     if not 0 < first.records < whole_chunk.records:
         return [whole_chunk]
