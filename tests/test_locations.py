@@ -836,6 +836,22 @@ def test_a_column_to_partition_by_that_the_result_lacks_is_named(api: Api, lake:
     assert "'state'" in job["error"]["message"]
 
 
+@pytest.mark.parametrize("values", [[[1], [2]], [{"a": 1}, {"a": 2}], [b"a", b"b"]])
+def test_a_column_to_partition_by_whose_values_name_no_folders_is_refused(
+    api: Api, lake: Path, values: list[Any]
+) -> None:
+    column = pl.Series(values)
+    (lake / "in" / "b.parquet").write_bytes(encoded(flowers(2).with_columns(kind=column), "parquet"))
+    output = {"url": f"file://{lake}/out/run/", "partition_by": "kind"}
+    detail = refused(api.http.post("/v1/jobs", json=asked(lake, output=output)), 422, "invalid-options")
+    assert f"'kind' is {column.dtype}" in detail
+    empty = flowers(2).with_columns(pl.lit(None).alias("kind"))
+    (lake / "in" / "a.parquet").write_bytes(encoded(empty, "parquet"))
+    job = submitted(api, asked(lake, output=output))
+    assert (job["state"], job["error"]["code"], job["rows"]["ok"]) == ("failed", "invalid-options", 0)
+    assert f"'kind' is {column.dtype}" in job["error"]["message"]
+
+
 def test_an_archive_has_a_result_for_each_input_with_the_bytes_of_a_job_of_its_own(api: Api, lake: Path) -> None:
     fill(lake, {"a.csv": 3, "b b.csv": 40, "c.csv": 0}, "csv")
     job = completed(api, asked(lake, output={"archive": True}))

@@ -31,7 +31,7 @@ from batchserve.inference.inputs import (
 )
 from batchserve.inference.outputs import ResultSchema
 
-__all__ = ["Match", "match_input", "with_names"]
+__all__ = ["Match", "match_input", "require_folders", "with_names"]
 
 
 class ReadRecords(Protocol):
@@ -90,13 +90,15 @@ class Match:
         check_types(self.signature, binding, self.header.columns, self._own(self.sample()), self.header.decimal)
 
     def require_writable(self) -> None:
-        """Raises InvalidOptions for a `top_k` that the model does not support, or a result that its format cannot
-        hold; SchemaMismatch for a passed column that it cannot hold, or that has the name of an added one."""
+        """Raises InvalidOptions for a `top_k` that the model does not support, a result that its format cannot hold, or
+        a column to partition it by whose values name no folders; SchemaMismatch for a passed column that the format
+        cannot hold, or that has the name of an added one."""
         columns = self.result().columns
         if self.options.input_file and INPUT_FILE in self.passed:
             there = f"an array {INPUT_FILE!r}" if self.header.arrays else f"a column {INPUT_FILE!r}"
             message = f"the input has {there}, which input_file adds: leave input_file out, or rename it"
             raise SchemaMismatch(message, errors=[{"column": INPUT_FILE, "message": message}])
+        self._require_partitionable(columns)
         format = RESULT_FORMATS[self.options.format]
         if format.holds == "table":
             return
@@ -115,6 +117,17 @@ class Match:
             raise InvalidOptions("this model gives text, which npy cannot hold: request csv, jsonl, parquet or arrow")
         if any(kind.is_nested() for kind in columns.values()) and len(columns) + len(self.passed) > 1:
             raise InvalidOptions("npy holds one array, and this result has several: request npz, parquet or arrow")
+
+    def _require_partitionable(self, columns: Mapping[str, pl.DataType]) -> None:
+        target = self.options.target
+        if target is None or target.partition_by is None:
+            return
+        name = target.partition_by
+        for passed in self.passed:
+            if name == (f"input_{passed}" if passed in columns else passed):
+                require_folders(name, self.kind(passed))
+        if name in columns:
+            require_folders(name, columns[name])
 
     def read(self, format: Format, source: BinaryIO, chunk: Chunk, *, matrices: bool = True) -> tuple[Reading, Records]:
         """The records of a chunk in the types of the model, and their passed-through columns or arrays. With equal
@@ -201,6 +214,12 @@ class Match:
         if isinstance(records, pl.DataFrame):
             return records
         return {name: records[source] for name, source in self.binding.arrays.items()}
+
+
+def require_folders(column: str, kind: pl.DataType) -> None:
+    """Raises InvalidOptions where the values of a column of a result cannot be names of folders."""
+    if kind.is_nested() or isinstance(kind, pl.Binary):
+        raise InvalidOptions(f"partition_by: {column!r} is {kind}; expected a column of texts, numbers or times")
 
 
 def with_names(dialect: Dialect, model: ModelVersion, options: Options) -> Dialect:

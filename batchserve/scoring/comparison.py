@@ -12,7 +12,7 @@ import polars as pl
 from batchserve.domain import ModelVersion, Options
 from batchserve.errors import InvalidInput, SchemaMismatch, UnlikeInputs
 from batchserve.formats.protocol import FilesReader, Header, Outline
-from batchserve.inference.matching import Match, match_input, with_names
+from batchserve.inference.matching import Match, match_input, require_folders, with_names
 from batchserve.scoring.faults import by_name, of_input
 from batchserve.scoring.inputs import Input, header_of
 from batchserve.scoring.passing import Kinds, Seen, common_kinds, seen_in
@@ -78,6 +78,9 @@ def compare_inputs(task: CompareTask) -> Compared:
             f"{len(unlike)} of {len(task.inputs)} inputs are unlike the first, {task.inputs[0].key}: {shown}{more}",
             errors=[{"input": one.key, "message": ", ".join(what)} for one, what in unlike[:_SHOWN]],
         )
+    column = None if task.options.target is None else task.options.target.partition_by
+    if column is not None and column in kinds:
+        require_folders(column, kinds[column])
     own = None if like is None else like.records
     return Compared((own, *(one.records for one in found)), kinds)
 

@@ -12,6 +12,7 @@ from batchserve.domain import Target
 from batchserve.errors import InvalidOptions, LocationRefused, TargetExists, Unavailable
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Part
+from batchserve.inference.matching import require_folders
 from batchserve.storage import Composed, Occupied, Storage, Stored
 from batchserve.storage.locations import create_at, exists, read_at
 
@@ -102,6 +103,7 @@ def _partitioned(store: Storage, part: Part, column: str) -> dict[str, bytes]:
         raise InvalidOptions(f"partition_by: the result has no column {column!r}; it has {', '.join(frame.columns)}")
     if not len(frame.columns) > 1:
         raise InvalidOptions(f"partition_by: the result has no column besides {column!r}")
+    require_folders(column, frame[column].dtype)
     found: dict[str, list[pl.DataFrame]] = {}
     # Not by a dict of polars: its keys are objects of Python, in which times have no nanoseconds.
     for records in frame.with_columns(_values(frame[column])).partition_by(column, maintain_order=True):
