@@ -1,5 +1,6 @@
 """Jobs over inputs that are read where they are, and results that are written elsewhere."""
 
+import ctypes
 import io
 import json
 import os
@@ -8,9 +9,10 @@ import sys
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx2
 import numpy as np
@@ -29,6 +31,7 @@ from batchserve.scoring.targets import write_object
 from batchserve.storage import locations
 from batchserve.storage.locations import find
 
+T = TypeVar("T")
 COLUMNS = ["sepal length (cm)", "sepal width (cm)", "petal length (cm)", "petal width (cm)"]
 
 
@@ -443,6 +446,42 @@ def test_an_address_outside_of_the_prefixes_or_by_a_link_is_refused(
     request = {"input": {"urls": [url.format(lake=strict_lake)]}, "model": "iris"}
     with strict.unchanged():
         problem(strict.http.post("/v1/jobs", json=request), status, code)
+
+
+def without_privileges(function: Callable[[], T]) -> T:
+    """What a function gives in a thread to which file modes apply, also where the tests are run by root."""
+    given: list[T] = []
+
+    def run() -> None:
+        version, nothing = 0x20080522, 0
+        libc = ctypes.CDLL(None, use_errno=True)
+        header, data = (ctypes.c_uint32 * 2)(version, nothing), (ctypes.c_uint32 * 6)()
+        assert libc.capset(header, data) == 0, os.strerror(ctypes.get_errno())
+        given.append(function())
+
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(run).result()
+    return given[0]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="privileges of a thread")
+def test_what_the_service_may_not_read_is_refused_by_name(lake: Path) -> None:
+    file, folder, root = lake / "in" / "a.csv", lake / "in" / "x", f"file://{lake}/in/"
+    file.write_text("a\n")
+    folder.mkdir()
+    (found,) = find(f"{root}a.csv", [root], 1)
+    file.chmod(0)
+    with pytest.raises(LocationRefused, match=r"in/a\.csv cannot be read: Permission denied"):
+        without_privileges(lambda: locations.open_at(found.url, found.version))
+    folder.chmod(0)
+    for look in (
+        lambda: find(f"{root}**/*.csv", [root], 9),
+        lambda: find(f"{root}x/a.csv", [root], 9),
+        lambda: locations.any_within(f"{root}x/", root),
+        lambda: locations.exists(f"{root}x/a.csv", root),
+    ):
+        with pytest.raises(LocationRefused, match=r"in/x.* cannot be read: Permission denied"):
+            without_privileges(look)
 
 
 def test_nothing_is_allowed_by_default(tmp_path: Path, lake: Path, iris_onnx: Path) -> None:

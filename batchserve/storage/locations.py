@@ -371,6 +371,8 @@ def _open_file(url: str, address: _Address, version: str) -> BinaryIO:
 def _missing_is_changed(url: str) -> Iterator[None]:
     try:
         yield
+    except PermissionError as error:
+        raise LocationRefused(f"{url} cannot be read: {error.strerror}") from error
     except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
         raise _changed(url) from None
     except OSError as error:
