@@ -1189,8 +1189,8 @@ MUTANTS = (
         ("tests/test_locations.py",),
     ),
     Mutant(
-        "a result elsewhere replaces nothing by itself", "batchserve/scoring/targets.py",
-        "if not target.overwrite and exists(url, target.root):", "if False:", ("tests/test_locations.py",),
+        "a result elsewhere replaces nothing by itself", LOCAL,
+        "        if not self._replaces:", "        if False:", ("tests/test_locations.py",),
     ),
     Mutant(
         "no two inputs of a job have one result", "batchserve/intake.py", "        if result in named:",
