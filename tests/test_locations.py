@@ -425,6 +425,8 @@ def test_the_client_submits_addresses(
         ("file://{lake}/in/%2e%2e/out/x.csv", 422, "invalid-location"),
         ("file://{lake}/in/..%2Fout/x.csv", 422, "invalid-location"),
         ("file://{lake}/in/a%00.csv", 422, "invalid-location"),
+        ("file://{lake}/in/" + 256 * "a", 422, "invalid-location"),
+        ("file://{lake}/in/" + 256 * "a" + "/*.csv", 422, "invalid-location"),
         ("file://{lake}/i*/a.csv", 403, "location-refused"),
         ("file://{lake}/inside/a.csv", 403, "location-refused"),
         ("file://localhost{lake}/in/a.csv", 422, "invalid-location"),
@@ -715,6 +717,7 @@ def test_of_two_attempts_that_write_the_same_bytes_at_once_both_succeed(lake: Pa
         ("file://{lake}/out/../in/x.csv", 422, "invalid-location"),
         ("file://{lake}/out/{name}.csv", 422, "invalid-location"),
         ("file://{lake}/out/*.csv", 422, "invalid-location"),
+        ("file://{lake}/out/" + 256 * "a" + ".csv", 422, "invalid-location"),
         ("file://{lake}/out/x.parquet", 422, "invalid-location"),
     ],
 )

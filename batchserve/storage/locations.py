@@ -201,6 +201,9 @@ def _refusals_named() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise LocationRefused(f"{error.filename} {error.strerror}") from error
+        if error.errno == errno.ENAMETOOLONG:
+            name = str(error.filename).rpartition("/")[2]
+            raise InvalidLocation(f"the name {name[:80]}... is longer than the file system allows") from error
         if isinstance(error, PermissionError):
             raise LocationRefused(f"{error.filename} cannot be read: {error.strerror}") from error
         raise
