@@ -28,7 +28,7 @@ from batchserve.client import Client
 from batchserve.domain import Target
 from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused, TargetExists
 from batchserve.scoring.targets import write_object
-from batchserve.storage import locations
+from batchserve.storage import locations, patterns
 from batchserve.storage.locations import find
 
 T = TypeVar("T")
@@ -530,6 +530,44 @@ def test_patterns_match_as_in_a_shell(lake: Path) -> None:
         find(f"file://{lake}/in/*.csv", allowed, 1)
     with pytest.raises(LocationRefused):
         find(f"file://{lake}/*/a.csv", allowed, 1)
+
+
+@pytest.mark.timeout(30)
+def test_a_pattern_with_many_double_stars_takes_no_longer_than_its_folders(lake: Path) -> None:
+    deep = lake.joinpath("in", *["x"] * 30)
+    deep.mkdir(parents=True)
+    (deep / "a.csv").write_text("a\n")
+    names = [*["x"] * 30, "a.csv"]
+    for repeated in ("**/", "**/x/", "**/*/"):
+        pattern = 14 * repeated
+        (found,) = find(f"file://{lake}/in/{pattern}a.csv", [f"file://{lake}/in/"], 100)
+        assert found.url == f"file://{deep}/a.csv"
+        with pytest.raises(InputNotFound):
+            find(f"file://{lake}/in/{pattern}b.csv", [f"file://{lake}/in/"], 100)
+        parts = patterns.plain(f"{pattern}a.csv".split("/"))
+        assert patterns.all_match(names, parts)
+        assert not patterns.all_match([*names, "b"], parts)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "key", "is_match"),
+    [
+        ("**", "a", True), ("**", "x/y/a", True), ("**", "x/.y/a", False), ("**", ".a", False), ("x/**", "x", False),
+        ("**/a", "a", True), ("**/a", "x/a", True), ("**/x/**/a", "x/a", True), ("**/x/**/a", "y/x/z/a", True),
+        ("**/x/**/a", "y/a", False), ("*/a", "x/a", True), ("*/a", "x/y/a", False), ("x", "x", True),
+        ("**/**/a", "x/y/a", True), ("x/**/**", "x/a", True), ("**/.a", "x/.a", True), ("x", "x/y", False),
+    ],
+)  # fmt: skip
+def test_keys_match_patterns_as_files_do(lake: Path, pattern: str, key: str, is_match: bool) -> None:
+    file = lake / "in" / key
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("a\n")
+    assert patterns.all_match(key.split("/"), patterns.plain(pattern.split("/"))) == is_match
+    try:
+        found = [one.url for one in find(f"file://{lake}/in/{pattern}", [f"file://{lake}/in/"], 9)]
+    except (InputNotFound, InvalidLocation):  # a folder of that name
+        found = []
+    assert found == ([f"file://{file}"] if is_match else [])
 
 
 # --- one state of each input ---

@@ -7,7 +7,6 @@ that begins with a dot. Links are not followed: where an administrator allows a 
 """
 
 import errno
-import fnmatch
 import glob
 import os
 import re
@@ -25,6 +24,7 @@ from batchserve.storage import CreatesNew, OpensTagged, Storage, Writer, open_st
 from batchserve.storage.disk import full_disk_named
 from batchserve.storage.folders import Place, folder_below, list_names, status_of
 from batchserve.storage.local import FileWriter
+from batchserve.storage.patterns import ANY_FOLDERS, all_match, is_pattern, literal, matches, plain
 
 __all__ = [
     "Found",
@@ -43,9 +43,7 @@ __all__ = [
 
 _FILE, _S3 = "file://", "s3://"
 _ESCAPES = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
-_MAGIC = re.compile(r"[*?[]")
 _LONGEST = 2048
-_ANY_FOLDERS = "**"
 _DEEPEST = 100
 """Folders on the way to a file that a pattern finds: each is open while it is listed."""
 
@@ -80,7 +78,7 @@ class _Address:
         elif url.startswith(_S3):
             bucket, slash, rest = url.removeprefix(_S3).partition("/")
             base, parts, expected = f"{_S3}{bucket}", ["", *rest.split("/")], "s3://bucket/key"
-            is_whole = bool(bucket and slash) and not _MAGIC.search(bucket)
+            is_whole = bool(bucket and slash) and not set("*?[") & set(bucket)
         else:
             raise InvalidLocation(f"{url!r} is not an address; expected file:///folder/name or s3://bucket/key")
         parts = parts[1:-1] if parts[-1:] == [""] and len(parts) > 1 else parts[1:]
@@ -95,7 +93,7 @@ class _Address:
     def fixed(self) -> tuple[str, ...]:
         """The parts before the first pattern."""
         for place, part in enumerate(self.parts):
-            if _is_pattern(part):
+            if is_pattern(part):
                 return self.parts[:place]
         return self.parts
 
@@ -107,7 +105,7 @@ class _Address:
     @property
     def key(self) -> str:
         """Of an object in the storage at `base`; of a file, relative to the root of the file system."""
-        return "/".join(_literal(part) for part in self.parts)
+        return "/".join(literal(part) for part in self.parts)
 
     def is_within(self, root: "_Address") -> bool:
         """Whether all that it can match lies within a folder, or begins with a prefix and a slash."""
@@ -117,15 +115,6 @@ class _Address:
 def _decoded(part: str) -> str:
     """A part of a file's address without percent signs. What was encoded is never a pattern."""
     return _ESCAPES.sub(lambda found: glob.escape(os.fsdecode(unquote_to_bytes(found[0]))), part)
-
-
-def _is_pattern(part: str) -> bool:
-    return _MAGIC.search(re.sub(r"\[([*?[])\]", "", part)) is not None
-
-
-def _literal(part: str) -> str:
-    """A part without a pattern, as the name that it is."""
-    return re.sub(r"\[([*?[])\]", r"\1", part) if "[" in part else part
 
 
 @lru_cache(maxsize=4096)
@@ -188,10 +177,10 @@ def _has_pattern(address: _Address) -> bool:
 def _files(root: _Address, address: _Address) -> Iterator[Found]:
     depth = _vouched(root, address)
     fixed = address.fixed if _has_pattern(address) else address.fixed[:-1]
-    place = Place(_path(address.parts[:depth]), (*map(_literal, address.parts[depth : len(fixed)]), ""))
+    place = Place(_path(address.parts[:depth]), (*map(literal, address.parts[depth : len(fixed)]), ""))
     with suppress(FileNotFoundError, NotADirectoryError), _refusals_named(), place.folder() as folder:
-        listed = _Folder(folder, _path(fixed).rstrip("/"), depth)
-        yield from _matching_files(listed, address.parts[len(fixed) :])
+        listed = _Folder(folder, _path(fixed).rstrip("/"), depth, set())
+        yield from _matching_files(listed, plain(address.parts[len(fixed) :]))
 
 
 @contextmanager
@@ -216,12 +205,12 @@ def _vouched(root: _Address, address: _Address) -> int:
 
 
 def _path(parts: Sequence[str]) -> str:
-    return "/" + "/".join(map(_literal, parts))
+    return "/" + "/".join(map(literal, parts))
 
 
 def _place(address: _Address, depth: int) -> Place:
     """Of a file without a pattern."""
-    return Place(_path(address.parts[:depth]), tuple(map(_literal, address.parts[depth:])))
+    return Place(_path(address.parts[:depth]), tuple(map(literal, address.parts[depth:])))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +220,9 @@ class _Folder:
     descriptor: int
     path: str
     depth: int
+    seen: set[tuple[str, int]]
+    """The folders that were listed, each with the length of the rest of the pattern: several ** reach one in many
+    ways."""
 
 
 @contextmanager
@@ -240,24 +232,27 @@ def _entered(folder: _Folder, name: str) -> Iterator[_Folder]:
         raise InvalidLocation(f"{path} is more than {_DEEPEST} folders deep")
     descriptor = folder_below(folder.descriptor, name, path)
     try:
-        yield _Folder(descriptor, path, folder.depth)
+        yield _Folder(descriptor, path, folder.depth, folder.seen)
     finally:
         os.close(descriptor)
 
 
 def _matching_files(folder: _Folder, parts: Sequence[str]) -> Iterator[Found]:
     """Depth first, in the order of the names."""
+    if (folder.path, len(parts)) in folder.seen:
+        return
+    folder.seen.add((folder.path, len(parts)))
     part, rest = parts[0], parts[1:]
-    if part == _ANY_FOLDERS:
-        yield from _matching_files(folder, rest or ("*",))
-    elif not _is_pattern(part):
-        yield from _below(folder, _literal(part), rest)
+    if part == ANY_FOLDERS:
+        yield from _matching_files(folder, rest)
+    elif not is_pattern(part):
+        yield from _below(folder, literal(part), rest)
         return
     for name in list_names(folder.descriptor, folder.path or "/"):
-        if part == _ANY_FOLDERS:
+        if part == ANY_FOLDERS:
             if not name.startswith(".") and _is_folder(folder, name):
                 yield from _below(folder, name, parts)
-        elif _matches(name, part) and (rest or not _is_folder(folder, name)):
+        elif matches(name, part) and (rest or not _is_folder(folder, name)):
             yield from _below(folder, name, rest)
 
 
@@ -299,15 +294,6 @@ def _depth(version: str) -> int:
     return int(depth) if depth.isdecimal() and "/" in version else 0
 
 
-@lru_cache(maxsize=256)
-def _pattern(part: str) -> re.Pattern[str]:
-    return re.compile(fnmatch.translate(part))
-
-
-def _matches(name: str, part: str) -> bool:
-    return (not name.startswith(".") or part.startswith(".")) and _pattern(part).match(name) is not None
-
-
 def _objects(address: _Address) -> Iterator[Found]:
     bucket = _bucket(address.base)
     if not _has_pattern(address):
@@ -317,26 +303,11 @@ def _objects(address: _Address) -> Iterator[Found]:
             return
         yield Found(f"{address.base}/{glob.escape(address.key)}", int(tag.rpartition(" ")[2]), tag)
         return
-    prefix = "/".join(map(_literal, address.fixed))
+    prefix, parts = "/".join(map(literal, address.fixed)), plain(address.parts)
     for found in bucket.list(f"{prefix}/" if prefix else ""):
         names = found.key.split("/")
-        if found.tag is not None and "" not in names and _all_match(names, address.parts):
+        if found.tag is not None and "" not in names and all_match(names, parts):
             yield Found(f"{address.base}/{glob.escape(found.key)}", found.bytes, found.tag)
-
-
-def _all_match(names: Sequence[str], parts: Sequence[str]) -> bool:
-    """Whether the components of a key match those of a pattern."""
-    if not parts:
-        return not names
-    if parts[0] == _ANY_FOLDERS:
-        rest = parts[1:] or ("*",)
-        if _all_match(names, rest):
-            return True
-        return len(names) > 1 and not names[0].startswith(".") and _all_match(names[1:], parts)
-    if not names:
-        return False
-    is_same = _matches(names[0], parts[0]) if _is_pattern(parts[0]) else names[0] == _literal(parts[0])
-    return is_same and _all_match(names[1:], parts[1:])
 
 
 @lru_cache(maxsize=8)
