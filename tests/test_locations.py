@@ -11,8 +11,9 @@ import zipfile
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import httpx2
 import numpy as np
@@ -25,8 +26,10 @@ from service import Api, encoded, ok, problem, running
 from waiting import until
 
 from batchserve.client import Client
-from batchserve.domain import Target
-from batchserve.errors import InputChanged, InputNotFound, InvalidLocation, LocationRefused, TargetExists
+from batchserve.domain import Dialect, Target
+from batchserve.errors import InputChanged, InputNotFound, InvalidInput, InvalidLocation, LocationRefused, TargetExists
+from batchserve.scoring.inputs import Input
+from batchserve.scoring.planning import WHOLE
 from batchserve.scoring.targets import write_object
 from batchserve.storage import locations, patterns
 from batchserve.storage.locations import find
@@ -599,6 +602,24 @@ def test_a_file_that_changes_after_its_job_is_queued_fails_it_by_name(
         ended = api.finished(job["id"])
     assert (ended["state"], ended["error"]["code"]) == ("failed", "input-changed")
     assert f"{lake}/in/b.csv" in ended["error"]["message"]
+
+
+def test_a_file_that_is_cut_off_while_it_is_read_is_no_damaged_one(lake: Path) -> None:
+    file = lake / "in" / "a.npy"
+    np.save(file, np.ones((1000, 4), np.float32))
+    (found,) = find(f"file://{file}", [f"file://{lake}/in/"], 1)
+    own = Input(str(lake), found.url, "npy", Dialect(), version=found.version)
+
+    def cut_off(source: BinaryIO) -> BinaryIO:
+        os.truncate(file, 1000)
+        return source
+
+    with pytest.raises(InputChanged), own.reading() as source:
+        list(own.reader.plan(cut_off(source), None, WHOLE))
+    (found,) = find(f"file://{file}", [f"file://{lake}/in/"], 1)
+    own = replace(own, version=found.version)
+    with pytest.raises(InvalidInput), own.reading() as source:
+        list(own.reader.plan(source, None, WHOLE))
 
 
 def test_a_file_that_changes_while_it_is_read_is_noticed(lake: Path) -> None:

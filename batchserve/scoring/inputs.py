@@ -8,6 +8,7 @@ from io import BytesIO
 from typing import BinaryIO
 
 from batchserve.domain import Dialect, StoredInput
+from batchserve.errors import BatchserveError, InputChanged
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Format, Header
 from batchserve.storage import Storage, open_storage
@@ -53,10 +54,27 @@ class Input:
     def reading(self) -> Iterator[BinaryIO]:
         """Opens it to read it. Raises InputChanged, also when its owner has changed it meanwhile: what was read may be
         of two states of it."""
-        with self.open() as source:
-            yield source
+        try:
+            with self.open() as source:
+                yield source
+        except Exception as error:
+            # What fails in a file that was cut off meanwhile is no fault of the file.
+            if (changed := self._change()) is not None:
+                raise changed from error
+            raise
         if self.version is not None:
             require_unchanged(self.key, self.version)
+
+    def _change(self) -> InputChanged | None:
+        """What its owner has changed, as far as that can be told."""
+        try:
+            if self.version is not None:
+                require_unchanged(self.key, self.version)
+        except InputChanged as changed:
+            return changed
+        except (BatchserveError, OSError):  # out of reach, say
+            return None
+        return None
 
     @property
     def reader(self) -> Format:
