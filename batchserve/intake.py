@@ -15,7 +15,15 @@ from batchserve import registry
 from batchserve.db.connect import Database
 from batchserve.domain import STEM, Dialect, ModelVersion, Query, ReadOptions, StoredInput, TableTarget, Target
 from batchserve.errors import InvalidInput, InvalidLocation, InvalidOptions, TargetExists, UnsupportedMedia
-from batchserve.formats import FORMATS, RESULT_FORMATS, encoding_of, format_of_name, get_format, sniff
+from batchserve.formats import (
+    FORMATS,
+    RESULT_FORMATS,
+    encoding_of,
+    format_of_name,
+    get_format,
+    require_suffix_of_result,
+    sniff,
+)
 from batchserve.idempotency import KeyedRequest
 from batchserve.options import PredictOptions
 from batchserve.postgres import Place, place_of
@@ -298,6 +306,8 @@ def _target(settings: Settings, tenant: str, output: OutputLocation, address: st
         raise InvalidLocation(f"{address}: an address that ends with a slash goes with partition_by, and no other")
     if output.partition_by is not None and (STEM in url or output.overwrite):
         raise InvalidLocation(f"{address}: with partition_by there is neither {STEM} nor overwrite")
+    if output.partition_by is None:
+        require_suffix_of_result(name_of(url.replace(STEM, "x")))
     return Target(url, root, output.overwrite, output.partition_by)
 
 

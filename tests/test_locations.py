@@ -822,8 +822,22 @@ def test_the_address_of_a_result_says_its_format(api: Api, lake: Path) -> None:
     assert pl.read_parquet(lake / "out" / "rows" / "**" / "*.parquet", hive_partitioning=True).height == 7
     completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.scores"}))
     assert (lake / "out" / "a.scores").read_bytes().count(b"\n") == 4
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/all.pq"}))
+    assert pl.read_parquet(lake / "out" / "all.pq").height == 7
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/all.feather"}))
+    assert pl.read_ipc(lake / "out" / "all.feather", memory_map=False).height == 7
     named = asked(lake, format="csv", output={"url": f"file://{lake}/out/more.parquet"})
     assert "looks like parquet" in refused(api.http.post("/v1/jobs", json=named), 422, "invalid-location")
+
+
+@pytest.mark.parametrize("name", ["{stem}.csv.gz", "all.xlsx", "all.ZIP", "all.json.zst", "all.png", "all%2Egz"])
+def test_an_address_that_says_what_no_result_is_is_refused(api: Api, lake: Path, name: str) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    output = {"url": f"file://{lake}/out/{name}"}
+    for more in ({}, {"format": "csv"}):
+        detail = refused(api.http.post("/v1/jobs", json=asked(lake, output=output, **more)), 422, "invalid-location")
+        assert "give its address one of the suffixes .csv, " in detail
+    assert names(lake / "out") == []
 
 
 def test_an_input_with_a_column_input_file_keeps_one_of_the_two(api: Api, lake: Path) -> None:

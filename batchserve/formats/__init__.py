@@ -9,7 +9,7 @@ from pathlib import PurePath
 import orjson
 
 from batchserve.domain import Dialect, ReadOptions
-from batchserve.errors import InvalidOptions, UnsupportedMedia
+from batchserve.errors import InvalidLocation, InvalidOptions, UnsupportedMedia
 from batchserve.formats.arrow import ArrowFile, ArrowStream
 from batchserve.formats.csv import Csv
 from batchserve.formats.csv_dialect import recognise_delimiter
@@ -34,6 +34,7 @@ __all__ = [
     "by_media_type",
     "encoding_of",
     "format_of_name",
+    "require_suffix_of_result",
     "get_format",
     "sniff",
     "unsupported",
@@ -76,7 +77,19 @@ _ALIASES = {
     "image/jpg": "jpeg",
 }
 _MEDIA_TYPES = {format.media_type: format.name for format in FORMATS.values()} | _ALIASES
-_SUFFIXES = {format.suffix: format.name for format in RESULT_FORMATS.values()} | {".tsv": "csv", ".ndjson": "jsonl"}
+_SUFFIXES = {format.suffix: format.name for format in RESULT_FORMATS.values()} | {
+    ".tsv": "csv",
+    ".ndjson": "jsonl",
+    ".pq": "parquet",
+    ".feather": "arrow",
+    ".ipc": "arrow",
+}
+_NO_RESULTS = {format.suffix for format in FORMATS.values()} - _SUFFIXES.keys() | set(
+    ".jpeg .tif .tiff .bmp .svg .pdf .gz .gzip .tgz .zst .zstd .bz2 .xz .lz4 .lzma .br .snappy .sz .z .tar .7z .rar "
+    ".xls .xlsx .xlsm .xlsb .ods .orc .avro .pkl .pickle .joblib .h5 .hdf5 .mat .sav .dta .sas7bdat .rds .rdata "
+    ".db .sqlite .sqlite3 .duckdb .html .htm .xml .doc .docx".split()
+)
+"""Suffixes that say what a result never is."""
 _SAYS_NOTHING = {
     "",
     "*/*",
@@ -155,6 +168,15 @@ def get_format(name: str, dialect: Dialect | None = None) -> Format:
 def format_of_name(name: str) -> str | None:
     """The format that the suffix of a file name says; None where it says none of ours."""
     return _SUFFIXES.get(PurePath(name).suffix.lower())
+
+
+def require_suffix_of_result(name: str) -> None:
+    """Raises InvalidLocation for a file name that says compression, or a kind of file that no result is of. One that
+    says nothing may be the name of any."""
+    suffix = PurePath(name).suffix
+    if suffix.lower() in _NO_RESULTS:
+        known = ", ".join(format.suffix for format in RESULT_FORMATS.values())
+        raise InvalidLocation(f"a result cannot be written as {suffix}: give its address one of the suffixes {known}")
 
 
 def by_media_type(media_type: str) -> Format | None:
