@@ -20,6 +20,7 @@ from skl2onnx import to_onnx
 from skl2onnx._parse import sklearn_parsers_map
 from skl2onnx._supported_operators import sklearn_operator_name_map
 from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.cluster import DBSCAN, KMeans
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.datasets import load_iris
@@ -32,7 +33,7 @@ from sklearn.ensemble import (
 )
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
-from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge
+from sklearn.linear_model import LinearRegression, LogisticRegression, Ridge, SGDClassifier
 from sklearn.model_selection import FixedThresholdClassifier, GridSearchCV, TunedThresholdClassifierCV
 from sklearn.multioutput import MultiOutputClassifier
 from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
@@ -45,6 +46,7 @@ from batchserve.conversion import Conversion, convert
 from batchserve.conversion.parity import Answers, Parity, compare
 from batchserve.conversion.served import Served
 from batchserve.errors import ConversionFailed, ParityFailed
+from batchserve.inference.outputs import ResultSchema
 
 IRIS = load_iris(as_frame=True)
 X, Y = IRIS.data.astype("float32"), IRIS.target
@@ -574,6 +576,40 @@ def test_a_function_that_is_no_graph_is_refused_with_what_it_does(function: Any,
     model = make_pipeline(FunctionTransformer(function), LogisticRegression(max_iter=500)).fit(X.to_numpy(), Y)
     with pytest.raises(ConversionFailed, match=f"cannot be written as a graph: {reason}"):
         convert(model, X.to_numpy())
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "modified_huber", "hinge"])
+@pytest.mark.parametrize("classes", [["hi", "lo", "mid"], [False, True]])
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: CalibratedClassifierCV(m, cv=2)], ids=["alone", "calibrated"])
+def test_the_scores_of_stochastic_gradient_descent_decide_its_label(loss: str, classes: list[Any], wrap: Any) -> None:
+    random = np.random.default_rng(0)
+    frames = [
+        pd.DataFrame({"a": random.normal(size=n), "b": random.lognormal(2, 1.5, n).round(1)}) for n in (600, 3000)
+    ]
+    score = frames[0].a + np.log(frames[0].b) / 2 + random.normal(0, 0.3, 600)
+    limits = [0.6, 1.6] if len(classes) == 3 else [1.0]
+    model = wrap(SGDClassifier(loss=loss, random_state=0)).fit(frames[0], np.array(classes)[np.digitize(score, limits)])
+    conversion = convert(model, frames[0])
+    served = Served(conversion.onnx)
+    answers = ResultSchema(served.signature).frame(served.score(pl.from_pandas(frames[1])).outputs)
+    assert answers["prediction"].to_list() == model.predict(frames[1]).tolist()
+    if hasattr(model, "predict_proba"):
+        chances, expected = answers.select(pl.exclude("prediction")).to_numpy(), model.predict_proba(frames[1])
+        assert np.quantile(np.abs(chances - expected), 0.99) < 1e-4
+
+
+@pytest.mark.parametrize("loss", ["log_loss", "modified_huber"])
+def test_stochastic_gradient_descent_behind_columns_that_no_class_is_near_to(loss: str) -> None:
+    model = make_pipeline(
+        make_column_transformer((StandardScaler(), list(X))), SGDClassifier(loss=loss, random_state=0)
+    )
+    model.fit(IRIS.data, IRIS.target_names[Y])
+    model[-1].intercept_ -= 1000  # all probabilities are 0 before they are divided by their sum
+    asked = pd.concat([IRIS.data, IRIS.data * 1000], ignore_index=True)
+    assert (model.predict_proba(asked) == 1 / 3).all(axis=1).any(), "there must be such records, or nothing is tested"
+    report = convert(model, asked).report
+    assert report.label_flips == 0
+    assert report.differences[0].max_absolute < 1e-4
 
 
 def test_ties_between_neighbours_are_named() -> None:

@@ -3,8 +3,9 @@
 from typing import Any
 
 import numpy as np
+from onnx import TensorProto
 
-from batchserve.conversion.converters.tape import Expression, Tape, Untraceable, Value
+from batchserve.conversion.converters.tape import EXAMPLES, Expression, Tape, Untraceable, Value
 from batchserve.conversion.sample import Array
 from batchserve.errors import ConversionFailed
 
@@ -71,6 +72,55 @@ def discriminant(tape: Tape, model: Any) -> tuple[Expression, Expression]:
         index = (scores[:, 0] > 0).to("i")
         return label_of(tape, model.classes_, index), probabilities
     return label_of(tape, model.classes_, scores.argmax()), softmax(tape, scores)
+
+
+def stochastic_gradient(tape: Tape, model: Any) -> tuple[Expression, Expression]:
+    """SGDClassifier: the label by the scores, of which rounded probabilities would make equal ones. In float64, because
+    the weights of numbers that are not scaled are large, and scores of -100 and -101 tell classes apart."""
+    x, weights = tape.wide_merged(), np.asarray(model.coef_, np.float64).T
+    # Behind a text its width may not be known.
+    product = tape.node("MatMul", x, tape.constant(weights, "d"), example=np.ones((EXAMPLES, weights.shape[1])))
+    shift = tape.constant(np.reshape(model.intercept_, (1, -1)), "d")
+    scores = tape.node("Add", product, shift, example=product.example)
+    if len(model.classes_) == 2:
+        negative = tape.node("Neg", scores, example=scores.example)
+        scores = tape.node("Concat", negative, scores, example=np.repeat(scores.example, 2, axis=1), axis=1)
+    label = label_of(tape, model.classes_, scores.argmax())
+    raw = tape.container.get_options(model, {"raw_scores": False})["raw_scores"]
+    if not raw and model.loss == "log_loss":
+        scores = _shares_of_sigmoids(tape, scores) if len(model.classes_) > 2 else sigmoid(scores)
+    elif not raw and model.loss == "modified_huber":
+        scores = _shares_of_halves(tape, scores)
+    return label, tape.node("Cast", scores, example=scores.example.astype(np.float32), to=TensorProto.FLOAT)
+
+
+def _shares_of_sigmoids(tape: Tape, scores: Value) -> Value:
+    """Sigmoids that are divided by their sum, as SciPy computes them: 0 only where the exponential is infinite."""
+    one, example = tape.constant([[1.0]], "d"), scores.example
+    large = tape.node("Exp", tape.node("Neg", scores, example=example), example=example)
+    return _shares(tape, tape.node("Div", one, tape.node("Add", large, one, example=example), example=example))
+
+
+def _shares_of_halves(tape: Tape, scores: Value) -> Value:
+    """(score + 1) / 2 within 0 and 1, divided by their sum; all equal where each is 0."""
+    one, example = tape.constant([[1.0]], "d"), scores.example
+    clipped = tape.node("Max", scores, tape.constant([[-1.0]], "d"), example=example)
+    clipped = tape.node("Min", clipped, one, example=example)
+    raised = tape.node("Add", clipped, one, example=example)
+    return _shares(tape, raised)
+
+
+def _shares(tape: Tape, parts: Value) -> Value:
+    """Divided by their sum; all equal where each is 0."""
+    total, example = parts.sum(axis=1, keepdims=True), parts.example
+    some = tape.node("Greater", total, tape.constant([[0.0]], "d"), example=total.example > 0)
+    parts = tape.node("Where", some, parts, tape.constant([[1.0]], "d"), example=example)
+    return tape.node("Div", parts, parts.sum(axis=1, keepdims=True), example=example)
+
+
+def has_chances_or_more_classes(model: Any) -> bool:
+    """The sign of one score is left to skl2onnx."""
+    return len(model.classes_) > 2 or hasattr(model, "predict_proba")
 
 
 def naive_bayes(tape: Tape, model: Any) -> tuple[Expression, Expression]:

@@ -74,6 +74,7 @@ CONVERTERS: dict[str, Converter] = {
     "RadiusNeighborsRegressor": Converter("regressor", algebra.radius_neighbours),
     "RandomTreesEmbedding": Converter("transformer", boosted.embedding),
     "RegressorChain": Converter("regressor", meta.regressor_chain),
+    "SGDClassifier": Converter("classifier", algebra.stochastic_gradient, algebra.has_chances_or_more_classes),
     "SequentialFeatureSelector": Converter("transformer", transforms.selected),
     "SimpleImputer": Converter("transformer", transforms.imputed, transforms.fills_numbers_and_indicates),
     "SparseRandomProjection": Converter("transformer", algebra.projection),
