@@ -626,6 +626,25 @@ def test_of_years_of_missed_ticks_the_newest_are_planned_in_bounded_time(
         ("2026-12-30T12:00:00+01:00", False),
     ]
     assert plan.next_at == at("2026-12-30T12:01:00+01:00")
+    told = plan.ticks[0].skipped
+    assert told is not None
+    assert 2000 < told["ticks"] < 30 * 24 * 60
+    assert told["message"].startswith(f"at least {told['ticks']:,} ticks up to 2026-12-30T11:57:00+01:00 were missed")
+
+
+@pytest.mark.parametrize("minutes", [990, 1000, 1003, 1010, 1990, 2000, 2100, 5000])
+def test_of_many_missed_ticks_the_newest_and_those_on_time_are_all_planned(
+    site: Site, monkeypatch: pytest.MonkeyPatch, minutes: int
+) -> None:
+    monkeypatch.setattr(planning, "_MOST_READ", 1000)
+    schedule = site.create("* * * * *", catch_up=CatchUp.ALL, catch_up_limit=500)
+    assert schedule.next_at is not None
+    now = schedule.next_at + minutes * 60.0
+    plan = planning.plan_of(schedule, now, 900.0)
+    late = [planned.at for planned in plan.ticks if planned.late]
+    on_time = [planned.at for planned in plan.ticks if not planned.late and planned.skipped is None]
+    assert on_time == [now - 60.0 * number for number in range(15, -1, -1)]
+    assert late == [now - 60.0 * number for number in range(515, 15, -1)]
 
 
 # --- overlap ---------------------------------------------------------------------------------------------------------

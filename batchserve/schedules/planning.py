@@ -46,7 +46,8 @@ def plan_of(schedule: Schedule, now: float, grace: float) -> Plan:
     caught, left = _caught_up(schedule, due)
     planned = [Planned(at, late=True) for at in caught] + [Planned(at) for at in due.on_time]
     if left:
-        planned.insert(0, Planned(left[-1], skipped=_missed(schedule, zone, left[-1], len(left) + due.more)))
+        skipped = _missed(schedule, zone, left[-1], len(left) + due.more, is_exact=due.is_exact)
+        planned.insert(0, Planned(left[-1], skipped=skipped))
     return Plan(tuple(planned), next_at)
 
 
@@ -56,14 +57,16 @@ class _Due:
     """The newest ones."""
     on_time: list[float]
     more: int
-    """Missed ones before those."""
+    """Missed ones before those, as far as they were counted."""
+    is_exact: bool
+    """Whether all were counted."""
 
 
 def _due(schedule: Schedule, zone: ZoneInfo, first: float, now: float, grace: float) -> _Due:
     """The ticks from the first until now."""
     missed: deque[float] = deque(maxlen=schedule.catch_up_limit + 1)
     on_time: list[float] = []
-    count, begin, found = 0, first, [first]
+    count, begin, found, is_exact = 0, first, [first], True
     while found:
         for at in found:
             if at < now - grace:
@@ -74,9 +77,11 @@ def _due(schedule: Schedule, zone: ZoneInfo, first: float, now: float, grace: fl
         following = islice(times_after(schedule.cron, zone, begin), _MOST_READ)
         found = list(takewhile(lambda at: at <= now, following))
         begin = found[-1] if found else now
-        if len(found) == _MOST_READ:  # of so many, those of the older half are not read
-            begin += (now - begin) / 2
-    return _Due(list(missed), on_time, count - len(missed))
+        # Of so many, the older half of the rest is not read; but the newest are, as many as here.
+        further = min(begin + (now - begin) / 2, now - grace - (found[-1] - found[0])) if found else begin
+        if len(found) == _MOST_READ and further > begin:
+            begin, is_exact = further, False
+    return _Due(list(missed), on_time, count - len(missed), is_exact)
 
 
 def _caught_up(schedule: Schedule, due: _Due) -> tuple[list[float], list[float]]:
@@ -90,9 +95,10 @@ def _caught_up(schedule: Schedule, due: _Due) -> tuple[list[float], list[float]]
     return due.missed[cut:], due.missed[:cut]
 
 
-def _missed(schedule: Schedule, zone: ZoneInfo, newest: float, count: int) -> dict[str, Any]:
+def _missed(schedule: Schedule, zone: ZoneInfo, newest: float, count: int, *, is_exact: bool) -> dict[str, Any]:
     last = datetime.fromtimestamp(newest, zone).isoformat()
     ticks = f"the tick of {last} was" if count == 1 else f"{count:,} ticks up to {last} were"
     limit = f" with the limit {schedule.catch_up_limit}" if schedule.catch_up is CatchUp.ALL else ""
-    message = f"{ticks} missed: no server or worker ran then, and catch-up is {schedule.catch_up}{limit}"
+    least = "" if is_exact else "at least "
+    message = f"{least}{ticks} missed: no server or worker ran then, and catch-up is {schedule.catch_up}{limit}"
     return reason("missed", message) | {"ticks": count}
