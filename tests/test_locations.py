@@ -951,6 +951,25 @@ def test_a_column_to_partition_by_that_the_result_lacks_is_named(api: Api, lake:
     assert "'state'" in job["error"]["message"]
 
 
+@pytest.mark.parametrize(
+    ("values", "code", "said"),
+    [
+        ([f"v{number}" for number in range(10_001)], "invalid-options", "'kind' has more than 10000 values"),
+        (["a", "é" * 100], "location-refused", "a name of 605 bytes; at most 255 are possible"),
+    ],
+)
+def test_nothing_is_written_where_a_value_cannot_name_a_folder(
+    api: Api, lake: Path, values: list[str], code: str, said: str
+) -> None:
+    for name, kinds in (("a", ["first"] * 2000), ("b", values)):
+        frame = flowers(len(kinds)).with_columns(kind=pl.Series(kinds))
+        (lake / "in" / f"{name}.parquet").write_bytes(encoded(frame, "parquet"))
+    job = submitted(api, asked(lake, output={"url": f"file://{lake}/out/run/", "partition_by": "kind"}))
+    assert (job["state"], job["error"]["code"]) == ("failed", code)
+    assert said in job["error"]["message"]
+    assert names(lake / "out") == []
+
+
 @pytest.mark.parametrize("values", [[[1], [2]], [{"a": 1}, {"a": 2}], [b"a", b"b"]])
 def test_a_column_to_partition_by_whose_values_name_no_folders_is_refused(
     api: Api, lake: Path, values: list[Any]

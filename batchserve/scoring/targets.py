@@ -13,13 +13,18 @@ from batchserve.errors import InvalidOptions, LocationRefused, TargetExists, Una
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Part
 from batchserve.inference.matching import require_folders
+from batchserve.scoring.planning import WHOLE
 from batchserve.storage import Composed, Occupied, Storage, Stored
-from batchserve.storage.locations import create_at, exists, read_at
+from batchserve.storage.locations import create_at, exists, read_at, root_of
 
 AT_ONCE = 8
 """Objects that are written at a time: each is synced."""
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR)
 _MOST_VALUES = 10_000
+_LONGEST_NAME = 255
+"""Bytes in the name of a folder, in all common file systems."""
+_LONGEST_KEY = 1024
+"""Bytes in the key of an object."""
 _NO_VALUE = "__HIVE_DEFAULT_PARTITION__"
 """As other tools name the folder of records without a value."""
 
@@ -76,16 +81,13 @@ def _exists(url: str) -> TargetExists:
 
 def write_partitions(store: Storage, target: Target, column: str, parts: Sequence[Part]) -> Composed:
     """Writes the records of all parts into folders named after the values of a column, without that column: an object
-    for each value and part. Raises TargetExists, LocationRefused, and InvalidOptions for too many values."""
-    size = 0
-    names: set[str] = set()
-    first = 0
+    for each value and part. Raises TargetExists; and LocationRefused and InvalidOptions for values that cannot name
+    folders, before any is made."""
+    _require_folders(store, target, column, parts)
+    size = first = 0
     with ThreadPoolExecutor(AT_ONCE) as threads:
         for part in parts:
             pieces = _partitioned(store, part, column)
-            names |= pieces.keys()
-            if len(names) > _MOST_VALUES:
-                raise InvalidOptions(f"partition_by: {column!r} has more than {_MOST_VALUES} values")
             written = [
                 threads.submit(write_object, target, _url(target.url, name, first), [content])
                 for name, content in pieces.items()
@@ -95,15 +97,46 @@ def write_partitions(store: Storage, target: Target, column: str, parts: Sequenc
     return Composed(size, None)
 
 
+def _require_folders(store: Storage, target: Target, column: str, parts: Sequence[Part]) -> None:
+    """Raises what `write_partitions` does for the values of all parts."""
+    names: set[str] = set()
+    for part in parts:
+        values = _values(_column(store, part, column)).unique(maintain_order=True)
+        if len(values) <= _MOST_VALUES:
+            names |= {_folder(values[place:]) for place in range(len(values))}
+        if max(len(values), len(names)) > _MOST_VALUES:
+            raise InvalidOptions(f"partition_by: {column!r} has more than {_MOST_VALUES} values")
+    for name in names:
+        url = _url(target.url, name, 0)
+        if url.startswith("file:"):
+            what, length, most = "a name", len(name), _LONGEST_NAME
+        else:
+            what, length, most = "keys", len(url.split("/", 3)[-1].encode()), _LONGEST_KEY
+        if length > most:
+            has = f"would have {what} of {length} bytes; at most {most} are possible"
+            raise LocationRefused(f"partition_by: the folder {name[:80]}... {has}")
+        root_of(url, [target.root])
+
+
+def _column(store: Storage, part: Part, column: str) -> pl.Series:
+    """Raises InvalidOptions for one by which the result cannot be partitioned."""
+    format = get_format("parquet")
+    with store.open(part.key) as source:
+        there = list(format.header(source).columns)
+        if column not in there:
+            raise InvalidOptions(f"partition_by: the result has no column {column!r}; it has {', '.join(there)}")
+        if len(there) == 1:
+            raise InvalidOptions(f"partition_by: the result has no column besides {column!r}")
+        records = format.read(source, next(format.plan(source, None, WHOLE)), {}, [column]).records
+    assert isinstance(records, pl.DataFrame)
+    require_folders(column, records[column].dtype)
+    return records[column]
+
+
 def _partitioned(store: Storage, part: Part, column: str) -> dict[str, bytes]:
     """The contents of the files of a part, by the names of their folders: so no two have one address."""
     with store.open(part.key) as source:
         frame = pl.read_parquet(source.read())
-    if column not in frame.columns:
-        raise InvalidOptions(f"partition_by: the result has no column {column!r}; it has {', '.join(frame.columns)}")
-    if not len(frame.columns) > 1:
-        raise InvalidOptions(f"partition_by: the result has no column besides {column!r}")
-    require_folders(column, frame[column].dtype)
     found: dict[str, list[pl.DataFrame]] = {}
     # Not by a dict of polars: its keys are objects of Python, in which times have no nanoseconds.
     for records in frame.with_columns(_values(frame[column])).partition_by(column, maintain_order=True):
