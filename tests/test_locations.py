@@ -825,7 +825,7 @@ def test_the_address_of_a_result_says_its_format(api: Api, lake: Path) -> None:
     completed(api, asked(lake, output={"url": f"file://{lake}/out/all.pq"}))
     assert pl.read_parquet(lake / "out" / "all.pq").height == 7
     completed(api, asked(lake, output={"url": f"file://{lake}/out/all.feather"}))
-    assert pl.read_ipc(lake / "out" / "all.feather", memory_map=False).height == 7
+    assert pl.read_ipc(lake / "out" / "all.feather").height == 7
     named = asked(lake, format="csv", output={"url": f"file://{lake}/out/more.parquet"})
     assert "looks like parquet" in refused(api.http.post("/v1/jobs", json=named), 422, "invalid-location")
 

@@ -34,8 +34,8 @@ __all__ = [
     "by_media_type",
     "encoding_of",
     "format_of_name",
-    "require_suffix_of_result",
     "get_format",
+    "require_suffix_of_result",
     "sniff",
     "unsupported",
 ]
@@ -84,11 +84,12 @@ _SUFFIXES = {format.suffix: format.name for format in RESULT_FORMATS.values()} |
     ".feather": "arrow",
     ".ipc": "arrow",
 }
-_NO_RESULTS = {format.suffix for format in FORMATS.values()} - _SUFFIXES.keys() | set(
+_OF_OTHERS = (
     ".jpeg .tif .tiff .bmp .svg .pdf .gz .gzip .tgz .zst .zstd .bz2 .xz .lz4 .lzma .br .snappy .sz .z .tar .7z .rar "
     ".xls .xlsx .xlsm .xlsb .ods .orc .avro .pkl .pickle .joblib .h5 .hdf5 .mat .sav .dta .sas7bdat .rds .rdata "
-    ".db .sqlite .sqlite3 .duckdb .html .htm .xml .doc .docx".split()
+    ".db .sqlite .sqlite3 .duckdb .html .htm .xml .doc .docx"
 )
+_NO_RESULTS = {format.suffix for format in FORMATS.values()} - _SUFFIXES.keys() | set(_OF_OTHERS.split())
 """Suffixes that say what a result never is."""
 _SAYS_NOTHING = {
     "",
