@@ -7,7 +7,8 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from functools import partial
 from typing import TYPE_CHECKING, BinaryIO
@@ -70,6 +71,57 @@ _UNCONDITIONAL = {"501", "NotImplemented"}
 """Of a store that takes no condition with an object."""
 
 
+@dataclass(frozen=True, slots=True)
+class _NewObjects:
+    """Puts objects of names that no object has."""
+
+    store: S3Store
+    put: Callable[[str, _Content, int], None]
+    requests: ThreadPoolExecutor
+    failures_named: Callable[[], AbstractContextManager[None]]
+
+    def __call__(self, path: str, content: _Content, part: int) -> None:
+        """Raises FileExistsError."""
+        if isinstance(content, bytes | bytearray) and self._put_small(path, content):
+            return
+        found = False
+
+        def unless_there() -> Iterator[Data]:
+            nonlocal found
+            yield from [content] if isinstance(content, bytes | bytearray) else content
+            # In another thread: the client makes no request in one that asks for a part.
+            if found := self.requests.submit(self._has, path).result():
+                raise _exists(path)
+
+        try:
+            self.put(path, unless_there(), part)
+        except Exception as error:
+            if found:
+                raise _exists(path) from error
+            raise
+
+    def _put_small(self, path: str, content: bytes | bytearray) -> bool:
+        """False: the store takes no condition with an object."""
+        with self.failures_named():
+            try:
+                obstore.put(self.store, path, content, use_multipart=False, mode="create")
+            except AlreadyExistsError as error:
+                raise _exists(path) from error
+            except BaseError as error:
+                if not _says(error, _UNCONDITIONAL):
+                    raise
+                return False
+        return True
+
+    def _has(self, path: str) -> bool:
+        try:
+            with self.failures_named():
+                obstore.head(self.store, path)
+        except FileNotFoundError:
+            return False
+        return True
+
+
 class S3Storage:
     """A bucket, or what begins with a prefix in it. Endpoint, region and credentials are those of the environment of
     each host (`AWS_*`), or of its role. Small objects are written by one request, larger ones in parts while they come.
@@ -121,7 +173,8 @@ class S3Storage:
     def create_new(self, key: str) -> Iterator[StreamedWriter]:
         """An object of several parts is looked for just before they are joined: the client joins them without a
         condition."""
-        with self._writing(key, _PART, self._put_new) as writer:
+        put = _NewObjects(self._store, self._put, self._requests, self._failures_named)
+        with self._writing(key, _PART, put) as writer:
             yield writer
 
     def read_ahead(self, key: str, size: int) -> None:
@@ -237,7 +290,7 @@ class S3Storage:
         pieces = list(pieces)
         size = sum(piece.stop - piece.start if isinstance(piece, Span) else len(piece) for piece in pieces)
         with self._writing(key, max(_PART, -(-size // _PARTS))) as writer:
-            for data in self._in_order(self._contents(pieces)):
+            for data in _in_order(self._requests, self._contents(pieces)):
                 writer.write(data)
             return writer.commit()
 
@@ -271,42 +324,6 @@ class S3Storage:
         with self._failures_named():
             obstore.put(self._store, path, content, use_multipart=not is_small, chunk_size=part, max_concurrency=_AHEAD)
 
-    def _put_new(self, path: str, content: _Content, part: int) -> None:
-        """Raises FileExistsError."""
-        if isinstance(content, bytes | bytearray):
-            with self._failures_named():
-                try:
-                    obstore.put(self._store, path, content, use_multipart=False, mode="create")
-                    return
-                except AlreadyExistsError as error:
-                    raise _exists(path) from error
-                except BaseError as error:
-                    if not _says(error, _UNCONDITIONAL):
-                        raise
-        found = False
-
-        def unless_there() -> Iterator[Data]:
-            nonlocal found
-            yield from [content] if isinstance(content, bytes | bytearray) else content
-            # In another thread: the client makes no request in one that asks for a part.
-            if found := self._requests.submit(self._has, path).result():
-                raise _exists(path)
-
-        try:
-            self._put(path, unless_there(), part)
-        except Exception as error:
-            if found:
-                raise _exists(path) from error
-            raise
-
-    def _has(self, path: str) -> bool:
-        try:
-            with self._failures_named():
-                obstore.head(self._store, path)
-        except FileNotFoundError:
-            return False
-        return True
-
     def _contents(self, pieces: Iterable[Piece]) -> Iterator[Callable[[], bytes]]:
         for piece in pieces:
             if isinstance(piece, Span):
@@ -315,20 +332,6 @@ class S3Storage:
                 yield from (partial(_whole, fetch, path, *part) for part in _pieces(piece.start, piece.stop))
             else:
                 yield partial(bytes, piece)
-
-    def _in_order(self, fetches: Iterable[Callable[[], bytes]]) -> Iterator[bytes]:
-        """What the fetches give, some of them made ahead."""
-        under_way: deque[Future[bytes]] = deque()
-        try:
-            for fetch in fetches:
-                under_way.append(self._requests.submit(fetch))
-                if len(under_way) == _AHEAD:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            for future in under_way:
-                future.cancel()
 
     def _fetch(self, path: str, start: int, stop: int) -> bytes:
         """Bytes of an object by one request, fewer only where it ends."""
@@ -361,6 +364,21 @@ class S3Storage:
             if _says(error, _FULL):
                 raise InsufficientStorage(f"the object store has no space for {self.address}: {code}") from error
             raise Unavailable(f"the object store does not respond for {self.address}: {code}") from error
+
+
+def _in_order(requests: ThreadPoolExecutor, fetches: Iterable[Callable[[], bytes]]) -> Iterator[bytes]:
+    """What the fetches give, some of them made ahead."""
+    under_way: deque[Future[bytes]] = deque()
+    try:
+        for fetch in fetches:
+            under_way.append(requests.submit(fetch))
+            if len(under_way) == _AHEAD:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()
+    finally:
+        for future in under_way:
+            future.cancel()
 
 
 def _described(entry: "ObjectMeta") -> tuple[int, float, str]:

@@ -218,10 +218,12 @@ class ActiveJob:
     def _comparison(self) -> CompareTask:
         return CompareTask(self.inputs, self.model, self.options)
 
-    @property
-    def needs_planning(self) -> bool:
-        """Whether chunks are still to be planned, or inputs to be compared before the planned ones are scored."""
-        return not self.planned or (bool(self.pending) and not self.is_compared)
+    def needs_more(self, window: int) -> bool:
+        """Whether fewer chunks than the window are ready: more are to be planned, or inputs to be compared before the
+        planned ones are scored."""
+        if not self.is_compared:
+            return not self.planned or bool(self.pending)
+        return not self.planned and len(self.pending) < window
 
     def add_compared(self, compared: Compared) -> None:
         self.compared, self.is_compared = compared, True

@@ -110,9 +110,7 @@ class JobRun:
 
     def _plan(self) -> None:
         job = self._job
-        if not job.needs_planning or job.planning is not None:
-            return
-        if job.is_compared and len(job.pending) >= self._context.window():
+        if job.planning is not None or not job.needs_more(self._context.window()):
             return
         function, task, seconds = job.planning_call(self._context.window(), self._settings)
         then = self._done_small if job.is_small else self._planned
@@ -151,10 +149,9 @@ class JobRun:
         if not job.pending or not job.is_compared:
             return False
         chunk = job.pending.popleft()
-        task = job.chunk_task(chunk)
         # The first chunk of a job is urgent, so that a small job does not wait behind a huge one.
-        call = self._call(partial(self._scored, chunk), score_chunk, task, urgent=chunk.first_record == 0)
-        job.chunk_calls[chunk.first_record] = call
+        then, first = partial(self._scored, chunk), chunk.first_record
+        job.chunk_calls[first] = self._call(then, score_chunk, job.chunk_task(chunk), urgent=first == 0)
         return True
 
     def _scored(self, chunk: Chunk, future: Future[ScoredChunk]) -> None:
@@ -290,8 +287,7 @@ class JobRun:
 
     @property
     def _is_paused(self) -> bool:
-        job = self._job
-        return job.cancelled_at is not None or self._waits.is_paused or self._context.is_stopping()
+        return self._job.cancelled_at is not None or self._waits.is_paused or self._context.is_stopping()
 
     def _call(self, then: Back, function: Callable[..., Any], *args: Any, **how: Any) -> Call[Any]:
         back = self._trace.staged(partial(self._come_back, then), function, args[0])
