@@ -812,6 +812,16 @@ def test_inputs_with_results_of_their_own_may_pass_other_columns_through(api: Ap
             assert archive.read(f"{name}.csv") == content
 
 
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_an_input_without_records_has_a_result_with_its_own_columns(api: Api, lake: Path, format: str) -> None:
+    shapes = {"a": flowers(3).with_columns(more=1), "b": flowers(0).select(["plant", *COLUMNS]).with_columns(own=2)}
+    for name, frame in shapes.items():
+        (lake / "in" / f"{name}.{format}").write_bytes(encoded(frame, format))
+    completed(api, asked(lake, passthrough="all", output={"url": f"file://{lake}/out/{{stem}}.{format}"}))
+    alone = api.run(encoded(shapes["b"], format), "iris", passthrough="all")
+    assert (lake / "out" / f"b.{format}").read_bytes() == api.result(alone).content
+
+
 def test_the_address_of_a_result_says_its_format(api: Api, lake: Path) -> None:
     fill(lake, {"a.csv": 3, "b.csv": 4}, "csv")
     completed(api, asked(lake, output={"url": f"file://{lake}/out/all.parquet"}))

@@ -4,16 +4,19 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO
 
 from batchserve.domain import CommittedChunk, Dialect, Result, TableTarget, Target
+from batchserve.errors import InvalidInput
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Open, Part
 from batchserve.postgres import Place
+from batchserve.scoring.chunks import ChunkTask, score_rows
 from batchserve.scoring.inputs import storage_at
-from batchserve.scoring.planning import WHOLE
+from batchserve.scoring.planning import WHOLE, whole
 from batchserve.scoring.tables import write_table
 from batchserve.scoring.targets import AT_ONCE, write_object, write_partitions
 from batchserve.storage import (
@@ -72,6 +75,8 @@ class Output:
     """Its address, or its name in an archive."""
     parts: tuple[Part, ...]
     """() for an input without records."""
+    empty: ChunkTask | None = None
+    """Of such an input, to be scored for the columns of its result."""
 
 
 def stored_parts(job_id: str, done: Iterable[CommittedChunk]) -> tuple[tuple[Part, ...], tuple[Part, ...]]:
@@ -160,7 +165,7 @@ def _content(store: Storage, task: AssembleTask, output: Output) -> Iterator[byt
     if output.parts:
         pieces = assembled_pieces(store, task.format, task.dialect, output.parts)
     else:
-        pieces = iter([_without_records(store, task)])
+        pieces = iter([_without_records(store, task, output.empty)])
     return _blocks(store, pieces)
 
 
@@ -173,8 +178,12 @@ def _blocks(store: Storage, pieces: Iterable[Piece]) -> Iterator[bytes]:
             yield piece
 
 
-def _without_records(store: Storage, task: AssembleTask) -> bytes:
-    """A result with the columns of the others and no record."""
+def _without_records(store: Storage, task: AssembleTask, empty: ChunkTask | None) -> bytes:
+    """A result with no record and the columns that the input has. One that has none either, such as a file of no bytes,
+    gets those of another."""
+    if empty is not None:
+        with suppress(InvalidInput):
+            return score_rows(replace(empty, chunk=whole(empty.input))).content
     format = get_format(task.format, task.dialect)
     part = min(task.parts, key=lambda part: part.bytes)
     with store.open(part.key) as source:

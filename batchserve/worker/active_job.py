@@ -184,6 +184,12 @@ class ActiveJob:
             own, self.id, self.attempt, chunk, self.model, self.options, base, tuple(further), first, known, kinds
         )
 
+    def _empty_task(self, input: Input) -> ChunkTask:
+        """Of an input without records, which is not among the chunks."""
+        return ChunkTask(
+            input, self.id, self.attempt, Chunk(0, 0, 0, 0), self.model, self.options, first=self.inputs[0]
+        )
+
     def _inputs_of(self, chunk: Chunk) -> tuple[Input, ...]:
         return self.inputs[chunk.input : chunk.input + chunk.inputs]
 
@@ -200,7 +206,9 @@ class ActiveJob:
         if self.options.is_per_input:
             suffix = get_format(self.options.format).suffix
             names = target.urls(self.stored) if target else [f"{one.stem}{suffix}" for one in self.stored]
-            outputs = outputs_of(names, done, parts)
+            found = outputs_of(names, done, parts)
+            pairs = zip(self.inputs, found, strict=True)
+            outputs = tuple(one if one.parts else replace(one, empty=self._empty_task(input)) for input, one in pairs)
         elif target is not None:
             outputs = (Output(target.url, parts),)
         dialect = self.inputs[0].dialect
