@@ -188,6 +188,30 @@ def test_inputs_without_records_add_none(api: Api, lake: Path) -> None:
     assert api.http.get(f"/v1/jobs/{job['id']}/inputs").json()["inputs"][0]["bytes"] > 0
 
 
+@pytest.mark.parametrize(
+    ("format", "blank"), [("jsonl", b""), ("jsonl", b"\n"), ("json", b"[]\n"), ("json", b""), ("csv", b"")]
+)
+def test_files_without_anything_add_no_records(api: Api, lake: Path, format: str, blank: bytes) -> None:
+    every = fill(lake, {f"{name}.{format}": 3 for name in "ac"}, format)
+    for name in "bd":
+        (lake / "in" / f"{name}.{format}").write_bytes(blank)
+    job = completed(api, asked(lake, format="parquet"))
+    assert pl.read_parquet(io.BytesIO(api.result(job).content))["plant"].to_list() == every["plant"].to_list()
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.parquet"}))
+    heights = {name: pl.read_parquet(lake / "out" / f"{name}.parquet").height for name in "abcd"}
+    assert heights == {"a": 3, "b": 0, "c": 3, "d": 0}
+
+
+def test_a_header_and_files_without_anything_give_an_empty_result(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 0}, "csv")
+    (lake / "in" / "b.csv").write_bytes(b"")
+    job = completed(api, asked(lake, input_file=True))
+    assert job["rows"]["total"] == 0
+    assert api.result(job).content.startswith(b"plant,input_file,prediction")
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))
+    assert (lake / "out" / "a.csv").read_bytes() == (lake / "out" / "b.csv").read_bytes()
+
+
 def test_only_inputs_without_records_give_an_empty_result(api: Api, lake: Path) -> None:
     fill(lake, {"a.parquet": 0, "b.parquet": 0})
     job = completed(api, asked(lake))

@@ -4,16 +4,15 @@ import io
 import zipfile
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO
 
 from batchserve.domain import CommittedChunk, Dialect, Result, TableTarget, Target
-from batchserve.errors import InvalidInput
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Open, Part
 from batchserve.postgres import Place
+from batchserve.scoring.blank import is_blank
 from batchserve.scoring.chunks import ChunkTask, score_rows
 from batchserve.scoring.inputs import storage_at
 from batchserve.scoring.planning import WHOLE, whole
@@ -181,9 +180,8 @@ def _blocks(store: Storage, pieces: Iterable[Piece]) -> Iterator[bytes]:
 def _without_records(store: Storage, task: AssembleTask, empty: ChunkTask | None) -> bytes:
     """A result with no record and the columns that the input has. One that has none either, such as a file of no bytes,
     gets those of another."""
-    if empty is not None:
-        with suppress(InvalidInput):
-            return score_rows(replace(empty, chunk=whole(empty.input))).content
+    if empty is not None and not is_blank(empty.input):
+        return score_rows(replace(empty, chunk=whole(empty.input))).content
     format = get_format(task.format, task.dialect)
     part = min(task.parts, key=lambda part: part.bytes)
     with store.open(part.key) as source:

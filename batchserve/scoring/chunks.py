@@ -14,6 +14,7 @@ from batchserve.formats import get_format
 from batchserve.formats.protocol import FilesReader, Reading
 from batchserve.inference.answers import score
 from batchserve.inference.matching import match_input, with_names
+from batchserve.scoring.blank import is_blank
 from batchserve.scoring.comparison import match_named
 from batchserve.scoring.faults import PANICS, by_name, of_input
 from batchserve.scoring.inputs import Input, header_of, storage_at
@@ -97,9 +98,10 @@ def _read(task: ChunkTask) -> Together:
     """The records of a chunk, of all its inputs."""
     if task.first is not None and (together := _read_files(task, task.first)) is not None:
         return together
-    read = [_read_one(task, input, chunk) for input, chunk in _pieces(task)]
+    pieces = _filled(task)
+    read = [_read_one(task, input, chunk) for input, chunk in pieces]
     if len({tuple(piece.reading.matrices) for piece in read}) > 1:  # a small input has none
-        read = [_read_one(task, input, chunk, matrices=False) for input, chunk in _pieces(task)]
+        read = [_read_one(task, input, chunk, matrices=False) for input, chunk in pieces]
     if task.first is None:
         return read[0].together()
     own_result = task.options.is_per_input
@@ -135,6 +137,15 @@ def _read_files(task: ChunkTask, first: Input) -> Together | None:
     if isinstance(passed, pl.DataFrame):
         passed = fitted(passed, task.kinds, layout.header, first.key)
     return of_files(layout, reading, passed, keys, counts, with_files=task.options.input_file)
+
+
+def _filled(task: ChunkTask) -> list[tuple[Input, Chunk]]:
+    """The inputs of a chunk that have records in it; one that has columns, where none has any."""
+    pieces = list(_pieces(task))
+    filled = [piece for piece in pieces if piece[1].records] or pieces[:1]
+    if task.first is not None and not filled[0][1].records and is_blank(filled[0][0]):
+        return [(task.first, whole(task.first))]
+    return filled
 
 
 def _pieces(task: ChunkTask) -> Iterator[tuple[Input, Chunk]]:

@@ -13,6 +13,7 @@ from batchserve.domain import ModelVersion, Options
 from batchserve.errors import InvalidInput, SchemaMismatch, UnlikeInputs
 from batchserve.formats.protocol import FilesReader, Header, Outline
 from batchserve.inference.matching import Match, match_input, require_folders, with_names
+from batchserve.scoring.blank import is_blank
 from batchserve.scoring.faults import by_name, of_input
 from batchserve.scoring.inputs import Input, header_of
 from batchserve.scoring.passing import Kinds, Seen, common_kinds, seen_in
@@ -121,7 +122,7 @@ def _differences(task: CompareTask, first: Match, input: Input) -> _Found:
             else:
                 faults += unlike(first, match)
     except (SchemaMismatch, InvalidInput) as error:
-        return _Found(faults=[f"does not fit: {error.detail}"])
+        return _Found() if is_blank(input) else _Found(faults=[f"does not fit: {error.detail}"])
     if task.options.is_per_input:
         return _Found()
     return _Found(None, seen_in(own, first.own_types(input.reader.family)), faults)

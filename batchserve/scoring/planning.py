@@ -5,6 +5,8 @@ from dataclasses import dataclass, replace
 from itertools import islice
 
 from batchserve.domain import Chunk, ChunkLimits
+from batchserve.errors import InvalidInput
+from batchserve.scoring.blank import is_blank
 from batchserve.scoring.comparison import Compared, CompareTask, compare_inputs, outline_of
 from batchserve.scoring.faults import by_name, of_input
 from batchserve.scoring.inputs import Input
@@ -126,11 +128,16 @@ def _of_one(
 ) -> tuple[list[Chunk], bool, int]:
     """Chunks of one input, whether they end it, and where it ends."""
     format = input.reader
-    with of_input(input), input.reading() as source:
-        planned = islice(format.plan(source, moved(after, -base) if after else None, limits), most)
-        chunks = [moved(chunk, base, number) for chunk in planned]
-        is_complete = len(chunks) < most
-        return chunks, is_complete, 0 if is_complete else format.end(source)
+    try:
+        with of_input(input), input.reading() as source:
+            planned = islice(format.plan(source, moved(after, -base) if after else None, limits), most)
+            chunks = [moved(chunk, base, number) for chunk in planned]
+            is_complete = len(chunks) < most
+            return chunks, is_complete, 0 if is_complete else format.end(source)
+    except InvalidInput:
+        if not number or not is_blank(input):
+            raise
+        return [Chunk(base, 0, 0, 0, number)], True, 0
 
 
 def _end_of(chunk: Chunk | None, base: int) -> int:
@@ -152,8 +159,13 @@ def _joined(before: Chunk, own: Chunk) -> Chunk:
 
 def whole(input: Input, base: int = 0, number: int = 0) -> Chunk:
     """All records of an input as one chunk."""
-    with of_input(input), input.reading() as source:
-        return moved(next(input.reader.plan(source, None, WHOLE)), base, number)
+    try:
+        with of_input(input), input.reading() as source:
+            return moved(next(input.reader.plan(source, None, WHOLE)), base, number)
+    except InvalidInput:
+        if not is_blank(input):
+            raise
+        return Chunk(base, 0, 0, 0, number)
 
 
 def halve_chunk(task: Sequence[Input], whole_chunk: Chunk, after: Chunk | None, base: int = 0) -> list[Chunk]:
