@@ -2,7 +2,7 @@
 queued job. Used by the API, by schedules, and by processes that write to the database themselves.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Annotated, Literal, Self
@@ -31,7 +31,17 @@ from batchserve.quotas.account import Added, charge
 from batchserve.scoring.tables import FORMAT
 from batchserve.settings import Settings
 from batchserve.storage import query_key
-from batchserve.storage.locations import Found, any_within, exists, find, name_of, open_at, root_of
+from batchserve.storage.locations import (
+    Found,
+    any_within,
+    as_reached,
+    exists,
+    find,
+    is_external,
+    name_of,
+    open_at,
+    root_of,
+)
 from batchserve.submission import Submission, clean_filename, create, wanted_columns
 from batchserve.values import MAX_NAME, Plain
 
@@ -336,11 +346,20 @@ def _require_writable(target: Target, allowed: Sequence[str], inputs: Sequence[S
             f"{target.url} looks like {own}, and the result is {format}: give it the suffix of its format"
         )
     if target.overwrite:
+        _require_no_input(named, inputs)
         return
     there = [url for url in named if exists(url, target.root)]
     if there:
         more = f" and {len(there) - _SHOWN} more" if len(there) > _SHOWN else ""
         raise TargetExists(f"{', '.join(there[:_SHOWN])}{more} exist and are not replaced: remove them, or overwrite")
+
+
+def _require_no_input(results: Collection[str], inputs: Sequence[StoredInput]) -> None:
+    """Raises InvalidLocation for a result in whose place is an input."""
+    read = set(as_reached(one.key for one in inputs if is_external(one.key)))
+    for url, reached in zip(results, as_reached(results), strict=True):
+        if reached in read:
+            raise InvalidLocation(f"{url} is an input of the job, and would be replaced by its result")
 
 
 # --- databases -------------------------------------------------------------------------------------------------------

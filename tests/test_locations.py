@@ -751,6 +751,21 @@ def test_a_result_that_exists_is_not_replaced_unless_that_is_asked_for(api: Api,
     assert "prediction" in target.read_text()
 
 
+def test_no_result_takes_the_place_of_an_input(api: Api, lake: Path) -> None:
+    fill(lake, {"a.csv": 3, "b.csv": 2}, "csv")
+    (lake / "data").symlink_to(lake / "in")
+    before = (lake / "in" / "a.csv").read_bytes()
+    for url in (f"file://{lake}/in/{{stem}}.csv", f"file://{lake}/in/%61.csv"):
+        output = {"url": url, "overwrite": True}
+        detail = refused(api.http.post("/v1/jobs", json=asked(lake, output=output)), 422, "invalid-location")
+        assert ".csv is an input of the job" in detail
+    assert (lake / "in" / "a.csv").read_bytes() == before
+    reached = locations.as_reached(
+        [f"file://{lake}/data/a.csv", f"file://{lake}/in/%61.csv", f"file://{lake}/in/b.csv"]
+    )
+    assert reached[0] == reached[1] != reached[2]
+
+
 def test_a_result_that_appears_before_the_end_of_the_job_is_not_replaced(
     tmp_path: Path, lake: Path, iris_onnx: Path
 ) -> None:

@@ -11,7 +11,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +29,7 @@ from batchserve.storage.patterns import ANY_FOLDERS, all_match, is_pattern, lite
 __all__ = [
     "Found",
     "any_within",
+    "as_reached",
     "create_at",
     "exists",
     "find",
@@ -397,6 +398,21 @@ def _create_file(address: _Address, root: str, replaces: bool) -> Iterator[Write
 
 def _place_below(address: _Address, root: str) -> Place:
     return _place(address, _vouched(_address(root), address))
+
+
+def as_reached(urls: Iterable[str]) -> list[str]:
+    """Addresses of which equal ones are those of one object, also through links in the prefixes that allow them."""
+    folders: dict[str, str] = {}
+    found = []
+    for address in map(_address, urls):
+        if address.base != _FILE:
+            found.append(f"{address.base}/{address.key}")
+            continue
+        folder, _, name = address.path.rpartition("/")
+        if folder not in folders:
+            folders[folder] = os.path.realpath(folder)
+        found.append(f"{folders[folder]}/{name}")
+    return found
 
 
 def exists(url: str, root: str) -> bool:
