@@ -8,13 +8,15 @@ States of a job and their legal transitions:
 """
 
 import glob
+import os
 import pickle
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import StrEnum
 from functools import cached_property, lru_cache
 from typing import Any, Literal
-from urllib.parse import quote
+from urllib.parse import quote, unquote_to_bytes
 
 from batchserve.access import DEFAULT_TENANT
 
@@ -148,9 +150,24 @@ class StoredInput:
 
     @property
     def stem(self) -> str:
-        """Its file name without the suffix."""
-        name = (self.filename or self.key).rpartition("/")[2]
-        return name.rpartition(".")[0] or name
+        """Its file name as it is shown, without the suffix."""
+        return _without_suffix((self.filename or self.key).rpartition("/")[2])
+
+    def stem_at(self, is_file: bool) -> str:
+        """Its file name without the suffix, as part of an address of a file or of an object. Of an input that is read
+        in place it is every byte of the name, also what is never shown."""
+        stem = self.stem
+        if self.version is not None:
+            name = self.key.rpartition("/")[2]
+            if self.key.startswith("file://"):
+                stem = _without_suffix(os.fsdecode(unquote_to_bytes(name)))
+            else:
+                stem = _without_suffix(re.sub(r"\[([*?[])\]", r"\1", name))  # of `glob.escape`
+        return quote(os.fsencode(stem)) if is_file else glob.escape(stem)
+
+
+def _without_suffix(name: str) -> str:
+    return name.rpartition(".")[0] or name
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,8 +427,8 @@ class Target:
         """The address of each result, in the order of the inputs; of the only one."""
         if not self.is_per_input:
             return [self.url]
-        as_address = quote if self.url.startswith("file://") else glob.escape
-        return [self.url.replace(STEM, as_address(one.stem)) for one in inputs]
+        is_file = self.url.startswith("file://")
+        return [self.url.replace(STEM, one.stem_at(is_file)) for one in inputs]
 
 
 STEM = "{stem}"

@@ -751,6 +751,16 @@ def test_a_result_that_exists_is_not_replaced_unless_that_is_asked_for(api: Api,
     assert "prediction" in target.read_text()
 
 
+def test_a_result_is_named_by_every_byte_of_the_name_of_its_input(api: Api, lake: Path) -> None:
+    """Also by one that is no text, or never shown; and a name that is shown alike is another one."""
+    known = [b"caf\xe9", b"caf\xe8", "cafe\u0301".encode(), "caf\u00e9".encode(), b"a\nb", b"a b%20[*]"]
+    for name in known:
+        with open(os.fsencode(lake / "in") + b"/" + name + b".csv", "wb") as file:  # noqa: PTH123 - bytes
+            file.write(encoded(flowers(1), "csv"))
+    completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))
+    assert {os.fsencode(name) for name in names(lake / "out")} == {name + b".csv" for name in known}
+
+
 def test_no_result_takes_the_place_of_an_input(api: Api, lake: Path) -> None:
     fill(lake, {"a.csv": 3, "b.csv": 2}, "csv")
     (lake / "data").symlink_to(lake / "in")
