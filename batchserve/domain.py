@@ -420,6 +420,11 @@ class Target:
     """A column of the result: `url` is then a folder, with one of its own for each value."""
 
     @property
+    def mark(self) -> str:
+        """Begins the names of files while they are written, after what all such names begin with."""
+        return ""
+
+    @property
     def is_per_input(self) -> bool:
         return STEM in self.url
 
@@ -429,6 +434,18 @@ class Target:
             return [self.url]
         is_file = self.url.startswith("file://")
         return [self.url.replace(STEM, one.stem_at(is_file)) for one in inputs]
+
+
+@dataclass(frozen=True, slots=True)
+class AttemptTarget(Target):
+    """A target, as an attempt at a job writes into it."""
+
+    job_id: str = ""
+    attempt: int = 0
+
+    @property
+    def mark(self) -> str:
+        return f"{self.job_id}-{self.attempt}-"
 
 
 STEM = "{stem}"

@@ -4,6 +4,7 @@ import ctypes
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -26,9 +27,10 @@ from service import Api, encoded, ok, problem, running
 from waiting import until
 
 from batchserve.client import Client
-from batchserve.domain import Dialect, Target
+from batchserve.domain import AttemptTarget, Dialect, Target
 from batchserve.errors import InputChanged, InputNotFound, InvalidInput, InvalidLocation, LocationRefused, TargetExists
 from batchserve.scoring.inputs import Input
+from batchserve.scoring.leftovers import remove_leftovers
 from batchserve.scoring.planning import WHOLE
 from batchserve.scoring.targets import write_object
 from batchserve.storage import locations, patterns
@@ -712,6 +714,34 @@ def test_the_prefix_that_allows_an_address_may_contain_links(lake: Path) -> None
 
 
 # --- results elsewhere ---
+
+
+def test_what_a_killed_attempt_has_left_is_removed_by_the_next(lake: Path) -> None:
+    root, job = f"file://{lake}/out/", "01a22fb2-cd0b-7681-a280-1372dbac2cb8"
+    folders = [lake / "out", lake / "out" / "deep", lake / "out" / "land=CH"]
+    gone, kept = [f".partial-{job}-1-0f", f".partial-{job}-2-0f"], [f".partial-{job}-3-0f", ".partial-x-1-0f", "a.csv"]
+    for folder in folders:
+        folder.mkdir(exist_ok=True)
+        for name in [*gone, *kept]:
+            (folder / name).write_text("x")
+    target = AttemptTarget(f"{root}{{stem}}", root, job_id=job, attempt=2)
+    remove_leftovers(target, [f"{root}a.csv", f"{root}deep/b.csv", f"{root}missing/b.csv"])
+    assert [sorted(set(gone) & set(names(folder))) for folder in folders] == [[], [], gone]
+    remove_leftovers(replace(target, url=root, partition_by="land"), [])
+    assert [sorted(name for name in names(folder) if "." in name) for folder in folders] == 3 * [sorted(kept)]
+
+
+def test_a_result_that_is_being_written_is_named_after_its_job_and_attempt(lake: Path) -> None:
+    url, root = f"file://{lake}/out/x.csv", f"file://{lake}/out/"
+    seen: list[str] = []
+
+    def observed() -> Iterator[bytes]:
+        seen.extend(names(lake / "out"))
+        yield b"x"
+
+    write_object(AttemptTarget(url, root, job_id="job", attempt=3), url, observed())
+    assert re.fullmatch(r"\.partial-job-3-[0-9a-f]+", seen[0])
+    assert names(lake / "out") == ["x.csv"]
 
 
 def test_a_merged_result_is_written_to_an_address(api: Api, lake: Path) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, BinaryIO
 
-from batchserve.domain import CommittedChunk, Dialect, Result, TableTarget, Target
+from batchserve.domain import AttemptTarget, CommittedChunk, Dialect, Result, TableTarget, Target
 from batchserve.formats import get_format
 from batchserve.formats.protocol import Open, Part
 from batchserve.postgres import Place
 from batchserve.scoring.blank import is_blank
 from batchserve.scoring.chunks import ChunkTask, score_rows
 from batchserve.scoring.inputs import storage_at
+from batchserve.scoring.leftovers import remove_leftovers
 from batchserve.scoring.planning import WHOLE, whole
 from batchserve.scoring.tables import write_table
 from batchserve.scoring.targets import AT_ONCE, write_object, write_partitions
@@ -120,9 +121,12 @@ def assemble_result(task: AssembleTask) -> Result:
 def write_outputs(store: Storage, task: AssembleTask) -> Composed:
     """Writes all results of a job into its target, each whole. Raises TargetExists and LocationRefused."""
     assert task.target is not None
-    if task.target.partition_by is not None:
-        return write_partitions(store, task.target, task.target.partition_by, task.parts)
-    write = partial(_write_output, store, task, task.target)
+    asked = task.target
+    target = AttemptTarget(asked.url, asked.root, asked.overwrite, asked.partition_by, task.job_id, task.attempt)
+    remove_leftovers(target, [output.name for output in task.outputs])
+    if target.partition_by is not None:
+        return write_partitions(store, target, target.partition_by, task.parts)
+    write = partial(_write_output, store, task, target)
     with ThreadPoolExecutor(AT_ONCE) as threads:
         written = list(threads.map(write, task.outputs))
     digest = written[0].sha256 if len(written) == 1 else None

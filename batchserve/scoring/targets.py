@@ -34,7 +34,7 @@ def write_object(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
     try:
         if not target.overwrite and exists(url, target.root):
             return _require_same(target, url, blocks)
-        with create_at(url, target.root, replaces=target.overwrite) as writer:
+        with create_at(url, target.root, replaces=target.overwrite, mark=target.mark) as writer:
             for block in blocks:
                 writer.write(block)
             return writer.commit()

@@ -131,11 +131,11 @@ class LocalStorage:
 class FileWriter:
     """A file being written. A failed fsync is never retried: the file is discarded (promise D3)."""
 
-    def __init__(self, target: Path, folder: int | None = None, *, replaces: bool = True) -> None:
+    def __init__(self, target: Path, folder: int | None = None, *, replaces: bool = True, mark: str = "") -> None:
         """`folder`: a descriptor of the folder, which stays open; `target` is then a name in it. `replaces`: a file of
-        that name; otherwise the commit raises Occupied where there is one."""
+        that name; otherwise the commit raises Occupied where there is one. `mark`: in its name until then."""
         self._target, self._folder, self._replaces = target, folder, replaces
-        self._temporary = target.parent / f"{TEMPORARY}{secrets.token_hex(8)}"
+        self._temporary = target.parent / f"{TEMPORARY}{mark}{secrets.token_hex(8)}"
         self._fd = os.open(
             self._temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644, dir_fd=self._folder
         )

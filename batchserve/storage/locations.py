@@ -1,5 +1,5 @@
 """Locations: files and objects where their owners keep them, outside of the service's storage. Inputs are read there in
-place, results are written there, and nothing is ever removed.
+place, results are written there, and nothing is ever removed but what a killed writer has left.
 
 An address is `file:///folder/name`, percent-encoded as by `Path.as_uri`, or `s3://bucket/key`, as it is. In a pattern,
 `*`, `?` and `[...]` stand for characters within a name, and `**` for any number of folders; they never match a name
@@ -11,7 +11,7 @@ import glob
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -38,6 +38,7 @@ __all__ = [
     "name_of",
     "open_at",
     "read_at",
+    "remove_left",
     "require_unchanged",
     "root_of",
 ]
@@ -373,23 +374,23 @@ def _changed(url: str) -> InputChanged:
     return InputChanged(f"{url} was changed or removed after the job was queued: submit it again")
 
 
-def create_at(url: str, root: str, *, replaces: bool) -> AbstractContextManager[Writer]:
+def create_at(url: str, root: str, *, replaces: bool, mark: str = "") -> AbstractContextManager[Writer]:
     """A writer of an object, which appears under its address whole and durable, or not at all. `replaces`: one that is
-    there; otherwise the commit raises Occupied. Raises OSError with ELOOP for a link on the way from `root`, the prefix
-    which allows it."""
+    there; otherwise the commit raises Occupied. `mark`: in the name of a file until then. Raises OSError with ELOOP for
+    a link on the way from `root`, the prefix which allows it."""
     address = _address(url)
     if address.base == _FILE:
-        return _create_file(address, root, replaces)
+        return _create_file(address, root, replaces, mark)
     bucket = _opened(address.base)
     assert isinstance(bucket, CreatesNew), address
     return bucket.create(address.key) if replaces else bucket.create_new(address.key)
 
 
 @contextmanager
-def _create_file(address: _Address, root: str, replaces: bool) -> Iterator[Writer]:
+def _create_file(address: _Address, root: str, replaces: bool, mark: str) -> Iterator[Writer]:
     place = _place_below(address, root)
     with full_disk_named(), place.folder(makes=True) as folder:
-        writer = FileWriter(Path(place.names[-1]), folder, replaces=replaces)
+        writer = FileWriter(Path(place.names[-1]), folder, replaces=replaces, mark=mark)
         try:
             yield writer
         finally:
@@ -425,6 +426,31 @@ def exists(url: str, root: str) -> bool:
             _bucket(address.base).tag(address.key)
         return True
     return False
+
+
+def remove_left(folder: str, root: str, is_left: Callable[[str], bool], beginning: str | None = None) -> None:
+    """Removes what killed writers have left in a folder of files; where it cannot be removed, it stays. `beginning`: it
+    is in folders of that folder whose names begin so."""
+    address = _address(folder)
+    if address.base != _FILE:
+        return
+    place = _place_below(replace(address, parts=(*address.parts, "any")), root)
+    with suppress(OSError), place.folder() as descriptor:
+        listed = _Folder(descriptor, address.path, 0, set())
+        if beginning is None:
+            _remove_in(listed, is_left)
+            return
+        for name in list_names(descriptor, listed.path):
+            if name.startswith(beginning):
+                with suppress(OSError), _entered(listed, name) as inner:
+                    _remove_in(inner, is_left)
+
+
+def _remove_in(folder: _Folder, is_left: Callable[[str], bool]) -> None:
+    for name in list_names(folder.descriptor, folder.path):
+        if is_left(name):
+            with suppress(OSError):
+                os.unlink(name, dir_fd=folder.descriptor)
 
 
 def any_within(url: str, root: str) -> bool:

@@ -218,7 +218,8 @@ class S3Storage:
         path = self._path(key)
         if stop - start < _SMALL:
             return self._blocks.read(path, start, stop)
-        return b"".join(self._in_order(partial(self._fetch, path, *piece) for piece in _pieces(start, stop)))
+        fetches = (partial(self._fetch, path, *piece) for piece in _pieces(start, stop))
+        return b"".join(_in_order(self._requests, fetches))
 
     def url(self, key: str) -> str:
         with self._failures_named():
