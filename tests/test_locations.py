@@ -837,6 +837,18 @@ def test_of_two_results_for_one_address_that_are_written_at_once_one_is_refused(
     assert names(lake / "out") == ["x.csv"]
 
 
+def test_a_link_that_appears_while_a_result_is_written_is_refused_by_the_name_of_the_result(lake: Path) -> None:
+    url, root = f"file://{lake}/out/x.csv", f"file://{lake}/out/"
+
+    def interrupted() -> Iterator[bytes]:
+        yield b"mine"
+        (lake / "out" / "x.csv").symlink_to(lake / "in")
+
+    with pytest.raises(LocationRefused, match=r"x\.csv cannot be written"):
+        write_object(Target(url, root), url, interrupted())
+    assert names(lake / "out") == ["x.csv"]
+
+
 def test_of_two_attempts_that_write_the_same_bytes_at_once_both_succeed(lake: Path) -> None:
     url, root = f"file://{lake}/out/x.csv", f"file://{lake}/out/"
 

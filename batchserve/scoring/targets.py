@@ -37,9 +37,10 @@ def write_object(target: Target, url: str, blocks: Iterable[bytes]) -> Composed:
         with create_at(url, target.root, replaces=target.overwrite, mark=target.mark) as writer:
             for block in blocks:
                 writer.write(block)
-            return writer.commit()
-    except Occupied as found:  # it has appeared since
-        return _require_equal(target, url, found.stored)
+            try:
+                return writer.commit()
+            except Occupied as found:  # it has appeared since
+                return _require_equal(target, url, found.stored)
     except OSError as error:
         if error.errno in _REFUSED:
             raise LocationRefused(f"{url} cannot be written: {error.strerror}") from error
