@@ -164,12 +164,19 @@ WHOLE = {
     "by the largest": lambda: make_pipeline(MaxAbsScaler(), forest()),
     "filled in": lambda: make_pipeline(SimpleImputer(), scaled(tree())),
     "each column otherwise": lambda: make_pipeline(of_each(StandardScaler(), MinMaxScaler()), tree()),
+    "scaled behind the columns": lambda: make_pipeline(of_each(SimpleImputer(), "passthrough"), scaled(tree())),
+    "a union of scalers": lambda: make_pipeline(
+        make_union(StandardScaler(), MinMaxScaler()), AdaBoostClassifier(tree(), n_estimators=5, random_state=0)
+    ),
+    "a union within columns": lambda: make_pipeline(
+        of_each(make_union(StandardScaler(), PCA(1)), MinMaxScaler()), tree()
+    ),
     "votes": lambda: VotingClassifier([("one", scaled(tree())), ("two", tree())], voting="soft"),
     "a stack": lambda: StackingClassifier([("one", scaled(tree())), ("two", scaled(LogisticRegression()))], cv=2),
 }
 
 
-@pytest.mark.parametrize("name", quick_of(WHOLE, ["a tree", "each column otherwise"]))
+@pytest.mark.parametrize("name", quick_of(WHOLE, ["a tree", "each column otherwise", "scaled behind the columns"]))
 def test_records_on_the_middle_of_two_of_the_training_go_the_way_they_went(name: str) -> None:
     model = WHOLE[name]().fit(SAMPLE, THIRDS)
     assert wrong(model, convert(model, SAMPLE), NEW) == 0

@@ -273,33 +273,69 @@ def _in_double(tape: Tape, operator: str, x: Expression, numbers: Array) -> Expr
 def in_double(tape: Tape, model: Any) -> Expression:
     """The steps of an `InDouble` as scikit-learn computes them in float64; for trees then float32, as they take it."""
     x = tape.wide_merged()
-    each = partial(_each, tape, rounds=model.rounds)
     for step in model.steps:
-        match type(step).__name__:
-            case "StandardScaler":
-                kind = np.float32 if model.rounds and not scales_in_double() else np.float64
-                x = each("Sub", x, step.mean_.astype(kind)) if step.with_mean else x
-                x = each("Div", x, step.scale_.astype(kind)) if step.with_std else x
-            case "RobustScaler":
-                x = each("Sub", x, step.center_) if step.with_centering else x
-                x = each("Div", x, step.scale_) if step.with_scaling else x
-            case "MaxAbsScaler":
-                x = each("Div", x, step.scale_)
-                x = _clipped(tape, x, -1.0, 1.0) if getattr(step, "clip", False) else x
-            case "MinMaxScaler":
-                x = each("Add", each("Mul", x, step.scale_), step.min_)
-                x = _clipped(tape, x, *step.feature_range) if step.clip else x
-            case "SimpleImputer":
-                x = _filled(tape, x, step)
-            case "PCA" | "TruncatedSVD":
-                x = _projected(tape, x, step, rounds=model.rounds)
-            case "PolynomialFeatures":
-                x = _products(tape, x, step, rounds=model.rounds)
-            case _:
-                x = x[:, np.flatnonzero(step.get_support())]
+        x = _stepped(tape, x, step, rounds=model.rounds)
     if model.stays:
         return x
     return tape.node("Cast", x, example=x.example.astype(np.float32), to=TensorProto.FLOAT)
+
+
+def _stepped(tape: Tape, x: Value, step: Any, *, rounds: bool) -> Value:
+    """What a step, with all that it is made of, makes of numbers."""
+    match type(step).__name__:
+        case "str" | "FunctionTransformer":  # which leave all as it is
+            return x
+        case "Pipeline":
+            for _, part in step.steps:
+                x = _stepped(tape, x, part, rounds=rounds)
+            return x
+        case "FeatureUnion":
+            return _beside(tape, [_stepped(tape, x, part, rounds=rounds) for _, part in step.transformer_list])
+        case "ColumnTransformer" | "Chosen":
+            made = [_stepped(tape, x[:, own], part, rounds=rounds) for part, own in _members(step)]
+            return _beside(tape, made)
+        case "SimpleImputer":
+            return _filled(tape, x, step)
+        case "PCA" | "TruncatedSVD":
+            return _projected(tape, x, step, rounds=rounds)
+        case "PolynomialFeatures":
+            return _products(tape, x, step, rounds=rounds)
+    return _rescaled(tape, x, step, rounds=rounds)
+
+
+def _rescaled(tape: Tape, x: Value, step: Any, *, rounds: bool) -> Value:
+    """By one of the scalers; or by a selection, which leaves some columns."""
+    each = partial(_each, tape, rounds=rounds)
+    match type(step).__name__:
+        case "StandardScaler":
+            kind = np.float32 if rounds and not scales_in_double() else np.float64
+            x = each("Sub", x, step.mean_.astype(kind)) if step.with_mean else x
+            x = each("Div", x, step.scale_.astype(kind)) if step.with_std else x
+        case "RobustScaler":
+            x = each("Sub", x, step.center_) if step.with_centering else x
+            x = each("Div", x, step.scale_) if step.with_scaling else x
+        case "MaxAbsScaler":
+            x = each("Div", x, step.scale_)
+            x = _clipped(tape, x, -1.0, 1.0) if getattr(step, "clip", False) else x
+        case "MinMaxScaler":
+            x = each("Add", each("Mul", x, step.scale_), step.min_)
+            x = _clipped(tape, x, *step.feature_range) if step.clip else x
+        case _:
+            x = x[:, np.flatnonzero(step.get_support())]
+    return x
+
+
+def _members(columns: Any) -> list[tuple[Any, list[int]]]:
+    """The parts of a ColumnTransformer that get columns, and the places of these."""
+    names = [str(name) for name in getattr(columns, "feature_names_in_", range(columns.n_features_in_))]
+    made = [(part, selected_columns(own, names)) for _, part, own in columns.transformers_]
+    return [(part, [names.index(name) for name in own]) for part, own in made if own]
+
+
+def _beside(tape: Tape, parts: list[Value]) -> Value:
+    if len(parts) == 1:
+        return parts[0]
+    return tape.node("Concat", *parts, example=np.hstack([part.example for part in parts]), axis=1)
 
 
 def _each(tape: Tape, operator: str, x: Value, numbers: Array, *, rounds: bool) -> Value:

@@ -2,6 +2,7 @@
 precision, exact trees."""
 
 import copy
+import itertools
 from collections.abc import Iterator, Sequence
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ from sklearn.feature_selection import SelectorMixin
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, Pipeline
 from sklearn.preprocessing import (
+    FunctionTransformer,
     MaxAbsScaler,
     MinMaxScaler,
     OneHotEncoder,
@@ -76,6 +78,10 @@ class InDouble(TransformerMixin, BaseEstimator):  # type: ignore[misc]
             x = step.transform(x)
         return np.asarray(x)
 
+    def get_feature_names_out(self) -> Array:
+        """As many as there are columns, where `transform` does not take an array without names."""
+        return np.asarray(self.steps[-1].get_feature_names_out())
+
 
 def scales_before_trees(model: Any) -> bool:
     """Whether trees split by numbers that are computed first, and `with_double` knows how.
@@ -85,7 +91,7 @@ def scales_before_trees(model: Any) -> bool:
     """
     if not has_trees(model) or (wide := with_double(model, rounds=lambda _: False)) is None:
         return False
-    return any(type(step) in _ARITHMETIC for part in parts(wide) if isinstance(part, InDouble) for step in part.steps)
+    return any(type(step) in _ARITHMETIC for part in parts(wide) if isinstance(part, InDouble) for step in parts(part))
 
 
 def with_double(model: Any, *, rounds: Rounds) -> Any:
@@ -97,11 +103,17 @@ def with_double(model: Any, *, rounds: Rounds) -> Any:
     copied = copy.copy(model)  # it shares the steps that stay
     steps = copied.steps = list(_flat(model))
     title, head = steps[0] if steps else ("", None)
-    if isinstance(head, FeatureUnion):
+    count = _count_in_double(steps)
+    if isinstance(head, FeatureUnion) and not count:
         copied.steps[0] = (title, _union_in_double(head, model.n_features_in_, rounds(None)))
-    elif isinstance(head, ColumnTransformer) and type(head) is not Chosen and hasattr(head, "transformers_"):
+    elif (
+        isinstance(head, ColumnTransformer)
+        and type(head) is not Chosen
+        and hasattr(head, "transformers_")
+        and count < 2
+    ):
         copied.steps[0] = (title, _columns_in_double(head, rounds))
-    elif count := _count_in_double(steps):
+    elif count:
         first = [step for _, step in steps[:count]]
         stays = any(finds_neighbours(step) for _, step in steps[count : count + 1])
         copied.steps[:count] = [("in_double", InDouble(first, first[0].n_features_in_, rounds(None), stays))]
@@ -202,13 +214,24 @@ def _in_double(step: Any, width: int, rounds: bool) -> Any:
 
 
 def _count_in_double(steps: Sequence[tuple[str, Any]]) -> int:
-    count = 0
-    for _, step in steps:
-        is_imputer = isinstance(step, SimpleImputer) and fills_numbers(step)
-        if not (type(step) in _ARITHMETIC or is_imputer or isinstance(step, SelectorMixin)):
-            break
-        count += 1
-    return count
+    return sum(1 for _ in itertools.takewhile(_is_arithmetic, (step for _, step in steps)))
+
+
+def _is_arithmetic(step: Any) -> bool:
+    """Whether a step, with all that it is made of, is computed of numbers alone, in a way that is known here."""
+    kind = type(step)
+    if kind is Pipeline:
+        return all(_is_arithmetic(part) for _, part in step.steps)
+    if kind is FeatureUnion:
+        return not step.transformer_weights and all(_is_arithmetic(part) for _, part in step.transformer_list)
+    if kind in (ColumnTransformer, Chosen):
+        made = [(part, chosen) for _, part, chosen in getattr(step, "transformers_", [("", "drop", "")])]
+        plain = not step.transformer_weights
+        return plain and all(_is_arithmetic(part) and not isinstance(chosen, str) for part, chosen in made)
+    if kind is SimpleImputer:
+        return fills_numbers(step)
+    passes = step == "passthrough" if isinstance(step, str) else kind is FunctionTransformer and step.func is None
+    return passes or kind in _ARITHMETIC or isinstance(step, SelectorMixin)
 
 
 _ARITHMETIC = (StandardScaler, MinMaxScaler, RobustScaler, MaxAbsScaler, PolynomialFeatures, PCA, TruncatedSVD)
