@@ -731,6 +731,21 @@ def test_what_a_killed_attempt_has_left_is_removed_by_the_next(lake: Path) -> No
     assert [sorted(name for name in names(folder) if "." in name) for folder in folders] == 3 * [sorted(kept)]
 
 
+def test_a_job_removes_what_a_killed_attempt_at_it_has_left(tmp_path: Path, lake: Path, iris_onnx: Path) -> None:
+    fill(lake, {"a.csv": 3}, "csv")
+    allowed: dict[str, Any] = {
+        "input_prefixes": {"*": [f"file://{lake}/"]},
+        "output_prefixes": {"*": [f"file://{lake}/"]},
+    }
+    with running(tmp_path / "store", worker=False, **allowed) as api:
+        api.register("iris", iris_onnx)
+        job = ok(api.http.post("/v1/jobs", json=asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"})), 202)
+    (lake / "out" / f".partial-{job['id']}-1-0f").write_text("cut off")
+    with running(tmp_path / "store", **allowed) as api:
+        assert api.finished(job["id"])["state"] == "completed"
+    assert names(lake / "out") == ["a.csv"]
+
+
 def test_a_result_that_is_being_written_is_named_after_its_job_and_attempt(lake: Path) -> None:
     url, root = f"file://{lake}/out/x.csv", f"file://{lake}/out/"
     seen: list[str] = []
