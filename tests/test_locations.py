@@ -984,6 +984,16 @@ def test_arrays_have_the_address_of_their_input_and_cannot_bring_their_own(
     assert "in/a.npz: the input has an array 'input_file'" in refused(answer, 422, "schema-mismatch")
 
 
+def test_a_file_that_was_changed_is_not_opened(tmp_path: Path) -> None:
+    """Whatever its path names again when it has been read."""
+    file = tmp_path / "a.csv"
+    file.write_bytes(b"x\n1\n")
+    [found] = find(f"file://{file}", [f"file://{tmp_path}/"], 9)
+    file.write_bytes(b"x\n22\n")
+    with pytest.raises(InputChanged, match="was changed or removed"):
+        locations.open_at(found.url, found.version)
+
+
 def test_deleting_and_expiring_a_job_leaves_what_its_owner_has(api: Api, lake: Path) -> None:
     fill(lake, {"a.csv": 3, "b.csv": 3}, "csv")
     job = completed(api, asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"}))
