@@ -75,8 +75,7 @@ def times_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> Iterator[fl
 
 
 def _is_interval(cron: str) -> bool:
-    minute, hour, *_ = cron.split()
-    return minute.startswith("*") or hour.startswith("*")
+    return any(field.startswith("*") for field in cron.split()[:2])
 
 
 def _interval_after(cron: str, zone: zoneinfo.ZoneInfo, after: float) -> Iterator[float]:

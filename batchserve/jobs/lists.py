@@ -31,7 +31,6 @@ _FEW_VERSIONS = 20
 _MOST_PARTS = 100
 """Beginnings that are merged; SQLite takes at most 500. A list of all tenants that has more reads all jobs."""
 _OF_IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
-_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 
 class SortKey(StrEnum):
@@ -119,7 +118,7 @@ def _place(cursor: str, order: JobOrder) -> tuple[Any, ...]:
     """The values of the columns by which the list is sorted."""
     moment, separator, job_id = cursor.rpartition("_")
     if order.by is SortKey.CREATED:
-        if not separator and _ID.fullmatch(job_id):
+        if not separator and _OF_IDS.fullmatch(job_id):
             return (job_id,)
     elif (seconds := _number(moment)) is not None:
         return seconds, job_id

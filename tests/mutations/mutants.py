@@ -931,8 +931,8 @@ MUTANTS = (
         "a workbook names each column once", EXCEL, "    if twice:\n", "    if False:\n", ("tests/test_files.py",),
     ),
     Mutant(
-        "all rows of a workbook decide the types of its columns", EXCEL, "infer_schema_length=None",
-        "infer_schema_length=10", ("tests/test_files.py",),
+        "all rows of a workbook decide the types of its columns", EXCEL, "book.load_sheet(chosen, schema_sample_rows=None)",
+        "book.load_sheet(chosen, schema_sample_rows=10)", ("tests/test_files.py",),
     ),
     Mutant(
         "a job of which no row could be scored fails", "batchserve/worker/active_job.py",
@@ -1257,7 +1257,7 @@ MUTANTS = (
     ),
     Mutant(
         "a tick that meets an outage is tried again", "batchserve/schedules/firing.py",
-        "if error.status in _TRANSIENT and",
+        "if is_passing(error) and",
         "if False and", ("tests/test_scheduler.py",),
     ),
     # Webhooks
