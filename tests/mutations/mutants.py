@@ -931,8 +931,9 @@ MUTANTS = (
         "a workbook names each column once", EXCEL, "    if twice:\n", "    if False:\n", ("tests/test_files.py",),
     ),
     Mutant(
-        "all rows of a workbook decide the types of its columns", EXCEL, "book.load_sheet(chosen, schema_sample_rows=None)",
-        "book.load_sheet(chosen, schema_sample_rows=10)", ("tests/test_files.py",),
+        "all rows of a workbook decide the types of its columns", EXCEL,
+        "book.load_sheet(chosen, schema_sample_rows=None)", "book.load_sheet(chosen, schema_sample_rows=10)",
+        ("tests/test_files.py",),
     ),
     Mutant(
         "a job of which no row could be scored fails", "batchserve/worker/active_job.py",
