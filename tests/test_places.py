@@ -36,7 +36,7 @@ def fill(database: Database, count: int, **values: Any) -> list[str]:
     def row(number: int) -> dict[str, Any]:
         given = {name: value(number) if callable(value) else value for name, value in values.items()}
         return {
-            "id": f"job-{number:06d}", "state": "queued", "priority": 0, "options": {}, "metadata": {},
+            "id": f"0b-{number:06d}", "state": "queued", "priority": 0, "options": {}, "metadata": {},
             "created_at": number / 1000, "queued_at": number / 1000, "tenant": "default", "run_after": None, **given,
         }  # fmt: skip
 
@@ -123,7 +123,7 @@ def test_a_queue_is_counted_once_for_all_requests(sqlite: Database) -> None:
 def test_the_position_of_a_job_reads_those_before_it_and_at_most_a_thousand(sqlite: Database) -> None:
     fill(sqlite, 12_000)
     with sqlite.read() as connection:
-        front, middle, back = (queries.get(connection, f"job-{number:06d}") for number in (10, NEAR, 11_999))
+        front, middle, back = (queries.get(connection, f"0b-{number:06d}") for number in (10, NEAR, 11_999))
         assert queries.queue_position(connection, front, 1e9, NEAR) == 10
         assert queries.queue_position(connection, middle, 1e9, NEAR) == NEAR
         assert queries.queue_position(connection, back, 1e9, NEAR) is None
@@ -140,7 +140,7 @@ def test_the_position_of_a_job_reads_those_before_it_and_at_most_a_thousand(sqli
 def test_no_poll_reads_the_whole_queue_because_of_jobs_that_are_not_due(sqlite: Database) -> None:
     fill(sqlite, 12_000, run_after=2e11)
     with sqlite.read() as connection:
-        back = queries.get(connection, "job-011999")
+        back = queries.get(connection, "0b-011999")
         assert queries.queue_position(connection, back, 1e9, NEAR) is None
         whole = steps(connection, lambda: queries.queue_position(connection, back, 1e9))
         assert steps(connection, lambda: queries.queue_position(connection, back, 1e9, NEAR)) * 8 < whole
@@ -188,10 +188,10 @@ def test_a_long_page_takes_as_few_queries_as_a_short_one(filled_api: tuple[Api, 
 def test_a_page_ends_early_when_its_jobs_take_too_many_bytes(filled_api: tuple[Api, Database]) -> None:
     api, database = filled_api
     with database.write() as connection:
-        large = job_rows.c.id.in_([f"job-{number:06d}" for number in range(100, 110)])
+        large = job_rows.c.id.in_([f"0b-{number:06d}" for number in range(100, 110)])
         connection.execute(update(job_rows).where(large).values(facts={"notes": ["n" * 1_500_000]}))
         connection.execute(
-            update(job_rows).where(job_rows.c.id == "job-000104").values(facts={"notes": ["n" * 6_000_000]})
+            update(job_rows).where(job_rows.c.id == "0b-000104").values(facts={"notes": ["n" * 6_000_000]})
         )
     seen: list[str] = []
     after, sizes = None, []
@@ -204,7 +204,7 @@ def test_a_page_ends_early_when_its_jobs_take_too_many_bytes(filled_api: tuple[A
         if (after := page["next"]) is None:
             break
         assert after == seen[-1]
-    assert seen == [f"job-{number:06d}" for number in reversed(range(300))]
+    assert seen == [f"0b-{number:06d}" for number in reversed(range(300))]
     assert all(size < 4 * 2**20 + 100 or count == 1 for size, count in sizes)
     assert 1 in [count for _, count in sizes]
 
