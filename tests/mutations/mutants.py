@@ -733,7 +733,7 @@ MUTANTS = (
     ),
     Mutant(
         "a panic of polars is a named error", "batchserve/scoring/faults.py",
-        "(pl.exceptions.PolarsError, pl.exceptions.PanicException) as error", "ZeroDivisionError as error",
+        "PANICS = (pl.exceptions.PolarsError, pl.exceptions.PanicException)", "PANICS = (ZeroDivisionError,)",
         ("tests/test_damaged.py::test_times_beyond_the_calendar_pass_through_or_fail_the_job_with_a_named_error",),
     ),
     Mutant(
@@ -1207,7 +1207,8 @@ MUTANTS = (
     ),
     Mutant(
         "all inputs are compared before anything is scored", "batchserve/worker/active_job.py",
-        "None if self.is_compared else CompareTask", "None if True else CompareTask", ("tests/test_locations.py",),
+        "None if self.is_compared else self._comparison", "None if True else self._comparison",
+        ("tests/test_locations.py",),
     ),
     Mutant(
         "where chunks of several inputs end does not depend on how many a call plans", PLANNING,
