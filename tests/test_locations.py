@@ -29,6 +29,7 @@ from waiting import until
 from batchserve.client import Client
 from batchserve.domain import AttemptTarget, Dialect, Target
 from batchserve.errors import InputChanged, InputNotFound, InvalidInput, InvalidLocation, LocationRefused, TargetExists
+from batchserve.scoring.blank import is_blank
 from batchserve.scoring.inputs import Input
 from batchserve.scoring.leftovers import remove_leftovers
 from batchserve.scoring.planning import WHOLE
@@ -188,6 +189,15 @@ def test_inputs_without_records_add_none(api: Api, lake: Path) -> None:
     job = completed(api, asked(lake))
     assert pl.read_parquet(io.BytesIO(api.result(job).content))["plant"].to_list() == every["plant"].to_list()
     assert api.http.get(f"/v1/jobs/{job['id']}/inputs").json()["inputs"][0]["bytes"] > 0
+
+
+@pytest.mark.parametrize("rest", [b"", b"{", b"[]"])
+def test_only_what_is_blank_to_its_end_has_no_records(tmp_path: Path, rest: bytes) -> None:
+    file = tmp_path / "a.json"
+    file.write_bytes(b"\n" * 70_000 + rest)
+    (found,) = find(f"file://{file}", [f"file://{tmp_path}/"], 1)
+    input = Input("", found.url, "json", Dialect(), version=found.version)
+    assert is_blank(input) is (rest != b"{")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import orjson
 
 from batchserve.scoring.inputs import Input
 
-_LONGEST = 2**16
+_BLOCK = 2**16
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -14,11 +14,12 @@ def is_blank(input: Input) -> bool:
     """Whether an input has no byte besides white space, or is an empty list of JSON."""
     if input.format not in ("csv", "jsonl", "json"):
         return False
+    data = b""
     with input.reading() as source:
-        data = source.read(_LONGEST).removeprefix(_BOM).strip()
-    if not data:
-        return True
-    if input.format == "json":
+        while not data and (block := source.read(_BLOCK)):
+            data = block.removeprefix(_BOM).strip()
+        is_whole = not source.read(1)
+    if data and is_whole and input.format == "json":
         with suppress(orjson.JSONDecodeError):
             return orjson.loads(data) in ([], {"data": []})
-    return False
+    return not data
