@@ -93,9 +93,11 @@ class Api:
     def kept(self) -> tuple[object, ...]:
         """The state that a refused request must not change: objects, the newest job, models. Not parts, which a worker
         removes after the end of a job."""
-        newest = self.http.get("/v1/jobs", params={"limit": 1})
+        newest = self.http.get("/v1/jobs", params={"limit": 1}).json()
+        for job in newest["jobs"]:
+            job.pop("queue_position")  # an estimate that is made anew at times
         stored = {key for key in self.stored() if not key.startswith("parts/")}
-        return (stored, newest.json(), self.http.get("/v1/models").json())
+        return (stored, newest, self.http.get("/v1/models").json())
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:

@@ -511,8 +511,9 @@ def test_cached_responses_to_polls_go_only_to_their_tenant(guarded: Guarded, mon
         return answer
 
     monkeypatch.setattr(AnswerCache, "get", counted)
-    path = guarded.job["links"]["self"]
-    for _ in range(3):
+    path, rounds = guarded.job["links"]["self"], 0
+    while rounds < 3 or (given < 2 and rounds < 100):  # a commit in another database of a server invalidates them, too
+        rounds += 1
         ok(guarded.get(guarded.red, path))
         problem(guarded.get(guarded.blue, path), 404, "job-not-found")
         problem(guarded.api.http.get(path), 401, "unauthorized")
