@@ -81,8 +81,8 @@ class Table:
 
     def in_float32(self, columns: Sequence[str] | None = None) -> bool:
         """Whether scikit-learn computes with these columns, or all, in float32, which it does where it gets that."""
-        dtypes = list(self.frame[list(columns)].dtypes) if columns is not None and self.form == "frame" else []
-        dtypes = dtypes or list(self.frame.dtypes)
+        own = [name for name in columns or () if name in self.frame] if self.form == "frame" else []
+        dtypes = list(self.frame[own].dtypes if own else self.frame.dtypes)  # a sample may lack what is not used
         if any(getattr(dtype, "kind", "O") not in "fiu" for dtype in dtypes):
             return False
         return bool(np.result_type(*(getattr(dtype, "numpy_dtype", dtype) for dtype in dtypes)) == np.float32)
