@@ -48,15 +48,17 @@ def flowers(rows: int, seed: int = 0) -> pl.DataFrame:
     )
 
 
+def everywhere(folder: Path) -> dict[str, Any]:
+    """The settings of a service whose jobs may read and write everywhere in a folder."""
+    prefixes = {"*": [f"file://{folder}/"]}
+    return {"input_prefixes": prefixes, "output_prefixes": prefixes}
+
+
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory, iris_onnx: Path) -> Iterator[tuple[Api, Path]]:
     """A service, and a folder below which its jobs may read and write everywhere."""
     home = tmp_path_factory.mktemp("home")
-    allowed: dict[str, Any] = {
-        "input_prefixes": {"*": [f"file://{home}/"]},
-        "output_prefixes": {"*": [f"file://{home}/"]},
-    }
-    with running(tmp_path_factory.mktemp("store"), **allowed) as api:
+    with running(tmp_path_factory.mktemp("store"), **everywhere(home)) as api:
         api.register("iris", iris_onnx)
         yield api, home
 
@@ -743,10 +745,7 @@ def test_what_a_killed_attempt_has_left_is_removed_by_the_next(lake: Path) -> No
 
 def test_a_job_removes_what_a_killed_attempt_at_it_has_left(tmp_path: Path, lake: Path, iris_onnx: Path) -> None:
     fill(lake, {"a.csv": 3}, "csv")
-    allowed: dict[str, Any] = {
-        "input_prefixes": {"*": [f"file://{lake}/"]},
-        "output_prefixes": {"*": [f"file://{lake}/"]},
-    }
+    allowed = everywhere(lake)
     with running(tmp_path / "store", worker=False, **allowed) as api:
         api.register("iris", iris_onnx)
         job = ok(api.http.post("/v1/jobs", json=asked(lake, output={"url": f"file://{lake}/out/{{stem}}.csv"})), 202)
@@ -835,10 +834,7 @@ def test_a_result_that_appears_before_the_end_of_the_job_is_not_replaced(
     tmp_path: Path, lake: Path, iris_onnx: Path
 ) -> None:
     fill(lake, {"a.csv": 3}, "csv")
-    allowed: dict[str, Any] = {
-        "input_prefixes": {"*": [f"file://{lake}/"]},
-        "output_prefixes": {"*": [f"file://{lake}/"]},
-    }
+    allowed = everywhere(lake)
     with running(tmp_path / "store", worker=False, **allowed) as api:
         api.register("iris", iris_onnx)
         job = ok(api.http.post("/v1/jobs", json=asked(lake, output={"url": f"file://{lake}/out/x.csv"})), 202)

@@ -417,7 +417,7 @@ async def _converted(request: Request, service: Service, job: Job, result: Resul
         return known
     if request.method == "HEAD":
         head = Response(headers=headers, media_type=wanted.media_type)
-        del head.headers["content-length"]  # of the bytes that a GET sends, which nobody knows before
+        del head.headers["content-length"]  # of the bytes of a GET, unknown before they are converted
         return head
     await run_in_threadpool(require_space, service.runtime)  # holds its parts while they are sent
     content = await _content(service, job, result.key) if is_in_row(result.key) else None

@@ -9,15 +9,17 @@ __all__ = ["ANY_FOLDERS", "all_match", "is_pattern", "literal", "matches", "plai
 
 ANY_FOLDERS = "**"
 _MAGIC = re.compile(r"[*?[]")
+_ESCAPED = re.compile(r"\[([*?[])\]")
+"""As `glob.escape` writes a character that is no pattern."""
 
 
 def is_pattern(part: str) -> bool:
-    return _MAGIC.search(re.sub(r"\[([*?[])\]", "", part)) is not None
+    return _MAGIC.search(_ESCAPED.sub("", part)) is not None
 
 
 def literal(part: str) -> str:
     """A part without a pattern, as the name that it is."""
-    return re.sub(r"\[([*?[])\]", r"\1", part) if "[" in part else part
+    return _ESCAPED.sub(r"\1", part) if "[" in part else part
 
 
 @lru_cache(maxsize=256)
