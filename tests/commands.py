@@ -136,12 +136,15 @@ class Service:
         return 1024 * int(status.partition("VmRSS:")[2].split()[0])
 
     def files(self) -> int:
-        """Its open files and sockets, but for those of the database, to which each thread that reads keeps a
-        connection."""
+        """Its open files and connections, but for those to the database, of which each thread that reads keeps one:
+        files of SQLite, Unix sockets to PostgreSQL."""
+        table = Path(f"/proc/{self.process.pid}/net/unix").read_text().splitlines()[1:]
+        local = {f"socket:[{line.split()[6]}]" for line in table}
         found = 0
         for descriptor in Path(f"/proc/{self.process.pid}/fd").iterdir():
             with suppress(FileNotFoundError):  # it has just been closed
-                found += "batchserve.db" not in str(descriptor.readlink())
+                target = str(descriptor.readlink())
+                found += "batchserve.db" not in target and target not in local
         return found
 
     def end(self, number: int = signal.SIGKILL) -> int:

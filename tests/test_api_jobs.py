@@ -248,6 +248,7 @@ def test_the_speed_is_that_of_the_last_attempt() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.sqlite
 def test_reads_are_quick_while_writers_wait_for_the_lock(idle_api: Api) -> None:
     """Twenty cancels wait for another process that holds the lock, and occupy all connections for writing."""
     job = queued(idle_api)
