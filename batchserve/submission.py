@@ -135,7 +135,9 @@ def clean_filename(name: str | None) -> str | None:
     """The client's name for the file: for display only, never part of a path."""
     if name is None:
         return None
-    shown = "".join(char for char in unicodedata.normalize("NFC", name) if char.isprintable())
+    shown = unicodedata.normalize("NFC", name)
+    if not shown.isprintable():
+        shown = "".join(char for char in shown if char.isprintable())
     return shown.encode()[:255].decode(errors="ignore") or None
 
 

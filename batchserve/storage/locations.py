@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import BinaryIO
 from urllib.parse import quote, unquote_to_bytes
 
@@ -135,7 +135,7 @@ def is_file(key: str) -> bool:
 
 def name_of(url: str) -> str:
     """The file name in an address."""
-    return PurePosixPath(_address(url).key).name
+    return _address(url).key.rstrip("/").rpartition("/")[2]
 
 
 def root_of(url: str, allowed: Sequence[str]) -> str:
@@ -254,8 +254,8 @@ def _matching_files(folder: _Folder, parts: Sequence[str]) -> Iterator[Found]:
         if part == ANY_FOLDERS:
             if not name.startswith(".") and _is_folder(folder, name):
                 yield from _below(folder, name, parts)
-        elif matches(name, part) and (rest or not _is_folder(folder, name)):
-            yield from _below(folder, name, rest)
+        elif matches(name, part):
+            yield from _below(folder, name, rest, is_listed=True)
 
 
 def _is_folder(folder: _Folder, name: str) -> bool:
@@ -265,8 +265,9 @@ def _is_folder(folder: _Folder, name: str) -> bool:
         return False
 
 
-def _below(folder: _Folder, name: str, rest: Sequence[str]) -> Iterator[Found]:
-    """What matches in a folder, or the file of that name."""
+def _below(folder: _Folder, name: str, rest: Sequence[str], *, is_listed: bool = False) -> Iterator[Found]:
+    """What matches in a folder, or the file of that name. `is_listed`: among others that match, where a folder is no
+    fault."""
     path = f"{folder.path}/{name}"
     try:
         if rest:
@@ -281,6 +282,8 @@ def _below(folder: _Folder, name: str, rest: Sequence[str]) -> Iterator[Found]:
     if stat.S_ISREG(status.st_mode):
         yield Found(_FILE + quote(os.fsencode(path)), status.st_size, _version(status, folder.depth))
     elif stat.S_ISDIR(status.st_mode):
+        if is_listed:
+            return
         raise InvalidLocation(f"{path} is a folder; expected a file, or a pattern, as in {_FILE}{path}/*")
     else:
         raise LocationRefused(f"{path} is not a file")
