@@ -1,5 +1,6 @@
 """`batchserve serve`, `worker`, `migrate` and `version`."""
 
+import gc
 import ipaddress
 import math
 import os
@@ -83,6 +84,7 @@ def serve(
         async def startup(self, sockets: list[socket.socket] | None = None) -> None:
             await super().startup(sockets)
             if self.started:
+                gc.freeze()  # what was imported stays: full collections need not walk it
                 release, url = version_of("batchserve"), url_of(listener)
                 say(f"batchserve {release} at {url} (docs: /docs, storage: {settings.storage})")
 

@@ -3,6 +3,7 @@ that scores; an engine of other hosts takes them from the settings there.
 """
 
 import ctypes
+import gc
 import multiprocessing
 import os
 import pickle
@@ -81,6 +82,7 @@ def cause_of_end(exitcode: int | None) -> str:
 def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
     """The main loop of a scoring process: answers calls until the server closes the pipe."""
     _prepare(limits)
+    frozen = False
     with suppress(EOFError, OSError):
         while True:
             message = pipe.recv_bytes()
@@ -91,6 +93,9 @@ def _answer_calls(pipe: "Connection[Any, Any]", limits: ProcessLimits) -> None:
             except Exception as raised:  # noqa: BLE001 - sent to the waiter
                 error = raised
             pipe.send_bytes(answer_of(outcome, error))
+            if not frozen:  # what the first call has imported stays: full collections need not walk it
+                gc.freeze()
+                frozen = True
 
 
 def answer_of(outcome: Any, error: Exception | None) -> bytes:
