@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BeforeValidator, Field
@@ -26,6 +27,19 @@ def plain_text(text: str) -> str:
 Plain = AfterValidator(plain_text)
 Name = Annotated[str, Field(max_length=MAX_NAME), Plain]
 """Name of a column or of a model input."""
+
+OF_IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
+"""An ID, or the beginning of one."""
+
+
+def cursor_of_ids(text: str) -> str:
+    """The ID, or the beginning of one, behind which a list continues. Raises ValueError for any other text."""
+    if not OF_IDS.fullmatch(text):
+        raise ValueError(f"expected `next` of a page of the same list, got {text!r}")
+    return text
+
+
+Cursor = Annotated[str, Field(max_length=64), AfterValidator(cursor_of_ids)]
 
 
 def no_truth(value: Any) -> Any:

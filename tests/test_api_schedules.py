@@ -216,6 +216,8 @@ def test_schedules_are_listed_in_pages(tmp_path: Path, iris_onnx: Path) -> None:
                 break
             query["after"] = page["next"]
         assert seen == names
+        damaged = problem(api.http.get("/v1/schedules", params={"after": "s1"}), 422, "invalid-options")
+        assert "expected `next` of a page of the same list, got 's1'" in damaged["detail"]
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------

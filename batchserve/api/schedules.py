@@ -35,7 +35,7 @@ from batchserve.schedules.definition import Definition
 from batchserve.schedules.scheduler import Scheduler
 from batchserve.service import Service
 from batchserve.timetable import schedules, ticks
-from batchserve.values import Plain
+from batchserve.values import Cursor
 
 router = APIRouter(tags=["schedules"])
 
@@ -66,9 +66,7 @@ async def list_schedules(
     service: ServiceDep,
     caller: CallerDep,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[
-        Annotated[str, Plain] | None, Query(description="`next` of the page before.", max_length=64)
-    ] = None,
+    after: Annotated[Cursor | None, Query(description="`next` of the page before.")] = None,
 ) -> Response:
     return _answer(
         await service.calls.read(caller.tenant, lambda: read_schedules(service, caller.tenant, after, limit))

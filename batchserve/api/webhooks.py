@@ -37,7 +37,7 @@ from batchserve.db.connect import Moment
 from batchserve.idempotency import KeyedRequest
 from batchserve.service import Service
 from batchserve.settings import networks_of
-from batchserve.values import Plain
+from batchserve.values import Cursor
 from batchserve.webhooks import deliveries, endpoints
 from batchserve.webhooks.addresses import require_allowed
 from batchserve.webhooks.terms import JOBS, Delivery, DeliveryState
@@ -198,9 +198,7 @@ async def list_deliveries(
     caller: CallerDep,
     state: Annotated[DeliveryState | None, Query(examples=["given-up"])] = None,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
-    after: Annotated[
-        Annotated[str, Plain] | None, Query(description="`next` of the page before.", max_length=64)
-    ] = None,
+    after: Annotated[Cursor | None, Query(description="`next` of the page before.")] = None,
 ) -> Response:
     """With `jobs` for the ID, those to the addresses on jobs."""
 

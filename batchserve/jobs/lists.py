@@ -6,7 +6,6 @@ order: the beginnings of each are read, and merged.
 """
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
@@ -21,6 +20,7 @@ from batchserve.db.tables import inputs, jobs, models
 from batchserve.domain import Job, JobState
 from batchserve.errors import InvalidOptions
 from batchserve.jobs.statements import JOBS_OF, WITH_FIRST_INPUT, readable
+from batchserve.values import OF_IDS
 
 __all__ = ["ALL_JOBS", "NEWEST", "JobFilter", "JobOrder", "SortKey", "count", "cursor_of", "list_page"]
 
@@ -30,7 +30,6 @@ _FEW_VERSIONS = 20
 """Versions of a model up to this number are read one by one; the jobs of more are picked from those of each state."""
 _MOST_PARTS = 100
 """Beginnings that are merged; SQLite takes at most 500. A list of all tenants that has more reads all jobs."""
-_OF_IDS = re.compile(r"[0-9A-Fa-f-]{1,36}")
 
 
 class SortKey(StrEnum):
@@ -118,7 +117,7 @@ def _place(cursor: str, order: JobOrder) -> tuple[Any, ...]:
     """The values of the columns by which the list is sorted."""
     moment, separator, job_id = cursor.rpartition("_")
     if order.by is SortKey.CREATED:
-        if not separator and _OF_IDS.fullmatch(job_id):
+        if not separator and OF_IDS.fullmatch(job_id):
             return (job_id,)
     elif (seconds := _number(moment)) is not None:
         return seconds, job_id
@@ -252,7 +251,7 @@ def _of_finished(wanted: JobFilter, order: JobOrder, place: tuple[Any, ...] | No
 def _contains(connection: Connection, search: str) -> ColumnElement[bool]:
     """Whether a job has this text, in upper or lower case."""
     texts: list[ColumnElement[Any]] = [inputs.c.filename, cast(jobs.c.metadata, Text)]
-    if _OF_IDS.fullmatch(search):
+    if OF_IDS.fullmatch(search):
         texts.append(jobs.c.id)
     if connection.dialect.name == "sqlite":  # whose LIKE takes no notice of the case
         return or_(*(text.contains(search, autoescape=True) for text in texts))
